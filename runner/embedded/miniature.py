@@ -1,0 +1,248 @@
+"""Miniatures of the Stable Diffusion pipelines: the real classes and the real wiring, a few thousand times smaller.
+
+Takes a size and a seed, gives a diffusers pipeline with random weights that can be saved, loaded and sampled like any other. What makes
+each family itself is kept: two text encoders, pooled embeddings and time ids (SDXL); one encoder and 1x1 convolutions around its attention
+(SD 1.5); linear projections and v-prediction (SD 2.1). Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import pre_tokenizers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from runner.embedded.draw import BACKGROUNDS, COLOURS, SHAPES
+
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+# One token each. The second line is for concepts that someone may want to teach; the embedded model is never trained on those.
+WORDS: tuple[str, ...] = (
+    *("a", "an", "on", "background", *COLOURS, *BACKGROUNDS, *SHAPES),
+    *("house", "face", "tree", "flower", "robot", "roof", "door", "sks", "style", "photo", "picture", "drawing", "of", "in", "the"),
+)
+NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """One text encoder. At least two layers: SDXL reads the hidden state before the last."""
+
+    width: int
+    layers: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a miniature is. Each further VAE level halves the latents: three levels make 16x16 latents of 64x64 px."""
+
+    text: tuple[TextSize, TextSize]  # SD 1.5 and SD 2.1 use the second alone
+    unet_channels: tuple[int, ...]
+    transformer_depth: tuple[int, ...]  # SDXL: transformer blocks per UNet level
+    head_width: int
+    time_id_width: int
+    vae_channels: tuple[int, ...]
+    vae_groups: int
+    sample_px: int = 64
+
+    @property
+    def latent_side(self) -> int:
+        return self.sample_px // 2 ** (len(self.vae_channels) - 1)
+
+
+# For tests: a training step takes milliseconds.
+TEST = Size(
+    text=(TextSize(width=16, layers=2, heads=2), TextSize(width=32, layers=2, heads=2)),
+    unet_channels=(32, 64),
+    transformer_depth=(1, 1),
+    head_width=16,
+    time_id_width=8,
+    vae_channels=(8, 16, 16),
+    vae_groups=4,
+)
+# For demonstrations: as large as a repository may carry. One group in the VAE, because with fewer than some ten channels per group the
+# normalisation wipes out the colour of a flat surface.
+EMBEDDED = Size(
+    text=(TextSize(width=48, layers=2, heads=2), TextSize(width=64, layers=2, heads=2)),
+    unet_channels=(48, 88, 120),
+    transformer_depth=(1, 1, 1),
+    head_width=24,
+    time_id_width=32,
+    vae_channels=(16, 32, 64),
+    vae_groups=1,
+)
+
+
+def build_sdxl(
+    size: Size = TEST, *, seed: int = 0, prompt_tokens: int = 77, prediction_type: str = "epsilon", words: Sequence[str] = WORDS
+) -> StableDiffusionXLPipeline:
+    """An SDXL-shaped pipeline; `prompt_tokens` is the tokenizers' model_max_length, begin and end included."""
+    tokenizers = [make_tokenizer(words, prompt_tokens=prompt_tokens, padding=padding) for padding in (END, "!")]
+    first, second = size.text
+    unet_levels = len(size.unet_channels)
+    with _seeded(seed):
+        return StableDiffusionXLPipeline(
+            vae=_vae(size, scaling_factor=0.13025),
+            text_encoder=CLIPTextModel(_text_config(first, tokenizers[0], activation="quick_gelu")),
+            text_encoder_2=CLIPTextModelWithProjection(_text_config(second, tokenizers[1], activation="gelu")),
+            tokenizer=tokenizers[0],
+            tokenizer_2=tokenizers[1],
+            unet=_unet(
+                size,
+                text_width=first.width + second.width,
+                down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * (unet_levels - 1)),
+                up_block_types=(*["CrossAttnUpBlock2D"] * (unet_levels - 1), "UpBlock2D"),
+                transformer_layers_per_block=size.transformer_depth,
+                attention_head_dim=_heads(size),
+                use_linear_projection=True,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=size.time_id_width,
+                projection_class_embeddings_input_dim=second.width + 6 * size.time_id_width,
+            ),
+            scheduler=EulerDiscreteScheduler(**NOISE, prediction_type=prediction_type, timestep_spacing="leading", steps_offset=1),
+            add_watermarker=False,
+        )
+
+
+def build_sd15(
+    size: Size = TEST, *, seed: int = 0, prompt_tokens: int = 77, prediction_type: str = "epsilon", words: Sequence[str] = WORDS
+) -> StableDiffusionPipeline:
+    """An SD-1.5-shaped pipeline: one text encoder, the same number of attention heads on every level."""
+    scheduler = PNDMScheduler(**NOISE, prediction_type=prediction_type, set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1)
+    tokenizer = make_tokenizer(words, prompt_tokens=prompt_tokens, padding=END)
+    return _build_sd(size, seed, tokenizer, scheduler, activation="quick_gelu", attention_head_dim=2)
+
+
+def build_sd21(
+    size: Size = TEST, *, seed: int = 0, prompt_tokens: int = 77, prediction_type: str = "v_prediction", words: Sequence[str] = WORDS
+) -> StableDiffusionPipeline:
+    """An SD-2.1-shaped pipeline: v-prediction, linear projections, heads of one width, prompts padded with "!"."""
+    scheduler = DDIMScheduler(**NOISE, prediction_type=prediction_type, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    tokenizer = make_tokenizer(words, prompt_tokens=prompt_tokens, padding="!")
+    return _build_sd(
+        size, seed, tokenizer, scheduler, activation="gelu", attention_head_dim=_heads(size), use_linear_projection=True
+    )
+
+
+def make_tokenizer(words: Sequence[str], *, prompt_tokens: int, padding: str) -> CLIPTokenizer:
+    """CLIP's tokenizer with a vocabulary made here: every byte, so that any text can be encoded, and `words` as one token each."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [*alphabet, *(letter + "</w>" for letter in alphabet)]  # like CLIP's own: "!" gets id 0
+    merges = _merges(words)
+    pieces += dict.fromkeys(left + right for left, right in merges)  # no duplicates: two merges may end in the same piece
+    vocabulary = {piece: index for index, piece in enumerate([*pieces, BEGIN, END])}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=prompt_tokens, pad_token=padding)
+
+
+def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges that leave each of `words` (lower-case letters) a single token: the most frequent pair first, then by alphabet."""
+    splits = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for parts in splits for pair in zip(parts, parts[1:], strict=False)):
+        pair = min(pairs, key=lambda candidate: (-pairs[candidate], candidate))
+        merges.append(pair)
+        splits = [_merge(parts, pair) for parts in splits]
+    return merges
+
+
+def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    index = 0
+    while index < len(parts):
+        found = tuple(parts[index : index + 2]) == pair
+        merged.append("".join(pair) if found else parts[index])
+        index += 2 if found else 1
+    return merged
+
+
+def _build_sd(
+    size: Size, seed: int, tokenizer: CLIPTokenizer, scheduler: PNDMScheduler | DDIMScheduler, *, activation: str, **attention: Any
+) -> StableDiffusionPipeline:
+    text, unet_levels = size.text[1], len(size.unet_channels)
+    with _seeded(seed):
+        return StableDiffusionPipeline(
+            vae=_vae(size, scaling_factor=0.18215),
+            text_encoder=CLIPTextModel(_text_config(text, tokenizer, activation=activation)),
+            tokenizer=tokenizer,
+            unet=_unet(
+                size,
+                text_width=text.width,
+                down_block_types=(*["CrossAttnDownBlock2D"] * (unet_levels - 1), "DownBlock2D"),
+                up_block_types=("UpBlock2D", *["CrossAttnUpBlock2D"] * (unet_levels - 1)),
+                **attention,
+            ),
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Weights drawn from `seed`; the caller's own random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _heads(size: Size) -> tuple[int, ...]:
+    """Heads per UNet level. diffusers reads `attention_head_dim` as their number, for the sake of old checkpoints."""
+    return tuple(max(1, channels // size.head_width) for channels in size.unet_channels)
+
+
+def _vae(size: Size, *, scaling_factor: float) -> AutoencoderKL:
+    levels = len(size.vae_channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=size.vae_channels,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=size.vae_groups,
+        sample_size=size.sample_px,
+        scaling_factor=scaling_factor,
+    )
+
+
+def _unet(size: Size, *, text_width: int, **structure: Any) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=size.latent_side,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=size.unet_channels,
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=text_width,
+        **structure,
+    )
+
+
+def _text_config(text: TextSize, tokenizer: CLIPTokenizer, *, activation: str) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=text.width,
+        intermediate_size=text.width * 4,
+        num_hidden_layers=text.layers,
+        num_attention_heads=text.heads,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=text.width,
+        hidden_act=activation,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
