@@ -1,0 +1,11 @@
+"""The record of a job while it trains: metrics.jsonl, and Weights & Biases as its mirror.
+
+Takes plain numbers and paths; knows nothing about models or tensors.
+"""
+
+from __future__ import annotations
+
+from runner.track.metrics import MetricsFile
+from runner.track.mirror import Mirror, open_mirror
+
+__all__ = ["MetricsFile", "Mirror", "open_mirror"]

@@ -1,0 +1,136 @@
+"""metrics.jsonl: one JSON object a line, the record of a job that everything else is made from.
+
+Takes a step and named numbers, gives them back in order. It does not know what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+LOG = logging.getLogger(__name__)
+
+# JSON has no NaN or infinity: the value becomes null, and its name is kept under this key.
+NON_FINITE = "non_finite"
+
+
+class MetricsFile:
+    """An append-only file of metrics which survives being killed in the middle of a line.
+
+    One process writes; any number may read at the same time.
+
+    Args:
+        path: where the file is or will be; its folder must exist when `append` is called.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stream: IO[str] | None = None
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one line and flush it to the operating system.
+
+        Args:
+            step: optimizer steps done; 0 is before training.
+            values: plain numbers by name, such as `train/loss`. NaN and infinities are kept.
+
+        Raises:
+            OSError: if the line cannot be written (full disk, missing folder).
+        """
+        line: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
+        non_finite: dict[str, str] = {}
+        for name, value in values.items():
+            number = float(value)
+            line[name] = number if math.isfinite(number) else None
+            if not math.isfinite(number):
+                non_finite[name] = str(number)
+        if non_finite:
+            line[NON_FINITE] = non_finite
+        stream = self._open()
+        stream.write(json.dumps(line, allow_nan=False) + "\n")
+        stream.flush()
+
+    def read(self) -> list[dict[str, Any]]:
+        """All lines in the order they were written, with NaN and infinities restored.
+
+        A torn last line (the process was killed while writing) is left out. A torn line further
+        up is left out too, with a warning. A missing file is an empty list.
+        """
+        try:
+            raw_lines = self.path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        parsed = [(number, _parse(raw)) for number, raw in enumerate(raw_lines, start=1) if raw.strip()]
+        torn = [number for number, line in parsed if line is None]
+        if torn and (len(torn) > 1 or torn[0] != parsed[-1][0]):
+            LOG.warning("%s: left out %d lines that are not JSON objects, the first is line %d",
+                        self.path, len(torn), torn[0])  # fmt: skip
+        return [line for _, line in parsed if line is not None]
+
+    def truncate_after(self, step: int) -> None:
+        """Drop each line later than `step`, atomically: a resume from that checkpoint writes them anew.
+
+        Args:
+            step: the last step to keep.
+
+        Raises:
+            OSError: if the new file cannot be written; the old one is then untouched.
+        """
+        self.close()
+        if not self.path.exists():
+            return
+        kept: list[bytes] = []
+        for raw in self.path.read_bytes().split(b"\n"):
+            line = _parse(raw)
+            if line is not None and line["step"] <= step:
+                kept.append(raw + b"\n")
+        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        with temporary.open("wb") as stream:
+            stream.writelines(kept)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, self.path)
+
+    def close(self) -> None:
+        """Close the file; a later `append` opens it again."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _open(self) -> IO[str]:
+        if self._stream is None:
+            _drop_torn_tail(self.path)
+            self._stream = self.path.open("a", encoding="utf-8")
+        return self._stream
+
+
+def _parse(raw: bytes) -> dict[str, Any] | None:
+    """One line as a dict, or None where it is not a JSON object with a whole step."""
+    try:
+        line = json.loads(raw)
+    except ValueError:  # includes bytes that are not UTF-8
+        return None
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        return None
+    non_finite = line.pop(NON_FINITE, {})
+    if isinstance(non_finite, dict):
+        line.update(
+            {name: float(text) for name, text in non_finite.items() if text in ("nan", "inf", "-inf")}
+        )
+    return line
+
+
+def _drop_torn_tail(path: Path) -> None:
+    """Cut what follows the last newline, so that the next line does not stick to a torn one."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end != len(content):
+        os.truncate(path, end)

@@ -1,0 +1,116 @@
+"""Whether Weights & Biases can be used from here, and for how long to wait for it.
+
+Takes settings, gives yes or no. It asks no question at the terminal and logs in nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import Literal, TypeVar, cast, get_args
+
+RunMode = Literal["online", "offline", "disabled"]
+
+Result = TypeVar("Result")
+
+
+def choose_mode(wanted: str) -> RunMode:
+    """The mode to run in; `auto` is WANDB_MODE where set, else online where there is an API key, else offline.
+
+    Args:
+        wanted: auto, online, offline or disabled (the setting `logger.mode`).
+
+    Raises:
+        ValueError: for any other word, in the setting or in WANDB_MODE.
+        wandb.errors.AuthenticationError: if there is an API key and it is malformed.
+    """
+    if wanted == "auto":
+        named = os.environ.get("WANDB_MODE", "").lower()
+        wanted = {"dryrun": "offline", "run": "online"}.get(named, named)
+        if not wanted:
+            return "online" if has_credentials() else "offline"
+    if wanted in get_args(RunMode):
+        return cast(RunMode, wanted)
+    raise ValueError(
+        f"logger.mode (or WANDB_MODE) is {wanted!r}: it must be one of auto, online, offline, disabled"
+    )
+
+
+def server_url() -> str:
+    """The server that wandb would talk to: WANDB_BASE_URL, its settings files, or the public one."""
+    import wandb
+
+    # Without this the first look at the settings would merge what SageMaker says into them.
+    return str(wandb.setup(settings=wandb.Settings(sagemaker_disable=True, silent=True)).settings.base_url)
+
+
+def has_credentials() -> bool:
+    """Whether wandb has an API key for its server (environment, netrc, settings), found as wandb itself does.
+
+    Raises:
+        wandb.errors.AuthenticationError: if there is a key and it is malformed.
+    """
+    from wandb.sdk.lib import wbauth
+
+    found = wbauth.authenticate_session(
+        host=server_url(), source="runner", prompt=False, verify=False, update_session=False
+    )
+    return found is not None
+
+
+def unreachable_because(url: str, timeout_s: float) -> str | None:
+    """Why the server at `url` does not answer a query, or None where it does (with any answer, even an error).
+
+    Asked before wandb is, because a run that wandb failed to open keeps its id taken in this process.
+    """
+    query = json.dumps({"query": "query Probe { __typename }"}).encode()
+    request = urllib.request.Request(f"{url}/graphql", query, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s):
+            return None
+    except urllib.error.HTTPError:
+        return None
+    except urllib.error.URLError as error:
+        # A certificate that only wandb is set up to trust still means that the server is there.
+        return None if isinstance(error.reason, ssl.SSLError) else f"{url}: {error.reason}"
+    except (OSError, ValueError) as error:
+        return f"{url}: {error or type(error).__name__}"
+
+
+def within(
+    timeout_s: float, call: Callable[[], Result], *, if_late: Callable[[Result], None] | None = None
+) -> Result:
+    """What `call` returns or raises, waiting no longer than `timeout_s`.
+
+    The call goes on in a daemon thread after the time is over, as a thread cannot be stopped.
+
+    Args:
+        timeout_s: seconds to wait.
+        call: what to do.
+        if_late: gets the value when it comes after the time is over, to clean up.
+
+    Raises:
+        TimeoutError: if the time is over first.
+    """
+    result: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - handed to the waiting thread whole, whatever it is
+            result.set_exception(error)
+
+    threading.Thread(target=work, name="wandb-call", daemon=True).start()
+    wait([result], timeout=timeout_s)
+    if result.done():
+        return result.result()
+    if if_late is not None:
+        clean_up = if_late
+        result.add_done_callback(lambda done: None if done.exception() else clean_up(done.result()))
+    raise TimeoutError(f"no answer within {timeout_s:g} s")

@@ -1,0 +1,78 @@
+"""metrics.jsonl keeps what it was told, through kills and resumes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from runner.track import MetricsFile
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> MetricsFile:
+    return MetricsFile(tmp_path / "metrics.jsonl")
+
+
+def steps(metrics: MetricsFile) -> list[int]:
+    return [line["step"] for line in metrics.read()]
+
+
+def test_lines_are_there_at_once_and_in_order(metrics: MetricsFile) -> None:
+    assert metrics.read() == []
+    metrics.append(1, {"train/loss": 0.5, "train/lr": 1e-4})
+    metrics.append(1, {"validation/loss": 0.25})
+    first, second = MetricsFile(metrics.path).read()
+    assert (first["step"], first["train/loss"], first["train/lr"]) == (1, 0.5, 1e-4)
+    assert second["validation/loss"] == 0.25
+    assert abs(first["time"] - second["time"]) < 5
+
+
+def test_non_finite_numbers_are_valid_json_and_come_back(metrics: MetricsFile) -> None:
+    metrics.append(3, {"train/loss": math.nan, "train/grad_norm": math.inf, "train/lr": 0.1})
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(f"{constant} is not JSON")
+
+    raw = json.loads(metrics.path.read_text(), parse_constant=refuse)
+    assert raw["train/loss"] is None
+    (line,) = metrics.read()
+    assert math.isnan(line["train/loss"]) and line["train/grad_norm"] == math.inf and line["train/lr"] == 0.1
+
+
+def test_a_torn_last_line_is_left_out_and_then_overwritten(metrics: MetricsFile) -> None:
+    metrics.append(1, {"a": 1.0})
+    metrics.close()
+    with metrics.path.open("a") as stream:
+        stream.write('{"step": 2, "a":')
+    assert steps(metrics) == [1]
+    metrics.append(2, {"a": 2.0})
+    assert steps(metrics) == [1, 2]
+    assert all(json.loads(line) for line in metrics.path.read_text().splitlines())
+
+
+def test_garbage_in_the_middle_is_left_out_and_said(
+    metrics: MetricsFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics.path.write_bytes(b'{"step": 1}\n\xff\xfe garbage\n[1]\n"step"\n{"step": 2}\n')
+    assert steps(metrics) == [1, 2]
+    assert "left out 3 lines" in caplog.text and "line 2" in caplog.text
+
+
+def test_truncate_after_drops_later_lines_and_appending_goes_on(metrics: MetricsFile) -> None:
+    for step in range(1, 6):
+        metrics.append(step, {"a": float(step)})
+    metrics.append(3, {"validation/loss": math.nan})
+    metrics.truncate_after(3)
+    assert steps(metrics) == [1, 2, 3, 3]
+    assert math.isnan(metrics.read()[-1]["validation/loss"])
+    metrics.append(4, {"a": 4.5})
+    assert steps(metrics) == [1, 2, 3, 3, 4]
+    assert [path.name for path in metrics.path.parent.iterdir() if path.is_file()] == ["metrics.jsonl"]
+
+
+def test_truncating_a_missing_file_makes_none(metrics: MetricsFile) -> None:
+    metrics.truncate_after(0)
+    assert not metrics.path.exists()

@@ -1,0 +1,283 @@
+"""The W&B mirror against wandb itself: offline logs read back, and online runs against a local server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from runner.track import Mirror, open_mirror
+from runner.track.rebuild import rebuild
+
+from .wandb_log import read_logs
+from .wandb_server import WandbServer
+
+CONFIG = {"name": "houses", "lora": {"rank": 8}, "optimizer": {"lr": 1e-4}}
+SECRET = "0123456789" * 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    name: str = "wandb"
+    mode: str = "auto"
+    project: str | None = "lora"
+    entity: str | None = None
+    tags: tuple[str, ...] = ("rank-8", "sd15")
+    timeout_s: float = 20.0
+
+
+def open_for(folder: Path, *, job_id: str = "abc123", **settings: Any) -> Mirror:
+    folder.mkdir(parents=True, exist_ok=True)
+    return open_mirror(
+        Settings(**settings),
+        job_id=job_id,
+        experiment_name="houses",
+        job_name="rank 8",
+        config=CONFIG,
+        folder=folder,
+    )
+
+
+def samples(folder: Path) -> list[tuple[Path, str]]:
+    made = []
+    for number, prompt in enumerate(["a red house", "a blue house"]):
+        path = folder / f"p{number:02d}-s0.png"
+        Image.new("RGB", (16, 16), (200 * number, 40, 90)).save(path)
+        made.append((path, prompt))
+    return made
+
+
+def adapter(folder: Path) -> Path:
+    lora = folder / "lora"
+    (lora / "exports").mkdir(parents=True)
+    (lora / "pytorch_lora_weights.safetensors").write_bytes(b"weights" * 10)
+    (lora / "exports" / "kohya.safetensors").write_bytes(b"kohya")
+    return lora
+
+
+def log_a_whole_job(mirror: Mirror, folder: Path) -> None:
+    for step in (1, 2, 3):
+        mirror.log(step, {"train/loss": 1.0 / step})
+    mirror.log(3, {"validation/loss": 0.25})
+    mirror.images(3, samples(folder))
+    mirror.adapter(adapter(folder), {"rank": 8, "base": "tiny"})
+    mirror.finish("completed", {"objective": 0.25})
+
+
+def test_no_logger_and_disabled_do_nothing(tmp_path: Path) -> None:
+    for settings in ({"name": "none"}, {"mode": "disabled"}):
+        mirror = open_for(tmp_path / "job", **settings)
+        mirror.log(1, {"a": 1.0})
+        mirror.images(1, [(tmp_path / "missing.png", "x")])
+        mirror.finish("completed", {})
+        assert mirror.url is None and list((tmp_path / "job").iterdir()) == []
+
+
+def test_offline_run_reads_back_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="runner.track")
+    job = tmp_path / "job"
+    mirror = open_for(job)
+    assert mirror.url is None
+    log_a_whole_job(mirror, job)
+    mirror.finish("completed", {})
+
+    (logged,) = read_logs(job)
+    assert logged.run == {
+        "id": "abc123", "name": "rank 8", "group": "houses", "job_type": "train", "project": "lora",
+        "tags": ["rank-8", "sd15"],
+    }  # fmt: skip
+    assert {key: logged.config[key] for key in CONFIG} == CONFIG
+    losses = [(line["global_step"], line["train/loss"]) for line in logged.history if "train/loss" in line]
+    assert losses == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+    (captions,) = [line["samples.captions"] for line in logged.history if "samples.captions" in line]
+    assert captions == ["a red house", "a blue house"]
+    assert len(list(job.glob("wandb/offline-run-*/files/media/images/*.png"))) == 2
+    (artifact,) = logged.artifacts
+    assert (artifact["name"], artifact["type"]) == ("lora-abc123", "lora")
+    assert artifact["aliases"] == ["latest", "step-3"] and artifact["metadata"] == {"rank": 8, "base": "tiny"}
+    assert artifact["files"] == {"pytorch_lora_weights.safetensors": 70, "exports/kohya.safetensors": 5}
+    assert (logged.summary["objective"], logged.summary["state"], logged.exit_code) == (0.25, "completed", 0)
+
+    synced = [r.getMessage() for r in caplog.records if "wandb sync" in r.getMessage()]
+    assert len(synced) == 1 and str(job / "wandb" / "offline-run-") in synced[0]
+
+
+def test_failed_and_interrupted_jobs_are_not_finished_runs(tmp_path: Path) -> None:
+    for state in ("failed", "interrupted"):
+        open_for(tmp_path / state, job_id=state).finish(state, {})
+        (logged,) = read_logs(tmp_path / state)
+        assert (logged.exit_code, logged.summary["state"]) == (1, state)
+
+
+def test_a_pack_of_runs_in_one_process_stays_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "named")
+    mirrors = [open_for(tmp_path / str(k), job_id=f"job{k}", mode="offline") for k in range(3)]
+    for step in (1, 2):
+        for k, mirror in enumerate(mirrors):
+            mirror.log(step, {"train/loss": 10.0 * k + step})
+    for mirror in mirrors:
+        mirror.finish("completed", {})
+    logged = [read_logs(tmp_path / str(k))[0] for k in range(3)]
+    assert [one.run["id"] for one in logged] == ["named", "job1", "job2"]
+    assert "WANDB_RUN_ID" in caplog.text
+    for k, one in enumerate(logged):
+        assert [line["train/loss"] for line in one.history] == [10.0 * k + 1, 10.0 * k + 2]
+
+
+def test_online_run_tells_the_server_everything(tmp_path: Path, server: WandbServer) -> None:
+    job = tmp_path / "job"
+    mirror = open_for(job)
+    assert mirror.url == f"{server.url}/me/lora/runs/abc123"
+    log_a_whole_job(mirror, job)
+
+    run = server.runs["abc123"]
+    assert (run["displayName"], run["groupName"], run["jobType"]) == ("rank 8", "houses", "train")
+    assert run["tags"] == ["rank-8", "sd15"] and run["config"]["lora"]["value"] == {"rank": 8}
+    assert [line["global_step"] for line in run["history"]] == [1, 2, 3, 3, 3]
+    assert run["history"][-1]["samples"]["captions"] == ["a red house", "a blue house"]
+    assert (run["summary"]["objective"], run["exit_code"]) == (0.25, 0)
+    assert len([name for name in server.uploads if "media/images" in name]) == 2
+    (artifact,) = [one for one in server.artifacts.values() if one["type"] == "lora"]
+    assert artifact["state"] == "COMMITTED"
+    assert sorted(artifact["files"]) == ["exports/kohya.safetensors", "pytorch_lora_weights.safetensors"]
+    assert b"weights" * 10 in server.uploads.values()
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert SECRET.encode() not in written
+    assert SECRET.encode() not in b"".join(server.uploads.values())
+
+
+def test_a_resumed_job_continues_its_run_even_from_an_earlier_step(
+    tmp_path: Path, server: WandbServer
+) -> None:
+    first = open_for(tmp_path / "job")
+    for step in (1, 2, 3):
+        first.log(step, {"train/loss": float(step)})
+    first.finish("interrupted", {})
+    second = open_for(tmp_path / "job")
+    for step in (3, 4):
+        second.log(step, {"train/loss": 10.0 + step})
+    second.finish("completed", {"objective": 0.5})
+    assert list(server.runs) == ["abc123"]
+    history = server.runs["abc123"]["history"]
+    assert [line["global_step"] for line in history] == [1, 2, 3, 3, 4]
+    assert [line["_step"] for line in history] == [0, 1, 2, 3, 4]
+    assert server.runs["abc123"]["exit_code"] == 0
+
+
+def test_a_wrong_key_or_mode_never_stops_the_job(
+    tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "too-short")
+    for mode in ("auto", "online", "sideways"):
+        mirror = open_for(tmp_path / mode, mode=mode)
+        mirror.log(1, {"a": 1.0})
+        mirror.finish("completed", {})
+        assert mirror.url is None
+    assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 3
+    assert "too-short" not in caplog.text
+
+
+def test_dead_server_falls_back_to_offline(
+    tmp_path: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.stop()
+    start = time.monotonic()
+    mirror = open_for(tmp_path / "job", timeout_s=6.0)
+    assert time.monotonic() - start < 6.0
+    mirror.log(1, {"train/loss": 0.5})
+    mirror.finish("completed", {})
+    (logged,) = read_logs(tmp_path / "job")
+    assert logged.history[0]["train/loss"] == 0.5
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1 and "offline" in warnings[0]
+
+
+def test_server_that_accepts_and_never_answers_falls_back_to_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", SECRET)
+        start = time.monotonic()
+        mirror = open_for(tmp_path / "job", timeout_s=3.0)
+        assert time.monotonic() - start < 3.0
+    mirror.log(1, {"train/loss": 0.5})
+    mirror.finish("completed", {})
+    assert read_logs(tmp_path / "job")[-1].history[0]["train/loss"] == 0.5
+
+
+def test_server_that_denies_the_key_falls_back_to_offline(
+    tmp_path: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.deny = True
+    mirror = open_for(tmp_path / "job")
+    mirror.log(1, {"train/loss": 0.5})
+    mirror.finish("completed", {})
+    logged = read_logs(tmp_path / "job")
+    assert [line["train/loss"] for one in logged for line in one.history] == [0.5]
+    assert "401" in caplog.text and "abc123-offline" in caplog.text
+
+
+def test_server_that_dies_mid_run_costs_no_more_than_the_timeout(tmp_path: Path, server: WandbServer) -> None:
+    job = tmp_path / "job"
+    mirror = open_for(job, timeout_s=3.0)
+    mirror.log(1, {"train/loss": 0.5})
+    server.stop()
+    start = time.monotonic()
+    for step in range(2, 50):
+        mirror.log(step, {"train/loss": 1.0 / step})
+    mirror.images(50, samples(job))
+    assert time.monotonic() - start < 1.0
+    mirror.finish("completed", {"objective": 0.1})
+    assert time.monotonic() - start < 4.5
+    assert len(read_logs(job)[0].history) == 50
+
+
+def test_a_broken_mirror_says_why_once_and_goes_quiet(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = open_for(tmp_path / "job")
+    for step in (1, 2, 3):
+        mirror.images(step, [(tmp_path / "missing.png", "gone")])
+    mirror.log(4, {"a": 1.0})
+    mirror.finish("completed", {})
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1 and "missing.png" in warnings[0]
+    assert read_logs(tmp_path / "job")[0].exit_code == 0
+
+
+def test_a_lost_run_is_rebuilt_from_the_folder(tmp_path: Path, server: WandbServer) -> None:
+    job = tmp_path / "job"
+    shots = job / "samples" / "step-000002"
+    shots.mkdir(parents=True)
+    samples(shots)
+    (job / "samples" / "prompts.json").write_text(json.dumps({"prompts": ["a red house"]}))
+    (job / "config.yaml").write_text(json.dumps({**CONFIG, "logger": {"project": "lora", "tags": ["x"]}}))
+    (job / "manifest.json").write_text(json.dumps({"id": "abc123", "name": "rank 8", "state": "completed"}))
+    lines = [{"step": step, "time": 1e9 + step, "train/loss": 1.0 / step} for step in (1, 2, 3)]
+    (job / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step":')
+    adapter(job)
+    url = rebuild(job)
+    ((name, run),) = server.runs.items()
+    assert name.startswith("abc123-rebuilt-") and url and url.endswith(name)
+    told = [(line["global_step"], "samples" in line) for line in run["history"]]
+    assert told == [(1, False), (2, False), (2, True), (3, False)]
+    assert run["history"][2]["samples"]["captions"] == ["a red house (seed 0)", "prompt 1 (seed 0)"]
+    assert run["tags"] == ["x", "rebuilt"]
+    assert [one["state"] for one in server.artifacts.values() if one["type"] == "lora"] == ["COMMITTED"]
+
+
+def test_importing_the_room_does_not_import_wandb() -> None:
+    code = "import sys, runner.track; sys.exit('wandb' in sys.modules or 'torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
