@@ -1,0 +1,25 @@
+"""Images and captions: takes `DatasetSettings`, gives checked items, crops and an account of every file.
+
+Knows files, pixels and text. It does not know tensors, models or how settings were composed; importing it
+loads neither numpy nor Pillow.
+"""
+
+from __future__ import annotations
+
+from runner.data.crops import Crop, crops_for, render
+from runner.data.dataset import Dataset, in_reading_order, read_dataset, split
+from runner.data.item import Item
+from runner.data.report import InventoryReport, Row
+
+__all__ = [
+    "Crop",
+    "Dataset",
+    "InventoryReport",
+    "Item",
+    "Row",
+    "crops_for",
+    "in_reading_order",
+    "read_dataset",
+    "render",
+    "split",
+]

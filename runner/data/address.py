@@ -1,0 +1,116 @@
+"""Where the encoded bytes of one image lie: a file, or a row of a parquet or arrow file.
+
+An address is small and can be pickled; the bytes are read when asked for. It does not know what the bytes
+mean.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import pyarrow
+
+# Rows of one group are asked for by several threads at once; without the lock each would read the whole
+# group.
+_table_lock = threading.Lock()
+
+
+class Address(Protocol):
+    """One image's place. `path` is the file that holds it, `row` its row there (0 in a plain file)."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def row(self) -> int: ...
+
+    def read(self) -> bytes:
+        """The encoded image. Raises OSError, or ValueError when the row holds no image."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileAddress:
+    """An image in a file of its own."""
+
+    path: Path
+    row: int = 0
+
+    def read(self) -> bytes:
+        """The file's bytes. Raises OSError."""
+        return self.path.read_bytes()
+
+
+@dataclass(frozen=True)
+class ParquetAddress:
+    """Row `row` of a parquet file, which is row `row_in_group` of its row group `row_group`."""
+
+    path: Path
+    column: str
+    row_group: int
+    row_in_group: int
+    row: int
+
+    def read(self) -> bytes:
+        """The image's bytes; its row group stays in memory until two others were read."""
+        with _table_lock:
+            cells = _parquet_cells(self.path, self.path.stat().st_mtime_ns, self.column, self.row_group)
+        return cell_bytes(cells[self.row_in_group].as_py(), folder=self.path.parent)
+
+
+@dataclass(frozen=True)
+class ArrowAddress:
+    """Row `row` of an arrow file; the file is mapped, not loaded."""
+
+    path: Path
+    column: str
+    row: int
+
+    def read(self) -> bytes:
+        """The image's bytes."""
+        with _table_lock:
+            cells = _arrow_cells(self.path, self.path.stat().st_mtime_ns, self.column)
+        return cell_bytes(cells[self.row].as_py(), folder=self.path.parent)
+
+
+def cell_bytes(cell: Any, *, folder: Path) -> bytes:
+    """The encoded image in one cell: raw bytes, `{bytes, path}`, or a path relative to the table's folder."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes):
+        return cell
+    if isinstance(cell, str) and cell:
+        return (folder / cell).read_bytes()
+    raise ValueError("the image cell is empty")
+
+
+def open_arrow(path: Path) -> pyarrow.Table:
+    """The whole arrow file as a table over mapped memory, in either of the two IPC formats."""
+    import pyarrow as pa
+
+    mapped = pa.memory_map(str(path))
+    try:
+        return pa.ipc.open_file(mapped).read_all()
+    except pa.ArrowInvalid:
+        # `datasets` writes the stream format, which has no footer and so is told apart only by trying.
+        mapped.seek(0)
+        return pa.ipc.open_stream(mapped).read_all()
+
+
+# The modification time is part of the key: a rewritten file must not be answered from memory.
+@lru_cache(maxsize=2)
+def _parquet_cells(path: Path, mtime_ns: int, column: str, row_group: int) -> pyarrow.ChunkedArray:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as parquet:
+        return parquet.read_row_group(row_group, columns=[column]).column(column)
+
+
+@lru_cache(maxsize=8)
+def _arrow_cells(path: Path, mtime_ns: int, column: str) -> pyarrow.ChunkedArray:
+    return open_arrow(path).column(column)

@@ -1,0 +1,171 @@
+"""From settings to a checked data set: finds the items, reads each once, accounts for every file or raises
+with all faults.
+
+Knows the order of work and the rules that hold for every source; the sources know the layouts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner.data.crops import resized_size
+from runner.data.faults import Faults
+from runner.data.inspection import Inspected, inspect_all
+from runner.data.item import Item
+from runner.data.report import InventoryReport, Row
+from runner.data.sources.find import find
+from runner.data.sources.found import Found
+from runner.errors import SettingsError
+
+if TYPE_CHECKING:
+    from runner.schema import DatasetSettings
+
+MIN_ITEMS_TO_HOLD_OUT = 10
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Items in an order that depends on their content only, and how they were found.
+
+    `fingerprint` changes when an image's bytes, a caption or a count of them changes, and not with names,
+    folders or order. `class_folder` and `class_prompt` come from a `dataset_info.json` and are None without
+    one.
+    """
+
+    items: tuple[Item, ...]
+    fingerprint: str
+    report: InventoryReport
+    class_folder: Path | None = None
+    class_prompt: str | None = None
+
+
+def read_dataset(settings: DatasetSettings, *, resolution: int | None = None) -> Dataset:
+    """Find, read and check all images of `settings.path`; `resolution` (pixels) lets the report tell
+    enlarged from reduced.
+
+    Raises DatasetError with every fault: no such path, no images, damaged or too small images (unless
+    `skip_unreadable`), captions that are missing, metadata that does not fit the files.
+    """
+    faults = Faults(settings.path)
+    found = find(settings, faults)
+    items, rows = _checked_items(found, settings, faults)
+    if not items and not len(faults):
+        faults.add("empty", _nothing_left(found, rows))
+    faults.raise_if_any()
+    items.sort(key=lambda item: (item.id, item.caption, item.file))
+    kept = items[: settings.max_images]
+    beyond = (f"beyond dataset.max_images={settings.max_images}",)
+    rows += [Row(item.file, "dropped", beyond) for item in items[len(kept) :]]
+    rows += _used_rows(kept, resolution)
+    report = InventoryReport(tuple(sorted(rows, key=lambda row: (row.file, row.outcome))), resolution)
+    return Dataset(tuple(kept), fingerprint_of(kept), report, found.class_folder, found.class_prompt)
+
+
+def fingerprint_of(items: Sequence[Item]) -> str:
+    """sha256 over the sorted (content id, caption) pairs, in hex."""
+    pairs = sorted((item.id, item.caption) for item in items)
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+
+def in_reading_order(items: Sequence[Item]) -> tuple[Item, ...]:
+    """The same items as they lie on disk: rows of a table in turn, so that each row group is read once."""
+    return tuple(sorted(items, key=lambda item: (str(item.address.path), item.address.row)))
+
+
+def split(items: Sequence[Item], *, held_out: float) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """(train, held out): a share of `held_out` (0 to 1) is kept out, chosen by content alone; both keep the
+    given order.
+
+    Copies of one image are always on one side. Below 10 items nothing is held out; from 10 on, at least one
+    item is, unless all are copies of one image. Raises SettingsError for a share outside [0, 1).
+    """
+    if not 0 <= held_out < 1:
+        raise SettingsError(
+            f"held_out={held_out}: the share of held-out images must be at least 0 and below 1."
+        )
+    if held_out == 0 or len(items) < MIN_ITEMS_TO_HOLD_OUT:
+        return tuple(items), ()
+    copies = Counter(item.id for item in items)
+    ranked = sorted(copies, key=lambda identity: hashlib.sha256(f"held out {identity}".encode()).digest())
+    wanted = min(max(1, round(held_out * len(items))), len(items) - 1)
+    chosen: set[str] = set()
+    for identity in ranked:
+        if copies[identity] <= wanted:
+            chosen.add(identity)
+            wanted -= copies[identity]
+    if not chosen and len(copies) > 1:
+        chosen.add(min(ranked, key=lambda identity: copies[identity]))
+    train = tuple(item for item in items if item.id not in chosen)
+    return train, tuple(item for item in items if item.id in chosen)
+
+
+def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> tuple[list[Item], list[Row]]:
+    """The usable images with their captions, and the rows of all other files; adds what is wrong to
+    `faults`.
+    """
+    default_caption = (settings.instance_prompt or found.instance_prompt or "").strip()
+    items, rows = [], list(found.rows)
+    inspected = inspect_all([entry.address for entry in found.entries], root=found.root)
+    for entry, seen in zip(found.entries, inspected, strict=True):
+        reason = _unusable(seen, settings.min_side_px)
+        if reason and settings.skip_unreadable:
+            rows.append(Row(entry.name, "dropped", (reason,)))
+            continue
+        if reason:
+            fix = "Repair or remove it, or set dataset.skip_unreadable=true"
+            faults.add("unreadable", f"{entry.name}: {reason}. {fix}.")
+        caption = (entry.caption or "").strip() or default_caption
+        if not caption:
+            fix = f"{entry.caption_fix}, or set dataset.instance_prompt for all without one"
+            faults.add("caption", f"{entry.name}: no caption. {fix}.")
+        size = seen.width_px, seen.height_px
+        items.append(Item(seen.id, entry.name, caption, *size, seen.notes, address=entry.address))
+    return items, rows
+
+
+def _unusable(seen: Inspected, min_side_px: int) -> str | None:
+    if seen.error:
+        return seen.error
+    if min(seen.width_px, seen.height_px) < min_side_px:
+        size = f"{seen.width_px}x{seen.height_px}"
+        return f"the image is {size} px, its shorter side below dataset.min_side_px={min_side_px}"
+    return None
+
+
+def _nothing_left(found: Found, rows: list[Row]) -> str:
+    dropped = sum(row.outcome == "dropped" for row in rows)
+    if dropped:
+        return f"no image is left of {dropped}, all were dropped: " + "; ".join(
+            f"{row.file}: {', '.join(row.notes)}" for row in rows[:5] if row.outcome == "dropped"
+        )
+    return f"no images in {found.root}. Give a folder of images, or of parquet or arrow files."
+
+
+def _used_rows(items: list[Item], resolution: int | None) -> list[Row]:
+    """A row for each item that is trained on, with all that happens to it."""
+    first: dict[str, str] = {}
+    rows = []
+    for item in items:
+        notes, kinds = list(item.notes), set()
+        if any(note.startswith("turned") for note in item.notes):
+            kinds.add("rotated")
+        if any(not note.startswith("turned") for note in item.notes):
+            kinds.add("converted")
+        if item.id in first:
+            kinds.add("duplicate")
+            notes.append(f"same content as {first[item.id]}")
+        first.setdefault(item.id, item.file)
+        side = min(item.width_px, item.height_px)
+        if resolution is not None and side != resolution:
+            kinds.add("enlarged" if side < resolution else "reduced")
+            resized_h, resized_w = resized_size(item.height_px, item.width_px, resolution)
+            verb = "enlarged" if side < resolution else "reduced"
+            notes.append(f"{verb} from {item.width_px}x{item.height_px} to {resized_w}x{resized_h}")
+        rows.append(Row(item.file, "used", tuple(notes), frozenset(kinds)))
+    return rows

@@ -1,0 +1,58 @@
+"""Faults of a data set, gathered so that one error shows all of them; knows nothing of files or images."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from runner.errors import DatasetError
+
+SHOWN_PER_KIND = 20
+"""Ten thousand missing captions are one mistake: after this many lines of a kind the rest is a number."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`" (did you mean 'x'?)"` for the closest of `names`, or an empty string when none is close."""
+    by_lower = {candidate.lower(): candidate for candidate in names}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f" (did you mean {by_lower[found[0]]!r}?)" if found else ""
+
+
+def listed(names: Iterable[str], *, limit: int = 12) -> str:
+    """`'a', 'b' and 3 more` in sorted order; `none` when there are no names."""
+    ordered = sorted(names)
+    text = ", ".join(repr(name) for name in ordered[:limit])
+    if len(ordered) > limit:
+        text += f" and {len(ordered) - limit} more"
+    return text or "none"
+
+
+class Faults:
+    """Collects what is wrong, by kind, and raises it as one `DatasetError`."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._by_kind: dict[str, list[str]] = {}
+
+    def add(self, kind: str, text: str) -> None:
+        """Note one fault; `text` names the file, what is wrong with it and the fix."""
+        self._by_kind.setdefault(kind, []).append(text)
+
+    def __len__(self) -> int:
+        return sum(len(texts) for texts in self._by_kind.values())
+
+    def error(self) -> DatasetError:
+        """All faults in one error; assumes that there is at least one."""
+        assert self._by_kind, "no fault to report"
+        noun = "fault" if len(self) == 1 else "faults"
+        lines = [f"dataset.path={self._path!r}: {len(self)} {noun} in the data set"]
+        for texts in self._by_kind.values():
+            lines += [f"  - {text}" for text in texts[:SHOWN_PER_KIND]]
+            if len(texts) > SHOWN_PER_KIND:
+                lines.append(f"  - ... and {len(texts) - SHOWN_PER_KIND} more like the last")
+        return DatasetError("\n".join(lines))
+
+    def raise_if_any(self) -> None:
+        """Raise `DatasetError` with everything that was added, or do nothing."""
+        if self._by_kind:
+            raise self.error()

@@ -1,0 +1,140 @@
+"""Reads every image once, in parallel, and remembers the result so that a second look at the same files is
+quick.
+
+Takes addresses, gives for each its content id, size and notes, or why it cannot be used. Does not know
+captions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner import paths
+from runner.data.address import Address
+from runner.data.decode import UnreadableImage, inspect
+from runner.data.item import content_id
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Raise when the notes or the meaning of a remembered result change."""
+SETTLED_NS = 2_000_000_000
+"""A file written less than this ago may be written again within the resolution of its time stamp."""
+THREADS_MAX = 16
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """Result for one address: either `error`, or everything else."""
+
+    id: str = ""
+    width_px: int = 0
+    height_px: int = 0
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+
+
+def inspect_all(addresses: Sequence[Address], *, root: Path) -> list[Inspected]:
+    """Inspect each address, in the order given. `root` names the data set whose memory is used."""
+    memory_file = _memory_file(root)
+    remembered = _recall(memory_file)
+    stamps = _stamps(addresses)
+    keys = [_key(address, stamps.get(address.path)) for address in addresses]
+    results: dict[int, Inspected] = {}
+    unknown = []
+    for index, key in enumerate(keys):
+        if key in remembered:
+            results[index] = remembered[key]
+        else:
+            unknown.append(index)
+    # Decoding leaves Python for C code, so threads run on all cores.
+    with ThreadPoolExecutor(min(THREADS_MAX, (os.cpu_count() or 1) + 2)) as pool:
+        results.update(zip(unknown, pool.map(_inspect, (addresses[index] for index in unknown)), strict=True))
+    if unknown:
+        now = time.time_ns()
+        settled = {path for path, stamp in stamps.items() if now - stamp[1] > SETTLED_NS}
+        lasting = [
+            i for i, address in enumerate(addresses) if address.path in settled and not results[i].error
+        ]
+        _remember(memory_file, {keys[i]: results[i] for i in lasting})
+    return [results[index] for index in range(len(addresses))]
+
+
+def _inspect(address: Address) -> Inspected:
+    try:
+        encoded = address.read()
+        seen = inspect(encoded)
+    except (OSError, ValueError, LookupError) as error:
+        return Inspected(error=f"cannot be read: {error}")
+    except UnreadableImage as error:
+        return Inspected(error=f"cannot be decoded: {error}")
+    return Inspected(content_id(encoded), seen.width_px, seen.height_px, seen.notes)
+
+
+def _stamps(addresses: Sequence[Address]) -> dict[Path, tuple[int, int]]:
+    """Size in bytes and modification time in nanoseconds of each file; a file that cannot be asked is left
+    out.
+    """
+    stamps = {}
+    for path in dict.fromkeys(address.path for address in addresses):
+        try:
+            status = path.stat()
+        except OSError:
+            # Reading it will fail too, and that failure is the one reported.
+            continue
+        stamps[path] = (status.st_size, status.st_mtime_ns)
+    return stamps
+
+
+def _key(address: Address, stamp: tuple[int, int] | None) -> str:
+    column = getattr(address, "column", "")
+    return json.dumps([os.path.abspath(address.path), column, address.row, stamp])
+
+
+def _memory_file(root: Path) -> Path:
+    name = hashlib.sha256(os.path.abspath(root).encode("utf-8", "surrogateescape")).hexdigest()[:20]
+    return paths.cache_dir() / "inspections" / f"{name}.json"
+
+
+def _version() -> list[Any]:
+    import PIL
+
+    return [FORMAT, PIL.__version__]
+
+
+def _recall(memory_file: Path) -> dict[str, Inspected]:
+    try:
+        stored = json.loads(memory_file.read_text(encoding="utf-8"))
+        if stored["version"] != _version():
+            return {}
+        return dict(_entries(stored["files"]))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        logger.warning("%s cannot be used (%s); every image is read again", memory_file, error)
+        return {}
+
+
+def _entries(files: dict[str, list[Any]]) -> Iterator[tuple[str, Inspected]]:
+    for key, (identity, width, height, notes) in files.items():
+        yield key, Inspected(str(identity), int(width), int(height), tuple(str(note) for note in notes))
+
+
+def _remember(memory_file: Path, results: dict[str, Inspected]) -> None:
+    files = {key: [seen.id, seen.width_px, seen.height_px, list(seen.notes)] for key, seen in results.items()}
+    try:
+        paths.write_text(memory_file, json.dumps({"version": _version(), "files": files}))
+    except OSError as error:
+        # A full or read-only cache folder costs time at the next start, not the run.
+        logger.warning(
+            "%s cannot be written (%s); the next start reads every image again", memory_file, error
+        )

@@ -1,0 +1,52 @@
+"""One training image with its caption: known by its content, opened on demand. Knows nothing of crops or
+models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from runner.data.address import Address
+from runner.data.decode import UnreadableImage, decode
+from runner.errors import DatasetError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def content_id(encoded: bytes) -> str:
+    """Identity of an image: sha256 over its encoded bytes, in hex."""
+    return hashlib.sha256(encoded).hexdigest()
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image that was read and decoded once, and the caption it is trained with.
+
+    `id` is the sha256 of the encoded bytes; `file` is for people; the size is that of the upright picture;
+    `notes` say what `open` changes. Small and picklable: the pixels stay where they are.
+    """
+
+    id: str
+    file: str
+    caption: str
+    width_px: int
+    height_px: int
+    notes: tuple[str, ...] = ()
+    address: Address = field(repr=False, kw_only=True)
+
+    def open(self) -> Image.Image:
+        """The picture as upright RGB, 8 bits, transparency over white; size `(width_px, height_px)`.
+
+        Raises DatasetError when the bytes are no longer those that were inspected, because caches are named
+        by them.
+        """
+        try:
+            encoded = self.address.read()
+            if content_id(encoded) != self.id:
+                raise UnreadableImage("the content has changed since the data set was read; start again")
+            return decode(encoded)
+        except (OSError, ValueError, UnreadableImage) as error:
+            raise DatasetError(f"dataset.path: {self.file}: {error}") from error

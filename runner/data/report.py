@@ -1,0 +1,71 @@
+"""The account of a data set: what became of every file. Takes rows, gives counts, JSON and a terminal
+table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Outcome = Literal["used", "dropped", "ignored"]
+SHOWN_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file. `dropped`: an image that is not trained on; `ignored`: not an image of this data set at
+    all.
+    """
+
+    file: str
+    outcome: Outcome
+    notes: tuple[str, ...] = ()
+    kinds: frozenset[str] = frozenset()
+    """Counted properties: enlarged, reduced, duplicate, converted, rotated, warning."""
+
+
+@dataclass(frozen=True)
+class InventoryReport:
+    """Rows of all files, in the order of their names."""
+
+    rows: tuple[Row, ...]
+    resolution_px: int | None = None
+    """Side of the training square; without it, enlarged and reduced are not known and count as 0."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of files by outcome and by property; one image may count in several properties."""
+        counts = dict.fromkeys(("used", "dropped", "ignored"), 0)
+        counts |= dict.fromkeys(("enlarged", "reduced", "duplicate", "converted", "rotated", "warning"), 0)
+        for row in self.rows:
+            counts[row.outcome] += 1
+            for kind in row.kinds:
+                counts[kind] += 1
+        return counts
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the counts, and a row for each file about which there is something to say."""
+        rows = [
+            {"file": row.file, "outcome": row.outcome, "notes": list(row.notes)} for row in self._notable()
+        ]
+        return {"resolution_px": self.resolution_px, "counts": self.counts, "rows": rows}
+
+    def lines(self, *, limit: int = SHOWN_ROWS) -> list[str]:
+        """A table of at most `limit` rows; what costs images comes first."""
+        shown_always = ("used", "dropped")
+        counts = [f"{count} {name}" for name, count in self.counts.items() if count or name in shown_always]
+        lines = ["images: " + ", ".join(counts)]
+        order = {"dropped": 0, "ignored": 2}
+        rows = sorted(
+            self._notable(), key=lambda row: 1 if "warning" in row.kinds else order.get(row.outcome, 3)
+        )
+        width = max((len(row.file) for row in rows[:limit]), default=0)
+        for row in rows[:limit]:
+            lines.append(f"  {row.outcome:<7}  {row.file:<{width}}  {'; '.join(row.notes)}".rstrip())
+        if len(rows) > limit:
+            lines.append(f"  ... and {len(rows) - limit} more")
+        return lines
+
+    def _notable(self) -> list[Row]:
+        # Almost every photograph is larger than the square: that alone is counted, not listed.
+        return [row for row in self.rows if row.outcome != "used" or row.kinds - {"reduced"}]

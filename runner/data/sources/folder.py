@@ -1,0 +1,129 @@
+"""A folder of image files, with captions in metadata files, in text files beside the images, or in
+`dataset_info.json`.
+
+metadata.jsonl | metadata.csv    decides for its folder and those below: images it does not name are left out
+photo.jpg + photo.txt            otherwise the text file with the image's name holds its caption
+dataset_info.json                instance_prompt, class_prompt, class_data_dir
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from runner.data.address import FileAddress
+from runner.data.faults import Faults, listed
+from runner.data.report import Row
+from runner.data.sources.description import read_description
+from runner.data.sources.found import KNOWN_SPLITS, Entry, Found
+from runner.data.sources.listing import Listing
+from runner.data.sources.metadata import read_metadata
+
+if TYPE_CHECKING:
+    from runner.schema import DatasetSettings
+
+
+def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> Found:
+    """The images below `listing.root` that belong to `settings.split`, with their captions."""
+    found = Found(listing.root)
+    read_description(found, faults)
+    images = _instance_images(listing, found, settings, faults)
+    has_default = bool(settings.instance_prompt or found.instance_prompt)
+    named, covered = read_metadata(listing, settings, has_default, faults)
+    for name, caption in named.items():
+        in_class = _below(found.class_folder, listing.root / name)
+        if not in_class and not _in_other_split(name, settings):
+            fix = "Add it to the metadata file"
+            found.entries.append(Entry(name, FileAddress(listing.root / name), caption, fix))
+    free = []
+    for name in images:
+        decider = next((folder for folder in covered if _is_within(name, folder)), None)
+        if decider is None:
+            free.append(name)
+        elif name not in named:
+            found.rows.append(_warning(name, f"not named in {covered[decider]}"))
+    texts_read = _add_captioned_by_text(free, listing, found, faults)
+    _add_unused(listing, found, texts_read, named.keys())
+    return found
+
+
+def _instance_images(listing: Listing, found: Found, settings: DatasetSettings, faults: Faults) -> list[str]:
+    """Images of the chosen split that are not class images; the others get their row."""
+    kept, other_splits = [], set()
+    for name in listing.images:
+        if _below(found.class_folder, listing.root / name):
+            found.rows.append(Row(name, "ignored", ("class image",)))
+        elif split := _in_other_split(name, settings):
+            other_splits.add(split)
+            found.rows.append(
+                Row(name, "ignored", (f"in split {split!r}, dataset.split={settings.split!r}",))
+            )
+        else:
+            kept.append(name)
+    is_there = (listing.root / settings.split).is_dir()
+    if (settings.split != "train" and not is_there) or (other_splits and not kept):
+        there = {PurePosixPath(name).parts[0] for name in listing.images} & KNOWN_SPLITS
+        faults.add(
+            "split",
+            f"dataset.split={settings.split!r}: no such folder; splits found: {listed(there)}. "
+            "Choose one of them.",
+        )
+    return kept
+
+
+def _in_other_split(name: str, settings: DatasetSettings) -> str | None:
+    """The split an image belongs to, by its topmost folder, when that is not the chosen one."""
+    top = PurePosixPath(name).parts[0]
+    is_folder = top != name
+    return top if is_folder and top.lower() in KNOWN_SPLITS and top != settings.split else None
+
+
+def _add_captioned_by_text(names: list[str], listing: Listing, found: Found, faults: Faults) -> set[str]:
+    """Entries for images without metadata; the text files that were read for them."""
+    by_stem = {os.path.splitext(text)[0]: text for text in listing.texts}
+    texts_read = set()
+    for name in names:
+        text = by_stem.get(os.path.splitext(name)[0])
+        caption = None
+        if text:
+            texts_read.add(text)
+            caption = _read_text(listing.root / text, text, faults)
+        fix = f"Write one into {text or PurePosixPath(name).stem + '.txt beside it'}"
+        found.entries.append(Entry(name, FileAddress(listing.root / name), caption, fix))
+    return texts_read
+
+
+def _read_text(path: Path, name: str, faults: Faults) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        faults.add("text", f"{name}: cannot be read as text ({error}). Save it as UTF-8.")
+        return None
+
+
+def _add_unused(listing: Listing, found: Found, texts_read: set[str], named: Collection[str]) -> None:
+    """Rows for text files that caption nothing, tables beside images, and files of other kinds."""
+    stems = {os.path.splitext(name)[0] for name in listing.images}
+    for text in listing.texts:
+        if text not in texts_read and text not in named:
+            has_image = os.path.splitext(text)[0] in stems
+            reason = "its image is left out or captioned elsewhere" if has_image else "no image of this name"
+            found.rows.append(_warning(text, f"text not read: {reason}"))
+    tables = [name for name in listing.tables if name not in named]
+    found.rows += [_warning(name, "tables are read only from a folder without images") for name in tables]
+    others = [name for name in listing.others if name not in named]
+    found.rows += [Row(name, "ignored", ("not an image",)) for name in others]
+
+
+def _warning(name: str, note: str) -> Row:
+    return Row(name, "ignored", (note,), frozenset({"warning"}))
+
+
+def _is_within(name: str, folder: str) -> bool:
+    return not folder or name.startswith(f"{folder}/")
+
+
+def _below(folder: Path | None, path: Path) -> bool:
+    return folder is not None and path.resolve().is_relative_to(folder.resolve())

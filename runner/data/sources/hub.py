@@ -1,0 +1,59 @@
+"""A data set on the Hugging Face Hub: downloads its files, or uses the copy that is there, and says what
+failed in plain words.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner.data.faults import Faults
+from runner.data.sources.found import KNOWN_SPLITS
+from runner.data.sources.listing import DESCRIPTION_NAME, IMAGE_SUFFIXES, METADATA_NAMES, TABLE_SUFFIXES
+
+if TYPE_CHECKING:
+    from runner.schema import DatasetSettings
+
+
+def download(settings: DatasetSettings, faults: Faults) -> Path:
+    """Folder with the files of `settings.path` at `settings.revision`. Raises DatasetError."""
+    from huggingface_hub import snapshot_download
+
+    suffixes = sorted(IMAGE_SUFFIXES | TABLE_SUFFIXES | {".txt"})
+    wanted = [f"*{suffix}" for suffix in suffixes] + [f"*{suffix.upper()}" for suffix in suffixes]
+    wanted += [f"*{name}" for name in (*METADATA_NAMES, DESCRIPTION_NAME)]
+    # Shards of other splits are often the larger part; their names are fixed by the Hub's own converter.
+    unwanted = [f"*{split}-*-of-*.parquet" for split in sorted(KNOWN_SPLITS - {settings.split})]
+    try:
+        folder = snapshot_download(
+            settings.path,
+            repo_type="dataset",
+            revision=settings.revision,
+            allow_patterns=wanted,
+            ignore_patterns=unwanted,
+        )
+    except Exception as error:  # the client's HTTP library has exceptions of its own, which are no OSErrors
+        faults.add("hub", _explain(settings, error))
+        raise faults.error() from error
+    return Path(folder)
+
+
+def _explain(settings: DatasetSettings, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    at = f" at dataset.revision={settings.revision!r}" if settings.revision else ""
+    local = "give the path of a local copy as dataset.path"
+    if isinstance(error, errors.GatedRepoError):
+        return f"the Hub asks to accept the data set's terms. Do so on its page and set HF_TOKEN, or {local}."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the Hub data set has nothing{at}. Correct dataset.revision or remove it."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            "there is no such local path, and no such public data set on the Hub. "
+            f"Correct the id, set HF_TOKEN if it is private, or {local}."
+        )
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    return (
+        f"there is no such local path, and the Hub data set{at} can be neither downloaded nor found in the "
+        f"local cache ({type(error).__name__}: {reason}). Connect to the network once, or {local}."
+    )

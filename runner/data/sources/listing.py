@@ -1,0 +1,85 @@
+"""What lies in a folder, by kind, in an order that does not depend on the file system. Reads names only."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".jp2",
+        ".ppm",
+        ".pgm",
+        ".heic",
+        ".heif",
+        ".jxl",
+    )
+)
+"""Some that Pillow cannot read are here on purpose: a photograph is to be refused by name, not passed
+over.
+"""
+TABLE_SUFFIXES = frozenset({".parquet", ".arrow"})
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+DESCRIPTION_NAME = "dataset_info.json"
+SAVED_DATASET_NAMES = frozenset({"state.json", "dataset_dict.json", "dataset_infos.json"})
+"""Bookkeeping of the `datasets` library beside its arrow files."""
+
+
+@dataclass
+class Listing:
+    """Files below `root`, as paths relative to it with forward slashes, each list sorted."""
+
+    root: Path
+    images: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+    metadata: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+
+def list_folder(root: Path) -> Listing:
+    """All files below `root`; links are followed, each folder once; names that begin with a dot are passed
+    over.
+    """
+    listing = Listing(root)
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            # A link to a folder above would be walked forever.
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if not name.startswith("."):
+                _sort_in(listing, Path(folder, name).relative_to(root).as_posix())
+    for names in (listing.images, listing.texts, listing.tables, listing.metadata, listing.others):
+        names.sort()
+    return listing
+
+
+def _sort_in(listing: Listing, name: str) -> None:
+    suffix, base = os.path.splitext(name)[1].lower(), os.path.basename(name)
+    if base in METADATA_NAMES:
+        listing.metadata.append(name)
+    elif suffix in IMAGE_SUFFIXES:
+        listing.images.append(name)
+    elif suffix in TABLE_SUFFIXES:
+        listing.tables.append(name)
+    elif suffix == ".txt":
+        listing.texts.append(name)
+    elif base != DESCRIPTION_NAME and base not in SAVED_DATASET_NAMES:
+        listing.others.append(name)

@@ -1,0 +1,159 @@
+"""`metadata.jsonl` and `metadata.csv`: one line per image with its `file_name` and caption. Does not open
+images.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.data.faults import Faults, listed, nearest
+from runner.data.sources.listing import Listing
+
+if TYPE_CHECKING:
+    from runner.schema import DatasetSettings
+
+FILE_COLUMN = "file_name"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a metadata file; `number` counts from 1 as an editor does."""
+
+    file: str
+    number: int
+    values: dict[str, Any]
+
+    @property
+    def place(self) -> str:
+        return f"{self.file} line {self.number}"
+
+
+def read_metadata(
+    listing: Listing, settings: DatasetSettings, has_default_caption: bool, faults: Faults
+) -> tuple[dict[str, str | None], dict[str, str]]:
+    """(caption by image name, metadata file by the folder it decides for), both relative to the data set's
+    folder.
+
+    Adds to `faults`: lines that are no JSON, lack a column, name a missing file or one that was named before.
+    """
+    captions: dict[str, str | None] = {}
+    places: dict[str, str] = {}
+    covered: dict[str, str] = {}
+    for file in listing.metadata:
+        folder = posixpath.dirname(file)
+        if folder in covered:
+            faults.add("metadata", f"{file} and {covered[folder]} stand in one folder. Remove one of them.")
+            continue
+        covered[folder] = file
+        lines = list(_lines(listing.root, file, faults))
+        has_captions = _check_caption_column(lines, settings.caption_column, has_default_caption, faults)
+        for line in lines:
+            name = _image_name(line, folder, listing, faults)
+            if name is None:
+                continue
+            if name in places:
+                faults.add(
+                    "twice", f"{line.place}: {name!r} is already in {places[name]}. Remove one of the two."
+                )
+                continue
+            places[name] = line.place
+            # A column that is absent altogether is one fault, already noted, not one per image.
+            captions[name] = _caption(line, settings.caption_column, faults) if has_captions else "-"
+    return captions, covered
+
+
+def _lines(root: Path, file: str, faults: Faults) -> Iterator[Line]:
+    try:
+        text = (root / file).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        faults.add("metadata", f"{file}: cannot be read as text ({error}). Save it as UTF-8.")
+        return
+    if file.endswith(".csv"):
+        reader = csv.DictReader(text.splitlines(keepends=True))
+        for row in reader:
+            # Cells beyond the header come under the key None; they usually are a caption with a comma.
+            if None in row:
+                faults.add(
+                    "metadata", f"{file} line {reader.line_num}: more cells than columns. Quote the caption."
+                )
+            else:
+                yield Line(file, reader.line_num, dict(row))
+        return
+    # Not splitlines(): a caption may contain characters that it takes for the end of a line.
+    for number, content in enumerate(text.split("\n"), start=1):
+        if content.strip():
+            line = _json_line(file, number, content, faults)
+            if line:
+                yield line
+
+
+def _json_line(file: str, number: int, content: str, faults: Faults) -> Line | None:
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        faults.add("json", f"{file} line {number}: not valid JSON ({error}). Repair or remove the line.")
+        return None
+    if not isinstance(values, dict):
+        faults.add(
+            "json", f'{file} line {number}: must be an object, as {{"{FILE_COLUMN}": ..., "text": ...}}.'
+        )
+        return None
+    return Line(file, number, values)
+
+
+def _check_caption_column(lines: list[Line], column: str, has_default: bool, faults: Faults) -> bool:
+    """Whether captions can be looked up; notes one fault when no line has the column and nothing replaces
+    it.
+    """
+    if not lines or has_default or any(column in line.values for line in lines):
+        return True
+    columns = {name for line in lines for name in line.values}
+    others = columns - {FILE_COLUMN}
+    hint = nearest(column, others) or nearest("caption", others) or nearest("prompt", others)
+    faults.add(
+        "column",
+        f"{lines[0].file}: no column dataset.caption_column={column!r}{hint}; columns: {listed(columns)}. "
+        "Set dataset.caption_column to one of them, or dataset.instance_prompt.",
+    )
+    return False
+
+
+def _image_name(line: Line, folder: str, listing: Listing, faults: Faults) -> str | None:
+    """The image's path relative to the data set's folder, or None with a fault."""
+    if FILE_COLUMN not in line.values:
+        hint = nearest(FILE_COLUMN, line.values)
+        faults.add(
+            "file_name",
+            f"{line.place}: no {FILE_COLUMN!r}{hint}; columns: {listed(line.values)}. "
+            f"Name the image in {FILE_COLUMN!r}.",
+        )
+        return None
+    given = line.values[FILE_COLUMN]
+    if not isinstance(given, str) or not given.strip():
+        faults.add("file_name", f"{line.place}: {FILE_COLUMN}={given!r} is not a file name. Name the image.")
+        return None
+    name = posixpath.normpath(posixpath.join(folder, given))
+    if (listing.root / name).is_file():
+        return name
+    known = [os.path.relpath(image, folder or ".").replace(os.sep, "/") for image in listing.images]
+    faults.add(
+        "missing",
+        f"{line.place}: there is no file {given!r}{nearest(given, known)}. "
+        f"Correct {FILE_COLUMN} or remove the line.",
+    )
+    return None
+
+
+def _caption(line: Line, column: str, faults: Faults) -> str | None:
+    value = line.values.get(column)
+    if value is None or isinstance(value, str):
+        return value
+    faults.add("caption type", f"{line.place}: {column}={value!r} must be text. Put it in quotes.")
+    return "-"

@@ -1,0 +1,171 @@
+"""Parquet and arrow files, one image per row: single files, Hub shards, and what `Dataset.save_to_disk`
+writes.
+
+Reads schemas and captions; the images stay in the files until they are asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.data.address import Address, ArrowAddress, ParquetAddress, open_arrow
+from runner.data.faults import Faults, listed, nearest
+from runner.data.report import Row
+from runner.data.sources.found import KNOWN_SPLITS, Entry, Found
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from runner.schema import DatasetSettings
+
+
+def read_tables(
+    folder: Path,
+    names: list[str],
+    settings: DatasetSettings,
+    faults: Faults,
+    *,
+    root: Path,
+    select_split: bool = False,
+) -> Found:
+    """Rows of the files `names` below `folder`; with `select_split` only of those that belong to
+    `settings.split`.
+    """
+    found = Found(root)
+    chosen = _of_split(names, settings, found, faults) if select_split else names
+    for name in chosen:
+        try:
+            _read_table(folder / name, name, settings, found, faults)
+        except (OSError, ValueError) as error:
+            # pyarrow's errors are ValueErrors; its texts can be long, the first line says what happened.
+            reason = str(error).strip().split("\n")[0]
+            faults.add("table", f"{name}: cannot be read ({reason}). Copy or download the file again.")
+    return found
+
+
+def _of_split(names: list[str], settings: DatasetSettings, found: Found, faults: Faults) -> list[str]:
+    splits = {name: _split_of(name, settings.split) for name in names}
+    named = {split for split in splits.values() if split}
+    if settings.split in named or (settings.split == "train" and not named):
+        for name, split in splits.items():
+            if split not in (settings.split, None):
+                found.rows.append(
+                    Row(name, "ignored", (f"split {split!r}, dataset.split={settings.split!r}",))
+                )
+        return [name for name in names if splits[name] in (settings.split, None)]
+    hint = nearest(settings.split, named)
+    faults.add(
+        "split",
+        f"dataset.split={settings.split!r}: no file of this split{hint}; splits found: {listed(named)}. "
+        "Choose one of them.",
+    )
+    return []
+
+
+def _split_of(name: str, wanted: str) -> str | None:
+    """The split a table belongs to, by the words of its file name or else of its innermost folder that
+    names one.
+    """
+    shard = re.search(r"([^/]+)-\d{5}-of-\d{5}", name)
+    if shard and shard[1] == wanted:
+        return wanted
+    for part in reversed(name.split("/")):
+        for word in re.split(r"[^A-Za-z0-9]+", part):
+            if word == wanted or word.lower() in KNOWN_SPLITS:
+                return word
+    # `save_to_disk` calls all its shards `data`; any other name before the numbers is a split of its own.
+    return shard[1] if shard and shard[1] != "data" else None
+
+
+def _read_table(path: Path, name: str, settings: DatasetSettings, found: Found, faults: Faults) -> None:
+    schema = _schema(path)
+    image, caption = settings.image_column, settings.caption_column
+    if not _check_columns(schema, name, settings, faults):
+        return
+    captions: list[Any] = []
+    if caption in schema.names:
+        captions = _column(path, caption).to_pylist()
+    for address in _addresses(path, image):
+        row = address.row
+        text = captions[row] if captions else None
+        if text is not None and not isinstance(text, str):
+            faults.add(
+                "caption type",
+                f"{name} row {row}: column {caption!r} holds {text!r}, not text. Choose another.",
+            )
+            text = "-"
+        fix = f"Fill column {caption!r}"
+        found.entries.append(Entry(f"{name} row {row}", address, text, fix))
+
+
+def _check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings, faults: Faults) -> bool:
+    usable = True
+    for key, column in (("image_column", settings.image_column), ("caption_column", settings.caption_column)):
+        if column in schema.names or (key == "caption_column" and settings.instance_prompt):
+            continue
+        usable = False
+        hint = nearest(column, schema.names) or nearest(key.removesuffix("_column"), schema.names)
+        also = " or dataset.instance_prompt" if key == "caption_column" else ""
+        faults.add(
+            key,
+            f"{name}: no column dataset.{key}={column!r}{hint}; columns: {listed(schema.names)}. "
+            f"Set dataset.{key}{also}.",
+        )
+    if settings.image_column in schema.names and not _may_hold_images(
+        schema.field(settings.image_column).type
+    ):
+        usable = False
+        kind = schema.field(settings.image_column).type
+        faults.add(
+            "image_column",
+            f"{name}: column dataset.image_column={settings.image_column!r} holds {kind}, not images. "
+            "Choose a column of bytes, or of {bytes, path}.",
+        )
+    return usable
+
+
+def _may_hold_images(kind: pyarrow.DataType) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return bool({"bytes", "path"} & {kind.field(index).name for index in range(kind.num_fields)})
+    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string)
+    return any(check(kind) for check in checks)
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _schema(path: Path) -> pyarrow.Schema:
+    import pyarrow.parquet as pq
+
+    return pq.read_schema(path) if _is_parquet(path) else open_arrow(path).schema
+
+
+def _column(path: Path, column: str) -> pyarrow.ChunkedArray:
+    import pyarrow.parquet as pq
+
+    if _is_parquet(path):
+        # Not read_table(): it would take folder names such as `split=train` for further columns.
+        with pq.ParquetFile(path) as parquet:
+            return parquet.read(columns=[column]).column(column)
+    return open_arrow(path).column(column)
+
+
+def _addresses(path: Path, column: str) -> Iterator[Address]:
+    import pyarrow.parquet as pq
+
+    if not _is_parquet(path):
+        yield from (ArrowAddress(path, column, row) for row in range(open_arrow(path).num_rows))
+        return
+    with pq.ParquetFile(path) as parquet:
+        sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+    row = 0
+    for group, size in enumerate(sizes):
+        for row_in_group in range(size):
+            yield ParquetAddress(path, column, group, row_in_group, row)
+            row += 1

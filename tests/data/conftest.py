@@ -1,0 +1,71 @@
+"""Photographs to make data sets of, and settings to read them with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import skimage.data
+from PIL import Image
+
+DEFAULTS = {
+    "revision": None,
+    "split": "train",
+    "image_column": "image",
+    "caption_column": "text",
+    "instance_prompt": None,
+    "crop": "center",
+    "flip": False,
+    "variants": 4,
+    "skip_unreadable": False,
+    "max_images": None,
+    "min_side_px": 32,
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNNER_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def settings() -> Callable[..., Any]:
+    """`DatasetSettings` as the schema makes them, with the given ones changed."""
+
+    def make(path: Path | str, **changed: Any) -> Any:
+        assert changed.keys() <= DEFAULTS.keys(), "a setting that does not exist"
+        return SimpleNamespace(**{**DEFAULTS, "path": str(path), **changed})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def photos() -> dict[str, Image.Image]:
+    """Real photographs, reduced so that the tests stay quick: RGB, of different shapes."""
+    loaded = {
+        "astronaut": skimage.data.astronaut(),
+        "cat": skimage.data.chelsea(),
+        "coffee": skimage.data.coffee(),
+        "rocket": skimage.data.rocket(),
+    }
+    pictures = {name: Image.fromarray(pixels).convert("RGB") for name, pixels in loaded.items()}
+    for picture in pictures.values():
+        picture.thumbnail((240, 240))
+    return pictures
+
+
+@pytest.fixture
+def captioned(tmp_path: Path, photos: dict[str, Image.Image]) -> Iterator[Path]:
+    """A folder of four PNG files with `metadata.jsonl`."""
+    folder = tmp_path / "captioned"
+    folder.mkdir()
+    lines = []
+    for name, picture in photos.items():
+        picture.save(folder / f"{name}.png")
+        lines.append(json.dumps({"file_name": f"{name}.png", "text": f"a photo of a {name}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    yield folder
