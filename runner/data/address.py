@@ -21,13 +21,22 @@ _table_lock = threading.Lock()
 
 
 class Address(Protocol):
-    """One image's place. `path` is the file that holds it, `row` its row there (0 in a plain file)."""
+    """One image's place: the file that holds it, and its column and row there ("" and 0 in a plain file)."""
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Path:
+        """File that holds the bytes."""
+        ...
 
     @property
-    def row(self) -> int: ...
+    def column(self) -> str:
+        """Column of the table."""
+        ...
+
+    @property
+    def row(self) -> int:
+        """Row in the whole file, from 0."""
+        ...
 
     def read(self) -> bytes:
         """The encoded image. Raises OSError, or ValueError when the row holds no image."""
@@ -39,6 +48,7 @@ class FileAddress:
     """An image in a file of its own."""
 
     path: Path
+    column: str = ""
     row: int = 0
 
     def read(self) -> bytes:

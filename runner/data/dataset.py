@@ -139,11 +139,10 @@ def _unusable(seen: Inspected, min_side_px: int) -> str | None:
 
 
 def _nothing_left(found: Found, rows: list[Row]) -> str:
-    dropped = sum(row.outcome == "dropped" for row in rows)
-    if dropped:
-        return f"no image is left of {dropped}, all were dropped: " + "; ".join(
-            f"{row.file}: {', '.join(row.notes)}" for row in rows[:5] if row.outcome == "dropped"
-        )
+    left_out = [row for row in rows if row.outcome == "dropped" or "not an image" not in row.notes]
+    if left_out:
+        shown = "; ".join(f"{row.file}: {', '.join(row.notes)}" for row in left_out[:5])
+        return f"no image is left, {len(left_out)} left out: {shown}. Correct these or their captions."
     return f"no images in {found.root}. Give a folder of images, or of parquet or arrow files."
 
 

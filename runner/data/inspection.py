@@ -65,7 +65,10 @@ def inspect_all(addresses: Sequence[Address], *, root: Path) -> list[Inspected]:
         lasting = [
             i for i, address in enumerate(addresses) if address.path in settled and not results[i].error
         ]
-        _remember(memory_file, {keys[i]: results[i] for i in lasting})
+        # Another split of the same folder may be remembered too; what is known of these files is replaced.
+        here = {os.path.abspath(path) for path in stamps}
+        others = {key: seen for key, seen in remembered.items() if json.loads(key)[0] not in here}
+        _remember(memory_file, others | {keys[i]: results[i] for i in lasting})
     return [results[index] for index in range(len(addresses))]
 
 
@@ -96,8 +99,7 @@ def _stamps(addresses: Sequence[Address]) -> dict[Path, tuple[int, int]]:
 
 
 def _key(address: Address, stamp: tuple[int, int] | None) -> str:
-    column = getattr(address, "column", "")
-    return json.dumps([os.path.abspath(address.path), column, address.row, stamp])
+    return json.dumps([os.path.abspath(address.path), address.column, address.row, stamp])
 
 
 def _memory_file(root: Path) -> Path:
@@ -126,6 +128,7 @@ def _recall(memory_file: Path) -> dict[str, Inspected]:
 
 def _entries(files: dict[str, list[Any]]) -> Iterator[tuple[str, Inspected]]:
     for key, (identity, width, height, notes) in files.items():
+        json.loads(key)  # raises when the key is not one of ours, as for any other damage
         yield key, Inspected(str(identity), int(width), int(height), tuple(str(note) for note in notes))
 
 

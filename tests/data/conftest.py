@@ -46,13 +46,11 @@ def settings() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def photos() -> dict[str, Image.Image]:
     """Real photographs, reduced so that the tests stay quick: RGB, of different shapes."""
-    loaded = {
-        "astronaut": skimage.data.astronaut(),
-        "cat": skimage.data.chelsea(),
-        "coffee": skimage.data.coffee(),
-        "rocket": skimage.data.rocket(),
+    names = {"astronaut": "astronaut", "cat": "chelsea", "coffee": "coffee", "rocket": "rocket"}
+    pictures = {
+        name: Image.fromarray(getattr(skimage.data, source)()).convert("RGB")
+        for name, source in names.items()
     }
-    pictures = {name: Image.fromarray(pixels).convert("RGB") for name, pixels in loaded.items()}
     for picture in pictures.values():
         picture.thumbnail((240, 240))
     return pictures

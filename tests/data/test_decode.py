@@ -102,7 +102,9 @@ def test_opaque_alpha_changes_nothing(photos: dict[str, Image.Image]) -> None:
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
 def test_16_bit_grey_is_scaled(photos: dict[str, Image.Image], form: str) -> None:
-    """16-bit grey has the brightness of the same picture in 8 bits, where Pillow's own conversion clips it."""
+    """16-bit grey has the brightness of the same picture in 8 bits, where Pillow's own conversion clips
+    it.
+    """
     grey = photos["coffee"].convert("L")
     wide = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     assert wide.mode == "I;16"
@@ -175,6 +177,16 @@ def test_animation_gives_its_first_frame(photos: dict[str, Image.Image]) -> None
     assert inspect(data).notes == ("first of 2 frames",)
 
 
+def test_two_pictures_of_one_shot(photos: dict[str, Image.Image]) -> None:
+    """Cameras store a second picture behind the first (MPO); the first is read at its full size."""
+    data = encoded(photos["cat"], "MPO", save_all=True, append_images=[photos["coffee"]], quality=97)
+
+    seen = inspect(data)
+    assert (seen.width_px, seen.height_px) == decode(data).size == photos["cat"].size
+    assert distance(decode(data), photos["cat"]) < 2.5
+    assert seen.notes == ("first of 2 frames",)
+
+
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "GIF"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.98])
 def test_truncated_files_are_found(photos: dict[str, Image.Image], form: str, share: float) -> None:
@@ -212,7 +224,9 @@ def test_bomb_is_refused_before_it_is_unpacked() -> None:
 @pytest.mark.filterwarnings("ignore")  # Pillow remarks on damage that it can read past
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_random_damage_never_escapes(photos: dict[str, Image.Image], form: str) -> None:
-    """With flipped bytes a file is a picture of the size that was told, or `UnreadableImage` at the first look."""
+    """With flipped bytes a file is a picture of the size that was told, or `UnreadableImage` at the first
+    look.
+    """
     generator = np.random.default_rng(0)
     good = encoded(photos["cat"].resize((48, 40)), form)
     for _ in range(100):

@@ -37,6 +37,8 @@ def find(settings: DatasetSettings, faults: Faults) -> Found:
             raise faults.error()
         return read_tables(place.parent, [place.name], settings, faults, root=place)
     listing = list_folder(place)
+    for error in listing.errors:
+        faults.add("listing", error)
     if listing.tables and not listing.images:
         return read_tables(place, listing.tables, settings, faults, root=place, select_split=True)
     if settings.image_column != "image":

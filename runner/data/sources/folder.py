@@ -31,10 +31,10 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
     read_description(found, faults)
     images = _instance_images(listing, found, settings, faults)
     has_default = bool(settings.instance_prompt or found.instance_prompt)
-    named, covered = read_metadata(listing, settings, has_default, faults)
+    deciding = [file for file in listing.metadata if _belongs(file, listing, found, settings)]
+    named, covered = read_metadata(listing, deciding, settings, has_default, faults)
     for name, caption in named.items():
-        in_class = _below(found.class_folder, listing.root / name)
-        if not in_class and not _in_other_split(name, settings):
+        if _belongs(name, listing, found, settings):
             fix = "Add it to the metadata file"
             found.entries.append(Entry(name, FileAddress(listing.root / name), caption, fix))
     free = []
@@ -71,6 +71,11 @@ def _instance_images(listing: Listing, found: Found, settings: DatasetSettings, 
             "Choose one of them.",
         )
     return kept
+
+
+def _belongs(name: str, listing: Listing, found: Found, settings: DatasetSettings) -> bool:
+    in_class = _below(found.class_folder, listing.root / name)
+    return not in_class and not _in_other_split(name, settings)
 
 
 def _in_other_split(name: str, settings: DatasetSettings) -> str | None:

@@ -35,6 +35,9 @@ def download(settings: DatasetSettings, faults: Faults) -> Path:
     except Exception as error:  # the client's HTTP library has exceptions of its own, which are no OSErrors
         faults.add("hub", _explain(settings, error))
         raise faults.error() from error
+    if not Path(folder).is_dir():
+        faults.add("hub", "the Hub data set has neither images nor parquet or arrow files. Give another.")
+        raise faults.error()
     return Path(folder)
 
 

@@ -47,6 +47,8 @@ class Listing:
     tables: list[str] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    """Folders that cannot be opened and names that cannot be written down; their images would be missed."""
 
 
 def list_folder(root: Path) -> Listing:
@@ -55,7 +57,12 @@ def list_folder(root: Path) -> Listing:
     """
     listing = Listing(root)
     seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+
+    def failed(error: OSError) -> None:
+        fix = "Make it readable or remove it"
+        listing.errors.append(f"{error.filename}: the folder cannot be read ({error.strerror}). {fix}.")
+
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=failed):
         real = os.path.realpath(folder)
         if real in seen:
             # A link to a folder above would be walked forever.
@@ -72,6 +79,11 @@ def list_folder(root: Path) -> Listing:
 
 
 def _sort_in(listing: Listing, name: str) -> None:
+    if not name.isascii() and name != name.encode("utf-8", "replace").decode():
+        listing.errors.append(
+            f"{name.encode('utf-8', 'replace').decode()}: the name is not UTF-8. Rename the file."
+        )
+        return
     suffix, base = os.path.splitext(name)[1].lower(), os.path.basename(name)
     if base in METADATA_NAMES:
         listing.metadata.append(name)

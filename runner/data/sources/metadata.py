@@ -32,21 +32,22 @@ class Line:
 
     @property
     def place(self) -> str:
+        """`metadata.jsonl line 3`, for messages."""
         return f"{self.file} line {self.number}"
 
 
 def read_metadata(
-    listing: Listing, settings: DatasetSettings, has_default_caption: bool, faults: Faults
+    listing: Listing, files: list[str], settings: DatasetSettings, has_default_caption: bool, faults: Faults
 ) -> tuple[dict[str, str | None], dict[str, str]]:
-    """(caption by image name, metadata file by the folder it decides for), both relative to the data set's
-    folder.
+    """(caption by image name, metadata file of `files` by the folder it decides for), both relative to the
+    data set's folder.
 
     Adds to `faults`: lines that are no JSON, lack a column, name a missing file or one that was named before.
     """
     captions: dict[str, str | None] = {}
     places: dict[str, str] = {}
     covered: dict[str, str] = {}
-    for file in listing.metadata:
+    for file in files:
         folder = posixpath.dirname(file)
         if folder in covered:
             faults.add("metadata", f"{file} and {covered[folder]} stand in one folder. Remove one of them.")
