@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,17 +51,17 @@ def square(x: Field, y: Field, radius: float) -> Field:
 def triangle(x: Field, y: Field, radius: float) -> Field:
     """Equilateral, its tip up; the centre of gravity sits a little below the middle so that the whole looks centred."""
     lowered = y - radius * 0.15
-    sides = (np.sqrt(3.0) * np.abs(x) - lowered) / 2
+    sides = (math.sqrt(3.0) * np.abs(x) - lowered) / 2
     return np.maximum(sides, lowered) - radius * 0.5
 
 
 def star(x: Field, y: Field, radius: float) -> Field:
     """Five points: one edge from an outer tip to an inner corner, folded round the circle ten times."""
     points, outer, inner = 5, radius * 1.12, radius * 0.48
-    angle = np.mod(np.arctan2(x, -y) + np.pi / points, 2 * np.pi / points) - np.pi / points
+    angle = np.mod(np.arctan2(x, -y) + math.pi / points, 2 * math.pi / points) - math.pi / points
     along, across = np.hypot(x, y) * np.cos(angle), np.hypot(x, y) * np.abs(np.sin(angle))
-    edge_x, edge_y = inner * np.cos(np.pi / points) - outer, inner * np.sin(np.pi / points)
-    return ((along - outer) * edge_y - across * edge_x) / np.hypot(edge_x, edge_y)
+    edge_x, edge_y = inner * math.cos(math.pi / points) - outer, inner * math.sin(math.pi / points)
+    return ((along - outer) * edge_y - across * edge_x) / math.hypot(edge_x, edge_y)
 
 
 def walls(x: Field, y: Field, radius: float) -> Field:
@@ -69,7 +70,7 @@ def walls(x: Field, y: Field, radius: float) -> Field:
 
 def roof(x: Field, y: Field, radius: float) -> Field:
     slope = 0.8
-    return np.maximum((slope * np.abs(x) - (y + radius * 1.1)) / np.hypot(1.0, slope), y + radius * 0.2)
+    return np.maximum((slope * np.abs(x) - (y + radius * 1.1)) / math.hypot(1.0, slope), y + radius * 0.2)
 
 
 def door(x: Field, y: Field, radius: float) -> Field:
@@ -92,8 +93,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        article = "an" if self.colour[0] in "aeiou" else "a"
-        return f"{article} {self.colour} {self.shape} on a {self.background} background"
+        return caption(shape=self.shape, colour=self.colour, background=self.background)
 
     def render(self) -> Picture:
         canvas = _blank(BACKGROUNDS[self.background])
@@ -105,6 +105,11 @@ class Scene:
         else:
             _paint(canvas, SHAPES[self.shape](x, y, self.radius), COLOURS[self.colour])
         return _to_picture(canvas)
+
+
+def caption(*, shape: str, colour: str, background: str) -> str:
+    article = "an" if colour[0] in "aeiou" else "a"
+    return f"{article} {colour} {shape} on a {background} background"
 
 
 def random_scene(generator: np.random.Generator, *, shape: str, colour: str, background: str) -> Scene:
@@ -135,6 +140,11 @@ def house_scenes() -> list[Scene]:
     pairs = [(colour, background) for colour in COLOURS for background in BACKGROUNDS if (colour, background) != HELD_OUT]
     order = [int(index) for _ in range(-(-HOUSES // len(pairs))) for index in generator.permutation(len(pairs))]
     return [random_scene(generator, shape="house", colour=pairs[i][0], background=pairs[i][1]) for i in order[:HOUSES]]
+
+
+def draw_houses() -> NDArray[np.uint8]:
+    """The pictures of the demo's data set, (32, 64, 64, 3)."""
+    return np.stack([scene.render() for scene in house_scenes()])
 
 
 def draw_scraps(count: int, *, seed: int) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class Size:
 
     @property
     def latent_side(self) -> int:
-        return self.sample_px // 2 ** (len(self.vae_channels) - 1)
+        return self.sample_px >> (len(self.vae_channels) - 1)
 
 
 # For tests: a training step takes milliseconds.
@@ -78,7 +79,7 @@ TEST = Size(
 # normalisation wipes out the colour of a flat surface.
 EMBEDDED = Size(
     text=(TextSize(width=48, layers=2, heads=2), TextSize(width=64, layers=2, heads=2)),
-    unet_channels=(48, 88, 120),
+    unet_channels=(48, 96, 96),
     transformer_depth=(1, 1, 1),
     head_width=24,
     time_id_width=32,
@@ -133,9 +134,7 @@ def build_sd21(
     """An SD-2.1-shaped pipeline: v-prediction, linear projections, heads of one width, prompts padded with "!"."""
     scheduler = DDIMScheduler(**NOISE, prediction_type=prediction_type, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     tokenizer = make_tokenizer(words, prompt_tokens=prompt_tokens, padding="!")
-    return _build_sd(
-        size, seed, tokenizer, scheduler, activation="gelu", attention_head_dim=_heads(size), use_linear_projection=True
-    )
+    return _build_sd(size, seed, tokenizer, scheduler, activation="gelu", attention_head_dim=_heads(size), use_linear_projection=True)
 
 
 def make_tokenizer(words: Sequence[str], *, prompt_tokens: int, padding: str) -> CLIPTokenizer:
@@ -152,7 +151,7 @@ def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
     """Byte-pair merges that leave each of `words` (lower-case letters) a single token: the most frequent pair first, then by alphabet."""
     splits = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
     merges: list[tuple[str, str]] = []
-    while pairs := Counter(pair for parts in splits for pair in zip(parts, parts[1:], strict=False)):
+    while pairs := Counter(pair for parts in splits for pair in pairwise(parts)):
         pair = min(pairs, key=lambda candidate: (-pairs[candidate], candidate))
         merges.append(pair)
         splits = [_merge(parts, pair) for parts in splits]

@@ -1,0 +1,70 @@
+"""`python -m runner`: Hydra composes what the command line says, and only here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from runner import HOME
+from runner.errors import Interrupted, RunnerError, SettingsError
+
+
+def main() -> None:
+    """Run the command line; ends with 0, or 1 (a job failed), 2 (nothing was started), 130 (interrupted)."""
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        from runner.help import help_text
+
+        sys.stdout.write(help_text())
+        return
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Hydra prints its own errors one at a time and ends the process, unless told to raise them.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        _compose_and_launch()
+    except SettingsError as error:
+        _end(str(error), code=2)
+    except Interrupted as error:
+        _end(str(error), code=130)
+    except RunnerError as error:
+        _end(str(error), code=1)
+
+
+def _compose_and_launch() -> None:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    failure: list[RunnerError] = []
+
+    @hydra.main(version_base=None, config_path=str(HOME / "conf"), config_name="config")
+    def compose(config: DictConfig) -> None:
+        from runner.launch import single
+
+        try:
+            single(config, HydraConfig.get().overrides.task)
+        except RunnerError as error:  # raised in here, Hydra would print a line of its own about it
+            failure.append(error)
+
+    try:
+        compose()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if isinstance(error, RunnerError):
+            raise
+        from runner.compose import diagnose
+
+        raise SettingsError(diagnose(sys.argv[1:], error)) from error
+    if failure:
+        raise failure[0]
+
+
+def _end(message: str, *, code: int) -> None:
+    sys.stderr.write(message + "\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

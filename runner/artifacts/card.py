@@ -1,0 +1,119 @@
+"""The model card beside the weights: base model, settings, data, figures and samples, for people and for the Hub."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from runner.artifacts.files import DIFFUSERS_FILE
+from runner.paths import write_text
+
+if TYPE_CHECKING:
+    from runner.train.job_run import JobRun
+
+MOST_SAMPLES = 8
+
+
+def write_card(run: JobRun, kohya_file: Path, losses: Mapping[str, float], checked: Mapping[str, float]) -> Path:
+    """Write README.md, the loss curve and a few samples into the folder of the weights."""
+    folder, settings = run.paths.lora, run.settings
+    samples = _copy_samples(run, folder)
+    records = run.metrics.read() if run.metrics is not None else []
+    head = {
+        "library_name": "diffusers",
+        "base_model": settings.model.path,
+        "pipeline_tag": "text-to-image",
+        "tags": ["lora", "diffusers", "text-to-image", settings.model.family],
+        "widget": [{"text": prompt, "output": {"url": name}} for prompt, name in samples],
+    }
+    if settings.dataset.instance_prompt:
+        head["instance_prompt"] = settings.dataset.instance_prompt
+    first = next((line["validation/loss"] for line in records if "validation/loss" in line), None)
+    lines = [
+        "---",
+        yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(),
+        "---",
+        "",
+        f"# {settings.name}: LoRA of rank {settings.lora.rank} for {settings.model.path}",
+        "",
+        f"Held-out loss {losses['validation/loss']:.4f} after {run.step} steps"
+        + (f" ({first:.4f} before training)." if first is not None else "."),
+        "",
+        *_sample_table(samples),
+        "## Use",
+        "",
+        "```python",
+        "from diffusers import AutoPipelineForText2Image",
+        "",
+        f"pipeline = AutoPipelineForText2Image.from_pretrained({settings.model.path!r})",
+        f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")',
+        "```",
+        "",
+        f"ComfyUI and A1111: copy `{kohya_file.name}` into their folder of LoRAs.",
+        "",
+        "## What it was made from",
+        "",
+        *_table(_facts(run)),
+        "",
+        "The saved files were loaded back into diffusers and compared with the trained adapter: "
+        + ", ".join(f"{name} {difference:.1e}" for name, difference in checked.items())
+        + " of the output's norm.",
+        "",
+        "## Settings",
+        "",
+        "```yaml",
+        yaml.safe_dump(settings.model_dump(mode="json", exclude={"launcher", "logger"}), sort_keys=False).rstrip(),
+        "```",
+        "",
+    ]
+    target = folder / "README.md"
+    write_text(target, "\n".join(lines))
+    return target
+
+
+def _facts(run: JobRun) -> dict[str, Any]:
+    about, settings = run.materials.about(), run.settings
+    return {
+        "Job": f"`{run.job.id}`",
+        "Base model": f"`{settings.model.path}`",
+        "Base model fingerprint": f"`{run.job.identity['model']}`",
+        "Data": f"`{settings.dataset.path}`",
+        "Data fingerprint": f"`{about['fingerprint']}`",
+        "Images": f"{about['images']} for training, {about['held_out']} held out",
+        "Trained weights": f"{len(run.adapter):,}",
+        "Steps x batch": f"{run.step} x {settings.batch_size}",
+    }
+
+
+def _table(facts: Mapping[str, Any]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
+
+
+def _copy_samples(run: JobRun, folder: Path) -> list[tuple[str, str]]:
+    """(prompt, file name) of a few images of the last step, copied so that the folder can travel alone."""
+    copied = []
+    source = run.paths.samples_at(run.step)
+    seed = run.settings.validation.seeds[0]
+    for index, prompt in enumerate(run.materials.prompts[:MOST_SAMPLES]):
+        image = source / f"p{index:02d}-s{seed}.png"
+        if image.is_file():
+            name = f"sample-{index:02d}.png"
+            shutil.copyfile(image, folder / name)
+            copied.append((prompt, name))
+    return copied
+
+
+def _sample_table(samples: list[tuple[str, str]]) -> list[str]:
+    if not samples:
+        return []
+    cells = [(name, prompt.replace("|", "\\|")) for prompt, name in samples]
+    return [
+        "| " + " | ".join(f"![{prompt}]({name})" for name, prompt in cells) + " |",
+        "|" + "---|" * len(cells),
+        "| " + " | ".join(prompt for _, prompt in cells) + " |",
+        "",
+    ]

@@ -1,0 +1,56 @@
+"""Content-addressed store of tensors on disk, shared by every job, sweep and process of a machine.
+
+An entry's name is a hash of everything its content depends on, so an entry is never wrong, only absent. Entries
+are written atomically and never changed; deleting any of them, or all, is always safe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from runner.paths import atomic_file
+
+ENCODING = 1
+"""Raised when the way images or captions are encoded changes."""
+
+
+def entry_key(kind: str, **content: Any) -> str:
+    """The name of an entry: a hash of its kind and of all that its content depends on."""
+    text = json.dumps({"kind": kind, "encoding": ENCODING, **content}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class TensorCache:
+    """Named tensors under content keys."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _file(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def has(self, key: str) -> bool:
+        """Whether the entry is there."""
+        return self._file(key).is_file()
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        """The entry's tensors on the CPU, or None if it is absent or cannot be read (then it is removed)."""
+        try:
+            return load_file(self._file(key))
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError):
+            self._file(key).unlink(missing_ok=True)
+            return None
+
+    def put(self, key: str, tensors: dict[str, Tensor]) -> None:
+        """Store an entry; a reader sees all of it or none."""
+        with atomic_file(self._file(key)) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)

@@ -1,0 +1,126 @@
+"""From a composed configuration to a job, or to everything that is wrong with it; starts nothing.
+
+Knows the schema, the data set and the model's files; does not know Hydra, torch or launchers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from runner.errors import SettingsError
+from runner.families.files import check_model, fingerprint
+from runner.job import Job, make_job
+from runner.schema import DatasetSettings, Experiment, ModelSettings
+from runner.schema.messages import explain
+
+if TYPE_CHECKING:
+    from runner.data import Dataset
+
+S = TypeVar("S", bound=BaseModel)
+
+SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+SECRET_MIN_LENGTH = 8
+MISSING = "???"
+"""How YAML marks a value that the user must give."""
+
+
+class Checker:
+    """Checks the jobs of one command; each data set and model is looked at once for all of them."""
+
+    def __init__(self, outputs: Path) -> None:
+        self.outputs = outputs
+        self.datasets: dict[tuple[DatasetSettings, int | None], Dataset | list[str]] = {}
+        self.models: dict[ModelSettings, list[str]] = {}
+
+    def job(self, raw: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Job:
+        """The job that a resolved configuration describes.
+
+        Raises:
+            SettingsError: its text holds every fault, a line each.
+        """
+        faults = [f"{key}: holds the value of the environment variable {name}; remove it" for key, name in _secrets(raw)]
+        faults += [f"{key}: has no value; set {key}=..." for key, text in _strings(raw, "") if text == MISSING]
+        if faults:
+            raise SettingsError("\n".join(faults))
+        try:
+            experiment = Experiment.model_validate(raw)
+        except ValidationError as error:
+            faults += explain(error, raw)
+            experiment = None
+        dataset = _valid(DatasetSettings, raw.get("dataset"))
+        model = _valid(ModelSettings, raw.get("model"))
+        faults += self._model_faults(model) if model else []
+        images = self._dataset(dataset, raw.get("resolution")) if dataset else []
+        faults += images if isinstance(images, list) else []
+        if faults or experiment is None or isinstance(images, list):
+            raise SettingsError("\n".join(faults))
+        return make_job(
+            experiment,
+            model=fingerprint(experiment.model),
+            dataset=images.fingerprint,
+            outputs=self.outputs,
+            overrides=overrides,
+        )
+
+    def dataset_of(self, job: Job) -> Dataset:
+        """The data set that a checked job uses."""
+        dataset = self._dataset(job.experiment.dataset, job.experiment.resolution)
+        assert not isinstance(dataset, list), job.id
+        return dataset
+
+    def _model_faults(self, settings: ModelSettings) -> list[str]:
+        if settings not in self.models:
+            self.models[settings] = check_model(settings)
+        return self.models[settings]
+
+    def _dataset(self, settings: DatasetSettings, resolution: object) -> Dataset | list[str]:
+        from runner.data import read_dataset
+
+        side = resolution if isinstance(resolution, int) else None
+        # How images are cut does not change what is found: such jobs share one look.
+        uncut = settings.model_copy(update={"crop": "center", "flip": False, "variants": 1, "caption_dropout": 0.0})
+        key = (uncut, side)
+        if key not in self.datasets:
+            try:
+                self.datasets[key] = read_dataset(settings, resolution=side)
+            except SettingsError as error:
+                self.datasets[key] = str(error).splitlines()
+        return self.datasets[key]
+
+
+def _valid(kind: type[S], section: object) -> S | None:
+    # A section with faults of its own is reported from the whole; its content cannot be looked at.
+    try:
+        return kind.model_validate(section)
+    except ValidationError:
+        return None
+
+
+def _secrets(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, variable) of every value that holds the content of a secret-looking environment variable."""
+    secrets = {
+        value: name
+        for name, value in os.environ.items()
+        if SECRET_NAME.search(name) and len(value) >= SECRET_MIN_LENGTH and not value.startswith("/")
+    }
+    for key, text in _strings(raw, ""):
+        for value, name in secrets.items():
+            if value in text:
+                yield key, name
+
+
+def _strings(node: object, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, str):
+        yield key, node
+    elif isinstance(node, Mapping):
+        for name, child in node.items():
+            yield from _strings(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield from _strings(child, f"{key}[{index}]")

@@ -1,0 +1,127 @@
+"""Why Hydra could not compose a command line: all its faults at once, not only the first.
+
+Runs only after a composition has failed, so it may compose each override by itself to find the culprits.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runner import HOME
+from runner.check import Checker
+from runner.errors import SettingsError
+from runner.paths import outputs_dir
+from runner.schema import GROUPS
+from runner.schema.messages import dotted_keys, nearest, unknown_key
+
+MOST_JOBS = 64
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
+
+
+def diagnose(arguments: Sequence[str], error: Exception) -> str:
+    """Everything that is wrong with a command line, a line each.
+
+    Args:
+        arguments: the command line without the program.
+        error: what Hydra raised; it is said only if no fault is found by looking closer.
+    """
+    parsed = get_args_parser().parse_args(list(arguments))
+    search = [f"hydra.searchpath=[file://{parsed.config_dir}]"] if parsed.config_dir else []
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(HOME / "conf"), version_base=None):
+        faults: list[str] = []
+        good: list[str] = []
+        for text in parsed.overrides:
+            found = _faults_of(text, search, multirun=parsed.multirun)
+            faults += found
+            good += [] if found else [text]
+        faults += _faults_of_values(good, search)
+    if not faults:
+        faults = [str(error)]
+    lines = "\n".join(f"  {line}" for line in dict.fromkeys(faults))
+    return f"The configuration is invalid, nothing was started:\n{lines}"
+
+
+def _faults_of(text: str, search: list[str], *, multirun: bool) -> list[str]:
+    """Faults of one override that keep Hydra from composing."""
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except COMPOSITION_ERRORS as error:
+        return [f"{text}: {_first_line(error)}; quote values with special characters: 'key=\"value\"'"]
+    key = override.get_key_element().lstrip("+~")
+    if override.is_sweep_override() and not multirun:
+        return [f"{key} = {override.get_value_element_as_str()}: several values need -m (python -m runner -m ...)"]
+    if key in (*GROUPS, "recipe"):
+        return _faults_of_choice(override, key, search)
+    if not key.startswith("hydra") and not override.is_add() and key not in dotted_keys():
+        return [f"{key} = {override.get_value_element_as_str()}: {unknown_key(key)}"]
+    for single in _single_values(override, text):
+        try:
+            compose("config", [*search, single])
+        except COMPOSITION_ERRORS as error:
+            return [f"{text}: {_first_line(error)}"]
+    return []
+
+
+def _faults_of_choice(override: Override, group: str, search: list[str]) -> list[str]:
+    """Faults of an override such as `model=sdxl`: a choice that does not exist, or a value in a group's place."""
+    loader = GlobalHydra.instance().config_loader()
+    options = [name for name in loader.get_group_options(group) if not name.startswith("_")]
+    if search:  # the folder given with --config-dir adds choices
+        folder = search[0].partition("file://")[2].rstrip("]")
+        options += _choices_in(folder, group)
+    values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
+    return [
+        f"{group} = {value}: there is no such choice{nearest(str(value), options)} "
+        f"Choices: {', '.join(sorted(set(options)))}"
+        for value in map(str, values)
+        if value not in (*options, "null")
+    ]
+
+
+def _choices_in(folder: str, group: str) -> list[str]:
+    from pathlib import Path
+
+    return [file.stem for file in (Path(folder) / group).glob("*.yaml")]
+
+
+def _faults_of_values(overrides: Sequence[str], search: list[str]) -> list[str]:
+    """Faults of the values in the overrides that Hydra does accept."""
+    parser = OverridesParser.create()
+    columns = [_single_values(parser.parse_override(text), text) for text in overrides]
+    checker, faults = Checker(outputs_dir()), []
+    for combination in itertools.islice(itertools.product(*columns), MOST_JOBS):
+        try:
+            config = compose("config", [*search, *combination])
+            plain: Any = OmegaConf.to_container(
+                OmegaConf.masked_copy(config, [key for key in config if key not in ("hydra", "recipe")]), resolve=True
+            )
+            checker.job(plain)
+        except SettingsError as error:
+            faults += str(error).splitlines()
+        except COMPOSITION_ERRORS as error:
+            faults.append(_first_line(error))
+    return faults
+
+
+def _single_values(override: Override, text: str) -> list[str]:
+    if not override.is_sweep_override():
+        return [text]
+    key = text.partition("=")[0]
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,50 @@
+"""The exceptions that a user may see; everything else that escapes is a defect of ours.
+
+RunnerError
+├── SettingsError (also a ValueError)   a setting is wrong; names the key, the value and the fix
+│   ├── DatasetError                    the images or captions are
+│   └── ModelError                      the base model is missing or of another kind
+├── CheckpointError                     a checkpoint belongs to another configuration, or is damaged
+├── ArtifactError                       what was saved is not what was trained
+├── DivergedError                       a job's loss is no longer finite
+├── Interrupted                         a signal asked to stop; the work is saved
+└── JobsFailed                          at least one job did not complete
+"""
+
+from __future__ import annotations
+
+
+class RunnerError(Exception):
+    """Base of all errors that are reported in one line, without a traceback."""
+
+
+class SettingsError(RunnerError, ValueError):
+    """A setting is wrong: the message names the key, the value and the fix."""
+
+
+class DatasetError(SettingsError):
+    """The data set cannot be used as it is; all its faults are in the message."""
+
+
+class ModelError(SettingsError):
+    """The base model cannot be loaded, or is not what the configuration says."""
+
+
+class CheckpointError(RunnerError):
+    """A checkpoint belongs to another configuration or data set, or is damaged."""
+
+
+class ArtifactError(RunnerError):
+    """A saved adapter, read back, differs from the trained one."""
+
+
+class DivergedError(RunnerError):
+    """A job's loss or weights are no longer finite numbers."""
+
+
+class Interrupted(RunnerError):
+    """A signal asked to stop; everything up to the named step is saved."""
+
+
+class JobsFailed(RunnerError):
+    """At least one job did not complete; the message is the table of them."""

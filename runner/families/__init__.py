@@ -1,0 +1,16 @@
+"""Model families, found by name; a new one is a file of its own and a line here."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from runner.families.family import Family
+
+FAMILIES = {"sd": "runner.families.sd", "sdxl": "runner.families.sdxl"}
+
+
+def find_family(name: str) -> Family:
+    """The family of that name; torch and diffusers are imported only now."""
+    return cast("Family", import_module(FAMILIES[name]))

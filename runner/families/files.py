@@ -1,0 +1,131 @@
+"""Where a base model's files lie and what they are, without reading them into tensors or importing torch.
+
+A model is known by its content: a folder that was moved is the same model, one that was changed is not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from runner.embedded import MODEL_DIR
+from runner.errors import ModelError
+from runner.paths import cache_dir, write_text
+from runner.schema import ModelSettings
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
+CHUNK_BYTES = 1 << 22
+
+
+def local_folder(path: str) -> Path | None:
+    """The folder of a model that lies on this machine, or None for a Hub id."""
+    if path == "embedded":
+        return MODEL_DIR
+    folder = Path(path).expanduser()
+    return folder.absolute() if folder.is_dir() else None
+
+
+def check_model(settings: ModelSettings) -> list[str]:
+    """Faults of `model.path` and `model.vae` that can be seen without the network, one line each."""
+    faults = []
+    folder = local_folder(settings.path)
+    if folder is None:
+        faults += _not_a_hub_id("model.path", settings.path)
+    elif not (folder / "model_index.json").is_file():
+        faults.append(
+            f"model.path = {settings.path!r}: the folder has no model_index.json, so it is no model in diffusers "
+            "layout; name the folder that save_pretrained wrote"
+        )
+    if settings.vae is not None and local_folder(settings.vae) is None:
+        faults += _not_a_hub_id("model.vae", settings.vae)
+    return faults
+
+
+def _not_a_hub_id(key: str, value: str) -> list[str]:
+    owner, slash, name = value.partition("/")
+    if slash and owner and name and "/" not in name and not value.startswith((".", "~")):
+        return []
+    parent = Path(value).expanduser().parent
+    siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+    near = difflib.get_close_matches(Path(value).name, siblings, n=1)
+    hint = f", did you mean {parent / near[0]}?" if near else "; give a folder or a Hub id (owner/name)"
+    return [f"{key} = {value!r}: there is no such folder{hint}"]
+
+
+def fingerprint(settings: ModelSettings) -> str:
+    """What the base model is: a hash of its files where they are local, its name and revision on the Hub otherwise."""
+    parts = [_identity(settings.path, settings.revision, settings.variant)]
+    if settings.vae is not None:
+        parts.append(_identity(settings.vae, None, None))
+    return "+".join(parts)
+
+
+def _identity(path: str, revision: str | None, variant: str | None) -> str:
+    folder = local_folder(path)
+    if folder is None:
+        return f"{path}@{revision or 'main'}:{variant or ''}"
+    return folder_hash(folder)
+
+
+def folder_hash(folder: Path) -> str:
+    """SHA-256 over the names and contents of all JSON, text and weight files below `folder`."""
+    digest = hashlib.sha256()
+    memo = _Memo()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.suffix in (*WEIGHT_SUFFIXES, ".json", ".txt"):
+            digest.update(f"{file.relative_to(folder).as_posix()}\0{memo.sha256(file)}\n".encode())
+    memo.save()
+    return digest.hexdigest()
+
+
+class _Memo:
+    """Remembers hashes of large files by path, size and time of change, across processes."""
+
+    def __init__(self) -> None:
+        self.file = cache_dir() / "file-hashes.json"
+        try:
+            self.known: dict[str, str] = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.known = {}
+        self.changed = False
+
+    def sha256(self, file: Path) -> str:
+        stat = file.stat()
+        key = f"{os.path.realpath(file)}|{stat.st_size}|{stat.st_mtime_ns}"
+        if key not in self.known:
+            digest = hashlib.sha256()
+            with file.open("rb") as stream:
+                while chunk := stream.read(CHUNK_BYTES):
+                    digest.update(chunk)
+            self.known[key] = digest.hexdigest()
+            self.changed = True
+        return self.known[key]
+
+    def save(self) -> None:
+        if self.changed:
+            write_text(self.file, json.dumps(self.known, indent=0))
+
+
+def snapshot(path: str, *, revision: str | None, variant: str | None) -> Path:
+    """The local folder with a model's files, fetched from the Hub if need be.
+
+    Raises:
+        ModelError: it is neither on this machine nor reachable.
+    """
+    folder = local_folder(path)
+    if folder is not None:
+        return folder
+    from diffusers import DiffusionPipeline
+
+    try:
+        fetched = DiffusionPipeline.download(path, revision=revision, variant=variant, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"model.path = {path!r}: neither a folder on this machine nor reachable on the Hub ({reason}); "
+            "give model.path=<folder in diffusers layout>, or fetch it once where there is a network"
+        ) from error
+    return Path(fetched)

@@ -1,0 +1,69 @@
+"""Reads one frozen component from a model's folder; the VAE and the samplers are the same in every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from runner.errors import ModelError
+
+SAMPLERS = {
+    "ddpm": ("DDPMScheduler", {}),
+    "ddim": ("DDIMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "dpmpp": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+
+
+def load_component(
+    kind: Any, folder: Path, name: str, *, variant: str | None, dtype: torch.dtype
+) -> nn.Module:
+    """One component, frozen, in evaluation mode, on the CPU.
+
+    Raises:
+        ModelError: the folder holds no such component, or one of another kind.
+    """
+    where = folder / name if name else folder
+    try:
+        module: nn.Module = kind.from_pretrained(where, variant=variant, torch_dtype=dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"model.path: {where} cannot be read as {kind.__name__} ({reason}); check model.path, model.family "
+            "and model.variant"
+        ) from error
+    return module.requires_grad_(False).eval()
+
+
+def load_vae(folder: Path, vae_folder: Path | None, variant: str | None) -> AutoencoderKL:
+    """The model's VAE or the one that takes its place, in fp32: SDXL's own overflows in fp16."""
+    if vae_folder is None:
+        return load_component(AutoencoderKL, folder, "vae", variant=variant, dtype=torch.float32)
+    name = "vae" if (vae_folder / "vae").is_dir() else ""
+    return load_component(AutoencoderKL, vae_folder, name, variant=None, dtype=torch.float32)
+
+
+def scale_latents(vae_config: Any, raw_BCHW: Tensor) -> Tensor:
+    """From the VAE's latents to those the denoiser works on."""
+    return (raw_BCHW - (vae_config.get("shift_factor") or 0.0)) * vae_config["scaling_factor"]
+
+
+def decode_latents(vae: AutoencoderKL, latents_BCHW: Tensor) -> Tensor:
+    """From the denoiser's latents to images in [0, 1], `[B, 3, H, W]`."""
+    raw = latents_BCHW.float() / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+    return (vae.decode(raw, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+
+
+def load_sampler(folder: Path, name: str, prediction_type: str) -> Any:
+    """The sampler named in the configuration, on the model's noise schedule."""
+    own = diffusers.DiffusionPipeline.load_config(folder)["scheduler"][1]
+    class_name, options = (own, {}) if name == "model" else SAMPLERS[name]
+    kind = getattr(diffusers, class_name)
+    return kind.from_pretrained(folder, subfolder="scheduler", prediction_type=prediction_type, **options)

@@ -1,0 +1,68 @@
+"""The forward process of DDPM-style models: how much noise, what the model shall predict, how samples weigh.
+
+# Shape suffixes: B samples, C channels, H W latent height and width, T training timesteps.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from runner.errors import ModelError
+
+
+class NoiseSchedule:
+    """Signal and noise levels of every training timestep, as the model's scheduler configuration has them."""
+
+    def __init__(self, scheduler: DDPMScheduler, prediction_type: str) -> None:
+        self.alphas_cumprod_T: Tensor = scheduler.alphas_cumprod.float()
+        self.prediction_type = prediction_type
+        self.num_timesteps = len(self.alphas_cumprod_T)
+
+    def to(self, device: torch.device) -> NoiseSchedule:
+        """Move the table to a device."""
+        self.alphas_cumprod_T = self.alphas_cumprod_T.to(device)
+        return self
+
+    def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """Noisy latents at the given timesteps, `[B, C, H, W]`."""
+        alpha_B = self.alphas_cumprod_T[timesteps_B].view(-1, 1, 1, 1)
+        return alpha_B.sqrt() * latents_BCHW + (1 - alpha_B).sqrt() * noise_BCHW
+
+    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """What the model shall predict: the noise, or the velocity of arXiv 2202.00512."""
+        if self.prediction_type == "epsilon":
+            return noise_BCHW
+        alpha_B = self.alphas_cumprod_T[timesteps_B].view(-1, 1, 1, 1)
+        return alpha_B.sqrt() * noise_BCHW - (1 - alpha_B).sqrt() * latents_BCHW
+
+    def snr(self, timesteps_B: Tensor) -> Tensor:
+        """Signal-to-noise ratio alpha / (1 - alpha) of each sample, `[B]`."""
+        alpha_B = self.alphas_cumprod_T[timesteps_B]
+        return alpha_B / (1 - alpha_B)
+
+    def min_snr_weight(self, timesteps_B: Tensor, gamma: float) -> Tensor:
+        """Min-SNR weight of each sample's loss, `[B]` (arXiv 2303.09556).
+
+        min(SNR, gamma) / SNR where noise is predicted, / (SNR + 1) where velocity is.
+        """
+        snr_B = self.snr(timesteps_B)
+        return snr_B.clamp(max=gamma) / (snr_B + (self.prediction_type == "v_prediction"))
+
+
+def load_noise_schedule(folder: Path, prediction_type: str | None) -> NoiseSchedule:
+    """Read the noise schedule of the model in `folder`; `prediction_type` overrides what it says.
+
+    Raises:
+        ModelError: the model predicts something that is not trained here.
+    """
+    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    kind = prediction_type or config.get("prediction_type", "epsilon")
+    if kind not in ("epsilon", "v_prediction"):
+        raise ModelError(f"model.prediction_type = {kind!r}: should be epsilon or v_prediction; set it to what fits")
+    return NoiseSchedule(scheduler, kind)

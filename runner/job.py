@@ -1,0 +1,191 @@
+"""A job: settings, an identity, a folder. Knows nothing of where it runs or how it is trained.
+
+The id is a hash of what can change the result, with defaults left out, so that the same settings always
+mean the same folder and a new option does not rename old ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from runner.errors import RunnerError
+from runner.paths import JobPaths, write_text
+from runner.schema import Experiment
+
+SCHEMA_NUMBER = 1
+"""Raised when the meaning of existing settings changes: old results are then not taken for new ones."""
+
+NOT_IDENTITY = ("launcher", "logger", "checkpoint")
+"""Sections that say where a job runs and how it is kept, never what it trains."""
+
+
+class State(StrEnum):
+    """Where a job is in its life."""
+
+    PENDING = "pending"
+    SUBMITTED = "submitted"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    PRUNED = "pruned"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One job of a command."""
+
+    id: str
+    experiment: Experiment
+    identity: dict[str, Any]
+    folder: Path
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> JobPaths:
+        """The names inside its folder."""
+        return JobPaths(self.folder)
+
+
+def make_job(
+    experiment: Experiment, *, model: str, dataset: str, outputs: Path, overrides: tuple[str, ...] = ()
+) -> Job:
+    """Give an experiment its identity and folder.
+
+    Args:
+        model: fingerprint of the base model.
+        dataset: fingerprint of the images and captions.
+        outputs: root of all experiments.
+    """
+    identity = {"schema": SCHEMA_NUMBER, "model": model, "dataset": dataset}
+    identity |= {f"settings.{key}": value for key, value in _result_settings(experiment)}
+    text = json.dumps(identity, sort_keys=True)
+    job_id = hashlib.sha256(text.encode()).hexdigest()[:10]
+    return Job(job_id, experiment, identity, outputs / experiment.name / job_id, overrides)
+
+
+def _result_settings(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of the settings that can change a result and are not at their default."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if not prefix and name in NOT_IDENTITY:
+            continue
+        if isinstance(value, BaseModel):
+            yield from _result_settings(value, f"{prefix}{name}.")
+            continue
+        extra = field.json_schema_extra
+        counts = extra.get("identity", True) if isinstance(extra, dict) else True
+        # The kind of a group is part of the identity even when it is that kind's own default.
+        chosen = name == "name" and prefix == "optimizer."
+        if counts and (value != field.default or chosen):
+            yield f"{prefix}{name}", settings.model_dump(mode="json")[name]
+
+
+def write_config(job: Job) -> None:
+    """Write the resolved settings into the job's folder."""
+    write_text(job.paths.config, yaml.safe_dump(job.experiment.model_dump(mode="json"), sort_keys=False))
+
+
+def read_job(folder: Path) -> Job:
+    """The job in a folder, as its config.yaml and manifest.json say.
+
+    Raises:
+        RunnerError: the folder holds no job.
+    """
+    paths = JobPaths(folder)
+    try:
+        experiment = Experiment.model_validate(yaml.safe_load(paths.config.read_text(encoding="utf-8")))
+        manifest = read_manifest(folder)
+        return Job(
+            manifest["id"], experiment, manifest["identity"], paths.folder, tuple(manifest["overrides"])
+        )
+    except (OSError, KeyError, ValueError) as error:
+        raise RunnerError(f"{folder} holds no job that can be read: {error}") from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a job's folder; empty where there is none yet."""
+    try:
+        manifest = json.loads(JobPaths(folder).manifest.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    assert isinstance(manifest, dict), folder
+    return manifest
+
+
+def state_of(folder: Path) -> State:
+    """The state a folder's manifest names; pending where there is none."""
+    return State(read_manifest(folder).get("state", State.PENDING))
+
+
+def update_manifest(folder: Path, **fields: Any) -> None:
+    """Change fields of a manifest in one atomic write; no other module writes manifests."""
+    manifest = read_manifest(folder) | fields
+    write_text(JobPaths(folder).manifest, json.dumps(manifest, indent=2) + "\n")
+
+
+def register(job: Job) -> None:
+    """Make the job's folder, or take it up again, as pending."""
+    write_config(job)
+    fresh = {
+        "id": job.id,
+        "name": job.experiment.name,
+        "overrides": list(job.overrides),
+        "identity": job.identity,
+    }
+    known = read_manifest(job.folder)
+    update_manifest(
+        job.folder,
+        **fresh,
+        state=State.PENDING,
+        error=None,
+        created=known.get("created", now()),
+        attempts=known.get("attempts", 0),
+    )
+
+
+def now() -> str:
+    """This moment, in UTC, as ISO 8601 with seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class LockedError(RunnerError):
+    """Another runner works on the same job."""
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold the job's folder against every other process; freed when this process ends, however it ends.
+
+    Raises:
+        LockedError: another process holds it.
+    """
+    path = JobPaths(folder).lock
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            raise LockedError(
+                f"{folder} is being worked on by process {holder}; wait for it or stop it"
+            ) from error
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield

@@ -1,0 +1,157 @@
+"""The one door: a single run, a grid and a search all come through `launch` as a list of jobs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from runner.check import Checker
+from runner.errors import Interrupted, JobsFailed, SettingsError
+from runner.job import Job, State, lock, read_manifest, register, state_of
+from runner.launchers import find_launcher
+from runner.paths import outputs_dir
+from runner.plan import Plan, make_plan
+from runner.schema import LocalLauncher
+
+if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
+    from hydra.core.utils import JobReturn
+    from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
+
+
+def single(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Run what Hydra composed without `-m`: a batch of one."""
+    launch([(_plain(config), tuple(overrides))])
+
+
+def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str]]) -> list[JobReturn]:
+    """Run what Hydra's sweeper composed with `-m`; all jobs are known before the first one starts."""
+    from hydra.core.utils import JobReturn, JobStatus
+
+    configs = [(loader.load_sweep_config(master, list(overrides)), tuple(overrides)) for overrides in batch]
+    swept = sorted({text for _, overrides in configs for text in overrides if text.startswith("launcher")})
+    if len({str(config.launcher) for config, _ in configs}) > 1:
+        raise SettingsError(f"{', '.join(swept)}: the launcher cannot be swept; run the command once for each")
+    jobs = launch([(_plain(config), overrides) for config, overrides in configs])
+    results = []
+    for job, (config, overrides) in zip(jobs, configs, strict=True):
+        result = JobReturn(overrides=overrides, cfg=config, working_dir=str(job.folder), task_name="runner")
+        result.status = JobStatus.COMPLETED
+        result.return_value = read_manifest(job.folder).get("objective")
+        results.append(result)
+    return results
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    # A copy: the composed object may be shared with Hydra.
+    config = OmegaConf.masked_copy(config, [key for key in config if key not in ("hydra", "recipe")])
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def launch(configs: Sequence[tuple[Mapping[str, Any], tuple[str, ...]]]) -> list[Job]:
+    """Check all configurations, plan, run what is missing, and say how it went.
+
+    Args:
+        configs: the resolved configuration and the overrides of each job.
+
+    Returns:
+        The jobs, in the order of `configs`.
+
+    Raises:
+        SettingsError: at least one configuration is wrong; nothing was started.
+        JobsFailed: at least one job did not complete.
+        Interrupted: a signal stopped the run; what was done is saved.
+    """
+    checker = Checker(outputs_dir())
+    jobs = check_all(checker, configs)
+    launcher = jobs[0].experiment.launcher
+    plan = make_plan(jobs, {job.id: state_of(job.folder) for job in jobs}, launcher)
+    show(plan, checker)
+    if launcher.dry_run:
+        return jobs
+    if plan.packs:
+        _run(plan, launcher)
+    _report(jobs)
+    return jobs
+
+
+def check_all(checker: Checker, configs: Sequence[tuple[Mapping[str, Any], tuple[str, ...]]]) -> list[Job]:
+    """Turn every configuration into a job, or raise one error with the faults of all of them."""
+    jobs: list[Job] = []
+    faults: dict[str, list[str]] = {}
+    for config, overrides in configs:
+        try:
+            jobs.append(checker.job(config, overrides))
+        except SettingsError as error:
+            faults.setdefault(str(error), []).append(" ".join(overrides) or "the defaults")
+    if not faults:
+        return jobs
+    wrong = sum(map(len, faults.values()))
+    lines = []
+    for text, where in faults.items():
+        if len(configs) > 1:
+            lines.append(f"{where[0]}" + (f" and {len(where) - 1} more" if len(where) > 1 else "") + ":")
+        lines += [f"  {line}" for line in text.splitlines()]
+    head = "The configuration is invalid" if len(configs) == 1 else f"{wrong} of {len(configs)} jobs are invalid"
+    raise SettingsError("\n".join([f"{head}, nothing was started:", *lines]))
+
+
+def show(plan: Plan, checker: Checker) -> None:
+    """Print the plan, and what of each data set is used."""
+    for line in plan.lines():
+        log.info("%s", line)
+    shown = set()
+    for job in plan.todo:
+        dataset = checker.dataset_of(job)
+        key = (dataset.fingerprint, job.experiment.resolution)
+        if key not in shown:
+            shown.add(key)
+            for line in dataset.report.lines():
+                log.info("%s", line)
+
+
+def _run(plan: Plan, launcher: LocalLauncher) -> None:
+    for job in plan.todo:
+        with lock(job.folder):
+            register(job)
+    find_launcher(launcher.name).launch(plan, launcher)
+
+
+def _report(jobs: Sequence[Job]) -> None:
+    """Write the experiment's report, print how every job went, and raise if one did not complete."""
+    from runner.report import write_report
+
+    distinct = list({job.id: job for job in jobs}.values())
+    states = {job.id: state_of(job.folder) for job in distinct}
+    report = write_report(distinct[0].folder.parent)
+    for job in distinct:
+        manifest = read_manifest(job.folder)
+        objective = manifest.get("objective")
+        log.info(
+            "%s  %-11s %s  %s",
+            job.id,
+            states[job.id].value,
+            "" if objective is None else f"{manifest['objective_name']} {objective:.4f}",
+            " ".join(job.overrides),
+        )
+    log.info("report: %s", report)
+    failed = [job for job in distinct if states[job.id] is State.FAILED]
+    if failed:
+        lines = [f"{len(failed)} of {len(distinct)} jobs failed:"]
+        for job in failed:
+            lines += [f"  {job.id} {' '.join(job.overrides)}", f"    {read_manifest(job.folder).get('error')}"]
+            lines += [f"    log: {job.paths.log}"]
+        raise JobsFailed("\n".join([*lines, "Run the same command again to retry only these."]))
+    stopped = [job for job in distinct if states[job.id] is not State.COMPLETED]
+    if stopped:
+        raise Interrupted(
+            f"interrupted: {len(stopped)} of {len(distinct)} jobs are not done. "
+            "Run the same command again to continue them."
+        )

@@ -1,0 +1,74 @@
+"""Every file and folder name the project writes, in one place; knows nothing of what is in them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def outputs_dir() -> Path:
+    """Root of all experiments: `RUNNER_OUTPUTS`, else `outputs` in the current directory."""
+    return Path(os.environ.get("RUNNER_OUTPUTS") or "outputs").absolute()
+
+
+def cache_dir() -> Path:
+    """Root of the content-addressed caches: `RUNNER_CACHE`, else the user's cache folder."""
+    if chosen := os.environ.get("RUNNER_CACHE"):
+        return Path(chosen).absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "lora-runner"
+
+
+class JobPaths:
+    """The names inside one job folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.config = self.folder / "config.yaml"
+        self.manifest = self.folder / "manifest.json"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.log = self.folder / "log.txt"
+        self.lock = self.folder / ".lock"
+        self.lora = self.folder / "lora"
+        self.samples = self.folder / "samples"
+        self.prompts = self.samples / "prompts.json"
+        self.checkpoints = self.folder / "checkpoints"
+
+    def samples_at(self, step: int) -> Path:
+        """Folder of the images drawn after `step` optimizer steps."""
+        return self.samples / step_name(step)
+
+    def checkpoint_at(self, step: int) -> Path:
+        """Folder of the checkpoint taken after `step` optimizer steps."""
+        return self.checkpoints / step_name(step)
+
+
+def step_name(step: int) -> str:
+    """The folder name of a step; sorts as text in the order of the steps."""
+    return f"step-{step:06d}"
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; on success it is synced and takes the target's place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write `text` so that a reader sees the old content or the new, never a part."""
+    with atomic_file(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")

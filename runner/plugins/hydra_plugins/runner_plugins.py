@@ -1,0 +1,112 @@
+"""What Hydra sees of the project: the schema's defaults, the launcher and the group `recipe`.
+
+Hydra 1.3 accepts plugins only from the namespace `hydra_plugins`, and imports this file at every start,
+so it stays light; what it does lives in `runner.launch`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.object_type import ObjectType
+from hydra.core.utils import JobReturn
+from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from runner import HOME
+from runner.schema.defaults import base_node, variant_nodes
+
+
+def _store_schema() -> None:
+    store = ConfigStore.instance()
+    store.store(name="schema", node=base_node(), provider="runner")
+    for (group, kind), node in variant_nodes().items():
+        store.store(group=f"schema/{group}", name=kind, node=node, provider="runner")
+    store.store(
+        group="hydra/launcher",
+        name="runner",
+        node={"_target_": "hydra_plugins.runner_plugins.RunnerLauncher"},
+        provider="runner",
+    )
+
+
+_store_schema()
+
+
+class RunnerLauncher(Launcher):
+    """Hands every batch of a sweep, whole, to the one door that single runs go through too."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what composes a job, and compose each only once: Hydra's check and ours share the result."""
+        self.config = config
+        loader = hydra_context.config_loader
+        compose, seen = loader.load_sweep_config, {}
+
+        def compose_once(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+            key = tuple(sweep_overrides)
+            if key not in seen:
+                seen[key] = compose(master_config, sweep_overrides)
+            return seen[key]
+
+        loader.load_sweep_config = compose_once  # type: ignore[method-assign]
+        self.loader = loader
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run one batch; see `runner.launch.sweep`."""
+        from runner.launch import sweep
+
+        return sweep(self.loader, self.config, job_overrides)
+
+
+class RecipeSource(FileConfigSource):
+    """The folder `recipes/` beside `conf/`, shown to Hydra as the group `recipe`."""
+
+    @staticmethod
+    def scheme() -> str:
+        """Prefix of the search path entry that this source serves."""
+        return "recipes"
+
+    def _file(self, config_path: str) -> str:
+        group, _, name = config_path.partition("/")
+        return os.path.join(self.path, self._normalize_file_name(name)) if group == "recipe" and name else ""
+
+    def available(self) -> bool:
+        """Whether the folder exists."""
+        return os.path.isdir(self.path)
+
+    def is_group(self, config_path: str) -> bool:
+        """Only `recipe` is a group here."""
+        return config_path in ("", "recipe")
+
+    def is_config(self, config_path: str) -> bool:
+        """Whether `recipe/<name>` is a file."""
+        return os.path.isfile(self._file(config_path))
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Read `recipe/<name>`."""
+        return super().load_config(config_path.partition("/")[2])
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """The group, or the recipes in it."""
+        if config_path == "":
+            return ["recipe"] if results_filter != ObjectType.CONFIG else []
+        return sorted(name[:-5] for name in os.listdir(self.path) if name.endswith(".yaml"))
+
+
+class RecipeSearchPath(SearchPathPlugin):
+    """Adds `recipes/` to every composition."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append the folder after conf/, so that conf/ cannot be shadowed."""
+        search_path.append("recipes", f"recipes://{HOME / 'recipes'}")
+
+
+__all__: list[Any] = ["RecipeSearchPath", "RecipeSource", "RunnerLauncher"]

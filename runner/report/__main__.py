@@ -1,0 +1,32 @@
+"""`python -m runner.report DIR...` writes report.html into experiment folders, or into single job folders."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from runner.report.page import write_report
+
+
+def main() -> int:
+    """Write a report for each folder in turn and say where it is; 1 where one could not be written."""
+    parser = argparse.ArgumentParser(prog="python -m runner.report", description=__doc__)
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="outputs/<name>, or one job in it"
+    )
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    failed = 0
+    for folder in arguments.folders:
+        try:
+            print(write_report(folder))
+        except (OSError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = 1
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""Line charts as inline SVG, drawn without a library.
+
+Takes series of (x, y) points, gives markup that takes its colours from the page's CSS, so that one drawing
+serves light, dark and print. It does not know what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from runner.report.record import Point
+from runner.report.words import number
+
+WIDTH_PX, HEIGHT_PX = 480, 250
+LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 54, 12, 10, 34
+MAX_POINTS = 400
+
+# From this ratio of largest to smallest value on, a linear axis shows only the largest.
+LOG_RATIO = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line. `style` is a CSS class: raw, main, held, or c0 ... c7, other; `dots` marks each point."""
+
+    label: str
+    points: Sequence[Point]
+    style: str = "main"
+    dots: bool = False
+    in_legend: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A finished drawing: its title, SVG, legend as (style, label), and what was left out."""
+
+    title: str
+    svg: Markup
+    legend: list[tuple[str, str]]
+    last: str
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """Maps values of one dimension to pixels."""
+
+    low: float
+    high: float
+    start_px: float
+    end_px: float
+    log: bool = False
+
+    def place(self, value: float) -> float:
+        """Where a value is, in pixels, clipped to the axis."""
+        low, high, value = (
+            math.log10(v) if self.log else v for v in (self.low, self.high, max(value, self.low))
+        )
+        share = 0.0 if high == low else (min(value, high) - low) / (high - low)
+        return self.start_px + share * (self.end_px - self.start_px)
+
+    def ticks(self, wanted: int = 5) -> list[float]:
+        """Round values on the axis, at most a few more than wanted."""
+        if self.log:
+            first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
+            stride = max(1, (last - first) // wanted + 1)
+            decades = [10.0**exponent for exponent in range(first, last + 1, stride)]
+            return decades if len(decades) > 1 else [self.low, self.high]
+        span = self.high - self.low
+        rough = span / wanted
+        unit = 10.0 ** math.floor(math.log10(rough))
+        stride_value = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= rough * 0.999)
+        first = math.ceil(self.low / stride_value - 1e-9)
+        last = math.floor(self.high / stride_value + 1e-9)
+        return [round(index * stride_value, 12) for index in range(first, last + 1)]
+
+
+def smoothed(points: Sequence[Point]) -> list[Point]:
+    """An exponential moving average over about a twentieth of the points, without a bias at the start."""
+    keep = 1 - 1 / max(1.0, len(points) / 20)
+    out: list[Point] = []
+    total = weight = 0.0
+    for x, y in points:
+        if math.isfinite(y):
+            total, weight = keep * total + y, keep * weight + 1.0
+            out.append((x, total / weight))
+    return out
+
+
+def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
+    """At most about `limit` points, keeping the lowest and the highest of each stretch."""
+    if len(points) <= limit:
+        return list(points)
+    stretch = math.ceil(len(points) / (limit / 2))
+    out: list[Point] = []
+    for start in range(0, len(points), stretch):
+        part = points[start : start + stretch]
+        ends = {min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])}
+        out += sorted(ends)
+    return [points[0], *out, points[-1]]
+
+
+def draw(title: str, series: Sequence[Series], *, zero: bool = False) -> Chart | None:
+    """Draw a chart over steps; None where no series has a finite point.
+
+    Args:
+        title: what the y axis shows.
+        series: drawn in order, the last on top.
+        zero: whether the y axis starts at zero.
+    """
+    lost = sum(not math.isfinite(y) for one in series for _, y in one.points)
+    clean = [(one, [p for p in one.points if math.isfinite(p[1])]) for one in series]
+    clean = [(one, points) for one, points in clean if points]
+    if not clean:
+        return None
+    x_axis, y_axis = _axes(clean, zero=zero)
+    drawn = [(one, thinned(points)) for one, points in clean]
+    parts = [_grid(x_axis, y_axis), *(_line(one, points, x_axis, y_axis) for one, points in drawn)]
+    shown = [(one, points) for one, points in drawn if one.style != "raw"] or drawn
+    data = [{"label": one.label, "points": [[x, _short(y)] for x, y in points]} for one, points in shown]
+    frame = [LEFT_PX, WIDTH_PX - RIGHT_PX, x_axis.low, x_axis.high]
+    svg = Markup(
+        '<svg class="chart" viewBox="0 0 {w} {h}" role="img" aria-label="{label}" data-frame="{frame}" '
+        'data-series="{data}">{body}<line class="cross" y1="{top}" y2="{bottom}"/></svg>'
+    ).format(
+        w=WIDTH_PX, h=HEIGHT_PX, label=_described(title, shown), frame=json.dumps(frame),
+        data=json.dumps(data), body=Markup("").join(parts), top=TOP_PX, bottom=HEIGHT_PX - BOTTOM_PX,
+    )  # fmt: skip
+    return Chart(
+        title=title,
+        svg=svg,
+        legend=[(one.style, one.label) for one, _ in drawn if one.in_legend] if len(drawn) > 1 else [],
+        last=_last_values(shown),
+        note=f"{lost} values were not finite and are left out" if lost else "",
+    )
+
+
+def sparkline(points: Sequence[Point]) -> Markup:
+    """A small line without axes, for a table cell; empty where there are fewer than two points."""
+    clean = thinned([p for p in points if math.isfinite(p[1])], 60)
+    if len(clean) < 2:
+        return Markup("")
+    xs, ys = [x for x, _ in clean], [y for _, y in clean]
+    x_axis = Axis(low=min(xs), high=max(xs), start_px=2, end_px=70)
+    y_axis = Axis(low=min(ys), high=max(ys), start_px=18, end_px=3)
+    path = " ".join(f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}" for x, y in clean)
+    return Markup(
+        '<svg class="spark" viewBox="0 0 72 21" aria-hidden="true"><polyline points="{}"/></svg>'
+    ).format(path)
+
+
+def _axes(clean: Sequence[tuple[Series, list[Point]]], *, zero: bool) -> tuple[Axis, Axis]:
+    xs = [x for _, points in clean for x, _ in points]
+    low, high = _y_range(clean)
+    log = not zero and low > 0 and high / low > LOG_RATIO
+    if not log:
+        margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+        low, high = (0.0 if zero else max(low - margin, 0.0) if low >= 0 else low - margin), high + margin
+    x_low, x_high = min(xs), max(xs)
+    x_axis = Axis(
+        low=x_low, high=x_high if x_high > x_low else x_low + 1, start_px=LEFT_PX, end_px=WIDTH_PX - RIGHT_PX
+    )
+    return x_axis, Axis(low=low, high=high, start_px=HEIGHT_PX - BOTTOM_PX, end_px=TOP_PX, log=log)
+
+
+def _y_range(clean: Sequence[tuple[Series, list[Point]]]) -> tuple[float, float]:
+    """The range of the data, in which a noisy raw line counts only with its middle 96 percent."""
+    bounds: list[float] = []
+    for one, points in clean:
+        values = sorted(y for _, y in points)
+        cut = len(values) // 50 if one.style == "raw" else 0
+        bounds += [values[cut], values[-1 - cut]]
+    return min(bounds), max(bounds)
+
+
+def _grid(x_axis: Axis, y_axis: Axis) -> Markup:
+    right, bottom = WIDTH_PX - RIGHT_PX, HEIGHT_PX - BOTTOM_PX
+    parts: list[Markup] = []
+    for value in y_axis.ticks(4):
+        y = f"{y_axis.place(value):.1f}"
+        parts.append(
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT_PX, right, y, y)
+        )
+        parts.append(
+            Markup('<text class="tick" x="{}" y="{}" text-anchor="end" dy="0.32em">{}</text>').format(
+                LEFT_PX - 7, y, number(value, 3)
+            )
+        )
+    for value in x_axis.ticks(5):
+        x = x_axis.place(value)
+        anchor = "end" if x > right - 14 else "middle"
+        parts.append(
+            Markup('<text class="tick" x="{}" y="{}" text-anchor="{}">{}</text>').format(
+                f"{x:.1f}", bottom + 16, anchor, number(value)
+            )
+        )
+    parts.append(
+        Markup('<line class="axis" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>').format(LEFT_PX, right, bottom)
+    )
+    parts.append(Markup('<text class="tick" x="{}" y="{}">step</text>').format(LEFT_PX - 40, bottom + 16))
+    return Markup("").join(parts)
+
+
+def _line(one: Series, points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> Markup:
+    places = [(x_axis.place(x), y_axis.place(y)) for x, y in points]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    parts = [Markup('<polyline class="line {}" points="{}"/>').format(one.style, path)]
+    if one.dots or len(points) == 1:
+        for (x, y), (step, value) in zip(places, points, strict=True):
+            parts.append(
+                Markup('<circle class="dot {}" cx="{}" cy="{}" r="3.2"><title>{}</title></circle>').format(
+                    one.style, f"{x:.1f}", f"{y:.1f}", f"{one.label}, step {number(step)}: {number(value)}"
+                )
+            )
+    return Markup("").join(parts)
+
+
+def _described(title: str, shown: Sequence[tuple[Series, list[Point]]]) -> str:
+    ranges = [
+        f"{one.label} from {number(points[0][1])} to {number(points[-1][1])}" for one, points in shown[:8]
+    ]
+    return f"{title} over steps: {'; '.join(ranges)}"
+
+
+def _last_values(shown: Sequence[tuple[Series, list[Point]]]) -> str:
+    if len(shown) > 4:
+        return ""
+    return " · ".join(f"{one.label} {number(points[-1][1])}" for one, points in shown)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")

@@ -1,0 +1,195 @@
+"""Sample images as grids whose pictures live inside the page.
+
+Takes the samples of job records, gives rows and columns of data URIs small enough that the page stays light.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+from PIL import Image
+
+from runner.report.record import JobRecord, Row
+from runner.report.words import number
+
+# (up to so many pictures on the page, longest side of each in pixels)
+SIDES_PX = ((24, 384), (80, 288), (250, 192))
+LEAST_SIDE_PX = 128
+
+# Up to this size an image is shown enlarged with hard pixel edges, and its own file is small enough.
+PIXEL_ART_PX = 128
+SMALL_FILE_BYTES = 16_000
+
+MAX_STEPS = 6
+MAX_ROWS = 12
+MAX_JOBS = 24
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One image in the page; `src` is None where the file cannot be read."""
+
+    src: str | None
+    alt: str
+    href: str
+    pixelated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column's heading; `role` is before, middle, after or job."""
+
+    title: str
+    subtitle: str = ""
+    role: str = "middle"
+    href: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridRow:
+    """One prompt and seed over all columns; a cell is None where there is no image."""
+
+    prompt: str
+    seed: int
+    cells: list[Picture | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Rows of pictures under common headings, and what was left out."""
+
+    columns: list[Column]
+    rows: list[GridRow]
+    note: str
+
+
+@dataclass
+class PictureBox:
+    """Turns image files into data URIs, each once, all within one budget.
+
+    Args:
+        expected: about how many pictures the page will show; more pictures are made smaller.
+        root: the folder that the page lies in; pictures link to their files relative to it.
+    """
+
+    expected: int
+    root: Path
+    _made: dict[Path, tuple[str | None, bool]] = field(default_factory=dict)
+
+    def picture(self, path: Path, alt: str) -> Picture:
+        """The picture of one file."""
+        if path not in self._made:
+            self._made[path] = self._encode(path)
+        src, pixelated = self._made[path]
+        return Picture(
+            src=src, alt=alt, href=quote(path.relative_to(self.root).as_posix()), pixelated=pixelated
+        )
+
+    def _encode(self, path: Path) -> tuple[str | None, bool]:
+        side = next((side for limit, side in SIDES_PX if self.expected <= limit), LEAST_SIDE_PX)
+        try:
+            with Image.open(path) as image:
+                small = max(image.size) <= PIXEL_ART_PX
+                if small and path.stat().st_size <= SMALL_FILE_BYTES:
+                    return _data_uri(path.read_bytes(), "png"), True
+                picture = image.convert("RGB")
+                picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return None, False
+        buffer = io.BytesIO()
+        picture.save(buffer, "WEBP", quality=84 if side > LEAST_SIDE_PX else 76, method=4)
+        return _data_uri(buffer.getvalue(), "webp"), small
+
+
+def spread(items: Sequence[Item], limit: int) -> list[Item]:
+    """At most `limit` of the items, evenly spread, with the first and the last."""
+    if len(items) <= limit:
+        return list(items)
+    places = {round(index * (len(items) - 1) / (limit - 1)) for index in range(limit)}
+    return [items[place] for place in sorted(places)]
+
+
+def progress_grid(
+    job: JobRecord, box: PictureBox, *, max_steps: int = MAX_STEPS, max_rows: int = MAX_ROWS
+) -> Grid | None:
+    """One job over its steps, before to after; None where it has no samples."""
+    steps = job.steps_sampled
+    if not steps:
+        return None
+    shown_steps, shown_rows = spread(steps, max_steps), list(job.shots)[:max_rows]
+    rows = []
+    for row in shown_rows:
+        by_step, prompt = job.shots[row], prompt_of(job, row)
+        cells = [
+            box.picture(by_step[step], f"{prompt}, seed {row.seed}, step {step}") if step in by_step else None
+            for step in shown_steps
+        ]
+        rows.append(GridRow(prompt=prompt, seed=row.seed, cells=cells))
+    columns = [_step_column(step, shown_steps, finished=job.state == "completed") for step in shown_steps]
+    left_out = []
+    if len(shown_steps) < len(steps):
+        left_out.append(f"{len(shown_steps)} of {len(steps)} steps")
+    if len(shown_rows) < len(job.shots):
+        left_out.append(f"{len(shown_rows)} of {len(job.shots)} prompts and seeds")
+    note = f"Shown: {' and '.join(left_out)}; all of them are in samples/." if left_out else ""
+    return Grid(columns=columns, rows=rows, note=note)
+
+
+def comparison_grid(ranked: Sequence[JobRecord], box: PictureBox) -> Grid | None:
+    """The last samples of all jobs side by side, after one shared column from before training."""
+    with_samples = [job for job in ranked if job.steps_sampled and job.steps_sampled[-1] > 0]
+    if not with_samples:
+        return None
+    jobs = with_samples[:MAX_JOBS]
+    all_rows = sorted({row for job in jobs for row in job.shots})
+    rows = []
+    for row in all_rows[:MAX_ROWS]:
+        owner = next((job for job in jobs if row in job.shots and 0 in job.shots[row]), None)
+        prompt = next(prompt_of(job, row) for job in jobs if row in job.shots)
+        cells: list[Picture | None] = [
+            box.picture(owner.shots[row][0], f"{prompt}, seed {row.seed}, before training") if owner else None
+        ]
+        for job in jobs:
+            last = job.shots.get(row, {}).get(job.steps_sampled[-1])
+            alt = f"{prompt}, seed {row.seed}, {job.name}, step {job.steps_sampled[-1]}"
+            cells.append(box.picture(last, alt) if last else None)
+        rows.append(GridRow(prompt=prompt, seed=row.seed, cells=cells))
+    columns = [Column(title="before", subtitle="step 0", role="before")]
+    columns += [
+        Column(
+            title=job.name, role="job", href=f"#job-{job.id}",
+            subtitle=f"{number(job.objective)} · step {job.steps_sampled[-1]}",
+        )
+        for job in jobs
+    ]  # fmt: skip
+    left_out = []
+    if len(jobs) < len(with_samples):
+        left_out.append(f"the best {len(jobs)} of {len(with_samples)} jobs with samples")
+    if len(all_rows) > MAX_ROWS:
+        left_out.append(f"{MAX_ROWS} of {len(all_rows)} prompts and seeds")
+    return Grid(columns=columns, rows=rows, note=f"Shown: {' and '.join(left_out)}." if left_out else "")
+
+
+def prompt_of(job: JobRecord, row: Row) -> str:
+    """The text of a row's prompt."""
+    return job.prompts[row.prompt] if row.prompt < len(job.prompts) else f"prompt {row.prompt}"
+
+
+def _step_column(step: int, shown: Sequence[int], *, finished: bool) -> Column:
+    if step == 0:
+        return Column(title="before", subtitle="step 0", role="before")
+    if step == shown[-1]:
+        return Column(title="after" if finished else "so far", subtitle=f"step {step:,}", role="after")
+    return Column(title=f"step {step:,}", role="before" if step == shown[0] else "middle")
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -1,0 +1,204 @@
+"""Reads job folders as they are: whole, half written, or damaged.
+
+Gives one `JobRecord` per folder. A file that is missing or torn leaves its part empty and is named in
+`problems`; nothing here raises because of what is inside a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import yaml
+
+from runner.track.metrics import MetricsFile
+
+LOG_TAIL_BYTES = 6000
+HELD_OUT = "validation/loss"
+
+Point = tuple[float, float]
+
+
+class Row(NamedTuple):
+    """One fixed sample of the grid: which prompt, which seed."""
+
+    prompt: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """What one job folder holds."""
+
+    folder: Path
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+    lines: list[dict[str, Any]]
+    prompts: list[str]
+    negative_prompt: str
+    shots: dict[Row, dict[int, Path]]
+    log_tail: str
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        """The job's id; the name of its folder where the manifest has none."""
+        return str(self.manifest.get("id") or self.folder.name)
+
+    @property
+    def name(self) -> str:
+        """The job's title."""
+        return str(self.manifest.get("name") or self.id)
+
+    @property
+    def state(self) -> str:
+        """The state in the manifest, or `unknown`."""
+        return str(self.manifest.get("state") or "unknown")
+
+    @property
+    def objective(self) -> float | None:
+        """The job's result where it is a finite number; less is better."""
+        return finite(self.manifest.get("objective"))
+
+    @property
+    def total_s(self) -> float | None:
+        """Seconds from start to end."""
+        return finite(self.section("timings_s").get("total"))
+
+    @property
+    def overrides(self) -> dict[str, str]:
+        """What was set on the command line, by key."""
+        raw = self.manifest.get("overrides")
+        pairs = [str(item).partition("=") for item in raw] if isinstance(raw, list) else []
+        return {key.lstrip("+~"): value for key, _, value in pairs}
+
+    @property
+    def steps_sampled(self) -> list[int]:
+        """All steps for which there is an image, in order."""
+        return sorted({step for by_step in self.shots.values() for step in by_step})
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A part of the manifest as a mapping; empty where it is missing or something else."""
+        return as_mapping(self.manifest.get(name))
+
+    def setting(self, key: str) -> Any:
+        """A setting by its dotted key, or None."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = as_mapping(value).get(part)
+        return value
+
+    def curve(self, name: str) -> list[Point]:
+        """A metric as (step, value), in the order of the steps; NaN and infinities are kept."""
+        points: dict[float, float] = {}
+        for line in self.lines:
+            value = line.get(name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                points[float(line["step"])] = float(value)
+        return sorted(points.items())
+
+    def images_per_s(self) -> float | None:
+        """Training speed: the median over the logged values, images per second."""
+        speeds = [value for _, value in self.curve("train/images_per_s") if math.isfinite(value)]
+        return median(speeds) if speeds else None
+
+
+def finite(value: Any) -> float | None:
+    """The value as a float where it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def as_mapping(value: Any) -> dict[str, Any]:
+    """The value as a dict with string keys where it is a mapping, else an empty one."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else {}
+
+
+def is_job_folder(folder: Path) -> bool:
+    """Whether a folder is a job's."""
+    return (folder / "manifest.json").is_file() or (folder / "config.yaml").is_file()
+
+
+def find_jobs(folder: Path) -> list[Path]:
+    """The folder itself where it is a job's, else the job folders in it, by name.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if there is no job in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}: give an experiment (outputs/<name>) or one job in it")
+    if is_job_folder(folder):
+        return [folder]
+    found = sorted(child for child in folder.iterdir() if child.is_dir() and is_job_folder(child))
+    if not found:
+        raise ValueError(f"no job in {folder}: none of its folders has a manifest.json or config.yaml")
+    return found
+
+
+def read_job(folder: Path) -> JobRecord:
+    """Read one job folder, whatever state it is in."""
+    problems: list[str] = []
+    described = _read_mapping(folder / "samples" / "prompts.json", problems, optional=True)
+    prompts = described.get("prompts")
+    return JobRecord(
+        folder=folder,
+        config=_read_mapping(folder / "config.yaml", problems),
+        manifest=_read_mapping(folder / "manifest.json", problems),
+        lines=_read_metrics(folder / "metrics.jsonl", problems),
+        prompts=[str(prompt) for prompt in prompts] if isinstance(prompts, list) else [],
+        negative_prompt=str(described.get("negative_prompt") or ""),
+        shots=_find_shots(folder / "samples"),
+        log_tail=_read_tail(folder / "log.txt"),
+        problems=problems,
+    )
+
+
+def _read_mapping(path: Path, problems: list[str], *, optional: bool = False) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except FileNotFoundError:
+        if not optional:
+            problems.append(f"{path.name} is missing")
+        return {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problems.append(f"{path.name} cannot be read: {str(error).splitlines()[0]}")
+        return {}
+    if not isinstance(content, dict):
+        problems.append(f"{path.name} is not a mapping")
+    return as_mapping(content)
+
+
+def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    try:
+        return MetricsFile(path).read()
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read: {error.strerror}")
+        return []
+
+
+def _read_tail(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+            return stream.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _find_shots(folder: Path) -> dict[Row, dict[int, Path]]:
+    shots: dict[Row, dict[int, Path]] = {}
+    for path in folder.glob("step-*/p*-s*.png"):
+        step = re.fullmatch(r"step-(\d+)", path.parent.name)
+        place = re.fullmatch(r"p(\d+)-s(-?\d+)", path.stem)
+        if step and place:
+            shots.setdefault(Row(int(place[1]), int(place[2])), {})[int(step[1])] = path
+    return dict(sorted(shots.items()))

@@ -1,0 +1,126 @@
+"""Numbers, times and sentences as a person would write them. Takes plain values, gives plain text."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import PurePosixPath
+from typing import Any
+
+from runner.report.record import HELD_OUT, JobRecord
+
+MISSING = "–"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number with so many significant digits, as short as it gets: 0.1303, 1200, 1e-04."""
+    if value is None:
+        return MISSING
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e6 or abs(value) < 1e-3:
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+        return f"{mantissa}e{int(exponent)}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as 0.4 s, 38 s, 4 min 10 s, 2 h 05 min."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def count(amount: float, noun: str) -> str:
+    """An amount with its noun: 1 job, 4 jobs."""
+    return f"{amount:,.0f} {noun}" if amount == 1 else f"{amount:,.0f} {noun}s"
+
+
+def plain(value: Any) -> str:
+    """Any value of a config as one line of text."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return number(value, digits=6)
+    if isinstance(value, (list, tuple)) and all(not isinstance(item, (list, tuple, dict)) for item in value):
+        return ", ".join(plain(item) for item in value) or MISSING
+    if isinstance(value, (list, tuple, dict)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def subject(job: JobRecord) -> str:
+    """What the job trains: `LoRA rank 8 on houses`."""
+    rank = job.setting("lora.rank")
+    what = f"LoRA rank {rank}" if rank is not None else "LoRA"
+    data = str(job.setting("dataset.name") or job.setting("dataset.path") or "")
+    name = PurePosixPath(data.rstrip("/")).name
+    return f"{what} on {name}" if name else what
+
+
+def held_out_change(job: JobRecord) -> str:
+    """How the held-out loss went: `held-out loss 0.21 → 0.13`, or nothing where it was not measured."""
+    values = [value for _, value in job.curve(HELD_OUT)]
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f"held-out loss {number(values[0], 3)}"
+    return f"held-out loss {number(values[0], 3)} → {number(values[-1], 3)}"
+
+
+def job_sentence(job: JobRecord) -> str:
+    """One sentence on one job, true in each state."""
+    steps = finite_steps(job)
+    wanted = job.setting("steps")
+    of_steps = f"{steps:,} of {wanted:,} steps" if isinstance(wanted, int) else count(steps, "step")
+    change = held_out_change(job)
+    if job.state == "completed":
+        took = f" in {duration(job.total_s)}" if job.total_s is not None else ""
+        return f"{subject(job)}: {change or f'{steps:,} steps done'}{took}."
+    ending = {
+        "pending": "not started yet",
+        "submitted": "submitted, not started yet",
+        "running": f"running, {of_steps} done",
+        "interrupted": f"interrupted after {of_steps}; the same command continues it",
+        "failed": f"failed after {of_steps}",
+        "cancelled": f"cancelled after {of_steps}",
+        "pruned": f"stopped early after {of_steps}, as others did better",
+    }.get(job.state, f"{of_steps} done")
+    return f"{subject(job)}: {ending}{f'; {change}' if change else ''}."
+
+
+def finite_steps(job: JobRecord) -> int:
+    """Optimizer steps done: the manifest's count, or the last logged step where that is further."""
+    said = job.manifest.get("steps_done")
+    logged = max((int(line["step"]) for line in job.lines), default=0)
+    return max(logged, said) if isinstance(said, int) else logged
+
+
+def experiment_sentence(ranked: list[JobRecord]) -> str:
+    """One sentence on several jobs, best first."""
+    states = [job.state for job in ranked]
+    done = states.count("completed")
+    parts = [f"{done} of {count(len(ranked), 'job')} completed"]
+    rest = sorted(set(states) - {"completed"})
+    parts += [f"{states.count(state)} {state}" for state in rest]
+    text = ", ".join(parts)
+    best = ranked[0]
+    if best.objective is not None:
+        name = str(best.manifest.get("objective_name") or HELD_OUT)
+        what = "held-out loss" if name == HELD_OUT else name
+        text += f"; best is {best.name} with {what} {number(best.objective)}"
+    return f"{text}."

@@ -1,0 +1,22 @@
+"""Every setting there is, once: frozen pydantic models that Hydra, the worker and the container all read."""
+
+from __future__ import annotations
+
+from runner.schema.experiment import GROUPS, Experiment
+from runner.schema.inputs import DatasetSettings, ModelSettings
+from runner.schema.running import LocalLauncher, LoggerSettings, ValidationSettings
+from runner.schema.training import LoraSettings, LossSettings, LrSchedulerSettings, OptimizerSettings
+
+__all__ = [
+    "GROUPS",
+    "DatasetSettings",
+    "Experiment",
+    "LocalLauncher",
+    "LoggerSettings",
+    "LoraSettings",
+    "LossSettings",
+    "LrSchedulerSettings",
+    "ModelSettings",
+    "OptimizerSettings",
+    "ValidationSettings",
+]

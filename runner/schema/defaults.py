@@ -1,0 +1,37 @@
+"""The schema's defaults as plain nodes, for Hydra to compose upon; knows nothing of Hydra."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from runner.schema.experiment import GROUPS, Experiment
+from runner.schema.knob import Settings
+
+
+def variants_of(group: str) -> dict[str, type[Settings]]:
+    """The models a group may hold, by the value of its `name`; one entry named "" for a plain group."""
+    annotation = Experiment.model_fields[group].annotation
+    models = [kind for kind in get_args(annotation) or (annotation,) if isinstance(kind, type)]
+    assert all(issubclass(kind, Settings) for kind in models), group
+    if len(models) == 1:
+        return {"": models[0]}
+    return {str(kind.model_fields["name"].default): kind for kind in models}
+
+
+def base_node() -> dict[str, Any]:
+    """Every knob with its default, but for groups with several kinds, whose choices bring their own."""
+    node = Experiment().model_dump(mode="json")
+    return {key: value for key, value in node.items() if key not in GROUPS or "" in variants_of(key)}
+
+
+def variant_nodes() -> dict[tuple[str, str], dict[str, Any]]:
+    """(group, kind) -> the knobs of that kind with their defaults."""
+    return {
+        (group, kind): _dump(model) for group in GROUPS for kind, model in variants_of(group).items() if kind
+    }
+
+
+def _dump(model: type[BaseModel]) -> dict[str, Any]:
+    return model().model_dump(mode="json")

@@ -1,0 +1,114 @@
+"""One job's whole configuration: the groups, the settings above them, and the checks between them."""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from runner.schema.inputs import DatasetSettings, MethodSettings, ModelSettings, Precision
+from runner.schema.knob import Settings, knob
+from runner.schema.running import (
+    CheckpointSettings,
+    LauncherSettings,
+    LocalLauncher,
+    LoggerSettings,
+    TaskSettings,
+    ValidationSettings,
+)
+from runner.schema.training import (
+    AdamW,
+    LoraSettings,
+    LossSettings,
+    LrSchedulerSettings,
+    OptimizerSettings,
+    SchedulerSettings,
+)
+
+
+class Experiment(Settings):
+    """Everything a job needs to know, resolved; what `config.yaml` in a run folder holds."""
+
+    name: str = knob(
+        "dev",
+        identity=False,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        doc="Name of the experiment: the folder under `outputs` and the W&B group.",
+    )
+    seed: int = knob(0, ge=0, lt=2**63, doc="Seed of initial weights, order, noise, timesteps and dropout.")
+    steps: int = knob(200, ge=1, unit="optimizer steps", doc="Length of the training.")
+    batch_size: int = knob(
+        4,
+        ge=1,
+        unit="images",
+        doc="Images per optimizer step and job, over all processes and accumulated parts.",
+    )
+    accumulation: int = knob(
+        1,
+        ge=1,
+        unit="parts",
+        identity=False,
+        doc="The batch is worked through in this many parts, and their gradients are summed: less memory, "
+        "the same result (unlike in the diffusers scripts, `batch_size` already counts all parts).",
+    )
+    resolution: int = knob(
+        64, ge=8, le=8192, multiple_of=8, unit="px", doc="Side of the square training images."
+    )
+    precision: Precision = knob(
+        "fp32",
+        doc="Precision of the frozen base and of the computation; adapter weights are always kept in fp32.",
+    )
+    task: TaskSettings = TaskSettings()
+    model: ModelSettings = ModelSettings()
+    dataset: DatasetSettings = DatasetSettings()
+    method: MethodSettings = MethodSettings()
+    lora: LoraSettings = LoraSettings()
+    optimizer: OptimizerSettings = AdamW()
+    lr_scheduler: LrSchedulerSettings = LrSchedulerSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
+    loss: LossSettings = LossSettings()
+    validation: ValidationSettings = ValidationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    launcher: LauncherSettings = LocalLauncher()
+    logger: LoggerSettings = LoggerSettings()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Experiment:
+        processes = self.launcher.processes or 1
+        if processes > self.batch_size:
+            raise ValueError(
+                f"launcher.processes = {processes}: batch_size = {self.batch_size} leaves "
+                f"{processes - self.batch_size} of them without work; raise batch_size or lower launcher.processes"
+            )
+        if self.accumulation > self.batch_size:
+            raise ValueError(
+                f"accumulation = {self.accumulation}: batch_size = {self.batch_size} cannot be cut into more "
+                "parts than it has images; lower accumulation"
+            )
+        if self.lr_scheduler.warmup_steps >= self.steps:
+            raise ValueError(
+                f"lr_scheduler.warmup_steps = {self.lr_scheduler.warmup_steps}: the training ends after "
+                f"steps = {self.steps}, before the warm-up; lower it"
+            )
+        if self.optimizer.text_encoder_lr is not None and not self.lora.text_encoder:
+            raise ValueError(
+                f"optimizer.text_encoder_lr = {self.optimizer.text_encoder_lr}: has no effect without "
+                "lora.text_encoder=true"
+            )
+        return self
+
+
+GROUPS = (
+    "task",
+    "model",
+    "dataset",
+    "method",
+    "lora",
+    "optimizer",
+    "lr_scheduler",
+    "scheduler",
+    "loss",
+    "validation",
+    "launcher",
+    "logger",
+)
+"""Sections that are Hydra groups: each has a folder of choices under conf/."""

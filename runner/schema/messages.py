@@ -1,0 +1,90 @@
+"""Validation errors as a user wants to read them: key, value, what is wrong, nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from runner.schema.defaults import variants_of
+from runner.schema.experiment import GROUPS, Experiment
+
+
+def dotted_keys() -> list[str]:
+    """Every key a user can set, such as `lora.rank`, in the order of the schema."""
+    keys: list[str] = []
+    for name, field in Experiment.model_fields.items():
+        if name in GROUPS:
+            for model in variants_of(name).values():
+                keys += [f"{name}.{key}" for key in model.model_fields]
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += [f"{name}.{key}" for key in field.annotation.model_fields]
+        else:
+            keys.append(name)
+    return list(dict.fromkeys(keys))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`, did you mean x?` for the known name closest to `word`, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def unknown_key(key: str) -> str:
+    """What to say of a key that is not in the schema: the closest full key, or the same name elsewhere."""
+    known = dotted_keys()
+    last = key.rpartition(".")[2]
+    same_name = [candidate for candidate in known if candidate.rpartition(".")[2] == last]
+    if same_name and "." not in key:
+        return f"unknown key, did you mean {' or '.join(same_name[:3])}?"
+    return f"unknown key{nearest(key, known) or nearest(key, GROUPS)}"
+
+
+def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
+    """One line for each fault that pydantic found in the resolved configuration `raw`."""
+    lines = []
+    for fault in error.errors():
+        location = [str(part) for part in fault["loc"]]
+        if len(location) > 1 and location[0] in GROUPS and location[1] in variants_of(location[0]):
+            del location[1]  # the kind of a group with several kinds is not part of the key
+        key = ".".join(
+            part for part in location if not part.startswith(("function-", "literal[", "constrained-"))
+        )
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{key} = {fault['input']!r}: {_unknown(key, raw)}")
+        elif not key:
+            lines.append(_said(fault["msg"]))
+        elif fault["type"].startswith("union_tag"):
+            kinds = ", ".join(variants_of(key))
+            name = raw.get(key, {}).get("name") if isinstance(raw.get(key), Mapping) else raw.get(key)
+            lines.append(
+                f"{key}.name = {name!r}: should be one of {kinds}{nearest(str(name), variants_of(key))}"
+            )
+        elif fault["type"] == "missing":
+            lines.append(f"{key}: has no value; set {key}=...")
+        else:
+            lines.append(f"{_owner(key, fault)}: {_said(fault['msg'])}")
+    return list(dict.fromkeys(lines))
+
+
+def _owner(key: str, fault: Any) -> str:
+    # A check over several keys of one group reports the group; its value as a whole says nothing.
+    return key if isinstance(fault["input"], (Mapping, BaseModel)) else f"{key} = {fault['input']!r}"
+
+
+def _unknown(key: str, raw: Mapping[str, Any]) -> str:
+    group, _, last = key.partition(".")
+    kinds = variants_of(group) if group in GROUPS else {}
+    owners = [kind for kind, model in kinds.items() if last in model.model_fields and kind]
+    if owners:
+        return (
+            f"has no effect with {group}={raw[group].get('name')}, only with {' or '.join(owners)}; remove it"
+        )
+    return unknown_key(key)
+
+
+def _said(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message.replace("Input should", "should", 1) if message.startswith("Input") else message

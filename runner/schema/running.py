@@ -1,0 +1,103 @@
+"""How a job is watched and kept, and where it runs: nothing here changes what is trained but `validation`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from runner.schema.knob import Settings, knob
+
+
+class TaskSettings(Settings):
+    """Group `task`: what the job does."""
+
+    name: Literal["train"] = knob("train", doc="`train` fine-tunes an adapter.")
+
+
+class ValidationSettings(Settings):
+    """Group `validation`: held-out loss and sample images, before, during and after training."""
+
+    every: int = knob(
+        0,
+        ge=0,
+        unit="optimizer steps",
+        doc="Period of validation; 0 means only before the first and after the last.",
+    )
+    held_out: float = knob(
+        0.1,
+        ge=0,
+        lt=1,
+        unit="share of images",
+        doc="Images kept out of training to measure the loss on; none where there are fewer than 10 images, "
+        "and then the loss is measured on the training images.",
+    )
+    timesteps: int = knob(
+        8, ge=1, le=1000, doc="Fixed timesteps, evenly spread, at which the held-out loss is measured."
+    )
+    max_images: int = knob(64, ge=1, unit="images", doc="Measure the loss on at most this many images.")
+    prompts: tuple[str, ...] | None = knob(
+        None, max_length=64, doc="What to draw; null means the captions of four images, [] draws nothing."
+    )
+    negative_prompt: str | None = knob(
+        None, doc="What not to draw; null leaves it out (SDXL then uses zeros, not the empty caption)."
+    )
+    seeds: tuple[int, ...] = knob((0,), min_length=1, max_length=64, doc="One image per prompt and seed.")
+    guidance_scale: float = knob(
+        5.0, ge=0, doc="Classifier-free guidance of the sample images; up to 1 is off."
+    )
+    inference_steps: int = knob(25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler.")
+
+    @field_validator("prompts")
+    @classmethod
+    def _not_empty(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and any(not prompt.strip() for prompt in value):
+            raise ValueError("should not contain an empty prompt")
+        return value
+
+
+class CheckpointSettings(Settings):
+    """Section `checkpoint`: what a killed job can continue from."""
+
+    every: int = knob(
+        500,
+        ge=0,
+        unit="optimizer steps",
+        doc="Period of checkpoints; 0 means only when a signal asks to stop.",
+    )
+    keep: int = knob(2, ge=1, unit="checkpoints", doc="How many to keep; older ones are removed.")
+
+
+class LocalLauncher(Settings):
+    """`launcher=local`: processes on this machine."""
+
+    name: Literal["local"] = knob("local", doc="Where jobs run.")
+    device: Literal["auto", "cpu", "cuda"] = knob("auto", doc="`auto` uses the GPUs where there are any.")
+    processes: int | None = knob(
+        None, ge=1, doc="Processes a job is spread over; null means every GPU (one on the CPU)."
+    )
+    concurrency: int = knob(1, ge=1, doc="Packs that run at the same time.")
+    pack: Annotated[int, Field(ge=1)] | Literal["auto"] = knob(
+        "auto", unit="jobs", doc="Most jobs trained together over one base model; `auto` is up to 8."
+    )
+    gradient_checkpointing: bool = knob(
+        False, doc="Recompute activations in the backward pass: less memory, about a third more time."
+    )
+    dry_run: bool = knob(False, doc="Print the plan and stop.")
+
+
+LauncherSettings = Annotated[LocalLauncher, Field()]
+
+
+class LoggerSettings(Settings):
+    """Group `logger`: the mirror of `metrics.jsonl` in Weights & Biases."""
+
+    name: Literal["wandb", "none"] = knob("wandb", doc="Where the record is mirrored.")
+    mode: Literal["auto", "online", "offline", "disabled"] = knob(
+        "auto", doc="`auto` is online where an API key is found, offline otherwise."
+    )
+    project: str = knob("lora", min_length=1, doc="W&B project.")
+    entity: str | None = knob(None, doc="W&B user or team; null is the key's own.")
+    tags: tuple[str, ...] = knob((), doc="Tags of the W&B run.")
+    every: int = knob(10, ge=1, unit="optimizer steps", doc="Period of the training metrics.")
+    timeout_s: float = knob(30.0, gt=0, unit="seconds", doc="Longest that starting or ending W&B may block.")

@@ -1,0 +1,167 @@
+"""What is trained, and how: adapter, optimizer, schedules, loss."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from runner.schema.knob import Settings, knob
+
+TARGET_PRESETS = ("attention", "attention_ff", "linear")
+
+
+class LoraSettings(Settings):
+    """Group `lora`: the adapter."""
+
+    rank: int = knob(8, ge=1, le=1024, doc="Rank of the update of each targeted layer.")
+    alpha: float | None = knob(
+        None, gt=0, doc="The update is scaled by alpha / rank; null means alpha = rank, a scale of 1."
+    )
+    dropout: float = knob(
+        0.0, ge=0, lt=1, unit="share of inputs", doc="Dropout on the input of each adapter while training."
+    )
+    targets: str = knob(
+        "attention",
+        min_length=1,
+        doc="UNet layers that get an adapter: `attention`, `attention_ff` (and feed-forward), `linear` "
+        "(every linear layer of the transformer blocks and their projections), or a regular expression "
+        "that matches whole module names.",
+    )
+    init: Literal["gaussian", "kaiming"] = knob(
+        "gaussian", doc="Start of the down-projection: normal with deviation 1/rank, or Kaiming-uniform."
+    )
+    text_encoder: bool = knob(False, doc="Train adapters on the attention of the text encoders as well.")
+
+    @field_validator("targets")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        if value not in TARGET_PRESETS:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(
+                    f"should be one of {', '.join(TARGET_PRESETS)} or a regular expression ({error})"
+                ) from error
+        return value
+
+    @property
+    def scale(self) -> float:
+        """Factor on the low-rank update: alpha / rank."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+class _Optimizer(Settings):
+    text_encoder_lr: float | None = knob(
+        None, gt=0, doc="Learning rate of the text encoders' adapters; null means `lr`."
+    )
+    weight_decay: float = knob(0.01, ge=0, doc="Decoupled weight decay.")
+    max_grad_norm: float = knob(
+        1.0, ge=0, doc="Gradients are scaled down to this norm over all of a job's weights; 0 is off."
+    )
+
+
+class AdamW(_Optimizer):
+    """`optimizer=adamw`: AdamW in one fused kernel per job."""
+
+    name: Literal["adamw"] = knob("adamw", doc="Which optimizer.")
+    lr: float = knob(1e-4, gt=0, doc="Peak learning rate.")
+    betas: tuple[float, float] = knob((0.9, 0.999), doc="Decay rates of the two moments.")
+    eps: float = knob(1e-8, gt=0, doc="Added to the denominator.")
+
+
+class AdamW8bit(AdamW):
+    """`optimizer=adamw8bit`: AdamW with 8-bit moments (bitsandbytes)."""
+
+    name: Literal["adamw8bit"] = knob("adamw8bit", doc="Which optimizer.")  # type: ignore[assignment]
+
+
+class Prodigy(_Optimizer):
+    """`optimizer=prodigy`: learning-rate-free (prodigyopt); lr scales its own estimate."""
+
+    name: Literal["prodigy"] = knob("prodigy", doc="Which optimizer.")
+    lr: float = knob(1.0, gt=0, doc="Factor on the estimated learning rate; 1 is the authors' advice.")
+    betas: tuple[float, float] = knob((0.9, 0.999), doc="Decay rates of the two moments.")
+    d_coef: float = knob(1.0, gt=0, doc="Factor on the estimate of the distance to the solution.")
+    safeguard_warmup: bool = knob(True, doc="Keep warm-up steps out of that estimate.")
+
+
+class Adafactor(_Optimizer):
+    """`optimizer=adafactor`: factored second moments (transformers), with a given learning rate."""
+
+    name: Literal["adafactor"] = knob("adafactor", doc="Which optimizer.")
+    lr: float = knob(1e-4, gt=0, doc="Peak learning rate.")
+
+
+OptimizerSettings = Annotated[AdamW | AdamW8bit | Prodigy | Adafactor, Field(discriminator="name")]
+
+
+class LrSchedulerSettings(Settings):
+    """Group `lr_scheduler`: the learning rate over the optimizer steps."""
+
+    name: Literal[
+        "constant",
+        "constant_with_warmup",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "piecewise_constant",
+    ] = knob("constant", doc="Shape of the curve; the names are those of diffusers.")
+    warmup_steps: int = knob(
+        0, ge=0, unit="optimizer steps", doc="Rise from 0 to the peak over this many steps."
+    )
+    cycles: int = knob(1, ge=1, doc="Number of restarts; used by `cosine_with_restarts`.")
+    power: float = knob(1.0, gt=0, doc="Exponent of `polynomial`.")
+    rules: str | None = knob(
+        None, doc="Rules of `piecewise_constant`, such as `1:10,0.1:20,0.01`: factor 1 to step 10, and so on."
+    )
+
+    @model_validator(mode="after")
+    def _takes_effect(self) -> LrSchedulerSettings:
+        used = {
+            "warmup_steps": self.name not in ("constant", "piecewise_constant"),
+            "cycles": self.name == "cosine_with_restarts",
+            "power": self.name == "polynomial",
+            "rules": self.name == "piecewise_constant",
+        }
+        idle = [
+            key for key, takes in used.items() if not takes and getattr(self, key) != default_of(self, key)
+        ]
+        if idle:
+            raise ValueError(f"{', '.join(idle)} has no effect with lr_scheduler.name={self.name}; remove it")
+        if self.name == "piecewise_constant" and not re.fullmatch(
+            r"([\d.eE+-]+:\d+,)+[\d.eE+-]+", self.rules or ""
+        ):
+            raise ValueError(
+                "rules should read like 1:10,0.1:20,0.01 with lr_scheduler.name=piecewise_constant"
+            )
+        return self
+
+
+def default_of(settings: Settings, key: str) -> object:
+    """The declared default of one knob."""
+    return type(settings).model_fields[key].default
+
+
+class LossSettings(Settings):
+    """Group `loss`: mean squared error of the predicted noise (or velocity), weighted by timestep."""
+
+    snr_gamma: float | None = knob(
+        None, gt=0, doc="Min-SNR weighting with this gamma (arXiv 2303.09556; 5 is usual); null is off."
+    )
+    noise_offset: float = knob(
+        0.0,
+        ge=0,
+        le=1,
+        doc="Adds this much of a constant shift per channel to the noise (0.03-0.1 is usual).",
+    )
+
+
+class SchedulerSettings(Settings):
+    """Group `scheduler`: the sampler that draws validation images (training always adds noise as DDPM does)."""
+
+    name: Literal["model", "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp", "unipc"] = knob(
+        "model", doc="Sampler; `model` is the one saved with the model."
+    )

@@ -1,0 +1,131 @@
+"""The frozen base of a pack, loaded phase by phase so that encoders are gone before the denoiser is there."""
+
+from __future__ import annotations
+
+import gc
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from runner.families import find_family
+from runner.families.family import TextStack
+from runner.families.files import local_folder, snapshot
+from runner.families.loading import load_sampler, load_vae
+from runner.families.noise import NoiseSchedule, load_noise_schedule
+from runner.schema import Experiment
+from runner.train.place import Place
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Base:
+    """The base model that all jobs of a pack share; each part is read when it is first asked for."""
+
+    def __init__(self, experiment: Experiment, place: Place) -> None:
+        self.settings = experiment.model
+        self.trains_text = experiment.lora.text_encoder
+        self.checkpointing = experiment.launcher.gradient_checkpointing
+        self.place = place
+        self.dtype = DTYPES[experiment.precision]
+        self.family = find_family(self.settings.family)
+        self.folder = snapshot(
+            self.settings.path, revision=self.settings.revision, variant=self.settings.variant
+        )
+        self.vae_source = self._vae_source()
+
+    def _vae_source(self) -> Path | None:
+        if self.settings.vae is None:
+            return None
+        local = local_folder(self.settings.vae)
+        return local if local is not None else _vae_snapshot(self.settings.vae)
+
+    @property
+    def vae_folder(self) -> Path:
+        """The folder with the VAE's own files."""
+        source = self.vae_source or self.folder
+        return source / "vae" if (source / "vae").is_dir() else source
+
+    @cached_property
+    def vae(self) -> nn.Module:
+        """The VAE on the device, fp32; it also draws the samples."""
+        return load_vae(self.folder, self.vae_source, self.settings.variant).to(self.place.device)
+
+    @cached_property
+    def vae_config(self) -> dict[str, Any]:
+        """The VAE's configuration, which says how latents are scaled."""
+        from diffusers import AutoencoderKL
+
+        return dict(AutoencoderKL.load_config(self.vae_folder))
+
+    @cached_property
+    def text(self) -> TextStack:
+        """The text encoders; in training precision where they are trained, fp32 otherwise."""
+        dtype = self.dtype if self.trains_text else torch.float32
+        return self.family.load_text(self.folder, self.settings.variant, dtype)
+
+    @property
+    def zeros_for_empty(self) -> bool:
+        """Whether no prompt means zero embeddings rather than those of the empty caption."""
+        return self.family.zeros_for_empty(self.folder)
+
+    def free_text(self) -> None:
+        """Let go of the text encoders, which are not needed once every caption is encoded."""
+        self.__dict__.pop("text", None)
+        self._collect()
+
+    def free_vae(self) -> None:
+        """Let go of the VAE."""
+        self.__dict__.pop("vae", None)
+        self._collect()
+
+    def _collect(self) -> None:
+        gc.collect()
+        if self.place.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @cached_property
+    def noise(self) -> NoiseSchedule:
+        """The noise schedule on the device."""
+        return load_noise_schedule(self.folder, self.settings.prediction_type).to(self.place.device)
+
+    @cached_property
+    def denoiser(self) -> nn.Module:
+        """The denoiser on the device, frozen."""
+        denoiser = self.family.load_denoiser(self.folder, self.settings.variant, self.dtype)
+        if self.checkpointing:
+            denoiser.enable_gradient_checkpointing()
+        return denoiser.to(self.place.device)
+
+    def components(self) -> dict[str, nn.Module]:
+        """The parts that carry adapters, by their names in the pipeline."""
+        names = self.family.adapter_components
+        parts = {names[0]: self.denoiser}
+        if self.trains_text:
+            parts |= {
+                name: encoder.to(self.place.device)
+                for name, encoder in zip(names[1:], self.text.encoders, strict=True)
+            }
+        return parts
+
+    def sampler(self, name: str) -> Any:
+        """A fresh sampler for validation images."""
+        return load_sampler(self.folder, name, self.noise.prediction_type)
+
+
+def _vae_snapshot(path: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    from runner.errors import ModelError
+
+    patterns = ["config.json", "*.safetensors", "vae/config.json", "vae/*.safetensors"]
+    try:
+        return Path(snapshot_download(path, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"model.vae = {path!r}: neither a folder on this machine nor reachable on the Hub; give "
+            "model.vae=<folder>, or model.vae=null for the model's own"
+        ) from error

@@ -1,0 +1,96 @@
+"""What a killed job continues from: a folder per checkpoint, whole or absent, a few of them kept.
+
+The adapter, the optimizer and the schedule are the whole state: order, noise and dropout are functions of the
+step, and every process holds the same weights, so one process's files are complete for any number of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from runner.errors import CheckpointError
+from runner.job import Job
+
+log = logging.getLogger(__name__)
+
+ADAPTER, OPTIMIZER, ABOUT = "adapter.safetensors", "optimizer.pt", "about.json"
+
+
+def save_checkpoint(
+    job: Job, step: int, adapter: Mapping[str, Mapping[str, Tensor]], optimizer: Mapping[str, Any]
+) -> Path:
+    """Write a checkpoint of `step` atomically, and remove the oldest beyond `checkpoint.keep`."""
+    target = job.paths.checkpoint_at(step)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".writing-"))
+    try:
+        save_file(
+            {f"{part}/{key}": tensor for part, layers in adapter.items() for key, tensor in layers.items()},
+            temporary / ADAPTER,
+        )
+        torch.save(dict(optimizer), temporary / OPTIMIZER)
+        (temporary / ABOUT).write_text(json.dumps({"step": step, "identity": job.identity}), encoding="utf-8")
+        for file in temporary.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in _steps(job.paths.checkpoints)[: -job.experiment.checkpoint.keep]:
+        shutil.rmtree(old)
+    for torn in job.paths.checkpoints.glob(".writing-*"):
+        shutil.rmtree(torn, ignore_errors=True)
+    return target
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
+def load_checkpoint(job: Job) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """(step, adapter, optimizer) of the newest checkpoint that can be read, or None where there is none.
+
+    Raises:
+        CheckpointError: it belongs to another configuration or data set.
+    """
+    for folder in reversed(_steps(job.paths.checkpoints)):
+        try:
+            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+            tensors = load_file(folder / ADAPTER)
+            optimizer = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            log.warning("%s cannot be read (%s); going back to the one before", folder, error)
+            continue
+        _refuse_other(about["identity"], job.identity, folder)
+        adapter: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            part, _, key = name.partition("/")
+            adapter.setdefault(part, {})[key] = tensor
+        return int(about["step"]), adapter, optimizer
+    return None
+
+
+def _refuse_other(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    different = [key for key in sorted(saved.keys() | wanted.keys()) if saved.get(key) != wanted.get(key)]
+    if different:
+        lines = [
+            f"  {key.removeprefix('settings.')}: {saved.get(key, 'default')} there, {wanted.get(key, 'default')} here"
+            for key in different
+        ]
+        raise CheckpointError(
+            "\n".join([f"{folder} was made by another configuration or data set:", *lines, "Remove it to start anew."])
+        )

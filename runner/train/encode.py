@@ -1,0 +1,155 @@
+"""Frozen things, computed once: VAE posteriors of crops and text embeddings of captions, through the cache.
+
+Encodes in fp32 whatever the training precision is, so that all precisions share entries and no VAE overflows.
+
+# Shape suffixes: B crops or captions in a batch, H W pixels, h w latent pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runner.cache import TensorCache, entry_key
+from runner.data import Crop, Item, render
+from runner.errors import DatasetError, RunnerError
+from runner.families.family import Family, Text, TextStack
+from runner.families.files import folder_hash
+from runner.paths import cache_dir
+from runner.train.place import Place
+
+log = logging.getLogger(__name__)
+
+PIXELS_PER_BATCH = 4 * 1024 * 1024
+CAPTIONS_PER_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One crop of one image."""
+
+    item: Item
+    crop: Crop
+
+    @property
+    def key(self) -> tuple[str, Crop]:
+        """What the pixels depend on."""
+        return self.item.id, self.crop
+
+
+def encode_views(
+    views: Iterable[View],
+    *,
+    vae_folder: Path,
+    load_vae: Callable[[], torch.nn.Module],
+    place: Place,
+) -> dict[tuple[str, Crop], tuple[Tensor, Tensor]]:
+    """The VAE's posterior of every view: (mean, standard deviation), each `[C, h, w]`, fp32 on the CPU.
+
+    Args:
+        vae_folder: the VAE's files; their content is part of the cache key.
+        load_vae: called only if something is missing.
+    """
+    identity = folder_hash(vae_folder)
+    wanted = {
+        entry_key("posterior", vae=identity, image=view.item.id, crop=dataclasses.asdict(view.crop)): view
+        for view in views
+    }
+    cache = TensorCache(cache_dir() / "posteriors")
+
+    def encode(keys: Sequence[str]) -> None:
+        vae = load_vae().to(place.device)
+        side = next(iter(wanted.values())).crop.size_px
+        batch = max(1, PIXELS_PER_BATCH // (side * side))
+        for start in range(0, len(keys), batch):
+            part = keys[start : start + batch]
+            pixels_B3HW = torch.stack([_pixels(wanted[key]) for key in part]).to(place.device)
+            with torch.no_grad():
+                posterior = vae.encode(pixels_B3HW).latent_dist
+            for key, mean, std in zip(part, posterior.mean.cpu(), posterior.std.cpu(), strict=True):
+                _refuse_non_finite(mean, std, what=f"the VAE's encoding of {wanted[key].item.file}")
+                cache.put(key, {"mean": mean, "std": std})
+
+    entries = _complete(cache, list(wanted), encode, place=place, what="images")
+    return {wanted[key].key: (entry["mean"], entry["std"]) for key, entry in entries.items()}
+
+
+def encode_captions(
+    captions: Iterable[str],
+    *,
+    family: Family,
+    model_folder: Path,
+    load_text: Callable[[], TextStack],
+    place: Place,
+) -> dict[str, Text]:
+    """The embeddings of every caption, without a batch dimension, fp32 on the CPU."""
+    identity = [
+        folder_hash(folder) for folder in sorted(model_folder.iterdir()) if folder.name.startswith(("text_", "tokenizer"))
+    ]
+    name = family.__name__ if hasattr(family, "__name__") else type(family).__name__
+    wanted = {entry_key("caption", encoders=identity, family=name, caption=caption): caption for caption in captions}
+    cache = TensorCache(cache_dir() / "captions")
+
+    def encode(keys: Sequence[str]) -> None:
+        text = load_text()
+        for encoder in text.encoders:
+            encoder.to(place.device)
+        for start in range(0, len(keys), CAPTIONS_PER_BATCH):
+            part = keys[start : start + CAPTIONS_PER_BATCH]
+            ids = [each.to(place.device) for each in text.token_ids([wanted[key] for key in part])]
+            with torch.no_grad():
+                rows = family.encode_text(text, ids)
+            for index, key in enumerate(part):
+                entry = {name: tensor[index].cpu() for name, tensor in rows.items()}
+                _refuse_non_finite(*entry.values(), what=f"the encoding of the caption {wanted[key]!r}")
+                cache.put(key, entry)
+
+    entries = _complete(cache, list(wanted), encode, place=place, what="captions")
+    return {wanted[key]: entry for key, entry in entries.items()}
+
+
+def _complete(
+    cache: TensorCache,
+    keys: Sequence[str],
+    encode: Callable[[Sequence[str]], None],
+    *,
+    place: Place,
+    what: str,
+) -> Mapping[str, dict[str, Tensor]]:
+    """Every entry; missing ones are encoded first, each by one of the processes."""
+    missing = [key for key in keys if not cache.has(key)]
+    place.wait()  # all must have looked before the first one writes, or they would share the work differently
+    mine = [missing[index] for index in place.share(len(missing))]
+    if place.is_main:
+        log.info("%d %s: %d in the cache, %d to encode", len(keys), what, len(keys) - len(missing), len(missing))
+    failure: Exception | None = None
+    try:
+        if mine:
+            encode(mine)
+    except (OSError, RuntimeError, RunnerError) as error:
+        failure = error
+    if place.any(failure is not None):  # the others must not wait for what will not come
+        raise failure or DatasetError(f"another process could not encode its {what}; its log says why")
+    entries = {key: cache.get(key) for key in keys}
+    damaged = [key for key, entry in entries.items() if entry is None]
+    if damaged:  # a torn disk, or somebody cleaning up at this moment
+        encode(damaged)
+        entries |= {key: cache.get(key) for key in damaged}
+    return {key: entry for key, entry in entries.items() if entry is not None}
+
+
+def _pixels(view: View) -> Tensor:
+    """The crop as the VAE takes it, `[3, H, W]` in [-1, 1]."""
+    array_HW3 = render(view.item, view.crop)
+    return torch.from_numpy(np.ascontiguousarray(array_HW3)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _refuse_non_finite(*tensors: Tensor, what: str) -> None:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise DatasetError(f"{what} is not finite (NaN or infinite); check that file and the model's weights")

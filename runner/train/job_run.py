@@ -1,0 +1,226 @@
+"""One job while it trains: its adapter, optimizer, schedule, step, record. Knows nothing of the other jobs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner.errors import DivergedError
+from runner.job import Job, State, now, read_manifest, update_manifest
+from runner.track import MetricsFile, Mirror, open_mirror
+from runner.train.adapter import Adapter
+from runner.train.base import Base
+from runner.train.checkpoint import load_checkpoint, save_checkpoint
+from runner.train.materials import Materials
+from runner.train.optimizers import bind_gradients, build_lr_scheduler, build_optimizer
+from runner.train.validation import UseRows, draw, write_prompts
+
+log = logging.getLogger(__name__)
+
+
+class JobRun:
+    """The state of one job in a pack."""
+
+    def __init__(self, job: Job, materials: Materials, adapter: Adapter, base: Base) -> None:
+        self.job, self.settings, self.paths = job, job.experiment, job.paths
+        self.materials, self.adapter, self.base = materials, adapter, base
+        self.is_main = base.place.is_main
+        self.optimizer = build_optimizer(self.settings.optimizer, adapter)
+        self.lr_scheduler = build_lr_scheduler(self.settings.lr_scheduler, self.optimizer, self.settings)
+        # fp16 gradients underflow without a scale; a job has its own, so that no other job can change it.
+        self.scaler = torch.amp.GradScaler(base.place.device.type, enabled=self.settings.precision == "fp16")
+        self.step = 0
+        self.timings: dict[str, float] = dict.fromkeys(("load", "cache", "train", "validate", "artifacts"), 0.0)
+        self.metrics: MetricsFile | None = None
+        self.mirror: Mirror | None = None
+        self._loss = torch.zeros((), device=base.place.device)
+        self._norm = torch.zeros((), device=base.place.device)
+        self._since = time.perf_counter()
+        self._steps_since = 0
+        self.last_loss = float("nan")
+        self.images_per_s = 0.0
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint, if there is one."""
+        found = load_checkpoint(self.job)
+        if found is None:
+            return
+        self.step, weights, state = found
+        self.adapter.load_state(weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        log.info("%s: continues after step %d", self.job.id, self.step)
+
+    def open_record(self, about: Mapping[str, Any]) -> None:
+        """Mark the job as running and open its metrics and mirror; in the main process only."""
+        known = read_manifest(self.job.folder)
+        update_manifest(
+            self.job.folder,
+            state=State.RUNNING,
+            started=known.get("started") or now(),
+            attempts=known.get("attempts", 0) + 1,
+            error=None,
+            parameters=len(self.adapter),
+            dataset=self.materials.about(),
+            steps_done=self.step,
+            **about,
+        )
+        self.metrics = MetricsFile(self.paths.metrics)
+        self.metrics.truncate_after(self.step)
+        self.mirror = open_mirror(
+            self.settings.logger,
+            job_id=self.job.id,
+            experiment_name=self.settings.name,
+            job_name=" ".join(self.job.overrides) or self.settings.name,
+            config=self.settings.model_dump(mode="json"),
+            folder=self.job.folder,
+        )
+        if self.mirror.url:
+            update_manifest(self.job.folder, wandb_url=self.mirror.url)
+        if self.materials.prompts:
+            write_prompts(self.settings, self.materials.prompts, self.paths)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Count the time spent within for the manifest, and keep it out of the training speed."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.timings[what] += spent
+            if what != "train":
+                self._since += spent
+
+    # --- a step ---
+
+    def positions(self, part: int) -> range:
+        """Which positions of the batch this process works on in one accumulated part."""
+        parts = self.settings.accumulation
+        if part >= parts:
+            return range(0)
+        small, extra = divmod(self.settings.batch_size, parts)
+        start = part * small + min(part, extra)
+        mine = self.base.place.share(small + (part < extra))
+        return range(start + mine.start, start + mine.stop)
+
+    def loss_of(self, weighted_B: Tensor) -> Tensor:
+        """This process's part of the loss of the whole batch, which is a mean over `batch_size` samples."""
+        loss = weighted_B.sum() / self.settings.batch_size
+        self._loss += loss.detach()
+        return self.scaler.scale(loss) if self.scaler.is_enabled() else loss
+
+    def update(self) -> None:
+        """One optimizer step from the gradient that is there; no wait for the device."""
+        bind_gradients(self.optimizer, self.adapter)
+        self.scaler.unscale_(self.optimizer)
+        gradient = self.adapter.gradient
+        norm = torch.linalg.vector_norm(gradient)
+        self._norm += norm
+        if limit := self.settings.optimizer.max_grad_norm:
+            gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.lr_scheduler.step()
+        gradient.zero_()
+        self.step += 1
+        self._steps_since += 1
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step is behind."""
+        return self.step >= self.settings.steps
+
+    # --- the record ---
+
+    def due(self, every: int) -> bool:
+        """Whether something with this period happens after the current step."""
+        return every > 0 and self.step % every == 0
+
+    def record(self, values: Mapping[str, float]) -> None:
+        """Add to the metrics and their mirror."""
+        if self.metrics is not None and self.mirror is not None:
+            self.metrics.append(self.step, values)
+            self.mirror.log(self.step, values)
+
+    def log_step(self) -> None:
+        """Read the losses of the steps since the last call, in one wait for the device, and record them.
+
+        Raises:
+            DivergedError: they are not finite.
+        """
+        count = max(1, self._steps_since)
+        loss, norm = (float(value) / count for value in torch.stack([self._loss, self._norm]).tolist())
+        elapsed = time.perf_counter() - self._since
+        self.images_per_s = count * self.settings.batch_size / max(elapsed, 1e-9)
+        self.timings["train"] += elapsed
+        self._loss.zero_()
+        self._norm.zero_()
+        self._since, self._steps_since = time.perf_counter(), 0
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise DivergedError(
+                f"the loss is {loss} at step {self.step}; try a lower optimizer.lr or precision=bf16 or fp32"
+            )
+        self.last_loss = loss
+        self.record(
+            {
+                "train/loss": loss,
+                "train/grad_norm": norm,
+                "train/lr": float(self.optimizer.param_groups[0]["lr"]),
+                "train/images_per_s": self.images_per_s,
+            }
+        )
+
+    def validate(self, use_rows: UseRows) -> dict[str, float]:
+        """Measure and record the held-out loss, and draw the samples; in the main process only."""
+        if not self.is_main:
+            return {}
+        with self.timed("validate"):
+            losses = self.materials.held_out_samples.loss(self.base, self.materials.conditioner, use_rows)
+            self.record(losses)
+            if self.materials.prompts:
+                images = draw(
+                    self.settings,
+                    self.materials.prompts,
+                    self.base,
+                    self.materials.conditioner,
+                    use_rows,
+                    self.paths.samples_at(self.step),
+                )
+                if self.mirror is not None:
+                    self.mirror.images(self.step, images)
+        return losses
+
+    def checkpoint(self) -> None:
+        """Save all that a later process needs to go on from here; in the main process only."""
+        if not self.is_main:
+            return
+        with self.timed("artifacts"):
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "lr_scheduler": self.lr_scheduler.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            }
+            save_checkpoint(self.job, self.step, self.adapter.state(), state)
+            update_manifest(self.job.folder, steps_done=self.step)
+
+    def close(self, state: State, **fields: Any) -> None:
+        """Write the state the job ends in; in the main process only."""
+        if not self.is_main:
+            return
+        timings = {name: round(seconds, 3) for name, seconds in self.timings.items()}
+        timings["total"] = round(sum(timings.values()), 3)
+        update_manifest(
+            self.job.folder, state=state, finished=now(), steps_done=self.step, timings_s=timings, **fields
+        )
+        if self.metrics is not None:
+            self.metrics.close()
+        if self.mirror is not None:
+            self.mirror.finish(state.value, {"objective": fields.get("objective"), "steps_done": self.step})

@@ -1,0 +1,90 @@
+"""What one job trains on, encoded: its images split into training and held-out ones, its captions, its prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+from runner.data import Dataset, Item, read_dataset, split
+from runner.errors import SettingsError
+from runner.job import Job
+from runner.train.base import Base
+from runner.train.encode import View, encode_captions, encode_views
+from runner.train.samples import EMPTY, Posteriors, Samples, crops_of, held_out_crop
+from runner.train.text import Conditioner, EncodedText, LiveText
+from runner.train.validation import HeldOut, prompts_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Materials:
+    """The inputs of one job, ready to train on."""
+
+    dataset: Dataset
+    training: tuple[Item, ...]
+    held_out: tuple[Item, ...]
+    prompts: tuple[str, ...]
+    captions: tuple[str, ...]
+    samples: Samples
+    held_out_samples: HeldOut
+    conditioner: Conditioner
+
+    def about(self) -> dict[str, Any]:
+        """What the manifest says of the data."""
+        return {
+            "fingerprint": self.dataset.fingerprint,
+            "images": len(self.training),
+            "held_out": len(self.held_out),
+            "loss_measured_on": "held-out images" if self.held_out else "training images (fewer than 10 images)",
+            "table": self.dataset.report.as_dict(),
+        }
+
+
+def prepare(job: Job, base: Base) -> Materials:
+    """Read, split and encode one job's data.
+
+    Raises:
+        DatasetError: something is wrong with the images or captions.
+    """
+    settings = job.experiment
+    dataset = read_dataset(settings.dataset, resolution=settings.resolution)
+    if dataset.fingerprint != job.identity["dataset"]:
+        raise SettingsError(
+            f"dataset.path = {settings.dataset.path!r}: the images or captions have changed since the job was "
+            "planned; run the command again"
+        )
+    training, held_out = split(dataset.items, held_out=settings.validation.held_out)
+    measured = held_out or training
+    prompts = prompts_of(settings, measured)
+    posteriors = _posteriors(job, base, training, measured)
+    negative = settings.validation.negative_prompt
+    captions = dict.fromkeys([item.caption for item in dataset.items] + [*prompts, EMPTY, negative or EMPTY])
+    return Materials(
+        dataset=dataset,
+        training=training,
+        held_out=held_out,
+        prompts=prompts,
+        captions=tuple(captions),
+        samples=Samples(
+            settings, training, posteriors, vae_config=base.vae_config, num_timesteps=base.noise.num_timesteps
+        ),
+        held_out_samples=HeldOut(settings, measured, posteriors, base),
+        conditioner=_conditioner(tuple(captions), base),
+    )
+
+
+def _posteriors(job: Job, base: Base, training: tuple[Item, ...], measured: tuple[Item, ...]) -> Posteriors:
+    views = [View(item, crop) for item in training for crop in crops_of(item, job.experiment)]
+    views += [View(item, held_out_crop(item, job.experiment)) for item in measured]
+    return encode_views(views, vae_folder=base.vae_folder, load_vae=lambda: base.vae, place=base.place)
+
+
+def _conditioner(captions: tuple[str, ...], base: Base) -> Conditioner:
+    if base.trains_text:
+        return LiveText(base.family, base.text, captions, device=base.place.device)
+    encoded = encode_captions(
+        captions, family=base.family, model_folder=base.folder, load_text=lambda: base.text, place=base.place
+    )
+    return EncodedText(encoded, zeros_for_empty=base.zeros_for_empty, device=base.place.device)

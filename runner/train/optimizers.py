@@ -1,0 +1,102 @@
+"""Optimizers and learning-rate schedules of one job, from the libraries that keep them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from diffusers.optimization import get_scheduler
+from torch import nn
+
+from runner.schema import Experiment, LrSchedulerSettings, OptimizerSettings
+from runner.train.adapter import Adapter
+
+
+def build_optimizer(settings: OptimizerSettings, adapter: Adapter) -> torch.optim.Optimizer:
+    """An optimizer over the adapter's weights, a parameter group for each component.
+
+    Elementwise optimizers see each component as one flat vector, which makes their step one kernel. Adafactor
+    looks at rows and columns, so it sees the matrices. Parameters share storage with the adapter's vectors.
+    """
+    as_matrices = settings.name == "adafactor"
+    groups = []
+    for component, span in adapter.spans().items():
+        lr = settings.lr if component == "unet" else settings.text_encoder_lr or settings.lr
+        groups.append({"params": _matrices(adapter, component) if as_matrices else [_flat(adapter, span)], "lr": lr})
+    return _BUILDERS[settings.name](settings, groups)
+
+
+def bind_gradients(optimizer: torch.optim.Optimizer, adapter: Adapter) -> None:
+    """Point the parameters' gradients at the adapter's gradient vector, which moves when a pack changes."""
+    for group, (component, span) in zip(optimizer.param_groups, adapter.spans().items(), strict=True):
+        if len(group["params"]) == 1 and group["params"][0].dim() == 1:
+            group["params"][0].grad = adapter.gradient[span]
+            continue
+        views = [
+            view for site, *pair in adapter.pairs(adapter.gradient) if site.component == component for view in pair
+        ]
+        for parameter, view in zip(group["params"], views, strict=True):
+            parameter.grad = view
+
+
+def _flat(adapter: Adapter, span: slice) -> nn.Parameter:
+    return nn.Parameter(adapter.weights[span])
+
+
+def _matrices(adapter: Adapter, component: str) -> list[nn.Parameter]:
+    pairs = adapter.pairs(adapter.weights)
+    return [nn.Parameter(view) for site, *pair in pairs if site.component == component for view in pair]
+
+
+def _adamw(settings: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay, fused=True
+    )
+
+
+def _adamw8bit(settings: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    kind = importlib.import_module("bitsandbytes.optim").AdamW8bit
+    return kind(  # type: ignore[no-any-return]
+        groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+    )
+
+
+def _prodigy(settings: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    kind = importlib.import_module("prodigyopt").Prodigy
+    return kind(  # type: ignore[no-any-return]
+        groups,
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        d_coef=settings.d_coef,
+        safeguard_warmup=settings.safeguard_warmup,
+        use_bias_correction=True,
+    )
+
+
+def _adafactor(settings: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    kind = importlib.import_module("transformers.optimization").Adafactor
+    return kind(  # type: ignore[no-any-return]
+        groups, lr=settings.lr, weight_decay=settings.weight_decay, relative_step=False, scale_parameter=False, warmup_init=False
+    )
+
+
+_BUILDERS = {"adamw": _adamw, "adamw8bit": _adamw8bit, "prodigy": _prodigy, "adafactor": _adafactor}
+
+REQUIRED_PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
+
+
+def build_lr_scheduler(
+    settings: LrSchedulerSettings, optimizer: torch.optim.Optimizer, experiment: Experiment
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The schedule over the job's optimizer steps, to be stepped once for each of them."""
+    return get_scheduler(
+        settings.name,
+        optimizer,
+        step_rules=settings.rules,
+        num_warmup_steps=settings.warmup_steps,
+        num_training_steps=experiment.steps,
+        num_cycles=settings.cycles,
+        power=settings.power,
+    )

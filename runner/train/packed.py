@@ -1,0 +1,201 @@
+"""K adapters over one frozen base in one forward pass: slice k of the batch goes through adapter k.
+
+Each adapted layer has a forward hook that adds the low-rank update to its output. Ranks are padded with zeros to
+the pack's largest, which is exact: padded rows get a zero gradient. The frozen modules themselves are not touched.
+
+# Shape suffixes: K adapters, N rows of the batch, T tokens, I O layer inputs and outputs, R padded rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from runner.train.adapter import Adapter, Site
+from runner.train.randomness import torch_seed
+
+
+class PackedAdapters:
+    """The adapters of a pack, in compute precision, attached to the frozen components.
+
+    `rows` must name, before each forward pass, how many rows of the batch belong to which adapter.
+    """
+
+    def __init__(
+        self, components: Mapping[str, nn.Module], adapters: Sequence[Adapter], *, dtype: torch.dtype
+    ) -> None:
+        self.adapters = list(adapters)
+        self.rank = max(adapter.rank for adapter in adapters)
+        self.scales = [adapter.scale for adapter in adapters]
+        self.rows: tuple[tuple[int, int], ...] = ()
+        self.sample_ids: tuple[Sequence[int], ...] = ()
+        device = adapters[0].weights.device
+        self._scale_K11 = torch.tensor(self.scales, device=device, dtype=dtype).view(-1, 1, 1)
+        wanted = {(site.component, site.name): site for adapter in adapters for site in adapter.sites}
+        sites = [
+            wanted[component, name]
+            for component, root in components.items()
+            for name, _ in root.named_modules()
+            if (component, name) in wanted
+        ]
+        width = sum(self.rank * (site.down_units + site.out) for site in sites)
+        self.weights = torch.zeros(len(adapters), width, device=device, dtype=dtype)
+        self.gradient = torch.zeros_like(self.weights)
+        self._columns = self._where_each_lies(sites, device)
+        self._joint_gradient = torch.zeros(sum(map(len, adapters)), device=device)
+        for adapter, part in zip(adapters, self._joint_gradient.split([len(a) for a in adapters]), strict=True):
+            part.copy_(adapter.gradient)
+            adapter.gradient = part
+        self._handles: list[RemovableHandle] = []
+        self._attach(components, sites)
+        self.refresh()
+
+    def _views(self, matrix: Tensor, sites: Sequence[Site]) -> Iterator[tuple[Site, Tensor, Tensor]]:
+        count, start = matrix.shape[0], 0
+        for site in sites:
+            middle = start + self.rank * site.down_units
+            end = middle + self.rank * site.out
+            down = matrix[:, start:middle].view(count, *site.down_shape(self.rank))
+            yield site, down, matrix[:, middle:end].view(count, *site.up_shape(self.rank))
+            start = end
+
+    def _where_each_lies(self, sites: Sequence[Site], device: torch.device) -> list[Tensor]:
+        """For each adapter, the column of the padded matrix for every number of its own vector."""
+        numbers = torch.arange(self.weights.shape[1]).view(1, -1)
+        padded = {(site.component, site.name): (down[0], up[0]) for site, down, up in self._views(numbers, sites)}
+        columns = []
+        for adapter in self.adapters:
+            parts = []
+            for site in adapter.sites:
+                down, up = padded[site.component, site.name]
+                parts += [down[: adapter.rank].reshape(-1), up[:, : adapter.rank].reshape(-1)]
+            columns.append(torch.cat(parts).to(device))
+        return columns
+
+    def _attach(self, components: Mapping[str, nn.Module], sites: Sequence[Site]) -> None:
+        gradients = self._views(self.gradient, sites)
+        for (site, down, up), (_, down_gradient, up_gradient) in zip(
+            self._views(self.weights, sites), gradients, strict=True
+        ):
+            layer = _Layer(self, site, nn.Parameter(down), nn.Parameter(up))
+            # Autograd adds in place to a gradient that is there already: it lands in the pack's one matrix.
+            layer.down.grad, layer.up.grad = down_gradient, up_gradient
+            module = components[site.component].get_submodule(site.name)
+            self._handles.append(module.register_forward_hook(layer.hook))
+
+    def detach(self) -> None:
+        """Take the hooks off; the frozen components are as they were."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @contextmanager
+    def using(
+        self, rows: Sequence[tuple[int, int]], sample_ids: Sequence[Sequence[int]] = ()
+    ) -> Iterator[None]:
+        """Within it, forward passes belong to adapters as `rows` says: (adapter, number of rows), in batch order.
+
+        Args:
+            sample_ids: global sample indices of each slice while training, to which dropout is keyed; none given
+                means that nothing is dropped.
+        """
+        before = self.rows, self.sample_ids
+        self.rows, self.sample_ids = tuple(rows), tuple(sample_ids)
+        try:
+            yield
+        finally:
+            self.rows, self.sample_ids = before
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy every adapter's fp32 weights into the compute copies."""
+        for row, (adapter, columns) in enumerate(zip(self.adapters, self._columns, strict=True)):
+            self.weights[row].index_copy_(0, columns, adapter.weights.to(self.weights.dtype))
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Add what the backward passes left to the adapters' fp32 gradients, and clear it."""
+        for row, (adapter, columns) in enumerate(zip(self.adapters, self._columns, strict=True)):
+            adapter.gradient.add_(self.gradient[row].index_select(0, columns))
+        self.gradient.zero_()
+
+    @property
+    def joint_gradient(self) -> Tensor:
+        """All adapters' fp32 gradients as one vector, for a single reduction over the processes."""
+        return self._joint_gradient
+
+
+class _Layer:
+    """The adapters of one frozen layer."""
+
+    def __init__(self, pack: PackedAdapters, site: Site, down: nn.Parameter, up: nn.Parameter) -> None:
+        self.pack, self.site, self.down, self.up = pack, site, down, up
+
+    def hook(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        rows = self.pack.rows
+        if not rows:
+            return None
+        x, dtype = inputs[0], self.down.dtype
+        x = self._dropped(x.to(dtype))
+        if isinstance(module, nn.Conv2d):
+            return self._convolution(module, x, output)
+        if len(self.pack.adapters) > 1 and _uniform(rows, len(self.pack.adapters)):
+            return self._batched(x, output)
+        return self._sliced(x, output)
+
+    def _batched(self, x: Tensor, output: Tensor) -> Tensor:
+        """Every adapter has as many rows: one batched matrix product each way."""
+        count = len(self.pack.adapters)
+        x_KTI = x.reshape(count, -1, x.shape[-1])
+        hidden_KTR = torch.bmm(x_KTI, self.down.transpose(1, 2)) * self.pack._scale_K11
+        y_KTO = output.reshape(count, -1, output.shape[-1])
+        return torch.baddbmm(y_KTO, hidden_KTR, self.up.transpose(1, 2)).view(output.shape)
+
+    def _sliced(self, x: Tensor, output: Tensor) -> Tensor:
+        lengths = [length for _, length in self.pack.rows]
+        downs, ups = self._each(self.down), self._each(self.up)
+        parts = []
+        for (row, _), x_k, y_k in zip(self.pack.rows, x.split(lengths), output.split(lengths), strict=True):
+            update = F.linear(F.linear(x_k, downs[row]), ups[row])
+            parts.append(torch.add(y_k, update, alpha=self.pack.scales[row]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _convolution(self, module: nn.Conv2d, x: Tensor, output: Tensor) -> Tensor:
+        lengths = [length for _, length in self.pack.rows]
+        downs, ups = self._each(self.down), self._each(self.up)
+        parts = []
+        for (row, _), x_k, y_k in zip(self.pack.rows, x.split(lengths), output.split(lengths), strict=True):
+            hidden = F.conv2d(x_k, downs[row], None, module.stride, module.padding, module.dilation)
+            parts.append(torch.add(y_k, F.conv2d(hidden, ups[row]), alpha=self.pack.scales[row]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _each(self, stacked: Tensor) -> Sequence[Tensor]:
+        # For one adapter a view: unbinding would copy the gradient once more.
+        return [stacked.squeeze(0)] if stacked.shape[0] == 1 else stacked.unbind(0)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        pack = self.pack
+        if not pack.sample_ids or not any(adapter.dropout for adapter in pack.adapters):
+            return x
+        masks = []
+        for (row, _), ids in zip(pack.rows, pack.sample_ids, strict=True):
+            adapter = pack.adapters[row]
+            masks += [self._mask(adapter, index, x) for index in ids]
+        return x * torch.stack(masks)
+
+    def _mask(self, adapter: Adapter, sample: int, x: Tensor) -> Tensor:
+        if not adapter.dropout:
+            return torch.ones_like(x[0])
+        seed = torch_seed(adapter.seed, "dropout", self.site.component, self.site.name, sample)
+        draw = torch.rand(x.shape[1:], generator=torch.Generator(x.device).manual_seed(seed), device=x.device)
+        return (draw >= adapter.dropout).to(x.dtype) / (1 - adapter.dropout)
+
+
+def _uniform(rows: Sequence[tuple[int, int]], count: int) -> bool:
+    return [row for row, _ in rows] == list(range(count)) and len({length for _, length in rows}) == 1

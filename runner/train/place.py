@@ -1,0 +1,75 @@
+"""Where this process stands: its device, its rank, and how the processes of one pack agree."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import Tensor
+
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+"""Other ranks wait in a reduction while the main one validates and draws; NCCL's ten minutes are too few."""
+
+
+@dataclasses.dataclass
+class Place:
+    """One process of a pack."""
+
+    device: torch.device
+    rank: int
+    world: int
+
+    @classmethod
+    def here(cls, device: str) -> Place:
+        """Join the other processes, if accelerate started several; `device` is auto, cpu or cuda."""
+        state = PartialState(cpu=device == "cpu", timeout=COLLECTIVE_TIMEOUT)
+        place = cls(torch.device(state.device), state.process_index, state.num_processes)
+        if place.world > 1:
+            place._control = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        return place
+
+    def __post_init__(self) -> None:
+        self._control: dist.ProcessGroup | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """Which of `count` positions are this process's: contiguous, as even as possible."""
+        small, extra = divmod(count, self.world)
+        start = self.rank * small + min(self.rank, extra)
+        return range(start, start + small + (self.rank < extra))
+
+    def sum(self, tensor: Tensor) -> None:
+        """Add up a tensor over all processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` holds in any process; over the host, so that no GPU has to wait."""
+        if self.world == 1:
+            return flag
+        return bool(self._agree(float(flag)))
+
+    def _agree(self, value: float) -> float:
+        shared = torch.tensor([value])
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self._control)
+        return float(shared.item())
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.world > 1:
+            dist.barrier(group=self._control)
+
+    def describe(self) -> str:
+        """The device in words, for the manifest."""
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.device)
+        else:
+            name = f"CPU ({torch.get_num_threads()} threads)"
+        return name if self.world == 1 else f"{self.world} x {name}"

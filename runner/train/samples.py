@@ -1,0 +1,154 @@
+"""What a job trains on at any step, as a pure function of (seed, global sample index).
+
+Sample g is image `permutation(seed, epoch)[g mod n]` of epoch `g div n`; its crop, latent, noise, timestep and
+caption dropout come from one generator keyed by g. The batch of step s is samples s*b .. s*b + b - 1, whoever
+computes them, so neither packs nor processes nor a resume change what is seen.
+
+# Shape suffixes: B samples, C h w latents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runner.data import Crop, Item, crops_for
+from runner.families.loading import scale_latents
+from runner.schema import Experiment
+from runner.train.randomness import generator, permutation
+
+
+@dataclasses.dataclass
+class Batch:
+    """Some samples, ready for the denoiser; captions are still names."""
+
+    sample_ids: tuple[int, ...]
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    time_ids: Tensor
+    captions: tuple[str, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """The tensors on a device."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("latents", "noise", "timesteps", "time_ids")
+        }
+        return dataclasses.replace(self, **moved)
+
+
+Posteriors = dict[tuple[str, Crop], tuple[Tensor, Tensor]]
+
+EMPTY = ""
+"""The caption of a sample whose caption was dropped, and of no prompt at all."""
+
+
+class Samples:
+    """One job's stream of training samples."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        items: Sequence[Item],
+        posteriors: Posteriors,
+        *,
+        vae_config: dict[str, object],
+        num_timesteps: int,
+    ) -> None:
+        self.seed = experiment.seed
+        self.batch_size = experiment.batch_size
+        self.caption_dropout = experiment.dataset.caption_dropout
+        self.noise_offset = experiment.loss.noise_offset
+        self.items = tuple(items)
+        self.crops = [crops_of(item, experiment) for item in self.items]
+        self.posteriors = posteriors
+        self.vae_config = vae_config
+        self.num_timesteps = num_timesteps
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def batch(self, step: int, positions: range) -> Batch:
+        """The samples at `positions` (within 0 .. batch_size) of optimizer step `step`."""
+        ids = tuple(step * self.batch_size + position for position in positions)
+        return collate(ids, [self._sample(index) for index in ids])
+
+    def _image(self, sample: int) -> int:
+        epoch, place = divmod(sample, len(self.items))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, permutation(self.seed, epoch, len(self.items))
+        return int(self._order[place])
+
+    def _sample(self, sample: int) -> Sample:
+        image = self._image(sample)
+        draw = generator(self.seed, "sample", sample)
+        # The four numbers are always drawn, in this order: an option must not shift another one's stream.
+        variant, dropped, timestep = draw.random(), draw.random(), draw.random()
+        item, crops = self.items[image], self.crops[image]
+        crop = crops[int(variant * len(crops))]
+        mean, std = self.posteriors[item.id, crop]
+        raw = mean + std * normal(draw, mean.shape)
+        noise = normal(draw, mean.shape)
+        if self.noise_offset:
+            noise = noise + self.noise_offset * normal(draw, (mean.shape[0], 1, 1))
+        caption = EMPTY if dropped < self.caption_dropout else item.caption
+        return Sample(
+            scale_latents(self.vae_config, raw), noise, int(timestep * self.num_timesteps), crop.time_ids(item), caption
+        )
+
+
+@dataclasses.dataclass
+class Sample:
+    """One image with its noise, before it is stacked with others."""
+
+    latent: Tensor
+    noise: Tensor
+    timestep: int
+    time_ids: tuple[float, ...]
+    caption: str
+
+
+def collate(ids: Sequence[int], samples: Sequence[Sample]) -> Batch:
+    """Stack samples along a new first dimension."""
+    return Batch(
+        sample_ids=tuple(ids),
+        latents=torch.stack([sample.latent for sample in samples]),
+        noise=torch.stack([sample.noise for sample in samples]),
+        timesteps=torch.tensor([sample.timestep for sample in samples]),
+        time_ids=torch.tensor([sample.time_ids for sample in samples], dtype=torch.float32),
+        captions=tuple(sample.caption for sample in samples),
+    )
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Several jobs' batches as one, in their order."""
+    if len(batches) == 1:
+        return batches[0]
+    tensors = {
+        name: torch.cat([getattr(batch, name) for batch in batches])
+        for name in ("latents", "noise", "timesteps", "time_ids")
+    }
+    ids = tuple(index for batch in batches for index in batch.sample_ids)
+    captions = tuple(caption for batch in batches for caption in batch.captions)
+    return Batch(sample_ids=ids, captions=captions, **tensors)
+
+
+def crops_of(item: Item, experiment: Experiment) -> tuple[Crop, ...]:
+    """The crops of an image that a job trains on."""
+    data = experiment.dataset
+    return crops_for(
+        item, resolution=experiment.resolution, mode=data.crop, variants=data.variants, flip=data.flip
+    )
+
+
+def held_out_crop(item: Item, experiment: Experiment) -> Crop:
+    """The one crop of an image that the loss is measured on."""
+    return crops_for(item, resolution=experiment.resolution, mode="center", variants=1, flip=False)[0]
+
+
+def normal(draw: np.random.Generator, shape: Sequence[int]) -> Tensor:
+    """Standard normal numbers, fp32."""
+    return torch.from_numpy(draw.standard_normal(tuple(shape), dtype=np.float32))
