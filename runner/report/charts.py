@@ -17,7 +17,7 @@ from runner.report.record import Point
 from runner.report.words import number
 
 WIDTH_PX, HEIGHT_PX = 480, 250
-LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 54, 12, 10, 34
+LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 54, 22, 10, 34
 MAX_POINTS = 400
 
 # From this ratio of largest to smallest value on, a linear axis shows only the largest.
@@ -81,15 +81,18 @@ class Axis:
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """An exponential moving average over about a twentieth of the points, without a bias at the start."""
-    keep = 1 - 1 / max(1.0, len(points) / 20)
+    """An exponential moving average over about a twentieth of the points, without a bias at the start.
+
+    It begins once it rests on a third of its window, as before that it would show only noise.
+    """
+    window = max(1.0, len(points) / 20)
     out: list[Point] = []
     total = weight = 0.0
     for x, y in points:
         if math.isfinite(y):
-            total, weight = keep * total + y, keep * weight + 1.0
+            total, weight = (1 - 1 / window) * total + y, (1 - 1 / window) * weight + 1.0
             out.append((x, total / weight))
-    return out
+    return out[int(window / 3) :]
 
 
 def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
@@ -193,10 +196,9 @@ def _grid(x_axis: Axis, y_axis: Axis) -> Markup:
         )
     for value in x_axis.ticks(5):
         x = x_axis.place(value)
-        anchor = "end" if x > right - 14 else "middle"
         parts.append(
-            Markup('<text class="tick" x="{}" y="{}" text-anchor="{}">{}</text>').format(
-                f"{x:.1f}", bottom + 16, anchor, number(value)
+            Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>').format(
+                f"{x:.1f}", bottom + 16, number(value)
             )
         )
     parts.append(

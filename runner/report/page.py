@@ -26,7 +26,7 @@ from runner.report.views import (
     ranked,
     view_job,
 )
-from runner.report.words import duration, experiment_sentence, number, plain
+from runner.report.words import duration, experiment_sentence, number, objective_label, plain
 
 TEMPLATES = Path(__file__).parent / "templates"
 REPORT_NAME = "report.html"
@@ -101,6 +101,7 @@ def _several(jobs: list[JobRecord], root: Path) -> dict[str, Any]:
         "views": [
             view_job(job, progress_grid(job, box, max_steps=steps, max_rows=rows), root=root) for job in jobs
         ],
+        "objective_label": objective_label(jobs[0]),
         "sentence": experiment_sentence(jobs),
         "facts": facts_of_experiment(jobs),
         "grid": comparison_grid(jobs, box),

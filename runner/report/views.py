@@ -16,7 +16,16 @@ import yaml
 from runner.report.charts import Chart, Series, draw, smoothed
 from runner.report.pictures import Grid
 from runner.report.record import HELD_OUT, JobRecord, finite
-from runner.report.words import MISSING, count, duration, finite_steps, job_sentence, number, plain
+from runner.report.words import (
+    MISSING,
+    duration,
+    finite_steps,
+    job_sentence,
+    moment,
+    number,
+    objective_label,
+    plain,
+)
 
 CORE_SETTINGS = (
     "model.family", "model.path", "dataset.path", "method.name", "lora.rank", "lora.alpha", "lora.targets",
@@ -128,15 +137,13 @@ def comparison_charts(jobs: Sequence[JobRecord]) -> list[Chart]:
 def _facts(job: JobRecord) -> list[tuple[str, str]]:
     speed, size = job.images_per_s(), finite(job.manifest.get("parameters"))
     facts = [
-        ("objective", number(job.objective) if job.objective is not None else ""),
+        (objective_label(job), number(job.objective) if job.objective is not None else ""),
         ("steps", f"{finite_steps(job):,}" if job.lines or job.manifest.get("steps_done") else ""),
         ("time", duration(job.total_s) if job.total_s is not None else ""),
         ("images per second", number(speed, 3) if speed is not None else ""),
         ("trained parameters", _large(size) if size is not None else ""),
         ("device", plain(job.manifest.get("device")) if job.manifest.get("device") else ""),
     ]
-    name = str(job.manifest.get("objective_name") or HELD_OUT)
-    facts[0] = ("held-out loss" if name == HELD_OUT else name, facts[0][1])
     return [(label, value) for label, value in facts if value]
 
 
@@ -152,11 +159,11 @@ def _charts(job: JobRecord) -> list[Chart]:
         Series(label=f"t = {_timestep(name)}", points=job.curve(name), style=f"c{place}", dots=True)
         for place, name in enumerate(bands[:COLOURS])
     ]
-    norm = job.curve("train/grad_norm")
+    rates, norm = job.curve("train/lr"), job.curve("train/grad_norm")
     drawn = [
         draw("Loss", loss),
         draw("Held-out loss by noise level", by_noise),
-        draw("Learning rate", [Series(label="learning rate", points=job.curve("train/lr"))], zero=True),
+        draw("Learning rate", [Series(label="last", points=rates)], zero=True),
         draw("Gradient norm", [
             Series(label="each step", points=norm, style="raw"),
             Series(label="smoothed", points=smoothed(norm), style="main"),
@@ -194,7 +201,8 @@ def _phases(job: JobRecord) -> list[Phase]:
 
 def _environment(job: JobRecord) -> list[tuple[str, str]]:
     manifest = job.manifest
-    rows = [(key, manifest.get(key)) for key in ("device", "git_commit", "created", "started", "finished")]
+    rows = [(key, manifest.get(key)) for key in ("device", "git_commit")]
+    rows += [(key, moment(manifest[key])) for key in ("created", "started", "finished") if manifest.get(key)]
     attempts = manifest.get("attempts")
     rows.append(("attempts", attempts if isinstance(attempts, int) and attempts > 1 else None))
     rows += sorted(job.section("versions").items())
@@ -227,13 +235,14 @@ def facts_of_experiment(jobs: Sequence[JobRecord]) -> list[tuple[str, str]]:
     """The few numbers under the title of a report on several jobs."""
     objectives = [job.objective for job in jobs if job.objective is not None]
     spent = [job.total_s for job in jobs if job.total_s is not None]
-    facts = [("jobs", str(len(jobs)))]
+    done = sum(job.state == "completed" for job in jobs)
+    facts = [("completed", f"{done} of {len(jobs)}")]
     if objectives:
         facts += [("best", number(min(objectives))), ("worst", number(max(objectives)))]
     if spent:
         facts.append(("time in jobs", duration(sum(spent))))
     failed = sum(job.state == "failed" for job in jobs)
-    return [*facts, ("failed", count(failed, "job"))] if failed else facts
+    return [*facts, ("failed", str(failed))] if failed else facts
 
 
 def cell_for(job: JobRecord, key: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -41,6 +42,21 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def moment(text: object) -> str:
+    """An ISO time as 2026-11-20 09:00:02 UTC; anything else as it is."""
+    try:
+        parsed = datetime.fromisoformat(str(text))
+    except ValueError:
+        return str(text)
+    return f"{parsed:%Y-%m-%d %H:%M:%S} {parsed.tzname() or ''}".strip()
+
+
+def objective_label(job: JobRecord) -> str:
+    """What the objective is called on the page."""
+    name = str(job.manifest.get("objective_name") or HELD_OUT)
+    return "held-out loss" if name == HELD_OUT else name
 
 
 def count(amount: float, noun: str) -> str:
@@ -120,7 +136,5 @@ def experiment_sentence(ranked: list[JobRecord]) -> str:
     text = ", ".join(parts)
     best = ranked[0]
     if best.objective is not None:
-        name = str(best.manifest.get("objective_name") or HELD_OUT)
-        what = "held-out loss" if name == HELD_OUT else name
-        text += f"; best is {best.name} with {what} {number(best.objective)}"
+        text += f"; best is {best.name} with {objective_label(best)} {number(best.objective)}"
     return f"{text}."

@@ -11,7 +11,11 @@ from typing import Any
 import yaml
 from PIL import Image, ImageDraw, ImageFilter
 
-PROMPTS = ("a red house on a hill, evening light", "a small blue house by the sea", "a yellow house in the snow")
+PROMPTS = (
+    "a red house on a hill, evening light",
+    "a small blue house by the sea",
+    "a yellow house in the snow",
+)
 WALLS = ((196, 62, 50), (52, 98, 180), (226, 178, 52))
 SKIES = ((250, 208, 160), (176, 214, 236), (226, 232, 240))
 GROUNDS = ((92, 132, 70), (222, 204, 160), (244, 246, 250))
@@ -50,7 +54,9 @@ def make_config(name: str, *, rank: int, lr: float, steps: int, data: str = "hou
     }  # fmt: skip
 
 
-def make_manifest(identity: str, name: str, overrides: list[str], *, steps: int, loss: float | None) -> dict[str, Any]:
+def make_manifest(
+    identity: str, name: str, overrides: list[str], *, steps: int, loss: float | None
+) -> dict[str, Any]:
     return {
         "id": identity, "name": name, "state": "completed", "overrides": overrides, "objective": loss,
         "objective_name": "validation/loss", "error": None, "created": "2026-11-20T09:00:00+00:00",
@@ -85,13 +91,17 @@ def write_metrics(folder: Path, *, steps: int, floor: float, lr: float, every: i
             })  # fmt: skip
         if step % every == 0:
             held = fall * (1 + dice.gauss(0, 0.01))
-            bands = {f"validation/loss_t{t:04d}": held * scale for t, scale in ((125, 2.2), (500, 0.8), (875, 0.2))}
+            bands = {
+                f"validation/loss_t{t:04d}": held * scale for t, scale in ((125, 2.2), (500, 0.8), (875, 0.2))
+            }
             lines.append({"step": step, "time": moment, "validation/loss": held, **bands})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return held
 
 
-def write_samples(folder: Path, *, steps: list[int], last: int, quality: float = 1.0, side_px: int = 64) -> None:
+def write_samples(
+    folder: Path, *, steps: list[int], last: int, quality: float = 1.0, side_px: int = 64
+) -> None:
     samples = folder / "samples"
     for step in steps:
         place = samples / f"step-{step:06d}"
@@ -157,8 +167,12 @@ def write_sweep(root: Path) -> Path:
     change_manifest(running, timings_s={"load": 2.0}, steps_done=120)
     waiting = sweep / "a7c9e1"
     waiting.mkdir()
-    (waiting / "config.yaml").write_text(yaml.safe_dump(make_config("houses-sweep", rank=128, lr=1e-3, steps=200)))
-    manifest = make_manifest("a7c9e1", "rank 128, lr 0.001", ["lora.rank=128", "optimizer.lr=0.001"], steps=0, loss=None)
+    (waiting / "config.yaml").write_text(
+        yaml.safe_dump(make_config("houses-sweep", rank=128, lr=1e-3, steps=200))
+    )
+    manifest = make_manifest(
+        "a7c9e1", "rank 128, lr 0.001", ["lora.rank=128", "optimizer.lr=0.001"], steps=0, loss=None
+    )
     for key in ("timings_s", "dataset", "plan", "versions", "wandb_url", "started", "finished", "parameters"):
         manifest[key] = None
     (waiting / "manifest.json").write_text(json.dumps({**manifest, "state": "pending"}))
