@@ -1,0 +1,57 @@
+"""What every test shares: its own folders for results and caches, a clean environment, and small models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Contended OpenMP threads are many times slower than one; the tests run in several processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+SECRET_PREFIXES = ("WANDB", "AWS", "HF_TOKEN", "HUGGING_FACE", "RUNNER_")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No account, no cache and no result of the person who runs the tests is seen or touched."""
+    for name in list(os.environ):
+        if name.startswith(SECRET_PREFIXES):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("RUNNER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RUNNER_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+def _saved(build: Callable[[], object], folder: Path) -> Path:
+    pipeline = build()
+    pipeline.save_pretrained(folder)  # type: ignore[attr-defined]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A very small SDXL-shaped model with random weights, in diffusers layout."""
+    from runner.embedded.miniature import build_sdxl
+
+    return _saved(build_sdxl, tmp_path_factory.mktemp("models") / "sdxl")
+
+
+@pytest.fixture(scope="session")
+def sd15_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A very small SD1.5-shaped model with random weights."""
+    from runner.embedded.miniature import build_sd15
+
+    return _saved(build_sd15, tmp_path_factory.mktemp("models") / "sd15")
+
+
+@pytest.fixture(scope="session")
+def sd21_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A very small SD2.1-shaped model with random weights, which predicts velocity."""
+    from runner.embedded.miniature import build_sd21
+
+    return _saved(build_sd21, tmp_path_factory.mktemp("models") / "sd21")
