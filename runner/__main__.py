@@ -12,7 +12,7 @@ from runner.errors import Interrupted, RunnerError, SettingsError
 
 def main() -> None:
     """Run the command line; ends with 0, or 1 (a job failed), 2 (nothing was started), 130 (interrupted)."""
-    arguments = sys.argv[1:]
+    sys.argv[1:] = arguments = _flags_first(sys.argv[1:])
     if {"-h", "--help"} & set(arguments):
         from runner.help import help_text
 
@@ -29,6 +29,12 @@ def main() -> None:
         _end(str(error), code=130)
     except RunnerError as error:
         _end(str(error), code=1)
+
+
+def _flags_first(arguments: list[str]) -> list[str]:
+    # Hydra's parser takes flags only before the overrides or after them, not in between.
+    multirun = [argument for argument in arguments if argument in ("-m", "--multirun")]
+    return multirun[:1] + [argument for argument in arguments if argument not in ("-m", "--multirun")]
 
 
 def _compose_and_launch() -> None:

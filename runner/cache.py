@@ -43,7 +43,8 @@ class TensorCache:
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The entry's tensors on the CPU, or None if it is absent or cannot be read (then it is removed)."""
         try:
-            return load_file(self._file(key))
+            tensors: dict[str, Tensor] = load_file(self._file(key))
+            return tensors
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError):

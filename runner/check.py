@@ -44,7 +44,9 @@ class Checker:
         Raises:
             SettingsError: its text holds every fault, a line each.
         """
-        faults = [f"{key}: holds the value of the environment variable {name}; remove it" for key, name in _secrets(raw)]
+        faults = [
+            f"{key}: holds the value of the environment variable {name}; remove it" for key, name in _secrets(raw)
+        ]
         faults += [f"{key}: has no value; set {key}=..." for key, text in _strings(raw, "") if text == MISSING]
         if faults:
             raise SettingsError("\n".join(faults))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -23,7 +24,7 @@ from runner.check import Checker
 from runner.errors import SettingsError
 from runner.paths import outputs_dir
 from runner.schema import GROUPS
-from runner.schema.messages import dotted_keys, nearest, unknown_key
+from runner.schema.messages import nearest
 
 MOST_JOBS = 64
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
@@ -54,23 +55,16 @@ def diagnose(arguments: Sequence[str], error: Exception) -> str:
 
 
 def _faults_of(text: str, search: list[str], *, multirun: bool) -> list[str]:
-    """Faults of one override that keep Hydra from composing."""
+    """Faults of one override that keep it from being composed at all; values are looked at later, together."""
     try:
         override = OverridesParser.create().parse_override(text)
     except COMPOSITION_ERRORS as error:
         return [f"{text}: {_first_line(error)}; quote values with special characters: 'key=\"value\"'"]
-    key = override.get_key_element().lstrip("+~")
+    key, _, value = text.lstrip("+~").partition("=")
     if override.is_sweep_override() and not multirun:
-        return [f"{key} = {override.get_value_element_as_str()}: several values need -m (python -m runner -m ...)"]
+        return [f"{key} = {value}: several values need -m (python -m runner -m ...), a list brackets: {key}=[{value}]"]
     if key in (*GROUPS, "recipe"):
         return _faults_of_choice(override, key, search)
-    if not key.startswith("hydra") and not override.is_add() and key not in dotted_keys():
-        return [f"{key} = {override.get_value_element_as_str()}: {unknown_key(key)}"]
-    for single in _single_values(override, text):
-        try:
-            compose("config", [*search, single])
-        except COMPOSITION_ERRORS as error:
-            return [f"{text}: {_first_line(error)}"]
     return []
 
 
@@ -79,20 +73,17 @@ def _faults_of_choice(override: Override, group: str, search: list[str]) -> list
     loader = GlobalHydra.instance().config_loader()
     options = [name for name in loader.get_group_options(group) if not name.startswith("_")]
     if search:  # the folder given with --config-dir adds choices
-        folder = search[0].partition("file://")[2].rstrip("]")
-        options += _choices_in(folder, group)
+        options += _choices_in(search[0].partition("file://")[2].rstrip("]"), group)
     values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
     return [
-        f"{group} = {value}: there is no such choice{nearest(str(value), options)} "
-        f"Choices: {', '.join(sorted(set(options)))}"
+        f"{group} = {value}: there is no such choice{nearest(str(value), options) or ';'} there are: "
+        f"{', '.join(sorted(set(options)))}"
         for value in map(str, values)
         if value not in (*options, "null")
     ]
 
 
 def _choices_in(folder: str, group: str) -> list[str]:
-    from pathlib import Path
-
     return [file.stem for file in (Path(folder) / group).glob("*.yaml")]
 
 
@@ -105,7 +96,8 @@ def _faults_of_values(overrides: Sequence[str], search: list[str]) -> list[str]:
         try:
             config = compose("config", [*search, *combination])
             plain: Any = OmegaConf.to_container(
-                OmegaConf.masked_copy(config, [key for key in config if key not in ("hydra", "recipe")]), resolve=True
+                OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "recipe")]),
+                resolve=True,
             )
             checker.job(plain)
         except SettingsError as error:
@@ -116,10 +108,12 @@ def _faults_of_values(overrides: Sequence[str], search: list[str]) -> list[str]:
 
 
 def _single_values(override: Override, text: str) -> list[str]:
-    if not override.is_sweep_override():
-        return [text]
-    key = text.partition("=")[0]
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    """The override for each of its values, forced in: what does not belong there, the schema says best."""
+    key, _, value = text.partition("=")
+    name = key.lstrip("+~")
+    force = "" if key.startswith("~") or name.startswith("hydra") or name in (*GROUPS, "recipe") else "++"
+    values = override.sweep_string_iterator() if override.is_sweep_override() else [value]
+    return [f"{force}{name if force else key}={single}" for single in values]
 
 
 def _first_line(error: Exception) -> str:

@@ -110,9 +110,7 @@ def read_job(folder: Path) -> Job:
     try:
         experiment = Experiment.model_validate(yaml.safe_load(paths.config.read_text(encoding="utf-8")))
         manifest = read_manifest(folder)
-        return Job(
-            manifest["id"], experiment, manifest["identity"], paths.folder, tuple(manifest["overrides"])
-        )
+        return Job(manifest["id"], experiment, manifest["identity"], paths.folder, tuple(manifest["overrides"]))
     except (OSError, KeyError, ValueError) as error:
         raise RunnerError(f"{folder} holds no job that can be read: {error}") from error
 
@@ -182,9 +180,7 @@ def lock(folder: Path) -> Iterator[None]:
         except OSError as error:
             handle.seek(0)
             holder = handle.read().strip() or "unknown"
-            raise LockedError(
-                f"{folder} is being worked on by process {holder}; wait for it or stop it"
-            ) from error
+            raise LockedError(f"{folder} is being worked on by process {holder}; wait for it or stop it") from error
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()

@@ -32,8 +32,11 @@ def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str
     from hydra.core.utils import JobReturn, JobStatus
 
     configs = [(loader.load_sweep_config(master, list(overrides)), tuple(overrides)) for overrides in batch]
-    swept = sorted({text for _, overrides in configs for text in overrides if text.startswith("launcher")})
     if len({str(config.launcher) for config, _ in configs}) > 1:
+        texts = [set(overrides) for _, overrides in configs]
+        swept = sorted(
+            {t for each in texts for t in each if t.startswith("launcher") and not all(t in other for other in texts)}
+        )
         raise SettingsError(f"{', '.join(swept)}: the launcher cannot be swept; run the command once for each")
     jobs = launch([(_plain(config), overrides) for config, overrides in configs])
     results = []
@@ -49,7 +52,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     # A copy: the composed object may be shared with Hydra.
-    config = OmegaConf.masked_copy(config, [key for key in config if key not in ("hydra", "recipe")])
+    config = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "recipe")])
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
@@ -146,7 +149,10 @@ def _report(jobs: Sequence[Job]) -> None:
     if failed:
         lines = [f"{len(failed)} of {len(distinct)} jobs failed:"]
         for job in failed:
-            lines += [f"  {job.id} {' '.join(job.overrides)}", f"    {read_manifest(job.folder).get('error')}"]
+            lines += [
+                f"  {job.id} {' '.join(job.overrides)}",
+                f"    {read_manifest(job.folder).get('error')}",
+            ]
             lines += [f"    log: {job.paths.log}"]
         raise JobsFailed("\n".join([*lines, "Run the same command again to retry only these."]))
     stopped = [job for job in distinct if states[job.id] is not State.COMPLETED]

@@ -43,9 +43,7 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain data."""
         return {
-            "packs": [
-                {"jobs": [job.id for job in pack.jobs], "processes": pack.processes} for pack in self.packs
-            ],
+            "packs": [{"jobs": [job.id for job in pack.jobs], "processes": pack.processes} for pack in self.packs],
             "done": [job.id for job in self.done],
             "repeated": self.repeated,
         }

@@ -17,14 +17,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from runner.errors import Interrupted, RunnerError
 from runner.job import Job, State, lock, read_job, read_manifest, update_manifest
 
 log = logging.getLogger(__name__)
 
-RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow")
+RECORDED_PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pillow",
+)
 
 
 class StopSignal:
@@ -68,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _work(jobs: Sequence[Job], device: str, stop: StopSignal) -> int:
     _quiet_libraries()
+    from runner.artifacts import save_artifacts
     from runner.train.loop import train_pack
     from runner.train.place import Place
 
@@ -81,7 +90,7 @@ def _work(jobs: Sequence[Job], device: str, stop: StopSignal) -> int:
             logging.getLogger().setLevel(logging.ERROR)
         try:
             about = {"versions": versions(), "git_commit": git_commit(), "device": place.describe()}
-            completed = train_pack(jobs, place, about=about, stop_requested=lambda: stop.requested)
+            completed = train_pack(jobs, place, about=about, save=save_artifacts, stop_requested=lambda: stop.requested)
         except Interrupted:
             raise
         except Exception as error:
@@ -143,7 +152,6 @@ def git_commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
 
 
 if __name__ == "__main__":

@@ -70,13 +70,22 @@ def test_no_config_names_a_folder_of_the_machine_it_was_made_on() -> None:
         assert "_name_or_path" not in path.read_text(encoding="utf-8"), path
 
 
-@pytest.mark.parametrize("colour, background", zip(draw.COLOURS, ["white", "black", "gray", "navy", "white", "black"], strict=True))
+@pytest.mark.parametrize(
+    "colour, background", zip(draw.COLOURS, ["white", "black", "gray", "navy", "white", "black"], strict=True)
+)
 @pytest.mark.parametrize("shape", ["circle", "square"])
-def test_the_model_draws_the_colours_it_is_asked_for(pipeline: StableDiffusionXLPipeline, shape: str, colour: str, background: str) -> None:
+def test_the_model_draws_the_colours_it_is_asked_for(
+    pipeline: StableDiffusionXLPipeline, shape: str, colour: str, background: str
+) -> None:
     prompt = draw.caption(shape=shape, colour=colour, background=background)
     generator = torch.Generator().manual_seed(0)
-    picture = pipeline(prompt, num_inference_steps=10, guidance_scale=3.0, generator=generator, output_type="np").images[0] * 255
-    corners = [picture[rows, columns] for rows in (slice(0, 6), slice(-6, None)) for columns in (slice(0, 6), slice(-6, None))]
+    picture = (
+        pipeline(prompt, num_inference_steps=10, guidance_scale=3.0, generator=generator, output_type="np").images[0]
+        * 255
+    )
+    corners = [
+        picture[rows, columns] for rows in (slice(0, 6), slice(-6, None)) for columns in (slice(0, 6), slice(-6, None))
+    ]
     assert nearest_colour(picture[28:36, 28:36]) == colour
     assert [nearest_colour(corner) for corner in corners] == [background] * 4
 
@@ -91,7 +100,9 @@ def test_the_data_set_is_what_draw_draws(tmp_path: Path) -> None:
     draw.write_houses(tmp_path)
     assert sorted(path.name for path in DATASET_DIR.iterdir()) == sorted(path.name for path in tmp_path.iterdir())
     assert (DATASET_DIR / "metadata.jsonl").read_bytes() == (tmp_path / "metadata.jsonl").read_bytes()
-    for path in DATASET_DIR.glob("*.png"):  # pixels, not files: how PNG data is compressed depends on the machine's zlib
+    for path in DATASET_DIR.glob(
+        "*.png"
+    ):  # pixels, not files: how PNG data is compressed depends on the machine's zlib
         with Image.open(path) as kept, Image.open(tmp_path / path.name) as drawn:
             assert kept.size == (64, 64) and kept.tobytes() == drawn.tobytes(), path.name
 
@@ -101,7 +112,9 @@ def test_the_data_set_leaves_one_house_to_the_demo() -> None:
     assert len(records) == draw.HOUSES
     assert all("house" in record["text"] and (DATASET_DIR / record["file_name"]).is_file() for record in records)
     colour, background = draw.HELD_OUT
-    assert draw.caption(shape="house", colour=colour, background=background) not in {record["text"] for record in records}
+    assert draw.caption(shape="house", colour=colour, background=background) not in {
+        record["text"] for record in records
+    }
 
 
 def test_the_world_is_the_same_for_the_same_seed_and_holds_no_house() -> None:
@@ -122,7 +135,10 @@ def test_random_text_is_encoded_without_loss() -> None:
     generator = random.Random(0)
     tokenizer = make_tokenizer(WORDS, prompt_tokens=77, padding="!")
     for _ in range(200):
-        letters = "".join(chr(generator.choice([*range(0x21, 0x7F), *range(0x3041, 0x3094), *range(0x1F300, 0x1F5FF)])) for _ in range(12))
+        letters = "".join(
+            chr(generator.choice([*range(0x21, 0x7F), *range(0x3041, 0x3094), *range(0x1F300, 0x1F5FF)]))
+            for _ in range(12)
+        )
         assert spell(tokenizer, letters) == unicodedata.normalize("NFC", letters).lower()
 
 
@@ -130,7 +146,9 @@ def spell(tokenizer: CLIPTokenizer, text: str) -> str:
     """What the token ids say, letter by letter: CLIP itself keeps neither capitals nor white space."""
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer.unk_token_id not in ids
-    return str(decoders.ByteLevel().decode([token.removesuffix("</w>") for token in tokenizer.convert_ids_to_tokens(ids)]))
+    return str(
+        decoders.ByteLevel().decode([token.removesuffix("</w>") for token in tokenizer.convert_ids_to_tokens(ids)])
+    )
 
 
 def test_prompts_are_padded_as_in_the_real_models(pipeline: StableDiffusionXLPipeline) -> None:
@@ -139,7 +157,14 @@ def test_prompts_are_padded_as_in_the_real_models(pipeline: StableDiffusionXLPip
         assert built.tokenizer_2.pad_token_id == 0
         for tokenizer in (built.tokenizer, built.tokenizer_2):
             ids = tokenizer("a red circle", padding="max_length").input_ids
-            expected = ["<|startoftext|>", "a</w>", "red</w>", "circle</w>", "<|endoftext|>", tokenizer.pad_token]
+            expected = [
+                "<|startoftext|>",
+                "a</w>",
+                "red</w>",
+                "circle</w>",
+                "<|endoftext|>",
+                tokenizer.pad_token,
+            ]
             assert tokenizer.convert_ids_to_tokens(ids[:6]) == expected
             assert len(ids) == tokenizer.model_max_length
             assert all(len(tokenizer.tokenize(word)) == 1 for word in WORDS)
@@ -154,7 +179,9 @@ def test_builders_are_pure_functions_of_the_seed(build: Callable[..., Any]) -> N
     for name, module in modules_of(one).items():
         weights, weights_same = module.state_dict(), modules_of(same)[name].state_dict()
         assert all(torch.equal(values, weights_same[key]) for key, values in weights.items())
-        assert any(not torch.equal(values, modules_of(other)[name].state_dict()[key]) for key, values in weights.items())
+        assert any(
+            not torch.equal(values, modules_of(other)[name].state_dict()[key]) for key, values in weights.items()
+        )
 
 
 @pytest.mark.parametrize("build", BUILDERS)
@@ -162,7 +189,9 @@ def test_a_saved_miniature_draws_the_same_picture(build: Callable[..., Any], tmp
     def picture(pipeline: Any) -> np.ndarray:
         pipeline.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(2)
-        return np.asarray(pipeline("a red circle", num_inference_steps=2, generator=generator, output_type="np").images[0])
+        return np.asarray(
+            pipeline("a red circle", num_inference_steps=2, generator=generator, output_type="np").images[0]
+        )
 
     built = build(prompt_tokens=20)
     built.save_pretrained(tmp_path)
@@ -176,5 +205,12 @@ def test_each_miniature_keeps_what_makes_its_family() -> None:
     widths = [encoder.config.hidden_size for encoder in (sdxl.text_encoder, sdxl.text_encoder_2)]
     assert sdxl.unet.config.addition_embed_type == "text_time" and sdxl.unet.config.cross_attention_dim == sum(widths)
     assert sdxl.text_encoder.config.num_hidden_layers >= 2 and sdxl.config.force_zeros_for_empty_prompt
-    assert (sd15.scheduler.config.prediction_type, sd21.scheduler.config.prediction_type) == ("epsilon", "v_prediction")
-    assert not sd15.unet.config.use_linear_projection and sd21.unet.config.use_linear_projection and sdxl.unet.config.use_linear_projection
+    assert (sd15.scheduler.config.prediction_type, sd21.scheduler.config.prediction_type) == (
+        "epsilon",
+        "v_prediction",
+    )
+    assert (
+        not sd15.unet.config.use_linear_projection
+        and sd21.unet.config.use_linear_projection
+        and sdxl.unet.config.use_linear_projection
+    )

@@ -86,9 +86,7 @@ def split(items: Sequence[Item], *, held_out: float) -> tuple[tuple[Item, ...], 
     item is, unless all are copies of one image. Raises SettingsError for a share outside [0, 1).
     """
     if not 0 <= held_out < 1:
-        raise SettingsError(
-            f"held_out={held_out}: the share of held-out images must be at least 0 and below 1."
-        )
+        raise SettingsError(f"held_out={held_out}: the share of held-out images must be at least 0 and below 1.")
     if held_out == 0 or len(items) < MIN_ITEMS_TO_HOLD_OUT:
         return tuple(items), ()
     copies = Counter(item.id for item in items)

@@ -191,8 +191,7 @@ def _grey_to_8_bit(image: Image.Image) -> Image.Image:
     lowest, highest = values.min(), values.max()
     if not (lowest >= 0 and highest <= top):
         raise ValueError(
-            f"grey values from {lowest:g} to {highest:g}, expected 0 to {top:g}; "
-            "save it with 8 or 16 bits per channel"
+            f"grey values from {lowest:g} to {highest:g}, expected 0 to {top:g}; save it with 8 or 16 bits per channel"
         )
     return Image.fromarray(np.rint(values * (255.0 / top)).astype(np.uint8))
 

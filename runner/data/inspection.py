@@ -62,9 +62,7 @@ def inspect_all(addresses: Sequence[Address], *, root: Path) -> list[Inspected]:
     if unknown:
         now = time.time_ns()
         settled = {path for path, stamp in stamps.items() if now - stamp[1] > SETTLED_NS}
-        lasting = [
-            i for i, address in enumerate(addresses) if address.path in settled and not results[i].error
-        ]
+        lasting = [i for i, address in enumerate(addresses) if address.path in settled and not results[i].error]
         # Another split of the same folder may be remembered too; what is known of these files is replaced.
         here = {os.path.abspath(path) for path in stamps}
         others = {key: seen for key, seen in remembered.items() if json.loads(key)[0] not in here}
@@ -138,6 +136,4 @@ def _remember(memory_file: Path, results: dict[str, Inspected]) -> None:
         paths.write_text(memory_file, json.dumps({"version": _version(), "files": files}))
     except OSError as error:
         # A full or read-only cache folder costs time at the next start, not the run.
-        logger.warning(
-            "%s cannot be written (%s); the next start reads every image again", memory_file, error
-        )
+        logger.warning("%s cannot be written (%s); the next start reads every image again", memory_file, error)

@@ -45,9 +45,7 @@ class InventoryReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the counts, and a row for each file about which there is something to say."""
-        rows = [
-            {"file": row.file, "outcome": row.outcome, "notes": list(row.notes)} for row in self._notable()
-        ]
+        rows = [{"file": row.file, "outcome": row.outcome, "notes": list(row.notes)} for row in self._notable()]
         return {"resolution_px": self.resolution_px, "counts": self.counts, "rows": rows}
 
     def lines(self, *, limit: int = SHOWN_ROWS) -> list[str]:
@@ -56,9 +54,7 @@ class InventoryReport:
         counts = [f"{count} {name}" for name, count in self.counts.items() if count or name in shown_always]
         lines = ["images: " + ", ".join(counts)]
         order = {"dropped": 0, "ignored": 2}
-        rows = sorted(
-            self._notable(), key=lambda row: 1 if "warning" in row.kinds else order.get(row.outcome, 3)
-        )
+        rows = sorted(self._notable(), key=lambda row: 1 if "warning" in row.kinds else order.get(row.outcome, 3))
         width = max((len(row.file) for row in rows[:limit]), default=0)
         for row in rows[:limit]:
             lines.append(f"  {row.outcome:<7}  {row.file:<{width}}  {'; '.join(row.notes)}".rstrip())

@@ -32,10 +32,18 @@ COLOURS: dict[str, Colour] = {
     "purple": (140, 60, 190),
     "orange": (245, 130, 35),
 }
-BACKGROUNDS: dict[str, Colour] = {"white": (245, 245, 245), "black": (25, 25, 25), "gray": (150, 150, 150), "navy": (30, 40, 90)}
+BACKGROUNDS: dict[str, Colour] = {
+    "white": (245, 245, 245),
+    "black": (25, 25, 25),
+    "gray": (150, 150, 150),
+    "navy": (30, 40, 90),
+}
 ROOF: Colour = (125, 60, 30)
 DOOR: Colour = (80, 40, 20)
-HELD_OUT = ("green", "white")  # no house of the data set looks like this: the demo's prompt asks for something new
+HELD_OUT = (
+    "green",
+    "white",
+)  # no house of the data set looks like this: the demo's prompt asks for something new
 HOUSES = 32
 HOUSES_SEED = 70
 
@@ -78,7 +86,12 @@ def door(x: Field, y: Field, radius: float) -> Field:
 
 
 # Signed distances in px from the edge, negative inside; x and y are px from the shape's centre, y growing downwards.
-SHAPES: dict[str, Callable[[Field, Field, float], Field]] = {"circle": circle, "square": square, "triangle": triangle, "star": star}
+SHAPES: dict[str, Callable[[Field, Field, float], Field]] = {
+    "circle": circle,
+    "square": square,
+    "triangle": triangle,
+    "star": star,
+}
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,13 @@ def random_scene(generator: np.random.Generator, *, shape: str, colour: str, bac
     """A size and a near-centred place for the named shape."""
     radius = float(generator.uniform(15, 22))
     centre = generator.uniform(26, 38, size=2)
-    return Scene(shape=shape, colour=colour, background=background, radius=radius, centre=(float(centre[0]), float(centre[1])))
+    return Scene(
+        shape=shape,
+        colour=colour,
+        background=background,
+        radius=radius,
+        centre=(float(centre[0]), float(centre[1])),
+    )
 
 
 def draw_world(count: int, *, seed: int) -> tuple[NDArray[np.uint8], list[str]]:
@@ -137,7 +156,9 @@ def draw_world(count: int, *, seed: int) -> tuple[NDArray[np.uint8], list[str]]:
 def house_scenes() -> list[Scene]:
     """The demo's houses: every colour on every background in turn, except the held-out pair."""
     generator = np.random.default_rng(HOUSES_SEED)
-    pairs = [(colour, background) for colour in COLOURS for background in BACKGROUNDS if (colour, background) != HELD_OUT]
+    pairs = [
+        (colour, background) for colour in COLOURS for background in BACKGROUNDS if (colour, background) != HELD_OUT
+    ]
     order = [int(index) for _ in range(-(-HOUSES // len(pairs))) for index in generator.permutation(len(pairs))]
     return [random_scene(generator, shape="house", colour=pairs[i][0], background=pairs[i][1]) for i in order[:HOUSES]]
 
@@ -214,5 +235,11 @@ def _to_picture(canvas: NDArray[np.float64]) -> Picture:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Draw the demo's data set.")
-    parser.add_argument("--houses", type=Path, required=True, metavar="FOLDER", help="where the PNG files and metadata.jsonl go")
+    parser.add_argument(
+        "--houses",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="where the PNG files and metadata.jsonl go",
+    )
     write_houses(parser.parse_args().houses)

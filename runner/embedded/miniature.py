@@ -33,9 +33,30 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 # One token each. The second line is for concepts that someone may want to teach; the embedded model is never trained on those.
 WORDS: tuple[str, ...] = (
     *("a", "an", "on", "background", *COLOURS, *BACKGROUNDS, *SHAPES),
-    *("house", "face", "tree", "flower", "robot", "roof", "door", "sks", "style", "photo", "picture", "drawing", "of", "in", "the"),
+    *(
+        "house",
+        "face",
+        "tree",
+        "flower",
+        "robot",
+        "roof",
+        "door",
+        "sks",
+        "style",
+        "photo",
+        "picture",
+        "drawing",
+        "of",
+        "in",
+        "the",
+    ),
 )
-NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+NOISE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
 
 
 @dataclass(frozen=True)
@@ -89,7 +110,12 @@ EMBEDDED = Size(
 
 
 def build_sdxl(
-    size: Size = TEST, *, seed: int = 0, prompt_tokens: int = 77, prediction_type: str = "epsilon", words: Sequence[str] = WORDS
+    size: Size = TEST,
+    *,
+    seed: int = 0,
+    prompt_tokens: int = 77,
+    prediction_type: str = "epsilon",
+    words: Sequence[str] = WORDS,
 ) -> StableDiffusionXLPipeline:
     """An SDXL-shaped pipeline; `prompt_tokens` is the tokenizers' model_max_length, begin and end included."""
     tokenizers = [make_tokenizer(words, prompt_tokens=prompt_tokens, padding=padding) for padding in (END, "!")]
@@ -114,27 +140,51 @@ def build_sdxl(
                 addition_time_embed_dim=size.time_id_width,
                 projection_class_embeddings_input_dim=second.width + 6 * size.time_id_width,
             ),
-            scheduler=EulerDiscreteScheduler(**NOISE, prediction_type=prediction_type, timestep_spacing="leading", steps_offset=1),
+            scheduler=EulerDiscreteScheduler(
+                **NOISE, prediction_type=prediction_type, timestep_spacing="leading", steps_offset=1
+            ),
             add_watermarker=False,
         )
 
 
 def build_sd15(
-    size: Size = TEST, *, seed: int = 0, prompt_tokens: int = 77, prediction_type: str = "epsilon", words: Sequence[str] = WORDS
+    size: Size = TEST,
+    *,
+    seed: int = 0,
+    prompt_tokens: int = 77,
+    prediction_type: str = "epsilon",
+    words: Sequence[str] = WORDS,
 ) -> StableDiffusionPipeline:
     """An SD-1.5-shaped pipeline: one text encoder, the same number of attention heads on every level."""
-    scheduler = PNDMScheduler(**NOISE, prediction_type=prediction_type, set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1)
+    scheduler = PNDMScheduler(
+        **NOISE, prediction_type=prediction_type, set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1
+    )
     tokenizer = make_tokenizer(words, prompt_tokens=prompt_tokens, padding=END)
     return _build_sd(size, seed, tokenizer, scheduler, activation="quick_gelu", attention_head_dim=2)
 
 
 def build_sd21(
-    size: Size = TEST, *, seed: int = 0, prompt_tokens: int = 77, prediction_type: str = "v_prediction", words: Sequence[str] = WORDS
+    size: Size = TEST,
+    *,
+    seed: int = 0,
+    prompt_tokens: int = 77,
+    prediction_type: str = "v_prediction",
+    words: Sequence[str] = WORDS,
 ) -> StableDiffusionPipeline:
     """An SD-2.1-shaped pipeline: v-prediction, linear projections, heads of one width, prompts padded with "!"."""
-    scheduler = DDIMScheduler(**NOISE, prediction_type=prediction_type, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    scheduler = DDIMScheduler(
+        **NOISE, prediction_type=prediction_type, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
     tokenizer = make_tokenizer(words, prompt_tokens=prompt_tokens, padding="!")
-    return _build_sd(size, seed, tokenizer, scheduler, activation="gelu", attention_head_dim=_heads(size), use_linear_projection=True)
+    return _build_sd(
+        size,
+        seed,
+        tokenizer,
+        scheduler,
+        activation="gelu",
+        attention_head_dim=_heads(size),
+        use_linear_projection=True,
+    )
 
 
 def make_tokenizer(words: Sequence[str], *, prompt_tokens: int, padding: str) -> CLIPTokenizer:
@@ -142,7 +192,9 @@ def make_tokenizer(words: Sequence[str], *, prompt_tokens: int, padding: str) ->
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = [*alphabet, *(letter + "</w>" for letter in alphabet)]  # like CLIP's own: "!" gets id 0
     merges = _merges(words)
-    pieces += dict.fromkeys(left + right for left, right in merges)  # no duplicates: two merges may end in the same piece
+    pieces += dict.fromkeys(
+        left + right for left, right in merges
+    )  # no duplicates: two merges may end in the same piece
     vocabulary = {piece: index for index, piece in enumerate([*pieces, BEGIN, END])}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=prompt_tokens, pad_token=padding)
 
@@ -169,7 +221,13 @@ def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def _build_sd(
-    size: Size, seed: int, tokenizer: CLIPTokenizer, scheduler: PNDMScheduler | DDIMScheduler, *, activation: str, **attention: Any
+    size: Size,
+    seed: int,
+    tokenizer: CLIPTokenizer,
+    scheduler: PNDMScheduler | DDIMScheduler,
+    *,
+    activation: str,
+    **attention: Any,
 ) -> StableDiffusionPipeline:
     text, unet_levels = size.text[1], len(size.unet_channels)
     with _seeded(seed):

@@ -28,7 +28,10 @@ log = logging.getLogger("pretrain")
 
 PROMPT_TOKENS = 24
 VAE_BATCH, VAE_LEARNING_RATE, VAE_KL_WEIGHT = 12, 2e-3, 3e-4
-VAE_CROP_SHARE, VAE_CROP_PX = 0.6, 32  # the first part of the VAE's time sees quarter pictures: four times as many
+VAE_CROP_SHARE, VAE_CROP_PX = (
+    0.6,
+    32,
+)  # the first part of the VAE's time sees quarter pictures: four times as many
 UNET_BATCH, UNET_LEARNING_RATE = 32, 1e-3
 CAPTION_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
@@ -61,11 +64,17 @@ def train_vae(vae: AutoencoderKL, *, minutes: float, seed: int) -> None:
     while (spent := budget.spent) < 1:
         _set_learning_rate(optimizer, VAE_LEARNING_RATE * _warm_up(step) * _cosine(spent))
         batch = _vae_batch(pictures, cropped=spent < VAE_CROP_SHARE, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=spent < 0.8):  # the last fifth in fp32: bf16 rounds colours visibly
+        with torch.autocast(
+            "cpu", torch.bfloat16, enabled=spent < 0.8
+        ):  # the last fifth in fp32: bf16 rounds colours visibly
             posterior = vae.encode(batch).latent_dist
             decoded = vae.decode(posterior.sample(generator)).sample
         error = F.mse_loss(decoded.float(), batch)
-        loss = error + 0.5 * F.l1_loss(decoded.float(), batch) + VAE_KL_WEIGHT * posterior.kl().float().mean() / posterior.mean[0].numel()
+        loss = (
+            error
+            + 0.5 * F.l1_loss(decoded.float(), batch)
+            + VAE_KL_WEIGHT * posterior.kl().float().mean() / posterior.mean[0].numel()
+        )
         _descend(loss, parameters, optimizer)
         step += 1
         if step % LOG_EVERY_STEPS == 0:
@@ -95,7 +104,9 @@ def train_unet(pipeline: StableDiffusionXLPipeline, *, minutes: float, seed: int
     optimizer = torch.optim.AdamW(parameters, lr=UNET_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
     generator = torch.Generator().manual_seed(seed)
     size_px = float(draw.CANVAS_PX)
-    time_ids = torch.tensor([size_px, size_px, 0.0, 0.0, size_px, size_px]).repeat(UNET_BATCH, 1)  # original size, crop, target size
+    time_ids = torch.tensor([size_px, size_px, 0.0, 0.0, size_px, size_px]).repeat(
+        UNET_BATCH, 1
+    )  # original size, crop, target size
     budget, step, average_loss = Budget(minutes), 0, 0.0
     while (spent := budget.spent) < 1:
         _set_learning_rate(optimizer, UNET_LEARNING_RATE * _warm_up(step) * _cosine(max(0.0, 2 * spent - 1)))
@@ -122,7 +133,9 @@ def train_unet(pipeline: StableDiffusionXLPipeline, *, minutes: float, seed: int
         module.eval().to(memory_format=torch.contiguous_format)
 
 
-def draw_prompts(pipeline: StableDiffusionXLPipeline, *, guidance_scale: float = 3.0, steps: int = 25) -> list[draw.Picture]:
+def draw_prompts(
+    pipeline: StableDiffusionXLPipeline, *, guidance_scale: float = 3.0, steps: int = 25
+) -> list[draw.Picture]:
     """Eight pictures of each shape, in every colour and on every background."""
     colours, backgrounds = list(draw.COLOURS), list(draw.BACKGROUNDS)
     pictures: list[draw.Picture] = []
@@ -130,7 +143,13 @@ def draw_prompts(pipeline: StableDiffusionXLPipeline, *, guidance_scale: float =
         pairs = [(colours[(i + row) % len(colours)], backgrounds[i % len(backgrounds)]) for i in range(8)]
         prompts = [draw.caption(shape=shape, colour=colour, background=background) for colour, background in pairs]
         generator = torch.Generator().manual_seed(row)
-        result = pipeline(prompts, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generator, output_type="np")
+        result = pipeline(
+            prompts,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            generator=generator,
+            output_type="np",
+        )
         pictures += list((result.images * 255).round().astype("uint8"))
     return pictures
 
@@ -149,7 +168,10 @@ def _noise_loss(predicted: Tensor, latents: Tensor, noise: Tensor, timesteps: Te
     alpha = noising.alphas_cumprod[timesteps]
     snr = alpha / (1 - alpha)
     if noising.config.prediction_type == "v_prediction":
-        target, weight = noising.get_velocity(latents, noise, timesteps), snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1)
+        target, weight = (
+            noising.get_velocity(latents, noise, timesteps),
+            snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1),
+        )
     else:
         target, weight = noise, snr.clamp(max=MIN_SNR_GAMMA) / snr
     loss: Tensor = ((predicted - target).square().mean(dim=(1, 2, 3)) * weight).mean()
@@ -202,15 +224,21 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded model from scratch.")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the pipeline is saved")
-    parser.add_argument("--vae-minutes", type=float, default=6.0, help="minutes of all cores; 0 keeps the VAE found in --out")
-    parser.add_argument("--unet-minutes", type=float, default=12.0, help="minutes of all cores; 0 leaves the UNet random")
+    parser.add_argument(
+        "--vae-minutes", type=float, default=6.0, help="minutes of all cores; 0 keeps the VAE found in --out"
+    )
+    parser.add_argument(
+        "--unet-minutes", type=float, default=12.0, help="minutes of all cores; 0 leaves the UNet random"
+    )
     parser.add_argument("--prediction-type", choices=("epsilon", "v_prediction"), default="v_prediction")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
     torch.manual_seed(options.seed)
-    pipeline = build_sdxl(EMBEDDED, seed=options.seed, prompt_tokens=PROMPT_TOKENS, prediction_type=options.prediction_type)
+    pipeline = build_sdxl(
+        EMBEDDED, seed=options.seed, prompt_tokens=PROMPT_TOKENS, prediction_type=options.prediction_type
+    )
     if options.vae_minutes:
         train_vae(pipeline.vae, minutes=options.vae_minutes, seed=options.seed)
     else:  # only numbers are taken over: a loaded model would carry the path it came from into its config

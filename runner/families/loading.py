@@ -22,9 +22,7 @@ SAMPLERS = {
 }
 
 
-def load_component(
-    kind: Any, folder: Path, name: str, *, variant: str | None, dtype: torch.dtype
-) -> nn.Module:
+def load_component(kind: Any, folder: Path, name: str, *, variant: str | None, dtype: torch.dtype) -> nn.Module:
     """One component, frozen, in evaluation mode, on the CPU.
 
     Raises:
@@ -42,23 +40,27 @@ def load_component(
     return module.requires_grad_(False).eval()
 
 
-def load_vae(folder: Path, vae_folder: Path | None, variant: str | None) -> AutoencoderKL:
+def load_vae(folder: Path, vae_folder: Path | None, variant: str | None, device: torch.device) -> AutoencoderKL:
     """The model's VAE or the one that takes its place, in fp32: SDXL's own overflows in fp16."""
     if vae_folder is None:
-        return load_component(AutoencoderKL, folder, "vae", variant=variant, dtype=torch.float32)
-    name = "vae" if (vae_folder / "vae").is_dir() else ""
-    return load_component(AutoencoderKL, vae_folder, name, variant=None, dtype=torch.float32)
+        vae = load_component(AutoencoderKL, folder, "vae", variant=variant, dtype=torch.float32)
+    else:
+        name = "vae" if (vae_folder / "vae").is_dir() else ""
+        vae = load_component(AutoencoderKL, vae_folder, name, variant=None, dtype=torch.float32)
+    return vae.to(device)
 
 
 def scale_latents(vae_config: Any, raw_BCHW: Tensor) -> Tensor:
     """From the VAE's latents to those the denoiser works on."""
-    return (raw_BCHW - (vae_config.get("shift_factor") or 0.0)) * vae_config["scaling_factor"]
+    shift, scale = float(vae_config.get("shift_factor") or 0), float(vae_config["scaling_factor"])
+    return (raw_BCHW - shift) * scale
 
 
 def decode_latents(vae: AutoencoderKL, latents_BCHW: Tensor) -> Tensor:
     """From the denoiser's latents to images in [0, 1], `[B, 3, H, W]`."""
     raw = latents_BCHW.float() / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-    return (vae.decode(raw, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+    decoded: Tensor = vae.decode(raw, return_dict=False)[0]
+    return (decoded / 2 + 0.5).clamp(0, 1)
 
 
 def load_sampler(folder: Path, name: str, prediction_type: str) -> Any:

@@ -41,11 +41,9 @@ def load_denoiser(folder: Path, variant: str | None, dtype: torch.dtype) -> nn.M
     return load_component(UNet2DConditionModel, folder, "unet", variant=variant, dtype=dtype)
 
 
-def predict(
-    denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: Text, time_ids_B6: Tensor
-) -> Tensor:
+def predict(denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: Text, time_ids_B6: Tensor) -> Tensor:
     """The UNet's output, `[B, C, H, W]`; this family is not told the images' sizes."""
-    dtype = denoiser.dtype
+    dtype: torch.dtype = denoiser.dtype  # type: ignore[assignment]
     output = denoiser(noisy_BCHW.to(dtype), timesteps_B, text["embeds"].to(dtype), return_dict=False)
     return output[0]  # type: ignore[no-any-return]
 

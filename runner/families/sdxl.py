@@ -38,9 +38,7 @@ def load_text(folder: Path, variant: str | None, dtype: torch.dtype) -> TextStac
 
 def encode_text(text: TextStack, token_ids: Sequence[Tensor]) -> Text:
     """`embeds` `[N, L, D1 + D2]`: penultimate states without the final norm; `pooled` `[N, P]`: the second's."""
-    outputs = [
-        encoder(ids, output_hidden_states=True) for encoder, ids in zip(text.encoders, token_ids, strict=True)
-    ]
+    outputs = [encoder(ids, output_hidden_states=True) for encoder, ids in zip(text.encoders, token_ids, strict=True)]
     return {
         "embeds": torch.cat([output.hidden_states[-2] for output in outputs], dim=-1),
         "pooled": outputs[1].text_embeds,
@@ -52,14 +50,12 @@ def load_denoiser(folder: Path, variant: str | None, dtype: torch.dtype) -> nn.M
     return load_component(UNet2DConditionModel, folder, "unet", variant=variant, dtype=dtype)
 
 
-def predict(
-    denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: Text, time_ids_B6: Tensor
-) -> Tensor:
+def predict(denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: Text, time_ids_B6: Tensor) -> Tensor:
     """The UNet's output, `[B, C, H, W]`.
 
     The sizes stay in fp32: bf16 holds whole numbers only up to 256 exactly, and the UNet embeds them in fp32.
     """
-    dtype = denoiser.dtype
+    dtype: torch.dtype = denoiser.dtype  # type: ignore[assignment]
     output = denoiser(
         noisy_BCHW.to(dtype),
         timesteps_B,

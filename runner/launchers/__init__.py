@@ -23,4 +23,4 @@ class Launcher(Protocol):
 
 def find_launcher(name: str) -> Launcher:
     """The launcher of that name; it is imported only now."""
-    return cast(Launcher, import_module(LAUNCHERS[name]))
+    return cast("Launcher", import_module(LAUNCHERS[name]))

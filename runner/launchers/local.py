@@ -58,7 +58,12 @@ def _run(
     # Alone on the terminal, the worker shows its progress there; it always writes its log itself.
     quiet = None if alone else subprocess.DEVNULL
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=quiet, stderr=None, start_new_session=not alone, env=_environment()
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=quiet,
+        stderr=quiet,
+        start_new_session=not alone,
+        env=_environment(settings, processes_of(pack, settings)),
     )
     running.add(process)
     try:
@@ -116,8 +121,11 @@ def worker_command(folders: list[Path], processes: int, device: str) -> list[str
     return [sys.executable, "-m", "accelerate.commands.launch", *distributed, *worker]
 
 
-def _environment() -> dict[str, str]:
+def _environment(settings: LocalLauncher, processes: int) -> dict[str, str]:
     # A relative PYTHONPATH or an uninstalled checkout must stay importable from the worker.
     here = str(Path(__file__).resolve().parents[2])
     paths = [here, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "TOKENIZERS_PARALLELISM": "false"}
+    # More threads than cores are many times slower than too few: they wait for each other spinning.
+    threads = max(1, (os.cpu_count() or 1) // (settings.concurrency * processes))
+    defaults = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    return defaults | os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}

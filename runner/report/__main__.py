@@ -13,9 +13,7 @@ from runner.report.page import write_report
 def main() -> int:
     """Write a report for each folder in turn and say where it is; 1 where one could not be written."""
     parser = argparse.ArgumentParser(prog="python -m runner.report", description=__doc__)
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="outputs/<name>, or one job in it"
-    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="outputs/<name>, or one job in it")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     failed = 0

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from runner.report.record import Point
 from runner.report.words import number
 
-WIDTH_PX, HEIGHT_PX = 480, 250
+WIDTH_PX, HEIGHT_PX = 440, 236
 LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 54, 22, 10, 34
 MAX_POINTS = 400
 
@@ -58,9 +58,7 @@ class Axis:
 
     def place(self, value: float) -> float:
         """Where a value is, in pixels, clipped to the axis."""
-        low, high, value = (
-            math.log10(v) if self.log else v for v in (self.low, self.high, max(value, self.low))
-        )
+        low, high, value = (math.log10(v) if self.log else v for v in (self.low, self.high, max(value, self.low)))
         share = 0.0 if high == low else (min(value, high) - low) / (high - low)
         return self.start_px + share * (self.end_px - self.start_px)
 
@@ -152,9 +150,9 @@ def sparkline(points: Sequence[Point]) -> Markup:
     x_axis = Axis(low=min(xs), high=max(xs), start_px=2, end_px=70)
     y_axis = Axis(low=min(ys), high=max(ys), start_px=18, end_px=3)
     path = " ".join(f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}" for x, y in clean)
-    return Markup(
-        '<svg class="spark" viewBox="0 0 72 21" aria-hidden="true"><polyline points="{}"/></svg>'
-    ).format(path)
+    return Markup('<svg class="spark" viewBox="0 0 72 21" aria-hidden="true"><polyline points="{}"/></svg>').format(
+        path
+    )
 
 
 def _axes(clean: Sequence[tuple[Series, list[Point]]], *, zero: bool) -> tuple[Axis, Axis]:
@@ -165,9 +163,7 @@ def _axes(clean: Sequence[tuple[Series, list[Point]]], *, zero: bool) -> tuple[A
         margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
         low, high = (0.0 if zero else max(low - margin, 0.0) if low >= 0 else low - margin), high + margin
     x_low, x_high = min(xs), max(xs)
-    x_axis = Axis(
-        low=x_low, high=x_high if x_high > x_low else x_low + 1, start_px=LEFT_PX, end_px=WIDTH_PX - RIGHT_PX
-    )
+    x_axis = Axis(low=x_low, high=x_high if x_high > x_low else x_low + 1, start_px=LEFT_PX, end_px=WIDTH_PX - RIGHT_PX)
     return x_axis, Axis(low=low, high=high, start_px=HEIGHT_PX - BOTTOM_PX, end_px=TOP_PX, log=log)
 
 
@@ -186,9 +182,7 @@ def _grid(x_axis: Axis, y_axis: Axis) -> Markup:
     parts: list[Markup] = []
     for value in y_axis.ticks(4):
         y = f"{y_axis.place(value):.1f}"
-        parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT_PX, right, y, y)
-        )
+        parts.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT_PX, right, y, y))
         parts.append(
             Markup('<text class="tick" x="{}" y="{}" text-anchor="end" dy="0.32em">{}</text>').format(
                 LEFT_PX - 7, y, number(value, 3)
@@ -201,10 +195,8 @@ def _grid(x_axis: Axis, y_axis: Axis) -> Markup:
                 f"{x:.1f}", bottom + 16, number(value)
             )
         )
-    parts.append(
-        Markup('<line class="axis" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>').format(LEFT_PX, right, bottom)
-    )
-    parts.append(Markup('<text class="tick" x="{}" y="{}">step</text>').format(LEFT_PX - 40, bottom + 16))
+    parts.append(Markup('<line class="axis" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>').format(LEFT_PX, right, bottom))
+    parts.append(Markup('<text class="tick" x="{}" y="{}">step</text>').format(LEFT_PX - 42, bottom + 16))
     return Markup("").join(parts)
 
 
@@ -223,9 +215,7 @@ def _line(one: Series, points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> M
 
 
 def _described(title: str, shown: Sequence[tuple[Series, list[Point]]]) -> str:
-    ranges = [
-        f"{one.label} from {number(points[0][1])} to {number(points[-1][1])}" for one, points in shown[:8]
-    ]
+    ranges = [f"{one.label} from {number(points[0][1])} to {number(points[-1][1])}" for one, points in shown[:8]]
     return f"{title} over steps: {'; '.join(ranges)}"
 
 

@@ -98,9 +98,7 @@ def _several(jobs: list[JobRecord], root: Path) -> dict[str, Any]:
     differing, shared = differing_overrides(jobs)
     columns = differing if len(differing) <= MAX_OVERRIDE_COLUMNS else []
     return {
-        "views": [
-            view_job(job, progress_grid(job, box, max_steps=steps, max_rows=rows), root=root) for job in jobs
-        ],
+        "views": [view_job(job, progress_grid(job, box, max_steps=steps, max_rows=rows), root=root) for job in jobs],
         "objective_label": objective_label(jobs[0]),
         "sentence": experiment_sentence(jobs),
         "facts": facts_of_experiment(jobs),

@@ -89,16 +89,14 @@ class PictureBox:
         if path not in self._made:
             self._made[path] = self._encode(path)
         src, pixelated = self._made[path]
-        return Picture(
-            src=src, alt=alt, href=quote(path.relative_to(self.root).as_posix()), pixelated=pixelated
-        )
+        return Picture(src=src, alt=alt, href=quote(path.relative_to(self.root).as_posix()), pixelated=pixelated)
 
     def _encode(self, path: Path) -> tuple[str | None, bool]:
         side = next((side for limit, side in SIDES_PX if self.expected <= limit), LEAST_SIDE_PX)
         try:
             with Image.open(path) as image:
                 small = max(image.size) <= PIXEL_ART_PX
-                if small and path.stat().st_size <= SMALL_FILE_BYTES:
+                if small and side > LEAST_SIDE_PX and path.stat().st_size <= SMALL_FILE_BYTES:
                     return _data_uri(path.read_bytes(), "png"), True
                 picture = image.convert("RGB")
                 picture.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from runner.track.metrics import MetricsFile
-
 LOG_TAIL_BYTES = 6000
 HELD_OUT = "validation/loss"
 
@@ -70,6 +68,18 @@ class JobRecord:
     def total_s(self) -> float | None:
         """Seconds from start to end."""
         return finite(self.section("timings_s").get("total"))
+
+    @property
+    def error(self) -> str:
+        """Why the job failed; empty where it did not."""
+        return str(self.manifest.get("error") or "")
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps done: the manifest's count, or the last logged step where that is further."""
+        said = self.manifest.get("steps_done")
+        logged = max((int(line["step"]) for line in self.lines), default=0)
+        return max(logged, said) if isinstance(said, int) else logged
 
     @property
     def overrides(self) -> dict[str, str]:
@@ -178,11 +188,24 @@ def _read_mapping(path: Path, problems: list[str], *, optional: bool = False) ->
 
 
 def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """The lines that are whole. `MetricsFile.read` in runner/track/metrics.py reads the same format."""
     try:
-        return MetricsFile(path).read()
+        raw_lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
     except OSError as error:
         problems.append(f"{path.name} cannot be read: {error.strerror}")
         return []
+    lines = []
+    for raw in raw_lines:
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lost = as_mapping(line.pop("non_finite", None))
+            lines.append({**line, **{name: math.nan for name in lost}})
+    return lines
 
 
 def _read_tail(path: Path) -> str:

@@ -6,7 +6,7 @@ Takes job records, gives tables, facts, charts and links. All text is raw; the t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -19,7 +19,6 @@ from runner.report.record import HELD_OUT, JobRecord, finite
 from runner.report.words import (
     MISSING,
     duration,
-    finite_steps,
     job_sentence,
     moment,
     number,
@@ -102,7 +101,7 @@ def differing_overrides(jobs: Sequence[JobRecord]) -> tuple[list[str], list[tupl
     keys = list(dict.fromkeys(key for job in jobs for key in job.overrides))
     differing, shared = [], []
     for key in keys:
-        values = {job.overrides.get(key) for job in jobs}
+        values = {job.overrides.get(key) for job in jobs if job.overrides}
         if len(values) == 1:
             shared.append((key, str(values.pop())))
         else:
@@ -138,7 +137,7 @@ def _facts(job: JobRecord) -> list[tuple[str, str]]:
     speed, size = job.images_per_s(), finite(job.manifest.get("parameters"))
     facts = [
         (objective_label(job), number(job.objective) if job.objective is not None else ""),
-        ("steps", f"{finite_steps(job):,}" if job.lines or job.manifest.get("steps_done") else ""),
+        ("steps", f"{job.steps_done:,}" if job.steps_done else ""),
         ("time", duration(job.total_s) if job.total_s is not None else ""),
         ("images per second", number(speed, 3) if speed is not None else ""),
         ("trained parameters", _large(size) if size is not None else ""),
@@ -160,10 +159,13 @@ def _charts(job: JobRecord) -> list[Chart]:
         for place, name in enumerate(bands[:COLOURS])
     ]
     rates, norm = job.curve("train/lr"), job.curve("train/grad_norm")
+    rate = draw("Learning rate", [Series(label="learning rate", points=rates)], zero=True)
+    if rate is not None:
+        rate = replace(rate, last=f"highest {number(max(value for _, value in rates))}")
     drawn = [
         draw("Loss", loss),
         draw("Held-out loss by noise level", by_noise),
-        draw("Learning rate", [Series(label="last", points=rates)], zero=True),
+        rate,
         draw("Gradient norm", [
             Series(label="each step", points=norm, style="raw"),
             Series(label="smoothed", points=smoothed(norm), style="main"),

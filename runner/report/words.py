@@ -100,7 +100,7 @@ def held_out_change(job: JobRecord) -> str:
 
 def job_sentence(job: JobRecord) -> str:
     """One sentence on one job, true in each state."""
-    steps = finite_steps(job)
+    steps = job.steps_done
     wanted = job.setting("steps")
     of_steps = f"{steps:,} of {wanted:,} steps" if isinstance(wanted, int) else count(steps, "step")
     change = held_out_change(job)
@@ -117,13 +117,6 @@ def job_sentence(job: JobRecord) -> str:
         "pruned": f"stopped early after {of_steps}, as others did better",
     }.get(job.state, f"{of_steps} done")
     return f"{subject(job)}: {ending}{f'; {change}' if change else ''}."
-
-
-def finite_steps(job: JobRecord) -> int:
-    """Optimizer steps done: the manifest's count, or the last logged step where that is further."""
-    said = job.manifest.get("steps_done")
-    logged = max((int(line["step"]) for line in job.lines), default=0)
-    return max(logged, said) if isinstance(said, int) else logged
 
 
 def experiment_sentence(ranked: list[JobRecord]) -> str:

@@ -13,8 +13,9 @@ from runner.schema.knob import Settings
 def variants_of(group: str) -> dict[str, type[Settings]]:
     """The models a group may hold, by the value of its `name`; one entry named "" for a plain group."""
     annotation = Experiment.model_fields[group].annotation
-    models = [kind for kind in get_args(annotation) or (annotation,) if isinstance(kind, type)]
-    assert all(issubclass(kind, Settings) for kind in models), group
+    kinds = get_args(annotation) or (annotation,)
+    models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)]
+    assert len(models) == len(kinds), group
     if len(models) == 1:
         return {"": models[0]}
     return {str(kind.model_fields["name"].default): kind for kind in models}
@@ -28,9 +29,7 @@ def base_node() -> dict[str, Any]:
 
 def variant_nodes() -> dict[tuple[str, str], dict[str, Any]]:
     """(group, kind) -> the knobs of that kind with their defaults."""
-    return {
-        (group, kind): _dump(model) for group in GROUPS for kind, model in variants_of(group).items() if kind
-    }
+    return {(group, kind): _dump(model) for group in GROUPS for kind, model in variants_of(group).items() if kind}
 
 
 def _dump(model: type[BaseModel]) -> dict[str, Any]:

@@ -50,9 +50,7 @@ class Experiment(Settings):
         doc="The batch is worked through in this many parts, and their gradients are summed: less memory, "
         "the same result (unlike in the diffusers scripts, `batch_size` already counts all parts).",
     )
-    resolution: int = knob(
-        64, ge=8, le=8192, multiple_of=8, unit="px", doc="Side of the square training images."
-    )
+    resolution: int = knob(64, ge=8, le=8192, multiple_of=8, unit="px", doc="Side of the square training images.")
     precision: Precision = knob(
         "fp32",
         doc="Precision of the frozen base and of the computation; adapter weights are always kept in fp32.",

@@ -31,9 +31,7 @@ class ModelSettings(Settings):
     prediction_type: Literal["epsilon", "v_prediction"] | None = knob(
         None, doc="What the model predicts; null takes it from the model's scheduler configuration."
     )
-    resolution: int = knob(
-        64, ge=8, unit="px", identity=False, doc="Side of the square images the model was made for."
-    )
+    resolution: int = knob(64, ge=8, unit="px", identity=False, doc="Side of the square images the model was made for.")
     precision: Precision = knob("fp32", identity=False, doc="Precision the model is usually trained in.")
 
 
@@ -57,17 +55,13 @@ class DatasetSettings(Settings):
         identity=False,
         doc="Column (parquet, arrow, Hub) or key (`metadata.jsonl`) with the caption.",
     )
-    instance_prompt: str | None = knob(
-        None, identity=False, doc="Caption of every image that has none of its own."
-    )
+    instance_prompt: str | None = knob(None, identity=False, doc="Caption of every image that has none of its own.")
     caption_dropout: float = knob(
         0.0, ge=0, le=1, unit="share of samples", doc="How often a sample is trained without its caption."
     )
     crop: Literal["center", "random"] = knob("center", doc="Where the square is cut out of a longer image.")
     flip: bool = knob(False, doc="Mirror every second sample, on average.")
-    variants: int = knob(
-        4, ge=1, le=64, unit="crops", doc="Random crops encoded per image; used with `crop=random`."
-    )
+    variants: int = knob(4, ge=1, le=64, unit="crops", doc="Random crops encoded per image; used with `crop=random`.")
     skip_unreadable: bool = knob(
         False,
         identity=False,
@@ -82,6 +76,4 @@ class DatasetSettings(Settings):
 class MethodSettings(Settings):
     """Group `method`: how images and captions become a training signal."""
 
-    name: Literal["text_to_image"] = knob(
-        "text_to_image", doc="`text_to_image`: each image with its caption."
-    )
+    name: Literal["text_to_image"] = knob("text_to_image", doc="`text_to_image`: each image with its caption.")

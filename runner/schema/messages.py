@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -49,9 +50,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
         location = [str(part) for part in fault["loc"]]
         if len(location) > 1 and location[0] in GROUPS and location[1] in variants_of(location[0]):
             del location[1]  # the kind of a group with several kinds is not part of the key
-        key = ".".join(
-            part for part in location if not part.startswith(("function-", "literal[", "constrained-"))
-        )
+        key = ".".join(part for part in location if not part.startswith(("function-", "literal[", "constrained-")))
         if fault["type"] == "extra_forbidden":
             lines.append(f"{key} = {fault['input']!r}: {_unknown(key, raw)}")
         elif not key:
@@ -59,14 +58,26 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
         elif fault["type"].startswith("union_tag"):
             kinds = ", ".join(variants_of(key))
             name = raw.get(key, {}).get("name") if isinstance(raw.get(key), Mapping) else raw.get(key)
-            lines.append(
-                f"{key}.name = {name!r}: should be one of {kinds}{nearest(str(name), variants_of(key))}"
-            )
-        elif fault["type"] == "missing":
+            lines.append(f"{key}.name = {name!r}: should be one of {kinds}{nearest(str(name), variants_of(key))}")
+        elif fault["type"] == "missing" or (fault["input"] is None and fault["type"] == "string_type"):
             lines.append(f"{key}: has no value; set {key}=...")
         else:
             lines.append(f"{_owner(key, fault)}: {_said(fault['msg'])}")
-    return list(dict.fromkeys(lines))
+    return _joined(lines)
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """Without repetitions; a value that may be of two kinds, and is of neither, is one fault."""
+    said: dict[str, list[str]] = {}
+    for line in dict.fromkeys(lines):
+        subject, colon, rest = line.partition(": ")
+        said.setdefault(subject + colon, []).append(rest)
+    return [
+        subject + " or ".join([rests[0], *(rest.removeprefix("should be ") for rest in rests[1:])])
+        if all(rest.startswith("should be") for rest in rests)
+        else subject + "; ".join(rests)
+        for subject, rests in said.items()
+    ]
 
 
 def _owner(key: str, fault: Any) -> str:
@@ -79,12 +90,10 @@ def _unknown(key: str, raw: Mapping[str, Any]) -> str:
     kinds = variants_of(group) if group in GROUPS else {}
     owners = [kind for kind, model in kinds.items() if last in model.model_fields and kind]
     if owners:
-        return (
-            f"has no effect with {group}={raw[group].get('name')}, only with {' or '.join(owners)}; remove it"
-        )
+        return f"has no effect with {group}={raw[group].get('name')}, only with {' or '.join(owners)}; remove it"
     return unknown_key(key)
 
 
 def _said(message: str) -> str:
     message = message.removeprefix("Value error, ")
-    return message.replace("Input should", "should", 1) if message.startswith("Input") else message
+    return re.sub(r"^(Input|String|Value|Tuple|List) should", "should", message)

@@ -43,9 +43,7 @@ class ValidationSettings(Settings):
         None, doc="What not to draw; null leaves it out (SDXL then uses zeros, not the empty caption)."
     )
     seeds: tuple[int, ...] = knob((0,), min_length=1, max_length=64, doc="One image per prompt and seed.")
-    guidance_scale: float = knob(
-        5.0, ge=0, doc="Classifier-free guidance of the sample images; up to 1 is off."
-    )
+    guidance_scale: float = knob(5.0, ge=0, doc="Classifier-free guidance of the sample images; up to 1 is off.")
     inference_steps: int = knob(25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler.")
 
     @field_validator("prompts")

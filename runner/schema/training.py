@@ -109,9 +109,7 @@ class LrSchedulerSettings(Settings):
         "polynomial",
         "piecewise_constant",
     ] = knob("constant", doc="Shape of the curve; the names are those of diffusers.")
-    warmup_steps: int = knob(
-        0, ge=0, unit="optimizer steps", doc="Rise from 0 to the peak over this many steps."
-    )
+    warmup_steps: int = knob(0, ge=0, unit="optimizer steps", doc="Rise from 0 to the peak over this many steps.")
     cycles: int = knob(1, ge=1, doc="Number of restarts; used by `cosine_with_restarts`.")
     power: float = knob(1.0, gt=0, doc="Exponent of `polynomial`.")
     rules: str | None = knob(
@@ -126,17 +124,11 @@ class LrSchedulerSettings(Settings):
             "power": self.name == "polynomial",
             "rules": self.name == "piecewise_constant",
         }
-        idle = [
-            key for key, takes in used.items() if not takes and getattr(self, key) != default_of(self, key)
-        ]
+        idle = [key for key, takes in used.items() if not takes and getattr(self, key) != default_of(self, key)]
         if idle:
             raise ValueError(f"{', '.join(idle)} has no effect with lr_scheduler.name={self.name}; remove it")
-        if self.name == "piecewise_constant" and not re.fullmatch(
-            r"([\d.eE+-]+:\d+,)+[\d.eE+-]+", self.rules or ""
-        ):
-            raise ValueError(
-                "rules should read like 1:10,0.1:20,0.01 with lr_scheduler.name=piecewise_constant"
-            )
+        if self.name == "piecewise_constant" and not re.fullmatch(r"([\d.eE+-]+:\d+,)+[\d.eE+-]+", self.rules or ""):
+            raise ValueError("rules should read like 1:10,0.1:20,0.01 with lr_scheduler.name=piecewise_constant")
         return self
 
 

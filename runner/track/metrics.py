@@ -120,9 +120,7 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
         return None
     non_finite = line.pop(NON_FINITE, {})
     if isinstance(non_finite, dict):
-        line.update(
-            {name: float(text) for name, text in non_finite.items() if text in ("nan", "inf", "-inf")}
-        )
+        line.update({name: float(text) for name, text in non_finite.items() if text in ("nan", "inf", "-inf")})
     return line
 
 

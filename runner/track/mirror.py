@@ -34,17 +34,28 @@ class LoggerSettings(Protocol):
     """The `logger` section of the settings, as far as the mirror reads it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """`wandb`, or `none` for no mirror."""
+
     @property
-    def mode(self) -> str: ...
+    def mode(self) -> str:
+        """auto, online, offline or disabled."""
+
     @property
-    def project(self) -> str | None: ...
+    def project(self) -> str | None:
+        """The W&B project; None is W&B's default."""
+
     @property
-    def entity(self) -> str | None: ...
+    def entity(self) -> str | None:
+        """The user or team; None is the key's default."""
+
     @property
-    def tags(self) -> Sequence[str]: ...
+    def tags(self) -> Sequence[str]:
+        """Words to find the run by."""
+
     @property
-    def timeout_s(self) -> float: ...
+    def timeout_s(self) -> float:
+        """The longest that opening and that finishing may each take, in seconds."""
 
 
 class Mirror(Protocol):
@@ -245,9 +256,7 @@ def _start(arguments: dict[str, Any], mode: RunMode, *, timeout_s: float) -> Run
         reason = unreachable_because(server_url(), min(PROBE_TIMEOUT_S, timeout_s / 2))
         if reason is None:
             try:
-                return within(
-                    timeout_s, lambda: init("online", run_id), if_late=lambda run: run.finish(exit_code=1)
-                )
+                return within(timeout_s, lambda: init("online", run_id), if_late=lambda run: run.finish(exit_code=1))
             except Exception as error:  # noqa: BLE001 - never fatal, whatever wandb raises
                 reason = f"{type(error).__name__}: {error}"
                 run_id = f"{run_id}-offline"  # wandb keeps the id of a run it failed to open

@@ -36,10 +36,8 @@ def choose_mode(wanted: str) -> RunMode:
         if not wanted:
             return "online" if has_credentials() else "offline"
     if wanted in get_args(RunMode):
-        return cast(RunMode, wanted)
-    raise ValueError(
-        f"logger.mode (or WANDB_MODE) is {wanted!r}: it must be one of auto, online, offline, disabled"
-    )
+        return cast("RunMode", wanted)
+    raise ValueError(f"logger.mode (or WANDB_MODE) is {wanted!r}: it must be one of auto, online, offline, disabled")
 
 
 def server_url() -> str:
@@ -83,9 +81,7 @@ def unreachable_because(url: str, timeout_s: float) -> str | None:
         return f"{url}: {error or type(error).__name__}"
 
 
-def within(
-    timeout_s: float, call: Callable[[], Result], *, if_late: Callable[[Result], None] | None = None
-) -> Result:
+def within(timeout_s: float, call: Callable[[], Result], *, if_late: Callable[[Result], None] | None = None) -> Result:
     """What `call` returns or raises, waiting no longer than `timeout_s`.
 
     The call goes on in a daemon thread after the time is over, as a thread cannot be stopped.

@@ -107,9 +107,7 @@ def _examples(root: nn.Module) -> list[str]:
 class Adapter:
     """The weights of one job's LoRA and their gradient, fp32."""
 
-    def __init__(
-        self, settings: LoraSettings, sites: Sequence[Site], *, seed: int, device: torch.device
-    ) -> None:
+    def __init__(self, settings: LoraSettings, sites: Sequence[Site], *, seed: int, device: torch.device) -> None:
         self.sites = tuple(sites)
         self.rank = settings.rank
         self.scale = settings.scale

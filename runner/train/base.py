@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 
 from runner.families import find_family
@@ -31,9 +32,7 @@ class Base:
         self.place = place
         self.dtype = DTYPES[experiment.precision]
         self.family = find_family(self.settings.family)
-        self.folder = snapshot(
-            self.settings.path, revision=self.settings.revision, variant=self.settings.variant
-        )
+        self.folder = snapshot(self.settings.path, revision=self.settings.revision, variant=self.settings.variant)
         self.vae_source = self._vae_source()
 
     def _vae_source(self) -> Path | None:
@@ -49,15 +48,13 @@ class Base:
         return source / "vae" if (source / "vae").is_dir() else source
 
     @cached_property
-    def vae(self) -> nn.Module:
+    def vae(self) -> AutoencoderKL:
         """The VAE on the device, fp32; it also draws the samples."""
-        return load_vae(self.folder, self.vae_source, self.settings.variant).to(self.place.device)
+        return load_vae(self.folder, self.vae_source, self.settings.variant, self.place.device)
 
     @cached_property
     def vae_config(self) -> dict[str, Any]:
         """The VAE's configuration, which says how latents are scaled."""
-        from diffusers import AutoencoderKL
-
         return dict(AutoencoderKL.load_config(self.vae_folder))
 
     @cached_property
@@ -94,10 +91,11 @@ class Base:
     @cached_property
     def denoiser(self) -> nn.Module:
         """The denoiser on the device, frozen."""
-        denoiser = self.family.load_denoiser(self.folder, self.settings.variant, self.dtype)
+        denoiser: Any = self.family.load_denoiser(self.folder, self.settings.variant, self.dtype)
         if self.checkpointing:
             denoiser.enable_gradient_checkpointing()
-        return denoiser.to(self.place.device)
+        placed: nn.Module = denoiser.to(self.place.device)
+        return placed
 
     def components(self) -> dict[str, nn.Module]:
         """The parts that carry adapters, by their names in the pipeline."""
@@ -105,8 +103,7 @@ class Base:
         parts = {names[0]: self.denoiser}
         if self.trains_text:
             parts |= {
-                name: encoder.to(self.place.device)
-                for name, encoder in zip(names[1:], self.text.encoders, strict=True)
+                name: encoder.to(self.place.device) for name, encoder in zip(names[1:], self.text.encoders, strict=True)
             }
         return parts
 

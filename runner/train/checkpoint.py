@@ -92,5 +92,11 @@ def _refuse_other(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: P
             for key in different
         ]
         raise CheckpointError(
-            "\n".join([f"{folder} was made by another configuration or data set:", *lines, "Remove it to start anew."])
+            "\n".join(
+                [
+                    f"{folder} was made by another configuration or data set:",
+                    *lines,
+                    "Remove it to start anew.",
+                ]
+            )
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from runner.cache import TensorCache, entry_key
@@ -47,7 +48,7 @@ def encode_views(
     views: Iterable[View],
     *,
     vae_folder: Path,
-    load_vae: Callable[[], torch.nn.Module],
+    load_vae: Callable[[], AutoencoderKL],
     place: Place,
 ) -> dict[tuple[str, Crop], tuple[Tensor, Tensor]]:
     """The VAE's posterior of every view: (mean, standard deviation), each `[C, h, w]`, fp32 on the CPU.
@@ -64,7 +65,7 @@ def encode_views(
     cache = TensorCache(cache_dir() / "posteriors")
 
     def encode(keys: Sequence[str]) -> None:
-        vae = load_vae().to(place.device)
+        vae = load_vae()
         side = next(iter(wanted.values())).crop.size_px
         batch = max(1, PIXELS_PER_BATCH // (side * side))
         for start in range(0, len(keys), batch):
@@ -90,7 +91,9 @@ def encode_captions(
 ) -> dict[str, Text]:
     """The embeddings of every caption, without a batch dimension, fp32 on the CPU."""
     identity = [
-        folder_hash(folder) for folder in sorted(model_folder.iterdir()) if folder.name.startswith(("text_", "tokenizer"))
+        folder_hash(folder)
+        for folder in sorted(model_folder.iterdir())
+        if folder.name.startswith(("text_", "tokenizer"))
     ]
     name = family.__name__ if hasattr(family, "__name__") else type(family).__name__
     wanted = {entry_key("caption", encoders=identity, family=name, caption=caption): caption for caption in captions}

@@ -211,15 +211,18 @@ class JobRun:
             save_checkpoint(self.job, self.step, self.adapter.state(), state)
             update_manifest(self.job.folder, steps_done=self.step)
 
+    def interrupt(self) -> None:
+        """Save everything and end as interrupted."""
+        self.checkpoint()
+        self.close(State.INTERRUPTED)
+
     def close(self, state: State, **fields: Any) -> None:
         """Write the state the job ends in; in the main process only."""
         if not self.is_main:
             return
         timings = {name: round(seconds, 3) for name, seconds in self.timings.items()}
         timings["total"] = round(sum(timings.values()), 3)
-        update_manifest(
-            self.job.folder, state=state, finished=now(), steps_done=self.step, timings_s=timings, **fields
-        )
+        update_manifest(self.job.folder, state=state, finished=now(), steps_done=self.step, timings_s=timings, **fields)
         if self.metrics is not None:
             self.metrics.close()
         if self.mirror is not None:

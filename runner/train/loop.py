@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
 
-from runner.artifacts import save_artifacts
 from runner.errors import DivergedError, Interrupted, RunnerError
 from runner.job import Job, State, update_manifest
 from runner.train.adapter import Adapter, find_sites
@@ -27,17 +26,27 @@ from runner.train.packed import PackedAdapters
 from runner.train.place import Place
 from runner.train.progress import Progress
 from runner.train.samples import join
+from runner.train.validation import UseRows
 
 log = logging.getLogger(__name__)
 
 
+SaveArtifacts = Callable[[JobRun, UseRows, Mapping[str, float]], None]
+
+
 def train_pack(
-    jobs: Sequence[Job], place: Place, *, about: dict[str, Any], stop_requested: Callable[[], bool]
+    jobs: Sequence[Job],
+    place: Place,
+    *,
+    about: dict[str, Any],
+    save: SaveArtifacts,
+    stop_requested: Callable[[], bool],
 ) -> bool:
     """Train jobs that may share a pack (see `runner.plan.pack_key`) until each is done, failed or stopped.
 
     Args:
         about: what every manifest shall say of this process: versions, commit, device.
+        save: writes and checks what a finished job leaves; a job is completed only after it.
         stop_requested: whether a signal has asked to save and end.
 
     Returns:
@@ -65,11 +74,11 @@ def train_pack(
     with Progress(runs, enabled=place.is_main) as progress:
         pack.each(lambda run: run.validate(pack.rows_of(run)) if run.step == 0 else None)
         while pack.runs:
-            pack.each(_finish_if_done(pack))
+            pack.each(partial(_finish_if_done, pack, save))
             if not pack.runs:
                 break
             if place.any(stop_requested()):
-                pack.each(lambda run: (run.checkpoint(), run.close(State.INTERRUPTED)))
+                pack.each(JobRun.interrupt)
                 raise Interrupted("stopped by a signal; every job saved a checkpoint")
             pack.step()
             pack.each(partial(_after_step, pack))
@@ -93,9 +102,7 @@ def _start_each(prepared: Sequence[tuple[Job, Materials]], base: Base) -> list[J
     for job, materials in prepared:
         try:
             sites = find_sites(job.experiment.lora, base.components())
-            adapter = Adapter(
-                job.experiment.lora, sites, seed=job.experiment.seed, device=base.place.device
-            )
+            adapter = Adapter(job.experiment.lora, sites, seed=job.experiment.seed, device=base.place.device)
             run = JobRun(job, materials, adapter, base)
             run.resume()
             runs.append(run)
@@ -123,9 +130,7 @@ class Pack:
         if self.adapters is not None:
             self.adapters.detach()
         self.adapters = (
-            PackedAdapters(
-                self.base.components(), [run.adapter for run in self.runs], dtype=self.base.dtype
-            )
+            PackedAdapters(self.base.components(), [run.adapter for run in self.runs], dtype=self.base.dtype)
             if self.runs
             else None
         )
@@ -223,21 +228,17 @@ def _after_step(pack: Pack, run: JobRun) -> None:
         run.checkpoint()
 
 
-def _finish_if_done(pack: Pack) -> Callable[[JobRun], object]:
-    def finish(run: JobRun) -> object:
-        if not run.done:
-            return None
-        if not bool(torch.isfinite(run.adapter.weights).all()):
-            raise DivergedError("the trained weights are not finite; try a lower optimizer.lr")
-        use_rows = pack.rows_of(run)
-        losses = run.validate(use_rows)
-        if run.is_main:
-            assert pack.adapters is not None
-            with run.timed("artifacts"):
-                save_artifacts(run, use_rows, losses)
-            if run.mirror is not None:
-                run.mirror.adapter(run.paths.lora, {"rank": run.settings.lora.rank, "base": run.settings.model.path})
-            run.close(State.COMPLETED, objective=losses["validation/loss"], objective_name="validation/loss")
-        return LEAVES
-
-    return finish
+def _finish_if_done(pack: Pack, save: SaveArtifacts, run: JobRun) -> object:
+    if not run.done:
+        return None
+    if not bool(torch.isfinite(run.adapter.weights).all()):
+        raise DivergedError("the trained weights are not finite; try a lower optimizer.lr")
+    use_rows = pack.rows_of(run)
+    losses = run.validate(use_rows)
+    if run.is_main:
+        with run.timed("artifacts"):
+            save(run, use_rows, losses)
+        if run.mirror is not None:
+            run.mirror.adapter(run.paths.lora, {"rank": run.settings.lora.rank, "base": run.settings.model.path})
+        run.close(State.COMPLETED, objective=losses["validation/loss"], objective_name="validation/loss")
+    return LEAVES

@@ -51,7 +51,12 @@ def _matrices(adapter: Adapter, component: str) -> list[nn.Parameter]:
 
 def _adamw(settings: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
-        groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay, fused=True
+        groups,
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
 
 
@@ -78,7 +83,12 @@ def _prodigy(settings: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimiz
 def _adafactor(settings: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     kind = importlib.import_module("transformers.optimization").Adafactor
     return kind(  # type: ignore[no-any-return]
-        groups, lr=settings.lr, weight_decay=settings.weight_decay, relative_step=False, scale_parameter=False, warmup_init=False
+        groups,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        relative_step=False,
+        scale_parameter=False,
+        warmup_init=False,
     )
 
 
@@ -91,7 +101,7 @@ def build_lr_scheduler(
     settings: LrSchedulerSettings, optimizer: torch.optim.Optimizer, experiment: Experiment
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """The schedule over the job's optimizer steps, to be stepped once for each of them."""
-    return get_scheduler(
+    scheduler: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
         settings.name,
         optimizer,
         step_rules=settings.rules,
@@ -100,3 +110,4 @@ def build_lr_scheduler(
         num_cycles=settings.cycles,
         power=settings.power,
     )
+    return scheduler

@@ -27,9 +27,7 @@ class PackedAdapters:
     `rows` must name, before each forward pass, how many rows of the batch belong to which adapter.
     """
 
-    def __init__(
-        self, components: Mapping[str, nn.Module], adapters: Sequence[Adapter], *, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, components: Mapping[str, nn.Module], adapters: Sequence[Adapter], *, dtype: torch.dtype) -> None:
         self.adapters = list(adapters)
         self.rank = max(adapter.rank for adapter in adapters)
         self.scales = [adapter.scale for adapter in adapters]
@@ -45,9 +43,10 @@ class PackedAdapters:
             if (component, name) in wanted
         ]
         width = sum(self.rank * (site.down_units + site.out) for site in sites)
-        self.weights = torch.zeros(len(adapters), width, device=device, dtype=dtype)
+        # Layer by layer, and within a layer adapter by adapter: what a layer multiplies by is one block of memory.
+        self.weights = torch.zeros(len(adapters) * width, device=device, dtype=dtype)
         self.gradient = torch.zeros_like(self.weights)
-        self._columns = self._where_each_lies(sites, device)
+        self._places = self._where_each_lies(sites, device)
         self._joint_gradient = torch.zeros(sum(map(len, adapters)), device=device)
         for adapter, part in zip(adapters, self._joint_gradient.split([len(a) for a in adapters]), strict=True):
             part.copy_(adapter.gradient)
@@ -56,27 +55,27 @@ class PackedAdapters:
         self._attach(components, sites)
         self.refresh()
 
-    def _views(self, matrix: Tensor, sites: Sequence[Site]) -> Iterator[tuple[Site, Tensor, Tensor]]:
-        count, start = matrix.shape[0], 0
+    def _views(self, vector: Tensor, sites: Sequence[Site]) -> Iterator[tuple[Site, Tensor, Tensor]]:
+        count, start = len(self.adapters), 0
         for site in sites:
-            middle = start + self.rank * site.down_units
-            end = middle + self.rank * site.out
-            down = matrix[:, start:middle].view(count, *site.down_shape(self.rank))
-            yield site, down, matrix[:, middle:end].view(count, *site.up_shape(self.rank))
+            middle = start + count * self.rank * site.down_units
+            end = middle + count * self.rank * site.out
+            down = vector[start:middle].view(count, *site.down_shape(self.rank))
+            yield site, down, vector[middle:end].view(count, *site.up_shape(self.rank))
             start = end
 
     def _where_each_lies(self, sites: Sequence[Site], device: torch.device) -> list[Tensor]:
-        """For each adapter, the column of the padded matrix for every number of its own vector."""
-        numbers = torch.arange(self.weights.shape[1]).view(1, -1)
-        padded = {(site.component, site.name): (down[0], up[0]) for site, down, up in self._views(numbers, sites)}
-        columns = []
-        for adapter in self.adapters:
+        """For each adapter, where every number of its own vector lies in the pack's padded one."""
+        numbers = torch.arange(len(self.weights))
+        padded = {(site.component, site.name): (down, up) for site, down, up in self._views(numbers, sites)}
+        places = []
+        for row, adapter in enumerate(self.adapters):
             parts = []
             for site in adapter.sites:
-                down, up = padded[site.component, site.name]
+                down, up = (each[row] for each in padded[site.component, site.name])
                 parts += [down[: adapter.rank].reshape(-1), up[:, : adapter.rank].reshape(-1)]
-            columns.append(torch.cat(parts).to(device))
-        return columns
+            places.append(torch.cat(parts).to(device))
+        return places
 
     def _attach(self, components: Mapping[str, nn.Module], sites: Sequence[Site]) -> None:
         gradients = self._views(self.gradient, sites)
@@ -84,7 +83,7 @@ class PackedAdapters:
             self._views(self.weights, sites), gradients, strict=True
         ):
             layer = _Layer(self, site, nn.Parameter(down), nn.Parameter(up))
-            # Autograd adds in place to a gradient that is there already: it lands in the pack's one matrix.
+            # Autograd adds in place to a gradient that is there already: it lands in the pack's one vector.
             layer.down.grad, layer.up.grad = down_gradient, up_gradient
             module = components[site.component].get_submodule(site.name)
             self._handles.append(module.register_forward_hook(layer.hook))
@@ -96,9 +95,7 @@ class PackedAdapters:
         self._handles.clear()
 
     @contextmanager
-    def using(
-        self, rows: Sequence[tuple[int, int]], sample_ids: Sequence[Sequence[int]] = ()
-    ) -> Iterator[None]:
+    def using(self, rows: Sequence[tuple[int, int]], sample_ids: Sequence[Sequence[int]] = ()) -> Iterator[None]:
         """Within it, forward passes belong to adapters as `rows` says: (adapter, number of rows), in batch order.
 
         Args:
@@ -115,14 +112,14 @@ class PackedAdapters:
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy every adapter's fp32 weights into the compute copies."""
-        for row, (adapter, columns) in enumerate(zip(self.adapters, self._columns, strict=True)):
-            self.weights[row].index_copy_(0, columns, adapter.weights.to(self.weights.dtype))
+        for adapter, places in zip(self.adapters, self._places, strict=True):
+            self.weights.index_copy_(0, places, adapter.weights.to(self.weights.dtype))
 
     @torch.no_grad()
     def collect(self) -> None:
         """Add what the backward passes left to the adapters' fp32 gradients, and clear it."""
-        for row, (adapter, columns) in enumerate(zip(self.adapters, self._columns, strict=True)):
-            adapter.gradient.add_(self.gradient[row].index_select(0, columns))
+        for adapter, places in zip(self.adapters, self._places, strict=True):
+            adapter.gradient.add_(self.gradient.index_select(0, places))
         self.gradient.zero_()
 
     @property

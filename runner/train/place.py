@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
@@ -52,14 +53,15 @@ class Place:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` holds in any process; over the host, so that no GPU has to wait."""
-        if self.world == 1:
-            return flag
-        return bool(self._agree(float(flag)))
+        return self.any_of([flag])[0]
 
-    def _agree(self, value: float) -> float:
-        shared = torch.tensor([value])
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+        """For each of some flags, whether it holds in any process."""
+        if self.world == 1:
+            return list(flags)
+        shared = torch.tensor(flags, dtype=torch.float32)
         dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self._control)
-        return float(shared.item())
+        return [bool(flag) for flag in shared.tolist()]
 
     def wait(self) -> None:
         """Wait until every process is here."""

@@ -70,9 +70,10 @@ class Progress:
 
 
 def _figures(runs: Sequence[JobRun]) -> str:
-    losses = [run.last_loss for run in runs]
-    speed = sum(run.images_per_s for run in runs)
-    text = f"loss {sum(losses) / max(1, len(losses)):.4f}  {speed:.1f} images/s"
+    losses = [run.last_loss for run in runs if run.images_per_s]
+    text = ""
+    if losses:
+        text = f"loss {sum(losses) / len(losses):.4f}  {sum(run.images_per_s for run in runs):.1f} images/s"
     if torch.cuda.is_available():
         text += f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     return text

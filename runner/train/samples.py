@@ -96,7 +96,11 @@ class Samples:
             noise = noise + self.noise_offset * normal(draw, (mean.shape[0], 1, 1))
         caption = EMPTY if dropped < self.caption_dropout else item.caption
         return Sample(
-            scale_latents(self.vae_config, raw), noise, int(timestep * self.num_timesteps), crop.time_ids(item), caption
+            scale_latents(self.vae_config, raw),
+            noise,
+            int(timestep * self.num_timesteps),
+            crop.time_ids(item),
+            caption,
         )
 
 
@@ -139,9 +143,7 @@ def join(batches: Sequence[Batch]) -> Batch:
 def crops_of(item: Item, experiment: Experiment) -> tuple[Crop, ...]:
     """The crops of an image that a job trains on."""
     data = experiment.dataset
-    return crops_for(
-        item, resolution=experiment.resolution, mode=data.crop, variants=data.variants, flip=data.flip
-    )
+    return crops_for(item, resolution=experiment.resolution, mode=data.crop, variants=data.variants, flip=data.flip)
 
 
 def held_out_crop(item: Item, experiment: Experiment) -> Crop:

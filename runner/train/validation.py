@@ -37,9 +37,7 @@ UseRows = Callable[[int], Any]
 class HeldOut:
     """The samples the loss is measured on: every image at every fixed timestep, always with the same noise."""
 
-    def __init__(
-        self, experiment: Experiment, items: Sequence[Item], posteriors: Posteriors, base: Base
-    ) -> None:
+    def __init__(self, experiment: Experiment, items: Sequence[Item], posteriors: Posteriors, base: Base) -> None:
         count = experiment.validation.timesteps
         total = base.noise.num_timesteps
         self.timesteps = [int((index + 0.5) / count * total) for index in range(count)]

@@ -47,10 +47,7 @@ def settings() -> Callable[..., Any]:
 def photos() -> dict[str, Image.Image]:
     """Real photographs, reduced so that the tests stay quick: RGB, of different shapes."""
     names = {"astronaut": "astronaut", "cat": "chelsea", "coffee": "coffee", "rocket": "rocket"}
-    pictures = {
-        name: Image.fromarray(getattr(skimage.data, source)()).convert("RGB")
-        for name, source in names.items()
-    }
+    pictures = {name: Image.fromarray(getattr(skimage.data, source)()).convert("RGB") for name, source in names.items()}
     for picture in pictures.values():
         picture.thumbnail((240, 240))
     return pictures

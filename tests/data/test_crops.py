@@ -25,9 +25,7 @@ def sized(width_px: int, height_px: int, name: str = "a") -> Item:
     return Item(identity, name, "x", width_px, height_px, address=FileAddress(Path(name)))
 
 
-@pytest.mark.parametrize(
-    "size", [(512, 512), (640, 480), (480, 640), (33, 1000), (1365, 1024), (63, 64), (1, 1)]
-)
+@pytest.mark.parametrize("size", [(512, 512), (640, 480), (480, 640), (33, 1000), (1365, 1024), (63, 64), (1, 1)])
 @pytest.mark.parametrize("resolution", [64, 512, 1024])
 def test_crop_lies_inside_and_covers(size: tuple[int, int], resolution: int) -> None:
     """One side of the resized image is the square's, the other at least; the aspect is kept to a pixel."""
@@ -77,9 +75,7 @@ def test_random_crops_are_spread_evenly() -> None:
     lefts = [
         crop.left
         for number in range(300)
-        for crop in crops_for(
-            sized(72, 64, str(number)), resolution=64, mode="random", variants=10, flip=False
-        )
+        for crop in crops_for(sized(72, 64, str(number)), resolution=64, mode="random", variants=10, flip=False)
     ]
     counts = np.bincount(lefts, minlength=9)
     assert len(counts) == 9

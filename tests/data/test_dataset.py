@@ -83,9 +83,7 @@ def test_report_accounts_for_every_file(tmp_path: Path, photos: Photos, settings
     (tmp_path / "bad.png").write_bytes(b"x")
     (tmp_path / "notes.md").write_text("x")
 
-    report = read_dataset(
-        settings(tmp_path, instance_prompt="x", skip_unreadable=True), resolution=128
-    ).report
+    report = read_dataset(settings(tmp_path, instance_prompt="x", skip_unreadable=True), resolution=128).report
 
     counts = {
         "used": 5,

@@ -30,9 +30,7 @@ def test_metadata_jsonl(captioned: Path, settings: Settings) -> None:
     """Each line gives its image a caption."""
     dataset = read_dataset(settings(captioned))
 
-    assert captions(dataset) == {
-        f"{n}.png": f"a photo of a {n}" for n in ("astronaut", "cat", "coffee", "rocket")
-    }
+    assert captions(dataset) == {f"{n}.png": f"a photo of a {n}" for n in ("astronaut", "cat", "coffee", "rocket")}
     assert dataset.report.counts["used"] == 4
 
 
@@ -155,9 +153,7 @@ def test_missing_captions_name_the_fix(tmp_path: Path, photos: Photos, settings:
     with pytest.raises(DatasetError) as raised:
         read_dataset(settings(tmp_path))
 
-    assert "cat.png: no caption. Write one into cat.txt beside it, or set dataset.instance_prompt" in str(
-        raised.value
-    )
+    assert "cat.png: no caption. Write one into cat.txt beside it, or set dataset.instance_prompt" in str(raised.value)
     assert "coffee.png: no caption. Write one into coffee.txt" in str(raised.value)
 
 
@@ -197,10 +193,7 @@ def test_bad_files(tmp_path: Path, photos: Photos, settings: Settings) -> None:
     dataset = read_dataset(settings(tmp_path, instance_prompt="x", skip_unreadable=True))
     assert [item.file for item in dataset.items] == ["good.png"]
     assert dataset.report.counts["dropped"] == 6
-    assert (
-        len(read_dataset(settings(tmp_path, instance_prompt="x", skip_unreadable=True, min_side_px=20)).items)
-        == 2
-    )
+    assert len(read_dataset(settings(tmp_path, instance_prompt="x", skip_unreadable=True, min_side_px=20)).items) == 2
 
 
 def test_nothing_usable_is_an_error(tmp_path: Path, settings: Settings) -> None:
@@ -274,18 +267,14 @@ def test_split_folders(tmp_path: Path, photos: Photos, settings: Settings) -> No
         photos[name].save(tmp_path / split / "image.png")
 
     assert list(captions(read_dataset(settings(tmp_path, instance_prompt="x")))) == ["train/image.png"]
-    assert list(captions(read_dataset(settings(tmp_path, instance_prompt="x", split="test")))) == [
-        "test/image.png"
-    ]
+    assert list(captions(read_dataset(settings(tmp_path, instance_prompt="x", split="test")))) == ["test/image.png"]
     (tmp_path / "test" / "metadata.jsonl").write_text("damaged, but of the other split")
     assert len(read_dataset(settings(tmp_path, instance_prompt="x")).items) == 1
     with pytest.raises(DatasetError, match="splits found: 'test', 'train'"):
         read_dataset(settings(tmp_path, instance_prompt="x", split="validation"))
 
 
-def test_paths_that_do_not_exist(
-    captioned: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_that_do_not_exist(captioned: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The nearest existing name is shown; a misspelt relative path is not taken for a Hub id."""
     with pytest.raises(DatasetError, match=r"no 'captiond' .*did you mean 'captioned'"):
         read_dataset(settings(captioned.parent / "captiond"))

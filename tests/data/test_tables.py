@@ -132,27 +132,18 @@ def test_wrong_columns(tmp_path: Path, rows: list[dict[str, Any]], settings: Set
     """Missing columns are named with those that exist; a column that holds no images is refused by its
     type.
     """
-    table = (
-        pa.Table.from_pylist(rows)
-        .rename_columns(["img", "caption"])
-        .append_column("size", pa.array([1, 2, 3, 4]))
-    )
+    table = pa.Table.from_pylist(rows).rename_columns(["img", "caption"]).append_column("size", pa.array([1, 2, 3, 4]))
     pq.write_table(table, tmp_path / "a.parquet")
 
     with pytest.raises(DatasetError, match="2 faults") as raised:
         read_dataset(settings(tmp_path / "a.parquet"))
-    assert "dataset.image_column='image' (did you mean 'img'?); columns: 'caption', 'img', 'size'" in str(
-        raised.value
-    )
+    assert "dataset.image_column='image' (did you mean 'img'?); columns: 'caption', 'img', 'size'" in str(raised.value)
     assert "dataset.caption_column='text' (did you mean 'caption'?)" in str(raised.value)
     with pytest.raises(DatasetError, match="holds int64, not images"):
         read_dataset(settings(tmp_path / "a.parquet", image_column="size", caption_column="caption"))
     with pytest.raises(DatasetError, match="holds 1, not text"):
         read_dataset(settings(tmp_path / "a.parquet", image_column="img", caption_column="size"))
-    assert (
-        len(read_dataset(settings(tmp_path / "a.parquet", image_column="img", instance_prompt="x")).items)
-        == 4
-    )
+    assert len(read_dataset(settings(tmp_path / "a.parquet", image_column="img", instance_prompt="x")).items) == 4
 
 
 def test_bad_rows_and_files(tmp_path: Path, rows: list[dict[str, Any]], settings: Settings) -> None:

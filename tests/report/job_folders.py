@@ -54,9 +54,7 @@ def make_config(name: str, *, rank: int, lr: float, steps: int, data: str = "hou
     }  # fmt: skip
 
 
-def make_manifest(
-    identity: str, name: str, overrides: list[str], *, steps: int, loss: float | None
-) -> dict[str, Any]:
+def make_manifest(identity: str, name: str, overrides: list[str], *, steps: int, loss: float | None) -> dict[str, Any]:
     return {
         "id": identity, "name": name, "state": "completed", "overrides": overrides, "objective": loss,
         "objective_name": "validation/loss", "error": None, "created": "2026-11-20T09:00:00+00:00",
@@ -91,17 +89,13 @@ def write_metrics(folder: Path, *, steps: int, floor: float, lr: float, every: i
             })  # fmt: skip
         if step % every == 0:
             held = fall * (1 + dice.gauss(0, 0.01))
-            bands = {
-                f"validation/loss_t{t:04d}": held * scale for t, scale in ((125, 2.2), (500, 0.8), (875, 0.2))
-            }
+            bands = {f"validation/loss_t{t:04d}": held * scale for t, scale in ((125, 2.2), (500, 0.8), (875, 0.2))}
             lines.append({"step": step, "time": moment, "validation/loss": held, **bands})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return held
 
 
-def write_samples(
-    folder: Path, *, steps: list[int], last: int, quality: float = 1.0, side_px: int = 64
-) -> None:
+def write_samples(folder: Path, *, steps: list[int], last: int, quality: float = 1.0, side_px: int = 64) -> None:
     samples = folder / "samples"
     for step in steps:
         place = samples / f"step-{step:06d}"
@@ -167,9 +161,7 @@ def write_sweep(root: Path) -> Path:
     change_manifest(running, timings_s={"load": 2.0}, steps_done=120)
     waiting = sweep / "a7c9e1"
     waiting.mkdir()
-    (waiting / "config.yaml").write_text(
-        yaml.safe_dump(make_config("houses-sweep", rank=128, lr=1e-3, steps=200))
-    )
+    (waiting / "config.yaml").write_text(yaml.safe_dump(make_config("houses-sweep", rank=128, lr=1e-3, steps=200)))
     manifest = make_manifest(
         "a7c9e1", "rank 128, lr 0.001", ["lora.rank=128", "optimizer.lr=0.001"], steps=0, loss=None
     )

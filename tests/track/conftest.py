@@ -14,11 +14,7 @@ from .wandb_server import WandbServer
 @pytest.fixture(autouse=True)
 def clean_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in list(os.environ):
-        if (
-            name.startswith("WANDB_")
-            or name in ("NETRC", "XDG_CONFIG_HOME")
-            or name.lower().endswith("_proxy")
-        ):
+        if name.startswith("WANDB_") or name in ("NETRC", "XDG_CONFIG_HOME") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()

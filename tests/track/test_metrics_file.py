@@ -39,7 +39,9 @@ def test_non_finite_numbers_are_valid_json_and_come_back(metrics: MetricsFile) -
     raw = json.loads(metrics.path.read_text(), parse_constant=refuse)
     assert raw["train/loss"] is None
     (line,) = metrics.read()
-    assert math.isnan(line["train/loss"]) and line["train/grad_norm"] == math.inf and line["train/lr"] == 0.1
+    assert math.isnan(line["train/loss"])
+    assert line["train/grad_norm"] == math.inf
+    assert line["train/lr"] == 0.1
 
 
 def test_a_torn_last_line_is_left_out_and_then_overwritten(metrics: MetricsFile) -> None:
@@ -53,12 +55,11 @@ def test_a_torn_last_line_is_left_out_and_then_overwritten(metrics: MetricsFile)
     assert all(json.loads(line) for line in metrics.path.read_text().splitlines())
 
 
-def test_garbage_in_the_middle_is_left_out_and_said(
-    metrics: MetricsFile, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_garbage_in_the_middle_is_left_out_and_said(metrics: MetricsFile, caplog: pytest.LogCaptureFixture) -> None:
     metrics.path.write_bytes(b'{"step": 1}\n\xff\xfe garbage\n[1]\n"step"\n{"step": 2}\n')
     assert steps(metrics) == [1, 2]
-    assert "left out 3 lines" in caplog.text and "line 2" in caplog.text
+    assert "left out 3 lines" in caplog.text
+    assert "line 2" in caplog.text
 
 
 def test_truncate_after_drops_later_lines_and_appending_goes_on(metrics: MetricsFile) -> None:

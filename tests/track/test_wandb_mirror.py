@@ -79,7 +79,8 @@ def test_no_logger_and_disabled_do_nothing(tmp_path: Path) -> None:
         mirror.log(1, {"a": 1.0})
         mirror.images(1, [(tmp_path / "missing.png", "x")])
         mirror.finish("completed", {})
-        assert mirror.url is None and list((tmp_path / "job").iterdir()) == []
+        assert mirror.url is None
+        assert list((tmp_path / "job").iterdir()) == []
 
 
 def test_offline_run_reads_back_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -109,7 +110,8 @@ def test_offline_run_reads_back_whole(tmp_path: Path, caplog: pytest.LogCaptureF
     assert (logged.summary["objective"], logged.summary["state"], logged.exit_code) == (0.25, "completed", 0)
 
     synced = [r.getMessage() for r in caplog.records if "wandb sync" in r.getMessage()]
-    assert len(synced) == 1 and str(job / "wandb" / "offline-run-") in synced[0]
+    assert len(synced) == 1
+    assert str(job / "wandb" / "offline-run-") in synced[0]
 
 
 def test_failed_and_interrupted_jobs_are_not_finished_runs(tmp_path: Path) -> None:
@@ -144,7 +146,8 @@ def test_online_run_tells_the_server_everything(tmp_path: Path, server: WandbSer
 
     run = server.runs["abc123"]
     assert (run["displayName"], run["groupName"], run["jobType"]) == ("rank 8", "houses", "train")
-    assert run["tags"] == ["rank-8", "sd15"] and run["config"]["lora"]["value"] == {"rank": 8}
+    assert run["tags"] == ["rank-8", "sd15"]
+    assert run["config"]["lora"]["value"] == {"rank": 8}
     assert [line["global_step"] for line in run["history"]] == [1, 2, 3, 3, 3]
     assert run["history"][-1]["samples"]["captions"] == ["a red house", "a blue house"]
     assert (run["summary"]["objective"], run["exit_code"]) == (0.25, 0)
@@ -158,9 +161,7 @@ def test_online_run_tells_the_server_everything(tmp_path: Path, server: WandbSer
     assert SECRET.encode() not in b"".join(server.uploads.values())
 
 
-def test_a_resumed_job_continues_its_run_even_from_an_earlier_step(
-    tmp_path: Path, server: WandbServer
-) -> None:
+def test_a_resumed_job_continues_its_run_even_from_an_earlier_step(tmp_path: Path, server: WandbServer) -> None:
     first = open_for(tmp_path / "job")
     for step in (1, 2, 3):
         first.log(step, {"train/loss": float(step)})
@@ -201,7 +202,8 @@ def test_dead_server_falls_back_to_offline(
     (logged,) = read_logs(tmp_path / "job")
     assert logged.history[0]["train/loss"] == 0.5
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert len(warnings) == 1 and "offline" in warnings[0]
+    assert len(warnings) == 1
+    assert "offline" in warnings[0]
 
 
 def test_server_that_accepts_and_never_answers_falls_back_to_offline(
@@ -227,7 +229,8 @@ def test_server_that_denies_the_key_falls_back_to_offline(
     mirror.finish("completed", {})
     logged = read_logs(tmp_path / "job")
     assert [line["train/loss"] for one in logged for line in one.history] == [0.5]
-    assert "401" in caplog.text and "abc123-offline" in caplog.text
+    assert "401" in caplog.text
+    assert "abc123-offline" in caplog.text
 
 
 def test_server_that_dies_mid_run_costs_no_more_than_the_timeout(tmp_path: Path, server: WandbServer) -> None:
@@ -245,16 +248,15 @@ def test_server_that_dies_mid_run_costs_no_more_than_the_timeout(tmp_path: Path,
     assert len(read_logs(job)[0].history) == 50
 
 
-def test_a_broken_mirror_says_why_once_and_goes_quiet(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_broken_mirror_says_why_once_and_goes_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     mirror = open_for(tmp_path / "job")
     for step in (1, 2, 3):
         mirror.images(step, [(tmp_path / "missing.png", "gone")])
     mirror.log(4, {"a": 1.0})
     mirror.finish("completed", {})
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert len(warnings) == 1 and "missing.png" in warnings[0]
+    assert len(warnings) == 1
+    assert "missing.png" in warnings[0]
     assert read_logs(tmp_path / "job")[0].exit_code == 0
 
 
@@ -271,7 +273,9 @@ def test_a_lost_run_is_rebuilt_from_the_folder(tmp_path: Path, server: WandbServ
     adapter(job)
     url = rebuild(job)
     ((name, run),) = server.runs.items()
-    assert name.startswith("abc123-rebuilt-") and url and url.endswith(name)
+    assert name.startswith("abc123-rebuilt-")
+    assert url
+    assert url.endswith(name)
     told = [(line["global_step"], "samples" in line) for line in run["history"]]
     assert told == [(1, False), (2, False), (2, True), (3, False)]
     assert run["history"][2]["samples"]["captions"] == ["a red house (seed 0)", "prompt 1 (seed 0)"]

@@ -49,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: WandbServer
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
         """Be silent."""
 
     def _send(self, answer: Any) -> None:
@@ -121,9 +121,7 @@ def _resume(server: WandbServer, told: Variables) -> Any:
         "logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]", "notes": None,
         "config": json.dumps(run["config"]), "tags": run.get("tags", []), "wandbConfig": json.dumps({"t": 1}),
     }  # fmt: skip
-    return {
-        "model": {"id": "p", "name": told["project"], "entity": {"id": "e", "name": "me"}, "bucket": bucket}
-    }
+    return {"model": {"id": "p", "name": told["project"], "entity": {"id": "e", "name": "me"}, "bucket": bucket}}
 
 
 def _upsert(server: WandbServer, told: Variables) -> Any:

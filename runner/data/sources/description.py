@@ -41,8 +41,7 @@ def read_description(found: Found, faults: Faults) -> None:
         if not found.class_folder.is_dir():
             faults.add(
                 "description",
-                f"{DESCRIPTION_NAME}: class_data_dir={folder!r} is not a folder. "
-                "Correct the path or remove the key.",
+                f"{DESCRIPTION_NAME}: class_data_dir={folder!r} is not a folder. Correct the path or remove the key.",
             )
 
 

@@ -27,8 +27,7 @@ def find(settings: DatasetSettings, faults: Faults) -> Found:
     if settings.revision is not None and not from_hub:
         faults.add(
             "revision",
-            f"dataset.revision={settings.revision!r} has no effect on local files. "
-            "Remove it, or give a Hub id.",
+            f"dataset.revision={settings.revision!r} has no effect on local files. Remove it, or give a Hub id.",
         )
     if place.is_file():
         if place.suffix.lower() not in TABLE_SUFFIXES:

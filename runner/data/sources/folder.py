@@ -57,9 +57,7 @@ def _instance_images(listing: Listing, found: Found, settings: DatasetSettings, 
             found.rows.append(Row(name, "ignored", ("class image",)))
         elif split := _in_other_split(name, settings):
             other_splits.add(split)
-            found.rows.append(
-                Row(name, "ignored", (f"in split {split!r}, dataset.split={settings.split!r}",))
-            )
+            found.rows.append(Row(name, "ignored", (f"in split {split!r}, dataset.split={settings.split!r}",)))
         else:
             kept.append(name)
     is_there = (listing.root / settings.split).is_dir()
@@ -67,8 +65,7 @@ def _instance_images(listing: Listing, found: Found, settings: DatasetSettings, 
         there = {PurePosixPath(name).parts[0] for name in listing.images} & KNOWN_SPLITS
         faults.add(
             "split",
-            f"dataset.split={settings.split!r}: no such folder; splits found: {listed(there)}. "
-            "Choose one of them.",
+            f"dataset.split={settings.split!r}: no such folder; splits found: {listed(there)}. Choose one of them.",
         )
     return kept
 

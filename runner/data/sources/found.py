@@ -8,9 +8,7 @@ from pathlib import Path
 from runner.data.address import Address
 from runner.data.report import Row
 
-KNOWN_SPLITS = frozenset(
-    {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval"}
-)
+KNOWN_SPLITS = frozenset({"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval"})
 """Names that mark a folder or a table as one part of a data set."""
 
 

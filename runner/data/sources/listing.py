@@ -80,9 +80,7 @@ def list_folder(root: Path) -> Listing:
 
 def _sort_in(listing: Listing, name: str) -> None:
     if not name.isascii() and name != name.encode("utf-8", "replace").decode():
-        listing.errors.append(
-            f"{name.encode('utf-8', 'replace').decode()}: the name is not UTF-8. Rename the file."
-        )
+        listing.errors.append(f"{name.encode('utf-8', 'replace').decode()}: the name is not UTF-8. Rename the file.")
         return
     suffix, base = os.path.splitext(name)[1].lower(), os.path.basename(name)
     if base in METADATA_NAMES:

@@ -60,9 +60,7 @@ def read_metadata(
             if name is None:
                 continue
             if name in places:
-                faults.add(
-                    "twice", f"{line.place}: {name!r} is already in {places[name]}. Remove one of the two."
-                )
+                faults.add("twice", f"{line.place}: {name!r} is already in {places[name]}. Remove one of the two.")
                 continue
             places[name] = line.place
             # A column that is absent altogether is one fault, already noted, not one per image.
@@ -81,9 +79,7 @@ def _lines(root: Path, file: str, faults: Faults) -> Iterator[Line]:
         for row in reader:
             # Cells beyond the header come under the key None; they usually are a caption with a comma.
             if None in row:
-                faults.add(
-                    "metadata", f"{file} line {reader.line_num}: more cells than columns. Quote the caption."
-                )
+                faults.add("metadata", f"{file} line {reader.line_num}: more cells than columns. Quote the caption.")
             else:
                 yield Line(file, reader.line_num, dict(row))
         return
@@ -102,9 +98,7 @@ def _json_line(file: str, number: int, content: str, faults: Faults) -> Line | N
         faults.add("json", f"{file} line {number}: not valid JSON ({error}). Repair or remove the line.")
         return None
     if not isinstance(values, dict):
-        faults.add(
-            "json", f'{file} line {number}: must be an object, as {{"{FILE_COLUMN}": ..., "text": ...}}.'
-        )
+        faults.add("json", f'{file} line {number}: must be an object, as {{"{FILE_COLUMN}": ..., "text": ...}}.')
         return None
     return Line(file, number, values)
 
@@ -146,8 +140,7 @@ def _image_name(line: Line, folder: str, listing: Listing, faults: Faults) -> st
     known = [os.path.relpath(image, folder or ".").replace(os.sep, "/") for image in listing.images]
     faults.add(
         "missing",
-        f"{line.place}: there is no file {given!r}{nearest(given, known)}. "
-        f"Correct {FILE_COLUMN} or remove the line.",
+        f"{line.place}: there is no file {given!r}{nearest(given, known)}. Correct {FILE_COLUMN} or remove the line.",
     )
     return None
 

@@ -52,9 +52,7 @@ def _of_split(names: list[str], settings: DatasetSettings, found: Found, faults:
     if settings.split in named or (settings.split == "train" and not named):
         for name, split in splits.items():
             if split not in (settings.split, None):
-                found.rows.append(
-                    Row(name, "ignored", (f"split {split!r}, dataset.split={settings.split!r}",))
-                )
+                found.rows.append(Row(name, "ignored", (f"split {split!r}, dataset.split={settings.split!r}",)))
         return [name for name in names if splits[name] in (settings.split, None)]
     hint = nearest(settings.split, named)
     faults.add(
@@ -114,9 +112,7 @@ def _check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings,
             f"{name}: no column dataset.{key}={column!r}{hint}; columns: {listed(schema.names)}. "
             f"Set dataset.{key}{also}.",
         )
-    if settings.image_column in schema.names and not _may_hold_images(
-        schema.field(settings.image_column).type
-    ):
+    if settings.image_column in schema.names and not _may_hold_images(schema.field(settings.image_column).type):
         usable = False
         kind = schema.field(settings.image_column).type
         faults.add(

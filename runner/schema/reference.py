@@ -1,0 +1,120 @@
+"""`python -m runner.schema.reference FILE`: the reference page of all settings, made from the schema alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from runner.paths import write_text
+from runner.schema.defaults import variants_of
+from runner.schema.experiment import GROUPS, Experiment
+
+HEAD = """\
+# Configuration
+
+Every setting, from the schema; this page is generated (`make docs`) and a test keeps it current.
+
+Set them on the command line (`lora.rank=16`), in a file of your own (`--config-dir DIR`, with
+`DIR/<group>/<choice>.yaml`) or in a recipe. A setting marked *not part of the job id* can be changed without
+making it another job.
+"""
+
+
+def reference() -> str:
+    """The whole page, in Markdown."""
+    parts = [HEAD, "## Top level\n", _table("", Experiment, skip=(*GROUPS, "checkpoint"))]
+    sections = [name for name in Experiment.model_fields if name in (*GROUPS, "checkpoint")]
+    for section in sections:
+        kinds = variants_of(section)
+        for kind, model in kinds.items():
+            title = f"`{section}={kind}`" if kind else f"`{section}`"
+            outside = section in (*NOT_IDENTITY_SECTIONS, *BY_CONTENT)
+            parts += [
+                f"## {title}\n",
+                _sentence(model, section),
+                _table(f"{section}.", model, outside=outside),
+            ]
+    return "\n".join(parts)
+
+
+BY_CONTENT = ("model", "dataset")
+"""Sections whose names are not part of the job id because the content of what they name is."""
+
+NOT_IDENTITY_SECTIONS = ("launcher", "logger", "checkpoint")
+
+
+def _sentence(model: type[BaseModel], section: str) -> str:
+    text = " ".join((model.__doc__ or "").split())
+    _, _, meaning = text.partition(": ")
+    outside = " Not part of the job id." if section in NOT_IDENTITY_SECTIONS else ""
+    return f"{meaning[:1].upper()}{meaning[1:]}{outside}\n"
+
+
+def _table(prefix: str, model: type[BaseModel], *, skip: tuple[str, ...] = (), outside: bool = False) -> str:
+    lines = ["| Setting | Type | Default | Unit | Meaning |", "|---|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        if name in skip:
+            continue
+        extra = field.json_schema_extra
+        assert isinstance(extra, dict), name
+        note = "" if outside or extra["identity"] else " *Not part of the job id.*"
+        cells = [
+            f"`{prefix}{name}`",
+            _type(field),
+            _default(field),
+            str(extra["unit"]),
+            f"{field.description}{note}",
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _type(field: FieldInfo) -> str:
+    return f"{_name(field.annotation)}{_limits(field)}"
+
+
+def _name(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_name(argument) for argument in arguments)
+    if origin is tuple:
+        return f"list of {_name(arguments[0])}"
+    if hasattr(annotation, "__metadata__"):
+        return _name(arguments[0])
+    names = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
+    return names[annotation]
+
+
+def _limits(field: FieldInfo) -> str:
+    signs = {
+        annotated_types.Ge: ("≥", "ge"),
+        annotated_types.Gt: (">", "gt"),
+        annotated_types.Le: ("≤", "le"),
+    }
+    signs |= {annotated_types.Lt: ("<", "lt"), annotated_types.MultipleOf: ("multiple of", "multiple_of")}
+    found = [
+        f"{signs[type(limit)][0]} {getattr(limit, signs[type(limit)][1])}"
+        for limit in field.metadata
+        if type(limit) in signs
+    ]
+    return f", {', '.join(found)}" if found else ""
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if value is None or isinstance(value, bool):
+        return f"`{json.dumps(value)}`"
+    return f"`{list(value) if isinstance(value, tuple) else value}`"
+
+
+if __name__ == "__main__":
+    write_text(Path(sys.argv[1]), reference())

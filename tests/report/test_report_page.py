@@ -1,0 +1,218 @@
+"""The report says what the folders hold, in whatever state they are, and nothing else gets into the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from runner.report import write_report
+
+from .job_folders import change_manifest, write_job, write_sweep
+from .page_reader import Page
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}"
+
+
+def read(folder: Path) -> Page:
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.unclosed == []
+    assert not list(folder.glob(".*.tmp"))
+    return page
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sweep(tmp_path_factory.mktemp("outputs"))
+
+
+def test_a_single_job_says_all_of_itself(tmp_path: Path) -> None:
+    write_job(tmp_path / "houses" / "a1c2e3")
+    page = read(tmp_path / "houses")
+    said = json.loads((tmp_path / "houses" / "a1c2e3" / "manifest.json").read_text())
+    assert "LoRA rank 8 on houses: held-out loss 0.24" in page.text
+    assert "in 38 s." in page.text
+    assert re.search(r"rank 8, lr 0\.001 completed", page.text)
+    assert f"held-out loss {said['objective']:.4g}" in page.text
+    for expected in ("optimizer.lr set 0.001", "797 k", "NVIDIA A10G", "sha256:9c1f0b", "64 x 96", "4f9d2c1a7b",
+                     "in GPU memory, 3 MB", "train 28 s 72 %", "2026-11-20 09:00:02 UTC", "snr_gamma: 5.0"):  # fmt: skip
+        assert expected in page.text, expected
+    titles = re.findall(r"<figcaption>(.*?)</figcaption>", page.html)
+    assert titles == ["Loss", "Held-out loss by noise level", "Learning rate", "Gradient norm"]
+
+
+def test_set_values_come_before_all_others(tmp_path: Path) -> None:
+    page = read(write_job(tmp_path / "x" / "job"))
+    places = [page.text.index(key) for key in ("lora.rank set", "optimizer.lr set", "steps set", "model.family")]
+    assert places == sorted(places)
+
+
+def test_samples_run_from_before_to_after_with_words_for_each(tmp_path: Path) -> None:
+    page = read(write_job(tmp_path / "x" / "job"))
+    images = page.all("img")
+    assert len(images) == 6 * 6
+    assert images[0].attributes["alt"] == "a red house on a hill, evening light, seed 0, step 0"
+    assert images[-1].attributes["alt"] == "a yellow house in the snow, seed 1, step 200"
+    assert all(one.attributes["src"].startswith("data:image/") for one in images)
+    assert all(one.attributes["class"] == "pixelated" for one in images)
+    assert page.text.index("before step 0") < page.text.index("after step 200")
+
+
+def test_large_and_many_samples_are_made_small_and_counted(tmp_path: Path) -> None:
+    job = write_job(tmp_path / "x" / "job", side_px=512, sampled=list(range(0, 201, 10)))
+    page = read(job)
+    assert "Shown: 6 of 21 steps" in page.text
+    assert len(page.all("img")) == 36
+    assert "pixelated" not in {i.attributes.get("class") for i in page.all("img")}
+    on_disk = sum(path.stat().st_size for path in job.glob("samples/*/*.png"))
+    assert len(page.html) < min(on_disk / 10, 1_500_000)
+
+
+def test_links_are_relative_and_lead_somewhere(tmp_path: Path, sweep: Path) -> None:
+    write_job(tmp_path / "x" / "job")
+    for folder in (tmp_path / "x", tmp_path / "x" / "job", sweep):
+        page = read(folder)
+        links = [a.attributes["href"] for a in page.all("a")]
+        files = [link for link in links if not link.startswith(("#", "https://wandb.ai/"))]
+        assert any(link.endswith("lora/pytorch_lora_weights.safetensors") for link in files)
+        assert [link for link in files if not (folder / link).is_file()] == []
+        targets = {element.attributes.get("id") for element in page.elements}
+        assert [link for link in links if link.startswith("#") and link[1:] not in targets] == []
+
+
+def test_a_sweep_is_ranked_best_first_and_hides_no_failure(sweep: Path) -> None:
+    page = read(sweep)
+    assert "4 of 7 jobs completed, 1 failed, 1 pending, 1 running; best is rank 16, lr 0.001" in page.text
+    ranking = page.text[page.text.index("Ranking") : page.text.index("Samples side by side")]
+    order = [ranking.index(f"rank {rank}, lr") for rank in (16, 8, 4, 32, 2, 128, 64)]
+    assert order == sorted(order)
+    assert "NonFiniteLoss" in ranking
+    assert "lower optimizer.lr" in ranking
+    assert "lora.rank optimizer.lr" in ranking
+    assert page.tags()["details"] >= 7
+    assert "What went wrong" in page.text
+    assert "step 51 loss nan" in page.text
+
+
+def test_a_sweep_shows_its_samples_side_by_side(sweep: Path) -> None:
+    page = read(sweep)
+    table = page.html[page.html.index('class="grid compare') :]
+    table = table[: table.index("</table>")]
+    alts = re.findall(r'alt="(.*?)"', table)
+    row = [alt for alt in alts if alt.startswith("a small blue house by the sea, seed 1")]
+    assert [alt.split(", ", 2)[2] for alt in row] == [
+        "before training", "rank 16, lr 0.001, step 200", "rank 8, lr 0.001, step 200",
+        "rank 4, lr 0.001, step 200", "rank 32, lr 0.003, step 200", "rank 2, lr 0.001, step 120",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [("running", "running, 200 of 200 steps done"), ("interrupted", "the same command continues it"),
+     ("pruned", "stopped early"), ("cancelled", "cancelled after"), ("submitted", "not started yet")],
+)  # fmt: skip
+def test_each_state_has_its_sentence(tmp_path: Path, state: str, words: str) -> None:
+    page = read(write_job(tmp_path / "x" / "job", state=state, objective=None))
+    assert words in page.text
+    assert f">{state}</span>" in page.html
+
+
+def test_nothing_but_a_config_is_still_a_page(tmp_path: Path) -> None:
+    job = tmp_path / "x" / "job"
+    job.mkdir(parents=True)
+    (job / "config.yaml").write_text("name: x\n")
+    page = read(job)
+    for expected in ("manifest.json is missing", "No samples yet", "No metrics yet", "unknown"):
+        assert expected in page.text
+
+
+def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    job = write_job(tmp_path / "x" / "job", overrides=None, versions="torch", dataset=[1], timings_s=None)
+    (job / "config.yaml").write_text("a: [")
+    with (job / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 201, "train/loss": null, "non_finite": {"train/loss": "nan"}}\n{"step": 2')
+    (job / "samples" / "step-000200" / "p00-s0.png").write_bytes(b"not an image")
+    (job / "samples" / "step-000040" / "p00-s0.png").unlink()
+    page = read(job)
+    assert "config.yaml cannot be read" in page.text
+    assert "1 values were not finite" in page.text
+    assert "cannot be read" in page.text
+    assert "no image" in page.text
+    assert len(page.all("img")) == 34
+    assert "nan" not in "".join(re.findall(r'points="(.*?)"', page.html))
+
+
+def test_metrics_that_are_all_nan_make_no_chart(tmp_path: Path) -> None:
+    job = write_job(tmp_path / "x" / "job")
+    line = {"step": 1, "train/loss": None, "non_finite": {"train/loss": "nan"}}
+    (job / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert "No metrics yet" in read(job).text
+
+
+def test_text_from_users_stays_text(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        job = write_job(
+            tmp_path / "x" / name, name=HOSTILE, error=HOSTILE, overrides=[f"lora.rank={HOSTILE}"], state="failed",
+            plan={HOSTILE: [{HOSTILE: HOSTILE}]}, versions={HOSTILE: HOSTILE}, wandb_url="javascript:alert(3)",
+        )  # fmt: skip
+        (job / "samples" / "prompts.json").write_text(json.dumps({"prompts": [HOSTILE], "negative_prompt": HOSTILE}))
+        (job / "log.txt").write_text(HOSTILE)
+    for folder in (tmp_path / "x", tmp_path / "x" / "a"):
+        page = read(folder)
+        assert page.tags()["script"] == 1
+        assert all(image.attributes["src"].startswith("data:") for image in page.all("img"))
+        assert not any(key.startswith("on") for element in page.elements for key in element.attributes)
+        assert "alert(1)" in page.text
+        assert "{{ 7*7 }}" in page.text
+        assert "javascript:" not in page.html
+
+
+def test_the_page_asks_for_nothing_from_outside(sweep: Path) -> None:
+    page = read(sweep)
+    assert page.tags()["link"] == page.tags()["iframe"] == 0
+    assert not [e for e in page.elements if "src" in e.attributes and not e.attributes["src"].startswith("data:")]
+    assert "@import" not in page.html
+    assert "url(" not in page.html
+    (policy,) = [e.attributes["content"] for e in page.all("meta") if "Policy" in e.attributes.get("http-equiv", "")]
+    assert policy.startswith("default-src 'none'")
+
+
+def test_forty_jobs_make_one_page_of_bounded_size(tmp_path: Path) -> None:
+    for number in range(40):
+        write_job(tmp_path / "many" / f"j{number:02d}", rank=number + 1, floor=0.1 + number / 400, sampled=[0, 200])
+    page = read(tmp_path / "many")
+    assert "40 of 40 jobs completed" in page.text
+    assert "The best eight jobs have colours" in page.text
+    assert "the best 24 of 40 jobs" in page.text
+    assert len(page.html) < 6_000_000
+
+
+def test_a_wrong_folder_is_an_error_with_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="outputs/<name>"):
+        write_report(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="no job in"):
+        write_report(tmp_path)
+    command = [sys.executable, "-m", "runner.report", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no job in" in done.stderr
+
+
+def test_writing_again_replaces_the_page(tmp_path: Path) -> None:
+    job = write_job(tmp_path / "x" / "job", state="running")
+    assert "running" in read(job).text
+    change_manifest(job, state="completed")
+    assert ">completed</span>" in read(job).html
+
+
+def test_samples_of_an_odd_shape_keep_it(tmp_path: Path) -> None:
+    job = write_job(tmp_path / "x" / "job", sampled=[0, 200])
+    Image.new("RGB", (900, 300)).save(job / "samples" / "step-000200" / "p00-s0.png")
+    assert 'alt="a red house on a hill, evening light, seed 0, step 200"' in read(job).html
