@@ -204,7 +204,7 @@ def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, Any]]:
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lost = as_mapping(line.pop("non_finite", None))
-            lines.append({**line, **{name: math.nan for name in lost}})
+            lines.append({**line, **dict.fromkeys(lost, math.nan)})
     return lines
 
 

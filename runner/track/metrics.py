@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 LOG = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stream: IO[str] | None = None
+        self._tail_is_whole = False
 
     def append(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line and flush it to the operating system.
@@ -52,9 +52,12 @@ class MetricsFile:
                 non_finite[name] = str(number)
         if non_finite:
             line[NON_FINITE] = non_finite
-        stream = self._open()
-        stream.write(json.dumps(line, allow_nan=False) + "\n")
-        stream.flush()
+        if not self._tail_is_whole:
+            _drop_torn_tail(self.path)
+            self._tail_is_whole = True
+        # Opened for each line: microseconds, and no handle is left open by a job that fails.
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
         """All lines in the order they were written, with NaN and infinities restored.
@@ -82,7 +85,6 @@ class MetricsFile:
         Raises:
             OSError: if the new file cannot be written; the old one is then untouched.
         """
-        self.close()
         if not self.path.exists():
             return
         kept: list[bytes] = []
@@ -98,16 +100,8 @@ class MetricsFile:
         os.replace(temporary, self.path)
 
     def close(self) -> None:
-        """Close the file; a later `append` opens it again."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-
-    def _open(self) -> IO[str]:
-        if self._stream is None:
-            _drop_torn_tail(self.path)
-            self._stream = self.path.open("a", encoding="utf-8")
-        return self._stream
+        """Be done writing; an `append` after this looks at the end of the file anew."""
+        self._tail_is_whole = False
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:

@@ -49,8 +49,8 @@ class Page(HTMLParser):
         self.elements.append(Element(tag, {key: value or "" for key, value in attrs}))
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.unclosed and self.unclosed[-1] == tag, f"</{tag}> closes {self.unclosed[-3:]}"
-        self.unclosed.pop()
+        opened = self.unclosed.pop() if self.unclosed else "nothing"
+        assert opened == tag, f"</{tag}> closes <{opened}>"
 
     def handle_data(self, data: str) -> None:
         if not self.unclosed or self.unclosed[-1] not in ("style", "script"):
