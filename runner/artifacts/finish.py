@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from runner.artifacts.card import write_card
 from runner.artifacts.files import write_diffusers, write_kohya
-from runner.artifacts.verify import check_behaviour, check_tensors
+from runner.artifacts.verify import check_behaviour, check_kohya, check_tensors
 from runner.train.samples import collate
 
 if TYPE_CHECKING:
@@ -41,9 +41,10 @@ def save_artifacts(
         settings.lora,
         about={"ss_output_name": title, "modelspec.title": title, "ss_sd_model_name": settings.model.path},
     )
+    check_kohya(kohya_file, base.family, layers, settings.lora.scale)
     samples = run.materials.held_out_samples.samples[:COMPARED_SAMPLES]
     batch = collate(range(len(samples)), samples).to(base.place.device)
-    files = {"diffusers file": diffusers_file, "kohya file": kohya_file}
-    checked = check_behaviour(files, base, run.materials.conditioner, batch, use_rows)
+    files = {"diffusers file": (diffusers_file, settings.lora.scale), "kohya file": (kohya_file, 1.0)}
+    checked = check_behaviour(files, layers, base, run.materials.conditioner, batch, use_rows)
     log.info("%s: saved and read back, %s", run.job.id, ", ".join(f"{name} {d:.1e}" for name, d in checked.items()))
     write_card(run, kohya_file, losses, checked)

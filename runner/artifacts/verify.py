@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor
 
 from runner.artifacts.files import Layers, published_keys
 from runner.errors import ArtifactError
+from runner.families.family import Family
 from runner.train.base import Base
 from runner.train.samples import Batch
 from runner.train.text import Conditioner
 
 LARGEST_DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest allowed difference of two denoiser outputs, as a share of their norm: the same product in another
-order of operations. A lost scale, layer or alpha is far beyond it."""
+order of operations. A short training changes the output less than that, so layers, weights and scales are also
+compared one by one."""
+LARGEST_UPDATE_DIFFERENCE = 1e-5
+"""Of a layer's update, fp32, as a share of its norm."""
 
 
 def check_tensors(file: Path, layers: Layers) -> None:
@@ -40,9 +46,42 @@ def check_tensors(file: Path, layers: Layers) -> None:
             raise ArtifactError(f"{file}: {key} is not what was trained")
 
 
+def check_kohya(file: Path, family: Family, layers: Layers, scale: float) -> None:
+    """Every layer's update, by the arithmetic of the kohya layout (up @ down * alpha / rank), is the trained one.
+
+    Raises:
+        ArtifactError: naming the first layer that is not.
+    """
+    saved = load_file(file)
+    for component, tensors in published_keys(layers).items():
+        for key, down in tensors.items():
+            if not key.endswith(DOWN):
+                continue
+            path = key.removesuffix(DOWN)
+            name = f"{family.kohya_prefixes[component]}_{path.replace('.', '_')}"
+            parts = [saved.pop(f"{name}.{kind}", None) for kind in ("lora_up.weight", "lora_down.weight", "alpha")]
+            up, saved_down, alpha = parts
+            if up is None or saved_down is None or alpha is None:
+                raise ArtifactError(f"{file}: {name} is not complete")
+            trained = _update(tensors[path + UP], down, scale)
+            read = _update(up, saved_down, float(alpha) / len(saved_down))
+            if not float((read - trained).norm()) <= LARGEST_UPDATE_DIFFERENCE * float(trained.norm()):
+                raise ArtifactError(f"{file}: {name} is not what was trained")
+    if saved:
+        raise ArtifactError(f"{file}: {min(saved)} was not trained")
+
+
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+
+
+def _update(up: Tensor, down: Tensor, scale: float) -> Tensor:
+    return up.flatten(1) @ down.flatten(1) * scale
+
+
 @torch.no_grad()
 def check_behaviour(
-    files: Mapping[str, Path],
+    files: Mapping[str, tuple[Path, float]],
+    layers: Layers,
     base: Base,
     conditioner: Conditioner,
     batch: Batch,
@@ -51,7 +90,8 @@ def check_behaviour(
     """Load each file into a diffusers pipeline over the same base and compare its denoiser with the trained one.
 
     Args:
-        files: what each file is called in the result -> the file.
+        files: what each file is called in the result -> the file, and the scale each of its layers must get.
+        layers: the trained weights, which say what layers there are.
         batch: samples to compare on.
         use_rows: gives rows of a forward pass to the trained adapter.
 
@@ -59,7 +99,7 @@ def check_behaviour(
         The difference as a share of the norm, for each file.
 
     Raises:
-        ArtifactError: a difference is beyond rounding.
+        ArtifactError: a layer or scale is another one, or a difference is beyond rounding.
     """
 
     def output() -> Tensor:
@@ -70,11 +110,12 @@ def check_behaviour(
     with use_rows(len(batch.captions)):
         trained = output()
     differences = {}
-    for name, file in files.items():
+    for name, (file, scale) in files.items():
         text = base.text if base.trains_text else None
-        pipeline = base.family.pipeline(denoiser=base.denoiser, text=text, scheduler=base.sampler("model"))
-        pipeline.load_lora_weights(file.parent, weight_name=file.name)
+        pipeline = base.family.pipeline(denoiser=base.denoiser, text=text, vae=None, scheduler=base.sampler("model"))
         try:
+            _load(pipeline, file)
+            _check_layers(pipeline, file, layers, scale)
             loaded = output()
         finally:
             pipeline.unload_lora_weights()
@@ -86,3 +127,33 @@ def check_behaviour(
             )
         differences[name] = difference
     return differences
+
+
+def _load(pipeline: Any, file: Path) -> None:
+    try:
+        pipeline.load_lora_weights(file.parent, weight_name=file.name)
+    except Exception as error:  # whatever it is, the file is not one that people can load
+        raise ArtifactError(f"{file}: diffusers cannot load it ({type(error).__name__}: {error})") from error
+
+
+def _check_layers(pipeline: Any, file: Path, layers: Layers, scale: float) -> None:
+    """diffusers has put an adapter, with the right scale, on the trained layers and on no other."""
+    expected = {
+        (component, key.removesuffix(DOWN)): scale
+        for component, tensors in layers.items()
+        for key in tensors
+        if key.endswith(DOWN)
+    }
+    found = {
+        (component, name): float(next(iter(module.scaling.values())))
+        for component in layers
+        for name, module in getattr(pipeline, component).named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    for component, name in sorted(expected.keys() | found.keys()):
+        want, got = expected.get((component, name)), found.get((component, name))
+        if want is None or got is None or abs(want - got) > LARGEST_UPDATE_DIFFERENCE * want:
+            raise ArtifactError(
+                f"{file}: diffusers scales {component}.{name} by {got or 'nothing'}, but it was trained with "
+                f"{want or 'nothing'}"
+            )
