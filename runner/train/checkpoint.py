@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -26,6 +27,12 @@ from runner.job import Job
 log = logging.getLogger(__name__)
 
 ADAPTER, OPTIMIZER, ABOUT = "adapter.safetensors", "optimizer.pt", "about.json"
+
+DAMAGES = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError),
+    *(pickle.UnpicklingError, SafetensorError),
+)
+"""What reading a torn or emptied file raises."""
 
 
 def save_checkpoint(
@@ -45,7 +52,8 @@ def save_checkpoint(
         for file in temporary.iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())
-        if target.exists():
+        temporary.chmod(0o755)
+        if target.exists():  # one that could not be read
             shutil.rmtree(target)
         temporary.replace(target)
     finally:
@@ -58,7 +66,7 @@ def save_checkpoint(
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+    return sorted(folder.glob("step-*"), key=lambda each: (len(each.name), each.name))
 
 
 def load_checkpoint(job: Job) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
@@ -72,15 +80,16 @@ def load_checkpoint(job: Job) -> tuple[int, dict[str, dict[str, Tensor]], dict[s
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
             tensors = load_file(folder / ADAPTER)
             optimizer = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            step, identity = int(about["step"]), dict(about["identity"])
+        except DAMAGES as error:
             log.warning("%s cannot be read (%s); going back to the one before", folder, error)
             continue
-        _refuse_other(about["identity"], job.identity, folder)
+        _refuse_other(identity, job.identity, folder)
         adapter: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             part, _, key = name.partition("/")
             adapter.setdefault(part, {})[key] = tensor
-        return int(about["step"]), adapter, optimizer
+        return step, adapter, optimizer
     return None
 
 
