@@ -72,8 +72,11 @@ class Family(Protocol):
     ) -> Tensor:
         """The denoiser's output, `[B, C, H, W]`, for text with a row for each sample."""
 
-    def pipeline(self, *, denoiser: nn.Module | None, text: TextStack | None, scheduler: Any) -> Any:
-        """A diffusers pipeline around parts in use; it can sample latents and load adapters."""
+    def pipeline(self, *, denoiser: nn.Module, text: TextStack | None, vae: nn.Module | None, scheduler: Any) -> Any:
+        """A diffusers pipeline around parts in use; it can load adapters and, with a VAE, sample latents.
+
+        From the VAE it takes only how much smaller latents are than images.
+        """
 
     def prompt_arguments(self, positive: Text, negative: Text) -> dict[str, Any]:
         """The pipeline's arguments for already encoded prompts."""

@@ -52,15 +52,27 @@ def load_vae(folder: Path, vae_folder: Path | None, variant: str | None, device:
 
 def scale_latents(vae_config: Any, raw_BCHW: Tensor) -> Tensor:
     """From the VAE's latents to those the denoiser works on."""
-    shift, scale = float(vae_config.get("shift_factor") or 0), float(vae_config["scaling_factor"])
+    shift, scale = _shift_and_scale(vae_config, raw_BCHW)
     return (raw_BCHW - shift) * scale
 
 
 def decode_latents(vae: AutoencoderKL, latents_BCHW: Tensor) -> Tensor:
     """From the denoiser's latents to images in [0, 1], `[B, 3, H, W]`."""
-    raw = latents_BCHW.float() / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-    decoded: Tensor = vae.decode(raw, return_dict=False)[0]
+    shift, scale = _shift_and_scale(vae.config, latents_BCHW)
+    raw = latents_BCHW.float() / scale + shift
+    # One by one: at 1024 px the decoder needs several GiB for each image.
+    decoded = torch.cat([vae.decode(each, return_dict=False)[0] for each in raw.split(1)])
     return (decoded / 2 + 0.5).clamp(0, 1)
+
+
+def _shift_and_scale(vae_config: Any, like: Tensor) -> tuple[Any, Any]:
+    """How latents are normalised: by a factor, or by channel where the VAE has statistics (Playground 2.5)."""
+    scale = float(vae_config["scaling_factor"])
+    mean, deviation = vae_config.get("latents_mean"), vae_config.get("latents_std")
+    if mean is None or deviation is None:
+        return float(vae_config.get("shift_factor") or 0), scale
+    by_channel = torch.tensor([mean, deviation], device=like.device).view(2, -1, 1, 1)
+    return by_channel[0], scale / by_channel[1]
 
 
 def load_sampler(folder: Path, name: str, prediction_type: str) -> Any:

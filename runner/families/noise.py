@@ -65,4 +65,11 @@ def load_noise_schedule(folder: Path, prediction_type: str | None) -> NoiseSched
     kind = prediction_type or config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction"):
         raise ModelError(f"model.prediction_type = {kind!r}: should be epsilon or v_prediction; set it to what fits")
-    return NoiseSchedule(scheduler, kind)
+    schedule = NoiseSchedule(scheduler, kind)
+    if kind == "epsilon" and float(schedule.alphas_cumprod_T[-1]) == 0:
+        raise ModelError(
+            "model.prediction_type = 'epsilon': the model's schedule ends in pure noise (zero terminal SNR), from "
+            "which no image follows if noise is predicted; set model.prediction_type=v_prediction or "
+            "rescale_betas_zero_snr to false in the model's scheduler_config.json"
+        )
+    return schedule

@@ -48,10 +48,10 @@ def predict(denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: 
     return output[0]  # type: ignore[no-any-return]
 
 
-def pipeline(*, denoiser: nn.Module | None, text: TextStack | None, scheduler: Any) -> Any:
+def pipeline(*, denoiser: nn.Module, text: TextStack | None, vae: nn.Module | None, scheduler: Any) -> Any:
     """A StableDiffusionPipeline around parts in use."""
     return StableDiffusionPipeline(
-        vae=None,
+        vae=vae,
         text_encoder=text.encoders[0] if text else None,
         tokenizer=text.tokenizers[0] if text else None,
         unet=denoiser,

@@ -66,12 +66,12 @@ def predict(denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: 
     return output[0]  # type: ignore[no-any-return]
 
 
-def pipeline(*, denoiser: nn.Module | None, text: TextStack | None, scheduler: Any) -> Any:
+def pipeline(*, denoiser: nn.Module, text: TextStack | None, vae: nn.Module | None, scheduler: Any) -> Any:
     """A StableDiffusionXLPipeline around parts in use."""
     encoders = text.encoders if text else [None, None]
     tokenizers = text.tokenizers if text else [None, None]
     return StableDiffusionXLPipeline(
-        vae=None,
+        vae=vae,
         text_encoder=encoders[0],
         text_encoder_2=encoders[1],
         tokenizer=tokenizers[0],

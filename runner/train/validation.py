@@ -23,7 +23,7 @@ from runner.schema import Experiment
 from runner.train.base import Base
 from runner.train.loss import squared_error
 from runner.train.randomness import generator
-from runner.train.samples import EMPTY, Posteriors, Sample, collate, held_out_crop, normal
+from runner.train.samples import Posteriors, Sample, collate, held_out_crop, normal
 from runner.train.text import Conditioner
 
 PIXELS_PER_FORWARD = 8 * 1024 * 1024
@@ -107,19 +107,18 @@ def draw(
 ) -> list[tuple[Path, str]]:
     """Draw every prompt with every seed into `folder`: (file, prompt) of each image."""
     settings = experiment.validation
-    negative = settings.negative_prompt if settings.negative_prompt is not None else EMPTY
     wanted = [(index, prompt, seed) for index, prompt in enumerate(prompts) for seed in settings.seeds]
     chunk = max(1, min(MOST_ROWS, PIXELS_PER_FORWARD // experiment.resolution**2) // 2)
     written = []
     for start in range(0, len(wanted), chunk):
         part = wanted[start : start + chunk]
         pipeline = base.family.pipeline(
-            denoiser=base.denoiser, text=None, scheduler=base.sampler(experiment.scheduler.name)
+            denoiser=base.denoiser, text=None, vae=base.vae, scheduler=base.sampler(experiment.scheduler.name)
         )
         pipeline.set_progress_bar_config(disable=True)
         with use_rows(len(part)):
             positive_text = conditioner.text([prompt for _, prompt, _ in part])
-            negative_text = conditioner.text([negative] * len(part))
+            negative_text = conditioner.text([settings.negative_prompt] * len(part))
         guided = settings.guidance_scale > 1
         with use_rows(len(part) * (1 + guided)):
             latents = pipeline(
