@@ -45,6 +45,7 @@ class JobRun:
         self._steps_since = 0
         self.last_loss = float("nan")
         self.images_per_s = 0.0
+        self._saved_step = -1
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, if there is one."""
@@ -52,6 +53,7 @@ class JobRun:
         if found is None:
             return
         self.step, weights, state = found
+        self._saved_step = self.step
         self.adapter.load_state(weights)
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
@@ -73,7 +75,8 @@ class JobRun:
             **about,
         )
         self.metrics = MetricsFile(self.paths.metrics)
-        self.metrics.truncate_after(self.step)
+        # An attempt that starts anew measures step 0 again.
+        self.metrics.truncate_after(self.step if self.step else -1)
         self.mirror = open_mirror(
             self.settings.logger,
             job_id=self.job.id,
@@ -157,6 +160,7 @@ class JobRun:
             DivergedError: they are not finite.
         """
         count = max(1, self._steps_since)
+        self.base.place.sum(self._loss)  # each process has seen its own samples only
         loss, norm = (float(value) / count for value in torch.stack([self._loss, self._norm]).tolist())
         elapsed = time.perf_counter() - self._since
         self.images_per_s = count * self.settings.batch_size / max(elapsed, 1e-9)
@@ -199,8 +203,8 @@ class JobRun:
         return losses
 
     def checkpoint(self) -> None:
-        """Save all that a later process needs to go on from here; in the main process only."""
-        if not self.is_main:
+        """Save all that a later process needs to go on from here, once; in the main process only."""
+        if not self.is_main or self._saved_step == self.step:
             return
         with self.timed("artifacts"):
             state = {
@@ -209,6 +213,7 @@ class JobRun:
                 "scaler": self.scaler.state_dict(),
             }
             save_checkpoint(self.job, self.step, self.adapter.state(), state)
+            self._saved_step = self.step
             update_manifest(self.job.folder, steps_done=self.step)
 
     def interrupt(self) -> None:

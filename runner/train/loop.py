@@ -90,31 +90,54 @@ def _prepare_each(jobs: Sequence[Job], base: Base) -> list[tuple[Job, Materials]
     """Encode every job's data; one whose data is bad fails alone."""
     prepared = []
     for job in jobs:
-        try:
-            prepared.append((job, prepare(job, base)))
-        except RunnerError as error:
-            _fail_before_start(job, error, base)
+        materials = _tried(partial(prepare, job, base))
+        if _failed_before_start(job, materials, base.place):
+            continue
+        prepared.append((job, materials))
     return prepared
 
 
 def _start_each(prepared: Sequence[tuple[Job, Materials]], base: Base) -> list[JobRun]:
     runs = []
     for job, materials in prepared:
-        try:
-            sites = find_sites(job.experiment.lora, base.components())
-            adapter = Adapter(job.experiment.lora, sites, seed=job.experiment.seed, device=base.place.device)
-            run = JobRun(job, materials, adapter, base)
-            run.resume()
+        run = _tried(partial(_start, job, materials, base))
+        if not _failed_before_start(job, run, base.place):
             runs.append(run)
-        except RunnerError as error:
-            _fail_before_start(job, error, base)
     return runs
 
 
-def _fail_before_start(job: Job, error: RunnerError, base: Base) -> None:
-    log.error("%s: %s", job.id, error)
-    if base.place.is_main:
-        update_manifest(job.folder, state=State.FAILED, error=str(error))
+def _start(job: Job, materials: Materials, base: Base) -> JobRun:
+    sites = find_sites(job.experiment.lora, base.components())
+    adapter = Adapter(job.experiment.lora, sites, seed=job.experiment.seed, device=base.place.device)
+    run = JobRun(job, materials, adapter, base)
+    run.resume()
+    return run
+
+
+def _tried(action: Callable[[], Any]) -> Any:
+    """What an action for one job gives, or the error that is this job's own affair."""
+    try:
+        return action()
+    except (RunnerError, OSError) as error:
+        return error
+
+
+def _reason(outcome: Any) -> str:
+    if isinstance(outcome, RunnerError):
+        return str(outcome)
+    if isinstance(outcome, Exception):
+        return f"{type(outcome).__name__}: {outcome}"
+    return "another process of the job failed; its log says why"
+
+
+def _failed_before_start(job: Job, outcome: Any, place: Place) -> bool:
+    """Whether the job failed, here or in another process: then it starts nowhere."""
+    if not place.any(isinstance(outcome, Exception)):
+        return False
+    log.error("%s: %s", job.id, _reason(outcome))
+    if place.is_main:
+        update_manifest(job.folder, state=State.FAILED, error=_reason(outcome))
+    return True
 
 
 class Pack:
@@ -145,16 +168,20 @@ class Pack:
         return use_rows
 
     def each(self, action: Callable[[JobRun], Any]) -> None:
-        """Do something for every job; one that fails at it leaves the pack with its reason, alone."""
+        """Do something for every job; one that fails at it leaves the pack with its reason, alone.
+
+        The main process validates and writes files, so only it can fail at that: all must hear of it, or they
+        would go on with different packs and wait for each other for ever.
+        """
+        outcomes = [_tried(partial(action, run)) for run in self.runs]
+        failed = self.base.place.any_of([isinstance(outcome, Exception) for outcome in outcomes])
         leaving = []
-        for run in self.runs:
-            try:
-                if action(run) is LEAVES:
-                    leaving.append(run)
-            except RunnerError as error:
-                log.error("%s failed: %s", run.job.id, error)
-                run.close(State.FAILED, error=str(error))
+        for run, outcome, has_failed in zip(self.runs, outcomes, failed, strict=True):
+            if has_failed:
+                log.error("%s failed: %s", run.job.id, _reason(outcome))
+                run.close(State.FAILED, error=_reason(outcome))
                 self.failed.append(run)
+            if has_failed or outcome is LEAVES:
                 leaving.append(run)
         if leaving:
             self.runs = [run for run in self.runs if run not in leaving]

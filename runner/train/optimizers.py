@@ -9,6 +9,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 
+from runner.errors import SettingsError
 from runner.schema import Experiment, LrSchedulerSettings, OptimizerSettings
 from runner.train.adapter import Adapter
 
@@ -18,7 +19,15 @@ def build_optimizer(settings: OptimizerSettings, adapter: Adapter) -> torch.opti
 
     Elementwise optimizers see each component as one flat vector, which makes their step one kernel. Adafactor
     looks at rows and columns, so it sees the matrices. Parameters share storage with the adapter's vectors.
+
+    Raises:
+        SettingsError: the optimizer cannot do what is asked of it.
     """
+    if settings.name == "prodigy" and settings.text_encoder_lr not in (None, settings.lr):
+        raise SettingsError(
+            f"optimizer.text_encoder_lr = {settings.text_encoder_lr}: prodigy estimates one step size for all "
+            "weights and knows no second factor; remove it"
+        )
     as_matrices = settings.name == "adafactor"
     groups = []
     for component, span in adapter.spans().items():

@@ -21,17 +21,20 @@ from runner.families.loading import scale_latents
 from runner.schema import Experiment
 from runner.train.randomness import generator, permutation
 
+Caption = str | None
+"""None where the caption was dropped, or no prompt is given: what that means, the model decides."""
+
 
 @dataclasses.dataclass
 class Batch:
-    """Some samples, ready for the denoiser; captions are still names."""
+    """Some samples, ready for the denoiser; captions are still text."""
 
     sample_ids: tuple[int, ...]
     latents: Tensor
     noise: Tensor
     timesteps: Tensor
     time_ids: Tensor
-    captions: tuple[str, ...]
+    captions: tuple[Caption, ...]
 
     def to(self, device: torch.device) -> Batch:
         """The tensors on a device."""
@@ -45,7 +48,7 @@ class Batch:
 Posteriors = dict[tuple[str, Crop], tuple[Tensor, Tensor]]
 
 EMPTY = ""
-"""The caption of a sample whose caption was dropped, and of no prompt at all."""
+"""The empty caption, which is text like any other."""
 
 
 class Samples:
@@ -94,7 +97,7 @@ class Samples:
         noise = normal(draw, mean.shape)
         if self.noise_offset:
             noise = noise + self.noise_offset * normal(draw, (mean.shape[0], 1, 1))
-        caption = EMPTY if dropped < self.caption_dropout else item.caption
+        caption = None if dropped < self.caption_dropout else item.caption
         return Sample(
             scale_latents(self.vae_config, raw),
             noise,
@@ -112,7 +115,7 @@ class Sample:
     noise: Tensor
     timestep: int
     time_ids: tuple[float, ...]
-    caption: str
+    caption: Caption
 
 
 def collate(ids: Sequence[int], samples: Sequence[Sample]) -> Batch:

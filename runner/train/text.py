@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from runner.families.family import Family, Text, TextStack
-from runner.train.samples import EMPTY
+from runner.train.samples import EMPTY, Caption
+
+LARGEST_ON_DEVICE_BYTES = 1 << 30
+"""Embeddings of more captions than fit stay on the host: SDXL's take 0.6 MiB each, and each job has its own."""
 
 
 class Conditioner(Protocol):
     """Gives the embeddings of captions."""
 
-    def text(self, captions: Sequence[str]) -> Text:
+    def text(self, captions: Sequence[Caption]) -> Text:
         """A row for each caption, on the training device."""
 
 
@@ -23,18 +26,22 @@ class EncodedText:
     """Captions that were encoded before the training: rows of stacked tensors."""
 
     def __init__(self, encoded: dict[str, Text], *, zeros_for_empty: bool, device: torch.device) -> None:
-        self.rows = {caption: index for index, caption in enumerate(encoded)}
-        names = next(iter(encoded.values())).keys()
-        self.tensors = {name: torch.stack([text[name] for text in encoded.values()]).to(device) for name in names}
-        if zeros_for_empty and EMPTY in self.rows:
-            for tensor in self.tensors.values():
-                tensor[self.rows[EMPTY]] = 0
+        self.device = device
+        self.rows: dict[Caption, int] = {caption: index for index, caption in enumerate(encoded)}
+        self.rows[None] = len(encoded) if zeros_for_empty else self.rows[EMPTY]
+        empty = encoded[EMPTY]
+        texts = [*encoded.values(), {name: torch.zeros_like(tensor) for name, tensor in empty.items()}]
+        self.tensors = {name: torch.stack([text[name] for text in texts]) for name in empty}
+        if sum(tensor.nbytes for tensor in self.tensors.values()) <= LARGEST_ON_DEVICE_BYTES:
+            self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
 
-    def text(self, captions: Sequence[str]) -> Text:
+    def text(self, captions: Sequence[Caption]) -> Text:
         """The rows of these captions."""
-        device = next(iter(self.tensors.values())).device
-        rows = torch.tensor([self.rows[caption] for caption in captions], device=device)
-        return {name: tensor.index_select(0, rows) for name, tensor in self.tensors.items()}
+        rows = torch.tensor([self.rows[caption] for caption in captions])
+        return {
+            name: tensor.index_select(0, _sent(rows, tensor.device)).to(self.device, non_blocking=True)
+            for name, tensor in self.tensors.items()
+        }
 
 
 class LiveText:
@@ -42,17 +49,22 @@ class LiveText:
 
     def __init__(self, family: Family, stack: TextStack, captions: Sequence[str], *, device: torch.device) -> None:
         self.family, self.stack, self.device = family, stack, device
-        self.rows = {caption: index for index, caption in enumerate(dict.fromkeys(captions))}
+        self.rows = {caption: index for index, caption in enumerate(dict.fromkeys([*captions, EMPTY]))}
         self.ids = [ids.to(device) for ids in stack.token_ids(list(self.rows))]
 
-    def text(self, captions: Sequence[str]) -> Text:
+    def text(self, captions: Sequence[Caption]) -> Text:
         """Encode these captions with the adapters that are in use."""
-        rows = torch.tensor([self.rows[caption] for caption in captions], device=self.device)
+        rows = _sent(torch.tensor([self.rows[caption or EMPTY] for caption in captions]), self.device)
         text = self.family.encode_text(self.stack, [ids.index_select(0, rows) for ids in self.ids])
-        if not self.stack.zeros_for_empty or EMPTY not in captions:
+        if not self.stack.zeros_for_empty or None not in captions:
             return text
-        keep = torch.tensor([caption != EMPTY for caption in captions], device=self.device)
+        keep = _sent(torch.tensor([caption is not None for caption in captions]), self.device)
         return {name: _masked(tensor, keep) for name, tensor in text.items()}
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    # Unlike torch.tensor(..., device=...), this does not make the host wait for all that the device still has to do.
+    return tensor.to(device, non_blocking=True)
 
 
 def _masked(tensor: Tensor, keep_B: Tensor) -> Tensor:
