@@ -60,7 +60,9 @@ def peft_config(settings: LoraSettings, component: str) -> LoraConfig:
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
-        lora_dropout=settings.dropout,
+        # diffusers leaves the modules it adds in training mode: with the dropout of the training in the file, every
+        # image drawn from it would be another one.
+        lora_dropout=0.0,
         target_modules=targets,
         init_lora_weights="gaussian" if settings.init == "gaussian" else True,
     )

@@ -1,0 +1,147 @@
+"""Jobs on the miniatures, made and trained in a few lines; one cache of encodings for all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from runner.artifacts import save_artifacts
+from runner.data import read_dataset
+from runner.families.files import fingerprint
+from runner.job import Job, make_job, register
+from runner.schema import Experiment
+from runner.train.base import Base
+from runner.train.loop import train_pack
+from runner.train.materials import Materials, prepare
+from runner.train.place import Place
+from runner.track import MetricsFile
+
+
+SIZES = ((80, 64), (64, 64), (64, 104), (120, 72), (96, 64), (64, 72), (90, 130))
+"""(height, width) of the images: landscape, portrait, square."""
+
+CPU = Place(torch.device("cpu"), 0, 1)
+
+
+def write_images(folder: Path, *, seed: int = 0) -> Path:
+    """Seven images that no encoder can mistake for each other, each with its own caption."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(seed)
+    for index, (height, width) in enumerate(SIZES):
+        pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        pixels[: 10 * (index + 1)] //= 4
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"a {('red', 'blue', 'green')[index % 3]} circle {index}")
+    return folder
+
+
+class Bench:
+    """A data set, a cache and a place for results."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.images = write_images(root / "images")
+        self.cache = root / "cache"
+        self._count = 0
+
+    @contextmanager
+    def own_cache(self) -> Iterator[None]:
+        before = os.environ.get("RUNNER_CACHE")
+        os.environ["RUNNER_CACHE"] = str(self.cache)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["RUNNER_CACHE"]
+            else:
+                os.environ["RUNNER_CACHE"] = before
+
+    def job(self, model: Path, *, outputs: Path | None = None, images: Path | None = None, **settings: Any) -> Job:
+        """A registered job in a folder of its own; the same `outputs` and settings mean the same folder."""
+        if outputs is None:
+            self._count += 1
+            outputs = self.root / "outputs" / str(self._count)
+        experiment = Experiment.model_validate(_settings(model, images or self.images, settings))
+        with self.own_cache():
+            job = make_job(
+                experiment,
+                model=fingerprint(experiment.model),
+                dataset=read_dataset(experiment.dataset).fingerprint,
+                outputs=outputs,
+            )
+        register(job)
+        return job
+
+    def train(self, *jobs: Job, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Train the jobs as one pack."""
+        with self.own_cache():
+            return train_pack(jobs, CPU, about={}, save=save_artifacts, stop_requested=stop)
+
+    def base(self, job: Job) -> Base:
+        with self.own_cache():
+            return Base(job.experiment, CPU)
+
+    def materials(self, job: Job, base: Base) -> Materials:
+        with self.own_cache():
+            return prepare(job, base)
+
+
+def _settings(model: Path, images: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "steps": 3,
+        "batch_size": 2,
+        "model": {"path": str(model), "family": "sdxl" if "sdxl" in model.name else "sd"},
+        "dataset": {"path": str(images)},
+        "lora": {"rank": 2},
+        "optimizer": {"name": "adamw", "lr": 1e-2},
+        "validation": {"prompts": [], "timesteps": 1, "max_images": 1},
+        "logger": {"name": "none", "every": 1},
+        "checkpoint": {"every": 0},
+    }
+    for key, value in changes.items():
+        settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
+    if settings["optimizer"]["name"] == "adamw":
+        # With the usual 1e-8, Adam makes full steps out of gradients that are nothing but rounding.
+        settings["optimizer"].setdefault("eps", 1e-3)
+    return settings
+
+
+def weights(job: Job) -> dict[str, Tensor]:
+    """The adapter a completed job left, under diffusers' keys."""
+    return load_file(job.paths.lora / "pytorch_lora_weights.safetensors")
+
+
+def difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    """Norm of the difference of two adapters, as a share of the norm of what was trained from zero."""
+    assert left.keys() == right.keys()
+    ups = torch.cat([tensor.flatten() for key, tensor in left.items() if "lora_B" in key])
+    apart = torch.cat([(left[key] - right[key]).flatten() for key in left])
+    return float(apart.double().norm() / ups.double().norm())
+
+
+def records(job: Job, name: str) -> dict[int, float]:
+    """step -> value of one metric; fails if a step is there twice."""
+    lines = [line for line in MetricsFile(job.paths.metrics).read() if name in line]
+    steps = [line["step"] for line in lines]
+    assert len(steps) == len(set(steps)), f"{name} recorded twice: {steps}"
+    return {line["step"]: line[name] for line in lines}
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    # Their warnings are about parts that the files were never meant to have.
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    return Bench(tmp_path_factory.mktemp("bench"))

@@ -1,0 +1,113 @@
+"""A job's result does not depend on which jobs it is trained with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runner.job import Job, State, read_manifest, state_of
+from runner.train.adapter import Adapter, find_sites
+from runner.train.packed import PackedAdapters
+
+from tests.train.bench import CPU, Bench, difference, records, weights
+
+# The same sums in another order. Measured 1e-6 with AdamW and a plain slope (eps 1e-3), 5e-6 with Adafactor and
+# Prodigy. With AdamW's usual eps of 1e-8, which turns rounding into steps, it would be up to 1.4e-4.
+ROUNDING = 1e-5
+
+MIXED: list[dict[str, Any]] = [
+    {"seed": 1},
+    {"seed": 2, "lora": {"rank": 5, "alpha": 3.0}, "optimizer": {"lr": 2e-2}, "steps": 2},
+    {"seed": 3, "batch_size": 3, "accumulation": 2, "lr_scheduler": {"name": "cosine", "warmup_steps": 1}},
+    {"seed": 4, "lora": {"rank": 3, "dropout": 0.3}, "dataset": {"caption_dropout": 0.6}, "batch_size": 1, "steps": 5},
+    {"seed": 5, "loss": {"snr_gamma": 5.0, "noise_offset": 0.1}, "dataset": {"crop": "random", "flip": True}},
+    {"seed": 6, "lora": {"targets": r".*(resnets\.0\.conv1|conv_shortcut|attn2\.to_k|time_emb_proj)", "alpha": 8.0}},
+    {"seed": 7, "optimizer": {"name": "prodigy", "lr": 1.0}, "batch_size": 4, "accumulation": 3},
+    {"seed": 8, "optimizer": {"name": "adafactor"}, "lora": {"init": "kaiming"}, "lr_scheduler": {"name": "linear"}},
+]
+
+
+@pytest.fixture(scope="module")
+def packed(bench: Bench, sdxl_folder: Path) -> list[Job]:
+    jobs = [bench.job(sdxl_folder, **settings) for settings in MIXED]
+    assert bench.train(*jobs)
+    return jobs
+
+
+@pytest.mark.parametrize("index", range(len(MIXED)))
+def test_a_job_among_others_gives_what_it_gives_alone(
+    packed: list[Job], bench: Bench, sdxl_folder: Path, index: int
+) -> None:
+    alone = bench.job(sdxl_folder, **MIXED[index])
+    assert bench.train(alone)
+    assert difference(weights(packed[index]), weights(alone)) < ROUNDING
+    assert records(packed[index], "train/loss") == pytest.approx(records(alone, "train/loss"), rel=1e-5)
+    assert records(packed[index], "train/grad_norm") == pytest.approx(records(alone, "train/grad_norm"), rel=1e-4)
+
+
+def test_each_job_ends_after_its_own_steps(packed: list[Job]) -> None:
+    assert [read_manifest(job.folder)["steps_done"] for job in packed] == [3, 2, 3, 5, 3, 3, 3, 3]
+    assert {state_of(job.folder) for job in packed} == {State.COMPLETED}
+
+
+def test_a_job_that_diverges_fails_alone(bench: Bench, sdxl_folder: Path) -> None:
+    settings: list[dict[str, Any]] = [{"seed": 1}, {"seed": 2, "optimizer": {"lr": 1e30}}, {"seed": 3, "steps": 4}]
+    jobs = [bench.job(sdxl_folder, **each) for each in settings]
+    assert not bench.train(*jobs)
+    assert [state_of(job.folder) for job in jobs] == [State.COMPLETED, State.FAILED, State.COMPLETED]
+    assert "lower optimizer.lr" in read_manifest(jobs[1].folder)["error"]
+    for index in (0, 2):
+        alone = bench.job(sdxl_folder, **settings[index])
+        assert bench.train(alone)
+        assert difference(weights(jobs[index]), weights(alone)) < ROUNDING
+
+
+def test_a_job_whose_settings_do_not_fit_the_model_fails_alone(bench: Bench, sdxl_folder: Path) -> None:
+    good, bad = bench.job(sdxl_folder, steps=1), bench.job(sdxl_folder, lora={"targets": "nothing_like_it"})
+    assert not bench.train(bad, good)
+    assert state_of(good.folder) is State.COMPLETED
+    assert "lora.targets = 'nothing_like_it'" in read_manifest(bad.folder)["error"]
+
+
+def test_adapters_of_text_encoders_among_others_give_what_they_give_alone(bench: Bench, sdxl_folder: Path) -> None:
+    settings: list[dict[str, Any]] = [
+        {"seed": 1, "lora": {"text_encoder": True}, "dataset": {"caption_dropout": 0.5}},
+        {"seed": 2, "lora": {"text_encoder": True, "rank": 4, "dropout": 0.2}, "optimizer": {"text_encoder_lr": 1e-3}},
+    ]
+    jobs = [bench.job(sdxl_folder, **each) for each in settings]
+    assert bench.train(*jobs)
+    for job, each in zip(jobs, settings, strict=True):
+        alone = bench.job(sdxl_folder, **each)
+        assert bench.train(alone)
+        assert any(key.startswith("text_encoder_2.") for key in weights(job))
+        assert difference(weights(job), weights(alone)) < ROUNDING
+
+
+def test_padding_to_the_largest_rank_stays_zero(bench: Bench, sdxl_folder: Path) -> None:
+    jobs = [bench.job(sdxl_folder, lora={"rank": rank}) for rank in (2, 5)]
+    base = bench.base(jobs[0])
+    adapters = []
+    for job in jobs:
+        sites = find_sites(job.experiment.lora, base.components())
+        adapters.append(Adapter(job.experiment.lora, sites, seed=0, device=CPU.device))
+    pack = PackedAdapters(base.components(), adapters, dtype=torch.float32)
+    assert pack.weights.count_nonzero() == sum(adapter.weights.count_nonzero() for adapter in adapters)
+    pack.gradient.fill_(1.0)
+    pack.collect()
+    assert [float(adapter.gradient.sum()) for adapter in adapters] == [len(adapter) for adapter in adapters]
+    assert not pack.gradient.any()
+    pack.detach()
+    assert not any(module._forward_hooks for module in base.denoiser.modules())
+
+
+def test_gradient_checkpointing_changes_nothing(bench: Bench, sdxl_folder: Path) -> None:
+    settings: list[dict[str, Any]] = [{"seed": 1, "lora": {"dropout": 0.2}}, {"seed": 2, "batch_size": 3}]
+    plain = [bench.job(sdxl_folder, **each) for each in settings]
+    thrifty = [bench.job(sdxl_folder, **each, launcher={"gradient_checkpointing": True}) for each in settings]
+    assert bench.train(*plain)
+    assert bench.train(*thrifty)
+    for left, right in zip(plain, thrifty, strict=True):
+        assert difference(weights(left), weights(right)) < ROUNDING
