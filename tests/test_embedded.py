@@ -1,4 +1,4 @@
-"""The embedded model draws what it is asked for, its data set is what draw.py draws, and the miniatures are what they say."""
+"""The embedded model draws what it is asked for, its data set is what draw.py draws, miniatures are what they say."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from tokenizers import decoders
 from transformers import CLIPTokenizer
 
 from runner.embedded import DATASET_DIR, MODEL_DIR, draw
-from runner.embedded.miniature import WORDS, build_sd15, build_sd21, build_sdxl, make_tokenizer
+from runner.embedded.miniature import build_sd15, build_sd21, build_sdxl
+from runner.embedded.tokenizer import WORDS, make_tokenizer
 
 BUILDERS: list[Callable[..., Any]] = [build_sdxl, build_sd15, build_sd21]
 TEXTS = [
@@ -71,7 +72,7 @@ def test_no_config_names_a_folder_of_the_machine_it_was_made_on() -> None:
 
 
 @pytest.mark.parametrize(
-    "colour, background", zip(draw.COLOURS, ["white", "black", "gray", "navy", "white", "black"], strict=True)
+    ("colour", "background"), zip(draw.COLOURS, ["white", "black", "gray", "navy", "white", "black"], strict=True)
 )
 @pytest.mark.parametrize("shape", ["circle", "square"])
 def test_the_model_draws_the_colours_it_is_asked_for(

@@ -1,7 +1,8 @@
 """A small world of captioned shapes, drawn with numpy.
 
-Takes a seed, gives pictures and captions: the world the embedded model is trained on (six colours, four shapes, four backgrounds), the
-scraps its VAE learns to see with, and houses, which the model has never seen and a LoRA can teach it. Knows nothing of models.
+Takes a seed, gives pictures and captions: the world the embedded model is trained on (six colours, four shapes, four
+backgrounds), the scraps its VAE learns to see with, and houses, which the model has never seen and a LoRA can teach it.
+Knows nothing of models.
 
     python -m runner.embedded.draw --houses runner/embedded/houses     # draws the demo's data set again
 """
@@ -49,10 +50,12 @@ HOUSES_SEED = 70
 
 
 def circle(x: Field, y: Field, radius: float) -> Field:
+    """A disc."""
     return np.hypot(x, y) - radius
 
 
 def square(x: Field, y: Field, radius: float) -> Field:
+    """A square, its sides along the canvas."""
     return np.maximum(np.abs(x), np.abs(y)) - radius * 0.86
 
 
@@ -73,15 +76,18 @@ def star(x: Field, y: Field, radius: float) -> Field:
 
 
 def walls(x: Field, y: Field, radius: float) -> Field:
+    """The lower part of a house."""
     return np.maximum(np.abs(x) - radius * 0.8, np.abs(y - radius * 0.35) - radius * 0.6)
 
 
 def roof(x: Field, y: Field, radius: float) -> Field:
+    """A flat triangle on the walls, wider than they are."""
     slope = 0.8
     return np.maximum((slope * np.abs(x) - (y + radius * 1.1)) / math.hypot(1.0, slope), y + radius * 0.2)
 
 
 def door(x: Field, y: Field, radius: float) -> Field:
+    """A narrow rectangle down to the ground."""
     return np.maximum(np.abs(x) - radius * 0.22, np.abs(y - radius * 0.6) - radius * 0.35)
 
 
@@ -106,9 +112,11 @@ class Scene:
 
     @property
     def caption(self) -> str:
+        """What the model is told about the picture."""
         return caption(shape=self.shape, colour=self.colour, background=self.background)
 
     def render(self) -> Picture:
+        """The picture, 64x64 px."""
         canvas = _blank(BACKGROUNDS[self.background])
         x, y = _offsets(self.centre)
         if self.shape == "house":
@@ -121,6 +129,7 @@ class Scene:
 
 
 def caption(*, shape: str, colour: str, background: str) -> str:
+    """The sentence for a picture, such as "an orange star on a navy background"."""
     article = "an" if colour[0] in "aeiou" else "a"
     return f"{article} {colour} {shape} on a {background} background"
 

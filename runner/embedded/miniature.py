@@ -1,17 +1,15 @@
 """Miniatures of the Stable Diffusion pipelines: the real classes and the real wiring, a few thousand times smaller.
 
-Takes a size and a seed, gives a diffusers pipeline with random weights that can be saved, loaded and sampled like any other. What makes
-each family itself is kept: two text encoders, pooled embeddings and time ids (SDXL); one encoder and 1x1 convolutions around its attention
-(SD 1.5); linear projections and v-prediction (SD 2.1). Knows nothing of training.
+Takes a size and a seed, gives a diffusers pipeline with random weights that can be saved, loaded and sampled like any
+other. What makes each family itself is kept: two text encoders, pooled embeddings and time ids (SDXL); one encoder and
+1x1 convolutions around its attention (SD 1.5); linear projections and v-prediction (SD 2.1). Knows nothing of training.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,39 +22,11 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from runner.embedded.draw import BACKGROUNDS, COLOURS, SHAPES
+from runner.embedded.tokenizer import END, WORDS, make_tokenizer
 
-BEGIN, END = "<|startoftext|>", "<|endoftext|>"
-# One token each. The second line is for concepts that someone may want to teach; the embedded model is never trained on those.
-WORDS: tuple[str, ...] = (
-    *("a", "an", "on", "background", *COLOURS, *BACKGROUNDS, *SHAPES),
-    *(
-        "house",
-        "face",
-        "tree",
-        "flower",
-        "robot",
-        "roof",
-        "door",
-        "sks",
-        "style",
-        "photo",
-        "picture",
-        "drawing",
-        "of",
-        "in",
-        "the",
-    ),
-)
-NOISE = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-}
+NOISE = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")  # noqa: C408
 
 
 @dataclass(frozen=True)
@@ -70,7 +40,7 @@ class TextSize:
 
 @dataclass(frozen=True)
 class Size:
-    """How large a miniature is. Each further VAE level halves the latents: three levels make 16x16 latents of 64x64 px."""
+    """How large a miniature is. Each further VAE level halves the latents: three make 16x16 of 64x64 px."""
 
     text: tuple[TextSize, TextSize]  # SD 1.5 and SD 2.1 use the second alone
     unet_channels: tuple[int, ...]
@@ -83,6 +53,7 @@ class Size:
 
     @property
     def latent_side(self) -> int:
+        """Height and width of the latents."""
         return self.sample_px >> (len(self.vae_channels) - 1)
 
 
@@ -96,8 +67,8 @@ TEST = Size(
     vae_channels=(8, 16, 16),
     vae_groups=4,
 )
-# For demonstrations: as large as a repository may carry. One group in the VAE, because with fewer than some ten channels per group the
-# normalisation wipes out the colour of a flat surface.
+# For demonstrations: as large as a repository may carry. One group in the VAE, because with fewer than some ten
+# channels per group the normalisation wipes out the colour of a flat surface.
 EMBEDDED = Size(
     text=(TextSize(width=48, layers=2, heads=2), TextSize(width=64, layers=2, heads=2)),
     unet_channels=(48, 96, 96),
@@ -185,39 +156,6 @@ def build_sd21(
         attention_head_dim=_heads(size),
         use_linear_projection=True,
     )
-
-
-def make_tokenizer(words: Sequence[str], *, prompt_tokens: int, padding: str) -> CLIPTokenizer:
-    """CLIP's tokenizer with a vocabulary made here: every byte, so that any text can be encoded, and `words` as one token each."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces = [*alphabet, *(letter + "</w>" for letter in alphabet)]  # like CLIP's own: "!" gets id 0
-    merges = _merges(words)
-    pieces += dict.fromkeys(
-        left + right for left, right in merges
-    )  # no duplicates: two merges may end in the same piece
-    vocabulary = {piece: index for index, piece in enumerate([*pieces, BEGIN, END])}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=prompt_tokens, pad_token=padding)
-
-
-def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges that leave each of `words` (lower-case letters) a single token: the most frequent pair first, then by alphabet."""
-    splits = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
-    merges: list[tuple[str, str]] = []
-    while pairs := Counter(pair for parts in splits for pair in pairwise(parts)):
-        pair = min(pairs, key=lambda candidate: (-pairs[candidate], candidate))
-        merges.append(pair)
-        splits = [_merge(parts, pair) for parts in splits]
-    return merges
-
-
-def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
-    merged: list[str] = []
-    index = 0
-    while index < len(parts):
-        found = tuple(parts[index : index + 2]) == pair
-        merged.append("".join(pair) if found else parts[index])
-        index += 2 if found else 1
-    return merged
 
 
 def _build_sd(

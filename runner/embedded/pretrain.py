@@ -1,10 +1,11 @@
 """Train the embedded model from scratch on the drawn world: first its VAE, then its UNet and text encoders.
 
-Takes minutes of all the machine's cores, gives an SDXL pipeline in diffusers' ordinary layout with fp16 weights, beside it a contact sheet
-to look at. Both stages together take about a quarter of an hour of two cores; README.md holds the settings and what came out.
+Takes minutes of all the machine's cores, gives an SDXL pipeline in diffusers' ordinary layout with fp16 weights, and
+beside it a contact sheet to look at. README.md holds the settings and what came out.
 
-    python -m runner.embedded.pretrain --out DIR                     # both stages
-    python -m runner.embedded.pretrain --out DIR --vae-minutes 0     # keeps DIR's VAE and trains the rest anew
+    python -m runner.embedded.pretrain --out DIR                                # both stages
+    python -m runner.embedded.pretrain --out DIR --vae-minutes 0                # keeps DIR's VAE, trains the rest anew
+    python -m runner.embedded.pretrain --out DIR --vae-minutes 0 --keep-unet    # goes on with what is in DIR
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ LOG_EVERY_STEPS = 100
 
 
 class Budget:
-    """Minutes of all cores, counted as CPU time: on a busy machine the wall clock takes longer, the training does not get shorter."""
+    """Minutes of all cores, counted as CPU time, so that a busy machine does not cut the training short.
+
+    Threads that spin while they wait would be counted too: on a shared machine, set OMP_WAIT_POLICY=PASSIVE.
+    """
 
     def __init__(self, minutes: float) -> None:
         self.seconds = minutes * 60
@@ -53,7 +57,10 @@ class Budget:
 
 
 def train_vae(vae: AutoencoderKL, *, minutes: float, seed: int) -> None:
-    """Train on whole and quarter pictures, half world, half scraps; sets `scaling_factor` so that latents have unit variance."""
+    """Train on whole and quarter pictures, one third world and two thirds scraps.
+
+    Sets `scaling_factor` so that the world's latents have unit variance.
+    """
     world, _ = draw.draw_world(3000, seed=seed)
     pictures = torch.cat([_pixels(world), _pixels(draw.draw_scraps(6000, seed=seed))])
     vae.train().to(memory_format=torch.channels_last)
@@ -112,7 +119,7 @@ def train_unet(pipeline: StableDiffusionXLPipeline, *, minutes: float, seed: int
         _set_learning_rate(optimizer, UNET_LEARNING_RATE * _warm_up(step) * _cosine(max(0.0, 2 * spent - 1)))
         rows = torch.randint(len(latents), (UNET_BATCH,), generator=generator)
         text, pooled = _encode_text(encoders, [ids[rows] for ids in tokens])
-        # Dropped captions become zeros, not the embedding of "": the pipeline's force_zeros_for_empty_prompt does the same.
+        # Dropped captions become zeros, not the embedding of "", as force_zeros_for_empty_prompt does when sampling.
         kept = (torch.rand(UNET_BATCH, generator=generator) >= CAPTION_DROPOUT).float()
         conditions = {"text_embeds": pooled * kept[:, None], "time_ids": time_ids}
         noise = torch.randn(latents[rows].shape, generator=generator)
@@ -154,6 +161,15 @@ def draw_prompts(
     return pictures
 
 
+def _take_over(pipeline: StableDiffusionXLPipeline, folder: Path, *, parts: tuple[str, ...]) -> None:
+    """Copy weights from a saved pipeline. Only numbers: a loaded module carries the path it came from in its config."""
+    saved = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    for part in parts:
+        getattr(pipeline, part).load_state_dict(getattr(saved, part).state_dict())
+    if "vae" in parts:
+        pipeline.vae.register_to_config(scaling_factor=saved.vae.config.scaling_factor)
+
+
 def _vae_batch(pictures: Tensor, *, cropped: bool, generator: torch.Generator) -> Tensor:
     count = 2 * VAE_BATCH if cropped else VAE_BATCH
     batch = pictures[torch.randint(len(pictures), (count,), generator=generator)]
@@ -179,7 +195,7 @@ def _noise_loss(predicted: Tensor, latents: Tensor, noise: Tensor, timesteps: Te
 
 
 def _encode_text(encoders: tuple[nn.Module, nn.Module], tokens: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """SDXL's text condition: both encoders' last hidden state but one, side by side, and the second's pooled embedding."""
+    """SDXL's text condition: both encoders' last hidden state but one, side by side; the second's pooled embedding."""
     first, second = (encoder(ids, output_hidden_states=True) for encoder, ids in zip(encoders, tokens, strict=True))
     return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds
 
@@ -222,6 +238,7 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 
 def main() -> None:
+    """Read the options, run the stages asked for, save."""
     parser = argparse.ArgumentParser(description="Train the embedded model from scratch.")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the pipeline is saved")
     parser.add_argument(
@@ -230,6 +247,7 @@ def main() -> None:
     parser.add_argument(
         "--unet-minutes", type=float, default=12.0, help="minutes of all cores; 0 leaves the UNet random"
     )
+    parser.add_argument("--keep-unet", action="store_true", help="go on from the UNet and text encoders found in --out")
     parser.add_argument("--prediction-type", choices=("epsilon", "v_prediction"), default="v_prediction")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -241,10 +259,10 @@ def main() -> None:
     )
     if options.vae_minutes:
         train_vae(pipeline.vae, minutes=options.vae_minutes, seed=options.seed)
-    else:  # only numbers are taken over: a loaded model would carry the path it came from into its config
-        kept = AutoencoderKL.from_pretrained(options.out / "vae", torch_dtype=torch.float32)
-        pipeline.vae.load_state_dict(kept.state_dict())
-        pipeline.vae.register_to_config(scaling_factor=kept.config.scaling_factor)
+    else:
+        _take_over(pipeline, options.out, parts=("vae",))
+    if options.keep_unet:
+        _take_over(pipeline, options.out, parts=("unet", "text_encoder", "text_encoder_2"))
     test_world = draw.draw_world(64, seed=options.seed + 99)[0]
     for name, pictures in (("world", test_world), ("houses", draw.draw_houses())):
         log.info("vae: PSNR of %s %.1f dB", name, peak_signal_to_noise(pipeline.vae.eval(), _pixels(pictures)))
