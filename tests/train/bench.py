@@ -22,12 +22,11 @@ from runner.data import read_dataset
 from runner.families.files import fingerprint
 from runner.job import Job, make_job, register
 from runner.schema import Experiment
+from runner.track import MetricsFile
 from runner.train.base import Base
 from runner.train.loop import train_pack
 from runner.train.materials import Materials, prepare
 from runner.train.place import Place
-from runner.track import MetricsFile
-
 
 SIZES = ((80, 64), (64, 64), (64, 104), (120, 72), (96, 64), (64, 72), (90, 130))
 """(height, width) of the images: landscape, portrait, square."""

@@ -1,0 +1,140 @@
+"""Training equals what plain diffusers, peft and torch compute from the same samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers.optimization import get_scheduler
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from runner.job import Job
+from runner.train.adapter import Adapter, find_sites
+from runner.train.samples import Batch
+from tests.train.bench import CPU, Bench, difference, records, weights
+
+# Measured 2e-7 to 1.2e-6: the same sums in another order.
+ROUNDING = 1e-5
+SETTINGS: dict[str, Any] = {
+    "steps": 4,
+    "lora": {"rank": 4, "alpha": 16.0},
+    "batch_size": 4,
+    "lr_scheduler": {"name": "cosine", "warmup_steps": 1},
+    "optimizer": {"lr": 2e-3, "max_grad_norm": 0.05, "weight_decay": 0.1},
+}
+
+
+def encode(pipeline: Any, captions: list[str]) -> dict[str, Tensor]:
+    """The captions as the pipeline's own encoding has them, with gradients."""
+    ids = [
+        tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        for tokenizer in (pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None))
+        if tokenizer is not None
+    ]
+    if len(ids) == 1:
+        return {"embeds": pipeline.text_encoder(ids[0])[0]}
+    first = pipeline.text_encoder(ids[0], output_hidden_states=True)
+    second = pipeline.text_encoder_2(ids[1], output_hidden_states=True)
+    return {
+        "embeds": torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1),
+        "pooled": second[0],
+    }
+
+
+def loss_of(pipeline: Any, batch: Batch) -> Tensor:
+    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+    noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+    text = encode(pipeline, [caption or "" for caption in batch.captions])
+    sizes = {"text_embeds": text["pooled"], "time_ids": batch.time_ids} if "pooled" in text else None
+    predicted = pipeline.unet(noisy, batch.timesteps, text["embeds"], added_cond_kwargs=sizes).sample
+    target = batch.noise
+    if schedule.config.prediction_type == "v_prediction":
+        target = schedule.get_velocity(batch.latents, batch.noise, batch.timesteps)
+    return F.mse_loss(predicted, target)
+
+
+def with_adapters(pipeline: Any, job: Job, start: Adapter) -> list[nn.Module]:
+    """peft's own adapters on the pipeline's parts, started from the job's first weights."""
+    lora = job.experiment.lora
+    parts = [pipeline.unet]
+    if lora.text_encoder:
+        parts += [pipeline.text_encoder, pipeline.text_encoder_2]
+    for name, part in zip(start.state(), parts, strict=True):
+        part.requires_grad_(False)
+        targets = ["to_q", "to_k", "to_v", "to_out.0"] if name == "unet" else ["q_proj", "k_proj", "v_proj", "out_proj"]
+        part.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=targets))
+        loaded = set_peft_model_state_dict(part, start.state()[name])
+        assert not loaded.unexpected_keys
+    return parts
+
+
+def trained_by_hand(bench: Bench, job: Job) -> tuple[dict[str, Tensor], list[float], list[float]]:
+    """(weights under peft keys, losses, gradient norms before clipping)."""
+    settings, base = job.experiment, bench.base(job)
+    samples = bench.materials(job, base).samples
+    start = Adapter(settings.lora, find_sites(settings.lora, base.components()), seed=0, device=CPU.device)
+    pipeline = DiffusionPipeline.from_pretrained(settings.model.path)
+    parts = with_adapters(pipeline, job, start)
+    parameters = [each for part in parts for each in part.parameters() if each.requires_grad]
+    chosen: Any = settings.optimizer
+    optimizer = torch.optim.AdamW(parameters, lr=chosen.lr, eps=chosen.eps, weight_decay=chosen.weight_decay)
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=1, num_training_steps=settings.steps)
+    for (
+        each
+    ) in parameters:  # SDXL leaves out the first encoder's last layer: no gradient, but weight decay all the same
+        each.grad = torch.zeros_like(each)
+    losses, norms = [], []
+    for step in range(settings.steps):
+        loss = loss_of(pipeline, samples.batch(step, range(settings.batch_size)))
+        loss.backward()
+        norms.append(float(nn.utils.clip_grad_norm_(parameters, chosen.max_grad_norm)))
+        losses.append(loss.item())
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=False)
+    state = {
+        f"{name}.{'' if name == 'unet' else 'text_model.'}{key.removeprefix('text_model.')}": tensor
+        for name, part in zip(start.state(), parts, strict=True)
+        for key, tensor in get_peft_model_state_dict(part).items()
+    }
+    return state, losses, norms
+
+
+@pytest.mark.parametrize("model", ["sdxl_folder", "sd15_folder", "sd21_folder"])
+def test_a_training_is_the_one_that_diffusers_and_peft_would_do(
+    bench: Bench, model: str, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(model)
+    job = bench.job(folder, **SETTINGS)
+    assert bench.train(job)
+    state, losses, norms = trained_by_hand(bench, job)
+    assert difference(weights(job), state) < ROUNDING
+    assert list(records(job, "train/loss").values()) == pytest.approx(losses, rel=1e-6)
+    logged = list(records(job, "train/grad_norm").values())
+    assert logged == pytest.approx(norms, rel=1e-5)
+    assert min(norms) > 0.05, "the test clips nothing"
+
+
+def test_text_encoders_are_trained_as_peft_would(bench: Bench, sdxl_folder: Path) -> None:
+    job = bench.job(sdxl_folder, **{**SETTINGS, "lora": {"rank": 4, "text_encoder": True}})
+    assert bench.train(job)
+    state, losses, _ = trained_by_hand(bench, job)
+    assert any(key.startswith("text_encoder.text_model.encoder") for key in state)
+    assert difference(weights(job), state) < ROUNDING
+    assert list(records(job, "train/loss").values()) == pytest.approx(losses, rel=1e-6)
+
+
+@pytest.mark.parametrize("accumulation", [2, 3])
+def test_accumulated_parts_give_the_same_as_one_batch(bench: Bench, sdxl_folder: Path, accumulation: int) -> None:
+    whole = bench.job(sdxl_folder, **SETTINGS)
+    parts = bench.job(sdxl_folder, **SETTINGS, accumulation=accumulation)
+    assert whole.identity == parts.identity
+    assert bench.train(whole)
+    assert bench.train(parts)
+    assert difference(weights(whole), weights(parts)) < ROUNDING
+    assert records(whole, "train/loss") == pytest.approx(records(parts, "train/loss"), rel=1e-6)
