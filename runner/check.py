@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +19,7 @@ from runner.families.files import check_model, fingerprint
 from runner.job import Job, make_job
 from runner.schema import DatasetSettings, Experiment, ModelSettings
 from runner.schema.messages import explain
+from runner.schema.training import OPTIMIZER_PACKAGES
 
 if TYPE_CHECKING:
     from runner.data import Dataset
@@ -55,6 +57,7 @@ class Checker:
         except ValidationError as error:
             faults += explain(error, raw)
             experiment = None
+        faults += _missing_packages(experiment) if experiment else []
         dataset = _valid(DatasetSettings, raw.get("dataset"))
         model = _valid(ModelSettings, raw.get("model"))
         faults += self._model_faults(model) if model else []
@@ -102,6 +105,18 @@ def _valid(kind: type[S], section: object) -> S | None:
         return kind.model_validate(section)
     except ValidationError:
         return None
+
+
+def _missing_packages(experiment: Experiment) -> list[str]:
+    """What the chosen optimizer needs and this machine, on which the job will run, does not have."""
+    name = experiment.optimizer.name
+    package = OPTIMIZER_PACKAGES.get(name)
+    if package is None or experiment.launcher.name != "local" or find_spec(package) is not None:
+        return []
+    return [
+        f"optimizer = {name!r}: needs the package {package}, which is not installed; "
+        "pip install 'lora-runner[optimizers]', or choose optimizer=adamw"
+    ]
 
 
 def _secrets(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

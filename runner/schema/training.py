@@ -94,6 +94,9 @@ class Adafactor(_Optimizer):
     lr: float = knob(1e-4, gt=0, doc="Peak learning rate.")
 
 
+OPTIMIZER_PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
+"""Packages that only some optimizers need; the extra `optimizers` installs them."""
+
 OptimizerSettings = Annotated[AdamW | AdamW8bit | Prodigy | Adafactor, Field(discriminator="name")]
 
 

@@ -103,8 +103,6 @@ def _adafactor(settings: Any, groups: list[dict[str, Any]]) -> torch.optim.Optim
 
 _BUILDERS = {"adamw": _adamw, "adamw8bit": _adamw8bit, "prodigy": _prodigy, "adafactor": _adafactor}
 
-REQUIRED_PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
-
 
 def build_lr_scheduler(
     settings: LrSchedulerSettings, optimizer: torch.optim.Optimizer, experiment: Experiment

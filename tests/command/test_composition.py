@@ -1,0 +1,109 @@
+"""Configurations come from groups, recipes and the user's own files, from any folder, without heavy imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from runner import HOME
+from runner.help import choices
+from runner.schema import GROUPS, Experiment
+from runner.schema.reference import reference
+from tests.command_line import ROOT, environment, runner
+
+HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "wandb", "sagemaker", "boto3"}
+NEEDS_A_VALUE = {
+    ("dataset", "folder"): ["dataset.path=x"],
+    ("dataset", "table"): ["dataset.path=x"],
+    ("lr_scheduler", "piecewise_constant"): ["lr_scheduler.rules='1:10,0.1'"],
+}
+RECIPES = sorted(file.stem for file in (HOME / "recipes").glob("*.yaml"))
+
+
+def composed(*overrides: str) -> Experiment:
+    with initialize_config_dir(str(HOME / "conf"), version_base=None):
+        config = compose("config", list(overrides))
+    OmegaConf.resolve(config)
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    plain.pop("recipe", None)
+    return Experiment.model_validate(plain)
+
+
+@pytest.mark.parametrize(("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)])
+def test_every_choice_of_every_group_composes(group: str, choice: str) -> None:
+    experiment = composed(f"{group}={choice}", *NEEDS_A_VALUE.get((group, choice), []))
+
+    section = getattr(experiment, group)
+    assert getattr(section, "name", choice) in (choice, getattr(section, "name", None))
+
+
+def test_every_group_has_choices() -> None:
+    assert [group for group in GROUPS if not choices(group)] == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_composes(name: str) -> None:
+    assert composed(f"recipe={name}", "dataset.path=x").name == name
+
+
+def test_the_command_line_beats_a_recipe_and_a_recipe_beats_the_groups() -> None:
+    experiment = composed("recipe=demo", "lora.rank=3")
+
+    assert experiment.lora.rank == 3
+    assert experiment.lora.targets == "linear"
+
+
+def test_a_family_brings_its_resolution_and_precision() -> None:
+    sdxl = composed("model=sdxl")
+
+    assert (sdxl.resolution, sdxl.precision) == (1024, "bf16")
+    assert composed("model=sdxl", "resolution=512").resolution == 512
+
+
+def test_the_configuration_reference_is_current() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == reference(), "run: make docs"
+
+
+@pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--help"], ["launcher.dry_run=true"]])
+def test_nothing_heavy_is_imported_to_plan(arguments: list[str], tmp_path: Path) -> None:
+    script = (
+        "import sys, json, runpy\n"
+        f"sys.argv = ['runner', *{arguments!r}]\n"
+        "try: runpy.run_module('runner', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print('MODULES', json.dumps(sorted(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+    )
+
+    modules = json.loads(done.stdout.rpartition("MODULES ")[2])
+    assert HEAVY & set(modules) == set()
+    assert "runner" in modules
+
+
+def test_users_add_choices_of_their_own(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    (mine / "lora").mkdir(parents=True)
+    (mine / "lora" / "wide.yaml").write_text("rank: 77\n")
+
+    answer = runner("--config-dir", str(mine), "lora=wide", "--cfg", "job", cwd=tmp_path)
+
+    assert answer.code == 0, answer.output
+    assert yaml.safe_load(answer.output)["lora"]["rank"] == 77
+    wrong = runner("--config-dir", str(mine), "lora=wid", cwd=tmp_path)
+    assert "did you mean wide?" in wrong.output
+
+
+def test_help_lists_every_group_and_recipe() -> None:
+    text = runner("--help").output
+
+    assert [name for name in (*GROUPS, *RECIPES) if name not in text] == []

@@ -1,0 +1,76 @@
+"""Every wrong command line ends at once, in words: the key, the value, the fix, and nothing started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import runner
+
+WRONG = {
+    "unknown key": (["lora.rnk=8"], ["lora.rnk = 8", "did you mean lora.rank?"]),
+    "out of range": (["lora.rank=-3"], ["lora.rank = -3", "greater than or equal to 1"]),
+    "wrong type": (["lora.rank=banana"], ["lora.rank = 'banana'", "valid integer"]),
+    "added key": (["+lora.foo=1"], ["lora.foo = 1", "unknown key"]),
+    "unknown choice": (["model=sdx"], ["model = sdx", "did you mean sdxl?"]),
+    "no such folder": (["dataset=folder", "dataset.path=/nowhere"], ["dataset.path", "/nowhere"]),
+    "nothing given": (["dataset=folder"], ["dataset.path: has no value; set dataset.path=..."]),
+    "a value in a group's place": (["lora=3"], ["lora = 3", "attention"]),
+    "a sweep without -m": (["lora.rank=4,8"], ["lora.rank = 4,8", "-m"]),
+    "no effect": (["optimizer=prodigy", "optimizer.eps=1e-3"], ["optimizer.eps = 0.001", "no effect"]),
+    "two keys that do not fit": (["batch_size=2", "launcher.processes=3"], ["launcher.processes = 3", "batch_size"]),
+    "key of another group": (["lr=3"], ["lr = 3", "did you mean optimizer.lr?"]),
+    "unquoted text": (["name=it's"], ["name=it's", "quote"]),
+    "swept launcher": (["-m", "launcher.device=cpu,auto"], ["launcher.device=cpu", "cannot be swept"]),
+    "no such model": (["model.path=no/such/model/folder"], ["model.path", "no such folder"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG.values(), ids=WRONG.keys())
+def test_a_mistake_is_named_with_its_fix(arguments: list[str], said: list[str], tmp_path: Path) -> None:
+    answer = runner(*arguments, cwd=tmp_path)
+
+    assert answer.code == 2, answer.output
+    assert "Traceback" not in answer.output
+    assert [words for words in said if words not in answer.output] == [], answer.output
+    assert not list(Path(os.environ["RUNNER_OUTPUTS"]).glob("*/*/manifest.json"))
+
+
+def test_all_mistakes_of_all_kinds_are_named_together(tmp_path: Path) -> None:
+    answer = runner("lora.rnk=8", "model=sdx", "steps=0", "dataset=folder", "dataset.path=/nowhere", cwd=tmp_path)
+
+    assert answer.code == 2
+    for words in ("lora.rnk = 8", "model = sdx", "steps = 0", "/nowhere"):
+        assert words in answer.output
+
+
+def test_every_wrong_job_of_a_sweep_is_named_and_the_right_ones_do_not_start(tmp_path: Path) -> None:
+    answer = runner("-m", "lora.rank=4,-8", "seed=1,2", cwd=tmp_path)
+
+    assert answer.code == 2
+    assert "2 of 4 jobs are invalid, nothing was started" in answer.output
+    assert "lora.rank = -8" in answer.output
+
+
+def test_a_secret_in_the_configuration_is_refused(tmp_path: Path) -> None:
+    answer = runner("logger.project=x-0123456789", cwd=tmp_path, extra={"SOME_API_KEY": "0123456789"})
+
+    assert answer.code == 2
+    assert "logger.project: holds the value of the environment variable SOME_API_KEY" in answer.output
+    assert "0123456789" not in answer.output
+
+
+def test_an_optimizer_whose_package_is_missing_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("prodigyopt")  # the other optional one is there: only the missing one is refused
+    answer = runner("optimizer=adamw8bit", "launcher.dry_run=true", cwd=tmp_path)
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        assert answer.code == 2
+        assert "needs the package bitsandbytes" in answer.output
+    else:
+        assert answer.code == 0
+    assert runner("optimizer=prodigy", "launcher.dry_run=true", cwd=tmp_path).code == 0

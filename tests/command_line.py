@@ -1,0 +1,42 @@
+"""Runs the project as a person does: a process of its own, with a command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said and how it ended."""
+
+    code: int
+    output: str
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The test's environment, with this checkout importable from any folder."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), **(extra or {})}
+
+
+def runner(
+    *arguments: str, cwd: Path | None = None, extra: Mapping[str, str] | None = None, timeout_s: float = 240
+) -> Answer:
+    """Run `python -m runner` and wait for it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "runner", *arguments],
+        cwd=cwd or ROOT,
+        env=environment(extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    return Answer(done.returncode, done.stdout)

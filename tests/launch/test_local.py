@@ -1,0 +1,197 @@
+"""Jobs on this machine: done once, continued after any death, alone in their failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.command_line import ROOT, Answer, environment, runner
+
+STEPS = 40
+DEADLINE_S = 120.0
+
+
+@pytest.fixture
+def settings(sdxl_folder: Path) -> list[str]:
+    return [f"model.path={sdxl_folder}", "logger=none", "validation.prompts=[]", f"steps={STEPS}", "lora.rank=4"]
+
+
+def outputs() -> Path:
+    return Path(os.environ["RUNNER_OUTPUTS"])
+
+
+def manifests(name: str = "dev") -> dict[str, dict[str, Any]]:
+    return {
+        file.parent.name: json.loads(file.read_text()) for file in sorted(outputs().glob(f"{name}/*/manifest.json"))
+    }
+
+
+def only_folder(name: str = "dev") -> Path:
+    (job_id,) = manifests(name)
+    return outputs() / name / job_id
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "lora" / "pytorch_lora_weights.safetensors")
+
+
+def assert_bitwise_equal(left: Path, right: Path) -> None:
+    one, other = weights(left), weights(right)
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+class Running:
+    """A runner in the background."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "runner", *arguments],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_for(self, pattern: str) -> Path:
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline:
+            found = sorted(outputs().glob(pattern))
+            if found:
+                return found[0]
+            assert self.process.poll() is None, self.process.communicate()[0]
+            time.sleep(0.01)
+        raise AssertionError(f"no {pattern}")
+
+    def end(self) -> Answer:
+        output = self.process.communicate(timeout=DEADLINE_S)[0]
+        return Answer(self.process.returncode, output)
+
+
+@pytest.fixture
+def uninterrupted(settings: list[str]) -> Iterator[Path]:
+    answer = runner("name=whole", *settings)
+    assert answer.code == 0, answer.output
+    yield only_folder("whole")
+
+
+def test_a_run_folder_explains_itself_and_is_not_run_twice(settings: list[str]) -> None:
+    arguments = [*settings, "validation.every=20", "validation.prompts=[a red house]", "validation.inference_steps=2"]
+    first = runner(*arguments)
+
+    assert first.code == 0, first.output
+    folder = only_folder()
+    manifest = manifests()[folder.name]
+    assert manifest["state"] == "completed"
+    assert manifest["objective_name"] == "validation/loss"
+    assert 0 < manifest["objective"] < 10
+    assert manifest["dataset"]["images"] == 29 and manifest["dataset"]["held_out"] == 3
+    for name in ("config.yaml", "metrics.jsonl", "log.txt", "lora/README.md", "lora/pytorch_lora_weights.safetensors"):
+        assert (folder / name).is_file(), name
+    assert [path.name for path in sorted(folder.glob("samples/step-*"))] == ["step-000000", "step-000020", "step-000040"]
+    assert (folder.parent / "report.html").is_file()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation/loss" in line] == [0, 20, 40]
+    before = (folder / "manifest.json").read_bytes()
+
+    again = runner(*arguments)
+
+    assert again.code == 0
+    assert "1 completed already" in again.output
+    assert (folder / "manifest.json").read_bytes() == before
+
+
+def test_killed_at_any_step_the_same_command_ends_with_the_same_weights(
+    settings: list[str], uninterrupted: Path
+) -> None:
+    arguments = [*settings, "checkpoint.every=1"]
+    for step in (3, 20):
+        running = Running(arguments)
+        running.wait_for(f"dev/*/checkpoints/step-{step:06d}")
+        os.kill(int((only_folder() / ".lock").read_text()), signal.SIGKILL)
+        answer = running.end()
+        assert answer.code == 1
+        assert "killed by signal 9" in answer.output
+        assert manifests()[only_folder().name]["state"] == "failed"
+
+    assert runner(*arguments).code == 0
+    assert_bitwise_equal(only_folder(), uninterrupted)
+    assert manifests()[only_folder().name]["attempts"] == 3
+
+
+def test_a_signal_saves_and_the_same_command_continues(settings: list[str], uninterrupted: Path) -> None:
+    arguments = [*settings, "checkpoint.every=5"]
+    running = Running(arguments)
+    running.wait_for("dev/*/checkpoints/step-000005")
+    running.process.send_signal(signal.SIGTERM)
+    answer = running.end()
+
+    assert answer.code == 130, answer.output
+    manifest = manifests()[only_folder().name]
+    assert manifest["state"] == "interrupted"
+    assert manifest["error"] is None
+    assert (only_folder() / "checkpoints" / f"step-{manifest['steps_done']:06d}").is_dir()
+
+    assert runner(*arguments).code == 0
+    assert_bitwise_equal(only_folder(), uninterrupted)
+
+
+def test_ctrl_c_ends_cleanly_with_a_checkpoint(settings: list[str]) -> None:
+    running = Running([*settings, "checkpoint.every=5"])
+    running.wait_for("dev/*/checkpoints/step-000005")
+    os.killpg(running.process.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    answer = running.end()
+
+    assert answer.code == 130, answer.output
+    assert "Traceback" not in answer.output
+    assert manifests()[only_folder().name]["state"] == "interrupted"
+
+
+def test_two_runners_cannot_work_on_the_same_job(settings: list[str]) -> None:
+    running = Running([*settings, "checkpoint.every=1"])
+    running.wait_for("dev/*/checkpoints/step-000001")
+    second = runner(*settings, "checkpoint.every=1")
+    first = running.end()
+
+    assert first.code == 0, first.output
+    assert second.code == 1
+    assert "is being worked on by process" in second.output
+
+
+def test_one_failure_does_not_hide_or_stop_another_job(settings: list[str]) -> None:
+    sweep = ["-m", *settings, "logger.every=1", "optimizer.lr=1e-4,1e30"]
+    for pack in ("auto", "1"):
+        answer = runner(*sweep, f"launcher.pack={pack}", "launcher.concurrency=2", f"name=pack-{pack}")
+
+        assert answer.code == 1, answer.output
+        states = {m["overrides"][-3]: m["state"] for m in manifests(f"pack-{pack}").values()}
+        assert sorted(m["state"] for m in manifests(f"pack-{pack}").values()) == ["completed", "failed"], states
+        assert "1 of 2 jobs failed" in answer.output
+        assert "the loss is" in answer.output
+        assert "Run the same command again to retry only these." in answer.output
+
+    again = runner(*sweep, "launcher.pack=1", "launcher.concurrency=2", "name=pack-1")
+    assert "1 completed already" in again.output
+
+
+def test_two_processes_give_the_weights_of_one(settings: list[str], uninterrupted: Path) -> None:
+    answer = runner("name=two", *settings, "launcher.processes=2", "accumulation=2")
+
+    assert answer.code == 0, answer.output
+    one, other = weights(uninterrupted), weights(only_folder("two"))
+    difference = max(float((one[key] - other[key]).abs().max()) for key in one)
+    largest = max(float(one[key].abs().max()) for key in one)
+    assert difference < 1e-5 * largest, difference
