@@ -1,0 +1,202 @@
+"""A job that was killed or stopped continues where it was, and its result is the one it would have had."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from runner.errors import Interrupted
+from runner.job import Job, State, read_manifest, state_of
+from runner.train.checkpoint import load_checkpoint
+from tests.train.bench import Bench, difference, records, weights
+
+COMMON: dict[str, Any] = {"steps": 6, "checkpoint": {"every": 2}, "dataset": {"caption_dropout": 0.3}}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {"optimizer": {"eps": 1e-8}, "lr_scheduler": {"name": "cosine", "warmup_steps": 2}},
+    "prodigy": {"optimizer": {"name": "prodigy", "lr": 1.0}, "lora": {"dropout": 0.2}},
+    "adafactor": {"optimizer": {"name": "adafactor"}, "lr_scheduler": {"name": "linear"}},
+    "fp16": {"precision": "fp16", "lr_scheduler": {"name": "polynomial", "power": 2.0}},
+}
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL: nothing after it is run."""
+
+
+def killed_after(steps: int) -> Callable[[], bool]:
+    """A stop signal that never comes, and a process that ends before step `steps` + 1."""
+    rounds: Iterator[int] = iter(range(steps + 1))
+
+    def ask() -> bool:
+        if next(rounds) == steps:
+            raise KilledError
+        return False
+
+    return ask
+
+
+def stopped_after(steps: int) -> Callable[[], bool]:
+    rounds = iter(range(10**6))
+    return lambda: next(rounds) == steps
+
+
+def checkpoints(job: Job) -> list[str]:
+    return sorted(each.name for each in job.paths.checkpoints.iterdir())
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_a_resumed_job_is_bit_for_bit_the_uninterrupted_one(bench: Bench, sdxl_folder: Path, name: str) -> None:
+    straight = bench.job(sdxl_folder, **COMMON, **OPTIMIZERS[name])
+    assert bench.train(straight)
+    broken = bench.job(sdxl_folder, **COMMON, **OPTIMIZERS[name])
+    with pytest.raises(KilledError):
+        bench.train(broken, stop=killed_after(3))
+    assert sorted(records(broken, "train/loss")) == [1, 2, 3]
+    torch.manual_seed(1)  # a new process has other random states
+    np.random.seed(1)
+    random.seed(1)
+    assert bench.train(broken)
+    assert difference(weights(straight), weights(broken)) == 0.0
+    assert sorted(records(broken, "train/loss")) == [1, 2, 3, 4, 5, 6]
+    for metric in ("train/loss", "train/grad_norm", "train/lr", "validation/loss"):
+        assert records(straight, metric) == records(broken, metric)
+
+
+def test_a_job_resumed_in_another_pack_gives_the_same(bench: Bench, sdxl_folder: Path) -> None:
+    straight = bench.job(sdxl_folder, **COMMON)
+    assert bench.train(straight)
+    broken, other = bench.job(sdxl_folder, **COMMON), bench.job(sdxl_folder, steps=9, seed=5)
+    with pytest.raises(Interrupted):
+        bench.train(broken, stop=stopped_after(3))
+    assert state_of(broken.folder) is State.INTERRUPTED
+    assert checkpoints(broken) == ["step-000002", "step-000003"]
+    assert bench.train(other, broken)
+    assert difference(weights(straight), weights(broken)) < 1e-5
+
+
+def test_a_job_killed_before_its_first_checkpoint_starts_anew(bench: Bench, sdxl_folder: Path) -> None:
+    job = bench.job(sdxl_folder, steps=3)
+    with pytest.raises(KilledError):
+        bench.train(job, stop=killed_after(2))
+    assert bench.train(job)
+    assert sorted(records(job, "train/loss")) == [1, 2, 3]
+    assert sorted(records(job, "validation/loss")) == [0, 3]
+    assert read_manifest(job.folder)["attempts"] == 2
+
+
+@pytest.fixture(scope="module")
+def halfway(bench: Bench, sdxl_folder: Path) -> Job:
+    """A job with checkpoints of steps 4 and 5 of 6."""
+    job = bench.job(sdxl_folder, steps=6, checkpoint={"every": 1, "keep": 2})
+    with pytest.raises(KilledError):
+        bench.train(job, stop=killed_after(5))
+    return job
+
+
+@pytest.fixture
+def half_done(halfway: Job, tmp_path: Path) -> Job:
+    """A copy of it, to be damaged."""
+    shutil.copytree(halfway.folder, tmp_path / "job")
+    return dataclasses.replace(halfway, folder=tmp_path / "job")
+
+
+def test_no_more_checkpoints_are_kept_than_asked_for(half_done: Job) -> None:
+    assert checkpoints(half_done) == ["step-000004", "step-000005"]
+    assert all((half_done.paths.checkpoints / name).stat().st_mode & 0o055 for name in checkpoints(half_done))
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "adapter cut": ("adapter.safetensors", _cut),
+    "adapter empty": ("adapter.safetensors", lambda file: file.write_bytes(b"")),
+    "adapter gone": ("adapter.safetensors", Path.unlink),
+    "optimizer cut": ("optimizer.pt", _cut),
+    "optimizer empty": ("optimizer.pt", lambda file: file.write_bytes(b"")),
+    "optimizer zeros": ("optimizer.pt", lambda file: file.write_bytes(bytes(file.stat().st_size))),
+    "optimizer text": ("optimizer.pt", lambda file: file.write_bytes(b"<html>not found</html>")),
+    "about cut": ("about.json", _cut),
+    "about without identity": ("about.json", lambda file: file.write_text('{"step": 5}')),
+    "about a list": ("about.json", lambda file: file.write_text("[]")),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(half_done: Job, damage: str) -> None:
+    whole = load_checkpoint(half_done)
+    assert whole is not None
+    assert whole[0] == 5
+    name, spoil = DAMAGES[damage]
+    spoil(half_done.paths.checkpoint_at(5) / name)
+    found = load_checkpoint(half_done)
+    assert found is not None
+    assert found[0] == 4
+
+
+def test_a_job_goes_on_from_the_checkpoint_before_a_damaged_one(
+    bench: Bench, sdxl_folder: Path, half_done: Job
+) -> None:
+    straight = bench.job(sdxl_folder, steps=6)
+    assert bench.train(straight)
+    _cut(half_done.paths.checkpoint_at(5) / "optimizer.pt")
+    assert bench.train(half_done)
+    assert difference(weights(straight), weights(half_done)) == 0.0
+    assert sorted(records(half_done, "train/loss")) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_torn_while_it_was_written_does_no_harm(bench: Bench, half_done: Job) -> None:
+    torn = half_done.paths.checkpoints / ".writing-torn"
+    torn.mkdir()
+    (torn / "adapter.safetensors").write_bytes(b"half")
+    with pytest.raises(KilledError):
+        bench.train(half_done, stop=killed_after(0))
+    assert bench.train(half_done)
+    assert sorted(records(half_done, "train/loss")) == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_torn_writing_left_is_cleared_away(bench: Bench, sdxl_folder: Path) -> None:
+    job = bench.job(sdxl_folder, steps=2, checkpoint={"every": 1})
+    (job.paths.checkpoints / ".writing-torn").mkdir(parents=True)
+    assert bench.train(job)
+    assert checkpoints(job) == ["step-000001"]
+
+
+def test_a_checkpoint_is_not_written_twice(bench: Bench, sdxl_folder: Path) -> None:
+    # Between removing the old folder and naming the new one, a kill would leave nothing.
+    job = bench.job(sdxl_folder, steps=4, checkpoint={"every": 2, "keep": 1})
+    with pytest.raises(KilledError):
+        bench.train(job, stop=killed_after(2))
+    written = (job.paths.checkpoint_at(2) / "about.json").stat().st_mtime_ns
+    with pytest.raises(Interrupted):
+        bench.train(job, stop=stopped_after(0))
+    assert (job.paths.checkpoint_at(2) / "about.json").stat().st_mtime_ns == written
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_with_the_difference(bench: Bench, half_done: Job) -> None:
+    other = dataclasses.replace(half_done, identity={**half_done.identity, "settings.lora.rank": 16})
+    assert not bench.train(other)
+    error = read_manifest(half_done.folder)["error"]
+    assert "another configuration" in error
+    assert "lora.rank: 2 there, 16 here" in error
+
+
+def test_checkpoints_of_very_long_trainings_are_found_in_order(half_done: Job) -> None:
+    late = half_done.paths.checkpoint_at(1_000_000)
+    half_done.paths.checkpoint_at(5).rename(late)
+    half_done.paths.checkpoint_at(4).rename(half_done.paths.checkpoint_at(999_999))
+    about = json.loads((late / "about.json").read_text())
+    (late / "about.json").write_text(json.dumps({**about, "step": 1_000_000}))
+    found = load_checkpoint(half_done)
+    assert found is not None
+    assert found[0] == 1_000_000
