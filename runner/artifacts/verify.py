@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -33,7 +34,7 @@ def check_tensors(file: Path, layers: Layers) -> None:
     Raises:
         ArtifactError: naming the first that is not.
     """
-    saved = load_file(file)
+    saved = _read(file)
     expected = {
         f"{component}.{key}": tensor
         for component, tensors in published_keys(layers).items()
@@ -52,7 +53,7 @@ def check_kohya(file: Path, family: Family, layers: Layers, scale: float) -> Non
     Raises:
         ArtifactError: naming the first layer that is not.
     """
-    saved = load_file(file)
+    saved = _read(file)
     for component, tensors in published_keys(layers).items():
         for key, down in tensors.items():
             if not key.endswith(DOWN):
@@ -72,6 +73,13 @@ def check_kohya(file: Path, family: Family, layers: Layers, scale: float) -> Non
 
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{file}: cannot be read back ({error})") from error
 
 
 def _update(up: Tensor, down: Tensor, scale: float) -> Tensor:
