@@ -1,0 +1,95 @@
+"""The numbers of the forward process, and what a model may be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from runner.errors import ModelError
+from runner.families.loading import decode_latents, load_vae, scale_latents
+from runner.families.noise import load_noise_schedule
+
+TIMESTEPS = torch.tensor([0, 100, 400, 999])
+
+
+def changed(folder: Path, target: Path, part: str, **values: object) -> Path:
+    """A copy of a model with other values in the configuration of one of its parts."""
+    shutil.copytree(folder, target)
+    (file,) = (target / part).glob("*config.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    return target
+
+
+def test_the_signal_to_noise_ratio_is_that_of_stable_diffusion(sdxl_folder: Path) -> None:
+    snr = load_noise_schedule(sdxl_folder, None).snr(TIMESTEPS)
+    assert snr.tolist() == pytest.approx([1175.44, 8.454, 0.7376, 0.00468], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "weights"),
+    [("epsilon", [0.00425, 0.5914, 1.0, 1.0]), ("v_prediction", [0.00425, 0.5289, 0.4245, 0.00466])],
+)
+def test_min_snr_weights_fit_what_is_predicted(sdxl_folder: Path, prediction: str, weights: list[float]) -> None:
+    schedule = load_noise_schedule(sdxl_folder, prediction)
+    assert schedule.min_snr_weight(TIMESTEPS, 5.0).tolist() == pytest.approx(weights, rel=2e-3)
+
+
+def test_velocity_is_read_from_the_model(sd21_folder: Path, sd15_folder: Path) -> None:
+    assert load_noise_schedule(sd21_folder, None).prediction_type == "v_prediction"
+    assert load_noise_schedule(sd15_folder, None).prediction_type == "epsilon"
+
+
+def test_a_schedule_that_ends_in_pure_noise_is_refused_where_noise_is_predicted(
+    sdxl_folder: Path, tmp_path: Path
+) -> None:
+    model = changed(sdxl_folder, tmp_path / "model", "scheduler", rescale_betas_zero_snr=True)
+    with pytest.raises(ModelError, match=r"model\.prediction_type"):
+        load_noise_schedule(model, None)
+    schedule = load_noise_schedule(model, "v_prediction")
+    assert float(schedule.snr(torch.tensor([999]))) == 0.0
+    assert torch.isfinite(schedule.min_snr_weight(torch.arange(1000), 5.0)).all()
+
+
+def test_other_predictions_are_refused(sdxl_folder: Path, tmp_path: Path) -> None:
+    model = changed(sdxl_folder, tmp_path / "model", "scheduler", prediction_type="sample")
+    with pytest.raises(ModelError, match="'sample'"):
+        load_noise_schedule(model, None)
+
+
+def test_latents_are_normalised_as_the_vae_says() -> None:
+    raw = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    plain = scale_latents({"scaling_factor": 0.13025}, raw)
+    assert torch.allclose(plain, raw * 0.13025)
+    shifted = scale_latents({"scaling_factor": 1.5305, "shift_factor": 0.0609}, raw)
+    assert torch.allclose(shifted, (raw - 0.0609) * 1.5305)
+    mean, deviation = [1.0, 2.0, 3.0, 4.0], [0.5, 1.0, 2.0, 4.0]
+    by_channel = scale_latents({"scaling_factor": 0.5, "latents_mean": mean, "latents_std": deviation}, raw)
+    assert torch.allclose(by_channel[1, 2], (raw[1, 2] - 3.0) * 0.5 / 2.0)
+    one = scale_latents({"scaling_factor": 0.5, "latents_mean": mean, "latents_std": deviation}, raw[1])
+    assert torch.equal(one, by_channel[1])
+
+
+@pytest.mark.parametrize(
+    "statistics", [{}, {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 4.0]}]
+)
+@torch.no_grad()
+def test_decoding_undoes_the_normalisation(sdxl_folder: Path, tmp_path: Path, statistics: dict[str, object]) -> None:
+    model = changed(sdxl_folder, tmp_path / "model", "vae", **statistics)
+    vae = load_vae(model, None, None, torch.device("cpu"))
+    raw = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(0))
+    images = decode_latents(vae, scale_latents(vae.config, raw))
+    assert images.shape == (2, 3, 32, 48)
+    wanted = (vae.decode(raw).sample / 2 + 0.5).clamp(0, 1)
+    assert torch.allclose(images, wanted, atol=1e-5)
+
+
+def test_a_model_that_is_none_is_named(tmp_path: Path, sdxl_folder: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(sdxl_folder, model)
+    (model / "vae" / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"model\.path.*AutoencoderKL"):
+        load_vae(model, None, None, torch.device("cpu"))

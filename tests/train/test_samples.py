@@ -1,0 +1,103 @@
+"""What a job is trained on is a function of its seed and a count: every image once per epoch, whoever asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runner.train.place import Place
+from runner.train.randomness import generator, permutation
+from runner.train.samples import Batch, Samples, join
+from tests.train.bench import SIZES, Bench
+
+COUNT = len(SIZES)
+
+
+def samples_of(bench: Bench, model: Path, **settings: Any) -> Samples:
+    job = bench.job(model, **settings)
+    return bench.materials(job, bench.base(job)).samples
+
+
+def images(samples: Samples, first: int, count: int) -> list[str]:
+    """Which images the samples `first` ... are of, told by their captions."""
+    return [
+        str(samples.batch(0, range(index, index + 1)).captions[0]).rpartition(" ")[2]
+        for index in range(first, first + count)
+    ]
+
+
+def equal(left: Batch, right: Batch) -> bool:
+    names = ("latents", "noise", "timesteps", "time_ids")
+    return left.captions == right.captions and all(
+        torch.equal(getattr(left, name), getattr(right, name)) for name in names
+    )
+
+
+def test_an_epoch_holds_every_image_once_in_an_order_of_its_own(bench: Bench, sdxl_folder: Path) -> None:
+    samples = samples_of(bench, sdxl_folder)
+    epochs = [images(samples, epoch * COUNT, COUNT) for epoch in range(4)]
+    assert all(sorted(epoch) == [str(index) for index in range(COUNT)] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_batches_run_on_across_epochs(bench: Bench, sdxl_folder: Path) -> None:
+    samples = samples_of(bench, sdxl_folder, batch_size=5)
+    seen = [caption for step in range(7) for caption in samples.batch(step, range(5)).captions]
+    assert len(seen) == 5 * COUNT
+    assert all(seen.count(caption) == 5 for caption in seen)
+
+
+def test_a_sample_is_the_same_whoever_asks_and_when(bench: Bench, sdxl_folder: Path) -> None:
+    settings: dict[str, Any] = {"batch_size": 6, "dataset": {"crop": "random", "flip": True, "caption_dropout": 0.5}}
+    whole = samples_of(bench, sdxl_folder, **settings).batch(3, range(6))
+    again = samples_of(bench, sdxl_folder, **settings)
+    again.batch(9, range(2))
+    parts = [again.batch(3, range(4, 6)), again.batch(3, range(4))]
+    assert equal(whole, join([parts[1], parts[0]]))
+
+
+def test_an_option_does_not_shift_what_others_draw(bench: Bench, sdxl_folder: Path) -> None:
+    plain = samples_of(bench, sdxl_folder).batch(0, range(2))
+    dropped = samples_of(bench, sdxl_folder, dataset={"caption_dropout": 1.0}).batch(0, range(2))
+    assert dropped.captions == (None, None)
+    assert torch.equal(plain.latents, dropped.latents)
+    assert torch.equal(plain.noise, dropped.noise)
+    offset = samples_of(bench, sdxl_folder, loss={"noise_offset": 0.1}).batch(0, range(2))
+    assert torch.equal(plain.latents, offset.latents)
+    shift = offset.noise - plain.noise
+    assert torch.allclose(shift, shift.mean((2, 3), keepdim=True), atol=1e-6), "one shift for each channel"
+    assert 0.01 < float(shift.std()) < 0.3
+
+
+def test_a_latent_is_drawn_anew_each_time(bench: Bench, sdxl_folder: Path) -> None:
+    samples = samples_of(bench, sdxl_folder, batch_size=1)
+    steps = [step for step in range(3 * COUNT) if str(samples.batch(step, range(1)).captions[0]).endswith(" 3")]
+    first, second, third = (samples.batch(step, range(1)) for step in steps)
+    assert not torch.equal(first.latents, second.latents)
+    assert not torch.equal(second.noise, third.noise)
+
+
+def test_seeds_differ_and_streams_do_not_meet() -> None:
+    draws = {
+        generator(seed, what, index).random() for seed in (0, 1) for what in ("sample", "init") for index in (0, 1)
+    }
+    assert len(draws) == 8
+    assert not all((permutation(0, 0, 9) == permutation(1, 0, 9)).tolist())
+
+
+def test_timesteps_are_uniform(bench: Bench, sdxl_folder: Path) -> None:
+    timesteps = samples_of(bench, sdxl_folder, batch_size=2000).batch(0, range(2000)).timesteps.float()
+    assert 0 <= int(timesteps.min()) < 5
+    assert 995 < int(timesteps.max()) <= 999
+    assert float(timesteps.mean()) == pytest.approx(499.5, abs=25)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 8])
+def test_shares_cover_every_position_once(world: int, count: int) -> None:
+    shares = [Place(torch.device("cpu"), rank, world).share(count) for rank in range(world)]
+    assert [position for share in shares for position in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
