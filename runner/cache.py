@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from runner.paths import atomic_file
@@ -43,7 +43,8 @@ class TensorCache:
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The entry's tensors on the CPU, or None if it is absent or cannot be read (then it is removed)."""
         try:
-            tensors: dict[str, Tensor] = load_file(self._file(key))
+            # Read, not mapped: a system allows some 65,000 mappings, and a mapped file that shrinks kills the process.
+            tensors: dict[str, Tensor] = load(self._file(key).read_bytes())
             return tensors
         except FileNotFoundError:
             return None

@@ -1,0 +1,84 @@
+"""Where adapters are put, what they start from, and what is said when that cannot be."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from runner.errors import CheckpointError, SettingsError
+from runner.schema import LoraSettings
+from runner.train.adapter import Adapter, Site, find_sites
+
+
+@pytest.fixture(scope="module")
+def unet(sdxl_folder: Path) -> nn.Module:
+    module: nn.Module = UNet2DConditionModel.from_pretrained(sdxl_folder, subfolder="unet")
+    return module
+
+
+def sites_of(unet: nn.Module, targets: str) -> list[Site]:
+    return find_sites(LoraSettings(targets=targets), {"unet": unet})
+
+
+@pytest.mark.parametrize("targets", ["nothing_like_it", "to_q", "attn1"])
+def test_an_expression_that_matches_no_whole_name_is_refused(unet: nn.Module, targets: str) -> None:
+    with pytest.raises(
+        SettingsError, match=r"lora\.targets = .*matches no layer of the unet; its layers are named like"
+    ):
+        sites_of(unet, targets)
+
+
+@pytest.mark.parametrize("targets", [r".*norm1", r".*attn1", r".*conv_norm_out"])
+def test_an_expression_that_matches_what_cannot_carry_an_adapter_is_refused(unet: nn.Module, targets: str) -> None:
+    with pytest.raises(SettingsError, match=r"lora\.targets = .*cannot carry a LoRA"):
+        sites_of(unet, targets)
+
+
+def test_presets_hold_what_their_names_say(unet: nn.Module) -> None:
+    attention, feed_forward, linear = (
+        {site.name for site in sites_of(unet, preset)} for preset in ("attention", "attention_ff", "linear")
+    )
+    assert attention < feed_forward < linear
+    inside = {
+        name for name, module in unet.named_modules() if isinstance(module, nn.Linear) and ".attentions." in f".{name}"
+    }
+    assert linear == inside, "every linear layer of the transformer blocks and their projections, and no other"
+    assert all(".attn" in name for name in attention)
+    assert {name for name in feed_forward - attention if ".ff.net." not in name} == set()
+
+
+def test_first_weights_depend_on_seed_and_layer_alone(unet: nn.Module) -> None:
+    few, many = (sites_of(unet, targets) for targets in ("attention", "linear"))
+    settings = LoraSettings(rank=4)
+    states = [Adapter(settings, sites, seed=1, device=torch.device("cpu")).state()["unet"] for sites in (few, many)]
+    assert all(torch.equal(states[1][key], tensor) for key, tensor in states[0].items())
+    other = Adapter(settings, few, seed=2, device=torch.device("cpu")).state()["unet"]
+    assert not any(torch.equal(other[key], states[0][key]) for key in other if "lora_A" in key)
+
+
+@pytest.mark.parametrize("init", ["gaussian", "kaiming"])
+def test_first_weights_are_spread_as_peft_spreads_them(unet: nn.Module, init: str) -> None:
+    sites = sites_of(unet, "linear")
+    adapter = Adapter(LoraSettings(rank=16, init=init), sites, seed=0, device=torch.device("cpu"))
+    for site, down, up in adapter.pairs(adapter.weights):
+        wanted = 1 / 16 if init == "gaussian" else 1 / math.sqrt(3 * site.down_units)
+        assert float(down.std()) == pytest.approx(wanted, rel=0.15)
+        assert not up.any()
+
+
+def test_a_saved_adapter_that_does_not_fit_is_refused(unet: nn.Module) -> None:
+    sites = sites_of(unet, "attention")
+    adapter = Adapter(LoraSettings(rank=2), sites, seed=0, device=torch.device("cpu"))
+    state = adapter.state()
+    key = next(iter(state["unet"]))
+    with pytest.raises(CheckpointError, match="unknown layer"):
+        adapter.load_state({"unet": {**state["unet"], "else.lora_A.weight": torch.zeros(1)}})
+    with pytest.raises(CheckpointError, match="missing"):
+        adapter.load_state({"unet": {name: tensor for name, tensor in state["unet"].items() if name != key}})
+    with pytest.raises(CheckpointError, match="of shape"):
+        adapter.load_state({"unet": {**state["unet"], key: torch.zeros(3, 3)}})

@@ -1,0 +1,73 @@
+"""A job's optimizer sees the adapter's own vectors, clips what it is told to clip, and refuses what it cannot do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runner.errors import SettingsError
+from runner.job import Job
+from runner.train.adapter import Adapter, find_sites
+from runner.train.job_run import JobRun
+from runner.train.optimizers import build_optimizer
+from tests.train.bench import CPU, Bench
+
+
+def run_of(bench: Bench, job: Job) -> JobRun:
+    base = bench.base(job)
+    settings = job.experiment.lora
+    adapter = Adapter(settings, find_sites(settings, base.components()), seed=0, device=CPU.device)
+    return JobRun(job, bench.materials(job, base), adapter, base)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.5, 1e6])
+def test_gradients_are_clipped_and_the_norm_before_it_is_recorded(
+    bench: Bench, sdxl_folder: Path, limit: float
+) -> None:
+    optimizer = {"max_grad_norm": limit, "lr": 1.0, "eps": 1e9, "weight_decay": 0.0}
+    run = run_of(bench, bench.job(sdxl_folder, optimizer=optimizer))
+    draw = torch.Generator().manual_seed(0)
+    run.adapter.gradient.normal_(generator=draw)
+    gradient, before = run.adapter.gradient.clone(), run.adapter.weights.clone()
+    run.update()
+    norm = float(gradient.norm())
+    # An eps that large makes AdamW a plain slope: gradient / eps.
+    step = (before - run.adapter.weights) * 1e9
+    shrunk = norm if limit == 0 else min(limit, norm)
+    reached = float(run.optimizer.state[run.optimizer.param_groups[0]["params"][0]]["exp_avg"].norm()) * 10
+    assert reached == pytest.approx(shrunk, rel=1e-4)
+    assert float(run._norm) == pytest.approx(norm, rel=1e-6)
+    assert step.shape == gradient.shape
+    assert not run.adapter.gradient.any(), "the gradient is cleared for the next step"
+
+
+@pytest.mark.parametrize("name", ["adamw", "prodigy", "adafactor"])
+def test_an_update_reaches_every_weight(bench: Bench, sdxl_folder: Path, name: str) -> None:
+    run = run_of(bench, bench.job(sdxl_folder, optimizer={"name": name, "lr": 1.0 if name == "prodigy" else 0.1}))
+    run.adapter.gradient.fill_(0.1)
+    before = run.adapter.weights.clone()
+    run.update()
+    run.adapter.gradient.fill_(0.1)
+    run.update()
+    assert float((run.adapter.weights != before).float().mean()) > 0.99
+
+
+def test_text_encoders_have_their_own_learning_rate(bench: Bench, sdxl_folder: Path) -> None:
+    job = bench.job(sdxl_folder, lora={"text_encoder": True}, optimizer={"lr": 1e-2, "text_encoder_lr": 1e-5})
+    run = run_of(bench, job)
+    assert [group["lr"] for group in run.optimizer.param_groups] == [1e-2, 1e-5, 1e-5]
+    numbers = [sum(each.numel() for each in group["params"]) for group in run.optimizer.param_groups]
+    assert sum(numbers) == len(run.adapter)
+
+
+def test_prodigy_refuses_a_second_learning_rate(bench: Bench, sdxl_folder: Path) -> None:
+    optimizer: dict[str, Any] = {"name": "prodigy", "lr": 1.0, "text_encoder_lr": 0.5}
+    job = bench.job(sdxl_folder, lora={"text_encoder": True}, optimizer=optimizer)
+    base = bench.base(job)
+    settings = job.experiment.lora
+    adapter = Adapter(settings, find_sites(settings, base.components()), seed=0, device=CPU.device)
+    with pytest.raises(SettingsError, match=r"optimizer\.text_encoder_lr = 0\.5"):
+        build_optimizer(job.experiment.optimizer, adapter)
