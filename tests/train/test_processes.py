@@ -1,0 +1,74 @@
+"""A pack spread over two processes gives what one process gives, and what fails in one is known to both."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.job import Job, State, read_manifest, state_of
+from tests.command_line import ROOT
+from tests.train.bench import Bench, difference, records, weights
+
+SPREAD: dict[str, Any] = {
+    "batch_size": 5,
+    "accumulation": 2,
+    "steps": 3,
+    "seed": 1,
+    "lora": {"rank": 3, "dropout": 0.2},
+    "dataset": {"caption_dropout": 0.3},
+    "checkpoint": {"every": 1},
+}
+
+
+def train_in_two_processes(bench: Bench, *jobs: Job) -> subprocess.CompletedProcess[str]:
+    # Not `accelerate launch --cpu`, which starts one process whatever --num_processes says (accelerate 1.15).
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, "-m", "runner.work", "--device", "cpu", *(str(job.folder) for job in jobs)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RUNNER_CACHE": str(bench.root / "another-cache")}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def spread(bench: Bench, sdxl_folder: Path) -> dict[str, Job]:
+    """Jobs trained as one pack over two processes; one diverges, one cannot write its files."""
+    jobs = {
+        "good": bench.job(sdxl_folder, **SPREAD),
+        "diverging": bench.job(sdxl_folder, steps=3, seed=2, optimizer={"lr": 1e30}),
+        "unwritable": bench.job(sdxl_folder, steps=1, seed=3),
+        "small": bench.job(sdxl_folder, steps=4, seed=4, batch_size=1),
+    }
+    jobs["unwritable"].paths.lora.write_text("a file where a folder should be")
+    done = train_in_two_processes(bench, *jobs.values())
+    assert done.returncode == 1, done.stderr
+    assert "the pack failed" not in done.stderr
+    return jobs
+
+
+@pytest.mark.parametrize("name", ["good", "small"])
+def test_two_processes_give_what_one_gives(bench: Bench, sdxl_folder: Path, spread: dict[str, Job], name: str) -> None:
+    job = spread[name]
+    assert state_of(job.folder) is State.COMPLETED
+    settings = SPREAD if name == "good" else {"steps": 4, "seed": 4, "batch_size": 1}
+    alone = bench.job(sdxl_folder, **settings)
+    assert bench.train(alone)
+    # Encoded and summed in other parts, in a pack of four. Measured 1e-6.
+    assert difference(weights(job), weights(alone)) < 1e-5
+    assert records(job, "train/loss") == pytest.approx(records(alone, "train/loss"), rel=1e-5)
+    assert records(job, "train/grad_norm") == pytest.approx(records(alone, "train/grad_norm"), rel=1e-4)
+    assert records(job, "validation/loss") == pytest.approx(records(alone, "validation/loss"), rel=1e-4)
+
+
+def test_what_fails_in_one_process_leaves_the_pack_in_both(spread: dict[str, Job]) -> None:
+    assert state_of(spread["diverging"].folder) is State.FAILED
+    assert "the loss is" in read_manifest(spread["diverging"].folder)["error"]
+    assert state_of(spread["unwritable"].folder) is State.FAILED
+    assert "FileExistsError" in read_manifest(spread["unwritable"].folder)["error"]
+
+
+def test_the_manifest_says_how_many_processes_there_were(spread: dict[str, Job]) -> None:
+    assert read_manifest(spread["good"].folder)["device"].startswith("2 x CPU")
