@@ -101,7 +101,11 @@ def test_a_run_folder_explains_itself_and_is_not_run_twice(settings: list[str]) 
     assert manifest["dataset"]["images"] == 29 and manifest["dataset"]["held_out"] == 3
     for name in ("config.yaml", "metrics.jsonl", "log.txt", "lora/README.md", "lora/pytorch_lora_weights.safetensors"):
         assert (folder / name).is_file(), name
-    assert [path.name for path in sorted(folder.glob("samples/step-*"))] == ["step-000000", "step-000020", "step-000040"]
+    assert [path.name for path in sorted(folder.glob("samples/step-*"))] == [
+        "step-000000",
+        "step-000020",
+        "step-000040",
+    ]
     assert (folder.parent / "report.html").is_file()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation/loss" in line] == [0, 20, 40]
