@@ -113,10 +113,8 @@ def _missing_packages(experiment: Experiment) -> list[str]:
     package = OPTIMIZER_PACKAGES.get(name)
     if package is None or experiment.launcher.name != "local" or find_spec(package) is not None:
         return []
-    return [
-        f"optimizer = {name!r}: needs the package {package}, which is not installed; "
-        "pip install 'lora-runner[optimizers]', or choose optimizer=adamw"
-    ]
+    said = f"optimizer = {name!r}: needs the package {package}, which is not installed; "
+    return [said + "pip install 'lora-runner[optimizers]', or choose optimizer=adamw"]
 
 
 def _secrets(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

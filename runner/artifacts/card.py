@@ -11,6 +11,7 @@ import yaml
 
 from runner.artifacts.files import DIFFUSERS_FILE
 from runner.paths import write_text
+from runner.report.charts import Series, draw, smoothed, standalone
 
 if TYPE_CHECKING:
     from runner.train.job_run import JobRun
@@ -32,6 +33,7 @@ def write_card(run: JobRun, kohya_file: Path, losses: Mapping[str, float], check
     }
     if settings.dataset.instance_prompt:
         head["instance_prompt"] = settings.dataset.instance_prompt
+    curves = _write_curves(folder, records)
     first = next((line["validation/loss"] for line in records if "validation/loss" in line), None)
     lines = [
         "---",
@@ -43,6 +45,7 @@ def write_card(run: JobRun, kohya_file: Path, losses: Mapping[str, float], check
         f"Held-out loss {losses['validation/loss']:.4f} after {run.step} steps"
         + (f" ({first:.4f} before training)." if first is not None else "."),
         "",
+        *curves,
         *_sample_table(samples),
         "## Use",
         "",
@@ -73,6 +76,25 @@ def write_card(run: JobRun, kohya_file: Path, losses: Mapping[str, float], check
     target = folder / "README.md"
     write_text(target, "\n".join(lines))
     return target
+
+
+def _write_curves(folder: Path, records: list[dict[str, Any]]) -> list[str]:
+    """Draw the losses beside the card; the lines that show them."""
+
+    def points(key: str) -> list[tuple[float, float]]:
+        return [(line["step"], line[key]) for line in records if line.get(key) is not None]
+
+    raw = points("train/loss")
+    series = [
+        Series(label="train", points=raw, style="raw"),
+        Series(label="train, smoothed", points=smoothed(raw)),
+        Series(label="held-out", points=points("validation/loss"), style="held", dots=True),
+    ]
+    chart = draw("Loss", series)
+    if chart is None:
+        return []
+    write_text(folder / "loss.svg", standalone(chart))
+    return ["![Loss over steps: blue on the training images, orange on the held-out ones](loss.svg)", ""]
 
 
 def _facts(run: JobRun) -> dict[str, Any]:

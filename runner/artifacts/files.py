@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,10 @@ def write_diffusers(folder: Path, family: Family, layers: Layers, settings: Lora
     """Write `pytorch_lora_weights.safetensors`; without the metadata, diffusers would load alpha as rank."""
     published = published_keys(layers)
     configs: dict[str, Any] = {component: peft_config(settings, component).to_dict() for component in published}
-    family.save_adapter(folder, published, configs)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
+        family.save_adapter(Path(temporary), published, configs)
+        with atomic_file(folder / DIFFUSERS_FILE) as target:
+            (Path(temporary) / DIFFUSERS_FILE).replace(target)
     return folder / DIFFUSERS_FILE
 
 

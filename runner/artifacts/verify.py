@@ -77,9 +77,10 @@ DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 
 def _read(file: Path) -> dict[str, Tensor]:
     try:
-        return load_file(file)
+        tensors: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{file}: cannot be read back ({error})") from error
+    return tensors
 
 
 def _update(up: Tensor, down: Tensor, scale: float) -> Tensor:

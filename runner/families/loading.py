@@ -53,7 +53,8 @@ def load_vae(folder: Path, vae_folder: Path | None, variant: str | None, device:
 def scale_latents(vae_config: Any, raw_BCHW: Tensor) -> Tensor:
     """From the VAE's latents to those the denoiser works on."""
     shift, scale = _shift_and_scale(vae_config, raw_BCHW)
-    return (raw_BCHW - shift) * scale
+    scaled: Tensor = (raw_BCHW - shift) * scale
+    return scaled
 
 
 def decode_latents(vae: AutoencoderKL, latents_BCHW: Tensor) -> Tensor:

@@ -141,6 +141,20 @@ def draw(title: str, series: Sequence[Series], *, zero: bool = False) -> Chart |
     )
 
 
+def standalone(chart: Chart) -> str:
+    """The drawing as a file of its own, which brings its colours along; for light and dark."""
+    style = (
+        "svg{font:12px system-ui,sans-serif;fill:#5b626c;background:#fff}.grid{stroke:#e3e3de}.axis{stroke:#5b626c}"
+        ".cross{visibility:hidden}.line{fill:none;stroke:currentColor;stroke-width:2}.line.raw{opacity:.35}"
+        ".dot{fill:currentColor}.raw,.main{color:#2456c7}.held{color:#b8430a}"
+        "@media(prefers-color-scheme:dark){svg{fill:#a0a6af;background:#191b1f}.grid{stroke:#2d3036}"
+        ".raw,.main{color:#8fb1ff}.held{color:#ffa56b}}"
+    )
+    opening, end, rest = str(chart.svg).partition(">")
+    named = opening.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    return f"{named}{end}<style>{style}</style>{rest}\n"
+
+
 def sparkline(points: Sequence[Point]) -> Markup:
     """A small line without axes, for a table cell; empty where there are fewer than two points."""
     clean = thinned([p for p in points if math.isfinite(p[1])], 60)

@@ -54,7 +54,7 @@ def photos() -> dict[str, Image.Image]:
 
 
 @pytest.fixture
-def captioned(tmp_path: Path, photos: dict[str, Image.Image]) -> Iterator[Path]:
+def captioned(tmp_path: Path, photos: dict[str, Image.Image]) -> Path:
     """A folder of four PNG files with `metadata.jsonl`."""
     folder = tmp_path / "captioned"
     folder.mkdir()
@@ -63,4 +63,4 @@ def captioned(tmp_path: Path, photos: dict[str, Image.Image]) -> Iterator[Path]:
         picture.save(folder / f"{name}.png")
         lines.append(json.dumps({"file_name": f"{name}.png", "text": f"a photo of a {name}"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
-    yield folder
+    return folder

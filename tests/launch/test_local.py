@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +81,10 @@ class Running:
 
 
 @pytest.fixture
-def uninterrupted(settings: list[str]) -> Iterator[Path]:
+def uninterrupted(settings: list[str]) -> Path:
     answer = runner("name=whole", *settings)
     assert answer.code == 0, answer.output
-    yield only_folder("whole")
+    return only_folder("whole")
 
 
 def test_a_run_folder_explains_itself_and_is_not_run_twice(settings: list[str]) -> None:
