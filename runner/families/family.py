@@ -17,15 +17,13 @@ Text = dict[str, Tensor]
 """Encoded captions: named tensors, a row for each caption; which names, only the family knows."""
 
 
-@dataclasses.dataclass
-class TextStack:
-    """The tokenizers and text encoders of a model, in its order."""
+class Tokenizers:
+    """The tokenizers of a model, in its order."""
 
-    tokenizers: list[Any]
-    encoders: list[nn.Module]
-    zeros_for_empty: bool
+    def __init__(self, tokenizers: Sequence[Any]) -> None:
+        self.each = list(tokenizers)
 
-    def token_ids(self, captions: Sequence[str]) -> list[Tensor]:
+    def ids(self, captions: Sequence[str]) -> list[Tensor]:
         """Padded token ids for each tokenizer, `[N, L]`; too long captions are cut."""
         return [
             tokenizer(
@@ -35,14 +33,33 @@ class TextStack:
                 truncation=True,
                 return_tensors="pt",
             ).input_ids
-            for tokenizer in self.tokenizers
+            for tokenizer in self.each
         ]
 
-    def truncated(self, captions: Sequence[str]) -> list[str]:
-        """The captions that do not fit into the model's context."""
-        tokenizer = self.tokenizers[0]
-        limit = tokenizer.model_max_length
-        return [text for text in captions if len(tokenizer(text, truncation=False).input_ids) > limit]
+    @property
+    def limit(self) -> int:
+        """Tokens a caption may have, its begin and end included."""
+        return min(int(tokenizer.model_max_length) for tokenizer in self.each)
+
+    def too_long(self, captions: Sequence[str]) -> list[str]:
+        """The captions that do not fit, and are cut."""
+        return [
+            caption
+            for caption in captions
+            if any(
+                len(tokenizer(caption, truncation=False, verbose=False).input_ids) > self.limit
+                for tokenizer in self.each
+            )
+        ]
+
+
+@dataclasses.dataclass
+class TextStack:
+    """The tokenizers and text encoders of a model, in its order."""
+
+    tokenizers: Tokenizers
+    encoders: list[nn.Module]
+    zeros_for_empty: bool
 
 
 class Family(Protocol):
@@ -57,6 +74,9 @@ class Family(Protocol):
 
     def zeros_for_empty(self, folder: Path) -> bool:
         """Whether the unconditional embedding is zeros (SDXL) or the encoded empty caption."""
+
+    def load_tokenizers(self, folder: Path) -> Tokenizers:
+        """The tokenizers alone, which are quick to read."""
 
     def load_text(self, folder: Path, variant: str | None, dtype: torch.dtype) -> TextStack:
         """Tokenizers and text encoders, on the CPU."""

@@ -18,6 +18,7 @@ from runner.schema import ModelSettings
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 CHUNK_BYTES = 1 << 22
+HUB_TIMEOUT_S = 10
 
 
 def local_folder(path: str) -> Path | None:
@@ -29,30 +30,50 @@ def local_folder(path: str) -> Path | None:
 
 
 def check_model(settings: ModelSettings) -> list[str]:
-    """Faults of `model.path` and `model.vae` that can be seen without the network, one line each."""
-    faults = []
+    """Faults of `model.path` and `model.vae`, one line each; a Hub id must be in the local cache or reachable."""
     folder = local_folder(settings.path)
     if folder is None:
-        faults += _not_a_hub_id("model.path", settings.path)
+        faults = _hub_faults("model.path", settings.path, "model_index.json", settings.revision)
     elif not (folder / "model_index.json").is_file():
-        faults.append(
-            f"model.path = {settings.path!r}: the folder has no model_index.json, so it is no model in diffusers "
-            "layout; name the folder that save_pretrained wrote"
-        )
+        said = f"model.path = {settings.path!r}: the folder has no model_index.json, so it is no model in diffusers "
+        faults = [said + "layout; name the folder that save_pretrained wrote"]
+    else:
+        faults = []
     if settings.vae is not None and local_folder(settings.vae) is None:
-        faults += _not_a_hub_id("model.vae", settings.vae)
+        faults += _hub_faults("model.vae", settings.vae, "config.json", None)
     return faults
 
 
-def _not_a_hub_id(key: str, value: str) -> list[str]:
+def _hub_faults(key: str, value: str, file: str, revision: str | None) -> list[str]:
     owner, slash, name = value.partition("/")
-    if slash and owner and name and "/" not in name and not value.startswith((".", "~")):
-        return []
-    parent = Path(value).expanduser().parent
-    siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    near = difflib.get_close_matches(Path(value).name, siblings, n=1)
-    hint = f", did you mean {parent / near[0]}?" if near else "; give a folder or a Hub id (owner/name)"
-    return [f"{key} = {value!r}: there is no such folder{hint}"]
+    if not (slash and owner and name) or "/" in name or value.startswith((".", "~")):
+        parent = Path(value).expanduser().parent
+        siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+        near = difflib.get_close_matches(Path(value).name, siblings, n=1)
+        hint = f", did you mean {parent / near[0]}?" if near else "; give a folder or a Hub id (owner/name)"
+        return [f"{key} = {value!r}: there is no such folder{hint}"]
+    reason = _unreachable(value, file, revision)
+    return [f"{key} = {value!r}: {_not_to_be_had(reason)}"] if reason else []
+
+
+def _unreachable(repository: str, file: str, revision: str | None) -> str:
+    """Why a file of a Hub repository can be neither found in the local cache nor asked for; empty if it can."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(repository, file, revision=revision), str):
+        return ""
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=HUB_TIMEOUT_S)
+    except Exception as error:  # noqa: BLE001 (which HTTP client the Hub's library uses changes with its version)
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
+    return ""
+
+
+def _not_to_be_had(reason: str) -> str:
+    return (
+        f"neither a folder on this machine, nor in the local cache of the Hub, nor reachable on the Hub ({reason}); "
+        "give a folder in diffusers layout, or fetch it once where there is a network"
+    )
 
 
 def fingerprint(settings: ModelSettings) -> str:
@@ -123,9 +144,6 @@ def snapshot(path: str, *, revision: str | None, variant: str | None) -> Path:
     try:
         fetched = DiffusionPipeline.download(path, revision=revision, variant=variant, use_safetensors=True)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"model.path = {path!r}: neither a folder on this machine nor reachable on the Hub ({reason}); "
-            "give model.path=<folder in diffusers layout>, or fetch it once where there is a network"
-        ) from error
+        reason = f"{type(error).__name__}: {str(error).strip()[:120]}"
+        raise ModelError(f"model.path = {path!r}: {_not_to_be_had(reason)}") from error
     return Path(fetched)

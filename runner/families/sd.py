@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from runner.families.family import Text, TextStack
+from runner.families.family import Text, TextStack, Tokenizers
 from runner.families.loading import load_component
 
 adapter_components = ("unet", "text_encoder")
@@ -24,11 +24,15 @@ def zeros_for_empty(folder: Path) -> bool:
     return False
 
 
+def load_tokenizers(folder: Path) -> Tokenizers:
+    """The one tokenizer."""
+    return Tokenizers([CLIPTokenizer.from_pretrained(folder / "tokenizer")])
+
+
 def load_text(folder: Path, variant: str | None, dtype: torch.dtype) -> TextStack:
     """Tokenizer and text encoder, on the CPU."""
     encoder = load_component(CLIPTextModel, folder, "text_encoder", variant=variant, dtype=dtype)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    return TextStack([tokenizer], [encoder], zeros_for_empty(folder))
+    return TextStack(load_tokenizers(folder), [encoder], zeros_for_empty(folder))
 
 
 def encode_text(text: TextStack, token_ids: Sequence[Tensor]) -> Text:
@@ -53,7 +57,7 @@ def pipeline(*, denoiser: nn.Module, text: TextStack | None, vae: nn.Module | No
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text.encoders[0] if text else None,
-        tokenizer=text.tokenizers[0] if text else None,
+        tokenizer=text.tokenizers.each[0] if text else None,
         unet=denoiser,
         scheduler=scheduler,
         safety_checker=None,

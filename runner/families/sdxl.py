@@ -12,7 +12,7 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from runner.families.family import Text, TextStack
+from runner.families.family import Text, TextStack, Tokenizers
 from runner.families.loading import load_component
 
 adapter_components = ("unet", "text_encoder", "text_encoder_2")
@@ -26,14 +26,18 @@ def zeros_for_empty(folder: Path) -> bool:
     return bool(index.get("force_zeros_for_empty_prompt", True))
 
 
+def load_tokenizers(folder: Path) -> Tokenizers:
+    """Both tokenizers: they pad differently."""
+    return Tokenizers([CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")])
+
+
 def load_text(folder: Path, variant: str | None, dtype: torch.dtype) -> TextStack:
     """Both tokenizers and text encoders, on the CPU."""
     encoders = [
         load_component(CLIPTextModel, folder, "text_encoder", variant=variant, dtype=dtype),
         load_component(CLIPTextModelWithProjection, folder, "text_encoder_2", variant=variant, dtype=dtype),
     ]
-    tokenizers = [CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")]
-    return TextStack(tokenizers, encoders, zeros_for_empty(folder))
+    return TextStack(load_tokenizers(folder), encoders, zeros_for_empty(folder))
 
 
 def encode_text(text: TextStack, token_ids: Sequence[Tensor]) -> Text:
@@ -69,7 +73,7 @@ def predict(denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: 
 def pipeline(*, denoiser: nn.Module, text: TextStack | None, vae: nn.Module | None, scheduler: Any) -> Any:
     """A StableDiffusionXLPipeline around parts in use."""
     encoders = text.encoders if text else [None, None]
-    tokenizers = text.tokenizers if text else [None, None]
+    tokenizers = text.tokenizers.each if text else [None, None]
     return StableDiffusionXLPipeline(
         vae=vae,
         text_encoder=encoders[0],

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from runner.families import find_family
-from runner.families.family import TextStack
+from runner.families.family import TextStack, Tokenizers
 from runner.families.files import local_folder, snapshot
 from runner.families.loading import load_sampler, load_vae
 from runner.families.noise import NoiseSchedule, load_noise_schedule
@@ -62,6 +62,11 @@ class Base:
         """The text encoders; in training precision where they are trained, fp32 otherwise."""
         dtype = self.dtype if self.trains_text else torch.float32
         return self.family.load_text(self.folder, self.settings.variant, dtype)
+
+    @cached_property
+    def tokenizers(self) -> Tokenizers:
+        """The tokenizers alone."""
+        return self.family.load_tokenizers(self.folder)
 
     @property
     def zeros_for_empty(self) -> bool:

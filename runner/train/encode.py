@@ -105,7 +105,7 @@ def encode_captions(
             encoder.to(place.device)
         for start in range(0, len(keys), CAPTIONS_PER_BATCH):
             part = keys[start : start + CAPTIONS_PER_BATCH]
-            ids = [each.to(place.device) for each in text.token_ids([wanted[key] for key in part])]
+            ids = [each.to(place.device) for each in text.tokenizers.ids([wanted[key] for key in part])]
             with torch.no_grad():
                 rows = family.encode_text(text, ids)
             for index, key in enumerate(part):

@@ -30,6 +30,8 @@ class Materials:
     samples: Samples
     held_out_samples: HeldOut
     conditioner: Conditioner
+    cut_captions: tuple[str, ...]
+    """Captions of the data that are longer than the text encoders take."""
 
     def about(self) -> dict[str, Any]:
         """What the manifest says of the data."""
@@ -38,6 +40,7 @@ class Materials:
             "images": len(self.training),
             "held_out": len(self.held_out),
             "loss_measured_on": "held-out images" if self.held_out else "training images (fewer than 10 images)",
+            "cut_captions": list(self.cut_captions),
             "table": self.dataset.report.as_dict(),
         }
 
@@ -60,7 +63,14 @@ def prepare(job: Job, base: Base) -> Materials:
     prompts = prompts_of(settings, measured)
     posteriors = _posteriors(job, base, training, measured)
     negative = settings.validation.negative_prompt
-    captions = dict.fromkeys([item.caption for item in dataset.items] + [*prompts, EMPTY, negative or EMPTY])
+    own = list(dict.fromkeys(item.caption for item in dataset.items))
+    cut = tuple(base.tokenizers.too_long(own))
+    if cut and base.place.is_main:
+        log.warning(
+            "%d of %d captions are longer than the %d tokens the text encoder takes, and are cut; the first: %r",
+            *(len(cut), len(own), base.tokenizers.limit, cut[0]),
+        )
+    captions = dict.fromkeys([*own, *prompts, EMPTY, negative or EMPTY])
     return Materials(
         dataset=dataset,
         training=training,
@@ -72,6 +82,7 @@ def prepare(job: Job, base: Base) -> Materials:
         ),
         held_out_samples=HeldOut(settings, measured, posteriors, base),
         conditioner=_conditioner(tuple(captions), base),
+        cut_captions=cut,
     )
 
 

@@ -50,7 +50,7 @@ class LiveText:
     def __init__(self, family: Family, stack: TextStack, captions: Sequence[str], *, device: torch.device) -> None:
         self.family, self.stack, self.device = family, stack, device
         self.rows = {caption: index for index, caption in enumerate(dict.fromkeys([*captions, EMPTY]))}
-        self.ids = [ids.to(device) for ids in stack.token_ids(list(self.rows))]
+        self.ids = [ids.to(device) for ids in stack.tokenizers.ids(list(self.rows))]
 
     def text(self, captions: Sequence[Caption]) -> Text:
         """Encode these captions with the adapters that are in use."""

@@ -58,10 +58,9 @@ def test_a_job_that_diverges_fails_alone(bench: Bench, sdxl_folder: Path) -> Non
     assert not bench.train(*jobs)
     assert [state_of(job.folder) for job in jobs] == [State.COMPLETED, State.FAILED, State.COMPLETED]
     assert "lower optimizer.lr" in read_manifest(jobs[1].folder)["error"]
-    for index in (0, 2):
-        alone = bench.job(sdxl_folder, **settings[index])
-        assert bench.train(alone)
-        assert difference(weights(jobs[index]), weights(alone)) < ROUNDING
+    alone = bench.job(sdxl_folder, **settings[2])
+    assert bench.train(alone)
+    assert difference(weights(jobs[2]), weights(alone)) < ROUNDING
 
 
 def test_a_job_whose_settings_do_not_fit_the_model_fails_alone(bench: Bench, sdxl_folder: Path) -> None:
