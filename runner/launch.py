@@ -128,12 +128,12 @@ def _run(plan: Plan, launcher: LocalLauncher) -> None:
 
 
 def _report(jobs: Sequence[Job]) -> None:
-    """Write the experiment's report, print how every job went, and raise if one did not complete."""
+    """Write each experiment's report, print how every job went, and raise if one did not complete."""
     from runner.report import write_report
 
     distinct = list({job.id: job for job in jobs}.values())
     states = {job.id: state_of(job.folder) for job in distinct}
-    report = write_report(distinct[0].folder.parent)
+    reports = [write_report(folder) for folder in dict.fromkeys(job.folder.parent for job in distinct)]
     for job in distinct:
         manifest = read_manifest(job.folder)
         objective = manifest.get("objective")
@@ -144,7 +144,8 @@ def _report(jobs: Sequence[Job]) -> None:
             "" if objective is None else f"{manifest['objective_name']} {objective:.4f}",
             " ".join(job.overrides),
         )
-    log.info("report: %s", report)
+    for report in reports:
+        log.info("report: %s", report)
     failed = [job for job in distinct if states[job.id] is State.FAILED]
     if failed:
         lines = [f"{len(failed)} of {len(distinct)} jobs failed:"]

@@ -19,6 +19,7 @@ from runner.schema import ModelSettings
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 CHUNK_BYTES = 1 << 22
 HUB_TIMEOUT_S = 10
+FAMILY_OF_PIPELINE = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
 
 
 def local_folder(path: str) -> Path | None:
@@ -38,10 +39,20 @@ def check_model(settings: ModelSettings) -> list[str]:
         said = f"model.path = {settings.path!r}: the folder has no model_index.json, so it is no model in diffusers "
         faults = [said + "layout; name the folder that save_pretrained wrote"]
     else:
-        faults = []
+        faults = _other_family(folder, settings)
     if settings.vae is not None and local_folder(settings.vae) is None:
         faults += _hub_faults("model.vae", settings.vae, "config.json", None)
     return faults
+
+
+def _other_family(folder: Path, settings: ModelSettings) -> list[str]:
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    pipeline = str(index.get("_class_name"))
+    family = FAMILY_OF_PIPELINE.get(pipeline)
+    if family == settings.family:
+        return []
+    fix = f"set model.family={family}" if family else f"families are {', '.join(FAMILY_OF_PIPELINE.values())}"
+    return [f"model.family = {settings.family!r}: {settings.path} holds a {pipeline}; {fix}"]
 
 
 def _hub_faults(key: str, value: str, file: str, revision: str | None) -> list[str]:

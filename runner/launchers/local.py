@@ -17,7 +17,7 @@ from runner.schema import LocalLauncher
 
 log = logging.getLogger(__name__)
 
-TAIL_LINES = 5
+INTERRUPTED_CODE = 130
 
 
 def launch(plan: Plan, settings: LocalLauncher) -> None:
@@ -84,7 +84,7 @@ def settle(folder: Path, code: int) -> None:
         if code == -signal.SIGKILL:
             reason += " (often: out of memory)"
         update_manifest(folder, state=State.FAILED, error=reason)
-    elif state is State.PENDING and code not in (0, -signal.SIGINT, -signal.SIGTERM):
+    elif state is State.PENDING and code not in (0, INTERRUPTED_CODE, -signal.SIGINT, -signal.SIGTERM):
         error = read_manifest(folder).get("error") or f"the process ended with code {code} before this job began"
         update_manifest(folder, state=State.FAILED, error=error)
 

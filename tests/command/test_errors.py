@@ -38,6 +38,21 @@ def test_a_mistake_is_named_with_its_fix(arguments: list[str], said: list[str], 
     assert not list(Path(os.environ["RUNNER_OUTPUTS"]).glob("*/*/manifest.json"))
 
 
+def test_a_model_of_another_family_is_refused(sd15_folder: Path, tmp_path: Path) -> None:
+    answer = runner(f"model.path={sd15_folder}", cwd=tmp_path)
+
+    assert answer.code == 2
+    assert "set model.family=sd" in answer.output
+
+
+def test_a_hub_model_that_cannot_be_reached_is_told_before_anything_starts(tmp_path: Path) -> None:
+    answer = runner("model=sd21", cwd=tmp_path)  # the tests run offline
+
+    assert answer.code == 2
+    assert "model.path = 'stabilityai/stable-diffusion-2-1'" in answer.output
+    assert "reachable on the Hub" in answer.output
+
+
 def test_all_mistakes_of_all_kinds_are_named_together(tmp_path: Path) -> None:
     answer = runner("lora.rnk=8", "model=sdx", "steps=0", "dataset=folder", "dataset.path=/nowhere", cwd=tmp_path)
 
