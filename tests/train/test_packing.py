@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from runner.job import Job, State, read_manifest, state_of
-from runner.train.adapter import Adapter, find_sites
+from runner.schema import LoraSettings
+from runner.train.adapter import Adapter, Site, find_sites
 from runner.train.packed import PackedAdapters
 from tests.train.bench import CPU, Bench, difference, records, weights
 
@@ -72,8 +73,12 @@ def test_a_job_whose_settings_do_not_fit_the_model_fails_alone(bench: Bench, sdx
 
 def test_adapters_of_text_encoders_among_others_give_what_they_give_alone(bench: Bench, sdxl_folder: Path) -> None:
     settings: list[dict[str, Any]] = [
-        {"seed": 1, "lora": {"text_encoder": True}, "dataset": {"caption_dropout": 0.5}},
-        {"seed": 2, "lora": {"text_encoder": True, "rank": 4, "dropout": 0.2}, "optimizer": {"text_encoder_lr": 1e-3}},
+        {"seed": 1, "lora": {"text_encoder": True, "alpha": 1.0}, "dataset": {"caption_dropout": 0.5}},
+        {
+            "seed": 2,
+            "lora": {"text_encoder": True, "rank": 4, "alpha": 12.0, "dropout": 0.2},
+            "optimizer": {"text_encoder_lr": 1e-3},
+        },
     ]
     jobs = [bench.job(sdxl_folder, **each) for each in settings]
     assert bench.train(*jobs)
@@ -99,6 +104,25 @@ def test_padding_to_the_largest_rank_stays_zero(bench: Bench, sdxl_folder: Path)
     assert not pack.gradient.any()
     pack.detach()
     assert not any(module._forward_hooks for module in base.denoiser.modules())
+
+
+def test_dropout_falls_anew_on_each_sample_and_on_none_while_validating() -> None:
+    layer = torch.nn.Linear(6, 3, bias=False).requires_grad_(False)
+    base = torch.nn.Sequential(layer)
+    settings = LoraSettings(rank=2, alpha=6.0, dropout=0.25)
+    adapter = Adapter(settings, [Site("unet", "0", (6,), 3)], seed=0, device=CPU.device)
+    adapter.weights.normal_(generator=torch.Generator().manual_seed(0))
+    pack = PackedAdapters({"unet": base}, [adapter], dtype=torch.float32)
+    ((_, down, up),) = adapter.pairs(adapter.weights)
+    same = torch.ones(4000, 6)
+    with pack.using([(0, len(same))], [range(len(same))]), torch.no_grad():
+        dropped, again = base(same), base(same)
+    with pack.using([(0, len(same))]), torch.no_grad():
+        kept = base(same)
+    assert torch.equal(dropped, again), "the same sample is always dropped alike"
+    assert len(dropped.unique(dim=0)) > 30
+    assert torch.allclose(kept[0], layer(same[0]) + 3.0 * up @ down @ same[0], atol=1e-5)
+    assert torch.allclose(dropped.mean(0), kept[0], atol=0.3), "what is kept is scaled up for what is not"
 
 
 def test_gradient_checkpointing_changes_nothing(bench: Bench, sdxl_folder: Path) -> None:
