@@ -71,7 +71,6 @@ def write_kohya(
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(settings.rank),
         "ss_network_alpha": str(float(settings.rank)),
-        "ss_base_model_version": family.kohya_version,
         "sshs_model_hash": hashlib.sha256(save(tensors)).hexdigest(),
         **about,
     }

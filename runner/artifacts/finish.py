@@ -39,7 +39,12 @@ def save_artifacts(
         base.family,
         layers,
         settings.lora,
-        about={"ss_output_name": title, "modelspec.title": title, "ss_sd_model_name": settings.model.path},
+        about={
+            "ss_base_model_version": base.family.kohya_version(base.denoiser),
+            "ss_output_name": title,
+            "ss_sd_model_name": settings.model.path,
+            "modelspec.title": title,
+        },
     )
     check_kohya(kohya_file, base.family, layers, settings.lora.scale)
     samples = run.materials.held_out_samples.samples[:COMPARED_SAMPLES]

@@ -69,8 +69,9 @@ class Family(Protocol):
     """Components that can carry adapters, by their names in the pipeline; the denoiser is the first."""
     kohya_prefixes: dict[str, str]
     """Component -> prefix of its keys in the kohya layout."""
-    kohya_version: str
-    """`ss_base_model_version` in the kohya header."""
+
+    def kohya_version(self, denoiser: nn.Module) -> str:
+        """`ss_base_model_version` in the kohya header."""
 
     def zeros_for_empty(self, folder: Path) -> bool:
         """Whether the unconditional embedding is zeros (SDXL) or the encoded empty caption."""

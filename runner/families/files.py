@@ -99,7 +99,7 @@ def _identity(path: str, revision: str | None, variant: str | None) -> str:
     folder = local_folder(path)
     if folder is None:
         return f"{path}@{revision or 'main'}:{variant or ''}"
-    return folder_hash(folder)
+    return folder_hash(folder) + (f":{variant}" if variant else "")
 
 
 def folder_hash(folder: Path) -> str:

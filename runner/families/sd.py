@@ -16,7 +16,13 @@ from runner.families.loading import load_component
 
 adapter_components = ("unet", "text_encoder")
 kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
-kohya_version = "sd_v1"
+SD2_TEXT_WIDTH = 1024
+
+
+def kohya_version(denoiser: nn.Module) -> str:
+    """SD 2.x has the wider text encoder."""
+    width: int = denoiser.config.cross_attention_dim  # type: ignore[union-attr,assignment]
+    return "sd_v2" if width == SD2_TEXT_WIDTH else "sd_v1"
 
 
 def zeros_for_empty(folder: Path) -> bool:

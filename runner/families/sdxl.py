@@ -17,7 +17,11 @@ from runner.families.loading import load_component
 
 adapter_components = ("unet", "text_encoder", "text_encoder_2")
 kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
-kohya_version = "sdxl_base_v1-0"
+
+
+def kohya_version(denoiser: nn.Module) -> str:
+    """One version so far."""
+    return "sdxl_base_v1-0"
 
 
 def zeros_for_empty(folder: Path) -> bool:

@@ -115,10 +115,9 @@ def worker_command(folders: list[Path], processes: int, device: str) -> list[str
     worker = ["-m", "runner.work", "--device", device, *map(str, folders)]
     if processes == 1:
         return [sys.executable, *worker]
-    distributed = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
-    distributed += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    distributed += ["--cpu"] if device == "cpu" or count_gpus() == 0 else ["--multi_gpu"]
-    return [sys.executable, "-m", "accelerate.commands.launch", *distributed, *worker]
+    # Not `accelerate launch`: with --cpu it starts a single process whatever --num_processes says (1.15).
+    distributed = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [sys.executable, *distributed, *worker]
 
 
 def _environment(settings: LocalLauncher, processes: int) -> dict[str, str]:

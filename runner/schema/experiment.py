@@ -20,6 +20,7 @@ from runner.schema.training import (
     LossSettings,
     LrSchedulerSettings,
     OptimizerSettings,
+    Prodigy,
     SchedulerSettings,
 )
 
@@ -87,10 +88,10 @@ class Experiment(Settings):
                 f"lr_scheduler.warmup_steps = {self.lr_scheduler.warmup_steps}: the training ends after "
                 f"steps = {self.steps}, before the warm-up; lower it"
             )
-        if self.optimizer.text_encoder_lr is not None and not self.lora.text_encoder:
+        text_encoder_lr = None if isinstance(self.optimizer, Prodigy) else self.optimizer.text_encoder_lr
+        if text_encoder_lr is not None and not self.lora.text_encoder:
             raise ValueError(
-                f"optimizer.text_encoder_lr = {self.optimizer.text_encoder_lr}: has no effect without "
-                "lora.text_encoder=true"
+                f"optimizer.text_encoder_lr = {text_encoder_lr}: has no effect without lora.text_encoder=true"
             )
         return self
 

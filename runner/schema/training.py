@@ -52,10 +52,10 @@ class LoraSettings(Settings):
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
+TEXT_ENCODER_LR = "Learning rate of the text encoders' adapters; null means `lr`."
+
+
 class _Optimizer(Settings):
-    text_encoder_lr: float | None = knob(
-        None, gt=0, doc="Learning rate of the text encoders' adapters; null means `lr`."
-    )
     weight_decay: float = knob(0.01, ge=0, doc="Decoupled weight decay.")
     max_grad_norm: float = knob(
         1.0, ge=0, doc="Gradients are scaled down to this norm over all of a job's weights; 0 is off."
@@ -67,6 +67,7 @@ class AdamW(_Optimizer):
 
     name: Literal["adamw"] = knob("adamw", doc="Which optimizer.")
     lr: float = knob(1e-4, gt=0, doc="Peak learning rate.")
+    text_encoder_lr: float | None = knob(None, gt=0, doc=TEXT_ENCODER_LR)
     betas: tuple[float, float] = knob((0.9, 0.999), doc="Decay rates of the two moments.")
     eps: float = knob(1e-8, gt=0, doc="Added to the denominator.")
 
@@ -78,7 +79,7 @@ class AdamW8bit(AdamW):
 
 
 class Prodigy(_Optimizer):
-    """`optimizer=prodigy`: learning-rate-free (prodigyopt); lr scales its own estimate."""
+    """`optimizer=prodigy`: learning-rate-free (prodigyopt); one estimated rate for all weights."""
 
     name: Literal["prodigy"] = knob("prodigy", doc="Which optimizer.")
     lr: float = knob(1.0, gt=0, doc="Factor on the estimated learning rate; 1 is the authors' advice.")
@@ -92,6 +93,7 @@ class Adafactor(_Optimizer):
 
     name: Literal["adafactor"] = knob("adafactor", doc="Which optimizer.")
     lr: float = knob(1e-4, gt=0, doc="Peak learning rate.")
+    text_encoder_lr: float | None = knob(None, gt=0, doc=TEXT_ENCODER_LR)
 
 
 OPTIMIZER_PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}

@@ -50,16 +50,20 @@ def encode_views(
     vae_folder: Path,
     load_vae: Callable[[], AutoencoderKL],
     place: Place,
+    variant: str | None = None,
 ) -> dict[tuple[str, Crop], tuple[Tensor, Tensor]]:
     """The VAE's posterior of every view: (mean, standard deviation), each `[C, h, w]`, fp32 on the CPU.
 
     Args:
         vae_folder: the VAE's files; their content is part of the cache key.
         load_vae: called only if something is missing.
+        variant: which of the files in the folder are read, where there are several.
     """
     identity = folder_hash(vae_folder)
     wanted = {
-        entry_key("posterior", vae=identity, image=view.item.id, crop=dataclasses.asdict(view.crop)): view
+        entry_key(
+            "posterior", vae=identity, variant=variant, image=view.item.id, crop=dataclasses.asdict(view.crop)
+        ): view
         for view in views
     }
     cache = TensorCache(cache_dir() / "posteriors")
@@ -88,6 +92,7 @@ def encode_captions(
     model_folder: Path,
     load_text: Callable[[], TextStack],
     place: Place,
+    variant: str | None = None,
 ) -> dict[str, Text]:
     """The embeddings of every caption, without a batch dimension, fp32 on the CPU."""
     identity = [
@@ -96,7 +101,10 @@ def encode_captions(
         if folder.name.startswith(("text_", "tokenizer"))
     ]
     name = family.__name__ if hasattr(family, "__name__") else type(family).__name__
-    wanted = {entry_key("caption", encoders=identity, family=name, caption=caption): caption for caption in captions}
+    wanted = {
+        entry_key("caption", encoders=identity, variant=variant, family=name, caption=caption): caption
+        for caption in captions
+    }
     cache = TensorCache(cache_dir() / "captions")
 
     def encode(keys: Sequence[str]) -> None:

@@ -46,6 +46,7 @@ class JobRun:
         self.last_loss = float("nan")
         self.images_per_s = 0.0
         self._saved_step = -1
+        self._lr = 0.0
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, if there is one."""
@@ -131,6 +132,7 @@ class JobRun:
             gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self._lr = float(self.optimizer.param_groups[0]["lr"])  # of this step, not of the next
         self.lr_scheduler.step()
         gradient.zero_()
         self.step += 1
@@ -177,7 +179,7 @@ class JobRun:
             {
                 "train/loss": loss,
                 "train/grad_norm": norm,
-                "train/lr": float(self.optimizer.param_groups[0]["lr"]),
+                "train/lr": self._lr,
                 "train/images_per_s": self.images_per_s,
             }
         )

@@ -89,13 +89,20 @@ def prepare(job: Job, base: Base) -> Materials:
 def _posteriors(job: Job, base: Base, training: tuple[Item, ...], measured: tuple[Item, ...]) -> Posteriors:
     views = [View(item, crop) for item in training for crop in crops_of(item, job.experiment)]
     views += [View(item, held_out_crop(item, job.experiment)) for item in measured]
-    return encode_views(views, vae_folder=base.vae_folder, load_vae=lambda: base.vae, place=base.place)
+    return encode_views(
+        views, vae_folder=base.vae_folder, load_vae=lambda: base.vae, place=base.place, variant=base.settings.variant
+    )
 
 
 def _conditioner(captions: tuple[str, ...], base: Base) -> Conditioner:
     if base.trains_text:
         return LiveText(base.family, base.text, captions, device=base.place.device)
     encoded = encode_captions(
-        captions, family=base.family, model_folder=base.folder, load_text=lambda: base.text, place=base.place
+        captions,
+        family=base.family,
+        model_folder=base.folder,
+        load_text=lambda: base.text,
+        place=base.place,
+        variant=base.settings.variant,
     )
     return EncodedText(encoded, zeros_for_empty=base.zeros_for_empty, device=base.place.device)

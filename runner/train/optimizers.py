@@ -9,8 +9,8 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 
-from runner.errors import SettingsError
 from runner.schema import Experiment, LrSchedulerSettings, OptimizerSettings
+from runner.schema.training import Prodigy
 from runner.train.adapter import Adapter
 
 
@@ -19,21 +19,18 @@ def build_optimizer(settings: OptimizerSettings, adapter: Adapter) -> torch.opti
 
     Elementwise optimizers see each component as one flat vector, which makes their step one kernel. Adafactor
     looks at rows and columns, so it sees the matrices. Parameters share storage with the adapter's vectors.
-
-    Raises:
-        SettingsError: the optimizer cannot do what is asked of it.
     """
-    if settings.name == "prodigy" and settings.text_encoder_lr not in (None, settings.lr):
-        raise SettingsError(
-            f"optimizer.text_encoder_lr = {settings.text_encoder_lr}: prodigy estimates one step size for all "
-            "weights and knows no second factor; remove it"
-        )
     as_matrices = settings.name == "adafactor"
     groups = []
     for component, span in adapter.spans().items():
-        lr = settings.lr if component == "unet" else settings.text_encoder_lr or settings.lr
+        lr = settings.lr if component == "unet" else _text_encoder_lr(settings)
         groups.append({"params": _matrices(adapter, component) if as_matrices else [_flat(adapter, span)], "lr": lr})
     return _BUILDERS[settings.name](settings, groups)
+
+
+def _text_encoder_lr(settings: OptimizerSettings) -> float:
+    own = None if isinstance(settings, Prodigy) else settings.text_encoder_lr
+    return settings.lr if own is None else own
 
 
 def bind_gradients(optimizer: torch.optim.Optimizer, adapter: Adapter) -> None:

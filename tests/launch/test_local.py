@@ -194,6 +194,7 @@ def test_two_processes_give_the_weights_of_one(settings: list[str], uninterrupte
     answer = runner("name=two", *settings, "launcher.processes=2", "accumulation=2")
 
     assert answer.code == 0, answer.output
+    assert manifests("two")[only_folder("two").name]["device"].startswith("2 x CPU")
     one, other = weights(uninterrupted), weights(only_folder("two"))
     difference = max(float((one[key] - other[key]).abs().max()) for key in one)
     largest = max(float(one[key].abs().max()) for key in one)

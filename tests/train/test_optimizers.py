@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from runner.errors import SettingsError
 from runner.job import Job
 from runner.train.adapter import Adapter, find_sites
 from runner.train.job_run import JobRun
-from runner.train.optimizers import build_optimizer
 from tests.train.bench import CPU, Bench
 
 
@@ -61,13 +58,3 @@ def test_text_encoders_have_their_own_learning_rate(bench: Bench, sdxl_folder: P
     assert [group["lr"] for group in run.optimizer.param_groups] == [1e-2, 1e-5, 1e-5]
     numbers = [sum(each.numel() for each in group["params"]) for group in run.optimizer.param_groups]
     assert sum(numbers) == len(run.adapter)
-
-
-def test_prodigy_refuses_a_second_learning_rate(bench: Bench, sdxl_folder: Path) -> None:
-    optimizer: dict[str, Any] = {"name": "prodigy", "lr": 1.0, "text_encoder_lr": 0.5}
-    job = bench.job(sdxl_folder, lora={"text_encoder": True}, optimizer=optimizer)
-    base = bench.base(job)
-    settings = job.experiment.lora
-    adapter = Adapter(settings, find_sites(settings, base.components()), seed=0, device=CPU.device)
-    with pytest.raises(SettingsError, match=r"optimizer\.text_encoder_lr = 0\.5"):
-        build_optimizer(job.experiment.optimizer, adapter)
