@@ -18,7 +18,7 @@ def main() -> None:
 
         sys.stdout.write(help_text())
         return
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     # Hydra prints its own errors one at a time and ends the process, unless told to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

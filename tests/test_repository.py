@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -97,8 +98,6 @@ def wheel_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_works_from_another_folder(wheel_site: Path, tmp_path: Path) -> None:
-    import os
-
     command = [str(wheel_site / "bin" / "runner"), "recipe=demo", "launcher.dry_run=true"]
     done = subprocess.run(
         [sys.executable, *command],
@@ -110,6 +109,6 @@ def test_the_wheel_works_from_another_folder(wheel_site: Path, tmp_path: Path) -
     )
 
     assert done.returncode == 0, done.stderr
-    assert "1 job to run" in done.stderr
+    assert "1 job to run" in done.stdout
     assert (wheel_site / "runner" / "conf" / "config.yaml").is_file()
     assert (wheel_site / "runner" / "report" / "templates").is_dir()

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from runner.schema.knob import Settings, knob
 
-TARGET_PRESETS = ("attention", "attention_ff", "linear")
+TARGET_PRESETS = ("attention", "attention_ff", "linear", "linear_conv")
 
 
 class LoraSettings(Settings):
@@ -26,7 +26,8 @@ class LoraSettings(Settings):
         "attention",
         min_length=1,
         doc="UNet layers that get an adapter: `attention`, `attention_ff` (and feed-forward), `linear` "
-        "(every linear layer of the transformer blocks and their projections), or a regular expression "
+        "(every linear layer of the transformer blocks and their projections), `linear_conv` (and the "
+        "convolutions of the residual, down- and upsampling blocks), or a regular expression "
         "that matches whole module names.",
     )
     init: Literal["gaussian", "kaiming"] = knob(

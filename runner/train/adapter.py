@@ -19,10 +19,13 @@ from runner.schema import LoraSettings
 from runner.train.randomness import generator
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+ATTENTION_FF = (*ATTENTION, "ff.net.0.proj", "ff.net.2")
+LINEAR = (*ATTENTION_FF, "proj_in", "proj_out")
 PRESETS = {
     "attention": ATTENTION,
-    "attention_ff": (*ATTENTION, "ff.net.0.proj", "ff.net.2"),
-    "linear": (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
+    "attention_ff": ATTENTION_FF,
+    "linear": LINEAR,
+    "linear_conv": (*LINEAR, "conv1", "conv2", "conv_shortcut", "conv"),
 }
 TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 

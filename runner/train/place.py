@@ -26,7 +26,9 @@ class Place:
     @classmethod
     def here(cls, device: str) -> Place:
         """Join the other processes, if accelerate started several; `device` is auto, cpu or cuda."""
-        state = PartialState(cpu=device == "cpu", timeout=COLLECTIVE_TIMEOUT)
+        # Unless told that there is no GPU, accelerate takes several processes without one for several single ones.
+        cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        state = PartialState(cpu=cpu, timeout=COLLECTIVE_TIMEOUT)
         place = cls(torch.device(state.device), state.process_index, state.num_processes)
         if place.world > 1:
             place._control = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)

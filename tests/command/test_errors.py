@@ -20,10 +20,7 @@ WRONG = {
     "a value in a group's place": (["lora=3"], ["lora = 3", "attention"]),
     "a sweep without -m": (["lora.rank=4,8"], ["lora.rank = 4,8", "-m"]),
     "no effect": (["optimizer=prodigy", "optimizer.eps=1e-3"], ["optimizer.eps = 0.001", "no effect"]),
-    "two rates for prodigy": (
-        ["optimizer=prodigy", "+optimizer.text_encoder_lr=1e-4"],
-        ["no effect with optimizer=prodigy"],
-    ),
+    "two rates": (["optimizer=prodigy", "+optimizer.text_encoder_lr=1e-4"], ["no effect with optimizer=prodigy"]),
     "two keys that do not fit": (["batch_size=2", "launcher.processes=3"], ["launcher.processes = 3", "batch_size"]),
     "key of another group": (["lr=3"], ["lr = 3", "did you mean optimizer.lr?"]),
     "unquoted text": (["name=it's"], ["name=it's", "quote"]),

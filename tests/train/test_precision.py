@@ -90,5 +90,5 @@ def test_the_learning_rate_is_stepped_once_per_optimizer_step(
     )
     assert bench.train(job)
     assert state_of(job.folder) is State.COMPLETED
-    wanted = {1: 1e-2, 2: 7.5e-3, 3: 2.5e-3, 4: 0.0}
+    wanted = {1: 0.0, 2: 1e-2, 3: 7.5e-3, 4: 2.5e-3}  # warm-up, peak, and the cosine down from it
     assert records(job, "train/lr") == pytest.approx(wanted, abs=1e-9)
