@@ -53,7 +53,7 @@ def load_denoiser(folder: Path, variant: str | None, dtype: torch.dtype) -> nn.M
 
 def predict(denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: Text, time_ids_B6: Tensor) -> Tensor:
     """The UNet's output, `[B, C, H, W]`; this family is not told the images' sizes."""
-    dtype: torch.dtype = denoiser.dtype  # type: ignore[assignment]
+    dtype = denoiser.get_parameter("conv_in.weight").dtype  # denoiser.dtype walks through all modules at every call
     output = denoiser(noisy_BCHW.to(dtype), timesteps_B, text["embeds"].to(dtype), return_dict=False)
     return output[0]  # type: ignore[no-any-return]
 

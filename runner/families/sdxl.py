@@ -63,7 +63,7 @@ def predict(denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: 
 
     The sizes stay in fp32: bf16 holds whole numbers only up to 256 exactly, and the UNet embeds them in fp32.
     """
-    dtype: torch.dtype = denoiser.dtype  # type: ignore[assignment]
+    dtype = denoiser.get_parameter("conv_in.weight").dtype  # denoiser.dtype walks through all modules at every call
     output = denoiser(
         noisy_BCHW.to(dtype),
         timesteps_B,

@@ -27,7 +27,7 @@ from runner.train.place import Place
 
 log = logging.getLogger(__name__)
 
-PIXELS_PER_BATCH = 4 * 1024 * 1024
+PIXELS_PER_BATCH = 1024 * 1024
 CAPTIONS_PER_BATCH = 32
 
 

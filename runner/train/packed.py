@@ -1,7 +1,8 @@
 """K adapters over one frozen base in one forward pass: slice k of the batch goes through adapter k.
 
-Each adapted layer has a forward hook that adds the low-rank update to its output. Ranks are padded with zeros to
-the pack's largest, which is exact: padded rows get a zero gradient. The frozen modules themselves are not touched.
+Each adapted layer computes its frozen part and the low-rank updates in its place while a pack is attached. Ranks
+are padded with zeros to the pack's largest, which is exact: padded rows get a zero gradient. The frozen weights
+themselves are not touched.
 
 # Shape suffixes: K adapters, N rows of the batch, T tokens, I O layer inputs and outputs, R padded rank.
 """
@@ -10,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from runner.train.adapter import Adapter, Site
+from runner.train.low_rank import LowRankLinear
 from runner.train.randomness import torch_seed
 
 
@@ -34,7 +34,7 @@ class PackedAdapters:
         self.rows: tuple[tuple[int, int], ...] = ()
         self.sample_ids: tuple[Sequence[int], ...] = ()
         device = adapters[0].weights.device
-        self._scale_K11 = torch.tensor(self.scales, device=device, dtype=dtype).view(-1, 1, 1)
+        self.scale_K11 = torch.tensor(self.scales, device=device, dtype=dtype).view(-1, 1, 1)
         wanted = {(site.component, site.name): site for adapter in adapters for site in adapter.sites}
         sites = [
             wanted[component, name]
@@ -51,7 +51,8 @@ class PackedAdapters:
         for adapter, part in zip(adapters, self._joint_gradient.split([len(a) for a in adapters]), strict=True):
             part.copy_(adapter.gradient)
             adapter.gradient = part
-        self._handles: list[RemovableHandle] = []
+        self.drops = any(adapter.dropout for adapter in adapters)
+        self._modules: list[nn.Module] = []
         self._attach(components, sites)
         self.refresh()
 
@@ -82,17 +83,18 @@ class PackedAdapters:
         for (site, down, up), (_, down_gradient, up_gradient) in zip(
             self._views(self.weights, sites), gradients, strict=True
         ):
-            layer = _Layer(self, site, nn.Parameter(down), nn.Parameter(up))
+            module = components[site.component].get_submodule(site.name)
+            layer = _Layer(self, site, module, nn.Parameter(down), nn.Parameter(up))
             # Autograd adds in place to a gradient that is there already: it lands in the pack's one vector.
             layer.down.grad, layer.up.grad = down_gradient, up_gradient
-            module = components[site.component].get_submodule(site.name)
-            self._handles.append(module.register_forward_hook(layer.hook))
+            self._modules.append(layer.module)
+            layer.module.forward = layer.forward
 
     def detach(self) -> None:
-        """Take the hooks off; the frozen components are as they were."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Let go of the layers; the frozen components are as they were."""
+        for module in self._modules:
+            del module.forward
+        self._modules.clear()
 
     @contextmanager
     def using(self, rows: Sequence[tuple[int, int]], sample_ids: Sequence[Sequence[int]] = ()) -> Iterator[None]:
@@ -131,28 +133,30 @@ class PackedAdapters:
 class _Layer:
     """The adapters of one frozen layer."""
 
-    def __init__(self, pack: PackedAdapters, site: Site, down: nn.Parameter, up: nn.Parameter) -> None:
-        self.pack, self.site, self.down, self.up = pack, site, down, up
+    def __init__(
+        self, pack: PackedAdapters, site: Site, module: nn.Module, down: nn.Parameter, up: nn.Parameter
+    ) -> None:
+        self.pack, self.site, self.module, self.down, self.up = pack, site, module, down, up
+        self.frozen = module.forward  # the class's own, bound; the instance's is replaced by `forward`
 
-    def hook(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output with the updates of the adapters whose rows these are."""
         rows = self.pack.rows
         if not rows:
-            return None
-        x, dtype = inputs[0], self.down.dtype
-        x = self._dropped(x.to(dtype))
-        if isinstance(module, nn.Conv2d):
-            return self._convolution(module, x, output)
-        if len(self.pack.adapters) > 1 and _uniform(rows, len(self.pack.adapters)):
-            return self._batched(x, output)
-        return self._sliced(x, output)
+            return self.frozen(x)  # type: ignore[no-any-return]
+        drops = self.pack.drops and bool(self.pack.sample_ids)
+        if isinstance(self.module, nn.Conv2d):
+            return self._convolution(self.module, self._dropped(x) if drops else x, self.frozen(x))
+        if not drops and _uniform(rows, len(self.pack.adapters)):
+            return self._fused(x)
+        return self._sliced(self._dropped(x) if drops else x, self.frozen(x))
 
-    def _batched(self, x: Tensor, output: Tensor) -> Tensor:
-        """Every adapter has as many rows: one batched matrix product each way."""
-        count = len(self.pack.adapters)
-        x_KTI = x.reshape(count, -1, x.shape[-1])
-        hidden_KTR = torch.bmm(x_KTI, self.down.transpose(1, 2)) * self.pack._scale_K11
-        y_KTO = output.reshape(count, -1, output.shape[-1])
-        return torch.baddbmm(y_KTO, hidden_KTR, self.up.transpose(1, 2)).view(output.shape)
+    def _fused(self, x: Tensor) -> Tensor:
+        """Every adapter has as many rows."""
+        weight, bias = self.module.weight, self.module.bias
+        x_KMI = x.reshape(len(self.pack.adapters), -1, x.shape[-1])
+        output_KMO = LowRankLinear.apply(x_KMI, weight, bias, self.down, self.up, self.pack.scale_K11)
+        return output_KMO.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
     def _sliced(self, x: Tensor, output: Tensor) -> Tensor:
         lengths = [length for _, length in self.pack.rows]
@@ -178,8 +182,6 @@ class _Layer:
 
     def _dropped(self, x: Tensor) -> Tensor:
         pack = self.pack
-        if not pack.sample_ids or not any(adapter.dropout for adapter in pack.adapters):
-            return x
         masks = []
         for (row, _), ids in zip(pack.rows, pack.sample_ids, strict=True):
             adapter = pack.adapters[row]
