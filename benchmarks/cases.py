@@ -38,12 +38,18 @@ class Case:
     model: str
     resolution: int
     batch_size: int
+    photographs: bool = False
+    """JPEG files of three megapixels, as people have them, instead of the drawn images."""
 
+
+PHOTOGRAPH_PX = (2048, 1536)
 
 CASES = (
     Case("embedded, 64 px, batch 1", "embedded", 64, 1),
     Case("embedded, 64 px, batch 4", "embedded", 64, 4),
     Case("wider, 256 px, batch 1", "wider", 256, 1),
+    Case("photographs, embedded, 64 px, batch 1", "embedded", 64, 1, photographs=True),
+    Case("photographs, embedded, 64 px, batch 4", "embedded", 64, 4, photographs=True),
 )
 
 
@@ -59,6 +65,8 @@ def model_folder(case: Case, work: Path) -> Path:
 
 def images_folder(case: Case, work: Path) -> Path:
     """32 captioned images; enlarged to 5:4, so that both sides have something to scale and to cut."""
+    if case.photographs:
+        return _photographs(work / "images" / "photographs")
     if case.resolution == 64:
         return DATASET_DIR
     folder = work / "images" / str(case.resolution)
@@ -70,6 +78,26 @@ def images_folder(case: Case, work: Path) -> Path:
                 image.resize((height * 5 // 4, height), Image.Resampling.BICUBIC).save(folder / file.name)
         captions = (DATASET_DIR / "metadata.jsonl").read_text(encoding="utf-8")
         (folder / "metadata.jsonl").write_text(captions, encoding="utf-8")
+    return folder
+
+
+def _photographs(folder: Path) -> Path:
+    """32 crops of the photographs that scikit-image brings along, enlarged to three megapixels."""
+    import skimage.data
+
+    if folder.is_dir():
+        return folder
+    folder.mkdir(parents=True)
+    lines = []
+    for name in ("astronaut", "cat", "coffee", "rocket"):
+        picture = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+        for index in range(8):
+            edge = 4 * index
+            cut = picture.crop((edge, edge, picture.width - edge, picture.height - edge))
+            file = f"{name}-{index}.jpg"
+            cut.resize(PHOTOGRAPH_PX, Image.Resampling.BICUBIC).save(folder / file, quality=90)
+            lines.append(json.dumps({"file_name": file, "text": f"a photo of a {name}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
