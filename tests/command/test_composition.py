@@ -58,7 +58,7 @@ def test_the_command_line_beats_a_recipe_and_a_recipe_beats_the_groups() -> None
     experiment = composed("recipe=demo", "lora.rank=3")
 
     assert experiment.lora.rank == 3
-    assert experiment.lora.targets == "linear"
+    assert experiment.lora.targets == "linear_conv"
 
 
 def test_a_family_brings_its_resolution_and_precision() -> None:
