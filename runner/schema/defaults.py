@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from pydantic import BaseModel
-
-from runner.schema.experiment import GROUPS, Experiment
+from runner.schema.experiment import GROUPS, SECTIONS, Experiment
 from runner.schema.knob import Settings
 
 
@@ -23,14 +21,22 @@ def variants_of(group: str) -> dict[str, type[Settings]]:
 
 def base_node() -> dict[str, Any]:
     """Every knob with its default, but for groups with several kinds, whose choices bring their own."""
-    node = Experiment().model_dump(mode="json")
-    return {key: value for key, value in node.items() if key not in GROUPS or "" in variants_of(key)}
+    return {
+        name: _node(variants_of(name)[""]) if name in SECTIONS else _plain(field.default)
+        for name, field in Experiment.model_fields.items()
+        if name not in GROUPS or "" in variants_of(name)
+    }
 
 
 def variant_nodes() -> dict[tuple[str, str], dict[str, Any]]:
     """(group, kind) -> the knobs of that kind with their defaults."""
-    return {(group, kind): _dump(model) for group in GROUPS for kind, model in variants_of(group).items() if kind}
+    return {(group, kind): _node(model) for group in GROUPS for kind, model in variants_of(group).items() if kind}
 
 
-def _dump(model: type[BaseModel]) -> dict[str, Any]:
-    return model().model_dump(mode="json")
+def _node(model: type[Settings]) -> dict[str, Any]:
+    # Read off the declarations: making an instance would build its validators.
+    return {name: _plain(field.default) for name, field in model.model_fields.items()}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from runner.schema.inputs import DatasetSettings, MethodSettings, ModelSettings, Precision
-from runner.schema.knob import Settings, knob
+from runner.schema.knob import Settings, knob, section
 from runner.schema.running import (
     CheckpointSettings,
     LauncherSettings,
@@ -56,19 +56,19 @@ class Experiment(Settings):
         "fp32",
         doc="Precision of the frozen base and of the computation; adapter weights are always kept in fp32.",
     )
-    task: TaskSettings = TaskSettings()
-    model: ModelSettings = ModelSettings()
-    dataset: DatasetSettings = DatasetSettings()
-    method: MethodSettings = MethodSettings()
-    lora: LoraSettings = LoraSettings()
-    optimizer: OptimizerSettings = AdamW()
-    lr_scheduler: LrSchedulerSettings = LrSchedulerSettings()
-    scheduler: SchedulerSettings = SchedulerSettings()
-    loss: LossSettings = LossSettings()
-    validation: ValidationSettings = ValidationSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    launcher: LauncherSettings = LocalLauncher()
-    logger: LoggerSettings = LoggerSettings()
+    task: TaskSettings = section(TaskSettings)
+    model: ModelSettings = section(ModelSettings)
+    dataset: DatasetSettings = section(DatasetSettings)
+    method: MethodSettings = section(MethodSettings)
+    lora: LoraSettings = section(LoraSettings)
+    optimizer: OptimizerSettings = section(AdamW)
+    lr_scheduler: LrSchedulerSettings = section(LrSchedulerSettings)
+    scheduler: SchedulerSettings = section(SchedulerSettings)
+    loss: LossSettings = section(LossSettings)
+    validation: ValidationSettings = section(ValidationSettings)
+    checkpoint: CheckpointSettings = section(CheckpointSettings)
+    launcher: LauncherSettings = section(LocalLauncher)
+    logger: LoggerSettings = section(LoggerSettings)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:
@@ -111,3 +111,6 @@ GROUPS = (
     "logger",
 )
 """Sections that are Hydra groups: each has a folder of choices under conf/."""
+
+SECTIONS = (*GROUPS, "checkpoint")
+"""All settings that hold settings."""

@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 class Settings(BaseModel):
     """Base of all groups: frozen, and a key that is not declared is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    # Validators are built when something is first validated: --cfg job only asks for the defaults.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
+    )
 
 
 def knob(default: Any = ..., *, doc: str, unit: str = "", identity: bool = True, **limits: Any) -> Any:
@@ -24,3 +27,8 @@ def knob(default: Any = ..., *, doc: str, unit: str = "", identity: bool = True,
         limits: pydantic constraints (`ge`, `le`, `pattern`, `min_length`, ...).
     """
     return Field(default, description=doc, json_schema_extra={"unit": unit, "identity": identity}, **limits)
+
+
+def section(kind: type[Settings]) -> Any:
+    """Declare a group of settings, at its defaults when nobody chooses."""
+    return Field(default_factory=kind)
