@@ -29,6 +29,9 @@ def main() -> None:
         _end(str(error), code=130)
     except RunnerError as error:
         _end(str(error), code=1)
+    except OSError as error:
+        places = "outputs (RUNNER_OUTPUTS), caches (RUNNER_CACHE) and data must be folders that can be used"
+        _end(f"{error}; {places}", code=2)
 
 
 def _flags_first(arguments: list[str]) -> list[str]:
@@ -43,8 +46,9 @@ def _compose_and_launch() -> None:
     from hydra.errors import HydraException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    failure: list[RunnerError] = []
+    failure: list[RunnerError | OSError] = []
 
     @hydra.main(version_base=None, config_path=str(HOME / "conf"), config_name="config")
     def compose(config: DictConfig) -> None:
@@ -52,12 +56,12 @@ def _compose_and_launch() -> None:
 
         try:
             single(config, HydraConfig.get().overrides.task)
-        except RunnerError as error:  # raised in here, Hydra would print a line of its own about it
+        except (RunnerError, OSError) as error:  # raised in here, Hydra would print a line of its own about it
             failure.append(error)
 
     try:
         compose()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
         if isinstance(error, RunnerError):
             raise
         from runner.compose import diagnose

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ def entry_key(kind: str, **content: Any) -> str:
 class TensorCache:
     """Named tensors under content keys."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, names: Collection[str] = ()) -> None:
+        """`names`: tensors that every entry must have; one without them is damaged."""
         self.folder = folder
+        self.names = set(names)
 
     def _file(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
@@ -45,12 +48,14 @@ class TensorCache:
         try:
             # Read, not mapped: a system allows some 65,000 mappings, and a mapped file that shrinks kills the process.
             tensors: dict[str, Tensor] = load(self._file(key).read_bytes())
-            return tensors
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError):
-            self._file(key).unlink(missing_ok=True)
-            return None
+            tensors = {}
+        if tensors and self.names <= tensors.keys():
+            return tensors
+        self._file(key).unlink(missing_ok=True)
+        return None
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Store an entry; a reader sees all of it or none."""

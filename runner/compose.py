@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from runner import HOME
 from runner.check import Checker
@@ -27,7 +28,7 @@ from runner.schema import GROUPS
 from runner.schema.messages import nearest
 
 MOST_JOBS = 64
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, YAMLError)
 
 
 def diagnose(arguments: Sequence[str], error: Exception) -> str:
@@ -63,6 +64,8 @@ def _faults_of(text: str, search: list[str], *, multirun: bool) -> list[str]:
     key, _, value = text.lstrip("+~").partition("=")
     if override.is_sweep_override() and not multirun:
         return [f"{key} = {value}: several values need -m (python -m runner -m ...), a list brackets: {key}=[{value}]"]
+    if override.is_interval_sweep():
+        return [f"{key} = {value}: an interval has no end of values; name them, or use range(start,stop,step)"]
     if key in (*GROUPS, "recipe"):
         return _faults_of_choice(override, key, search)
     return []

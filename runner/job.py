@@ -111,16 +111,24 @@ def read_job(folder: Path) -> Job:
         experiment = Experiment.model_validate(yaml.safe_load(paths.config.read_text(encoding="utf-8")))
         manifest = read_manifest(folder)
         return Job(manifest["id"], experiment, manifest["identity"], paths.folder, tuple(manifest["overrides"]))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, yaml.YAMLError) as error:
         raise RunnerError(f"{folder} holds no job that can be read: {error}") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a job's folder; empty where there is none yet."""
+    """The manifest of a job's folder; empty where there is none yet.
+
+    Raises:
+        RunnerError: it is damaged.
+    """
+    file = JobPaths(folder).manifest
     try:
-        manifest = json.loads(JobPaths(folder).manifest.read_text(encoding="utf-8"))
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        State(manifest.get("state", State.PENDING))
     except FileNotFoundError:
         return {}
+    except (IsADirectoryError, ValueError, AttributeError) as error:
+        raise RunnerError(f"{file} is damaged ({error}); remove it, and the job runs anew") from error
     assert isinstance(manifest, dict), folder
     return manifest
 

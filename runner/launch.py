@@ -75,7 +75,7 @@ def launch(configs: Sequence[tuple[Mapping[str, Any], tuple[str, ...]]]) -> list
     checker = Checker(outputs_dir())
     jobs = check_all(checker, configs)
     launcher = jobs[0].experiment.launcher
-    plan = make_plan(jobs, {job.id: state_of(job.folder) for job in jobs}, launcher)
+    plan = make_plan(jobs, {job.folder: _state(job) for job in jobs}, launcher)
     show(plan, checker)
     if launcher.dry_run:
         return jobs
@@ -85,13 +85,26 @@ def launch(configs: Sequence[tuple[Mapping[str, Any], tuple[str, ...]]]) -> list
     return jobs
 
 
+def _state(job: Job) -> State:
+    """The state of a job's folder; one that says completed and has lost its weights is not."""
+    state = state_of(job.folder)
+    if state is State.COMPLETED and not job.paths.weights.is_file():
+        log.warning("%s says that it is completed, but %s is gone: it runs again", job.id, job.paths.weights)
+        return State.PENDING
+    return state
+
+
 def check_all(checker: Checker, configs: Sequence[tuple[Mapping[str, Any], tuple[str, ...]]]) -> list[Job]:
     """Turn every configuration into a job, or raise one error with the faults of all of them."""
     jobs: list[Job] = []
     faults: dict[str, list[str]] = {}
     for config, overrides in configs:
         try:
-            jobs.append(checker.job(config, overrides))
+            job = checker.job(config, overrides)
+            launcher = job.experiment.launcher
+            if wrong_place := find_launcher(launcher.name).check(launcher):
+                raise SettingsError("\n".join(wrong_place))
+            jobs.append(job)
         except SettingsError as error:
             faults.setdefault(str(error), []).append(" ".join(overrides) or "the defaults")
     if not faults:
@@ -131,8 +144,9 @@ def _report(jobs: Sequence[Job]) -> None:
     """Write each experiment's report, print how every job went, and raise if one did not complete."""
     from runner.report import write_report
 
-    distinct = list({job.id: job for job in jobs}.values())
-    states = {job.id: state_of(job.folder) for job in distinct}
+    distinct = list({job.folder: job for job in jobs}.values())
+    states = {job.folder: state_of(job.folder) for job in distinct}
+    common = set.intersection(*(set(job.overrides) for job in distinct)) if len(distinct) > 1 else set()
     reports = [write_report(folder) for folder in dict.fromkeys(job.folder.parent for job in distinct)]
     for job in distinct:
         manifest = read_manifest(job.folder)
@@ -140,13 +154,13 @@ def _report(jobs: Sequence[Job]) -> None:
         log.info(
             "%s  %-11s %s  %s",
             job.id,
-            states[job.id].value,
+            states[job.folder].value,
             "" if objective is None else f"{manifest['objective_name']} {objective:.4f}",
-            " ".join(job.overrides),
+            " ".join(text for text in job.overrides if text not in common),
         )
     for report in reports:
         log.info("report: %s", report)
-    failed = [job for job in distinct if states[job.id] is State.FAILED]
+    failed = [job for job in distinct if states[job.folder] is State.FAILED]
     if failed:
         lines = [f"{len(failed)} of {len(distinct)} jobs failed:"]
         for job in failed:
@@ -156,7 +170,7 @@ def _report(jobs: Sequence[Job]) -> None:
             ]
             lines += [f"    log: {job.paths.log}"]
         raise JobsFailed("\n".join([*lines, "Run the same command again to retry only these."]))
-    stopped = [job for job in distinct if states[job.id] is not State.COMPLETED]
+    stopped = [job for job in distinct if states[job.folder] is not State.COMPLETED]
     if stopped:
         raise Interrupted(
             f"interrupted: {len(stopped)} of {len(distinct)} jobs are not done. "

@@ -33,6 +33,7 @@ class JobPaths:
         self.log = self.folder / "log.txt"
         self.lock = self.folder / ".lock"
         self.lora = self.folder / "lora"
+        self.weights = self.lora / "pytorch_lora_weights.safetensors"
         self.samples = self.folder / "samples"
         self.prompts = self.samples / "prompts.json"
         self.checkpoints = self.folder / "checkpoints"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from runner.job import Job, State
@@ -71,16 +72,16 @@ def _describe(job: Job) -> str:
     return f"{chosen}  ({settings.steps} steps of {settings.batch_size}, rank {settings.lora.rank})"
 
 
-def make_plan(jobs: Sequence[Job], states: Mapping[str, State], launcher: LocalLauncher) -> Plan:
+def make_plan(jobs: Sequence[Job], states: Mapping[Path, State], launcher: LocalLauncher) -> Plan:
     """Sort jobs into packs.
 
     Args:
         jobs: the command's jobs, in its order.
-        states: the state of each job's folder, by job id.
+        states: the state of each job's folder.
         launcher: says how many jobs a pack may hold and how many processes it gets.
     """
-    distinct = {job.id: job for job in jobs}
-    done = tuple(job for job in distinct.values() if states.get(job.id) is State.COMPLETED)
+    distinct = {job.folder: job for job in jobs}
+    done = tuple(job for job in distinct.values() if states.get(job.folder) is State.COMPLETED)
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in distinct.values():
         if job not in done:

@@ -34,6 +34,7 @@ def write_card(run: JobRun, kohya_file: Path, losses: Mapping[str, float], check
     if settings.dataset.instance_prompt:
         head["instance_prompt"] = settings.dataset.instance_prompt
     curves = _write_curves(folder, records)
+    measured = "Held-out loss" if run.materials.held_out else "Loss on the training images, at fixed noise,"
     first = next((line["validation/loss"] for line in records if "validation/loss" in line), None)
     lines = [
         "---",
@@ -42,7 +43,7 @@ def write_card(run: JobRun, kohya_file: Path, losses: Mapping[str, float], check
         "",
         f"# {settings.name}: LoRA of rank {settings.lora.rank} for {settings.model.path}",
         "",
-        f"Held-out loss {losses['validation/loss']:.4f} after {run.step} steps"
+        f"{measured} {losses['validation/loss']:.4f} after {run.step} steps"
         + (f" ({first:.4f} before training)." if first is not None else "."),
         "",
         *curves,
@@ -50,9 +51,7 @@ def write_card(run: JobRun, kohya_file: Path, losses: Mapping[str, float], check
         "## Use",
         "",
         "```python",
-        "from diffusers import AutoPipelineForText2Image",
-        "",
-        f"pipeline = AutoPipelineForText2Image.from_pretrained({settings.model.path!r})",
+        *_pipeline_code(run),
         f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")',
         "```",
         "",
@@ -78,6 +77,17 @@ def write_card(run: JobRun, kohya_file: Path, losses: Mapping[str, float], check
     return target
 
 
+def _pipeline_code(run: JobRun) -> list[str]:
+    """Python that loads the base model; the type is said because a model's files may have several."""
+    path, imports = repr(run.settings.model.path), ["import torch", "from diffusers import AutoPipelineForText2Image"]
+    if run.settings.model.path == "embedded":
+        path = "MODEL_DIR"
+        imports.append("from runner.embedded import MODEL_DIR")
+    dtype = str(run.base.dtype)
+    load = f"pipeline = AutoPipelineForText2Image.from_pretrained({path}, torch_dtype={dtype})"
+    return [*imports, "", load]
+
+
 def _write_curves(folder: Path, records: list[dict[str, Any]]) -> list[str]:
     """Draw the losses beside the card; the lines that show them."""
 
@@ -88,13 +98,13 @@ def _write_curves(folder: Path, records: list[dict[str, Any]]) -> list[str]:
     series = [
         Series(label="train", points=raw, style="raw"),
         Series(label="train, smoothed", points=smoothed(raw)),
-        Series(label="held-out", points=points("validation/loss"), style="held", dots=True),
+        Series(label="validation", points=points("validation/loss"), style="held", dots=True),
     ]
     chart = draw("Loss", series)
     if chart is None:
         return []
     write_text(folder / "loss.svg", standalone(chart))
-    return ["![Loss over steps: blue on the training images, orange on the held-out ones](loss.svg)", ""]
+    return ["![Loss over steps: blue on the training images, orange at fixed noise, before and after](loss.svg)", ""]
 
 
 def _facts(run: JobRun) -> dict[str, Any]:

@@ -39,10 +39,16 @@ def check_model(settings: ModelSettings) -> list[str]:
         said = f"model.path = {settings.path!r}: the folder has no model_index.json, so it is no model in diffusers "
         faults = [said + "layout; name the folder that save_pretrained wrote"]
     else:
-        faults = _other_family(folder, settings)
+        faults = _other_family(folder, settings) + _missing_variant(folder, settings)
     if settings.vae is not None and local_folder(settings.vae) is None:
         faults += _hub_faults("model.vae", settings.vae, "config.json", None)
     return faults
+
+
+def _missing_variant(folder: Path, settings: ModelSettings) -> list[str]:
+    if settings.variant is None or list(folder.glob(f"unet/*.{settings.variant}.*")):
+        return []
+    return [f"model.variant = {settings.variant!r}: {settings.path} has no files of this variant; set it to null"]
 
 
 def _other_family(folder: Path, settings: ModelSettings) -> list[str]:
@@ -61,6 +67,8 @@ def _hub_faults(key: str, value: str, file: str, revision: str | None) -> list[s
         parent = Path(value).expanduser().parent
         siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
         near = difflib.get_close_matches(Path(value).name, siblings, n=1)
+        if Path(value).expanduser().is_file():
+            return [f"{key} = {value!r}: is a file; give a folder in diffusers layout"]
         hint = f", did you mean {parent / near[0]}?" if near else "; give a folder or a Hub id (owner/name)"
         return [f"{key} = {value!r}: there is no such folder{hint}"]
     reason = _unreachable(value, file, revision)
@@ -119,9 +127,10 @@ class _Memo:
     def __init__(self) -> None:
         self.file = cache_dir() / "file-hashes.json"
         try:
-            self.known: dict[str, str] = json.loads(self.file.read_text(encoding="utf-8"))
+            known = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            self.known = {}
+            known = None
+        self.known: dict[str, str] = known if isinstance(known, dict) else {}
         self.changed = False
 
     def sha256(self, file: Path) -> str:

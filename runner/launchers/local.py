@@ -20,6 +20,18 @@ log = logging.getLogger(__name__)
 INTERRUPTED_CODE = 130
 
 
+def check(settings: LocalLauncher) -> list[str]:
+    """Whether the GPUs that are asked for are there."""
+    if settings.device != "cuda":
+        return []
+    gpus = count_gpus()
+    if gpus == 0:
+        return ["launcher.device = 'cuda': this machine has no NVIDIA GPU; set launcher.device=cpu or auto"]
+    if (settings.processes or 1) > gpus:
+        return [f"launcher.processes = {settings.processes}: this machine has {gpus} GPUs; lower it"]
+    return []
+
+
 def launch(plan: Plan, settings: LocalLauncher) -> None:
     """Run every pack, `settings.concurrency` at a time, and wait for all of them."""
     alone = settings.concurrency == 1 or len(plan.packs) == 1

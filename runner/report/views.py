@@ -20,6 +20,7 @@ from runner.report.words import (
     MISSING,
     duration,
     job_sentence,
+    loss_name,
     moment,
     number,
     objective_label,
@@ -151,7 +152,7 @@ def _charts(job: JobRecord) -> list[Chart]:
     loss = [
         Series(label="train, each step", points=raw, style="raw"),
         Series(label="train, smoothed", points=smoothed(raw), style="main"),
-        Series(label="held-out", points=held, style="held", dots=True),
+        Series(label=loss_name(job), points=held, style="held", dots=True),
     ]
     bands = sorted({name for line in job.lines for name in line if name.startswith(f"{HELD_OUT}_t")})
     by_noise = [

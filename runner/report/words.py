@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
 
-from runner.report.record import HELD_OUT, JobRecord
+from runner.report.record import HELD_OUT, JobRecord, as_mapping
 
 MISSING = "–"
 
@@ -56,7 +56,13 @@ def moment(text: object) -> str:
 def objective_label(job: JobRecord) -> str:
     """What the objective is called on the page."""
     name = str(job.manifest.get("objective_name") or HELD_OUT)
-    return "held-out loss" if name == HELD_OUT else name
+    return loss_name(job) if name == HELD_OUT else name
+
+
+def loss_name(job: JobRecord) -> str:
+    """What the validation loss was measured on: small data sets have no held-out images."""
+    held_out = as_mapping(job.manifest.get("dataset")).get("held_out")
+    return "loss on the training images" if held_out == 0 else "held-out loss"
 
 
 def count(amount: float, noun: str) -> str:
@@ -93,9 +99,10 @@ def held_out_change(job: JobRecord) -> str:
     values = [value for _, value in job.curve(HELD_OUT)]
     if not values:
         return ""
+    what = loss_name(job)
     if len(values) == 1:
-        return f"held-out loss {number(values[0], 3)}"
-    return f"held-out loss {number(values[0], 3)} → {number(values[-1], 3)}"
+        return f"{what} {number(values[0], 3)}"
+    return f"{what} {number(values[0], 3)} → {number(values[-1], 3)}"
 
 
 def job_sentence(job: JobRecord) -> str:

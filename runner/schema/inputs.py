@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from runner.schema.knob import Settings, knob
+from pydantic import model_validator
+
+from runner.schema.knob import Settings, default_of, knob
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -71,6 +73,12 @@ class DatasetSettings(Settings):
     min_side_px: int = knob(
         32, ge=1, unit="px", identity=False, doc="Images with a shorter side than this are refused."
     )
+
+    @model_validator(mode="after")
+    def _takes_effect(self) -> DatasetSettings:
+        if self.crop == "center" and self.variants != default_of(self, "variants"):
+            raise ValueError(f"dataset.variants = {self.variants}: has no effect with dataset.crop=center; remove it")
+        return self
 
 
 class MethodSettings(Settings):

@@ -16,6 +16,11 @@ class Settings(BaseModel):
     )
 
 
+def default_of(settings: Settings, key: str) -> object:
+    """The declared default of one knob."""
+    return type(settings).model_fields[key].default
+
+
 def knob(default: Any = ..., *, doc: str, unit: str = "", identity: bool = True, **limits: Any) -> Any:
     """Declare one setting.
 

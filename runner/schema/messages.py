@@ -40,7 +40,9 @@ def unknown_key(key: str) -> str:
     same_name = [candidate for candidate in known if candidate.rpartition(".")[2] == last]
     if same_name and "." not in key:
         return f"unknown key, did you mean {' or '.join(same_name[:3])}?"
-    return f"unknown key{nearest(key, known) or nearest(key, GROUPS)}"
+    tops = [candidate for candidate in (*known, *GROUPS) if "." not in candidate]
+    near = nearest(key, tops) if "." not in key else ""
+    return f"unknown key{near or nearest(key, known)}"
 
 
 def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
@@ -59,10 +61,16 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
             kinds = ", ".join(variants_of(key))
             name = raw.get(key, {}).get("name") if isinstance(raw.get(key), Mapping) else raw.get(key)
             lines.append(f"{key}.name = {name!r}: should be one of {kinds}{nearest(str(name), variants_of(key))}")
+        elif fault["type"] == "missing" and key.rpartition(".")[2].isdigit():
+            lines.append(f"{key.rpartition('.')[0]}: has too few values")
         elif fault["type"] == "missing" or (fault["input"] is None and fault["type"] == "string_type"):
             lines.append(f"{key}: has no value; set {key}=...")
+        elif isinstance(fault["input"], (Mapping, BaseModel)):
+            # A check over several keys of one group reports the group; it names the key and the value itself.
+            said = _said(fault["msg"])
+            lines.append(said if said.startswith(f"{key}.") else f"{key}.{said}")
         else:
-            lines.append(f"{_owner(key, fault)}: {_said(fault['msg'])}")
+            lines.append(f"{key} = {fault['input']!r}: {_said(fault['msg'])}")
     return _joined(lines)
 
 
@@ -78,11 +86,6 @@ def _joined(lines: list[str]) -> list[str]:
         else subject + "; ".join(rests)
         for subject, rests in said.items()
     ]
-
-
-def _owner(key: str, fault: Any) -> str:
-    # A check over several keys of one group reports the group; its value as a whole says nothing.
-    return key if isinstance(fault["input"], (Mapping, BaseModel)) else f"{key} = {fault['input']!r}"
 
 
 def _unknown(key: str, raw: Mapping[str, Any]) -> str:

@@ -42,9 +42,18 @@ class ValidationSettings(Settings):
     negative_prompt: str | None = knob(
         None, doc="What not to draw; null leaves it out (SDXL then uses zeros, not the empty caption)."
     )
-    seeds: tuple[int, ...] = knob((0,), min_length=1, max_length=64, doc="One image per prompt and seed.")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = knob(
+        (0,), min_length=1, max_length=64, doc="One image per prompt and seed."
+    )
     guidance_scale: float = knob(5.0, ge=0, doc="Classifier-free guidance of the sample images; up to 1 is off.")
     inference_steps: int = knob(25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler.")
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("should name each seed once")
+        return value
 
     @field_validator("prompts")
     @classmethod

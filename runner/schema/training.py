@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from runner.schema.knob import Settings, knob
+from runner.schema.knob import Settings, default_of, knob
 
 TARGET_PRESETS = ("attention", "attention_ff", "linear", "linear_conv")
 
@@ -56,6 +56,9 @@ class LoraSettings(Settings):
 TEXT_ENCODER_LR = "Learning rate of the text encoders' adapters; null means `lr`."
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class _Optimizer(Settings):
     weight_decay: float = knob(0.01, ge=0, doc="Decoupled weight decay.")
     max_grad_norm: float = knob(
@@ -69,7 +72,7 @@ class AdamW(_Optimizer):
     name: Literal["adamw"] = knob("adamw", doc="Which optimizer.")
     lr: float = knob(1e-4, gt=0, doc="Peak learning rate.")
     text_encoder_lr: float | None = knob(None, gt=0, doc=TEXT_ENCODER_LR)
-    betas: tuple[float, float] = knob((0.9, 0.999), doc="Decay rates of the two moments.")
+    betas: tuple[Decay, Decay] = knob((0.9, 0.999), doc="Decay rates of the two moments.")
     eps: float = knob(1e-8, gt=0, doc="Added to the denominator.")
 
 
@@ -84,7 +87,7 @@ class Prodigy(_Optimizer):
 
     name: Literal["prodigy"] = knob("prodigy", doc="Which optimizer.")
     lr: float = knob(1.0, gt=0, doc="Factor on the estimated learning rate; 1 is the authors' advice.")
-    betas: tuple[float, float] = knob((0.9, 0.999), doc="Decay rates of the two moments.")
+    betas: tuple[Decay, Decay] = knob((0.9, 0.999), doc="Decay rates of the two moments.")
     d_coef: float = knob(1.0, gt=0, doc="Factor on the estimate of the distance to the solution.")
     safeguard_warmup: bool = knob(True, doc="Keep warm-up steps out of that estimate.")
 
@@ -119,7 +122,9 @@ class LrSchedulerSettings(Settings):
     cycles: int = knob(1, ge=1, doc="Number of restarts; used by `cosine_with_restarts`.")
     power: float = knob(1.0, gt=0, doc="Exponent of `polynomial`.")
     rules: str | None = knob(
-        None, doc="Rules of `piecewise_constant`, such as `1:10,0.1:20,0.01`: factor 1 to step 10, and so on."
+        None,
+        doc="Rules of `piecewise_constant`, such as `1:10,0.1:20,0.01`: factor 1 to step 10, and so on. On the command "
+        "line it needs quotes of both kinds: `'lr_scheduler.rules=\"1:10,0.1:20,0.01\"'`.",
     )
 
     @model_validator(mode="after")
@@ -132,15 +137,21 @@ class LrSchedulerSettings(Settings):
         }
         idle = [key for key, takes in used.items() if not takes and getattr(self, key) != default_of(self, key)]
         if idle:
-            raise ValueError(f"{', '.join(idle)} has no effect with lr_scheduler.name={self.name}; remove it")
+            raise ValueError(
+                f"{idle[0]} = {getattr(self, idle[0])!r}: has no effect with lr_scheduler.name={self.name}; remove it"
+            )
         if self.name == "piecewise_constant" and not re.fullmatch(r"([\d.eE+-]+:\d+,)+[\d.eE+-]+", self.rules or ""):
-            raise ValueError("rules should read like 1:10,0.1:20,0.01 with lr_scheduler.name=piecewise_constant")
+            raise ValueError(
+                f"rules = {self.rules!r}: should read like 1:10,0.1:20,0.01 with lr_scheduler.name=piecewise_constant"
+            )
+        ends = [int(part.partition(":")[2]) for part in (self.rules or "").split(",")[:-1]]
+        if ends != sorted(set(ends)):
+            raise ValueError(f"rules = {self.rules!r}: the steps should rise from rule to rule")
+        if self.name == "constant_with_warmup" and not self.warmup_steps:
+            raise ValueError(
+                "warmup_steps = 0: lr_scheduler.name=constant_with_warmup needs at least 1; or take constant"
+            )
         return self
-
-
-def default_of(settings: Settings, key: str) -> object:
-    """The declared default of one knob."""
-    return type(settings).model_fields[key].default
 
 
 class LossSettings(Settings):

@@ -66,7 +66,7 @@ def encode_views(
         ): view
         for view in views
     }
-    cache = TensorCache(cache_dir() / "posteriors")
+    cache = TensorCache(cache_dir() / "posteriors", names=("mean", "std"))
 
     def encode(keys: Sequence[str]) -> None:
         vae = load_vae()
@@ -105,7 +105,7 @@ def encode_captions(
         entry_key("caption", encoders=identity, variant=variant, family=name, caption=caption): caption
         for caption in captions
     }
-    cache = TensorCache(cache_dir() / "captions")
+    cache = TensorCache(cache_dir() / "captions", names=("embeds",))
 
     def encode(keys: Sequence[str]) -> None:
         text = load_text()

@@ -118,7 +118,7 @@ def _tried(action: Callable[[], Any]) -> Any:
     """What an action for one job gives, or the error that is this job's own affair."""
     try:
         return action()
-    except (RunnerError, OSError) as error:
+    except (RunnerError, OSError, ValueError, RuntimeError) as error:
         return error
 
 

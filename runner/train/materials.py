@@ -39,7 +39,7 @@ class Materials:
             "fingerprint": self.dataset.fingerprint,
             "images": len(self.training),
             "held_out": len(self.held_out),
-            "loss_measured_on": "held-out images" if self.held_out else "training images (fewer than 10 images)",
+            "loss_measured_on": "held-out images" if self.held_out else "training images",
             "cut_captions": list(self.cut_captions),
             "table": self.dataset.report.as_dict(),
         }

@@ -21,6 +21,16 @@ WRONG = {
     "a sweep without -m": (["lora.rank=4,8"], ["lora.rank = 4,8", "-m"]),
     "no effect": (["optimizer=prodigy", "optimizer.eps=1e-3"], ["optimizer.eps = 0.001", "no effect"]),
     "two rates": (["optimizer=prodigy", "+optimizer.text_encoder_lr=1e-4"], ["no effect with optimizer=prodigy"]),
+    "no GPU": (["launcher.device=cuda"], ["launcher.device = 'cuda'", "no NVIDIA GPU"]),
+    "bad betas": (["optimizer.betas=[0.9,2]"], ["optimizer.betas.1 = 2", "less than 1"]),
+    "one beta": (["optimizer.betas=[0.9]"], ["optimizer.betas: has too few values"]),
+    "idle variants": (["dataset.variants=9"], ["dataset.variants = 9", "no effect"]),
+    "idle warm-up": (["lr_scheduler.warmup_steps=5"], ["lr_scheduler.warmup_steps = 5", "no effect"]),
+    "a seed twice": (["validation.seeds=[0,0]"], ["validation.seeds = [0, 0]", "once"]),
+    "no such variant": (["model.variant=fp16"], ["model.variant = 'fp16'", "null"]),
+    "an interval": (["-m", "optimizer.lr=interval(1e-5,1e-3)"], ["optimizer.lr", "interval"]),
+    "a file for a model": (["model.path=README.md"], ["model.path = 'README.md'"]),
+    "misspelt group": (["optimzer=adamw"], ["did you mean optimizer?"]),
     "two keys that do not fit": (["batch_size=2", "launcher.processes=3"], ["launcher.processes = 3", "batch_size"]),
     "key of another group": (["lr=3"], ["lr = 3", "did you mean optimizer.lr?"]),
     "unquoted text": (["name=it's"], ["name=it's", "quote"]),
@@ -68,6 +78,31 @@ def test_every_wrong_job_of_a_sweep_is_named_and_the_right_ones_do_not_start(tmp
     assert answer.code == 2
     assert "2 of 4 jobs are invalid, nothing was started" in answer.output
     assert "lora.rank = -8" in answer.output
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+
+    for variable in ("RUNNER_OUTPUTS", "RUNNER_CACHE"):
+        answer = runner("steps=1", cwd=tmp_path, extra={variable: str(in_the_way)})
+        assert answer.code == 2, answer.output
+        assert "Traceback" not in answer.output
+        assert variable in answer.output
+
+
+def test_a_damaged_memory_of_hashes_is_made_anew(tmp_path: Path) -> None:
+    cache = Path(os.environ["RUNNER_CACHE"])
+    cache.mkdir(parents=True)
+    for damage in ("[]", "{", ""):
+        (cache / "file-hashes.json").write_text(damage)
+        assert runner("launcher.dry_run=true", cwd=tmp_path).code == 0
+
+
+def test_experiments_of_other_names_are_other_folders(tmp_path: Path) -> None:
+    answer = runner("-m", "name=one,two", "launcher.dry_run=true", cwd=tmp_path)
+
+    assert "2 jobs to run in 1 pack" in answer.output
 
 
 def test_a_secret_in_the_configuration_is_refused(tmp_path: Path) -> None:

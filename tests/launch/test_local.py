@@ -152,6 +152,21 @@ def test_a_signal_saves_and_the_same_command_continues(settings: list[str], unin
     assert_bitwise_equal(only_folder(), uninterrupted)
 
 
+def test_a_completed_job_without_its_weights_runs_again(settings: list[str], uninterrupted: Path) -> None:
+    before = weights(uninterrupted)
+    (uninterrupted / "lora" / "pytorch_lora_weights.safetensors").unlink()
+
+    answer = runner("name=whole", *settings)
+
+    assert answer.code == 0, answer.output
+    assert "is gone: it runs again" in answer.output
+    assert all(torch.equal(before[key], tensor) for key, tensor in weights(uninterrupted).items())
+    (uninterrupted / "manifest.json").write_text("{bad")
+    damaged = runner("name=whole", *settings)
+    assert damaged.code == 1
+    assert "manifest.json is damaged" in damaged.output
+
+
 def test_ctrl_c_ends_cleanly_with_a_checkpoint(settings: list[str]) -> None:
     running = Running([*settings, "checkpoint.every=5"])
     running.wait_for("dev/*/checkpoints/step-000005")
