@@ -10,7 +10,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from runner.schema import Experiment, LrSchedulerSettings, OptimizerSettings
-from runner.schema.training import Prodigy
+from runner.schema.training import Adafactor, AdamW8bit, Prodigy
 from runner.train.adapter import Adapter
 
 
@@ -25,7 +25,11 @@ def build_optimizer(settings: OptimizerSettings, adapter: Adapter) -> torch.opti
     for component, span in adapter.spans().items():
         lr = settings.lr if component == "unet" else _text_encoder_lr(settings)
         groups.append({"params": _matrices(adapter, component) if as_matrices else [_flat(adapter, span)], "lr": lr})
-    return _BUILDERS[settings.name](settings, groups)
+    path, options = _options(settings)
+    module, _, name = path.partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    optimizer: torch.optim.Optimizer = kind(groups, lr=settings.lr, weight_decay=settings.weight_decay, **options)
+    return optimizer
 
 
 def _text_encoder_lr(settings: OptimizerSettings) -> float:
@@ -55,50 +59,17 @@ def _matrices(adapter: Adapter, component: str) -> list[nn.Parameter]:
     return [nn.Parameter(view) for site, *pair in pairs if site.component == component for view in pair]
 
 
-def _adamw(settings: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        groups,
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-
-
-def _adamw8bit(settings: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    kind = importlib.import_module("bitsandbytes.optim").AdamW8bit
-    return kind(  # type: ignore[no-any-return]
-        groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
-    )
-
-
-def _prodigy(settings: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    kind = importlib.import_module("prodigyopt").Prodigy
-    return kind(  # type: ignore[no-any-return]
-        groups,
-        lr=settings.lr,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-        d_coef=settings.d_coef,
-        safeguard_warmup=settings.safeguard_warmup,
-        use_bias_correction=True,
-    )
-
-
-def _adafactor(settings: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    kind = importlib.import_module("transformers.optimization").Adafactor
-    return kind(  # type: ignore[no-any-return]
-        groups,
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        relative_step=False,
-        scale_parameter=False,
-        warmup_init=False,
-    )
-
-
-_BUILDERS = {"adamw": _adamw, "adamw8bit": _adamw8bit, "prodigy": _prodigy, "adafactor": _adafactor}
+def _options(settings: OptimizerSettings) -> tuple[str, dict[str, Any]]:
+    """The class of an optimizer, as `module:name`, and what only it is told."""
+    if isinstance(settings, Prodigy):
+        options = {"d_coef": settings.d_coef, "safeguard_warmup": settings.safeguard_warmup}
+        return "prodigyopt:Prodigy", options | {"betas": settings.betas, "use_bias_correction": True}
+    if isinstance(settings, Adafactor):
+        return "transformers.optimization:Adafactor", {"relative_step": False, "scale_parameter": False}
+    moments = {"betas": settings.betas, "eps": settings.eps}
+    if isinstance(settings, AdamW8bit):
+        return "bitsandbytes.optim:AdamW8bit", moments
+    return "torch.optim:AdamW", moments | {"fused": True}
 
 
 def build_lr_scheduler(
