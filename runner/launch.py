@@ -50,10 +50,16 @@ def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str
 
 def _plain(config: DictConfig) -> dict[str, Any]:
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     # A copy: the composed object may be shared with Hydra.
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "recipe")])
-    plain = OmegaConf.to_container(config, resolve=True)
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        what, _, where = str(error).partition("\n")
+        key = where.strip().removeprefix("full_key: ").partition("\n")[0]
+        raise SettingsError(f"The configuration is invalid, nothing was started:\n  {key}: {what}") from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

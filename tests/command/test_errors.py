@@ -30,6 +30,7 @@ WRONG = {
     "no such variant": (["model.variant=fp16"], ["model.variant = 'fp16'", "null"]),
     "an interval": (["-m", "optimizer.lr=interval(1e-5,1e-3)"], ["optimizer.lr", "interval"]),
     "a file for a model": (["model.path=README.md"], ["model.path = 'README.md'"]),
+    "a reference to nothing": (["logger.project=${nowhere}"], ["logger.project", "nowhere"]),
     "misspelt group": (["optimzer=adamw"], ["did you mean optimizer?"]),
     "two keys that do not fit": (["batch_size=2", "launcher.processes=3"], ["launcher.processes = 3", "batch_size"]),
     "key of another group": (["lr=3"], ["lr = 3", "did you mean optimizer.lr?"]),
