@@ -23,6 +23,7 @@ from runner.report.views import (
     comparison_charts,
     differing_overrides,
     facts_of_experiment,
+    labelled,
     ranked,
     view_job,
 )
@@ -51,7 +52,7 @@ def write_report(experiment_dir: Path) -> Path:
         OSError: if the file cannot be written; an older report is then untouched.
     """
     jobs = [read_job(folder) for folder in find_jobs(experiment_dir)]
-    html = _render(jobs, experiment_dir)
+    html = _render(labelled(jobs), experiment_dir)
     target = experiment_dir / REPORT_NAME
     temporary = target.with_name(f".{REPORT_NAME}.{os.getpid()}.tmp")
     temporary.write_text(html, encoding="utf-8")

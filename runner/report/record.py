@@ -43,6 +43,8 @@ class JobRecord:
     shots: dict[Row, dict[int, Path]]
     log_tail: str
     problems: list[str] = field(default_factory=list)
+    label: str = ""
+    """What tells it from the other jobs of its experiment, whose name they share."""
 
     @property
     def id(self) -> str:
@@ -52,7 +54,7 @@ class JobRecord:
     @property
     def name(self) -> str:
         """The job's title."""
-        return str(self.manifest.get("name") or self.id)
+        return self.label or str(self.manifest.get("name") or self.id)
 
     @property
     def state(self) -> str:

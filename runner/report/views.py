@@ -27,6 +27,9 @@ from runner.report.words import (
     plain,
 )
 
+MAX_LABEL_SETTINGS = 3
+"""More differing settings than this make no title; the job's id does."""
+
 CORE_SETTINGS = (
     "model.family", "model.path", "dataset.path", "method.name", "lora.rank", "lora.alpha", "lora.targets",
     "optimizer.name", "optimizer.lr", "lr_scheduler.name", "scheduler.name", "loss.name", "steps", "batch_size",
@@ -108,6 +111,16 @@ def differing_overrides(jobs: Sequence[JobRecord]) -> tuple[list[str], list[tupl
         else:
             differing.append(key)
     return differing, shared
+
+
+def labelled(jobs: list[JobRecord]) -> list[JobRecord]:
+    """The jobs with titles that tell them apart: the settings in which they differ, if those are few."""
+    if len({job.name for job in jobs}) == len(jobs):
+        return jobs
+    keys, _ = differing_overrides(jobs)
+    titles = [" ".join(f"{key}={job.overrides[key]}" for key in keys if key in job.overrides) for job in jobs]
+    telling = 0 < len(keys) <= MAX_LABEL_SETTINGS and len(set(titles)) == len(jobs) and all(titles)
+    return [replace(job, label=title if telling else job.id) for job, title in zip(jobs, titles, strict=True)]
 
 
 def comparison_charts(jobs: Sequence[JobRecord]) -> list[Chart]:

@@ -216,3 +216,19 @@ def test_samples_of_an_odd_shape_keep_it(tmp_path: Path) -> None:
     job = write_job(tmp_path / "x" / "job", sampled=[0, 200])
     Image.new("RGB", (900, 300)).save(job / "samples" / "step-000200" / "p00-s0.png")
     assert 'alt="a red house on a hill, evening light, seed 0, step 200"' in read(job).html
+
+
+def test_jobs_of_one_experiment_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    for rank in (2, 8):
+        folder = tmp_path / f"job{rank}"
+        folder.mkdir()
+        manifest = {
+            "id": f"job{rank}",
+            "name": "sweep",
+            "state": "completed",
+            "overrides": [f"lora.rank={rank}", "a=b"],
+        }
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"objective": rank / 10}))
+    page = write_report(tmp_path).read_text()
+    assert "best is lora.rank=2" in page
+    assert ">lora.rank=8</a>" in page
