@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -74,6 +75,11 @@ def _figures(runs: Sequence[JobRun]) -> str:
     text = ""
     if losses:
         text = f"loss {sum(losses) / len(losses):.4f}  {sum(run.images_per_s for run in runs):.1f} images/s"
+    return f"{text}  {_peak_memory_gb():.1f} GB"
+
+
+def _peak_memory_gb() -> float:
+    """Most memory held so far: of the GPU where there is one, of this process otherwise."""
     if torch.cuda.is_available():
-        text += f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-    return text
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # kibibytes on Linux
