@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -16,13 +15,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from runner import HOME
 from runner.check import Checker
 from runner.errors import SettingsError
+from runner.launch import plain
 from runner.paths import outputs_dir
 from runner.schema import GROUPS
 from runner.schema.messages import nearest
@@ -97,12 +96,7 @@ def _faults_of_values(overrides: Sequence[str], search: list[str]) -> list[str]:
     checker, faults = Checker(outputs_dir()), []
     for combination in itertools.islice(itertools.product(*columns), MOST_JOBS):
         try:
-            config = compose("config", [*search, *combination])
-            plain: Any = OmegaConf.to_container(
-                OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "recipe")]),
-                resolve=True,
-            )
-            checker.job(plain)
+            checker.job(plain(compose("config", [*search, *combination])))
         except SettingsError as error:
             faults += str(error).splitlines()
         except COMPOSITION_ERRORS as error:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 def single(config: DictConfig, overrides: Sequence[str]) -> None:
     """Run what Hydra composed without `-m`: a batch of one."""
-    launch([(_plain(config), tuple(overrides))])
+    launch([(plain(config), tuple(overrides))])
 
 
 def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str]]) -> list[JobReturn]:
@@ -38,7 +38,7 @@ def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str
             {t for each in texts for t in each if t.startswith("launcher") and not all(t in other for other in texts)}
         )
         raise SettingsError(f"{', '.join(swept)}: the launcher cannot be swept; run the command once for each")
-    jobs = launch([(_plain(config), overrides) for config, overrides in configs])
+    jobs = launch([(plain(config), overrides) for config, overrides in configs])
     results = []
     for job, (config, overrides) in zip(jobs, configs, strict=True):
         result = JobReturn(overrides=overrides, cfg=config, working_dir=str(job.folder), task_name="runner")
@@ -48,20 +48,25 @@ def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str
     return results
 
 
-def _plain(config: DictConfig) -> dict[str, Any]:
+def plain(config: DictConfig) -> dict[str, Any]:
+    """What Hydra composed, resolved, without what only concerns Hydra.
+
+    Raises:
+        SettingsError: a reference in it leads nowhere.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     # A copy: the composed object may be shared with Hydra.
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "recipe")])
     try:
-        plain = OmegaConf.to_container(config, resolve=True)
+        resolved = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         what, _, where = str(error).partition("\n")
         key = where.strip().removeprefix("full_key: ").partition("\n")[0]
-        raise SettingsError(f"The configuration is invalid, nothing was started:\n  {key}: {what}") from error
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+        raise SettingsError(f"{key}: {what}; nothing was started") from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
 
 
 def launch(configs: Sequence[tuple[Mapping[str, Any], tuple[str, ...]]]) -> list[Job]:

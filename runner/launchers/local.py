@@ -66,7 +66,8 @@ def _run(
 ) -> None:
     if stopping.is_set():
         return
-    command = worker_command([job.folder for job in pack.jobs], processes_of(pack, settings), settings.device)
+    processes = processes_of(pack, settings)
+    command = worker_command([job.folder for job in pack.jobs], processes, settings.device)
     # Alone on the terminal, the worker shows its progress there; it always writes its log itself.
     quiet = None if alone else subprocess.DEVNULL
     process = subprocess.Popen(
@@ -75,7 +76,7 @@ def _run(
         stdout=quiet,
         stderr=quiet,
         start_new_session=not alone,
-        env=_environment(settings, processes_of(pack, settings)),
+        env=_environment(settings, processes),
     )
     running.add(process)
     try:
