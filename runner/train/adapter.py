@@ -95,13 +95,17 @@ def find_sites(settings: LoraSettings, components: Mapping[str, nn.Module]) -> l
 def _site(component: str, name: str, module: nn.Module, targets: str) -> Site:
     if isinstance(module, nn.Linear):
         return Site(component, name, (module.in_features,), module.out_features)
-    if isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros":
+    if isinstance(module, nn.Conv2d) and _is_plain(module):
         height, width = module.kernel_size
         return Site(component, name, (module.in_channels, height, width), module.out_channels)
     raise SettingsError(
         f"lora.targets = {targets!r}: matches {name}, a {type(module).__name__}, which cannot carry a LoRA; "
         "match only linear and convolution layers"
     )
+
+
+def _is_plain(module: nn.Conv2d) -> bool:
+    return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
 def _examples(root: nn.Module) -> list[str]:

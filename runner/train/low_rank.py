@@ -1,9 +1,10 @@
-"""A frozen linear layer and the low-rank updates of K adapters as one differentiable operation.
+"""A frozen layer and the low-rank updates of K adapters as one differentiable operation.
 
 Apart, autograd would add the update to the output, and the two gradients of the input to each other, in passes
 over the activations of their own; together each is part of a matrix product.
 
-# Shape suffixes: K adapters, M rows of each (batch times tokens), I O inputs and outputs, R padded rank.
+# Shape suffixes: K adapters, B rows of each, N = K B, M rows times tokens, I O inputs and outputs, R padded rank,
+# H W height and width, P output pixels, Y X kernel height and width.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""Stride, padding and dilation of a convolution, (height, width) each."""
 
 
 class LowRankLinear(torch.autograd.Function):
@@ -49,6 +53,83 @@ class LowRankLinear(torch.autograd.Function):
         down_gradient_KRI = _product(hidden_gradient_KMR.mT, x_KMI)
         up_gradient_KOR = _product(gradient_KMO.mT, hidden_KMR)
         return x_gradient_KMI, None, None, down_gradient_KRI, up_gradient_KOR, None
+
+
+class LowRankConv2d(torch.autograd.Function):
+    """conv(x, W) + b + s_k B_k conv(x, A_k) for slice k of x; gradients for x, A and B, not for the frozen W and b.
+
+    The K small convolutions are one with K groups: one by one they cost more than the frozen one (measured on a CPU).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NIHW: Tensor,
+        weight_OIYX: Tensor,
+        bias_O: Tensor | None,
+        down_KRIYX: Tensor,
+        up_KOR: Tensor,
+        scale_K11: Tensor,
+        geometry: Geometry,
+    ) -> Tensor:
+        """The layer's output, `[N, O, H, W]`."""
+        rows = len(x_NIHW) // len(down_KRIYX)
+        output = F.conv2d(x_NIHW, weight_OIYX, bias_O, *geometry).contiguous()
+        hidden_BJHW = F.conv2d(_grouped(x_NIHW, rows), down_KRIYX.flatten(0, 1), None, *geometry, len(down_KRIYX))
+        hidden_NRP = _apart(hidden_BJHW, len(down_KRIYX)).flatten(2)
+        up_NOR = (up_KOR * scale_K11).repeat_interleave(rows, dim=0)
+        output.flatten(2).baddbmm_(up_NOR, hidden_NRP)
+        ctx.save_for_backward(x_NIHW, weight_OIYX, down_KRIYX, up_NOR, scale_K11, hidden_NRP)
+        ctx.geometry = geometry
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the inputs of `forward`, from that of its output, `[N, O, H, W]`."""
+        (gradient_NOHW,) = gradients
+        x_NIHW, weight_OIYX, down_KRIYX, up_NOR, scale_K11, hidden_NRP = ctx.saved_tensors
+        count, rank = down_KRIYX.shape[:2]
+        rows = len(x_NIHW) // count
+        gradient_NOP = gradient_NOHW.flatten(2)
+        up_gradient_KBOR = torch.bmm(gradient_NOP, hidden_NRP.mT).unflatten(0, (count, rows))
+        hidden_gradient_NRHW = torch.bmm(up_NOR.mT, gradient_NOP).unflatten(2, gradient_NOHW.shape[2:])
+        x_gradient_BJHW, down_gradient_JIYX = _convolution_gradients(
+            _grouped(hidden_gradient_NRHW, rows), _grouped(x_NIHW, rows), down_KRIYX.flatten(0, 1),
+            ctx.geometry, groups=count, wanted=(ctx.needs_input_grad[0], True),
+        )  # fmt: skip
+        x_gradient_NIHW = None
+        if ctx.needs_input_grad[0]:
+            x_gradient_NIHW, _ = _convolution_gradients(
+                gradient_NOHW, x_NIHW, weight_OIYX, ctx.geometry, groups=1, wanted=(True, False)
+            )
+            x_gradient_NIHW.add_(_apart(x_gradient_BJHW, count))
+        up_gradient_KOR = up_gradient_KBOR.sum(1).mul_(scale_K11)
+        up_gradient_KOR = up_gradient_KBOR.sum(1).mul_(scale_K11)
+        down_gradient_KRIYX = down_gradient_JIYX.unflatten(0, (count, rank))
+        return x_gradient_NIHW, None, None, down_gradient_KRIYX, up_gradient_KOR, None, None
+
+
+def _grouped(x_NCHW: Tensor, rows: int) -> Tensor:
+    """The slices of K adapters side by side as channels, `[B, K C, H, W]`; a view where B or K is 1."""
+    side_by_side: Tensor = x_NCHW.unflatten(0, (-1, rows)).transpose(0, 1).flatten(1, 2)
+    return side_by_side
+
+
+def _apart(x_BJHW: Tensor, count: int) -> Tensor:
+    """The way back from `_grouped`, `[N, C, H, W]`."""
+    stacked: Tensor = x_BJHW.unflatten(1, (count, -1)).transpose(0, 1).flatten(0, 1)
+    return stacked
+
+
+def _convolution_gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, *, groups: int, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    stride, padding, dilation = geometry
+    x_gradient, weight_gradient, _ = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [*wanted, False]
+    )
+    return x_gradient, weight_gradient
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

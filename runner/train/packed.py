@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runner.train.adapter import Adapter, Site
-from runner.train.low_rank import LowRankLinear
+from runner.train.low_rank import Geometry, LowRankConv2d, LowRankLinear
 from runner.train.randomness import torch_seed
 
 
@@ -145,36 +145,33 @@ class _Layer:
         if not rows:
             return self.frozen(x)  # type: ignore[no-any-return]
         drops = self.pack.drops and bool(self.pack.sample_ids)
-        if isinstance(self.module, nn.Conv2d):
-            return self._convolution(self.module, self._dropped(x) if drops else x, self.frozen(x))
         if not drops and _uniform(rows, len(self.pack.adapters)):
             return self._fused(x)
         return self._sliced(self._dropped(x) if drops else x, self.frozen(x))
 
     def _fused(self, x: Tensor) -> Tensor:
         """Every adapter has as many rows."""
-        weight, bias = self.module.weight, self.module.bias
+        weight, bias, scale = self.module.weight, self.module.bias, self.pack.scale_K11
+        if isinstance(self.module, nn.Conv2d):
+            up = self.up.flatten(2)
+            return LowRankConv2d.apply(x, weight, bias, self.down, up, scale, _geometry(self.module))  # type: ignore[no-any-return]
         x_KMI = x.reshape(len(self.pack.adapters), -1, x.shape[-1])
-        output_KMO = LowRankLinear.apply(x_KMI, weight, bias, self.down, self.up, self.pack.scale_K11)
+        output_KMO = LowRankLinear.apply(x_KMI, weight, bias, self.down, self.up, scale)
         return output_KMO.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
     def _sliced(self, x: Tensor, output: Tensor) -> Tensor:
+        """Adapters have rows in any number, or inputs are dropped."""
         lengths = [length for _, length in self.pack.rows]
         downs, ups = self._each(self.down), self._each(self.up)
         parts = []
         for (row, _), x_k, y_k in zip(self.pack.rows, x.split(lengths), output.split(lengths), strict=True):
-            update = F.linear(F.linear(x_k, downs[row]), ups[row])
-            parts.append(torch.add(y_k, update, alpha=self.pack.scales[row]))
+            parts.append(torch.add(y_k, self._update(x_k, downs[row], ups[row]), alpha=self.pack.scales[row]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _convolution(self, module: nn.Conv2d, x: Tensor, output: Tensor) -> Tensor:
-        lengths = [length for _, length in self.pack.rows]
-        downs, ups = self._each(self.down), self._each(self.up)
-        parts = []
-        for (row, _), x_k, y_k in zip(self.pack.rows, x.split(lengths), output.split(lengths), strict=True):
-            hidden = F.conv2d(x_k, downs[row], None, module.stride, module.padding, module.dilation)
-            parts.append(torch.add(y_k, F.conv2d(hidden, ups[row]), alpha=self.pack.scales[row]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _update(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        if isinstance(self.module, nn.Conv2d):
+            return F.conv2d(F.conv2d(x, down, None, *_geometry(self.module)), up)
+        return F.linear(F.linear(x, down), up)
 
     def _each(self, stacked: Tensor) -> Sequence[Tensor]:
         # For one adapter a view: unbinding would copy the gradient once more.
@@ -194,6 +191,12 @@ class _Layer:
         seed = torch_seed(adapter.seed, "dropout", self.site.component, self.site.name, sample)
         draw = torch.rand(x.shape[1:], generator=torch.Generator(x.device).manual_seed(seed), device=x.device)
         return (draw >= adapter.dropout).to(x.dtype) / (1 - adapter.dropout)
+
+
+def _geometry(module: nn.Conv2d) -> Geometry:
+    stride, padding, dilation = module.stride, module.padding, module.dilation
+    assert not isinstance(padding, str), padding
+    return (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1])
 
 
 def _uniform(rows: Sequence[tuple[int, int]], count: int) -> bool:

@@ -1,0 +1,71 @@
+"""The fused layers give the values and gradients that autograd finds for the formula they stand for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from runner.train.low_rank import Geometry, LowRankConv2d, LowRankLinear
+
+GEOMETRIES: dict[str, tuple[int, Geometry]] = {
+    "3x3": (3, ((1, 1), (1, 1), (1, 1))),
+    "3x3, stride 2": (3, ((2, 2), (1, 1), (1, 1))),
+    "1x1": (1, ((1, 1), (0, 0), (1, 1))),
+    "3x3, dilated": (3, ((1, 2), (2, 1), (2, 1))),
+}
+
+
+def numbers(*shape: int, wants_gradient: bool = True) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64).requires_grad_(wants_gradient)
+
+
+def gradients(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    return list(torch.autograd.grad((output.sin() * weights).sum(), inputs))
+
+
+def assert_same(fused: Tensor, plain: Tensor, inputs: list[Tensor]) -> None:
+    torch.testing.assert_close(fused, plain)
+    for one, other in zip(gradients(fused, inputs), gradients(plain, inputs), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_fused_linear_layer(count: int) -> None:
+    torch.manual_seed(0)
+    x, down, up = numbers(count, 5, 6), numbers(count, 2, 6), numbers(count, 4, 2)
+    weight, bias = numbers(4, 6, wants_gradient=False), numbers(4, wants_gradient=False)
+    scale = torch.arange(1.0, count + 1, dtype=torch.float64).view(-1, 1, 1)
+
+    fused = LowRankLinear.apply(x, weight, bias, down, up, scale)
+    plain = F.linear(x, weight, bias) + scale * (x @ down.mT @ up.mT)
+
+    assert_same(fused, plain, [x, down, up])
+
+
+@pytest.mark.parametrize("name", list(GEOMETRIES))
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (1, 3), (3, 1), (3, 2)])
+def test_the_fused_convolution(name: str, count: int, rows: int) -> None:
+    torch.manual_seed(0)
+    side, geometry = GEOMETRIES[name]
+    x, down, up = numbers(count * rows, 4, 7, 6), numbers(count, 2, 4, side, side), numbers(count, 5, 2)
+    weight, bias = numbers(5, 4, side, side, wants_gradient=False), numbers(5, wants_gradient=False)
+    scale = torch.arange(1.0, count + 1, dtype=torch.float64).view(-1, 1, 1)
+
+    fused = LowRankConv2d.apply(x, weight, bias, down, up, scale, geometry)
+    updates = [
+        scale[k] * F.conv2d(F.conv2d(part, down[k], None, *geometry), up[k, :, :, None, None])
+        for k, part in enumerate(x.split(rows))
+    ]
+    plain = F.conv2d(x, weight, bias, *geometry) + torch.cat(updates)
+
+    assert_same(fused, plain, [x, down, up])
+
+
+def test_the_first_layer_needs_no_gradient_of_its_input() -> None:
+    x, down, up = numbers(2, 3, 4, 4, wants_gradient=False), numbers(2, 2, 3, 3, 3), numbers(2, 5, 2)
+    weight, scale = numbers(5, 3, 3, 3, wants_gradient=False), torch.ones(2, 1, 1, dtype=torch.float64)
+    output = LowRankConv2d.apply(x, weight, None, down, up, scale, GEOMETRIES["3x3"][1])
+    assert all(bool(each.abs().sum() > 0) for each in gradients(output, [down, up]))
