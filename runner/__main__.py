@@ -14,7 +14,7 @@ def main() -> None:
     """Run the command line; ends with 0, or 1 (a job failed), 2 (nothing was started), 130 (interrupted)."""
     sys.argv[1:] = arguments = _flags_first(sys.argv[1:])
     if {"-h", "--help"} & set(arguments):
-        from runner.help import help_text
+        from runner.command.help import help_text
 
         sys.stdout.write(help_text())
         return
@@ -52,7 +52,7 @@ def _compose_and_launch() -> None:
 
     @hydra.main(version_base=None, config_path=str(HOME / "conf"), config_name="config")
     def compose(config: DictConfig) -> None:
-        from runner.launch import single
+        from runner.command.entry import single
 
         try:
             single(config, HydraConfig.get().overrides.task)
@@ -64,7 +64,7 @@ def _compose_and_launch() -> None:
     except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
         if isinstance(error, RunnerError):
             raise
-        from runner.compose import diagnose
+        from runner.command.diagnose import diagnose
 
         raise SettingsError(diagnose(sys.argv[1:], error)) from error
     if failure:

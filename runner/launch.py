@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runner.check import Checker
 from runner.errors import Interrupted, JobsFailed, SettingsError
@@ -14,59 +14,7 @@ from runner.paths import outputs_dir
 from runner.plan import Plan, make_plan
 from runner.schema import LocalLauncher
 
-if TYPE_CHECKING:
-    from hydra.core.config_loader import ConfigLoader
-    from hydra.core.utils import JobReturn
-    from omegaconf import DictConfig
-
 log = logging.getLogger(__name__)
-
-
-def single(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Run what Hydra composed without `-m`: a batch of one."""
-    launch([(plain(config), tuple(overrides))])
-
-
-def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str]]) -> list[JobReturn]:
-    """Run what Hydra's sweeper composed with `-m`; all jobs are known before the first one starts."""
-    from hydra.core.utils import JobReturn, JobStatus
-
-    configs = [(loader.load_sweep_config(master, list(overrides)), tuple(overrides)) for overrides in batch]
-    if len({str(config.launcher) for config, _ in configs}) > 1:
-        texts = [set(overrides) for _, overrides in configs]
-        swept = sorted(
-            {t for each in texts for t in each if t.startswith("launcher") and not all(t in other for other in texts)}
-        )
-        raise SettingsError(f"{', '.join(swept)}: the launcher cannot be swept; run the command once for each")
-    jobs = launch([(plain(config), overrides) for config, overrides in configs])
-    results = []
-    for job, (config, overrides) in zip(jobs, configs, strict=True):
-        result = JobReturn(overrides=overrides, cfg=config, working_dir=str(job.folder), task_name="runner")
-        result.status = JobStatus.COMPLETED
-        result.return_value = read_manifest(job.folder).get("objective")
-        results.append(result)
-    return results
-
-
-def plain(config: DictConfig) -> dict[str, Any]:
-    """What Hydra composed, resolved, without what only concerns Hydra.
-
-    Raises:
-        SettingsError: a reference in it leads nowhere.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    # A copy: the composed object may be shared with Hydra.
-    config = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "recipe")])
-    try:
-        resolved = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        what, _, where = str(error).partition("\n")
-        key = where.strip().removeprefix("full_key: ").partition("\n")[0]
-        raise SettingsError(f"{key}: {what}; nothing was started") from error
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
 
 
 def launch(configs: Sequence[tuple[Mapping[str, Any], tuple[str, ...]]]) -> list[Job]:

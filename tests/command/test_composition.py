@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from runner import HOME
-from runner.help import choices
+from runner.command.help import choices
 from runner.schema import GROUPS, Experiment
 from runner.schema.reference import reference
 from tests.command_line import ROOT, environment, runner

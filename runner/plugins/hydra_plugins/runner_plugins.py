@@ -1,7 +1,7 @@
 """What Hydra sees of the project: the schema's defaults, the launcher and the group `recipe`.
 
 Hydra 1.3 accepts plugins only from the namespace `hydra_plugins`, and imports this file at every start,
-so it stays light; what it does lives in `runner.launch`.
+so it stays light; what it does lives in `runner.command`.
 """
 
 from __future__ import annotations
@@ -45,23 +45,16 @@ class RunnerLauncher(Launcher):
     """Hands every batch of a sweep, whole, to the one door that single runs go through too."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what composes a job, and compose each only once: Hydra's check and ours share the result."""
-        self.config = config
-        loader = hydra_context.config_loader
-        compose, seen = loader.load_sweep_config, {}
+        """Keep what composes a job, and compose each only once."""
+        from runner.command.compose import Composer
 
-        def compose_once(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-            key = tuple(sweep_overrides)
-            if key not in seen:
-                seen[key] = compose(master_config, sweep_overrides)
-            return seen[key]
-
-        loader.load_sweep_config = compose_once  # type: ignore[method-assign]
-        self.loader = loader
+        self.config, self.loader = config, hydra_context.config_loader
+        # Hydra checks a batch by composing each job: its check and our launch share the result.
+        self.loader.load_sweep_config = Composer(self.loader).load_sweep_config  # type: ignore[method-assign]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run one batch; see `runner.launch.sweep`."""
-        from runner.launch import sweep
+        """Run one batch; see `runner.command.entry`."""
+        from runner.command.entry import sweep
 
         return sweep(self.loader, self.config, job_overrides)
 

@@ -20,8 +20,8 @@ from yaml import YAMLError
 
 from runner import HOME
 from runner.check import Checker
+from runner.command.compose import plain
 from runner.errors import SettingsError
-from runner.launch import plain
 from runner.paths import outputs_dir
 from runner.schema import GROUPS
 from runner.schema.messages import nearest

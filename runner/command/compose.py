@@ -1,0 +1,84 @@
+"""What Hydra composes, as plain data; and the jobs of a sweep many times faster than it composes them one by one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runner.errors import SettingsError
+
+
+class Composer:
+    """Takes the place of Hydra's loader in a sweep.
+
+    Hydra builds the defaults list anew for each job, 80 ms of processor time. It depends only on the choices of groups:
+    so each set of choices is composed once, by Hydra, and the values of each job are laid over a copy, by the same
+    function that Hydra lays them with.
+    """
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        assert isinstance(loader, ConfigLoaderImpl), type(loader)
+        self._loader = loader
+        self._compose = loader.load_sweep_config
+        self._templates: dict[tuple[str, ...], DictConfig] = {}
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """As Hydra's own method of that name; equal overrides give the same object."""
+        key = tuple(sweep_overrides)
+        if key not in self._composed:
+            self._composed[key] = self._load(master_config, sweep_overrides)
+        return self._composed[key]
+
+    def _load(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        overrides = OverridesParser.create().parse_overrides(list(sweep_overrides))
+        chosen = tuple(str(each.input_line) for each in overrides if self._is_choice(each))
+        if chosen not in self._templates:
+            self._templates[chosen] = self._compose(master_config, list(chosen))
+        config = copy.deepcopy(self._templates[chosen])
+        values = [each for each in overrides if not self._is_choice(each)]
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        config.hydra.overrides.task = [str(each.input_line) for each in overrides if not each.is_hydra_override()]
+        return config
+
+    def _is_choice(self, override: Override) -> bool:
+        # The same distinction as Hydra's (hydra._internal.defaults_list.Overrides).
+        in_group = self._loader.repository.group_exists(override.key_or_group)
+        return override.is_hydra_override() or (in_group and not isinstance(override.value(), dict))
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """What Hydra composed, resolved, without what only concerns Hydra.
+
+    Raises:
+        SettingsError: a reference in it leads nowhere.
+    """
+    # A copy: the composed object may be shared with Hydra.
+    config = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "recipe")])
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        what, _, where = str(error).partition("\n")
+        key = where.strip().removeprefix("full_key: ").partition("\n")[0]
+        raise SettingsError(f"{key}: {what}; nothing was started") from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def refuse_swept_launcher(configs: Sequence[tuple[DictConfig, tuple[str, ...]]]) -> None:
+    """Raises SettingsError when the jobs of one sweep would run in different places."""
+    if len({str(config.launcher) for config, _ in configs}) <= 1:
+        return
+    texts = [set(overrides) for _, overrides in configs]
+    swept = sorted(
+        {text for each in texts for text in each if text.startswith("launcher") and not all(text in o for o in texts)}
+    )
+    raise SettingsError(f"{', '.join(swept)}: the launcher cannot be swept; run the command once for each")

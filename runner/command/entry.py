@@ -1,0 +1,36 @@
+"""What Hydra calls once it has composed: it hands plain configurations to the one door, and results back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from runner.command.compose import plain, refuse_swept_launcher
+from runner.job import read_manifest
+from runner.launch import launch
+
+if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
+    from hydra.core.utils import JobReturn
+    from omegaconf import DictConfig
+
+
+def single(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Run what Hydra composed without `-m`: a batch of one."""
+    launch([(plain(config), tuple(overrides))])
+
+
+def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str]]) -> list[JobReturn]:
+    """Run what Hydra's sweeper composed with `-m`; all jobs are known before the first one starts."""
+    from hydra.core.utils import JobReturn, JobStatus
+
+    configs = [(loader.load_sweep_config(master, list(overrides)), tuple(overrides)) for overrides in batch]
+    refuse_swept_launcher(configs)
+    jobs = launch([(plain(config), overrides) for config, overrides in configs])
+    results = []
+    for job, (config, overrides) in zip(jobs, configs, strict=True):
+        result = JobReturn(overrides=overrides, cfg=config, working_dir=str(job.folder), task_name="runner")
+        result.status = JobStatus.COMPLETED
+        result.return_value = read_manifest(job.folder).get("objective")
+        results.append(result)
+    return results

@@ -1,0 +1,65 @@
+"""The jobs of a sweep are composed as Hydra would compose them one by one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from runner import HOME
+from runner.command.compose import Composer, plain
+
+MASTER = ["recipe=demo", "name=sweep"]
+JOBS = [
+    ["lora.rank=4"],
+    ["lora.rank=8", "optimizer.lr=1e-3"],
+    ["lora=attention", "lora.rank=8"],
+    ["lora=attention", "lora.rank=16"],
+    ["recipe=sd15_naruto", "dataset.path=x"],
+    ["optimizer=prodigy", "++optimizer.d_coef=2"],
+    ["lora={rank: 3}", "+lora.foo=1"],
+    ["resolution=128", "~recipe"],
+]
+
+
+def both_ways(overrides: list[str]) -> tuple[dict[str, object], dict[str, object]]:
+    loader = GlobalHydra.instance().config_loader()
+    master = loader.load_configuration("config", MASTER, run_mode=RunMode.MULTIRUN)
+    composer = Composer(loader)
+    composer.load_sweep_config(master, JOBS[0])  # what one job sets must not show in another
+    fast, slow = composer.load_sweep_config(master, overrides), loader.load_sweep_config(master, overrides)
+    assert list(fast.hydra.overrides.task) == list(slow.hydra.overrides.task) == overrides
+    return plain(fast), plain(slow)
+
+
+@pytest.mark.parametrize("overrides", JOBS, ids=" ".join)
+def test_a_job_of_a_sweep_is_what_hydra_composes(overrides: list[str]) -> None:
+    with initialize_config_dir(str(HOME / "conf"), version_base=None):
+        fast, slow = both_ways(overrides)
+    assert fast == slow
+
+
+def test_a_key_that_is_not_there_is_refused_as_hydra_does() -> None:
+    with initialize_config_dir(str(HOME / "conf"), version_base=None):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", MASTER, run_mode=RunMode.MULTIRUN)
+        with pytest.raises(ConfigCompositionException, match=r"lora\.rnk"):
+            Composer(loader).load_sweep_config(master, ["lora.rnk=4"])
+
+
+def test_equal_overrides_are_composed_once_and_templates_stay_as_they_were() -> None:
+    with initialize_config_dir(str(HOME / "conf"), version_base=None):
+        loader = GlobalHydra.instance().config_loader()
+        composer = Composer(loader)
+        master = loader.load_configuration("config", MASTER, run_mode=RunMode.MULTIRUN)
+        first = composer.load_sweep_config(master, ["lora.rank=4"])
+        before = copy.deepcopy(first)
+        assert composer.load_sweep_config(master, ["lora.rank=4"]) is first
+        other = composer.load_sweep_config(master, ["lora.rank=5"])
+    assert (first.lora.rank, other.lora.rank) == (4, 5)
+    assert OmegaConf.to_container(first) == OmegaConf.to_container(before)
