@@ -47,6 +47,17 @@ class JobPaths:
         return self.checkpoints / step_name(step)
 
 
+class ExperimentPaths:
+    """The names inside one experiment's folder, beside its jobs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.report = self.folder / "report.html"
+        self.table = self.folder / "sweep.csv"
+        self.summary = self.folder / "sweep.json"
+        self.workspace = self.folder / "wandb-workspace.json"
+
+
 def step_name(step: int) -> str:
     """The folder name of a step; sorts as text in the order of the steps."""
     return f"step-{step:06d}"

@@ -13,15 +13,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from runner.report.axes import Axis, value_axis
+from runner.report.frame import BOTTOM_PX, HEIGHT_PX, LEFT_PX, RIGHT_PX, TOP_PX, WIDTH_PX, Chart, frame, px
 from runner.report.record import Point
 from runner.report.words import number
 
-WIDTH_PX, HEIGHT_PX = 440, 236
-LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 54, 22, 10, 34
 MAX_POINTS = 400
-
-# From this ratio of largest to smallest value on, a linear axis shows only the largest.
-LOG_RATIO = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,49 +30,6 @@ class Series:
     style: str = "main"
     dots: bool = False
     in_legend: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A finished drawing: its title, SVG, legend as (style, label), and what was left out."""
-
-    title: str
-    svg: Markup
-    legend: list[tuple[str, str]]
-    last: str
-    note: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Axis:
-    """Maps values of one dimension to pixels."""
-
-    low: float
-    high: float
-    start_px: float
-    end_px: float
-    log: bool = False
-
-    def place(self, value: float) -> float:
-        """Where a value is, in pixels, clipped to the axis."""
-        low, high, value = (math.log10(v) if self.log else v for v in (self.low, self.high, max(value, self.low)))
-        share = 0.0 if high == low else (min(value, high) - low) / (high - low)
-        return self.start_px + share * (self.end_px - self.start_px)
-
-    def ticks(self, wanted: int = 5) -> list[float]:
-        """Round values on the axis, at most a few more than wanted."""
-        if self.log:
-            first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
-            stride = max(1, (last - first) // wanted + 1)
-            decades = [10.0**exponent for exponent in range(first, last + 1, stride)]
-            return decades if len(decades) > 1 else [self.low, self.high]
-        span = self.high - self.low
-        rough = span / wanted
-        unit = 10.0 ** math.floor(math.log10(rough))
-        stride_value = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= rough * 0.999)
-        first = math.ceil(self.low / stride_value - 1e-9)
-        last = math.floor(self.high / stride_value + 1e-9)
-        return [round(index * stride_value, 12) for index in range(first, last + 1)]
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
@@ -106,13 +60,14 @@ def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     return [points[0], *out, points[-1]]
 
 
-def draw(title: str, series: Sequence[Series], *, zero: bool = False) -> Chart | None:
+def draw(title: str, series: Sequence[Series], *, zero: bool = False, more_is_better: bool = False) -> Chart | None:
     """Draw a chart over steps; None where no series has a finite point.
 
     Args:
         title: what the y axis shows.
         series: drawn in order, the last on top.
         zero: whether the y axis starts at zero.
+        more_is_better: which of many values under the pointer are named: the largest, or else the smallest.
     """
     lost = sum(not math.isfinite(y) for one in series for _, y in one.points)
     clean = [(one, [p for p in one.points if math.isfinite(p[1])]) for one in series]
@@ -121,15 +76,17 @@ def draw(title: str, series: Sequence[Series], *, zero: bool = False) -> Chart |
         return None
     x_axis, y_axis = _axes(clean, zero=zero)
     drawn = [(one, thinned(points)) for one, points in clean]
-    parts = [_grid(x_axis, y_axis), *(_line(one, points, x_axis, y_axis) for one, points in drawn)]
+    lines = frame(x_axis.labels(across=True), y_axis.labels(across=False), corner="step")
+    parts = [lines, *(_line(one, points, x_axis, y_axis) for one, points in drawn)]
     shown = [(one, points) for one, points in drawn if one.style != "raw"] or drawn
     data = [{"label": one.label, "points": [[x, _short(y)] for x, y in points]} for one, points in shown]
-    frame = [LEFT_PX, WIDTH_PX - RIGHT_PX, x_axis.low, x_axis.high]
+    span = [LEFT_PX, WIDTH_PX - RIGHT_PX, x_axis.low, x_axis.high]
     svg = Markup(
         '<svg class="chart" viewBox="0 0 {w} {h}" role="img" aria-label="{label}" data-frame="{frame}" '
-        'data-series="{data}">{body}<line class="cross" y1="{top}" y2="{bottom}"/></svg>'
+        'data-order="{order}" data-series="{data}">{body}<line class="cross" y1="{top}" y2="{bottom}"/></svg>'
     ).format(
-        w=WIDTH_PX, h=HEIGHT_PX, label=_described(title, shown), frame=json.dumps(frame),
+        w=WIDTH_PX, h=HEIGHT_PX, label=_described(title, shown), frame=json.dumps(span),
+        order=-1 if more_is_better else 1,
         data=json.dumps(data), body=Markup("").join(parts), top=TOP_PX, bottom=HEIGHT_PX - BOTTOM_PX,
     )  # fmt: skip
     return Chart(
@@ -171,58 +128,30 @@ def sparkline(points: Sequence[Point]) -> Markup:
 
 def _axes(clean: Sequence[tuple[Series, list[Point]]], *, zero: bool) -> tuple[Axis, Axis]:
     xs = [x for _, points in clean for x, _ in points]
-    low, high = _y_range(clean)
-    log = not zero and low > 0 and high / low > LOG_RATIO
-    if not log:
-        margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-        low, high = (0.0 if zero else max(low - margin, 0.0) if low >= 0 else low - margin), high + margin
     x_low, x_high = min(xs), max(xs)
     x_axis = Axis(low=x_low, high=x_high if x_high > x_low else x_low + 1, start_px=LEFT_PX, end_px=WIDTH_PX - RIGHT_PX)
-    return x_axis, Axis(low=low, high=high, start_px=HEIGHT_PX - BOTTOM_PX, end_px=TOP_PX, log=log)
+    return x_axis, value_axis(_y_range(clean), start_px=HEIGHT_PX - BOTTOM_PX, end_px=TOP_PX, zero=zero)
 
 
-def _y_range(clean: Sequence[tuple[Series, list[Point]]]) -> tuple[float, float]:
+def _y_range(clean: Sequence[tuple[Series, list[Point]]]) -> list[float]:
     """The range of the data, in which a noisy raw line counts only with its middle 96 percent."""
     bounds: list[float] = []
     for one, points in clean:
         values = sorted(y for _, y in points)
         cut = len(values) // 50 if one.style == "raw" else 0
         bounds += [values[cut], values[-1 - cut]]
-    return min(bounds), max(bounds)
-
-
-def _grid(x_axis: Axis, y_axis: Axis) -> Markup:
-    right, bottom = WIDTH_PX - RIGHT_PX, HEIGHT_PX - BOTTOM_PX
-    parts: list[Markup] = []
-    for value in y_axis.ticks(4):
-        y = f"{y_axis.place(value):.1f}"
-        parts.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT_PX, right, y, y))
-        parts.append(
-            Markup('<text class="tick" x="{}" y="{}" text-anchor="end" dy="0.32em">{}</text>').format(
-                LEFT_PX - 7, y, number(value, 3)
-            )
-        )
-    for value in x_axis.ticks(5):
-        x = x_axis.place(value)
-        parts.append(
-            Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-                f"{x:.1f}", bottom + 16, number(value)
-            )
-        )
-    parts.append(Markup('<line class="axis" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>').format(LEFT_PX, right, bottom))
-    parts.append(Markup('<text class="tick" x="{}" y="{}">step</text>').format(LEFT_PX - 42, bottom + 16))
-    return Markup("").join(parts)
+    return bounds
 
 
 def _line(one: Series, points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> Markup:
     places = [(x_axis.place(x), y_axis.place(y)) for x, y in points]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    path = " ".join(f"{px(x)},{px(y)}" for x, y in places)
     parts = [Markup('<polyline class="line {}" points="{}"/>').format(one.style, path)]
     if one.dots or len(points) == 1:
         for (x, y), (step, value) in zip(places, points, strict=True):
             parts.append(
                 Markup('<circle class="dot {}" cx="{}" cy="{}" r="3.2"><title>{}</title></circle>').format(
-                    one.style, f"{x:.1f}", f"{y:.1f}", f"{one.label}, step {number(step)}: {number(value)}"
+                    one.style, px(x), px(y), f"{one.label}, step {number(step)}: {number(value)}"
                 )
             )
     return Markup("").join(parts)

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from runner.report.ranking import Ranked
 from runner.report.record import JobRecord, Row
 from runner.report.words import number
 
@@ -141,12 +142,13 @@ def progress_grid(
     return Grid(columns=columns, rows=rows, note=note)
 
 
-def comparison_grid(ranked: Sequence[JobRecord], box: PictureBox) -> Grid | None:
+def comparison_grid(ranked: Sequence[Ranked], box: PictureBox) -> Grid | None:
     """The last samples of all jobs side by side, after one shared column from before training."""
-    with_samples = [job for job in ranked if job.steps_sampled and job.steps_sampled[-1] > 0]
+    with_samples = [one for one in ranked if one.job.steps_sampled and one.job.steps_sampled[-1] > 0]
     if not with_samples:
         return None
-    jobs = with_samples[:MAX_JOBS]
+    shown = with_samples[:MAX_JOBS]
+    jobs = [one.job for one in shown]
     all_rows = sorted({row for job in jobs for row in job.shots})
     rows = []
     for row in all_rows[:MAX_ROWS]:
@@ -163,10 +165,10 @@ def comparison_grid(ranked: Sequence[JobRecord], box: PictureBox) -> Grid | None
     columns = [Column(title="before", subtitle="step 0", role="before")]
     columns += [
         Column(
-            title=job.name, role="job", href=f"#job-{job.id}",
-            subtitle=f"{number(job.objective)} · step {job.steps_sampled[-1]}",
+            title=one.job.name, role="job", href=f"#job-{one.job.id}",
+            subtitle=f"{number(one.value)} · step {one.job.steps_sampled[-1]:,}",
         )
-        for job in jobs
+        for one in shown
     ]  # fmt: skip
     left_out = []
     if len(jobs) < len(with_samples):

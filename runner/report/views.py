@@ -1,23 +1,22 @@
-"""What the page says about one job and about several, as plain values for the templates.
+"""What the page says about one job, as plain values for the templates.
 
-Takes job records, gives tables, facts, charts and links. All text is raw; the templates escape it.
+Takes a job record, gives tables, facts, charts and links. All text is raw; the templates escape it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 import yaml
 
-from runner.report.charts import Chart, Series, draw, smoothed
+from runner.report.charts import Series, draw, smoothed
+from runner.report.frame import Chart
 from runner.report.pictures import Grid
+from runner.report.ranking import COLOURS
 from runner.report.record import HELD_OUT, JobRecord, finite
 from runner.report.words import (
-    MISSING,
     duration,
     job_sentence,
     loss_name,
@@ -27,17 +26,12 @@ from runner.report.words import (
     plain,
 )
 
-MAX_LABEL_SETTINGS = 3
-"""More differing settings than this make no title; the job's id does."""
-
 CORE_SETTINGS = (
     "model.family", "model.path", "dataset.path", "method.name", "lora.rank", "lora.alpha", "lora.targets",
     "optimizer.name", "optimizer.lr", "lr_scheduler.name", "scheduler.name", "loss.name", "steps", "batch_size",
     "accumulation", "resolution", "precision", "seed",
 )  # fmt: skip
 PHASES = ("load", "cache", "train", "validate", "artifacts")
-STATE_ORDER = ("completed", "running", "submitted", "pending", "interrupted", "pruned", "cancelled", "failed")
-COLOURS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,63 +82,6 @@ def view_job(job: JobRecord, grid: Grid | None, *, root: Path) -> JobView:
         environment=_environment(job),
         links=_links(job, root),
     )
-
-
-def ranked(jobs: Sequence[JobRecord]) -> list[JobRecord]:
-    """Best objective (the least) first, then the jobs without one by state and name."""
-
-    def place(job: JobRecord) -> tuple[bool, float, int, str]:
-        order = STATE_ORDER.index(job.state) if job.state in STATE_ORDER else len(STATE_ORDER)
-        return job.objective is None, job.objective or 0.0, order, job.name
-
-    return sorted(jobs, key=place)
-
-
-def differing_overrides(jobs: Sequence[JobRecord]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The overridden keys in which the jobs differ, and the (key, value) pairs that they share."""
-    keys = list(dict.fromkeys(key for job in jobs for key in job.overrides))
-    differing, shared = [], []
-    for key in keys:
-        values = {job.overrides.get(key) for job in jobs if job.overrides}
-        if len(values) == 1:
-            shared.append((key, str(values.pop())))
-        else:
-            differing.append(key)
-    return differing, shared
-
-
-def labelled(jobs: list[JobRecord]) -> list[JobRecord]:
-    """The jobs with titles that tell them apart: the settings in which they differ, if those are few."""
-    if len({job.name for job in jobs}) == len(jobs):
-        return jobs
-    keys, _ = differing_overrides(jobs)
-    titles = [" ".join(f"{key}={job.overrides[key]}" for key in keys if key in job.overrides) for job in jobs]
-    telling = 0 < len(keys) <= MAX_LABEL_SETTINGS and len(set(titles)) == len(jobs) and all(titles)
-    return [replace(job, label=title if telling else job.id) for job, title in zip(jobs, titles, strict=True)]
-
-
-def comparison_charts(jobs: Sequence[JobRecord]) -> list[Chart]:
-    """Held-out loss and smoothed training loss of all jobs on one axis each; the best jobs have colours."""
-    charts = []
-    for title, metric, dots in (
-        ("Held-out loss", HELD_OUT, True),
-        ("Training loss, smoothed", "train/loss", False),
-    ):
-        series = []
-        for place, job in enumerate(jobs):
-            points = job.curve(metric)
-            coloured = place < COLOURS
-            series.append(
-                Series(
-                    label=job.name, points=points if dots else smoothed(points), dots=dots and coloured,
-                    style=f"c{place}" if coloured else "other", in_legend=coloured,
-                )
-            )  # fmt: skip
-        chart = draw(title, series[::-1])
-        if chart is not None:
-            chart.legend.reverse()
-            charts.append(chart)
-    return charts
 
 
 def _facts(job: JobRecord) -> list[tuple[str, str]]:
@@ -245,22 +182,3 @@ def _large(amount: float) -> str:
         if amount >= size:
             return f"{amount / size:.3g} {unit}"
     return f"{amount:.0f}"
-
-
-def facts_of_experiment(jobs: Sequence[JobRecord]) -> list[tuple[str, str]]:
-    """The few numbers under the title of a report on several jobs."""
-    objectives = [job.objective for job in jobs if job.objective is not None]
-    spent = [job.total_s for job in jobs if job.total_s is not None]
-    done = sum(job.state == "completed" for job in jobs)
-    facts = [("completed", f"{done} of {len(jobs)}")]
-    if objectives:
-        facts += [("best", number(min(objectives))), ("worst", number(max(objectives)))]
-    if spent:
-        facts.append(("time in jobs", duration(sum(spent))))
-    failed = sum(job.state == "failed" for job in jobs)
-    return [*facts, ("failed", str(failed))] if failed else facts
-
-
-def cell_for(job: JobRecord, key: str) -> Any:
-    """What the ranking says for one overridden key."""
-    return job.overrides.get(key) or plain(job.setting(key)) or MISSING

@@ -22,12 +22,17 @@ def number(value: float | None, digits: int = 4) -> str:
     if value == 0:
         return "0"
     if abs(value) >= 1e6 or abs(value) < 1e-3:
-        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-        return f"{mantissa}e{int(exponent)}"
+        return scientific(value, digits)
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     text = f"{value:,.{decimals}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def scientific(value: float, digits: int = 4) -> str:
+    """A number with its power of ten, as short as it gets: 1e-4, 2.5e7."""
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    return f"{mantissa}e{int(exponent)}"
 
 
 def duration(seconds: float | None) -> str:
@@ -85,6 +90,13 @@ def plain(value: Any) -> str:
     return str(value)
 
 
+def chosen(value: Any) -> str:
+    """The value of a setting among others, rounded for reading: drawn by chance, it may have sixteen digits."""
+    if value is None:
+        return "none"
+    return number(value) if isinstance(value, float) else plain(value)
+
+
 def subject(job: JobRecord) -> str:
     """What the job trains: `LoRA rank 8 on houses`."""
     rank = job.setting("lora.rank")
@@ -124,17 +136,3 @@ def job_sentence(job: JobRecord) -> str:
         "pruned": f"stopped early after {of_steps}, as others did better",
     }.get(job.state, f"{of_steps} done")
     return f"{subject(job)}: {ending}{f'; {change}' if change else ''}."
-
-
-def experiment_sentence(ranked: list[JobRecord]) -> str:
-    """One sentence on several jobs, best first."""
-    states = [job.state for job in ranked]
-    done = states.count("completed")
-    parts = [f"{done} of {count(len(ranked), 'job')} completed"]
-    rest = sorted(set(states) - {"completed"})
-    parts += [f"{states.count(state)} {state}" for state in rest]
-    text = ", ".join(parts)
-    best = ranked[0]
-    if best.objective is not None:
-        text += f"; best is {best.name} with {objective_label(best)} {number(best.objective)}"
-    return f"{text}."

@@ -144,6 +144,54 @@ def change_manifest(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def change_config(folder: Path, **changes: Any) -> None:
+    """Change settings by their dotted keys, written with two underscores for a dot."""
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    for key, value in changes.items():
+        *groups, leaf = key.split("__")
+        section = config
+        for group in groups:
+            section = section[group]
+        section[leaf] = value
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def write_search(root: Path, jobs: int, *, side_px: int = 64, draws: int = 40) -> Path:
+    """What a search leaves: other values in every job, some stopped early, one that diverged."""
+    search, dice = root / "search", random.Random(3)
+    for number in range(jobs):
+        rank, lr = dice.choice([4, 8, 16, 32, 64, 128]), 10 ** dice.uniform(-5, -2.5)
+        optimizer, dropout = dice.choice(["adamw", "adafactor", "prodigy"]), dice.uniform(0, 0.3)
+        gamma, data = dice.choice([None, 1.0, 5.0]), dice.choice(["houses", "houses-with-long-captions"])
+        floor = 0.12 + 0.03 * (math.log10(lr) + 3.6) ** 2 + 0.002 * abs(math.log2(rank) - 4) + dice.gauss(0, 0.004)
+        state, steps = ("pruned", 80) if number % 5 == 1 else ("completed", 200)
+        lost = {"state": "failed", "objective": None, "error": "DivergedError: the loss is nan at step 40"}
+        folder = write_job(
+            search / f"a{number:02d}c4e6f8b0", rank=rank, lr=lr, steps=steps, floor=floor, side_px=side_px,
+            sampled=[0, steps] if number < draws else [], **(lost if number == 7 else {"state": state}),
+        )  # fmt: skip
+        change_config(
+            folder, optimizer__name=optimizer, dataset__caption_dropout=dropout, loss__snr_gamma=gamma,
+            dataset__path=f"data/{data}", seed=number % 3, steps=200,
+        )  # fmt: skip
+        overrides = [
+            f"lora.rank={rank}", f"optimizer.lr={lr!r}", f"optimizer={optimizer}", f"seed={number % 3}",
+            f"dataset.caption_dropout={dropout!r}", f"loss.snr_gamma={gamma or 'null'}", f"dataset.path=data/{data}",
+        ]  # fmt: skip
+        change_manifest(folder, name="search", overrides=overrides)
+        if state == "pruned":
+            change_manifest(folder, objective=None)
+        give_cost(folder, price_usd=0.01)
+    return search
+
+
+def give_cost(folder: Path, **more: Any) -> None:
+    """What a packed job says of its cost: alone it would have taken three times as long."""
+    total_s = json.loads((folder / "manifest.json").read_text())["timings_s"]["total"]
+    change_manifest(folder, cost={"alone_s": 3 * total_s, "packed_with": 8, "peak_memory_gb": 1.234} | more)
+
+
 def write_sweep(root: Path) -> Path:
     """Six jobs in different states."""
     sweep = root / "houses-sweep"

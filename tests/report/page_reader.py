@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+VOID = frozenset({"meta", "img", "br", "link", "input", "hr", "wbr"})
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
@@ -44,6 +44,8 @@ class Page(HTMLParser):
         self.elements.append(Element(tag, {key: value or "" for key, value in attrs}))
         if tag not in VOID:
             self.unclosed.append(tag)
+        if tag == "wbr":  # a place for a line end, inside a word
+            self.text = self.text.removesuffix(" ")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append(Element(tag, {key: value or "" for key, value in attrs}))

@@ -6,13 +6,14 @@ import html
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from runner.report import write_report
 
-from .job_folders import change_manifest, write_job, write_sweep
+from .job_folders import change_config, change_manifest, write_job, write_search, write_sweep
 from .page_reader import Browser, find_browser
 
 MEASURE = """<!doctype html><title>waiting</title>
@@ -27,6 +28,66 @@ f.onload = () => {
 };
 f.srcdoc = PAGE;
 </script>"""
+
+# Points at places of the charts of settings as a mouse or a finger does, and tells what the page then shows.
+POINT = """<!doctype html><title>waiting</title>
+<iframe id=f style="width:WIDTHpx;height:9000px;border:0"></iframe><pre id=said></pre>
+<script>
+f.onload = () => {
+  const inside = f.contentDocument, charts = [...inside.querySelectorAll("svg.marks")];
+  const shown = charts.filter((svg) => svg.getBoundingClientRect().width);
+  const told = (svg) => svg.parentElement.querySelector(".readout").textContent;
+  const send = (svg, kind, x, y, more) =>
+    svg.dispatchEvent(new f.contentWindow.PointerEvent(kind, { clientX: x, clientY: y, bubbles: true, ...more }));
+  const over = (svg, mark, kind, more) => {
+    const box = svg.getBoundingClientRect(), scale = box.width / svg.viewBox.baseVal.width;
+    const [x, y] = mark.points
+      ? [(mark.points[0].x + mark.points[1].x) / 2, (mark.points[0].y + mark.points[1].y) / 2]
+      : [mark.cx.baseVal.value, mark.cy.baseVal.value];
+    send(svg, kind, box.left + x * scale, box.top + y * scale, more);
+  };
+  const marks = (svg) => [...svg.querySelectorAll(".mark")];
+  const said = { shown: shown.length, hidden: charts.length - shown.length, hits: [] };
+  for (const svg of shown) {
+    const mark = marks(svg).at(-1);
+    over(svg, mark, "pointermove");
+    said.hits.push([mark.dataset.job, told(svg)]);
+  }
+  const on = () => inside.querySelectorAll(".mark.on");
+  said.linked = [...new Set([...on()].map((mark) => mark.dataset.job))];
+  said.marked = on().length;
+  send(shown.at(-1), "pointerleave", 0, 0, { pointerType: "mouse" });
+  said.left = on().length;
+  over(shown[0], marks(shown[0]).at(-1), "pointerdown", { pointerType: "touch" });
+  send(shown[0], "pointerleave", 0, 0, { pointerType: "touch" });
+  said.tapped = [on().length, told(shown[0])];
+  over(shown[1], marks(shown[1])[0], "pointerdown", { pointerType: "touch" });
+  said.again = [told(shown[0]), told(shown[1]), on()[0].dataset.job];
+  said.size = parseFloat(f.contentWindow.getComputedStyle(shown[0].querySelector("text")).fontSize)
+    * shown[0].getBoundingClientRect().width / shown[0].viewBox.baseVal.width;
+  const boxes = (svg) => [...svg.querySelectorAll("text")].map((text) => text.getBoundingClientRect());
+  const touch = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3;
+  said.touching = shown.flatMap((svg) => boxes(svg).filter((box, i, all) => all.slice(0, i).some((o) => touch(o, box))))
+    .length;
+  said.cut = shown.flatMap((svg) => boxes(svg).filter((box) => {
+    const edge = svg.getBoundingClientRect();
+    return box.left < edge.left - 1 || box.right > edge.right + 1 || box.bottom > edge.bottom + 1;
+  })).length;
+  document.getElementById("said").textContent = JSON.stringify(said);
+};
+f.srcdoc = PAGE;
+</script>"""
+
+
+def asked(tmp_path: Path, browser: Browser, page: Path, script: str) -> Any:
+    """What a script says of a page that it has in a frame."""
+    source = json.dumps(page.read_text(encoding="utf-8")).replace("</", "<\\/")
+    outer = tmp_path / "outer.html"
+    outer.write_text(script.replace("PAGE", source), encoding="utf-8")
+    dom = browser.dom(outer, "--virtual-time-budget=5000", "--window-size=1400,1300")
+    said = re.search(r"<pre id=\"said\">(.+?)</pre>", dom)
+    assert said, "the page did not load in the frame"
+    return json.loads(html.unescape(said[1]))
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +104,22 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_search(tmp_path_factory.mktemp("outputs"), 40, draws=2)
+    write_report(folder)
+    return folder
+
+
 def brightness(image: Image.Image) -> float:
     return sum(image.resize((1, 1), Image.Resampling.BOX).convert("RGB").getpixel((0, 0))) / 3  # type: ignore[arg-type]
 
 
 def test_no_sideways_scrolling_on_a_phone(tmp_path: Path, sweep: Path, browser: Browser) -> None:
     pages = [sweep / "report.html", write_report(sweep / "e5a7c9"), write_report(sweep / "c3e5a7")]
+    pages.append(write_report(write_search(tmp_path, 12)))
     for page in pages:
-        source = json.dumps(page.read_text(encoding="utf-8")).replace("</", "<\\/")
-        measure = tmp_path / "measure.html"
-        measure.write_text(MEASURE.replace("PAGE", source), encoding="utf-8")
-        dom = browser.dom(measure, "--virtual-time-budget=5000", "--window-size=800,1300")
-        said = re.search(r"<pre id=\"said\">(.+?)</pre>", dom)
-        assert said, "the page did not load in the frame"
-        measured = json.loads(html.unescape(said[1]))
-        assert measured == {"width": 390, "wide": []}, page.parent.name
+        assert asked(tmp_path, browser, page, MEASURE) == {"width": 390, "wide": []}, page.parent.name
 
 
 def test_light_and_dark_follow_the_reader(sweep: Path, browser: Browser) -> None:
@@ -68,6 +130,55 @@ def test_light_and_dark_follow_the_reader(sweep: Path, browser: Browser) -> None
     title = (96, 40, 700, 150)
     assert light.crop(title).convert("L").getextrema()[0] < 60  # type: ignore[operator]
     assert dark.crop(title).convert("L").getextrema()[1] > 200  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("width_px", [390, 1280])
+def test_pointing_at_a_point_or_a_line_names_its_job(
+    tmp_path: Path, search: Path, browser: Browser, width_px: int
+) -> None:
+    said = asked(tmp_path, browser, search / "report.html", POINT.replace("WIDTH", str(width_px)))
+    assert (said["shown"], said["hidden"]) == (7, 1), "one of the two drawings of the lines, and six scatters"
+    assert len({job for job, _ in said["hits"]}) == 1, "the best lies on top in each"
+    assert [text.split(" · ")[0] for _, text in said["hits"]] == [job for job, _ in said["hits"]]
+    assert said["hits"][0][1].count(",") == 5, "a line names all of its settings"
+    assert said["linked"] == [said["hits"][0][0]]
+    assert said["marked"] == 8, "the job is picked out in every chart"
+    assert said["left"] == 0
+    assert said["tapped"] == [8, said["hits"][0][1]], "what a tap shows stays when the finger is gone"
+    rest, other, picked = said["again"]
+    assert rest.startswith("Each line is a job")
+    assert other.split(" · ")[0] == picked != said["hits"][0][0]
+
+
+@pytest.mark.parametrize("width_px", [390, 700, 1280])
+def test_labels_of_settings_are_legible_and_apart(
+    tmp_path: Path, search: Path, browser: Browser, width_px: int
+) -> None:
+    for number, rank in enumerate((1, 2, 3, 4, 5, 6, 7, 8, 100)):
+        job = write_job(tmp_path / "crowded" / f"j{number}", rank=rank, sampled=[])
+        change_config(
+            job, dataset__path=f"data/photographs-of-houses-{'x' * (number % 8)}-by-the-sea", seed=number // 2
+        )
+    for folder in (search, tmp_path / "crowded"):
+        said = asked(tmp_path, browser, write_report(folder), POINT.replace("WIDTH", str(width_px)))
+        assert (said["touching"], said["cut"]) == (0, 0), folder.name
+    assert said["size"] > {390: 11, 700: 8.5, 1280: 11.5}[width_px]
+
+
+def test_the_charts_of_settings_follow_light_and_dark(search: Path, browser: Browser) -> None:
+    page = search.parent / "charts.html"
+    source = (search / "report.html").read_text(encoding="utf-8")
+    start = source.index('<section class="settings">')
+    page.write_text(source[: source.index("<main>")] + "<main>" + source[start:], encoding="utf-8")
+    light = browser.screenshot(page, "--blink-settings=preferredColorScheme=1")
+    dark = browser.screenshot(page, "--blink-settings=preferredColorScheme=0")
+    chart = (96, 150, 1180, 420)
+    for image, paper in ((light, (252, 252, 250)), (dark, (18, 19, 22))):
+        colours = image.crop(chart).getcolors(maxcolors=1_000_000)
+        assert colours
+        assert max(colours)[1] == paper
+        strongest = max(sum(abs(a - b) for a, b in zip(colour, paper, strict=True)) for _, colour in colours)  # type: ignore[arg-type]
+        assert strongest > 350, "the best line stands out from the paper"
 
 
 def test_the_script_runs_under_its_policy_and_others_do_not(tmp_path: Path, sweep: Path, browser: Browser) -> None:

@@ -1,6 +1,19 @@
 "use strict";
-// Charts: the values at the step under the pointer. The page is whole without this.
-for (const svg of document.querySelectorAll("svg.chart")) {
+// The page is whole without this script.
+const at = (svg, event) => {
+  const box = svg.getBoundingClientRect();
+  const scale = svg.viewBox.baseVal.width / box.width;
+  return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
+};
+// A mouse that leaves lets go; a finger that lifts does not, so that what a tap shows can be read until the next one.
+const follow = (svg, point, leave) => {
+  svg.addEventListener("pointermove", point);
+  svg.addEventListener("pointerdown", point);
+  svg.addEventListener("pointerleave", (event) => event.pointerType === "touch" || leave());
+  document.addEventListener("pointerdown", leave, true);
+};
+// Curves: the values at the step under the pointer.
+for (const svg of document.querySelectorAll("svg.chart[data-series]")) {
   const [left, right, low, high] = JSON.parse(svg.dataset.frame);
   const series = JSON.parse(svg.dataset.series);
   const cross = svg.querySelector(".cross");
@@ -8,23 +21,59 @@ for (const svg of document.querySelectorAll("svg.chart")) {
   const nearest = (points, x) =>
     points.reduce((best, point) => (Math.abs(point[0] - x) < Math.abs(best[0] - x) ? point : best));
   const text = (value) => (Math.abs(value) < 1e-3 && value !== 0 ? value.toExponential(2) : String(+value.toPrecision(4)));
-  svg.addEventListener("pointermove", (event) => {
-    const box = svg.getBoundingClientRect();
-    const px = ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
-    const share = Math.min(1, Math.max(0, (px - left) / (right - left)));
+  const point = (event) => {
+    const share = Math.min(1, Math.max(0, (at(svg, event)[0] - left) / (right - left)));
     const step = nearest(series.flatMap((one) => one.points), low + share * (high - low))[0];
-    const at = left + ((step - low) / (high - low)) * (right - left);
-    cross.setAttribute("x1", at);
-    cross.setAttribute("x2", at);
+    const x = left + ((step - low) / (high - low)) * (right - left);
+    cross.setAttribute("x1", x);
+    cross.setAttribute("x2", x);
     svg.classList.add("on");
     const values = series
       .map((one) => [one.label, nearest(one.points, step)[1]])
-      .sort((a, b) => (series.length > 4 ? a[1] - b[1] : 0))
+      .sort((a, b) => (series.length > 4 ? svg.dataset.order * (a[1] - b[1]) : 0))
       .slice(0, 6);
     readout.textContent = `step ${step}: ` + values.map(([label, value]) => `${label} ${text(value)}`).join(" · ");
-  });
-  svg.addEventListener("pointerleave", () => {
+  };
+  follow(svg, point, () => {
     svg.classList.remove("on");
+    readout.textContent = readout.dataset.rest;
+  });
+}
+// Settings: the job nearest to the pointer, in this chart and in all others that show it.
+const corners = (mark) =>
+  mark.points ? [...mark.points].map((point) => [point.x, point.y]) : [[mark.cx.baseVal.value, mark.cy.baseVal.value]];
+const distance = ([x, y], [ax, ay], [bx, by]) => {
+  const length = (bx - ax) ** 2 + (by - ay) ** 2;
+  const share = length ? Math.min(1, Math.max(0, ((x - ax) * (bx - ax) + (y - ay) * (by - ay)) / length)) : 0;
+  return Math.hypot(x - ax - share * (bx - ax), y - ay - share * (by - ay));
+};
+const away = (mark, place) => {
+  const all = corners(mark);
+  return Math.min(...all.map((corner, index) => distance(place, corner, all[index + 1] || corner)));
+};
+const marked = [...document.querySelectorAll("svg.marks")];
+const pick = (job) => {
+  for (const svg of marked) {
+    let found = false;
+    for (const mark of svg.querySelectorAll(".mark")) {
+      const on = mark.dataset.job === job;
+      mark.classList.toggle("on", on);
+      found = found || on;
+    }
+    svg.classList.toggle("picked", found);
+  }
+};
+for (const svg of marked) {
+  const readout = svg.parentElement.querySelector(".readout");
+  const marks = [...svg.querySelectorAll(".mark")].reverse();
+  const point = (event) => {
+    const place = at(svg, event);
+    const near = marks.map((mark) => [away(mark, place), mark]).reduce((a, b) => (b[0] < a[0] ? b : a));
+    pick(near[1].dataset.job);
+    readout.textContent = near[1].dataset.told;
+  };
+  follow(svg, point, () => {
+    pick(null);
     readout.textContent = readout.dataset.rest;
   });
 }

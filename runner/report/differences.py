@@ -1,0 +1,138 @@
+"""In which settings the jobs of an experiment differ, and what to call each job because of it.
+
+Takes job records; reads their resolved settings, and what was set on the command line where that is shorter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from runner.report.record import JobRecord, as_mapping
+from runner.report.words import plain
+
+# What cannot change a result: names, places, how a batch is split, and the model's own defaults of other settings.
+NO_EFFECT = (
+    "name", "launcher", "logger", "checkpoint", "pruning", "task", "accumulation",
+    "model.resolution", "model.precision",
+)  # fmt: skip
+
+NOMINAL = frozenset({"seed"})
+"""Numbers that are only names: 7 is not more than 3."""
+
+MAX_LABEL_SETTINGS = 3
+"""More differing settings than this make no title; the job's id does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A setting in which the jobs differ: its dotted key, and the value of each job by id (None where it has none)."""
+
+    key: str
+    values: Mapping[str, Any]
+    companions: tuple[str, ...] = ()
+    """Other settings that differ between the same jobs, and so cannot be told apart from it."""
+
+    @property
+    def distinct(self) -> int:
+        """How many different values there are."""
+        return len(set(map(_canonical, self.values.values())))
+
+    @property
+    def split(self) -> tuple[int, ...]:
+        """Which jobs have the same value: equal for settings that change together, whatever their values are."""
+        seen: dict[str, int] = {}
+        return tuple(seen.setdefault(_canonical(value), len(seen)) for value in self.values.values())
+
+
+def differing_settings(jobs: Sequence[JobRecord]) -> tuple[list[Difference], dict[str, Any]]:
+    """The resolved settings that can change a result: those in which the jobs differ, and what all share.
+
+    A job whose config.yaml cannot be read has no part in it.
+    """
+    settings = {job.id: dict(_leaves(job.config)) for job in jobs if job.config}
+    differing, shared = [], {}
+    for key in dict.fromkeys(key for each in settings.values() for key in each):
+        if not _has_effect(key):
+            continue
+        found = Difference(key=key, values={job_id: each.get(key) for job_id, each in settings.items()})
+        if found.distinct > 1:
+            differing.append(found)
+        else:
+            shared[key] = next(iter(found.values.values()))
+    return differing, shared
+
+
+def differing_overrides(jobs: Sequence[JobRecord]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The overridden keys in which the jobs differ, and the (key, value) pairs that they share."""
+    keys = dict.fromkeys(key for job in jobs for key in job.overrides if _has_effect(key))
+    differing, shared = [], []
+    for key in keys:
+        values = {job.overrides.get(key) for job in jobs if job.overrides}
+        if len(values) == 1:
+            shared.append((key, str(values.pop())))
+        else:
+            differing.append(key)
+    return differing, shared
+
+
+def labelled(jobs: list[JobRecord]) -> list[JobRecord]:
+    """The jobs with titles that tell them apart: the settings in which they differ, if those are few."""
+    if len({job.name for job in jobs}) == len(jobs):
+        return jobs
+    keys, _ = differing_overrides(jobs)
+    set_by_hand = [" ".join(f"{key}={job.overrides[key]}" for key in keys if key in job.overrides) for job in jobs]
+    differing, _ = differing_settings(jobs)
+    resolved = [" ".join(f"{one.key}={plain(one.values.get(job.id))}" for one in differing) for job in jobs]
+    for titles, length in ((set_by_hand, len(keys)), (resolved, len(differing))):
+        if 0 < length <= MAX_LABEL_SETTINGS and len(set(titles)) == len(jobs) and all(titles):
+            return [replace(job, label=title) for job, title in zip(jobs, titles, strict=True)]
+    return [replace(job, label=job.id) for job in jobs]
+
+
+def told_apart(differing: Sequence[Difference], *, first: Sequence[str]) -> list[Difference]:
+    """The settings without those that only change together with another, which becomes their companion.
+
+    Args:
+        differing: settings in which the same jobs differ.
+        first: keys that come first, in this order, and that are never companions.
+    """
+
+    def order(one: Difference) -> tuple[int, bool]:
+        # The choice of a group stands for all that it brings along.
+        return (first.index(one.key) if one.key in first else len(first)), not one.key.endswith(".name")
+
+    kept: list[list[Difference]] = []
+    for one in sorted(differing, key=order):
+        leader = next((group for group in kept if group[0].split == one.split and one.key not in first), None)
+        if leader is None:
+            kept.append([one])
+        else:
+            leader.append(one)
+    return [replace(one, companions=tuple(other.key for other in others)) for one, *others in kept]
+
+
+def most_varied(differing: Sequence[Difference], limit: int) -> list[Difference]:
+    """At most `limit` of them, those with the most distinct values, in their own order."""
+    most = sorted(range(len(differing)), key=lambda index: differing[index].distinct, reverse=True)[:limit]
+    return [differing[index] for index in sorted(most)]
+
+
+def _has_effect(key: str) -> bool:
+    return not any(key == prefix or key.startswith(f"{prefix}.") for prefix in NO_EFFECT)
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(as_mapping(value), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _canonical(value: Any) -> str:
+    """The same text for equal values: 1 and 1.0 are one."""
+    number = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return json.dumps(number, sort_keys=True, default=str)

@@ -1,0 +1,126 @@
+"""The whole sweep as data: sweep.csv for spreadsheets, sweep.json for programs.
+
+Takes a ranking and the settings in which its jobs differ; gives text. Both hold the same, a job in each row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from runner.report.differences import Difference
+from runner.report.ranking import Ranked, Ranking
+from runner.report.record import JobRecord
+
+SCHEMA_VERSION = 1
+"""Of sweep.json; raised when the meaning or the place of something in it changes."""
+
+# Parts of a row that are mappings, and those of them whose names mean nothing without it.
+NESTED = ("settings", "metrics", "timings_s", "cost")
+PREFIXED = ("timings_s", "cost")
+
+# What makes a spreadsheet take a text for a formula.
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def export_rows(ranking: Ranking, differing: Sequence[Difference], root: Path) -> list[dict[str, Any]]:
+    """One mapping per job, best first; `root` is the folder of the experiment."""
+    return [_row(entry, differing, root) for entry in ranking.entries]
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a table with a heading; what only some jobs have is empty for the others.
+
+    Settings and metrics stand under their own names, timings and costs under `timings_s.` and `cost.`. Texts that
+    a spreadsheet would take for a formula begin with an apostrophe.
+    """
+    columns = [
+        (part, name)
+        for part in rows[0]
+        for name in (dict.fromkeys(key for row in rows for key in row[part]) if part in NESTED else [""])
+    ]
+    heads = [part if part not in NESTED else f"{part}.{name}" if part in PREFIXED else name for part, name in columns]
+    stream = io.StringIO()
+    # Quoted wherever a value has a comma, a quote or either half of the line end.
+    writer = csv.writer(stream, lineterminator="\r\n")
+    writer.writerow([_cell(head) for head in heads])
+    writer.writerows([_cell(row[part].get(name) if name else row[part]) for part, name in columns] for row in rows)
+    return stream.getvalue()
+
+
+def as_json(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    ranking: Ranking,
+    shared: Mapping[str, Any],
+    experiment: str,
+    written: datetime,
+) -> str:
+    """The rows with what they have in common. Numbers that are not finite become null.
+
+    Args:
+        rows: as `export_rows` gives them.
+        ranking: says what the jobs are compared by.
+        shared: the settings that are the same in all jobs, by dotted key.
+        experiment: its name.
+        written: now.
+    """
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": experiment,
+        "written": written.astimezone(UTC).isoformat(timespec="seconds"),
+        "objective": {"name": ranking.aim.name, "direction": ranking.aim.direction},
+        "shared_settings": shared,
+        "jobs": rows,
+    }
+    return json.dumps(_strict(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _row(entry: Ranked, differing: Sequence[Difference], root: Path) -> dict[str, Any]:
+    job = entry.job
+    return {
+        "id": job.id,
+        "state": job.state,
+        "objective": job.objective,
+        "place": entry.place,
+        "settings": {one.key: one.values[job.id] for one in differing if job.id in one.values},
+        "metrics": _last_metrics(job),
+        "steps_done": job.steps_done,
+        "timings_s": job.section("timings_s"),
+        "cost": job.section("cost"),
+        "error": job.error or None,
+        "folder": job.folder.relative_to(root).as_posix(),
+    }
+
+
+def _last_metrics(job: JobRecord) -> dict[str, float]:
+    names = dict.fromkeys(name for line in job.lines for name in line if name not in ("step", "time"))
+    return {name: curve[-1][1] for name in names if (curve := job.curve(name))}
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return value
+    written = value if isinstance(value, str) else json.dumps(_strict(value), ensure_ascii=False)
+    return f"'{written}" if written.startswith(FORMULA_SIGNS) else written
+
+
+def _strict(value: Any) -> Any:
+    """The value with nothing in it that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)

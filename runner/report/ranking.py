@@ -1,0 +1,122 @@
+"""Which job did best: the order of the jobs, their places, and the colour each has on the whole page.
+
+Takes job records, gives them best first. A place is only for jobs that got to their end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runner.report.record import HELD_OUT, JobRecord, finite
+from runner.report.words import loss_name
+
+COLOURS = 8
+"""So many of the best jobs have a colour of their own."""
+
+STATE_ORDER = ("completed", "pruned", "running", "submitted", "pending", "interrupted", "cancelled", "failed")
+
+# Jobs that are not at their end are compared by the last value that they logged.
+UNDER_WAY = frozenset({"pruned", "running", "interrupted"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """What the jobs are compared by, and which way is better."""
+
+    name: str = HELD_OUT
+    maximize: bool = False
+
+    @classmethod
+    def of(cls, jobs: Sequence[JobRecord]) -> Aim:
+        """What most of the jobs say in their manifests."""
+        said = Counter(
+            (str(job.manifest["objective_name"]), job.manifest.get("objective_direction") == "maximize")
+            for job in jobs
+            if job.manifest.get("objective_name")
+        )
+        if not said:
+            return cls()
+        (name, maximize), _ = said.most_common(1)[0]
+        return cls(name=name, maximize=maximize)
+
+    @property
+    def direction(self) -> str:
+        """The word for it in manifests and exports."""
+        return "maximize" if self.maximize else "minimize"
+
+    def cost(self, value: float) -> float:
+        """A number that is less for what is better."""
+        return -value if self.maximize else value
+
+    def label(self, job: JobRecord) -> str:
+        """What the page calls it."""
+        return loss_name(job) if self.name == HELD_OUT else self.name
+
+    def result(self, job: JobRecord) -> float | None:
+        """The result of a job that is done, where it was measured by this aim."""
+        same = job.manifest.get("objective_name", self.name) == self.name
+        return job.objective if same and job.state == "completed" else None
+
+    def latest(self, job: JobRecord) -> tuple[int, float] | None:
+        """The last (step, value) of a job that is not at its end."""
+        if job.state not in UNDER_WAY:
+            return None
+        points = [(int(step), value) for step, value in job.curve(self.name) if finite(value) is not None]
+        if not points and job.objective is not None:
+            points = [(job.steps_done, job.objective)]
+        return points[-1] if points else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """A job with its place (None where it has none), its colour, and the value that it is compared by.
+
+    `step` says after which step a job that is not at its end had this value; it is None for a result.
+    """
+
+    job: JobRecord
+    place: int | None
+    style: str
+    value: float | None
+    step: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """The jobs, best first, and what they are compared by."""
+
+    aim: Aim
+    entries: list[Ranked]
+
+    @property
+    def placed(self) -> list[Ranked]:
+        """The jobs that have a place."""
+        return [entry for entry in self.entries if entry.place is not None]
+
+
+def rank(jobs: Sequence[JobRecord]) -> Ranking:
+    """Order the jobs: results from best to worst, then stopped ones by how far they came, then by state and name."""
+    aim = Aim.of(jobs)
+
+    def order(job: JobRecord) -> tuple[int, bool, float, float, str]:
+        state = STATE_ORDER.index(job.state) if job.state in STATE_ORDER else len(STATE_ORDER)
+        result, latest = aim.result(job), aim.latest(job)
+        if result is not None:
+            return state, False, 0.0, aim.cost(result), job.name
+        if latest is not None:
+            return state, False, -latest[0], aim.cost(latest[1]), job.name
+        return state, True, 0.0, 0.0, job.name
+
+    entries: list[Ranked] = []
+    for index, job in enumerate(sorted(jobs, key=order)):
+        result, latest = aim.result(job), aim.latest(job)
+        step, value = latest or (None, result)
+        entries.append(
+            Ranked(
+                job=job, place=index + 1 if result is not None else None, value=value, step=step,
+                style=f"c{index}" if index < COLOURS else "other",
+            )
+        )  # fmt: skip
+    return Ranking(aim=aim, entries=entries)
