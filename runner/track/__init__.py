@@ -6,6 +6,8 @@ Takes plain numbers and paths; knows nothing about models or tensors.
 from __future__ import annotations
 
 from runner.track.metrics import MetricsFile
-from runner.track.mirror import Mirror, open_mirror
+from runner.track.mirror import Mirror
+from runner.track.opening import open_mirror
+from runner.track.rebuild import report_to_agent
 
-__all__ = ["MetricsFile", "Mirror", "open_mirror"]
+__all__ = ["MetricsFile", "Mirror", "open_mirror", "report_to_agent"]

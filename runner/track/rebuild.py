@@ -6,7 +6,7 @@ Takes config.yaml, manifest.json, metrics.jsonl and samples/; changes none of th
 from __future__ import annotations
 
 import json
-import re
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,12 @@ from typing import Any
 
 import yaml
 
+from runner.track.agent import AgentRun
 from runner.track.metrics import MetricsFile
-from runner.track.mirror import open_mirror
+from runner.track.opening import LoggerSettings, open_mirror
+from runner.track.samples import read_samples
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,49 +48,72 @@ def rebuild(folder: Path, *, mode: str = "auto") -> str | None:
         FileNotFoundError: if there is no config.yaml or no manifest.json.
         ValueError: if either cannot be read.
     """
+    config, manifest = _read(folder)
+    recorded = config.get("logger") or {}
+    known = {key: recorded[key] for key in ("project", "entity", "timeout_s") if recorded.get(key)}
+    settings = RecordedLogger(mode=mode, tags=(*recorded.get("tags", ()), "rebuilt"), **known)
+    return _replay(settings, folder, config, manifest, job_id=f"{manifest['id']}-rebuilt-{int(time.time())}")
+
+
+def report_to_agent(settings: LoggerSettings, folder: Path) -> str | None:
+    """Log the folder of a job that was done before to the run of the W&B sweep agent that started this process.
+
+    An agent may draw the same settings twice. They are not trained twice, but the agent's run needs its result.
+
+    Args:
+        settings: the `logger` section of this command.
+        folder: a job's folder.
+
+    Returns:
+        The page of the run; None where there is no agent, no server, or no record that can be read.
+    """
+    if AgentRun.of_this_process() is None:
+        return None
+    try:
+        config, manifest = _read(folder)
+        return _replay(settings, folder, config, manifest, job_id=str(manifest["id"]))
+    except (OSError, ValueError, KeyError) as error:
+        LOG.warning("W&B: %s is not reported to the sweep agent (%s)", folder, error)
+        return None
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{folder / 'config.yaml'} is not YAML: {error}") from error
-    recorded = config.get("logger") or {}
-    known = {key: recorded[key] for key in ("project", "entity", "timeout_s") if recorded.get(key)}
-    settings = RecordedLogger(mode=mode, tags=(*recorded.get("tags", ()), "rebuilt"), **known)
+    return config, manifest
+
+
+def _replay(
+    settings: LoggerSettings, folder: Path, config: dict[str, Any], manifest: dict[str, Any], *, job_id: str
+) -> str | None:
+    """Everything that a job logs while it trains, in the same order."""
     mirror = open_mirror(
         settings,
-        job_id=f"{manifest['id']}-rebuilt-{int(time.time())}",
+        job_id=job_id,
         experiment_name=str(config.get("name", folder.parent.name)),
-        job_name=str(manifest.get("name", folder.name)),
+        job_name=" ".join(manifest.get("overrides") or ()) or str(manifest.get("name", folder.name)),
         config=config,
         folder=folder,
     )
-    samples = _samples(folder)
+    images: dict[int, list[tuple[Path, str]]] = {}
+    for sample in read_samples(folder):
+        images.setdefault(sample.step, []).append((sample.path, sample.caption))
     for line in MetricsFile(folder / "metrics.jsonl").read():
         values = {name: value for name, value in line.items() if isinstance(value, (int, float))}
         step = int(values.pop("step"))
-        for earlier in [known_step for known_step in samples if known_step < step]:
-            mirror.images(earlier, samples.pop(earlier))
+        for earlier in [known for known in images if known < step]:
+            mirror.images(earlier, images.pop(earlier))
         mirror.log(step, values)
-    for step, images in samples.items():
-        mirror.images(step, images)
+    for step, row in images.items():
+        mirror.images(step, row)
     if (folder / "lora").is_dir():
         mirror.adapter(folder / "lora", {"rebuilt": True})
-    summary = {key: manifest[key] for key in ("objective", "error") if manifest.get(key) is not None}
-    mirror.finish(str(manifest.get("state", "failed")), summary)
+    told = ("objective", "objective_name", "steps_done", "error")
+    mirror.finish(
+        str(manifest.get("state", "failed")),
+        {key: manifest[key] for key in told if manifest.get(key) is not None},
+    )
     return mirror.url
-
-
-def _samples(folder: Path) -> dict[int, list[tuple[Path, str]]]:
-    """Sample images with their prompts by step, in order of step."""
-    prompts: list[Any] = []
-    described = folder / "samples" / "prompts.json"
-    if described.exists():
-        prompts = json.loads(described.read_text(encoding="utf-8")).get("prompts", [])
-    found: dict[int, list[tuple[Path, str]]] = {}
-    for path in sorted(folder.glob("samples/step-*/p*-s*.png")):
-        step, place = re.fullmatch(r"step-(\d+)", path.parent.name), re.fullmatch(r"p(\d+)-s(\d+)", path.stem)
-        if step and place:
-            number = int(place[1])
-            prompt = prompts[number] if number < len(prompts) else f"prompt {number}"
-            found.setdefault(int(step[1]), []).append((path, f"{prompt} (seed {int(place[2])})"))
-    return found

@@ -8,69 +8,15 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from PIL import Image
 
-from runner.track import Mirror, open_mirror
 from runner.track.rebuild import rebuild
 
+from .wandb_jobs import CONFIG, SECRET, adapter, log_a_whole_job, open_for, samples, table_of
 from .wandb_log import read_logs
 from .wandb_server import WandbServer
-
-CONFIG = {"name": "houses", "lora": {"rank": 8}, "optimizer": {"lr": 1e-4}}
-SECRET = "0123456789" * 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    name: str = "wandb"
-    mode: str = "auto"
-    project: str | None = "lora"
-    entity: str | None = None
-    tags: tuple[str, ...] = ("rank-8", "sd15")
-    timeout_s: float = 20.0
-
-
-def open_for(folder: Path, *, job_id: str = "abc123", **settings: Any) -> Mirror:
-    folder.mkdir(parents=True, exist_ok=True)
-    return open_mirror(
-        Settings(**settings),
-        job_id=job_id,
-        experiment_name="houses",
-        job_name="rank 8",
-        config=CONFIG,
-        folder=folder,
-    )
-
-
-def samples(folder: Path) -> list[tuple[Path, str]]:
-    made = []
-    for number, prompt in enumerate(["a red house", "a blue house"]):
-        path = folder / f"p{number:02d}-s0.png"
-        Image.new("RGB", (16, 16), (200 * number, 40, 90)).save(path)
-        made.append((path, prompt))
-    return made
-
-
-def adapter(folder: Path) -> Path:
-    lora = folder / "lora"
-    (lora / "exports").mkdir(parents=True)
-    (lora / "pytorch_lora_weights.safetensors").write_bytes(b"weights" * 10)
-    (lora / "exports" / "kohya.safetensors").write_bytes(b"kohya")
-    return lora
-
-
-def log_a_whole_job(mirror: Mirror, folder: Path) -> None:
-    for step in (1, 2, 3):
-        mirror.log(step, {"train/loss": 1.0 / step})
-    mirror.log(3, {"validation/loss": 0.25})
-    mirror.images(3, samples(folder))
-    mirror.adapter(adapter(folder), {"rank": 8, "base": "tiny"})
-    mirror.finish("completed", {"objective": 0.25})
 
 
 def test_no_logger_and_disabled_do_nothing(tmp_path: Path) -> None:
@@ -277,7 +223,8 @@ def test_a_lost_run_is_rebuilt_from_the_folder(tmp_path: Path, server: WandbServ
     assert url
     assert url.endswith(name)
     told = [(line["global_step"], "samples" in line) for line in run["history"]]
-    assert told == [(1, False), (2, False), (2, True), (3, False)]
+    assert told == [(1, False), (2, False), (2, True), (3, False), (3, False)]
+    assert table_of(server) == [[2, "a red house", 0, "p00-s0.png"], [2, "prompt 1", 0, "p01-s0.png"]]
     assert run["history"][2]["samples"]["captions"] == ["a red house (seed 0)", "prompt 1 (seed 0)"]
     assert run["tags"] == ["x", "rebuilt"]
     assert [one["state"] for one in server.artifacts.values() if one["type"] == "lora"] == ["COMMITTED"]

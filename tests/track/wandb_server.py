@@ -1,4 +1,4 @@
-"""A W&B server just large enough for real online runs over HTTP: metrics, media, artifacts, resume."""
+"""A W&B server just large enough for real online runs over HTTP: metrics, media, artifacts, resume, sweeps, views."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class WandbServer(ThreadingHTTPServer):
         self.runs: dict[str, dict[str, Any]] = {}
         self.artifacts: dict[str, dict[str, Any]] = {}
         self.uploads: dict[str, bytes] = {}
+        self.sweep: dict[str, Any] = {}
+        """Its `config` as YAML, and the `commands` for its agent, one list for each heartbeat."""
         self.unknown: list[str] = []
         self.stopped = False
         self.deny = False
@@ -128,12 +130,13 @@ def _upsert(server: WandbServer, told: Variables) -> Any:
     new = told["name"] not in server.runs
     fresh = {"name": told["name"], "displayName": told["name"], "history": [], "summary": {}, "config": {}}
     run = server.runs.setdefault(told["name"], fresh)
-    run.update({k: told[k] for k in ("displayName", "groupName", "jobType", "tags", "state") if told.get(k)})
+    run.update({k: told[k] for k in ("displayName", "groupName", "jobType", "tags", "state", "sweep") if told.get(k)})
+    run["project"] = told.get("project")
     if told.get("config"):
         run["config"] = json.loads(told["config"])
     bucket = {
         "id": run["name"], "name": run["name"], "displayName": run["displayName"], "description": "",
-        "config": json.dumps(run["config"]), "sweepName": None, "historyLineCount": len(run["history"]),
+        "config": json.dumps(run["config"]), "sweepName": run.get("sweep"), "historyLineCount": len(run["history"]),
         "project": {"id": "p", "name": told.get("project") or "lora", "entity": {"id": "e", "name": "me"}},
     }  # fmt: skip
     return {"upsertBucket": {"bucket": bucket, "inserted": new}}
@@ -180,6 +183,16 @@ def _commit(server: WandbServer, told: Variables) -> Any:
     return {"commitArtifact": {"artifact": {"id": told["artifactID"], "digest": "d"}}}
 
 
+def _sweep(server: WandbServer, told: Variables) -> Any:
+    sweep = {"id": "S", "name": told["sweep"], "state": "RUNNING", "config": server.sweep["config"]}
+    return {"project": {"sweep": {**sweep, "runs": {"edges": []}}}}
+
+
+def _heartbeat(server: WandbServer, told: Variables) -> Any:
+    commands = server.sweep["commands"].pop(0) if server.sweep["commands"] else []
+    return {"agentHeartbeat": {"agent": {"id": told["id"]}, "commands": json.dumps(commands)}}
+
+
 OPERATIONS: dict[str, Callable[[WandbServer, Variables], Any]] = {
     "Viewer": _viewer,
     "RunResumeStatus": _resume,
@@ -191,6 +204,9 @@ OPERATIONS: dict[str, Callable[[WandbServer, Variables], Any]] = {
     "CreateArtifactManifest": _create_manifest,
     "CreateArtifactFiles": _create_artifact_files,
     "CommitArtifact": _commit,
+    "SweepWithRuns": _sweep,
+    "CreateAgent": lambda server, told: {"createAgent": {"agent": {"id": f"agent of {told['sweep']}"}}},
+    "Heartbeat": _heartbeat,
     "OrganizationCoreWeaveOrganizationID": lambda server, told: {
         "entity": {"organization": {"coreWeaveOrganizationId": ""}}
     },

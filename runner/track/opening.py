@@ -1,0 +1,148 @@
+"""Opens the W&B run of a job: online where that works in time, else offline, in a sweep as the agent's run.
+
+Takes settings and names, gives a mirror. Nothing here raises.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from runner.track.agent import AgentRun
+from runner.track.mirror import OPEN_RUN_IDS, STEP_METRIC, Mirror, NullMirror, WandbMirror
+from runner.track.reach import RunMode, choose_mode, server_url, unreachable_because, within
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+LOG = logging.getLogger(__name__)
+
+# How long the question "is there a server at all" may take, out of logger.timeout_s.
+PROBE_TIMEOUT_S = 5.0
+
+# The job that has the run of a sweep agent, by the id of that run.
+_job_of_agent_run: dict[str, str] = {}
+
+
+class LoggerSettings(Protocol):
+    """The `logger` section of the settings, as far as the mirror reads it."""
+
+    @property
+    def name(self) -> str:
+        """`wandb`, or `none` for no mirror."""
+
+    @property
+    def mode(self) -> str:
+        """auto, online, offline or disabled."""
+
+    @property
+    def project(self) -> str | None:
+        """The W&B project; None is W&B's default."""
+
+    @property
+    def entity(self) -> str | None:
+        """The user or team; None is the key's default."""
+
+    @property
+    def tags(self) -> Sequence[str]:
+        """Words to find the run by."""
+
+    @property
+    def timeout_s(self) -> float:
+        """The longest that opening and that finishing may each take, in seconds."""
+
+
+def open_mirror(
+    settings: LoggerSettings,
+    *,
+    job_id: str,
+    experiment_name: str,
+    job_name: str,
+    config: dict[str, Any],
+    folder: Path,
+) -> Mirror:
+    """Open the W&B run of one job, in at most `settings.timeout_s` plus about a second. Never raises.
+
+    The run's id is WANDB_RUN_ID, or the job's id, so that a resumed job continues the same run. Several runs
+    may be open in one process. When the server cannot be had, the run is offline. In a process that a W&B sweep
+    agent started, the run is the agent's, in the sweep's project; there only one job has a mirror.
+
+    Args:
+        settings: the `logger` section; with name `none` or mode `disabled` the mirror does nothing.
+        job_id: the job's id.
+        experiment_name: the group of the run.
+        job_name: the title of the run.
+        config: the resolved settings, without secrets; they are passed on as they are.
+        folder: the job's folder; wandb writes into `folder/wandb`.
+    """
+    if settings.name == "none":
+        return NullMirror()
+    # wandb reports on itself to its server, even offline, and without a network the process then ends 10 s late.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    try:
+        mode = choose_mode(settings.mode)
+        if mode == "disabled":
+            return NullMirror()
+        agent = AgentRun.of_this_process()
+        if agent is not None and _job_of_agent_run.setdefault(agent.run_id, job_id) != job_id:
+            LOG.warning("W&B: %s is not mirrored: the sweep agent's run %s is that of %s", job_id, agent.run_id,
+                        _job_of_agent_run[agent.run_id])  # fmt: skip
+            return NullMirror()
+        arguments: dict[str, Any] = {
+            "group": experiment_name, "name": job_name, "tags": list(settings.tags), "job_type": "train",
+            "config": config, "dir": str(folder), "reinit": "create_new",
+        }  # fmt: skip
+        if agent is None:
+            # An agent's run has them from the agent: id and place are those of the sweep.
+            arguments |= {"id": _run_id(job_id), "project": settings.project, "entity": settings.entity}
+        run = _start(arguments, mode, timeout_s=settings.timeout_s)
+        run.define_metric("*", step_metric=STEP_METRIC)
+    except Exception as error:  # noqa: BLE001 - never fatal, whatever wandb raises
+        LOG.warning("W&B: not used (%s: %s); training goes on without it", type(error).__name__, error)
+        return NullMirror()
+    mirror = WandbMirror(run, job_id=job_id, folder=folder, timeout_s=settings.timeout_s)
+    if mirror.url:
+        LOG.info("W&B: %s", mirror.url)
+    else:
+        LOG.info("W&B: offline; upload it later with: wandb sync %s", run.settings.sync_dir)
+    return mirror
+
+
+def _run_id(job_id: str) -> str:
+    named = os.environ.get("WANDB_RUN_ID")
+    if named and named in OPEN_RUN_IDS:
+        LOG.warning("W&B: WANDB_RUN_ID=%s is taken by another job of this process; using %s", named, job_id)
+        return job_id
+    return named or job_id
+
+
+def _start(arguments: dict[str, Any], mode: RunMode, *, timeout_s: float) -> Run:
+    """An online run where that works within `timeout_s`, else an offline one."""
+    import wandb
+
+    def init(run_mode: RunMode) -> Run:
+        # wandb gives up shortly before `within` does, so that it still writes the end of its log.
+        patience_s = max(timeout_s - 1, timeout_s / 2)
+        settings = wandb.Settings(
+            sagemaker_disable=True, console="off", silent=True, disable_job_creation=True,
+            init_timeout=patience_s, finish_timeout=patience_s, finish_timeout_raises=True,
+        )  # fmt: skip
+        # Offline there is nothing to resume: each attempt writes its own log, and a sync joins them by id.
+        resume: Literal["allow"] | None = "allow" if run_mode == "online" else None
+        return wandb.init(**arguments, mode=run_mode, resume=resume, settings=settings)
+
+    if mode == "online":
+        reason = unreachable_because(server_url(), min(PROBE_TIMEOUT_S, timeout_s / 2))
+        if reason is None:
+            try:
+                return within(timeout_s, lambda: init("online"), if_late=lambda run: run.finish(exit_code=1))
+            except Exception as error:  # noqa: BLE001 - never fatal, whatever wandb raises
+                reason = f"{type(error).__name__}: {error}"
+                if "id" in arguments:  # wandb keeps the id of a run it failed to open
+                    arguments["id"] += "-offline"
+        LOG.warning("W&B: cannot be reached (%s); this run is logged offline as %s", reason,
+                    arguments.get("id", "the sweep agent's"))  # fmt: skip
+    return init("offline")

@@ -1,0 +1,121 @@
+"""W&B's own sweep agent starts the project's command line, and the run that it waits for is the job's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runner.track import report_to_agent
+from tests.command_line import ROOT
+
+from .wandb_jobs import CONFIG, Settings, adapter, open_for, samples
+from .wandb_server import WandbServer
+
+# As docs/results.md shows it, with the least that is still a training.
+SWEEP = """
+method: random
+metric: {name: validation/loss, goal: minimize}
+parameters:
+  lora.rank: {values: [2, 8]}
+  optimizer.lr: {distribution: log_uniform_values, min: 0.0001, max: 0.001}
+command:
+  - ${env}
+  - ${interpreter}
+  - -m
+  - runner
+  - ${args_no_hyphens}
+  - name=tuned
+  - steps=2
+  - validation.prompts=[a red house]
+  - validation.inference_steps=1
+"""
+
+
+def test_a_run_of_the_agent_is_the_run_of_the_job(tmp_path: Path, server: WandbServer) -> None:
+    drawn = {"lora.rank": {"value": 8}, "optimizer.lr": {"value": 0.0003}}
+    start = {"type": "run", "run_id": "drawn-by-the-server", "program": "unused.py", "args": drawn}
+    server.sweep = {"config": SWEEP, "commands": [[start]]}
+    agent = [sys.executable, "-m", "wandb", "agent", "--count", "1", "me/photos/sweep1"]
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "RUNNER_OUTPUTS": str(tmp_path / "outputs"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    done = subprocess.run(agent, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=True)
+
+    assert "runner lora.rank=8 optimizer.lr=0.0003 name=tuned" in done.stderr
+    assert "Ignoring" not in done.stderr, "nothing that the agent decides is said against it"
+    assert list(server.runs) == ["drawn-by-the-server"], done.stderr
+    run = server.runs["drawn-by-the-server"]
+    (job,) = [path for path in (tmp_path / "outputs" / "tuned").iterdir() if path.is_dir()]
+    manifest = json.loads((job / "manifest.json").read_text())
+    assert (run["sweep"], run["project"], run["groupName"]) == ("sweep1", "photos", "tuned")
+    assert run["config"]["lora.rank"]["value"] == run["config"]["lora"]["value"]["rank"] == 8
+    assert run["config"]["optimizer"]["value"]["lr"] == 0.0003
+    assert run["config"]["steps"]["value"] == 2
+    assert run["summary"]["validation/loss"] == run["summary"]["objective"] == manifest["objective"]
+    assert [line["global_step"] for line in run["history"] if "validation/loss" in line] == [0, 2]
+    assert (run["summary"]["state"], run["exit_code"]) == ("completed", 0)
+    assert manifest["wandb_url"] == f"{server.url}/me/photos/runs/drawn-by-the-server"
+
+
+@pytest.fixture
+def in_a_sweep(server: WandbServer, monkeypatch: pytest.MonkeyPatch) -> WandbServer:
+    """What the agent tells its processes, as the one above did."""
+    for name, value in {"SWEEP_ID": "sweep1", "RUN_ID": "drawn", "ENTITY": "me", "PROJECT": "photos"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    return server
+
+
+def test_a_job_that_was_done_before_is_reported_and_not_trained_again(
+    tmp_path: Path, in_a_sweep: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tmp_path / "job"
+    shots = job / "samples" / "step-000002"
+    shots.mkdir(parents=True)
+    samples(shots)
+    adapter(job)
+    (job / "config.yaml").write_text(json.dumps({**CONFIG, "logger": {"name": "none"}}))
+    (job / "manifest.json").write_text(
+        json.dumps({"id": "abc", "overrides": ["lora.rank=8"], "state": "completed", "objective": 0.2, "steps_done": 2})
+    )
+    (job / "metrics.jsonl").write_text('{"step": 2, "time": 1.0, "validation/loss": 0.2}\n')
+    assert report_to_agent(Settings(), job) == f"{in_a_sweep.url}/me/photos/runs/drawn"
+    run = in_a_sweep.runs["drawn"]
+    assert (run["sweep"], run["project"], run["displayName"]) == ("sweep1", "photos", "lora.rank=8")
+    assert (run["summary"]["validation/loss"], run["summary"]["steps_done"]) == (0.2, 2)
+    assert run["exit_code"] == 0
+    assert report_to_agent(Settings(), tmp_path / "nothing") is None
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    assert report_to_agent(Settings(), job) is None
+    assert list(in_a_sweep.runs) == ["drawn"]
+
+
+def test_only_one_job_of_a_process_is_the_run_of_the_agent(
+    tmp_path: Path, in_a_sweep: WandbServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "shared")
+    mirrors = [open_for(tmp_path / name, job_id=name) for name in ("first", "second")]
+    for loss, mirror in enumerate(mirrors):
+        mirror.log(1, {"train/loss": float(loss)})
+        mirror.finish("completed", {"objective": float(loss)})
+    again = open_for(tmp_path / "third", job_id="third")
+    assert (mirrors[1].url, again.url) == (None, None)
+    assert list(in_a_sweep.runs) == ["shared"]
+    assert in_a_sweep.runs["shared"]["summary"]["objective"] == 0.0
+    assert "second is not mirrored: the sweep agent's run shared is that of first" in caplog.text
+
+
+def test_a_sweep_without_its_server_still_trains(
+    tmp_path: Path, in_a_sweep: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "alone")
+    in_a_sweep.stop()
+    mirror = open_for(tmp_path / "job", timeout_s=4.0)
+    mirror.log(1, {"train/loss": 0.5})
+    mirror.finish("completed", {"objective": 0.5})
+    assert mirror.url is None
