@@ -1,7 +1,8 @@
-"""One self-contained HTML page about an experiment, made from its folders alone."""
+"""One self-contained HTML page about an experiment, and its table as data, made from its folders alone."""
 
 from __future__ import annotations
 
+from runner.report.differences import differing_keys
 from runner.report.page import write_report
 
-__all__ = ["write_report"]
+__all__ = ["differing_keys", "write_report"]

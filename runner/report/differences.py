@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from runner.report.record import JobRecord, as_mapping
+from runner.report.record import JobRecord, as_mapping, find_jobs, read_job
 from runner.report.words import plain
 
 # What cannot change a result: names, places, how a batch is split, and the model's own defaults of other settings.
@@ -21,6 +22,9 @@ NO_EFFECT = (
 
 NOMINAL = frozenset({"seed"})
 """Numbers that are only names: 7 is not more than 3."""
+
+MAX_CHARTED_SETTINGS = 6
+"""More differing settings than this make charts too many and axes too close to read."""
 
 MAX_LABEL_SETTINGS = 3
 """More differing settings than this make no title; the job's id does."""
@@ -114,10 +118,21 @@ def told_apart(differing: Sequence[Difference], *, first: Sequence[str]) -> list
     return [replace(one, companions=tuple(other.key for other in others)) for one, *others in kept]
 
 
-def most_varied(differing: Sequence[Difference], limit: int) -> list[Difference]:
+def most_varied(differing: Sequence[Difference], limit: int = MAX_CHARTED_SETTINGS) -> list[Difference]:
     """At most `limit` of them, those with the most distinct values, in their own order."""
     most = sorted(range(len(differing)), key=lambda index: differing[index].distinct, reverse=True)[:limit]
     return [differing[index] for index in sorted(most)]
+
+
+def differing_keys(experiment_dir: Path) -> list[str]:
+    """The settings that the charts of an experiment's report show, by dotted key.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if there is no job in it.
+    """
+    jobs = [read_job(folder) for folder in find_jobs(experiment_dir)]
+    return [one.key for one in most_varied(told_apart(differing_settings(jobs)[0], first=differing_overrides(jobs)[0]))]
 
 
 def _has_effect(key: str) -> bool:

@@ -28,9 +28,6 @@ FEW_STEPS, FEW_ROWS = 3, 4
 # More columns of settings than this make the ranking too wide to read.
 MAX_COLUMNS = 8
 
-# More settings than this make the charts of settings too many to read.
-MAX_SETTINGS = 6
-
 
 def view_several(ranking: Ranking, differing: Sequence[Difference], root: Path) -> dict[str, Any]:
     """All that the page shows of several jobs.
@@ -49,7 +46,7 @@ def view_several(ranking: Ranking, differing: Sequence[Difference], root: Path) 
     varied = told_apart(differing, first=overridden)
     keys = overridden or [one.key for one in varied]
     columns = keys if len(keys) <= MAX_COLUMNS else []
-    chosen = most_varied(varied, MAX_SETTINGS)
+    chosen = most_varied(varied)
     parallel = parallel_chart(ranking, chosen)
     return {
         "entries": ranking.entries,

@@ -9,5 +9,6 @@ from runner.track.metrics import MetricsFile
 from runner.track.mirror import Mirror
 from runner.track.opening import open_mirror
 from runner.track.rebuild import report_to_agent
+from runner.track.workspace import Objective, save_workspace
 
-__all__ = ["MetricsFile", "Mirror", "open_mirror", "report_to_agent"]
+__all__ = ["MetricsFile", "Mirror", "Objective", "open_mirror", "report_to_agent", "save_workspace"]

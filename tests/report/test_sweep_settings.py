@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runner.job import NOT_IDENTITY
-from runner.report import write_report
+from runner.report import differing_keys, write_report
 from runner.report.axes import Axis, Categories, fitting, setting_axis, shortened, width_px
 from runner.report.differences import NO_EFFECT, differing_settings, labelled, most_varied, told_apart
 from runner.report.record import find_jobs, read_job
@@ -105,6 +105,11 @@ def test_the_most_varied_settings_are_chosen_and_the_choice_is_said(tmp_path: Pa
     differing, _ = differing_settings([read_job(job) for job in find_jobs(tmp_path / "search")])
     counts = [one.distinct for one in most_varied(differing, 2)]
     assert counts == [12, 12]
+
+
+def test_what_the_charts_show_is_known_to_others_by_its_keys(tmp_path: Path) -> None:
+    assert differing_keys(grid(tmp_path)) == ["lora.rank", "optimizer.lr"]
+    assert differing_keys(write_job(tmp_path / "alone" / "job", sampled=[]).parent) == []
 
 
 def test_a_point_is_where_its_setting_and_its_result_are(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ class WandbServer(ThreadingHTTPServer):
         self.uploads: dict[str, bytes] = {}
         self.sweep: dict[str, Any] = {}
         """Its `config` as YAML, and the `commands` for its agent, one list for each heartbeat."""
+        self.views: dict[str, dict[str, Any]] = {}
         self.unknown: list[str] = []
         self.stopped = False
         self.deny = False
@@ -193,6 +194,18 @@ def _heartbeat(server: WandbServer, told: Variables) -> Any:
     return {"agentHeartbeat": {"agent": {"id": told["id"]}, "commands": json.dumps(commands)}}
 
 
+def _upsert_view(server: WandbServer, told: Variables) -> Any:
+    new = told["name"] not in server.views
+    server.views[told["name"]] = {**told, "saved": 1 if new else server.views[told["name"]]["saved"] + 1}
+    return {"upsertView": {"view": {"id": f"id of {told['name']}", "name": told["name"]}, "inserted": new}}
+
+
+def _view(server: WandbServer, told: Variables) -> Any:
+    view = server.views.get(told["viewName"])
+    node = view and {"id": f"id of {view['name']}", "displayName": view["displayName"], "spec": view["spec"]}
+    return {"project": {"allViews": {"edges": [{"node": node}] if node else []}}}
+
+
 OPERATIONS: dict[str, Callable[[WandbServer, Variables], Any]] = {
     "Viewer": _viewer,
     "RunResumeStatus": _resume,
@@ -207,6 +220,8 @@ OPERATIONS: dict[str, Callable[[WandbServer, Variables], Any]] = {
     "SweepWithRuns": _sweep,
     "CreateAgent": lambda server, told: {"createAgent": {"agent": {"id": f"agent of {told['sweep']}"}}},
     "Heartbeat": _heartbeat,
+    "UpsertView2": _upsert_view,
+    "View": _view,
     "OrganizationCoreWeaveOrganizationID": lambda server, told: {
         "entity": {"organization": {"coreWeaveOrganizationId": ""}}
     },

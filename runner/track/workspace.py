@@ -1,0 +1,198 @@
+"""A saved W&B workspace for a sweep: the same views of its runs for everyone who opens the link.
+
+Takes the experiment's folder and the settings in which its jobs differ. Makes one workspace per experiment, and
+keeps its address beside the report; what somebody changed in it later stays. Never raises, and needs the package
+wandb-workspaces.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from runner.paths import ExperimentPaths, JobPaths, write_text
+from runner.track.mirror import OBJECTIVE, SAMPLES_TABLE, STEP_METRIC
+from runner.track.opening import PROBE_TIMEOUT_S, LoggerSettings
+from runner.track.reach import server_url, unreachable_because, within
+
+if TYPE_CHECKING:
+    from wandb_workspaces.workspaces import Section, Workspace
+
+LOG = logging.getLogger(__name__)
+
+SETTINGS_SECTION = "Settings"
+MAX_RUNS = 100
+"""So many runs are drawn in one panel; W&B's own default is 10."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What the runs are compared by, and which way is better."""
+
+    name: str = OBJECTIVE
+    maximize: bool = False
+
+
+def save_workspace(
+    settings: LoggerSettings,
+    *,
+    experiment: str,
+    keys: Sequence[str],
+    folder: Path,
+    objective: Objective | None = None,
+) -> str | None:
+    """Make the workspace of an experiment, or bring it up to date, in at most `settings.timeout_s`.
+
+    Args:
+        settings: the `logger` section.
+        experiment: the experiment's name, which is the group of its runs.
+        keys: the dotted keys of the settings in which the jobs differ, as `runner.report.differing_keys` finds them.
+        folder: the experiment's folder.
+        objective: what the jobs are compared by; the held-out loss by default.
+
+    Returns:
+        The page of the workspace, also of one that could not be brought up to date; None where there is none.
+    """
+    place = None if settings.name == "none" else _place_of(folder)
+    if place is None:
+        return None
+    known = _read(folder)
+    wanted = {"entity": place[0], "project": place[1], "keys": list(keys)}
+    if known.items() >= wanted.items():
+        return str(known["url"])
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        LOG.info(
+            "W&B: no workspace was saved for this sweep; pip install 'lora-runner[workspaces]' brings what it needs"
+        )
+        return None
+    try:
+        url = within(settings.timeout_s, lambda: _save(experiment, wanted, known, objective or Objective(), settings))
+        write_text(ExperimentPaths(folder).workspace, json.dumps({**wanted, "url": url}, indent=2) + "\n")
+    except Exception as error:  # noqa: BLE001 - never fatal, whatever wandb raises
+        LOG.warning("W&B: the workspace of %s was not saved (%s: %s)", experiment, type(error).__name__, error)
+        return known.get("url")
+    LOG.info("W&B workspace: %s", url)
+    return url
+
+
+def _place_of(folder: Path) -> tuple[str, str] | None:
+    """The W&B user or team and the project of the experiment's runs, from the address of one that was online."""
+    for manifest in sorted(folder.glob(f"*/{JobPaths(folder).manifest.name}")):
+        try:
+            parts = urlsplit(json.loads(manifest.read_text(encoding="utf-8"))["wandb_url"]).path.split("/")
+            entity, project, runs = parts[-4:-1]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if runs == "runs":
+            return unquote(entity), unquote(project)
+    return None
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """What is known of a workspace that was saved before; empty where there is none."""
+    try:
+        known = json.loads(ExperimentPaths(folder).workspace.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) and isinstance(known.get("url"), str) else {}
+
+
+def _save(
+    experiment: str, wanted: dict[str, Any], known: dict[str, Any], objective: Objective, settings: LoggerSettings
+) -> str:
+    url = server_url()  # before anything of wandb is used: it also keeps wandb from talking
+    reason = unreachable_because(url, min(PROBE_TIMEOUT_S, settings.timeout_s / 2))
+    if reason is not None:
+        raise ConnectionError(reason)
+    from wandb_workspaces.workspaces import Workspace
+
+    same_place = all(known.get(name) == wanted[name] for name in ("entity", "project"))
+    workspace = _updated(known["url"], wanted["keys"], objective) if same_place else None
+    if workspace is None:
+        workspace = Workspace(
+            entity=wanted["entity"], project=wanted["project"], name=experiment,
+            sections=_sections(wanted["keys"], objective), **_around(experiment, objective),
+        )  # fmt: skip
+    return str(workspace.save().url)
+
+
+def _updated(url: str, keys: Sequence[str], objective: Objective) -> Workspace | None:
+    """The workspace at this address with the panel of settings made anew; None where it is gone."""
+    from wandb_workspaces.workspaces import Workspace
+
+    try:
+        workspace = Workspace.from_url(url)
+    except ValueError:  # somebody deleted it
+        return None
+    sections = [section for section in workspace.sections if section.name != SETTINGS_SECTION]
+    workspace.sections = [*sections, _settings_section(keys, objective)] if keys else sections
+    return workspace
+
+
+def _around(experiment: str, objective: Objective) -> dict[str, Any]:
+    """Which runs are shown, in which order, and how many."""
+    from wandb_workspaces import expr
+    from wandb_workspaces.workspaces import RunsetSettings, WorkspaceSettings
+
+    return {
+        "settings": WorkspaceSettings(x_axis=STEP_METRIC, max_runs=MAX_RUNS),
+        "runset_settings": RunsetSettings(
+            filters=[expr.Metric("Group") == experiment],
+            order=[expr.Ordering(expr.Summary(objective.name), ascending=not objective.maximize)],
+            pinned_columns=["run:displayName", f"summary:{objective.name}", "summary:state"],
+        ),
+    }
+
+
+def _sections(keys: Sequence[str], objective: Objective) -> list[Section]:
+    import wandb_workspaces.reports.v2 as panels
+    from wandb_workspaces.workspaces import Section, SectionLayoutSettings
+
+    measured = list(dict.fromkeys((objective.name, OBJECTIVE)))
+    curves = [panels.LinePlot(title=name, x=STEP_METRIC, y=[name]) for name in measured]
+    curves.append(panels.LinePlot(
+        title="train/loss", x=STEP_METRIC, y=["train/loss"], smoothing_type="exponential", smoothing_factor=0.6,
+        smoothing_show_original=True,
+    ))  # fmt: skip
+    result = panels.ScalarChart(
+        title=f"best {objective.name}", metric=panels.SummaryMetric(objective.name),
+        groupby_aggfunc="max" if objective.maximize else "min",
+    )  # fmt: skip
+    wide = SectionLayoutSettings(columns=1, rows=1)
+    return [
+        Section(name="Curves", panels=curves, is_open=True, layout_settings=SectionLayoutSettings(columns=2, rows=1)),
+        Section(name="Samples", is_open=True, layout_settings=wide, panels=[
+            panels.MediaBrowser(title="samples", media_keys=["samples"], grid_x_axis="step", grid_y_axis="run"),
+            panels.WeavePanelSummaryTable(table_name=SAMPLES_TABLE),
+        ]),
+        *([_settings_section(keys, objective)] if keys else []),
+        Section(name="Runs", is_open=True, panels=[result, panels.RunComparer(diff_only="split")],
+                layout_settings=SectionLayoutSettings(columns=2, rows=1)),
+    ]  # fmt: skip
+
+
+def _settings_section(keys: Sequence[str], objective: Objective) -> Section:
+    """Parallel coordinates from the settings to the objective, the best at the upper end."""
+    import wandb_workspaces.reports.v2 as panels
+    from wandb_workspaces.workspaces import Section, SectionLayoutSettings
+
+    columns = [
+        # Rates are chosen in factors.
+        panels.ParallelCoordinatesPlotColumn(metric=panels.Config(key), log=True if key.endswith("lr") else None)
+        for key in keys
+    ]
+    columns.append(
+        panels.ParallelCoordinatesPlotColumn(
+            metric=panels.SummaryMetric(objective.name), inverted=None if objective.maximize else True
+        )
+    )
+    plot = panels.ParallelCoordinatesPlot(title=f"From the settings to {objective.name}", columns=columns)
+    return Section(
+        name=SETTINGS_SECTION, panels=[plot], is_open=True, layout_settings=SectionLayoutSettings(columns=1, rows=1)
+    )
