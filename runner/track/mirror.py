@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from runner.track.agent import AgentRun
 from runner.track.reach import within
 from runner.track.samples import for_table, read_samples, samples_table
 
@@ -143,7 +144,8 @@ class WandbMirror:
             objective = summary.get("objective")
             named = {} if objective is None else {summary.get("objective_name", OBJECTIVE): objective}
             self._run.summary.update({**summary, **named, "state": state})
-            if state == "interrupted":
+            # A sweep's server stops runs on purpose; a preempted one it would start again.
+            if state == "interrupted" and AgentRun.of_this_process() is None:
                 self._run.mark_preempting()
             self._run.finish(exit_code=0 if state in GOOD_STATES else 1)
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from runner.paths import JobPaths
 
 if TYPE_CHECKING:
@@ -78,6 +76,7 @@ def samples_table(samples: Sequence[Sample]) -> wandb.Table:
 
 def _picture(path: Path) -> wandb.Image:
     import wandb
+    from PIL import Image
 
     with Image.open(path) as image:
         if max(image.size) <= MAX_TABLE_SIDE_PX:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import wandb
+import yaml
 
 from runner.track import report_to_agent
 from tests.command_line import ROOT
@@ -16,30 +20,31 @@ from tests.command_line import ROOT
 from .wandb_jobs import CONFIG, Settings, adapter, open_for, samples
 from .wandb_server import WandbServer
 
-# As docs/results.md shows it, with the least that is still a training.
-SWEEP = """
-method: random
-metric: {name: validation/loss, goal: minimize}
-parameters:
-  lora.rank: {values: [2, 8]}
-  optimizer.lr: {distribution: log_uniform_values, min: 0.0001, max: 0.001}
-command:
-  - ${env}
-  - ${interpreter}
-  - -m
-  - runner
-  - ${args_no_hyphens}
-  - name=tuned
-  - steps=2
-  - validation.prompts=[a red house]
-  - validation.inference_steps=1
-"""
+# What makes the sweep of docs/results.md the least that is still a training.
+LEAST = (
+    "steps=2",
+    "lr_scheduler=constant",
+    "lr_scheduler.warmup_steps=0",
+    "validation.prompts=[a red house]",
+    "validation.inference_steps=1",
+)
+
+
+def documented_sweep() -> dict[str, Any]:
+    """The sweep.yaml in the documents."""
+    (text,) = re.findall(r"```yaml\n(# sweep.yaml.*?)```", (ROOT / "docs" / "results.md").read_text(), re.DOTALL)
+    sweep = yaml.safe_load(text)
+    assert isinstance(sweep, dict)
+    return sweep
 
 
 def test_a_run_of_the_agent_is_the_run_of_the_job(tmp_path: Path, server: WandbServer) -> None:
     drawn = {"lora.rank": {"value": 8}, "optimizer.lr": {"value": 0.0003}}
     start = {"type": "run", "run_id": "drawn-by-the-server", "program": "unused.py", "args": drawn}
-    server.sweep = {"config": SWEEP, "commands": [[start]]}
+    sweep = documented_sweep()
+    assert set(sweep["parameters"]) == set(drawn)
+    sweep["command"] += LEAST
+    server.sweep = {"config": yaml.safe_dump(sweep), "commands": [[start]]}
     agent = [sys.executable, "-m", "wandb", "agent", "--count", "1", "me/photos/sweep1"]
     environment = {
         **os.environ, "PYTHONPATH": str(ROOT), "RUNNER_OUTPUTS": str(tmp_path / "outputs"),
@@ -47,7 +52,7 @@ def test_a_run_of_the_agent_is_the_run_of_the_job(tmp_path: Path, server: WandbS
     }  # fmt: skip
     done = subprocess.run(agent, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=True)
 
-    assert "runner lora.rank=8 optimizer.lr=0.0003 name=tuned" in done.stderr
+    assert "python -m runner recipe=demo name=tuned lora.rank=8 optimizer.lr=0.0003" in done.stderr
     assert "Ignoring" not in done.stderr, "nothing that the agent decides is said against it"
     assert list(server.runs) == ["drawn-by-the-server"], done.stderr
     run = server.runs["drawn-by-the-server"]
@@ -108,6 +113,18 @@ def test_only_one_job_of_a_process_is_the_run_of_the_agent(
     assert list(in_a_sweep.runs) == ["shared"]
     assert in_a_sweep.runs["shared"]["summary"]["objective"] == 0.0
     assert "second is not mirrored: the sweep agent's run shared is that of first" in caplog.text
+
+
+def test_what_a_sweep_stops_is_not_started_again(
+    tmp_path: Path, in_a_sweep: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "stopped")
+    open_for(tmp_path / "job").finish("interrupted", {})
+    wandb.teardown()  # a process reads its environment once
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    monkeypatch.setenv("WANDB_RUN_ID", "reclaimed")
+    open_for(tmp_path / "job").finish("interrupted", {})
+    assert {name: run["preempting"] for name, run in in_a_sweep.runs.items()} == {"stopped": False, "reclaimed": True}
 
 
 def test_a_sweep_without_its_server_still_trains(

@@ -106,6 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
                 run["history"] += [json.loads(line) for line in chunk["content"]]
             if name == "wandb-summary.json":
                 run["summary"] = json.loads(chunk["content"][-1])
+        run["preempting"] = run.get("preempting", False) or bool(told.get("preempting"))
         if told.get("complete"):
             run["exit_code"] = told["exitcode"]
 
