@@ -27,6 +27,7 @@ from torch import nn
 
 from runner.data import Item
 from runner.data.address import FileAddress
+from runner.data.views import crops_of
 from runner.families import find_family
 from runner.families.noise import NoiseSchedule
 from runner.job import make_job
@@ -36,7 +37,7 @@ from runner.train.base import DTYPES
 from runner.train.job_run import JobRun
 from runner.train.loop import Pack
 from runner.train.place import Place
-from runner.train.samples import EMPTY, Samples, crops_of
+from runner.train.samples import EMPTY, Samples
 from runner.train.text import EncodedText
 
 TFLOP_PER_IMAGE = {False: 14.19, True: 19.34}

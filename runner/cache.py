@@ -10,13 +10,12 @@ import hashlib
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from runner.paths import atomic_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ENCODING = 1
 """Raised when the way images or captions are encoded changes."""
@@ -45,6 +44,9 @@ class TensorCache:
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The entry's tensors on the CPU, or None if it is absent or cannot be read (then it is removed)."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
         try:
             # Read, not mapped: a system allows some 65,000 mappings, and a mapped file that shrinks kills the process.
             tensors: dict[str, Tensor] = load(self._file(key).read_bytes())
@@ -59,5 +61,7 @@ class TensorCache:
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Store an entry; a reader sees all of it or none."""
+        from safetensors.torch import save_file
+
         with atomic_file(self._file(key)) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)

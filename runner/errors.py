@@ -7,6 +7,7 @@ RunnerError
 ├── CheckpointError                     a checkpoint belongs to another configuration, or is damaged
 ├── ArtifactError                       what was saved is not what was trained
 ├── DivergedError                       a job's loss is no longer finite
+├── OutOfMemoryError                    not even one image fits into memory
 ├── Interrupted                         a signal asked to stop; the work is saved
 └── JobsFailed                          at least one job did not complete
 """
@@ -40,6 +41,10 @@ class ArtifactError(RunnerError):
 
 class DivergedError(RunnerError):
     """A job's loss or weights are no longer finite numbers."""
+
+
+class OutOfMemoryError(RunnerError):
+    """A single image does not fit into the device's memory."""
 
 
 class Interrupted(RunnerError):

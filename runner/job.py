@@ -28,7 +28,7 @@ from runner.schema import Experiment
 SCHEMA_NUMBER = 1
 """Raised when the meaning of existing settings changes: old results are then not taken for new ones."""
 
-NOT_IDENTITY = ("launcher", "logger", "checkpoint")
+NOT_IDENTITY = ("launcher", "logger", "checkpoint", "pruning")
 """Sections that say where a job runs and how it is kept, never what it trains."""
 
 
@@ -159,6 +159,7 @@ def register(job: Job) -> None:
         **fresh,
         state=State.PENDING,
         error=None,
+        crashed=False,
         created=known.get("created", now()),
         attempts=known.get("attempts", 0),
     )
@@ -171,6 +172,17 @@ def now() -> str:
 
 class LockedError(RunnerError):
     """Another runner works on the same job."""
+
+
+def is_held(folder: Path) -> bool:
+    """Whether another process works on a job at this moment."""
+    if not JobPaths(folder).lock.is_file():
+        return False
+    try:
+        with lock(folder):
+            return False
+    except LockedError:
+        return True
 
 
 @contextmanager

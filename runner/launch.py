@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from runner.check import Checker
+from runner.encodings import cache_work
 from runner.errors import Interrupted, JobsFailed, SettingsError
-from runner.job import Job, State, lock, read_manifest, register, state_of
+from runner.job import Job, LockedError, State, is_held, lock, read_manifest, register, state_of
 from runner.launchers import find_launcher
+from runner.machine import Machine
 from runner.paths import outputs_dir
-from runner.plan import Plan, make_plan
-from runner.schema import LocalLauncher
+from runner.plan import Plan, Predictor, make_plan
+from runner.plan.packs import is_done
+from runner.plan.words import plan_data, plan_lines
+from runner.schema import LauncherSettings
+
+POLL_S = 1.0
+FINAL = (State.COMPLETED, State.FAILED, State.CANCELLED, State.PRUNED)
+"""States that are not changed by waiting; they are the other runner's answer."""
+
+Config = tuple[Mapping[str, Any], tuple[str, ...]]
+"""A resolved configuration, and the overrides that it was composed with."""
+
+
+class Search(Protocol):
+    """What chooses further jobs while others run (`runner.search`)."""
+
+    def more(self, count: int) -> Sequence[Config]:
+        """Up to so many further configurations; none if it has no more, or waits for results."""
+
+    def started(self, overrides: Sequence[str], job: Job) -> None:
+        """A configuration has become this job, which may be completed already."""
+
+    def refused(self, overrides: Sequence[str], reason: str) -> None:
+        """A configuration is wrong, and no job."""
+
 
 log = logging.getLogger(__name__)
 
 
-def launch(configs: Sequence[tuple[Mapping[str, Any], tuple[str, ...]]]) -> list[Job]:
+def launch(configs: Sequence[Config], search: Search | None = None) -> list[Job]:
     """Check all configurations, plan, run what is missing, and say how it went.
 
     Args:
         configs: the resolved configuration and the overrides of each job.
+        search: gives further jobs when places are free, and is told of results; None when all jobs are known.
 
     Returns:
-        The jobs, in the order of `configs`.
+        The jobs, in the order of `configs`, and those of the search after them.
 
     Raises:
         SettingsError: at least one configuration is wrong; nothing was started.
@@ -33,15 +61,88 @@ def launch(configs: Sequence[tuple[Mapping[str, Any], tuple[str, ...]]]) -> list
     """
     checker = Checker(outputs_dir())
     jobs = check_all(checker, configs)
-    launcher = jobs[0].experiment.launcher
-    plan = make_plan(jobs, {job.folder: _state(job) for job in jobs}, launcher)
-    show(plan, checker)
-    if launcher.dry_run:
+    settings = jobs[0].experiment.launcher
+    launcher = find_launcher(settings.name)
+    machine, costs = launcher.machine(settings), Predictor()
+    if settings.dry_run:
+        plan = _plan(jobs, settings, machine, costs)
+        _show(plan, checker, as_json=settings.dry_run == "json")
         return jobs
-    if plan.packs:
-        _run(plan, launcher)
+    more = None if search is None else _MoreJobs(search, checker, jobs)
+    left = list(jobs)
+    while left:
+        plan = _plan(left, settings, machine, costs)
+        _show(plan, checker)
+        for job in plan.todo:
+            _take_up(job)
+        try:
+            if plan.packs or more is not None:
+                launcher.launch(plan, settings, more)
+        except Interrupted:
+            break
+        held = [job for job in left if is_held(job.folder)]
+        if held:
+            _wait_for(held)
+        # What another runner has left unfinished is gone on with here.
+        theirs = {job.folder: job for job in (*plan.elsewhere, *held)}.values()
+        left = [job for job in theirs if state_of(job.folder) not in FINAL]
     _report(jobs)
     return jobs
+
+
+def _take_up(job: Job) -> None:
+    """Make a job's folder ready for a worker, unless another runner is faster."""
+    try:
+        with lock(job.folder):
+            if not is_done(job, _state(job)):
+                register(job)
+    except LockedError:
+        log.info("%s: another runner has just begun with it", job.id)
+
+
+def _plan(jobs: Sequence[Job], settings: LauncherSettings, machine: Machine, costs: Predictor) -> Plan:
+    states = {job.folder: _state(job) for job in jobs}
+    held = [job.folder for job in jobs if job.folder.is_dir() and is_held(job.folder)]
+    return make_plan(jobs, states, settings, machine=machine, costs=costs, elsewhere=held)
+
+
+class _MoreJobs:
+    """Further jobs of a search, checked as those of the command were."""
+
+    def __init__(self, search: Search, checker: Checker, jobs: list[Job]) -> None:
+        self._search, self._checker, self._jobs = search, checker, jobs
+
+    def __call__(self, count: int) -> list[Job]:
+        found: list[Job] = []
+        # What is done already is an answer at once, and leaves room for others.
+        while len(found) < count and (configs := self._search.more(count - len(found))):
+            found += [job for config, overrides in configs if (job := self._checked(config, overrides))]
+        return found
+
+    def _checked(self, config: Mapping[str, Any], overrides: tuple[str, ...]) -> Job | None:
+        try:
+            job = self._checker.job(config, overrides)
+        except SettingsError as error:
+            log.warning("%s: %s", " ".join(overrides), error)
+            self._search.refused(overrides, str(error))
+            return None
+        self._search.started(overrides, job)
+        self._jobs.append(job)
+        return None if is_done(job, _state(job)) or is_held(job.folder) else job
+
+
+def _wait_for(jobs: Sequence[Job]) -> None:
+    """Wait until another runner lets go of these jobs: finished, or to be gone on with here.
+
+    Raises:
+        Interrupted: Ctrl-C.
+    """
+    log.info("waiting for %s, which another runner works on", ", ".join(job.id for job in jobs))
+    try:
+        while any(is_held(job.folder) for job in jobs):
+            time.sleep(POLL_S)
+    except KeyboardInterrupt as error:
+        raise Interrupted("stopped waiting; the other runner goes on") from error
 
 
 def _state(job: Job) -> State:
@@ -53,7 +154,7 @@ def _state(job: Job) -> State:
     return state
 
 
-def check_all(checker: Checker, configs: Sequence[tuple[Mapping[str, Any], tuple[str, ...]]]) -> list[Job]:
+def check_all(checker: Checker, configs: Sequence[Config]) -> list[Job]:
     """Turn every configuration into a job, or raise one error with the faults of all of them."""
     jobs: list[Job] = []
     faults: dict[str, list[str]] = {}
@@ -78,9 +179,14 @@ def check_all(checker: Checker, configs: Sequence[tuple[Mapping[str, Any], tuple
     raise SettingsError("\n".join([f"{head}, nothing was started:", *lines]))
 
 
-def show(plan: Plan, checker: Checker) -> None:
+def _show(plan: Plan, checker: Checker, *, as_json: bool = False) -> None:
     """Print the plan, and what of each data set is used."""
-    for line in plan.lines():
+    needs = [(job.experiment, checker.dataset_of(job).items) for job in plan.todo]
+    work = cache_work(needs)
+    if as_json:
+        log.info("%s", json.dumps(plan_data(plan, work), indent=2))
+        return
+    for line in plan_lines(plan, work):
         log.info("%s", line)
     shown = set()
     for job in plan.todo:
@@ -90,13 +196,6 @@ def show(plan: Plan, checker: Checker) -> None:
             shown.add(key)
             for line in dataset.report.lines():
                 log.info("%s", line)
-
-
-def _run(plan: Plan, launcher: LocalLauncher) -> None:
-    for job in plan.todo:
-        with lock(job.folder):
-            register(job)
-    find_launcher(launcher.name).launch(plan, launcher)
 
 
 def _report(jobs: Sequence[Job]) -> None:
@@ -129,7 +228,7 @@ def _report(jobs: Sequence[Job]) -> None:
             ]
             lines += [f"    log: {job.paths.log}"]
         raise JobsFailed("\n".join([*lines, "Run the same command again to retry only these."]))
-    stopped = [job for job in distinct if states[job.folder] is not State.COMPLETED]
+    stopped = [job for job in distinct if states[job.folder] not in (State.COMPLETED, State.PRUNED)]
     if stopped:
         raise Interrupted(
             f"interrupted: {len(stopped)} of {len(distinct)} jobs are not done. "

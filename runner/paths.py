@@ -57,6 +57,10 @@ class ExperimentPaths:
         self.summary = self.folder / "sweep.json"
         self.workspace = self.folder / "wandb-workspace.json"
 
+    def worker_log(self, place: str) -> Path:
+        """What the workers on one place have said, where it was not shown."""
+        return self.folder / f"worker-{place}.log"
+
 
 def step_name(step: int) -> str:
     """The folder name of a step; sorts as text in the order of the steps."""

@@ -13,15 +13,25 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
 from runner.errors import Interrupted, RunnerError
-from runner.job import Job, State, lock, read_job, read_manifest, update_manifest
+from runner.job import Job, State, read_job, update_manifest
+from runner.queue import Claims, FixedQueue, Queue
 
 log = logging.getLogger(__name__)
+
+STARTED_S = time.perf_counter()
+INTERRUPTED_CODE = 130
+CRASHED_CODE = 70
+"""Exit code after an error that was no single job's: the jobs that were training are failed, and may be tried again."""
+
+LAUNCHER_PID = "RUNNER_LAUNCHER_PID"
+"""Environment variable with the process that started this worker and will settle what it leaves."""
 
 RECORDED_PACKAGES = (
     "torch",
@@ -56,58 +66,79 @@ class StopSignal:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train; 0 if every job completed, 130 if a signal stopped it, 1 otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m runner.work", description="Train the jobs in some folders.")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="JOBDIR")
-    options = parser.parse_args(arguments)
+    """Train; 0 if every job completed, 1 if some failed, 70 if all that were training did, 130 if a signal came."""
+    options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    queue = Queue(options.queue) if options.queue else FixedQueue(options.folders)
     with StopSignal() as stop:
         try:
-            jobs = [read_job(folder) for folder in options.folders]
-            return _work(jobs, options.device, stop)
+            return _work(Claims(queue, _log_file), options, stop)
         except Interrupted as error:
             log.info("%s", error)
-            return 130
+            return INTERRUPTED_CODE
         except RunnerError as error:
             log.error("%s", error)
             return 1
 
 
-def _work(jobs: Sequence[Job], device: str, stop: StopSignal) -> int:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m runner.work", description="Train the jobs in some folders.")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--at-once", type=int, help="most jobs that train together; all by default")
+    parser.add_argument("--queue", type=Path, metavar="FILE", help="take pending jobs from this list (runner.queue)")
+    parser.add_argument("folders", nargs="*", type=Path, metavar="JOBDIR")
+    options = parser.parse_args(arguments)
+    if bool(options.folders) == bool(options.queue):
+        parser.error("name job folders, or a list of them with --queue")
+    return options
+
+
+def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
     _quiet_libraries()
     from runner.artifacts import save_artifacts
-    from runner.train.loop import train_pack
+    from runner.train.admission import SharedSource
+    from runner.train.loop import train
     from runner.train.place import Place
 
-    place = Place.here(device)
-    with ExitStack() as stack:
-        if place.is_main:
-            for job in jobs:
-                stack.enter_context(lock(job.folder))
-                stack.enter_context(_log_file(job))
-        else:
-            logging.getLogger().setLevel(logging.ERROR)
-        try:
-            about = {"versions": versions(), "git_commit": git_commit(), "device": place.describe()}
-            completed = train_pack(jobs, place, about=about, save=save_artifacts, stop_requested=lambda: stop.requested)
-        except Interrupted:
-            raise
-        except Exception as error:
-            # Whatever it was, the folders must say it; the log has the rest.
-            if not isinstance(error, RunnerError):
-                log.exception("the pack failed")
-            if place.is_main:
-                _fail_unfinished(jobs, error)
-            return 1
-        return 0 if completed else 1
+    place = Place.here(options.device)
+    if not place.is_main:
+        logging.getLogger().setLevel(logging.ERROR)
+    source = SharedSource(claims if place.is_main else None, place, read_job)
+    try:
+        good = train(
+            source,
+            place,
+            at_once=options.at_once or len(options.folders) or 1,
+            startup_s=time.perf_counter() - STARTED_S,
+            about={"versions": versions(), "git_commit": git_commit(), "device": place.describe()},
+            save=save_artifacts,
+            stop_requested=lambda: stop.requested or _orphaned(),
+        )
+    except Interrupted:
+        raise
+    except Exception as error:
+        # Whatever it was, the folders must say it; the log has the rest.
+        if not isinstance(error, RunnerError):
+            log.exception("the pack failed")
+        for job in claims.held:
+            reason = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
+            update_manifest(job.folder, state=State.FAILED, error=reason, crashed=True)
+        return CRASHED_CODE
+    finally:
+        claims.release_all()
+    return 0 if good else 1
 
 
-def _fail_unfinished(jobs: Sequence[Job], error: Exception) -> None:
-    reason = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
-    for job in jobs:
-        if read_manifest(job.folder)["state"] not in (State.COMPLETED, State.FAILED):
-            update_manifest(job.folder, state=State.FAILED, error=reason)
+def _orphaned() -> bool:
+    """Whether the launcher that waits for this worker is gone: nobody would know of its work, or pay for it gladly."""
+    launcher = os.environ.get(LAUNCHER_PID)
+    if launcher is None:
+        return False
+    try:
+        os.kill(int(launcher), 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 @contextmanager

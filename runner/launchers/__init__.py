@@ -5,23 +5,35 @@ A new launcher is one file with the functions below, named here.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
+from runner.job import Job
+from runner.machine import Machine
 from runner.plan import Plan
-from runner.schema import LocalLauncher
 
 LAUNCHERS = {"local": "runner.launchers.local"}
 
+MoreJobs = Callable[[int], Sequence[Job]]
+"""Asked for so many further jobs when places are free; fewer or none mean that there are no more at this moment."""
+
 
 class Launcher(Protocol):
-    """What a launcher's module offers."""
+    """What a launcher's module offers. `settings` is the section `launcher` of its kind."""
 
-    def check(self, settings: LocalLauncher) -> list[str]:
+    def check(self, settings: Any) -> list[str]:
         """What is wrong with the place, a line each, before anything starts."""
 
-    def launch(self, plan: Plan, settings: LocalLauncher) -> None:
-        """Work through the plan; the states in the job folders say how it went."""
+    def machine(self, settings: Any) -> Machine:
+        """What jobs would run on."""
+
+    def launch(self, plan: Plan, settings: Any, more: MoreJobs | None = None) -> None:
+        """Work through the plan, and through what `more` gives; the job folders say how it went.
+
+        Raises:
+            Interrupted: a signal asked to stop; every job that was training has saved its work.
+        """
 
 
 def find_launcher(name: str) -> Launcher:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from runner.schema.experiment import GROUPS, Experiment
 from runner.schema.inputs import DatasetSettings, ModelSettings
-from runner.schema.running import LocalLauncher, LoggerSettings, ValidationSettings
+from runner.schema.running import LauncherSettings, LocalLauncher, LoggerSettings, PruningSettings, ValidationSettings
 from runner.schema.training import LoraSettings, LossSettings, LrSchedulerSettings, OptimizerSettings
 
 __all__ = [
     "GROUPS",
     "DatasetSettings",
     "Experiment",
+    "LauncherSettings",
     "LocalLauncher",
     "LoggerSettings",
     "LoraSettings",
@@ -18,5 +19,6 @@ __all__ = [
     "LrSchedulerSettings",
     "ModelSettings",
     "OptimizerSettings",
+    "PruningSettings",
     "ValidationSettings",
 ]

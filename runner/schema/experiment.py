@@ -11,6 +11,7 @@ from runner.schema.running import (
     LauncherSettings,
     LocalLauncher,
     LoggerSettings,
+    PruningSettings,
     TaskSettings,
     ValidationSettings,
 )
@@ -66,6 +67,7 @@ class Experiment(Settings):
     scheduler: SchedulerSettings = section(SchedulerSettings)
     loss: LossSettings = section(LossSettings)
     validation: ValidationSettings = section(ValidationSettings)
+    pruning: PruningSettings = section(PruningSettings)
     checkpoint: CheckpointSettings = section(CheckpointSettings)
     launcher: LauncherSettings = section(LocalLauncher)
     logger: LoggerSettings = section(LoggerSettings)
@@ -93,6 +95,11 @@ class Experiment(Settings):
             raise ValueError(
                 f"optimizer.text_encoder_lr = {text_encoder_lr}: has no effect without lora.text_encoder=true"
             )
+        if self.pruning.name != "none" and self.pruning.first >= self.steps:
+            raise ValueError(
+                f"pruning.first = {self.pruning.first}: the training ends after steps = {self.steps}, before the first "
+                "comparison; lower it"
+            )
         return self
 
 
@@ -107,6 +114,7 @@ GROUPS = (
     "scheduler",
     "loss",
     "validation",
+    "pruning",
     "launcher",
     "logger",
 )

@@ -47,7 +47,7 @@ def reference() -> str:
 BY_CONTENT = ("model", "dataset")
 """Sections whose names are not part of the job id because the content of what they name is."""
 
-NOT_IDENTITY_SECTIONS = ("launcher", "logger", "checkpoint")
+NOT_IDENTITY_SECTIONS = ("launcher", "logger", "checkpoint", "pruning")
 
 
 def _sentence(model: type[BaseModel], section: str) -> str:

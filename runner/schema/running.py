@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from runner.schema.knob import Settings, knob
+from runner.schema.knob import Settings, default_of, knob
 
 
 class TaskSettings(Settings):
@@ -63,6 +63,29 @@ class ValidationSettings(Settings):
         return value
 
 
+class PruningSettings(Settings):
+    """Group `pruning`: whether jobs of a sweep that fall behind the others are ended early."""
+
+    name: Literal["none", "asha"] = knob(
+        "none", doc="`asha` is asynchronous successive halving (arXiv 1810.05934) on the held-out loss."
+    )
+    first: int = knob(
+        25, ge=1, unit="optimizer steps", doc="First rung: where jobs are measured and compared for the first time."
+    )
+    reduction: int = knob(
+        3,
+        ge=2,
+        doc="The best 1/reduction of the jobs at a rung go on, and the next rung is this many times further.",
+    )
+
+    @model_validator(mode="after")
+    def _takes_effect(self) -> PruningSettings:
+        idle = [key for key in ("first", "reduction") if getattr(self, key) != default_of(self, key)]
+        if self.name == "none" and idle:
+            raise ValueError(f"{idle[0]} = {getattr(self, idle[0])}: has no effect with pruning=none; set pruning=asha")
+        return self
+
+
 class CheckpointSettings(Settings):
     """Section `checkpoint`: what a killed job can continue from."""
 
@@ -81,16 +104,25 @@ class LocalLauncher(Settings):
     name: Literal["local"] = knob("local", doc="Where jobs run.")
     device: Literal["auto", "cpu", "cuda"] = knob("auto", doc="`auto` uses the GPUs where there are any.")
     processes: int | None = knob(
-        None, ge=1, doc="Processes a job is spread over; null means every GPU (one on the CPU)."
+        None,
+        ge=1,
+        doc="Processes each job is spread over; null means one, or the GPUs that would have no job otherwise.",
     )
-    concurrency: int = knob(1, ge=1, doc="Packs that run at the same time.")
+    concurrency: int | None = knob(
+        None, ge=1, doc="Packs that train at the same time; null means one on the CPU, and as many as the GPUs hold."
+    )
     pack: Annotated[int, Field(ge=1)] | Literal["auto"] = knob(
-        "auto", unit="jobs", doc="Most jobs trained together over one base model; `auto` is up to 8."
+        "auto",
+        unit="jobs",
+        doc="Most jobs trained together over one base model; `auto` is up to 8 on the CPU and 16 on a GPU, as far as "
+        "the memory is known to hold them.",
     )
     gradient_checkpointing: bool = knob(
         False, doc="Recompute activations in the backward pass: less memory, about a third more time."
     )
-    dry_run: bool = knob(False, doc="Print the plan and stop.")
+    dry_run: bool | Literal["json"] = knob(
+        False, doc="Print the plan and stop; `json` prints it as JSON and nothing else."
+    )
 
 
 LauncherSettings = Annotated[LocalLauncher, Field()]

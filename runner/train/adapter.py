@@ -140,6 +140,11 @@ class Adapter:
     def __len__(self) -> int:
         return self.weights.numel()
 
+    @property
+    def has_effect(self) -> bool:
+        """Whether it changes any output: one that was not trained yet does not, its up-projections are zero."""
+        return any(bool(up.any()) for _, _, up in self.pairs(self.weights))
+
     def pairs(self, vector: Tensor) -> list[tuple[Site, Tensor, Tensor]]:
         """(site, down, up) views into a vector laid out as the weights are."""
         views, start = [], 0

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Hashable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from runner.encodings import vae_folder
 from runner.families import find_family
 from runner.families.family import TextStack, Tokenizers
 from runner.families.files import local_folder, snapshot
@@ -34,6 +37,10 @@ class Base:
         self.family = find_family(self.settings.family)
         self.folder = snapshot(self.settings.path, revision=self.settings.revision, variant=self.settings.variant)
         self.vae_source = self._vae_source()
+        self.shared: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
+        """Encodings that several jobs of the pack use, for as long as one of them does."""
+        self.untrained: dict[Any, Any] = {}
+        """What validation has found of the base without an adapter, which every job starts from."""
 
     def _vae_source(self) -> Path | None:
         if self.settings.vae is None:
@@ -44,8 +51,7 @@ class Base:
     @property
     def vae_folder(self) -> Path:
         """The folder with the VAE's own files."""
-        source = self.vae_source or self.folder
-        return source / "vae" if (source / "vae").is_dir() else source
+        return vae_folder(self.folder, self.vae_source)
 
     @cached_property
     def vae(self) -> AutoencoderKL:
@@ -76,14 +82,15 @@ class Base:
     def free_text(self) -> None:
         """Let go of the text encoders, which are not needed once every caption is encoded."""
         self.__dict__.pop("text", None)
-        self._collect()
+        self.collect()
 
     def free_vae(self) -> None:
         """Let go of the VAE."""
         self.__dict__.pop("vae", None)
-        self._collect()
+        self.collect()
 
-    def _collect(self) -> None:
+    def collect(self) -> None:
+        """Give back the memory of what was let go of."""
         gc.collect()
         if self.place.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -101,6 +108,15 @@ class Base:
             denoiser.enable_gradient_checkpointing()
         placed: nn.Module = denoiser.to(self.place.device)
         return placed
+
+    def checkpoint_gradients(self) -> bool:
+        """Recompute activations in the backward pass from here on; False where that is done already."""
+        if self.checkpointing:
+            return False
+        self.checkpointing = True
+        denoiser: Any = self.denoiser
+        denoiser.enable_gradient_checkpointing()
+        return True
 
     def components(self) -> dict[str, nn.Module]:
         """The parts that carry adapters, by their names in the pipeline."""

@@ -7,7 +7,6 @@ Encodes in fp32 whatever the training precision is, so that all precisions share
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,31 +16,19 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from runner.cache import TensorCache, entry_key
-from runner.data import Crop, Item, render
+from runner.cache import TensorCache
+from runner.data import Crop, render
+from runner.data.views import View
+from runner.encodings import caption_cache, caption_key, encoder_hashes, posterior_cache, posterior_key
 from runner.errors import DatasetError, RunnerError
 from runner.families.family import Family, Text, TextStack
 from runner.families.files import folder_hash
-from runner.paths import cache_dir
 from runner.train.place import Place
 
 log = logging.getLogger(__name__)
 
 PIXELS_PER_BATCH = 1024 * 1024
 CAPTIONS_PER_BATCH = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """One crop of one image."""
-
-    item: Item
-    crop: Crop
-
-    @property
-    def key(self) -> tuple[str, Crop]:
-        """What the pixels depend on."""
-        return self.item.id, self.crop
 
 
 def encode_views(
@@ -60,13 +47,8 @@ def encode_views(
         variant: which of the files in the folder are read, where there are several.
     """
     identity = folder_hash(vae_folder)
-    wanted = {
-        entry_key(
-            "posterior", vae=identity, variant=variant, image=view.item.id, crop=dataclasses.asdict(view.crop)
-        ): view
-        for view in views
-    }
-    cache = TensorCache(cache_dir() / "posteriors", names=("mean", "std"))
+    wanted = {posterior_key(view, vae=identity, variant=variant): view for view in views}
+    cache = posterior_cache()
 
     def encode(keys: Sequence[str]) -> None:
         vae = load_vae()
@@ -95,17 +77,10 @@ def encode_captions(
     variant: str | None = None,
 ) -> dict[str, Text]:
     """The embeddings of every caption, without a batch dimension, fp32 on the CPU."""
-    identity = [
-        folder_hash(folder)
-        for folder in sorted(model_folder.iterdir())
-        if folder.name.startswith(("text_", "tokenizer"))
-    ]
+    encoders = encoder_hashes(model_folder)
     name = family.__name__ if hasattr(family, "__name__") else type(family).__name__
-    wanted = {
-        entry_key("caption", encoders=identity, variant=variant, family=name, caption=caption): caption
-        for caption in captions
-    }
-    cache = TensorCache(cache_dir() / "captions", names=("embeds",))
+    wanted = {caption_key(caption, encoders=encoders, variant=variant, family=name): caption for caption in captions}
+    cache = caption_cache()
 
     def encode(keys: Sequence[str]) -> None:
         text = load_text()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,31 +16,41 @@ from runner.track import MetricsFile, Mirror, open_mirror
 from runner.train.adapter import Adapter
 from runner.train.base import Base
 from runner.train.checkpoint import load_checkpoint, save_checkpoint
+from runner.train.clock import PHASES, Clock
+from runner.train.cost import Alone, Cost, alone_s, peak_memory_gb
 from runner.train.materials import Materials
 from runner.train.optimizers import bind_gradients, build_lr_scheduler, build_optimizer
-from runner.train.validation import UseRows, draw, write_prompts
+from runner.train.pruning import rungs
+from runner.train.validation import UseRows, draw, drawing_key, write_pictures, write_prompts
 
 log = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 
 class JobRun:
     """The state of one job in a pack."""
 
-    def __init__(self, job: Job, materials: Materials, adapter: Adapter, base: Base) -> None:
+    def __init__(self, job: Job, materials: Materials, adapter: Adapter, base: Base, clock: Clock) -> None:
         self.job, self.settings, self.paths = job, job.experiment, job.paths
         self.materials, self.adapter, self.base = materials, adapter, base
-        self.is_main = base.place.is_main
+        self.clock, self.is_main = clock, base.place.is_main
         self.optimizer = build_optimizer(self.settings.optimizer, adapter)
         self.lr_scheduler = build_lr_scheduler(self.settings.lr_scheduler, self.optimizer, self.settings)
         # fp16 gradients underflow without a scale; a job has its own, so that no other job can change it.
         self.scaler = torch.amp.GradScaler(base.place.device.type, enabled=self.settings.precision == "fp16")
         self.step = 0
-        self.timings: dict[str, float] = dict.fromkeys(("load", "cache", "train", "validate", "artifacts"), 0.0)
+        self.timings: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self.trained_s = 0.0
+        self.cost = Cost()
+        self.alone: Alone | None = None
+        self._rungs = frozenset(rungs(self.settings.pruning, self.settings.steps))
         self.metrics: MetricsFile | None = None
         self.mirror: Mirror | None = None
         self._loss = torch.zeros((), device=base.place.device)
+        self._loss_of_step = torch.zeros((), device=base.place.device)
         self._norm = torch.zeros((), device=base.place.device)
-        self._since = time.perf_counter()
+        self._trained_before_s = 0.0
         self._steps_since = 0
         self.last_loss = float("nan")
         self.images_per_s = 0.0
@@ -55,6 +64,9 @@ class JobRun:
             return
         self.step, weights, state = found
         self._saved_step = self.step
+        for phase, seconds in read_manifest(self.job.folder).get("timings_s", {}).items():
+            if phase in self.timings:
+                self.timings[phase] += seconds
         self.adapter.load_state(weights)
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
@@ -91,18 +103,6 @@ class JobRun:
         if self.materials.prompts:
             write_prompts(self.settings, self.materials.prompts, self.paths)
 
-    @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Count the time spent within for the manifest, and keep it out of the training speed."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self.timings[what] += spent
-            if what != "train":
-                self._since += spent
-
     # --- a step ---
 
     def positions(self, part: int) -> range:
@@ -118,12 +118,18 @@ class JobRun:
     def loss_of(self, weighted_B: Tensor) -> Tensor:
         """This process's part of the loss of the whole batch, which is a mean over `batch_size` samples."""
         loss = weighted_B.sum() / self.settings.batch_size
-        self._loss += loss.detach()
+        self._loss_of_step += loss.detach()
         return self.scaler.scale(loss) if self.scaler.is_enabled() else loss
+
+    def forget_step(self) -> None:
+        """Take back the losses of a step that starts over."""
+        self._loss_of_step.zero_()
 
     def update(self) -> None:
         """One optimizer step from the gradient that is there; no wait for the device."""
         bind_gradients(self.optimizer, self.adapter)
+        self._loss += self._loss_of_step
+        self._loss_of_step.zero_()
         self.scaler.unscale_(self.optimizer)
         gradient = self.adapter.gradient
         norm = torch.linalg.vector_norm(gradient)
@@ -142,6 +148,11 @@ class JobRun:
     def done(self) -> bool:
         """Whether the last step is behind."""
         return self.step >= self.settings.steps
+
+    @property
+    def at_rung(self) -> bool:
+        """Whether the job is compared with the others after the current step."""
+        return self.step in self._rungs
 
     # --- the record ---
 
@@ -164,12 +175,12 @@ class JobRun:
         count = max(1, self._steps_since)
         self.base.place.sum(self._loss)  # each process has seen its own samples only
         loss, norm = (float(value) / count for value in torch.stack([self._loss, self._norm]).tolist())
-        elapsed = time.perf_counter() - self._since
+        self.clock.charge_training()
+        elapsed = self.trained_s - self._trained_before_s
         self.images_per_s = count * self.settings.batch_size / max(elapsed, 1e-9)
-        self.timings["train"] += elapsed
         self._loss.zero_()
         self._norm.zero_()
-        self._since, self._steps_since = time.perf_counter(), 0
+        self._trained_before_s, self._steps_since = self.trained_s, 0
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise DivergedError(
                 f"the loss is {loss} at step {self.step}; try a lower optimizer.lr or precision=bf16 or fp32"
@@ -184,31 +195,39 @@ class JobRun:
             }
         )
 
-    def validate(self, use_rows: UseRows) -> dict[str, float]:
+    def validate(self, use_rows: UseRows, *, pictures: bool = True) -> dict[str, float]:
         """Measure and record the held-out loss, and draw the samples; in the main process only."""
         if not self.is_main:
             return {}
-        with self.timed("validate"):
-            losses = self.materials.held_out_samples.loss(self.base, self.materials.conditioner, use_rows)
+        with self.clock.charging("validate", [self]):
+            held_out, conditioner = self.materials.held_out_samples, self.materials.conditioner
+            losses = self._shared(held_out.key, lambda: held_out.loss(self.base, conditioner, use_rows))
             self.record(losses)
-            if self.materials.prompts:
-                images = draw(
-                    self.settings,
-                    self.materials.prompts,
-                    self.base,
-                    self.materials.conditioner,
-                    use_rows,
-                    self.paths.samples_at(self.step),
+            prompts = self.materials.prompts
+            if prompts and pictures:
+                drawn = self._shared(
+                    drawing_key(self.settings, prompts),
+                    lambda: draw(self.settings, prompts, self.base, conditioner, use_rows),
                 )
+                written = write_pictures(drawn, self.paths.samples_at(self.step))
                 if self.mirror is not None:
-                    self.mirror.images(self.step, images)
+                    self.mirror.images(self.step, written)
         return losses
+
+    def _shared(self, key: Hashable, find: Callable[[], Found]) -> Found:
+        """What validation finds; every adapter starts without effect, so before the first step it is found once."""
+        if self.adapter.has_effect:
+            return find()
+        if key not in self.base.untrained:
+            self.base.untrained[key] = find()
+        found: Found = self.base.untrained[key]
+        return found
 
     def checkpoint(self) -> None:
         """Save all that a later process needs to go on from here, once; in the main process only."""
         if not self.is_main or self._saved_step == self.step:
             return
-        with self.timed("artifacts"):
+        with self.clock.charging("artifacts", [self]):
             state = {
                 "optimizer": self.optimizer.state_dict(),
                 "lr_scheduler": self.lr_scheduler.state_dict(),
@@ -216,21 +235,40 @@ class JobRun:
             }
             save_checkpoint(self.job, self.step, self.adapter.state(), state)
             self._saved_step = self.step
-            update_manifest(self.job.folder, steps_done=self.step)
+            update_manifest(self.job.folder, steps_done=self.step, timings_s=self._timings_s())
 
     def interrupt(self) -> None:
         """Save everything and end as interrupted."""
         self.checkpoint()
         self.close(State.INTERRUPTED)
 
+    def prune(self, reason: str) -> None:
+        """End before the last step, because others do better; saved, so that it can be taken up again."""
+        self.checkpoint()
+        self.close(State.PRUNED, reason=reason)
+
     def close(self, state: State, **fields: Any) -> None:
         """Write the state the job ends in; in the main process only."""
         if not self.is_main:
             return
-        timings = {name: round(seconds, 3) for name, seconds in self.timings.items()}
-        timings["total"] = round(sum(timings.values()), 3)
-        update_manifest(self.job.folder, state=state, finished=now(), steps_done=self.step, timings_s=timings, **fields)
+        self.clock.charge_training()
+        self.cost.peak_memory_gb = round(peak_memory_gb(), 2)
+        if self.alone is not None:
+            self.cost.alone_s = round(alone_s(self.alone, self.timings, self.settings.steps), 3)
+        update_manifest(
+            self.job.folder,
+            state=state,
+            finished=now(),
+            steps_done=self.step,
+            timings_s=self._timings_s(),
+            cost=dataclasses.asdict(self.cost),
+            **fields,
+        )
         if self.metrics is not None:
             self.metrics.close()
         if self.mirror is not None:
             self.mirror.finish(state.value, {"objective": fields.get("objective"), "steps_done": self.step})
+
+    def _timings_s(self) -> dict[str, float]:
+        timings = {name: round(seconds, 3) for name, seconds in self.timings.items()}
+        return timings | {"total": round(sum(timings.values()), 3)}

@@ -7,13 +7,16 @@ import logging
 from typing import Any
 
 from runner.data import Dataset, Item, read_dataset, split
+from runner.data.views import views_of
+from runner.encodings import prompts_of
 from runner.errors import SettingsError
 from runner.job import Job
+from runner.schema import Experiment
 from runner.train.base import Base
-from runner.train.encode import View, encode_captions, encode_views
-from runner.train.samples import EMPTY, Posteriors, Samples, crops_of, held_out_crop
+from runner.train.encode import encode_captions, encode_views
+from runner.train.samples import EMPTY, Posteriors, Samples
 from runner.train.text import Conditioner, EncodedText, LiveText
-from runner.train.validation import HeldOut, prompts_of
+from runner.train.validation import HeldOut
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ def prepare(job: Job, base: Base) -> Materials:
     training, held_out = split(dataset.items, held_out=settings.validation.held_out)
     measured = held_out or training
     prompts = prompts_of(settings, measured)
-    posteriors = _posteriors(job, base, training, measured)
+    posteriors = _posteriors(settings, base, dataset)
     negative = settings.validation.negative_prompt
     own = list(dict.fromkeys(item.caption for item in dataset.items))
     cut = tuple(base.tokenizers.too_long(own))
@@ -86,23 +89,35 @@ def prepare(job: Job, base: Base) -> Materials:
     )
 
 
-def _posteriors(job: Job, base: Base, training: tuple[Item, ...], measured: tuple[Item, ...]) -> Posteriors:
-    views = [View(item, crop) for item in training for crop in crops_of(item, job.experiment)]
-    views += [View(item, held_out_crop(item, job.experiment)) for item in measured]
-    return encode_views(
-        views, vae_folder=base.vae_folder, load_vae=lambda: base.vae, place=base.place, variant=base.settings.variant
-    )
+def _posteriors(settings: Experiment, base: Base, dataset: Dataset) -> Posteriors:
+    data, share = settings.dataset, settings.validation.held_out
+    key = ("posteriors", dataset.fingerprint, settings.resolution, data.crop, data.variants, data.flip, share)
+    found: Posteriors | None = base.shared.get(key)
+    if found is None:
+        views = views_of(dataset.items, settings)
+        variant = base.settings.variant
+        found = Posteriors(
+            encode_views(
+                views, vae_folder=base.vae_folder, load_vae=lambda: base.vae, place=base.place, variant=variant
+            )
+        )
+        base.shared[key] = found
+    return found
 
 
 def _conditioner(captions: tuple[str, ...], base: Base) -> Conditioner:
     if base.trains_text:
         return LiveText(base.family, base.text, captions, device=base.place.device)
-    encoded = encode_captions(
-        captions,
-        family=base.family,
-        model_folder=base.folder,
-        load_text=lambda: base.text,
-        place=base.place,
-        variant=base.settings.variant,
-    )
-    return EncodedText(encoded, zeros_for_empty=base.zeros_for_empty, device=base.place.device)
+    found: EncodedText | None = base.shared.get(("captions", captions))
+    if found is None:
+        encoded = encode_captions(
+            captions,
+            family=base.family,
+            model_folder=base.folder,
+            load_text=lambda: base.text,
+            place=base.place,
+            variant=base.settings.variant,
+        )
+        found = EncodedText(encoded, zeros_for_empty=base.zeros_for_empty, device=base.place.device)
+        base.shared["captions", captions] = found
+    return found

@@ -33,6 +33,8 @@ class PackedAdapters:
         self.scales = [adapter.scale for adapter in adapters]
         self.rows: tuple[tuple[int, int], ...] = ()
         self.sample_ids: tuple[Sequence[int], ...] = ()
+        self.alike: slice | None = None
+        """The adapters in use, where they are neighbours with as many rows each."""
         device = adapters[0].weights.device
         self.scale_K11 = torch.tensor(self.scales, device=device, dtype=dtype).view(-1, 1, 1)
         wanted = {(site.component, site.name): site for adapter in adapters for site in adapter.sites}
@@ -104,12 +106,12 @@ class PackedAdapters:
             sample_ids: global sample indices of each slice while training, to which dropout is keyed; none given
                 means that nothing is dropped.
         """
-        before = self.rows, self.sample_ids
-        self.rows, self.sample_ids = tuple(rows), tuple(sample_ids)
+        before = self.rows, self.sample_ids, self.alike
+        self.rows, self.sample_ids, self.alike = tuple(rows), tuple(sample_ids), _alike(rows)
         try:
             yield
         finally:
-            self.rows, self.sample_ids = before
+            self.rows, self.sample_ids, self.alike = before
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -145,18 +147,23 @@ class _Layer:
         if not rows:
             return self.frozen(x)  # type: ignore[no-any-return]
         drops = self.pack.drops and bool(self.pack.sample_ids)
-        if not drops and _uniform(rows, len(self.pack.adapters)):
-            return self._fused(x)
+        if not drops and self.pack.alike is not None:
+            return self._fused(x, self.pack.alike)
         return self._sliced(self._dropped(x) if drops else x, self.frozen(x))
 
-    def _fused(self, x: Tensor) -> Tensor:
+    def _fused(self, x: Tensor, adapters: slice) -> Tensor:
         """Every adapter has as many rows."""
-        weight, bias, scale = self.module.weight, self.module.bias, self.pack.scale_K11
+        weight, bias = self.module.weight, self.module.bias
+        down: Tensor = self.down
+        up: Tensor = self.up
+        scale = self.pack.scale_K11
+        if adapters.stop - adapters.start < len(scale):
+            down, up, scale = down[adapters], up[adapters], scale[adapters]
         if isinstance(self.module, nn.Conv2d):
-            up = self.up.flatten(2)
-            return LowRankConv2d.apply(x, weight, bias, self.down, up, scale, _geometry(self.module))  # type: ignore[no-any-return]
-        x_KMI = x.reshape(len(self.pack.adapters), -1, x.shape[-1])
-        output_KMO = LowRankLinear.apply(x_KMI, weight, bias, self.down, self.up, scale)
+            geometry = _geometry(self.module)
+            return LowRankConv2d.apply(x, weight, bias, down, up.flatten(2), scale, geometry)  # type: ignore[no-any-return]
+        x_KMI = x.reshape(len(scale), -1, x.shape[-1])
+        output_KMO = LowRankLinear.apply(x_KMI, weight, bias, down, up, scale)
         return output_KMO.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
     def _sliced(self, x: Tensor, output: Tensor) -> Tensor:
@@ -199,5 +206,9 @@ def _geometry(module: nn.Conv2d) -> Geometry:
     return (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1])
 
 
-def _uniform(rows: Sequence[tuple[int, int]], count: int) -> bool:
-    return [row for row, _ in rows] == list(range(count)) and len({length for _, length in rows}) == 1
+def _alike(rows: Sequence[tuple[int, int]]) -> slice | None:
+    if not rows:
+        return None
+    first = rows[0][0]
+    neighbours = [row for row, _ in rows] == list(range(first, first + len(rows)))
+    return slice(first, first + len(rows)) if neighbours and len({length for _, length in rows}) == 1 else None

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
 
+from runner.machine import cpu_name
+
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """Other ranks wait in a reduction while the main one validates and draws; NCCL's ten minutes are too few."""
 
@@ -65,15 +67,30 @@ class Place:
         dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self._control)
         return [bool(flag) for flag in shared.tolist()]
 
+    def shared(self, words: Sequence[str]) -> list[str]:
+        """The main process's words, in every process."""
+        box = [list(words)]
+        if self.world > 1:
+            dist.broadcast_object_list(box, src=0, group=self._control)
+        return box[0]
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was asked for."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.world > 1:
             dist.barrier(group=self._control)
 
-    def describe(self) -> str:
-        """The device in words, for the manifest."""
+    @property
+    def device_name(self) -> str:
+        """The device as a plan names it (`runner.machine`); on a CPU, how many threads are used matters too."""
         if self.device.type == "cuda":
-            name = torch.cuda.get_device_name(self.device)
-        else:
-            name = f"CPU ({torch.get_num_threads()} threads)"
-        return name if self.world == 1 else f"{self.world} x {name}"
+            return torch.cuda.get_device_name(self.device)
+        return f"{cpu_name()}, {torch.get_num_threads()} threads"
+
+    def describe(self) -> str:
+        """The devices in words, for the manifest."""
+        return self.device_name if self.world == 1 else f"{self.world} x {self.device_name}"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import resource
 import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import torch
+from runner.train.cost import peak_memory_gb
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -25,11 +24,11 @@ LINE_EVERY_S = 10.0
 class Progress:
     """Steps of all jobs of a pack, loss, speed, time left and memory."""
 
-    def __init__(self, runs: Sequence[JobRun], *, enabled: bool) -> None:
+    def __init__(self, *, enabled: bool) -> None:
         self.enabled = enabled
-        self.total = sum(run.settings.steps for run in runs)
-        self.before = sum(run.settings.steps - run.step for run in runs)
         self.bar: Bar | None = None
+        self.known: dict[str, tuple[int, int]] = {}
+        """(steps, steps left when it was first seen) of every job so far."""
         self.start = self.said = time.perf_counter()
 
     def __enter__(self) -> Progress:
@@ -46,7 +45,7 @@ class Progress:
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
-            self.task = self.bar.add_task("", total=self.total, completed=self.total - self.before)
+            self.task = self.bar.add_task("", total=None)
             self.bar.start()
         return self
 
@@ -60,14 +59,17 @@ class Progress:
         """Show how far the pack is; costs nothing on the device."""
         if not self.enabled:
             return
+        for run in runs:
+            self.known.setdefault(run.job.id, (run.settings.steps, run.settings.steps - run.step + 1))
+        total = sum(steps for steps, _ in self.known.values())
+        before = sum(left for _, left in self.known.values())
         left = sum(run.settings.steps - run.step for run in runs)
         if self.bar is not None:
-            self.bar.update(self.task, completed=self.total - left, description=_figures(runs))
+            self.bar.update(self.task, total=total, completed=total - left, description=_figures(runs))
         elif time.perf_counter() - self.said >= LINE_EVERY_S and runs:
             self.said = time.perf_counter()
-            done = max(1, self.before - left)
-            remaining_s = (self.said - self.start) / done * left
-            log.info("step %d of %d  %s  %.0f s left", self.total - left, self.total, _figures(runs), remaining_s)
+            remaining_s = (self.said - self.start) / max(1, before - left) * left
+            log.info("step %d of %d  %s  %.0f s left", total - left, total, _figures(runs), remaining_s)
 
 
 def _figures(runs: Sequence[JobRun]) -> str:
@@ -75,11 +77,4 @@ def _figures(runs: Sequence[JobRun]) -> str:
     text = ""
     if losses:
         text = f"loss {sum(losses) / len(losses):.4f}  {sum(run.images_per_s for run in runs):.1f} images/s"
-    return f"{text}  {_peak_memory_gb():.1f} GB"
-
-
-def _peak_memory_gb() -> float:
-    """Most memory held so far: of the GPU where there is one, of this process otherwise."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # kibibytes on Linux
+    return f"{text}  {peak_memory_gb():.1f} GB"

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runner.data import Crop, Item, crops_for
+from runner.data import Crop, Item
+from runner.data.views import crops_of
 from runner.families.loading import scale_latents
 from runner.schema import Experiment
 from runner.train.randomness import generator, permutation
@@ -45,7 +46,9 @@ class Batch:
         return dataclasses.replace(self, **moved)
 
 
-Posteriors = dict[tuple[str, Crop], tuple[Tensor, Tensor]]
+class Posteriors(dict[tuple[str, Crop], tuple[Tensor, Tensor]]):
+    """Mean and deviation of every crop, by image and crop; a class of its own, so that jobs can share one weakly."""
+
 
 EMPTY = ""
 """The empty caption, which is text like any other."""
@@ -141,17 +144,6 @@ def join(batches: Sequence[Batch]) -> Batch:
     ids = tuple(index for batch in batches for index in batch.sample_ids)
     captions = tuple(caption for batch in batches for caption in batch.captions)
     return Batch(sample_ids=ids, captions=captions, **tensors)
-
-
-def crops_of(item: Item, experiment: Experiment) -> tuple[Crop, ...]:
-    """The crops of an image that a job trains on."""
-    data = experiment.dataset
-    return crops_for(item, resolution=experiment.resolution, mode=data.crop, variants=data.variants, flip=data.flip)
-
-
-def held_out_crop(item: Item, experiment: Experiment) -> Crop:
-    """The one crop of an image that the loss is measured on."""
-    return crops_for(item, resolution=experiment.resolution, mode="center", variants=1, flip=False)[0]
 
 
 def normal(draw: np.random.Generator, shape: Sequence[int]) -> Tensor:

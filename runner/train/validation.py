@@ -7,6 +7,8 @@ Uses the modules that are being trained and leaves them, their mode and every ra
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,18 +19,18 @@ from PIL import Image
 from torch import Tensor
 
 from runner.data import Item
+from runner.data.views import held_out_crop
 from runner.families.loading import decode_latents, scale_latents
 from runner.paths import JobPaths, atomic_file, write_text
 from runner.schema import Experiment
 from runner.train.base import Base
 from runner.train.loss import squared_error
 from runner.train.randomness import generator
-from runner.train.samples import Posteriors, Sample, collate, held_out_crop, normal
+from runner.train.samples import Posteriors, Sample, collate, normal
 from runner.train.text import Conditioner
 
 PIXELS_PER_FORWARD = 8 * 1024 * 1024
 MOST_ROWS = 64
-PROMPTS_FROM_CAPTIONS = 4
 
 UseRows = Callable[[int], Any]
 """Context in which the given number of rows belong to the job's adapter."""
@@ -42,8 +44,11 @@ class HeldOut:
         total = base.noise.num_timesteps
         self.timesteps = [int((index + 0.5) / count * total) for index in range(count)]
         self.chunk = max(1, min(MOST_ROWS, PIXELS_PER_FORWARD // experiment.resolution**2))
+        measured = items[: experiment.validation.max_images]
+        self.key = ("loss", experiment.resolution, count, tuple((item.id, item.caption) for item in measured))
+        """What the loss depends on besides the model."""
         self.samples: list[Sample] = []
-        for item in items[: experiment.validation.max_images]:
+        for item in measured:
             crop = held_out_crop(item, experiment)
             mean, _ = posteriors[item.id, crop]
             latent = scale_latents(base.vae_config, mean)
@@ -73,15 +78,6 @@ class HeldOut:
         return {"validation/loss": float(by_timestep.mean()), **losses}
 
 
-def prompts_of(experiment: Experiment, items: Sequence[Item]) -> tuple[str, ...]:
-    """What to draw: the prompts of the configuration, or the captions of a few images."""
-    chosen = experiment.validation.prompts
-    if chosen is not None:
-        return chosen
-    captions = dict.fromkeys(item.caption for item in sorted(items, key=lambda item: item.file))
-    return tuple(captions)[:PROMPTS_FROM_CAPTIONS]
-
-
 def write_prompts(experiment: Experiment, prompts: Sequence[str], paths: JobPaths) -> None:
     """Say beside the images what they were drawn from."""
     settings = experiment.validation
@@ -96,6 +92,22 @@ def write_prompts(experiment: Experiment, prompts: Sequence[str], paths: JobPath
     write_text(paths.prompts, json.dumps(about, indent=2) + "\n")
 
 
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A drawn sample."""
+
+    name: str
+    prompt: str
+    png: bytes
+
+
+def drawing_key(experiment: Experiment, prompts: Sequence[str]) -> tuple[Any, ...]:
+    """What the samples depend on besides the model."""
+    settings = experiment.validation
+    how = (settings.negative_prompt, settings.guidance_scale, settings.inference_steps, experiment.scheduler.name)
+    return ("samples", experiment.resolution, tuple(prompts), settings.seeds, *how)
+
+
 @torch.no_grad()
 def draw(
     experiment: Experiment,
@@ -103,13 +115,12 @@ def draw(
     base: Base,
     conditioner: Conditioner,
     use_rows: UseRows,
-    folder: Path,
-) -> list[tuple[Path, str]]:
-    """Draw every prompt with every seed into `folder`: (file, prompt) of each image."""
+) -> list[Picture]:
+    """Every prompt with every seed."""
     settings = experiment.validation
     wanted = [(index, prompt, seed) for index, prompt in enumerate(prompts) for seed in settings.seeds]
     chunk = max(1, min(MOST_ROWS, PIXELS_PER_FORWARD // experiment.resolution**2) // 2)
-    written = []
+    pictures = []
     for start in range(0, len(wanted), chunk):
         part = wanted[start : start + chunk]
         pipeline = base.family.pipeline(
@@ -131,10 +142,17 @@ def draw(
                 output_type="latent",
             ).images
         for (index, prompt, seed), image in zip(part, decode_latents(base.vae, latents).cpu(), strict=True):
-            file = folder / f"p{index:02d}-s{seed}.png"
-            with atomic_file(file) as temporary:
-                _picture(image).save(temporary, format="PNG")
-            written.append((file, prompt))
+            pictures.append(Picture(f"p{index:02d}-s{seed}.png", prompt, _png(image)))
+    return pictures
+
+
+def write_pictures(pictures: Sequence[Picture], folder: Path) -> list[tuple[Path, str]]:
+    """Write samples into a folder: (file, prompt) of each."""
+    written = []
+    for picture in pictures:
+        with atomic_file(folder / picture.name) as temporary:
+            temporary.write_bytes(picture.png)
+        written.append((folder / picture.name, picture.prompt))
     return written
 
 
@@ -142,6 +160,8 @@ def _typed(text: dict[str, Tensor], base: Base) -> dict[str, Tensor]:
     return {name: tensor.to(base.dtype) for name, tensor in text.items()}
 
 
-def _picture(image_3HW: Tensor) -> Image.Image:
+def _png(image_3HW: Tensor) -> bytes:
     array_HW3 = (image_3HW * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return Image.fromarray(array_HW3)
+    stream = io.BytesIO()
+    Image.fromarray(array_HW3).save(stream, format="PNG")
+    return stream.getvalue()

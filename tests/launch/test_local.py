@@ -75,6 +75,13 @@ class Running:
             time.sleep(0.01)
         raise AssertionError(f"no {pattern}")
 
+    def wait_for_line(self, part: str) -> None:
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            if part in line:
+                return
+        raise AssertionError(f"it never said {part!r}")
+
     def end(self) -> Answer:
         output = self.process.communicate(timeout=DEADLINE_S)[0]
         return Answer(self.process.returncode, output)
@@ -181,12 +188,28 @@ def test_ctrl_c_ends_cleanly_with_a_checkpoint(settings: list[str]) -> None:
 def test_two_runners_cannot_work_on_the_same_job(settings: list[str]) -> None:
     running = Running([*settings, "checkpoint.every=1"])
     running.wait_for("dev/*/checkpoints/step-000001")
-    second = runner(*settings, "checkpoint.every=1")
+    second = runner("-m", *settings, "checkpoint.every=1", "seed=0,1")
     first = running.end()
 
     assert first.code == 0, first.output
-    assert second.code == 1
-    assert "is being worked on by process" in second.output
+    assert second.code == 0, second.output
+    assert "1 worked on by another runner" in second.output
+    assert {manifest["attempts"] for manifest in manifests().values()} == {1}
+    assert [manifest["state"] for manifest in manifests().values()] == ["completed", "completed"]
+
+
+def test_a_runner_goes_on_with_what_another_one_has_left(settings: list[str], uninterrupted: Path) -> None:
+    running = Running([*settings, "checkpoint.every=1", f"steps={STEPS}"])
+    running.wait_for("dev/*/checkpoints/step-000001")
+    second = Running([*settings, "checkpoint.every=1"])
+    second.wait_for_line("waiting for")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.end().code == 130
+    answer = second.end()
+
+    assert answer.code == 0, answer.output
+    assert manifests()[only_folder().name]["attempts"] == 2
+    assert_bitwise_equal(only_folder(), uninterrupted)
 
 
 def test_one_failure_does_not_hide_or_stop_another_job(settings: list[str]) -> None:
@@ -209,7 +232,7 @@ def test_two_processes_give_the_weights_of_one(settings: list[str], uninterrupte
     answer = runner("name=two", *settings, "launcher.processes=2", "accumulation=2")
 
     assert answer.code == 0, answer.output
-    assert manifests("two")[only_folder("two").name]["device"].startswith("2 x CPU")
+    assert manifests("two")[only_folder("two").name]["device"].startswith("2 x ")
     one, other = weights(uninterrupted), weights(only_folder("two"))
     difference = max(float((one[key] - other[key]).abs().max()) for key in one)
     largest = max(float(one[key].abs().max()) for key in one)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from runner.job import Job, make_job, register
 from runner.schema import Experiment
 from runner.track import MetricsFile
 from runner.train.base import Base
-from runner.train.loop import train_pack
+from runner.train.loop import train
 from runner.train.materials import Materials, prepare
 from runner.train.place import Place
 
@@ -44,6 +44,23 @@ def write_images(folder: Path, *, seed: int = 0) -> Path:
         Image.fromarray(pixels).save(folder / f"{index}.png")
         (folder / f"{index}.txt").write_text(f"a {('red', 'blue', 'green')[index % 3]} circle {index}")
     return folder
+
+
+class Listed:
+    """Jobs that are there from the start, as a source."""
+
+    more_may_come = False
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.waiting = list(jobs)
+        self.released: list[Job] = []
+
+    def take(self, count: int) -> list[Job]:
+        taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        return taken
+
+    def release(self, job: Job) -> None:
+        self.released.append(job)
 
 
 class Bench:
@@ -83,10 +100,18 @@ class Bench:
         register(job)
         return job
 
-    def train(self, *jobs: Job, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Train the jobs as one pack."""
+    def train(self, *jobs: Job, stop: Callable[[], bool] = lambda: False, at_once: int | None = None) -> bool:
+        """Train the jobs as one pack, all of them together or so many at once."""
         with self.own_cache():
-            return train_pack(jobs, CPU, about={}, save=save_artifacts, stop_requested=stop)
+            return train(
+                Listed(jobs),
+                CPU,
+                at_once=at_once or len(jobs),
+                startup_s=0.0,
+                about={},
+                save=save_artifacts,
+                stop_requested=stop,
+            )
 
     def base(self, job: Job) -> Base:
         with self.own_cache():

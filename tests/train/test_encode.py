@@ -14,11 +14,12 @@ from PIL import Image
 
 from runner.cache import TensorCache, entry_key
 from runner.data import Crop, Item, read_dataset
+from runner.data.views import View
 from runner.errors import DatasetError
 from runner.families import find_family
 from runner.job import State, read_manifest, state_of
 from runner.schema import DatasetSettings
-from runner.train.encode import View, encode_captions, encode_views
+from runner.train.encode import encode_captions, encode_views
 from tests.train.bench import CPU, Bench, write_images
 
 

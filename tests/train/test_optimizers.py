@@ -9,6 +9,7 @@ import torch
 
 from runner.job import Job
 from runner.train.adapter import Adapter, find_sites
+from runner.train.clock import Clock
 from runner.train.job_run import JobRun
 from tests.train.bench import CPU, Bench
 
@@ -17,7 +18,7 @@ def run_of(bench: Bench, job: Job) -> JobRun:
     base = bench.base(job)
     settings = job.experiment.lora
     adapter = Adapter(settings, find_sites(settings, base.components()), seed=0, device=CPU.device)
-    return JobRun(job, bench.materials(job, base), adapter, base)
+    return JobRun(job, bench.materials(job, base), adapter, base, Clock())
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.5, 1e6])

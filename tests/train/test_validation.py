@@ -147,16 +147,16 @@ def replaced(module: torch.nn.Module) -> bool:
 def test_the_base_is_untouched_and_free_of_adapters_after_training(
     bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runner.train import loop
+    from runner.train import admission
 
     bases = []
 
-    class Remembered(loop.Base):
+    class Remembered(admission.Base):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             bases.append(self)
 
-    monkeypatch.setattr(loop, "Base", Remembered)
+    monkeypatch.setattr(admission, "Base", Remembered)
     job = bench.job(sdxl_folder, steps=2, lora={"text_encoder": True})
     assert bench.train(job)
     fresh = DiffusionPipeline.from_pretrained(sdxl_folder)

@@ -1,0 +1,108 @@
+"""What encodings a job needs, by the names that the cache has them under: known before anything is encoded.
+
+No torch: the plan counts what is cached already, the worker encodes what is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner.cache import TensorCache, entry_key
+from runner.data import Item
+from runner.data.views import View, views_of
+from runner.families.files import folder_hash, local_folder
+from runner.paths import cache_dir
+from runner.schema import Experiment, ModelSettings
+
+PROMPTS_FROM_CAPTIONS = 4
+
+
+def posterior_cache() -> TensorCache:
+    """The store of VAE posteriors: mean and deviation of each crop."""
+    return TensorCache(cache_dir() / "posteriors", names=("mean", "std"))
+
+
+def caption_cache() -> TensorCache:
+    """The store of text embeddings."""
+    return TensorCache(cache_dir() / "captions", names=("embeds",))
+
+
+def posterior_key(view: View, *, vae: str, variant: str | None) -> str:
+    """The name of a crop's posterior; `vae` is the hash of the VAE's files."""
+    return entry_key("posterior", vae=vae, variant=variant, image=view.item.id, crop=dataclasses.asdict(view.crop))
+
+
+def caption_key(caption: str, *, encoders: Sequence[str], variant: str | None, family: str) -> str:
+    """The name of a caption's embeddings; `encoders` are the hashes of the encoders' and tokenizers' files."""
+    return entry_key("caption", encoders=list(encoders), variant=variant, family=family, caption=caption)
+
+
+def vae_folder(model: Path, vae: Path | None) -> Path:
+    """The folder with the VAE's own files: the model's, or that of one that takes its place."""
+    source = vae or model
+    return source / "vae" if (source / "vae").is_dir() else source
+
+
+def encoder_hashes(model: Path) -> list[str]:
+    """Hashes of a model's text encoders and tokenizers."""
+    folders = [folder for folder in sorted(model.iterdir()) if folder.name.startswith(("text_", "tokenizer"))]
+    return [folder_hash(folder) for folder in folders]
+
+
+def prompts_of(experiment: Experiment, items: Sequence[Item]) -> tuple[str, ...]:
+    """What to draw: the prompts of the configuration, or the captions of a few images."""
+    chosen = experiment.validation.prompts
+    if chosen is not None:
+        return chosen
+    captions = dict.fromkeys(item.caption for item in sorted(items, key=lambda item: item.file))
+    return tuple(captions)[:PROMPTS_FROM_CAPTIONS]
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheWork:
+    """How much of what jobs need is encoded already."""
+
+    images: int = 0
+    images_missing: int = 0
+    captions: int = 0
+    captions_missing: int = 0
+
+    def line(self) -> str:
+        """In words."""
+        return (
+            f"cache: {self.images} crops, {self.images_missing} of them to encode; "
+            f"{self.captions} captions, {self.captions_missing} to encode"
+        )
+
+
+def cache_work(needs: Sequence[tuple[Experiment, Sequence[Item]]]) -> CacheWork | None:
+    """Count what some jobs need and what is missing; None where a model's files are not on this machine yet."""
+    posteriors: set[str] = set()
+    captions: set[str] = set()
+    hashes: dict[ModelSettings, tuple[str, list[str]]] = {}
+    for experiment, items in needs:
+        model = experiment.model
+        if model not in hashes:
+            folder = local_folder(model.path)
+            vae = local_folder(model.vae) if model.vae else None
+            if folder is None or (model.vae and vae is None):
+                return None
+            hashes[model] = folder_hash(vae_folder(folder, vae)), encoder_hashes(folder)
+        vae_hash, encoders = hashes[model]
+        views = views_of(items, experiment)
+        posteriors |= {posterior_key(view, vae=vae_hash, variant=model.variant) for view in views}
+        if not experiment.lora.text_encoder:
+            words = {item.caption for item in items} | set(prompts_of(experiment, items))
+            words |= {"", experiment.validation.negative_prompt or ""}
+            captions |= {
+                caption_key(text, encoders=encoders, variant=model.variant, family=f"runner.families.{model.family}")
+                for text in words
+            }
+    return CacheWork(
+        images=len(posteriors),
+        images_missing=sum(not posterior_cache().has(key) for key in posteriors),
+        captions=len(captions),
+        captions_missing=sum(not caption_cache().has(key) for key in captions),
+    )

@@ -1,0 +1,261 @@
+"""Which worker runs where and when on this machine, and what becomes of the jobs of one that crashed.
+
+Every pack has a queue of jobs; workers are started on free places while a queue has jobs for them, and end when it has
+none. The states in the job folders are the truth: this process may die at any moment, and the next one goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from runner.errors import Interrupted
+from runner.job import Job, State, is_held, lock, read_manifest, register, state_of, update_manifest
+from runner.launchers import MoreJobs
+from runner.launchers.worker import Worker
+from runner.paths import ExperimentPaths
+from runner.plan import Pack, Plan, pack_key
+from runner.plan.packs import places_of
+from runner.queue import Queue
+from runner.schema import LocalLauncher
+from runner.work import INTERRUPTED_CODE
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.25
+SETTLED = (State.COMPLETED, State.FAILED, State.CANCELLED, State.PRUNED, State.INTERRUPTED)
+NO_CRASH = (0, 1, INTERRUPTED_CODE)
+STOPPED = (INTERRUPTED_CODE, -signal.SIGINT, -signal.SIGTERM)
+
+
+class _Share:
+    """A pack while it is worked through."""
+
+    def __init__(self, pack: Pack, folder: Path, number: int) -> None:
+        self.pack, self.number = pack, number
+        self.jobs = list(pack.jobs)
+        self.queue = Queue(folder / f"{number}.json")
+        self.workers: list[Worker] = []
+        self._written: tuple[int, bool] | None = None
+        self.states = {job.folder: State.PENDING for job in self.jobs}
+
+    def write(self, *, is_open: bool) -> None:
+        if self._written != (len(self.jobs), is_open):
+            self._written = len(self.jobs), is_open
+            self.queue.write([job.folder for job in self.jobs], is_open=is_open)
+
+    def add(self, job: Job) -> None:
+        self.jobs.append(job)
+        self.states[job.folder] = State.PENDING
+
+    def drop(self, jobs: Sequence[Job]) -> None:
+        """Forget jobs that go on elsewhere."""
+        gone = {job.folder for job in jobs}
+        self.jobs = [job for job in self.jobs if job.folder not in gone]
+        self.states = {folder: state for folder, state in self.states.items() if folder not in gone}
+
+    def look(self) -> list[Job]:
+        """Read the states of the jobs that are not settled; the jobs that are, since the last look."""
+        settled = []
+        for job in self.jobs:
+            if self.states[job.folder] not in SETTLED:
+                self.states[job.folder] = state_of(job.folder)
+                if self.states[job.folder] in SETTLED:
+                    settled.append(job)
+        return settled
+
+    def count(self, *states: State) -> int:
+        return sum(state in states for state in self.states.values())
+
+    @property
+    def wants_worker(self) -> bool:
+        """Whether one more worker would find something to do."""
+        unsettled = self.count(State.PENDING, State.RUNNING)
+        needed = min(self.pack.workers, -(-unsettled // self.pack.at_once))
+        return self.count(State.PENDING) > 0 and len(self.workers) < needed
+
+
+class Schedule:
+    """Works through a plan on this machine."""
+
+    def __init__(self, plan: Plan, settings: LocalLauncher, more: MoreJobs | None) -> None:
+        self.settings, self.machine, self.more = settings, plan.machine, more
+        places = places_of(settings, plan.machine)
+        gpus = [device.selector for device in plan.machine.devices[:places]]
+        self.free = gpus if plan.machine.has_gpus else [str(number) for number in range(places)]
+        self.capacity = sum(pack.at_once * pack.workers for pack in plan.packs)
+        # On the terminal, a worker that is alone shows its progress itself.
+        self.alone = places == 1 or sum(pack.workers for pack in plan.packs) == 1
+        self.at_most = 1 if self.alone else len(self.free)
+        self.stopping = False
+        self._packs = plan.packs
+        self._shares: list[_Share] = []
+
+    def run(self) -> None:
+        """Start workers and wait, until every job is settled.
+
+        Raises:
+            Interrupted: a signal came; what was training is saved.
+        """
+        with tempfile.TemporaryDirectory(prefix="runner-queues-") as folder, self._signals():
+            self._shares = [_Share(pack, Path(folder), number) for number, pack in enumerate(self._packs, start=1)]
+            while True:
+                self._settle()
+                self._ask_for_more()
+                if not self.stopping:
+                    self._start_workers(Path(folder))
+                if not any(share.workers for share in self._shares):
+                    if self.stopping:
+                        raise Interrupted("stopped by a signal")
+                    if not self._unsettled():
+                        return
+                time.sleep(POLL_S)
+
+    def _unsettled(self) -> int:
+        return sum(share.count(State.PENDING, State.RUNNING) for share in self._shares)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def stop(number: int, _frame: object) -> None:
+            if not self.stopping:
+                self.stopping = True
+                log.info("stopping: every job saves a checkpoint first")
+                for share in self._shares:
+                    for worker in share.workers:
+                        worker.stop(number)
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # --- starting ---
+
+    def _start_workers(self, folder: Path) -> None:
+        for share in list(self._shares):
+            size = share.pack.processes
+            while share.wants_worker and len(self.free) >= min(size, self._places):
+                # On the CPU several processes share one place.
+                taken = self.free[: size if self.machine.has_gpus else 1]
+                self.free = self.free[len(taken) :]
+                share.workers.append(self._start(share, taken))
+        waiting = any(share.wants_worker for share in self._shares)
+        for share in self._shares:
+            share.write(is_open=self.more is not None and not self.stopping and not waiting)
+
+    @property
+    def _places(self) -> int:
+        return len(self.machine.devices) if self.machine.has_gpus else 1
+
+    def _start(self, share: _Share, places: list[str]) -> Worker:
+        share.write(is_open=self.more is not None)
+        paths = ExperimentPaths(share.jobs[0].folder.parent)
+        return Worker(
+            share.queue.file,
+            at_once=share.pack.at_once,
+            places=places if self.machine.has_gpus else places * share.pack.processes,
+            machine=self.machine,
+            device=self.settings.device,
+            log=None if self.alone else paths.worker_log(places[0]),
+            at_most=self.at_most,
+        )
+
+    def _ask_for_more(self) -> None:
+        if self.more is None or self.stopping:
+            return
+        room = self.capacity - self._unsettled()
+        jobs = self.more(room) if room > 0 else []
+        for job in jobs:
+            self._take_in(job)
+        if room > 0 and not jobs and not self._unsettled():
+            self.more = None
+
+    def _take_in(self, job: Job) -> None:
+        with lock(job.folder):
+            register(job)
+        for share in self._shares:
+            if pack_key(share.pack.jobs[0]) == pack_key(job):
+                share.add(job)
+                return
+        like = self._shares[0]
+        pack = Pack((job,), like.pack.at_once, like.pack.workers, like.pack.processes, like.pack.why)
+        self._shares.append(_Share(pack, like.queue.file.parent, len(self._shares) + 1))
+
+    # --- what has ended ---
+
+    def _settle(self) -> None:
+        for share in list(self._shares):
+            for job in share.look():
+                if not self.alone:
+                    log.info("%s  %s  %s", job.id, share.states[job.folder].value, " ".join(job.overrides))
+            for worker in [worker for worker in share.workers if worker.exit_code is not None]:
+                share.workers.remove(worker)
+                self.free = sorted({*self.free, *worker.places})
+                self._after(share, worker)
+
+    def _after(self, share: _Share, worker: Worker) -> None:
+        """Give the jobs of a worker that has ended the states that it could not write itself."""
+        code = worker.exit_code
+        assert code is not None
+        share.look()
+        dead = [job for job in share.jobs if _is_dead(job)]
+        if dead and len(dead) > 1 and code not in STOPPED and not self.stopping:
+            self._retry(share, dead, worker)
+        else:
+            for job in dead:
+                _fail(job, f"{_how(code)}{_why(worker)}")
+        share.look()
+        left = [job for job in share.jobs if share.states[job.folder] is State.PENDING]
+        if not left or share.workers or dead or self.stopping:
+            return
+        if code in NO_CRASH:
+            # It found nothing to take: what is pending is held by another runner, and is that one's to finish.
+            share.drop(left)
+            return
+        for job in left:
+            _fail(job, f"{_how(code)} before this job began{_why(worker)}")
+        share.look()
+
+    def _retry(self, share: _Share, dead: list[Job], worker: Worker) -> None:
+        """Try the jobs of a crashed worker again, half as many at once; who crashes alone is to blame."""
+        at_once = max(1, -(-len(dead) // 2))
+        code = worker.exit_code or 0
+        log.warning("%s with %d jobs; they go on from their checkpoints, %d at once", _how(code), len(dead), at_once)
+        share.drop(dead)
+        for job in dead:
+            update_manifest(job.folder, state=State.PENDING, error=None, crashed=False)
+        old = share.pack
+        pack = Pack(tuple(dead), at_once, old.workers, old.processes, "half of a pack that crashed")
+        self._shares.append(_Share(pack, share.queue.file.parent, len(self._shares) + 1))
+
+
+def _is_dead(job: Job) -> bool:
+    """Whether a job's worker is gone and has left it unfinished."""
+    manifest = read_manifest(job.folder)
+    if manifest["state"] == State.FAILED and manifest.get("crashed"):
+        return True
+    return manifest["state"] == State.RUNNING and not is_held(job.folder)
+
+
+def _fail(job: Job, reason: str) -> None:
+    known = read_manifest(job.folder)
+    error = known.get("error") if known.get("crashed") else None
+    update_manifest(job.folder, state=State.FAILED, error=error or reason, crashed=False)
+
+
+def _how(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "the process was killed by signal 9 (often: out of memory)"
+    return f"the process was killed by signal {-code}" if code < 0 else f"the process ended with code {code}"
+
+
+def _why(worker: Worker) -> str:
+    words = worker.last_words()
+    return f": {words}" if words else ""

@@ -1,0 +1,105 @@
+"""How long steps took and how much memory they needed on this machine: written by workers, read by the plan.
+
+A line for each measurement in a file of the cache folder. Deleting it loses predictions, nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from runner.job import Job
+from runner.paths import cache_dir, write_text
+
+KEPT_LINES = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What the speed of a step depends on besides the number of images in it."""
+
+    base: str
+    """Fingerprint of the base model."""
+    resolution: int
+    precision: str
+    text_encoder: bool
+    checkpointing: bool
+    device: str
+    processes: int
+
+    @classmethod
+    def of(cls, job: Job, *, device: str, processes: int) -> Conditions:
+        """Those of a job on a device."""
+        settings = job.experiment
+        return cls(
+            job.identity["model"],
+            settings.resolution,
+            settings.precision,
+            settings.lora.text_encoder,
+            settings.launcher.gradient_checkpointing,
+            device,
+            processes,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One number of images in a step, and what was measured of it."""
+
+    rows: int
+    """Images in a step, of all jobs of the pack together."""
+    step_s: float
+    peak_memory_gb: float
+    overhead_s: float
+    """From the start of the process to its first step, without encoding."""
+
+
+def measurements_file() -> Path:
+    """Where they are kept."""
+    return cache_dir() / "measured.jsonl"
+
+
+def record(conditions: Conditions, found: Iterable[Measurement]) -> None:
+    """Keep measurements; the oldest are forgotten."""
+    new = [json.dumps({**dataclasses.asdict(conditions), **dataclasses.asdict(each)}) for each in found]
+    if new:
+        write_text(measurements_file(), "\n".join([*_lines(), *new][-KEPT_LINES:]) + "\n")
+
+
+def recall(conditions: Conditions) -> list[Measurement]:
+    """The newest measurement for each number of images, fewest first."""
+    wanted = dataclasses.asdict(conditions)
+    names = [field.name for field in dataclasses.fields(Measurement)]
+    found: dict[int, Measurement] = {}
+    for text in _lines():
+        try:
+            line = json.loads(text)
+            if all(line[key] == value for key, value in wanted.items()):
+                found[int(line["rows"])] = Measurement(int(line["rows"]), *(float(line[name]) for name in names[1:]))
+        except (ValueError, KeyError, TypeError):
+            continue  # a line of another version
+    return [found[rows] for rows in sorted(found)]
+
+
+def step_s(known: Sequence[Measurement], rows: float) -> float:
+    """Seconds of a step with so many images: a + b * rows through what was measured, by least squares.
+
+    With a single measurement the time is taken as proportional above it and as constant below it.
+    """
+    assert known
+    if len(known) == 1:
+        return known[0].step_s * max(1.0, rows / known[0].rows)
+    mean_rows = sum(each.rows for each in known) / len(known)
+    mean_s = sum(each.step_s for each in known) / len(known)
+    spread = sum((each.rows - mean_rows) ** 2 for each in known)
+    slope = max(0.0, sum((each.rows - mean_rows) * (each.step_s - mean_s) for each in known) / spread)
+    return max(mean_s + slope * (rows - mean_rows), known[0].step_s * min(1.0, rows / known[0].rows))
+
+
+def _lines() -> list[str]:
+    try:
+        return measurements_file().read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,173 @@
+"""Which jobs are trained together, how many at once, and over how many places.
+
+A pack is a set of jobs that share one frozen base; what they must agree on is what the base's forward pass is made
+of. Everything else may differ inside a pack. Workers take a pack's jobs one after the other: when a job ends, the next
+one takes its place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from runner.job import Job, State
+from runner.machine import Machine
+from runner.plan.predict import Prediction
+from runner.schema import LauncherSettings
+
+MOST_AT_ONCE = {"cpu": 8, "cuda": 16}
+"""Jobs that `launcher.pack=auto` trains together at most. A CPU is busy with fewer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pack:
+    """Jobs over one base, and how they are worked through."""
+
+    jobs: tuple[Job, ...]
+    at_once: int
+    """Most jobs that a worker trains together."""
+    workers: int
+    """Workers that share the jobs, each on places of its own."""
+    processes: int
+    """Processes of each worker: the places that one batch is spread over."""
+    why: str
+    """Why so many at once."""
+    prediction: Prediction | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a command will do."""
+
+    packs: tuple[Pack, ...]
+    machine: Machine
+    done: tuple[Job, ...] = ()
+    """Jobs that are completed, or pruned, already and are left alone."""
+    elsewhere: tuple[Job, ...] = ()
+    """Jobs that another runner works on at this moment."""
+    repeated: int = 0
+    """Jobs of the command that are the same as another of it, and run once."""
+
+    @property
+    def todo(self) -> tuple[Job, ...]:
+        """The jobs that will run, in the order of the packs."""
+        return tuple(job for pack in self.packs for job in pack.jobs)
+
+
+class Costs(Protocol):
+    """What is known of the cost of jobs (`runner.plan.predict.Predictor`)."""
+
+    def fitting(self, jobs: Sequence[Job], machine: Machine, processes: int) -> tuple[int, str] | None:
+        """How many of these jobs fit into a place's memory at once, and how that is known; None if it is not."""
+
+    def predict(self, pack: Pack, machine: Machine) -> Prediction | None:
+        """Time and memory of a pack."""
+
+
+def make_plan(
+    jobs: Sequence[Job],
+    states: Mapping[Path, State],
+    launcher: LauncherSettings,
+    *,
+    machine: Machine,
+    costs: Costs,
+    elsewhere: Collection[Path] = (),
+) -> Plan:
+    """Sort jobs into packs and packs onto places.
+
+    Args:
+        jobs: the command's jobs, in its order.
+        states: the state of each job's folder.
+        launcher: what the user has chosen of packs and processes.
+        machine: the places there are.
+        costs: what is known of time and memory.
+        elsewhere: folders that another runner holds.
+    """
+    distinct = {job.folder: job for job in jobs}
+    done = [job for job in distinct.values() if is_done(job, states.get(job.folder, State.PENDING))]
+    held = [job for job in distinct.values() if job.folder in elsewhere and job not in done]
+    left = [job for job in distinct.values() if job not in done and job not in held]
+    groups: dict[tuple[Any, ...], list[Job]] = {}
+    for job in left:
+        groups.setdefault(pack_key(job), []).append(job)
+    packs = []
+    for group in groups.values():
+        pack = size_pack(group, launcher, machine, costs, share_of=len(left))
+        packs.append(dataclasses.replace(pack, prediction=costs.predict(pack, machine)))
+    return Plan(tuple(packs), machine, tuple(done), tuple(held), repeated=len(jobs) - len(distinct))
+
+
+def is_done(job: Job, state: State) -> bool:
+    """Whether nothing is left to do; a pruned job is taken up again only by a command that does not prune."""
+    return state is State.COMPLETED or (state is State.PRUNED and job.experiment.pruning.name != "none")
+
+
+def size_pack(
+    jobs: Sequence[Job], launcher: LauncherSettings, machine: Machine, costs: Costs, *, share_of: int
+) -> Pack:
+    """How the jobs over one base are worked through.
+
+    Args:
+        jobs: jobs with the same `pack_key`.
+        share_of: jobs of the whole command, which share the places.
+    """
+    places = places_of(launcher, machine)
+    processes = launcher.processes or _spread(jobs, places, machine, share_of)
+    workers = max(1, min(len(jobs), places // processes if machine.has_gpus else places))
+    most, why = _most_at_once(jobs, launcher, machine, costs, processes)
+    at_once = min(most, -(-len(jobs) // workers))
+    if at_once < most and workers > 1:
+        why = f"shared among {workers} workers"
+    elif len(jobs) == at_once == 1:
+        why = ""
+    elif at_once == len(jobs):
+        why = "all together"
+    return Pack(tuple(jobs), at_once, workers, processes, why)
+
+
+def places_of(launcher: LauncherSettings, machine: Machine) -> int:
+    """Where something may train at the same time: GPUs, or shares of the one CPU."""
+    if machine.has_gpus:
+        return min(launcher.concurrency or len(machine.devices), len(machine.devices))
+    return launcher.concurrency or 1
+
+
+def _spread(jobs: Sequence[Job], places: int, machine: Machine, share_of: int) -> int:
+    """Processes of each worker where the user leaves it open: GPUs that would have no job otherwise lend a hand."""
+    if not machine.has_gpus:
+        return 1
+    smallest = min(job.experiment.batch_size for job in jobs)
+    return max(1, min(places // max(1, share_of), smallest))
+
+
+def _most_at_once(
+    jobs: Sequence[Job], launcher: LauncherSettings, machine: Machine, costs: Costs, processes: int
+) -> tuple[int, str]:
+    if launcher.pack != "auto":
+        return launcher.pack, f"launcher.pack={launcher.pack}"
+    most = MOST_AT_ONCE[machine.devices[0].kind]
+    fitting = costs.fitting(jobs, machine, processes)
+    if fitting is not None and fitting[0] < most:
+        return max(1, fitting[0]), fitting[1]
+    return most, f"at most {most} on a {'GPU' if machine.has_gpus else 'CPU'}"
+
+
+def pack_key(job: Job) -> tuple[Any, ...]:
+    """What the jobs of one pack must agree on: the frozen base, its precision, the shape of the latents."""
+    settings = job.experiment
+    return (
+        job.identity["model"],
+        settings.model.prediction_type,
+        settings.precision,
+        settings.resolution,
+        settings.lora.text_encoder,
+    )
+
+
+def shared_terms(job: Job) -> str:
+    """The same in words."""
+    settings = job.experiment
+    trained = ", text encoders trained too" if settings.lora.text_encoder else ""
+    return f"{settings.model.path}, {settings.resolution} px, {settings.precision}{trained}"

@@ -1,0 +1,196 @@
+"""What packs will cost: from measurements on the same device where there are any, from arithmetic otherwise.
+
+Arithmetic knows how many operations and activations an image needs (`runner.families.arithmetic`), and what share of a
+device's peak such trainings have reached. It is off by a factor of two easily, and says that it is an estimate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.families.arithmetic import Work, count_unet
+from runner.families.files import local_folder
+from runner.families.shapes import KNOWN_UNETS
+from runner.job import Job
+from runner.machine import Device, Machine, threads_of
+from runner.measured import Conditions, Measurement, recall, step_s
+
+if TYPE_CHECKING:
+    from runner.plan.packs import Pack
+
+USABLE_SHARE = 0.9
+"""Of a device's memory; the rest is left to its driver and to fragmentation."""
+ADAPTER_BYTES = 20
+"""Per trained number: weight, gradient, two moments, and the padded compute copy with its gradient."""
+TRAINED_SHARE = 0.0006
+"""Of the base's parameters, for each unit of rank: adapters on the attention layers of SDXL."""
+OVERHEAD_S = 15.0
+"""Starting a process and loading a base, where that was never measured."""
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+REACHED_TFLOPS = {"H200": 200.0, "H100": 200.0, "A100": 80.0, "L40S": 80.0, "A10G": 25.0, "L4": 20.0, "T4": 10.0}
+"""Assumed for 16-bit training until a step was measured there: a quarter of what large matrix products reach."""
+REACHED_TFLOPS_OTHERWISE = 15.0
+REACHED_TFLOPS_PER_CORE = 0.03
+LEAST_STEP_S = {"sd": 0.15, "sdxl": 0.45}
+"""Published batch-1 steps on GPUs, much the same on an L40S and an H100: so long it takes to launch their kernels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a pack will take."""
+
+    seconds: float
+    """From the start of its first worker to the end of its last one."""
+    alone_s: float
+    """The same jobs one after the other, each as a process of its own."""
+    memory_gb: float
+    """Of each worker's device, at its peak; 1e9 bytes."""
+    measured: bool
+    """Whether a step was measured on this device, or all is arithmetic."""
+
+
+class Predictor:
+    """Looks up what is known, once for each base."""
+
+    def __init__(self) -> None:
+        self._works: dict[tuple[Any, ...], Work | None] = {}
+        self._known: dict[Conditions, list[Measurement]] = {}
+
+    def fitting(self, jobs: Sequence[Job], machine: Machine, processes: int) -> tuple[int, str] | None:
+        """How many of these jobs fit into a place's memory at once, and how that is known; None if it is not."""
+        device = machine.devices[0]
+        work = self._work(jobs[0])
+        if work is None or device.memory_gb is None:
+            return None
+        room_gb = device.memory_gb * USABLE_SHARE - _base_gb(jobs[0], work)
+        each_gb = max(_job_gb(job, work, processes) for job in jobs)
+        return int(room_gb / each_gb), f"as far as {device.memory_gb:.0f} GB hold them, by estimate"
+
+    def predict(self, pack: Pack, machine: Machine) -> Prediction | None:
+        """Time and memory of a pack; None where nothing is known of its base."""
+        first = pack.jobs[0]
+        work = self._work(first)
+        device = machine.devices[0]
+        known = self._measured(first, pack, machine)
+        if work is None and not known:
+            return None
+        rows = pack.at_once * sum(job.experiment.batch_size for job in pack.jobs) / len(pack.jobs)
+        seconds_of = _Seconds(known, work, first, device, pack.processes)
+        overhead_s = known[-1].overhead_s if known else OVERHEAD_S
+        together_s = sum(_steps(job) * job.experiment.batch_size for job in pack.jobs) * seconds_of(rows) / rows
+        drawing_s = sum(_drawing(job) for job in pack.jobs) * seconds_of(rows) / rows
+        alone_s = sum(_steps(job) * seconds_of(job.experiment.batch_size) for job in pack.jobs) + drawing_s
+        return Prediction(
+            seconds=overhead_s + (together_s + drawing_s) / pack.workers,
+            alone_s=alone_s + overhead_s * len(pack.jobs),
+            memory_gb=known[-1].peak_memory_gb if known else _memory_gb(pack, work),
+            measured=bool(known),
+        )
+
+    def _measured(self, job: Job, pack: Pack, machine: Machine) -> list[Measurement]:
+        device = machine.devices[0].name
+        if not machine.has_gpus:
+            device = f"{device}, {threads_of(machine.cores, pack.workers * pack.processes)} threads"
+        conditions = Conditions.of(job, device=device, processes=pack.processes)
+        if conditions not in self._known:
+            self._known[conditions] = recall(conditions)
+        return self._known[conditions]
+
+    def _work(self, job: Job) -> Work | None:
+        settings = job.experiment
+        key = (job.identity["model"], settings.model.path, settings.resolution)
+        if key not in self._works:
+            config = unet_config(settings.model.path, settings.model.family)
+            side = settings.resolution // 8 if config is None else latent_side(settings.model.path, settings.resolution)
+            self._works[key] = None if config is None else count_unet(config, latent_side=side)
+        return self._works[key]
+
+
+class _Seconds:
+    """Seconds of a step with so many images on one worker."""
+
+    def __init__(
+        self, known: Sequence[Measurement], work: Work | None, job: Job, device: Device, processes: int
+    ) -> None:
+        self.known = known
+        settings = job.experiment
+        self.image_s, self.least_s = 0.0, LEAST_STEP_S[settings.model.family] if device.kind == "cuda" else 0.0
+        if work is not None:
+            checkpointing = settings.launcher.gradient_checkpointing
+            speed = reached_tflops(device, settings.precision) * processes
+            self.image_s = work.training_flop(checkpointing=checkpointing) / 1e12 / speed
+
+    def __call__(self, rows: float) -> float:
+        return step_s(self.known, rows) if self.known else max(self.least_s, self.image_s * rows)
+
+
+def reached_tflops(device: Device, precision: str) -> float:
+    """What a training is assumed to reach on a device nobody has measured one on."""
+    if device.kind == "cpu":
+        cores = int(device.name.rpartition(", ")[2].partition(" ")[0]) if ", " in device.name else 1
+        return REACHED_TFLOPS_PER_CORE * cores
+    # The longest name first: L4 is in L40S.
+    names = sorted(REACHED_TFLOPS, key=len, reverse=True)
+    full = next((REACHED_TFLOPS[name] for name in names if name in device.name), REACHED_TFLOPS_OTHERWISE)
+    return full if precision != "fp32" else full / 4
+
+
+def unet_config(path: str, family: str) -> Mapping[str, Any] | None:
+    """The UNet's config.json where the model lies here, its family's usual one otherwise."""
+    folder = local_folder(path)
+    try:
+        if folder is not None:
+            config: dict[str, Any] = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+            return config
+    except (OSError, ValueError):
+        return None
+    return KNOWN_UNETS.get(family)
+
+
+def latent_side(path: str, resolution: int) -> int:
+    """Side of the latents of square images."""
+    folder = local_folder(path)
+    config = Path() if folder is None else folder / "vae" / "config.json"
+    if not config.is_file():
+        return resolution // 8
+    blocks = json.loads(config.read_text(encoding="utf-8")).get("block_out_channels", [0] * 4)
+    return int(resolution // 2 ** (len(blocks) - 1))
+
+
+def _steps(job: Job) -> int:
+    return job.experiment.steps
+
+
+def _drawing(job: Job) -> float:
+    """Validation in images of a training step: a forward pass is about half of one."""
+    validation = job.experiment.validation
+    times = 2 + (_steps(job) - 1) // validation.every if validation.every else 2
+    prompts = 4 if validation.prompts is None else len(validation.prompts)
+    guided = 1 + (validation.guidance_scale > 1)
+    drawn = prompts * len(validation.seeds) * validation.inference_steps * guided
+    return times * (drawn + validation.timesteps * 4) / 2
+
+
+def _base_gb(job: Job, work: Work) -> float:
+    # The encoders are gone by then; the VAE that draws the samples is small beside the denoiser.
+    return 1.05 * work.parameters * BYTES[job.experiment.precision] / 1e9
+
+
+def _job_gb(job: Job, work: Work, processes: int) -> float:
+    settings = job.experiment
+    checkpointing = settings.launcher.gradient_checkpointing
+    rows = -(-settings.batch_size // (settings.accumulation * processes))
+    kept = rows * work.kept_numbers(checkpointing=checkpointing) * BYTES[settings.precision]
+    trained = TRAINED_SHARE * settings.lora.rank * work.parameters
+    return (kept + trained * ADAPTER_BYTES) / 1e9
+
+
+def _memory_gb(pack: Pack, work: Work | None) -> float:
+    assert work is not None
+    jobs = sorted(pack.jobs, key=lambda job: _job_gb(job, work, pack.processes), reverse=True)[: pack.at_once]
+    return _base_gb(jobs[0], work) + sum(_job_gb(job, work, pack.processes) for job in jobs)

@@ -1,0 +1,87 @@
+"""A plan in words for people, and as plain data for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from runner.encodings import CacheWork
+from runner.job import Job
+from runner.plan.packs import Pack, Plan, shared_terms
+from runner.plan.predict import Prediction
+
+
+def plan_lines(plan: Plan, work: CacheWork | None) -> list[str]:
+    """The plan, a line each."""
+    jobs, packs = len(plan.todo), len(plan.packs)
+    head = f"{jobs} job{'s' * (jobs != 1)} to run in {packs} pack{'s' * (packs != 1)}"
+    head += f", {len(plan.done)} completed already" if plan.done else ""
+    head += f", {len(plan.elsewhere)} worked on by another runner" if plan.elsewhere else ""
+    head += f", {plan.repeated} repeated in the command and run once" if plan.repeated else ""
+    lines = [head]
+    if plan.packs:
+        lines.append(f"  on {plan.machine.line()}")
+    if len(plan.packs) > 1:
+        lines.append("  packs are jobs that agree on base model, resolution, precision and trained text encoders")
+    for number, pack in enumerate(plan.packs, start=1):
+        lines.append(f"  pack {number}: {_pack(pack)}")
+        if pack.prediction is not None:
+            lines.append(f"    {_prediction(pack.prediction, len(pack.jobs))}")
+        lines += [f"    {job.id}  {_describe(job)}" for job in pack.jobs]
+    lines += [f"  done: {job.id}  {_describe(job)}" for job in plan.done]
+    lines += [f"  elsewhere: {job.id}  {_describe(job)}" for job in plan.elsewhere]
+    return [*lines, f"  {work.line()}"] if work is not None and plan.packs else lines
+
+
+def _pack(pack: Pack) -> str:
+    text = shared_terms(pack.jobs[0])
+    if len(pack.jobs) > 1:
+        each = " by each worker" if pack.workers > 1 else ""
+        text += f"; {len(pack.jobs)} jobs, {pack.at_once} at once{each} ({pack.why})"
+    text += f"; {pack.workers} workers" if pack.workers > 1 else ""
+    return text + (f" of {pack.processes} processes" if pack.processes > 1 else "")
+
+
+def _prediction(found: Prediction, jobs: int) -> str:
+    source = "from steps measured here" if found.measured else "estimated; not measured here yet"
+    text = f"about {_duration(found.seconds)} and {found.memory_gb:.1f} GB"
+    if jobs > 1:
+        text += f", one after the other {_duration(found.alone_s)}"
+    return f"{text} ({source})"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _describe(job: Job) -> str:
+    settings = job.experiment
+    chosen = " ".join(text for text in job.overrides if not text.startswith("launcher.")) or "defaults"
+    return f"{chosen}  ({settings.steps} steps of {settings.batch_size}, rank {settings.lora.rank})"
+
+
+def plan_data(plan: Plan, work: CacheWork | None) -> dict[str, Any]:
+    """The plan as plain data."""
+    return {
+        "machine": dataclasses.asdict(plan.machine),
+        "packs": [
+            {
+                "shares": shared_terms(pack.jobs[0]),
+                "jobs": [{"id": job.id, "folder": str(job.folder), "overrides": job.overrides} for job in pack.jobs],
+                "at_once": pack.at_once,
+                "workers": pack.workers,
+                "processes": pack.processes,
+                "why": pack.why,
+                "prediction": None if pack.prediction is None else dataclasses.asdict(pack.prediction),
+            }
+            for pack in plan.packs
+        ],
+        "done": [job.id for job in plan.done],
+        "elsewhere": [job.id for job in plan.elsewhere],
+        "repeated": plan.repeated,
+        "cache": None if work is None else dataclasses.asdict(work),
+    }

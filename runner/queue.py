@@ -1,0 +1,121 @@
+"""The jobs that workers take from: a list of folders, shared by several workers, which may grow while they work.
+
+A worker claims a job by its folder's lock and its state, so no job is trained twice, whoever else takes from the list.
+Knows nothing of how jobs are trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+from runner.errors import RunnerError
+from runner.job import Job, LockedError, State, lock, read_job, state_of
+from runner.paths import write_text
+
+
+class Queue:
+    """Folders of jobs in the order in which they are to be taken."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def write(self, folders: Sequence[Path], *, is_open: bool) -> None:
+        """Say which jobs there are, and whether others may follow; a reader sees the old list or the new one."""
+        write_text(self.file, json.dumps({"open": is_open, "folders": [str(folder) for folder in folders]}))
+
+    def read(self) -> tuple[list[Path], bool]:
+        """The folders, and whether others may follow."""
+        content = json.loads(self.file.read_text(encoding="utf-8"))
+        return [Path(folder) for folder in content["folders"]], bool(content["open"])
+
+    def takes(self, state: State) -> bool:
+        """Only what is pending: a job that failed here is not for the next worker to try."""
+        return state is State.PENDING
+
+
+class FixedQueue(Queue):
+    """The folders named on a command line, which may be in any state but completed."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.folders = list(folders)
+
+    def read(self) -> tuple[list[Path], bool]:
+        """The folders; no others follow."""
+        return self.folders, False
+
+    def takes(self, state: State) -> bool:
+        """What is not completed is trained, from its newest checkpoint."""
+        return state is not State.COMPLETED
+
+
+class Claims:
+    """The jobs one process works on, each held against all others until it is released.
+
+    Args:
+        queue: where jobs are taken from.
+        attached: what else is to be held open for a job while it is worked on, such as its log file.
+    """
+
+    def __init__(self, queue: Queue, attached: Callable[[Job], AbstractContextManager[object]]) -> None:
+        self.queue, self._attached = queue, attached
+        self._seen: set[Path] = set()
+        self._held: dict[Path, ExitStack] = {}
+        self.held: list[Job] = []
+
+    def take(self, count: int) -> list[Job]:
+        """Up to `count` jobs that nobody else holds, in the order of the queue.
+
+        Raises:
+            LockedError: a folder of a fixed queue is held by another process.
+            RunnerError: it holds no job that can be read.
+        """
+        taken: list[Job] = []
+        folders, _ = self.queue.read()
+        for folder in folders:
+            if len(taken) == count:
+                break
+            if folder not in self._seen and (job := self._claim(folder)):
+                taken.append(job)
+        self.held += taken
+        return taken
+
+    def _claim(self, folder: Path) -> Job | None:
+        if not self.queue.takes(state_of(folder)):
+            return None
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock(folder))
+            except LockedError:
+                if isinstance(self.queue, FixedQueue):
+                    raise
+                return None
+            self._seen.add(folder)
+            # Between the look and the lock another worker may have done it.
+            if not self.queue.takes(state_of(folder)):
+                return None
+            job = read_job(folder)
+            stack.enter_context(self._attached(job))
+            self._held[folder] = stack.pop_all()
+            return job
+        raise AssertionError("unreachable")
+
+    def release(self, job: Job) -> None:
+        """Let go of a job that is done with."""
+        self.held = [each for each in self.held if each.folder != job.folder]
+        self._held.pop(job.folder).close()
+
+    def release_all(self) -> None:
+        """Let go of every job."""
+        for job in list(self.held):
+            self.release(job)
+
+    @property
+    def more_may_come(self) -> bool:
+        """Whether waiting for further jobs makes sense."""
+        try:
+            return self.queue.read()[1]
+        except (OSError, ValueError) as error:
+            raise RunnerError(f"the list of jobs is gone: {error}") from error

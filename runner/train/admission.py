@@ -1,0 +1,152 @@
+"""How jobs come into a pack: their data encoded, their adapters made or resumed, their records opened.
+
+A job that fails on the way fails alone, in every process of the pack.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from runner.job import Job, State, update_manifest
+from runner.measured import Conditions
+from runner.train.adapter import Adapter, find_sites
+from runner.train.base import Base
+from runner.train.job_run import JobRun
+from runner.train.materials import Materials, prepare
+from runner.train.pack import Pack, reason_of, tried
+from runner.train.place import Place
+
+log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Where a pack's jobs come from (`runner.queue.Claims`)."""
+
+    def take(self, count: int) -> list[Job]:
+        """Up to so many further jobs, which are held until they are released."""
+
+    def release(self, job: Job) -> None:
+        """Let go of a job that has left the pack."""
+
+    @property
+    def more_may_come(self) -> bool:
+        """Whether jobs may follow although there are none now."""
+
+
+class SharedSource:
+    """One source for all processes of a pack: the main one takes, the others are told."""
+
+    def __init__(self, source: Source | None, place: Place, read: Callable[[Path], Job]) -> None:
+        assert (source is not None) == place.is_main
+        self._source, self._place, self._read = source, place, read
+
+    def take(self, count: int) -> list[Job]:
+        """Up to so many further jobs, the same in every process."""
+        jobs = self._source.take(count) if self._source is not None else []
+        if self._place.world == 1:
+            return jobs
+        folders = self._place.shared([str(job.folder) for job in jobs])
+        return jobs if self._place.is_main else [self._read(Path(folder)) for folder in folders]
+
+    def release(self, job: Job) -> None:
+        """Let go of a job."""
+        if self._source is not None:
+            self._source.release(job)
+
+    @property
+    def more_may_come(self) -> bool:
+        """Whether jobs may follow."""
+        return self._place.any(self._source is not None and self._source.more_may_come)
+
+
+def admit(pack: Pack, source: Source, places: int, about: Mapping[str, Any]) -> int:
+    """Fill free places of a pack from a source; how many jobs were taken, failed ones included."""
+    jobs = source.take(places) if places > 0 else []
+    if not jobs:
+        return 0
+    runs: list[JobRun] = []
+    base = pack.base or tried(partial(Base, jobs[0].experiment, pack.place))
+    if isinstance(base, Base):
+        pack.base = base
+        pack.conditions = Conditions.of(jobs[0], device=pack.place.device_name, processes=pack.place.world)
+        runs = _start_each(_prepare_each(jobs, base, pack), base, pack)
+        for run in runs:
+            if run.is_main:
+                run.open_record(about)
+    else:
+        for job in jobs:
+            _fail(job, base, pack.place)
+    for job in jobs:
+        if job.folder not in {run.job.folder for run in runs}:
+            pack.failed += 1
+            source.release(job)
+    pack.join(runs)
+    return len(jobs)
+
+
+def _prepare_each(jobs: Sequence[Job], base: Base, pack: Pack) -> list[tuple[Job, Materials, float]]:
+    """Encode every job's data; seconds beside it. Encoders are gone before the denoiser is there."""
+    prepared = []
+    for job in jobs:
+        spent = _Spent()
+        with pack.clock.charging("cache", [spent]):
+            materials = tried(partial(prepare, job, base))
+        if not _failed(job, materials, base.place):
+            prepared.append((job, materials, spent.timings["cache"]))
+    if not base.trains_text:
+        base.free_text()
+    drawing = [run.materials for run in pack.runs] + [materials for _, materials, _ in prepared]
+    if not any(materials.prompts for materials in drawing):
+        base.free_vae()
+    return prepared
+
+
+def _start_each(prepared: Sequence[tuple[Job, Materials, float]], base: Base, pack: Pack) -> list[JobRun]:
+    runs: list[JobRun] = []
+    loading = _Spent()
+    with pack.clock.charging("load", [loading]):
+        for job, materials, _ in prepared:
+            run = tried(partial(_start, job, materials, base, pack))
+            if not _failed(job, run, base.place):
+                runs.append(run)
+    cached_s = {job.folder: seconds for job, _, seconds in prepared}
+    if not pack.load_s:
+        pack.load_s = loading.timings["load"]
+    for run in runs:
+        run.timings["cache"] += cached_s[run.job.folder]
+        run.timings["load"] += loading.timings["load"] / len(runs)
+    return runs
+
+
+def _start(job: Job, materials: Materials, base: Base, pack: Pack) -> JobRun:
+    sites = find_sites(job.experiment.lora, base.components())
+    adapter = Adapter(job.experiment.lora, sites, seed=job.experiment.seed, device=base.place.device)
+    run = JobRun(job, materials, adapter, base, pack.clock)
+    run.resume()
+    return run
+
+
+class _Spent:
+    """Time that is charged before there is a run to charge it to."""
+
+    def __init__(self) -> None:
+        self.timings = {"load": 0.0, "cache": 0.0}
+        self.trained_s = 0.0
+
+
+def _failed(job: Job, outcome: Any, place: Place) -> bool:
+    """Whether the job failed, here or in another process: then it starts nowhere."""
+    if not place.any(isinstance(outcome, Exception)):
+        return False
+    _fail(job, outcome, place)
+    return True
+
+
+def _fail(job: Job, outcome: Any, place: Place) -> None:
+    log.error("%s: %s", job.id, reason_of(outcome))
+    if place.is_main:
+        update_manifest(job.folder, state=State.FAILED, error=reason_of(outcome))

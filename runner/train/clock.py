@@ -1,0 +1,59 @@
+"""Whose time it is: every second of a worker is charged to one job, or shared among those it was spent for.
+
+The charges of all jobs add up to the time of their process, so that the time of a sweep can be read off its folders.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+PHASES = ("load", "cache", "train", "validate", "artifacts")
+
+
+class Charged(Protocol):
+    """What time can be charged to."""
+
+    timings: dict[str, float]
+    """Seconds by phase: this job's own share."""
+    trained_s: float
+    """Seconds during which the job was being trained, whatever the share."""
+
+
+class Clock:
+    """Seconds since the last charge, and the jobs that they belong to unless something else is said."""
+
+    def __init__(self) -> None:
+        self._mark = time.perf_counter()
+        self.training: Mapping[Charged, int] = {}
+        """The jobs that are training, and how many rows of a batch each has: the measure of its share."""
+        self.trained_s: Counter[int] = Counter()
+        """Seconds of training by the number of rows of all jobs together."""
+
+    def _elapsed(self) -> float:
+        now = time.perf_counter()
+        elapsed, self._mark = now - self._mark, now
+        return elapsed
+
+    def charge_training(self) -> None:
+        """Share the time since the last charge among the jobs that are training."""
+        elapsed = self._elapsed()
+        rows = sum(self.training.values())
+        self.trained_s[rows] += elapsed  # type: ignore[assignment]
+        for run, count in self.training.items():
+            run.timings["train"] += elapsed * count / rows
+            run.trained_s += elapsed
+
+    @contextmanager
+    def charging(self, phase: str, runs: Sequence[Charged]) -> Iterator[None]:
+        """Charge the time within to these jobs, evenly, and what went before to the training."""
+        self.charge_training()
+        try:
+            yield
+        finally:
+            elapsed = self._elapsed()
+            for run in runs:
+                run.timings[phase] += elapsed / len(runs)

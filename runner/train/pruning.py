@@ -1,0 +1,57 @@
+"""Successive halving: whether a job that has reached a rung is among those that go on.
+
+The asynchronous rule of ASHA in its stopping form (Li et al., "A system for massively parallel hyperparameter
+tuning", arXiv 1810.05934): at rung k, after first * reduction^k steps, the best 1/reduction of the jobs that have
+reached it so far go on. It reads the folders of the experiment, so it needs nobody to ask, and works in every pack.
+"""
+
+from __future__ import annotations
+
+import math
+
+from runner.job import Job, read_manifest
+from runner.schema import PruningSettings
+from runner.track import MetricsFile
+
+METRIC = "validation/loss"
+
+
+def rungs(settings: PruningSettings, steps: int) -> list[int]:
+    """The optimizer steps at which a job of `steps` steps is compared with the others; none when pruning is off."""
+    if settings.name == "none":
+        return []
+    found, step = [], settings.first
+    while step < steps:
+        found.append(step)
+        step *= settings.reduction
+    return found
+
+
+def falls_behind(job: Job, step: int) -> str | None:
+    """Why a job is not among those that go on after this rung, or None if it is.
+
+    Compared with all jobs of the experiment on the same data that were measured at the same step.
+    """
+    values = _values_at(job, step)
+    own = values[job.id]
+    reduction = job.experiment.pruning.reduction
+    goes_on = max(1, len(values) // reduction)
+    better = sum(value < own for other, value in values.items() if other != job.id)
+    if better < goes_on and not math.isnan(own):
+        return None
+    return f"{METRIC} {own:.4g} at step {step} is not among the best {goes_on} of {len(values)}"
+
+
+def _values_at(job: Job, step: int) -> dict[str, float]:
+    fingerprint = job.identity["dataset"]
+    values = {}
+    for folder in sorted(job.folder.parent.iterdir()):
+        if not (folder / job.paths.metrics.name).is_file():
+            continue
+        identity = read_manifest(folder).get("identity", {})
+        if identity.get("dataset") != fingerprint:
+            continue
+        for line in MetricsFile(folder / job.paths.metrics.name).read():
+            if line["step"] == step and METRIC in line:
+                values[folder.name] = float(line[METRIC])
+    return values
