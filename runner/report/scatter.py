@@ -48,7 +48,8 @@ def _scatter(one: Difference, shown: Sequence[Ranked], y_axis: Axis, objective: 
         x_axis = setting_axis(settings, start_px=left + INSET_PX, end_px=right - INSET_PX)
     lines = frame(x_axis.labels(across=True), y_axis.labels(across=False))
     places = [(x_axis.place(value), y_axis.place(entry.value)) for value, entry in zip(settings, known, strict=True)]
-    if not isinstance(x_axis, Axis):
+    # Jobs that share a value would hide each other where their results are close.
+    if not isinstance(x_axis, Axis) or 2 * len(set(settings)) <= len(known):
         places = side_by_side(places)
     marks = [
         Markup(

@@ -127,6 +127,15 @@ def test_a_point_is_where_its_setting_and_its_result_are(tmp_path: Path) -> None
     assert {point["class"] for point in points if point["data-job"] == best} == {"mark dot c0"}
 
 
+def test_jobs_with_the_same_value_and_result_do_not_hide_each_other(tmp_path: Path) -> None:
+    folder = grid(tmp_path)
+    for job in folder.iterdir():
+        change_manifest(job, objective=0.2)
+    places = [(point["cx"], point["cy"]) for point in marks(page_of(folder))]
+    assert len(places) == 12
+    assert len(set(places[:6])) == len(set(places[6:])) == 6
+
+
 def test_a_line_goes_through_the_settings_to_the_result_and_the_best_lies_on_top(tmp_path: Path) -> None:
     folder = grid(tmp_path)
     page = page_of(folder)
