@@ -11,12 +11,13 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from pydantic import BaseModel
@@ -30,6 +31,9 @@ SCHEMA_NUMBER = 1
 
 NOT_IDENTITY = ("launcher", "logger", "checkpoint", "pruning")
 """Sections that say where a job runs and how it is kept, never what it trains."""
+
+
+LOCK_POLL_S = 0.01
 
 
 class State(StrEnum):
@@ -179,15 +183,18 @@ def is_held(folder: Path) -> bool:
     if not JobPaths(folder).lock.is_file():
         return False
     try:
-        with lock(folder):
+        with lock(folder, patience_s=0.0):
             return False
     except LockedError:
         return True
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, *, patience_s: float = 0.2) -> Iterator[None]:
     """Hold the job's folder against every other process; freed when this process ends, however it ends.
+
+    Args:
+        patience_s: seconds to try for; somebody who only looks whether it is held holds it for a moment.
 
     Raises:
         LockedError: another process holds it.
@@ -195,13 +202,22 @@ def lock(folder: Path) -> Iterator[None]:
     path = JobPaths(folder).lock
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            raise LockedError(f"{folder} is being worked on by process {holder}; wait for it or stop it") from error
+        deadline = time.monotonic() + patience_s
+        while not _locked(handle):
+            if time.monotonic() >= deadline:
+                handle.seek(0)
+                holder = handle.read().strip() or "unknown"
+                raise LockedError(f"{folder} is being worked on by process {holder}; wait for it or stop it")
+            time.sleep(LOCK_POLL_S)
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
         yield
+
+
+def _locked(handle: TextIO) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

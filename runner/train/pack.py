@@ -35,6 +35,9 @@ LEAVES = object()
 LEAST_STEPS = 10
 """Of fewer steps the time says more of their beginning than of them."""
 
+TIMED_STEPS, TIMED_S = 10, 1.0
+"""A job alone is timed over so many steps, or fewer if they take longer than this."""
+
 Slice = tuple[int, JobRun, range]
 """The place of a job in the pack, the job, and the positions of its batch."""
 
@@ -152,15 +155,16 @@ class Pack:
         return self._alone_step_s.get(shape)
 
     def _time_alone(self, run: JobRun) -> float:
-        """Two steps of one job, the second one timed, which leave nothing behind."""
-        for _ in range(2):  # the first time is a warm-up
+        """The quickest of a few steps of one job, after one to warm up; they leave nothing behind."""
+        spent: list[float] = []
+        while len(spent) < 3 or (len(spent) < TIMED_STEPS and sum(spent) < TIMED_S):
             self.place.synchronize()
             start = time.perf_counter()
             self._gradients([run])
             self.place.synchronize()
-            elapsed = time.perf_counter() - start
+            spent.append(time.perf_counter() - start)
         self._forget_gradients()
-        return elapsed
+        return min(spent[1:])
 
     def _gradients(self, runs: Sequence[JobRun]) -> None:
         """The gradients of one step of some jobs, in as many passes as the memory asks for.

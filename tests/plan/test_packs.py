@@ -1,0 +1,157 @@
+"""Which jobs are packed, how many at once, on how many places: a pure function of what is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.encodings import CacheWork
+from runner.job import Job, State, make_job
+from runner.machine import Device, Machine
+from runner.plan import Pack, Plan, Prediction, make_plan
+from runner.plan.words import plan_data, plan_lines
+from runner.schema import Experiment
+
+CPU = Machine((Device("cpu", "a processor, 2 cores", 16.0),), cores=2)
+
+
+def gpus(count: int, memory_gb: float = 80.0) -> Machine:
+    devices = tuple(Device("cuda", "NVIDIA H100", memory_gb, str(number)) for number in range(count))
+    return Machine(devices, cores=16)
+
+
+class Costs:
+    """What is known of costs, as given."""
+
+    def __init__(self, fitting: int | None = None, prediction: Prediction | None = None) -> None:
+        self.fits, self.prediction = fitting, prediction
+
+    def fitting(self, jobs: Sequence[Job], machine: Machine, processes: int) -> tuple[int, str] | None:
+        return None if self.fits is None else (self.fits, "as far as the memory holds them")
+
+    def predict(self, pack: Pack, machine: Machine) -> Prediction | None:
+        return self.prediction
+
+
+def job(model: str = "base", **settings: Any) -> Job:
+    experiment = Experiment.model_validate(settings)
+    overrides = tuple(f"{key}={value}" for key, value in settings.items())
+    return make_job(experiment, model=model, dataset="images", outputs=Path("outputs"), overrides=overrides)
+
+
+def seeds(count: int, **settings: Any) -> list[Job]:
+    return [job(seed=seed, **settings) for seed in range(count)]
+
+
+def plan(
+    jobs: Sequence[Job],
+    machine: Machine = CPU,
+    costs: Costs | None = None,
+    states: dict[Path, State] | None = None,
+    **launcher: Any,
+) -> Plan:
+    settings = Experiment.model_validate({"launcher": launcher}).launcher
+    return make_plan(jobs, states or {}, settings, machine=machine, costs=costs or Costs())
+
+
+def shapes(found: Plan) -> list[tuple[int, int, int, int]]:
+    """(jobs, at once, workers, processes) of each pack."""
+    return [(len(pack.jobs), pack.at_once, pack.workers, pack.processes) for pack in found.packs]
+
+
+@pytest.mark.parametrize(
+    ("machine", "count", "launcher", "expected"),
+    [
+        (CPU, 1, {}, (1, 1, 1, 1)),
+        (CPU, 8, {}, (8, 8, 1, 1)),
+        (CPU, 20, {}, (20, 8, 1, 1)),
+        (CPU, 8, {"pack": 1}, (8, 1, 1, 1)),
+        (CPU, 8, {"pack": 3}, (8, 3, 1, 1)),
+        (CPU, 8, {"pack": 1, "concurrency": 2}, (8, 1, 2, 1)),
+        (CPU, 8, {"concurrency": 2}, (8, 4, 2, 1)),
+        (CPU, 1, {"processes": 2}, (1, 1, 1, 2)),
+        (gpus(1), 40, {}, (40, 16, 1, 1)),
+        (gpus(4), 40, {}, (40, 10, 4, 1)),
+        (gpus(8), 8, {}, (8, 1, 8, 1)),
+        (gpus(4), 1, {}, (1, 1, 1, 4)),
+        (gpus(8), 2, {}, (2, 1, 2, 4)),
+        (gpus(4), 8, {"processes": 2}, (8, 4, 2, 2)),
+        (gpus(4), 8, {"concurrency": 2}, (8, 4, 2, 1)),
+    ],
+)
+def test_jobs_are_spread_over_the_places(
+    machine: Machine, count: int, launcher: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    assert shapes(plan(seeds(count), machine, **launcher)) == [expected]
+
+
+def test_a_job_is_spread_over_no_more_gpus_than_it_has_images() -> None:
+    assert shapes(plan([job(batch_size=2)], gpus(8))) == [(1, 1, 1, 2)]
+    assert shapes(plan([job(batch_size=1)], gpus(8))) == [(1, 1, 1, 1)]
+
+
+def test_memory_limits_the_pack_and_the_plan_says_so() -> None:
+    found = plan(seeds(9), gpus(1), Costs(fitting=4))
+    assert shapes(found) == [(9, 4, 1, 1)]
+    assert found.packs[0].why == "as far as the memory holds them"
+    assert shapes(plan(seeds(9), gpus(1), Costs(fitting=0))) == [(9, 1, 1, 1)]
+    assert shapes(plan(seeds(9), gpus(1), Costs(fitting=4), pack=6)) == [(9, 6, 1, 1)], "the user's word counts"
+
+
+def test_jobs_that_share_no_forward_pass_are_in_packs_of_their_own() -> None:
+    jobs = [
+        job(seed=1),
+        job(seed=2, lora={"rank": 4}, optimizer={"name": "prodigy"}, steps=7, batch_size=1, loss={"snr_gamma": 5}),
+        job(model="another base"),
+        job(resolution=128),
+        job(precision="bf16"),
+        job(lora={"text_encoder": True}),
+        job(model="base", seed=3),
+    ]
+    assert [len(pack.jobs) for pack in plan(jobs).packs] == [3, 1, 1, 1, 1]
+
+
+def test_done_and_repeated_and_held_jobs_are_not_run() -> None:
+    one, two, three = seeds(3)
+    states = {one.folder: State.COMPLETED, two.folder: State.FAILED}
+    settings = Experiment.model_validate({}).launcher
+    found = make_plan(
+        [one, two, two, three], states, settings, machine=CPU, costs=Costs(), elsewhere={three.folder, one.folder}
+    )
+    assert (found.todo, found.done, found.elsewhere, found.repeated) == ((two,), (one,), (three,), 1)
+
+
+def test_a_pruned_job_is_done_for_a_command_that_prunes_and_open_for_one_that_does_not() -> None:
+    pruning, plain = job(pruning={"name": "asha"}), job()
+    assert pruning.folder == plain.folder
+    assert plan([pruning], states={pruning.folder: State.PRUNED}).done == (pruning,)
+    assert plan([plain], states={plain.folder: State.PRUNED}).todo == (plain,)
+
+
+def test_the_plan_in_words_says_what_why_and_how_long() -> None:
+    prediction = Prediction(seconds=600, alone_s=3600, memory_gb=31.4, measured=False)
+    found = plan(
+        [*seeds(20, name="trial"), job(name="trial", resolution=128)], gpus(1), Costs(fitting=4, prediction=prediction)
+    )
+    text = "\n".join(plan_lines(found, CacheWork(32, 3, 5, 0)))
+    assert "21 jobs to run in 2 packs" in text
+    assert "on NVIDIA H100, 80 GB" in text
+    assert "embedded, 64 px, fp32; 20 jobs, 4 at once (as far as the memory holds them)" in text
+    assert "about 10 min and 31.4 GB, one after the other 60 min (estimated; not measured here yet)" in text
+    assert "cache: 32 crops, 3 of them to encode; 5 captions, 0 to encode" in text
+    assert all(f"seed={seed} " in text for seed in range(20))
+
+
+def test_the_plan_as_data_is_json() -> None:
+    prediction = Prediction(seconds=600, alone_s=3600, memory_gb=31.4, measured=True)
+    found = plan(seeds(3), costs=Costs(prediction=prediction))
+    data = json.loads(json.dumps(plan_data(found, CacheWork(32, 3, 5, 0))))
+    (pack,) = data["packs"]
+    assert [each["id"] for each in pack["jobs"]] == [each.id for each in found.todo]
+    assert (pack["at_once"], pack["workers"], pack["prediction"]["alone_s"]) == (3, 1, 3600)
+    assert data["machine"]["devices"][0]["memory_gb"] == 16.0
+    assert data["cache"]["images_missing"] == 3

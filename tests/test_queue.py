@@ -1,0 +1,131 @@
+"""No job is taken twice, whoever else takes from the same list."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+
+from runner.job import Job, LockedError, State, is_held, lock, make_job, register, state_of, update_manifest
+from runner.queue import Claims, FixedQueue, Queue
+from runner.schema import Experiment
+
+
+def jobs(tmp_path: Path, count: int) -> list[Job]:
+    found = []
+    for seed in range(count):
+        experiment = Experiment.model_validate({"seed": seed})
+        found.append(make_job(experiment, model="m", dataset="d", outputs=tmp_path / "outputs"))
+        register(found[-1])
+    return found
+
+
+def queue(tmp_path: Path, listed: list[Job], *, is_open: bool = False) -> Queue:
+    found = Queue(tmp_path / "queue.json")
+    found.write([job.folder for job in listed], is_open=is_open)
+    return found
+
+
+def claims(source: Queue) -> Claims:
+    return Claims(source, lambda job: nullcontext())
+
+
+def ids(taken: list[Job]) -> list[str]:
+    return [job.id for job in taken]
+
+
+def test_jobs_are_taken_in_order_and_held_until_they_are_released(tmp_path: Path) -> None:
+    listed = jobs(tmp_path, 3)
+    taker = claims(queue(tmp_path, listed))
+    taken = taker.take(2)
+    assert ids(taken) == ids(listed[:2])
+    assert [is_held(job.folder) for job in listed] == [True, True, False]
+    taker.release(taken[0])
+    assert [is_held(job.folder) for job in listed] == [False, True, False]
+    assert ids(taker.take(5)) == ids(listed[2:])
+    assert taker.take(5) == []
+    taker.release_all()
+    assert not any(is_held(job.folder) for job in listed)
+
+
+def test_two_takers_share_a_queue(tmp_path: Path) -> None:
+    listed = jobs(tmp_path, 5)
+    source = queue(tmp_path, listed)
+    one, other = claims(source), claims(source)
+    taken = ids(one.take(2)) + ids(other.take(2)) + ids(one.take(2)) + ids(other.take(2))
+    assert sorted(taken) == sorted(ids(listed))
+
+
+def _take_all(file: Path, results: multiprocessing.Queue[list[str]]) -> None:
+    taker, taken = claims(Queue(file)), []
+    while found := taker.take(1):
+        update_manifest(found[0].folder, state=State.RUNNING)
+        update_manifest(found[0].folder, state=State.COMPLETED)
+        taker.release(found[0])
+        taken += ids(found)
+    results.put(taken)
+
+
+def test_processes_that_take_at_the_same_time_take_each_job_once(tmp_path: Path) -> None:
+    listed = jobs(tmp_path, 40)
+    source = queue(tmp_path, listed)
+    context = multiprocessing.get_context("spawn")
+    results: multiprocessing.Queue[list[str]] = context.Queue()
+    takers = [context.Process(target=_take_all, args=(source.file, results)) for _ in range(3)]
+    for each in takers:
+        each.start()
+    taken = [job_id for _ in takers for job_id in results.get(timeout=60)]
+    for each in takers:
+        each.join()
+    assert sorted(taken) == sorted(ids(listed))
+
+
+def test_a_queue_may_grow_while_it_is_open(tmp_path: Path) -> None:
+    listed = jobs(tmp_path, 3)
+    source = queue(tmp_path, listed[:1], is_open=True)
+    taker = claims(source)
+    assert ids(taker.take(5)) == ids(listed[:1])
+    assert taker.more_may_come
+    source.write([job.folder for job in listed], is_open=False)
+    assert ids(taker.take(5)) == ids(listed[1:])
+    assert not taker.more_may_come
+
+
+@pytest.mark.parametrize("state", [State.COMPLETED, State.FAILED, State.RUNNING, State.INTERRUPTED, State.PRUNED])
+def test_only_pending_jobs_of_a_queue_are_taken(tmp_path: Path, state: State) -> None:
+    first, second = jobs(tmp_path, 2)
+    update_manifest(first.folder, state=state)
+    assert ids(claims(queue(tmp_path, [first, second])).take(2)) == [second.id]
+    assert state_of(first.folder) is state
+
+
+def test_folders_of_a_command_line_are_taken_in_any_state_but_completed(tmp_path: Path) -> None:
+    first, second, third = jobs(tmp_path, 3)
+    update_manifest(first.folder, state=State.FAILED)
+    update_manifest(second.folder, state=State.COMPLETED)
+    assert ids(claims(FixedQueue([job.folder for job in (first, second, third)])).take(9)) == [first.id, third.id]
+
+
+def test_a_folder_of_a_command_line_that_is_held_is_an_error_that_names_the_holder(tmp_path: Path) -> None:
+    (only,) = jobs(tmp_path, 1)
+    with lock(only.folder), pytest.raises(LockedError, match="is being worked on by process"):
+        claims(FixedQueue([only.folder])).take(1)
+
+
+def test_what_is_attached_to_a_job_is_closed_with_it(tmp_path: Path) -> None:
+    events = []
+
+    @contextmanager
+    def attached(job: Job) -> Iterator[None]:
+        events.append(f"open {job.experiment.seed}")
+        yield
+        events.append(f"close {job.experiment.seed}")
+
+    taker = Claims(queue(tmp_path, jobs(tmp_path, 2)), attached)
+    first, _ = taker.take(2)
+    taker.release(first)
+    taker.release_all()
+    assert events == ["open 0", "open 1", "close 0", "close 1"]

@@ -1,0 +1,227 @@
+"""Jobs take turns in a pack: who leaves makes room, who comes finds everything, and nobody's result changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runner.errors import RunnerError
+from runner.job import Job, State, read_manifest, state_of
+from runner.measured import measurements_file
+from runner.train import pack as pack_module
+from runner.train.loop import train
+from tests.train.bench import CPU, Bench, Listed, difference, records, weights
+
+ROUNDING = 1e-5
+PICTURES: dict[str, Any] = {"prompts": ["a red circle"], "inference_steps": 2, "every": 2}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    from tests.train.bench import write_images
+
+    others = write_images(tmp_path_factory.mktemp("others"), seed=7)
+    return [
+        {"seed": 1, "steps": 2, "validation": PICTURES},
+        {"seed": 2, "steps": 5, "lora": {"rank": 5}, "dataset": {"path": str(others)}},
+        {"seed": 3, "steps": 3, "lora": {"targets": "linear_conv"}, "validation": PICTURES},
+        {"seed": 4, "steps": 4, "batch_size": 3, "accumulation": 2},
+        {"seed": 5, "steps": 1, "optimizer": {"name": "adafactor"}},
+    ]
+
+
+def test_the_next_job_takes_the_place_of_one_that_leaves(
+    bench: Bench, sdxl_folder: Path, settings: list[dict[str, Any]]
+) -> None:
+    jobs = [bench.job(sdxl_folder, **each) for each in settings]
+    assert bench.train(*jobs, at_once=2)
+    assert [state_of(job.folder) for job in jobs] == [State.COMPLETED] * 5
+    assert [read_manifest(job.folder)["cost"]["packed_with"] for job in jobs] == [2] * 5
+    for job, each in zip(jobs, settings, strict=True):
+        alone = bench.job(sdxl_folder, **each)
+        assert bench.train(alone)
+        assert difference(weights(job), weights(alone)) < ROUNDING
+        assert records(job, "validation/loss") == pytest.approx(records(alone, "validation/loss"), rel=1e-4)
+        assert sorted(path.name for path in job.folder.glob("samples/*/*.png")) == sorted(
+            path.name for path in alone.folder.glob("samples/*/*.png")
+        )
+
+
+class Opening(Listed):
+    """A source that gives its second job only after it was asked in vain."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        super().__init__(jobs)
+        self.asked = 0
+
+    @property
+    def more_may_come(self) -> bool:  # type: ignore[override]
+        return bool(self.waiting)
+
+    def take(self, count: int) -> list[Job]:
+        self.asked += 1
+        return super().take(1) if self.asked in (1, 9) else []
+
+
+def test_a_worker_waits_for_jobs_that_may_come(bench: Bench, sdxl_folder: Path) -> None:
+    jobs = [bench.job(sdxl_folder, seed=seed, steps=2) for seed in (1, 2)]
+    source = Opening(jobs)
+    with bench.own_cache():
+        train(source, CPU, at_once=4, startup_s=0, about={}, save=lambda *_: None, stop_requested=lambda: False)
+    assert [job.id for job in source.released] == [job.id for job in jobs]
+
+
+def test_the_time_of_a_worker_is_shared_out_among_its_jobs(bench: Bench, sdxl_folder: Path) -> None:
+    jobs = [bench.job(sdxl_folder, seed=seed, steps=12, batch_size=batch) for seed, batch in ((1, 1), (2, 3))]
+    assert bench.train(*jobs)
+    small, large = (read_manifest(job.folder) for job in jobs)
+    assert large["timings_s"]["train"] == pytest.approx(3 * small["timings_s"]["train"], rel=0.05)
+    for manifest in (small, large):
+        phases = {name: seconds for name, seconds in manifest["timings_s"].items() if name != "total"}
+        assert manifest["timings_s"]["total"] == pytest.approx(sum(phases.values()), abs=0.01)
+        assert manifest["cost"]["alone_s"] > 12 * 0.001
+        assert manifest["cost"]["peak_memory_gb"] > 0.1
+
+
+def test_a_worker_remembers_how_fast_it_was(bench: Bench, sdxl_folder: Path) -> None:
+    jobs = [bench.job(sdxl_folder, seed=seed, steps=12, batch_size=batch) for seed, batch in ((1, 1), (2, 3))]
+    with bench.own_cache():
+        measurements_file().unlink(missing_ok=True)
+        assert bench.train(*jobs)
+        with bench.own_cache():
+            lines = [json.loads(line) for line in measurements_file().read_text().splitlines()]
+    assert [line["rows"] for line in lines] == [1, 3, 4], "each job alone, and both together"
+    assert all(0 < line["step_s"] < 60 for line in lines)
+    assert {line["base"] for line in lines} == {jobs[0].identity["model"]}
+
+
+class Memory:
+    """A device on which only so many images fit."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+        self.images, self.passes = images, [0][:0]
+        predict = pack_module.Pack._backward
+
+        def limited(pack: pack_module.Pack, slices: list[pack_module.Slice]) -> None:
+            rows = sum(len(positions) for _, _, positions in slices)
+            self.passes.append(rows)
+            if rows > self.images:
+                # Half-way: what is in the gradients by then must be forgotten.
+                assert pack.adapters is not None
+                pack.adapters.gradient.normal_()
+                slices[0][1]._loss_of_step += 1000
+                raise torch.OutOfMemoryError("the device is full")
+            predict(pack, slices)
+
+        monkeypatch.setattr(pack_module.Pack, "_backward", limited)
+
+
+@pytest.mark.parametrize("images", [5, 2, 1])
+def test_what_does_not_fit_into_memory_is_done_in_parts(
+    bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch, images: int
+) -> None:
+    settings: list[dict[str, Any]] = [
+        {"seed": 1, "batch_size": 4, "lora": {"dropout": 0.2}},
+        {"seed": 2, "batch_size": 3, "accumulation": 2, "steps": 5},
+    ]
+    roomy = [bench.job(sdxl_folder, **each) for each in settings]
+    assert bench.train(*roomy)
+    memory = Memory(monkeypatch, images)
+    jobs = [bench.job(sdxl_folder, **each) for each in settings]
+    assert bench.train(*jobs)
+    assert max(memory.passes) > images >= max(memory.passes[-3:])
+    for job, plenty in zip(jobs, roomy, strict=True):
+        assert difference(weights(job), weights(plenty)) < ROUNDING
+        assert records(job, "train/loss") == pytest.approx(records(plenty, "train/loss"), rel=1e-5)
+
+
+def test_when_one_image_does_not_fit_activations_are_recomputed_and_then_it_is_said(
+    bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = bench.job(sdxl_folder, batch_size=2)
+    Memory(monkeypatch, 0)
+    with pytest.raises(RunnerError, match="out of memory with a single image at a time; lower resolution"):
+        bench.train(job)
+    said = [record.getMessage() for record in caplog.records]
+    assert [text for text in said if text.startswith("out of memory")] == [
+        "out of memory with 2 images at a time: going on with 1",
+        "out of memory with one image at a time: activations are computed twice from here on",
+    ]
+
+
+def held_out(job: Job) -> list[float]:
+    return list(records(job, "validation/loss").values())
+
+
+PRUNING: dict[str, Any] = {"steps": 12, "pruning": {"name": "asha", "first": 2, "reduction": 2}}
+
+
+def test_halving_ends_the_worse_half_at_each_rung(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
+    rates = [0.03, 1e-6, 0.02, 1e-7]
+    jobs = [bench.job(sdxl_folder, outputs=tmp_path, optimizer={"lr": lr}, **PRUNING) for lr in rates]
+    assert bench.train(*jobs)
+    states = [state_of(job.folder) for job in jobs]
+    assert sorted(states) == [State.COMPLETED, State.PRUNED, State.PRUNED, State.PRUNED]
+    at_first = {job.id: records(job, "validation/loss")[2] for job in jobs}
+    stopped = {job.id for job in jobs if read_manifest(job.folder)["steps_done"] == 2}
+    assert stopped == set(sorted(at_first, key=at_first.__getitem__)[2:]), "the worse two of four end at step 2"
+    winner = jobs[states.index(State.COMPLETED)]
+    assert list(records(winner, "validation/loss")) == [0, 2, 4, 8, 12]
+    loser = next(job for job in jobs if job.id in stopped)
+    assert "at step 2 is not among the best 2 of 4" in read_manifest(loser.folder)["reason"]
+    unpruned = bench.job(sdxl_folder, steps=12, optimizer={"lr": winner.experiment.optimizer.lr})
+    assert bench.train(unpruned)
+    assert difference(weights(winner), weights(unpruned)) < ROUNDING, "being measured changes nothing"
+
+
+def test_a_pruned_job_makes_room_and_can_be_taken_up_again(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
+    rates = [0.03, 1e-6, 0.02]
+    jobs = [bench.job(sdxl_folder, outputs=tmp_path, optimizer={"lr": lr}, **PRUNING) for lr in rates]
+    assert bench.train(*jobs, at_once=2)
+    pruned = jobs[1]
+    assert state_of(pruned.folder) is State.PRUNED
+    assert not (pruned.folder / "lora").exists()
+    again = bench.job(sdxl_folder, outputs=tmp_path, steps=12, optimizer={"lr": rates[1]})
+    assert again.folder == pruned.folder
+    assert bench.train(again)
+    straight = bench.job(sdxl_folder, steps=12, optimizer={"lr": rates[1]})
+    assert bench.train(straight)
+    assert difference(weights(again), weights(straight)) < ROUNDING
+
+
+def test_jobs_on_other_data_are_not_compared(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
+    from tests.train.bench import write_images
+
+    others = write_images(tmp_path / "images", seed=9)
+    jobs = [
+        bench.job(sdxl_folder, outputs=tmp_path, optimizer={"lr": 0.03}, **PRUNING),
+        bench.job(sdxl_folder, outputs=tmp_path, images=others, optimizer={"lr": 1e-7}, **PRUNING),
+    ]
+    assert bench.train(*jobs)
+    assert [state_of(job.folder) for job in jobs] == [State.COMPLETED] * 2
+
+
+def test_the_base_without_an_adapter_is_measured_and_drawn_once(
+    bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runner.train import job_run
+
+    drawn = []
+    draw: Callable[..., Any] = job_run.draw
+
+    def counting(*arguments: Any) -> Any:
+        drawn.append(arguments)
+        return draw(*arguments)
+
+    monkeypatch.setattr(job_run, "draw", counting)
+    jobs = [bench.job(sdxl_folder, seed=seed, steps=2, validation=PICTURES | {"every": 0}) for seed in (1, 2, 3)]
+    assert bench.train(*jobs)
+    assert len(drawn) == 1 + 3, "once before the training for all, and once after it for each"
+    before = {(job.folder / "samples/step-000000/p00-s0.png").read_bytes() for job in jobs}
+    after = {(job.folder / "samples/step-000002/p00-s0.png").read_bytes() for job in jobs}
+    assert (len(before), len(after)) == (1, 3)
