@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runner.errors import Interrupted
-from runner.job import Job, State, is_held, lock, read_manifest, register, state_of, update_manifest
+from runner.job import Job, State, lock, register, state_of
 from runner.launchers import MoreJobs
+from runner.launchers.settle import fail, halved, how_it_ended, is_dead, last_words, take_up_again
 from runner.launchers.worker import Worker
 from runner.paths import ExperimentPaths
 from runner.plan import Pack, Plan, pack_key
@@ -205,12 +206,12 @@ class Schedule:
         code = worker.exit_code
         assert code is not None
         share.look()
-        dead = [job for job in share.jobs if _is_dead(job)]
+        dead = [job for job in share.jobs if is_dead(job)]
         if dead and len(dead) > 1 and code not in STOPPED and not self.stopping:
             self._retry(share, dead, worker)
         else:
             for job in dead:
-                _fail(job, f"{_how(code)}{_why(worker)}")
+                fail(job, f"{how_it_ended(code)}{_why(worker)}")
         share.look()
         left = [job for job in share.jobs if share.states[job.folder] is State.PENDING]
         if not left or share.workers or dead or self.stopping:
@@ -220,42 +221,19 @@ class Schedule:
             share.drop(left)
             return
         for job in left:
-            _fail(job, f"{_how(code)} before this job began{_why(worker)}")
+            fail(job, f"{how_it_ended(code)} before this job began{_why(worker)}")
         share.look()
 
     def _retry(self, share: _Share, dead: list[Job], worker: Worker) -> None:
-        """Try the jobs of a crashed worker again, half as many at once; who crashes alone is to blame."""
-        at_once = max(1, -(-len(dead) // 2))
-        code = worker.exit_code or 0
-        log.warning("%s with %d jobs; they go on from their checkpoints, %d at once", _how(code), len(dead), at_once)
+        """Try the jobs of a crashed worker again, half as many at once."""
+        pack = halved(share.pack, dead)
+        how = how_it_ended(worker.exit_code or 0)
+        log.warning("%s with %d jobs; they go on from their checkpoints, %d at once", how, len(dead), pack.at_once)
         share.drop(dead)
-        for job in dead:
-            update_manifest(job.folder, state=State.PENDING, error=None, crashed=False)
-        old = share.pack
-        pack = Pack(tuple(dead), at_once, old.workers, old.processes, "half of a pack that crashed")
+        take_up_again(dead)
         self._shares.append(_Share(pack, share.queue.file.parent, len(self._shares) + 1))
 
 
-def _is_dead(job: Job) -> bool:
-    """Whether a job's worker is gone and has left it unfinished."""
-    manifest = read_manifest(job.folder)
-    if manifest["state"] == State.FAILED and manifest.get("crashed"):
-        return True
-    return manifest["state"] == State.RUNNING and not is_held(job.folder)
-
-
-def _fail(job: Job, reason: str) -> None:
-    known = read_manifest(job.folder)
-    error = known.get("error") if known.get("crashed") else None
-    update_manifest(job.folder, state=State.FAILED, error=error or reason, crashed=False)
-
-
-def _how(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "the process was killed by signal 9 (often: out of memory)"
-    return f"the process was killed by signal {-code}" if code < 0 else f"the process ended with code {code}"
-
-
 def _why(worker: Worker) -> str:
-    words = worker.last_words()
+    words = last_words(worker.log)
     return f": {words}" if words else ""

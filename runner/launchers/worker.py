@@ -66,15 +66,6 @@ class Worker:
         if number == signal.SIGTERM or self.log is not None:
             self.process.send_signal(signal.SIGTERM)
 
-    def last_words(self) -> str:
-        """The last line it wrote, where its output was kept."""
-        try:
-            text = self.log.read_text(encoding="utf-8", errors="replace") if self.log is not None else ""
-        except OSError:
-            return ""
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return lines[-1][:400] if lines else ""
-
 
 def worker_command(queue: Path, *, at_once: int, processes: int, device: str) -> list[str]:
     """The command that trains the jobs of a queue; the same in a container as here."""

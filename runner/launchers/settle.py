@@ -1,0 +1,62 @@
+"""What becomes of jobs whose worker is gone: they go on in smaller packs, or are failed with the reason.
+
+Knows how a worker ended and what it wrote; does not know where it ran.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner.job import Job, State, is_held, read_manifest, update_manifest
+from runner.plan import Pack
+
+LAST_WORDS_LENGTH = 400
+
+
+def is_dead(job: Job) -> bool:
+    """Whether a job's worker is gone and has left it unfinished."""
+    manifest = read_manifest(job.folder)
+    if manifest["state"] == State.FAILED and manifest.get("crashed"):
+        return True
+    return manifest["state"] == State.RUNNING and not is_held(job.folder)
+
+
+def fail(job: Job, reason: str) -> None:
+    """Mark a dead job as failed; what its worker could still write of the reason counts more."""
+    known = read_manifest(job.folder)
+    error = known.get("error") if known.get("crashed") else None
+    update_manifest(job.folder, state=State.FAILED, error=error or reason, crashed=False)
+
+
+def take_up_again(jobs: Sequence[Job]) -> None:
+    """Make dead jobs pending: the next worker continues them from their checkpoints."""
+    for job in jobs:
+        update_manifest(job.folder, state=State.PENDING, error=None, crashed=False)
+
+
+def halved(pack: Pack, jobs: Sequence[Job]) -> Pack:
+    """The jobs that died together, half as many at once; who crashes alone is to blame."""
+    at_once = max(1, -(-len(jobs) // 2))
+    return dataclasses.replace(
+        pack, jobs=tuple(jobs), at_once=at_once, why="half of a pack that crashed", prediction=None
+    )
+
+
+def how_it_ended(code: int) -> str:
+    """An exit code as `subprocess` has it, in words."""
+    if code == -signal.SIGKILL:
+        return "the process was killed by signal 9 (often: out of memory)"
+    return f"the process was killed by signal {-code}" if code < 0 else f"the process ended with code {code}"
+
+
+def last_words(log: Path | None) -> str:
+    """The last line in a worker's log; nothing where its output was not kept."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace") if log is not None else ""
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:LAST_WORDS_LENGTH] if lines else ""
