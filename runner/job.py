@@ -29,7 +29,7 @@ from runner.schema import Experiment
 SCHEMA_NUMBER = 1
 """Raised when the meaning of existing settings changes: old results are then not taken for new ones."""
 
-NOT_IDENTITY = ("launcher", "logger", "checkpoint", "pruning")
+NOT_IDENTITY = ("launcher", "logger", "checkpoint", "pruning", "objective")
 """Sections that say where a job runs and how it is kept, never what it trains."""
 
 

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 from runner.check import Checker
 from runner.encodings import cache_work
-from runner.errors import Interrupted, JobsFailed, SettingsError
-from runner.job import Job, LockedError, State, is_held, lock, read_manifest, register, state_of
+from runner.errors import Interrupted, SettingsError
+from runner.job import Job, LockedError, State, is_held, lock, register, state_of
 from runner.launchers import find_launcher
 from runner.machine import Machine
+from runner.outcome import conclude
 from runner.paths import outputs_dir
 from runner.plan import Plan, Predictor, make_plan
 from runner.plan.packs import is_done
@@ -31,6 +32,10 @@ Config = tuple[Mapping[str, Any], tuple[str, ...]]
 class Search(Protocol):
     """What chooses further jobs while others run (`runner.search`)."""
 
+    @property
+    def left(self) -> int:
+        """How many configurations are still to come."""
+
     def more(self, count: int) -> Sequence[Config]:
         """Up to so many further configurations; none if it has no more, or waits for results."""
 
@@ -40,16 +45,23 @@ class Search(Protocol):
     def refused(self, overrides: Sequence[str], reason: str) -> None:
         """A configuration is wrong, and no job."""
 
+    def learn(self) -> None:
+        """Look at the jobs that have ended."""
+
+    def summary(self) -> list[str]:
+        """What was found, a line each."""
+
 
 log = logging.getLogger(__name__)
 
 
-def launch(configs: Sequence[Config], search: Search | None = None) -> list[Job]:
+def launch(configs: Sequence[Config], *, search: Search | None = None, expected: int = 0) -> list[Job]:
     """Check all configurations, plan, run what is missing, and say how it went.
 
     Args:
         configs: the resolved configuration and the overrides of each job.
         search: gives further jobs when places are free, and is told of results; None when all jobs are known.
+        expected: how many jobs are to come in all, where that is more than `configs`.
 
     Returns:
         The jobs, in the order of `configs`, and those of the search after them.
@@ -61,18 +73,26 @@ def launch(configs: Sequence[Config], search: Search | None = None) -> list[Job]
     """
     checker = Checker(outputs_dir())
     jobs = check_all(checker, configs)
+    if search is not None:
+        expected = search.left + len(jobs)
+        for (_, overrides), job in zip(configs, jobs, strict=True):
+            search.started(overrides, job)
     settings = jobs[0].experiment.launcher
     launcher = find_launcher(settings.name)
     machine, costs = launcher.machine(settings), Predictor()
     if settings.dry_run:
-        plan = _plan(jobs, settings, machine, costs)
+        plan = _plan(jobs, settings, machine, costs, expected)
         _show(plan, checker, as_json=settings.dry_run == "json")
         return jobs
+    from runner.track import report_to_agent
+
     more = None if search is None else _MoreJobs(search, checker, jobs)
     left = list(jobs)
     while left:
-        plan = _plan(left, settings, machine, costs)
+        plan = _plan(left, settings, machine, costs, expected)
         _show(plan, checker)
+        for job in plan.done:
+            report_to_agent(job.experiment.logger, job.folder)
         for job in plan.todo:
             _take_up(job)
         try:
@@ -86,7 +106,11 @@ def launch(configs: Sequence[Config], search: Search | None = None) -> list[Job]
         # What another runner has left unfinished is gone on with here.
         theirs = {job.folder: job for job in (*plan.elsewhere, *held)}.values()
         left = [job for job in theirs if state_of(job.folder) not in FINAL]
-    _report(jobs)
+    if search is not None:
+        search.learn()
+        for line in search.summary():
+            log.info("%s", line)
+    conclude(jobs)
     return jobs
 
 
@@ -100,10 +124,10 @@ def _take_up(job: Job) -> None:
         log.info("%s: another runner has just begun with it", job.id)
 
 
-def _plan(jobs: Sequence[Job], settings: LauncherSettings, machine: Machine, costs: Predictor) -> Plan:
+def _plan(jobs: Sequence[Job], settings: LauncherSettings, machine: Machine, costs: Predictor, expected: int) -> Plan:
     states = {job.folder: _state(job) for job in jobs}
     held = [job.folder for job in jobs if job.folder.is_dir() and is_held(job.folder)]
-    return make_plan(jobs, states, settings, machine=machine, costs=costs, elsewhere=held)
+    return make_plan(jobs, states, settings, machine=machine, costs=costs, elsewhere=held, expected=expected)
 
 
 class _MoreJobs:
@@ -196,41 +220,3 @@ def _show(plan: Plan, checker: Checker, *, as_json: bool = False) -> None:
             shown.add(key)
             for line in dataset.report.lines():
                 log.info("%s", line)
-
-
-def _report(jobs: Sequence[Job]) -> None:
-    """Write each experiment's report, print how every job went, and raise if one did not complete."""
-    from runner.report import write_report
-
-    distinct = list({job.folder: job for job in jobs}.values())
-    states = {job.folder: state_of(job.folder) for job in distinct}
-    common = set.intersection(*(set(job.overrides) for job in distinct)) if len(distinct) > 1 else set()
-    reports = [write_report(folder) for folder in dict.fromkeys(job.folder.parent for job in distinct)]
-    for job in distinct:
-        manifest = read_manifest(job.folder)
-        objective = manifest.get("objective")
-        log.info(
-            "%s  %-11s %s  %s",
-            job.id,
-            states[job.folder].value,
-            "" if objective is None else f"{manifest['objective_name']} {objective:.4f}",
-            " ".join(text for text in job.overrides if text not in common),
-        )
-    for report in reports:
-        log.info("report: %s", report)
-    failed = [job for job in distinct if states[job.folder] is State.FAILED]
-    if failed:
-        lines = [f"{len(failed)} of {len(distinct)} jobs failed:"]
-        for job in failed:
-            lines += [
-                f"  {job.id} {' '.join(job.overrides)}",
-                f"    {read_manifest(job.folder).get('error')}",
-            ]
-            lines += [f"    log: {job.paths.log}"]
-        raise JobsFailed("\n".join([*lines, "Run the same command again to retry only these."]))
-    stopped = [job for job in distinct if states[job.folder] not in (State.COMPLETED, State.PRUNED)]
-    if stopped:
-        raise Interrupted(
-            f"interrupted: {len(stopped)} of {len(distinct)} jobs are not done. "
-            "Run the same command again to continue them."
-        )

@@ -55,6 +55,8 @@ class ExperimentPaths:
         self.report = self.folder / "report.html"
         self.table = self.folder / "sweep.csv"
         self.summary = self.folder / "sweep.json"
+        self.multirun = self.folder / "multirun.yaml"
+        self.study = self.folder / "study.db"
         self.workspace = self.folder / "wandb-workspace.json"
 
     def worker_log(self, place: str) -> Path:

@@ -50,14 +50,14 @@ def test_functions_fit_on_a_screen() -> None:
 
 def test_every_setting_is_documented() -> None:
     from runner.schema.defaults import variants_of
-    from runner.schema.experiment import GROUPS, Experiment
+    from runner.schema.experiment import GROUPS, SECTIONS, Experiment
 
     models = [Experiment, *(model for group in GROUPS for model in variants_of(group).values())]
     bare = [
         f"{model.__name__}.{name}"
         for model in models
         for name, field in model.model_fields.items()
-        if field.description is None and name not in (*GROUPS, "checkpoint")
+        if field.description is None and name not in SECTIONS
     ]
     assert bare == []
 

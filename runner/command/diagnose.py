@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
@@ -23,7 +24,7 @@ from runner.check import Checker
 from runner.command.compose import plain
 from runner.errors import SettingsError
 from runner.paths import outputs_dir
-from runner.schema import GROUPS
+from runner.schema import GROUPS, SearchSettings
 from runner.schema.messages import nearest
 
 MOST_JOBS = 64
@@ -39,12 +40,13 @@ def diagnose(arguments: Sequence[str], error: Exception) -> str:
     """
     parsed = get_args_parser().parse_args(list(arguments))
     search = [f"hydra.searchpath=[file://{parsed.config_dir}]"] if parsed.config_dir else []
+    searching = any(text.startswith("hydra/sweeper=") for text in parsed.overrides)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(HOME / "conf"), version_base=None):
         faults: list[str] = []
         good: list[str] = []
         for text in parsed.overrides:
-            found = _faults_of(text, search, multirun=parsed.multirun)
+            found = _faults_of(text, search, multirun=parsed.multirun, searching=searching)
             faults += found
             good += [] if found else [text]
         faults += _faults_of_values(good, search)
@@ -54,7 +56,7 @@ def diagnose(arguments: Sequence[str], error: Exception) -> str:
     return f"The configuration is invalid, nothing was started:\n{lines}"
 
 
-def _faults_of(text: str, search: list[str], *, multirun: bool) -> list[str]:
+def _faults_of(text: str, search: list[str], *, multirun: bool, searching: bool) -> list[str]:
     """Faults of one override that keep it from being composed at all; values are looked at later, together."""
     try:
         override = OverridesParser.create().parse_override(text)
@@ -63,10 +65,14 @@ def _faults_of(text: str, search: list[str], *, multirun: bool) -> list[str]:
     key, _, value = text.lstrip("+~").partition("=")
     if override.is_sweep_override() and not multirun:
         return [f"{key} = {value}: several values need -m (python -m runner -m ...), a list brackets: {key}=[{value}]"]
-    if override.is_interval_sweep():
-        return [f"{key} = {value}: an interval has no end of values; name them, or use range(start,stop,step)"]
+    if override.is_interval_sweep() and not searching:
+        fix = "name them, use range(start,stop,step), or search with hydra/sweeper=optuna"
+        return [f"{key} = {value}: an interval has no end of values; {fix}"]
     if key in (*GROUPS, "recipe"):
         return _faults_of_choice(override, key, search)
+    owner, _, name = key.rpartition(".")
+    if searching and owner == "hydra.sweeper" and name not in (*SearchSettings.model_fields, "params"):
+        return [f"{key} = {value}: unknown key{nearest(name, SearchSettings.model_fields)}"]
     return []
 
 
@@ -109,7 +115,12 @@ def _single_values(override: Override, text: str) -> list[str]:
     key, _, value = text.partition("=")
     name = key.lstrip("+~")
     force = "" if key.startswith("~") or name.startswith("hydra") or name in (*GROUPS, "recipe") else "++"
-    values = override.sweep_string_iterator() if override.is_sweep_override() else [value]
+    values = [value]
+    if override.is_discrete_sweep():
+        values = list(override.sweep_string_iterator())
+    elif override.is_interval_sweep():
+        sweep: Any = override.value()
+        values = [str(sweep.start), str(sweep.end)]
     return [f"{force}{name if force else key}={single}" for single in values]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from runner.command.compose import plain, refuse_swept_launcher
+from runner.errors import SettingsError
 from runner.job import read_manifest
 from runner.launch import launch
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 def single(config: DictConfig, overrides: Sequence[str]) -> None:
     """Run what Hydra composed without `-m`: a batch of one."""
+    from hydra.core.hydra_config import HydraConfig
+
+    sweeper = HydraConfig.get().runtime.choices.get("hydra/sweeper")
+    if sweeper not in (None, "basic"):
+        raise SettingsError(f"hydra/sweeper = {sweeper}: has no effect without -m (python -m runner -m ...)")
     launch([(plain(config), tuple(overrides))])
 
 

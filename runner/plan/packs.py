@@ -49,6 +49,8 @@ class Plan:
     """Jobs that another runner works on at this moment."""
     repeated: int = 0
     """Jobs of the command that are the same as another of it, and run once."""
+    expected: int = 0
+    """Jobs that are to come in all, where a search chooses the others later."""
 
     @property
     def todo(self) -> tuple[Job, ...]:
@@ -74,6 +76,7 @@ def make_plan(
     machine: Machine,
     costs: Costs,
     elsewhere: Collection[Path] = (),
+    expected: int = 0,
 ) -> Plan:
     """Sort jobs into packs and packs onto places.
 
@@ -84,6 +87,7 @@ def make_plan(
         machine: the places there are.
         costs: what is known of time and memory.
         elsewhere: folders that another runner holds.
+        expected: how many jobs are to come in all, where that is more: packs are made for as many.
     """
     distinct = {job.folder: job for job in jobs}
     done = [job for job in distinct.values() if is_done(job, states.get(job.folder, State.PENDING))]
@@ -94,9 +98,10 @@ def make_plan(
         groups.setdefault(pack_key(job), []).append(job)
     packs = []
     for group in groups.values():
-        pack = size_pack(group, launcher, machine, costs, share_of=len(left))
+        count = max(len(group), expected * len(group) // len(left))
+        pack = size_pack(group, launcher, machine, costs, count=count, share_of=max(len(left), expected))
         packs.append(dataclasses.replace(pack, prediction=costs.predict(pack, machine)))
-    return Plan(tuple(packs), machine, tuple(done), tuple(held), repeated=len(jobs) - len(distinct))
+    return Plan(tuple(packs), machine, tuple(done), tuple(held), len(jobs) - len(distinct), expected)
 
 
 def is_done(job: Job, state: State) -> bool:
@@ -105,24 +110,25 @@ def is_done(job: Job, state: State) -> bool:
 
 
 def size_pack(
-    jobs: Sequence[Job], launcher: LauncherSettings, machine: Machine, costs: Costs, *, share_of: int
+    jobs: Sequence[Job], launcher: LauncherSettings, machine: Machine, costs: Costs, *, count: int, share_of: int
 ) -> Pack:
     """How the jobs over one base are worked through.
 
     Args:
         jobs: jobs with the same `pack_key`.
+        count: how many there are, or will be.
         share_of: jobs of the whole command, which share the places.
     """
     places = places_of(launcher, machine)
     processes = launcher.processes or _spread(jobs, places, machine, share_of)
-    workers = max(1, min(len(jobs), places // processes if machine.has_gpus else places))
+    workers = max(1, min(count, places // processes if machine.has_gpus else places))
     most, why = _most_at_once(jobs, launcher, machine, costs, processes)
-    at_once = min(most, -(-len(jobs) // workers))
+    at_once = min(most, -(-count // workers))
     if at_once < most and workers > 1:
         why = f"shared among {workers} workers"
-    elif len(jobs) == at_once == 1:
+    elif count == at_once == 1:
         why = ""
-    elif at_once == len(jobs):
+    elif at_once == count:
         why = "all together"
     return Pack(tuple(jobs), at_once, workers, processes, why)
 

@@ -19,6 +19,11 @@ def plan_lines(plan: Plan, work: CacheWork | None) -> list[str]:
     head += f", {len(plan.elsewhere)} worked on by another runner" if plan.elsewhere else ""
     head += f", {plan.repeated} repeated in the command and run once" if plan.repeated else ""
     lines = [head]
+    if plan.expected > jobs:
+        at_once = max((pack.at_once * pack.workers for pack in plan.packs), default=1)
+        lines.append(
+            f"  up to {plan.expected} in all, {at_once} at once: the search chooses the others as results come in"
+        )
     if plan.packs:
         lines.append(f"  on {plan.machine.line()}")
     if len(plan.packs) > 1:
@@ -83,5 +88,6 @@ def plan_data(plan: Plan, work: CacheWork | None) -> dict[str, Any]:
         "done": [job.id for job in plan.done],
         "elsewhere": [job.id for job in plan.elsewhere],
         "repeated": plan.repeated,
+        "expected": plan.expected,
         "cache": None if work is None else dataclasses.asdict(work),
     }

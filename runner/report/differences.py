@@ -16,7 +16,7 @@ from runner.report.words import plain
 
 # What cannot change a result: names, places, how a batch is split, and the model's own defaults of other settings.
 NO_EFFECT = (
-    "name", "launcher", "logger", "checkpoint", "pruning", "task", "accumulation",
+    "name", "launcher", "logger", "checkpoint", "pruning", "objective", "task", "accumulation",
     "model.resolution", "model.precision",
 )  # fmt: skip
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from runner.schema.comparing import ObjectiveSettings, PruningSettings, SearchSettings
 from runner.schema.experiment import GROUPS, Experiment
 from runner.schema.inputs import DatasetSettings, ModelSettings
-from runner.schema.running import LauncherSettings, LocalLauncher, LoggerSettings, PruningSettings, ValidationSettings
+from runner.schema.running import LauncherSettings, LocalLauncher, LoggerSettings, ValidationSettings
 from runner.schema.training import LoraSettings, LossSettings, LrSchedulerSettings, OptimizerSettings
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "LossSettings",
     "LrSchedulerSettings",
     "ModelSettings",
+    "ObjectiveSettings",
     "OptimizerSettings",
     "PruningSettings",
+    "SearchSettings",
     "ValidationSettings",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+from runner.schema.comparing import SearchSettings
 from runner.schema.experiment import GROUPS, SECTIONS, Experiment
 from runner.schema.knob import Settings
 
@@ -31,6 +32,11 @@ def base_node() -> dict[str, Any]:
 def variant_nodes() -> dict[tuple[str, str], dict[str, Any]]:
     """(group, kind) -> the knobs of that kind with their defaults."""
     return {(group, kind): _node(model) for group in GROUPS for kind, model in variants_of(group).items() if kind}
+
+
+def search_node() -> dict[str, Any]:
+    """The knobs of `hydra/sweeper=optuna` with their defaults."""
+    return _node(SearchSettings)
 
 
 def _node(model: type[Settings]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
+from runner.schema.comparing import RECORDED, ObjectiveSettings, PruningSettings
 from runner.schema.inputs import DatasetSettings, MethodSettings, ModelSettings, Precision
 from runner.schema.knob import Settings, knob, section
 from runner.schema.running import (
@@ -11,7 +12,6 @@ from runner.schema.running import (
     LauncherSettings,
     LocalLauncher,
     LoggerSettings,
-    PruningSettings,
     TaskSettings,
     ValidationSettings,
 )
@@ -68,6 +68,7 @@ class Experiment(Settings):
     loss: LossSettings = section(LossSettings)
     validation: ValidationSettings = section(ValidationSettings)
     pruning: PruningSettings = section(PruningSettings)
+    objective: ObjectiveSettings = section(ObjectiveSettings)
     checkpoint: CheckpointSettings = section(CheckpointSettings)
     launcher: LauncherSettings = section(LocalLauncher)
     logger: LoggerSettings = section(LoggerSettings)
@@ -102,6 +103,31 @@ class Experiment(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _is_recorded(self) -> Experiment:
+        name, count = self.objective.name, self.validation.timesteps
+        by_timestep = [f"validation/loss_t{timestep:04d}" for timestep in loss_timesteps(count, USUAL_TIMESTEPS)]
+        if name not in (*RECORDED, *by_timestep):
+            raise ValueError(
+                f"objective.name = {name!r}: no job records it; there are {', '.join(RECORDED)}, and with "
+                f"validation.timesteps={count} {', '.join(by_timestep)}"
+            )
+        if self.pruning.name != "none" and not name.startswith("validation/"):
+            raise ValueError(
+                f"objective.name = {name!r}: pruning compares jobs by it, and only validation/... is measured there; "
+                "choose one of those, or pruning=none"
+            )
+        return self
+
+
+USUAL_TIMESTEPS = 1000
+"""Training timesteps of every model of the families so far."""
+
+
+def loss_timesteps(count: int, total: int) -> list[int]:
+    """The fixed timesteps at which the held-out loss is measured, evenly spread over `total` training timesteps."""
+    return [int((index + 0.5) / count * total) for index in range(count)]
+
 
 GROUPS = (
     "task",
@@ -120,5 +146,5 @@ GROUPS = (
 )
 """Sections that are Hydra groups: each has a folder of choices under conf/."""
 
-SECTIONS = (*GROUPS, "checkpoint")
+SECTIONS = (*GROUPS, "objective", "checkpoint")
 """All settings that hold settings."""

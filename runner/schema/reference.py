@@ -13,8 +13,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from runner.paths import write_text
+from runner.schema.comparing import SearchSettings
 from runner.schema.defaults import variants_of
-from runner.schema.experiment import GROUPS, Experiment
+from runner.schema.experiment import SECTIONS, Experiment
 
 HEAD = """\
 # Configuration
@@ -29,8 +30,8 @@ making it another job.
 
 def reference() -> str:
     """The whole page, in Markdown."""
-    parts = [HEAD, "## Top level\n", _table("", Experiment, skip=(*GROUPS, "checkpoint"))]
-    sections = [name for name in Experiment.model_fields if name in (*GROUPS, "checkpoint")]
+    parts = [HEAD, "## Top level\n", _table("", Experiment, skip=SECTIONS)]
+    sections = [name for name in Experiment.model_fields if name in SECTIONS]
     for section in sections:
         kinds = variants_of(section)
         for kind, model in kinds.items():
@@ -41,13 +42,14 @@ def reference() -> str:
                 _sentence(model, section),
                 _table(f"{section}.", model, outside=outside),
             ]
+    parts += ["## `hydra/sweeper=optuna`\n", _sentence(SearchSettings, ""), _table("hydra.sweeper.", SearchSettings)]
     return "\n".join(parts)
 
 
 BY_CONTENT = ("model", "dataset")
 """Sections whose names are not part of the job id because the content of what they name is."""
 
-NOT_IDENTITY_SECTIONS = ("launcher", "logger", "checkpoint", "pruning")
+NOT_IDENTITY_SECTIONS = ("launcher", "logger", "checkpoint", "pruning", "objective")
 
 
 def _sentence(model: type[BaseModel], section: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from runner.schema.knob import Settings, default_of, knob
+from runner.schema.knob import Settings, knob
 
 
 class TaskSettings(Settings):
@@ -61,29 +61,6 @@ class ValidationSettings(Settings):
         if value is not None and any(not prompt.strip() for prompt in value):
             raise ValueError("should not contain an empty prompt")
         return value
-
-
-class PruningSettings(Settings):
-    """Group `pruning`: whether jobs of a sweep that fall behind the others are ended early."""
-
-    name: Literal["none", "asha"] = knob(
-        "none", doc="`asha` is asynchronous successive halving (arXiv 1810.05934) on the held-out loss."
-    )
-    first: int = knob(
-        25, ge=1, unit="optimizer steps", doc="First rung: where jobs are measured and compared for the first time."
-    )
-    reduction: int = knob(
-        3,
-        ge=2,
-        doc="The best 1/reduction of the jobs at a rung go on, and the next rung is this many times further.",
-    )
-
-    @model_validator(mode="after")
-    def _takes_effect(self) -> PruningSettings:
-        idle = [key for key in ("first", "reduction") if getattr(self, key) != default_of(self, key)]
-        if self.name == "none" and idle:
-            raise ValueError(f"{idle[0]} = {getattr(self, idle[0])}: has no effect with pruning=none; set pruning=asha")
-        return self
 
 
 class CheckpointSettings(Settings):

@@ -166,6 +166,12 @@ class JobRun:
             self.metrics.append(self.step, values)
             self.mirror.log(self.step, values)
 
+    def objective(self) -> float | None:
+        """The last value of the metric that rankings and searches go by."""
+        name = self.settings.objective.name
+        lines = [] if self.metrics is None else self.metrics.read()
+        return next((float(line[name]) for line in reversed(lines) if name in line), None)
+
     def log_step(self) -> None:
         """Read the losses of the steps since the last call, in one wait for the device, and record them.
 
@@ -262,12 +268,15 @@ class JobRun:
             steps_done=self.step,
             timings_s=self._timings_s(),
             cost=dataclasses.asdict(self.cost),
+            objective_name=self.settings.objective.name,
+            objective_direction=self.settings.objective.direction,
             **fields,
         )
         if self.metrics is not None:
             self.metrics.close()
         if self.mirror is not None:
-            self.mirror.finish(state.value, {"objective": fields.get("objective"), "steps_done": self.step})
+            summary = {"objective": fields.get("objective"), "objective_name": self.settings.objective.name}
+            self.mirror.finish(state.value, summary | {"steps_done": self.step})
 
     def _timings_s(self) -> dict[str, float]:
         timings = {name: round(seconds, 3) for name, seconds in self.timings.items()}

@@ -146,5 +146,5 @@ def _finish_if_done(pack: Pack, save: SaveArtifacts, run: JobRun) -> object:
             save(run, use_rows, losses)
         if run.mirror is not None:
             run.mirror.adapter(run.paths.lora, {"rank": run.settings.lora.rank, "base": run.settings.model.path})
-        run.close(State.COMPLETED, objective=losses["validation/loss"], objective_name="validation/loss")
+        run.close(State.COMPLETED, objective=run.objective())
     return LEAVES

@@ -13,8 +13,6 @@ from runner.job import Job, read_manifest
 from runner.schema import PruningSettings
 from runner.track import MetricsFile
 
-METRIC = "validation/loss"
-
 
 def rungs(settings: PruningSettings, steps: int) -> list[int]:
     """The optimizer steps at which a job of `steps` steps is compared with the others; none when pruning is off."""
@@ -34,16 +32,17 @@ def falls_behind(job: Job, step: int) -> str | None:
     """
     values = _values_at(job, step)
     own = values[job.id]
-    reduction = job.experiment.pruning.reduction
+    objective, reduction = job.experiment.objective, job.experiment.pruning.reduction
     goes_on = max(1, len(values) // reduction)
-    better = sum(value < own for other, value in values.items() if other != job.id)
+    sign = 1 if objective.direction == "minimize" else -1
+    better = sum(sign * value < sign * own for other, value in values.items() if other != job.id)
     if better < goes_on and not math.isnan(own):
         return None
-    return f"{METRIC} {own:.4g} at step {step} is not among the best {goes_on} of {len(values)}"
+    return f"{objective.name} {own:.4g} at step {step} is not among the best {goes_on} of {len(values)}"
 
 
 def _values_at(job: Job, step: int) -> dict[str, float]:
-    fingerprint = job.identity["dataset"]
+    fingerprint, metric = job.identity["dataset"], job.experiment.objective.name
     values = {}
     for folder in sorted(job.folder.parent.iterdir()):
         if not (folder / job.paths.metrics.name).is_file():
@@ -52,6 +51,6 @@ def _values_at(job: Job, step: int) -> dict[str, float]:
         if identity.get("dataset") != fingerprint:
             continue
         for line in MetricsFile(folder / job.paths.metrics.name).read():
-            if line["step"] == step and METRIC in line:
-                values[folder.name] = float(line[METRIC])
+            if line["step"] == step and metric in line:
+                values[folder.name] = float(line[metric])
     return values

@@ -23,6 +23,7 @@ from runner.data.views import held_out_crop
 from runner.families.loading import decode_latents, scale_latents
 from runner.paths import JobPaths, atomic_file, write_text
 from runner.schema import Experiment
+from runner.schema.experiment import loss_timesteps
 from runner.train.base import Base
 from runner.train.loss import squared_error
 from runner.train.randomness import generator
@@ -42,7 +43,7 @@ class HeldOut:
     def __init__(self, experiment: Experiment, items: Sequence[Item], posteriors: Posteriors, base: Base) -> None:
         count = experiment.validation.timesteps
         total = base.noise.num_timesteps
-        self.timesteps = [int((index + 0.5) / count * total) for index in range(count)]
+        self.timesteps = loss_timesteps(count, total)
         self.chunk = max(1, min(MOST_ROWS, PIXELS_PER_FORWARD // experiment.resolution**2))
         measured = items[: experiment.validation.max_images]
         self.key = ("loss", experiment.resolution, count, tuple((item.id, item.caption) for item in measured))

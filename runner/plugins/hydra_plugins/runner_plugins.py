@@ -18,11 +18,12 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from runner import HOME
-from runner.schema.defaults import base_node, variant_nodes
+from runner.schema.defaults import base_node, search_node, variant_nodes
 
 
 def _store_schema() -> None:
@@ -36,6 +37,8 @@ def _store_schema() -> None:
         node={"_target_": "hydra_plugins.runner_plugins.RunnerLauncher"},
         provider="runner",
     )
+    sweeper = {"_target_": "hydra_plugins.runner_plugins.OptunaSweeper", "params": {}, **search_node()}
+    store.store(group="hydra/sweeper", name="optuna", node=sweeper, provider="runner")
 
 
 _store_schema()
@@ -57,6 +60,25 @@ class RunnerLauncher(Launcher):
         from runner.command.entry import sweep
 
         return sweep(self.loader, self.config, job_overrides)
+
+
+class OptunaSweeper(Sweeper):
+    """Searches the space that the sweeps of the command describe; see `runner.command.search`."""
+
+    def __init__(self, params: DictConfig, **settings: Any) -> None:
+        self.params, self.settings = params, settings
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what composes jobs."""
+        self.config, self.loader = config, hydra_context.config_loader
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Search; the command line comes after the parameters of the configuration, and so wins."""
+        from runner.command.search import run_search
+
+        assert self.config is not None
+        own = [f"{key!s}={value}" for key, value in self.params.items()]
+        run_search(self.loader, self.config, [*own, *arguments], self.settings)
 
 
 class RecipeSource(FileConfigSource):
@@ -102,4 +124,4 @@ class RecipeSearchPath(SearchPathPlugin):
         search_path.append("recipes", f"recipes://{HOME / 'recipes'}")
 
 
-__all__: list[Any] = ["RecipeSearchPath", "RecipeSource", "RunnerLauncher"]
+__all__: list[Any] = ["OptunaSweeper", "RecipeSearchPath", "RecipeSource", "RunnerLauncher"]

@@ -1,0 +1,73 @@
+"""Hydra's sweep grammar as a space to search in: intervals, ranges and choices, with `tag(log, ...)` and `int(...)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+
+from runner.errors import SettingsError
+from runner.search.space import Choices, Interval, Parameter
+
+
+def space_of(overrides: Sequence[str]) -> tuple[list[Parameter], list[str]]:
+    """(what is to be chosen, overrides that all jobs share).
+
+    Raises:
+        SettingsError: a sweep in it cannot be searched; all faults at once.
+    """
+    space: dict[str, Parameter] = {}
+    fixed: dict[str, str] = {}
+    faults = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            fixed[key] = str(override.input_line)
+            continue
+        if key == "name" or key.startswith(("launcher", "logger", "checkpoint", "objective", "hydra")):
+            faults.append(f"{override.input_line}: {key} changes no result, so it cannot be searched; give one value")
+            continue
+        try:
+            space[key] = _parameter(key, override)
+        except ValueError as error:
+            faults.append(f"{override.input_line}: {error}")
+    if not space and not faults:
+        ranges = "'optimizer.lr=tag(log,interval(1e-5,1e-3))' 'lora.rank=4,8,16'"
+        faults = [f"hydra/sweeper = optuna: nothing to search; name ranges, such as {ranges}"]
+    if faults:
+        raise SettingsError("\n".join(["The search is invalid, nothing was started:", *(f"  {f}" for f in faults)]))
+    # What is given twice counts as it was given last: the command line comes after hydra.sweeper.params.
+    return [each for each in space.values() if each.key not in fixed], list(fixed.values())
+
+
+def _parameter(key: str, override: Override) -> Parameter:
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        low, high = value.start, value.end
+        if low is None or high is None or not low < high:
+            raise ValueError(f"an interval needs a lower and a higher end, not {low} and {high}")
+        return _checked(Interval(key, low, high, log="log" in value.tags, integer=_whole(low, high)))
+    if isinstance(value, RangeSweep):
+        start, stop, step = value.start, value.stop, value.step
+        if start is None or stop is None or not start < stop or step <= 0:
+            raise ValueError(f"a range to search needs start < stop and a step above 0, not {start}, {stop}, {step}")
+        numbers = list(value.range())
+        integer = _whole(start, stop, step)
+        return _checked(
+            Interval(key, float(start), float(numbers[-1]), log="log" in value.tags, integer=integer, step=float(step))
+        )
+    return Choices(key, tuple(override.sweep_string_iterator()))
+
+
+def _checked(interval: Interval) -> Interval:
+    if interval.log and interval.low <= 0:
+        raise ValueError(f"tag(log) needs numbers above 0, not {interval.low:g}")
+    if interval.log and interval.step is not None and not (interval.integer and interval.step == 1):
+        raise ValueError("tag(log) and a step exclude each other; remove one of them")
+    return interval
+
+
+def _whole(*numbers: float) -> bool:
+    # In Hydra's grammar interval(1,40) is of floats; int(interval(1,40)) gives whole numbers.
+    return all(isinstance(number, int) for number in numbers)

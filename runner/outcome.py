@@ -1,0 +1,71 @@
+"""How the jobs of a command went: the reports of their experiments, one table, and an error if one did not complete."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from runner.errors import Interrupted, JobsFailed
+from runner.job import Job, State, read_manifest, state_of
+
+log = logging.getLogger(__name__)
+
+GOOD = (State.COMPLETED, State.PRUNED)
+
+
+def conclude(jobs: Sequence[Job]) -> None:
+    """Write each experiment's report, and say how every job went.
+
+    Raises:
+        JobsFailed: at least one failed; the message is the table of them.
+        Interrupted: none failed, but at least one is not done.
+    """
+    distinct = {job.folder: job for job in jobs}
+    states = {folder: state_of(folder) for folder in distinct}
+    reports = _write_reports(list(distinct.values()))
+    _log_table(list(distinct.values()), states)
+    for report in reports:
+        log.info("report: %s", report)
+    failed = [job for job in distinct.values() if states[job.folder] is State.FAILED]
+    if failed:
+        lines = [f"{len(failed)} of {len(distinct)} jobs failed:"]
+        for job in failed:
+            error = read_manifest(job.folder).get("error")
+            lines += [f"  {job.id} {' '.join(job.overrides)}", f"    {error}", f"    log: {job.paths.log}"]
+        raise JobsFailed("\n".join([*lines, "Run the same command again to retry only these."]))
+    stopped = [job for job in distinct.values() if states[job.folder] not in GOOD]
+    if stopped:
+        raise Interrupted(
+            f"interrupted: {len(stopped)} of {len(distinct)} jobs are not done. "
+            "Run the same command again to continue them."
+        )
+
+
+def _write_reports(jobs: Sequence[Job]) -> list[Path]:
+    from runner.report import differing_keys, write_report
+    from runner.track import Objective, save_workspace
+
+    experiments = {job.folder.parent: job.experiment for job in jobs}
+    reports = []
+    for folder, experiment in experiments.items():
+        reports.append(write_report(folder))
+        if keys := differing_keys(folder):
+            chosen = experiment.objective
+            objective = Objective(name=chosen.name, maximize=chosen.direction == "maximize")
+            save_workspace(experiment.logger, experiment=experiment.name, keys=keys, folder=folder, objective=objective)
+    return reports
+
+
+def _log_table(jobs: Sequence[Job], states: Mapping[Path, State]) -> None:
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    for job in jobs:
+        manifest = read_manifest(job.folder)
+        objective = manifest.get("objective")
+        log.info(
+            "%s  %-11s %s  %s",
+            job.id,
+            states[job.folder].value,
+            manifest.get("reason", "") if objective is None else f"{manifest['objective_name']} {objective:.4f}",
+            " ".join(text for text in job.overrides if text not in common),
+        )

@@ -1,0 +1,57 @@
+"""What the jobs of a sweep are compared by, which of them end early, and how a search chooses the next ones."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from runner.schema.knob import Settings, default_of, knob
+
+RECORDED = ("validation/loss", "train/loss", "train/grad_norm", "train/images_per_s")
+"""Metrics that every job records; `validation/loss_t<timestep>` are recorded too."""
+
+
+class ObjectiveSettings(Settings):
+    """Section `objective`: the result of a job, which rankings and searches go by."""
+
+    name: str = knob(
+        "validation/loss",
+        pattern=r"^(train|validation)/.+$",
+        doc="A recorded metric; its last value counts.",
+    )
+    direction: Literal["minimize", "maximize"] = knob("minimize", doc="Which values are better.")
+
+
+class PruningSettings(Settings):
+    """Group `pruning`: whether jobs of a sweep that fall behind the others are ended early."""
+
+    name: Literal["none", "asha"] = knob(
+        "none", doc="`asha` is asynchronous successive halving (arXiv 1810.05934) on the objective."
+    )
+    first: int = knob(
+        25, ge=1, unit="optimizer steps", doc="First rung: where jobs are measured and compared for the first time."
+    )
+    reduction: int = knob(
+        3,
+        ge=2,
+        doc="The best 1/reduction of the jobs at a rung go on, and the next rung is this many times further.",
+    )
+
+    @model_validator(mode="after")
+    def _takes_effect(self) -> PruningSettings:
+        idle = [key for key in ("first", "reduction") if getattr(self, key) != default_of(self, key)]
+        if self.name == "none" and idle:
+            raise ValueError(f"{idle[0]} = {getattr(self, idle[0])}: has no effect with pruning=none; set pruning=asha")
+        return self
+
+
+class SearchSettings(Settings):
+    """`hydra/sweeper=optuna`: a search that learns from results which values to try next (needs `-m`)."""
+
+    n_trials: int = knob(20, ge=1, doc="Trials in all, those of earlier runs of the same command included.")
+    sampler: Literal["tpe", "random"] = knob(
+        "tpe", doc="`tpe` is the tree-structured Parzen estimator (Bergstra et al., 2011); `random` learns nothing."
+    )
+    startup_trials: int = knob(10, ge=0, doc="Random trials before `tpe` begins to choose.")
+    seed: int = knob(0, ge=0, lt=2**32, doc="Seed of the sampler.")

@@ -1,0 +1,95 @@
+"""A search as the launch sees it: it gives configurations when places are free, and learns from the job folders."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from runner.job import Job, State, read_manifest
+from runner.paths import ExperimentPaths
+from runner.schema import ObjectiveSettings, SearchSettings
+from runner.search.space import Parameter
+from runner.search.study import Study
+from runner.track import MetricsFile
+
+log = logging.getLogger(__name__)
+
+Config = tuple[Mapping[str, Any], tuple[str, ...]]
+ENDED = (State.COMPLETED, State.FAILED, State.PRUNED, State.CANCELLED)
+
+
+class OptunaSearch:
+    """Chooses the jobs of one command.
+
+    Args:
+        folder: the experiment's; the study is kept in it.
+        space: what is chosen.
+        fixed: the settings that all jobs share, by dotted key.
+        compose: makes a configuration of the overrides of a trial.
+    """
+
+    def __init__(
+        self,
+        folder: ExperimentPaths,
+        *,
+        space: Sequence[Parameter],
+        fixed: Mapping[str, Any],
+        settings: SearchSettings,
+        objective: ObjectiveSettings,
+        compose: Callable[[Sequence[str]], Config],
+    ) -> None:
+        self.settings, self.objective, self._compose = settings, objective, compose
+        self._study = Study(folder.study, space=space, fixed=fixed, settings=settings, objective=objective)
+        self._study.take_up()
+        self._numbers: dict[tuple[str, ...], list[int]] = {}
+        """Trials that are not jobs yet, by their overrides."""
+        self._jobs: dict[int, Job] = {}
+        """Trials whose jobs have not ended."""
+
+    @property
+    def left(self) -> int:
+        """Trials that are still to begin."""
+        return max(0, self.settings.n_trials - self._study.count)
+
+    def more(self, count: int) -> list[Config]:
+        """Up to `count` further configurations, after what has ended was learnt from."""
+        self.learn()
+        found = []
+        for _ in range(min(count, self.left)):
+            number, overrides = self._study.ask()
+            config, every = self._compose(overrides)
+            self._numbers.setdefault(every, []).append(number)
+            found.append((config, every))
+        return found
+
+    def started(self, overrides: Sequence[str], job: Job) -> None:
+        """A configuration has become this job; the same settings twice are the same job."""
+        self._jobs[self._numbers[tuple(overrides)].pop()] = job
+
+    def refused(self, overrides: Sequence[str], reason: str) -> None:
+        """A configuration is wrong: a trial that failed."""
+        self._study.tell(self._numbers[tuple(overrides)].pop(), state="refused", curve={}, value=None)
+
+    def learn(self) -> None:
+        """Tell the study of every job that has ended since."""
+        for number, job in list(self._jobs.items()):
+            manifest = read_manifest(job.folder)
+            state = State(manifest.get("state", State.PENDING))
+            if state in ENDED:
+                del self._jobs[number]
+                metric = self.objective.name
+                lines = MetricsFile(job.paths.metrics).read()
+                curve = {int(line["step"]): float(line[metric]) for line in lines if metric in line}
+                value = next(reversed(curve.values()), None)
+                self._study.tell(number, state=state.value, curve=curve, value=value)
+
+    def summary(self) -> list[str]:
+        """What it has found, in words."""
+        best = self._study.best()
+        lines = [f"search: {self._study.count} of {self.settings.n_trials} trials"]
+        if best is not None:
+            value, chosen = best
+            text = " ".join(f"{key}={chosen[key]}" for key in chosen)
+            lines.append(f"best: {self.objective.name} {value:.4g} with {text}")
+        return lines

@@ -1,0 +1,154 @@
+"""A search's memory: a study of the maintained optuna, in a file of the experiment's folder, so that it survives.
+
+Trials are optuna's; what became of their jobs is read from the job folders and told to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import SettingsError
+from runner.schema import ObjectiveSettings, SearchSettings
+from runner.search.space import Choices, Parameter
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import Trial
+
+RETRY_OF = "retry_of"
+"""Names, in a trial, the earlier one that failed or was cut off and whose settings it has."""
+
+
+class Study:
+    """The trials of one search over all its runs.
+
+    Args:
+        file: the database; made where it is missing.
+        space: what is chosen.
+        fixed: the settings that all jobs share; a search with others is another study.
+        settings: how it chooses.
+        objective: what it goes by.
+
+    Raises:
+        SettingsError: optuna is not installed.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        *,
+        space: Sequence[Parameter],
+        fixed: Mapping[str, Any],
+        settings: SearchSettings,
+        objective: ObjectiveSettings,
+    ) -> None:
+        try:
+            import optuna
+        except ImportError as error:
+            raise SettingsError(
+                "hydra/sweeper = 'optuna': needs the package optuna, which is not installed; "
+                "pip install 'lora-runner[search]'"
+            ) from error
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.space = {parameter.key: parameter for parameter in space}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 60}})
+        study = optuna.create_study(
+            study_name=_name(space, fixed, objective),
+            storage=storage,
+            direction=objective.direction,
+            load_if_exists=True,
+        )
+        # With one seed for every run, a run that goes on would draw again what the one before has drawn.
+        seed = settings.seed + len(study.trials)
+        study.sampler = (
+            optuna.samplers.RandomSampler(seed=seed)
+            if settings.sampler == "random"
+            else optuna.samplers.TPESampler(n_startup_trials=settings.startup_trials, seed=seed, constant_liar=True)
+        )
+        self._study, self._states = study, optuna.trial.TrialState
+        self._open: dict[int, Trial] = {}
+        self._distributions = {key: _distribution(parameter) for key, parameter in self.space.items()}
+
+    def take_up(self) -> None:
+        """Ask again for what failed or was cut off in an earlier run; a new run of the same command retries it."""
+        for trial in self._study.get_trials(deepcopy=False, states=(self._states.RUNNING, self._states.FAIL)):
+            if trial.number in self._superseded():
+                continue
+            if trial.state is self._states.RUNNING:
+                self._study.tell(trial.number, state=self._states.FAIL)
+            self._study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
+
+    def _superseded(self) -> set[int]:
+        trials = self._study.get_trials(deepcopy=False)
+        return {trial.user_attrs[RETRY_OF] for trial in trials if RETRY_OF in trial.user_attrs}
+
+    @property
+    def count(self) -> int:
+        """Trials that count: begun or ended, and not asked for again."""
+        gone = self._superseded()
+        trials = self._study.get_trials(deepcopy=False)
+        return sum(trial.state is not self._states.WAITING and trial.number not in gone for trial in trials)
+
+    def ask(self) -> tuple[int, list[str]]:
+        """A new trial: its number, and the overrides it stands for."""
+        trial = self._study.ask(self._distributions)
+        self._open[trial.number] = trial
+        return trial.number, [f"{key}={self.space[key].text(value)}" for key, value in trial.params.items()]
+
+    def tell(self, number: int, *, state: str, curve: Mapping[int, float], value: float | None) -> None:
+        """What became of a trial that this run has asked for.
+
+        Args:
+            state: completed, pruned, or anything else for a failure.
+            curve: the objective by optimizer step, as far as it was measured; the last of it is the value of a pruned
+                trial.
+            value: the result of a completed one.
+        """
+        trial = self._open.pop(number)
+        for step, measured in curve.items():
+            if math.isfinite(measured):
+                trial.report(measured, step)
+        if state == "pruned" and curve:
+            self._study.tell(trial, state=self._states.PRUNED)
+        elif state == "completed" and value is not None and math.isfinite(value):
+            self._study.tell(trial, value)
+        else:
+            self._study.tell(trial, state=self._states.FAIL)
+
+    def best(self) -> tuple[float, dict[str, Any]] | None:
+        """The best value of a completed trial and its settings; None while there is none."""
+        done = self._study.get_trials(deepcopy=False, states=(self._states.COMPLETE,))
+        if not done:
+            return None
+        return self._study.best_value, {
+            key: self.space[key].text(value) for key, value in self._study.best_params.items()
+        }
+
+
+def _distribution(parameter: Parameter) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(parameter, Choices):
+        return CategoricalDistribution(parameter.values)
+    if parameter.integer:
+        return IntDistribution(
+            int(parameter.low), int(parameter.high), log=parameter.log, step=int(parameter.step or 1)
+        )
+    return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+
+
+def _name(space: Sequence[Parameter], fixed: Mapping[str, Any], objective: ObjectiveSettings) -> str:
+    """The same search, the same name: results of other settings or another objective must not be learnt from."""
+    content = {
+        "space": sorted(repr(parameter) for parameter in space),
+        "fixed": dict(sorted(fixed.items())),
+        "objective": objective.model_dump(),
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    return f"{'-'.join(sorted(parameter.key for parameter in space))}-{digest}"

@@ -1,0 +1,113 @@
+"""A study remembers over restarts what was tried, retries what was cut off, and never learns from another search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.schema import ObjectiveSettings, SearchSettings
+from runner.search import Choices, Interval, Parameter
+from runner.search.study import Study
+
+SPACE: tuple[Parameter, ...] = (
+    Interval("optimizer.lr", 1e-5, 1e-1, log=True),
+    Interval("lora.rank", 2, 32, integer=True),
+    Choices("lora", ("attention", "linear")),
+)
+
+
+def study(
+    file: Path,
+    *,
+    space: Sequence[Parameter] = SPACE,
+    fixed: dict[str, Any] | None = None,
+    objective: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Study:
+    return Study(
+        file,
+        space=space,
+        fixed=fixed or {"steps": 30},
+        settings=SearchSettings(**settings),
+        objective=ObjectiveSettings(**(objective or {})),
+    )
+
+
+def finish(found: Study, number: int, value: float) -> None:
+    found.tell(number, state="completed", curve={10: value + 1, 20: value}, value=value)
+
+
+def values(overrides: list[str]) -> dict[str, str]:
+    return dict(text.split("=") for text in overrides)
+
+
+def test_trials_are_within_the_space(tmp_path: Path) -> None:
+    found = study(tmp_path / "study.db")
+    for _ in range(30):
+        number, overrides = found.ask()
+        chosen = values(overrides)
+        assert 1e-5 <= float(chosen["optimizer.lr"]) <= 1e-1
+        assert 2 <= int(chosen["lora.rank"]) <= 32
+        assert chosen["lora"] in ("attention", "linear")
+        finish(found, number, abs(float(chosen["optimizer.lr"]) - 0.01))
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    """After the random start, most trials are near the best rank."""
+    found = study(tmp_path / "study.db", space=SPACE[1:2], startup_trials=10)
+    ranks = []
+    for _ in range(40):
+        number, overrides = found.ask()
+        ranks.append(int(values(overrides)["lora.rank"]))
+        finish(found, number, float(abs(ranks[-1] - 24)))
+    assert sum(abs(rank - 24) <= 3 for rank in ranks[20:]) > sum(abs(rank - 24) <= 3 for rank in ranks[:20])
+    best = found.best()
+    assert best is not None
+    assert abs(int(best[1]["lora.rank"]) - 24) <= 1
+
+
+def test_trials_of_earlier_runs_count_and_those_cut_off_are_tried_again(tmp_path: Path) -> None:
+    first = study(tmp_path / "study.db")
+    asked = [first.ask() for _ in range(4)]
+    finish(first, asked[0][0], 0.3)
+    first.tell(asked[1][0], state="failed", curve={}, value=None)
+    first.tell(asked[2][0], state="pruned", curve={5: 0.7}, value=0.7)
+    assert first.count == 4
+
+    again = study(tmp_path / "study.db")
+    again.take_up()
+    assert again.count == 2, "one completed, one pruned; the failed one and the one cut off are to be tried again"
+    retried = [again.ask()[1] for _ in range(2)]
+    assert sorted(retried) == sorted([asked[1][1], asked[3][1]])
+    assert again.count == 4
+    assert again.ask()[1] not in [overrides for _, overrides in asked], "a new run draws something new"
+    third = study(tmp_path / "study.db")
+    third.take_up()
+    third.take_up()
+    assert third.count == 2
+
+
+def test_a_search_with_other_settings_is_another_study(tmp_path: Path) -> None:
+    file = tmp_path / "study.db"
+    found = study(file)
+    finish(found, found.ask()[0], 0.1)
+    assert study(file).count == 1
+    assert study(file, sampler="random", seed=3, n_trials=99).count == 1
+    assert study(file, fixed={"steps": 60}).count == 0
+    assert study(file, space=SPACE[:2]).count == 0
+    assert study(file, objective={"name": "train/loss"}).count == 0
+
+
+@pytest.mark.parametrize(("direction", "best"), [("minimize", 0.1), ("maximize", 0.3)])
+def test_the_direction_decides_what_is_best(tmp_path: Path, direction: str, best: float) -> None:
+    found = study(tmp_path / "study.db", objective={"direction": direction})
+    assert found.best() is None
+    for value in (0.2, 0.1, 0.3):
+        finish(found, found.ask()[0], value)
+    number, _ = found.ask()
+    found.tell(number, state="completed", curve={}, value=float("nan"))
+    assert found.best() is not None
+    assert found.best()[0] == best  # type: ignore[index]
