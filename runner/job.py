@@ -179,14 +179,12 @@ class LockedError(RunnerError):
 
 
 def is_held(folder: Path) -> bool:
-    """Whether another process works on a job at this moment."""
-    if not JobPaths(folder).lock.is_file():
-        return False
+    """Whether another process works on a job at this moment. Only reads, so that whoever may read may ask."""
     try:
-        with lock(folder, patience_s=0.0):
-            return False
-    except LockedError:
-        return True
+        with JobPaths(folder).lock.open() as handle:
+            return not _locked(handle, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -203,7 +201,7 @@ def lock(folder: Path, *, patience_s: float = 0.2) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as handle:
         deadline = time.monotonic() + patience_s
-        while not _locked(handle):
+        while not _locked(handle, fcntl.LOCK_EX):
             if time.monotonic() >= deadline:
                 handle.seek(0)
                 holder = handle.read().strip() or "unknown"
@@ -215,9 +213,9 @@ def lock(folder: Path, *, patience_s: float = 0.2) -> Iterator[None]:
         yield
 
 
-def _locked(handle: TextIO) -> bool:
+def _locked(handle: TextIO, kind: int) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except OSError:
         return False
     return True

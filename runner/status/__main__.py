@@ -1,0 +1,77 @@
+"""`python -m runner.status [DIR...]`: how far the jobs in experiment folders are, live on a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from runner.paths import outputs_dir
+from runner.status.experiment import ExperimentStatus, Watch, as_data, job_folders
+from runner.status.live import follow
+from runner.status.table import tables
+
+PLAIN_WIDTH = 200
+"""Columns of a table that goes to a file or a program: nothing is folded there."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Show the table; 0, 1 if a job failed or died, 2 if there is nothing to show."""
+    options = _parse(arguments)
+    roots: list[Path] = options.folders or [outputs_dir()]
+    faults = [fault for root in roots if (fault := _fault(root))]
+    if faults:
+        print(*faults, sep="\n", file=sys.stderr)
+        return 2
+    watch = Watch(lambda: [job for root in roots for job in _jobs(root)])
+    looked = _show(watch, once=options.once, as_json=options.json)
+    return int(any(experiment.has_losses for experiment in looked))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m runner.status", description="How far jobs are.")
+    parser.add_argument("--once", action="store_true", help="print the table once, also on a terminal")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, once")
+    parser.add_argument(
+        "folders", nargs="*", type=Path, metavar="DIR", help="outputs/<name>, a job in it, or a folder of experiments"
+    )
+    return parser.parse_args(arguments)
+
+
+def _show(watch: Watch, *, once: bool, as_json: bool) -> list[ExperimentStatus]:
+    if as_json:
+        looked = watch.look()
+        print(json.dumps(as_data(looked), indent=2, allow_nan=False, default=str))
+        return looked
+    console = Console()
+    if console.is_terminal and not once:
+        return follow(watch, console)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    looked = watch.look()
+    console.print(tables(looked, width=console.width))
+    return looked
+
+
+def _fault(root: Path) -> str | None:
+    """What is wrong with a folder that shall be looked at."""
+    try:
+        job_folders(root)
+    except (OSError, ValueError) as error:
+        return f"{error}: name outputs/<name>, a job in it, or a folder of experiments; the default is {outputs_dir()}"
+    return None
+
+
+def _jobs(root: Path) -> list[Path]:
+    try:
+        return job_folders(root)
+    except (OSError, ValueError):
+        return []  # removed while somebody looks on
+
+
+if __name__ == "__main__":
+    sys.exit(main())

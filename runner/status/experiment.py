@@ -1,0 +1,168 @@
+"""All jobs of one experiment at one moment: what tells them apart, how many are in which state, when they will be done.
+
+Takes folders, gives `ExperimentStatus`; as plain data for programs too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.job import State
+from runner.report.differences import differing_overrides, differing_settings, told_apart
+from runner.report.record import JobRecord, finite, is_job_folder
+from runner.report.several import cell_for
+from runner.status.look import ACTIVE, DEAD, JobStatus, WatchedJob, ends_in_s
+
+MAX_COLUMNS = 5
+"""More differing settings than this make a table too wide for a terminal; they share one column then."""
+COUNTED = ("completed", "running", "starting", "submitted", "pending", "interrupted", "pruned", "cancelled", "failed")
+TOGETHER = "settings"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentStatus:
+    """One experiment at one moment."""
+
+    folder: Path
+    metric: str
+    """The metric that its jobs are compared by."""
+    columns: Sequence[str]
+    """Dotted keys of the settings in which the jobs differ; or the one name of all of them together."""
+    cells: dict[str, list[str]]
+    """The jobs' values of these, by id."""
+    jobs: Sequence[JobStatus]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Jobs by state, in the order of a job's life; states that nobody is in are left out."""
+        found = Counter(job.state for job in self.jobs)
+        return {state: found[state] for state in (*COUNTED, *sorted(set(found) - set(COUNTED))) if found[state]}
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until everything is done."""
+        return ends_in_s(self.jobs)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything will change by itself."""
+        return any(job.state in ACTIVE for job in self.jobs)
+
+    @property
+    def has_losses(self) -> bool:
+        """Whether somebody has to look at it: a job has failed, or died."""
+        return any(job.state in (State.FAILED, DEAD) for job in self.jobs)
+
+    def data(self) -> dict[str, Any]:
+        """The same as plain data; what is not finite is null."""
+        return {
+            "name": self.folder.name,
+            "folder": str(self.folder),
+            "metric": self.metric,
+            "counts": self.counts,
+            "left_s": finite(self.left_s),
+            "jobs": [self._job_data(job) for job in self.jobs],
+        }
+
+    def _job_data(self, job: JobStatus) -> dict[str, Any]:
+        return {
+            "id": job.record.id,
+            "folder": str(job.record.folder),
+            "state": job.state,
+            "settings": {} if self.columns == [TOGETHER] else {key: job.record.setting(key) for key in self.columns},
+            "overrides": job.record.overrides,
+            "steps": job.steps,
+            "steps_done": job.steps_done,
+            "value": finite(job.value),
+            "images_per_s": job.images_per_s,
+            "left_s": finite(job.left_s),
+            "where": job.where,
+            "silent_s": finite(job.silent_s),
+            "error": job.record.error or None,
+        }
+
+
+class Watch:
+    """Experiments that are looked at again and again.
+
+    Args:
+        folders: gives the job folders at each look; there may be more of them than at the last one.
+    """
+
+    def __init__(self, folders: Callable[[], Iterable[Path]]) -> None:
+        self._folders = folders
+        self._jobs: dict[Path, WatchedJob] = {}
+        self._told: dict[Path, tuple[list[JobRecord], list[str], dict[str, list[str]]]] = {}
+
+    def look(self) -> list[ExperimentStatus]:
+        """All experiments at this moment, by name."""
+        experiments: dict[Path, list[JobStatus]] = {}
+        for folder in dict.fromkeys(self._folders()):
+            if folder not in self._jobs:
+                self._jobs[folder] = WatchedJob(folder)
+            experiments.setdefault(folder.parent, []).append(self._jobs[folder].look())
+        return [self._experiment(folder, experiments[folder]) for folder in sorted(experiments)]
+
+    def _experiment(self, folder: Path, jobs: list[JobStatus]) -> ExperimentStatus:
+        records = [job.record for job in jobs]
+        known = self._told.get(folder)
+        # To compare a hundred configurations takes a while, and they hardly ever change.
+        if known is None or [id(record.config) for record in known[0]] != [id(record.config) for record in records]:
+            known = self._told[folder] = (records, *_told_apart(records))
+        _, columns, cells = known
+        metric = next((str(name) for job in records if (name := job.setting("objective.name"))), "validation/loss")
+        ordered = sorted(jobs, key=lambda job: [*map(_order, cells[job.record.id]), job.record.id])
+        return ExperimentStatus(folder=folder, metric=metric, columns=columns, cells=cells, jobs=ordered)
+
+
+def _told_apart(jobs: list[JobRecord]) -> tuple[list[str], dict[str, list[str]]]:
+    """The settings in which jobs differ, and each job's values."""
+    if len(jobs) < 2:
+        return [], {job.id: [] for job in jobs}
+    columns, _ = differing_overrides(jobs)
+    columns = columns or [one.key for one in told_apart(differing_settings(jobs)[0], first=())]
+    if len(columns) <= MAX_COLUMNS:
+        return columns, {job.id: [cell_for(job, key) for key in columns] for job in jobs}
+    words = {job.id: " ".join(f"{key}={cell_for(job, key)}" for key in columns) for job in jobs}
+    return [TOGETHER], {job_id: [text] for job_id, text in words.items()}
+
+
+def _order(cell: str) -> tuple[bool, float, str]:
+    """Numbers by their value and before texts."""
+    try:
+        value = float(cell.replace(",", ""))
+    except ValueError:
+        return True, 0.0, cell
+    return math.isnan(value), value, cell
+
+
+def job_folders(folder: Path) -> list[Path]:
+    """The jobs in an experiment, in all experiments of a folder, or the folder itself where it is a job's.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: there is no job in it.
+    """
+    folder = folder.absolute()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    if is_job_folder(folder):
+        return [folder]
+    children = sorted(child for child in folder.iterdir() if child.is_dir())
+    jobs = list(filter(is_job_folder, children)) or [
+        job for child in children for job in sorted(child.iterdir()) if is_job_folder(job)
+    ]
+    if not jobs:
+        raise ValueError(f"no job in {folder}")
+    return jobs
+
+
+def as_data(experiments: Sequence[ExperimentStatus]) -> dict[str, Any]:
+    """Everything, for programs."""
+    return {"schema_version": SCHEMA_VERSION, "experiments": [each.data() for each in experiments]}

@@ -1,0 +1,84 @@
+"""The table, looked at again every second: in a terminal of its own, or below what a launcher says."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO, cast
+
+from runner.status.experiment import ExperimentStatus, Watch
+from runner.status.table import tables
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+
+REFRESH_S = 1.0
+
+
+def follow(watch: Watch, console: Console) -> list[ExperimentStatus]:
+    """Show the table until nothing changes by itself any more, or until Ctrl-C; the last look."""
+    looked = watch.look()
+    with _live(lambda: tables(looked, width=console.width, height=console.height), console, transient=False) as live:
+        try:
+            while any(experiment.is_active for experiment in looked):
+                time.sleep(REFRESH_S)
+                looked = watch.look()
+                live.refresh()
+        except KeyboardInterrupt:
+            pass
+    return looked
+
+
+@contextmanager
+def live_table(folders: Callable[[], Iterable[Path]]) -> Iterator[None]:
+    """Show the table of some jobs below the log while the block runs; nothing where there is no terminal.
+
+    Args:
+        folders: gives the job folders; asked every second, in another thread.
+    """
+    if not sys.stdout.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    console, watch = Console(), Watch(folders)
+    with (
+        _live(lambda: tables(watch.look(), width=console.width, height=console.height), console, transient=True),
+        _log_above(),
+    ):
+        yield
+
+
+def _live(table: Callable[[], object], console: Console, *, transient: bool) -> Live:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+    return Live(
+        get_renderable=lambda: cast("RenderableType", table()),
+        console=console,
+        refresh_per_second=1 / REFRESH_S,
+        transient=transient,
+    )
+
+
+@contextmanager
+def _log_above() -> Iterator[None]:
+    """Let log lines go through what rich has put in the place of the streams, so that they stand above the table."""
+    proxies: dict[object, TextIO] = {sys.__stdout__: sys.stdout, sys.__stderr__: sys.stderr}
+    replaced: list[tuple[logging.StreamHandler[TextIO], TextIO]] = [
+        (handler, handler.stream)
+        for handler in logging.getLogger().handlers
+        if type(handler) is logging.StreamHandler and handler.stream in proxies
+    ]
+    for handler, stream in replaced:
+        handler.setStream(proxies[stream])
+    try:
+        yield
+    finally:
+        for handler, stream in replaced:
+            handler.setStream(stream)

@@ -1,0 +1,160 @@
+"""The table that people see: a row for each job, with what tells it from the others and how far it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Literal
+
+from runner.job import State
+from runner.report.record import HELD_OUT
+from runner.report.words import MISSING, count, duration, number
+from runner.status.experiment import ExperimentStatus
+from runner.status.look import ACTIVE, DEAD, STARTING, JobStatus
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+BAR_WIDTH = 12
+COLUMN_GAP = 2
+STYLES = {
+    State.RUNNING: "cyan",
+    STARTING: "cyan",
+    State.COMPLETED: "green",
+    State.FAILED: "bold red",
+    DEAD: "bold red",
+    State.INTERRUPTED: "yellow",
+    State.CANCELLED: "yellow",
+    State.PRUNED: "magenta",
+}
+FRAME_LINES = 6
+"""Of an experiment's part of the screen, without its rows and the reasons of failures."""
+FEWEST_ROWS = 3
+MAX_REASONS = 5
+LEFT_OUT = ("where", "progress", "images/s", "last sign")
+"""Columns that a narrow terminal goes without, the first one first."""
+
+
+def tables(experiments: Sequence[ExperimentStatus], *, width: int, height: int | None = None) -> RenderableType:
+    """A table for each experiment.
+
+    Args:
+        width: columns of text that there is room for; what matters least is left out first.
+        height: lines that there is room for; jobs that do not change are left out first. None shows all.
+    """
+    from rich.console import Group
+
+    each = None if height is None else height // max(1, len(experiments))
+    return Group(*(part for experiment in experiments for part in _parts(experiment, width, each)))
+
+
+def _parts(experiment: ExperimentStatus, width: int, height: int | None) -> Iterator[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    reasons = _reasons(experiment)
+    room = None if height is None else max(FEWEST_ROWS, height - FRAME_LINES - len(reasons))
+    shown = _most_active(experiment.jobs, room)
+    table = Table(title=experiment.folder.name, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    rows = [_cells(experiment, job) for job in shown]
+    columns = _fitting(rows, width)
+    for name in columns:
+        text = name in ("job", "state", "progress", "where")
+        overflow: Literal["fold", "ellipsis"] = "fold" if name in experiment.columns else "ellipsis"
+        table.add_column(
+            "" if name == "progress" else name,
+            justify="left" if text else "right",
+            no_wrap=name not in experiment.columns,
+            overflow=overflow,
+        )
+    for row in rows:
+        table.add_row(*(row[name] for name in columns))
+    yield table
+    if len(shown) < len(experiment.jobs):
+        yield Text(f"and {len(experiment.jobs) - len(shown)} more; --once shows all", style="dim")
+    yield Text(totals(experiment))
+    yield from (Text(line, style=STYLES[State.FAILED]) for line in reasons)
+    yield Text("")
+
+
+def _cells(experiment: ExperimentStatus, job: JobStatus) -> dict[str, RenderableType]:
+    """A job's row, by the names of the columns."""
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    steps = job.steps or max(1, job.steps_done)
+    style = STYLES.get(job.state, "")
+    diverged = job.value is not None and math.isnan(job.value)
+    return {
+        "job": job.record.id,
+        **dict(zip(experiment.columns, experiment.cells[job.record.id], strict=True)),
+        "state": Text(job.state, style=style),
+        "progress": ProgressBar(total=steps, completed=min(job.steps_done, steps), width=BAR_WIDTH),
+        "steps": f"{job.steps_done:,} of {steps:,}",
+        "held-out loss" if experiment.metric == HELD_OUT else experiment.metric: "nan"
+        if diverged
+        else number(job.value),
+        "images/s": number(job.images_per_s, digits=3),
+        "left": duration(job.left_s),
+        "last sign": _age(job.silent_s),
+        "where": job.where,
+    }
+
+
+def _fitting(rows: Sequence[Mapping[str, RenderableType]], width: int) -> list[str]:
+    """The columns that there is room for."""
+    from rich.text import Text
+
+    def width_of(cell: RenderableType) -> int:
+        return len(cell) if isinstance(cell, (str, Text)) else BAR_WIDTH
+
+    widths = {name: max(len(name), *(width_of(row[name]) for row in rows)) for name in rows[0]}
+    for name in LEFT_OUT:
+        if sum(widths.values()) + COLUMN_GAP * (len(widths) - 1) > width:
+            del widths[name]
+    return list(widths)
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.0f} s ago"
+    return f"{seconds // 86400:.0f} days ago" if seconds >= 2 * 86400 else f"{duration(seconds)} ago"
+
+
+def _most_active(jobs: Sequence[JobStatus], rows: int | None) -> Sequence[JobStatus]:
+    """At most so many jobs, in their order: those in which something happens, and those that are to come, first."""
+    if rows is None or len(jobs) <= rows:
+        return jobs
+    order = (*ACTIVE, DEAD, State.FAILED, State.INTERRUPTED, State.PENDING)
+    ranks = [order.index(job.state) if job.state in order else len(order) for job in jobs]
+    kept = sorted(sorted(range(len(jobs)), key=lambda index: ranks[index])[:rows])
+    return [jobs[index] for index in kept]
+
+
+def totals(experiment: ExperimentStatus) -> str:
+    """One line on all jobs together."""
+    parts = [f"{amount} {state}" for state, amount in experiment.counts.items()]
+    text = f"{count(len(experiment.jobs), 'job')}: {', '.join(parts)}"
+    left_s = experiment.left_s
+    if left_s is None:
+        return text
+    now = datetime.now().astimezone()
+    end = now + timedelta(seconds=left_s)
+    return (
+        f"{text}; about {duration(left_s)} left, until {end:{'%H:%M' if end.date() == now.date() else '%d %b %H:%M'}}"
+    )
+
+
+def _reasons(experiment: ExperimentStatus) -> list[str]:
+    """Why jobs failed, and what to do about dead ones."""
+    failed = [job for job in experiment.jobs if job.state == State.FAILED]
+    lines = [f"{job.record.id}: {(job.record.error.splitlines() or ['no reason given'])[0]}" for job in failed]
+    if len(lines) > MAX_REASONS:
+        lines[MAX_REASONS:] = [f"and {len(lines) - MAX_REASONS} more failed"]
+    dead = [job.record.id for job in experiment.jobs if job.state == DEAD]
+    if dead:
+        lines.append(f"{', '.join(dead)}: nobody works on it any more; run the same command again, and it goes on")
+    return lines
