@@ -136,9 +136,12 @@ def _orphaned() -> bool:
         return False
     try:
         os.kill(int(launcher), 0)
+        # One that was killed and not yet waited for is still in the table of processes, as a zombie.
+        return Path(f"/proc/{launcher}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
     except ProcessLookupError:
         return True
-    return False
+    except OSError:
+        return False  # no /proc on this system
 
 
 @contextmanager

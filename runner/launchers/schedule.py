@@ -10,12 +10,13 @@ import logging
 import signal
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from runner.errors import Interrupted
-from runner.job import Job, State, lock, register, state_of
+from runner.job import Job, State, is_held, lock, register, state_of
 from runner.launchers import MoreJobs
 from runner.launchers.settle import fail, halved, how_it_ended, is_dead, last_words, take_up_again
 from runner.launchers.worker import Worker
@@ -29,7 +30,9 @@ from runner.work import INTERRUPTED_CODE
 log = logging.getLogger(__name__)
 
 POLL_S = 0.25
-SETTLED = (State.COMPLETED, State.FAILED, State.CANCELLED, State.PRUNED, State.INTERRUPTED)
+MOST_TRIES = 3
+"""Workers that may end without having taken a job before it is given up."""
+SETTLED = (State.COMPLETED, State.FAILED, State.CANCELLED, State.PRUNED)
 NO_CRASH = (0, 1, INTERRUPTED_CODE)
 STOPPED = (INTERRUPTED_CODE, -signal.SIGINT, -signal.SIGTERM)
 
@@ -44,6 +47,7 @@ class _Share:
         self.workers: list[Worker] = []
         self._written: tuple[int, bool] | None = None
         self.states = {job.folder: State.PENDING for job in self.jobs}
+        self.tries: Counter[Path] = Counter()
 
     def write(self, *, is_open: bool) -> None:
         if self._written != (len(self.jobs), is_open):
@@ -69,6 +73,13 @@ class _Share:
                 if self.states[job.folder] in SETTLED:
                     settled.append(job)
         return settled
+
+    def recover(self) -> None:
+        """Make pending what workers of an earlier runner took in their last moments, and left."""
+        open_states = (State.INTERRUPTED, State.RUNNING)
+        left = [job for job in self.jobs if self.states[job.folder] in open_states and not is_held(job.folder)]
+        take_up_again(left)
+        self.look()
 
     def count(self, *states: State) -> int:
         return sum(state in states for state in self.states.values())
@@ -118,7 +129,7 @@ class Schedule:
                 time.sleep(POLL_S)
 
     def _unsettled(self) -> int:
-        return sum(share.count(State.PENDING, State.RUNNING) for share in self._shares)
+        return sum(share.count(State.PENDING, State.RUNNING, State.INTERRUPTED) for share in self._shares)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -200,28 +211,33 @@ class Schedule:
                 share.workers.remove(worker)
                 self.free = sorted({*self.free, *worker.places})
                 self._after(share, worker)
+            if not share.workers and not self.stopping:
+                share.recover()
 
     def _after(self, share: _Share, worker: Worker) -> None:
         """Give the jobs of a worker that has ended the states that it could not write itself."""
         code = worker.exit_code
         assert code is not None
+        if code in STOPPED:
+            # By a signal to it alone, or to all: either way somebody wants it to end.
+            self.stopping = True
         share.look()
         dead = [job for job in share.jobs if is_dead(job)]
-        if dead and len(dead) > 1 and code not in STOPPED and not self.stopping:
+        if len(dead) > 1 and not self.stopping:
             self._retry(share, dead, worker)
         else:
             for job in dead:
                 fail(job, f"{how_it_ended(code)}{_why(worker)}")
         share.look()
         left = [job for job in share.jobs if share.states[job.folder] is State.PENDING]
-        if not left or share.workers or dead or self.stopping:
+        if share.workers or dead or self.stopping:
             return
-        if code in NO_CRASH:
-            # It found nothing to take: what is pending is held by another runner, and is that one's to finish.
-            share.drop(left)
-            return
+        # What is pending and held is another runner's to finish.
+        share.drop([job for job in left if is_held(job.folder)])
         for job in left:
-            fail(job, f"{how_it_ended(code)} before this job began{_why(worker)}")
+            share.tries[job.folder] += 1
+            if code not in NO_CRASH or share.tries[job.folder] == MOST_TRIES:
+                fail(job, f"{how_it_ended(code)} before this job began{_why(worker)}")
         share.look()
 
     def _retry(self, share: _Share, dead: list[Job], worker: Worker) -> None:

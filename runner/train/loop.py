@@ -77,16 +77,17 @@ def _rounds(
     place = pack.place
     with Progress(enabled=place.is_main) as progress:
         while True:
-            taken = admit(pack, source, at_once - len(pack.runs), about)
-            pack.each(lambda run: run.validate(pack.rows_of(run)) if run.step == 0 else None)
-            pack.each(partial(_finish_if_done, pack, save))
             if place.any(stop_requested()):
                 pack.each(_interrupt)
                 raise Interrupted("stopped by a signal; every job saved a checkpoint")
+            idle = not pack.runs
+            taken = admit(pack, source, at_once - len(pack.runs), about)
+            pack.each(lambda run: run.validate(pack.rows_of(run)) if run.step == 0 else None)
+            pack.each(partial(_finish_if_done, pack, save))
             if pack.runs:
                 _round(pack)
                 progress.update(pack.runs)
-            elif not taken:
+            elif idle and not taken:
                 if not place.any(source.more_may_come):
                     return
                 time.sleep(POLL_S)

@@ -52,6 +52,12 @@ def test_the_next_job_takes_the_place_of_one_that_leaves(
         )
 
 
+def test_when_all_leave_at_once_the_next_ones_come(bench: Bench, sdxl_folder: Path) -> None:
+    jobs = [bench.job(sdxl_folder, seed=seed, steps=2) for seed in range(5)]
+    assert bench.train(*jobs, at_once=2)
+    assert [state_of(job.folder) for job in jobs] == [State.COMPLETED] * 5
+
+
 class Opening(Listed):
     """A source that gives its second job only after it was asked in vain."""
 
