@@ -1,0 +1,179 @@
+"""A sweep of eight demo jobs, packed, against the same eight run one after the other as processes of their own.
+
+    python benchmarks/packed_sweep.py                          # both cases, one round: about 15 minutes on two cores
+    python benchmarks/packed_sweep.py --rounds 3 --result benchmarks/results/packed_sweep.md
+
+Both sides are the project's own command. Each round and side begins with an empty cache and empty outputs; the eight
+single runs of a round share a cache, as they would on anybody's machine. Sides are measured in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from runner.machine import cpu_name
+from runner.work import git_commit
+
+ROOT = Path(__file__).resolve().parents[1]
+RANKS = (4, 8, 16, 32)
+RATES = ("1e-3", "2e-3")
+COMMON = ("recipe=demo", "logger=none", "launcher.device=cpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What all eight jobs have in common."""
+
+    name: str
+    settings: tuple[str, ...]
+
+
+CASES = (
+    Case("demo, batch 4", ()),
+    Case("demo, batch 1", ("batch_size=1",)),
+    Case("demo, batch 1, attention layers", ("batch_size=1", "lora=attention")),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """One side of one round."""
+
+    wall_s: float
+    cpu_s: float
+    peak_gb: float
+    """Of the process that trains: the largest one where there are several, one after the other."""
+    objectives: tuple[float, ...]
+
+
+def packed(case: Case, folder: Path) -> Timing:
+    """One command, one pack."""
+    sweep = [f"lora.rank={','.join(map(str, RANKS))}", f"optimizer.lr={','.join(RATES)}"]
+    return measured([["-m", *COMMON, *case.settings, *sweep]], folder)
+
+
+def one_after_the_other(case: Case, folder: Path) -> Timing:
+    """Eight commands."""
+    jobs = itertools.product(RANKS, RATES)
+    commands = [[*COMMON, *case.settings, f"lora.rank={rank}", f"optimizer.lr={rate}"] for rank, rate in jobs]
+    return measured(commands, folder)
+
+
+SIDES = {"one after the other": one_after_the_other, "packed": packed}
+
+
+def measured(commands: Sequence[list[str]], folder: Path) -> Timing:
+    """Run commands and read their folders."""
+    outputs = folder / "outputs"
+    places = {"RUNNER_OUTPUTS": str(outputs), "RUNNER_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    start, cpu_start = time.perf_counter(), _children_cpu_s()
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "runner", *command],
+            env=os.environ | places,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise SystemExit(done.stdout[-4000:])
+    wall_s, cpu_s = time.perf_counter() - start, _children_cpu_s() - cpu_start
+    manifests = [json.loads(file.read_text(encoding="utf-8")) for file in outputs.glob("*/*/manifest.json")]
+    assert len(manifests) == len(RANKS) * len(RATES), len(manifests)
+    by_id = sorted(manifests, key=lambda manifest: manifest["id"])
+    peak_gb = max(manifest["cost"]["peak_memory_gb"] for manifest in manifests)
+    return Timing(wall_s, cpu_s, peak_gb, tuple(manifest["objective"] for manifest in by_id))
+
+
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def compare(case: Case, options: argparse.Namespace) -> list[str]:
+    """All rounds of one case, as lines of a table."""
+    timings: dict[str, list[Timing]] = {side: [] for side in SIDES}
+    for number in range(options.rounds):
+        for side, run in SIDES.items():
+            folder = Path(tempfile.mkdtemp(prefix="packed-sweep-"))
+            try:
+                timings[side].append(run(case, folder))
+            finally:
+                shutil.rmtree(folder)
+            print(f"{case.name}, round {number + 1}, {side}: {timings[side][-1]}", file=sys.stderr, flush=True)
+    alone, together = timings.values()
+    rows = [
+        f"| {case.name} | {side} | {_spread([t.wall_s for t in found], 1)} | {_spread([t.cpu_s for t in found], 1)} "
+        f"| {_spread([t.peak_gb for t in found], 2)} |"
+        for side, found in timings.items()
+    ]
+    ratios = [
+        _spread([one.wall_s / other.wall_s for one, other in zip(alone, together, strict=True)], 2),
+        _spread([one.cpu_s / other.cpu_s for one, other in zip(alone, together, strict=True)], 2),
+        _spread([other.peak_gb / one.peak_gb for one, other in zip(alone, together, strict=True)], 2),
+    ]
+    apart = max(
+        abs(a - b) / a
+        for one, other in zip(alone, together, strict=True)
+        for a, b in zip(one.objectives, other.objectives, strict=True)
+    )
+    rows.append(f"| {case.name} | ratio | **{ratios[0]}** | **{ratios[1]}** | **{ratios[2]}** |")
+    return [*rows, f"| {case.name} | objectives differ by at most | {apart:.1e} | | |"]
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    middle, least, most = statistics.median(values), min(values), max(values)
+    return (
+        f"{middle:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})" if len(values) > 1 else f"{middle:.{digits}f}"
+    )
+
+
+def main() -> None:
+    """Run all cases and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--cases", default="", help="only cases whose name contains this")
+    parser.add_argument("--result", type=Path, help="write the table here as well")
+    options = parser.parse_args()
+    rows = [row for case in CASES if options.cases in case.name for row in compare(case, options)]
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "diffusers", "peft"))
+    load = os.getloadavg()[2]
+    jobs = f"ranks {', '.join(map(str, RANKS))} x learning rates {', '.join(RATES)}; recipe `demo`, 300 steps"
+    lines = [
+        "# Eight demo jobs: packed, and one after the other",
+        "",
+        f"- {datetime.now(UTC):%Y-%m-%d}; {cpu_name()}; {versions}; commit `{(git_commit() or 'unknown')[:10]}`",
+        f"- {jobs}; {options.rounds} round(s), sides in turn; load of the machine at the end {load:.1f}",
+        "",
+        "Medians, (least to most). Ratios are taken round by round: wall and CPU time of one after the other / packed,",
+        "memory of packed / one.",
+        "",
+        "| case | side | wall, s | CPU, s | peak memory of the worker, GB |",
+        "|---|---|---|---|---|",
+        *rows,
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if options.result is not None:
+        options.result.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
