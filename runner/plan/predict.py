@@ -63,13 +63,14 @@ class Predictor:
 
     def fitting(self, jobs: Sequence[Job], machine: Machine, processes: int) -> tuple[int, str] | None:
         """How many of these jobs fit into a place's memory at once, and how that is known; None if it is not."""
-        device = machine.devices[0]
+        sizes_gb = [device.memory_gb for device in machine.devices if device.memory_gb is not None]
         work = self._work(jobs[0])
-        if work is None or device.memory_gb is None:
+        if work is None or not sizes_gb:
             return None
-        room_gb = device.memory_gb * USABLE_SHARE - _base_gb(jobs[0], work)
+        smallest_gb = min(sizes_gb)
+        room_gb = smallest_gb * USABLE_SHARE - _base_gb(jobs[0], work)
         each_gb = max(_job_gb(job, work, processes) for job in jobs)
-        return int(room_gb / each_gb), f"as far as {device.memory_gb:.0f} GB hold them, by estimate"
+        return int(room_gb / each_gb), f"as far as {smallest_gb:.0f} GB hold them, by estimate"
 
     def predict(self, pack: Pack, machine: Machine) -> Prediction | None:
         """Time and memory of a pack; None where nothing is known of its base."""

@@ -52,6 +52,25 @@ def test_the_next_job_takes_the_place_of_one_that_leaves(
         )
 
 
+def test_a_job_whose_images_broke_after_the_plan_fails_alone(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
+    from tests.train.bench import write_images
+
+    images = write_images(tmp_path / "images")
+    good, broken, diverging = (
+        bench.job(sdxl_folder, seed=1),
+        bench.job(sdxl_folder, seed=2, images=images),
+        bench.job(sdxl_folder, seed=3, optimizer={"lr": 1e30}, steps=5),
+    )
+    (images / "2.png").write_bytes((images / "2.png").read_bytes()[:200])
+    assert not bench.train(broken, good, diverging)
+    assert [state_of(job.folder) for job in (good, broken, diverging)] == [State.COMPLETED, State.FAILED, State.FAILED]
+    assert "2.png" in read_manifest(broken.folder)["error"]
+    assert "lower optimizer.lr" in read_manifest(diverging.folder)["error"]
+    alone = bench.job(sdxl_folder, seed=1)
+    assert bench.train(alone)
+    assert difference(weights(good), weights(alone)) < ROUNDING
+
+
 def test_when_all_leave_at_once_the_next_ones_come(bench: Bench, sdxl_folder: Path) -> None:
     jobs = [bench.job(sdxl_folder, seed=seed, steps=2) for seed in range(5)]
     assert bench.train(*jobs, at_once=2)

@@ -1,0 +1,88 @@
+"""GPUs as the driver's tool lists them, and a worker for each; no GPU is needed for that."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from runner.machine import Device, find_gpus, this_machine
+from tests.command_line import runner
+from tests.launch.running import Running, manifests, outputs
+
+LISTED = "0, GPU-aaaa, NVIDIA H100 80GB HBM3, 81559\n1, GPU-bbbb, NVIDIA L4, 23034\n"
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with two GPUs, as far as anybody asks the driver's tool."""
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\nprintf '{LISTED}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return tool
+
+
+def selectors() -> list[str]:
+    return [device.selector for device in find_gpus()]
+
+
+def test_gpus_are_found_with_their_names_and_memory(driver: Path) -> None:
+    first, second = find_gpus()
+    assert first == Device("cuda", "NVIDIA H100 80GB HBM3", pytest.approx(85.5, abs=0.1), "0")  # type: ignore[arg-type]
+    assert second.name == "NVIDIA L4"
+    assert this_machine("auto").has_gpus
+    assert not this_machine("cpu").has_gpus
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [("1", ["1"]), ("1,0", ["1", "0"]), ("GPU-bbbb", ["GPU-bbbb"]), ("", []), ("-1", []), ("0,7,1", ["0"])],
+)
+def test_only_visible_gpus_count(
+    driver: Path, monkeypatch: pytest.MonkeyPatch, visible: str, expected: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert selectors() == expected
+
+
+@pytest.mark.parametrize("content", ["#!/bin/sh\nexit 9\n", "#!/bin/sh\necho No devices were found\n"])
+def test_a_driver_that_finds_nothing_is_no_gpu(driver: Path, content: str) -> None:
+    driver.write_text(content)
+    assert find_gpus() == ()
+
+
+def test_a_plan_names_the_gpus(driver: Path) -> None:
+    answer = runner("-m", "seed=1,2,3,4", "launcher.dry_run=true")
+    assert answer.code == 0, answer.output
+    assert "on 2 x NVIDIA H100 80GB HBM3, 86 GB each" in answer.output
+    assert "4 jobs, 2 at once by each worker (shared among 2 workers); 2 workers" in answer.output
+
+
+def test_more_workers_than_gpus_are_refused(driver: Path) -> None:
+    answer = runner("launcher.concurrency=3", "launcher.processes=4", "batch_size=4")
+    assert answer.code == 2
+    assert "launcher.processes = 4: this machine has 2 GPUs; lower it" in answer.output
+    assert "launcher.concurrency = 3: this machine has 2 GPUs, and each holds one pack at a time" in answer.output
+
+
+def test_each_worker_sees_a_gpu_of_its_own(driver: Path, sdxl_folder: Path) -> None:
+    settings = [f"model.path={sdxl_folder}", "logger=none", "validation=loss_only", "validation.timesteps=1"]
+    running = Running(["-m", *settings, "steps=5000", "seed=1,2", "checkpoint.every=5"])
+    try:
+        for job_id in [running.wait_for("dev/*/manifest.json").parent.name, *manifests()]:
+            running.wait_for(f"dev/{job_id}/checkpoints/step-*")
+        seen = set()
+        for job_id in manifests():
+            pid = int((outputs() / "dev" / job_id / ".lock").read_text())
+            variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+            seen |= {text for text in variables if text.startswith("CUDA_VISIBLE_DEVICES=")}
+    finally:
+        running.process.terminate()
+        answer = running.end()
+    assert seen == {"CUDA_VISIBLE_DEVICES=0", "CUDA_VISIBLE_DEVICES=1"}
+    assert answer.code == 130, answer.output
+    assert {manifest["state"] for manifest in manifests().values()} == {"interrupted"}
