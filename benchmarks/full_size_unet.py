@@ -1,11 +1,11 @@
 """Training speed of a pack of K jobs on the full-size SDXL UNet, on one NVIDIA GPU.
 
     python benchmarks/full_size_unet.py
-    python benchmarks/full_size_unet.py --packs 1 4 --batches 1 2 --checkpointing off
+    python benchmarks/full_size_unet.py --packs 1 4 --batches 1 2 --resolutions 512 --checkpointing off
     python benchmarks/full_size_unet.py --tiny         # a few seconds on a CPU: that it runs, nothing about speed
 
 Random weights and synthetic latents and captions: no download, no VAE, no text encoder. What is timed is the project's
-own step (`runner.train.loop.Pack.step`): drawing the batch, forward, backward, clipping, every job's optimizer, new
+own step (`runner.train.pack.Pack.step`): drawing the batch, forward, backward, clipping, every job's optimizer, new
 compute copies. Times are CUDA events around each step; medians after a warm-up.
 """
 
@@ -28,20 +28,21 @@ from torch import nn
 from runner.data import Item
 from runner.data.address import FileAddress
 from runner.data.views import crops_of
+from runner.errors import OutOfMemoryError
 from runner.families import find_family
+from runner.families.arithmetic import count_unet
 from runner.families.noise import NoiseSchedule
 from runner.job import make_job
+from runner.measured import Conditions
 from runner.schema import Experiment
 from runner.train.adapter import Adapter, find_sites
 from runner.train.base import DTYPES
+from runner.train.clock import Clock
 from runner.train.job_run import JobRun
-from runner.train.loop import Pack
+from runner.train.pack import Pack
 from runner.train.place import Place
 from runner.train.samples import EMPTY, Samples
 from runner.train.text import EncodedText
-
-TFLOP_PER_IMAGE = {False: 14.19, True: 19.34}
-"""SDXL, 1024 px, rank 16 on the attention layers, forward and backward; without and with gradient checkpointing."""
 
 FULL: dict[str, Any] = {
     "sample_size": 128,
@@ -87,6 +88,7 @@ class SyntheticBase:
         self.family = find_family("sdxl")
         self.noise = NoiseSchedule(NOISE, "epsilon").to(place.device)
         self.resolution = config["sample_size"] * 8
+        self.checkpointing = False
         with torch.device(place.device):
             unet = UNet2DConditionModel.from_config(config)
         self.denoiser: Any = unet.requires_grad_(False).to(dtype).eval()
@@ -95,8 +97,17 @@ class SyntheticBase:
         """The UNet carries all adapters."""
         return {"unet": self.denoiser}
 
+    def collect(self) -> None:
+        """Give back the memory of what was let go of."""
+        torch.cuda.empty_cache()
+
+    def checkpoint_gradients(self) -> bool:
+        """A pack that does not fit is a result here, not something to be helped."""
+        return False
+
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute activations in the backward pass or keep them."""
+        self.checkpointing = enabled
         if enabled:
             self.denoiser.enable_gradient_checkpointing()
         else:
@@ -109,7 +120,9 @@ def synthetic_items(side_px: int) -> list[Item]:
     return [Item(caption, caption, caption, side_px, side_px, address=address) for caption in CAPTIONS]
 
 
-def synthetic_run(seed: int, batch_size: int, base: SyntheticBase, rank: int, precision: str) -> JobRun:
+def synthetic_run(
+    seed: int, batch_size: int, base: SyntheticBase, clock: Clock, *, rank: int, precision: str
+) -> JobRun:
     """One job of a pack, on latents and captions that were never encoded."""
     experiment = Experiment.model_validate(
         {
@@ -138,10 +151,10 @@ def synthetic_run(seed: int, batch_size: int, base: SyntheticBase, rank: int, pr
     sites = find_sites(experiment.lora, base.components())
     adapter = Adapter(experiment.lora, sites, seed=seed, device=base.place.device)
     job = make_job(experiment, model="synthetic", dataset="synthetic", outputs=Path("not-written"))
-    return JobRun(job, materials, adapter, base)  # type: ignore[arg-type]
+    return JobRun(job, materials, adapter, base, clock)  # type: ignore[arg-type]
 
 
-class Clock:
+class Stopwatch:
     """Milliseconds of actions on a device: CUDA events where there are any, the host's clock elsewhere."""
 
     def __init__(self, device: torch.device) -> None:
@@ -170,7 +183,7 @@ class Clock:
 def matrix_peak(device: torch.device, dtype: torch.dtype, side: int) -> float:
     """TFLOP/s of one large square matrix product on random numbers (zeros would draw less power and run faster)."""
     first, second = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    times = Clock(device).milliseconds(lambda: first @ second, warmup=5, count=20)
+    times = Stopwatch(device).milliseconds(lambda: first @ second, warmup=5, count=20)
     return 2 * side**3 / statistics.median(times) / 1e9
 
 
@@ -183,14 +196,19 @@ class Speed:
     checkpointing: bool
     step_ms: float
     peak_gib: float
+    most_rows: int | None
+    """Images in a pass, where all together did not fit."""
 
-    def row(self, peak: float, *, tiny: bool) -> str:
-        """A line of the table; the arithmetic of the tiny UNet is not counted."""
+    def row(self, base: SyntheticBase, peak: float, alone_ms: float | None, *, tiny: bool) -> str:
+        """A line of the table; shares of the peak are not given for the tiny UNet."""
         images_per_s = self.jobs * self.batch / self.step_ms * 1e3
-        cells = [str(self.jobs), str(self.batch), "on" if self.checkpointing else "off", f"{self.step_ms:.1f}"]
-        cells += [f"{images_per_s:.2f}", f"{self.peak_gib:.1f}"]
-        tflops = images_per_s * TFLOP_PER_IMAGE[self.checkpointing]
+        cells = [str(base.resolution), str(self.jobs), str(self.batch), "on" if self.checkpointing else "off"]
+        cells += [f"{self.step_ms:.1f}", f"{images_per_s:.2f}", f"{self.peak_gib:.1f}"]
+        work = count_unet(base.config, latent_side=base.config["sample_size"])
+        tflops = images_per_s * work.training_flop(checkpointing=self.checkpointing) / 1e12
         cells += ["-", "-"] if tiny else [f"{tflops:.0f}", f"{tflops / peak:.0%}"]
+        cells.append("-" if alone_ms is None else f"{self.jobs * alone_ms / self.step_ms:.2f}")
+        cells.append("" if self.most_rows is None else f"in passes of {self.most_rows}")
         return "| " + " | ".join(cells) + " |"
 
 
@@ -198,36 +216,47 @@ def measure(jobs: int, batch: int, checkpointing: bool, base: SyntheticBase, opt
     """Assemble a pack, step it, take it apart.
 
     Raises:
-        torch.OutOfMemoryError: it does not fit.
+        OutOfMemoryError: not even one image fits.
     """
     on_gpu = base.place.device.type == "cuda"
     base.set_checkpointing(checkpointing)
-    runs = [synthetic_run(seed, batch, base, options.rank, options.precision) for seed in range(jobs)]
-    pack = Pack(runs, base)  # type: ignore[arg-type]
-    assert pack.adapters is not None
+    pack = Pack(base.place)
+    runs = [
+        synthetic_run(seed, batch, base, pack.clock, rank=options.rank, precision=options.precision)
+        for seed in range(jobs)
+    ]
+    pack.found(base, Conditions.of(runs[0].job, device="", processes=1))  # type: ignore[arg-type]
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
+    pack.join(runs)
+    assert pack.adapters is not None and pack.passes is not None
     try:
-        times = Clock(base.place.device).milliseconds(pack.step, warmup=options.warmup, count=options.steps)
+        times = Stopwatch(base.place.device).milliseconds(pack.step, warmup=options.warmup, count=options.steps)
     finally:
         pack.adapters.detach()
     peak_gib = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
-    return Speed(jobs, batch, checkpointing, statistics.median(times), peak_gib)
+    return Speed(jobs, batch, checkpointing, statistics.median(times), peak_gib, pack.passes.most_rows)
+
+
+HEAD = (
+    "| px | jobs | batch of each | checkpointing | ms per step | images/s | peak memory, GiB | TFLOP/s | of the peak "
+    "| times faster than one after the other | |\n|---|---|---|---|---|---|---|---|---|---|---|"
+)
 
 
 def all_packs(base: SyntheticBase, options: argparse.Namespace, peak: float) -> None:
-    """Print the table, a line as soon as it is known."""
-    print(
-        "| jobs | batch of each | checkpointing | ms per step | images/s | peak memory, GiB | TFLOP/s | of the peak |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    """Print the rows of one resolution, each as soon as it is known."""
     modes = {"off": [False], "on": [True], "both": [False, True]}[options.checkpointing]
-    for checkpointing, jobs, batch in itertools.product(modes, options.packs, options.batches):
+    alone: dict[int, float] = {}
+    for checkpointing, batch, jobs in itertools.product(modes, options.batches, options.packs):
         try:
-            print(measure(jobs, batch, checkpointing, base, options).row(peak, tiny=options.tiny), flush=True)
-        except torch.OutOfMemoryError:
+            found = measure(jobs, batch, checkpointing, base, options)
+            if jobs == 1:
+                alone[batch] = found.step_ms
+            print(found.row(base, peak, alone.get(batch), tiny=options.tiny), flush=True)
+        except OutOfMemoryError:
             print(
-                f"| {jobs} | {batch} | {'on' if checkpointing else 'off'} | out of memory | - | - | - | - |", flush=True
+                f"| {base.resolution} | {jobs} | {batch} | {checkpointing} | out of memory |" + " - |" * 6, flush=True
             )
         if base.place.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -237,8 +266,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a UNet of the same wiring that a CPU can train")
-    parser.add_argument("--packs", type=int, nargs="+", default=[1, 2, 4, 8], help="jobs trained together")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4], help="images per job and step")
+    parser.add_argument("--packs", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="jobs trained together")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1], help="images per job and step")
+    parser.add_argument("--resolutions", type=int, nargs="+", default=[1024, 512], help="side of the images, px")
     parser.add_argument("--checkpointing", choices=("off", "on", "both"), default="both")
     parser.add_argument("--precision", choices=tuple(DTYPES), default="bf16")
     parser.add_argument("--rank", type=int, default=16)
@@ -256,12 +286,11 @@ def main() -> None:
     dtype = DTYPES[options.precision]
     side = 256 if options.tiny else 8192
     peak = matrix_peak(place.device, dtype, side)
-    base = SyntheticBase(TINY if options.tiny else FULL, place, dtype)
-    parameters = sum(parameter.numel() for parameter in base.denoiser.parameters())
     print(f"{place.describe()}, torch {torch.__version__}, {options.precision}, rank {options.rank}")
-    print(f"UNet of {parameters / 1e6:.0f} million parameters, {base.resolution} px")
-    print(f"{side} x {side} matrix product: {peak:.1f} TFLOP/s\n")
-    all_packs(base, options, peak)
+    print(f"{side} x {side} matrix product: {peak:.1f} TFLOP/s\n\n{HEAD}")
+    shapes = [TINY] if options.tiny else [FULL | {"sample_size": px // 8} for px in options.resolutions]
+    for shape in shapes:
+        all_packs(SyntheticBase(shape, place, dtype), options, peak)
 
 
 if __name__ == "__main__":

@@ -71,8 +71,8 @@ def admit(pack: Pack, source: Source, places: int, about: Mapping[str, Any]) -> 
     runs: list[JobRun] = []
     base = pack.base or tried(partial(Base, jobs[0].experiment, pack.place))
     if isinstance(base, Base):
-        pack.base = base
-        pack.conditions = Conditions.of(jobs[0], device=pack.place.device_name, processes=pack.place.world)
+        if pack.base is None:
+            pack.found(base, Conditions.of(jobs[0], device=pack.place.device_name, processes=pack.place.world))
         runs = _start_each(_prepare_each(jobs, base, pack), base, pack)
         for run in runs:
             if run.is_main:

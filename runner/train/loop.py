@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 SaveArtifacts = Callable[[JobRun, UseRows, Mapping[str, float]], None]
 POLL_S = 0.2
+ROUNDS_PER_LOOK = 50
+"""How often a pack with free places looks for jobs that have come since."""
 
 
 def train(
@@ -74,14 +76,18 @@ def _rounds(
     save: SaveArtifacts,
     stop_requested: Callable[[], bool],
 ) -> None:
-    place = pack.place
+    place, rounds, unfilled = pack.place, 0, 0
     with Progress(enabled=place.is_main) as progress:
         while True:
             if place.any(stop_requested()):
                 pack.each(_interrupt)
                 raise Interrupted("stopped by a signal; every job saved a checkpoint")
             idle = not pack.runs
-            taken = admit(pack, source, at_once - len(pack.runs), about)
+            # Looking for jobs reads files: not in every round while nobody has left.
+            free = at_once - len(pack.runs)
+            asks = idle or free != unfilled or rounds % ROUNDS_PER_LOOK == 0
+            taken = admit(pack, source, free, about) if asks else 0
+            unfilled, rounds = free - taken, rounds + 1
             pack.each(lambda run: run.validate(pack.rows_of(run)) if run.step == 0 else None)
             pack.each(partial(_finish_if_done, pack, save))
             if pack.runs:
@@ -117,7 +123,9 @@ def _validate(pack: Pack, run: JobRun) -> None:
 
 def _prune(run: JobRun) -> object:
     """After all jobs of the round were measured, so that those in one pack are judged together."""
-    reason = falls_behind(run.job, run.step) if run.is_main and run.at_rung else None
+    if not run.at_rung:
+        return None
+    reason = falls_behind(run.job, run.step) if run.is_main else None
     leaves = run.base.place.any(reason is not None)
     if leaves:
         log.info("%s is pruned: %s", run.job.id, reason or "others do better")

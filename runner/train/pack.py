@@ -8,24 +8,21 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-import torch
-
-from runner.errors import OutOfMemoryError, RunnerError
+from runner.errors import RunnerError
 from runner.job import State
 from runner.measured import Conditions, Measurement
 from runner.train.base import Base
 from runner.train.clock import Clock
 from runner.train.cost import Alone, peak_memory_gb
 from runner.train.job_run import JobRun
-from runner.train.loss import squared_error, weigh
 from runner.train.packed import PackedAdapters
+from runner.train.passes import Passes, forget
 from runner.train.place import Place
-from runner.train.samples import Batch, join
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +32,8 @@ LEAVES = object()
 LEAST_STEPS = 10
 """Of fewer steps the time says more of their beginning than of them."""
 
-TIMED_STEPS, TIMED_S = 10, 1.0
-"""A job alone is timed over so many steps, or fewer if they take longer than this."""
-
-Slice = tuple[int, JobRun, range]
-"""The place of a job in the pack, the job, and the positions of its batch."""
+TIMED_STEPS = 5
+"""A job alone is timed over so many steps; as many in every process, which must stay in step."""
 
 
 class Pack:
@@ -50,18 +44,20 @@ class Pack:
     ) -> None:
         self.place, self.clock, self.startup_s, self._on_leave = place, Clock(), startup_s, on_leave
         self.base: Base | None = None
+        self.passes: Passes | None = None
         self.conditions: Conditions | None = None
-        """What the speed of its steps depends on, once there is a base."""
         self.runs: list[JobRun] = []
         self.failed = 0
         self.adapters: PackedAdapters | None = None
-        self.most_rows: int | None = None
-        """Rows of one forward pass, once more have not fitted into memory."""
         self.load_s = 0.0
         self._alone_step_s: dict[tuple[int, int], float] = {}
         self._steps: Counter[int] = Counter()
 
     # --- who is in it ---
+
+    def found(self, base: Base, conditions: Conditions) -> None:
+        """Lay the base that all jobs share, and say what the speed of its steps depends on."""
+        self.base, self.passes, self.conditions = base, Passes(base), conditions
 
     def join(self, runs: Sequence[JobRun]) -> None:
         """Take jobs in."""
@@ -132,13 +128,15 @@ class Pack:
         Raises:
             OutOfMemoryError: not even one image fits into memory.
         """
-        assert self.adapters is not None
-        self._gradients(self.runs)
+        assert self.adapters is not None and self.passes is not None
+        self.passes.gradients(self.adapters, list(enumerate(self.runs)))
         self.place.sum(self.adapters.joint_gradient)
         for run in self.runs:
             run.update()
         self.adapters.refresh()
         self._steps[sum(run.settings.batch_size for run in self.runs)] += 1
+
+    # --- what it costs ---
 
     def measured(self) -> list[Measurement]:
         """What was found of the speed of a step, for the plans of later commands."""
@@ -156,118 +154,16 @@ class Pack:
 
     def _time_alone(self, run: JobRun) -> float:
         """The quickest of a few steps of one job, after one to warm up; they leave nothing behind."""
+        assert self.adapters is not None and self.passes is not None
         spent: list[float] = []
-        while len(spent) < 3 or (len(spent) < TIMED_STEPS and sum(spent) < TIMED_S):
+        for _ in range(TIMED_STEPS):
             self.place.synchronize()
             start = time.perf_counter()
-            self._gradients([run])
+            self.passes.gradients(self.adapters, [(self.runs.index(run), run)])
             self.place.synchronize()
             spent.append(time.perf_counter() - start)
-        self._forget_gradients()
+        forget(self.adapters, [run])
         return min(spent[1:])
-
-    def _gradients(self, runs: Sequence[JobRun]) -> None:
-        """The gradients of one step of some jobs, in as many passes as the memory asks for.
-
-        A step is a pure function of its number, so after a pass that did not fit it starts over with smaller ones.
-        """
-        while True:
-            fault: torch.OutOfMemoryError | None = None
-            try:
-                self._all_parts(runs)
-            except torch.OutOfMemoryError as error:
-                fault = error
-            if not self.place.any(fault is not None):
-                return
-            self._forget_gradients()
-            self._use_less_memory(max(self._rows_of_each(runs)), fault)
-
-    def _all_parts(self, runs: Sequence[JobRun]) -> None:
-        assert self.adapters is not None
-        for part in range(max(run.settings.accumulation for run in runs)):
-            slices = [(self.runs.index(run), run, run.positions(part)) for run in runs]
-            for chunk in in_chunks(slices, self.most_rows):
-                self._backward(chunk)
-            self.adapters.collect()
-
-    def _rows_of_each(self, runs: Sequence[JobRun]) -> list[int]:
-        """Rows of the forward passes of a step, before they are cut."""
-        parts = range(max(run.settings.accumulation for run in runs))
-        return [sum(len(run.positions(part)) for run in runs) for part in parts]
-
-    def _forget_gradients(self) -> None:
-        assert self.adapters is not None
-        self.adapters.gradient.zero_()
-        self.adapters.joint_gradient.zero_()
-        for run in self.runs:
-            run.forget_step()
-
-    def _use_less_memory(self, rows: int, fault: Exception | None) -> None:
-        assert self.base is not None
-        self.base.collect()
-        rows = min(rows, self.most_rows or rows)
-        if rows > 1:
-            self.most_rows = max(1, rows // 2)
-            log.warning("out of memory with %d images at a time: going on with %d", rows, self.most_rows)
-        elif self.base.checkpoint_gradients():
-            log.warning("out of memory with one image at a time: activations are computed twice from here on")
-        else:
-            raise OutOfMemoryError(
-                "out of memory with a single image at a time; lower resolution or lora.rank, or take a larger GPU"
-            ) from fault
-
-    def _backward(self, slices: Sequence[Slice]) -> None:
-        """Forward and backward of some slices, stacked along the batch."""
-        assert self.adapters is not None and self.base is not None
-        base, device = self.base, self.place.device
-        batches = [run.materials.samples.batch(run.step, positions) for _, run, positions in slices]
-        batch = join(batches).to(device)
-        noisy = base.noise.add_noise(batch.latents, batch.noise, batch.timesteps)
-        rows = [(index, len(positions)) for index, _, positions in slices]
-        # Recomputed activations must find the same rows, so the backward pass belongs inside too.
-        with self.adapters.using(rows, [each.sample_ids for each in batches]):
-            text = _text_of(slices, batches, self.adapters)
-            predicted = base.family.predict(base.denoiser, noisy, batch.timesteps, text, batch.time_ids)
-            error_B = squared_error(predicted, batch, base.noise)
-            parts = zip(
-                slices,
-                error_B.split([length for _, length in rows]),
-                batch.timesteps.split([length for _, length in rows]),
-                strict=True,
-            )
-            losses = [
-                run.loss_of(weigh(error, timesteps, run.settings.loss, base.noise))
-                for (_, run, _), error, timesteps in parts
-            ]
-            torch.stack(losses).sum().backward()
-
-
-def in_chunks(slices: Sequence[Slice], most_rows: int | None) -> Iterator[list[Slice]]:
-    """The slices that have rows, in groups of at most so many rows; a slice is cut where it must be."""
-    chunk: list[Slice] = []
-    room = most_rows or sum(len(positions) for _, _, positions in slices)
-    free = room
-    for index, run, positions in slices:
-        rest = positions
-        while len(rest):
-            if not free:
-                yield chunk
-                chunk, free = [], room
-            chunk.append((index, run, rest[:free]))
-            rest, free = rest[free:], free - len(rest[:free])
-    if chunk:
-        yield chunk
-
-
-def _text_of(slices: Sequence[Slice], batches: Sequence[Batch], adapters: PackedAdapters) -> dict[str, torch.Tensor]:
-    """The captions' embeddings, each job's from its own conditioner, stacked in the order of the batch."""
-    if len(slices) == 1:
-        return slices[0][1].materials.conditioner.text(batches[0].captions)
-    texts = []
-    for (index, run, positions), batch in zip(slices, batches, strict=True):
-        with adapters.using([(index, len(positions))], [batch.sample_ids]):
-            texts.append(run.materials.conditioner.text(batch.captions))
-    return {name: torch.cat([text[name] for text in texts]) for name in texts[0]}
 
 
 def tried(action: Callable[[], Any]) -> Any:

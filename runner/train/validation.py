@@ -26,6 +26,7 @@ from runner.schema import Experiment
 from runner.schema.experiment import loss_timesteps
 from runner.train.base import Base
 from runner.train.loss import squared_error
+from runner.train.memory import within_memory
 from runner.train.randomness import generator
 from runner.train.samples import Posteriors, Sample, collate, normal
 from runner.train.text import Conditioner
@@ -57,14 +58,19 @@ class HeldOut:
                 noise = normal(generator(0, "held-out", item.id, timestep), mean.shape)
                 self.samples.append(Sample(latent, noise, timestep, crop.time_ids(item), item.caption))
 
-    @torch.no_grad()
     def loss(self, base: Base, conditioner: Conditioner, use_rows: UseRows) -> dict[str, float]:
         """`validation/loss`, and the loss at each timestep; mean squared error without weights, so that runs
         with different losses can be compared.
         """
+        return within_memory(
+            lambda rows: self._loss(base, conditioner, use_rows, rows), self.chunk, collect=base.collect
+        )
+
+    @torch.no_grad()
+    def _loss(self, base: Base, conditioner: Conditioner, use_rows: UseRows, rows: int) -> dict[str, float]:
         errors: list[Tensor] = []
-        for start in range(0, len(self.samples), self.chunk):
-            part = self.samples[start : start + self.chunk]
+        for start in range(0, len(self.samples), rows):
+            part = self.samples[start : start + rows]
             batch = collate(range(len(part)), part).to(base.place.device)
             noisy = base.noise.add_noise(batch.latents, batch.noise, batch.timesteps)
             with use_rows(len(part)):
@@ -109,7 +115,6 @@ def drawing_key(experiment: Experiment, prompts: Sequence[str]) -> tuple[Any, ..
     return ("samples", experiment.resolution, tuple(prompts), settings.seeds, *how)
 
 
-@torch.no_grad()
 def draw(
     experiment: Experiment,
     prompts: Sequence[str],
@@ -118,9 +123,23 @@ def draw(
     use_rows: UseRows,
 ) -> list[Picture]:
     """Every prompt with every seed."""
+    chunk = max(1, min(MOST_ROWS, PIXELS_PER_FORWARD // experiment.resolution**2) // 2)
+    return within_memory(
+        lambda images: _draw(experiment, prompts, base, conditioner, use_rows, images), chunk, collect=base.collect
+    )
+
+
+@torch.no_grad()
+def _draw(
+    experiment: Experiment,
+    prompts: Sequence[str],
+    base: Base,
+    conditioner: Conditioner,
+    use_rows: UseRows,
+    chunk: int,
+) -> list[Picture]:
     settings = experiment.validation
     wanted = [(index, prompt, seed) for index, prompt in enumerate(prompts) for seed in settings.seeds]
-    chunk = max(1, min(MOST_ROWS, PIXELS_PER_FORWARD // experiment.resolution**2) // 2)
     pictures = []
     for start in range(0, len(wanted), chunk):
         part = wanted[start : start + chunk]

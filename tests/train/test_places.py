@@ -13,8 +13,10 @@ import torch
 from runner.errors import RunnerError
 from runner.job import Job, State, read_manifest, state_of
 from runner.measured import measurements_file
-from runner.train import pack as pack_module
+from runner.train import passes
 from runner.train.loop import train
+from runner.train.memory import within_memory
+from runner.train.packed import PackedAdapters
 from tests.train.bench import CPU, Bench, Listed, difference, records, weights
 
 ROUNDING = 1e-5
@@ -129,21 +131,21 @@ class Memory:
     """A device on which only so many images fit."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, images: int) -> None:
-        self.images, self.passes = images, [0][:0]
-        predict = pack_module.Pack._backward
+        self.images = images
+        self.passes: list[int] = []
+        backward = passes.Passes._backward
 
-        def limited(pack: pack_module.Pack, slices: list[pack_module.Slice]) -> None:
+        def limited(each: passes.Passes, adapters: PackedAdapters, slices: list[passes.Slice]) -> None:
             rows = sum(len(positions) for _, _, positions in slices)
             self.passes.append(rows)
             if rows > self.images:
                 # Half-way: what is in the gradients by then must be forgotten.
-                assert pack.adapters is not None
-                pack.adapters.gradient.normal_()
+                adapters.gradient.normal_()
                 slices[0][1]._loss_of_step += 1000
                 raise torch.OutOfMemoryError("the device is full")
-            predict(pack, slices)
+            backward(each, adapters, slices)
 
-        monkeypatch.setattr(pack_module.Pack, "_backward", limited)
+        monkeypatch.setattr(passes.Passes, "_backward", limited)
 
 
 @pytest.mark.parametrize("images", [5, 2, 1])
@@ -179,8 +181,19 @@ def test_when_one_image_does_not_fit_activations_are_recomputed_and_then_it_is_s
     ]
 
 
-def held_out(job: Job) -> list[float]:
-    return list(records(job, "validation/loss").values())
+def test_validation_goes_on_in_smaller_portions() -> None:
+    tried, collected = [], []
+
+    def action(size: int) -> str:
+        tried.append(size)
+        if size > 3:
+            raise torch.OutOfMemoryError("the device is full")
+        return f"in portions of {size}"
+
+    assert within_memory(action, 12, collect=lambda: collected.append(1)) == "in portions of 3"
+    assert (tried, len(collected)) == ([12, 6, 3], 2)
+    with pytest.raises(torch.OutOfMemoryError):
+        within_memory(lambda size: action(9), 4, collect=lambda: None)
 
 
 PRUNING: dict[str, Any] = {"steps": 12, "pruning": {"name": "asha", "first": 2, "reduction": 2}}
