@@ -7,11 +7,11 @@ import os
 import sys
 
 from runner import HOME
-from runner.errors import Interrupted, RunnerError, SettingsError
+from runner.errors import Detached, Interrupted, RunnerError, SettingsError
 
 
 def main() -> None:
-    """Run the command line; ends with 0, or 1 (a job failed), 2 (nothing was started), 130 (interrupted)."""
+    """Run the command line; ends with 0, 1 (a job failed), 2 (nothing was started), 130 (interrupted)."""
     sys.argv[1:] = arguments = _flags_first(sys.argv[1:])
     if {"-h", "--help"} & set(arguments):
         from runner.command.help import help_text
@@ -27,6 +27,8 @@ def main() -> None:
         _end(str(error), code=2)
     except Interrupted as error:
         _end(str(error), code=130)
+    except Detached as error:
+        sys.stdout.write(f"{error}\n")
     except RunnerError as error:
         _end(str(error), code=1)
     except OSError as error:

@@ -9,6 +9,7 @@ RunnerError
 ├── DivergedError                       a job's loss is no longer finite
 ├── OutOfMemoryError                    not even one image fits into memory
 ├── Interrupted                         a signal asked to stop; the work is saved
+├── Detached                            jobs go on elsewhere without this command
 └── JobsFailed                          at least one job did not complete
 """
 
@@ -49,6 +50,10 @@ class OutOfMemoryError(RunnerError):
 
 class Interrupted(RunnerError):
     """A signal asked to stop; everything up to the named step is saved."""
+
+
+class Detached(RunnerError):
+    """Jobs go on elsewhere, and this command does not wait for them."""
 
 
 class JobsFailed(RunnerError):

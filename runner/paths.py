@@ -59,6 +59,14 @@ class ExperimentPaths:
         self.study = self.folder / "study.db"
         self.workspace = self.folder / "wandb-workspace.json"
 
+    def cluster(self, name: str) -> Path:
+        """Folder of the lists that workers on a cluster take from, and of what they say."""
+        return self.folder / name
+
+    def queue(self, cluster: str, key: str) -> Path:
+        """One such list."""
+        return self.cluster(cluster) / f"queue-{key}.json"
+
     def worker_log(self, place: str) -> Path:
         """What the workers on one place have said, where it was not shown."""
         return self.folder / f"worker-{place}.log"

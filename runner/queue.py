@@ -7,9 +7,12 @@ Knows nothing of how jobs are trained.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import Any
 
 from runner.errors import RunnerError
 from runner.job import Job, LockedError, State, lock, read_job, state_of
@@ -21,19 +24,47 @@ class Queue:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self._resumes = False
 
-    def write(self, folders: Sequence[Path], *, is_open: bool) -> None:
-        """Say which jobs there are, and whether others may follow; a reader sees the old list or the new one."""
-        write_text(self.file, json.dumps({"open": is_open, "folders": [str(folder) for folder in folders]}))
+    def write(
+        self,
+        folders: Sequence[Path],
+        *,
+        is_open: bool,
+        open_for_s: float | None = None,
+        resumes: bool = False,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Say which jobs there are; a reader sees the old list or the new one.
+
+        Args:
+            is_open: whether others may follow.
+            open_for_s: seconds after which none will, unless this is written again by then; None is never.
+            resumes: whether a job that a signal has interrupted is for the next worker.
+            about: what else whoever writes it wants to find here again.
+        """
+        content = {"folders": [str(folder) for folder in folders], "open": is_open, "resumes": resumes}
+        if is_open and open_for_s is not None:
+            content["open_until"] = time.time() + open_for_s
+        write_text(self.file, json.dumps(content | {"about": dict(about or {})}))
 
     def read(self) -> tuple[list[Path], bool]:
         """The folders, and whether others may follow."""
         content = json.loads(self.file.read_text(encoding="utf-8"))
-        return [Path(folder) for folder in content["folders"]], bool(content["open"])
+        self._resumes = bool(content.get("resumes"))
+        is_open = bool(content["open"]) and time.time() < content.get("open_until", math.inf)
+        return [Path(folder) for folder in content["folders"]], is_open
+
+    def about(self) -> dict[str, Any]:
+        """What else was written; nothing where there is no such file."""
+        try:
+            return dict(json.loads(self.file.read_text(encoding="utf-8"))["about"])
+        except (OSError, ValueError, KeyError):
+            return {}
 
     def takes(self, state: State) -> bool:
-        """Only what is pending: a job that failed here is not for the next worker to try."""
-        return state is State.PENDING
+        """What nobody has begun with: a job that failed here is not for the next worker to try."""
+        return state in (State.PENDING, State.SUBMITTED) or (state is State.INTERRUPTED and self._resumes)
 
 
 class FixedQueue(Queue):

@@ -33,6 +33,9 @@ CRASHED_CODE = 70
 LAUNCHER_PID = "RUNNER_LAUNCHER_PID"
 """Environment variable with the process that started this worker and will settle what it leaves."""
 
+WORKER_NAME = "RUNNER_WORKER"
+"""Environment variable with the name that whoever has started this worker knows it by; recorded with its jobs."""
+
 RECORDED_PACKAGES = (
     "torch",
     "diffusers",
@@ -52,7 +55,9 @@ class StopSignal:
         self.requested = False
 
     def __enter__(self) -> StopSignal:
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        # A signal that was ignored from the start, as Ctrl-C is in the background, stays so.
+        asked = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._ask) for number in asked}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,7 +115,12 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
             place,
             at_once=options.at_once or len(options.folders) or 1,
             startup_s=time.perf_counter() - STARTED_S,
-            about={"versions": versions(), "git_commit": git_commit(), "device": place.describe()},
+            about={
+                "versions": versions(),
+                "git_commit": git_commit(),
+                "device": place.describe(),
+                "worker": os.environ.get(WORKER_NAME),
+            },
             save=save_artifacts,
             stop_requested=lambda: stop.requested or _orphaned(),
         )

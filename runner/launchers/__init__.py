@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from runner.job import Job
 from runner.machine import Machine
 from runner.plan import Plan
 
-LAUNCHERS = {"local": "runner.launchers.local"}
+LAUNCHERS = {"local": "runner.launchers.local", "slurm": "runner.launchers.slurm"}
 
 MoreJobs = Callable[[int], Sequence[Job]]
 """Asked for so many further jobs when places are free; fewer or none mean that there are no more at this moment."""
@@ -32,8 +33,15 @@ class Launcher(Protocol):
         """Work through the plan, and through what `more` gives; the job folders say how it went.
 
         Raises:
-            Interrupted: a signal asked to stop; every job that was training has saved its work.
+            Interrupted: a signal asked to stop; every job that was training has saved its work, or goes on elsewhere.
+            Detached: jobs go on without this command, as was asked for.
         """
+
+    def attached(self, jobs: Sequence[Job], settings: Any) -> Sequence[Path]:
+        """Folders of jobs that an earlier command has left to run here; `launch` takes them up from the plan."""
+
+    def preview(self, plan: Plan, settings: Any) -> list[str]:
+        """What a dry run shows besides the plan, a line each."""
 
 
 def find_launcher(name: str) -> Launcher:

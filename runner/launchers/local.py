@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner.job import Job
 from runner.launchers import MoreJobs
 from runner.launchers.schedule import Schedule
 from runner.machine import Machine, find_gpus, this_machine
@@ -28,6 +32,16 @@ def check(settings: LocalLauncher) -> list[str]:
 def machine(settings: LocalLauncher) -> Machine:
     """This machine."""
     return this_machine(settings.device)
+
+
+def attached(jobs: Sequence[Job], settings: LocalLauncher) -> list[Path]:
+    """None: workers of this launcher end with its command."""
+    return []
+
+
+def preview(plan: Plan, settings: LocalLauncher) -> list[str]:
+    """Nothing: the plan says it all."""
+    return []
 
 
 def launch(plan: Plan, settings: LocalLauncher, more: MoreJobs | None = None) -> None:

@@ -69,21 +69,38 @@ class Worker:
 
 def worker_command(queue: Path, *, at_once: int, processes: int, device: str) -> list[str]:
     """The command that trains the jobs of a queue; the same in a container as here."""
+    python, *worker = worker_arguments(queue, at_once=at_once, device=device)
+    return [python, *worker] if processes == 1 else [python, *torch_arguments(processes), *worker]
+
+
+def worker_arguments(queue: Path, *, at_once: int, device: str) -> list[str]:
+    """The same for a single process; what starts several puts itself after the interpreter."""
     worker = ["-m", "runner.work", "--device", device, "--at-once", str(at_once), "--queue", str(queue)]
-    if processes == 1:
-        return [sys.executable, *worker]
+    return [sys.executable, *worker]
+
+
+def torch_arguments(processes: int, *, nodes: int = 1) -> list[str]:
+    """What starts several processes on each node; several nodes must be told besides where they meet."""
     # Not `accelerate launch`: with --cpu it starts a single process whatever --num_processes says (1.15).
-    distributed = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [sys.executable, *distributed, *worker]
+    together = ["--standalone"] if nodes == 1 else ["--nnodes", str(nodes)]
+    return ["-m", "torch.distributed.run", *together, "--nproc_per_node", str(processes)]
 
 
 def worker_environment(threads: int) -> dict[str, str]:
-    """What a worker's process is told besides its command."""
-    # A relative PYTHONPATH or an uninstalled checkout must stay importable from the worker.
+    """What a worker's process on this machine is told besides its command."""
+    return worker_defaults(threads) | os.environ | {"PYTHONPATH": python_path(), LAUNCHER_PID: str(os.getpid())}
+
+
+def python_path() -> str:
+    """PYTHONPATH of a worker: what is importable here, from a relative folder or an uninstalled checkout too."""
     here = str(Path(__file__).resolve().parents[2])
     paths = [here, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return os.pathsep.join(os.path.abspath(path) for path in dict.fromkeys(paths) if path)
+
+
+def worker_defaults(threads: int | None) -> dict[str, str]:
+    """Environment variables for a worker, unless the user has set them; None threads are for the cluster to say."""
     # GNU OpenMP's threads spin for milliseconds by default before they sleep: on cores that others use too, small
     # operations then take ten times as long and more. This many turns cost 5 % alone (both measured on two cores).
-    defaults = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "30000", "TOKENIZERS_PARALLELISM": "false"}
-    own = {"PYTHONPATH": os.pathsep.join(path for path in paths if path), LAUNCHER_PID: str(os.getpid())}
-    return defaults | os.environ | own
+    named = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return named | {"GOMP_SPINCOUNT": "30000", "TOKENIZERS_PARALLELISM": "false"}

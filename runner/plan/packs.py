@@ -120,7 +120,7 @@ def size_pack(
         share_of: jobs of the whole command, which share the places.
     """
     places = places_of(launcher, machine)
-    processes = launcher.processes or _spread(jobs, places, machine, share_of)
+    processes = launcher.fixed_processes or _spread(jobs, places, machine, share_of)
     workers = max(1, min(count, places // processes if machine.has_gpus else places))
     most, why = _most_at_once(jobs, launcher, machine, costs, processes)
     at_once = min(most, -(-count // workers))
@@ -136,7 +136,8 @@ def size_pack(
 def places_of(launcher: LauncherSettings, machine: Machine) -> int:
     """Where something may train at the same time: GPUs, or shares of the one CPU."""
     if machine.has_gpus:
-        return min(launcher.concurrency or len(machine.devices), len(machine.devices))
+        wanted = (launcher.concurrency or len(machine.devices)) * (launcher.fixed_processes or 1)
+        return min(wanted, len(machine.devices))
     return launcher.concurrency or 1
 
 

@@ -65,7 +65,7 @@ def _duration(seconds: float) -> str:
 
 def _describe(job: Job) -> str:
     settings = job.experiment
-    chosen = " ".join(text for text in job.overrides if not text.startswith("launcher.")) or "defaults"
+    chosen = " ".join(text for text in job.overrides if not text.startswith(("launcher.", "launcher="))) or "defaults"
     return f"{chosen}  ({settings.steps} steps of {settings.batch_size}, rank {settings.lora.rank})"
 
 

@@ -7,10 +7,9 @@ from pydantic import model_validator
 from runner.schema.comparing import RECORDED, ObjectiveSettings, PruningSettings
 from runner.schema.inputs import DatasetSettings, MethodSettings, ModelSettings, Precision
 from runner.schema.knob import Settings, knob, section
+from runner.schema.launching import LauncherSettings, LocalLauncher
 from runner.schema.running import (
     CheckpointSettings,
-    LauncherSettings,
-    LocalLauncher,
     LoggerSettings,
     TaskSettings,
     ValidationSettings,
@@ -75,11 +74,13 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:
-        processes = self.launcher.processes or 1
+        processes = self.launcher.fixed_processes or 1
         if processes > self.batch_size:
+            key = next(key for key in ("processes", "gpus_per_node", "nodes") if getattr(self.launcher, key, None))
             raise ValueError(
-                f"launcher.processes = {processes}: batch_size = {self.batch_size} leaves "
-                f"{processes - self.batch_size} of them without work; raise batch_size or lower launcher.processes"
+                f"launcher.{key} = {getattr(self.launcher, key)}: batch_size = {self.batch_size} leaves "
+                f"{processes - self.batch_size} of {processes} processes without work; raise batch_size or lower "
+                f"launcher.{key}"
             )
         if self.accumulation > self.batch_size:
             raise ValueError(

@@ -90,6 +90,8 @@ def _name(annotation: Any) -> str:
         return " or ".join(_name(argument) for argument in arguments)
     if origin is tuple:
         return f"list of {_name(arguments[0])}"
+    if origin is dict:
+        return f"mapping to {_name(arguments[1])}"
     if hasattr(annotation, "__metadata__"):
         return _name(arguments[0])
     names = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}

@@ -1,4 +1,4 @@
-"""How a job is watched and kept, and where it runs: nothing here changes what is trained but `validation`."""
+"""How a job is watched and kept: nothing here changes what is trained but `validation`."""
 
 from __future__ import annotations
 
@@ -73,36 +73,6 @@ class CheckpointSettings(Settings):
         doc="Period of checkpoints; 0 means only when a signal asks to stop.",
     )
     keep: int = knob(2, ge=1, unit="checkpoints", doc="How many to keep; older ones are removed.")
-
-
-class LocalLauncher(Settings):
-    """`launcher=local`: processes on this machine."""
-
-    name: Literal["local"] = knob("local", doc="Where jobs run.")
-    device: Literal["auto", "cpu", "cuda"] = knob("auto", doc="`auto` uses the GPUs where there are any.")
-    processes: int | None = knob(
-        None,
-        ge=1,
-        doc="Processes each job is spread over; null means one, or the GPUs that would have no job otherwise.",
-    )
-    concurrency: int | None = knob(
-        None, ge=1, doc="Packs that train at the same time; null means one on the CPU, and as many as the GPUs hold."
-    )
-    pack: Annotated[int, Field(ge=1)] | Literal["auto"] = knob(
-        "auto",
-        unit="jobs",
-        doc="Most jobs trained together over one base model; `auto` is up to 8 on the CPU and 16 on a GPU, as far as "
-        "the memory is known to hold them.",
-    )
-    gradient_checkpointing: bool = knob(
-        False, doc="Recompute activations in the backward pass: less memory, about a third more time."
-    )
-    dry_run: bool | Literal["json"] = knob(
-        False, doc="Print the plan and stop; `json` prints it as JSON and nothing else."
-    )
-
-
-LauncherSettings = Annotated[LocalLauncher, Field()]
 
 
 class LoggerSettings(Settings):

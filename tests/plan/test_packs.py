@@ -54,7 +54,7 @@ def plan(
     states: dict[Path, State] | None = None,
     **launcher: Any,
 ) -> Plan:
-    settings = Experiment.model_validate({"launcher": launcher}).launcher
+    settings = Experiment.model_validate({"launcher": {"name": "local", **launcher}}).launcher
     return make_plan(jobs, states or {}, settings, machine=machine, costs=costs or Costs())
 
 
@@ -81,6 +81,8 @@ def shapes(found: Plan) -> list[tuple[int, int, int, int]]:
         (gpus(8), 2, {}, (2, 1, 2, 4)),
         (gpus(4), 8, {"processes": 2}, (8, 4, 2, 2)),
         (gpus(4), 8, {"concurrency": 2}, (8, 4, 2, 1)),
+        (gpus(4), 8, {"processes": 2, "concurrency": 2}, (8, 4, 2, 2)),
+        (gpus(4), 8, {"processes": 2, "concurrency": 1}, (8, 8, 1, 2)),
     ],
 )
 def test_jobs_are_spread_over_the_places(

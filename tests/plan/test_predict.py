@@ -84,8 +84,8 @@ def counted(config: dict[str, Any], side: int) -> Counted:
 def test_arithmetic_agrees_with_what_torch_counts(name: str) -> None:
     config, side = SHAPES[name]
     work, found = count_unet(config, latent_side=side), counted(config, side)
-    # On the CPU torch does not count its attention kernel. Not counted here: adapters, and that the backward pass ends at
-    # the first of them, which on a miniature of three blocks is a larger part of the whole.
+    # On the CPU torch does not count its attention kernel. Not counted here: adapters, and that the backward pass ends
+    # at the first of them, which on a miniature of three blocks is a larger part of the whole.
     assert work.products == pytest.approx(found.products, rel=0.06)
     assert work.training_flop(checkpointing=False) - work.products - 3 * work.attention == pytest.approx(
         found.backward, rel=0.12 if name != "mini" else 0.15
@@ -127,7 +127,7 @@ def test_unmeasured_packs_are_estimated_and_called_so() -> None:
 def test_packs_are_no_larger_than_the_memory() -> None:
     small = Machine((Device("cuda", "NVIDIA L4", 24.0, "0"),), cores=8)
     assert packed(16, small).at_once < packed(16).at_once == 12
-    thrifty = packed(16, small, launcher={"gradient_checkpointing": True})
+    thrifty = packed(16, small, launcher={"name": "local", "gradient_checkpointing": True})
     assert thrifty.at_once > packed(16, small).at_once
     assert packed(16, small).why == "as far as 24 GB hold them, by estimate"
 

@@ -1,0 +1,73 @@
+"""What a cluster is to the project: a queue that workers are put into, and that says how they ended.
+
+`runner.launchers.dispatch` does everything else, so that one more kind of cluster is one small class
+(docs/clusters.md has one from beginning to end).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from runner.errors import RunnerError
+from runner.launchers.worker import worker_command
+
+
+class NotSubmitted(RunnerError):
+    """The cluster has refused a worker; the message is what it said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A worker to be put into a cluster's queue."""
+
+    title: str
+    """For the people who look at that queue."""
+    queue: Path
+    """The list that it takes jobs from."""
+    at_once: int
+    """Most jobs that it trains together."""
+    processes: int
+    device: str
+    """auto, cpu or cuda."""
+
+    @property
+    def command(self) -> list[str]:
+        """What the worker is, where all its processes are on one node."""
+        return worker_command(self.queue, at_once=self.at_once, processes=self.processes, device=self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gone:
+    """A worker that neither waits nor runs any more."""
+
+    words: str
+    """How it ended, in the cluster's words."""
+    reason: Literal["ended", "cancelled", "taken"] = "ended"
+    """`cancelled` by somebody, `taken` by the cluster (preempted, out of time, a broken node), or `ended` by itself:
+    done, or crashed, which only the jobs that it leaves behind can tell."""
+
+
+class Cluster(Protocol):
+    """A cluster's queue."""
+
+    name: str
+    """Also the name of the folder in an experiment's that its workers' lists and logs lie in."""
+
+    def submit(self, order: Order, *, after: str | None) -> str:
+        """Put a worker into the queue, to start when another one has ended, if `after` names one; its id.
+
+        Raises:
+            NotSubmitted: the cluster has refused it.
+        """
+
+    def gone(self, workers: Sequence[str]) -> Mapping[str, Gone]:
+        """Those of these workers that have ended. Asked often: it may remember the last answer for a while."""
+
+    def log(self, worker: str, folder: Path) -> Path:
+        """Where a worker's output is; its list lies in that folder."""
+
+    def how_to_cancel(self, workers: Sequence[str]) -> str:
+        """The command that ends these workers."""

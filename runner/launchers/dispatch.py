@@ -1,0 +1,238 @@
+"""Which workers are in a cluster's queue, and what becomes of the jobs of one that is gone.
+
+Everything is submitted at once, so that the cluster can go on without this process; waiting only watches. The states
+in the job folders are the truth: the same command finds again what an earlier one has submitted. `schedule.py` does the
+same for this machine, where workers are processes of the command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from time import monotonic, sleep
+
+from runner.errors import Detached, Interrupted, SettingsError
+from runner.job import Job, State, lock, read_manifest, register, update_manifest
+from runner.launchers import MoreJobs
+from runner.launchers.cluster import Cluster, Gone, NotSubmitted
+from runner.launchers.lots import OPEN_FOR_S, UNSETTLED, Lot, recorded_lots
+from runner.launchers.settle import fail, halved, is_dead, last_words, take_up_again
+from runner.plan import Plan, pack_key
+from runner.report.words import count
+from runner.schema import QueuedLauncher
+from runner.status import live_table
+
+log = logging.getLogger(__name__)
+
+POLL_S = 2.0
+GRACE_S = 5.0
+"""A shared file system shows what a worker wrote last only a while after the cluster says that it has ended."""
+
+
+class Dispatch:
+    """Works through a plan on a cluster."""
+
+    def __init__(self, plan: Plan, settings: QueuedLauncher, cluster: Cluster, more: MoreJobs | None = None) -> None:
+        if more is not None and not settings.wait:
+            raise SettingsError(
+                "launcher.wait = False: a search goes on by results, and has to wait for them; remove it"
+            )
+        self.plan, self.settings, self.cluster, self.more = plan, settings, cluster, more
+        self.lots: list[Lot] = []
+        self.capacity = sum(pack.at_once * pack.workers for pack in plan.packs)
+        jobs = (*plan.todo, *plan.elsewhere)
+        self._common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+        self._gone_since: dict[str, float] = {}
+        self._opened = 0.0
+
+    def run(self) -> None:
+        """Submit what is missing, and wait for everything unless it was said not to.
+
+        Raises:
+            Detached: jobs are submitted or running, and nobody waits.
+            Interrupted: Ctrl-C, or the cluster has taken away workers too often; jobs are not done.
+        """
+        try:
+            self._submit_missing()
+            with live_table(lambda: [job.folder for lot in list(self.lots) for job in lot.jobs]):
+                self._watch()
+        except KeyboardInterrupt:
+            log.info("%s", self._how_it_goes_on())
+            raise Interrupted("stopped waiting") from None
+        if any(lot.in_state(State.INTERRUPTED) for lot in self.lots):
+            raise Interrupted("jobs were interrupted")
+
+    def _submit_missing(self) -> None:
+        self._attach()
+        attached = {job.folder for lot in self.lots for job in lot.jobs}
+        for pack in self.plan.packs:
+            if missing := [job for job in pack.jobs if job.folder not in attached]:
+                self._submit(Lot(dataclasses.replace(pack, jobs=tuple(missing)), self.cluster.name))
+        if not self.settings.wait and any(lot.is_unsettled for lot in self.lots):
+            raise Detached(self._how_it_goes_on())
+
+    def _watch(self) -> None:
+        while True:
+            self._look()
+            self._settle()
+            self._ask_for_more()
+            if not any(lot.is_unsettled for lot in self.lots):
+                return
+            sleep(POLL_S)
+
+    def _look(self) -> None:
+        for lot in self.lots:
+            for job in lot.look():
+                own = [text for text in job.overrides if text not in self._common]
+                log.info("%s  %s  %s", job.id, lot.states[job.folder].value, " ".join(own))
+
+    # --- submitting ---
+
+    def _attach(self) -> None:
+        """Take up what earlier commands have submitted and what is not over yet."""
+        for lot in recorded_lots((*self.plan.todo, *self.plan.elsewhere), self.cluster.name):
+            alive = [worker for worker in lot.alive if worker not in self.cluster.gone(lot.alive)]
+            if alive:
+                lot.begin(lot.in_state(State.PENDING))
+                self.lots.append(lot)
+                log.info("submitted before: %s, for %s", self._names(alive), count(len(lot.jobs), "job"))
+
+    def _submit(self, lot: Lot) -> None:
+        """Put the workers of a lot into the queue, no more of them than `launcher.concurrency` at a time."""
+        self.lots.append(lot)
+        lot.begin(lot.jobs)
+        if not lot.jobs:
+            return
+        lot.is_open = self.more is not None
+        lot.write()
+        for _ in range(lot.pack.workers):
+            alive = [worker for other in self.lots for worker in other.alive]
+            most = self.settings.concurrency
+            try:
+                worker = self.cluster.submit(
+                    lot.order(self.settings.device), after=alive[-most] if most and len(alive) >= most else None
+                )
+            except NotSubmitted as error:
+                log.error("%s has refused a worker: %s", self.cluster.name, error)
+                if not lot.alive:
+                    for job in lot.jobs:
+                        fail(job, f"{self.cluster.name} has refused it: {error}")
+                break
+            lot.add_worker(worker)
+            log.info("submitted: %s, for %s", self._names([worker]), count(len(lot.jobs), "job"))
+        lot.look()
+
+    def _ask_for_more(self) -> None:
+        if self.more is None:
+            return
+        unsettled = sum(len(lot.in_state(*UNSETTLED)) for lot in self.lots)
+        room = max(1, self.capacity) - unsettled
+        jobs = self.more(room) if room > 0 else []
+        for job in jobs:
+            self._take_in(job)
+        if not jobs and not any(lot.is_unsettled for lot in self.lots):
+            self.more = None
+        if self.more is None or jobs or monotonic() - self._opened > OPEN_FOR_S / 4:
+            self._opened = monotonic()
+            for lot in self.lots:
+                lot.is_open = self.more is not None
+                if lot.alive:
+                    lot.write()
+
+    def _take_in(self, job: Job) -> None:
+        with lock(job.folder):
+            register(job)
+        for lot in self.lots:
+            if lot.alive and pack_key(lot.pack.jobs[0]) == pack_key(job):
+                lot.jobs.append(job)
+                lot.begin([job])
+                return
+        like = self.lots[0].pack if self.lots else self.plan.packs[0]
+        self._submit(Lot(dataclasses.replace(like, jobs=(job,), workers=1, prediction=None), self.cluster.name))
+
+    # --- what has ended ---
+
+    def _settle(self) -> None:
+        gone = self.cluster.gone([worker for lot in self.lots for worker in lot.alive])
+        for lot in list(self.lots):
+            for worker in [worker for worker in lot.alive if worker in gone]:
+                since = self._gone_since.setdefault(worker, monotonic())
+                if not lot.is_unsettled or monotonic() - since >= GRACE_S:
+                    lot.alive.remove(worker)
+                    self._after(lot, worker, gone[worker])
+                    lot.look()
+
+    def _after(self, lot: Lot, worker: str, gone: Gone) -> None:
+        """Settle the jobs that a worker has left unfinished, which it could not do itself."""
+        lot.look()
+        how = f"{self.cluster.name} {worker} {gone.words}"
+        manifests = {job.folder: read_manifest(job.folder) for job in lot.jobs}
+        dead = [job for job in lot.jobs if manifests[job.folder].get("worker") not in lot.alive and is_dead(job)]
+        # What others of its workers can still take is theirs.
+        left = [] if lot.alive else lot.in_state(State.PENDING, State.SUBMITTED)
+        interrupted = [] if lot.alive else lot.in_state(State.INTERRUPTED)
+        # A worker from an earlier command may have been about to end when a job was put back into its list.
+        began = (
+            lot.is_earlier or len(left) < len(lot.jobs) or any(m.get("worker") == worker for m in manifests.values())
+        )
+        if gone.reason == "cancelled":
+            for job in (*dead, *left, *interrupted):
+                update_manifest(job.folder, state=State.CANCELLED, error=how, crashed=False)
+        elif gone.reason == "taken":
+            take_up_again(dead)
+            self._send_on(lot, [*left, *interrupted, *([] if lot.alive else dead)], how)
+        else:
+            self._blame(lot, dead, worker, how)
+            if left and not began:
+                for job in left:
+                    fail(job, f"{how} before this job began{self._why(lot, worker)}")
+            self._send_on(lot, [*(left if began else []), *interrupted], how)
+        lot.look()
+        if not lot.alive:
+            # What is still open is held by another runner, and is that one's to finish.
+            lot.drop(lot.in_state(*UNSETTLED))
+
+    def _blame(self, lot: Lot, dead: Sequence[Job], worker: str, how: str) -> None:
+        """Who crashes alone is to blame; several go on from their checkpoints, half as many at once."""
+        if len(dead) == 1:
+            fail(dead[0], f"{how}{self._why(lot, worker)}")
+        elif dead:
+            pack = halved(lot.pack, dead)
+            log.warning("%s with %d jobs; they go on, %d at once", how, len(dead), pack.at_once)
+            take_up_again(dead)
+            lot.drop(dead)
+            self._submit(Lot(pack, self.cluster.name, attempt=lot.attempt))
+
+    def _send_on(self, lot: Lot, jobs: Sequence[Job], how: str) -> None:
+        """Submit jobs again whose workers are gone through no fault of theirs."""
+        if not jobs:
+            return
+        if lot.attempt >= self.settings.resubmissions:
+            log.warning("%s; launcher.resubmissions = %d is used up", how, self.settings.resubmissions)
+            for job in jobs:
+                update_manifest(job.folder, state=State.INTERRUPTED)
+            return
+        log.info("%s; what it has left goes on in another worker", how)
+        lot.drop(jobs)
+        pack = lot.part(jobs, why="what a worker has left")
+        self._submit(Lot(pack, self.cluster.name, attempt=lot.attempt + 1))
+
+    # --- words ---
+
+    def _how_it_goes_on(self) -> str:
+        workers = [worker for lot in self.lots for worker in lot.alive]
+        gone = self.cluster.gone(workers)
+        alive = [worker for worker in workers if worker not in gone]
+        return (
+            f"{self._names(alive)} go on without this command. The same command again waits for the results, and "
+            f"submits nothing twice.\nTo look: python -m runner.status. To stop them, after each has saved: "
+            f"{self.cluster.how_to_cancel(alive)}"
+        )
+
+    def _names(self, workers: Sequence[str]) -> str:
+        return f"{self.cluster.name} {', '.join(workers)}"
+
+    def _why(self, lot: Lot, worker: str) -> str:
+        words = last_words(self.cluster.log(worker, lot.queue.file.parent))
+        return f": {words}" if words else ""

@@ -1,0 +1,144 @@
+"""Jobs that are in a cluster's queue, and what their folders say of it, so that any later command finds them again.
+
+A lot is a pack whose workers run without the command that has submitted them. Its list of jobs lies in the experiment's
+folder, with the ids of its workers; each job's manifest names the list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from runner.job import Job, LockedError, State, lock, read_manifest, state_of, update_manifest
+from runner.launchers.cluster import Cluster, Order
+from runner.paths import ExperimentPaths
+from runner.plan import Pack
+from runner.queue import Queue
+
+UNSETTLED = (State.PENDING, State.SUBMITTED, State.RUNNING)
+OPEN_FOR_S = 600.0
+"""Workers wait for further jobs for so long after the last sign of a command that may bring some."""
+
+
+class Lot:
+    """A pack in a cluster's queue.
+
+    Args:
+        attempt: how often its jobs were submitted before by the same command.
+    """
+
+    def __init__(self, pack: Pack, cluster: str, *, attempt: int = 0, queue: Queue | None = None) -> None:
+        self.pack, self.cluster, self.attempt = pack, cluster, attempt
+        self.jobs = list(pack.jobs)
+        self.queue = queue or Queue(_list_of(pack, cluster))
+        self.workers: list[str] = []
+        self.alive: list[str] = []
+        self.is_earlier = False
+        """Whether an earlier command has submitted it."""
+        self.is_open = False
+        """Whether further jobs may follow, for which idle workers wait."""
+        self.states: dict[Path, State] = {}
+        self.look()
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Mark jobs as submitted, before a worker could take one; what somebody else holds is not ours."""
+        for job in jobs:
+            try:
+                with lock(job.folder):
+                    state = state_of(job.folder)
+                    if state not in (State.COMPLETED, State.PRUNED):
+                        submission = {"cluster": self.cluster, "queue": str(self.queue.file), "ids": self.workers}
+                        update_manifest(job.folder, state=State.SUBMITTED, submission=submission)
+            except LockedError:
+                self.drop([job])
+        self.look()
+
+    def add_worker(self, worker: str) -> None:
+        """Take note of a worker, in the list and in the manifests of the jobs that it has not begun with yet."""
+        self.workers.append(worker)
+        self.alive.append(worker)
+        self.write()
+        for job in self.jobs:
+            try:
+                with lock(job.folder, patience_s=0.0):
+                    manifest = read_manifest(job.folder)
+                    if manifest["state"] == State.SUBMITTED:
+                        submission = manifest["submission"] | {"ids": self.workers}
+                        update_manifest(job.folder, submission=submission)
+            except LockedError:
+                continue  # a worker has it, and says so itself
+
+    def write(self) -> None:
+        """Write the list; one that is open must be written again before `OPEN_FOR_S` are over."""
+        about = {"workers": self.workers, "at_once": self.pack.at_once, "processes": self.pack.processes}
+        folders = [job.folder for job in self.jobs]
+        self.queue.write(folders, is_open=self.is_open, open_for_s=OPEN_FOR_S, resumes=True, about=about)
+
+    def order(self, device: str) -> Order:
+        """One of its workers, to be submitted."""
+        return Order(
+            title=self.pack.jobs[0].experiment.name,
+            queue=self.queue.file,
+            at_once=self.pack.at_once,
+            processes=self.pack.processes,
+            device=device,
+        )
+
+    def look(self) -> list[Job]:
+        """Read the states of all jobs; those that have another one than at the last look."""
+        before = self.states
+        self.states = {job.folder: state_of(job.folder) for job in self.jobs}
+        return [job for job in self.jobs if before.get(job.folder) != self.states[job.folder]]
+
+    def drop(self, jobs: Iterable[Job]) -> None:
+        """Forget jobs that go on elsewhere."""
+        gone = {job.folder for job in jobs}
+        self.jobs = [job for job in self.jobs if job.folder not in gone]
+        self.states = {folder: state for folder, state in self.states.items() if folder not in gone}
+
+    def in_state(self, *states: State) -> list[Job]:
+        """The jobs in one of these states, at the last look."""
+        return [job for job in self.jobs if self.states[job.folder] in states]
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether something is still to come of it; what was interrupted goes on by itself while there are workers."""
+        return bool(self.in_state(*UNSETTLED)) or bool(self.alive and self.in_state(State.INTERRUPTED))
+
+    def part(self, jobs: Sequence[Job], *, why: str) -> Pack:
+        """A pack of some of its jobs, with as many workers as these keep busy."""
+        workers = max(1, min(self.pack.workers, -(-len(jobs) // self.pack.at_once)))
+        return dataclasses.replace(self.pack, jobs=tuple(jobs), workers=workers, why=why, prediction=None)
+
+
+def recorded_lots(jobs: Iterable[Job], cluster: str) -> list[Lot]:
+    """The lots that jobs were submitted in, by whatever command, as their folders say; all workers taken as alive."""
+    lists: dict[str, list[Job]] = {}
+    for job in jobs:
+        submission = read_manifest(job.folder).get("submission") or {}
+        if submission.get("cluster") == cluster:
+            lists.setdefault(submission["queue"], []).append(job)
+    lots = []
+    for file, members in lists.items():
+        about = Queue(Path(file)).about()
+        if workers := list(about.get("workers", ())):
+            pack = Pack(tuple(members), about["at_once"], len(workers), about["processes"], "submitted earlier")
+            lot = Lot(pack, cluster, queue=Queue(Path(file)))
+            lot.workers, lot.alive, lot.is_earlier = workers, list(workers), True
+            lots.append(lot)
+    return lots
+
+
+def attached(jobs: Iterable[Job], cluster: Cluster) -> list[Path]:
+    """Folders of the jobs that an earlier command has submitted to a cluster, and whose workers wait or run."""
+    lots = recorded_lots(jobs, cluster.name)
+    gone = cluster.gone([worker for lot in lots for worker in lot.alive])
+    return [job.folder for lot in lots if not set(lot.alive) <= set(gone) for job in lot.jobs]
+
+
+def _list_of(pack: Pack, cluster: str) -> Path:
+    """Where a pack's list is: the same jobs have the same list, whenever they are submitted."""
+    key = hashlib.sha256(" ".join(sorted(job.id for job in pack.jobs)).encode()).hexdigest()[:8]
+    return ExperimentPaths(pack.jobs[0].folder.parent).queue(cluster, key)

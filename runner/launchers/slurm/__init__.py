@@ -1,0 +1,67 @@
+"""`launcher=slurm`: workers in a Slurm cluster's queue, through submitit; or, without Slurm, in the background here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner.job import Job
+from runner.launchers import MoreJobs, lots
+from runner.launchers.dispatch import Dispatch
+from runner.launchers.slurm.preflight import check
+from runner.launchers.slurm.text import NAMES, submission_text
+from runner.machine import Device, Machine, this_machine
+from runner.plan import Plan
+from runner.schema import SlurmLauncher
+
+if TYPE_CHECKING:
+    from runner.launchers.cluster import Cluster
+
+__all__ = ["attached", "check", "launch", "machine", "preview"]
+
+UNNAMED_GPU = "a GPU that launcher.gpu_name does not name"
+
+
+def machine(settings: SlurmLauncher) -> Machine:
+    """What the settings say of the nodes; the one that this runs on is seldom of their kind."""
+    if settings.cluster == "local":
+        here = this_machine("auto" if settings.gpus_per_node else "cpu")
+        return Machine(here.devices[: max(1, settings.gpus_per_node)], here.cores)
+    workers, cores = settings.concurrency or 1, settings.cpus_per_task or 1
+    if settings.gpus_per_node:
+        gpu = Device("cuda", settings.gpu_name or UNNAMED_GPU, settings.gpu_memory_gb)
+        return Machine((gpu,) * (settings.fixed_processes * workers), cores)
+    name = f"a node, {cores} core{'s' * (cores != 1)}" if settings.cpus_per_task else "a node"
+    return Machine((Device("cpu", name, settings.mem_gb),), cores)
+
+
+def launch(plan: Plan, settings: SlurmLauncher, more: MoreJobs | None = None) -> None:
+    """Submit what is missing, and wait for it unless it was said not to; see `Dispatch.run`."""
+    Dispatch(plan, settings, _cluster(settings), more).run()
+
+
+def attached(jobs: Sequence[Job], settings: SlurmLauncher) -> list[Path]:
+    """Folders of the jobs that an earlier command has submitted, and whose workers wait or run."""
+    if not lots.recorded_lots(jobs, NAMES[settings.cluster]):
+        return []  # and nobody has to be asked
+    return lots.attached(jobs, _cluster(settings))
+
+
+def preview(plan: Plan, settings: SlurmLauncher) -> list[str]:
+    """The files that would be handed to sbatch, a line each."""
+    lines: list[str] = []
+    if settings.cluster != "slurm":
+        return lines
+    for number, pack in enumerate(plan.packs, start=1):
+        lot = lots.Lot(pack, NAMES[settings.cluster])
+        lines.append(f"sbatch, {pack.workers} time{'s' * (pack.workers != 1)} for pack {number}:")
+        lines += [f"  {line}" for line in submission_text(settings, lot.order(settings.device)).splitlines()]
+    return lines
+
+
+def _cluster(settings: SlurmLauncher) -> Cluster:
+    # submitit is imported only where something is submitted.
+    from runner.launchers.slurm.clusters import BackgroundCluster, SlurmCluster
+
+    return SlurmCluster(settings) if settings.cluster == "slurm" else BackgroundCluster(settings)

@@ -1,0 +1,214 @@
+"""Slurm's queue, and the background of this machine in its place: the only module that knows submitit.
+
+submitit makes the file for sbatch, hands it over, names the logs and asks for states with a back-off. Its own way of
+running things, which pickles a function and its arguments, is not used: what runs is a command.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from submitit.core.core import InfoWatcher
+from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths, environment_variables
+from submitit.helpers import clean_env
+from submitit.local.local import LocalExecutor, LocalJob
+from submitit.slurm.slurm import SlurmExecutor
+
+from runner.launchers.cluster import Gone, NotSubmitted, Order
+from runner.launchers.slurm.text import command_text, parameters
+from runner.launchers.worker import python_path, worker_defaults
+from runner.machine import cores, threads_of
+from runner.paths import cache_dir
+from runner.schema import SlurmLauncher
+
+LONGEST_SILENCE_S = 60
+"""Slurm is asked at least so often; more often while something has just been submitted."""
+COMMAND_TIMEOUT_S = 120
+
+TAKEN = ("BOOT_FAIL", "DEADLINE", "NODE_FAIL", "PREEMPTED", "REVOKED", "TIMEOUT")
+ENDED = ("COMPLETED", "FAILED", "OUT_OF_MEMORY")
+FORGOTTEN = "FORGOTTEN"
+"""Neither the queue nor the accounting knows it."""
+
+
+class SlurmCluster:
+    """A Slurm cluster, through the commands of a login node."""
+
+    name = "slurm"
+
+    def __init__(self, settings: SlurmLauncher) -> None:
+        self.settings = settings
+        self._watcher = QueueWatcher(delay_s=LONGEST_SILENCE_S)
+
+    def submit(self, order: Order, *, after: str | None) -> str:
+        """Hand a worker to sbatch; the job's id."""
+        executor = SlurmExecutor(order.queue.parent)
+        executor.parameters = parameters(self.settings, order, after=after)
+        try:
+            # A command that itself runs inside a Slurm job must not hand that job's variables on.
+            with clean_env() if "SLURM_JOB_ID" in os.environ else nullcontext():
+                job = executor._submit_command(command_text(self.settings, order))
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            raise NotSubmitted(str(error).strip() or type(error).__name__) from error
+        _remove_links(order.queue.parent)
+        return str(job.job_id)
+
+    def gone(self, workers: Sequence[str]) -> Mapping[str, Gone]:
+        """What has ended, by one call of squeue for all, and one of sacct for those that it no longer lists."""
+        self._watcher.register_all(workers)
+        found = {}
+        for worker in workers:
+            state = self._watcher.get_state(worker)
+            if state == FORGOTTEN:
+                found[worker] = Gone(words="is no longer known to Slurm")
+            elif state == "CANCELLED":
+                found[worker] = Gone(words="was cancelled", reason="cancelled")
+            elif state in TAKEN:
+                found[worker] = Gone(words=f"ended as {state}", reason="taken")
+            elif state in ENDED:
+                found[worker] = Gone(words=f"ended as {state}")
+        return found
+
+    def log(self, worker: str, folder: Path) -> Path:
+        """Where srun writes."""
+        return JobPaths(folder, job_id=worker).stdout
+
+    def how_to_cancel(self, workers: Sequence[str]) -> str:
+        """Slurm asks them to end, and kills them half a minute later (KillWait)."""
+        return " ".join(["scancel", *workers])
+
+
+class QueueWatcher(InfoWatcher):
+    """States of Slurm jobs, asked for with submitit's back-off.
+
+    squeue is asked first: it answers at once and everywhere. Of jobs that it has forgotten, sacct may know the end,
+    where the cluster keeps accounts.
+    """
+
+    def register_all(self, workers: Sequence[str]) -> None:
+        """Watch these too."""
+        for worker in workers:
+            if worker not in self._registered:
+                self.register_job(worker)
+
+    def get_state(self, job_id: str, mode: str = "standard") -> str:
+        """One word in capitals; UNKNOWN where Slurm did not answer yet."""
+        return self.get_info(job_id, mode=mode).get("State", "UNKNOWN")
+
+    def update(self) -> None:
+        """Ask for all jobs together; what cannot be answered keeps its last state."""
+        self._num_calls += 1
+        self._last_status_check = time.time()
+        open_jobs = sorted(self._registered - self._finished)
+        queued = _states("squeue", "--me", "--noheader", "--states=all", "--format=%i|%T") if open_jobs else None
+        if queued is None:
+            return
+        missing = [job for job in open_jobs if job not in queued]
+        ended = _states("sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(missing)) if missing else {}
+        for job in open_jobs:
+            state = queued.get(job) or (ended or {}).get(job, FORGOTTEN)
+            self._info_dict[job] = {"State": state}
+            if state in (*TAKEN, *ENDED, "CANCELLED", FORGOTTEN):
+                self._finished.add(job)
+
+
+def _states(*command: str) -> dict[str, str] | None:
+    """Job ids and the first word of their states, as a command lists them; None where it could not."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if answer.returncode != 0:
+        return None
+    rows = (line.strip().split("|") for line in answer.stdout.splitlines() if "|" in line)
+    return {job: state.split()[0] for job, state, *_ in rows if state.strip()}
+
+
+class BackgroundCluster:
+    """This machine: workers that outlive the command that has started them."""
+
+    name = "background"
+
+    def __init__(self, settings: SlurmLauncher) -> None:
+        self.settings = settings
+        self._started: dict[str, LocalJob[object]] = {}
+
+    def submit(self, order: Order, *, after: str | None) -> str:
+        """Start a worker; the id of the process that watches its time limit."""
+        executor = LocalExecutor(order.queue.parent)
+        executor.parameters = {
+            "gpus_per_node": self.settings.gpus_per_node,
+            "timeout_min": self.settings.time_limit_min,
+            "signal_delay_s": self.settings.save_before_s,
+            "stderr_to_stdout": True,
+        }
+        command = shlex.join(order.command)
+        if after is not None:
+            waiting = f"while kill -0 {after} 2>/dev/null; do sleep 1; done; exec {command}"
+            command = shlex.join(["sh", "-c", waiting])
+        threads = threads_of(cores(), order.processes * (self.settings.concurrency or 1))
+        environment = {name: os.environ.get(name, value) for name, value in worker_defaults(threads).items()}
+        environment |= {"PYTHONPATH": python_path(), "RUNNER_CACHE": str(cache_dir())}
+        # TERM is what a worker saves at, before its time is over.
+        with environment_variables(**environment, SUBMITIT_PREEMPT_SIGNAL="TERM"), _away_from_the_terminal():
+            job: LocalJob[object] = executor._submit_command(command)
+        self._started[job.job_id] = job
+        return job.job_id
+
+    def gone(self, workers: Sequence[str]) -> Mapping[str, Gone]:
+        """Those whose process has ended."""
+        return {worker: Gone(words="has ended") for worker in workers if not self._runs(worker)}
+
+    def _runs(self, worker: str) -> bool:
+        if worker in self._started:
+            return not self._started[worker].done()
+        try:
+            # Started by an earlier command; its number may have been given to another process since.
+            said = subprocess.run(["ps", "-o", "command=", "-p", worker], capture_output=True, text=True, check=False)
+        except OSError:
+            return Path("/proc", worker).is_dir()
+        return "submitit.local" in said.stdout
+
+    def log(self, worker: str, folder: Path) -> Path:
+        """Where its output goes."""
+        return JobPaths(folder, job_id=worker).stdout
+
+    def how_to_cancel(self, workers: Sequence[str]) -> str:
+        """Each worker saves, and ends."""
+        return " ".join(["kill", *workers])
+
+
+@contextmanager
+def _away_from_the_terminal() -> Iterator[None]:
+    """What is started meanwhile does not end with this terminal, and keeps nobody waiting for the end of our output."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    kept = [os.dup(stream) for stream in range(3)]
+    nothing = os.open(os.devnull, os.O_RDWR)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for stream in range(3):
+        os.dup2(nothing, stream)
+    try:
+        yield
+    finally:
+        for stream, copy in enumerate(kept):
+            os.dup2(copy, stream)
+            os.close(copy)
+        os.close(nothing)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _remove_links(folder: Path) -> None:
+    """submitit leaves a link to each file under the name that it had before the job had an id."""
+    for link in folder.glob(".submission_file_*.sh"):
+        if link.is_symlink():
+            link.unlink()

@@ -1,0 +1,72 @@
+"""What keeps workers from being submitted, found before anything is: all of it, with key, value and fix."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from functools import lru_cache
+from importlib.util import find_spec
+
+from runner.machine import find_gpus
+from runner.paths import outputs_dir
+from runner.schema import SlurmLauncher
+from runner.schema.messages import nearest
+
+COMMANDS = ("sbatch", "srun", "squeue")
+SINFO_TIMEOUT_S = 20
+
+
+def check(settings: SlurmLauncher) -> list[str]:
+    """Everything that is wrong with the place; a dry run submits nothing, and can be made anywhere."""
+    faults = []
+    if find_spec("submitit") is None:
+        faults.append(
+            "launcher = 'slurm': needs the package submitit, which is not installed; pip install 'lora-runner[slurm]'"
+        )
+    if settings.cluster == "local":
+        gpus = len(find_gpus()) if settings.gpus_per_node else 0
+        if settings.gpus_per_node > gpus:
+            faults.append(f"launcher.gpus_per_node = {settings.gpus_per_node}: this machine has {gpus} GPUs; lower it")
+    elif not settings.dry_run:
+        faults += _slurm_faults(settings)
+    if not _is_writable():
+        faults.append(
+            f"outputs = {str(outputs_dir())!r}: cannot be written to; set RUNNER_OUTPUTS to a folder on a file system "
+            "that the nodes share"
+        )
+    return faults
+
+
+def _slurm_faults(settings: SlurmLauncher) -> list[str]:
+    missing = [name for name in COMMANDS if shutil.which(name) is None]
+    if missing:
+        words = f"there is no {', no '.join(missing)} here; run this on a login node, or set launcher.cluster=local"
+        return [f"launcher.cluster = 'slurm': {words} to do without Slurm"]
+    known = _partitions()
+    wanted = (settings.partition or "").split(",")
+    return [
+        f"launcher.partition = {name!r}: the cluster has none of that name{nearest(name, known) or ';'} there are: "
+        f"{', '.join(known)}"
+        for name in wanted
+        if name and known and name not in known
+    ]
+
+
+@lru_cache
+def _partitions() -> tuple[str, ...]:
+    """The cluster's partitions; none where it does not say."""
+    try:
+        answer = subprocess.run(
+            ["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True, timeout=SINFO_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return tuple(sorted(set(answer.stdout.split()))) if answer.returncode == 0 else ()
+
+
+def _is_writable() -> bool:
+    folder = outputs_dir()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)

@@ -1,0 +1,319 @@
+"""What becomes of jobs whatever their workers do: on a cluster whose every move is written down beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.errors import Detached, Interrupted
+from runner.job import Job, State, lock, make_job, read_manifest, register, state_of, update_manifest
+from runner.launchers import dispatch
+from runner.launchers.cluster import Gone, NotSubmitted, Order
+from runner.launchers.dispatch import Dispatch
+from runner.launchers.lots import Lot, recorded_lots
+from runner.machine import Device, Machine
+from runner.paths import outputs_dir
+from runner.plan import Pack, Plan
+from runner.queue import Queue
+from runner.schema import Experiment, SlurmLauncher
+
+ENDED, TAKEN = Gone(words="ended as FAILED"), Gone(words="ended as PREEMPTED", reason="taken")
+CANCELLED = Gone(words="was cancelled", reason="cancelled")
+MACHINE = Machine((Device("cpu", "a node", None),), cores=1)
+
+
+class Script:
+    """A cluster on which at each look the next move is made, and nothing else."""
+
+    name = "script"
+
+    def __init__(self, *moves: Callable[[Script], None], refuses: str = "") -> None:
+        self.moves, self.refuses = list(moves), refuses
+        self.orders: list[tuple[Order, str | None]] = []
+        self.ended: dict[str, Gone] = {}
+
+    def submit(self, order: Order, *, after: str | None) -> str:
+        if str(len(self.orders)) in self.refuses.split():
+            raise NotSubmitted("no more")
+        self.orders.append((order, after))
+        return f"w{len(self.orders)}"
+
+    def gone(self, workers: Sequence[str]) -> Mapping[str, Gone]:
+        return {worker: self.ended[worker] for worker in workers if worker in self.ended}
+
+    def log(self, worker: str, folder: Path) -> Path:
+        return folder / f"{worker}.log"
+
+    def how_to_cancel(self, workers: Sequence[str]) -> str:
+        return " ".join(["cancel", *workers])
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every wait between two looks is the next move of the script."""
+    monkeypatch.setattr(dispatch, "GRACE_S", 0.0)
+
+
+def make_jobs(count: int) -> list[Job]:
+    jobs = []
+    for seed in range(count):
+        experiment = Experiment.model_validate({"name": "sweep", "seed": seed})
+        jobs.append(make_job(experiment, model="m", dataset="d", outputs=outputs_dir(), overrides=(f"seed={seed}",)))
+        register(jobs[-1])
+    return jobs
+
+
+def make_plan(jobs: Sequence[Job], *, at_once: int = 8, workers: int = 1) -> Plan:
+    return Plan((Pack(tuple(jobs), at_once, workers, 1, ""),), MACHINE)
+
+
+def run(cluster: Script, plan: Plan, monkeypatch: pytest.MonkeyPatch, more: Any = None, **settings: Any) -> Dispatch:
+    def next_move(seconds: float) -> None:
+        assert cluster.moves, "it waits for something that will never happen"
+        cluster.moves.pop(0)(cluster)
+
+    monkeypatch.setattr(dispatch, "sleep", next_move)
+    launcher = SlurmLauncher.model_validate({"name": "slurm", "gpus_per_node": 0, **settings})
+    made = Dispatch(plan, launcher, cluster, more)
+    made.run()
+    return made
+
+
+def write(jobs: Sequence[Job], state: State, **fields: Any) -> None:
+    for job in jobs:
+        update_manifest(job.folder, state=state, **fields)
+
+
+def states(jobs: Sequence[Job]) -> list[str]:
+    return [state_of(job.folder).value for job in jobs]
+
+
+def finish(jobs: Sequence[Job]) -> Callable[[Script], None]:
+    return lambda cluster: write(jobs, State.COMPLETED)
+
+
+def die(jobs: Sequence[Job], worker: str, gone: Gone) -> Callable[[Script], None]:
+    """A worker is killed in the middle of these jobs."""
+
+    def move(cluster: Script) -> None:
+        write(jobs, State.RUNNING, worker=worker)
+        cluster.ended[worker] = gone
+
+    return move
+
+
+def test_jobs_are_submitted_with_the_ids_of_their_workers_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(4)
+    cluster = Script(finish(jobs))
+    seen: list[dict[str, Any]] = []
+    cluster.moves.insert(0, lambda _: seen.extend(read_manifest(job.folder) for job in jobs))
+    run(cluster, make_plan(jobs, at_once=2, workers=2), monkeypatch)
+
+    assert [each["state"] for each in seen] == ["submitted"] * 4
+    assert [each["submission"]["ids"] for each in seen] == [["w1", "w2"]] * 4
+    (order, after), (other, _) = cluster.orders
+    assert order == other and after is None
+    assert (order.title, order.at_once, order.processes) == ("sweep", 2, 1)
+    assert Queue(order.queue).read() == ([job.folder for job in jobs], False)
+
+
+def test_who_dies_alone_is_to_blame_and_the_log_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(2)
+
+    def last_words(cluster: Script) -> None:
+        folder = cluster.orders[0][0].queue.parent
+        (folder / "w1.log").write_text("loading\nTraceback\nMemoryError: too much\n")
+
+    cluster = Script(last_words, finish(jobs[:1]), die(jobs[1:], "w1", ENDED))
+    run(cluster, make_plan(jobs), monkeypatch)
+
+    assert states(jobs) == ["completed", "failed"]
+    assert read_manifest(jobs[1].folder)["error"] == "script w1 ended as FAILED: MemoryError: too much"
+    assert len(cluster.orders) == 1
+
+
+def test_who_dies_with_others_goes_on_in_halves_until_one_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(4)
+    cluster = Script(
+        die(jobs, "w1", ENDED),
+        finish(jobs[:2]),
+        die(jobs[2:], "w2", ENDED),
+        finish(jobs[2:3]),
+        die(jobs[3:], "w3", ENDED),
+    )
+    run(cluster, make_plan(jobs, at_once=4), monkeypatch)
+
+    assert [order.at_once for order, _ in cluster.orders] == [4, 2, 1]
+    assert states(jobs) == ["completed", "completed", "completed", "failed"]
+
+
+def test_only_the_jobs_of_the_worker_that_is_gone_are_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(3)
+    looked: list[list[str]] = []
+    cluster = Script(
+        # No lock tells who is alive, as on a file system whose locks do not reach from node to node.
+        lambda _: write(jobs[1:2], State.RUNNING, worker="w2"),
+        die(jobs[:1], "w1", ENDED),
+        lambda _: looked.append(states(jobs)),
+        finish(jobs[1:]),
+    )
+    run(cluster, make_plan(jobs, at_once=1, workers=2), monkeypatch)
+
+    assert looked == [["failed", "running", "submitted"]]
+    assert states(jobs) == ["failed", "completed", "completed"]
+
+
+def test_what_the_cluster_takes_away_goes_on_in_another_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(3)
+
+    def preempt(cluster: Script) -> None:
+        write(jobs[1:2], State.INTERRUPTED, worker="w1")
+        die(jobs[:1], "w1", TAKEN)(cluster)
+
+    cluster = Script(preempt, finish(jobs))
+    run(cluster, make_plan(jobs, at_once=2), monkeypatch)
+
+    assert states(jobs) == ["completed"] * 3
+    assert len(cluster.orders) == 2
+    assert {folder.name for folder in Queue(cluster.orders[1][0].queue).read()[0]} == {job.id for job in jobs}
+
+
+def test_what_is_taken_away_too_often_is_left_for_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(1)
+    cluster = Script(*(die(jobs, f"w{number}", TAKEN) for number in (1, 2, 3)))
+    with pytest.raises(Interrupted):
+        run(cluster, make_plan(jobs), monkeypatch, resubmissions=2)
+
+    assert len(cluster.orders) == 3
+    assert states(jobs) == ["interrupted"]
+
+
+def test_what_is_cancelled_is_not_submitted_again_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(3)
+    cluster = Script(
+        lambda _: write(jobs[2:], State.RUNNING, worker="w2"), die(jobs[:1], "w1", CANCELLED), finish(jobs[1:])
+    )
+    run(cluster, make_plan(jobs, at_once=1, workers=2), monkeypatch)
+
+    assert states(jobs) == ["cancelled", "completed", "completed"]
+    assert len(cluster.orders) == 2
+
+
+def test_a_worker_that_cannot_begin_fails_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(2)
+    cluster = Script(lambda cluster: cluster.ended.update(w1=ENDED))
+    run(cluster, make_plan(jobs), monkeypatch)
+
+    assert states(jobs) == ["failed", "failed"]
+    assert read_manifest(jobs[0].folder)["error"] == "script w1 ended as FAILED before this job began"
+
+
+def test_no_more_workers_at_a_time_than_asked_for_over_all_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(5)
+    packs = (Pack(tuple(jobs[:3]), 1, 2, 1, ""), Pack(tuple(jobs[3:]), 1, 2, 1, ""))
+    cluster = Script(finish(jobs))
+    run(cluster, Plan(packs, MACHINE), monkeypatch, concurrency=2)
+
+    assert [after for _, after in cluster.orders] == [None, None, "w1", "w2"]
+
+
+def test_a_refused_worker_is_made_up_for_by_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(4)
+    cluster = Script(finish(jobs), refuses="1")
+    run(cluster, make_plan(jobs, at_once=1, workers=3), monkeypatch)
+
+    assert len(cluster.orders) == 1
+    assert states(jobs) == ["completed"] * 4
+
+
+def test_a_later_command_finds_its_workers_and_settles_those_that_have_gone_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs = make_jobs(4)
+    cluster = Script()
+    with pytest.raises(Detached, match="cancel w1 w2"):
+        run(cluster, make_plan(jobs, at_once=1, workers=2), monkeypatch, wait=False)
+    write(jobs[:1], State.COMPLETED)
+    die(jobs[1:2], "w1", TAKEN)(cluster)
+    write(jobs[2:3], State.RUNNING, worker="w2")
+    register(jobs[3])  # as a command does with all that is not held
+
+    cluster.moves = [finish(jobs[1:])]
+    run(cluster, make_plan(jobs[1:], at_once=1, workers=2), monkeypatch)
+
+    assert len(cluster.orders) == 2
+    assert states(jobs) == ["completed"] * 4
+
+
+def test_a_job_whose_workers_have_all_gone_is_submitted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(2)
+    cluster = Script()
+    with pytest.raises(Detached):
+        run(cluster, make_plan(jobs), monkeypatch, wait=False)
+    cluster.ended["w1"] = TAKEN
+    cluster.moves = [finish(jobs)]
+    run(cluster, make_plan(jobs), monkeypatch)
+
+    assert len(cluster.orders) == 2
+    assert states(jobs) == ["completed"] * 2
+    assert [lot.workers for lot in recorded_lots(jobs, "script")] == [["w2"]]
+    assert recorded_lots(jobs, "another") == []
+
+
+def test_what_another_runner_holds_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(2)
+    cluster = Script(finish(jobs[1:]))
+    with lock(jobs[0].folder):
+        run(cluster, make_plan(jobs), monkeypatch)
+
+    assert states(jobs) == ["pending", "completed"]
+    assert Queue(cluster.orders[0][0].queue).read()[0] == [jobs[1].folder]
+
+
+def test_a_search_adds_jobs_to_workers_that_wait_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(4)
+    further = jobs[2:]
+    asked: list[int] = []
+
+    def more(count: int) -> list[Job]:
+        asked.append(count)
+        return [further.pop(0)] if further and state_of(jobs[0].folder) is State.COMPLETED else []
+
+    lists: list[tuple[int, bool]] = []
+
+    def look(cluster: Script) -> None:
+        folders, is_open = Queue(cluster.orders[0][0].queue).read()
+        lists.append((len(folders), is_open))
+
+    cluster = Script(look, finish(jobs[:2]), look, finish(jobs[:3]), look, finish(jobs))
+    run(cluster, make_plan(jobs[:2], at_once=2), monkeypatch, more)
+
+    assert lists == [(2, True), (3, True), (4, True)]
+    assert Queue(cluster.orders[0][0].queue).read()[1] is False
+    assert states(jobs) == ["completed"] * 4
+    assert len(cluster.orders) == 1
+    assert 1 in asked
+
+
+def test_an_open_list_is_closed_by_time_when_its_command_has_died() -> None:
+    jobs = make_jobs(1)
+    lot = Lot(Pack(tuple(jobs), 1, 1, 1, ""), "script")
+    lot.is_open = True
+    lot.write()
+    assert lot.queue.read()[1] is True
+    lot.queue.write([job.folder for job in jobs], is_open=True, open_for_s=-1.0)
+    assert lot.queue.read()[1] is False
+
+
+def test_other_workers_of_a_list_take_what_one_was_interrupted_in() -> None:
+    (job,) = make_jobs(1)
+    lot = Lot(Pack((job,), 1, 2, 1, ""), "script")
+    lot.begin([job])
+    lot.write()
+    queue = Queue(lot.queue.file)
+    queue.read()
+    taken = [state for state in State if queue.takes(state)]
+    assert taken == [State.PENDING, State.SUBMITTED, State.INTERRUPTED]

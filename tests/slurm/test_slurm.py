@@ -1,0 +1,292 @@
+"""Workers in a Slurm queue run, are preempted, run out of time, die, are cancelled; every job is accounted for."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from runner.launchers.slurm.clusters import QueueWatcher, SlurmCluster
+from runner.schema import SlurmLauncher
+from runner.status.experiment import Watch
+from tests.command_line import runner
+from tests.launch.running import Running, assert_bitwise_equal, manifests, only_folder, outputs, weights
+from tests.slurm.conftest import Slurm, job_settings
+
+FOUR = "lora.rank=2,3,4,5"
+
+
+def states(name: str = "dev") -> list[str]:
+    return sorted(manifest["state"] for manifest in manifests(name).values())
+
+
+def attempts(name: str = "dev") -> list[int]:
+    return sorted(manifest["attempts"] for manifest in manifests(name).values())
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(sdxl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same job, trained by the local launcher."""
+    folder = tmp_path_factory.mktemp("whole")
+    extra = {"RUNNER_OUTPUTS": str(folder / "outputs"), "RUNNER_CACHE": str(folder / "cache")}
+    answer = runner(*job_settings(sdxl_folder), extra=extra)
+    assert answer.code == 0, answer.output
+    (manifest,) = folder.glob("outputs/dev/*/manifest.json")
+    return manifest.parent
+
+
+def test_a_job_trains_in_the_queue_and_gives_the_weights_of_a_local_one(
+    settings: list[str], slurm: Slurm, uninterrupted: Path
+) -> None:
+    answer = runner(*settings)
+
+    assert answer.code == 0, answer.output
+    assert "submitted: slurm 101, for 1 job" in answer.output
+    assert "validation/loss" in answer.output
+    assert_bitwise_equal(only_folder(), uninterrupted)
+    manifest = manifests()[only_folder().name]
+    assert manifest["submission"]["ids"] == ["101"]
+    assert manifest["worker"] == "101"
+    assert sorted(path.name for path in (outputs() / "dev" / "slurm").iterdir()) == [
+        "101_0_log.out",
+        "101_submission.sh",
+        Path(manifest["submission"]["queue"]).name,
+    ]
+    assert "saved and read back" in (outputs() / "dev" / "slurm" / "101_0_log.out").read_text()
+
+    again = runner(*settings)
+    assert again.code == 0
+    assert "1 completed already" in again.output
+    assert len(slurm.jobs) == 1
+
+
+def test_a_waiting_job_says_where_and_a_killed_command_is_taken_up_without_submitting_twice(
+    settings: list[str], slurm: Slurm
+) -> None:
+    slurm.is_full(True)
+    sweep = ["-m", *settings, FOUR, "launcher.pack=2", "launcher.concurrency=2"]
+    running = Running(sweep)
+    running.wait_for_line("submitted: slurm 102")
+    (experiment,) = Watch(lambda: [path.parent for path in outputs().glob("dev/*/manifest.json")]).look()
+    assert {(job.state, job.where) for job in experiment.jobs} == {("submitted", "slurm 101 102")}
+    running.kill()
+
+    slurm.is_full(False)
+    answer = runner(*sweep)
+
+    assert answer.code == 0, answer.output
+    assert "submitted before: slurm 101, 102, for 4 jobs" in answer.output
+    assert states() == ["completed"] * 4
+    assert attempts() == [1] * 4
+    assert len(slurm.jobs) == 2
+
+
+def test_without_waiting_the_command_ends_and_the_same_command_collects(settings: list[str], slurm: Slurm) -> None:
+    slurm.is_full(True)
+    first = runner(*settings, "launcher.wait=false")
+
+    assert first.code == 0, first.output
+    assert "slurm 101 go on without this command" in first.output
+    assert "scancel 101" in first.output
+    assert states() == ["submitted"]
+
+    slurm.is_full(False)
+    slurm.wait_until(1, "COMPLETED")
+    answer = runner(*settings, "launcher.wait=false")
+    assert answer.code == 0, answer.output
+    assert "completed   validation/loss" in answer.output
+    assert len(slurm.jobs) == 1
+
+
+def test_ctrl_c_leaves_the_workers_and_says_how_to_stop_them(settings: list[str], slurm: Slurm) -> None:
+    running = Running(settings)
+    running.wait_for("dev/*/checkpoints/step-000005")
+    os.killpg(running.process.pid, signal.SIGINT)
+    answer = running.end()
+
+    assert answer.code == 130, answer.output
+    assert "slurm 101 go on without this command" in answer.output and "scancel 101" in answer.output
+    assert "Traceback" not in answer.output
+    slurm.wait_until(1, "COMPLETED")
+    assert states() == ["completed"]
+
+
+@pytest.mark.parametrize("order", ["preempt", "requeue"])
+def test_a_preempted_worker_saves_and_another_one_goes_on(
+    order: str, settings: list[str], slurm: Slurm, uninterrupted: Path
+) -> None:
+    running = Running(settings)
+    running.wait_for("dev/*/checkpoints/step-000010")
+    slurm.jobs[0].order(order)
+    answer = running.end()
+
+    assert answer.code == 0, answer.output
+    assert len(slurm.jobs) == (2 if order == "preempt" else 1), "what Slurm itself starts again is not submitted"
+    assert attempts() == [2]
+    assert_bitwise_equal(only_folder(), uninterrupted)
+
+
+def test_what_is_unfinished_at_the_time_limit_goes_on_in_the_next_worker(
+    settings: list[str], slurm: Slurm, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A minute of this Slurm has twelve seconds, and the loading takes some of them.
+    monkeypatch.setenv("FAKE_MINUTE_S", "12")
+    long = [*settings, "name=long", "steps=600"]
+    answer = runner(*long, "launcher.time_limit_min=1", "launcher.save_before_s=3", "launcher.resubmissions=1")
+
+    assert answer.code == 130, answer.output
+    assert "launcher.resubmissions = 1 is used up" in answer.output
+    assert slurm.states == ["FAILED", "FAILED"], "each saved and ended before Slurm would have ended it"
+    first = manifests("long")[only_folder("long").name]
+    assert first["state"] == "interrupted" and first["attempts"] == 2
+    assert 0 < first["steps_done"] < 600
+
+
+def test_a_worker_that_dies_alone_fails_its_job_with_the_reason(settings: list[str], slurm: Slurm) -> None:
+    running = Running(settings)
+    running.wait_for("dev/*/checkpoints/step-000005")
+    slurm.jobs[0].order("exhaust")
+    answer = running.end()
+
+    assert answer.code == 1
+    assert "slurm 101 ended as OUT_OF_MEMORY" in answer.output
+    assert manifests()[only_folder().name]["state"] == "failed"
+
+    again = runner(*settings)
+    assert again.code == 0, again.output
+    assert attempts() == [2]
+
+
+def test_jobs_that_die_together_go_on_in_smaller_packs(
+    settings: list[str], slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The accounts are off, and what has ended is forgotten at once: nobody knows how.
+    monkeypatch.setenv("FAKE_FORGETS", "1")
+    monkeypatch.setenv("FAKE_NO_ACCOUNTS", "1")
+    running = Running(["-m", *settings, FOUR])
+    running.wait_for("dev/*/checkpoints/step-000010")
+    slurm.jobs[0].order("break")
+    answer = running.end()
+
+    assert answer.code == 0, answer.output
+    assert "slurm 101 is no longer known to Slurm with 4 jobs; they go on, 2 at once" in answer.output
+    assert "--at-once 2 " in slurm.jobs[1].read()["script"]
+    assert states() == ["completed"] * 4
+
+
+def test_a_broken_node_is_no_fault_of_the_jobs(settings: list[str], slurm: Slurm, uninterrupted: Path) -> None:
+    running = Running(settings)
+    running.wait_for("dev/*/checkpoints/step-000010")
+    slurm.jobs[0].order("break")
+    answer = running.end()
+
+    assert answer.code == 0, answer.output
+    assert "slurm 101 ended as NODE_FAIL; what it has left goes on in another worker" in answer.output
+    assert_bitwise_equal(only_folder(), uninterrupted)
+
+
+def test_what_somebody_cancels_is_not_submitted_again(settings: list[str], slurm: Slurm) -> None:
+    running = Running(["-m", *settings, "lora.rank=2,3", "launcher.pack=1"])
+    running.wait_for("dev/*/checkpoints/step-000005")
+    slurm.jobs[0].order("cancel")
+    answer = running.end()
+
+    assert answer.code == 130
+    assert states() == ["cancelled", "cancelled"]
+    assert len(slurm.jobs) == 1
+    assert {manifest["error"] for manifest in manifests().values()} == {"slurm 101 was cancelled"}
+
+
+def test_a_job_that_fails_by_itself_fails_alone(settings: list[str], slurm: Slurm) -> None:
+    answer = runner("-m", *settings, "logger.every=1", "optimizer.lr=1e-4,1e30")
+
+    assert answer.code == 1
+    assert states() == ["completed", "failed"]
+    assert "1 of 2 jobs failed" in answer.output and "the loss is" in answer.output
+    assert len(slurm.jobs) == 1
+
+
+def test_a_worker_that_cannot_begin_fails_its_jobs_with_the_last_thing_it_said(
+    settings: list[str], slurm: Slurm
+) -> None:
+    answer = runner(*settings, 'launcher.setup=["echo no such module; exit 3"]')
+
+    assert answer.code == 1
+    assert "slurm 101 ended as FAILED before this job began: no such module" in answer.output
+    assert states() == ["failed"]
+
+
+def test_what_sbatch_refuses_is_said_in_its_words(
+    settings: list[str], slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_REFUSAL", "Invalid account or account/partition combination specified")
+    answer = runner(*settings)
+
+    assert answer.code == 1
+    assert "slurm has refused it: sbatch: error: Invalid account" in answer.output
+    assert states() == ["failed"]
+
+
+def test_no_more_workers_run_at_a_time_than_asked_for(settings: list[str], slurm: Slurm) -> None:
+    slurm.is_full(True)
+    sweep = ["-m", *settings, "lora.rank=2,3", "resolution=64,128", "launcher.concurrency=1", "launcher.wait=false"]
+    answer = runner(*sweep)
+
+    assert answer.code == 0, answer.output
+    options = [job.read()["options"] for job in slurm.jobs]
+    assert [each.get("dependency") for each in options] == [None, "afterany:101"]
+
+
+def test_two_nodes_share_a_batch_and_give_the_weights_of_one(
+    settings: list[str], slurm: Slurm, uninterrupted: Path
+) -> None:
+    answer = runner(*settings, "launcher.nodes=2", "name=two")
+
+    assert answer.code == 0, answer.output
+    assert manifests("two")[only_folder("two").name]["device"].startswith("2 x ")
+    assert "torch.distributed.run --nnodes 2" in slurm.jobs[0].read()["script"]
+    one, other = weights(uninterrupted), weights(only_folder("two"))
+    difference = max(float((one[key] - other[key]).abs().max()) for key in one)
+    largest = max(float(one[key].abs().max()) for key in one)
+    assert difference < 1e-5 * largest, difference
+
+
+def test_a_local_run_takes_over_what_only_waits(settings: list[str], slurm: Slurm) -> None:
+    slurm.is_full(True)
+    assert runner(*settings, "launcher.wait=false").code == 0
+    answer = runner(*settings[:-2])
+
+    assert answer.code == 0, answer.output
+    assert states() == ["completed"]
+    slurm.is_full(False)
+    slurm.wait_until(1, "COMPLETED")
+    assert attempts() == [1], "the worker found nothing left to do"
+
+
+def test_one_question_answers_for_all_and_none_is_taken_for_dead_while_slurm_is_silent(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.is_full(True)
+    script = tmp_path / "job.sh"
+    script.write_text(
+        "#SBATCH --time=5\n#SBATCH --nodes=1\n#SBATCH --signal=TERM@1\n#SBATCH --output=/dev/null\ntrue\n"
+    )
+    for _ in range(3):
+        os.system(f"sbatch {script} > /dev/null")
+    cluster = SlurmCluster(SlurmLauncher())
+    assert cluster.gone(["101", "102", "103"]) == {}
+    assert cluster.gone(["101", "102", "103"]) == {}
+    assert cluster._watcher.num_calls == 1
+
+    (slurm.folder / "down").touch()
+    watcher = QueueWatcher()
+    watcher.register_all(["101"])
+    assert watcher.get_state("101") == "UNKNOWN"
+    (slurm.folder / "down").unlink()
+    slurm.jobs[0].order("cancel")
+    slurm.wait_until(1, "CANCELLED")
+    monkeypatch.setenv("FAKE_FORGETS", "1")
+    watcher.update()
+    assert watcher.get_state("101") == "CANCELLED", "squeue has forgotten it, sacct has not"
