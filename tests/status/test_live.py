@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from runner.job import State, lock, update_manifest
 from tests.command_line import ROOT, environment
-from tests.status.test_status import make, train
+from tests.status.test_status import go_on, make, train
 
 DEADLINE_S = 60.0
 SIZE = struct.pack("HHHH", 20, 150, 0, 0)
@@ -29,7 +29,9 @@ class Terminal:
         main, other = pty.openpty()
         fcntl.ioctl(other, termios.TIOCSWINSZ, SIZE)
         streams = {"stdin": other, "stdout": other, "stderr": other}
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment({"TERM": "xterm"}), **streams)  # type: ignore[call-overload]
+        # A size in the environment would stand before that of the terminal.
+        settings = {name: value for name, value in environment().items() if name not in ("LINES", "COLUMNS")}
+        self.process = subprocess.Popen(command, cwd=ROOT, env={**settings, "TERM": "xterm"}, **streams)  # type: ignore[call-overload]
         os.close(other)
         self.output = ""
         self._reader = threading.Thread(target=self._read, args=(main,), daemon=True)
@@ -61,7 +63,7 @@ def test_it_follows_a_job_until_nothing_runs_any_more() -> None:
     with lock(job.folder):
         terminal = Terminal(sys.executable, "-m", "runner.status")
         terminal.wait_until(lambda said: "20 of 100" in said)
-        train(job, [10, 20, 30])
+        go_on(job, 30)
         terminal.wait_until(lambda said: "30 of 100" in said)
         update_manifest(job.folder, state=State.COMPLETED, steps_done=100, objective=0.0625)
     assert terminal.end() == 0

@@ -39,12 +39,20 @@ def make(seed: int = 0, state: State = State.PENDING, *, name: str = "sweep", ra
 
 def train(job: Job, steps: Sequence[int], *, step_s: float = 0.5, loss: float | None = None) -> None:
     """Metrics as if a step took so long, the last one just now."""
-    lines = [
-        {"step": step, "time": time.time() - (steps[-1] - step) * step_s, "train/images_per_s": 8.0} for step in steps
-    ]
+    lines = [_line(step, time.time() - (steps[-1] - step) * step_s) for step in steps]
     if loss is not None:
         lines.insert(0, {"step": 0, "time": time.time() - 1e4, "validation/loss": loss})
     job.paths.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def go_on(job: Job, step: int) -> None:
+    """One more line of metrics, as a worker appends it."""
+    with job.paths.metrics.open("a") as stream:
+        stream.write(json.dumps(_line(step, time.time())) + "\n")
+
+
+def _line(step: int, when: float) -> dict[str, Any]:
+    return {"step": step, "time": when, "train/images_per_s": 8.0}
 
 
 def make_old(job: Job) -> None:

@@ -133,6 +133,7 @@ def _settings(model: Path, images: Path, changes: dict[str, Any]) -> dict[str, A
         "validation": {"prompts": [], "timesteps": 1, "max_images": 1},
         "logger": {"name": "none", "every": 1},
         "checkpoint": {"every": 0},
+        "launcher": {"name": "local"},
     }
     for key, value in changes.items():
         settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
