@@ -20,13 +20,13 @@ class InstanceType:
     """US dollars for an hour of training; round figures, not AWS's."""
 
 
-A10G = {"gpu": "NVIDIA A10G", "memory_mib": 23028}
-L4 = {"gpu": "NVIDIA L4", "memory_mib": 23034}
-L40S = {"gpu": "NVIDIA L40S", "memory_mib": 46068}
-A100 = {"gpu": "NVIDIA A100-SXM4-40GB", "memory_mib": 40960}
-A100_80 = {"gpu": "NVIDIA A100-SXM4-80GB", "memory_mib": 81920}
-H100 = {"gpu": "NVIDIA H100 80GB HBM3", "memory_mib": 81559}
-T4 = {"gpu": "Tesla T4", "memory_mib": 15360}
+A10G = ("NVIDIA A10G", 23028)
+L4 = ("NVIDIA L4", 23034)
+L40S = ("NVIDIA L40S", 46068)
+A100 = ("NVIDIA A100-SXM4-40GB", 40960)
+A100_80 = ("NVIDIA A100-SXM4-80GB", 81920)
+H100 = ("NVIDIA H100 80GB HBM3", 81559)
+T4 = ("Tesla T4", 15360)
 
 
 def instance_types() -> dict[str, InstanceType]:
@@ -35,18 +35,18 @@ def instance_types() -> dict[str, InstanceType]:
         "ml.m5.large": InstanceType(0, price=0.1),
         "ml.m5.xlarge": InstanceType(0, price=0.25),
         "ml.c5.xlarge": InstanceType(0, price=0.2),
-        "ml.g4dn.xlarge": InstanceType(1, **T4, price=0.7),
-        "ml.g4dn.12xlarge": InstanceType(4, **T4, price=5.0),
-        "ml.p4d.24xlarge": InstanceType(8, **A100, price=37.0),
-        "ml.p4de.24xlarge": InstanceType(8, **A100_80, price=47.0),
-        "ml.p5.4xlarge": InstanceType(1, **H100, price=8.0),
-        "ml.p5.48xlarge": InstanceType(8, **H100, price=63.0),
+        "ml.g4dn.xlarge": InstanceType(1, *T4, 0.7),
+        "ml.g4dn.12xlarge": InstanceType(4, *T4, 5.0),
+        "ml.p4d.24xlarge": InstanceType(8, *A100, 37.0),
+        "ml.p4de.24xlarge": InstanceType(8, *A100_80, 47.0),
+        "ml.p5.4xlarge": InstanceType(1, *H100, 8.0),
+        "ml.p5.48xlarge": InstanceType(8, *H100, 63.0),
     }
     for family, gpu, price in (("g5", A10G, 1.4), ("g6", L4, 1.1), ("g6e", L40S, 2.4)):
         for size, gpus, factor in (("xlarge", 1, 1), ("2xlarge", 1, 1.1), ("4xlarge", 1, 1.4), ("8xlarge", 1, 2)):
-            types[f"ml.{family}.{size}"] = InstanceType(gpus, **gpu, price=price * factor)
+            types[f"ml.{family}.{size}"] = InstanceType(gpus, *gpu, price * factor)
         for size, gpus, factor in (("12xlarge", 4, 5), ("24xlarge", 4, 7), ("48xlarge", 8, 14)):
-            types[f"ml.{family}.{size}"] = InstanceType(gpus, **gpu, price=price * factor)
+            types[f"ml.{family}.{size}"] = InstanceType(gpus, *gpu, price * factor)
     return types
 
 

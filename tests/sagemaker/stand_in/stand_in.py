@@ -24,6 +24,7 @@ from .pricing import PriceList
 from .quotas import Quotas
 from .server import FrontDoor
 from .training import TrainingJobs
+from .tuning import TuningJobs
 
 KEY, SECRET = "AKIATESTTESTTESTTEST", "the secret of the person who submits"
 USER_ARN = f"arn:aws:iam::{ACCOUNT}:user/submitter"
@@ -70,8 +71,10 @@ class StandIn:
             self.platform, self.permissions, types, self.quotas, self.prices, self.capacity, self.images, self.faults
         )
         self.training = TrainingJobs(self.account)
+        self.tuning = TuningJobs(self.account, self.training)
         for service, operations in (
             ("sagemaker", self.training.operations),
+            ("sagemaker", self.tuning.operations),
             ("sagemaker", self.account.tag_operations),
             ("servicequotas", self.quotas.operations),
             ("pricing", self.prices.operations),
@@ -97,6 +100,8 @@ class StandIn:
     def close(self) -> None:
         """End what still runs, and answer nothing more."""
         self.platform.closing.set()
+        for tuning in self.tuning.jobs.values():
+            tuning.thread.join()
         for execution in self.training.executions:
             execution.join()
         self._door.close()
