@@ -55,6 +55,20 @@ class Queue:
         is_open = bool(content["open"]) and time.time() < content.get("open_until", math.inf)
         return [Path(folder) for folder in content["folders"]], is_open
 
+    def here(self, folder: Path) -> Path:
+        """The folder in this list of a job that is in `folder` on another machine: experiment and id are the same.
+
+        Raises:
+            RunnerError: the list has no such job.
+        """
+        folders = [each.absolute() for each in self.read()[0]]
+        if folder in folders:
+            return folder
+        for each in folders:
+            if each.parts[-2:] == folder.parts[-2:]:
+                return each
+        raise RunnerError(f"{folder} is not among the jobs of this machine")
+
     def about(self) -> dict[str, Any]:
         """What else was written; nothing where there is no such file."""
         try:

@@ -78,9 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with StopSignal() as stop:
         try:
             return _work(Claims(queue, _log_file), options, stop)
-        except Interrupted as error:
-            log.info("%s", error)
-            return INTERRUPTED_CODE
         except RunnerError as error:
             log.error("%s", error)
             return 1
@@ -108,7 +105,7 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
     place = Place.here(options.device)
     if not place.is_main:
         logging.getLogger().setLevel(logging.ERROR)
-    source = SharedSource(claims if place.is_main else None, place, read_job)
+    source = SharedSource(claims if place.is_main else None, place, lambda each: read_job(claims.queue.here(each)))
     try:
         good = train(
             source,
@@ -124,8 +121,9 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
             save=save_artifacts,
             stop_requested=lambda: stop.requested or _orphaned(),
         )
-    except Interrupted:
-        raise
+    except Interrupted as error:
+        log.info("%s", error)
+        return INTERRUPTED_CODE if place.is_main else 0
     except Exception as error:
         # Whatever it was, the folders must say it; the log has the rest.
         if not isinstance(error, RunnerError):
@@ -136,7 +134,8 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
         return CRASHED_CODE
     finally:
         claims.release_all()
-    return 0 if good else 1
+    # How the jobs went is for the main process to say, which may be on another machine: here nothing went wrong.
+    return 0 if good or not place.is_main else 1
 
 
 def _orphaned() -> bool:

@@ -38,19 +38,29 @@ class Source(Protocol):
 
 
 class SharedSource:
-    """One source for all processes of a pack: the main one takes, the others are told."""
+    """One source for all processes of a pack: the main one takes, the others are told.
+
+    Args:
+        source: where the main process takes jobs from.
+        read: gives another process the job in a folder of the main one, which may be on another machine.
+    """
 
     def __init__(self, source: Source | None, place: Place, read: Callable[[Path], Job]) -> None:
         assert (source is not None) == place.is_main
         self._source, self._place, self._read = source, place, read
 
     def take(self, count: int) -> list[Job]:
-        """Up to so many further jobs, the same in every process."""
+        """Up to so many further jobs, the same in every process.
+
+        Raises:
+            RunnerError: a process cannot read one of them.
+        """
+        place = self._place
         jobs = self._source.take(count) if self._source is not None else []
-        if self._place.world == 1:
-            return jobs
-        folders = self._place.shared([str(job.folder) for job in jobs])
-        return jobs if self._place.is_main else [self._read(Path(folder)) for folder in folders]
+        folders = place.from_main(lambda: [job.folder for job in jobs])
+        return place.together(
+            lambda: jobs if place.is_main else [self._read(folder) for folder in folders], what="read its jobs"
+        )
 
     def release(self, job: Job) -> None:
         """Let go of a job."""
@@ -69,7 +79,7 @@ def admit(pack: Pack, source: Source, places: int, about: Mapping[str, Any]) -> 
     if not jobs:
         return 0
     runs: list[JobRun] = []
-    base = pack.base or tried(partial(Base, jobs[0].experiment, pack.place))
+    base = pack.base or tried(partial(_base, jobs[0], pack.place))
     if isinstance(base, Base):
         if pack.base is None:
             pack.found(base, Conditions.of(jobs[0], device=pack.place.device_name, processes=pack.place.world))
@@ -122,10 +132,17 @@ def _start_each(prepared: Sequence[tuple[Job, Materials, float]], base: Base, pa
     return runs
 
 
+def _base(job: Job, place: Place) -> Base:
+    return place.together(lambda: Base(job.experiment, place), what="load the base model")
+
+
 def _start(job: Job, materials: Materials, base: Base, pack: Pack) -> JobRun:
-    sites = find_sites(job.experiment.lora, base.components())
-    adapter = Adapter(job.experiment.lora, sites, seed=job.experiment.seed, device=base.place.device)
-    run = JobRun(job, materials, adapter, base, pack.clock)
+    def fresh() -> JobRun:
+        sites = find_sites(job.experiment.lora, base.components())
+        adapter = Adapter(job.experiment.lora, sites, seed=job.experiment.seed, device=base.place.device)
+        return JobRun(job, materials, adapter, base, pack.clock)
+
+    run = base.place.together(fresh, what="start the job")
     run.resume()
     return run
 

@@ -20,7 +20,7 @@ from runner.cache import TensorCache
 from runner.data import Crop, render
 from runner.data.views import View
 from runner.encodings import caption_cache, caption_key, encoder_hashes, posterior_cache, posterior_key
-from runner.errors import DatasetError, RunnerError
+from runner.errors import DatasetError
 from runner.families.family import Family, Text, TextStack
 from runner.families.files import folder_hash
 from runner.train.place import Place
@@ -108,20 +108,14 @@ def _complete(
     place: Place,
     what: str,
 ) -> Mapping[str, dict[str, Tensor]]:
-    """Every entry; missing ones are encoded first, each by one of the processes."""
+    """Every entry; missing ones are encoded first, each by one of the processes that share the cache."""
+    beside = place.beside(cache.folder)
     missing = [key for key in keys if not cache.has(key)]
     place.wait()  # all must have looked before the first one writes, or they would share the work differently
-    mine = [missing[index] for index in place.share(len(missing))]
+    mine = [missing[index] for index in place.share(len(missing), beside)]
     if place.is_main:
         log.info("%d %s: %d in the cache, %d to encode", len(keys), what, len(keys) - len(missing), len(missing))
-    failure: Exception | None = None
-    try:
-        if mine:
-            encode(mine)
-    except (OSError, RuntimeError, RunnerError) as error:
-        failure = error
-    if place.any(failure is not None):  # the others must not wait for what will not come
-        raise failure or DatasetError(f"another process could not encode its {what}; its log says why")
+    place.together(lambda: encode(mine) if mine else None, what=f"encode its {what}")
     entries = {key: cache.get(key) for key in keys}
     damaged = [key for key, entry in entries.items() if entry is None]
     if damaged:  # a torn disk, or somebody cleaning up at this moment

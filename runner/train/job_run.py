@@ -58,8 +58,8 @@ class JobRun:
         self._lr = 0.0
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint, if there is one."""
-        found = load_checkpoint(self.job)
+        """Continue from the newest checkpoint, if there is one; of the main process, for only that one writes any."""
+        found = self.base.place.from_main(lambda: load_checkpoint(self.job))
         if found is None:
             return
         self.step, weights, state = found

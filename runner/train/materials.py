@@ -55,12 +55,7 @@ def prepare(job: Job, base: Base) -> Materials:
         DatasetError: something is wrong with the images or captions.
     """
     settings = job.experiment
-    dataset = read_dataset(settings.dataset, resolution=settings.resolution)
-    if dataset.fingerprint != job.identity["dataset"]:
-        raise SettingsError(
-            f"dataset.path = {settings.dataset.path!r}: the images or captions have changed since the job was "
-            "planned; run the command again"
-        )
+    dataset = base.place.together(lambda: _planned_dataset(job), what="read the data set")
     training, held_out = split(dataset.items, held_out=settings.validation.held_out)
     measured = held_out or training
     prompts = prompts_of(settings, measured)
@@ -87,6 +82,17 @@ def prepare(job: Job, base: Base) -> Materials:
         conditioner=_conditioner(tuple(captions), base),
         cut_captions=cut,
     )
+
+
+def _planned_dataset(job: Job) -> Dataset:
+    settings = job.experiment.dataset
+    dataset = read_dataset(settings, resolution=job.experiment.resolution)
+    if dataset.fingerprint != job.identity["dataset"]:
+        raise SettingsError(
+            f"dataset.path = {settings.path!r}: the images or captions have changed since the job was "
+            "planned; run the command again"
+        )
+    return dataset
 
 
 def _posteriors(settings: Experiment, base: Base, dataset: Dataset) -> Posteriors:

@@ -22,7 +22,7 @@ from runner.train.cost import Alone, peak_memory_gb
 from runner.train.job_run import JobRun
 from runner.train.packed import PackedAdapters
 from runner.train.passes import Passes, forget
-from runner.train.place import Place
+from runner.train.place import FAULTS, Place
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def tried(action: Callable[[], Any]) -> Any:
     """What an action for one job gives, or the error that is this job's own affair."""
     try:
         return action()
-    except (RunnerError, OSError, ValueError, RuntimeError) as error:
+    except FAULTS as error:
         return error
 
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
 
+from runner.errors import RunnerError
 from runner.machine import cpu_name
+
+Found = TypeVar("Found")
+
+FAULTS = (RunnerError, OSError, ValueError, RuntimeError)
+"""What goes wrong with one job, and is no defect of ours."""
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """Other ranks wait in a reduction while the main one validates and draws; NCCL's ten minutes are too few."""
@@ -38,17 +47,23 @@ class Place:
 
     def __post_init__(self) -> None:
         self._control: dist.ProcessGroup | None = None
+        self._beside: dict[Path, list[int]] = {}
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
 
-    def share(self, count: int) -> range:
-        """Which of `count` positions are this process's: contiguous, as even as possible."""
-        small, extra = divmod(count, self.world)
-        start = self.rank * small + min(self.rank, extra)
-        return range(start, start + small + (self.rank < extra))
+    def share(self, count: int, among: Sequence[int] | None = None) -> range:
+        """Which of `count` positions are this process's: contiguous, as even as possible.
+
+        Args:
+            among: the ranks that they are shared among, this one included; all by default.
+        """
+        world, rank = (self.world, self.rank) if among is None else (len(among), among.index(self.rank))
+        small, extra = divmod(count, world)
+        start = rank * small + min(rank, extra)
+        return range(start, start + small + (rank < extra))
 
     def sum(self, tensor: Tensor) -> None:
         """Add up a tensor over all processes, in place."""
@@ -67,12 +82,60 @@ class Place:
         dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self._control)
         return [bool(flag) for flag in shared.tolist()]
 
-    def shared(self, words: Sequence[str]) -> list[str]:
-        """The main process's words, in every process."""
-        box = [list(words)]
-        if self.world > 1:
-            dist.broadcast_object_list(box, src=0, group=self._control)
-        return box[0]
+    def from_main(self, find: Callable[[], Found]) -> Found:
+        """What the main process finds, in every process: the others may not see the files that it reads.
+
+        Raises:
+            RunnerError: it has found nothing but an error, which the main process raises itself.
+        """
+        if self.world == 1:
+            return find()
+        box: list[Found | None] = [None]
+        failed = [True]
+        try:
+            if self.is_main:
+                box, failed = [find()], [False]
+        finally:
+            dist.broadcast_object_list(failed, src=0, group=self._control)
+        if failed[0]:
+            raise RunnerError("the main process failed; its log says why")
+        dist.broadcast_object_list(box, src=0, group=self._control)
+        found: Found = box[0]  # type: ignore[assignment]
+        return found
+
+    def together(self, action: Callable[[], Found], *, what: str) -> Found:
+        """What an action gives here, once it has succeeded in every process; so that none waits for one that failed.
+
+        Args:
+            what: the action in words, as in "could not ...".
+
+        Raises:
+            RunnerError: it failed, here or elsewhere; here it may be another error of `FAULTS`.
+        """
+        failure: Exception | None = None
+        found: list[Found] = []
+        try:
+            found.append(action())
+        except FAULTS as error:
+            failure = error
+        if self.any(failure is not None):
+            raise failure or RunnerError(f"another process could not {what}; its log says why")
+        return found[0]
+
+    def beside(self, folder: Path) -> list[int]:
+        """The ranks that see the same files in a folder: all on one machine or a shared disk, else those of a node."""
+        if self.world == 1:
+            return [0]
+        if folder not in self._beside:
+            mark = folder / f".process-{uuid.uuid4().hex}"
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+            marks: list[str] = [""] * self.world
+            dist.all_gather_object(marks, mark.name, group=self._control)
+            self._beside[folder] = [rank for rank, name in enumerate(marks) if (folder / name).exists()]
+            self.wait()  # all must have looked before a mark goes away
+            mark.unlink()
+        return self._beside[folder]
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was asked for."""
