@@ -93,10 +93,15 @@ class _Share:
 
 
 class Schedule:
-    """Works through a plan on this machine."""
+    """Works through a plan on this machine.
 
-    def __init__(self, plan: Plan, settings: LocalLauncher, more: MoreJobs | None) -> None:
-        self.settings, self.machine, self.more = settings, plan.machine, more
+    Args:
+        more: gives further jobs when places are free.
+        keeps_logs: whether the output of a worker that is alone goes to a file too, and not to the terminal.
+    """
+
+    def __init__(self, plan: Plan, settings: LocalLauncher, more: MoreJobs | None, *, keeps_logs: bool = False) -> None:
+        self.settings, self.machine, self.more, self.keeps_logs = settings, plan.machine, more, keeps_logs
         places = places_of(settings, plan.machine)
         gpus = [device.selector for device in plan.machine.devices[:places]]
         self.free = gpus if plan.machine.has_gpus else [str(number) for number in range(places)]
@@ -175,7 +180,7 @@ class Schedule:
             places=places if self.machine.has_gpus else places * share.pack.processes,
             machine=self.machine,
             device=self.settings.device,
-            log=None if self.alone else paths.worker_log(places[0]),
+            log=None if self.alone and not self.keeps_logs else paths.worker_log(places[0]),
             at_most=self.at_most,
         )
 

@@ -7,10 +7,27 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from runner.machine import Machine, threads_of
 from runner.work import LAUNCHER_PID
+
+
+@dataclass(frozen=True)
+class Node:
+    """This machine among several that a worker is spread over; they find each other at the first one."""
+
+    rank: int
+    nodes: int
+    address: str
+    """Name of the first one."""
+    port: int
+
+    @property
+    def arguments(self) -> list[str]:
+        """What torch is told of it, besides how many there are."""
+        return ["--node_rank", str(self.rank), "--master_addr", self.address, "--master_port", str(self.port)]
 
 
 class Worker:
@@ -24,6 +41,7 @@ class Worker:
         device: auto, cpu or cuda.
         log: where its output goes; None shares this process's terminal, and then Ctrl-C reaches it by itself.
         at_most: workers that may run at the same time, which share the cores.
+        node: which part of a worker on several machines this is; None is a whole one.
     """
 
     def __init__(
@@ -36,8 +54,10 @@ class Worker:
         device: str,
         log: Path | None,
         at_most: int,
+        node: Node | None = None,
     ) -> None:
         self.places, self.log = list(places), log
+        self._is_group = len(self.places) > 1 or node is not None
         threads = threads_of(machine.cores, at_most * len(places))
         environment = worker_environment(threads)
         if machine.has_gpus:
@@ -45,7 +65,7 @@ class Worker:
         output = None if log is None else log.open("ab")
         try:
             self.process = subprocess.Popen(
-                worker_command(queue, at_once=at_once, processes=len(places), device=device),
+                worker_command(queue, at_once=at_once, processes=len(places), device=device, node=node),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -64,12 +84,39 @@ class Worker:
     def stop(self, number: int) -> None:
         """Pass on a signal, after which every job saves its work; Ctrl-C has reached a worker on the terminal."""
         if number == signal.SIGTERM or self.log is not None:
-            self.process.send_signal(signal.SIGTERM)
+            # torchrun would kill what it has started half a minute later, however long the saving takes.
+            members = _children(self.process.pid) if self._is_group else []
+            for pid in members:
+                _terminate(pid)
+            if not members:
+                self.process.send_signal(signal.SIGTERM)
 
 
-def worker_command(queue: Path, *, at_once: int, processes: int, device: str) -> list[str]:
-    """The command that trains the jobs of a queue; the same in a container as here."""
+def _children(pid: int) -> list[int]:
+    """Processes that a process has started; none where the system does not say."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
+    except OSError:
+        return []
+
+
+def _terminate(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return  # it has ended by itself
+
+
+def worker_command(queue: Path, *, at_once: int, processes: int, device: str, node: Node | None = None) -> list[str]:
+    """The command that trains the jobs of a queue; the same in a container as here.
+
+    Args:
+        processes: on this machine.
+        node: which of several machines this is.
+    """
     python, *worker = worker_arguments(queue, at_once=at_once, device=device)
+    if node is not None:
+        return [python, *torch_arguments(processes, nodes=node.nodes), *node.arguments, *worker]
     return [python, *worker] if processes == 1 else [python, *torch_arguments(processes), *worker]
 
 
