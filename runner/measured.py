@@ -14,6 +14,7 @@ from runner.job import Job
 from runner.paths import cache_dir, write_text
 
 KEPT_LINES = 500
+MEASUREMENTS = "measured.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Measurement:
 
 def measurements_file() -> Path:
     """Where they are kept."""
-    return cache_dir() / "measured.jsonl"
+    return cache_dir() / MEASUREMENTS
 
 
 def record(conditions: Conditions, found: Iterable[Measurement]) -> None:

@@ -1,0 +1,46 @@
+"""The project's package as it was where the command was typed: unpacked, and run in place of the image's own."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner.container.tree import Tree
+from runner.errors import RunnerError
+from runner.parcel import CODE, CODE_FILE
+
+UNPACKED = "RUNNER_CODE"
+"""Environment variable with the folder of the package that runs, once it is the one that was sent."""
+
+
+def run_sent_code(tree: Tree, arguments: Sequence[str]) -> None:
+    """Go on as the package that was sent; return where none was, or where this is it.
+
+    Raises:
+        RunnerError: what was sent is no such package.
+    """
+    file = tree.channel(CODE) / CODE_FILE
+    if UNPACKED in os.environ or not file.parent.exists():
+        return
+    folder = _unpack(file)
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # Whatever lies in the current folder must not come before it.
+    os.environ.update({UNPACKED: str(folder), "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"})
+    # The same process, so that it still gets the signals that are meant for the container.
+    os.execv(sys.executable, [sys.executable, "-m", "runner.container", *arguments])
+
+
+def _unpack(file: Path) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="runner-code-"))
+    try:
+        with zipfile.ZipFile(file) as archive:
+            archive.extractall(folder)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise RunnerError(f"{file} cannot be unpacked: {error}") from error
+    if not (folder / "runner" / "container" / "__main__.py").is_file():
+        raise RunnerError(f"{file} does not hold the package runner")
+    return folder

@@ -1,0 +1,87 @@
+"""How a training job ends: results where they are taken from, the objective for a tuner, a reason if it fails."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+
+from runner.container.tree import FAILURE_CHARACTERS, Tree
+from runner.job import Job, State, read_manifest
+
+log = logging.getLogger(__name__)
+
+GOOD = (State.COMPLETED, State.PRUNED)
+LEAST_CHARACTERS = 80
+"""Of a reason, where many jobs have failed."""
+
+
+def conclude(tree: Tree, jobs: Sequence[Job], *, interrupted: bool) -> int:
+    """Put the results in place, and say how it went; the exit code.
+
+    Args:
+        interrupted: whether a signal has ended the training; what is not done then goes on in another container.
+    """
+    manifests = {job: read_manifest(job.folder) for job in jobs}
+    for job, manifest in manifests.items():
+        if manifest["state"] == State.COMPLETED:
+            _put_into_model(tree, job)
+    for job, manifest in manifests.items():
+        log.info("%s  %s  %s", job.id, manifest["state"], " ".join(job.overrides))
+    if len(jobs) == 1:
+        _say_objective(manifests[jobs[0]])
+    if interrupted or all(manifest["state"] in (*GOOD, State.INTERRUPTED) for manifest in manifests.values()):
+        return 0
+    bad = {job: manifest for job, manifest in manifests.items() if manifest["state"] not in GOOD}
+    tree.write_failure(reason([(job.id, _why(manifest)) for job, manifest in bad.items()], of=len(jobs)))
+    return 1
+
+
+def how_far(jobs: Sequence[Job]) -> str:
+    """The states of jobs and their steps, in a line."""
+    states: dict[str, int] = {}
+    steps = 0
+    for job in jobs:
+        manifest = read_manifest(job.folder)
+        states[manifest["state"]] = states.get(manifest["state"], 0) + 1
+        steps += manifest.get("steps_done", 0)
+    total = sum(job.experiment.steps for job in jobs)
+    return f"{', '.join(f'{count} {state}' for state, count in states.items())}; {steps} of {total} steps are saved"
+
+
+def reason(failed: Sequence[tuple[str, str]], *, of: int) -> str:
+    """Why a training job fails, in as many characters as SageMaker shows.
+
+    Args:
+        failed: id and error of each job that is not done.
+        of: how many jobs there were.
+    """
+    head = f"{len(failed)} of {of} jobs failed\n" if of > 1 else ""
+    shown = list(failed)
+    while len(shown) > 1 and _room(shown, head) < LEAST_CHARACTERS:
+        shown.pop()
+    lines = [f"{job_id}: {error}"[: _room(shown, head)] for job_id, error in shown]
+    return (head + "\n".join(lines))[:FAILURE_CHARACTERS]
+
+
+def _room(shown: Sequence[object], head: str) -> int:
+    return (FAILURE_CHARACTERS - len(head)) // len(shown) - 1
+
+
+def _why(manifest: dict[str, object]) -> str:
+    return str(manifest.get("error") or f"is {manifest['state']}")
+
+
+def _put_into_model(tree: Tree, job: Job) -> None:
+    folder = tree.model / job.id
+    shutil.copytree(job.paths.lora, folder / job.paths.lora.name, dirs_exist_ok=True)
+    shutil.copyfile(job.paths.config, folder / job.paths.config.name)
+
+
+def _say_objective(manifest: dict[str, object]) -> None:
+    """The line that a tuner's regular expression finds."""
+    value = manifest.get("objective")
+    if manifest["state"] in GOOD and value is not None:
+        sys.stdout.write(f"{manifest['objective_name']}={value!r}\n")
+        sys.stdout.flush()

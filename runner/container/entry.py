@@ -1,0 +1,136 @@
+"""The container's first process: reads what was sent, trains, hands over results; a signal makes it save and end.
+
+0 if every job is completed or pruned, or a signal has ended the training; 1 otherwise, with the reason in
+`output/failure`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from runner.container.cache_folder import CacheFolder
+from runner.container.code import run_sent_code
+from runner.container.ending import conclude, how_far
+from runner.container.folders import lay_beside, take_up
+from runner.container.relay import Relay
+from runner.container.secret_values import fetch, lent
+from runner.container.settings import sent_jobs
+from runner.container.spread import Spread
+from runner.container.tree import Host, Tree, meeting_port
+from runner.errors import Interrupted, RunnerError, SettingsError
+from runner.job import Job, read_manifest, state_of
+from runner.launchers import local
+from runner.launchers.schedule import Schedule
+from runner.machine import Machine
+from runner.parcel import CACHE, CONFIG, Parcel
+from runner.plan import Predictor, make_plan
+from runner.plan.words import plan_lines
+from runner.schema import LocalLauncher
+
+log = logging.getLogger(__name__)
+
+TRACEBACK_CHARACTERS = 600
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train what was sent; the container's exit code. What SageMaker appends to the command says nothing new."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    # The kernel does not end a container's first process by a signal that it has not asked for.
+    signal.signal(signal.SIGTERM, _interrupt)
+    tree = Tree.here()
+    try:
+        run_sent_code(tree, arguments)
+        return _run(tree)
+    except Interrupted as error:
+        log.info("%s", error)
+        return 0
+    except RunnerError as error:
+        log.error("%s", error)
+        tree.write_failure(str(error))
+    except Exception as error:
+        log.exception("the container's entry failed")
+        tree.write_failure(f"{type(error).__name__}: {error}\n{traceback.format_exc()[-TRACEBACK_CHARACTERS:]}")
+    return 1
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise Interrupted("stopped by a signal")
+
+
+def _note(_number: int, _frame: object) -> None:
+    log.info("a signal came, and the training is over: the results are being put in place")
+
+
+def _run(tree: Tree) -> int:
+    host, parcel = tree.host(), Parcel.read(tree.channel(CONFIG))
+    secrets = fetch(parcel.secrets, parcel.region)
+    with tempfile.TemporaryDirectory(prefix="runner-container-") as name:
+        work = Path(name)
+        cache = CacheFolder(
+            work / CACHE,
+            sources=[tree.channel(CACHE), tree.cache],
+            kept=tree.cache if host.is_first else None,
+        )
+        os.environ["RUNNER_CACHE"] = str(cache.folder)
+        jobs = sent_jobs(parcel, tree.channel(CONFIG), tree.data, tree.jobs, tree.overrides())
+        machine = _machine(parcel)
+        if not host.is_first:
+            jobs = [lay_beside(job, work / "jobs") for job in jobs]
+            open_jobs = jobs
+        else:
+            manifests = [read_manifest(tree.channel(CONFIG) / job_id) for job_id in parcel.jobs]
+            open_jobs = [job for job, sent in zip(jobs, manifests, strict=True) if take_up(job, sent)]
+        training = _training(open_jobs, jobs, parcel, host, machine, work)
+        interrupted = _train(training, jobs, cache, secrets, named=len(machine.devices) > 1)
+        return conclude(tree, jobs, interrupted=interrupted) if host.is_first else 0
+
+
+def _train(
+    training: Callable[[], None], jobs: Sequence[Job], cache: CacheFolder, secrets: Mapping[str, str], *, named: bool
+) -> bool:
+    """Train, with everything around it; whether a signal has ended it."""
+    relay = Relay(jobs[0].folder.parent, named=named, how_far=lambda: how_far(jobs))
+    with cache.keeping(), relay.following():
+        try:
+            with lent(secrets):
+                training()
+        except Interrupted:
+            return True
+        finally:
+            signal.signal(signal.SIGTERM, _note)
+    return False
+
+
+def _machine(parcel: Parcel) -> Machine:
+    settings = _settings(parcel)
+    if faults := local.check(settings):
+        raise SettingsError("; ".join(faults))
+    return local.machine(settings)
+
+
+def _settings(parcel: Parcel) -> LocalLauncher:
+    return LocalLauncher(device=parcel.device, pack=parcel.at_once, processes=parcel.processes)
+
+
+def _training(
+    open_jobs: Sequence[Job], jobs: Sequence[Job], parcel: Parcel, host: Host, machine: Machine, work: Path
+) -> Callable[[], None]:
+    """What trains the jobs: a schedule for this machine alone, or this host's part of a worker over all of them."""
+    if len(host.names) > 1:
+        spread = Spread(jobs, parcel, host=host, machine=machine, logs=jobs[0].folder.parent, port=meeting_port())
+        return lambda: spread.run(work)
+    states = {job.folder: state_of(job.folder) for job in open_jobs}
+    plan = make_plan(open_jobs, states, _settings(parcel), machine=machine, costs=Predictor())
+    for line in plan_lines(plan, None):
+        log.info("%s", line)
+    return Schedule(plan, _settings(parcel), None, keeps_logs=True).run

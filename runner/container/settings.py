@@ -1,0 +1,91 @@
+"""The settings of the jobs that were sent: channels become paths, hyperparameters are laid over them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from runner.check import Checker
+from runner.errors import RunnerError, SettingsError
+from runner.job import Job, read_manifest
+from runner.parcel import Parcel, unpacked
+from runner.paths import JobPaths
+from runner.schema import Experiment
+from runner.schema.experiment import SECTIONS
+from runner.schema.messages import explain, unknown_key
+
+
+def sent_jobs(parcel: Parcel, config: Path, data: Path, jobs: Path, overrides: Mapping[str, str]) -> list[Job]:
+    """The jobs of a parcel, each with its folder below `jobs`, which is not touched.
+
+    Args:
+        config: the channel that the parcel lies in.
+        data: the folder of all channels.
+        overrides: dotted key -> value as YAML, of the only job; it is another job then, with an id of its own.
+
+    Raises:
+        RunnerError: a file is missing or damaged.
+        SettingsError: settings are wrong; every fault is named.
+    """
+    if overrides and len(parcel.jobs) > 1:
+        raise RunnerError(f"hyperparameters ({', '.join(overrides)}) are for a single job, and {len(parcel.jobs)} came")
+    found = []
+    for job_id in parcel.jobs:
+        raw, manifest = _read(config / job_id, data)
+        if manifest.get("id") != job_id:
+            raise RunnerError(f"{config / job_id} holds the job {manifest.get('id')!r}")
+        texts = tuple(manifest.get("overrides", ()))
+        if overrides:
+            found.append(_overridden(raw, overrides, texts, jobs))
+        else:
+            found.append(Job(job_id, _checked(raw), manifest["identity"], jobs / job_id, texts))
+    return found
+
+
+def _read(folder: Path, data: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    file = JobPaths(folder).config
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunnerError(f"{file} cannot be read: {error}") from error
+    manifest = read_manifest(folder)
+    if not isinstance(raw, dict) or not isinstance(manifest.get("identity"), dict):
+        raise RunnerError(f"{folder} holds no job: config.yaml and manifest.json are needed")
+    return unpacked(raw, data), manifest
+
+
+def _checked(raw: Mapping[str, Any]) -> Experiment:
+    try:
+        return Experiment.model_validate(raw)
+    except ValidationError as error:
+        raise SettingsError("; ".join(explain(error, raw))) from error
+
+
+def _overridden(raw: Mapping[str, Any], overrides: Mapping[str, str], texts: tuple[str, ...], jobs: Path) -> Job:
+    changed = copy.deepcopy(dict(raw))
+    for key, text in overrides.items():
+        _lay(changed, key, text)
+    job = Checker(jobs).job(changed, (*texts, *(f"{key}={text}" for key, text in overrides.items())))
+    return Job(job.id, job.experiment, job.identity, jobs / job.id, job.overrides)
+
+
+def _lay(raw: dict[str, Any], key: str, text: str) -> None:
+    """Change one setting, in place."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{key} = {text!r}: is no YAML value ({error})") from error
+    if key in SECTIONS and not isinstance(value, dict):
+        raise SettingsError(f"{key} = {text!r}: is a group of settings; name one of them, such as {key}.name")
+    *path, last = key.split(".")
+    node: Any = raw
+    for part in path:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise SettingsError(f"{key} = {text!r}: {unknown_key(key)}")
+    node[last] = value
