@@ -18,6 +18,7 @@ from runner.errors import SettingsError
 from runner.families.files import check_model, fingerprint
 from runner.job import Job, make_job
 from runner.schema import DatasetSettings, Experiment, ModelSettings
+from runner.schema.launchers import APART
 from runner.schema.messages import explain
 from runner.schema.training import OPTIMIZER_PACKAGES
 
@@ -60,7 +61,7 @@ class Checker:
         faults += _missing_packages(experiment) if experiment else []
         dataset = _valid(DatasetSettings, raw.get("dataset"))
         model = _valid(ModelSettings, raw.get("model"))
-        faults += self._model_faults(model) if model else []
+        faults += self._model_faults(model, used_here=_runs_here(raw)) if model else []
         images = self._dataset(dataset, raw.get("resolution")) if dataset else []
         faults += images if isinstance(images, list) else []
         if faults or experiment is None or isinstance(images, list):
@@ -79,9 +80,9 @@ class Checker:
         assert not isinstance(dataset, list), job.id
         return dataset
 
-    def _model_faults(self, settings: ModelSettings) -> list[str]:
+    def _model_faults(self, settings: ModelSettings, *, used_here: bool) -> list[str]:
         if settings not in self.models:
-            self.models[settings] = check_model(settings)
+            self.models[settings] = check_model(settings, used_here=used_here)
         return self.models[settings]
 
     def _dataset(self, settings: DatasetSettings, resolution: object) -> Dataset | list[str]:
@@ -105,6 +106,12 @@ def _valid(kind: type[S], section: object) -> S | None:
         return kind.model_validate(section)
     except ValidationError:
         return None
+
+
+def _runs_here(raw: Mapping[str, Any]) -> bool:
+    """Whether jobs see the files of this machine, and not those of another that fetches its own."""
+    launcher = raw.get("launcher")
+    return not isinstance(launcher, Mapping) or launcher.get("name") not in APART
 
 
 def _missing_packages(experiment: Experiment) -> list[str]:

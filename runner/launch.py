@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from runner.check import Checker
 from runner.encodings import cache_work
 from runner.errors import Interrupted, SettingsError
-from runner.job import Job, LockedError, State, is_held, lock, register, state_of
+from runner.job import Job, LockedError, State, is_held, lock, read_manifest, register, state_of
 from runner.launchers import find_launcher
 from runner.machine import Machine
 from runner.outcome import conclude
@@ -20,6 +20,7 @@ from runner.plan import Plan, Predictor, make_plan
 from runner.plan.packs import is_done
 from runner.plan.words import plan_data, plan_lines
 from runner.schema import LauncherSettings
+from runner.schema.launchers import APART
 
 POLL_S = 1.0
 FINAL = (State.COMPLETED, State.FAILED, State.CANCELLED, State.PRUNED)
@@ -82,8 +83,10 @@ def launch(configs: Sequence[Config], *, search: Search | None = None, expected:
     machine, costs = launcher.machine(settings), Predictor()
     if settings.dry_run:
         plan = _plan(jobs, settings, machine, costs, expected)
-        _show(plan, checker, as_json=settings.dry_run == "json")
+        _show(plan, checker, launcher.preview(plan, settings), as_json=settings.dry_run == "json")
         return jobs
+    _refuse_jobs_elsewhere(jobs, settings.name)
+    launcher.collect(jobs, settings)
     from runner.track import report_to_agent
 
     more = None if search is None else _MoreJobs(search, checker, jobs)
@@ -203,12 +206,32 @@ def check_all(checker: Checker, configs: Sequence[Config]) -> list[Job]:
     raise SettingsError("\n".join([f"{head}, nothing was started:", *lines]))
 
 
-def _show(plan: Plan, checker: Checker, *, as_json: bool = False) -> None:
-    """Print the plan, and what of each data set is used."""
+def _refuse_jobs_elsewhere(jobs: Sequence[Job], launcher: str) -> None:
+    """Nothing may train here what is being trained where its lock cannot be seen.
+
+    Raises:
+        SettingsError: some jobs are with a cluster that shares no files with this machine.
+    """
+    for job in jobs:
+        manifest = _manifest(job)
+        cluster = (manifest.get("submission") or {}).get("cluster")
+        if cluster in APART and cluster != launcher and manifest["state"] in (State.SUBMITTED, State.RUNNING):
+            raise SettingsError(
+                f"launcher = {launcher!r}: {job.id} was given to {cluster}; run this with launcher={cluster}, or stop "
+                f"it first: python -m runner.stop {job.folder.parent}"
+            )
+
+
+def _manifest(job: Job) -> dict[str, Any]:
+    return read_manifest(job.folder) if job.folder.is_dir() else {}
+
+
+def _show(plan: Plan, checker: Checker, preview: Sequence[str] = (), *, as_json: bool = False) -> None:
+    """Print the plan, what of each data set is used, and what would be sent."""
     needs = [(job.experiment, checker.dataset_of(job).items) for job in plan.todo]
     work = cache_work(needs)
     if as_json:
-        log.info("%s", json.dumps(plan_data(plan, work), indent=2))
+        log.info("%s", json.dumps(plan_data(plan, work) | {"preview": list(preview)}, indent=2))
         return
     for line in plan_lines(plan, work):
         log.info("%s", line)
@@ -220,3 +243,5 @@ def _show(plan: Plan, checker: Checker, *, as_json: bool = False) -> None:
             shown.add(key)
             for line in dataset.report.lines():
                 log.info("%s", line)
+    for line in preview:
+        log.info("%s", line)

@@ -23,18 +23,17 @@ def conclude(tree: Tree, jobs: Sequence[Job], *, interrupted: bool) -> int:
     Args:
         interrupted: whether a signal has ended the training; what is not done then goes on in another container.
     """
-    manifests = {job: read_manifest(job.folder) for job in jobs}
-    for job, manifest in manifests.items():
+    manifests = [read_manifest(job.folder) for job in jobs]
+    for job, manifest in zip(jobs, manifests, strict=True):
+        log.info("%s  %s  %s", job.id, manifest["state"], " ".join(job.overrides))
         if manifest["state"] == State.COMPLETED:
             _put_into_model(tree, job)
-    for job, manifest in manifests.items():
-        log.info("%s  %s  %s", job.id, manifest["state"], " ".join(job.overrides))
     if len(jobs) == 1:
-        _say_objective(manifests[jobs[0]])
-    if interrupted or all(manifest["state"] in (*GOOD, State.INTERRUPTED) for manifest in manifests.values()):
+        _say_objective(manifests[0])
+    bad = [manifest for manifest in manifests if manifest["state"] not in (*GOOD, State.INTERRUPTED)]
+    if interrupted or not bad:
         return 0
-    bad = {job: manifest for job, manifest in manifests.items() if manifest["state"] not in GOOD}
-    tree.write_failure(reason([(job.id, _why(manifest)) for job, manifest in bad.items()], of=len(jobs)))
+    tree.write_failure(reason([(manifest["id"], _why(manifest)) for manifest in bad], of=len(jobs)))
     return 1
 
 

@@ -30,18 +30,22 @@ def local_folder(path: str) -> Path | None:
     return folder.absolute() if folder.is_dir() else None
 
 
-def check_model(settings: ModelSettings) -> list[str]:
-    """Faults of `model.path` and `model.vae`, one line each; a Hub id must be in the local cache or reachable."""
+def check_model(settings: ModelSettings, *, used_here: bool = True) -> list[str]:
+    """Faults of `model.path` and `model.vae`, one line each.
+
+    Args:
+        used_here: whether a Hub id must be in the local cache or reachable, and not only of the right form.
+    """
     folder = local_folder(settings.path)
     if folder is None:
-        faults = _hub_faults("model.path", settings.path, "model_index.json", settings.revision)
+        faults = _hub_faults("model.path", settings.path, "model_index.json", settings.revision, ask=used_here)
     elif not (folder / "model_index.json").is_file():
         said = f"model.path = {settings.path!r}: the folder has no model_index.json, so it is no model in diffusers "
         faults = [said + "layout; name the folder that save_pretrained wrote"]
     else:
         faults = _other_family(folder, settings) + _missing_variant(folder, settings)
     if settings.vae is not None and local_folder(settings.vae) is None:
-        faults += _hub_faults("model.vae", settings.vae, "config.json", None)
+        faults += _hub_faults("model.vae", settings.vae, "config.json", None, ask=used_here)
     return faults
 
 
@@ -61,7 +65,7 @@ def _other_family(folder: Path, settings: ModelSettings) -> list[str]:
     return [f"model.family = {settings.family!r}: {settings.path} holds a {pipeline}; {fix}"]
 
 
-def _hub_faults(key: str, value: str, file: str, revision: str | None) -> list[str]:
+def _hub_faults(key: str, value: str, file: str, revision: str | None, *, ask: bool) -> list[str]:
     owner, slash, name = value.partition("/")
     if not (slash and owner and name) or "/" in name or value.startswith((".", "~")):
         parent = Path(value).expanduser().parent
@@ -71,7 +75,7 @@ def _hub_faults(key: str, value: str, file: str, revision: str | None) -> list[s
             return [f"{key} = {value!r}: is a file; give a folder in diffusers layout"]
         hint = f", did you mean {parent / near[0]}?" if near else "; give a folder or a Hub id (owner/name)"
         return [f"{key} = {value!r}: there is no such folder{hint}"]
-    reason = _unreachable(value, file, revision)
+    reason = _unreachable(value, file, revision) if ask else ""
     return [f"{key} = {value!r}: {_not_to_be_had(reason)}"] if reason else []
 
 

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 from runner.job import Job
+from runner.launchers.cluster import Cluster
 from runner.machine import Machine
 from runner.plan import Plan
 
-LAUNCHERS = {"local": "runner.launchers.local", "slurm": "runner.launchers.slurm"}
+LAUNCHERS = {
+    "local": "runner.launchers.local",
+    "slurm": "runner.launchers.slurm",
+    "sagemaker": "runner.launchers.sagemaker",
+}
 
 MoreJobs = Callable[[int], Sequence[Job]]
 """Asked for so many further jobs when places are free; fewer or none mean that there are no more at this moment."""
@@ -37,8 +41,11 @@ class Launcher(Protocol):
             Detached: jobs go on without this command, as was asked for.
         """
 
-    def attached(self, jobs: Sequence[Job], settings: Any) -> Sequence[Path]:
-        """Folders of jobs that an earlier command has left to run here; `launch` takes them up from the plan."""
+    def collect(self, jobs: Sequence[Job], settings: Any) -> None:
+        """Bring into the job folders what became of jobs that an earlier command has left to run elsewhere."""
+
+    def cluster(self, settings: Any) -> Cluster | None:
+        """The queue that workers wait in; None where they are processes of the command."""
 
     def preview(self, plan: Plan, settings: Any) -> list[str]:
         """What a dry run shows besides the plan, a line each."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from runner.errors import RunnerError
+from runner.job import Job
 from runner.launchers.worker import worker_command
 
 
@@ -19,12 +20,16 @@ class NotSubmitted(RunnerError):
     """The cluster has refused a worker; the message is what it said."""
 
 
+class NoRoom(NotSubmitted):
+    """It cannot take a worker at this moment, and may later."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """A worker to be put into a cluster's queue."""
 
     title: str
-    """For the people who look at that queue."""
+    """For the people who look at that queue: the experiment's name."""
     queue: Path
     """The list that it takes jobs from."""
     at_once: int
@@ -32,6 +37,11 @@ class Order:
     processes: int
     device: str
     """auto, cpu or cuda."""
+
+    @property
+    def key(self) -> str:
+        """A hash of the jobs in the list."""
+        return self.queue.stem.rpartition("-")[2]
 
     @property
     def command(self) -> list[str]:
@@ -48,6 +58,8 @@ class Gone:
     reason: Literal["ended", "cancelled", "taken"] = "ended"
     """`cancelled` by somebody, `taken` by the cluster (preempted, out of time, a broken node), or `ended` by itself:
     done, or crashed, which only the jobs that it leaves behind can tell."""
+    began: bool | None = None
+    """Whether it has begun to work, where the cluster knows."""
 
 
 class Cluster(Protocol):
@@ -55,19 +67,30 @@ class Cluster(Protocol):
 
     name: str
     """Also the name of the folder in an experiment's that its workers' lists and logs lie in."""
+    shares_files: bool
+    """Whether workers read and write the files that are here: they can then be given further jobs at any time."""
 
     def submit(self, order: Order, *, after: str | None) -> str:
         """Put a worker into the queue, to start when another one has ended, if `after` names one; its id.
 
         Raises:
-            NotSubmitted: the cluster has refused it.
+            NotSubmitted: the cluster has refused it; `NoRoom` if it may take it later.
         """
 
-    def gone(self, workers: Sequence[str]) -> Mapping[str, Gone]:
-        """Those of these workers that have ended. Asked often: it may remember the last answer for a while."""
+    def gone(self, workers: Mapping[str, Sequence[Job]]) -> Mapping[str, Gone]:
+        """Those of these workers that have ended. Asked often: it may remember the last answer for a while.
+
+        Where the cluster shares no files with this machine, what its workers have written is brought here before.
+
+        Args:
+            workers: their ids, and the jobs in the list of each.
+        """
 
     def log(self, worker: str, folder: Path) -> Path:
         """Where a worker's output is; its list lies in that folder."""
+
+    def cancel(self, workers: Sequence[str]) -> None:
+        """Ask workers to save and end, those that wait too."""
 
     def how_to_cancel(self, workers: Sequence[str]) -> str:
         """The command that ends these workers."""

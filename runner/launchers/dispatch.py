@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Sequence
 from time import monotonic, sleep
+from typing import Any
 
 from runner.errors import Detached, Interrupted, SettingsError
 from runner.job import Job, State, lock, read_manifest, register, update_manifest
 from runner.launchers import MoreJobs
-from runner.launchers.cluster import Cluster, Gone, NotSubmitted
-from runner.launchers.lots import OPEN_FOR_S, UNSETTLED, Lot, recorded_lots
+from runner.launchers.cluster import Cluster, Gone, NoRoom, NotSubmitted
+from runner.launchers.lots import OPEN_FOR_S, SETTLED, UNSETTLED, Lot, jobs_of_workers, recorded_lots
 from runner.launchers.settle import fail, halved, is_dead, last_words, take_up_again
 from runner.plan import Plan, pack_key
 from runner.report.words import count
@@ -26,6 +28,8 @@ from runner.status import live_table
 log = logging.getLogger(__name__)
 
 POLL_S = 2.0
+TRY_AGAIN_S = 15.0
+"""Between two tries to submit what a cluster had no room for."""
 GRACE_S = 5.0
 """A shared file system shows what a worker wrote last only a while after the cluster says that it has ended."""
 
@@ -42,9 +46,12 @@ class Dispatch:
         self.lots: list[Lot] = []
         self.capacity = sum(pack.at_once * pack.workers for pack in plan.packs)
         jobs = (*plan.todo, *plan.elsewhere)
-        self._common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+        self._common = set.intersection(*(set(job.overrides) for job in jobs)) if jobs else set()
         self._gone_since: dict[str, float] = {}
+        self._waiting: list[Lot] = []
+        """Lots that there was no room for yet."""
         self._opened = 0.0
+        self._tried = 0.0
 
     def run(self) -> None:
         """Submit what is missing, and wait for everything unless it was said not to.
@@ -58,7 +65,7 @@ class Dispatch:
             with live_table(lambda: [job.folder for lot in list(self.lots) for job in lot.jobs]):
                 self._watch()
         except KeyboardInterrupt:
-            log.info("%s", self._how_it_goes_on())
+            self._leave()
             raise Interrupted("stopped waiting") from None
         if any(lot.in_state(State.INTERRUPTED) for lot in self.lots):
             raise Interrupted("jobs were interrupted")
@@ -72,8 +79,23 @@ class Dispatch:
         if not self.settings.wait and any(lot.is_unsettled for lot in self.lots):
             raise Detached(self._how_it_goes_on())
 
+    def _leave(self) -> None:
+        """Say how everything goes on; on a terminal, ask whether it shall."""
+        log.info("%s", self._how_it_goes_on())
+        alive = self._alive()
+        if not alive or not sys.stdin.isatty():
+            return
+        try:
+            answer = input("Leave them running? [Y/n] ")
+        except (EOFError, KeyboardInterrupt):
+            return
+        if answer.strip().lower() in ("n", "no"):
+            self.cluster.cancel(alive)
+            log.info("asked to end: %s", self._names(alive))
+
     def _watch(self) -> None:
         while True:
+            self._try_again()
             self._look()
             self._settle()
             self._ask_for_more()
@@ -91,8 +113,10 @@ class Dispatch:
 
     def _attach(self) -> None:
         """Take up what earlier commands have submitted and what is not over yet."""
-        for lot in recorded_lots((*self.plan.todo, *self.plan.elsewhere), self.cluster.name):
-            alive = [worker for worker in lot.alive if worker not in self.cluster.gone(lot.alive)]
+        lots = recorded_lots((*self.plan.todo, *self.plan.elsewhere), self.cluster.name)
+        gone = self.cluster.gone(jobs_of_workers(lots))
+        for lot in lots:
+            alive = [worker for worker in lot.alive if worker not in gone]
             if alive:
                 lot.begin(lot.in_state(State.PENDING))
                 self.lots.append(lot)
@@ -101,10 +125,13 @@ class Dispatch:
     def _submit(self, lot: Lot) -> None:
         """Put the workers of a lot into the queue, no more of them than `launcher.concurrency` at a time."""
         self.lots.append(lot)
+        self._submit_workers(lot)
+
+    def _submit_workers(self, lot: Lot) -> None:
         lot.begin(lot.jobs)
         if not lot.jobs:
             return
-        lot.is_open = self.more is not None
+        lot.is_open = self.more is not None and self.cluster.shares_files
         lot.write()
         for _ in range(lot.pack.workers):
             alive = [worker for other in self.lots for worker in other.alive]
@@ -113,6 +140,13 @@ class Dispatch:
                 worker = self.cluster.submit(
                     lot.order(self.settings.device), after=alive[-most] if most and len(alive) >= most else None
                 )
+            except NoRoom as error:
+                if lot not in self._waiting:
+                    log.info("%s has no room at this moment: %s", self.cluster.name, error)
+                    self._waiting.append(lot)
+                if not lot.alive:
+                    take_up_again(lot.in_state(State.SUBMITTED))
+                break
             except NotSubmitted as error:
                 log.error("%s has refused a worker: %s", self.cluster.name, error)
                 if not lot.alive:
@@ -123,14 +157,31 @@ class Dispatch:
             log.info("submitted: %s, for %s", self._names([worker]), count(len(lot.jobs), "job"))
         lot.look()
 
+    def _try_again(self) -> None:
+        """Submit what there was no room for, and what nobody else has done meanwhile."""
+        if monotonic() - self._tried < TRY_AGAIN_S:
+            return
+        self._tried = monotonic()
+        waiting, self._waiting = self._waiting, []
+        for number, lot in enumerate(waiting):
+            lot.look()
+            lot.drop(lot.in_state(*SETTLED))
+            if lot.jobs:
+                self._waiting.append(lot)  # so that it is said only once
+                self._submit_workers(lot)
+                if lot.alive:
+                    self._waiting.remove(lot)
+                else:
+                    self._waiting += waiting[number + 1 :]
+                    return
+
     def _ask_for_more(self) -> None:
         if self.more is None:
             return
         unsettled = sum(len(lot.in_state(*UNSETTLED)) for lot in self.lots)
         room = max(1, self.capacity) - unsettled
         jobs = self.more(room) if room > 0 else []
-        for job in jobs:
-            self._take_in(job)
+        self._take_in(jobs)
         if not jobs and not any(lot.is_unsettled for lot in self.lots):
             self.more = None
         if self.more is None or jobs or monotonic() - self._opened > OPEN_FOR_S / 4:
@@ -140,21 +191,30 @@ class Dispatch:
                 if lot.alive:
                     lot.write()
 
-    def _take_in(self, job: Job) -> None:
-        with lock(job.folder):
-            register(job)
-        for lot in self.lots:
-            if lot.alive and pack_key(lot.pack.jobs[0]) == pack_key(job):
+    def _take_in(self, jobs: Sequence[Job]) -> None:
+        """Give further jobs to the workers that there are, or submit those that have none together."""
+        new: dict[tuple[Any, ...], list[Job]] = {}
+        for job in jobs:
+            with lock(job.folder):
+                register(job)
+            key = pack_key(job)
+            lots = (
+                lot for lot in self.lots if lot.alive and self.cluster.shares_files and pack_key(lot.jobs[0]) == key
+            )
+            if lot := next(lots, None):
                 lot.jobs.append(job)
                 lot.begin([job])
-                return
+            else:
+                new.setdefault(key, []).append(job)
         like = self.lots[0].pack if self.lots else self.plan.packs[0]
-        self._submit(Lot(dataclasses.replace(like, jobs=(job,), workers=1, prediction=None), self.cluster.name))
+        for together in new.values():
+            pack = dataclasses.replace(like, jobs=tuple(together), workers=1, prediction=None)
+            self._submit(Lot(pack, self.cluster.name))
 
     # --- what has ended ---
 
     def _settle(self) -> None:
-        gone = self.cluster.gone([worker for lot in self.lots for worker in lot.alive])
+        gone = self.cluster.gone(jobs_of_workers(self.lots))
         for lot in list(self.lots):
             for worker in [worker for worker in lot.alive if worker in gone]:
                 since = self._gone_since.setdefault(worker, monotonic())
@@ -173,9 +233,10 @@ class Dispatch:
         left = [] if lot.alive else lot.in_state(State.PENDING, State.SUBMITTED)
         interrupted = [] if lot.alive else lot.in_state(State.INTERRUPTED)
         # A worker from an earlier command may have been about to end when a job was put back into its list.
-        began = (
-            lot.is_earlier or len(left) < len(lot.jobs) or any(m.get("worker") == worker for m in manifests.values())
-        )
+        began = gone.began
+        if began is None:
+            works = any(manifest.get("worker") == worker for manifest in manifests.values())
+            began = lot.is_earlier or len(left) < len(lot.jobs) or works
         if gone.reason == "cancelled":
             for job in (*dead, *left, *interrupted):
                 update_manifest(job.folder, state=State.CANCELLED, error=how, crashed=False)
@@ -221,14 +282,22 @@ class Dispatch:
     # --- words ---
 
     def _how_it_goes_on(self) -> str:
-        workers = [worker for lot in self.lots for worker in lot.alive]
+        alive = self._alive()
+        waiting = sum(len(lot.jobs) for lot in self._waiting)
+        lines = [f"{count(waiting, 'job')} could not be submitted yet: the same command again does."] if waiting else []
+        if alive:
+            lines += [
+                f"{self._names(alive)} go on without this command.",
+                "The same command again waits for the results, and submits nothing twice.",
+                "To look: python -m runner.status. To stop them, after each has saved: "
+                + self.cluster.how_to_cancel(alive),
+            ]
+        return "\n".join(lines)
+
+    def _alive(self) -> list[str]:
+        workers = jobs_of_workers(self.lots)
         gone = self.cluster.gone(workers)
-        alive = [worker for worker in workers if worker not in gone]
-        return (
-            f"{self._names(alive)} go on without this command. The same command again waits for the results, and "
-            f"submits nothing twice.\nTo look: python -m runner.status. To stop them, after each has saved: "
-            f"{self.cluster.how_to_cancel(alive)}"
-        )
+        return [worker for worker in workers if worker not in gone]
 
     def _names(self, workers: Sequence[str]) -> str:
         return f"{self.cluster.name} {', '.join(workers)}"

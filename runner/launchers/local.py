@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from runner.job import Job
 from runner.launchers import MoreJobs
@@ -34,9 +33,12 @@ def machine(settings: LocalLauncher) -> Machine:
     return this_machine(settings.device)
 
 
-def attached(jobs: Sequence[Job], settings: LocalLauncher) -> list[Path]:
-    """None: workers of this launcher end with its command."""
-    return []
+def collect(jobs: Sequence[Job], settings: LocalLauncher) -> None:
+    """Nothing: workers write into the job folders themselves."""
+
+
+def cluster(settings: LocalLauncher) -> None:
+    """None: workers end with the command."""
 
 
 def preview(plan: Plan, settings: LocalLauncher) -> list[str]:

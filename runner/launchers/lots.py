@@ -12,12 +12,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from runner.job import Job, LockedError, State, lock, read_manifest, state_of, update_manifest
-from runner.launchers.cluster import Cluster, Order
+from runner.launchers.cluster import Order
 from runner.paths import ExperimentPaths
 from runner.plan import Pack
 from runner.queue import Queue
 
 UNSETTLED = (State.PENDING, State.SUBMITTED, State.RUNNING)
+SETTLED = (State.COMPLETED, State.PRUNED, State.FAILED, State.CANCELLED)
 OPEN_FOR_S = 600.0
 """Workers wait for further jobs for so long after the last sign of a command that may bring some."""
 
@@ -131,11 +132,9 @@ def recorded_lots(jobs: Iterable[Job], cluster: str) -> list[Lot]:
     return lots
 
 
-def attached(jobs: Iterable[Job], cluster: Cluster) -> list[Path]:
-    """Folders of the jobs that an earlier command has submitted to a cluster, and whose workers wait or run."""
-    lots = recorded_lots(jobs, cluster.name)
-    gone = cluster.gone([worker for lot in lots for worker in lot.alive])
-    return [job.folder for lot in lots if not set(lot.alive) <= set(gone) for job in lot.jobs]
+def jobs_of_workers(lots: Iterable[Lot]) -> dict[str, list[Job]]:
+    """The workers that are not known to have ended, and the jobs in the list of each."""
+    return {worker: lot.jobs for lot in lots for worker in lot.alive}
 
 
 def _list_of(pack: Pack, cluster: str) -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.job import Job, State, is_held, read_manifest, update_manifest
+from runner.launchers.cluster import Gone
 from runner.plan import Pack
 
 LAST_WORDS_LENGTH = 400
@@ -35,6 +36,20 @@ def take_up_again(jobs: Sequence[Job]) -> None:
     """Make dead jobs pending: the next worker continues them from their checkpoints."""
     for job in jobs:
         update_manifest(job.folder, state=State.PENDING, error=None, crashed=False)
+
+
+def close(jobs: Sequence[Job], gone: Gone, how: str) -> None:
+    """Say of the jobs that a gone worker has left how that came, where nobody goes on with them now."""
+    for job in jobs:
+        state = read_manifest(job.folder).get("state")
+        if state not in (State.PENDING, State.SUBMITTED, State.RUNNING) or is_held(job.folder):
+            continue
+        if gone.reason == "cancelled":
+            update_manifest(job.folder, state=State.CANCELLED, error=how)
+        elif gone.reason == "taken" or (gone.began and state != State.RUNNING):
+            update_manifest(job.folder, state=State.INTERRUPTED)
+        else:
+            fail(job, how)
 
 
 def halved(pack: Pack, jobs: Sequence[Job]) -> Pack:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from runner.job import Job, State
 from runner.machine import Machine
 from runner.plan.predict import Prediction
-from runner.schema import LauncherSettings
+from runner.schema import LauncherSettings, QueuedLauncher
 
 MOST_AT_ONCE = {"cpu": 8, "cuda": 16}
 """Jobs that `launcher.pack=auto` trains together at most. A CPU is busy with fewer."""
@@ -136,8 +136,10 @@ def size_pack(
 def places_of(launcher: LauncherSettings, machine: Machine) -> int:
     """Where something may train at the same time: GPUs, or shares of the one CPU."""
     if machine.has_gpus:
-        wanted = (launcher.concurrency or len(machine.devices)) * (launcher.fixed_processes or 1)
-        return min(wanted, len(machine.devices))
+        # What waits in a queue has a machine made of all its workers' GPUs.
+        if launcher.concurrency is None or isinstance(launcher, QueuedLauncher):
+            return len(machine.devices)
+        return min(launcher.concurrency * (launcher.fixed_processes or 1), len(machine.devices))
     return launcher.concurrency or 1
 
 

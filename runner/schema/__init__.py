@@ -5,8 +5,11 @@ from __future__ import annotations
 from runner.schema.comparing import ObjectiveSettings, PruningSettings, SearchSettings
 from runner.schema.experiment import GROUPS, Experiment
 from runner.schema.inputs import DatasetSettings, ModelSettings
-from runner.schema.launching import Launcher, LauncherSettings, LocalLauncher, QueuedLauncher, SlurmLauncher
+from runner.schema.launchers import LauncherSettings
+from runner.schema.launching import Launcher, LocalLauncher, QueuedLauncher
 from runner.schema.running import LoggerSettings, ValidationSettings
+from runner.schema.sagemaker import SageMakerLauncher
+from runner.schema.slurm import SlurmLauncher
 from runner.schema.training import LoraSettings, LossSettings, LrSchedulerSettings, OptimizerSettings
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "OptimizerSettings",
     "PruningSettings",
     "QueuedLauncher",
+    "SageMakerLauncher",
     "SearchSettings",
     "SlurmLauncher",
     "ValidationSettings",

@@ -7,7 +7,8 @@ from pydantic import model_validator
 from runner.schema.comparing import RECORDED, ObjectiveSettings, PruningSettings
 from runner.schema.inputs import DatasetSettings, MethodSettings, ModelSettings, Precision
 from runner.schema.knob import Settings, knob, section
-from runner.schema.launching import LauncherSettings, LocalLauncher
+from runner.schema.launchers import LauncherSettings
+from runner.schema.launching import LocalLauncher
 from runner.schema.running import (
     CheckpointSettings,
     LoggerSettings,
@@ -76,7 +77,9 @@ class Experiment(Settings):
     def _fits_together(self) -> Experiment:
         processes = self.launcher.fixed_processes or 1
         if processes > self.batch_size:
-            key = next(key for key in ("processes", "gpus_per_node", "nodes") if getattr(self.launcher, key, None))
+            key = next(
+                key for key in ("processes", "gpus_per_node", "nodes", "instances") if getattr(self.launcher, key, None)
+            )
             raise ValueError(
                 f"launcher.{key} = {getattr(self.launcher, key)}: batch_size = {self.batch_size} leaves "
                 f"{processes - self.batch_size} of {processes} processes without work; raise batch_size or lower "

@@ -1,12 +1,13 @@
-"""Where jobs run, and how many of them together: group `launcher`. Nothing here changes what is trained."""
+"""Where jobs run, and how many of them together: what all launchers can be told, and this machine's own.
+
+Group `launcher`; nothing in it changes what is trained.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from runner.schema.knob import Settings, default_of, knob
 
@@ -73,134 +74,3 @@ class QueuedLauncher(Launcher):
                 f"resubmissions = {self.resubmissions}: has no effect with launcher.wait=false; remove one of them"
             )
         return self
-
-
-ONLY_ON_SLURM = (
-    "partition", "account", "qos", "constraint", "nodes", "mem_gb", "setup", "sbatch", "gpu_name", "gpu_memory_gb",
-)  # fmt: skip
-
-SBATCH_SETTINGS = {
-    "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint", "nodes": "nodes",
-    "time": "time_limit_min", "cpus_per_task": "cpus_per_task", "mem": "mem_gb",
-}  # fmt: skip
-"""Parameters of sbatch that have settings of their own."""
-
-SBATCH_TAKEN = (
-    "array", "dependency", "error", "job_name", "ntasks", "ntasks_per_node", "open_mode", "output", "parsable",
-    "signal", "wait", "wrap",
-)  # fmt: skip
-"""Parameters of sbatch that the launcher needs for itself."""
-
-
-class SlurmLauncher(QueuedLauncher):
-    """`launcher=slurm`: workers in a Slurm cluster's queue (docs/clusters.md)."""
-
-    name: Literal["slurm"] = knob("slurm", doc="Where jobs run.")
-    processes: int | None = knob(
-        None, ge=1, doc="Processes each job is spread over where there is no GPU; null means one for each node."
-    )
-    cluster: Literal["slurm", "local"] = knob(
-        "slurm", doc="`local` runs the same workers in the background of this machine, without Slurm."
-    )
-    partition: str | None = knob(None, min_length=1, doc="Partition, or several with commas; null is Slurm's default.")
-    account: str | None = knob(None, min_length=1, doc="Account to be charged.")
-    qos: str | None = knob(None, min_length=1, doc="Quality of service.")
-    constraint: str | None = knob(None, min_length=1, doc="Features that the nodes must have, such as `a100`.")
-    time_limit_min: int = knob(
-        720,
-        ge=1,
-        unit="minutes",
-        doc="Longest that a worker runs; what is unfinished then goes on in the next one.",
-    )
-    save_before_s: int = knob(
-        120,
-        ge=1,
-        unit="seconds",
-        doc="How long before that limit a worker is asked to save and end.",
-    )
-    nodes: int = knob(1, ge=1, unit="nodes", doc="Nodes that each worker, and so each of its batches, is spread over.")
-    gpus_per_node: int = knob(1, ge=0, unit="GPUs", doc="GPUs of a worker on each of its nodes; 0 trains on CPUs.")
-    cpus_per_task: int | None = knob(
-        None, ge=1, unit="cores", doc="Cores of a worker on each of its nodes; null is what Slurm gives."
-    )
-    mem_gb: int | None = knob(None, ge=1, unit="GB", doc="Host memory on each node; null is what Slurm gives.")
-    gpu_name: str | None = knob(
-        None,
-        min_length=1,
-        doc="The GPU's name as its driver has it, such as `NVIDIA H100 80GB HBM3`: the plan predicts times by it.",
-    )
-    gpu_memory_gb: float | None = knob(
-        None, gt=0, unit="GB", doc="What a GPU holds: `pack=auto` is sized by it, and by a mere number of jobs without."
-    )
-    setup: tuple[str, ...] = knob((), doc="Lines of shell before a worker starts, such as `module load cuda`.")
-    sbatch: dict[str, str | bool] | None = knob(
-        None, doc="Further parameters of sbatch by their long names, such as `{reservation: course, exclusive: true}`."
-    )
-
-    @field_validator("sbatch", mode="before")
-    @classmethod
-    def _as_texts(cls, value: Any) -> Any:
-        if value is None:
-            return None
-        if not isinstance(value, Mapping):
-            raise ValueError("should be a mapping, such as {reservation: course}")
-        if wrong := [key for key, each in value.items() if not isinstance(each, (str, int, float)) or each is False]:
-            raise ValueError(f"{wrong[0]} should be text, a number or true; leave it out to turn it off")
-        return {str(key): each if each is True else str(each) for key, each in value.items()}
-
-    @field_validator("sbatch")
-    @classmethod
-    def _not_taken(cls, value: dict[str, str | bool] | None) -> dict[str, str | bool] | None:
-        for key in value or {}:
-            plain = key.replace("-", "_")
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", plain):
-                raise ValueError(f"{key!r} is no parameter; write its long name without dashes in front")
-            if plain in SBATCH_SETTINGS:
-                raise ValueError(f"{key} has a setting of its own; use launcher.{SBATCH_SETTINGS[plain]}")
-            if plain in SBATCH_TAKEN:
-                raise ValueError(f"{key} is set by the launcher itself; remove it")
-        return value
-
-    @property
-    def fixed_processes(self) -> int:
-        """One for each GPU; on CPUs what was asked for, or one for each node."""
-        return self.gpus_per_node * self.nodes or self.processes or self.nodes
-
-    @model_validator(mode="after")
-    def _takes_effect(self) -> SlurmLauncher:
-        idle = [key for key in ONLY_ON_SLURM if getattr(self, key) != default_of(self, key)]
-        if self.cluster == "local" and idle:
-            raise ValueError(f"{idle[0]} = {getattr(self, idle[0])!r}: has no effect with launcher.cluster=local")
-        if self.save_before_s >= self.time_limit_min * 60:
-            raise ValueError(
-                f"save_before_s = {self.save_before_s}: nothing is left of launcher.time_limit_min = "
-                f"{self.time_limit_min}; lower it"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _fits_the_gpus(self) -> SlurmLauncher:
-        gpus = self.gpus_per_node
-        for key in ("gpu_name", "gpu_memory_gb"):
-            if not gpus and getattr(self, key) is not None:
-                raise ValueError(f"{key} = {getattr(self, key)!r}: has no effect with launcher.gpus_per_node=0")
-        if (self.device == "cpu" and gpus) or (self.device == "cuda" and not gpus):
-            raise ValueError(
-                f"device = {self.device!r}: does not go with launcher.gpus_per_node = {gpus}; leave out launcher.device"
-            )
-        if gpus and self.processes is not None:
-            raise ValueError(
-                f"processes = {self.processes}: each GPU has one process, {self.fixed_processes} for each worker here; "
-                "leave it out, and set launcher.gpus_per_node"
-            )
-        if self.fixed_processes % self.nodes:
-            raise ValueError(f"processes = {self.processes}: cannot be spread evenly over {self.nodes} nodes")
-        if self.cluster == "local" and gpus and (self.concurrency or 1) > 1:
-            raise ValueError(
-                f"concurrency = {self.concurrency}: with launcher.cluster=local all workers use the same GPUs; "
-                "take launcher=local"
-            )
-        return self
-
-
-LauncherSettings = Annotated[LocalLauncher | SlurmLauncher, Field(discriminator="name")]

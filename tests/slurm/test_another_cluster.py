@@ -94,11 +94,10 @@ def test_the_example_trains_jobs_and_takes_them_up_again(example: ModuleType, pb
     settings = runner.schema.PbsLauncher(gpus=0, queue="short", wait=False)  # type: ignore[attr-defined]
     plan = planned(jobs, example, settings)
     assert example.check(settings) == []
-    assert example.attached(jobs, settings) == []
 
     with pytest.raises(Detached, match=r"qdel 1\.server"):
         example.launch(plan, settings)
-    assert example.attached(jobs, settings) == [job.folder for job in jobs]
+    assert [state_of(job.folder).value for job in jobs] == ["submitted", "submitted"]
     waiting = runner.schema.PbsLauncher(gpus=0)  # type: ignore[attr-defined]
     example.launch(planned(jobs, example, waiting), waiting)
 

@@ -276,8 +276,8 @@ def test_one_question_answers_for_all_and_none_is_taken_for_dead_while_slurm_is_
     for _ in range(3):
         os.system(f"sbatch {script} > /dev/null")
     cluster = SlurmCluster(SlurmLauncher())
-    assert cluster.gone(["101", "102", "103"]) == {}
-    assert cluster.gone(["101", "102", "103"]) == {}
+    assert cluster.gone(dict.fromkeys(("101", "102", "103"), ())) == {}
+    assert cluster.gone(dict.fromkeys(("101", "102", "103"), ())) == {}
     assert cluster._watcher.num_calls == 1
 
     (slurm.folder / "down").touch()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.job import Job
@@ -18,7 +17,7 @@ from runner.schema import SlurmLauncher
 if TYPE_CHECKING:
     from runner.launchers.cluster import Cluster
 
-__all__ = ["attached", "check", "launch", "machine", "preview"]
+__all__ = ["check", "cluster", "collect", "launch", "machine", "preview"]
 
 UNNAMED_GPU = "a GPU that launcher.gpu_name does not name"
 
@@ -38,14 +37,11 @@ def machine(settings: SlurmLauncher) -> Machine:
 
 def launch(plan: Plan, settings: SlurmLauncher, more: MoreJobs | None = None) -> None:
     """Submit what is missing, and wait for it unless it was said not to; see `Dispatch.run`."""
-    Dispatch(plan, settings, _cluster(settings), more).run()
+    Dispatch(plan, settings, cluster(settings), more).run()
 
 
-def attached(jobs: Sequence[Job], settings: SlurmLauncher) -> list[Path]:
-    """Folders of the jobs that an earlier command has submitted, and whose workers wait or run."""
-    if not lots.recorded_lots(jobs, NAMES[settings.cluster]):
-        return []  # and nobody has to be asked
-    return lots.attached(jobs, _cluster(settings))
+def collect(jobs: Sequence[Job], settings: SlurmLauncher) -> None:
+    """Nothing: workers write into the job folders themselves."""
 
 
 def preview(plan: Plan, settings: SlurmLauncher) -> list[str]:
@@ -60,7 +56,8 @@ def preview(plan: Plan, settings: SlurmLauncher) -> list[str]:
     return lines
 
 
-def _cluster(settings: SlurmLauncher) -> Cluster:
+def cluster(settings: SlurmLauncher) -> Cluster:
+    """The queue that the settings mean."""
     # submitit is imported only where something is submitted.
     from runner.launchers.slurm.clusters import BackgroundCluster, SlurmCluster
 

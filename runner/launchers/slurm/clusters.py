@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from submitit.core.core import InfoWatcher
@@ -22,6 +22,7 @@ from submitit.helpers import clean_env
 from submitit.local.local import LocalExecutor, LocalJob
 from submitit.slurm.slurm import SlurmExecutor
 
+from runner.job import Job
 from runner.launchers.cluster import Gone, NotSubmitted, Order
 from runner.launchers.slurm.text import command_text, parameters
 from runner.launchers.worker import python_path, worker_defaults
@@ -43,6 +44,7 @@ class SlurmCluster:
     """A Slurm cluster, through the commands of a login node."""
 
     name = "slurm"
+    shares_files = True
 
     def __init__(self, settings: SlurmLauncher) -> None:
         self.settings = settings
@@ -61,9 +63,9 @@ class SlurmCluster:
         _remove_links(order.queue.parent)
         return str(job.job_id)
 
-    def gone(self, workers: Sequence[str]) -> Mapping[str, Gone]:
+    def gone(self, workers: Mapping[str, Sequence[Job]]) -> Mapping[str, Gone]:
         """What has ended, by one call of squeue for all, and one of sacct for those that it no longer lists."""
-        self._watcher.register_all(workers)
+        self._watcher.register_all(list(workers))
         found = {}
         for worker in workers:
             state = self._watcher.get_state(worker)
@@ -80,6 +82,10 @@ class SlurmCluster:
     def log(self, worker: str, folder: Path) -> Path:
         """Where srun writes."""
         return JobPaths(folder, job_id=worker).stdout
+
+    def cancel(self, workers: Sequence[str]) -> None:
+        """By scancel, all at once."""
+        subprocess.run(["scancel", *workers], check=False, timeout=COMMAND_TIMEOUT_S)
 
     def how_to_cancel(self, workers: Sequence[str]) -> str:
         """Slurm asks them to end, and kills them half a minute later (KillWait)."""
@@ -136,6 +142,7 @@ class BackgroundCluster:
     """This machine: workers that outlive the command that has started them."""
 
     name = "background"
+    shares_files = True
 
     def __init__(self, settings: SlurmLauncher) -> None:
         self.settings = settings
@@ -163,7 +170,7 @@ class BackgroundCluster:
         self._started[job.job_id] = job
         return job.job_id
 
-    def gone(self, workers: Sequence[str]) -> Mapping[str, Gone]:
+    def gone(self, workers: Mapping[str, Sequence[Job]]) -> Mapping[str, Gone]:
         """Those whose process has ended."""
         return {worker: Gone(words="has ended") for worker in workers if not self._runs(worker)}
 
@@ -180,6 +187,12 @@ class BackgroundCluster:
     def log(self, worker: str, folder: Path) -> Path:
         """Where its output goes."""
         return JobPaths(folder, job_id=worker).stdout
+
+    def cancel(self, workers: Sequence[str]) -> None:
+        """By a signal, which each worker passes on."""
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(int(worker), signal.SIGTERM)
 
     def how_to_cancel(self, workers: Sequence[str]) -> str:
         """Each worker saves, and ends."""

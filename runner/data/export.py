@@ -1,0 +1,61 @@
+"""A data set as parquet files, in the layout that the Hub uses: what travels to another machine in few, large files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from runner.data.item import Item
+
+SHARD_BYTES = 512 * 2**20
+ROWS_IN_GROUP = 64
+"""A reader that wants one image holds a whole row group in memory."""
+IMAGE_COLUMN, CAPTION_COLUMN = "image", "text"
+
+
+def export(items: Sequence[Item], folder: Path, *, shard_bytes: int = SHARD_BYTES) -> list[Path]:
+    """Write images, as the bytes that they are, and captions into `train-00000-of-00001.parquet` and so on.
+
+    Args:
+        items: the images, whose order is kept.
+        folder: an empty folder.
+        shard_bytes: a file is ended when its images have so many bytes together.
+
+    Raises:
+        OSError: an image can no longer be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([(IMAGE_COLUMN, image), (CAPTION_COLUMN, pa.string())])
+    shards: list[Path] = []
+    for number, rows in enumerate(_shards(items, shard_bytes)):
+        shards.append(folder / f"part-{number:05d}.parquet")
+        with pq.ParquetWriter(shards[-1], schema, compression="none") as writer:
+            for group in rows:
+                writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=ROWS_IN_GROUP)
+    named = []
+    for number, shard in enumerate(shards):
+        named.append(shard.rename(folder / f"train-{number:05d}-of-{len(shards):05d}.parquet"))
+    return named
+
+
+def _shards(items: Sequence[Item], shard_bytes: int) -> Iterator[Iterable[list[dict[str, object]]]]:
+    """Shards of row groups of rows, read only when they are asked for."""
+    position = 0
+
+    def groups() -> Iterator[list[dict[str, object]]]:
+        nonlocal position
+        size = 0
+        while position < len(items) and size < shard_bytes:
+            group: list[dict[str, object]] = []
+            for item in items[position : position + ROWS_IN_GROUP]:
+                content = item.address.read()
+                size += len(content)
+                group.append({IMAGE_COLUMN: {"bytes": content, "path": item.file}, CAPTION_COLUMN: item.caption})
+            position += len(group)
+            yield group
+
+    while position < len(items):
+        yield groups()

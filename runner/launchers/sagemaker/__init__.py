@@ -1,0 +1,142 @@
+"""`launcher=sagemaker`: jobs in training jobs on Amazon SageMaker; what they write is brought into the job folders."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from runner.errors import SettingsError
+from runner.instances import INSTANCES
+from runner.job import Job
+from runner.launchers import MoreJobs
+from runner.launchers.lots import jobs_of_workers, recorded_lots
+from runner.launchers.sagemaker.divide import divided
+from runner.launchers.sagemaker.estimate import does_not_fit, estimate
+from runner.launchers.sagemaker.image import image_of
+from runner.launchers.sagemaker.record import CLUSTER, is_recorded
+from runner.launchers.settle import close
+from runner.machine import Device, Machine
+from runner.plan import Plan
+from runner.schema import SageMakerLauncher
+
+if TYPE_CHECKING:
+    from runner.launchers.cluster import Cluster
+    from runner.launchers.sagemaker.account import Account
+    from runner.launchers.sagemaker.cluster import SageMakerCluster
+
+__all__ = ["check", "cluster", "collect", "launch", "machine", "preview"]
+
+log = logging.getLogger(__name__)
+
+
+def check(settings: SageMakerLauncher) -> list[str]:
+    """Everything that is wrong with the account and the settings; a dry run asks nobody."""
+    if find_spec("boto3") is None:
+        said = "launcher = 'sagemaker': needs the package boto3, which is not installed; "
+        return [said + "pip install 'lora-runner[sagemaker]'"]
+    if settings.dry_run:
+        return []
+    return list(_checked(settings.model_dump_json()))
+
+
+@lru_cache
+def _checked(settings: str) -> tuple[str, ...]:
+    """Once for all jobs of a command."""
+    from runner.launchers.sagemaker.account import Account
+    from runner.launchers.sagemaker.preflight import preflight
+
+    known = SageMakerLauncher.model_validate_json(settings)
+    return tuple(preflight(known, Account(known), image_of(known)))
+
+
+def machine(settings: SageMakerLauncher) -> Machine:
+    """The instances of all training jobs that run at the same time."""
+    instance, count = INSTANCES[settings.instance], (settings.concurrency or 1) * settings.instances
+    if instance.gpus and settings.device != "cpu":
+        gpu = Device("cuda", instance.gpu_name, instance.gpu_memory_gb)
+        return Machine((gpu,) * (instance.gpus * count), instance.cores)
+    return Machine((Device("cpu", f"{instance.name}, {instance.cores} cores", instance.memory_gb),), instance.cores)
+
+
+def launch(plan: Plan, settings: SageMakerLauncher, more: MoreJobs | None = None) -> None:
+    """Submit what is missing, and wait for it unless it was said not to; see `Dispatch.run`."""
+    from runner.launchers.dispatch import Dispatch
+
+    gpu_gb = INSTANCES[settings.instance].gpu_memory_gb
+    if faults := [fault for pack in plan.packs if (fault := does_not_fit(pack, settings, gpu_gb))]:
+        raise SettingsError("\n".join(faults))
+    _warn_of_secrets(settings)
+    reached = _cluster(settings)
+    _make_bucket(reached.account)
+    price = reached.prices.per_hour(settings.instance)
+    if price is not None and (found := estimate(plan, settings, price)):
+        log.info("%s", found.line(settings))
+    Dispatch(divided(plan, settings), settings, reached, more).run()
+
+
+def collect(jobs: Sequence[Job], settings: SageMakerLauncher) -> None:
+    """Bring what training jobs of earlier commands have written, and close those that have ended."""
+    lots = recorded_lots(jobs, CLUSTER)
+    for lot in lots:
+        lot.alive = [name for name in lot.alive if not is_recorded(lot.jobs[0].folder.parent, name)]
+    if not any(lot.alive for lot in lots):
+        return
+    reached = _cluster(settings)
+    for name, gone in reached.gone(jobs_of_workers(lots)).items():
+        for lot in lots:
+            if name in lot.alive:
+                close(lot.jobs, gone, f"{CLUSTER} {name} {gone.words}")
+
+
+def cluster(settings: SageMakerLauncher) -> Cluster:
+    """The account's training jobs."""
+    return _cluster(settings)
+
+
+def preview(plan: Plan, settings: SageMakerLauncher) -> list[str]:
+    """What it would cost, the requests that would be sent, and what would be looked at before."""
+    from runner.launchers.sagemaker.preview import preview_lines
+
+    return preview_lines(plan, settings)
+
+
+def _cluster(settings: SageMakerLauncher) -> SageMakerCluster:
+    # boto3 is imported only where AWS is asked.
+    from runner.launchers.sagemaker.account import Account
+    from runner.launchers.sagemaker.cluster import SageMakerCluster
+
+    return SageMakerCluster(settings, Account(settings), image=image_of(settings) or "")
+
+
+def _warn_of_secrets(settings: SageMakerLauncher) -> None:
+    from runner.launchers.sagemaker.inputs import PASSED_SECRETS
+
+    if settings.pass_secrets:
+        passed = [name for name in PASSED_SECRETS if os.environ.get(name)]
+        log.warning(
+            "launcher.pass_secrets = True: %s can be read by everybody who may describe the training jobs; "
+            "launcher.wandb_secret and launcher.hub_secret keep them in Secrets Manager",
+            " and ".join(passed) or "what is set later",
+        )
+
+
+def _make_bucket(account: Account) -> None:
+    """SageMaker's own bucket is made where it is not there yet, as SageMaker's SDK does."""
+    from botocore.exceptions import ClientError
+
+    if account.settings.bucket is not None:
+        return
+    try:
+        account.s3.head_bucket(Bucket=account.bucket)
+    except ClientError:
+        where = (
+            {}
+            if account.region == "us-east-1"
+            else {"CreateBucketConfiguration": {"LocationConstraint": account.region}}
+        )
+        account.s3.create_bucket(Bucket=account.bucket, **where)
+        log.info("made the bucket %s", account.bucket)

@@ -1,0 +1,84 @@
+"""The inputs of a training job by name and place, as far as they follow from jobs alone; nothing is read or sent."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from runner import HOME, PACKAGE
+from runner.families.files import folder_hash, local_folder
+from runner.job import Job
+from runner.launchers.sagemaker.names import Location, Places
+from runner.launchers.sagemaker.request import Channel
+from runner.parcel import CODE, CONFIG
+
+
+def planned_channels(jobs: Sequence[Job], places: Places, place: Location) -> list[Channel]:
+    """All but what earlier training jobs have encoded, which only S3 knows."""
+    channels = {CONFIG: config_channel(place), CODE: code_channel(places, code_digest())}
+    for job in jobs:
+        found = [] if has_embedded_data(job) else [dataset_channel(places, job.identity["dataset"])]
+        found += [model_channel(places, folder_hash(folder)) for folder in model_folders(job).values()]
+        channels |= {channel.name: channel for channel in found}
+    return [channels[name] for name in sorted(channels)]
+
+
+def config_channel(place: Location) -> Channel:
+    """The settings of each job, and how they are worked through."""
+    return Channel(CONFIG, (place / f"{CONFIG}/").uri)
+
+
+def code_channel(places: Places, digest: str) -> Channel:
+    """The project's package."""
+    return Channel(CODE, places.code(digest).uri)
+
+
+def dataset_channel(places: Places, fingerprint: str, *, streamed: bool = False) -> Channel:
+    """A data set, whatever it was made of."""
+    return Channel(f"dataset-{fingerprint[:8]}", places.dataset(fingerprint).uri, "FastFile" if streamed else "File")
+
+
+def model_channel(places: Places, digest: str) -> Channel:
+    """A base model, or a VAE, from a folder."""
+    return Channel(f"model-{digest[:8]}", places.model(digest).uri)
+
+
+def has_embedded_data(job: Job) -> bool:
+    """Whether the images come with the package."""
+    return job.experiment.dataset.path == "embedded"
+
+
+def model_folders(job: Job) -> dict[str, Path]:
+    """The folders that `model.path` and `model.vae` name, by these keys; what is on the Hub is fetched from there."""
+    found = {}
+    for key in ("path", "vae"):
+        value = getattr(job.experiment.model, key)
+        folder = local_folder(value) if value and value != "embedded" else None
+        if folder is not None:
+            found[key] = folder
+    return found
+
+
+def cache_indexes(jobs: Sequence[Job], places: Places) -> list[Location]:
+    """Where it is listed what is encoded, for each pair of base model and data set among these jobs."""
+    pairs = {(job.identity["model"], job.identity["dataset"], job.experiment.resolution) for job in jobs}
+    keys = sorted(hashlib.sha256(repr(pair).encode()).hexdigest()[:32] for pair in pairs)
+    return [places.cache / f"indexes/{key}.json" for key in keys]
+
+
+def code_files() -> Iterator[tuple[str, Path]]:
+    """(name in the archive, file) of everything in the package, and of its configuration."""
+    roots = {"runner": PACKAGE} | ({} if HOME == PACKAGE else {"conf": HOME / "conf"})
+    for top, root in roots.items():
+        for file in sorted(root.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                yield f"{top}/{file.relative_to(root).as_posix()}", file
+
+
+def code_digest() -> str:
+    """SHA-256 over the names and contents of the package's files."""
+    digest = hashlib.sha256()
+    for name, file in code_files():
+        digest.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,244 @@
+"""SageMaker as a cluster: a worker is a training job, named after the jobs in it, so that none is ever sent twice."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from runner.job import Job, read_job
+from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
+from runner.launchers.sagemaker.account import Account, code_of, message_of
+from runner.launchers.sagemaker.collect import Collector
+from runner.launchers.sagemaker.inputs import Inputs, environment
+from runner.launchers.sagemaker.logs import LogTail
+from runner.launchers.sagemaker.names import Location, Places, training_job_name
+from runner.launchers.sagemaker.prices import Prices
+from runner.launchers.sagemaker.record import CLUSTER, is_recorded, log_file, record
+from runner.launchers.sagemaker.request import Channel, training_request
+from runner.launchers.sagemaker.storage import Storage
+from runner.queue import Queue
+from runner.schema import SageMakerLauncher
+from runner.work import WORKER_NAME
+
+log = logging.getLogger(__name__)
+
+RUNNING = ("InProgress", "Stopping")
+TAKEN = ("MaxRuntimeExceeded", "MaxWaitTimeExceeded", "Interrupted")
+"""Secondary statuses of what was stopped by SageMaker and not by a person."""
+MOST_ATTEMPTS = 100
+
+
+class SageMakerCluster:
+    """Training jobs of one account and region.
+
+    Args:
+        image: URI of the image that they run in.
+    """
+
+    name = CLUSTER
+    shares_files = False
+    """A training job has its own: it works through the jobs that it was given, and cannot be given others."""
+
+    def __init__(self, settings: SageMakerLauncher, account: Account, *, image: str = "") -> None:
+        self.settings, self.account, self.image = settings, account, image
+        self.places = Places(account.bucket, settings.prefix)
+        self.storage = Storage(account.s3, settings.kms_key)
+        self.inputs = Inputs(settings, self.storage, self.places, account.region)
+        self.collector = Collector(self.storage, self.places)
+        self.prices = Prices(account)
+        self._brought: dict[str, list[Channel]] = {}
+        self._jobs: dict[str, Sequence[Job]] = {}
+        self._tails: dict[str, LogTail] = {}
+        self._gone: dict[str, Gone] = {}
+        self._looked_s = float("-inf")
+
+    # --- submitting ---
+
+    def submit(self, order: Order, *, after: str | None) -> str:
+        """Create a training job, or take up the one of the same jobs that is there; its name."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if after is not None:
+            raise NoRoom(f"launcher.concurrency = {self.settings.concurrency} is reached")
+        jobs = [read_job(folder) for folder in Queue(order.queue).read()[0]]
+        experiment_folder = jobs[0].folder.parent
+        for attempt in range(1, MOST_ATTEMPTS):
+            name = training_job_name(order.title, order.key, attempt)
+            if is_recorded(experiment_folder, name):
+                continue  # it has ended, and its results are here
+            try:
+                self._create(name, order, jobs)
+                log.info("%s", self.console_url(name))
+            except ClientError as error:
+                if code_of(error) != "ResourceInUse":
+                    raise self._refusal(error) from error
+            except BotoCoreError as error:
+                raise NotSubmitted(" ".join(str(error).split())) from error
+            self._jobs[name] = jobs
+            self._gone.pop(name, None)
+            return name
+        raise NotSubmitted(f"{MOST_ATTEMPTS} training jobs of these jobs have ended without completing them")
+
+    def _create(self, name: str, order: Order, jobs: Sequence[Job]) -> None:
+        place = self.places.training_job(order.title, name)
+        if name not in self._brought:
+            self._brought[name] = self.inputs.bring(jobs, order, place)
+        request = training_request(
+            self.settings,
+            name=name,
+            experiment=order.title,
+            role_arn=self.account.role_arn,
+            image=self.image,
+            place=place,
+            channels=self._brought[name],
+            environment={WORKER_NAME: name} | environment(self.settings),
+        )
+        self.account.sagemaker.create_training_job(**request)
+
+    def _refusal(self, error: Exception) -> NotSubmitted:
+        """What a refusal means: wait, or give up."""
+        message = message_of(error)
+        if code_of(error) in ("ThrottlingException", "Throttling", "TooManyRequestsException"):
+            return NoRoom(message)
+        if code_of(error) == "ResourceLimitExceeded":
+            limit = re.search(r"is (\d+) Instances", message)
+            if limit is None or int(limit[1]) >= self.settings.instances:
+                return NoRoom(message)
+            return NotSubmitted(
+                f"{message} (https://console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas)"
+            )
+        return NotSubmitted(f"{code_of(error)}: {message}")
+
+    def console_url(self, name: str) -> str:
+        """Where a person can look at a training job."""
+        region = self.account.region
+        return f"https://{region}.console.aws.amazon.com/sagemaker/home?region={region}#/jobs/{name}"
+
+    # --- watching ---
+
+    def gone(self, workers: Mapping[str, Sequence[Job]]) -> Mapping[str, Gone]:
+        """Those that have ended; what they, and those that still run, have written is brought here before.
+
+        SageMaker is asked once for all, and not more often than `launcher.poll_s`.
+        """
+        self._jobs |= workers
+        unknown = [name for name in workers if name not in self._gone]
+        if unknown and monotonic() - self._looked_s >= self.settings.poll_s:
+            self._look(unknown)
+            self._looked_s = monotonic()
+        return {name: self._gone[name] for name in workers if name in self._gone}
+
+    def _look(self, names: Sequence[str]) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            statuses = self._statuses(names)
+            for name in names:
+                if statuses.get(name) in RUNNING:
+                    self._tail(name).look()
+                    self.collector.look(self._jobs[name], self._place(name))
+                else:
+                    self._end(name)
+        except (BotoCoreError, ClientError) as error:
+            # A network that is away for a while is no reason to give up a sweep.
+            log.warning("SageMaker cannot be asked: %s", message_of(error))
+
+    def _statuses(self, names: Sequence[str]) -> dict[str, str]:
+        """Of training jobs, newest first, until all that are looked for are found."""
+        wanted = set(names)
+        common = _common_start(names)
+        pages = self.account.sagemaker.get_paginator("list_training_jobs").paginate(
+            SortBy="CreationTime",
+            SortOrder="Descending",
+            PaginationConfig={"PageSize": 100},
+            **({"NameContains": common} if common else {}),
+        )
+        found: dict[str, str] = {}
+        for page in pages:
+            for each in page["TrainingJobSummaries"]:
+                if each["TrainingJobName"] in wanted:
+                    found[each["TrainingJobName"]] = each["TrainingJobStatus"]
+            if found.keys() >= wanted:
+                break
+        return found
+
+    def _end(self, name: str) -> None:
+        """Bring everything of a training job that has ended, and say how it did."""
+        from botocore.exceptions import ClientError
+
+        jobs = self._jobs[name]
+        try:
+            described = self.account.sagemaker.describe_training_job(TrainingJobName=name)
+        except ClientError as error:
+            if code_of(error) not in ("ValidationException", "ResourceNotFound"):
+                raise
+            self._gone[name] = Gone(words="is not known to SageMaker", began=False)
+            return
+        if described["TrainingJobStatus"] in RUNNING:
+            return  # the list was a little older
+        self._tail(name).look()
+        self.collector.look(jobs, self._place(name), everything=True)
+        self.collector.keep_cache(jobs, self._place(name))
+        price = self.prices.per_hour(described["ResourceConfig"]["InstanceType"])
+        record(jobs, described, usd_per_hour=price.usd if price else None)
+        self._gone[name] = gone_of(described)
+
+    def _place(self, name: str) -> Location:
+        return self.places.training_job(self._jobs[name][0].experiment.name, name)
+
+    def _tail(self, name: str) -> LogTail:
+        if name not in self._tails:
+            prefix = None if self.settings.logs == "file" else name
+            file = log_file(self._jobs[name][0].folder.parent, name)
+            self._tails[name] = LogTail(self.account.logs, name, file, prefix)
+        return self._tails[name]
+
+    def log(self, worker: str, folder: Path) -> Path:
+        """Where what it printed is kept."""
+        return log_file(folder.parent, worker)
+
+    # --- ending ---
+
+    def cancel(self, workers: Sequence[str]) -> None:
+        """Ask training jobs to save and end; SageMaker gives them two minutes."""
+        from botocore.exceptions import ClientError
+
+        for name in workers:
+            try:
+                self.account.sagemaker.stop_training_job(TrainingJobName=name)
+            except ClientError as error:
+                if code_of(error) != "ValidationException":  # it has ended meanwhile
+                    raise
+
+    def how_to_cancel(self, workers: Sequence[str]) -> str:
+        """Our own command: AWS's stops one at a time."""
+        folders = {str(self._jobs[name][0].folder.parent) for name in workers if name in self._jobs}
+        return " ".join(["python -m runner.stop", *sorted(folders)])
+
+
+def _common_start(names: Sequence[str]) -> str:
+    """The longest beginning that all names have: what the list is filtered by."""
+    first, last = min(names), max(names)
+    length = next((number for number, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), None)
+    return first[:length].rstrip("-")
+
+
+def gone_of(described: Mapping[str, Any]) -> Gone:
+    """How a training job has ended, from SageMaker's description of it."""
+    status, secondary = described["TrainingJobStatus"], described.get("SecondaryStatus", "")
+    reason = str(described.get("FailureReason") or "")
+    steps = [each["Status"] for each in described.get("SecondaryStatusTransitions", [])]
+    began = "Training" in steps
+    if status == "Failed":
+        if reason.startswith("CapacityError") or "InternalServerError" in reason:
+            return Gone(words=f"failed: {reason}", reason="taken", began=began)
+        return Gone(words=f"failed: {reason}" if reason else "failed", began=began)
+    if status == "Stopped":
+        if secondary in TAKEN:
+            return Gone(words=f"was stopped: {secondary}", reason="taken", began=began)
+        return Gone(words="was stopped", reason="cancelled", began=began)
+    return Gone(words="has ended", began=began)

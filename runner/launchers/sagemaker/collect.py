@@ -1,0 +1,130 @@
+"""What a training job has written to S3, brought into the job folders here: little while it runs, all at its end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from runner.job import Job, LockedError, State, lock, update_manifest
+from runner.launchers.sagemaker.channels import cache_indexes
+from runner.launchers.sagemaker.names import Location, Places
+from runner.launchers.sagemaker.request import CHECKPOINTS
+from runner.launchers.sagemaker.storage import Storage, Stored, differs
+from runner.measured import MEASUREMENTS, measurements_file
+from runner.parcel import CACHE, JOBS
+from runner.paths import write_text
+
+log = logging.getLogger(__name__)
+
+WATCHED = ("metrics.jsonl", "log.txt")
+"""What is brought while a job runs."""
+OURS = ("submission", "overrides")
+"""Fields of a manifest that are written here and not there."""
+NOT_BROUGHT = ("config.yaml", "manifest.json", ".lock")
+WAITING = (State.PENDING, State.SUBMITTED)
+"""What a job is there before a worker has taken it says nothing new."""
+ENDED = (State.COMPLETED, State.FAILED, State.PRUNED, State.INTERRUPTED)
+
+
+class Collector:
+    """Brings results; remembers what it has seen, so that only what has changed travels."""
+
+    def __init__(self, storage: Storage, places: Places) -> None:
+        self.storage, self.places = storage, places
+        self._seen: dict[tuple[str, str], str] = {}
+
+    def look(self, jobs: Sequence[Job], place: Location, *, everything: bool = False) -> None:
+        """Bring what is new of a training job's jobs.
+
+        Args:
+            jobs: those that it was given.
+            place: where its results lie.
+            everything: also of jobs that have not ended, as when nothing more will come.
+        """
+        folder = place / f"{CHECKPOINTS}{JOBS}/"
+        found: dict[str, dict[str, Stored]] = {}
+        for name, stored in self.storage.listing(folder).items():
+            job_id, _, rest = name.partition("/")
+            found.setdefault(job_id, {})[rest] = stored
+        for job in jobs:
+            if files := found.get(job.id):
+                self._bring(job, folder / f"{job.id}/", files, everything=everything)
+
+    def _bring(self, job: Job, folder: Location, files: Mapping[str, Stored], *, everything: bool) -> None:
+        manifest = self._manifest(folder, files.get("manifest.json"))
+        whole = everything or (manifest is not None and manifest.get("state") in ENDED)
+        wanted = [
+            name
+            for name, stored in files.items()
+            if (whole or name in WATCHED) and name not in NOT_BROUGHT and self._is_new(job, folder, name, stored)
+        ]
+        try:
+            # Whoever holds it trains it here, and knows better.
+            with lock(job.folder):
+                self.storage.download(folder, wanted, job.folder)
+                for name in wanted:
+                    self._seen[folder.uri, name] = files[name].etag
+                if whole:
+                    self._remove_old_checkpoints(job, files)
+                # Last of all: a job is what its manifest says only when everything else is there.
+                if manifest is not None and manifest.get("state") not in WAITING:
+                    update_manifest(job.folder, **{key: each for key, each in manifest.items() if key not in OURS})
+        except LockedError:
+            log.debug("%s is worked on here", job.id)
+
+    def _manifest(self, folder: Location, stored: Stored | None) -> dict[str, Any] | None:
+        """The job's manifest, if it has changed since the last look."""
+        if stored is None or self._seen.get((folder.uri, "manifest.json")) == stored.etag:
+            return None
+        place = folder / "manifest.json"
+        try:
+            answer = self.storage.client.get_object(Bucket=place.bucket, Key=place.key)
+            manifest = json.loads(answer["Body"].read())
+        except ValueError:
+            return None  # it is whole at the next look
+        self._seen[folder.uri, "manifest.json"] = stored.etag
+        return dict(manifest)
+
+    def _is_new(self, job: Job, folder: Location, name: str, stored: Stored) -> bool:
+        if self._seen.get((folder.uri, name)) == stored.etag:
+            return False
+        return differs(job.folder / name, stored)
+
+    @staticmethod
+    def _remove_old_checkpoints(job: Job, files: Mapping[str, Stored]) -> None:
+        kept = {name.split("/")[1] for name in files if name.startswith("checkpoints/")}
+        if job.paths.checkpoints.is_dir():
+            for step in job.paths.checkpoints.iterdir():
+                if step.name not in kept:
+                    shutil.rmtree(step, ignore_errors=True)
+
+    def keep_cache(self, jobs: Sequence[Job], place: Location) -> None:
+        """Leave what a training job has encoded to all that follow, and what it has measured to the plans made here."""
+        folder = place / f"{CHECKPOINTS}{CACHE}/"
+        names = self.storage.listing(folder)
+        if names.pop(MEASUREMENTS, None):
+            answer = self.storage.client.get_object(Bucket=folder.bucket, Key=(folder / MEASUREMENTS).key)
+            _merge_measurements(answer["Body"].read().decode())
+        if not names:
+            return
+        known = self.storage.listing(self.places.cache)
+        for name in names:
+            if name not in known:
+                self.storage.copy(folder / name, self.places.cache / name)
+        for index in cache_indexes(jobs, self.places):
+            listed: set[str] = set()
+            if self.storage.has(index):
+                answer = self.storage.client.get_object(Bucket=index.bucket, Key=index.key)
+                listed = set(json.loads(answer["Body"].read()))
+            self.storage.write(index, json.dumps(sorted(listed | set(names))).encode())
+
+
+def _merge_measurements(text: str) -> None:
+    file = measurements_file()
+    known = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    new = [line for line in text.splitlines() if line and line not in set(known)]
+    if new:
+        write_text(file, "\n".join([*known, *new]) + "\n")

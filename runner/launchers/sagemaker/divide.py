@@ -1,0 +1,19 @@
+"""Which jobs go into which training job: into one, or as many as `launcher.concurrency` allows at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from runner.plan import Pack, Plan
+from runner.schema import SageMakerLauncher
+
+
+def divided(plan: Plan, settings: SageMakerLauncher) -> Plan:
+    """The same plan with a pack for each training job, whose instances work through its jobs by themselves."""
+    return dataclasses.replace(plan, packs=tuple(part for pack in plan.packs for part in parts(pack, settings)))
+
+
+def parts(pack: Pack, settings: SageMakerLauncher) -> list[Pack]:
+    """A pack's jobs in turn to so many training jobs."""
+    count = min(settings.concurrency or 1, len(pack.jobs))
+    return [dataclasses.replace(pack, jobs=pack.jobs[number::count], workers=1) for number in range(count)]

@@ -1,0 +1,78 @@
+"""What a plan will cost, before it costs anything."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from runner.launchers.sagemaker.prices import SPOT_PAID, Price
+from runner.plan import Pack, Plan
+from runner.schema import SageMakerLauncher
+
+STARTING_S = 240.0
+"""Billed before training begins: inputs are copied, the image is pulled (its size is unknown here)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Of a whole plan."""
+
+    instance_hours: float
+    usd_on_demand: float
+    usd: float
+    """What is expected to be paid: less than on demand where spot instances are used."""
+    usd_apart: float
+    """The same jobs in training jobs of their own, on the same terms."""
+    measured: bool
+    """Whether steps were measured on such a device before."""
+    training_jobs: int
+    price: Price
+
+    def line(self, settings: SageMakerLauncher) -> str:
+        """In words."""
+        basis = "from steps measured on this GPU" if self.measured else "estimated, never measured on this GPU"
+        text = f"cost: about ${self.usd:.2f} for {self.instance_hours:.1f} hours of {settings.instance}"
+        if settings.spot:
+            text += f" with spot instances (${self.usd_on_demand:.2f} on demand)"
+        if self.usd_apart > self.usd * 1.05:
+            text += f"; ${self.usd_apart:.2f} with a training job for each job"
+        return f"{text}; ${self.price.usd:.3f} an hour on demand ({self.price.source}); time {basis}"
+
+
+def estimate(plan: Plan, settings: SageMakerLauncher, price: Price) -> Estimate | None:
+    """What the packs of a plan will cost; None where no time is known of one of them.
+
+    Args:
+        plan: as it is before it is divided among training jobs.
+    """
+    hours, apart_hours, count, measured = 0.0, 0.0, 0, True
+    for pack in plan.packs:
+        if pack.prediction is None:
+            return None
+        number = min(settings.concurrency or 1, len(pack.jobs))
+        hours += _hours([pack.prediction.seconds] * number, settings)
+        apart_hours += _hours([pack.prediction.alone_s / len(pack.jobs)] * len(pack.jobs), settings)
+        count += number
+        measured = measured and pack.prediction.measured
+    if not plan.packs:
+        return None
+    paid = SPOT_PAID if settings.spot else 1.0
+    whole = hours * price.usd
+    return Estimate(hours, whole, whole * paid, apart_hours * price.usd * paid, measured, count, price)
+
+
+def _hours(seconds: Sequence[float], settings: SageMakerLauncher) -> float:
+    return sum(each + STARTING_S for each in seconds) * settings.instances / 3600
+
+
+def does_not_fit(pack: Pack, settings: SageMakerLauncher, gpu_memory_gb: float) -> str | None:
+    """What to say where even one job is too large for the GPU by estimate."""
+    found = pack.prediction
+    if found is None or not gpu_memory_gb or pack.at_once > 1 or found.memory_gb <= gpu_memory_gb:
+        return None
+    fix = "launcher.gradient_checkpointing=true, or "
+    return (
+        f"launcher.instance = {settings.instance!r}: {pack.jobs[0].id} needs about {found.memory_gb:.0f} GB, and its "
+        f"GPU holds {gpu_memory_gb:.0f}; set {'' if settings.gradient_checkpointing else fix}a larger instance, "
+        "precision=bf16, or a higher accumulation"
+    )

@@ -1,0 +1,213 @@
+"""What a training job needs from here, brought to S3: settings, code, data, base model, and what is encoded already.
+
+Everything but the settings lies under a name made of its content, and is sent only where it is not there yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from runner.data import read_dataset
+from runner.data.dataset import Dataset, in_reading_order
+from runner.data.export import CAPTION_COLUMN, IMAGE_COLUMN, export
+from runner.encodings import prompts_of
+from runner.families.files import folder_hash
+from runner.job import Job, read_manifest
+from runner.launchers.cluster import Order
+from runner.launchers.sagemaker.channels import (
+    cache_indexes,
+    code_channel,
+    code_digest,
+    code_files,
+    config_channel,
+    dataset_channel,
+    has_embedded_data,
+    model_channel,
+    model_folders,
+)
+from runner.launchers.sagemaker.names import Location, Places
+from runner.launchers.sagemaker.request import CHECKPOINTS, Channel
+from runner.launchers.sagemaker.storage import Storage
+from runner.parcel import CACHE, CODE, CODE_FILE, CONFIG, JOBS, PLAN_FILE, Parcel, in_channel
+from runner.report.words import count
+from runner.schema import DatasetSettings, SageMakerLauncher
+from runner.schema.knob import default_of
+
+log = logging.getLogger(__name__)
+
+PASSED_VARIABLES = ("WANDB_BASE_URL", "WANDB_ENTITY", "HF_ENDPOINT")
+"""Variables of this environment that containers get too, if they are set; nothing secret is among them."""
+PASSED_SECRETS = ("WANDB_API_KEY", "HF_TOKEN")
+MOST_CACHED = 50_000
+"""Encodings in the list that a training job is given; S3 reads no longer ones."""
+BY_CONTENT = ("path", "revision", "split", "image_column", "caption_column", "instance_prompt", "skip_unreadable",
+              "max_images", "min_side_px")  # fmt: skip
+"""Settings of a data set that say how to find its images here, and nothing of the images that were found."""
+
+
+class Inputs:
+    """Brings what jobs need to S3, each thing once for all jobs of a command."""
+
+    def __init__(self, settings: SageMakerLauncher, storage: Storage, places: Places, region: str) -> None:
+        self.settings, self.storage, self.places, self.region = settings, storage, places, region
+        self._datasets: dict[tuple[DatasetSettings, int], tuple[Dataset, Channel]] = {}
+        self._models: dict[str, Channel] = {}
+
+    def bring(self, jobs: Sequence[Job], order: Order, place: Location) -> list[Channel]:
+        """Everything that a training job of these jobs reads.
+
+        Args:
+            jobs: the jobs, in their order.
+            order: how they are worked through.
+            place: what lies below is the training job's own.
+        """
+        channels = {CONFIG: config_channel(place), CODE: self._code}
+        for job in jobs:
+            settings = job.experiment.model_dump(mode="json")
+            if not has_embedded_data(job):
+                dataset, channel = self._dataset(job)
+                kept = {key: value for key, value in settings["dataset"].items() if key not in BY_CONTENT}
+                defaults = {key: default_of(job.experiment.dataset, key) for key in BY_CONTENT}
+                found = {"path": in_channel(channel.name), "min_side_px": 1}
+                columns = {"image_column": IMAGE_COLUMN, "caption_column": CAPTION_COLUMN}
+                settings["dataset"] = kept | defaults | found | columns
+                channels[channel.name] = channel
+                # Images have other names there, and these would choose other captions.
+                settings["validation"]["prompts"] = list(prompts_of(job.experiment, dataset.items))
+            for key, folder in model_folders(job).items():
+                channel = self._model(folder)
+                settings["model"][key] = in_channel(channel.name)
+                channels[channel.name] = channel
+            self._write_job(job, settings, place)
+        self._write_plan(jobs, order, place)
+        if cached := self._cached(jobs, place):
+            channels[CACHE] = cached
+        return [channels[name] for name in sorted(channels)]
+
+    # --- settings ---
+
+    def _write_job(self, job: Job, settings: Mapping[str, Any], place: Location) -> None:
+        folder = place / f"{CONFIG}/{job.id}/"
+        self.storage.write(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
+        self.storage.write(folder / "manifest.json", json.dumps(read_manifest(job.folder), indent=2).encode())
+        # What was trained before, here or in another training job, is where SageMaker restores checkpoints from.
+        paths = job.paths
+        if paths.checkpoints.is_dir() or paths.metrics.is_file():
+            unwanted = (paths.lock, paths.config)
+            files = {
+                file.relative_to(job.folder).as_posix(): file
+                for file in sorted(job.folder.rglob("*"))
+                if file.is_file() and file not in unwanted and not file.name.startswith(".")
+            }
+            self.storage.upload(files, place / f"{CHECKPOINTS}{JOBS}/{job.id}/")
+
+    def _write_plan(self, jobs: Sequence[Job], order: Order, place: Location) -> None:
+        named = {"WANDB_API_KEY": self.settings.wandb_secret, "HF_TOKEN": self.settings.hub_secret}
+        parcel = Parcel(
+            jobs=tuple(job.id for job in jobs),
+            at_once=order.at_once,
+            processes=order.processes,
+            device=self.settings.device,
+            secrets={name: secret for name, secret in named.items() if secret},
+            region=self.region,
+        )
+        self.storage.write(place / f"{CONFIG}/{PLAN_FILE}", parcel.model_dump_json(indent=2).encode())
+
+    # --- what is known by its content ---
+
+    @cached_property
+    def _code(self) -> Channel:
+        """The project's package, as it is here: what was planned is what runs."""
+        digest = code_digest()
+        place = self.places.code(digest)
+        if not self.storage.has(place / CODE_FILE):
+            archive = code_archive()
+            log.info("to S3: the project's code, %.1f MB", len(archive) / 1e6)
+            self.storage.write(place / CODE_FILE, archive)
+        return code_channel(self.places, digest)
+
+    def _dataset(self, job: Job) -> tuple[Dataset, Channel]:
+        key = job.experiment.dataset, job.experiment.resolution
+        if key not in self._datasets:
+            dataset = read_dataset(job.experiment.dataset, resolution=job.experiment.resolution)
+            self._datasets[key] = dataset, self._dataset_channel(dataset)
+        return self._datasets[key]
+
+    def _dataset_channel(self, dataset: Dataset) -> Channel:
+        place = self.places.dataset(dataset.fingerprint)
+        if not self.storage.has(_complete(place)):
+            with tempfile.TemporaryDirectory(prefix="runner-dataset-") as folder:
+                log.info("to S3: a data set of %s", count(len(dataset.items), "image"))
+                files = export(in_reading_order(dataset.items), Path(folder))
+                self._send({file.name: file for file in files}, place)
+        size_gb = sum(each.size for each in self.storage.listing(place).values()) / 1e9
+        return dataset_channel(self.places, dataset.fingerprint, streamed=size_gb > self.settings.fast_file_over_gb)
+
+    def _model(self, folder: Path) -> Channel:
+        digest = folder_hash(folder)
+        if digest not in self._models:
+            place = self.places.model(digest)
+            if not self.storage.has(_complete(place)):
+                files = {
+                    file.relative_to(folder).as_posix(): file
+                    for file in sorted(folder.rglob("*"))
+                    if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+                }
+                size_gb = sum(file.stat().st_size for file in files.values()) / 1e9
+                log.info("to S3: the base model %s, %.1f GB", folder, size_gb)
+                self._send(files, place)
+            self._models[digest] = model_channel(self.places, digest)
+        return self._models[digest]
+
+    def _send(self, files: Mapping[str, Path], place: Location) -> None:
+        """Send a folder, and only then say that it is whole."""
+        self.storage.upload(files, place)
+        self.storage.write(_complete(place), b"{}")
+
+    def _cached(self, jobs: Sequence[Job], place: Location) -> Channel | None:
+        """What earlier training jobs have encoded of the same data with the same model."""
+        names: set[str] = set()
+        for index in cache_indexes(jobs, self.places):
+            if self.storage.has(index):
+                answer = self.storage.client.get_object(Bucket=index.bucket, Key=index.key)
+                names |= set(json.loads(answer["Body"].read()))
+        if not names:
+            return None
+        manifest = [{"prefix": self.places.cache.uri}, *sorted(names)[:MOST_CACHED]]
+        target = place / "cache.manifest"
+        self.storage.write(target, json.dumps(manifest).encode())
+        return Channel(CACHE, target.uri, kind="ManifestFile")
+
+
+def environment(settings: SageMakerLauncher) -> dict[str, str]:
+    """Variables of the container."""
+    names = (*PASSED_VARIABLES, *(PASSED_SECRETS if settings.pass_secrets else ()))
+    return {name: value for name in names if (value := os.environ.get(name))}
+
+
+def code_archive() -> bytes:
+    """The package and its configuration as a zip, the same for the same content."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, file in code_files():
+            # The date of a file says nothing about its content.
+            entry = zipfile.ZipInfo(name)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, file.read_bytes(), compresslevel=1)
+    return buffer.getvalue()
+
+
+def _complete(place: Location) -> Location:
+    return dataclasses.replace(place, key=f"{place.key.rstrip('/')}.complete")

@@ -1,0 +1,106 @@
+"""What an hour of an instance costs: from AWS's price list where it can be asked, from a dated table otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from datetime import date
+from functools import cached_property
+from typing import Any
+
+import yaml
+
+from runner import HOME
+from runner.launchers.sagemaker.account import Account
+from runner.paths import cache_dir, write_text
+
+log = logging.getLogger(__name__)
+
+PRICE_LIST_REGION = "us-east-1"
+"""One of the few that answer for all."""
+GOOD_FOR_S = 86_400.0
+SPOT_PAID = 0.35
+"""Share of the price on demand that spot instances are assumed to cost, where nothing better is known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Price:
+    """Of one instance on demand."""
+
+    usd: float
+    """Dollars an hour."""
+    source: str
+
+
+class Prices:
+    """Prices of a region, each asked for once a day."""
+
+    def __init__(self, account: Account | None) -> None:
+        """`account`: whom to ask; None reads the table alone."""
+        self.account = account
+        self._found: dict[str, Price | None] = {}
+
+    def per_hour(self, instance: str) -> Price | None:
+        """Of an instance type; None where nobody says it."""
+        if instance not in self._found:
+            self._found[instance] = self._remembered(instance) or self._asked(instance) or tabled(instance)
+        return self._found[instance]
+
+    @cached_property
+    def _file(self) -> Any:
+        return cache_dir() / "sagemaker-prices.json"
+
+    def _remembered(self, instance: str) -> Price | None:
+        if self.account is None:
+            return None
+        try:
+            known = json.loads(self._file.read_text(encoding="utf-8"))[f"{self.account.region} {instance}"]
+            if time.time() - known["asked"] < GOOD_FOR_S:
+                return Price(known["usd"], known["source"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+    def _asked(self, instance: str) -> Price | None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if self.account is None:
+            return None
+        wanted = {"instanceName": instance, "regionCode": self.account.region, "component": "Training"}
+        filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
+        try:
+            client = self.account.client("pricing", region=PRICE_LIST_REGION, attempts=2)
+            answer = client.get_products(ServiceCode="AmazonSageMaker", Filters=filters)
+            usd = _price_in(answer["PriceList"])
+        except (BotoCoreError, ClientError) as error:
+            log.debug("the price list cannot be asked: %s", error)
+            return None
+        if usd is None:
+            return None
+        price = Price(usd, f"AWS price list, {date.today().isoformat()}")
+        try:
+            known = json.loads(self._file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            known = {}
+        entry = {"usd": price.usd, "source": price.source, "asked": time.time()}
+        write_text(self._file, json.dumps(known | {f"{self.account.region} {instance}": entry}))
+        return price
+
+
+def tabled(instance: str) -> Price | None:
+    """From the table that comes with the project, which is of one region and one day."""
+    table = yaml.safe_load((HOME / "conf" / "prices" / "sagemaker.yaml").read_text(encoding="utf-8"))
+    usd = table["usd_per_hour"].get(instance)
+    return None if usd is None else Price(float(usd), f"table of {table['as_of']}, {table['region']}")
+
+
+def _price_in(products: list[str]) -> float | None:
+    for text in products:
+        for term in json.loads(text)["terms"].get("OnDemand", {}).values():
+            for dimension in term["priceDimensions"].values():
+                usd = float(dimension["pricePerUnit"].get("USD", 0))
+                if usd > 0:
+                    return usd
+    return None

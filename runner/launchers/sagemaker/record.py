@@ -1,0 +1,74 @@
+"""What is known of each training job after its end: a small file beside the results, and its share in each manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runner.job import Job, now, read_manifest, update_manifest
+from runner.paths import ExperimentPaths, write_text
+
+CLUSTER = "sagemaker"
+
+
+def record_file(experiment_folder: Path, name: str) -> Path:
+    """Where the record of a training job is."""
+    return ExperimentPaths(experiment_folder).cluster(CLUSTER) / f"{name}.json"
+
+
+def log_file(experiment_folder: Path, name: str) -> Path:
+    """Where what it printed is."""
+    return record_file(experiment_folder, name).with_suffix(".log")
+
+
+def is_recorded(experiment_folder: Path, name: str) -> bool:
+    """Whether a training job has ended, and its results are here."""
+    return record_file(experiment_folder, name).is_file()
+
+
+def record(jobs: Sequence[Job], described: Mapping[str, Any], *, usd_per_hour: float | None) -> None:
+    """Keep what a training job was and cost.
+
+    Billed seconds are those of one instance, spot saving included, as SageMaker counts them. The cost is shared among
+    the jobs by the images that each has trained on.
+
+    Args:
+        described: SageMaker's description of it, after its end.
+        usd_per_hour: price of an instance on demand; None where it is not known.
+    """
+    resources = described["ResourceConfig"]
+    billed_s, training_s = described.get("BillableTimeInSeconds", 0), described.get("TrainingTimeInSeconds", 0)
+    instances = resources.get("InstanceCount", 1)
+    usd = None if usd_per_hour is None else billed_s * instances * usd_per_hour / 3600
+    content = {
+        "name": described["TrainingJobName"],
+        "arn": described["TrainingJobArn"],
+        "status": described["TrainingJobStatus"],
+        "secondary_status": described.get("SecondaryStatus"),
+        "failure_reason": described.get("FailureReason"),
+        "image": described["AlgorithmSpecification"].get("TrainingImage"),
+        "instance": resources["InstanceType"],
+        "instances": instances,
+        "spot": bool(described.get("EnableManagedSpotTraining")),
+        "training_s": training_s,
+        "billed_s": billed_s,
+        "usd_per_hour": usd_per_hour,
+        "usd": usd,
+        "jobs": [job.id for job in jobs],
+        "recorded": now(),
+    }
+    work = {job.id: _images(job) for job in jobs}
+    whole = sum(work.values())
+    for job in jobs:
+        share = work[job.id] / whole if whole else 1 / len(jobs)
+        known = read_manifest(job.folder).get("costs") or {}
+        cost = {"billed_s": billed_s * instances * share, "usd": None if usd is None else usd * share}
+        update_manifest(job.folder, costs=known | {content["name"]: cost})
+    write_text(record_file(jobs[0].folder.parent, str(content["name"])), json.dumps(content, indent=2) + "\n")
+
+
+def _images(job: Job) -> int:
+    done = read_manifest(job.folder).get("steps_done") or 0
+    return int(done) * job.experiment.batch_size

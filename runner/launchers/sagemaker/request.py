@@ -1,0 +1,84 @@
+"""The request for a training job: one plain dict, made from settings and places alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from runner.launchers.sagemaker.names import Location
+from runner.schema import SageMakerLauncher
+from runner.schema.sagemaker import OWN_TAG
+
+CHECKPOINTS = "checkpoints/"
+"""Below a training job's place: what SageMaker keeps the same as /opt/ml/checkpoints at all times."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Channel:
+    """An input: objects of S3 that the container finds as files."""
+
+    name: str
+    uri: str
+    mode: Literal["File", "FastFile"] = "File"
+    kind: Literal["S3Prefix", "ManifestFile"] = "S3Prefix"
+
+    def data(self) -> dict[str, Any]:
+        """As the request has it."""
+        source = {"S3DataType": self.kind, "S3Uri": self.uri, "S3DataDistributionType": "FullyReplicated"}
+        return {"ChannelName": self.name, "InputMode": self.mode, "DataSource": {"S3DataSource": source}}
+
+
+def training_request(
+    settings: SageMakerLauncher,
+    *,
+    name: str,
+    experiment: str,
+    role_arn: str,
+    image: str,
+    place: Location,
+    channels: Sequence[Channel],
+    environment: Mapping[str, str],
+) -> dict[str, Any]:
+    """What `create_training_job` is called with.
+
+    Args:
+        name: of the training job.
+        experiment: for the tag by which its cost is found.
+        image: URI of the container image.
+        place: where its checkpoints and results go.
+        environment: variables of the container; whoever may describe the job can read them.
+    """
+    resources: dict[str, Any] = {
+        "InstanceType": settings.instance,
+        "InstanceCount": settings.instances,
+        "VolumeSizeInGB": settings.volume_gb,
+    }
+    output: dict[str, Any] = {"S3OutputPath": (place / "output/").uri}
+    stopping: dict[str, Any] = {"MaxRuntimeInSeconds": settings.max_runtime_s}
+    if settings.keep_alive_s:
+        resources["KeepAlivePeriodInSeconds"] = settings.keep_alive_s
+    if settings.kms_key:
+        resources["VolumeKmsKeyId"] = output["KmsKeyId"] = settings.kms_key
+    if settings.spot:
+        stopping["MaxWaitTimeInSeconds"] = settings.max_wait_s
+    request: dict[str, Any] = {
+        "TrainingJobName": name,
+        "RoleArn": role_arn,
+        "AlgorithmSpecification": {"TrainingImage": image, "TrainingInputMode": "File"},
+        "InputDataConfig": [channel.data() for channel in channels],
+        "OutputDataConfig": output,
+        "CheckpointConfig": {"S3Uri": (place / CHECKPOINTS).uri, "LocalPath": "/opt/ml/checkpoints"},
+        "ResourceConfig": resources,
+        "StoppingCondition": stopping,
+        "EnableManagedSpotTraining": settings.spot,
+        "Tags": [{"Key": key, "Value": value} for key, value in {**settings.tags, OWN_TAG: experiment}.items()],
+    }
+    if environment:
+        request["Environment"] = dict(environment)
+    if settings.subnets:
+        request["VpcConfig"] = {
+            "Subnets": list(settings.subnets),
+            "SecurityGroupIds": list(settings.security_groups),
+        }
+    return request

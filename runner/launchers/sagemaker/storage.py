@@ -1,0 +1,97 @@
+"""Files to S3 and back. Takes places and paths; knows nothing of jobs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.launchers.sagemaker.names import Location
+from runner.paths import atomic_file
+
+AT_ONCE = 8
+"""Files that travel at the same time."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a listing says of an object."""
+
+    size: int
+    etag: str
+    """The MD5 of its content, unless it was sent in parts: it then has a dash."""
+
+
+class Storage:
+    """S3, with a client of boto3."""
+
+    def __init__(self, client: Any, kms_key: str | None = None) -> None:
+        self.client = client
+        self._extra = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
+
+    def listing(self, folder: Location) -> dict[str, Stored]:
+        """Everything in a folder, by its path there."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=folder.bucket, Prefix=folder.key)
+        found = {}
+        for page in pages:
+            for each in page.get("Contents", []):
+                if name := each["Key"][len(folder.key) :]:
+                    found[name] = Stored(each["Size"], each["ETag"].strip('"'))
+        return found
+
+    def has(self, place: Location) -> bool:
+        """Whether there is an object of that name."""
+        from botocore.exceptions import ClientError
+
+        try:
+            self.client.head_object(Bucket=place.bucket, Key=place.key)
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
+                return False
+            raise
+        return True
+
+    def write(self, place: Location, content: bytes) -> None:
+        """Store a small object."""
+        self.client.put_object(Bucket=place.bucket, Key=place.key, Body=content, **self._extra)
+
+    def upload(self, files: Mapping[str, Path], folder: Location) -> None:
+        """Send files, by their names in the folder; in parts where they are large."""
+
+        def send(name: str) -> None:
+            place = folder / name
+            self.client.upload_file(str(files[name]), place.bucket, place.key, ExtraArgs=self._extra or None)
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(send, files))
+
+    def download(self, folder: Location, names: Iterable[str], target: Path) -> None:
+        """Fetch objects of a folder; each file appears whole."""
+
+        def fetch(name: str) -> None:
+            place = folder / name
+            with atomic_file(target / name) as temporary:
+                self.client.download_file(place.bucket, place.key, str(temporary))
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(fetch, names))
+
+    def copy(self, source: Location, target: Location) -> None:
+        """Copy an object inside S3, also from one bucket to another."""
+        self.client.copy(
+            {"Bucket": source.bucket, "Key": source.key}, target.bucket, target.key, ExtraArgs=self._extra or None
+        )
+
+
+def differs(file: Path, stored: Stored) -> bool:
+    """Whether a file may not be what is stored; one that was sent in parts is taken for another."""
+    try:
+        if file.stat().st_size != stored.size or "-" in stored.etag:
+            return True
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "md5").hexdigest() != stored.etag
+    except OSError:
+        return True

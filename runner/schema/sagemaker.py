@@ -1,0 +1,171 @@
+"""`launcher=sagemaker`: what training jobs on Amazon SageMaker are told (docs/sagemaker.md)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from runner.instances import INSTANCES
+from runner.schema.knob import knob
+from runner.schema.launching import QueuedLauncher
+
+OWN_TAG = "lora-runner:experiment"
+"""Tag of every training job, by which its cost can be found in AWS's bill."""
+
+
+class SageMakerLauncher(QueuedLauncher):
+    """`launcher=sagemaker`: training jobs on Amazon SageMaker (docs/sagemaker.md)."""
+
+    name: Literal["sagemaker"] = knob("sagemaker", doc="Where jobs run.")
+    concurrency: int | None = knob(
+        None,
+        ge=1,
+        unit="training jobs",
+        doc="Training jobs that run at the same time; jobs are divided among so many. Null is one for each pack.",
+    )
+    wait: bool = knob(
+        True,
+        doc="Wait until all jobs are done; `false` ends at once, and the same command, or `python -m runner.status`, "
+        "collects the results later.",
+    )
+    instance: str = knob("ml.g6e.xlarge", doc="Instance type; each of its GPUs trains a pack.")
+    instances: int = knob(
+        1, ge=1, le=20, unit="instances", doc="Instances of each training job, which share every batch if several."
+    )
+    region: str | None = knob(None, min_length=1, doc="AWS region; null is that of the environment or profile.")
+    role: str | None = knob(
+        None, min_length=1, doc="Execution role: the ARN, or the name, of what training jobs may do."
+    )
+    image: str | None = knob(
+        None, min_length=1, doc="Image in ECR that jobs run in; null is the last one that `runner.image push` has left."
+    )
+    bucket: str | None = knob(
+        None, min_length=3, doc="S3 bucket for data and results; null is SageMaker's own for the account and region."
+    )
+    prefix: str = knob("lora-runner", min_length=1, doc="Everything in the bucket lies below this.")
+    spot: bool = knob(True, doc="Spot instances: about a third of the price; an interrupted job goes on by itself.")
+    max_hours: float = knob(
+        24.0, gt=0, le=672, unit="hours", doc="Longest that a training job runs; what is unfinished is sent again."
+    )
+    max_wait_hours: float | None = knob(
+        None,
+        gt=0,
+        le=672,
+        unit="hours",
+        doc="Longest that a training job waits for spot instances and runs; null is `max_hours` and a day.",
+    )
+    keep_alive_s: int = knob(
+        0,
+        ge=0,
+        le=21600,
+        unit="seconds",
+        doc="Keep instances, which are billed meanwhile, for a next training job that then starts at once (not spot).",
+    )
+    volume_gb: int = knob(200, ge=10, le=16384, unit="GB", doc="Disk of each instance.")
+    fast_file_over_gb: float = knob(
+        50.0, ge=0, unit="GB", doc="Larger data sets are streamed (FastFile) instead of being copied first."
+    )
+    subnets: tuple[str, ...] = knob((), doc="Subnets of your VPC; none is SageMaker's own network.")
+    security_groups: tuple[str, ...] = knob((), doc="Security groups in that VPC.")
+    kms_key: str | None = knob(None, min_length=1, doc="KMS key for the disks and for what is written to S3.")
+    wandb_secret: str | None = knob(
+        None, min_length=1, doc="Secrets Manager ARN or name with the W&B API key, which the container fetches itself."
+    )
+    hub_secret: str | None = knob(
+        None, min_length=1, doc="Secrets Manager ARN or name with a Hugging Face token, for gated models."
+    )
+    pass_secrets: bool = knob(
+        False,
+        doc="Pass WANDB_API_KEY and HF_TOKEN of this environment in the request instead, where whoever may describe "
+        "the job can read them.",
+    )
+    tags: Annotated[dict[str, str], Field(max_length=40)] = knob({}, doc="Tags of every training job.")
+    logs: Literal["stream", "file"] = knob(
+        "stream", doc="`stream` shows the lines of all jobs here, `file` only keeps them beside the results."
+    )
+    poll_s: float = knob(
+        30.0, gt=0, le=600, unit="seconds", doc="How often SageMaker is asked; it allows two requests a second for all."
+    )
+
+    @field_validator("instance")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in INSTANCES:
+            near = difflib.get_close_matches(value, INSTANCES, n=3) or ["ml.g5.xlarge", "ml.g6e.xlarge"]
+            raise ValueError(f"is no instance type that is known here; did you mean {' or '.join(near)}?")
+        return value
+
+    @field_validator("prefix")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", value):
+            raise ValueError("should be names with slashes between, such as team/lora")
+        return value
+
+    @property
+    def fixed_processes(self) -> int | None:
+        """One for each GPU of all instances if there are several; the plan decides on a single one."""
+        if self.instances == 1:
+            return self.processes
+        return self.processes or self.instances * max(1, INSTANCES[self.instance].gpus)
+
+    @model_validator(mode="after")
+    def _takes_effect(self) -> SageMakerLauncher:
+        gpus = INSTANCES[self.instance].gpus
+        if self.spot and self.keep_alive_s:
+            raise ValueError(
+                f"keep_alive_s = {self.keep_alive_s}: spot instances cannot be kept; remove it, or set "
+                "launcher.spot=false"
+            )
+        if not self.spot and self.max_wait_hours is not None:
+            raise ValueError(
+                f"max_wait_hours = {self.max_wait_hours}: has no effect with launcher.spot=false; remove it"
+            )
+        if self.max_wait_hours is not None and self.max_wait_hours < self.max_hours:
+            raise ValueError(
+                f"max_wait_hours = {self.max_wait_hours}: includes the time that a job runs, so it cannot be below "
+                f"launcher.max_hours = {self.max_hours}; raise it"
+            )
+        if bool(self.subnets) != bool(self.security_groups):
+            key, other = ("subnets", "security_groups") if self.subnets else ("security_groups", "subnets")
+            raise ValueError(f"{key}: a VPC needs launcher.{other} too")
+        if self.pass_secrets and (self.wandb_secret or self.hub_secret):
+            raise ValueError("pass_secrets = True: has no effect on what wandb_secret or hub_secret name; remove one")
+        if self.device == "cuda" and not gpus:
+            raise ValueError(f"device = 'cuda': {self.instance} has no GPU; choose another launcher.instance")
+        if OWN_TAG in self.tags:
+            raise ValueError(f"tags: {OWN_TAG} is set by the launcher itself; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _divides_evenly(self) -> SageMakerLauncher:
+        gpus = INSTANCES[self.instance].gpus if self.device != "cpu" else 0
+        if self.processes is None:
+            return self
+        if self.processes % self.instances:
+            raise ValueError(f"processes = {self.processes}: cannot be spread evenly over {self.instances} instances")
+        if gpus and self.processes > gpus * self.instances:
+            raise ValueError(
+                f"processes = {self.processes}: {self.instances} x {self.instance} has {gpus * self.instances} GPUs; "
+                "lower it"
+            )
+        if gpus and self.instances > 1 and self.processes != gpus * self.instances:
+            raise ValueError(
+                f"processes = {self.processes}: over several instances each GPU has one process, "
+                f"{gpus * self.instances} here; leave it out"
+            )
+        return self
+
+    @property
+    def max_wait_s(self) -> int:
+        """Longest from the request to the end of a spot training job."""
+        hours = self.max_wait_hours if self.max_wait_hours is not None else min(672.0, self.max_hours + 24.0)
+        return int(hours * 3600)
+
+    @property
+    def max_runtime_s(self) -> int:
+        """Longest that a training job runs."""
+        return max(1, int(self.max_hours * 3600))
