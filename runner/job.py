@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -77,9 +77,13 @@ def make_job(
     """
     identity = {"schema": SCHEMA_NUMBER, "model": model, "dataset": dataset}
     identity |= {f"settings.{key}": value for key, value in _result_settings(experiment)}
-    text = json.dumps(identity, sort_keys=True)
-    job_id = hashlib.sha256(text.encode()).hexdigest()[:10]
+    job_id = id_of(identity)
     return Job(job_id, experiment, identity, outputs / experiment.name / job_id, overrides)
+
+
+def id_of(identity: Mapping[str, Any]) -> str:
+    """The id of a job with this identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _result_settings(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,9 @@ import logging
 import shutil
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+from runner.container.objective import objective_line
 from runner.container.tree import FAILURE_CHARACTERS, Tree
 from runner.job import Job, State, read_manifest
 
@@ -78,9 +80,9 @@ def _put_into_model(tree: Tree, job: Job) -> None:
     shutil.copyfile(job.paths.config, folder / job.paths.config.name)
 
 
-def _say_objective(manifest: dict[str, object]) -> None:
+def _say_objective(manifest: dict[str, Any]) -> None:
     """The line that a tuner's regular expression finds."""
     value = manifest.get("objective")
     if manifest["state"] in GOOD and value is not None:
-        sys.stdout.write(f"{manifest['objective_name']}={value!r}\n")
+        sys.stdout.write(objective_line(str(manifest["objective_name"]), value) + "\n")
         sys.stdout.flush()

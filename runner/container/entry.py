@@ -14,12 +14,14 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from runner.container.cache_folder import CacheFolder
 from runner.container.code import run_sent_code
 from runner.container.ending import conclude, how_far
 from runner.container.folders import lay_beside, take_up
+from runner.container.objective import ObjectiveLines
 from runner.container.relay import Relay
 from runner.container.secret_values import fetch, lent
 from runner.container.settings import sent_jobs
@@ -34,10 +36,13 @@ from runner.parcel import CACHE, CONFIG, Parcel
 from runner.plan import Predictor, make_plan
 from runner.plan.words import plan_lines
 from runner.schema import LocalLauncher
+from runner.work import WORKER_NAME
 
 log = logging.getLogger(__name__)
 
 TRACEBACK_CHARACTERS = 600
+TRAINING_JOB = "TRAINING_JOB_NAME"
+"""Environment variable with the name of the training job, from SageMaker."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -48,6 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     # The kernel does not end a container's first process by a signal that it has not asked for.
     signal.signal(signal.SIGTERM, _interrupt)
     tree = Tree.here()
+    # A tuner's training jobs all have the same environment: each one's own name is only known here.
+    if training_job := os.environ.get(TRAINING_JOB):
+        os.environ.setdefault(WORKER_NAME, training_job)
     try:
         run_sent_code(tree, arguments)
         return _run(tree)
@@ -100,7 +108,7 @@ def _train(
 ) -> bool:
     """Train, with everything around it; whether a signal has ended it."""
     relay = Relay(jobs[0].folder.parent, named=named, how_far=lambda: how_far(jobs))
-    with cache.keeping(), relay.following():
+    with cache.keeping(), relay.following(), _said_objective(jobs):
         try:
             with lent(secrets):
                 training()
@@ -109,6 +117,10 @@ def _train(
         finally:
             signal.signal(signal.SIGTERM, _note)
     return False
+
+
+def _said_objective(jobs: Sequence[Job]) -> AbstractContextManager[None]:
+    return ObjectiveLines(jobs[0]).following() if len(jobs) == 1 else nullcontext()
 
 
 def _machine(parcel: Parcel) -> Machine:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from runner.check import Checker
 from runner.errors import RunnerError, SettingsError
-from runner.job import Job, read_manifest
+from runner.job import Job, id_of, read_manifest
 from runner.parcel import Parcel, unpacked
 from runner.paths import JobPaths
 from runner.schema import Experiment
@@ -41,7 +41,8 @@ def sent_jobs(parcel: Parcel, config: Path, data: Path, jobs: Path, overrides: M
             raise RunnerError(f"{config / job_id} holds the job {manifest.get('id')!r}")
         texts = tuple(manifest.get("overrides", ()))
         if overrides:
-            found.append(_overridden(raw, overrides, texts, jobs))
+            sent = Job(job_id, _checked(raw), manifest["identity"], jobs / job_id, texts)
+            found.append(_overridden(sent, raw, overrides))
         else:
             found.append(Job(job_id, _checked(raw), manifest["identity"], jobs / job_id, texts))
     return found
@@ -66,12 +67,35 @@ def _checked(raw: Mapping[str, Any]) -> Experiment:
         raise SettingsError("; ".join(explain(error, raw))) from error
 
 
-def _overridden(raw: Mapping[str, Any], overrides: Mapping[str, str], texts: tuple[str, ...], jobs: Path) -> Job:
+def _overridden(sent: Job, raw: Mapping[str, Any], overrides: Mapping[str, str]) -> Job:
+    """The job with other settings. It has the id that it would have where the command was typed.
+
+    Some of what was sent has been rewritten for the container, such as paths. So the identity that was sent is kept,
+    but for what the overrides change of it.
+    """
+    checker, folder = Checker(sent.folder.parent), sent.folder.parent
+    before = checker.job(raw).identity
+    texts = (*sent.overrides, *(f"{key}={text}" for key, text in overrides.items()))
+    job = checker.job(laid_over(raw, overrides), texts)
+    added = {key: value for key, value in job.identity.items() if key not in before or before[key] != value}
+    gone = before.keys() - job.identity.keys()
+    identity = {key: value for key, value in sent.identity.items() if key not in gone} | added
+    return Job(id_of(identity), job.experiment, identity, folder / id_of(identity), job.overrides)
+
+
+def laid_over(raw: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
+    """A configuration with some settings changed.
+
+    Args:
+        overrides: dotted key -> value as YAML.
+
+    Raises:
+        SettingsError: a value is no YAML, or a key leads nowhere.
+    """
     changed = copy.deepcopy(dict(raw))
     for key, text in overrides.items():
         _lay(changed, key, text)
-    job = Checker(jobs).job(changed, (*texts, *(f"{key}={text}" for key, text in overrides.items())))
-    return Job(job.id, job.experiment, job.identity, jobs / job.id, job.overrides)
+    return changed
 
 
 def _lay(raw: dict[str, Any], key: str, text: str) -> None:

@@ -1,0 +1,58 @@
+"""A job's objective on this process's output whenever it is measured, where a tuner's regular expression finds it."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from runner.job import Job
+from runner.track import MetricsFile
+
+POLL_S = 2.0
+
+
+def objective_line(name: str, value: float) -> str:
+    """The line, which nothing else that is printed looks like."""
+    return f"{name}={value!r}"
+
+
+class ObjectiveLines:
+    """Follows the metrics of the only job. Its last value is said at the end (`runner.container.ending`)."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.name = job, job.experiment.objective.name
+        # What an earlier container has measured was said then.
+        self._said_step = max((int(line["step"]) for line in self._lines()), default=0)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        return MetricsFile(self.job.paths.metrics).read()
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Say what is measured while the block runs."""
+        done = threading.Event()
+
+        def work() -> None:
+            while not done.wait(POLL_S):
+                self.say()
+
+        thread = threading.Thread(target=work, name="says the objective", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def say(self) -> None:
+        """Say what is new. Before the first step all trials are the same: a tuner must not compare them there."""
+        for line in self._lines():
+            step, value = int(line["step"]), line.get(self.name)
+            if value is not None and math.isfinite(value) and self._said_step < step < self.job.experiment.steps:
+                self._said_step = step
+                sys.stdout.write(objective_line(self.name, float(value)) + "\n")
+                sys.stdout.flush()
