@@ -13,7 +13,8 @@ from pathlib import Path
 from runner.container.tree import Host
 from runner.errors import Interrupted, RunnerError, SettingsError
 from runner.job import Job, State, state_of
-from runner.launchers.settle import fail, how_it_ended, is_dead, last_words
+from runner.launchers.ending import ending
+from runner.launchers.settle import fail, is_dead
 from runner.launchers.worker import Node, Worker
 from runner.machine import Machine
 from runner.parcel import Parcel
@@ -70,7 +71,7 @@ class Spread:
                 if self.host.is_first:
                     self._settle(jobs, code, stopped=stopped)
                 elif code and not stopped:
-                    raise RunnerError(f"on {self.host.name} {how_it_ended(code)}{self._why()}")
+                    raise RunnerError(f"on {self.host.name} {ending(code, self.log)}")
                 if stopped:
                     raise Interrupted("stopped by a signal")
 
@@ -96,13 +97,9 @@ class Spread:
         """Give jobs the states that their processes could not write any more."""
         for job in jobs:
             if is_dead(job):
-                fail(job, f"{how_it_ended(code)}{self._why()}")
+                fail(job, ending(code, self.log))
             elif code and not stopped and state_of(job.folder) is State.PENDING:
-                fail(job, f"{how_it_ended(code)} before this job began{self._why()}")
-
-    def _why(self) -> str:
-        words = last_words(self.log)
-        return f": {words}" if words else ""
+                fail(job, ending(code, self.log, when=" before this job began"))
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

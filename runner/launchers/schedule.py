@@ -18,7 +18,8 @@ from pathlib import Path
 from runner.errors import Interrupted
 from runner.job import Job, State, is_held, lock, register, state_of
 from runner.launchers import MoreJobs
-from runner.launchers.settle import fail, halved, how_it_ended, is_dead, last_words, take_up_again
+from runner.launchers.ending import ending
+from runner.launchers.settle import fail, halved, how_it_ended, is_dead, take_up_again
 from runner.launchers.worker import Worker
 from runner.paths import ExperimentPaths
 from runner.plan import Pack, Plan, pack_key
@@ -232,7 +233,7 @@ class Schedule:
             self._retry(share, dead, worker)
         else:
             for job in dead:
-                fail(job, f"{how_it_ended(code)}{_why(worker)}")
+                fail(job, ending(code, worker.log))
         share.look()
         left = [job for job in share.jobs if share.states[job.folder] is State.PENDING]
         if share.workers or dead or self.stopping:
@@ -242,7 +243,7 @@ class Schedule:
         for job in left:
             share.tries[job.folder] += 1
             if code not in NO_CRASH or share.tries[job.folder] == MOST_TRIES:
-                fail(job, f"{how_it_ended(code)} before this job began{_why(worker)}")
+                fail(job, ending(code, worker.log, when=" before this job began"))
         share.look()
 
     def _retry(self, share: _Share, dead: list[Job], worker: Worker) -> None:
@@ -253,8 +254,3 @@ class Schedule:
         share.drop(dead)
         take_up_again(dead)
         self._shares.append(_Share(pack, share.queue.file.parent, len(self._shares) + 1))
-
-
-def _why(worker: Worker) -> str:
-    words = last_words(worker.log)
-    return f": {words}" if words else ""

@@ -1,0 +1,49 @@
+"""A Secrets Manager that is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from tests.train.bench import bench
+
+__all__ = ["bench"]
+
+REGION = "eu-west-1"
+
+
+class Secrets:
+    """Secrets in it, and what a process finds it by."""
+
+    def __init__(self, url: str) -> None:
+        self.environment = {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        self._client = boto3.client(
+            "secretsmanager",
+            region_name=REGION,
+            endpoint_url=url,
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",
+        )
+        self._count = 0
+
+    def put(self, text: str) -> str:
+        """Keep a secret; its ARN."""
+        self._count += 1
+        return str(self._client.create_secret(Name=f"secret-{self._count}", SecretString=text)["ARN"])
+
+
+@pytest.fixture(scope="module")
+def aws_secrets() -> Iterator[Secrets]:
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield Secrets(f"http://{host}:{port}")
+    server.stop()

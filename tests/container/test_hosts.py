@@ -1,0 +1,106 @@
+"""A job spread over two containers without a common disk gives what one process gives; only the first one writes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runner.errors import Interrupted
+from tests.container.opt_ml import Entry, OptMl
+from tests.train.bench import Bench, difference, records, weights
+
+HOSTS = ("localhost", "127.0.0.1")
+"""Not in their order: the first one is 127.0.0.1."""
+
+
+@pytest.fixture
+def port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def trees(tmp_path: Path) -> tuple[OptMl, OptMl]:
+    first, second = (OptMl(tmp_path / host, host=host, hosts=HOSTS) for host in sorted(HOSTS))
+    return first, second
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_two_hosts_go_on_from_the_first_ones_checkpoint(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, port: str
+) -> None:
+    settings = {"batch_size": 5, "accumulation": 2, "steps": 5, "seed": 51, "checkpoint": {"every": 2}}
+    begun = bench.job(sdxl_folder, **settings)
+    steps: Iterator[int] = iter(range(100))
+    with pytest.raises(Interrupted):
+        bench.train(begun, stop=lambda: next(steps) >= 3)
+    alone, fresh = bench.job(sdxl_folder, **settings), bench.job(sdxl_folder, steps=3, seed=52)
+    assert bench.train(alone)
+    assert bench.train(fresh)
+
+    hosts = trees(tmp_path)
+    for tree in hosts:
+        tree.send(begun, fresh, processes=2)
+        # What SageMaker restores, it restores on every host.
+        shutil.copytree(begun.folder, tree.jobs / begun.id)
+    # One host has some encodings that the other lacks.
+    shutil.copytree(bench.cache / "captions", hosts[1].data / "cache" / "captions")
+    restored = contents(hosts[1].root / "checkpoints")
+    entries = [tree.start({"RUNNER_MEETING_PORT": port}) for tree in hosts]
+    answers = [entry.end() for entry in entries]
+
+    assert [answer.code for answer in answers] == [0, 0], "\n".join(answer.output for answer in answers)
+    assert "continues after step 3" in answers[0].output
+    for job, reference in ((begun, alone), (fresh, fresh)):
+        there = hosts[0].trained(job)
+        assert hosts[0].state(job) == "completed"
+        assert difference(weights(there), weights(reference)) < 1e-5
+        assert records(there, "train/loss") == pytest.approx(records(reference, "train/loss"), rel=1e-5)
+    assert contents(hosts[1].root / "checkpoints") == restored
+    assert list((hosts[1].root / "model").iterdir()) == []
+    assert len(list((hosts[0].root / "checkpoints" / "cache").glob("posteriors/*/*.safetensors"))) == 7
+
+
+def test_a_host_that_dies_is_named_and_the_other_ends(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, port: str
+) -> None:
+    job = bench.job(sdxl_folder, steps=3000, seed=53, checkpoint={"every": 2})
+    hosts = [tree.send(job, processes=2) for tree in trees(tmp_path)]
+    entries = [tree.start({"RUNNER_MEETING_PORT": port}) for tree in hosts]
+    entries[0].wait_for("checkpoints/jobs/*/checkpoints/step-*")
+    for pid in training_processes(entries[1]):
+        os.kill(pid, signal.SIGKILL)
+    answers = [entry.end() for entry in entries]
+
+    assert [answer.code for answer in answers] == [1, 1]
+    assert (
+        hosts[1]
+        .failure.read_text()
+        .startswith("on localhost the process was killed by signal 9 (often: out of memory)")
+    )
+    assert hosts[0].failure.read_text().startswith(f"{job.id}: ")
+    assert hosts[0].state(job) == "failed"
+
+
+def training_processes(entry: Entry) -> list[int]:
+    """The processes that train for an entry: its grandchildren."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found = [pid for child in children(entry.process.pid) for pid in children(child)]
+        if found:
+            return found
+    raise AssertionError("it has started none")
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
