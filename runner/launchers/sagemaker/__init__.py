@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from runner.launchers.sagemaker.account import Account
     from runner.launchers.sagemaker.cluster import SageMakerCluster
 
-__all__ = ["check", "cluster", "collect", "launch", "machine", "preview"]
+__all__ = ["check", "cluster", "collect", "launch", "machine", "preview", "ready"]
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,16 @@ def launch(plan: Plan, settings: SageMakerLauncher, more: MoreJobs | None = None
     """Submit what is missing, and wait for it unless it was said not to; see `Dispatch.run`."""
     from runner.launchers.dispatch import Dispatch
 
+    reached = ready(plan, settings)
+    Dispatch(divided(plan, settings), settings, reached, more).run()
+
+
+def ready(plan: Plan, settings: SageMakerLauncher) -> SageMakerCluster:
+    """The account's training jobs, with a bucket for what they need; says what the plan will cost.
+
+    Raises:
+        SettingsError: a job of the plan is too large for the instances.
+    """
     gpu_gb = INSTANCES[settings.instance].gpu_memory_gb
     if faults := [fault for pack in plan.packs if (fault := does_not_fit(pack, settings, gpu_gb))]:
         raise SettingsError("\n".join(faults))
@@ -75,7 +85,7 @@ def launch(plan: Plan, settings: SageMakerLauncher, more: MoreJobs | None = None
     price = reached.prices.per_hour(settings.instance)
     if price is not None and (found := estimate(plan, settings, price)):
         log.info("%s", found.line(settings))
-    Dispatch(divided(plan, settings), settings, reached, more).run()
+    return reached
 
 
 def collect(jobs: Sequence[Job], settings: SageMakerLauncher) -> None:

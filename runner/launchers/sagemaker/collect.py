@@ -53,6 +53,19 @@ class Collector:
             if files := found.get(job.id):
                 self._bring(job, folder / f"{job.id}/", files, everything=everything)
 
+    def look_at(self, job: Job, kept: Location, *, everything: bool = False) -> bool:
+        """Bring what is new of one job; whether there is anything of it.
+
+        Args:
+            kept: what its container has as the folder of checkpoints.
+            everything: as in `look`.
+        """
+        folder = kept / f"{JOBS}/{job.id}/"
+        files = self.storage.listing(folder)
+        if files:
+            self._bring(job, folder, files, everything=everything)
+        return bool(files)
+
     def _bring(self, job: Job, folder: Location, files: Mapping[str, Stored], *, everything: bool) -> None:
         manifest = self._manifest(folder, files.get("manifest.json"))
         whole = everything or (manifest is not None and manifest.get("state") in ENDED)
@@ -103,7 +116,11 @@ class Collector:
 
     def keep_cache(self, jobs: Sequence[Job], place: Location) -> None:
         """Leave what a training job has encoded to all that follow, and what it has measured to the plans made here."""
-        folder = place / f"{CHECKPOINTS}{CACHE}/"
+        self.keep_cache_in(jobs, place / CHECKPOINTS)
+
+    def keep_cache_in(self, jobs: Sequence[Job], kept: Location) -> None:
+        """The same for a folder of checkpoints, wherever that is."""
+        folder = kept / f"{CACHE}/"
         names = self.storage.listing(folder)
         if names.pop(MEASUREMENTS, None):
             answer = self.storage.client.get_object(Bucket=folder.bucket, Key=(folder / MEASUREMENTS).key)

@@ -9,8 +9,8 @@ NAME_LENGTH = 63
 """Longest name of a training job: `[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}`."""
 
 
-def training_job_name(experiment: str, key: str, attempt: int) -> str:
-    """The name of a training job.
+def training_job_name(experiment: str, key: str, attempt: int, *, length: int = NAME_LENGTH) -> str:
+    """The name of a training job, or of anything else that may have so many characters.
 
     Args:
         experiment: the experiment's name, of which as much is kept as has room.
@@ -19,7 +19,7 @@ def training_job_name(experiment: str, key: str, attempt: int) -> str:
     """
     end = f"-{key}" + (f"-{attempt}" if attempt > 1 else "")
     slug = re.sub(r"[^A-Za-z0-9]+", "-", experiment).strip("-")
-    return (slug[: NAME_LENGTH - len(end)].rstrip("-") or "job") + end
+    return (slug[: length - len(end)].rstrip("-") or "job") + end
 
 
 def first_name(name: str, key: str) -> str:
