@@ -214,8 +214,16 @@ def _refuse_jobs_elsewhere(jobs: Sequence[Job], launcher: str) -> None:
     """
     for job in jobs:
         manifest = _manifest(job)
-        cluster = (manifest.get("submission") or {}).get("cluster")
-        if cluster in APART and cluster != launcher and manifest["state"] in (State.SUBMITTED, State.RUNNING):
+        submission = manifest.get("submission") or {}
+        if manifest.get("state") not in (State.SUBMITTED, State.RUNNING):
+            continue
+        if tuning := submission.get("tuning"):
+            raise SettingsError(
+                f"{job.id} is a trial of the tuning job {tuning}; run the command of that search again to collect it, "
+                f"or stop it first: python -m runner.stop {job.folder.parent}"
+            )
+        cluster = submission.get("cluster")
+        if cluster in APART and cluster != launcher:
             raise SettingsError(
                 f"launcher = {launcher!r}: {job.id} was given to {cluster}; run this with launcher={cluster}, or stop "
                 f"it first: python -m runner.stop {job.folder.parent}"

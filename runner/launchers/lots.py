@@ -119,7 +119,8 @@ def recorded_lots(jobs: Iterable[Job], cluster: str) -> list[Lot]:
     lists: dict[str, list[Job]] = {}
     for job in jobs:
         submission = read_manifest(job.folder).get("submission") or {}
-        if submission.get("cluster") == cluster:
+        # The trials of a tuning job are in no list of ours.
+        if submission.get("cluster") == cluster and "queue" in submission:
             lists.setdefault(submission["queue"], []).append(job)
     lots = []
     for file, members in lists.items():

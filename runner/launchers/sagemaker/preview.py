@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from runner.job import Job
 from runner.launchers.lots import Lot
 from runner.launchers.sagemaker.account import Account, NoAccess
 from runner.launchers.sagemaker.channels import planned_channels
 from runner.launchers.sagemaker.divide import divided
-from runner.launchers.sagemaker.estimate import estimate
+from runner.launchers.sagemaker.estimate import Estimate, estimate
 from runner.launchers.sagemaker.image import image_of
 from runner.launchers.sagemaker.inputs import PASSED_SECRETS, environment
 from runner.launchers.sagemaker.names import Places, training_job_name
@@ -27,53 +29,69 @@ UNKNOWN_ACCOUNT = "<account>"
 
 def preview_lines(plan: Plan, settings: SageMakerLauncher) -> list[str]:
     """What it would cost, the requests that would be sent, and what would be looked at before."""
-
-    account = Account(settings)
-    known = account.session.get_credentials() is not None
-    price = Prices(account if known and account.session.region_name else None).per_hour(settings.instance)
-    lines = []
-    if price is None:
-        lines.append(f"cost: unknown, for nobody says what an hour of {settings.instance} costs")
-    elif found := estimate(plan, settings, price):
-        lines.append(found.line(settings))
-    lines += [json.dumps(request, indent=2) for request in _requests(plan, settings, account, known=known)]
-    if not known:
-        return [*lines, f"no AWS credentials here: a run would need them, and check before it starts: {NEEDED}"]
-
-    faults = preflight(settings, account, image_of(settings))
-    return [
-        *lines,
-        *(["a run would be refused:", *(f"  {fault}" for fault in faults)] if faults else ["preflight: good"]),
-    ]
-
-
-def _requests(plan: Plan, settings: SageMakerLauncher, account: Account, *, known: bool) -> list[dict[str, Any]]:
-    """What would be sent; what only the account knows is marked."""
-
-    variables = {key: "***" if key in PASSED_SECRETS else value for key, value in environment(settings).items()}
-    region = account.session.region_name or "<region>"
-    account_id = UNKNOWN_ACCOUNT
-    if known:
-        with suppress(NoAccess):
-            account_id = account.account_id
-    role = settings.role or "<launcher.role>"
-    places = Places(settings.bucket or f"sagemaker-{region}-{account_id}", settings.prefix)
+    draft = Draft(settings)
     requests = []
     for pack in divided(plan, settings).packs:
-        lot = Lot(pack, CLUSTER)
-        order = lot.order(settings.device)
+        order = Lot(pack, CLUSTER).order(settings.device)
         name = training_job_name(order.title, order.key, 1)
-        place = places.training_job(order.title, name)
-        requests.append(
-            training_request(
-                settings,
-                name=name,
-                experiment=order.title,
-                role_arn=role if role.startswith(("arn:", "<")) else f"arn:aws:iam::{account_id}:role/{role}",
-                image=image_of(settings) or "<launcher.image>",
-                place=place,
-                channels=planned_channels(pack.jobs, places, place),
-                environment={WORKER_NAME: name} | variables,
-            )
+        requests.append(draft.request(pack.jobs, name=name, variables={WORKER_NAME: name}))
+    return [*draft.cost(plan), *(json.dumps(request, indent=2) for request in requests), *draft.preflight()]
+
+
+class Draft:
+    """What can be said before anything is sent; what only the account knows is marked where it cannot be asked."""
+
+    def __init__(self, settings: SageMakerLauncher) -> None:
+        self.settings, self.account = settings, Account(settings)
+        self.known = self.account.session.get_credentials() is not None
+        region = self.account.session.region_name or "<region>"
+        account_id = UNKNOWN_ACCOUNT
+        if self.known:
+            with suppress(NoAccess):
+                account_id = self.account.account_id
+        self.places = Places(settings.bucket or f"sagemaker-{region}-{account_id}", settings.prefix)
+        role = settings.role or "<launcher.role>"
+        self.role_arn = role if role.startswith(("arn:", "<")) else f"arn:aws:iam::{account_id}:role/{role}"
+
+    def estimate(self, plan: Plan) -> Estimate | None:
+        """What the plan will cost; None where a price or a time is not known."""
+        asked = self.account if self.known and self.account.session.region_name else None
+        price = Prices(asked).per_hour(self.settings.instance)
+        return None if price is None else estimate(plan, self.settings, price)
+
+    def cost(self, plan: Plan) -> list[str]:
+        """The same in words."""
+        if found := self.estimate(plan):
+            return [found.line(self.settings)]
+        if not plan.packs:
+            return []
+        return [f"cost: unknown, for nobody says what an hour of {self.settings.instance} costs, or how long jobs take"]
+
+    def request(self, jobs: Sequence[Job], *, name: str, variables: dict[str, str]) -> dict[str, Any]:
+        """The request for a training job of these jobs.
+
+        Args:
+            variables: of the container, besides those that every one gets.
+        """
+        experiment = jobs[0].experiment.name
+        place = self.places.training_job(experiment, name)
+        passed = {key: "***" if key in PASSED_SECRETS else each for key, each in environment(self.settings).items()}
+        return training_request(
+            self.settings,
+            name=name,
+            experiment=experiment,
+            role_arn=self.role_arn,
+            image=image_of(self.settings) or "<launcher.image>",
+            place=place,
+            channels=planned_channels(jobs, self.places, place),
+            environment=variables | passed,
         )
-    return requests
+
+    def preflight(self) -> list[str]:
+        """What a run would be refused for, or what it would look at."""
+        if not self.known:
+            return [f"no AWS credentials here: a run would need them, and check before it starts: {NEEDED}"]
+        faults = preflight(self.settings, self.account, image_of(self.settings))
+        if faults:
+            return ["a run would be refused:", *(f"  {fault}" for fault in faults)]
+        return ["preflight: good"]
