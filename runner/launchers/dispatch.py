@@ -51,7 +51,7 @@ class Dispatch:
         self._waiting: list[Lot] = []
         """Lots that there was no room for yet."""
         self._opened = 0.0
-        self._tried = 0.0
+        self._tried = float("-inf")
 
     def run(self) -> None:
         """Submit what is missing, and wait for everything unless it was said not to.
@@ -99,9 +99,13 @@ class Dispatch:
             self._look()
             self._settle()
             self._ask_for_more()
-            if not any(lot.is_unsettled for lot in self.lots):
+            if not any(self._is_open(lot) for lot in self.lots):
                 return
             sleep(POLL_S)
+
+    def _is_open(self, lot: Lot) -> bool:
+        """Whether something is still to come; of a worker elsewhere that is what it has cost and printed, too."""
+        return lot.is_unsettled or bool(lot.alive and not self.cluster.shares_files)
 
     def _look(self) -> None:
         for lot in self.lots:
@@ -220,6 +224,7 @@ class Dispatch:
                 since = self._gone_since.setdefault(worker, monotonic())
                 if not lot.is_unsettled or monotonic() - since >= GRACE_S:
                     lot.alive.remove(worker)
+                    self._tried = float("-inf")  # there is room now
                     self._after(lot, worker, gone[worker])
                     lot.look()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if faults:
         print(*faults, sep="\n", file=sys.stderr)
         return 2
-    watch = Watch(lambda: [job for root in roots for job in _jobs(root)])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    # Only this command knows launchers: whoever shows the table below a log looks for news itself.
+    from runner.launchers.elsewhere import Elsewhere
+
+    elsewhere = Elsewhere()
+
+    def folders() -> list[Path]:
+        found = [job for root in roots for job in _jobs(root)]
+        elsewhere.collect(found)
+        return found
+
+    watch = Watch(folders)
     looked = _show(watch, once=options.once, as_json=options.json)
     return int(any(experiment.has_losses for experiment in looked))
 

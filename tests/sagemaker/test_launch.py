@@ -2,43 +2,211 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.command_line import runner
-from tests.launch.running import assert_bitwise_equal, manifests, only_folder
+from tests.command_line import ROOT, Answer, environment, runner
+from tests.launch.running import Running, assert_bitwise_equal, manifests, only_folder, outputs
 from tests.sagemaker.stand_in import Image, StandIn
 
 IMAGE = Image((sys.executable, "-m", "runner.container"), {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
-INSTANCE = "ml.m5.xlarge"
 
 
-def job_settings(model: Path) -> list[str]:
+def job_settings(model: Path, steps: int = 6) -> list[str]:
     """A small job."""
-    return [f"model.path={model}", "logger=none", "validation.prompts=[]", "steps=10", "checkpoint.every=5"]
+    return [f"model.path={model}", "logger=none", "validation.prompts=[]", f"steps={steps}", "checkpoint.every=2"]
+
+
+def launcher_settings(aws: StandIn) -> list[str]:
+    """Where it runs."""
+    image = aws.add_image("lora:1", IMAGE)
+    return [
+        *("launcher=sagemaker", f"launcher.image={image}", f"launcher.role={aws.role}"),
+        *(f"launcher.bucket={aws.bucket}", "launcher.instance=ml.m5.xlarge", "launcher.poll_s=0.2"),
+    ]
 
 
 @pytest.fixture
 def settings(aws: StandIn, sdxl_folder: Path) -> list[str]:
-    image = aws.add_image("lora:1", IMAGE)
-    return [
-        *job_settings(sdxl_folder),
-        *("launcher=sagemaker", f"launcher.image={image}", f"launcher.role={aws.role}", f"launcher.bucket={aws.bucket}"),
-        *(f"launcher.instance={INSTANCE}", "launcher.poll_s=0.5"),
-    ]
+    return [*job_settings(sdxl_folder), *launcher_settings(aws)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sdxl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the small job gives on this machine."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    answer = runner(*job_settings(sdxl_folder), extra={"RUNNER_OUTPUTS": str(folder)})
+    assert answer.code == 0, answer.output
+    (job,) = (folder / "dev").glob("*/manifest.json")
+    return job.parent
+
+
+def command(name: str, *arguments: str) -> Answer:
+    done = subprocess.run(
+        [sys.executable, "-m", f"runner.{name}", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return Answer(done.returncode, done.stdout)
+
+
+def created(aws: StandIn) -> list[str]:
+    return [request["TrainingJobName"] for request in aws.asked("CreateTrainingJob")]
 
 
 def test_a_job_trains_there_and_gives_the_weights_of_a_local_one(
-    aws: StandIn, settings: list[str], sdxl_folder: Path, tmp_path: Path
+    aws: StandIn, settings: list[str], undisturbed: Path
 ) -> None:
     answer = runner(*settings)
+
     assert answer.code == 0, answer.output
     there = only_folder()
-    local = runner(*job_settings(sdxl_folder), extra={"RUNNER_OUTPUTS": str(tmp_path / "local")})
-    assert local.code == 0, local.output
-    assert_bitwise_equal(there, tmp_path / "local" / "dev" / there.name)
+    assert there.name == undisturbed.name, "where it runs is no part of what a job is"
+    assert_bitwise_equal(there, undisturbed)
     (manifest,) = manifests().values()
-    assert manifest["state"] == "completed"
-    print(answer.output, manifest)
+    (name,) = created(aws)
+    assert (manifest["state"], manifest["worker"]) == ("completed", name)
+    record = json.loads((outputs() / "dev" / "sagemaker" / f"{name}.json").read_text())
+    assert record["status"] == "Completed"
+    assert record["usd"] == pytest.approx(record["billed_s"] * 0.25 / 3600)
+    assert manifest["costs"][name]["usd"] == pytest.approx(record["usd"])
+    assert f"{name} | " in answer.output, "what it printed is shown"
+    assert "saved and read back" in (outputs() / "dev" / "sagemaker" / f"{name}.log").read_text()
+    assert (there / "metrics.jsonl").read_text().count("\n") == (undisturbed / "metrics.jsonl").read_text().count("\n")
+
+    again = runner(*settings)
+    assert again.code == 0, again.output
+    assert created(aws) == [name], "what is done is not sent again"
+
+
+def test_a_sweep_is_one_training_job_and_the_next_one_uploads_and_encodes_nothing(
+    aws: StandIn, settings: list[str]
+) -> None:
+    answer = runner("-m", *settings, "seed=1,2,3", "launcher.logs=file")
+    assert answer.code == 0, answer.output
+    assert {manifest["state"] for manifest in manifests().values()} == {"completed"}
+    assert len(created(aws)) == 1
+    assert " | " not in answer.output
+    before = set(aws.keys())
+
+    answer = runner("-m", *settings, "seed=1,2,3,4", "launcher.logs=file")
+    assert answer.code == 0, answer.output
+    assert len(created(aws)) == 2
+    assert "3 completed already" in answer.output
+    assert "to S3" not in answer.output
+    new = [key for key in set(aws.keys()) - before if "/experiments/" not in key]
+    assert new == [], "data, model, code and encodings were there"
+    log = (outputs() / "dev" / "sagemaker" / f"{created(aws)[1]}.log").read_text()
+    assert "32 images: 32 in the cache, 0 to encode" in log
+
+
+def test_with_quota_and_throttling_a_sweep_waits_and_is_done(aws: StandIn, settings: list[str]) -> None:
+    aws.quotas.set("ml.m5.xlarge", training=2, spot=2)
+    aws.permissions.throttle("CreateTrainingJob", 3)
+
+    answer = runner("-m", *settings, "seed=1,2,3,4,5,6,7,8", "launcher.concurrency=4", "launcher.logs=file", "steps=2")
+
+    assert answer.code == 0, answer.output
+    assert [manifest["state"] for manifest in manifests().values()] == ["completed"] * 8
+    assert "has no room at this moment" in answer.output
+    assert len({job.name for job in aws.jobs.values()}) == 4, "four lists of two jobs"
+
+
+def test_a_lost_spot_instance_changes_nothing(aws: StandIn, sdxl_folder: Path, undisturbed: Path) -> None:
+    running = Running([*job_settings(sdxl_folder), *launcher_settings(aws), "logger.every=1"])
+    running.wait_for("dev/*/metrics.jsonl")
+    (name,) = created(aws)
+    aws.interrupt(name)
+    answer = running.end()
+
+    assert answer.code == 0, answer.output
+    assert aws.jobs[name].attempts == 2
+    assert_bitwise_equal(only_folder(), undisturbed)
+
+
+def test_without_waiting_status_collects_and_a_killed_command_is_taken_up(
+    aws: StandIn, settings: list[str], undisturbed: Path
+) -> None:
+    left = runner(*settings, "launcher.wait=false")
+    assert left.code == 0, left.output
+    (name,) = created(aws)
+    assert "go on without this command" in left.output
+    local = runner(*(text for text in settings if not text.startswith("launcher")))
+    assert local.code == 2, local.output
+    assert "was given to sagemaker" in local.output
+
+    killed = Running(settings)
+    killed.wait_for_line("submitted before")
+    killed.kill()
+    aws.wait(name)
+    looked = command("status", "--once")
+
+    assert looked.code == 0, looked.output
+    assert "1 completed" in looked.output
+    assert_bitwise_equal(only_folder(), undisturbed)
+    assert (outputs() / "dev" / "report.html").is_file()
+    assert created(aws) == [name]
+
+
+def test_stop_saves_and_the_same_command_continues(aws: StandIn, sdxl_folder: Path) -> None:
+    settings = [*job_settings(sdxl_folder, steps=400), *launcher_settings(aws), "logger.every=1"]
+    running = Running(settings)
+    running.wait_for("dev/*/metrics.jsonl")
+    stopped = command("stop", str(outputs() / "dev"))
+    answer = running.end()
+
+    assert stopped.code == 0, stopped.output
+    assert "asked to save and end: sagemaker" in stopped.output
+    assert answer.code == 130, answer.output
+    (manifest,) = manifests().values()
+    assert manifest["state"] == "cancelled"
+    assert 0 < manifest["steps_done"] < 400
+    assert any((only_folder() / "checkpoints").iterdir())
+
+    left = runner(*settings, "launcher.wait=false")
+    assert left.code == 0, left.output
+    name = created(aws)[-1]
+    aws.wait(name, "Training")
+    sent = aws.keys(f"lora-runner/experiments/dev/{name}/checkpoints/")
+    assert any("/checkpoints/step-" in key for key in sent), "it goes on from there"
+
+
+def test_jobs_share_the_gpus_of_one_instance(aws: StandIn, settings: list[str]) -> None:
+    gpus = [text for text in settings if not text.startswith("launcher.instance")]
+    answer = runner("-m", *gpus, "launcher.instance=ml.g5.12xlarge", "seed=1,2,3,4,5,6,7,8", "launcher.dry_run=true")
+    assert answer.code == 0, answer.output
+    assert "8 jobs, 2 at once by each worker" in answer.output
+    assert "with a training job for each job" in answer.output
+    assert answer.output.count('"TrainingJobName"') == 1
+    assert "preflight: good" in answer.output
+    assert created(aws) == []
+
+
+def test_a_job_that_fails_says_why(aws: StandIn, settings: list[str]) -> None:
+    answer = runner("-m", *settings, "optimizer.lr=1e-3,1e30", "launcher.logs=file")
+    assert answer.code == 1, answer.output
+    states = sorted(manifest["state"] for manifest in manifests().values())
+    assert states == ["completed", "failed"]
+    assert "are not finite" in answer.output
+    (job,) = aws.jobs.values()
+    assert job.status == "Failed"
+    assert job.failure_reason is not None and "finite" in job.failure_reason
+
+
+def test_an_image_that_cannot_start_fails_all_its_jobs_with_the_reason(aws: StandIn, settings: list[str]) -> None:
+    broken = aws.add_image("lora:broken", Image(("sh", "-c", "echo no such program; exit 127"), {}))
+    other = [f"launcher.image={broken}" if text.startswith("launcher.image") else text for text in settings]
+    answer = runner("-m", *other, "seed=1,2")
+    assert answer.code == 1, answer.output
+    assert [manifest["state"] for manifest in manifests().values()] == ["failed", "failed"]
+    assert "exit code: 127" in answer.output
+    assert len(created(aws)) == 1, "it is not tried again by itself"

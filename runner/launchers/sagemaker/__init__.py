@@ -17,7 +17,7 @@ from runner.launchers.lots import jobs_of_workers, recorded_lots
 from runner.launchers.sagemaker.divide import divided
 from runner.launchers.sagemaker.estimate import does_not_fit, estimate
 from runner.launchers.sagemaker.image import image_of
-from runner.launchers.sagemaker.record import CLUSTER, is_recorded
+from runner.launchers.sagemaker.record import CLUSTER
 from runner.launchers.settle import close
 from runner.machine import Device, Machine
 from runner.plan import Plan
@@ -91,15 +91,10 @@ def ready(plan: Plan, settings: SageMakerLauncher) -> SageMakerCluster:
 def collect(jobs: Sequence[Job], settings: SageMakerLauncher) -> None:
     """Bring what training jobs of earlier commands have written, and close those that have ended."""
     lots = recorded_lots(jobs, CLUSTER)
-    for lot in lots:
-        lot.alive = [name for name in lot.alive if not is_recorded(lot.jobs[0].folder.parent, name)]
-    if not any(lot.alive for lot in lots):
-        return
-    reached = _cluster(settings)
-    for name, gone in reached.gone(jobs_of_workers(lots)).items():
-        for lot in lots:
-            if name in lot.alive:
-                close(lot.jobs, gone, f"{CLUSTER} {name} {gone.words}")
+    if lots:
+        for name, gone in _cluster(settings).gone(jobs_of_workers(lots)).items():
+            left = [job for lot in lots for job in lot.jobs if name in lot.alive and name == lot.workers[-1]]
+            close(left, gone, f"{CLUSTER} {name} {gone.words}")
 
 
 def cluster(settings: SageMakerLauncher) -> Cluster:
@@ -114,12 +109,19 @@ def preview(plan: Plan, settings: SageMakerLauncher) -> list[str]:
     return preview_lines(plan, settings)
 
 
-def _cluster(settings: SageMakerLauncher) -> SageMakerCluster:
+@lru_cache
+def _cluster_of(settings: str) -> SageMakerCluster:
     # boto3 is imported only where AWS is asked.
     from runner.launchers.sagemaker.account import Account
     from runner.launchers.sagemaker.cluster import SageMakerCluster
 
-    return SageMakerCluster(settings, Account(settings), image=image_of(settings) or "")
+    known = SageMakerLauncher.model_validate_json(settings)
+    return SageMakerCluster(known, Account(known), image=image_of(known) or "")
+
+
+def _cluster(settings: SageMakerLauncher) -> SageMakerCluster:
+    """One for each settings: it remembers what it has seen, and when it has asked last."""
+    return _cluster_of(settings.model_dump_json())
 
 
 def _warn_of_secrets(settings: SageMakerLauncher) -> None:

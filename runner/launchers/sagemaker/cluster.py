@@ -17,7 +17,7 @@ from runner.launchers.sagemaker.inputs import Inputs, environment
 from runner.launchers.sagemaker.logs import LogTail
 from runner.launchers.sagemaker.names import Location, Places, training_job_name
 from runner.launchers.sagemaker.prices import Prices
-from runner.launchers.sagemaker.record import CLUSTER, is_recorded, log_file, record
+from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded
 from runner.launchers.sagemaker.request import Channel, training_request
 from runner.launchers.sagemaker.storage import Storage
 from runner.queue import Queue
@@ -68,7 +68,7 @@ class SageMakerCluster:
         experiment_folder = jobs[0].folder.parent
         for attempt in range(1, MOST_ATTEMPTS):
             name = training_job_name(order.title, order.key, attempt)
-            if is_recorded(experiment_folder, name):
+            if recorded(experiment_folder, name):
                 continue  # it has ended, and its results are here
             try:
                 self._create(name, order, jobs)
@@ -126,6 +126,9 @@ class SageMakerCluster:
         SageMaker is asked once for all, and not more often than `launcher.poll_s`.
         """
         self._jobs |= workers
+        for name, jobs in workers.items():
+            if name not in self._gone and (gone := recorded(jobs[0].folder.parent, name)):
+                self._gone[name] = gone
         unknown = [name for name in workers if name not in self._gone]
         if unknown and monotonic() - self._looked_s >= self.settings.poll_s:
             self._look(unknown)
@@ -181,11 +184,12 @@ class SageMakerCluster:
         if described["TrainingJobStatus"] in RUNNING:
             return  # the list was a little older
         self._tail(name).look()
-        self.collector.look(jobs, self._place(name), everything=True)
+        began = self.collector.look(jobs, self._place(name), everything=True)
         self.collector.keep_cache(jobs, self._place(name))
         price = self.prices.per_hour(described["ResourceConfig"]["InstanceType"])
-        record(jobs, described, usd_per_hour=price.usd if price else None)
-        self._gone[name] = gone_of(described)
+        gone = gone_of(described, began=began)
+        record(jobs, described, gone, usd_per_hour=price.usd if price else None)
+        self._gone[name] = gone
 
     def _place(self, name: str) -> Location:
         return self.places.training_job(self._jobs[name][0].experiment.name, name)
@@ -227,12 +231,14 @@ def _common_start(names: Sequence[str]) -> str:
     return first[:length].rstrip("-")
 
 
-def gone_of(described: Mapping[str, Any]) -> Gone:
-    """How a training job has ended, from SageMaker's description of it."""
+def gone_of(described: Mapping[str, Any], *, began: bool) -> Gone:
+    """How a training job has ended, from SageMaker's description of it.
+
+    Args:
+        began: whether it has left anything of its jobs.
+    """
     status, secondary = described["TrainingJobStatus"], described.get("SecondaryStatus", "")
     reason = str(described.get("FailureReason") or "")
-    steps = [each["Status"] for each in described.get("SecondaryStatusTransitions", [])]
-    began = "Training" in steps
     if status == "Failed":
         if reason.startswith("CapacityError") or "InternalServerError" in reason:
             return Gone(words=f"failed: {reason}", reason="taken", began=began)

@@ -36,8 +36,8 @@ class Collector:
         self.storage, self.places = storage, places
         self._seen: dict[tuple[str, str], str] = {}
 
-    def look(self, jobs: Sequence[Job], place: Location, *, everything: bool = False) -> None:
-        """Bring what is new of a training job's jobs.
+    def look(self, jobs: Sequence[Job], place: Location, *, everything: bool = False) -> bool:
+        """Bring what is new of a training job's jobs; whether it has begun with any of them.
 
         Args:
             jobs: those that it was given.
@@ -52,6 +52,7 @@ class Collector:
         for job in jobs:
             if files := found.get(job.id):
                 self._bring(job, folder / f"{job.id}/", files, everything=everything)
+        return bool(found)
 
     def look_at(self, job: Job, kept: Location, *, everything: bool = False) -> bool:
         """Bring what is new of one job; whether there is anything of it.

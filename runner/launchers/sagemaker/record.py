@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from runner.job import Job, now, read_manifest, update_manifest
+from runner.launchers.cluster import Gone
 from runner.paths import ExperimentPaths, write_text
 
 CLUSTER = "sagemaker"
@@ -23,12 +25,16 @@ def log_file(experiment_folder: Path, name: str) -> Path:
     return record_file(experiment_folder, name).with_suffix(".log")
 
 
-def is_recorded(experiment_folder: Path, name: str) -> bool:
-    """Whether a training job has ended, and its results are here."""
-    return record_file(experiment_folder, name).is_file()
+def recorded(experiment_folder: Path, name: str) -> Gone | None:
+    """How a training job has ended whose results are here; None where they are not."""
+    try:
+        known = json.loads(record_file(experiment_folder, name).read_text(encoding="utf-8"))
+        return Gone(**known["gone"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def record(jobs: Sequence[Job], described: Mapping[str, Any], *, usd_per_hour: float | None) -> None:
+def record(jobs: Sequence[Job], described: Mapping[str, Any], gone: Gone, *, usd_per_hour: float | None) -> None:
     """Keep what a training job was and cost.
 
     Billed seconds are those of one instance, spot saving included, as SageMaker counts them. The cost is shared among
@@ -36,6 +42,7 @@ def record(jobs: Sequence[Job], described: Mapping[str, Any], *, usd_per_hour: f
 
     Args:
         described: SageMaker's description of it, after its end.
+        gone: what follows from that for its jobs.
         usd_per_hour: price of an instance on demand; None where it is not known.
     """
     resources = described["ResourceConfig"]
@@ -57,6 +64,7 @@ def record(jobs: Sequence[Job], described: Mapping[str, Any], *, usd_per_hour: f
         "usd_per_hour": usd_per_hour,
         "usd": usd,
         "jobs": [job.id for job in jobs],
+        "gone": dataclasses.asdict(gone),
         "recorded": now(),
     }
     work = {job.id: _images(job) for job in jobs}
