@@ -24,7 +24,9 @@ from runner.check import Checker
 from runner.command.compose import plain
 from runner.errors import SettingsError
 from runner.paths import outputs_dir
-from runner.schema import GROUPS, SearchSettings
+from runner.schema import GROUPS
+from runner.schema.defaults import SEARCHES
+from runner.schema.knob import Settings
 from runner.schema.messages import nearest
 
 MOST_JOBS = 64
@@ -40,7 +42,8 @@ def diagnose(arguments: Sequence[str], error: Exception) -> str:
     """
     parsed = get_args_parser().parse_args(list(arguments))
     search = [f"hydra.searchpath=[file://{parsed.config_dir}]"] if parsed.config_dir else []
-    searching = any(text.startswith("hydra/sweeper=") for text in parsed.overrides)
+    sweepers = [text.partition("=")[2] for text in parsed.overrides if text.startswith("hydra/sweeper=")]
+    searching = SEARCHES.get(sweepers[-1]) if sweepers else None
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(HOME / "conf"), version_base=None):
         faults: list[str] = []
@@ -56,7 +59,7 @@ def diagnose(arguments: Sequence[str], error: Exception) -> str:
     return f"The configuration is invalid, nothing was started:\n{lines}"
 
 
-def _faults_of(text: str, search: list[str], *, multirun: bool, searching: bool) -> list[str]:
+def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[Settings] | None) -> list[str]:
     """Faults of one override that keep it from being composed at all; values are looked at later, together."""
     try:
         override = OverridesParser.create().parse_override(text)
@@ -65,14 +68,14 @@ def _faults_of(text: str, search: list[str], *, multirun: bool, searching: bool)
     key, _, value = text.lstrip("+~").partition("=")
     if override.is_sweep_override() and not multirun:
         return [f"{key} = {value}: several values need -m (python -m runner -m ...), a list brackets: {key}=[{value}]"]
-    if override.is_interval_sweep() and not searching:
+    if override.is_interval_sweep() and searching is None:
         fix = "name them, use range(start,stop,step), or search with hydra/sweeper=optuna"
         return [f"{key} = {value}: an interval has no end of values; {fix}"]
     if key in (*GROUPS, "recipe"):
         return _faults_of_choice(override, key, search)
     owner, _, name = key.rpartition(".")
-    if searching and owner == "hydra.sweeper" and name not in (*SearchSettings.model_fields, "params"):
-        return [f"{key} = {value}: unknown key{nearest(name, SearchSettings.model_fields)}"]
+    if searching is not None and owner == "hydra.sweeper" and name not in (*searching.model_fields, "params"):
+        return [f"{key} = {value}: unknown key{nearest(name, searching.model_fields)}"]
     return []
 
 

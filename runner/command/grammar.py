@@ -34,7 +34,7 @@ def space_of(overrides: Sequence[str]) -> tuple[list[Parameter], list[str]]:
             faults.append(f"{override.input_line}: {error}")
     if not space and not faults:
         ranges = "'optimizer.lr=tag(log,interval(1e-5,1e-3))' 'lora.rank=4,8,16'"
-        faults = [f"hydra/sweeper = optuna: nothing to search; name ranges, such as {ranges}"]
+        faults = [f"hydra/sweeper: nothing to search; name ranges, such as {ranges}"]
     if faults:
         raise SettingsError("\n".join(["The search is invalid, nothing was started:", *(f"  {f}" for f in faults)]))
     # What is given twice counts as it was given last: the command line comes after hydra.sweeper.params.

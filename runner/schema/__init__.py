@@ -11,6 +11,7 @@ from runner.schema.running import LoggerSettings, ValidationSettings
 from runner.schema.sagemaker import SageMakerLauncher
 from runner.schema.slurm import SlurmLauncher
 from runner.schema.training import LoraSettings, LossSettings, LrSchedulerSettings, OptimizerSettings
+from runner.schema.tuning import TuningSettings
 
 __all__ = [
     "GROUPS",
@@ -31,5 +32,6 @@ __all__ = [
     "SageMakerLauncher",
     "SearchSettings",
     "SlurmLauncher",
+    "TuningSettings",
     "ValidationSettings",
 ]

@@ -7,6 +7,10 @@ from typing import Any, get_args
 from runner.schema.comparing import SearchSettings
 from runner.schema.experiment import GROUPS, SECTIONS, Experiment
 from runner.schema.knob import Settings
+from runner.schema.tuning import TuningSettings
+
+SEARCHES: dict[str, type[Settings]] = {"optuna": SearchSettings, "sagemaker_tuning": TuningSettings}
+"""The settings of each search, by its choice in the group `hydra/sweeper`."""
 
 
 def variants_of(group: str) -> dict[str, type[Settings]]:
@@ -34,9 +38,9 @@ def variant_nodes() -> dict[tuple[str, str], dict[str, Any]]:
     return {(group, kind): _node(model) for group in GROUPS for kind, model in variants_of(group).items() if kind}
 
 
-def search_node() -> dict[str, Any]:
-    """The knobs of `hydra/sweeper=optuna` with their defaults."""
-    return _node(SearchSettings)
+def search_nodes() -> dict[str, dict[str, Any]]:
+    """The knobs of each search with their defaults."""
+    return {name: _node(model) for name, model in SEARCHES.items()}
 
 
 def _node(model: type[Settings]) -> dict[str, Any]:

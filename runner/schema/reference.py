@@ -13,8 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from runner.paths import write_text
-from runner.schema.comparing import SearchSettings
-from runner.schema.defaults import variants_of
+from runner.schema.defaults import SEARCHES, variants_of
 from runner.schema.experiment import SECTIONS, Experiment
 
 HEAD = """\
@@ -42,7 +41,8 @@ def reference() -> str:
                 _sentence(model, section),
                 _table(f"{section}.", model, outside=outside),
             ]
-    parts += ["## `hydra/sweeper=optuna`\n", _sentence(SearchSettings, ""), _table("hydra.sweeper.", SearchSettings)]
+    for name, model in SEARCHES.items():
+        parts += [f"## `hydra/sweeper={name}`\n", _sentence(model, ""), _table("hydra.sweeper.", model)]
     return "\n".join(parts)
 
 

@@ -23,7 +23,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from runner import HOME
-from runner.schema.defaults import base_node, search_node, variant_nodes
+from runner.schema.defaults import base_node, search_nodes, variant_nodes
+
+SWEEPERS = {"optuna": "OptunaSweeper", "sagemaker_tuning": "SageMakerTuningSweeper"}
+"""The class below that each search is."""
 
 
 def _store_schema() -> None:
@@ -37,8 +40,9 @@ def _store_schema() -> None:
         node={"_target_": "hydra_plugins.runner_plugins.RunnerLauncher"},
         provider="runner",
     )
-    sweeper = {"_target_": "hydra_plugins.runner_plugins.OptunaSweeper", "params": {}, **search_node()}
-    store.store(group="hydra/sweeper", name="optuna", node=sweeper, provider="runner")
+    for name, node in search_nodes().items():
+        sweeper = {"_target_": f"hydra_plugins.runner_plugins.{SWEEPERS[name]}", "params": {}, **node}
+        store.store(group="hydra/sweeper", name=name, node=sweeper, provider="runner")
 
 
 _store_schema()
@@ -62,8 +66,8 @@ class RunnerLauncher(Launcher):
         return sweep(self.loader, self.config, job_overrides)
 
 
-class OptunaSweeper(Sweeper):
-    """Searches the space that the sweeps of the command describe; see `runner.command.search`."""
+class _SearchSweeper(Sweeper):
+    """Searches the space that the sweeps of the command describe."""
 
     def __init__(self, params: DictConfig, **settings: Any) -> None:
         self.params, self.settings = params, settings
@@ -74,11 +78,38 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Search; the command line comes after the parameters of the configuration, and so wins."""
+        from omegaconf import OmegaConf
+
+        own = [f"{key!s}={value}" for key, value in self.params.items()]
+        plain = OmegaConf.to_container(OmegaConf.create(self.settings), resolve=True)
+        assert isinstance(plain, dict)
+        self.search([*own, *arguments], {str(key): value for key, value in plain.items()})
+
+    def search(self, arguments: list[str], settings: dict[str, Any]) -> None:
+        """Search with these overrides and settings."""
+        raise NotImplementedError
+
+
+class OptunaSweeper(_SearchSweeper):
+    """Chooses values here; see `runner.command.search`."""
+
+    def search(self, arguments: list[str], settings: dict[str, Any]) -> None:
+        """As the base has it."""
         from runner.command.search import run_search
 
         assert self.config is not None
-        own = [f"{key!s}={value}" for key, value in self.params.items()]
-        run_search(self.loader, self.config, [*own, *arguments], self.settings)
+        run_search(self.loader, self.config, arguments, settings)
+
+
+class SageMakerTuningSweeper(_SearchSweeper):
+    """Lets SageMaker choose them; see `runner.command.tuning`."""
+
+    def search(self, arguments: list[str], settings: dict[str, Any]) -> None:
+        """As the base has it."""
+        from runner.command.tuning import run_tuning
+
+        assert self.config is not None
+        run_tuning(self.loader, self.config, arguments, settings)
 
 
 class RecipeSource(FileConfigSource):
@@ -124,4 +155,4 @@ class RecipeSearchPath(SearchPathPlugin):
         search_path.append("recipes", f"recipes://{HOME / 'recipes'}")
 
 
-__all__: list[Any] = ["OptunaSweeper", "RecipeSearchPath", "RecipeSource", "RunnerLauncher"]
+__all__: list[Any] = ["OptunaSweeper", "RecipeSearchPath", "RecipeSource", "RunnerLauncher", "SageMakerTuningSweeper"]

@@ -1,0 +1,71 @@
+"""What every search of a command needs: its settings, examples of its jobs, and what all of these share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from runner.errors import SettingsError
+from runner.launch import Config
+from runner.schema.knob import Settings
+from runner.schema.messages import explain
+from runner.search import Parameter
+
+S = TypeVar("S", bound=Settings)
+
+WITHOUT_EFFECT = ("launcher", "logger", "checkpoint", "objective", "hydra", "name")
+"""What all jobs share and no result depends on: another value does not make another search of it."""
+
+
+def checked_settings(kind: type[S], settings: Mapping[str, Any]) -> S:
+    """The keys of `hydra.sweeper` as settings.
+
+    Raises:
+        SettingsError: some are wrong; all of them at once.
+    """
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        lines = [f"  hydra.sweeper.{line}" for line in explain(error, settings)]
+        raise SettingsError("\n".join(["The configuration is invalid, nothing was started:", *lines])) from error
+
+
+def first_values(space: Sequence[Parameter]) -> dict[str, str]:
+    """A value for everything that is searched, by its key."""
+    return {parameter.key: parameter.examples()[0] for parameter in space}
+
+
+def other_values(space: Sequence[Parameter]) -> list[tuple[str, str]]:
+    """(key, value) of what else is worth trying: the other ends, and all other choices."""
+    return [(parameter.key, text) for parameter in space for text in parameter.examples()[1:]]
+
+
+def examples(space: Sequence[Parameter], compose: Callable[[Sequence[str]], Config]) -> list[Config]:
+    """Every setting at each of its ends or values, the others at their first: what is wrong there shows before.
+
+    The first of them has the first value of all; the others come in the order of `other_values`.
+    """
+    first = first_values(space)
+    chosen = [first, *({**first, key: text} for key, text in other_values(space))]
+    return [compose([f"{key}={text}" for key, text in each.items()]) for each in chosen]
+
+
+def fixed_settings(config: Mapping[str, Any], space: Sequence[Parameter]) -> dict[str, Any]:
+    """The settings of a job that the search does not choose, by dotted key."""
+    chosen = {parameter.key for parameter in space}
+    return {
+        key: value
+        for key, value in flat(config).items()
+        if key.partition(".")[0] not in WITHOUT_EFFECT
+        and not any(key == name or key.startswith(f"{name}.") for name in chosen)
+    }
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

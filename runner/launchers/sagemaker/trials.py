@@ -1,0 +1,107 @@
+"""The trials of a tuning job: training jobs that SageMaker has created, each with one job whose folder is here.
+
+A trial that is known needs no more than its job's folder to be brought up to date; which trials there are, and what
+jobs they stand for, is for `runner.search.tuning` to find out.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from runner.job import Job, LockedError, State, lock, read_manifest, register, state_of, update_manifest
+from runner.launchers.cluster import Gone
+from runner.launchers.sagemaker.cluster import RUNNING, SageMakerCluster, gone_of
+from runner.launchers.sagemaker.logs import LogTail
+from runner.launchers.sagemaker.names import Location
+from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded
+from runner.launchers.sagemaker.request import CHECKPOINTS
+from runner.launchers.settle import fail
+
+log = logging.getLogger(__name__)
+
+ENDED_EARLY = "ended early by SageMaker, others do better"
+
+
+def begin(job: Job, tuning: str, training_job: str) -> None:
+    """Note in a job's folder that a trial trains it, unless it is done, or was noted before."""
+    try:
+        with lock(job.folder):
+            manifest = read_manifest(job.folder)
+            known = manifest.get("submission") or {}
+            if manifest.get("state") == State.COMPLETED or training_job in known.get("ids", ()):
+                return
+            submission = {"cluster": CLUSTER, "tuning": tuning, "ids": [training_job]}
+            if known.get("tuning") == tuning and manifest["state"] in (State.SUBMITTED, State.RUNNING):
+                # A search may choose the same values twice.
+                update_manifest(job.folder, submission=submission | {"ids": [*known["ids"], training_job]})
+                return
+            register(job)
+            update_manifest(job.folder, state=State.SUBMITTED, submission=submission)
+    except LockedError:
+        log.info("%s: is trained here too, by another runner", job.id)
+
+
+class Trials:
+    """Brings what the trials of one tuning job have written.
+
+    Args:
+        tuning: name of the tuning job.
+        experiment: name of the experiment.
+    """
+
+    def __init__(self, reached: SageMakerCluster, tuning: str, experiment: str) -> None:
+        self.reached, self.tuning = reached, tuning
+        self.place = reached.places.training_job(experiment, tuning)
+        self._tails: dict[str, LogTail] = {}
+
+    def look(self, job: Job, training_job: str) -> None:
+        """Bring what is new of a trial that runs."""
+        self._tail(job, training_job).look()
+        self._bring(job, training_job, everything=False)
+
+    def end(self, job: Job, training_job: str, *, may_be_early: bool) -> bool:
+        """Bring everything of a trial that has ended, and settle its job; whether it has really ended.
+
+        Args:
+            may_be_early: whether one that was stopped was stopped by the search, and not by a person.
+        """
+        if recorded(job.folder.parent, training_job) is not None:
+            return True
+        described = self.reached.account.sagemaker.describe_training_job(TrainingJobName=training_job)
+        if described["TrainingJobStatus"] in RUNNING:
+            return False
+        self._tail(job, training_job).look()
+        kept = self._bring(job, training_job, everything=True)
+        gone = gone_of(described, began=kept is not None)
+        if kept is not None:
+            self.reached.collector.keep_cache_in([job], kept)
+        self._settle(job, training_job, gone, may_be_early=may_be_early)
+        price = self.reached.prices.per_hour(described["ResourceConfig"]["InstanceType"])
+        record([job], described, gone, usd_per_hour=price.usd if price else None)
+        return True
+
+    def _bring(self, job: Job, training_job: str, *, everything: bool) -> Location | None:
+        """Bring what there is, and say where it was: all trials share a folder, or SageMaker has made one for each."""
+        for kept in (self.place / CHECKPOINTS, self.place / f"{CHECKPOINTS}{training_job}/"):
+            if self.reached.collector.look_at(job, kept, everything=everything):
+                return kept
+        return None
+
+    def _settle(self, job: Job, training_job: str, gone: Gone, *, may_be_early: bool) -> None:
+        if state_of(job.folder) in (State.COMPLETED, State.FAILED, State.PRUNED):
+            return  # its worker has said so itself
+        how = f"{CLUSTER} {training_job} {gone.words}"
+        if gone.reason == "cancelled" and may_be_early:
+            update_manifest(job.folder, state=State.PRUNED, reason=ENDED_EARLY)
+        elif gone.reason == "cancelled":
+            update_manifest(job.folder, state=State.CANCELLED, error=how)
+        else:
+            # A tuning job counts it as tried: nothing would go on with it.
+            fail(job, how)
+
+    def _tail(self, job: Job, training_job: str) -> LogTail:
+        if training_job not in self._tails:
+            prefix = None if self.reached.settings.logs == "file" else training_job
+            file = log_file(job.folder.parent, training_job)
+            self._tails[training_job] = LogTail(self.reached.account.logs, training_job, file, prefix)
+        return self._tails[training_job]

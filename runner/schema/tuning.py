@@ -1,0 +1,77 @@
+"""`hydra/sweeper=sagemaker_tuning`: what a search that Amazon SageMaker makes is told (docs/sweeps.md)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from runner.schema.knob import Settings, default_of, knob
+
+MOST_PARENTS = 5
+"""Earlier tuning jobs that one may learn from."""
+TUNING_JOB_NAME = r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,31}$"
+
+
+class TuningSettings(Settings):
+    """`hydra/sweeper=sagemaker_tuning`: a search that SageMaker's automatic model tuning makes (needs `-m` and
+    `launcher=sagemaker`); the words are SageMaker's own."""
+
+    n_trials: int = knob(20, ge=1, unit="training jobs", doc="Trials in all.")
+    parallel: int = knob(
+        2,
+        ge=1,
+        unit="training jobs",
+        doc="Trials that run at the same time; `Bayesian` learns less where there are more.",
+    )
+    strategy: Literal["Bayesian", "Random", "Hyperband"] = knob(
+        "Bayesian",
+        doc="How values are chosen; `Hyperband` also ends trials early that fall behind, by what they measure "
+        "(`validation.every`).",
+    )
+    early_stopping: Literal["Off", "Auto"] = knob(
+        "Off", doc="`Auto` ends trials early that will hardly be better than the median, by what they measure."
+    )
+    min_resource: int | None = knob(
+        None, ge=1, unit="measurements", doc="`Hyperband` ends no trial before it; null leaves it to SageMaker."
+    )
+    max_resource: int | None = knob(
+        None, ge=1, unit="measurements", doc="Longest that `Hyperband` lets a trial run; null leaves it to SageMaker."
+    )
+    warm_start: Annotated[
+        tuple[Annotated[str, Field(pattern=TUNING_JOB_NAME)], ...], Field(max_length=MOST_PARENTS)
+    ] = knob((), doc="Names of earlier tuning jobs, at most five, to learn from.")
+    warm_start_type: Literal["IdenticalDataAndAlgorithm", "TransferLearning"] = knob(
+        "IdenticalDataAndAlgorithm",
+        doc="Whether those had the same data and image, so that their trials count as this search's own, or others.",
+    )
+    seed: int | None = knob(None, ge=0, lt=2**31, doc="Seed by which values are chosen; null lets SageMaker draw one.")
+
+    @field_validator("early_stopping", mode="before")
+    @classmethod
+    def _as_yaml_reads_it(cls, value: object) -> object:
+        return "Off" if value is False else value  # Off is false in YAML
+
+    @model_validator(mode="after")
+    def _takes_effect(self) -> TuningSettings:
+        hyperband = self.strategy == "Hyperband"
+        if hyperband and self.early_stopping != "Off":
+            raise ValueError(
+                "early_stopping = 'Auto': has no effect with strategy=Hyperband, which ends trials early by itself; "
+                "remove one of them"
+            )
+        for key in ("min_resource", "max_resource"):
+            if not hyperband and getattr(self, key) is not None:
+                raise ValueError(f"{key} = {getattr(self, key)}: has no effect without strategy=Hyperband; remove it")
+        if self.min_resource and self.max_resource and self.min_resource > self.max_resource:
+            raise ValueError(
+                f"min_resource = {self.min_resource}: is above max_resource = {self.max_resource}; lower it"
+            )
+        if not self.warm_start and self.warm_start_type != default_of(self, "warm_start_type"):
+            raise ValueError(f"warm_start_type = {self.warm_start_type!r}: has no effect without warm_start; remove it")
+        return self
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether trials may be ended before their last step, by what they have measured."""
+        return self.strategy == "Hyperband" or self.early_stopping == "Auto"

@@ -1,0 +1,77 @@
+"""What cannot be searched by SageMaker's tuning, found before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from runner.errors import SettingsError
+from runner.job import Job
+from runner.schema import Experiment, SageMakerLauncher, TuningSettings
+from runner.schema.knob import default_of
+
+SWEEPER = "hydra/sweeper = sagemaker_tuning"
+INPUTS = {"model": "the base model", "dataset": "the data set"}
+"""Parts of a job's identity that are inputs of its training job."""
+
+
+def require_sagemaker(config: Mapping[str, Any]) -> None:
+    """Raises SettingsError where jobs would run somewhere else."""
+    launcher = config.get("launcher")
+    name = launcher.get("name") if isinstance(launcher, Mapping) else launcher
+    if name != "sagemaker":
+        raise SettingsError(
+            f"{SWEEPER}: SageMaker runs the trials that it chooses, and launcher = {name!r}; set launcher=sagemaker, "
+            "or search with hydra/sweeper=optuna"
+        )
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """Raises SettingsError with all of them, if there are any."""
+    if faults:
+        raise SettingsError("\n".join(["The search is invalid, nothing was started:", *(f"  {f}" for f in faults)]))
+
+
+def faults_of_settings(experiment: Experiment, launcher: SageMakerLauncher, settings: TuningSettings) -> list[str]:
+    """What has no effect in such a search, or keeps it from working."""
+    faults = []
+    if launcher.concurrency is not None:
+        said = "hydra.sweeper.parallel says how many trials run at the same time"
+        faults.append(f"launcher.concurrency = {launcher.concurrency}: has no effect here; {said}")
+    if launcher.resubmissions != default_of(launcher, "resubmissions"):
+        faults.append(
+            f"launcher.resubmissions = {launcher.resubmissions}: has no effect here, where SageMaker starts the "
+            "training jobs; remove it"
+        )
+    if launcher.keep_alive_s:
+        said = "has no effect here, where SageMaker keeps instances for the next trial by itself; remove it"
+        faults.append(f"launcher.keep_alive_s = {launcher.keep_alive_s}: {said}")
+    if launcher.pack not in ("auto", 1):
+        said = "has no effect here, where each trial is a training job of its own; remove it"
+        faults.append(f"launcher.pack = {launcher.pack}: {said}")
+    if experiment.pruning.name != "none":
+        said = "trials cannot see each other there; remove it, or set hydra.sweeper.early_stopping=Auto"
+        faults.append(f"pruning = {experiment.pruning.name!r}: {said}")
+    every, name = experiment.validation.every, experiment.objective.name
+    if settings.ends_early and name.startswith("validation/") and not 0 < every < experiment.steps:
+        what = "strategy=Hyperband" if settings.strategy == "Hyperband" else "early_stopping=Auto"
+        faults.append(
+            f"validation.every = {every}: hydra.sweeper.{what} goes by what is measured on the way, and {name} is "
+            "measured at the end alone; set it to some of the steps"
+        )
+    return faults
+
+
+def faults_of_inputs(jobs: Sequence[Job], chosen: Sequence[str]) -> list[str]:
+    """What would need other inputs than the first job has, which all trials are given.
+
+    Args:
+        jobs: the first, and one for each other value that was tried.
+        chosen: the override that each of the others differs in.
+    """
+    return [
+        f"{text}: changes {INPUTS[part]}, which is sent once for all trials; run a search for each"
+        for job, text in zip(jobs[1:], chosen, strict=True)
+        for part in INPUTS
+        if job.identity[part] != jobs[0].identity[part]
+    ]

@@ -1,0 +1,226 @@
+"""One tuning job from the request to its end: created or taken up again, watched, its trials brought as jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+from runner.errors import Detached, Interrupted, RunnerError
+from runner.job import Job, state_of
+from runner.launchers.sagemaker.account import code_of, message_of, understood
+from runner.launchers.sagemaker.cluster import SageMakerCluster
+from runner.launchers.sagemaker.trials import Trials, begin
+from runner.search.tuning.records import TuningRecord
+from runner.status import live_table
+
+log = logging.getLogger(__name__)
+
+ENDED = ("Completed", "Failed", "Stopped", "DeleteFailed")
+STOPPED = ("Stopping", "Stopped")
+WORKING = ("InProgress", "Stopping")
+
+
+@dataclasses.dataclass
+class _Trial:
+    """A training job of the search."""
+
+    job: Job | None
+    """None where the values that were chosen are no valid settings."""
+    status: str
+    has_ended: bool = False
+
+
+class TuningJob:
+    """A tuning job of SageMaker.
+
+    Args:
+        name: its name.
+        request: makes what it is created with; called only where there is none of that name yet.
+        job_of: the job with the values that were chosen, by the names of the hyperparameters.
+        experiment_folder: where the folders of its jobs are.
+        ends_early: whether SageMaker may end trials before their last step.
+    """
+
+    def __init__(
+        self,
+        reached: SageMakerCluster,
+        name: str,
+        *,
+        request: Callable[[], Mapping[str, Any]],
+        job_of: Callable[[Mapping[str, str]], Job],
+        experiment_folder: Path,
+        ends_early: bool,
+    ) -> None:
+        self.reached, self.name, self.job_of, self.ends_early = reached, name, job_of, ends_early
+        self.folder, self._request = experiment_folder, request
+        self.client = reached.account.sagemaker
+        self._brings = Trials(reached, name, experiment_folder.name)
+        self._trials: dict[str, _Trial] = {}
+        self._said: dict[Path, str] = {}
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs of its trials so far, each once."""
+        return list({trial.job.folder: trial.job for trial in self._trials.values() if trial.job}.values())
+
+    def run(self) -> TuningRecord:
+        """Create it, or take it up again, and wait for its end.
+
+        Raises:
+            Detached: it goes on without this command, as was asked for.
+            Interrupted: Ctrl-C; it goes on, unless the person at the terminal wants otherwise.
+            NoAccess: it may not be created.
+        """
+        self._create()
+        try:
+            with live_table(lambda: [job.folder for job in self.jobs]):
+                return self._watch()
+        except KeyboardInterrupt:
+            self._leave()
+            raise Interrupted("stopped waiting") from None
+
+    def _create(self) -> None:
+        from botocore.exceptions import ClientError
+
+        with understood("sagemaker:CreateHyperParameterTuningJob and DescribeHyperParameterTuningJob"):
+            try:
+                self._describe()
+                log.info("submitted before: tuning job %s", self.name)
+            except ClientError as error:
+                if code_of(error) not in ("ResourceNotFound", "ValidationException"):
+                    raise
+                self._send()
+        region = self.reached.account.region
+        log.info(
+            "https://%s.console.aws.amazon.com/sagemaker/home?region=%s#/hyper-tuning-jobs/%s",
+            region,
+            region,
+            self.name,
+        )
+
+    def _send(self) -> None:
+        from botocore.exceptions import ClientError
+
+        try:
+            self.client.create_hyper_parameter_tuning_job(**self._request())
+            log.info("submitted: tuning job %s", self.name)
+        except ClientError as error:
+            if code_of(error) == "ResourceInUse":  # another command was faster
+                log.info("submitted before: tuning job %s", self.name)
+                return
+            if "AccessDenied" in code_of(error):
+                raise
+            raise RunnerError(f"SageMaker has refused the search: {message_of(error)}") from error
+
+    # --- watching ---
+
+    def _watch(self) -> TuningRecord:
+        while True:
+            if (described := self._look()) is not None:
+                return self._conclude(described)
+            if not self.reached.settings.wait:
+                raise Detached(self._how_it_goes_on())
+            sleep(self.reached.settings.poll_s)
+
+    def _look(self) -> Mapping[str, Any] | None:
+        """Bring what is new; the description of the tuning job, if nothing more will come."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            described = self._describe()
+            status = str(described["HyperParameterTuningJobStatus"])
+            for summary in self._summaries():
+                self._look_at(summary, status)
+        except (BotoCoreError, ClientError) as error:
+            # A network that is away for a while is no reason to give up a search.
+            log.warning("SageMaker cannot be asked: %s", message_of(error))
+            return None
+        is_over = status in ENDED and all(trial.has_ended for trial in self._trials.values())
+        return described if is_over else None
+
+    def _describe(self) -> Mapping[str, Any]:
+        answer = self.client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=self.name)
+        return dict(answer)
+
+    def _summaries(self) -> list[Mapping[str, Any]]:
+        pages = self.client.get_paginator("list_training_jobs_for_hyper_parameter_tuning_job").paginate(
+            HyperParameterTuningJobName=self.name,
+            SortBy="CreationTime",
+            SortOrder="Ascending",
+            PaginationConfig={"PageSize": 100},
+        )
+        return [summary for page in pages for summary in page["TrainingJobSummaries"]]
+
+    def _look_at(self, summary: Mapping[str, Any], tuning_status: str) -> None:
+        name, status = str(summary["TrainingJobName"]), str(summary["TrainingJobStatus"])
+        trial = self._trials.get(name)
+        if trial is None:
+            trial = self._trials[name] = _Trial(self._job(summary), status)
+            if trial.job is not None:
+                begin(trial.job, self.name, name)
+        trial.status = status
+        if trial.has_ended:
+            return
+        if trial.job is None:
+            trial.has_ended = status not in WORKING
+            if trial.has_ended:
+                log.warning("%s: %s", name, summary.get("FailureReason") or status)
+            return
+        if status in WORKING:
+            self._brings.look(trial.job, name)
+        else:
+            early = self.ends_early and tuning_status not in STOPPED
+            trial.has_ended = self._brings.end(trial.job, name, may_be_early=early)
+        state = state_of(trial.job.folder).value
+        if self._said.get(trial.job.folder) != state:
+            self._said[trial.job.folder] = state
+            values = summary["TunedHyperParameters"].items()
+            log.info("%s  %s  %s", trial.job.id, state, " ".join(f"{key}={value}" for key, value in values))
+
+    def _job(self, summary: Mapping[str, Any]) -> Job | None:
+        try:
+            return self.job_of(summary["TunedHyperParameters"])
+        except RunnerError as error:
+            log.warning("%s: %s", summary["TrainingJobName"], error)
+            return None
+
+    def _conclude(self, described: Mapping[str, Any]) -> TuningRecord:
+        record = TuningRecord(
+            name=self.name,
+            arn=str(described["HyperParameterTuningJobArn"]),
+            status=str(described["HyperParameterTuningJobStatus"]),
+            failure_reason=described.get("FailureReason"),
+            trials={name: trial.status for name, trial in self._trials.items()},
+            jobs=tuple(job.id for job in self.jobs),
+        )
+        record.write(self.folder)
+        return record
+
+    # --- leaving ---
+
+    def _leave(self) -> None:
+        """Say how it goes on; on a terminal, ask whether it shall."""
+        log.info("%s", self._how_it_goes_on())
+        if not sys.stdin.isatty():
+            return
+        try:
+            answer = input("Leave it running? [Y/n] ")
+        except (EOFError, KeyboardInterrupt):
+            return
+        if answer.strip().lower() in ("n", "no"):
+            self.client.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=self.name)
+            log.info("asked to end: tuning job %s", self.name)
+
+    def _how_it_goes_on(self) -> str:
+        return "\n".join(
+            [
+                f"tuning job {self.name} goes on without this command.",
+                "The same command again waits for the results, and submits nothing twice.",
+                f"To look: python -m runner.status. To stop it: python -m runner.stop {self.folder}",
+            ]
+        )
