@@ -71,9 +71,12 @@ def record(jobs: Sequence[Job], described: Mapping[str, Any], gone: Gone, *, usd
     whole = sum(work.values())
     for job in jobs:
         share = work[job.id] / whole if whole else 1 / len(jobs)
-        known = read_manifest(job.folder).get("costs") or {}
-        cost = {"billed_s": billed_s * instances * share, "usd": None if usd is None else usd * share}
-        update_manifest(job.folder, costs=known | {content["name"]: cost})
+        manifest = read_manifest(job.folder)
+        share_of = {"billed_s": billed_s * instances * share, "usd": None if usd is None else usd * share}
+        costs = (manifest.get("costs") or {}) | {content["name"]: share_of}
+        prices = [each["usd"] for each in costs.values() if each["usd"] is not None]
+        cost = (manifest.get("cost") or {}) | ({"price_usd": sum(prices)} if prices else {})
+        update_manifest(job.folder, costs=costs, cost=cost)
     write_text(record_file(jobs[0].folder.parent, str(content["name"])), json.dumps(content, indent=2) + "\n")
 
 
