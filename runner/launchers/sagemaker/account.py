@@ -1,24 +1,15 @@
-"""The AWS account that jobs are sent to: clients, and what their refusals mean. The only module that makes clients."""
+"""The AWS account that jobs are sent to: its clients, its bucket, the role of its jobs."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from runner.errors import SettingsError
+from runner.s3.access import ATTEMPTS, NoAccess, client_config, code_of, message_of, understood
 from runner.schema import SageMakerLauncher
 
-ATTEMPTS = 10
-"""Tries of a call that is throttled or does not get through; the pauses between them grow."""
-CONNECT_TIMEOUT_S = 10
-READ_TIMEOUT_S = 60
-
-
-class NoAccess(SettingsError):
-    """AWS cannot be asked: no region, no credentials, no way there, or not allowed."""
+__all__ = ["Account", "NoAccess", "code_of", "message_of", "understood"]
 
 
 class Account:
@@ -47,16 +38,7 @@ class Account:
 
     def client(self, service: str, *, region: str | None = None, attempts: int = ATTEMPTS) -> Any:
         """A client of boto3 that is patient with throttling."""
-        from botocore.config import Config
-
-        config = Config(
-            retries={"mode": "adaptive", "max_attempts": attempts},
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=READ_TIMEOUT_S,
-            max_pool_connections=32,
-            user_agent_extra="lora-runner",
-        )
-        return self.session.client(service, region_name=region or self.region, config=config)
+        return self.session.client(service, region_name=region or self.region, config=client_config(attempts))
 
     @cached_property
     def sagemaker(self) -> Any:
@@ -108,41 +90,3 @@ class Account:
             )
         partition = self.caller_arn.split(":")[1] if not role.startswith("arn:") else ""
         return role if role.startswith("arn:") else f"arn:{partition}:iam::{self.account_id}:role/{role}"
-
-
-def code_of(error: Exception) -> str:
-    """AWS's name of an error; empty if it is none of AWS's."""
-    response = getattr(error, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
-
-
-def message_of(error: Exception) -> str:
-    """AWS's words, in one line."""
-    response = getattr(error, "response", None) or {}
-    return " ".join(str(response.get("Error", {}).get("Message") or error).split())
-
-
-@contextmanager
-def understood(what: str) -> Iterator[None]:
-    """Turn what keeps AWS from being asked into an error for the user.
-
-    Raises:
-        NoAccess: no credentials, expired or refused ones, no network, no permission.
-    """
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
-    try:
-        yield
-    except NoCredentialsError:
-        raise NoAccess(
-            "AWS credentials: there are none; `aws configure`, `aws sso login`, or set AWS_PROFILE"
-        ) from None
-    except ClientError as error:
-        code = code_of(error)
-        if code in ("ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException"):
-            raise NoAccess(f"AWS credentials: {message_of(error)}; log in again, or set AWS_PROFILE") from None
-        if "AccessDenied" in code or "Unauthorized" in code or code == "403":
-            raise NoAccess(f"AWS permissions: {message_of(error)}; add {what} to your policy") from None
-        raise
-    except BotoCoreError as error:
-        raise NoAccess(f"AWS cannot be reached for {what}: {' '.join(str(error).split())}") from None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
+
+from runner.s3 import Location
+
+__all__ = ["Location", "Places", "first_name", "training_job_name"]
 
 NAME_LENGTH = 63
 """Longest name of a training job: `[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}`."""
@@ -25,35 +28,6 @@ def training_job_name(experiment: str, key: str, attempt: int, *, length: int = 
 def first_name(name: str, key: str) -> str:
     """The name that a training job of the same jobs had at the first attempt."""
     return name[: name.rindex(key) + len(key)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Location:
-    """A place in S3: a bucket, and a key that ends with a slash where it stands for a folder."""
-
-    bucket: str
-    key: str
-
-    @classmethod
-    def parse(cls, uri: str) -> Location:
-        """Read `s3://bucket/key`.
-
-        Raises:
-            ValueError: it is not of that form.
-        """
-        found = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", uri)
-        if found is None:
-            raise ValueError(f"{uri!r} is no place in S3; write s3://bucket/folder/")
-        return cls(found[1], found[2] or "")
-
-    @property
-    def uri(self) -> str:
-        """`s3://bucket/key`."""
-        return f"s3://{self.bucket}/{self.key}"
-
-    def __truediv__(self, name: str) -> Location:
-        """The place of that name in this folder."""
-        return Location(self.bucket, f"{self.key}{name}")
 
 
 class Places:

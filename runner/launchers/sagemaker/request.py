@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from runner.launchers.sagemaker.names import Location
+from runner.s3 import Location
 from runner.schema import SageMakerLauncher
 from runner.schema.sagemaker import OWN_TAG
 

@@ -5,24 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.launchers.sagemaker.names import Location
-from runner.paths import atomic_file
+from runner.s3 import Location
+from runner.s3.objects import AT_ONCE, Stored, download, listing
 
-AT_ONCE = 8
-"""Files that travel at the same time."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What a listing says of an object."""
-
-    size: int
-    etag: str
-    """The MD5 of its content, unless it was sent in parts: it then has a dash."""
+__all__ = ["Storage", "Stored", "differs"]
 
 
 class Storage:
@@ -34,13 +23,7 @@ class Storage:
 
     def listing(self, folder: Location) -> dict[str, Stored]:
         """Everything in a folder, by its path there."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=folder.bucket, Prefix=folder.key)
-        found = {}
-        for page in pages:
-            for each in page.get("Contents", []):
-                if name := each["Key"][len(folder.key) :]:
-                    found[name] = Stored(each["Size"], each["ETag"].strip('"'))
-        return found
+        return listing(self.client, folder)
 
     def has(self, place: Location) -> bool:
         """Whether there is an object of that name."""
@@ -70,14 +53,7 @@ class Storage:
 
     def download(self, folder: Location, names: Iterable[str], target: Path) -> None:
         """Fetch objects of a folder; each file appears whole."""
-
-        def fetch(name: str) -> None:
-            place = folder / name
-            with atomic_file(target / name) as temporary:
-                self.client.download_file(place.bucket, place.key, str(temporary))
-
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(fetch, names))
+        download(self.client, folder, names, target)
 
     def copy(self, source: Location, target: Location) -> None:
         """Copy an object inside S3, also from one bucket to another."""

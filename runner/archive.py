@@ -1,0 +1,95 @@
+"""A folder in a `.tar.gz`, laid out on disk; nothing in it may lead out of the folder that it is laid into.
+
+Takes an archive and a folder that is to be made. Does not know what is in the files.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import shutil
+import tarfile
+import tempfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from runner.errors import SettingsError
+from runner.exclusive import alone
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".tar.gz"
+CHUNK_BYTES = 1 << 22
+FIX = "pack it again: tar -czf model.tar.gz -C FOLDER ."
+
+
+class BadArchive(SettingsError):
+    """An archive is damaged, or holds what is not laid out."""
+
+
+def is_archive(path: str) -> bool:
+    """Whether a path or address names one."""
+    return path.lower().endswith(SUFFIX)
+
+
+def lay_out(archive: Path, folder: Path) -> Path:
+    """The content of an archive in a folder, which appears whole; if it is there already, the archive is not opened.
+
+    Names that begin with a dot are passed over.
+
+    Args:
+        archive: a `.tar.gz`.
+        folder: to be made; it belongs to this archive's content alone.
+
+    Returns:
+        The folder, or the one inside it that holds everything.
+
+    Raises:
+        BadArchive: it is damaged, holds links or devices, or names outside of it; or the disk is full.
+    """
+    with alone(folder.parent / f"{folder.name}.lock", doing=f"unpacking {archive.name}"):
+        if not folder.is_dir():
+            # Left by a process that was killed; nobody else is here now.
+            for left in folder.parent.glob(f".{folder.name}.*"):
+                shutil.rmtree(left)
+            log.info("unpacking %s, %.1f GB", archive, archive.stat().st_size / 1e9)
+            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+            try:
+                _extract(archive, temporary)
+                temporary.chmod(0o755)
+                temporary.rename(folder)
+            except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise BadArchive(f"{archive.name} is damaged, or no {SUFFIX} ({error}); {FIX}") from error
+            except OSError as error:
+                raise BadArchive(f"{archive.name} cannot be unpacked into {folder.parent} ({error})") from error
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return inner(folder)
+
+
+def inner(folder: Path) -> Path:
+    """The folder that holds everything: that itself, or its only entry if that is a folder."""
+    entries = list(folder.iterdir())
+    return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive, "r:gz") as tar:
+        for member in tar:
+            name = PurePosixPath(member.name)
+            if name.is_absolute() or ".." in name.parts:
+                raise BadArchive(f"{archive.name} holds {member.name!r}, which lies outside of it; {FIX}")
+            if not (member.isfile() or member.isdir()):
+                kind = "a link" if member.issym() or member.islnk() else "no file"
+                raise BadArchive(f"{archive.name} holds {member.name!r}, which is {kind}; {FIX}, with -h for links")
+            if any(part.startswith(".") for part in name.parts):
+                continue
+            target = folder / name
+            if member.isdir():
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            content = tar.extractfile(member)
+            assert content is not None, member.name
+            with target.open("wb") as written:
+                shutil.copyfileobj(content, written, CHUNK_BYTES)

@@ -1,0 +1,29 @@
+"""One process of this machine at a time: the others wait."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def alone(file: Path, *, doing: str) -> Iterator[None]:
+    """Wait until no other process is here; freed when this process ends, however it ends.
+
+    Args:
+        file: what stands for the turn; it is made, and stays.
+        doing: what another process is said to be doing, if it is waited for.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            log.info("waiting for another process, which is %s", doing)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

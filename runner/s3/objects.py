@@ -1,0 +1,60 @@
+"""What lies in S3, and bringing it here. Takes a client, places and paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.paths import atomic_file
+from runner.s3.location import Location
+
+AT_ONCE = 8
+"""Files that travel at the same time."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a listing says of an object."""
+
+    size: int
+    etag: str
+    """The MD5 of its content, unless it was sent in parts: it then has a dash."""
+
+
+def listing(client: Any, folder: Location) -> dict[str, Stored]:
+    """Everything in a folder, by its path there."""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=folder.bucket, Prefix=folder.key)
+    found = {}
+    for page in pages:
+        for each in page.get("Contents", []):
+            if name := each["Key"][len(folder.key) :]:
+                found[name] = Stored(each["Size"], each["ETag"].strip('"'))
+    return found
+
+
+def download(
+    client: Any, folder: Location, names: Iterable[str], target: Path, arrived: Callable[[str], None] | None = None
+) -> None:
+    """Fetch objects of a folder; each file appears whole.
+
+    Args:
+        arrived: told of each file that is there; from several threads.
+    """
+
+    def fetch(name: str) -> None:
+        place = folder / name
+        with atomic_file(target / name) as temporary:
+            client.download_file(place.bucket, place.key, str(temporary))
+        if arrived is not None:
+            arrived(name)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        try:
+            list(pool.map(fetch, names))
+        except BaseException:
+            # What failed for one will fail for thousands of others.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
