@@ -90,7 +90,7 @@ def _run(tree: Tree) -> int:
             kept=tree.cache if host.is_first else None,
         )
         os.environ["RUNNER_CACHE"] = str(cache.folder)
-        jobs = sent_jobs(parcel, tree.channel(CONFIG), tree.data, tree.jobs, tree.overrides())
+        jobs = sent_jobs(parcel, tree.channel(CONFIG), tree.data, tree.jobs, tree.overrides(), models=work / "models")
         machine = _machine(parcel)
         if not host.is_first:
             jobs = [lay_beside(job, work / "jobs") for job in jobs]

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from runner.check import Checker
+from runner.container.models import with_open_models
 from runner.errors import RunnerError, SettingsError
 from runner.job import Job, id_of, read_manifest
 from runner.parcel import Parcel, unpacked
@@ -20,13 +21,16 @@ from runner.schema.experiment import SECTIONS
 from runner.schema.messages import explain, unknown_key
 
 
-def sent_jobs(parcel: Parcel, config: Path, data: Path, jobs: Path, overrides: Mapping[str, str]) -> list[Job]:
+def sent_jobs(
+    parcel: Parcel, config: Path, data: Path, jobs: Path, overrides: Mapping[str, str], *, models: Path
+) -> list[Job]:
     """The jobs of a parcel, each with its folder below `jobs`, which is not touched.
 
     Args:
         config: the channel that the parcel lies in.
         data: the folder of all channels.
         overrides: dotted key -> value as YAML, of the only job; it is another job then, with an id of its own.
+        models: where archives of base models are unpacked.
 
     Raises:
         RunnerError: a file is missing or damaged.
@@ -37,6 +41,7 @@ def sent_jobs(parcel: Parcel, config: Path, data: Path, jobs: Path, overrides: M
     found = []
     for job_id in parcel.jobs:
         raw, manifest = _read(config / job_id, data)
+        raw = with_open_models(raw, models)
         if manifest.get("id") != job_id:
             raise RunnerError(f"{config / job_id} holds the job {manifest.get('id')!r}")
         texts = tuple(manifest.get("overrides", ()))

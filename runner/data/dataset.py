@@ -45,15 +45,15 @@ class Dataset:
     class_prompt: str | None = None
 
 
-def read_dataset(settings: DatasetSettings, *, resolution: int | None = None) -> Dataset:
+def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, refresh: bool = True) -> Dataset:
     """Find, read and check all images of `settings.path`; `resolution` (pixels) lets the report tell
-    enlarged from reduced.
+    enlarged from reduced; without `refresh` a whole copy of what lies in S3 is taken as it is.
 
     Raises DatasetError with every fault: no such path, no images, damaged or too small images (unless
     `skip_unreadable`), captions that are missing, metadata that does not fit the files.
     """
     faults = Faults(settings.path)
-    found = find(settings, faults)
+    found = find(settings, faults, refresh=refresh)
     items, rows = _checked_items(found, settings, faults)
     if not items and not len(faults):
         faults.add("empty", _nothing_left(found, rows))

@@ -1,6 +1,7 @@
 """Where a base model's files lie and what they are, without reading them into tensors or importing torch.
 
-A model is known by its content: a folder that was moved is the same model, one that was changed is not.
+A model is known by its content: a folder that was moved is the same model, one that was changed is not. What lies in
+S3 is known by its listing instead, wherever it is trained: it is another model than a local copy of the same files.
 """
 
 from __future__ import annotations
@@ -11,23 +12,42 @@ import json
 import os
 from pathlib import Path
 
+from runner.archive import BadArchive, is_archive
 from runner.embedded import MODEL_DIR
 from runner.errors import ModelError
+from runner.families import stored
 from runner.paths import cache_dir, write_text
+from runner.s3 import is_s3
 from runner.schema import ModelSettings
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
+HASHED_SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".txt")
 CHUNK_BYTES = 1 << 22
 HUB_TIMEOUT_S = 10
+MODEL_FILES, VAE_FILES = ("model_index.json",), ("config.json", "vae/config.json")
+"""By one of these the layout is known."""
 FAMILY_OF_PIPELINE = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
 
 
 def local_folder(path: str) -> Path | None:
-    """The folder of a model that lies on this machine, or None for a Hub id."""
+    """The folder of a model that lies on this machine, also as a whole copy of what S3 has; None otherwise.
+
+    Raises:
+        BadArchive: it is a `.tar.gz` that cannot be unpacked.
+    """
     if path == "embedded":
         return MODEL_DIR
+    if is_s3(path):
+        return stored.local_copy(path)
     folder = Path(path).expanduser()
+    if is_archive(path) and folder.is_file():
+        return stored.laid_out(folder)
     return folder.absolute() if folder.is_dir() else None
+
+
+def planning_folder(path: str) -> Path | None:
+    """The folder with the configurations of a checked model, and perhaps no weights; None if they are not here."""
+    return stored.described(path) if is_s3(path) else local_folder(path)
 
 
 def check_model(settings: ModelSettings, *, used_here: bool = True) -> list[str]:
@@ -36,21 +56,47 @@ def check_model(settings: ModelSettings, *, used_here: bool = True) -> list[str]
     Args:
         used_here: whether a Hub id must be in the local cache or reachable, and not only of the right form.
     """
-    folder = local_folder(settings.path)
-    if folder is None:
-        faults = _hub_faults("model.path", settings.path, "model_index.json", settings.revision, ask=used_here)
-    elif not (folder / "model_index.json").is_file():
-        said = f"model.path = {settings.path!r}: the folder has no model_index.json, so it is no model in diffusers "
-        faults = [said + "layout; name the folder that save_pretrained wrote"]
-    else:
-        faults = _other_family(folder, settings) + _missing_variant(folder, settings)
-    if settings.vae is not None and local_folder(settings.vae) is None:
-        faults += _hub_faults("model.vae", settings.vae, "config.json", None, ask=used_here)
+    faults = _model_faults(settings, used_here=used_here)
+    if settings.vae is not None:
+        faults += _vae_faults(settings.vae, used_here=used_here)
     return faults
 
 
+def _model_faults(settings: ModelSettings, *, used_here: bool) -> list[str]:
+    if is_s3(settings.path):
+        faults = stored.look("model.path", settings.path, one_of=MODEL_FILES)
+        folder = None if faults else stored.described(settings.path)
+        return faults if folder is None else _layout_faults(folder, settings)
+    try:
+        folder = local_folder(settings.path)
+    except BadArchive as error:
+        return [f"model.path = {settings.path!r}: {error}"]
+    if folder is None:
+        return _hub_faults("model.path", settings.path, "model_index.json", settings.revision, ask=used_here)
+    return _layout_faults(folder, settings)
+
+
+def _layout_faults(folder: Path, settings: ModelSettings) -> list[str]:
+    if not (folder / "model_index.json").is_file():
+        said = f"model.path = {settings.path!r}: the folder has no model_index.json, so it is no model in diffusers "
+        return [said + "layout; name the folder that save_pretrained wrote"]
+    return _other_family(folder, settings) + _missing_variant(folder, settings)
+
+
+def _vae_faults(path: str, *, used_here: bool) -> list[str]:
+    if is_s3(path):
+        return stored.look("model.vae", path, one_of=VAE_FILES)
+    try:
+        return [] if local_folder(path) else _hub_faults("model.vae", path, "config.json", None, ask=used_here)
+    except BadArchive as error:
+        return [f"model.vae = {path!r}: {error}"]
+
+
 def _missing_variant(folder: Path, settings: ModelSettings) -> list[str]:
-    if settings.variant is None or list(folder.glob(f"unet/*.{settings.variant}.*")):
+    pattern = f"unet/*.{settings.variant}.*"
+    # Of a folder in S3 the weights are not here yet.
+    listed = is_s3(settings.path) and stored.names_like(settings.path, pattern)
+    if settings.variant is None or listed or any(folder.glob(pattern)):
         return []
     return [f"model.variant = {settings.variant!r}: {settings.path} has no files of this variant; set it to null"]
 
@@ -72,7 +118,7 @@ def _hub_faults(key: str, value: str, file: str, revision: str | None, *, ask: b
         siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
         near = difflib.get_close_matches(Path(value).name, siblings, n=1)
         if Path(value).expanduser().is_file():
-            return [f"{key} = {value!r}: is a file; give a folder in diffusers layout"]
+            return [f"{key} = {value!r}: is a file; give a folder in diffusers layout, or a .tar.gz of one"]
         hint = f", did you mean {parent / near[0]}?" if near else "; give a folder or a Hub id (owner/name)"
         return [f"{key} = {value!r}: there is no such folder{hint}"]
     reason = _unreachable(value, file, revision) if ask else ""
@@ -100,7 +146,11 @@ def _not_to_be_had(reason: str) -> str:
 
 
 def fingerprint(settings: ModelSettings) -> str:
-    """What the base model is: a hash of its files where they are local, its name and revision on the Hub otherwise."""
+    """What the base model is: a hash of its files where they are local, its name and revision on the Hub.
+
+    What lies in S3 is known by its listing (names, sizes, ETags), as of the check before; also where a copy is here: a
+    job has one id wherever it runs, and another one than with a local folder of the same files.
+    """
     parts = [_identity(settings.path, settings.revision, settings.variant)]
     if settings.vae is not None:
         parts.append(_identity(settings.vae, None, None))
@@ -108,6 +158,8 @@ def fingerprint(settings: ModelSettings) -> str:
 
 
 def _identity(path: str, revision: str | None, variant: str | None) -> str:
+    if is_s3(path):
+        return stored.listing_hash(path, HASHED_SUFFIXES) + (f":{variant}" if variant else "")
     folder = local_folder(path)
     if folder is None:
         return f"{path}@{revision or 'main'}:{variant or ''}"
@@ -119,7 +171,7 @@ def folder_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     memo = _Memo()
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.suffix in (*WEIGHT_SUFFIXES, ".json", ".txt"):
+        if file.is_file() and file.suffix in HASHED_SUFFIXES:
             digest.update(f"{file.relative_to(folder).as_posix()}\0{memo.sha256(file)}\n".encode())
     memo.save()
     return digest.hexdigest()
@@ -155,11 +207,13 @@ class _Memo:
 
 
 def snapshot(path: str, *, revision: str | None, variant: str | None) -> Path:
-    """The local folder with a model's files, fetched from the Hub if need be.
+    """The local folder with a model's files, fetched from S3 or the Hub if need be.
 
     Raises:
         ModelError: it is neither on this machine nor reachable.
     """
+    if is_s3(path):
+        return stored.fetched("model.path", path)
     folder = local_folder(path)
     if folder is not None:
         return folder
@@ -171,3 +225,33 @@ def snapshot(path: str, *, revision: str | None, variant: str | None) -> Path:
         reason = f"{type(error).__name__}: {str(error).strip()[:120]}"
         raise ModelError(f"model.path = {path!r}: {_not_to_be_had(reason)}") from error
     return Path(fetched)
+
+
+def check_fetched(settings: ModelSettings, planned: str) -> None:
+    """Compare what was fetched with the fingerprint that a job was planned with, where it lies in S3.
+
+    Raises:
+        ModelError: it was changed since, or is a model of another family.
+    """
+    stored_keys = [key for key in ("path", "vae") if is_s3(getattr(settings, key) or "")]
+    if stored_keys and fingerprint(settings) != planned:
+        key = stored_keys[0]
+        raise ModelError(
+            f"model.{key} = {getattr(settings, key)!r}: what lies in S3 has changed since the job was planned; run the "
+            "command again"
+        )
+    # What an archive in S3 holds is known only now.
+    if is_s3(settings.path) and is_archive(settings.path):
+        check_layout(settings)
+
+
+def check_layout(settings: ModelSettings) -> None:
+    """Check a folder that was unpacked.
+
+    Raises:
+        ModelError: it is no model in diffusers layout, or one of another family.
+    """
+    folder = local_folder(settings.path)
+    assert folder is not None, settings.path
+    if faults := _layout_faults(folder, settings):
+        raise ModelError("; ".join(faults))

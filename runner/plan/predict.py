@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.families.arithmetic import Work, count_unet
-from runner.families.files import local_folder
+from runner.families.files import planning_folder
 from runner.families.shapes import KNOWN_UNETS
 from runner.job import Job
 from runner.machine import Device, Machine, threads_of
@@ -143,7 +143,7 @@ def reached_tflops(device: Device, precision: str) -> float:
 
 def unet_config(path: str, family: str) -> Mapping[str, Any] | None:
     """The UNet's config.json where the model lies here, its family's usual one otherwise."""
-    folder = local_folder(path)
+    folder = planning_folder(path)
     try:
         if folder is not None:
             config: dict[str, Any] = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
@@ -155,7 +155,7 @@ def unet_config(path: str, family: str) -> Mapping[str, Any] | None:
 
 def latent_side(path: str, resolution: int) -> int:
     """Side of the latents of square images."""
-    folder = local_folder(path)
+    folder = planning_folder(path)
     config = Path() if folder is None else folder / "vae" / "config.json"
     if not config.is_file():
         return resolution // 8

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from runner.families.files import check_fetched
 from runner.job import Job, State, update_manifest
 from runner.measured import Conditions
 from runner.train.adapter import Adapter, find_sites
@@ -133,7 +134,12 @@ def _start_each(prepared: Sequence[tuple[Job, Materials, float]], base: Base, pa
 
 
 def _base(job: Job, place: Place) -> Base:
-    return place.together(lambda: Base(job.experiment, place), what="load the base model")
+    def planned() -> Base:
+        base = Base(job.experiment, place)
+        check_fetched(job.experiment.model, job.identity["model"])
+        return base
+
+    return place.together(planned, what="load the base model")
 
 
 def _start(job: Job, materials: Materials, base: Base, pack: Pack) -> JobRun:

@@ -19,6 +19,8 @@ from runner.families.family import TextStack, Tokenizers
 from runner.families.files import local_folder, snapshot
 from runner.families.loading import load_sampler, load_vae
 from runner.families.noise import NoiseSchedule, load_noise_schedule
+from runner.families.stored import fetched
+from runner.s3 import is_s3
 from runner.schema import Experiment
 from runner.train.place import Place
 
@@ -45,6 +47,8 @@ class Base:
     def _vae_source(self) -> Path | None:
         if self.settings.vae is None:
             return None
+        if is_s3(self.settings.vae):
+            return fetched("model.vae", self.settings.vae)
         local = local_folder(self.settings.vae)
         return local if local is not None else _vae_snapshot(self.settings.vae)
 

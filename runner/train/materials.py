@@ -86,13 +86,15 @@ def prepare(job: Job, base: Base) -> Materials:
 
 def _planned_dataset(job: Job) -> Dataset:
     settings = job.experiment.dataset
-    dataset = read_dataset(settings, resolution=job.experiment.resolution)
-    if dataset.fingerprint != job.identity["dataset"]:
-        raise SettingsError(
-            f"dataset.path = {settings.path!r}: the images or captions have changed since the job was "
-            "planned; run the command again"
-        )
-    return dataset
+    # A copy of what lies in S3 is what was planned with, unless the plan was made on another machine.
+    for refresh in (False, True):
+        dataset = read_dataset(settings, resolution=job.experiment.resolution, refresh=refresh)
+        if dataset.fingerprint == job.identity["dataset"]:
+            return dataset
+    raise SettingsError(
+        f"dataset.path = {settings.path!r}: the images or captions have changed since the job was "
+        "planned; run the command again"
+    )
 
 
 def _posteriors(settings: Experiment, base: Base, dataset: Dataset) -> Posteriors:

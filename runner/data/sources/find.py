@@ -11,7 +11,9 @@ from runner.data.sources.folder import read_folder
 from runner.data.sources.found import Found
 from runner.data.sources.hub import download
 from runner.data.sources.listing import TABLE_SUFFIXES, list_folder
+from runner.data.sources.s3 import mirrored
 from runner.data.sources.tables import read_tables
+from runner.s3 import is_s3
 
 if TYPE_CHECKING:
     from runner.schema import DatasetSettings
@@ -19,15 +21,17 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def find(settings: DatasetSettings, faults: Faults) -> Found:
+def find(settings: DatasetSettings, faults: Faults, *, refresh: bool = True) -> Found:
     """All images that `settings` names, unread. Adds to `faults`; raises DatasetError when there is no such
     place.
+
+    `refresh` asks S3 for changes even where a whole copy of what lies there is on this machine.
     """
-    place, from_hub = _place(settings, faults)
+    place, from_hub = _place(settings, faults, refresh=refresh)
     if settings.revision is not None and not from_hub:
         faults.add(
             "revision",
-            f"dataset.revision={settings.revision!r} has no effect on local files. Remove it, or give a Hub id.",
+            f"dataset.revision={settings.revision!r} has an effect on Hub data sets only. Remove it, or give a Hub id.",
         )
     if place.is_file():
         if place.suffix.lower() not in TABLE_SUFFIXES:
@@ -48,12 +52,14 @@ def find(settings: DatasetSettings, faults: Faults) -> Found:
     return read_folder(listing, settings, faults)
 
 
-def _place(settings: DatasetSettings, faults: Faults) -> tuple[Path, bool]:
+def _place(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> tuple[Path, bool]:
     """(folder or file, whether it is a copy of a Hub repository)."""
     if settings.path == "embedded":
         from runner.embedded import DATASET_DIR
 
         return DATASET_DIR, False
+    if is_s3(settings.path):
+        return mirrored(settings, faults, refresh=refresh), False
     local = Path(settings.path).expanduser()
     if local.exists():
         return local, False
@@ -76,7 +82,9 @@ def _not_found(path: Path) -> str:
         path, parent = parent, parent.parent
     names = _names(parent)
     hint = nearest(path.name, names) or f"; there are: {listed(names)}"
-    fix = "Give a folder of images, a .parquet or .arrow file, a Hub id 'owner/name', or 'embedded'"
+    fix = (
+        "Give a folder of images, a .parquet or .arrow file, s3://bucket/folder/, a Hub id 'owner/name', or 'embedded'"
+    )
     return f"not found: no {path.name!r} in {parent.resolve()}{hint}. {fix}."
 
 

@@ -9,16 +9,22 @@ from pathlib import Path
 from runner import HOME, PACKAGE
 from runner.families.files import folder_hash, local_folder
 from runner.job import Job
-from runner.launchers.sagemaker.names import Location, Places
+from runner.launchers.sagemaker.in_place import data_in_place, models_in_place
+from runner.launchers.sagemaker.names import Places
 from runner.launchers.sagemaker.request import Channel
 from runner.parcel import CODE, CONFIG
+from runner.s3 import Location, is_s3
 
 
 def planned_channels(jobs: Sequence[Job], places: Places, place: Location) -> list[Channel]:
     """All but what earlier training jobs have encoded, which only S3 knows."""
     channels = {CONFIG: config_channel(place), CODE: code_channel(places, code_digest())}
     for job in jobs:
-        found = [] if has_embedded_data(job) else [dataset_channel(places, job.identity["dataset"])]
+        found = [each.channel for each in models_in_place(job).values()]
+        if data := data_in_place(job):
+            found.append(data.channel)
+        elif not has_embedded_data(job):
+            found.append(dataset_channel(places, job.identity["dataset"]))
         found += [model_channel(places, folder_hash(folder)) for folder in model_folders(job).values()]
         channels |= {channel.name: channel for channel in found}
     return [channels[name] for name in sorted(channels)]
@@ -50,11 +56,11 @@ def has_embedded_data(job: Job) -> bool:
 
 
 def model_folders(job: Job) -> dict[str, Path]:
-    """The folders that `model.path` and `model.vae` name, by these keys; what is on the Hub is fetched from there."""
+    """The folders here that `model.path` and `model.vae` name, by these keys; others are read where they are."""
     found = {}
     for key in ("path", "vae"):
         value = getattr(job.experiment.model, key)
-        folder = local_folder(value) if value and value != "embedded" else None
+        folder = local_folder(value) if value and value != "embedded" and not is_s3(value) else None
         if folder is not None:
             found[key] = folder
     return found

@@ -1,6 +1,7 @@
 """What a training job needs from here, brought to S3: settings, code, data, base model, and what is encoded already.
 
-Everything but the settings lies under a name made of its content, and is sent only where it is not there yet.
+Everything but the settings lies under a name made of its content, and is sent only where it is not there yet; data and
+models that are in S3 already are read where they are.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ from runner.launchers.sagemaker.channels import (
     model_channel,
     model_folders,
 )
-from runner.launchers.sagemaker.names import Location, Places
+from runner.launchers.sagemaker.in_place import data_in_place, models_in_place
+from runner.launchers.sagemaker.names import Places
 from runner.launchers.sagemaker.request import CHECKPOINTS, Channel
 from runner.launchers.sagemaker.storage import Storage
 from runner.parcel import CACHE, CODE, CODE_FILE, CONFIG, JOBS, PLAN_FILE, Parcel, in_channel
 from runner.report.words import count
+from runner.s3 import Location
 from runner.schema import DatasetSettings, SageMakerLauncher
 from runner.schema.knob import default_of
 
@@ -76,7 +79,10 @@ class Inputs:
         channels = {CONFIG: config_channel(place), CODE: self._code}
         for job in jobs:
             settings = job.experiment.model_dump(mode="json")
-            if not has_embedded_data(job):
+            if data := data_in_place(job):
+                settings["dataset"]["path"] = data.path
+                channels[data.channel.name] = data.channel
+            elif not has_embedded_data(job):
                 dataset, channel = self._dataset(job)
                 kept = {key: value for key, value in settings["dataset"].items() if key not in BY_CONTENT}
                 defaults = {key: default_of(job.experiment.dataset, key) for key in BY_CONTENT}
@@ -86,6 +92,9 @@ class Inputs:
                 channels[channel.name] = channel
                 # Images have other names there, and these would choose other captions.
                 settings["validation"]["prompts"] = list(prompts_of(job.experiment, dataset.items))
+            for key, model in models_in_place(job).items():
+                settings["model"][key] = model.path
+                channels[model.channel.name] = model.channel
             for key, folder in model_folders(job).items():
                 channel = self._model(folder)
                 settings["model"][key] = in_channel(channel.name)

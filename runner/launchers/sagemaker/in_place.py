@@ -1,0 +1,49 @@
+"""Data sets and base models that lie in S3 already: training jobs read them there, and nothing is sent."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+
+from runner.data.sources.s3 import source_of as data_source
+from runner.families.stored import source_of as model_source
+from runner.job import Job
+from runner.launchers.sagemaker.request import Channel
+from runner.parcel import in_channel
+from runner.s3 import Location, is_s3
+from runner.s3.mirror import Mirror
+from runner.schema import SageMakerLauncher
+
+
+@dataclasses.dataclass(frozen=True)
+class InPlace:
+    """An input in S3."""
+
+    channel: Channel
+    path: str
+    """How a configuration names it in the container."""
+
+
+def data_in_place(job: Job) -> InPlace | None:
+    """The data set of a checked job, if it lies in S3; a large one is streamed."""
+    if not is_s3(job.experiment.dataset.path):
+        return None
+    source = data_source(job.experiment.dataset.path)
+    launcher = job.experiment.launcher
+    assert isinstance(launcher, SageMakerLauncher), job.id
+    # As the check has seen it: nothing is asked again.
+    size_gb = sum(each.size for each in (Mirror(source).listed() or {}).values()) / 1e9
+    return _in_place("dataset", source, streamed=size_gb > launcher.fast_file_over_gb)
+
+
+def models_in_place(job: Job) -> Mapping[str, InPlace]:
+    """The base model and VAE of a checked job as far as they lie in S3, by their keys in the group `model`."""
+    named = {key: getattr(job.experiment.model, key) for key in ("path", "vae")}
+    return {key: _in_place("model", model_source(uri)) for key, uri in named.items() if uri and is_s3(uri)}
+
+
+def _in_place(kind: str, source: Location, *, streamed: bool = False) -> InPlace:
+    name = f"{kind}-{hashlib.sha256(source.uri.encode()).hexdigest()[:8]}"
+    channel = Channel(name, source.uri, "FastFile" if streamed else "File")
+    return InPlace(channel, in_channel(name, "" if source.is_folder else source.name))
