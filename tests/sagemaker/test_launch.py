@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.command_line import ROOT, Answer, environment, runner
-from tests.launch.running import Running, assert_bitwise_equal, manifests, only_folder, outputs
+from tests.launch.running import Running, assert_bitwise_equal, manifests, only_folder, outputs, weights
 from tests.sagemaker.stand_in import Image, StandIn
 
 IMAGE = Image((sys.executable, "-m", "runner.container"), {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
@@ -189,6 +190,18 @@ def test_jobs_share_the_gpus_of_one_instance(aws: StandIn, settings: list[str]) 
     assert answer.output.count('"TrainingJobName"') == 1
     assert "preflight: good" in answer.output
     assert created(aws) == []
+
+
+def test_two_instances_share_every_batch(aws: StandIn, settings: list[str], undisturbed: Path) -> None:
+    answer = runner(*settings, "launcher.instances=2", "launcher.processes=4")
+    assert answer.code == 0, answer.output
+    (manifest,) = manifests().values()
+    assert manifest["device"].startswith("4 x ")
+    (name,) = created(aws)
+    assert json.loads((outputs() / "dev" / "sagemaker" / f"{name}.json").read_text())["instances"] == 2
+    one, other = weights(only_folder()), weights(undisturbed)
+    for key in one:
+        assert torch.allclose(one[key], other[key], rtol=0, atol=1e-5 * float(other[key].abs().max())), key
 
 
 def test_a_job_that_fails_says_why(aws: StandIn, settings: list[str]) -> None:

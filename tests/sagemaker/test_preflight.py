@@ -1,0 +1,122 @@
+"""Everything that would keep a training job from running is said at once, before anything is sent."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.launchers.sagemaker.account import Account
+from runner.launchers.sagemaker.preflight import preflight
+from runner.schema import SageMakerLauncher
+from tests.command_line import runner
+from tests.sagemaker.stand_in import Image, StandIn
+from tests.sagemaker.test_launch import job_settings
+
+Faults = Callable[..., list[str]]
+
+
+@pytest.fixture
+def faults(aws: StandIn) -> Faults:
+    """What preflight says of settings that are good but for what a test changes."""
+    image = aws.add_image("lora:1", Image((sys.executable, "-c", "pass"), {}))
+    good = {"name": "sagemaker", "role": aws.role, "bucket": aws.bucket, "image": image}
+
+    def look(**changes: Any) -> list[str]:
+        settings = SageMakerLauncher.model_validate(good | changes)
+        return preflight(settings, Account(settings), settings.image)
+
+    return look
+
+
+def test_a_good_account_has_none(aws: StandIn, faults: Faults) -> None:
+    assert faults() == []
+    assert aws.asked("CreateTrainingJob") == []
+
+
+def test_everything_wrong_is_said_at_once(aws: StandIn, faults: Faults) -> None:
+    aws.quotas.set("ml.g6e.xlarge", training=0, spot=0)
+    aws.permissions.deny("s3:PutObject", role="execution")
+    aws.permissions.deny("sagemaker:StopTrainingJob")
+    found = faults(image="123456789012.dkr.ecr.us-east-1.amazonaws.com/lora:none", bucket="not-there", wandb_secret="w")
+    text = "\n".join(found)
+    assert len(found) == 6, text
+    assert "launcher.bucket = 'not-there': there is no such bucket" in text
+    assert "lora:none': there is no such image" in text
+    assert "'ml.g6e.xlarge for spot training job usage' is 0, and 1 needed" in text
+    assert "launcher.wandb_secret = 'w': Secrets Manager has no such secret" in text
+    assert "its policy does not allow s3:PutObject" in text
+    assert "may not sagemaker:StopTrainingJob" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"role": None}, "launcher.role = None: training jobs need an execution role"),
+        ({"role": "nobody"}, "account 123456789012 has no such role"),
+        ({"image": None}, "launcher.image = None: no image was pushed from here yet"),
+        ({"image": "docker.io/lora:1"}, "SageMaker takes images from ECR"),
+        (
+            {"image": "123456789012.dkr.ecr.eu-west-1.amazonaws.com/lora:1"},
+            "is in eu-west-1, and jobs run in us-east-1",
+        ),
+    ],
+)
+def test_each_has_its_fix(faults: Faults, changes: dict[str, Any], said: str) -> None:
+    (fault,) = faults(**changes)
+    assert said in fault
+
+
+def test_a_role_that_sagemaker_may_not_take_on(aws: StandIn, faults: Faults) -> None:
+    trust = (
+        '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, '
+    )
+    trust += '"Action": "sts:AssumeRole"}]}'
+    aws.platform.iam.create_role(RoleName="other", AssumeRolePolicyDocument=trust)
+    (fault,) = faults(role="other")
+    assert "SageMaker may not take on this role" in fault
+
+
+@pytest.mark.parametrize("why", ["expired", "invalid"])
+def test_refused_credentials_are_all_there_is_to_say(aws: StandIn, faults: Faults, why: str) -> None:
+    aws.permissions.refused = why
+    (fault,) = faults()
+    assert (
+        fault
+        == f"AWS credentials: The security token included in the request is {why}; log in again, or set AWS_PROFILE"
+    )
+
+
+def test_without_credentials_or_region(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    (fault,) = faults()
+    assert fault.startswith("AWS credentials: there are none; `aws configure`")
+    monkeypatch.delenv("AWS_REGION")
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    (fault,) = faults()
+    assert fault.startswith("launcher.region = None")
+
+
+def test_what_may_not_be_looked_at_is_passed_over(aws: StandIn, faults: Faults) -> None:
+    for action in (
+        "iam:GetRole",
+        "iam:SimulatePrincipalPolicy",
+        "servicequotas:ListServiceQuotas",
+        "ecr:DescribeImages",
+    ):
+        aws.permissions.deny(action)
+    assert faults() == []
+
+
+def test_the_command_starts_nothing(aws: StandIn, sdxl_folder: Path) -> None:
+    answer = runner(*job_settings(sdxl_folder), "launcher=sagemaker", "launcher.image=docker.io/x", "-m", "seed=1,2")
+    assert answer.code == 2, answer.output
+    assert "2 of 2 jobs are invalid" in answer.output
+    assert answer.output.count("launcher.role = None") == 1
+    assert "SageMaker takes images from ECR" in answer.output
+    assert aws.asked("CreateTrainingJob") == []
+    assert aws.keys() == []
