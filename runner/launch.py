@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -72,6 +73,8 @@ def launch(configs: Sequence[Config], *, search: Search | None = None, expected:
         JobsFailed: at least one job did not complete.
         Interrupted: a signal stopped the run; what was done is saved.
     """
+    if any(isinstance(raw.get("launcher"), Mapping) and raw["launcher"].get("dry_run") == "json" for raw, _ in configs):
+        _leave_stdout_to_json()
     checker = Checker(outputs_dir())
     jobs = check_all(checker, configs)
     if search is not None:
@@ -230,6 +233,13 @@ def _refuse_jobs_elsewhere(jobs: Sequence[Job], launcher: str) -> None:
             )
 
 
+def _leave_stdout_to_json() -> None:
+    """What is said on the way, such as of copies from S3, goes to stderr: the plan is read by a program."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)
+
+
 def _manifest(job: Job) -> dict[str, Any]:
     return read_manifest(job.folder) if job.folder.is_dir() else {}
 
@@ -239,7 +249,7 @@ def _show(plan: Plan, checker: Checker, preview: Sequence[str] = (), *, as_json:
     needs = [(job.experiment, checker.dataset_of(job).items) for job in plan.todo]
     work = cache_work(needs)
     if as_json:
-        log.info("%s", json.dumps(plan_data(plan, work) | {"preview": list(preview)}, indent=2))
+        sys.stdout.write(json.dumps(plan_data(plan, work) | {"preview": list(preview)}, indent=2) + "\n")
         return
     for line in plan_lines(plan, work):
         log.info("%s", line)
