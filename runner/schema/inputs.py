@@ -21,14 +21,16 @@ class ModelSettings(Settings):
         "embedded",
         min_length=1,
         identity=False,
-        doc="Hub id or folder in diffusers layout; `embedded` is the miniature that comes with the package.",
+        doc="Hub id, folder or `.tar.gz` in diffusers layout, here or in S3 (`s3://bucket/folder/`); `embedded` is the "
+        "miniature that comes with the package.",
     )
     revision: str | None = knob(None, identity=False, doc="Branch, tag or commit on the Hub.")
     variant: str | None = knob(None, identity=False, doc="File variant on the Hub, such as `fp16`.")
     vae: str | None = knob(
         None,
         identity=False,
-        doc="Hub id or folder of a VAE that takes the place of the model's own (SDXL: the fp16 fix).",
+        doc="Hub id, folder or `.tar.gz`, here or in S3, of a VAE that takes the place of the model's own (SDXL: the "
+        "fp16 fix).",
     )
     prediction_type: Literal["epsilon", "v_prediction"] | None = knob(
         None, doc="What the model predicts; null takes it from the model's scheduler configuration."
@@ -44,7 +46,8 @@ class DatasetSettings(Settings):
         "embedded",
         min_length=1,
         identity=False,
-        doc="Folder of images, parquet or arrow file or folder, Hub id, or `embedded` (houses).",
+        doc="Folder of images, parquet or arrow file or folder, here or in S3 (`s3://bucket/folder/`); Hub id; or "
+        "`embedded` (houses).",
     )
     revision: str | None = knob(None, identity=False, doc="Branch, tag or commit on the Hub.")
     split: str = knob("train", min_length=1, identity=False, doc="Split of a Hub data set.")
