@@ -32,7 +32,8 @@ def conclude(jobs: Sequence[Job]) -> None:
         lines = [f"{len(failed)} of {len(distinct)} jobs failed:"]
         for job in failed:
             error = read_manifest(job.folder).get("error")
-            lines += [f"  {job.id} {' '.join(job.overrides)}", f"    {error}", f"    log: {job.paths.log}"]
+            own = own_overrides(job, jobs)
+            lines += [f"  {job.id} {own}".rstrip(), f"    {error}", f"    log: {job.paths.log}"]
         raise JobsFailed("\n".join([*lines, "Run the same command again to retry only these."]))
     stopped = [job for job in distinct.values() if states[job.folder] not in GOOD]
     if stopped:
@@ -40,6 +41,12 @@ def conclude(jobs: Sequence[Job]) -> None:
             f"interrupted: {len(stopped)} of {len(distinct)} jobs are not done. "
             "Run the same command again to continue them."
         )
+
+
+def own_overrides(job: Job, jobs: Sequence[Job]) -> str:
+    """What tells a job from others of its command; all that was said of it where it is alone."""
+    common = set.intersection(*(set(each.overrides) for each in jobs)) if len(jobs) > 1 else set()
+    return " ".join(text for text in job.overrides if text not in common)
 
 
 def _write_reports(jobs: Sequence[Job]) -> list[Path]:
@@ -58,7 +65,6 @@ def _write_reports(jobs: Sequence[Job]) -> list[Path]:
 
 
 def _log_table(jobs: Sequence[Job], states: Mapping[Path, State]) -> None:
-    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     for job in jobs:
         manifest = read_manifest(job.folder)
         objective = manifest.get("objective")
@@ -67,5 +73,5 @@ def _log_table(jobs: Sequence[Job], states: Mapping[Path, State]) -> None:
             job.id,
             states[job.folder].value,
             manifest.get("reason", "") if objective is None else f"{manifest['objective_name']} {objective:.4f}",
-            " ".join(text for text in job.overrides if text not in common),
+            own_overrides(job, jobs),
         )

@@ -1,10 +1,11 @@
-"""launcher=sagemaker from the command line to weights in the run folder: real requests, real processes, real training."""
+"""launcher=sagemaker from the command line to weights in the run folder: real requests, processes and trainings."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,13 @@ from tests.sagemaker.stand_in import Image, StandIn
 IMAGE = Image((sys.executable, "-m", "runner.container"), {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
 
 
-def job_settings(model: Path, steps: int = 6) -> list[str]:
+def job_settings(model: Path, steps: int = 50) -> list[str]:
     """A small job."""
-    return [f"model.path={model}", "logger=none", "validation.prompts=[]", f"steps={steps}", "checkpoint.every=2"]
+    # With the usual eps of 1e-8, Adam makes full steps out of rounding, of which several processes have another one.
+    return [
+        *(f"model.path={model}", "logger=none", "validation.prompts=[]", "optimizer.eps=1e-3"),
+        *(f"steps={steps}", "checkpoint.every=5"),
+    ]
 
 
 def launcher_settings(aws: StandIn) -> list[str]:
@@ -92,14 +97,14 @@ def test_a_job_trains_there_and_gives_the_weights_of_a_local_one(
 def test_a_sweep_is_one_training_job_and_the_next_one_uploads_and_encodes_nothing(
     aws: StandIn, settings: list[str]
 ) -> None:
-    answer = runner("-m", *settings, "seed=1,2,3", "launcher.logs=file")
+    answer = runner("-m", *settings, "seed=1,2,3", "steps=5", "launcher.logs=file")
     assert answer.code == 0, answer.output
     assert {manifest["state"] for manifest in manifests().values()} == {"completed"}
     assert len(created(aws)) == 1
     assert " | " not in answer.output
     before = set(aws.keys())
 
-    answer = runner("-m", *settings, "seed=1,2,3,4", "launcher.logs=file")
+    answer = runner("-m", *settings, "seed=1,2,3,4", "steps=5", "launcher.logs=file")
     assert answer.code == 0, answer.output
     assert len(created(aws)) == 2
     assert "3 completed already" in answer.output
@@ -124,7 +129,10 @@ def test_with_quota_and_throttling_a_sweep_waits_and_is_done(aws: StandIn, setti
 
 def test_a_lost_spot_instance_changes_nothing(aws: StandIn, sdxl_folder: Path, undisturbed: Path) -> None:
     running = Running([*job_settings(sdxl_folder), *launcher_settings(aws), "logger.every=1"])
-    running.wait_for("dev/*/metrics.jsonl")
+    deadline_s = time.monotonic() + 60
+    while not any(key.endswith("metrics.jsonl") for key in list(aws.keys())):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
     (name,) = created(aws)
     aws.interrupt(name)
     answer = running.end()
@@ -209,10 +217,10 @@ def test_a_job_that_fails_says_why(aws: StandIn, settings: list[str]) -> None:
     assert answer.code == 1, answer.output
     states = sorted(manifest["state"] for manifest in manifests().values())
     assert states == ["completed", "failed"]
-    assert "are not finite" in answer.output
+    assert "the loss is nan at step" in answer.output
     (job,) = aws.jobs.values()
     assert job.status == "Failed"
-    assert job.failure_reason is not None and "finite" in job.failure_reason
+    assert job.failure_reason is not None and "the loss is nan" in job.failure_reason
 
 
 def test_an_image_that_cannot_start_fails_all_its_jobs_with_the_reason(aws: StandIn, settings: list[str]) -> None:
