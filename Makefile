@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: demo test check docs clean
+.PHONY: demo test test-container check docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -16,6 +16,9 @@ demo: $(VENV)/.installed     ## train the embedded demo and print where its repo
 test: $(VENV)/.installed     ## everything that must hold: style, types, import directions, behaviour
 	$(MAKE) check
 	OMP_NUM_THREADS=1 $(RUN) pytest -q -n 2 --dist loadscope
+
+test-container: $(VENV)/.installed   ## build the training image with podman, and train in it; needs root
+	tests/container/real_image.sh
 
 check: $(VENV)/.installed
 	$(RUN) ruff format --check .

@@ -1,0 +1,48 @@
+"""The checkout that an image is built from, and the tag that says what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from runner import PACKAGE, __version__
+from runner.errors import RunnerError
+
+SOURCES = (
+    "runner", "conf", "recipes", "container", "pyproject.toml", "constraints.txt", "README.md", "LICENSE",
+)  # fmt: skip
+"""What goes into an image; `.dockerignore` lets in the same."""
+DOCKERFILE = Path("container", "Dockerfile")
+BASE_IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.10-gpu-py313"
+"""AWS's own image for training with PyTorch; the Dockerfile names the same."""
+
+
+def checkout() -> Path:
+    """The root of the checkout that this package runs from.
+
+    Raises:
+        RunnerError: it was installed without one.
+    """
+    root = PACKAGE.parent
+    if not (root / DOCKERFILE).is_file():
+        raise RunnerError(f"{root} is no checkout of the project, and has no {DOCKERFILE}: an image is built from one")
+    return root
+
+
+def files(root: Path) -> Iterator[Path]:
+    """The files that go into an image, in an order that is always the same."""
+    for name in SOURCES:
+        found = root / name
+        for file in [found] if found.is_file() else sorted(found.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".pyc":
+                yield file
+
+
+def default_tag(root: Path, base_image: str) -> str:
+    """The project's version, and a hash of what the image is made of: the same content has the same tag."""
+    digest = hashlib.sha256(base_image.encode())
+    for file in files(root):
+        content = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest.update(f"\n{file.relative_to(root).as_posix()} {content}".encode())
+    return f"{__version__}-{digest.hexdigest()[:8]}"
