@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -63,6 +63,17 @@ class Job:
     def paths(self) -> JobPaths:
         """The names inside its folder."""
         return JobPaths(self.folder)
+
+
+def common_overrides(jobs: Iterable[Job]) -> frozenset[str]:
+    """What was said of all jobs of a command alike; nothing where there is only one, of which all counts."""
+    texts = [frozenset(job.overrides) for job in jobs]
+    return frozenset.intersection(*texts) if len(texts) > 1 else frozenset()
+
+
+def own_overrides(job: Job, common: Collection[str]) -> str:
+    """What tells a job from the others of its command."""
+    return " ".join(text for text in job.overrides if text not in common)
 
 
 def make_job(

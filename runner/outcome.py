@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runner.errors import Interrupted, JobsFailed
-from runner.job import Job, State, read_manifest, state_of
+from runner.job import Job, State, common_overrides, own_overrides, read_manifest, state_of
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,11 @@ def conclude(jobs: Sequence[Job]) -> None:
         log.info("report: %s", report)
     failed = [job for job in distinct.values() if states[job.folder] is State.FAILED]
     if failed:
+        common = common_overrides(jobs)
         lines = [f"{len(failed)} of {len(distinct)} jobs failed:"]
         for job in failed:
             error = read_manifest(job.folder).get("error")
-            own = own_overrides(job, jobs)
+            own = own_overrides(job, common)
             lines += [f"  {job.id} {own}".rstrip(), f"    {error}", f"    log: {job.paths.log}"]
         raise JobsFailed("\n".join([*lines, "Run the same command again to retry only these."]))
     stopped = [job for job in distinct.values() if states[job.folder] not in GOOD]
@@ -41,12 +42,6 @@ def conclude(jobs: Sequence[Job]) -> None:
             f"interrupted: {len(stopped)} of {len(distinct)} jobs are not done. "
             "Run the same command again to continue them."
         )
-
-
-def own_overrides(job: Job, jobs: Sequence[Job]) -> str:
-    """What tells a job from others of its command; all that was said of it where it is alone."""
-    common = set.intersection(*(set(each.overrides) for each in jobs)) if len(jobs) > 1 else set()
-    return " ".join(text for text in job.overrides if text not in common)
 
 
 def _write_reports(jobs: Sequence[Job]) -> list[Path]:
@@ -65,6 +60,7 @@ def _write_reports(jobs: Sequence[Job]) -> list[Path]:
 
 
 def _log_table(jobs: Sequence[Job], states: Mapping[Path, State]) -> None:
+    common = common_overrides(jobs)
     for job in jobs:
         manifest = read_manifest(job.folder)
         objective = manifest.get("objective")
@@ -73,5 +69,5 @@ def _log_table(jobs: Sequence[Job], states: Mapping[Path, State]) -> None:
             job.id,
             states[job.folder].value,
             manifest.get("reason", "") if objective is None else f"{manifest['objective_name']} {objective:.4f}",
-            own_overrides(job, jobs),
+            own_overrides(job, common),
         )

@@ -15,7 +15,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from runner.errors import Detached, Interrupted, SettingsError
-from runner.job import Job, State, lock, read_manifest, register, update_manifest
+from runner.job import Job, State, common_overrides, lock, own_overrides, read_manifest, register, update_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.cluster import Cluster, Gone, NoRoom, NotSubmitted
 from runner.launchers.lots import OPEN_FOR_S, SETTLED, UNSETTLED, Lot, jobs_of_workers, recorded_lots
@@ -45,8 +45,7 @@ class Dispatch:
         self.plan, self.settings, self.cluster, self.more = plan, settings, cluster, more
         self.lots: list[Lot] = []
         self.capacity = sum(pack.at_once * pack.workers for pack in plan.packs)
-        jobs = (*plan.todo, *plan.elsewhere)
-        self._common = set.intersection(*(set(job.overrides) for job in jobs)) if jobs else set()
+        self._common = common_overrides((*plan.todo, *plan.elsewhere))
         self._gone_since: dict[str, float] = {}
         self._waiting: list[Lot] = []
         """Lots that there was no room for yet."""
@@ -110,8 +109,8 @@ class Dispatch:
     def _look(self) -> None:
         for lot in self.lots:
             for job in lot.look():
-                own = [text for text in job.overrides if text not in self._common]
-                log.info("%s  %s  %s", job.id, lot.states[job.folder].value, " ".join(own))
+                own = own_overrides(job, self._common) if len(self.plan.todo) > 1 else ""
+                log.info("%s  %s  %s", job.id, lot.states[job.folder].value, own)
 
     # --- submitting ---
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from runner.encodings import CacheWork
-from runner.job import Job
+from runner.job import Job, common_overrides, own_overrides
 from runner.plan.packs import Pack, Plan, shared_terms
 from runner.plan.predict import Prediction
 
@@ -19,6 +20,7 @@ def plan_lines(plan: Plan, work: CacheWork | None) -> list[str]:
     head += f", {len(plan.elsewhere)} worked on by another runner" if plan.elsewhere else ""
     head += f", {plan.repeated} repeated in the command and run once" if plan.repeated else ""
     lines = [head]
+    common = common_overrides((*plan.todo, *plan.done, *plan.elsewhere))
     if plan.expected > jobs:
         at_once = max((pack.at_once * pack.workers for pack in plan.packs), default=1)
         lines.append(
@@ -32,9 +34,9 @@ def plan_lines(plan: Plan, work: CacheWork | None) -> list[str]:
         lines.append(f"  pack {number}: {_pack(pack)}")
         if pack.prediction is not None:
             lines.append(f"    {_prediction(pack.prediction, len(pack.jobs))}")
-        lines += [f"    {job.id}  {_describe(job)}" for job in pack.jobs]
-    lines += [f"  done: {job.id}  {_describe(job)}" for job in plan.done]
-    lines += [f"  elsewhere: {job.id}  {_describe(job)}" for job in plan.elsewhere]
+        lines += [f"    {job.id}  {_describe(job, common)}" for job in pack.jobs]
+    lines += [f"  done: {job.id}  {_describe(job, common)}" for job in plan.done]
+    lines += [f"  elsewhere: {job.id}  {_describe(job, common)}" for job in plan.elsewhere]
     return [*lines, f"  {work.line()}"] if work is not None and plan.packs else lines
 
 
@@ -63,9 +65,10 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def _describe(job: Job) -> str:
+def _describe(job: Job, common: Collection[str]) -> str:
     settings = job.experiment
-    chosen = " ".join(text for text in job.overrides if not text.startswith(("launcher.", "launcher="))) or "defaults"
+    elsewhere = [text for text in job.overrides if text.startswith(("launcher.", "launcher="))]
+    chosen = own_overrides(job, {*common, *elsewhere}) or "defaults"
     return f"{chosen}  ({settings.steps} steps of {settings.batch_size}, rank {settings.lora.rank})"
 
 
