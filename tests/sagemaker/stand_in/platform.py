@@ -44,6 +44,8 @@ class Settings:
     """How long a job that is not managed spot waits for an instance before it fails."""
     sync_every_s: float = 0.2
     """How often checkpoints are looked at."""
+    tuning_checkpoints: Literal["shared", "apart"] = "shared"
+    """Whether training jobs of a search share the folder of checkpoints, or each has one of its name in it."""
     spot_saving: float = 0.7
     keep_trees: bool = False
     """Leave the trees of ended jobs, to look at."""

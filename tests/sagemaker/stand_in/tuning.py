@@ -103,9 +103,13 @@ class TuningJob:
     def _training_request(self, number: int, values: dict[str, str]) -> dict[str, Any]:
         definition = {name: value for name, value in self.definition.items() if name not in OF_TUNING}
         given = {**self.definition.get("StaticHyperParameters", {}), **values}
+        name = f"{self.name}-{number:03d}-{uuid.uuid4().hex[:8]}"
+        if "CheckpointConfig" in definition and self.account.platform.settings.tuning_checkpoints == "apart":
+            kept = definition["CheckpointConfig"]
+            definition["CheckpointConfig"] = {**kept, "S3Uri": f"{kept['S3Uri'].rstrip('/')}/{name}"}
         return {
             **definition,
-            "TrainingJobName": f"{self.name}-{number:03d}-{uuid.uuid4().hex[:8]}",
+            "TrainingJobName": name,
             "HyperParameters": {**given, "_tuning_objective_metric": self.objective["MetricName"]},
         }
 

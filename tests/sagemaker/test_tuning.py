@@ -1,0 +1,140 @@
+"""hydra/sweeper=sagemaker_tuning from the command line to a report: a real tuning job, real trials."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.job import read_job
+from tests.command_line import runner
+from tests.launch.running import Running, manifests, outputs
+from tests.sagemaker.stand_in import Image, StandIn
+
+# Like the real entry, but for one choice it fails as a container does.
+SCRIPT = """
+if grep -q '"optimizer.lr": "0.5"' ${SM_ML_ROOT:-/opt/ml}/input/config/hyperparameters.json; then
+  mkdir -p ${SM_ML_ROOT:-/opt/ml}/output; printf 'GpuBroken: fell off' > ${SM_ML_ROOT:-/opt/ml}/output/failure; exit 1
+fi
+exec "$0" -m runner.container
+"""
+VARIABLES = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+IMAGE = Image(("sh", "-c", SCRIPT, sys.executable), VARIABLES)
+SEARCH = ["-m", "hydra/sweeper=sagemaker_tuning", "hydra.sweeper.seed=3"]
+SPACE = ["optimizer.lr=tag(log,interval(1e-4,1e-2))", "lora=attention,linear", "lora.rank=int(interval(1,9))"]
+
+
+def settings_of(aws: StandIn, model: Path, image: Image = IMAGE) -> list[str]:
+    return [
+        *(f"model.path={model}", "logger=none", "validation.prompts=[]", "validation.timesteps=2", "steps=3"),
+        *("launcher=sagemaker", f"launcher.image={aws.add_image('lora:1', image)}", f"launcher.role={aws.role}"),
+        *(f"launcher.bucket={aws.bucket}", "launcher.instance=ml.m5.xlarge", "launcher.poll_s=0.2"),
+        "launcher.logs=file",
+    ]
+
+
+@pytest.fixture
+def settings(aws: StandIn, sdxl_folder: Path) -> list[str]:
+    return settings_of(aws, sdxl_folder)
+
+
+def tuned(aws: StandIn) -> dict[str, dict[str, str]]:
+    """The values that each trial was given, by the name of its training job."""
+    (search,) = aws.tuning.jobs.values()
+    return {job.name: values for job, values in search.tried}
+
+
+def tuning_record(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((outputs() / "dev" / "sagemaker" / f"{name}.json").read_text())
+    return found
+
+
+def test_six_trials_go_on_without_their_command_and_become_six_jobs(aws: StandIn, settings: list[str]) -> None:
+    command = [*SEARCH, *settings, *SPACE, "hydra.sweeper.n_trials=6", "hydra.sweeper.parallel=2"]
+    killed = Running(command)
+    killed.wait_for("dev/*/metrics.jsonl")
+    killed.kill()
+    answer = runner(*command)
+
+    assert answer.code == 0, answer.output
+    assert "submitted before: tuning job" in answer.output
+    (request,) = aws.asked("CreateHyperParameterTuningJob")
+    name = request["HyperParameterTuningJobName"]
+    found, trials = manifests(), tuned(aws)
+    assert len(trials) == len(found) == 6
+    assert {manifest["state"] for manifest in found.values()} == {"completed"}
+    for training_job, values in trials.items():
+        (manifest,) = [each for each in found.values() if training_job in each["costs"]]
+        assert manifest["worker"] == training_job
+        assert manifest["submission"] == {"cluster": "sagemaker", "tuning": name, "ids": [training_job]}
+        chosen = [f"optimizer.lr={float(values['optimizer.lr'])!r}", f"lora={values['lora.targets']}"]
+        assert manifest["overrides"][-3:] == [*chosen, f"lora.rank={values['lora.rank']}"]
+        job = read_job(outputs() / "dev" / manifest["id"])
+        assert job.experiment.lora.rank == int(values["lora.rank"])
+        assert job.paths.weights.is_file()
+        assert manifest["costs"][training_job]["usd"] > 0
+        assert aws.jobs[training_job].metrics.value("validation/loss") == manifest["objective"]
+    best = min(manifest["objective"] for manifest in found.values())
+    assert f"best: validation/loss {best:.4g} with optimizer.lr=" in answer.output
+    assert (outputs() / "dev" / "report.html").is_file()
+    record = tuning_record(name)
+    assert (record["status"], sorted(record["jobs"])) == ("Completed", sorted(found))
+    plan = json.loads(aws.s3.get_object(Bucket=aws.bucket, Key=_key(aws, f"{name}/config/plan.json"))["Body"].read())
+    assert len(plan["jobs"]) == 1
+
+    again = runner(*command)
+    assert again.code == 0, again.output
+    assert f"tuning job {name} has ended, and its results are here" in again.output
+    assert len(aws.asked("CreateHyperParameterTuningJob")) == 1
+
+
+def _key(aws: StandIn, end: str) -> str:
+    (key,) = [key for key in aws.keys("") if key.endswith(end)]
+    return str(key)
+
+
+@pytest.fixture
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """Each training job of a search has a folder of checkpoints of its own."""
+    with StandIn(tmp_path / "instances", grace_s=5, tuning_checkpoints="apart") as aws:
+        for name, value in aws.environment.items():
+            monkeypatch.setenv(name, value)
+        yield aws
+    assert aws.faults == [], "\n".join(aws.faults)
+
+
+def test_a_trial_that_fails_is_a_job_that_failed(apart: StandIn, sdxl_folder: Path) -> None:
+    space = ["optimizer.lr=1e-3,0.5", "hydra.sweeper.n_trials=2", "hydra.sweeper.seed=4"]
+    answer = runner(*SEARCH, *settings_of(apart, sdxl_folder), *space)
+
+    assert answer.code == 1, "as in any sweep with a job that failed"
+    assert [values["optimizer.lr"] for values in tuned(apart).values()] == ["0.001", "0.5"]
+    states = {manifest["overrides"][-1]: manifest["state"] for manifest in manifests().values()}
+    assert states == {"optimizer.lr=0.001": "completed", "optimizer.lr=0.5": "failed"}
+    assert "GpuBroken: fell off" in answer.output, "SageMaker's reason is in the table"
+    assert "best: validation/loss" in answer.output
+
+
+def test_a_search_in_which_all_fail_fails_and_the_next_command_tries_anew(aws: StandIn, sdxl_folder: Path) -> None:
+    command = [*SEARCH, *settings_of(aws, sdxl_folder, Image(("sh", "-c", "exit 3"))), *SPACE]
+    command += ["hydra.sweeper.n_trials=2", "launcher.wait=false"]
+    left = runner(*command)
+    assert left.code == 0, left.output
+    (name,) = aws.tuning.jobs
+    assert f"tuning job {name} goes on without this command" in left.output
+    aws.tuning.jobs[name].thread.join(timeout=60)
+
+    answer = runner(*command)
+    assert answer.code == 1, answer.output
+    assert "2 of 2 jobs failed" in answer.output
+    assert tuning_record(name)["failure_reason"] == "All training jobs failed."
+    assert len(aws.asked("CreateHyperParameterTuningJob")) == 1
+
+    runner(*command)
+    _, other = aws.asked("CreateHyperParameterTuningJob")
+    assert other["HyperParameterTuningJobName"] == f"{name}-2"
+    assert other["HyperParameterTuningJobConfig"]["RandomSeed"] == 4
