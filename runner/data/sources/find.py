@@ -31,7 +31,8 @@ def find(settings: DatasetSettings, faults: Faults, *, refresh: bool = True) -> 
     if settings.revision is not None and not from_hub:
         faults.add(
             "revision",
-            f"dataset.revision={settings.revision!r} has an effect on Hub data sets only. Remove it, or give a Hub id.",
+            f"dataset.revision={settings.revision!r} has no effect on files here or in S3. Remove it, or give a Hub "
+            "id.",
         )
     if place.is_file():
         if place.suffix.lower() not in TABLE_SUFFIXES:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from runner.data.sources.s3 import source_of as data_source
 from runner.families.stored import source_of as model_source
@@ -27,11 +28,11 @@ class InPlace:
 
 def data_in_place(job: Job) -> InPlace | None:
     """The data set of a checked job, if it lies in S3; a large one is streamed."""
-    if not is_s3(job.experiment.dataset.path):
-        return None
-    source = data_source(job.experiment.dataset.path)
     launcher = job.experiment.launcher
     assert isinstance(launcher, SageMakerLauncher), job.id
+    if not is_s3(job.experiment.dataset.path) or launcher.local:
+        return None
+    source = data_source(job.experiment.dataset.path)
     # As the check has seen it: nothing is asked again.
     size_gb = sum(each.size for each in (Mirror(source).listed() or {}).values()) / 1e9
     return _in_place("dataset", source, streamed=size_gb > launcher.fast_file_over_gb)
@@ -41,6 +42,36 @@ def models_in_place(job: Job) -> Mapping[str, InPlace]:
     """The base model and VAE of a checked job as far as they lie in S3, by their keys in the group `model`."""
     named = {key: getattr(job.experiment.model, key) for key in ("path", "vae")}
     return {key: _in_place("model", model_source(uri)) for key, uri in named.items() if uri and is_s3(uri)}
+
+
+def in_other_regions(jobs: Sequence[Job], client: Any, region: str) -> list[str]:
+    """Faults of inputs that training jobs cannot read, for they take only what is in their own region.
+
+    Args:
+        client: of boto3, for S3.
+        region: of the training jobs.
+    """
+    from botocore.exceptions import ClientError
+
+    uris = {
+        f"{section}.{key} = {uri!r}": uri
+        for job in jobs
+        for section, key in (("dataset", "path"), ("model", "path"), ("model", "vae"))
+        if is_s3(uri := getattr(getattr(job.experiment, section), key) or "")
+    }
+    regions: dict[str, str | None] = {}
+    faults = []
+    for setting, uri in uris.items():
+        bucket = Location.parse(uri).bucket
+        if bucket not in regions:
+            try:
+                regions[bucket] = client.head_bucket(Bucket=bucket).get("BucketRegion")
+            except ClientError:
+                regions[bucket] = None  # whoever may read it need not be allowed to ask
+        if regions[bucket] not in (None, region):
+            fix = f"copy it to a bucket there, or set launcher.region={regions[bucket]}"
+            faults.append(f"{setting}: is in {regions[bucket]}, and training jobs run in {region}; {fix}")
+    return faults
 
 
 def _in_place(kind: str, source: Location, *, streamed: bool = False) -> InPlace:
