@@ -222,8 +222,7 @@ def _refuse_jobs_elsewhere(jobs: Sequence[Job], launcher: str) -> None:
             continue
         if tuning := submission.get("tuning"):
             raise SettingsError(
-                f"{job.id} is a trial of the tuning job {tuning}; run the command of that search again to collect it, "
-                f"or stop it first: python -m runner.stop {job.folder.parent}"
+                f"{job.id} is a trial of the tuning job {tuning}; run the command of that search again to collect it"
             )
         cluster = submission.get("cluster")
         if cluster in APART and cluster != launcher:

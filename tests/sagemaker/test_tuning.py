@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from runner.job import read_job
-from tests.command_line import runner
+from tests.command_line import ROOT, environment, runner
 from tests.launch.running import Running, manifests, outputs
 from tests.sagemaker.stand_in import Image, StandIn
 
@@ -42,6 +43,12 @@ def settings(aws: StandIn, sdxl_folder: Path) -> list[str]:
     return settings_of(aws, sdxl_folder)
 
 
+def look() -> str:
+    command = [sys.executable, "-m", "runner.status", "--once", str(outputs() / "dev")]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
 def tuned(aws: StandIn) -> dict[str, dict[str, str]]:
     """The values that each trial was given, by the name of its training job."""
     (search,) = aws.tuning.jobs.values()
@@ -58,6 +65,8 @@ def test_six_trials_go_on_without_their_command_and_become_six_jobs(aws: StandIn
     killed = Running(command)
     killed.wait_for("dev/*/metrics.jsonl")
     killed.kill()
+    aws.wait(next(name for name in aws.jobs if name in str(manifests())), within_s=90)
+    assert "completed" in look(), "what is known is collected without the command"
     answer = runner(*command)
 
     assert answer.code == 0, answer.output

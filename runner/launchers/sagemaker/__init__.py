@@ -127,6 +127,10 @@ def collect(jobs: Sequence[Job], settings: SageMakerLauncher) -> None:
         from runner.launchers.sagemaker.trials import collect_trials
 
         collect_trials(trials, _cluster(settings))
+    if trials := [job for job in jobs if (read_manifest(job.folder).get("submission") or {}).get("tuning")]:
+        from runner.launchers.sagemaker.trials import collect_trials
+
+        collect_trials(trials, _cluster(settings))
 
 
 def cluster(settings: SageMakerLauncher) -> Cluster:

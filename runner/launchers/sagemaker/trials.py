@@ -7,19 +7,26 @@ jobs they stand for, is for `runner.search.tuning` to find out.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from runner.job import Job, LockedError, State, lock, read_manifest, register, state_of, update_manifest
 from runner.launchers.cluster import Gone
-from runner.launchers.sagemaker.cluster import RUNNING, SageMakerCluster, gone_of
+from runner.launchers.sagemaker.account import understood
 from runner.launchers.sagemaker.logs import LogTail
 from runner.launchers.sagemaker.names import Location
 from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded
 from runner.launchers.sagemaker.request import CHECKPOINTS
+from runner.launchers.sagemaker.training_jobs import RUNNING, SageMakerCluster, gone_of
 from runner.launchers.settle import fail
 
 log = logging.getLogger(__name__)
 
 ENDED_EARLY = "ended early by SageMaker, others do better"
+
+
+def how_to_stop(tuning: str) -> str:
+    """The command that ends a tuning job, after each of its trials has saved."""
+    return f"aws sagemaker stop-hyper-parameter-tuning-job --hyper-parameter-tuning-job-name {tuning}"
 
 
 def begin(job: Job, tuning: str, training_job: str) -> None:
@@ -41,6 +48,16 @@ def begin(job: Job, tuning: str, training_job: str) -> None:
         log.info("%s: is trained here too, by another runner", job.id)
 
 
+def collect_trials(jobs: Sequence[Job], reached: SageMakerCluster) -> None:
+    """Bring what known trials have written; how those ended that could not say it, the search finds out."""
+    with understood("what launcher=sagemaker needs (docs/sagemaker.md)"):
+        for job in jobs:
+            submission = read_manifest(job.folder)["submission"]
+            trials = Trials(reached, submission["tuning"], job.experiment.name)
+            for training_job in submission["ids"]:
+                trials.bring(job, training_job)
+
+
 class Trials:
     """Brings what the trials of one tuning job have written.
 
@@ -57,7 +74,7 @@ class Trials:
     def look(self, job: Job, training_job: str) -> None:
         """Bring what is new of a trial that runs."""
         self._tail(job, training_job).look()
-        self._bring(job, training_job, everything=False)
+        self.bring(job, training_job)
 
     def end(self, job: Job, training_job: str, *, may_be_early: bool) -> bool:
         """Bring everything of a trial that has ended, and settle its job; whether it has really ended.
@@ -71,7 +88,7 @@ class Trials:
         if described["TrainingJobStatus"] in RUNNING:
             return False
         self._tail(job, training_job).look()
-        kept = self._bring(job, training_job, everything=True)
+        kept = self.bring(job, training_job, everything=True)
         gone = gone_of(described, began=kept is not None)
         if kept is not None:
             self.reached.collector.keep_cache_in([job], kept)
@@ -80,7 +97,7 @@ class Trials:
         record([job], described, gone, usd_per_hour=price.usd if price else None)
         return True
 
-    def _bring(self, job: Job, training_job: str, *, everything: bool) -> Location | None:
+    def bring(self, job: Job, training_job: str, *, everything: bool = False) -> Location | None:
         """Bring what there is, and say where it was: all trials share a folder, or SageMaker has made one for each."""
         for kept in (self.place / CHECKPOINTS, self.place / f"{CHECKPOINTS}{training_job}/"):
             if self.reached.collector.look_at(job, kept, everything=everything):

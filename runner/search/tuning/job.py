@@ -13,8 +13,8 @@ from typing import Any
 from runner.errors import Detached, Interrupted, RunnerError
 from runner.job import Job, state_of
 from runner.launchers.sagemaker.account import code_of, message_of, understood
-from runner.launchers.sagemaker.cluster import SageMakerCluster
-from runner.launchers.sagemaker.trials import Trials, begin
+from runner.launchers.sagemaker.training_jobs import SageMakerCluster
+from runner.launchers.sagemaker.trials import Trials, begin, how_to_stop
 from runner.search.tuning.records import TuningRecord
 from runner.status import live_table
 
@@ -221,6 +221,6 @@ class TuningJob:
             [
                 f"tuning job {self.name} goes on without this command.",
                 "The same command again waits for the results, and submits nothing twice.",
-                f"To look: python -m runner.status. To stop it: python -m runner.stop {self.folder}",
+                f"To look: python -m runner.status. To stop it: {how_to_stop(self.name)}",
             ]
         )
