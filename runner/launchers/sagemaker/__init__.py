@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from runner.errors import SettingsError
 from runner.instances import INSTANCES
-from runner.job import Job
+from runner.job import Job, read_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.lots import jobs_of_workers, recorded_lots
 from runner.launchers.sagemaker.divide import divided
@@ -99,6 +99,10 @@ def collect(jobs: Sequence[Job], settings: SageMakerLauncher) -> None:
         for name, gone in _cluster(settings).gone(jobs_of_workers(lots)).items():
             left = [job for lot in lots for job in lot.jobs if name in lot.alive and name == lot.workers[-1]]
             close(left, gone, f"{CLUSTER} {name} {gone.words}")
+    if trials := [job for job in jobs if (read_manifest(job.folder).get("submission") or {}).get("tuning")]:
+        from runner.launchers.sagemaker.trials import collect_trials
+
+        collect_trials(trials, _cluster(settings))
 
 
 def cluster(settings: SageMakerLauncher) -> Cluster:
