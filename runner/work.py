@@ -88,6 +88,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--at-once", type=int, help="most jobs that train together; all by default")
     parser.add_argument("--queue", type=Path, metavar="FILE", help="take pending jobs from this list (runner.queue)")
+    parser.add_argument(
+        "--only-crash-fails", action="store_true", help="end with 0 unless it crashes; the folders say how jobs went"
+    )
     parser.add_argument("folders", nargs="*", type=Path, metavar="JOBDIR")
     options = parser.parse_args(arguments)
     if bool(options.folders) == bool(options.queue):
@@ -105,6 +108,8 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
     place = Place.here(options.device)
     if not place.is_main:
         logging.getLogger().setLevel(logging.ERROR)
+    # How the jobs went is for the main process to say, which may be on another machine: here nothing went wrong.
+    says_more = place.is_main and not options.only_crash_fails
     source = SharedSource(claims if place.is_main else None, place, lambda each: read_job(claims.queue.here(each)))
     try:
         good = train(
@@ -123,7 +128,7 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
         )
     except Interrupted as error:
         log.info("%s", error)
-        return INTERRUPTED_CODE if place.is_main else 0
+        return INTERRUPTED_CODE if says_more else 0
     except Exception as error:
         # Whatever it was, the folders must say it; the log has the rest.
         if not isinstance(error, RunnerError):
@@ -134,8 +139,7 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
         return CRASHED_CODE
     finally:
         claims.release_all()
-    # How the jobs went is for the main process to say, which may be on another machine: here nothing went wrong.
-    return 0 if good or not place.is_main else 1
+    return 1 if says_more and not good else 0
 
 
 def _orphaned() -> bool:

@@ -62,10 +62,14 @@ class Worker:
         environment = worker_environment(threads)
         if machine.has_gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(places)
+        command = worker_command(queue, at_once=at_once, processes=len(places), device=device, node=node)
+        if self._is_group:
+            # torchrun takes any other code for a crash, and writes a page about it.
+            command.append("--only-crash-fails")
         output = None if log is None else log.open("ab")
         try:
             self.process = subprocess.Popen(
-                worker_command(queue, at_once=at_once, processes=len(places), device=device, node=node),
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

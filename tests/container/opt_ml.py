@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ import torch
 import yaml
 
 from runner.container.tree import ROOT as ML_ROOT
-from runner.job import Job, read_manifest
-from runner.parcel import Parcel, in_channel
+from runner.job import Job, read_manifest, update_manifest
+from runner.parcel import CODE, CODE_FILE, Parcel, in_channel
 from tests.command_line import ROOT, Answer
 from tests.train.bench import weights
 
 DEADLINE_S = 100.0
 MODEL, IMAGES = "model", "images"
+RESTORED = "weights of an earlier container"
 
 
 class OptMl:
@@ -60,6 +62,23 @@ class OptMl:
         chosen = {key.replace("__", "."): value for key, value in values.items()}
         (self.config / "hyperparameters.json").write_text(json.dumps(chosen))
         return self
+
+    def send_package(self) -> OptMl:
+        """Send the package along, as it is in this checkout."""
+        (self.data / CODE).mkdir()
+        with zipfile.ZipFile(self.data / CODE / CODE_FILE, "w") as archive:
+            for file in (ROOT / "runner").rglob("*"):
+                if file.is_file() and "__pycache__" not in file.parts:
+                    archive.write(file, file.relative_to(ROOT))
+        return self
+
+    def restore(self, job: Job, **manifest: object) -> None:
+        """Have the folder of a job as an earlier container has left it, as its manifest says."""
+        folder = shutil.copytree(self.data / "config" / job.id, self.jobs / job.id)
+        update_manifest(folder, **manifest)
+        weights = self.trained(job).paths.weights
+        weights.parent.mkdir()
+        weights.write_text(RESTORED)
 
     def start(self, extra: Mapping[str, str] | None = None) -> Entry:
         """Start the container's first process."""

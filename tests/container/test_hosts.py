@@ -7,12 +7,11 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from runner.errors import Interrupted
+from runner.job import read_manifest
 from tests.container.opt_ml import Entry, OptMl
 from tests.train.bench import Bench, difference, records, weights
 
@@ -36,39 +35,44 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_two_hosts_go_on_from_the_first_ones_checkpoint(
+def test_two_hosts_stop_together_and_go_on_from_the_first_ones_checkpoint(
     bench: Bench, sdxl_folder: Path, tmp_path: Path, port: str
 ) -> None:
-    settings = {"batch_size": 5, "accumulation": 2, "steps": 5, "seed": 51, "checkpoint": {"every": 2}}
-    begun = bench.job(sdxl_folder, **settings)
-    steps: Iterator[int] = iter(range(100))
-    with pytest.raises(Interrupted):
-        bench.train(begun, stop=lambda: next(steps) >= 3)
-    alone, fresh = bench.job(sdxl_folder, **settings), bench.job(sdxl_folder, steps=3, seed=52)
-    assert bench.train(alone)
-    assert bench.train(fresh)
+    settings = {"batch_size": 5, "accumulation": 2, "steps": 30, "seed": 51, "checkpoint": {"every": 2}}
+    begun, fresh = bench.job(sdxl_folder, **settings), bench.job(sdxl_folder, steps=3, seed=52)
+    stopped = [tree.send(begun, processes=2) for tree in trees(tmp_path / "stopped")]
+    entries = [tree.start({"RUNNER_MEETING_PORT": port}) for tree in stopped]
+    entries[0].wait_for("checkpoints/jobs/*/checkpoints/step-*")
+    entries[1].process.send_signal(signal.SIGTERM)  # one of them hears it first
+    answers = [entry.end() for entry in entries]
+    steps_done = read_manifest(stopped[0].jobs / begun.id)["steps_done"]
 
-    hosts = trees(tmp_path)
+    assert [answer.code for answer in answers] == [0, 0], "\n".join(answer.output for answer in answers)
+    assert stopped[0].state(begun) == "interrupted"
+    assert 2 <= steps_done < 30
+    assert not any("Traceback" in answer.output for answer in answers)
+
+    hosts = [tree.send(begun, fresh, processes=2) for tree in trees(tmp_path / "after")]
     for tree in hosts:
-        tree.send(begun, fresh, processes=2)
         # What SageMaker restores, it restores on every host.
-        shutil.copytree(begun.folder, tree.jobs / begun.id)
-    # One host has some encodings that the other lacks.
-    shutil.copytree(bench.cache / "captions", hosts[1].data / "cache" / "captions")
+        shutil.copytree(stopped[0].root / "checkpoints", tree.root / "checkpoints")
+    # One host has encodings that the other lacks.
+    shutil.rmtree(hosts[0].root / "checkpoints" / "cache" / "captions")
     restored = contents(hosts[1].root / "checkpoints")
     entries = [tree.start({"RUNNER_MEETING_PORT": port}) for tree in hosts]
     answers = [entry.end() for entry in entries]
 
     assert [answer.code for answer in answers] == [0, 0], "\n".join(answer.output for answer in answers)
-    assert "continues after step 3" in answers[0].output
-    for job, reference in ((begun, alone), (fresh, fresh)):
+    assert f"continues after step {steps_done}" in answers[0].output
+    for job, alone in ((begun, bench.job(sdxl_folder, **settings)), (fresh, fresh)):
+        assert bench.train(alone)
         there = hosts[0].trained(job)
         assert hosts[0].state(job) == "completed"
-        assert difference(weights(there), weights(reference)) < 1e-5
-        assert records(there, "train/loss") == pytest.approx(records(reference, "train/loss"), rel=1e-5)
+        assert difference(weights(there), weights(alone)) < 1e-5
+        assert records(there, "train/loss") == pytest.approx(records(alone, "train/loss"), rel=1e-5)
     assert contents(hosts[1].root / "checkpoints") == restored
     assert list((hosts[1].root / "model").iterdir()) == []
-    assert len(list((hosts[0].root / "checkpoints" / "cache").glob("posteriors/*/*.safetensors"))) == 7
+    assert len(list((hosts[0].root / "checkpoints" / "cache").glob("captions/*/*.safetensors"))) == 8
 
 
 def test_a_host_that_dies_is_named_and_the_other_ends(

@@ -1,4 +1,4 @@
-"""A container that is told to stop saves, and the next one goes on; meanwhile its secrets have gone nowhere."""
+"""A tuner's job that is told to stop goes on in the next container as if nothing had been; its secrets go nowhere."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from runner.job import Job, read_manifest
+from runner.job import Job, read_job, read_manifest
 from tests.command_line import Answer
 from tests.container.conftest import REGION, Secrets
 from tests.container.opt_ml import OptMl, files_with, same_bits
 from tests.train.bench import Bench
 
-STEPS = 24
 PLAIN, IN_JSON = "hf_plain_and_secret_1", "wb_in_json_and_secret_2"
+SENT = {"steps": 24, "seed": 31, "checkpoint": {"every": 3}}
+CHOSEN = {"lora": {"rank": 3}, "optimizer": {"lr": 2.5e-3}}
 
 
 @dataclass(frozen=True)
 class Stopped:
     """A container that got a signal while it trained."""
 
-    job: Job
+    sent: Job
     tree: OptMl
     own_environment: str
     worker_environment: list[str]
@@ -32,27 +33,48 @@ class Stopped:
 
 
 @pytest.fixture(scope="module")
+def here(bench: Bench, sdxl_folder: Path) -> Job:
+    """The job of the settings that the tuner chooses, trained here."""
+    job = bench.job(sdxl_folder, **SENT, **CHOSEN)
+    assert bench.train(job)
+    return job
+
+
+def lay_out(root: Path, job: Job, **more: object) -> OptMl:
+    tree = OptMl(root / "ml").send(job, **more).send_package()
+    return tree.hyperparameters(
+        lora__rank="3", optimizer__lr="2.5e-3", _tuning_objective_metric="validation/loss", sagemaker_region="x"
+    )
+
+
+@pytest.fixture(scope="module")
 def stopped(bench: Bench, sdxl_folder: Path, aws_secrets: Secrets, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
-    job = bench.job(sdxl_folder, steps=STEPS, seed=31, checkpoint={"every": 3})
+    sent = bench.job(sdxl_folder, **SENT)
     secrets = {
         "HF_TOKEN": aws_secrets.put(PLAIN),
         "WANDB_API_KEY": aws_secrets.put(json.dumps({"WANDB_API_KEY": IN_JSON, "OTHER": "x"})),
     }
-    tree = OptMl(tmp_path_factory.mktemp("stopped") / "ml").send(job, secrets=secrets, region=REGION)
+    tree = lay_out(tmp_path_factory.mktemp("stopped"), sent, secrets=secrets, region=REGION)
     entry = tree.start(aws_secrets.environment)
-    entry.wait_for("checkpoints/jobs/*/checkpoints/step-000003")
-    worker = int((tree.jobs / job.id / ".lock").read_text())
-    environments = [Path(f"/proc/{pid}/environ").read_bytes().decode() for pid in (entry.process.pid, worker)]
+    job = entry.wait_for("checkpoints/jobs/*/checkpoints/step-000003").parents[1]
+    pids = (entry.process.pid, int((job / ".lock").read_text()))
+    own, worker = (Path(f"/proc/{pid}/environ").read_bytes().decode() for pid in pids)
     entry.process.send_signal(signal.SIGTERM)
-    return Stopped(job, tree, environments[0], environments[1].split("\0"), entry.end())
+    return Stopped(sent, tree, own, worker.split("\0"), entry.end())
 
 
-def test_it_saves_what_it_has(stopped: Stopped) -> None:
+def test_it_saves_what_it_has(stopped: Stopped, here: Job) -> None:
     assert stopped.answer.code == 0, stopped.answer.output
-    assert stopped.tree.state(stopped.job) == "interrupted"
-    assert 3 <= read_manifest(stopped.tree.jobs / stopped.job.id)["steps_done"] < STEPS
-    assert list((stopped.tree.root / "checkpoints" / "cache").rglob("*.safetensors")) != []
+    assert [folder.name for folder in stopped.tree.jobs.iterdir() if folder.is_dir()] == [here.id]
+    manifest = read_manifest(stopped.tree.jobs / here.id)
+    assert manifest["state"] == "interrupted"
+    assert 3 <= manifest["steps_done"] < 24
     assert not stopped.tree.failure.exists()
+    # What was encoded is kept for later jobs: seven images, and their captions with the empty one.
+    cache = stopped.tree.root / "checkpoints" / "cache"
+    assert len(list(cache.glob("posteriors/*/*.safetensors"))) == 7
+    assert len(list(cache.glob("captions/*/*.safetensors"))) == 8
+    assert [file for file in cache.rglob("*") if file.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize(("name", "value"), [("HF_TOKEN", PLAIN), ("WANDB_API_KEY", IN_JSON)])
@@ -63,26 +85,23 @@ def test_its_secrets_were_in_the_environment_of_the_worker_alone(stopped: Stoppe
     assert files_with(stopped.tree.root, value) == []
 
 
-def test_the_next_one_goes_on_as_if_nothing_had_been(
-    bench: Bench, sdxl_folder: Path, tmp_path: Path, stopped: Stopped
-) -> None:
-    here, done, failed = stopped.job, *(bench.job(sdxl_folder, seed=seed) for seed in (32, 33))
-    tree = OptMl(tmp_path / "ml").send(here, done, failed)
+def test_the_next_one_gives_what_the_same_settings_give_here(stopped: Stopped, here: Job, tmp_path: Path) -> None:
+    tree = lay_out(tmp_path, stopped.sent)
     shutil.copytree(stopped.tree.root / "checkpoints", tree.root / "checkpoints")
-    for job, state in ((done, "completed"), (failed, "failed")):
-        shutil.copytree(tree.data / "config" / job.id, tree.jobs / job.id)
-        manifest = json.loads((tree.jobs / job.id / "manifest.json").read_text())
-        (tree.jobs / job.id / "manifest.json").write_text(json.dumps(manifest | {"state": state, "error": "no luck"}))
-        (tree.jobs / job.id / "lora").mkdir()
-        (tree.jobs / job.id / "lora" / "pytorch_lora_weights.safetensors").write_text("of an earlier container")
     answer = tree.run()
-    assert bench.train(here)
 
-    assert answer.code == 1, answer.output
+    assert answer.code == 0, answer.output
+    there = tree.trained(here)
+    assert same_bits(there, here)
     steps_done = read_manifest(stopped.tree.jobs / here.id)["steps_done"]
     assert f"continues after step {steps_done}" in answer.output
-    assert tree.failure.read_text() == f"1 of 3 jobs failed\n{failed.id}: no luck"
-    assert read_manifest(tree.jobs / here.id)["attempts"] == 2
-    assert same_bits(tree.trained(here), here)
-    weights = tree.root / "model" / done.id / "lora" / "pytorch_lora_weights.safetensors"
-    assert weights.read_text() == "of an earlier container"
+    manifest = read_manifest(there.folder)
+    assert (manifest["state"], manifest["attempts"]) == ("completed", 2)
+    assert manifest["overrides"] == ["lora.rank=3", "optimizer.lr=2.5e-3"]
+    # It ran from the package that was sent, not from this checkout, which has a commit.
+    assert manifest["git_commit"] is None
+    assert read_job(there.folder).experiment.dataset.path == str(tree.data / "images")
+    assert answer.output.splitlines()[-1] == f"validation/loss={manifest['objective']!r}"
+    model = tree.root / "model" / here.id
+    assert sorted(file.name for file in model.iterdir()) == ["config.yaml", "lora"]
+    assert {file.name for file in (model / "lora").iterdir()} == {file.name for file in there.paths.lora.iterdir()}
