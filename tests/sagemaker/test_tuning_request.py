@@ -136,6 +136,12 @@ def test_what_the_launcher_or_the_experiment_say_in_vain_is_refused() -> None:
         assert part in faults
 
 
+def test_containers_of_this_machine_are_not_tuned() -> None:
+    (fault,) = faults_of_settings(Experiment(), SageMakerLauncher(local=True), TuningSettings())
+
+    assert fault.startswith("launcher.local = True: ")
+
+
 def test_all_trials_have_the_same_inputs(tmp_path: Path) -> None:
     first = Job("a", Experiment(), {"model": "m", "dataset": "d"}, tmp_path)
     other = dataclasses.replace(first, identity={"model": "m", "dataset": "e"})

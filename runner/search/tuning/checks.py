@@ -35,6 +35,11 @@ def refuse(faults: Sequence[str]) -> None:
 def faults_of_settings(experiment: Experiment, launcher: SageMakerLauncher, settings: TuningSettings) -> list[str]:
     """What has no effect in such a search, or keeps it from working."""
     faults = []
+    if launcher.local:
+        faults.append(
+            "launcher.local = True: containers of this machine are not SageMaker's to tune; search with "
+            "hydra/sweeper=optuna"
+        )
     if launcher.concurrency is not None:
         said = "hydra.sweeper.parallel says how many trials run at the same time"
         faults.append(f"launcher.concurrency = {launcher.concurrency}: has no effect here; {said}")
