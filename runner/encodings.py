@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.cache import TensorCache, entry_key
-from runner.data import Item
+from runner.data import Item, split
 from runner.data.views import View, views_of
 from runner.families.files import folder_hash, local_folder
 from runner.paths import cache_dir
@@ -52,11 +52,16 @@ def encoder_hashes(model: Path) -> list[str]:
 
 
 def prompts_of(experiment: Experiment, items: Sequence[Item]) -> tuple[str, ...]:
-    """What to draw: the prompts of the configuration, or the captions of a few images."""
+    """What to draw: the prompts of the configuration, or the captions of a few images that the loss is measured on.
+
+    Args:
+        items: the whole data set.
+    """
     chosen = experiment.validation.prompts
     if chosen is not None:
         return chosen
-    captions = dict.fromkeys(item.caption for item in sorted(items, key=lambda item: item.file))
+    training, held_out = split(items, held_out=experiment.validation.held_out)
+    captions = dict.fromkeys(item.caption for item in sorted(held_out or training, key=lambda item: item.file))
     return tuple(captions)[:PROMPTS_FROM_CAPTIONS]
 
 

@@ -40,3 +40,18 @@ def runner(
         check=False,
     )
     return Answer(done.returncode, done.stdout)
+
+
+def command(name: str, *arguments: str, extra: Mapping[str, str] | None = None, timeout_s: float = 120) -> Answer:
+    """Run `python -m runner.<name>` and wait for it."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"runner.{name}", *arguments],
+        cwd=ROOT,
+        env=environment(extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    return Answer(done.returncode, done.stdout)

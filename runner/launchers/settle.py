@@ -42,11 +42,12 @@ def close(jobs: Sequence[Job], gone: Gone, how: str) -> None:
     """Say of the jobs that a gone worker has left how that came, where nobody goes on with them now."""
     for job in jobs:
         state = read_manifest(job.folder).get("state")
-        if state not in (State.PENDING, State.SUBMITTED, State.RUNNING) or is_held(job.folder):
+        open_states = (State.PENDING, State.SUBMITTED, State.RUNNING, State.INTERRUPTED)
+        if state not in open_states or is_held(job.folder):
             continue
         if gone.reason == "cancelled":
             update_manifest(job.folder, state=State.CANCELLED, error=how)
-        elif gone.reason == "taken" or (gone.began and state != State.RUNNING):
+        elif state == State.INTERRUPTED or gone.reason == "taken" or (gone.began and state != State.RUNNING):
             update_manifest(job.folder, state=State.INTERRUPTED)
         else:
             fail(job, how)

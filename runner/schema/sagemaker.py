@@ -31,6 +31,11 @@ class SageMakerLauncher(QueuedLauncher):
         doc="Wait until all jobs are done; `false` ends at once, and the same command, or `python -m runner.status`, "
         "collects the results later.",
     )
+    local: bool = knob(
+        False,
+        doc="Run the same image with the same inputs in containers of this machine (docker or podman), without AWS; "
+        "what has to do with an account is then not used.",
+    )
     instance: str = knob("ml.g6e.xlarge", doc="Instance type; each of its GPUs trains a pack.")
     instances: int = knob(
         1, ge=1, le=20, unit="instances", doc="Instances of each training job, which share every batch if several."

@@ -58,7 +58,7 @@ def prepare(job: Job, base: Base) -> Materials:
     dataset = base.place.together(lambda: _planned_dataset(job), what="read the data set")
     training, held_out = split(dataset.items, held_out=settings.validation.held_out)
     measured = held_out or training
-    prompts = prompts_of(settings, measured)
+    prompts = prompts_of(settings, dataset.items)
     posteriors = _posteriors(settings, base, dataset)
     negative = settings.validation.negative_prompt
     own = list(dict.fromkeys(item.caption for item in dataset.items))

@@ -5,6 +5,7 @@ Only where an image was built for it: make test-container.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -12,9 +13,11 @@ import uuid
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from runner.embedded import MODEL_DIR
 from runner.job import read_manifest
+from tests.command_line import command, runner
 from tests.container.opt_ml import DEADLINE_S, OptMl
 from tests.train.bench import Bench, difference, weights
 
@@ -85,3 +88,45 @@ def test_what_is_missing_is_said_by_the_image(tmp_path: Path) -> None:
     assert code == 1
     assert "plan.json cannot be read" in output
     assert "plan.json cannot be read" in tree.failure.read_text()
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_the_launcher_runs_it_here_and_gives_the_weights_of_a_local_run(
+    hosts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = ["logger=none", "validation.prompts=[]", "steps=12", "optimizer.eps=1e-3"]
+    own = runner(*job, extra={"RUNNER_OUTPUTS": str(tmp_path / "own")})
+    assert own.code == 0, own.output
+    place = ["launcher=sagemaker", "launcher.local=true", f"launcher.image={IMAGE}", f"launcher.instances={hosts}"]
+    place += [f"launcher.processes={hosts}"] if hosts > 1 else []
+    contained = runner(*job, *place, extra={"RUNNER_OUTPUTS": str(tmp_path / "contained")})
+
+    assert contained.code == 0, contained.output
+    (one,), (other,) = ((tmp_path / name / "dev").glob("*/manifest.json") for name in ("own", "contained"))
+    assert one.parent.name == other.parent.name
+    assert json.loads(other.read_text())["state"] == "completed"
+    files = [file.parent / "lora" / "pytorch_lora_weights.safetensors" for file in (one, other)]
+    assert difference(load_file(files[1]), load_file(files[0])) < 1e-5
+    left = subprocess.run([ENGINE, "ps", "--all", "--quiet"], capture_output=True, text=True, check=True)
+    assert left.stdout == "", "no container is left behind"
+
+
+def test_what_runs_in_a_container_can_be_left_and_stopped(tmp_path: Path) -> None:
+    extra = {"RUNNER_OUTPUTS": str(tmp_path / "outputs"), "RUNNER_CACHE": str(tmp_path / "cache")}
+    job = ["logger=none", "validation.prompts=[]", "steps=4000", "checkpoint.every=2", "logger.every=1"]
+    left = runner(
+        *(*job, "launcher=sagemaker", "launcher.local=true", f"launcher.image={IMAGE}", "launcher.wait=false"),
+        extra=extra,
+    )
+    assert left.code == 0, left.output
+    deadline = time.monotonic() + DEADLINE_S
+    while not list((tmp_path / "cache").rglob("metrics.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+    assert command("stop", str(tmp_path / "outputs" / "dev"), extra=extra).code == 0
+    while (looked := command("status", "--once", extra=extra)).output.count("cancelled") == 0:
+        assert time.monotonic() < deadline, looked.output
+    (file,) = (tmp_path / "outputs" / "dev").glob("*/manifest.json")
+    assert json.loads(file.read_text())["steps_done"] > 0
+    assert list(file.parent.glob("checkpoints/step-*"))

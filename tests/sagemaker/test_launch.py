@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.command_line import ROOT, Answer, environment, runner
+from tests.command_line import command, runner
 from tests.launch.running import Running, assert_bitwise_equal, manifests, only_folder, outputs, weights
 from tests.sagemaker.stand_in import Image, StandIn
 
@@ -49,20 +48,6 @@ def undisturbed(sdxl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     assert answer.code == 0, answer.output
     (job,) = (folder / "dev").glob("*/manifest.json")
     return job.parent
-
-
-def command(name: str, *arguments: str) -> Answer:
-    done = subprocess.run(
-        [sys.executable, "-m", f"runner.{name}", *arguments],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return Answer(done.returncode, done.stdout)
 
 
 def created(aws: StandIn) -> list[str]:

@@ -20,14 +20,16 @@ from runner.launchers.sagemaker.image import image_of
 from runner.launchers.sagemaker.in_place import in_other_regions
 from runner.launchers.sagemaker.record import CLUSTER
 from runner.launchers.settle import close
-from runner.machine import Device, Machine
+from runner.machine import Device, Machine, this_machine
 from runner.plan import Plan
+from runner.s3 import is_s3
 from runner.schema import SageMakerLauncher
 
 if TYPE_CHECKING:
     from runner.launchers.cluster import Cluster
     from runner.launchers.sagemaker.account import Account
-    from runner.launchers.sagemaker.cluster import SageMakerCluster
+    from runner.launchers.sagemaker.local.containers import LocalContainers
+    from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 
 __all__ = ["check", "cluster", "collect", "launch", "machine", "preview", "ready"]
 
@@ -36,6 +38,10 @@ log = logging.getLogger(__name__)
 
 def check(settings: SageMakerLauncher) -> list[str]:
     """Everything that is wrong with the account and the settings; a dry run asks nobody."""
+    if settings.local:
+        from runner.launchers.sagemaker.local.containers import preflight as local_preflight
+
+        return [] if settings.dry_run else local_preflight(settings, image_of(settings))
     if find_spec("boto3") is None:
         said = "launcher = 'sagemaker': needs the package boto3, which is not installed; "
         return [said + "pip install 'lora-runner[sagemaker]'"]
@@ -56,6 +62,8 @@ def _checked(settings: str) -> tuple[str, ...]:
 
 def machine(settings: SageMakerLauncher) -> Machine:
     """The instances of all training jobs that run at the same time."""
+    if settings.local:
+        return this_machine(settings.device)
     instance, count = INSTANCES[settings.instance], (settings.concurrency or 1) * settings.instances
     if instance.gpus and settings.device != "cpu":
         gpu = Device("cuda", instance.gpu_name, instance.gpu_memory_gb)
@@ -67,8 +75,24 @@ def launch(plan: Plan, settings: SageMakerLauncher, more: MoreJobs | None = None
     """Submit what is missing, and wait for it unless it was said not to; see `Dispatch.run`."""
     from runner.launchers.dispatch import Dispatch
 
-    reached = ready(plan, settings)
+    reached = ready_here(plan, settings) if settings.local else ready(plan, settings)
     Dispatch(divided(plan, settings), settings, reached, more).run()
+
+
+def ready_here(plan: Plan, settings: SageMakerLauncher) -> Cluster:
+    """Containers of this machine in the place of training jobs.
+
+    Raises:
+        SettingsError: a base model lies in S3, which they do not reach.
+    """
+    for job in plan.todo:
+        for key in ("path", "vae"):
+            if is_s3(value := getattr(job.experiment.model, key) or ""):
+                raise SettingsError(
+                    f"model.{key} = {value!r}: containers of this machine do not reach S3; name a folder, or leave "
+                    "out launcher.local"
+                )
+    return cluster(settings)
 
 
 def ready(plan: Plan, settings: SageMakerLauncher) -> SageMakerCluster:
@@ -96,7 +120,7 @@ def collect(jobs: Sequence[Job], settings: SageMakerLauncher) -> None:
     """Bring what training jobs of earlier commands have written, and close those that have ended."""
     lots = recorded_lots(jobs, CLUSTER)
     if lots:
-        for name, gone in _cluster(settings).gone(jobs_of_workers(lots)).items():
+        for name, gone in cluster(settings).gone(jobs_of_workers(lots)).items():
             left = [job for lot in lots for job in lot.jobs if name in lot.alive and name == lot.workers[-1]]
             close(left, gone, f"{CLUSTER} {name} {gone.words}")
     if trials := [job for job in jobs if (read_manifest(job.folder).get("submission") or {}).get("tuning")]:
@@ -106,22 +130,32 @@ def collect(jobs: Sequence[Job], settings: SageMakerLauncher) -> None:
 
 
 def cluster(settings: SageMakerLauncher) -> Cluster:
-    """The account's training jobs."""
-    return _cluster(settings)
+    """The account's training jobs, or containers of this machine in their place."""
+    return _containers(settings.model_dump_json()) if settings.local else _cluster(settings)
 
 
 def preview(plan: Plan, settings: SageMakerLauncher) -> list[str]:
     """What it would cost, the requests that would be sent, and what would be looked at before."""
-    from runner.launchers.sagemaker.preview import preview_lines
+    if settings.local:
+        return []
+    from runner.launchers.sagemaker.draft import preview_lines
 
     return preview_lines(plan, settings)
+
+
+@lru_cache
+def _containers(settings: str) -> LocalContainers:
+    from runner.launchers.sagemaker.local.containers import LocalContainers, engine
+
+    known = SageMakerLauncher.model_validate_json(settings)
+    return LocalContainers(known, image=image_of(known) or "", program=engine() or "docker")
 
 
 @lru_cache
 def _cluster_of(settings: str) -> SageMakerCluster:
     # boto3 is imported only where AWS is asked.
     from runner.launchers.sagemaker.account import Account
-    from runner.launchers.sagemaker.cluster import SageMakerCluster
+    from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 
     known = SageMakerLauncher.model_validate_json(settings)
     return SageMakerCluster(known, Account(known), image=image_of(known) or "")

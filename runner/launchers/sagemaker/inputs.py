@@ -41,7 +41,7 @@ from runner.launchers.sagemaker.channels import (
 from runner.launchers.sagemaker.in_place import data_in_place, models_in_place
 from runner.launchers.sagemaker.names import Places
 from runner.launchers.sagemaker.request import CHECKPOINTS, Channel
-from runner.launchers.sagemaker.storage import Storage
+from runner.launchers.sagemaker.storage import ObjectStore
 from runner.parcel import CACHE, CODE, CODE_FILE, CONFIG, JOBS, PLAN_FILE, Parcel, in_channel
 from runner.report.words import count
 from runner.s3 import Location
@@ -63,7 +63,7 @@ BY_CONTENT = ("path", "revision", "split", "image_column", "caption_column", "in
 class Inputs:
     """Brings what jobs need to S3, each thing once for all jobs of a command."""
 
-    def __init__(self, settings: SageMakerLauncher, storage: Storage, places: Places, region: str) -> None:
+    def __init__(self, settings: SageMakerLauncher, storage: ObjectStore, places: Places, region: str) -> None:
         self.settings, self.storage, self.places, self.region = settings, storage, places, region
         self._datasets: dict[tuple[DatasetSettings, int], tuple[Dataset, Channel]] = {}
         self._models: dict[str, Channel] = {}
@@ -190,8 +190,7 @@ class Inputs:
         names: set[str] = set()
         for index in cache_indexes(jobs, self.places):
             if self.storage.has(index):
-                answer = self.storage.client.get_object(Bucket=index.bucket, Key=index.key)
-                names |= set(json.loads(answer["Body"].read()))
+                names |= set(json.loads(self.storage.read(index)))
         if not names:
             return None
         manifest = [{"prefix": self.places.cache.uri}, *sorted(names)[:MOST_CACHED]]

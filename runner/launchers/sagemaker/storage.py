@@ -6,12 +6,37 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from runner.s3 import Location
 from runner.s3.objects import AT_ONCE, Stored, download, listing
 
-__all__ = ["Storage", "Stored", "differs"]
+__all__ = ["ObjectStore", "Storage", "Stored", "differs"]
+
+
+class ObjectStore(Protocol):
+    """Where objects lie under names: S3, or folders that stand for it."""
+
+    def listing(self, folder: Location) -> dict[str, Stored]:
+        """Everything in a folder, by its path there."""
+
+    def has(self, place: Location) -> bool:
+        """Whether there is an object of that name."""
+
+    def read(self, place: Location) -> bytes:
+        """The content of an object."""
+
+    def write(self, place: Location, content: bytes) -> None:
+        """Store a small object."""
+
+    def upload(self, files: Mapping[str, Path], folder: Location) -> None:
+        """Store files, by their names in the folder."""
+
+    def download(self, folder: Location, names: Iterable[str], target: Path) -> None:
+        """Fetch objects of a folder; each file appears whole."""
+
+    def copy(self, source: Location, target: Location) -> None:
+        """Copy an object."""
 
 
 class Storage:
@@ -36,6 +61,11 @@ class Storage:
                 return False
             raise
         return True
+
+    def read(self, place: Location) -> bytes:
+        """The content of an object."""
+        answer = self.client.get_object(Bucket=place.bucket, Key=place.key)
+        return bytes(answer["Body"].read())
 
     def write(self, place: Location, content: bytes) -> None:
         """Store a small object."""

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
-from runner.launchers.sagemaker.preview import Draft
+from runner.launchers.sagemaker.draft import Draft
 from runner.plan import Plan
 from runner.schema import SageMakerLauncher
 from runner.search.tuning.search import TuningSearch

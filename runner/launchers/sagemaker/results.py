@@ -12,7 +12,7 @@ from runner.job import Job, LockedError, State, lock, update_manifest
 from runner.launchers.sagemaker.channels import cache_indexes
 from runner.launchers.sagemaker.names import Location, Places
 from runner.launchers.sagemaker.request import CHECKPOINTS
-from runner.launchers.sagemaker.storage import Storage, Stored, differs
+from runner.launchers.sagemaker.storage import ObjectStore, Stored, differs
 from runner.measured import MEASUREMENTS, measurements_file
 from runner.parcel import CACHE, JOBS
 from runner.paths import write_text
@@ -32,7 +32,7 @@ ENDED = (State.COMPLETED, State.FAILED, State.PRUNED, State.INTERRUPTED)
 class Collector:
     """Brings results; remembers what it has seen, so that only what has changed travels."""
 
-    def __init__(self, storage: Storage, places: Places) -> None:
+    def __init__(self, storage: ObjectStore, places: Places) -> None:
         self.storage, self.places = storage, places
         self._seen: dict[tuple[str, str], str] = {}
 
@@ -95,8 +95,7 @@ class Collector:
             return None
         place = folder / "manifest.json"
         try:
-            answer = self.storage.client.get_object(Bucket=place.bucket, Key=place.key)
-            manifest = json.loads(answer["Body"].read())
+            manifest = json.loads(self.storage.read(place))
         except ValueError:
             return None  # it is whole at the next look
         self._seen[folder.uri, "manifest.json"] = stored.etag
@@ -124,8 +123,7 @@ class Collector:
         folder = kept / f"{CACHE}/"
         names = self.storage.listing(folder)
         if names.pop(MEASUREMENTS, None):
-            answer = self.storage.client.get_object(Bucket=folder.bucket, Key=(folder / MEASUREMENTS).key)
-            _merge_measurements(answer["Body"].read().decode())
+            _merge_measurements(self.storage.read(folder / MEASUREMENTS).decode())
         if not names:
             return
         known = self.storage.listing(self.places.cache)
@@ -135,8 +133,7 @@ class Collector:
         for index in cache_indexes(jobs, self.places):
             listed: set[str] = set()
             if self.storage.has(index):
-                answer = self.storage.client.get_object(Bucket=index.bucket, Key=index.key)
-                listed = set(json.loads(answer["Body"].read()))
+                listed = set(json.loads(self.storage.read(index)))
             self.storage.write(index, json.dumps(sorted(listed | set(names))).encode())
 
 

@@ -1,0 +1,251 @@
+"""Training jobs as containers of this machine: the same image and contract as SageMaker's, without an account."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from runner.job import Job, read_job
+from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
+from runner.launchers.sagemaker.inputs import Inputs, environment
+from runner.launchers.sagemaker.local.folders import FolderStorage
+from runner.launchers.sagemaker.local.tree import Hosts
+from runner.launchers.sagemaker.names import Places, training_job_name
+from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded
+from runner.launchers.sagemaker.results import Collector
+from runner.machine import find_gpus
+from runner.paths import cache_dir
+from runner.queue import Queue
+from runner.schema import SageMakerLauncher
+from runner.work import WORKER_NAME
+
+log = logging.getLogger(__name__)
+
+ENGINES = ("docker", "podman")
+BUCKET = "local"
+SHARED_MEMORY = "8g"
+"""What processes of a container exchange data through; an engine's own default is 64 MB."""
+AWS_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL")
+STOPPED_CODES = (137, 143)
+MOST_ATTEMPTS = 100
+START_TIMEOUT_S = 600
+
+
+@lru_cache
+def engine() -> str | None:
+    """The program that runs containers here; None where there is none that works."""
+    return next((name for name in ENGINES if shutil.which(name) and _works(name)), None)
+
+
+def _works(program: str) -> bool:
+    """A client may be there whose daemon is not."""
+    try:
+        return subprocess.run([program, "ps"], capture_output=True, timeout=30, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+class LocalContainers:
+    """Containers in the place of training jobs.
+
+    Args:
+        image: what they run, by a name that the engine knows.
+        program: the engine.
+    """
+
+    name = CLUSTER
+    shares_files = False
+
+    def __init__(self, settings: SageMakerLauncher, *, image: str, program: str) -> None:
+        self.settings, self.image, self.program = settings, image, program
+        self.root = cache_dir() / "sagemaker-local"
+        self.places = Places(BUCKET, settings.prefix)
+        self.storage = FolderStorage(self.root)
+        self.inputs = Inputs(settings, self.storage, self.places, os.environ.get("AWS_REGION", ""))
+        self.collector = Collector(self.storage, self.places)
+        self._gone: dict[str, Gone] = {}
+
+    def submit(self, order: Order, *, after: str | None) -> str:
+        """Start the containers of a training job; its name."""
+        running = self._run("ps", "--quiet", "--filter", "label=lora-runner").split()
+        if after is not None or len(running) >= (self.settings.concurrency or 1) * self.settings.instances:
+            raise NoRoom("containers of this machine run one after the other; launcher.concurrency=N lets more run")
+        jobs = [read_job(folder) for folder in Queue(order.queue).read()[0]]
+        names = (training_job_name(order.title, order.key, attempt) for attempt in range(1, MOST_ATTEMPTS))
+        name = next(name for name in names if recorded(jobs[0].folder.parent, name) is None)
+        place = self.places.training_job(order.title, name)
+        hosts = self._hosts(name)
+        if self._states(name, hosts):
+            return name  # started by an earlier command
+        channels = self.inputs.bring(jobs, order, place)
+        hosts.lay(self.storage, place, channels)
+        hosts.restore(self.storage, place)
+        network = self._network(name) if len(hosts.names) > 1 else []
+        for host in hosts.names:
+            own = [*network, "--network-alias", host] if network else []
+            mounts = hosts.mounts(host, self.storage, place, channels)
+            self._start(f"{name}-{host}", host, [*own, *mounts], name)
+        self._gone.pop(name, None)
+        return name
+
+    def _start(self, container: str, host: str, options: Sequence[str], name: str) -> None:
+        variables = {"TRAINING_JOB_NAME": name, WORKER_NAME: name} | environment(self.settings)
+        if self.settings.wandb_secret or self.settings.hub_secret:
+            variables |= {key: value for key in AWS_VARIABLES if (value := os.environ.get(key))}
+        # By name alone: what is on a command line can be read by every user of the machine.
+        told = [word for key in variables for word in ("--env", key)]
+        gpus = self._gpu_options() if find_gpus() else []
+        self._run(
+            *("run", "--detach", "--name", container, "--hostname", host, "--label", "lora-runner"),
+            *("--shm-size", SHARED_MEMORY, *gpus, *told, *options, self.image, "train"),
+            extra=variables,
+        )
+
+    def _gpu_options(self) -> list[str]:
+        return ["--gpus", "all"] if self.program == "docker" else ["--device", "nvidia.com/gpu=all"]
+
+    def _network(self, name: str) -> list[str]:
+        self._run("network", "create", name)
+        return ["--network", name]
+
+    def gone(self, workers: Mapping[str, Sequence[Job]]) -> Mapping[str, Gone]:
+        """Those whose containers have all ended; what jobs have written is brought into their folders before."""
+        for name, jobs in workers.items():
+            if name not in self._gone:
+                self._gone |= {name: found} if (found := self._look(name, jobs)) else {}
+        return {name: self._gone[name] for name in workers if name in self._gone}
+
+    def _look(self, name: str, jobs: Sequence[Job]) -> Gone | None:
+        folder = jobs[0].folder.parent
+        if known := recorded(folder, name):
+            return known
+        hosts, place = self._hosts(name), self.places.training_job(jobs[0].experiment.name, name)
+        states = self._states(name, hosts)
+        self._keep_logs(name, hosts, log_file(folder, name))
+        is_over = not states or all(state == "exited" for state, _ in states.values())
+        began = self.collector.look(jobs, place, everything=is_over)
+        if not is_over:
+            return None
+        self.collector.keep_cache(jobs, place)
+        gone = self._how(hosts, states, began=began)
+        record(jobs, self._described(name, gone), gone, usd_per_hour=None)
+        for host in hosts.names:
+            self._run("rm", "--force", f"{name}-{host}", fails=False)
+        if len(hosts.names) > 1:
+            self._run("network", "rm", name, fails=False)
+        return gone
+
+    @staticmethod
+    def _how(hosts: Hosts, states: Mapping[str, tuple[str, int]], *, began: bool) -> Gone:
+        codes = {code for _, code in states.values()}
+        if not states:
+            return Gone(words="is gone: somebody has removed its containers", reason="taken", began=began)
+        if hosts.was_stopped:
+            return Gone(words="was stopped", reason="cancelled", began=began)
+        if codes == {0}:
+            return Gone(words="has ended", began=began)
+        reason = " ".join(hosts.failure().split())
+        if not reason and codes <= {0, *STOPPED_CODES}:
+            return Gone(words="was stopped", reason="cancelled", began=began)
+        return Gone(
+            words=f"failed: AlgorithmError: {reason or 'no reason given'}, exit code: {max(codes)}", began=began
+        )
+
+    def _described(self, name: str, gone: Gone) -> dict[str, Any]:
+        return {
+            "TrainingJobName": name,
+            "TrainingJobArn": None,
+            "TrainingJobStatus": "Completed" if gone.words == "has ended" else "Failed",
+            "FailureReason": gone.words,
+            "AlgorithmSpecification": {"TrainingImage": self.image},
+            "ResourceConfig": {"InstanceType": "local", "InstanceCount": self.settings.instances},
+        }
+
+    def _hosts(self, name: str) -> Hosts:
+        return Hosts(self.root / "hosts" / name, self.settings.instances)
+
+    def _states(self, name: str, hosts: Hosts) -> dict[str, tuple[str, int]]:
+        """Status and exit code of the containers that there are."""
+        found = {}
+        for host in hosts.names:
+            said = self._run("inspect", f"{name}-{host}", fails=False)
+            if said:
+                state = json.loads(said)[0]["State"]
+                found[host] = str(state["Status"]), int(state["ExitCode"])
+        return found
+
+    def _keep_logs(self, name: str, hosts: Hosts, file: Path) -> None:
+        before = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        several = len(hosts.names) > 1
+        lines = [
+            (f"{host}: " if several else "") + line
+            for host in hosts.names
+            for line in self._run("logs", f"{name}-{host}", fails=False, merged=True).splitlines()
+        ]
+        if len(lines) > len(before):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            if self.settings.logs == "stream":
+                for line in lines if several else lines[len(before) :]:
+                    if line not in before:
+                        log.info("%s | %s", name, line)
+
+    def log(self, worker: str, folder: Path) -> Path:
+        """Where what it printed is kept."""
+        return log_file(folder.parent, worker)
+
+    def cancel(self, workers: Sequence[str]) -> None:
+        """By a signal, at which jobs save."""
+        for name in workers:
+            self._hosts(name).note_stopped()
+            for host in self._hosts(name).names:
+                self._run("kill", "--signal", "TERM", f"{name}-{host}", fails=False)
+
+    def how_to_cancel(self, workers: Sequence[str]) -> str:
+        """The engine's own command."""
+        hosts = [f"{name}-{host}" for name in workers for host in self._hosts(name).names]
+        return " ".join([self.program, "stop", "--time", "120", *hosts])
+
+    def _run(
+        self, *arguments: str, fails: bool = True, merged: bool = False, extra: Mapping[str, str] | None = None
+    ) -> str:
+        """What the engine says; nothing where it has failed and that is no fault.
+
+        Raises:
+            NotSubmitted: it has failed.
+        """
+        done = subprocess.run(
+            [self.program, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+            text=True,
+            errors="replace",
+            timeout=START_TIMEOUT_S,
+            env={**os.environ, **(extra or {})},
+            check=False,
+        )
+        if done.returncode and fails:
+            raise NotSubmitted(" ".join((done.stderr or done.stdout).split())[-400:])
+        return "" if done.returncode else done.stdout
+
+
+def preflight(settings: SageMakerLauncher, image: str | None) -> list[str]:
+    """What keeps containers from running here."""
+    program = engine()
+    if program is None:
+        return [f"launcher.local = True: no {' and no '.join(ENGINES)} works on this machine; install or start one"]
+    if image is None:
+        return [
+            "launcher.image = None: nothing was built or pushed here yet; python -m runner.image build, and name it"
+        ]
+    there = subprocess.run([program, "image", "inspect", image], capture_output=True, check=False).returncode == 0
+    if not there:
+        return [f"launcher.image = {image!r}: {program} has no such image; python -m runner.image build, or pull it"]
+    return []
