@@ -63,7 +63,8 @@ def _build(options: argparse.Namespace, passed_on: Sequence[str]) -> None:
         registry, login = wanted
         engine.login(registry, login.user, login.password)
     engine.build(root, DOCKERFILE, _local(options), {"BASE_IMAGE": options.base_image}, passed_on)
-    log.info("built: %s", _local(options))
+    size = engine.size_bytes(_local(options))
+    log.info("built: %s%s", _local(options), "" if size is None else f", {size / 1e9:.2f} GB")
 
 
 def _push(options: argparse.Namespace) -> str:

@@ -14,8 +14,8 @@ SOURCES = (
 )  # fmt: skip
 """What goes into an image; `.dockerignore` lets in the same."""
 DOCKERFILE = Path("container", "Dockerfile")
-BASE_IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.10-gpu-py313"
-"""AWS's own image for training with PyTorch; the Dockerfile names the same."""
+BASE_IMAGE = "public.ecr.aws/docker/library/python:3.11-slim-bookworm"
+"""Python and nothing else: torch comes with what it needs of CUDA. The Dockerfile names the same."""
 
 
 def checkout() -> Path:

@@ -47,6 +47,14 @@ class Engine:
         command = ["build", "--platform", PLATFORM, "--file", str(root / dockerfile), "--tag", tag, *told]
         self._run([*command, *options, str(root)])
 
+    def size_bytes(self, tag: str) -> int | None:
+        """Of an image of this machine, uncompressed; None where the engine does not say."""
+        if self.name == "buildah":
+            return None
+        asked = [self.name, "image", "inspect", "--format", "{{.Size}}", tag]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        return int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdigit() else None
+
     def login(self, registry: str, user: str, password: str) -> None:
         """Log in to a registry; the password is on no command line, where every user of the machine could read it."""
         self._run(["login", "--username", user, "--password-stdin", registry], given=password)
