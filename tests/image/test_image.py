@@ -88,7 +88,7 @@ def test_build_tells_the_engine_what_to_build(engine: FakeEngine) -> None:
     base = "debian:bookworm"
 
     assert main(["build", "--base-image", base, "--", "--network", "host"]) == 0
-    ((arguments, _),) = engine.calls
+    arguments, _ = engine.calls[0]
     assert arguments == [
         *("build", "--platform", "linux/amd64", "--file", str(ROOT / "container" / "Dockerfile")),
         *("--tag", f"lora-runner:{default_tag(ROOT, base)}", "--build-arg", f"BASE_IMAGE={base}"),
@@ -97,11 +97,12 @@ def test_build_tells_the_engine_what_to_build(engine: FakeEngine) -> None:
 
 
 def test_a_base_image_in_ecr_is_logged_in_for(ecr: Any, engine: FakeEngine) -> None:
-    assert main(["build"]) == 0
-    (login, given), (build, _) = engine.calls
-    assert login == ["login", "--username", "AWS", "--password-stdin", BASE_IMAGE.partition("/")[0]]
+    base = "123456789012.dkr.ecr.us-east-1.amazonaws.com/base:1"
+    assert main(["build", "--base-image", base]) == 0
+    (login, given), (build, _), *_ = engine.calls
+    assert login == ["login", "--username", "AWS", "--password-stdin", base.partition("/")[0]]
     assert given
-    assert f"BASE_IMAGE={BASE_IMAGE}" in build
+    assert f"BASE_IMAGE={base}" in build
 
 
 def test_push_makes_a_repository_and_gives_a_reference_that_the_launcher_takes(
