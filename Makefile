@@ -15,7 +15,7 @@ demo: $(VENV)/.installed     ## train the embedded demo and print where its repo
 
 test: $(VENV)/.installed     ## everything that must hold: style, types, import directions, behaviour
 	$(MAKE) check
-	OMP_NUM_THREADS=1 $(RUN) pytest -q -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(RUN) pytest -q -n 2 --dist worksteal
 
 test-container: $(VENV)/.installed   ## build the training image with podman, and train in it; needs root
 	tests/container/real_image.sh

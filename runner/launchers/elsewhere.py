@@ -78,7 +78,9 @@ def _groups(folders: Sequence[Path]) -> Iterable[tuple[LauncherSettings, list[Jo
 
 
 def alive_workers(jobs: Sequence[Job], cluster: Cluster) -> list[str]:
-    """The workers of these jobs that wait or run."""
+    """The workers of these jobs that wait or run, and the searches that start workers by themselves."""
     workers = jobs_of_workers(recorded_lots(jobs, cluster.name))
     gone = cluster.gone(workers)
-    return [worker for worker in workers if worker not in gone]
+    submissions = [read_manifest(job.folder).get("submission") or {} for job in jobs]
+    searches = {str(each["tuning"]) for each in submissions if each.get("tuning") and each["cluster"] == cluster.name}
+    return [*(worker for worker in workers if worker not in gone), *sorted(searches)]

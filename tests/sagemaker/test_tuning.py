@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from runner.job import read_job
-from tests.command_line import ROOT, environment, runner
+from tests.command_line import ROOT, command, environment, runner
 from tests.launch.running import Running, manifests, outputs
 from tests.sagemaker.stand_in import Image, StandIn
 
@@ -147,3 +147,19 @@ def test_a_search_in_which_all_fail_fails_and_the_next_command_tries_anew(aws: S
     _, other = aws.asked("CreateHyperParameterTuningJob")
     assert other["HyperParameterTuningJobName"] == f"{name}-2"
     assert other["HyperParameterTuningJobConfig"]["RandomSeed"] == 4
+
+
+def test_stop_ends_the_search_and_its_trials(aws: StandIn, settings: list[str]) -> None:
+    running = Running(
+        [*SEARCH, "hydra.sweeper.n_trials=4", "hydra.sweeper.parallel=1", *settings, SPACE[0], "steps=4000"]
+    )
+    running.wait_for("dev/*/metrics.jsonl")
+    stopped = command("stop", str(outputs() / "dev"))
+    answer = running.end()
+
+    assert stopped.code == 0, stopped.output
+    (search,) = aws.tuning.jobs
+    assert f"asked to save and end: sagemaker {search}" in stopped.output
+    assert answer.code == 130, answer.output
+    assert [manifest["state"] for manifest in manifests().values()] == ["cancelled"]
+    assert len(aws.jobs) == 1, "no further trial was begun"

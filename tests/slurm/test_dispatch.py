@@ -11,7 +11,7 @@ import pytest
 from runner.errors import Detached, Interrupted
 from runner.job import Job, State, lock, make_job, read_manifest, register, state_of, update_manifest
 from runner.launchers import dispatch
-from runner.launchers.cluster import Gone, NotSubmitted, Order
+from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
 from runner.launchers.dispatch import Dispatch
 from runner.launchers.lots import Lot, recorded_lots
 from runner.machine import Device, Machine
@@ -30,22 +30,33 @@ class Script:
 
     name = "script"
 
-    def __init__(self, *moves: Callable[[Script], None], refuses: str = "") -> None:
-        self.moves, self.refuses = list(moves), refuses
+    def __init__(
+        self, *moves: Callable[[Script], None], refuses: str = "", full: str = "", apart: bool = False
+    ) -> None:
+        self.moves, self.refuses, self.full = list(moves), refuses, full
+        self.shares_files = not apart
+        self.cancelled: list[str] = []
+        self.tries = 0
         self.orders: list[tuple[Order, str | None]] = []
         self.ended: dict[str, Gone] = {}
 
     def submit(self, order: Order, *, after: str | None) -> str:
+        self.tries += 1
+        if str(self.tries) in self.full.split():
+            raise NoRoom("full")
         if str(len(self.orders)) in self.refuses.split():
             raise NotSubmitted("no more")
         self.orders.append((order, after))
         return f"w{len(self.orders)}"
 
-    def gone(self, workers: Sequence[str]) -> Mapping[str, Gone]:
+    def gone(self, workers: Mapping[str, Sequence[Job]]) -> Mapping[str, Gone]:
         return {worker: self.ended[worker] for worker in workers if worker in self.ended}
 
     def log(self, worker: str, folder: Path) -> Path:
         return folder / f"{worker}.log"
+
+    def cancel(self, workers: Sequence[str]) -> None:
+        self.cancelled += workers
 
     def how_to_cancel(self, workers: Sequence[str]) -> str:
         return " ".join(["cancel", *workers])
@@ -317,3 +328,44 @@ def test_other_workers_of_a_list_take_what_one_was_interrupted_in() -> None:
     queue.read()
     taken = [state for state in State if queue.takes(state)]
     assert taken == [State.PENDING, State.SUBMITTED, State.INTERRUPTED]
+
+
+def test_what_there_is_no_room_for_waits_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "TRY_AGAIN_S", 0.0)
+    jobs = make_jobs(2)
+
+    def still_waits(cluster: Script) -> None:
+        assert [state_of(job.folder) for job in jobs] == [State.PENDING, State.PENDING]
+        assert cluster.orders == []
+
+    cluster = Script(still_waits, still_waits, finish(jobs), full="1 2 3")
+    run(cluster, make_plan(jobs), monkeypatch)
+    assert cluster.tries == 4
+    assert len(cluster.orders) == 1
+    assert [state_of(job.folder) for job in jobs] == [State.COMPLETED, State.COMPLETED]
+
+
+def test_where_files_are_not_shared_it_waits_for_the_end_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(1)
+
+    def ends(cluster: Script) -> None:
+        cluster.ended["w1"] = Gone(words="has ended", began=True)
+
+    cluster = Script(finish(jobs), lambda cluster: None, ends, apart=True)
+    run(cluster, make_plan(jobs), monkeypatch)
+    assert cluster.moves == [], "it has waited although all jobs were done"
+
+
+def test_a_worker_that_never_began_fails_its_jobs_and_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(2)
+
+    def ends(cluster: Script) -> None:
+        cluster.ended["w1"] = Gone(words="failed: no such image", began=False)
+
+    cluster = Script(ends, apart=True)
+    run(cluster, make_plan(jobs), monkeypatch)
+    assert len(cluster.orders) == 1
+    for job in jobs:
+        manifest = read_manifest(job.folder)
+        assert manifest["state"] == "failed"
+        assert "no such image" in manifest["error"]

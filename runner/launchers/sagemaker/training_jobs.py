@@ -208,15 +208,21 @@ class SageMakerCluster:
     # --- ending ---
 
     def cancel(self, workers: Sequence[str]) -> None:
-        """Ask training jobs to save and end; SageMaker gives them two minutes."""
+        """Ask training jobs, or tuning jobs with all theirs, to save and end; SageMaker gives them two minutes."""
         from botocore.exceptions import ClientError
 
+        client = self.account.sagemaker
         for name in workers:
-            try:
-                self.account.sagemaker.stop_training_job(TrainingJobName=name)
-            except ClientError as error:
-                if code_of(error) != "ValidationException":  # it has ended meanwhile
-                    raise
+            for stop, key in (
+                (client.stop_training_job, "TrainingJobName"),
+                (client.stop_hyper_parameter_tuning_job, "HyperParameterTuningJobName"),
+            ):
+                try:
+                    stop(**{key: name})
+                except ClientError as error:
+                    # It is the other of the two, or has ended meanwhile.
+                    if code_of(error) not in ("ValidationException", "ResourceNotFound"):
+                        raise
 
     def how_to_cancel(self, workers: Sequence[str]) -> str:
         """Our own command: AWS's stops one at a time."""
