@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
+TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -q -n 2 --dist worksteal
+# What runs jobs in queues, training jobs and containers: as many processes again as all other tests together.
+ELSEWHERE := tests/slurm tests/sagemaker tests/container tests/image
 
-.PHONY: demo test test-container check docs clean
+.PHONY: demo test test-elsewhere test-container check docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -15,7 +18,10 @@ demo: $(VENV)/.installed     ## train the embedded demo and print where its repo
 
 test: $(VENV)/.installed     ## everything that must hold: style, types, import directions, behaviour
 	$(MAKE) check
-	OMP_NUM_THREADS=1 $(RUN) pytest -q -n 2 --dist worksteal
+	$(TESTS) $(addprefix --ignore=,$(ELSEWHERE))
+
+test-elsewhere: $(VENV)/.installed   ## Slurm, SageMaker and what runs in its containers, on stand-ins that really run jobs
+	$(TESTS) $(ELSEWHERE)
 
 test-container: $(VENV)/.installed   ## build the training image with podman, and train in it; needs root
 	tests/container/real_image.sh

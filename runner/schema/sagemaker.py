@@ -87,7 +87,9 @@ class SageMakerLauncher(QueuedLauncher):
         doc="Pass WANDB_API_KEY and HF_TOKEN of this environment in the request instead, where whoever may describe "
         "the job can read them.",
     )
-    tags: Annotated[dict[str, str], Field(max_length=40)] = knob({}, doc="Tags of every training job.")
+    tags: Annotated[dict[str, str], Field(max_length=40)] | None = knob(
+        None, doc="Tags of every training job, such as `{team: vision}`."
+    )
     logs: Literal["stream", "file"] = knob(
         "stream", doc="`stream` shows the lines of all jobs here, `file` only keeps them beside the results."
     )
@@ -141,7 +143,7 @@ class SageMakerLauncher(QueuedLauncher):
             raise ValueError("pass_secrets = True: has no effect on what wandb_secret or hub_secret name; remove one")
         if self.device == "cuda" and not gpus:
             raise ValueError(f"device = 'cuda': {self.instance} has no GPU; choose another launcher.instance")
-        if OWN_TAG in self.tags:
+        if OWN_TAG in (self.tags or {}):
             raise ValueError(f"tags: {OWN_TAG} is set by the launcher itself; remove it")
         return self
 

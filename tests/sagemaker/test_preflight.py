@@ -95,6 +95,7 @@ def test_without_credentials_or_region(faults: Faults, monkeypatch: pytest.Monke
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     (fault,) = faults()
     assert fault.startswith("AWS credentials: there are none; `aws configure`")
+    assert len(faults(role=None, image=None)) == 3, "what the settings leave out is said with it"
     monkeypatch.delenv("AWS_REGION")
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     (fault,) = faults()

@@ -12,6 +12,12 @@ from runner.schema import SageMakerLauncher
 __all__ = ["Account", "NoAccess", "code_of", "message_of", "understood"]
 
 
+NO_ROLE = (
+    "launcher.role = None: training jobs need an execution role; set launcher.role to its ARN or name "
+    "(docs/sagemaker.md has its policy)"
+)
+
+
 class Account:
     """Clients for one region; made when they are first needed."""
 
@@ -84,9 +90,6 @@ class Account:
         """
         role = self.settings.role
         if role is None:
-            raise NoAccess(
-                "launcher.role = None: training jobs need an execution role; set launcher.role to its ARN or name "
-                "(docs/sagemaker.md has its policy)"
-            )
+            raise NoAccess(NO_ROLE)
         partition = self.caller_arn.split(":")[1] if not role.startswith("arn:") else ""
         return role if role.startswith("arn:") else f"arn:{partition}:iam::{self.account_id}:role/{role}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote
 
-from runner.launchers.sagemaker.account import Account, NoAccess, code_of, message_of, understood
+from runner.launchers.sagemaker.account import NO_ROLE, Account, NoAccess, code_of, message_of, understood
 from runner.schema import SageMakerLauncher
 
 ECR_IMAGE = re.compile(
@@ -31,6 +31,10 @@ EXECUTION = (
     "logs:CreateLogStream", "logs:PutLogEvents", "logs:DescribeLogStreams",
 )  # fmt: skip
 """What the execution role must be allowed."""
+NO_IMAGE = (
+    "launcher.image = None: no image was pushed from here yet; python -m runner.image build, then push "
+    "(docs/sagemaker.md), or set launcher.image"
+)
 NEEDED = "credentials, execution role, both policies, bucket, image, quota of the instance type, secrets"
 
 
@@ -43,7 +47,7 @@ def preflight(settings: SageMakerLauncher, account: Account, image: str | None) 
     try:
         _ = account.region, account.account_id
     except NoAccess as error:
-        return [str(error)]
+        return [str(error), *_unnamed(settings, image)]
     checks: list[Callable[[], Iterable[str]]] = [
         lambda: _role(settings, account),
         lambda: _bucket(settings, account),
@@ -54,6 +58,14 @@ def preflight(settings: SageMakerLauncher, account: Account, image: str | None) 
     ]
     with ThreadPoolExecutor(len(checks)) as pool:
         return [fault for faults in pool.map(_asked, checks) for fault in faults]
+
+
+def _unnamed(settings: SageMakerLauncher, image: str | None) -> Iterable[str]:
+    """What the settings leave out, which can be said without asking anybody."""
+    if settings.role is None:
+        yield NO_ROLE
+    if image is None:
+        yield NO_IMAGE
 
 
 def _asked(check: Callable[[], Iterable[str]]) -> list[str]:
@@ -151,10 +163,7 @@ def _image(account: Account, image: str | None) -> Iterable[str]:
     from botocore.exceptions import ClientError
 
     if image is None:
-        yield (
-            "launcher.image = None: no image was pushed from here yet; python -m runner.image build, then push "
-            "(docs/sagemaker.md), or set launcher.image"
-        )
+        yield NO_IMAGE
         return
     key = f"launcher.image = {image!r}"
     parts = ECR_IMAGE.fullmatch(image)

@@ -72,7 +72,7 @@ def training_request(
         "ResourceConfig": resources,
         "StoppingCondition": stopping,
         "EnableManagedSpotTraining": settings.spot,
-        "Tags": [{"Key": key, "Value": value} for key, value in {**settings.tags, OWN_TAG: experiment}.items()],
+        "Tags": [{"Key": key, "Value": value} for key, value in {**(settings.tags or {}), OWN_TAG: experiment}.items()],
     }
     if environment:
         request["Environment"] = dict(environment)
