@@ -73,7 +73,7 @@ class Collector:
         wanted = [
             name
             for name, stored in files.items()
-            if (whole or name in WATCHED) and name not in NOT_BROUGHT and self._is_new(job, folder, name, stored)
+            if (whole or name in WATCHED) and _is_brought(name) and self._is_new(job, folder, name, stored)
         ]
         try:
             # Whoever holds it trains it here, and knows better.
@@ -135,6 +135,11 @@ class Collector:
             if self.storage.has(index):
                 listed = set(json.loads(self.storage.read(index)))
             self.storage.write(index, json.dumps(sorted(listed | set(names))).encode())
+
+
+def _is_brought(name: str) -> bool:
+    # What a container has begun to write has a hidden name, and may have been stored under it.
+    return name not in NOT_BROUGHT and not any(part.startswith(".") for part in name.split("/"))
 
 
 def _merge_measurements(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from runner.launchers.sagemaker.storage import Stored
@@ -59,10 +60,11 @@ class FolderStorage:
                 shutil.copyfile(file, temporary)
 
     def download(self, folder: Location, names: Iterable[str], target: Path) -> None:
-        """Copy objects of a folder; each file appears whole."""
+        """Copy objects of a folder; each file appears whole. What was removed since they were listed is left out."""
         for name in names:
-            with atomic_file(target / name) as temporary:
-                shutil.copyfile(self.path(folder / name), temporary)
+            source = self.path(folder / name)
+            with suppress(FileNotFoundError), atomic_file(target / name) as temporary:
+                shutil.copyfile(source, temporary)
 
     def copy(self, source: Location, target: Location) -> None:
         """Copy an object."""
