@@ -87,11 +87,3 @@ def test_kill_saves_and_the_same_command_goes_on(settings: list[str]) -> None:
     assert answer.code == 0, answer.output
     assert manifests()[only_folder().name]["attempts"] == 2
     assert len(logs()) == 2
-
-
-def test_a_job_that_fails_does_so_alone(settings: list[str]) -> None:
-    answer = runner("-m", *settings, "logger.every=1", "optimizer.lr=1e-4,1e30")
-
-    assert answer.code == 1
-    assert sorted(manifest["state"] for manifest in manifests().values()) == ["completed", "failed"]
-    assert "1 of 2 jobs failed" in answer.output

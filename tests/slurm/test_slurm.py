@@ -159,32 +159,24 @@ def test_a_worker_that_dies_alone_fails_its_job_with_the_reason(settings: list[s
     assert attempts() == [2]
 
 
-def test_jobs_that_die_together_go_on_in_smaller_packs(
-    settings: list[str], slurm: Slurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The accounts are off, and what has ended is forgotten at once: nobody knows how.
-    monkeypatch.setenv("FAKE_FORGETS", "1")
-    monkeypatch.setenv("FAKE_NO_ACCOUNTS", "1")
-    running = Running(["-m", *settings, FOUR])
-    running.wait_for("dev/*/checkpoints/step-000010")
-    slurm.jobs[0].order("break")
-    answer = running.end()
-
-    assert answer.code == 0, answer.output
-    assert "slurm 101 is no longer known to Slurm with 4 jobs; they go on, 2 at once" in answer.output
-    assert "--at-once 2 " in slurm.jobs[1].read()["script"]
-    assert states() == ["completed"] * 4
-
-
-def test_a_broken_node_is_no_fault_of_the_jobs(settings: list[str], slurm: Slurm, uninterrupted: Path) -> None:
-    running = Running(settings)
-    running.wait_for("dev/*/checkpoints/step-000010")
-    slurm.jobs[0].order("break")
-    answer = running.end()
-
-    assert answer.code == 0, answer.output
-    assert "slurm 101 ended as NODE_FAIL; what it has left goes on in another worker" in answer.output
-    assert_bitwise_equal(only_folder(), uninterrupted)
+@pytest.mark.parametrize(
+    ("state", "gone"),
+    [
+        ("RUNNING", None),
+        ("UNKNOWN", None),
+        ("COMPLETED", "ended"),
+        ("OUT_OF_MEMORY", "ended"),
+        ("FORGOTTEN", "ended"),
+        ("CANCELLED", "cancelled"),
+        ("NODE_FAIL", "taken"),
+        ("PREEMPTED", "taken"),
+        ("TIMEOUT", "taken"),
+    ],
+)
+def test_slurms_words_for_the_end_of_a_job(state: str, gone: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(QueueWatcher, "get_state", lambda self, job, mode="standard": state)
+    found = SlurmCluster(SlurmLauncher()).gone({"7": ()})
+    assert ({"7": gone} if gone else {}) == {worker: each.reason for worker, each in found.items()}
 
 
 def test_what_somebody_cancels_is_not_submitted_again(settings: list[str], slurm: Slurm) -> None:
