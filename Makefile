@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -q -n 2 --dist worksteal
+# Three at a time on two cores: many of them wait for processes most of the time.
+TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -q -n 3 --dist worksteal
 # What runs jobs in queues, training jobs and containers: as many processes again as all other tests together.
 ELSEWHERE := tests/slurm tests/sagemaker tests/container tests/image
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 
 import boto3
@@ -32,12 +33,10 @@ class Secrets:
             aws_access_key_id="testing",
             aws_secret_access_key="testing",
         )
-        self._count = 0
 
     def put(self, text: str) -> str:
         """Keep a secret; its ARN."""
-        self._count += 1
-        return str(self._client.create_secret(Name=f"secret-{self._count}", SecretString=text)["ARN"])
+        return str(self._client.create_secret(Name=f"secret-{uuid.uuid4().hex}", SecretString=text)["ARN"])
 
 
 @pytest.fixture(scope="module")
