@@ -174,15 +174,24 @@ def test_stop_saves_and_the_same_command_continues(aws: StandIn, sdxl_folder: Pa
     assert any("/checkpoints/step-" in key for key in sent), "it goes on from there"
 
 
-def test_jobs_share_the_gpus_of_one_instance(aws: StandIn, settings: list[str]) -> None:
+def test_eight_jobs_on_an_instance_with_four_gpus_are_one_training_job(aws: StandIn, settings: list[str]) -> None:
     gpus = [text for text in settings if not text.startswith("launcher.instance")]
-    answer = runner("-m", *gpus, "launcher.instance=ml.g5.12xlarge", "seed=1,2,3,4,5,6,7,8", "launcher.dry_run=true")
-    assert answer.code == 0, answer.output
-    assert "8 jobs, 2 at once by each worker" in answer.output
-    assert "with a training job for each job" in answer.output
-    assert answer.output.count('"TrainingJobName"') == 1
-    assert "preflight: good" in answer.output
+    sweep = ["-m", *gpus, "launcher.instance=ml.g5.12xlarge", "seed=1,2,3,4,5,6,7,8", "steps=2"]
+    planned = runner(*sweep, "launcher.dry_run=true")
+    assert planned.code == 0, planned.output
+    assert "8 jobs, 2 at once by each worker" in planned.output
+    assert "with a training job for each job" in planned.output
+    assert planned.output.count('"TrainingJobName"') == 1
+    assert "preflight: good" in planned.output
     assert created(aws) == []
+
+    answer = runner(*sweep)
+    assert answer.code == 0, answer.output
+    (name,) = created(aws)
+    assert [manifest["state"] for manifest in manifests().values()] == ["completed"] * 8
+    assert f"{name} |   pack 1: " in answer.output
+    for place in range(4):
+        assert f"{name} | [{place}] " in answer.output, "each GPU has a worker of its own"
 
 
 def test_two_instances_share_every_batch(aws: StandIn, settings: list[str], undisturbed: Path) -> None:
