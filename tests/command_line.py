@@ -55,3 +55,10 @@ def command(name: str, *arguments: str, extra: Mapping[str, str] | None = None, 
         check=False,
     )
     return Answer(done.returncode, done.stdout)
+
+
+def trained(folder: Path, *arguments: str) -> None:
+    """Fill a folder with what a run gives that nothing disturbs; its only job is at `outputs/dev/<id>`."""
+    extra = {"RUNNER_OUTPUTS": str(folder / "outputs"), "RUNNER_CACHE": str(folder / "cache")}
+    answer = runner(*arguments, extra=extra)
+    assert answer.code == 0, answer.output

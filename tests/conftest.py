@@ -27,6 +27,28 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
+MakeOnce = Callable[[str, Callable[[Path], None]], Path]
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """A folder that is filled once for all processes that run tests, and then only read."""
+    from runner.exclusive import alone
+
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, sign = root / name, root / f"{name}.made"
+        with alone(root / f"{name}.lock", doing=f"making {name}"):
+            if not sign.exists():
+                fill(folder)
+                sign.touch()
+        return folder
+
+    return make
+
+
 def _saved(build: Callable[[], object], folder: Path) -> Path:
     pipeline = build()
     pipeline.save_pretrained(folder)  # type: ignore[attr-defined]

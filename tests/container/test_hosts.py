@@ -35,6 +35,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_two_hosts_stop_together_and_go_on_from_the_first_ones_checkpoint(
     bench: Bench, sdxl_folder: Path, tmp_path: Path, port: str
 ) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.command_line import runner
-from tests.launch.running import Running, assert_bitwise_equal, manifests, only_folder, weights
+from tests.command_line import runner, trained
+from tests.conftest import MakeOnce
+from tests.launch.running import Running, assert_bitwise_equal, manifests, only_folder, outputs, weights
 
 STEPS = 40
 
@@ -22,10 +24,9 @@ def settings(sdxl_folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def uninterrupted(settings: list[str]) -> Path:
-    answer = runner("name=whole", *settings)
-    assert answer.code == 0, answer.output
-    return only_folder("whole")
+def uninterrupted(settings: list[str], made_once: MakeOnce) -> Path:
+    (job,) = (made_once("local", lambda folder: trained(folder, *settings)) / "outputs" / "dev").glob("*/manifest.json")
+    return job.parent
 
 
 def test_a_run_folder_explains_itself_and_is_not_run_twice(settings: list[str]) -> None:
@@ -94,16 +95,18 @@ def test_a_signal_saves_and_the_same_command_continues(settings: list[str], unin
 
 
 def test_a_completed_job_without_its_weights_runs_again(settings: list[str], uninterrupted: Path) -> None:
-    before = weights(uninterrupted)
-    (uninterrupted / "lora" / "pytorch_lora_weights.safetensors").unlink()
+    folder = outputs() / "dev" / uninterrupted.name
+    shutil.copytree(uninterrupted, folder)
+    before = weights(folder)
+    (folder / "lora" / "pytorch_lora_weights.safetensors").unlink()
 
-    answer = runner("name=whole", *settings)
+    answer = runner(*settings)
 
     assert answer.code == 0, answer.output
     assert "is gone: it runs again" in answer.output
-    assert all(torch.equal(before[key], tensor) for key, tensor in weights(uninterrupted).items())
-    (uninterrupted / "manifest.json").write_text("{bad")
-    damaged = runner("name=whole", *settings)
+    assert all(torch.equal(before[key], tensor) for key, tensor in weights(folder).items())
+    (folder / "manifest.json").write_text("{bad")
+    damaged = runner(*settings)
     assert damaged.code == 1
     assert "manifest.json is damaged" in damaged.output
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.command_line import command, runner
+from tests.command_line import command, runner, trained
+from tests.conftest import MakeOnce
 from tests.launch.running import Running, assert_bitwise_equal, manifests, only_folder, outputs, weights
 from tests.sagemaker.stand_in import Image, StandIn
 
@@ -40,13 +41,11 @@ def settings(aws: StandIn, sdxl_folder: Path) -> list[str]:
     return [*job_settings(sdxl_folder), *launcher_settings(aws)]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(sdxl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def undisturbed(sdxl_folder: Path, made_once: MakeOnce) -> Path:
     """What the small job gives on this machine."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    answer = runner(*job_settings(sdxl_folder), extra={"RUNNER_OUTPUTS": str(folder)})
-    assert answer.code == 0, answer.output
-    (job,) = (folder / "dev").glob("*/manifest.json")
+    folder = made_once("sagemaker", lambda folder: trained(folder, *job_settings(sdxl_folder)))
+    (job,) = folder.glob("outputs/dev/*/manifest.json")
     return job.parent
 
 

@@ -69,6 +69,7 @@ def test_ctrl_c_does_not_reach_them_and_the_same_command_collects(settings: list
     assert len(logs()) == 1
 
 
+@pytest.mark.slow
 def test_kill_saves_and_the_same_command_goes_on(settings: list[str]) -> None:
     settings = [*settings, "steps=300"]
     first = runner(*settings, "launcher.wait=false")

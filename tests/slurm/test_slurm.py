@@ -11,7 +11,8 @@ import pytest
 from runner.launchers.slurm.clusters import QueueWatcher, SlurmCluster
 from runner.schema import SlurmLauncher
 from runner.status.experiment import Watch
-from tests.command_line import runner
+from tests.command_line import runner, trained
+from tests.conftest import MakeOnce
 from tests.launch.running import Running, assert_bitwise_equal, manifests, only_folder, outputs, weights
 from tests.slurm.conftest import Slurm, job_settings
 
@@ -26,13 +27,10 @@ def attempts(name: str = "dev") -> list[int]:
     return sorted(manifest["attempts"] for manifest in manifests(name).values())
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(sdxl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def uninterrupted(sdxl_folder: Path, made_once: MakeOnce) -> Path:
     """The same job, trained by the local launcher."""
-    folder = tmp_path_factory.mktemp("whole")
-    extra = {"RUNNER_OUTPUTS": str(folder / "outputs"), "RUNNER_CACHE": str(folder / "cache")}
-    answer = runner(*job_settings(sdxl_folder), extra=extra)
-    assert answer.code == 0, answer.output
+    folder = made_once("slurm", lambda folder: trained(folder, *job_settings(sdxl_folder)))
     (manifest,) = folder.glob("outputs/dev/*/manifest.json")
     return manifest.parent
 
@@ -128,6 +126,7 @@ def test_a_preempted_worker_saves_and_another_one_goes_on(
     assert_bitwise_equal(only_folder(), uninterrupted)
 
 
+@pytest.mark.slow
 def test_what_is_unfinished_at_the_time_limit_is_saved_before_it(
     settings: list[str], slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +226,7 @@ def test_no_more_workers_run_at_a_time_than_asked_for(settings: list[str], slurm
     assert [each.get("dependency") for each in options] == [None, "afterany:101"]
 
 
+@pytest.mark.slow
 def test_two_nodes_share_a_batch_and_give_the_weights_of_one(
     settings: list[str], slurm: Slurm, uninterrupted: Path
 ) -> None:
