@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 # More at a time than there are cores: many of them wait for other processes most of the time.
-TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -q --dist worksteal
+JOBS ?= 3
+TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -q -n $(JOBS) --dist worksteal
 QUICK := -m 'not slow'
 # What runs jobs in queues, training jobs and containers: as many processes again as all other tests together.
 ELSEWHERE := tests/slurm tests/sagemaker tests/container tests/image
@@ -20,13 +21,13 @@ demo: $(VENV)/.installed     ## train the embedded demo and print where its repo
 
 test: $(VENV)/.installed     ## everything that must hold: style, types, import directions, behaviour
 	$(MAKE) check
-	$(TESTS) -n 3 $(QUICK) $(addprefix --ignore=,$(ELSEWHERE))
+	$(TESTS) $(QUICK) $(addprefix --ignore=,$(ELSEWHERE))
 
 test-elsewhere: $(VENV)/.installed   ## Slurm, SageMaker and what runs in its containers, on stand-ins that really run jobs
-	$(TESTS) -n 4 $(QUICK) $(ELSEWHERE)
+	$(TESTS) $(QUICK) $(ELSEWHERE)
 
 test-slow: $(VENV)/.installed   ## what takes long and is much like something quicker
-	$(TESTS) -n 3 -m slow
+	$(TESTS) -m slow
 
 test-container: $(VENV)/.installed   ## build the training image with podman, and train in it; needs root
 	tests/container/real_image.sh

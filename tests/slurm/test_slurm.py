@@ -130,17 +130,17 @@ def test_a_preempted_worker_saves_and_another_one_goes_on(
 def test_what_is_unfinished_at_the_time_limit_is_saved_before_it(
     settings: list[str], slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A minute of this Slurm has fifteen seconds, and the loading takes some of them.
-    monkeypatch.setenv("FAKE_MINUTE_S", "15")
-    long = [*settings, "name=long", "steps=2000"]
-    answer = runner(*long, "launcher.time_limit_min=1", "launcher.save_before_s=3", "launcher.resubmissions=0")
+    # A minute of this Slurm has 24 seconds, and the loading takes some of them.
+    monkeypatch.setenv("FAKE_MINUTE_S", "24")
+    long = [*settings, "name=long", "steps=4000"]
+    answer = runner(*long, "launcher.time_limit_min=1", "launcher.save_before_s=10", "launcher.resubmissions=0")
 
     assert answer.code == 130, answer.output
     assert "launcher.resubmissions = 0 is used up" in answer.output
     assert slurm.states == ["FAILED"], "it saved and ended before Slurm would have ended it"
     first = manifests("long")[only_folder("long").name]
     assert first["state"] == "interrupted" and first["attempts"] == 1
-    assert 0 < first["steps_done"] < 2000
+    assert 0 < first["steps_done"] < 4000
 
 
 def test_a_worker_that_dies_alone_fails_its_job_with_the_reason(settings: list[str], slurm: Slurm) -> None:
