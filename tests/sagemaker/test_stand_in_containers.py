@@ -15,8 +15,9 @@ from tests.sagemaker.stand_in import Image, StandIn
 
 PROGRAMS = ("sh", "cat", "ping", "grep", "sleep", "hostname", "true")
 HOST = (
-    "until ping -c 1 -w 5 algo-2 > /tmp/ping 2>&1; do sleep 1; done; grep -o '1 packets received' /tmp/ping; "
-    "cat /opt/ml/input/data/data/x; echo; hostname > /opt/ml/model/$(hostname)"
+    "until said=$(ping -c 1 -w 5 algo-2 2>&1); do sleep 1; done; echo $said | grep -o '1 packets received'; "
+    # The other one must still be there to be found.
+    "cat /opt/ml/input/data/data/x; echo; hostname > /opt/ml/model/$(hostname); sleep 4"
 )
 SAVES = "trap 'echo saved > /opt/ml/checkpoints/state; exit 0' TERM; echo ready; while :; do sleep 0.1; done"
 # Machines that may not raise limits, or that have the first version of control groups, need these.
