@@ -101,7 +101,8 @@ def test_a_job_that_kills_its_worker_is_found_out_and_fails_alone(settings: list
         "seed=2 lora.rank=5": "completed",
     }
     assert "killed by signal 9 (often: out of memory)" in found["seed=2 lora.rank=2"]["error"]
-    assert executioner.kills == 3, "in a pack of four, of two, and alone"
+    # The others may be done before the last pack is halved.
+    assert 2 <= executioner.kills <= 3, "in a pack of four, of two if another is left, and alone"
     assert "1 of 4 jobs failed" in answer.output
 
 
