@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,24 +29,20 @@ def runner(
     *arguments: str, cwd: Path | None = None, extra: Mapping[str, str] | None = None, timeout_s: float = 240
 ) -> Answer:
     """Run `python -m runner` and wait for it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "runner", *arguments],
-        cwd=cwd or ROOT,
-        env=environment(extra),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    return Answer(done.returncode, done.stdout)
+    return _run("runner", arguments, cwd=cwd, extra=extra, timeout_s=timeout_s)
 
 
 def command(name: str, *arguments: str, extra: Mapping[str, str] | None = None, timeout_s: float = 120) -> Answer:
     """Run `python -m runner.<name>` and wait for it."""
+    return _run(f"runner.{name}", arguments, cwd=None, extra=extra, timeout_s=timeout_s)
+
+
+def _run(
+    module: str, arguments: Sequence[str], *, cwd: Path | None, extra: Mapping[str, str] | None, timeout_s: float
+) -> Answer:
     done = subprocess.run(
-        [sys.executable, "-m", f"runner.{name}", *arguments],
-        cwd=ROOT,
+        [sys.executable, "-m", module, *arguments],
+        cwd=cwd or ROOT,
         env=environment(extra),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

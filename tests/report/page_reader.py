@@ -94,5 +94,6 @@ def find_browser(folder: Path) -> Browser:
     """A browser, or a skip that says why."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
+        # A browser is no Python package; .ci/run installs one, so that there nothing is skipped.
         pytest.skip("no Chromium on the PATH: the page cannot be looked at as a reader sees it")
     return Browser(program, folder)

@@ -39,6 +39,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
     """Podman with a store of its own, in which there is the image `tiny`."""
     busybox = shutil.which("busybox")
     if os.geteuid() != 0 or busybox is None or shutil.which("podman") is None:
+        # An engine is the machine's, not the project's; the same jobs run as processes in test_stand_in.py.
         pytest.skip("needs root, podman and busybox-static")
     (tmp_path / "containers.conf").write_text(CONF)
     monkeypatch.setenv("CONTAINERS_CONF", str(tmp_path / "containers.conf"))
@@ -58,6 +59,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
         yield engine
     shutil.rmtree(store)
     if tried.returncode:
+        # There is an engine, and the kernel does not let it work, as inside of many containers.
         pytest.skip(f"containers do not run here: {made.stderr}{tried.stderr}")
 
 

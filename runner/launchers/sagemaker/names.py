@@ -6,7 +6,7 @@ import re
 
 from runner.s3 import Location
 
-__all__ = ["Location", "Places", "first_name", "training_job_name"]
+__all__ = ["Location", "Places", "training_job_name"]
 
 NAME_LENGTH = 63
 """Longest name of a training job: `[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}`."""
@@ -23,11 +23,6 @@ def training_job_name(experiment: str, key: str, attempt: int, *, length: int = 
     end = f"-{key}" + (f"-{attempt}" if attempt > 1 else "")
     slug = re.sub(r"[^A-Za-z0-9]+", "-", experiment).strip("-")
     return (slug[: length - len(end)].rstrip("-") or "job") + end
-
-
-def first_name(name: str, key: str) -> str:
-    """The name that a training job of the same jobs had at the first attempt."""
-    return name[: name.rindex(key) + len(key)]
 
 
 class Places:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from runner.job import Job, now, read_manifest, update_manifest
-from runner.launchers.cluster import Gone
+from runner.launchers.cluster import Gone, Order
+from runner.launchers.sagemaker.names import training_job_name
 from runner.paths import ExperimentPaths, write_text
 
 CLUSTER = "sagemaker"
@@ -32,6 +34,12 @@ def recorded(experiment_folder: Path, name: str) -> Gone | None:
         return Gone(**known["gone"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def unrecorded_name(order: Order, experiment_folder: Path) -> str:
+    """The first name for these jobs that no ended training job has whose results are here."""
+    names = (training_job_name(order.title, order.key, attempt) for attempt in itertools.count(1))
+    return next(name for name in names if recorded(experiment_folder, name) is None)
 
 
 def record(jobs: Sequence[Job], described: Mapping[str, Any], gone: Gone, *, usd_per_hour: float | None) -> None:

@@ -14,9 +14,9 @@ from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
 from runner.launchers.sagemaker.account import Account, code_of, message_of
 from runner.launchers.sagemaker.inputs import Inputs, environment
 from runner.launchers.sagemaker.logs import LogTail
-from runner.launchers.sagemaker.names import Location, Places, training_job_name
+from runner.launchers.sagemaker.names import Location, Places
 from runner.launchers.sagemaker.prices import Prices
-from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded
+from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded, unrecorded_name
 from runner.launchers.sagemaker.request import Channel, training_request
 from runner.launchers.sagemaker.results import Collector
 from runner.launchers.sagemaker.storage import Storage
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 RUNNING = ("InProgress", "Stopping")
 TAKEN = ("MaxRuntimeExceeded", "MaxWaitTimeExceeded", "Interrupted")
 """Secondary statuses of what was stopped by SageMaker and not by a person."""
-MOST_ATTEMPTS = 100
 
 
 class SageMakerCluster:
@@ -65,23 +64,18 @@ class SageMakerCluster:
         if after is not None:
             raise NoRoom(f"launcher.concurrency = {self.settings.concurrency} is reached")
         jobs = [read_job(folder) for folder in Queue(order.queue).read()[0]]
-        experiment_folder = jobs[0].folder.parent
-        for attempt in range(1, MOST_ATTEMPTS):
-            name = training_job_name(order.title, order.key, attempt)
-            if recorded(experiment_folder, name):
-                continue  # it has ended, and its results are here
-            try:
-                self._create(name, order, jobs)
-                log.info("%s", self.console_url(name))
-            except ClientError as error:
-                if code_of(error) != "ResourceInUse":
-                    raise self._refusal(error) from error
-            except BotoCoreError as error:
-                raise NotSubmitted(" ".join(str(error).split())) from error
-            self._jobs[name] = jobs
-            self._gone.pop(name, None)
-            return name
-        raise NotSubmitted(f"{MOST_ATTEMPTS} training jobs of these jobs have ended without completing them")
+        name = unrecorded_name(order, jobs[0].folder.parent)
+        try:
+            self._create(name, order, jobs)
+            log.info("%s", self.console_url(name))
+        except ClientError as error:
+            if code_of(error) != "ResourceInUse":
+                raise self._refusal(error) from error
+        except BotoCoreError as error:
+            raise NotSubmitted(" ".join(str(error).split())) from error
+        self._jobs[name] = jobs
+        self._gone.pop(name, None)
+        return name
 
     def _create(self, name: str, order: Order, jobs: Sequence[Job]) -> None:
         place = self.places.training_job(order.title, name)

@@ -17,8 +17,8 @@ from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
 from runner.launchers.sagemaker.inputs import Inputs, environment
 from runner.launchers.sagemaker.local.folders import FolderStorage
 from runner.launchers.sagemaker.local.tree import Hosts
-from runner.launchers.sagemaker.names import Places, training_job_name
-from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded
+from runner.launchers.sagemaker.names import Places
+from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded, unrecorded_name
 from runner.launchers.sagemaker.results import Collector
 from runner.machine import find_gpus
 from runner.paths import cache_dir
@@ -34,7 +34,6 @@ SHARED_MEMORY = "8g"
 """What processes of a container exchange data through; an engine's own default is 64 MB."""
 AWS_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL")
 STOPPED_CODES = (137, 143)
-MOST_ATTEMPTS = 100
 START_TIMEOUT_S = 600
 
 
@@ -78,8 +77,7 @@ class LocalContainers:
         if after is not None or len(running) >= (self.settings.concurrency or 1) * self.settings.instances:
             raise NoRoom("containers of this machine run one after the other; launcher.concurrency=N lets more run")
         jobs = [read_job(folder) for folder in Queue(order.queue).read()[0]]
-        names = (training_job_name(order.title, order.key, attempt) for attempt in range(1, MOST_ATTEMPTS))
-        name = next(name for name in names if recorded(jobs[0].folder.parent, name) is None)
+        name = unrecorded_name(order, jobs[0].folder.parent)
         place = self.places.training_job(order.title, name)
         hosts = self._hosts(name)
         if self._states(name, hosts):
