@@ -55,7 +55,6 @@ def test_after_the_command_was_killed_its_workers_go_on_and_the_same_command_wai
 
 
 def test_ctrl_c_does_not_reach_them_and_the_same_command_collects(settings: list[str]) -> None:
-    settings = [*settings, "steps=300"]
     running = Running(settings)
     running.wait_for("dev/*/checkpoints/step-000005")
     os.killpg(running.process.pid, signal.SIGINT)  # a terminal sends it to the whole group

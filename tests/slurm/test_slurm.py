@@ -99,7 +99,7 @@ def test_without_waiting_the_command_ends_and_the_same_command_collects(settings
 
 
 def test_ctrl_c_leaves_the_workers_and_says_how_to_stop_them(settings: list[str], slurm: Slurm) -> None:
-    running = Running([*settings, "steps=300"])
+    running = Running(settings)
     running.wait_for("dev/*/checkpoints/step-000005")
     os.killpg(running.process.pid, signal.SIGINT)
     answer = running.end()
