@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from runner.errors import RunnerError
 from runner.paths import write_text
 
+CONTAINER_USER = "RUNNER_CONTAINER_USER"
+"""Environment variable: the user that root becomes in the container, where it is not that of the image."""
 CONFIG, CODE, CACHE = "config", "code", "cache"
 """Channels: this list with a folder for each job, the project's package, and encodings that are there already."""
 PLAN_FILE, CODE_FILE = "plan.json", "runner.zip"

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from runner.container.repeating import repeating
 from runner.measured import MEASUREMENTS
 from runner.paths import atomic_file
 
@@ -66,17 +66,8 @@ class CacheFolder:
     @contextmanager
     def keeping(self) -> Iterator[None]:
         """Keep what is new from time to time, and at the end."""
-        done = threading.Event()
-
-        def work() -> None:
-            while not done.wait(KEEP_EVERY_S):
-                self.keep()
-
-        thread = threading.Thread(target=work, name="keeps the cache", daemon=True)
-        thread.start()
         try:
-            yield
+            with repeating(self.keep, every_s=KEEP_EVERY_S, name="keeps the cache"):
+                yield
         finally:
-            done.set()
-            thread.join()
             self.keep()

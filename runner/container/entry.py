@@ -27,6 +27,7 @@ from runner.container.secret_values import fetch, lent
 from runner.container.settings import sent_jobs
 from runner.container.spread import Spread
 from runner.container.tree import Host, Tree, meeting_port
+from runner.container.user import leave_root
 from runner.errors import Interrupted, RunnerError, SettingsError
 from runner.job import Job, read_manifest, state_of
 from runner.launchers import local
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     if training_job := os.environ.get(TRAINING_JOB):
         os.environ.setdefault(WORKER_NAME, training_job)
     try:
+        leave_root(tree)
         run_sent_code(tree, arguments)
         return _run(tree)
     except Interrupted as error:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
+from runner.container.repeating import repeating
 from runner.job import Job
 from runner.track import MetricsFile
 
@@ -31,22 +30,9 @@ class ObjectiveLines:
     def _lines(self) -> list[dict[str, Any]]:
         return MetricsFile(self.job.paths.metrics).read()
 
-    @contextmanager
-    def following(self) -> Iterator[None]:
+    def following(self) -> AbstractContextManager[None]:
         """Say what is measured while the block runs."""
-        done = threading.Event()
-
-        def work() -> None:
-            while not done.wait(POLL_S):
-                self.say()
-
-        thread = threading.Thread(target=work, name="says the objective", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+        return repeating(self.say, every_s=POLL_S, name="says the objective")
 
     def say(self) -> None:
         """Say what is new. Before the first step all trials are the same: a tuner must not compare them there."""

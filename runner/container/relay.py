@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from runner.container.repeating import repeating
 from runner.paths import ExperimentPaths
 
 POLL_S = 0.2
@@ -39,19 +39,10 @@ class Relay:
     @contextmanager
     def following(self) -> Iterator[None]:
         """Pass lines on, until all that was written is."""
-        done = threading.Event()
-
-        def work() -> None:
-            while not done.wait(POLL_S):
-                self._pass_on()
-
-        thread = threading.Thread(target=work, name="passes logs on", daemon=True)
-        thread.start()
         try:
-            yield
+            with repeating(self._pass_on, every_s=POLL_S, name="passes logs on"):
+                yield
         finally:
-            done.set()
-            thread.join()
             self._pass_on()
             for file, rest in self._rest.items():
                 self._say(file, rest)

@@ -23,6 +23,9 @@ from tests.train.bench import Bench, difference, weights
 
 IMAGE, ENGINE = os.environ.get("RUNNER_TEST_IMAGE", ""), os.environ.get("RUNNER_TEST_ENGINE", "podman")
 
+USER_ID = 10001
+"""The image's user without rights (container/Dockerfile)."""
+
 pytestmark = pytest.mark.skipif(not IMAGE, reason="needs an image: make test-container")
 
 
@@ -64,6 +67,7 @@ def test_a_training_in_the_image(bench: Bench, model: Path, tmp_path: Path) -> N
     assert code == 0, output
     assert difference(weights(tree.trained(job)), weights(job)) < 1e-5
     assert read_manifest(tree.jobs / job.id)["state"] == "completed"
+    assert {path.stat().st_uid for path in (tree.jobs / job.id).rglob("*")} == {USER_ID}, "no file of root's"
     assert f"validation/loss={read_manifest(tree.jobs / job.id)['objective']!r}" in output.splitlines()
 
 

@@ -21,6 +21,7 @@ from runner.launchers.sagemaker.names import Places
 from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded, unrecorded_name
 from runner.launchers.sagemaker.results import Collector
 from runner.machine import find_gpus
+from runner.parcel import CONTAINER_USER
 from runner.paths import cache_dir
 from runner.queue import Queue
 from runner.schema import SageMakerLauncher
@@ -35,6 +36,7 @@ SHARED_MEMORY = "8g"
 AWS_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL")
 STOPPED_CODES = (137, 143)
 START_TIMEOUT_S = 600
+SECURITY = "{{.SecurityOptions}}"
 
 
 @lru_cache
@@ -95,6 +97,9 @@ class LocalContainers:
 
     def _start(self, container: str, host: str, options: Sequence[str], name: str) -> None:
         variables = {"TRAINING_JOB_NAME": name, WORKER_NAME: name} | environment(self.settings)
+        user = self._user_options()
+        if not user and os.geteuid() != 0:
+            variables[CONTAINER_USER] = "root"
         if self.settings.wandb_secret or self.settings.hub_secret:
             variables |= {key: value for key in AWS_VARIABLES if (value := os.environ.get(key))}
         # By name alone: what is on a command line can be read by every user of the machine.
@@ -102,12 +107,18 @@ class LocalContainers:
         gpus = self._gpu_options() if find_gpus() else []
         self._run(
             *("run", "--detach", "--name", container, "--hostname", host, "--label", "lora-runner"),
-            *("--shm-size", SHARED_MEMORY, *gpus, *told, *options, self.image, "train"),
+            *("--shm-size", SHARED_MEMORY, *user, *gpus, *told, *options, self.image, "train"),
             extra=variables,
         )
 
     def _gpu_options(self) -> list[str]:
         return ["--gpus", "all"] if self.program == "docker" else ["--device", "nvidia.com/gpu=all"]
+
+    def _user_options(self) -> list[str]:
+        """So that files are those of this machine's user, as the root of an engine without root's rights is already."""
+        if os.geteuid() == 0 or self.program != "docker" or "rootless" in self._run("info", "--format", SECURITY):
+            return []
+        return ["--user", f"{os.geteuid()}:{os.getegid()}"]
 
     def _network(self, name: str) -> list[str]:
         self._run("network", "create", name)

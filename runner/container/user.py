@@ -1,0 +1,108 @@
+"""Who the container's processes are: root lays the ground, and a user without its rights trains.
+
+SageMaker mounts /opt/ml as root's and says nowhere that another user may write there. So the image starts as root,
+gives that user what it has to write to, and goes on as it, where it can read and write what a training needs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+import resource
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner.container.tree import Tree
+from runner.parcel import CONTAINER_USER
+
+log = logging.getLogger(__name__)
+
+USUAL_USER = "runner"
+"""The image's user without rights (container/Dockerfile)."""
+ELASTIC_FABRIC = Path("/dev/infiniband")
+"""Network devices that need locked memory, which root has without limit."""
+WITHOUT_LIMIT = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+
+
+def leave_root(tree: Tree) -> None:
+    """Go on as a user without rights; as root where there is no such user or it could not work, and say why."""
+    if os.geteuid() != 0:
+        return
+    try:
+        account = pwd.getpwnam(os.environ.get(CONTAINER_USER, USUAL_USER))
+    except KeyError:
+        return
+    if account.pw_uid == 0:
+        return
+    try:
+        _give(tree.written, account)
+        if ELASTIC_FABRIC.exists():
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, WITHOUT_LIMIT)
+        obstacle = _obstacle(tree, account)
+    except (OSError, ValueError) as error:
+        obstacle = str(error)
+    if obstacle:
+        log.warning("going on as root: %s", obstacle)
+        return
+    _become(account)
+    os.environ["HOME"] = account.pw_dir
+
+
+def _give(folders: Sequence[Path], account: pwd.struct_passwd) -> None:
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in [folder, *folder.rglob("*")]:
+            os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
+
+
+def _become(account: pwd.struct_passwd) -> None:
+    os.setgroups([])
+    os.setgid(account.pw_gid)
+    os.setuid(account.pw_uid)
+
+
+def _obstacle(tree: Tree, account: pwd.struct_passwd) -> str:
+    """What that user cannot do here, tried by a process that is it; empty if nothing."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = "the trial did not end"
+        try:
+            os.close(reading)
+            _become(account)
+            said = _tried(tree)
+        except OSError as error:
+            said = str(error)
+        finally:
+            os.write(writing, said.encode())
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        said = stream.read().decode()
+    os.waitpid(child, 0)
+    return said
+
+
+def _tried(tree: Tree) -> str:
+    """Nothing, once the first file of each channel was read and a file was written wherever a training writes.
+
+    Raises:
+        OSError: one of these could not be done.
+    """
+    for channel in sorted(tree.data.iterdir()) if tree.data.exists() else []:
+        for path, _, names in os.walk(channel, onerror=_raise):
+            if names:
+                with open(os.path.join(path, min(names)), "rb") as stream:
+                    stream.read(1)
+                break
+    for folder in (*tree.written, Path(tempfile.gettempdir())):
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    return "" if os.access(sys.executable, os.X_OK) else f"{sys.executable} cannot be run"
+
+
+def _raise(error: OSError) -> None:
+    raise error
