@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
 from runner.errors import ModelError
+from runner.families.loading import load_sampler
+from runner.schema import FlowSettings, ModelSettings
 
 
 class NoiseSchedule:
@@ -27,6 +31,14 @@ class NoiseSchedule:
         """Move the table to a device."""
         self.alphas_cumprod_T = self.alphas_cumprod_T.to(device)
         return self
+
+    def timestep(self, uniform: float, settings: FlowSettings, latent_size: Sequence[int]) -> int:
+        """The timestep of a training sample; all are drawn alike."""
+        return int(uniform * self.num_timesteps)
+
+    def sampler(self, folder: Path, name: str) -> Any:
+        """A fresh sampler on the model's own schedule."""
+        return load_sampler(folder, name, self.prediction_type)
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """Noisy latents at the given timesteps, `[B, C, H, W]`."""
@@ -54,15 +66,15 @@ class NoiseSchedule:
         return snr_B.clamp(max=gamma) / (snr_B + (self.prediction_type == "v_prediction"))
 
 
-def load_noise_schedule(folder: Path, prediction_type: str | None) -> NoiseSchedule:
-    """Read the noise schedule of the model in `folder`; `prediction_type` overrides what it says.
+def load_noise_schedule(folder: Path, settings: ModelSettings) -> NoiseSchedule:
+    """Read the noise schedule of the model in `folder`; `model.prediction_type` overrides what it says.
 
     Raises:
         ModelError: the model predicts something that is not trained here.
     """
     scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    kind = prediction_type or config.get("prediction_type", "epsilon")
+    kind = settings.prediction_type or config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction"):
         raise ModelError(f"model.prediction_type = {kind!r}: should be epsilon or v_prediction; set it to what fits")
     schedule = NoiseSchedule(scheduler, kind)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from runner.schema.comparing import RECORDED, ObjectiveSettings, PruningSettings
+from runner.schema.family import refuse_what_does_not_fit
+from runner.schema.flow import FlowSettings
 from runner.schema.inputs import DatasetSettings, MethodSettings, ModelSettings, Precision
 from runner.schema.knob import Settings, knob, section
 from runner.schema.launchers import LauncherSettings
@@ -66,6 +68,7 @@ class Experiment(Settings):
     lr_scheduler: LrSchedulerSettings = section(LrSchedulerSettings)
     scheduler: SchedulerSettings = section(SchedulerSettings)
     loss: LossSettings = section(LossSettings)
+    flow: FlowSettings = section(FlowSettings)
     validation: ValidationSettings = section(ValidationSettings)
     pruning: PruningSettings = section(PruningSettings)
     objective: ObjectiveSettings = section(ObjectiveSettings)
@@ -105,6 +108,11 @@ class Experiment(Settings):
                 f"pruning.first = {self.pruning.first}: the training ends after steps = {self.steps}, before the first "
                 "comparison; lower it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_family(self) -> Experiment:
+        refuse_what_does_not_fit(self)
         return self
 
     @model_validator(mode="after")
@@ -150,5 +158,5 @@ GROUPS = (
 )
 """Sections that are Hydra groups: each has a folder of choices under conf/."""
 
-SECTIONS = (*GROUPS, "objective", "checkpoint")
+SECTIONS = (*GROUPS, "flow", "objective", "checkpoint")
 """All settings that hold settings."""

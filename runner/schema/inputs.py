@@ -14,8 +14,10 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class ModelSettings(Settings):
     """Group `model`: the frozen base. In a job's identity its files stand for their names."""
 
-    family: Literal["sd", "sdxl"] = knob(
-        "sdxl", doc="Architecture: `sd` is Stable Diffusion 1.x and 2.x, `sdxl` is Stable Diffusion XL."
+    family: Literal["sd", "sdxl", "sd3", "flux"] = knob(
+        "sdxl",
+        doc="Architecture: `sd` is Stable Diffusion 1.x and 2.x, `sdxl` is Stable Diffusion XL, `sd3` is Stable "
+        "Diffusion 3 and 3.5, `flux` is FLUX.1.",
     )
     path: str = knob(
         "embedded",

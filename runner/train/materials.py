@@ -75,9 +75,7 @@ def prepare(job: Job, base: Base) -> Materials:
         held_out=held_out,
         prompts=prompts,
         captions=tuple(captions),
-        samples=Samples(
-            settings, training, posteriors, vae_config=base.vae_config, num_timesteps=base.noise.num_timesteps
-        ),
+        samples=Samples(settings, training, posteriors, vae_config=base.vae_config, noise=base.noise),
         held_out_samples=HeldOut(settings, measured, posteriors, base),
         conditioner=_conditioner(tuple(captions), base),
         cut_captions=cut,

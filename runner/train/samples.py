@@ -19,6 +19,7 @@ from torch import Tensor
 from runner.data import Crop, Item
 from runner.data.views import crops_of
 from runner.families.loading import scale_latents
+from runner.families.process import NoiseProcess
 from runner.schema import Experiment
 from runner.train.randomness import generator, permutation
 
@@ -64,7 +65,7 @@ class Samples:
         posteriors: Posteriors,
         *,
         vae_config: dict[str, object],
-        num_timesteps: int,
+        noise: NoiseProcess,
     ) -> None:
         self.seed = experiment.seed
         self.batch_size = experiment.batch_size
@@ -74,7 +75,7 @@ class Samples:
         self.crops = [crops_of(item, experiment) for item in self.items]
         self.posteriors = posteriors
         self.vae_config = vae_config
-        self.num_timesteps = num_timesteps
+        self.noise, self.flow = noise, experiment.flow
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def batch(self, step: int, positions: range) -> Batch:
@@ -104,7 +105,7 @@ class Samples:
         return Sample(
             scale_latents(self.vae_config, raw),
             noise,
-            int(timestep * self.num_timesteps),
+            self.noise.timestep(timestep, self.flow, mean.shape[1:]),
             crop.time_ids(item),
             caption,
         )
@@ -116,7 +117,7 @@ class Sample:
 
     latent: Tensor
     noise: Tensor
-    timestep: int
+    timestep: float
     time_ids: tuple[float, ...]
     caption: Caption
 

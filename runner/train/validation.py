@@ -150,7 +150,7 @@ def _draw(
         with use_rows(len(part)):
             positive_text = conditioner.text([prompt for _, prompt, _ in part])
             negative_text = conditioner.text([settings.negative_prompt] * len(part))
-        guided = settings.guidance_scale > 1
+        guided = base.family.classifier_free_guidance and settings.guidance_scale > 1
         with use_rows(len(part) * (1 + guided)):
             latents = pipeline(
                 **base.family.prompt_arguments(_typed(positive_text, base), _typed(negative_text, base)),

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from runner.errors import ModelError
+from runner.families import noise
 from runner.families.loading import decode_latents, load_vae, scale_latents
-from runner.families.noise import load_noise_schedule
+from runner.schema import ModelSettings
 
 TIMESTEPS = torch.tensor([0, 100, 400, 999])
+
+
+def load_noise_schedule(folder: Path, prediction: Any) -> noise.NoiseSchedule:
+    return noise.load_noise_schedule(folder, ModelSettings(prediction_type=prediction))
 
 
 def changed(folder: Path, target: Path, part: str, **values: object) -> Path:
