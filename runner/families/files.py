@@ -16,6 +16,7 @@ from runner.archive import BadArchive, is_archive
 from runner.embedded import MODEL_DIR
 from runner.errors import ModelError
 from runner.families import stored
+from runner.families.known import FAMILIES
 from runner.paths import cache_dir, write_text
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
@@ -26,7 +27,7 @@ CHUNK_BYTES = 1 << 22
 HUB_TIMEOUT_S = 10
 MODEL_FILES, VAE_FILES = ("model_index.json",), ("config.json", "vae/config.json")
 """By one of these the layout is known."""
-FAMILY_OF_PIPELINE = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
+FAMILY_OF_PIPELINE = {known.pipeline: name for name, known in FAMILIES.items()}
 
 
 def local_folder(path: str) -> Path | None:
@@ -93,7 +94,7 @@ def _vae_faults(path: str, *, used_here: bool) -> list[str]:
 
 
 def _missing_variant(folder: Path, settings: ModelSettings) -> list[str]:
-    pattern = f"unet/*.{settings.variant}.*"
+    pattern = f"{FAMILIES[settings.family].denoiser}/*.{settings.variant}.*"
     # Of a folder in S3 the weights are not here yet.
     listed = is_s3(settings.path) and stored.names_like(settings.path, pattern)
     if settings.variant is None or listed or any(folder.glob(pattern)):

@@ -48,6 +48,25 @@ def test_a_job_among_others_gives_what_it_gives_alone(
     assert records(packed[index], "train/grad_norm") == pytest.approx(records(alone, "train/grad_norm"), rel=1e-4)
 
 
+OF_TRANSFORMERS: list[dict[str, Any]] = [
+    {"seed": 1, "flow": {"timesteps": "mode", "mode_scale": 0.5}},
+    {"seed": 2, "lora": {"rank": 5, "alpha": 3.0, "targets": "linear"}, "batch_size": 3, "accumulation": 2},
+    {"seed": 3, "lora": {"dropout": 0.3}, "flow": {"shift": 1.0}, "steps": 2},
+]
+
+
+@pytest.mark.parametrize("model", ["sd3_folder", "sd35_folder", "flux_folder"])
+def test_transformers_pack_as_unets_do(bench: Bench, model: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(model)
+    together = [bench.job(folder, **settings) for settings in OF_TRANSFORMERS]
+    assert bench.train(*together)
+    for job, settings in zip(together, OF_TRANSFORMERS, strict=True):
+        alone = bench.job(folder, **settings)
+        assert bench.train(alone)
+        assert difference(weights(job), weights(alone)) < ROUNDING
+        assert records(job, "train/loss") == pytest.approx(records(alone, "train/loss"), rel=1e-5)
+
+
 def test_each_job_ends_after_its_own_steps(packed: list[Job]) -> None:
     assert [read_manifest(job.folder)["steps_done"] for job in packed] == [3, 2, 3, 5, 3, 3, 3, 3]
     assert {state_of(job.folder) for job in packed} == {State.COMPLETED}
