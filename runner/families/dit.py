@@ -14,7 +14,7 @@ SD3_TEXT_TOKENS = 77 + 256
 FLUX_TEXT_TOKENS = 512
 TIME_WIDTH = 256
 """Sines and cosines that the time is told by."""
-KEPT_BY_JOINT, KEPT_BY_SECOND_ATTENTION, KEPT_BY_SINGLE = 14.0, 9.0, 17.0
+KEPT_BY_JOINT, KEPT_BY_SECOND_ATTENTION, KEPT_BY_SINGLE = 12.5, 9.0, 12.0
 """Activations kept for the backward pass, in multiples of (width x tokens), with adapters on the attention."""
 
 
