@@ -12,7 +12,7 @@ from pathlib import Path
 from runner.cache import TensorCache, entry_key
 from runner.data import Item, split
 from runner.data.views import View, views_of
-from runner.families.files import folder_hash, local_folder
+from runner.families.files import folder_hash, local_folder, model_folder
 from runner.paths import cache_dir
 from runner.schema import Experiment, ModelSettings
 
@@ -90,7 +90,7 @@ def cache_work(needs: Sequence[tuple[Experiment, Sequence[Item]]]) -> CacheWork 
     for experiment, items in needs:
         model = experiment.model
         if model not in hashes:
-            folder = local_folder(model.path)
+            folder = model_folder(model)
             vae = local_folder(model.vae) if model.vae else None
             if folder is None or (model.vae and vae is None):
                 return None

@@ -18,6 +18,7 @@ from runner.families.known import FAMILIES, Known
 from runner.job import Job
 from runner.machine import Device, Machine, threads_of
 from runner.measured import Conditions, Measurement, recall, step_s
+from runner.schema import ModelSettings
 
 if TYPE_CHECKING:
     from runner.plan.packs import Pack
@@ -103,8 +104,8 @@ class Predictor:
         key = (job.identity["model"], settings.model.path, settings.resolution)
         if key not in self._works:
             family = FAMILIES[settings.model.family]
-            config = denoiser_config(settings.model.path, family)
-            side = settings.resolution // 8 if config is None else latent_side(settings.model.path, settings.resolution)
+            config = denoiser_config(settings.model, family)
+            side = settings.resolution // 8 if config is None else latent_side(settings.model, settings.resolution)
             self._works[key] = None if config is None else family.count(config, latent_side=side)
         return self._works[key]
 
@@ -139,9 +140,9 @@ def reached_tflops(device: Device, precision: str) -> float:
     return full if precision != "fp32" else full / 4
 
 
-def denoiser_config(path: str, family: Known) -> Mapping[str, Any] | None:
+def denoiser_config(model: ModelSettings, family: Known) -> Mapping[str, Any] | None:
     """The denoiser's config.json where the model lies here, its family's usual one otherwise."""
-    folder = planning_folder(path)
+    folder = planning_folder(model)
     try:
         if folder is not None:
             config: dict[str, Any] = json.loads((folder / family.denoiser / "config.json").read_text(encoding="utf-8"))
@@ -151,9 +152,9 @@ def denoiser_config(path: str, family: Known) -> Mapping[str, Any] | None:
     return family.config
 
 
-def latent_side(path: str, resolution: int) -> int:
+def latent_side(model: ModelSettings, resolution: int) -> int:
     """Side of the latents of square images."""
-    folder = planning_folder(path)
+    folder = planning_folder(model)
     config = Path() if folder is None else folder / "vae" / "config.json"
     if not config.is_file():
         return resolution // 8

@@ -37,7 +37,7 @@ class Base:
         self.place = place
         self.dtype = DTYPES[experiment.precision]
         self.family = find_family(self.settings.family)
-        self.folder = snapshot(self.settings.path, revision=self.settings.revision, variant=self.settings.variant)
+        self.folder = snapshot(self.settings)
         self.vae_source = self._vae_source()
         self.shared: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
         """Encodings that several jobs of the pack use, for as long as one of them does."""
