@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from runner.errors import SettingsError
-from runner.families.files import check_model, fingerprint
+from runner.families.files import check_model, fingerprint, resolution_faults
 from runner.job import Job, make_job
 from runner.schema import DatasetSettings, Experiment, ModelSettings
 from runner.schema.launchers import APART
@@ -62,6 +62,7 @@ class Checker:
         dataset = _valid(DatasetSettings, raw.get("dataset"))
         model = _valid(ModelSettings, raw.get("model"))
         faults += self._model_faults(model, used_here=_runs_here(raw)) if model else []
+        faults += resolution_faults(experiment.model, experiment.resolution) if experiment and not faults else []
         images = self._dataset(dataset, raw.get("resolution")) if dataset else []
         faults += images if isinstance(images, list) else []
         if faults or experiment is None or isinstance(images, list):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from runner.archive import BadArchive, is_archive
 from runner.embedded import MODEL_DIR
@@ -60,6 +61,27 @@ def planning_folder(settings: ModelSettings) -> Path | None:
     if settings.config is not None:
         return Path(settings.config).expanduser()
     return stored.described(settings.path) if is_s3(settings.path) else local_folder(settings.path)
+
+
+def resolution_faults(settings: ModelSettings, resolution: int) -> list[str]:
+    """Why a checked model cannot be trained at a resolution, one line each: SD3 has places for so many patches."""
+    folder = planning_folder(settings)
+    try:
+        config = _read_config(folder, FAMILIES[settings.family].denoiser)
+        vae_levels = len(_read_config(folder, "vae")["block_out_channels"])
+        limit_px = config["pos_embed_max_size"] * config["patch_size"] * 2 ** (vae_levels - 1)
+    except (OSError, ValueError, KeyError, TypeError):  # it is not here yet, or has no such limit
+        return []
+    if resolution <= limit_px:
+        return []
+    return [f"resolution = {resolution}: {settings.path} has places for images of up to {limit_px} px; lower it"]
+
+
+def _read_config(folder: Path | None, part: str) -> dict[str, Any]:
+    if folder is None:
+        raise FileNotFoundError(part)
+    config: dict[str, Any] = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def _place_of_single_file(settings: ModelSettings) -> Path:

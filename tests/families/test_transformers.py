@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from runner.check import Checker
+from runner.errors import SettingsError
 from runner.families import find_family, flux
+from runner.families.files import resolution_faults
 from runner.job import Job, State, read_manifest, state_of
-from runner.schema import LoraSettings
+from runner.schema import LoraSettings, ModelSettings
 from runner.train.adapter import find_sites
 from tests.train.bench import Bench, family_of, pipeline_of, records
 
@@ -93,6 +96,31 @@ def test_packed_latents_are_those_of_the_pipeline() -> None:
     tokens = flux.packed(latents)
     assert torch.equal(tokens, FluxPipeline._pack_latents(latents, 2, 16, 6, 10))
     assert torch.equal(flux.unpacked(tokens, 6, 10), latents)
+
+
+@pytest.mark.parametrize("distilled", [True, False])
+@torch.no_grad()
+def test_only_a_distilled_model_is_told_a_guidance(flux_folder: Path, distilled: bool) -> None:
+    config = FluxTransformer2DModel.load_config(flux_folder / "transformer") | {"guidance_embeds": distilled}
+    denoiser = FluxTransformer2DModel.from_config(config).eval()
+    told: dict[str, Any] = {}
+    denoiser.register_forward_pre_hook(lambda _, __, given: told.update(given), with_kwargs=True)
+    text = {"embeds": torch.zeros(2, 512, 64), "pooled": torch.zeros(2, 32)}
+    flux.predict(denoiser, torch.zeros(2, 16, 16, 16), torch.tensor([700, 200]), text, torch.zeros(2, 6))
+    assert told["timestep"].tolist() == pytest.approx([0.7, 0.2])
+    guidance = told["guidance"]
+    assert guidance is None if not distilled else (guidance.tolist(), guidance.dtype) == ([1.0, 1.0], torch.float32)
+
+
+def test_sd3_has_places_for_so_many_patches(sd3_folder: Path, sdxl_folder: Path) -> None:
+    settings = ModelSettings(path=str(sd3_folder), family="sd3")
+    assert resolution_faults(settings, 128) == []
+    (fault,) = resolution_faults(settings, 144)
+    assert fault.startswith("resolution = 144") and "up to 128 px" in fault
+    assert resolution_faults(ModelSettings(path=str(sdxl_folder)), 4096) == []
+    assert resolution_faults(ModelSettings(path="owner/name", family="sd3"), 4096) == []
+    with pytest.raises(SettingsError, match=r"resolution = 144: .* has places for images of up to 128 px; lower it"):
+        Checker(sd3_folder).job({"model": {"path": str(sd3_folder), "family": "sd3"}, "resolution": 144})
 
 
 def test_presets_name_layers_of_the_blocks(folder: Path) -> None:

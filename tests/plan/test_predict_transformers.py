@@ -16,11 +16,11 @@ from runner.families.known import FAMILIES
 from runner.families.shapes import FLUX_TRANSFORMER, SD3_TRANSFORMER
 from runner.job import make_job
 from runner.machine import Device, Machine
-from runner.plan import Predictor, make_plan
+from runner.plan import Pack, Predictor, make_plan
 from runner.schema import Experiment, LoraSettings
 from runner.train.adapter import Adapter, find_sites
 from runner.train.packed import PackedAdapters
-from tests.train.bench import CPU
+from tests.train.bench import CPU, family_of
 
 RANK, SIDE = 16, 128
 KINDS = {"sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel}
@@ -89,11 +89,13 @@ def test_attention_grows_with_the_square_of_the_tokens() -> None:
     assert work.attention == 57 * 4 * (4096 + 512) ** 2 * 3072
 
 
-@pytest.mark.parametrize(("family", "gigabytes"), [("sd3", 2.0e9 * 2 / 1e9), ("flux", 11.9e9 * 2 / 1e9)])
-def test_plans_predict_packs_of_transformers(family: str, gigabytes: float) -> None:
+GPU = Machine((Device("cuda", "NVIDIA H100 80GB HBM3", 85.0, "0"),), cores=16)
+
+
+def packed(path: str, family: str, resolution: int) -> Pack:
     settings: dict[str, Any] = {
-        "model": {"path": f"somebody/{family}", "family": family},
-        "resolution": 1024,
+        "model": {"path": path, "family": family},
+        "resolution": resolution,
         "precision": "bf16",
         "batch_size": 1,
         "launcher": {"name": "local", "gradient_checkpointing": True},
@@ -102,9 +104,21 @@ def test_plans_predict_packs_of_transformers(family: str, gigabytes: float) -> N
         make_job(Experiment.model_validate(settings | {"seed": seed}), model="m", dataset="d", outputs=Path("outputs"))
         for seed in range(2)
     ]
-    gpu = Machine((Device("cuda", "NVIDIA H100 80GB HBM3", 85.0, "0"),), cores=16)
-    plan = make_plan(jobs, {}, jobs[0].experiment.launcher, machine=gpu, costs=Predictor())
+    plan = make_plan(jobs, {}, jobs[0].experiment.launcher, machine=GPU, costs=Predictor())
     (pack,) = plan.packs
+    return pack
+
+
+@pytest.mark.parametrize(("family", "billions"), [("sd3", 2.0), ("flux", 11.9)])
+def test_plans_predict_packs_of_transformers(family: str, billions: float) -> None:
+    pack = packed(f"somebody/{family}", family, 1024)
     assert pack.prediction is not None and not pack.prediction.measured
     assert pack.prediction.seconds > 60
-    assert gigabytes < pack.prediction.memory_gb < 85
+    assert 2 * billions < pack.prediction.memory_gb < 85
+
+
+@pytest.mark.parametrize("model", ["sd3_folder", "sd35_folder", "flux_folder"])
+def test_plans_predict_what_a_folder_holds(model: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(model)
+    prediction = packed(str(folder), family_of(folder), 64).prediction
+    assert prediction is not None and prediction.memory_gb < 0.1
