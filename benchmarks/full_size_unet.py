@@ -143,9 +143,9 @@ def synthetic_run(
         caption: {"embeds": torch.randn(TOKENS, text_width), "pooled": torch.randn(pooled_width)}
         for caption in (*CAPTIONS, EMPTY)
     }
-    scaling, timesteps = {"scaling_factor": 0.13025}, base.noise.num_timesteps
+    scaling = {"scaling_factor": 0.13025}
     materials: Any = SimpleNamespace(
-        samples=Samples(experiment, items, posteriors, vae_config=scaling, num_timesteps=timesteps),
+        samples=Samples(experiment, items, posteriors, vae_config=scaling, noise=base.noise),
         conditioner=EncodedText(encoded, zeros_for_empty=True, device=base.place.device),
     )
     sites = find_sites(experiment.lora, base.components())

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from runner.earlier import find_earlier
 from runner.errors import SettingsError
-from runner.families.files import check_model, fingerprint, planning_folder
+from runner.families.files import check_model, fingerprint, resolution_faults
 from runner.families.prediction import prediction_faults
 from runner.job import Job, make_job
 from runner.schema import DatasetSettings, Experiment, ModelSettings
@@ -66,8 +66,8 @@ class Checker:
         model = _valid(ModelSettings, raw.get("model"))
         model_faults = self._model_faults(model, used_here=_runs_here(raw)) if model else []
         faults += model_faults
-        folder = planning_folder(experiment.model.path) if experiment and not model_faults else None
-        faults += prediction_faults(experiment, folder) if experiment and folder else []
+        if experiment is not None and not model_faults:
+            faults += prediction_faults(experiment) + resolution_faults(experiment.model, experiment.resolution)
         images = self._dataset(dataset, raw.get("resolution")) if dataset else []
         faults += images if isinstance(images, list) else []
         from runner.data.classes import prior_of

@@ -13,7 +13,7 @@ from runner.cache import TensorCache, entry_key
 from runner.data import Item, split
 from runner.data.classes import Prior
 from runner.data.views import View, crops_of, views_of
-from runner.families.files import folder_hash, local_folder
+from runner.families.files import folder_hash, local_folder, model_folder
 from runner.job import Job
 from runner.paths import cache_dir
 from runner.schema import Experiment, ModelSettings
@@ -130,7 +130,7 @@ def cache_work(needs: Sequence[Need]) -> CacheWork | None:
         experiment, items, prior = need.job.experiment, need.items, need.prior
         model = experiment.model
         if model not in hashes:
-            folder = local_folder(model.path)
+            folder = model_folder(model)
             vae = local_folder(model.vae) if model.vae else None
             if folder is None or (model.vae and vae is None):
                 return None

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from runner.families.family import Family
+from runner.families.family import Family, is_text_encoder
 from runner.paths import atomic_file
 from runner.schema import LoraSettings
 from runner.train.adapter import peft_config
@@ -30,7 +30,7 @@ def published_keys(layers: Layers) -> dict[str, dict[str, Tensor]]:
     """
     return {
         component: {
-            key if component == "unet" or key.startswith("text_model.") else f"text_model.{key}": tensor
+            f"text_model.{key}" if is_text_encoder(component) and not key.startswith("text_model.") else key: tensor
             for key, tensor in tensors.items()
         }
         for component, tensors in layers.items()
@@ -40,7 +40,9 @@ def published_keys(layers: Layers) -> dict[str, dict[str, Tensor]]:
 def write_diffusers(folder: Path, family: Family, layers: Layers, settings: LoraSettings) -> Path:
     """Write `pytorch_lora_weights.safetensors`; without the metadata, diffusers would load alpha as rank."""
     published = published_keys(layers)
-    configs: dict[str, Any] = {component: peft_config(settings, component).to_dict() for component in published}
+    configs: dict[str, Any] = {
+        component: peft_config(settings, component, family.target_presets).to_dict() for component in published
+    }
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
         family.save_adapter(Path(temporary), published, configs)
         with atomic_file(folder / DIFFUSERS_FILE) as target:
@@ -51,24 +53,25 @@ def write_diffusers(folder: Path, family: Family, layers: Layers, settings: Lora
 def write_kohya(
     file: Path, family: Family, layers: Layers, settings: LoraSettings, *, about: Mapping[str, str]
 ) -> Path:
-    """Write the kohya layout with alpha = rank, and the scale alpha / rank folded into the up-projections.
+    """Write the layout that other programs read, with the scale alpha / rank folded into the up-projections.
 
-    Folded, it means the same to readers that honour the alpha tensors and to those that do not.
+    Folded, with alpha = rank, it means the same to readers that honour the alpha tensors and to those that do not.
     """
     tensors: dict[str, Tensor] = {}
     for component, keys in published_keys(layers).items():
         for key, tensor in keys.items():
             path, _, kind = key.removesuffix(".weight").rpartition(".")
-            name = f"{family.kohya_prefixes[component]}_{path.replace('.', '_')}"
-            if kind == "lora_A":
-                tensors[f"{name}.lora_down.weight"] = tensor
-                tensors[f"{name}.alpha"] = tensor.new_tensor(float(settings.rank))
-            else:
-                tensors[f"{name}.lora_up.weight"] = tensor * settings.scale
+            names = family.export.names(component, path)
+            if kind == "lora_B":
+                tensors[names.up] = tensor * settings.scale
+                continue
+            tensors[names.down] = tensor
+            if names.alpha is not None:
+                tensors[names.alpha] = tensor.new_tensor(float(settings.rank))
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     # The published hash of a LoRA covers the tensors alone, so that editing the header does not change it.
     header = {
-        "ss_network_module": "networks.lora",
+        **({"ss_network_module": family.export.module} if family.export.module else {}),
         "ss_network_dim": str(settings.rank),
         "ss_network_alpha": str(float(settings.rank)),
         "sshs_model_hash": hashlib.sha256(save(tensors)).hexdigest(),

@@ -49,7 +49,10 @@ def save_artifacts(
     check_kohya(kohya_file, base.family, layers, settings.lora.scale)
     samples = run.materials.held_out_samples.samples[:COMPARED_SAMPLES]
     batch = collate(range(len(samples)), samples).to(base.place.device)
-    files = {"diffusers file": (diffusers_file, settings.lora.scale), "kohya file": (kohya_file, 1.0)}
+    files = {
+        "diffusers file": (diffusers_file, settings.lora.scale),
+        f"file for {base.family.export.readers}": (kohya_file, 1.0),
+    }
     checked = check_behaviour(files, layers, base, run.materials.conditioner, batch, use_rows)
     log.info("%s: saved and read back, %s", run.job.id, ", ".join(f"{name} {d:.1e}" for name, d in checked.items()))
     write_card(run, kohya_file, losses, checked)

@@ -48,7 +48,7 @@ def check_tensors(file: Path, layers: Layers) -> None:
 
 
 def check_kohya(file: Path, family: Family, layers: Layers, scale: float) -> None:
-    """Every layer's update, by the arithmetic of the kohya layout (up @ down * alpha / rank), is the trained one.
+    """Every layer's update, by the arithmetic of the layout (up @ down * alpha / rank), is the trained one.
 
     Raises:
         ArtifactError: naming the first layer that is not.
@@ -59,15 +59,15 @@ def check_kohya(file: Path, family: Family, layers: Layers, scale: float) -> Non
             if not key.endswith(DOWN):
                 continue
             path = key.removesuffix(DOWN)
-            name = f"{family.kohya_prefixes[component]}_{path.replace('.', '_')}"
-            parts = [saved.pop(f"{name}.{kind}", None) for kind in ("lora_up.weight", "lora_down.weight", "alpha")]
-            up, saved_down, alpha = parts
-            if up is None or saved_down is None or alpha is None:
-                raise ArtifactError(f"{file}: {name} is not complete")
+            names = family.export.names(component, path)
+            up, saved_down = saved.pop(names.up, None), saved.pop(names.down, None)
+            alpha = saved.pop(names.alpha, None) if names.alpha else None
+            if up is None or saved_down is None or (names.alpha and alpha is None):
+                raise ArtifactError(f"{file}: {names.up} is not complete")
             trained = _update(tensors[path + UP], down, scale)
-            read = _update(up, saved_down, float(alpha) / len(saved_down))
+            read = _update(up, saved_down, 1.0 if alpha is None else float(alpha) / len(saved_down))
             if not float((read - trained).norm()) <= LARGEST_UPDATE_DIFFERENCE * float(trained.norm()):
-                raise ArtifactError(f"{file}: {name} is not what was trained")
+                raise ArtifactError(f"{file}: {names.up} is not what was trained")
     if saved:
         raise ArtifactError(f"{file}: {min(saved)} was not trained")
 

@@ -92,11 +92,11 @@ def build_sdxl(
     tokenizers = [make_tokenizer(words, prompt_tokens=prompt_tokens, padding=padding) for padding in (END, "!")]
     first, second = size.text
     unet_levels = len(size.unet_channels)
-    with _seeded(seed):
+    with seeded(seed):
         return StableDiffusionXLPipeline(
             vae=_vae(size, scaling_factor=0.13025),
-            text_encoder=CLIPTextModel(_text_config(first, tokenizers[0], activation="quick_gelu")),
-            text_encoder_2=CLIPTextModelWithProjection(_text_config(second, tokenizers[1], activation="gelu")),
+            text_encoder=CLIPTextModel(clip_config(first, tokenizers[0], activation="quick_gelu")),
+            text_encoder_2=CLIPTextModelWithProjection(clip_config(second, tokenizers[1], activation="gelu")),
             tokenizer=tokenizers[0],
             tokenizer_2=tokenizers[1],
             unet=_unet(
@@ -168,10 +168,10 @@ def _build_sd(
     **attention: Any,
 ) -> StableDiffusionPipeline:
     text, unet_levels = size.text[1], len(size.unet_channels)
-    with _seeded(seed):
+    with seeded(seed):
         return StableDiffusionPipeline(
             vae=_vae(size, scaling_factor=0.18215),
-            text_encoder=CLIPTextModel(_text_config(text, tokenizer, activation=activation)),
+            text_encoder=CLIPTextModel(clip_config(text, tokenizer, activation=activation)),
             tokenizer=tokenizer,
             unet=_unet(
                 size,
@@ -188,7 +188,7 @@ def _build_sd(
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Weights drawn from `seed`; the caller's own random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -227,7 +227,8 @@ def _unet(size: Size, *, text_width: int, **structure: Any) -> UNet2DConditionMo
     )
 
 
-def _text_config(text: TextSize, tokenizer: CLIPTokenizer, *, activation: str) -> CLIPTextConfig:
+def clip_config(text: TextSize, tokenizer: CLIPTokenizer, *, activation: str) -> CLIPTextConfig:
+    """The configuration of one of CLIP's text encoders."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=text.width,

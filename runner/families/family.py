@@ -13,15 +13,30 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from runner.families.exports import Layout
+from runner.families.process import NoiseProcess
+from runner.families.targets import Presets
+from runner.schema import ModelSettings
+
 Text = dict[str, Tensor]
 """Encoded captions: named tensors, a row for each caption; which names, only the family knows."""
 
 
-class Tokenizers:
-    """The tokenizers of a model, in its order."""
+def is_text_encoder(component: str) -> bool:
+    """Whether a component is a text encoder; of those with adapters, all others are the denoiser."""
+    return component.startswith("text_encoder")
 
-    def __init__(self, tokenizers: Sequence[Any]) -> None:
+
+class Tokenizers:
+    """The tokenizers of a model, in its order.
+
+    Args:
+        lengths: tokens that each pads and cuts to; none given means what the tokenizers themselves say.
+    """
+
+    def __init__(self, tokenizers: Sequence[Any], lengths: Sequence[int] | None = None) -> None:
         self.each = list(tokenizers)
+        self.lengths = [int(each.model_max_length) for each in self.each] if lengths is None else list(lengths)
 
     def ids(self, captions: Sequence[str]) -> list[Tensor]:
         """Padded token ids for each tokenizer, `[N, L]`; too long captions are cut."""
@@ -29,27 +44,25 @@ class Tokenizers:
             tokenizer(
                 list(captions),
                 padding="max_length",
-                max_length=tokenizer.model_max_length,
+                max_length=length,
                 truncation=True,
                 return_tensors="pt",
             ).input_ids
-            for tokenizer in self.each
+            for tokenizer, length in zip(self.each, self.lengths, strict=True)
         ]
 
     @property
     def limit(self) -> int:
-        """Tokens a caption may have, its begin and end included."""
-        return min(int(tokenizer.model_max_length) for tokenizer in self.each)
+        """Tokens a caption may have, its begin and end included: as many as the longest reader takes."""
+        return max(self.lengths)
 
     def too_long(self, captions: Sequence[str]) -> list[str]:
-        """The captions that do not fit, and are cut."""
+        """The captions whose end no encoder reads; that CLIP reads less of them than T5 is as it was made."""
+        readers = [each for each, length in zip(self.each, self.lengths, strict=True) if length == self.limit]
         return [
             caption
             for caption in captions
-            if any(
-                len(tokenizer(caption, truncation=False, verbose=False).input_ids) > self.limit
-                for tokenizer in self.each
-            )
+            if any(len(each(caption, truncation=False, verbose=False).input_ids) > self.limit for each in readers)
         ]
 
 
@@ -66,12 +79,20 @@ class Family(Protocol):
     """One family's file."""
 
     adapter_components: tuple[str, ...]
-    """Components that can carry adapters, by their names in the pipeline; the denoiser is the first."""
-    kohya_prefixes: dict[str, str]
-    """Component -> prefix of its keys in the kohya layout."""
+    """Components that can carry adapters, by their names in the pipeline: the denoiser, and text encoders in the order
+    of `TextStack`."""
+    target_presets: Presets
+    """What the names in `lora.targets` stand for."""
+    export: Layout
+    """The layout of the file for ComfyUI and others."""
+    classifier_free_guidance: bool
+    """Whether the pipeline compares two predictions for each image, or else tells the model the guidance scale."""
 
     def kohya_version(self, denoiser: nn.Module) -> str:
         """`ss_base_model_version` in the kohya header."""
+
+    def load_noise(self, folder: Path, settings: ModelSettings) -> NoiseProcess:
+        """How the model's latents become noisy."""
 
     def zeros_for_empty(self, folder: Path) -> bool:
         """Whether the unconditional embedding is zeros (SDXL) or the encoded empty caption."""
@@ -96,7 +117,7 @@ class Family(Protocol):
     def pipeline(self, *, denoiser: nn.Module, text: TextStack | None, vae: nn.Module | None, scheduler: Any) -> Any:
         """A diffusers pipeline around parts in use; it can load adapters and, with a VAE, sample latents.
 
-        From the VAE it takes only how much smaller latents are than images.
+        Latents are `[B, C, H, W]`. From the VAE it takes only how much smaller latents are than images.
         """
 
     def prompt_arguments(self, positive: Text, negative: Text) -> dict[str, Any]:

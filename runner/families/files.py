@@ -11,11 +11,14 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from runner.archive import BadArchive, is_archive
 from runner.embedded import MODEL_DIR
 from runner.errors import ModelError
 from runner.families import stored
+from runner.families.known import FAMILIES
+from runner.families.single_file import is_single_file, lay_out_single_file, single_file_faults
 from runner.paths import cache_dir, write_text
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
@@ -26,7 +29,7 @@ CHUNK_BYTES = 1 << 22
 HUB_TIMEOUT_S = 10
 MODEL_FILES, VAE_FILES = ("model_index.json",), ("config.json", "vae/config.json")
 """By one of these the layout is known."""
-FAMILY_OF_PIPELINE = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
+FAMILY_OF_PIPELINE = {known.pipeline: name for name, known in FAMILIES.items()}
 
 
 def local_folder(path: str) -> Path | None:
@@ -45,9 +48,52 @@ def local_folder(path: str) -> Path | None:
     return folder.absolute() if folder.is_dir() else None
 
 
-def planning_folder(path: str) -> Path | None:
+def model_folder(settings: ModelSettings) -> Path | None:
+    """The folder of a base model with its weights, if it lies on this machine; None otherwise."""
+    if is_single_file(settings.path):
+        place = _place_of_single_file(settings)
+        return place if place.is_dir() else None
+    return local_folder(settings.path)
+
+
+def planning_folder(settings: ModelSettings) -> Path | None:
     """The folder with the configurations of a checked model, and perhaps no weights; None if they are not here."""
-    return stored.described(path) if is_s3(path) else local_folder(path)
+    if settings.config is not None:
+        return Path(settings.config).expanduser()
+    return stored.described(settings.path) if is_s3(settings.path) else local_folder(settings.path)
+
+
+def resolution_faults(settings: ModelSettings, resolution: int) -> list[str]:
+    """Why a checked model cannot be trained at a resolution, one line each: SD3 has places for so many patches."""
+    folder = planning_folder(settings)
+    try:
+        config = _read_config(folder, FAMILIES[settings.family].denoiser)
+        vae_levels = len(_read_config(folder, "vae")["block_out_channels"])
+        limit_px = config["pos_embed_max_size"] * config["patch_size"] * 2 ** (vae_levels - 1)
+    except (OSError, ValueError, KeyError, TypeError):  # it is not here yet, or has no such limit
+        return []
+    if resolution <= limit_px:
+        return []
+    return [f"resolution = {resolution}: {settings.path} has places for images of up to {limit_px} px; lower it"]
+
+
+def _read_config(folder: Path | None, part: str) -> dict[str, Any]:
+    if folder is None:
+        raise FileNotFoundError(part)
+    config: dict[str, Any] = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def _place_of_single_file(settings: ModelSettings) -> Path:
+    return cache_dir() / "single-files" / hashlib.sha256(_single_file_identity(settings).encode()).hexdigest()[:20]
+
+
+def _single_file_identity(settings: ModelSettings) -> str:
+    """By the content of the file and of the folder beside it, whatever they are called."""
+    memo = _Memo()
+    digest = memo.sha256(Path(settings.path).expanduser())
+    memo.save()
+    return f"single-file-{digest}:{folder_hash(Path(str(settings.config)).expanduser())}"
 
 
 def check_model(settings: ModelSettings, *, used_here: bool = True) -> list[str]:
@@ -63,6 +109,9 @@ def check_model(settings: ModelSettings, *, used_here: bool = True) -> list[str]
 
 
 def _model_faults(settings: ModelSettings, *, used_here: bool) -> list[str]:
+    if is_single_file(settings.path):
+        faults = single_file_faults(settings, used_here=used_here)
+        return faults or _other_family(Path(str(settings.config)).expanduser(), settings)
     if is_s3(settings.path):
         faults = stored.look("model.path", settings.path, one_of=MODEL_FILES)
         folder = None if faults else stored.described(settings.path)
@@ -93,7 +142,7 @@ def _vae_faults(path: str, *, used_here: bool) -> list[str]:
 
 
 def _missing_variant(folder: Path, settings: ModelSettings) -> list[str]:
-    pattern = f"unet/*.{settings.variant}.*"
+    pattern = f"{FAMILIES[settings.family].denoiser}/*.{settings.variant}.*"
     # Of a folder in S3 the weights are not here yet.
     listed = is_s3(settings.path) and stored.names_like(settings.path, pattern)
     if settings.variant is None or listed or any(folder.glob(pattern)):
@@ -151,7 +200,9 @@ def fingerprint(settings: ModelSettings) -> str:
     What lies in S3 is known by its listing (names, sizes, ETags), as of the check before; also where a copy is here: a
     job has one id wherever it runs, and another one than with a local folder of the same files.
     """
-    parts = [_identity(settings.path, settings.revision, settings.variant)]
+    single = is_single_file(settings.path)
+    own = _single_file_identity(settings) if single else _identity(settings.path, settings.revision, settings.variant)
+    parts = [own]
     if settings.vae is not None:
         parts.append(_identity(settings.vae, None, None))
     return "+".join(parts)
@@ -206,12 +257,15 @@ class _Memo:
             write_text(self.file, json.dumps(self.known, indent=0))
 
 
-def snapshot(path: str, *, revision: str | None, variant: str | None) -> Path:
-    """The local folder with a model's files, fetched from S3 or the Hub if need be.
+def snapshot(settings: ModelSettings) -> Path:
+    """The local folder with a model's files, fetched from S3 or the Hub or laid out if need be.
 
     Raises:
-        ModelError: it is neither on this machine nor reachable.
+        ModelError: it is neither on this machine nor reachable, or a file that cannot be read.
     """
+    path = settings.path
+    if is_single_file(path):
+        return lay_out_single_file(settings, _place_of_single_file(settings))
     if is_s3(path):
         return stored.fetched("model.path", path)
     folder = local_folder(path)
@@ -220,7 +274,9 @@ def snapshot(path: str, *, revision: str | None, variant: str | None) -> Path:
     from diffusers import DiffusionPipeline
 
     try:
-        fetched = DiffusionPipeline.download(path, revision=revision, variant=variant, use_safetensors=True)
+        fetched = DiffusionPipeline.download(
+            path, revision=settings.revision, variant=settings.variant, use_safetensors=True
+        )
     except (OSError, ValueError) as error:
         reason = f"{type(error).__name__}: {str(error).strip()[:120]}"
         raise ModelError(f"model.path = {path!r}: {_not_to_be_had(reason)}") from error

@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
 from runner.errors import ModelError
+from runner.families.loading import load_sampler
 from runner.families.prediction import Prediction, prediction_of
-from runner.schema import ModelSettings
+from runner.schema import FlowSettings, ModelSettings
 
 LARGEST_DEBIASED_SNR = 1000.0
 """Above it the debiased weight stays as it is, as in the trainers that have it."""
@@ -32,6 +35,14 @@ class NoiseSchedule:
         """Move the table to a device."""
         self.alphas_cumprod_T = self.alphas_cumprod_T.to(device)
         return self
+
+    def timestep(self, uniform: float, settings: FlowSettings, latent_size: Sequence[int]) -> int:
+        """The timestep of a training sample; all are drawn alike."""
+        return int(uniform * self.num_timesteps)
+
+    def sampler(self, folder: Path, name: str) -> Any:
+        """A fresh sampler on the model's own schedule."""
+        return load_sampler(folder, name, self.prediction)
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """Noisy latents at the given timesteps, `[B, C, H, W]`."""

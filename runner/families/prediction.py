@@ -6,7 +6,9 @@ import dataclasses
 import json
 from pathlib import Path
 
+from runner.families.files import planning_folder
 from runner.schema import Experiment, ModelSettings
+from runner.schema.family import TRANSFORMERS
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 """Noise, velocity (arXiv 2202.00512), and the image itself, as diffusers calls them."""
@@ -52,9 +54,15 @@ def prediction_of(folder: Path, settings: ModelSettings) -> Prediction:
     )
 
 
-def prediction_faults(experiment: Experiment, folder: Path) -> list[str]:
-    """What of a job does not fit the noise schedule of the model in `folder`, one line each."""
-    found = prediction_of(folder, experiment.model)
+def prediction_faults(experiment: Experiment) -> list[str]:
+    """What of a job does not fit the noise schedule of its checked model, one line each; none where it is not here."""
+    folder = planning_folder(experiment.model)
+    if folder is None or experiment.model.family in TRANSFORMERS:
+        return []
+    try:
+        found = prediction_of(folder, experiment.model)
+    except (OSError, ValueError):
+        return []  # it is read again, and said, when the model is loaded
     if found.fault:
         return [found.fault]
     if found.zero_terminal_snr and experiment.scheduler.name == "model" and experiment.validation.prompts != ():

@@ -11,11 +11,17 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from runner.families import targets
+from runner.families.exports import Kohya
 from runner.families.family import Text, TextStack, Tokenizers
 from runner.families.loading import load_component
+from runner.families.noise import load_noise_schedule
 
 adapter_components = ("unet", "text_encoder")
-kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
+target_presets = targets.UNET
+export = Kohya({"unet": "lora_unet", "text_encoder": "lora_te"})
+classifier_free_guidance = True
+load_noise = load_noise_schedule
 SD2_TEXT_WIDTH = 1024
 
 

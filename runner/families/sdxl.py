@@ -12,11 +12,17 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from runner.families import targets
+from runner.families.exports import Kohya
 from runner.families.family import Text, TextStack, Tokenizers
 from runner.families.loading import load_component
+from runner.families.noise import load_noise_schedule
 
 adapter_components = ("unet", "text_encoder", "text_encoder_2")
-kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+target_presets = targets.UNET
+export = Kohya({"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"})
+classifier_free_guidance = True
+load_noise = load_noise_schedule
 
 
 def kohya_version(denoiser: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""The UNets of well-known models, for predictions before a model is on this machine."""
+"""The denoisers of well-known models, for predictions before a model is on this machine."""
 
 from __future__ import annotations
 
@@ -27,5 +27,29 @@ SDXL_UNET: dict[str, Any] = {
 }
 """Stable Diffusion XL 1.0."""
 
-KNOWN_UNETS = {"sd": SD15_UNET, "sdxl": SDXL_UNET}
-"""By family."""
+SD3_TRANSFORMER: dict[str, Any] = {
+    "patch_size": 2,
+    "in_channels": 16,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "out_channels": 16,
+    "pos_embed_max_size": 192,
+}
+"""Stable Diffusion 3 medium; 3.5 medium has a second attention in 13 of the blocks."""
+
+FLUX_TRANSFORMER: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+}
+"""FLUX.1-dev."""

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.families.arithmetic import Work, count_unet
+from runner.families.arithmetic import Work
 from runner.families.files import planning_folder
-from runner.families.shapes import KNOWN_UNETS
+from runner.families.known import FAMILIES, Known
 from runner.job import Job
 from runner.machine import Device, Machine, threads_of
 from runner.measured import Conditions, Measurement, recall, step_s
+from runner.schema import ModelSettings
 
 if TYPE_CHECKING:
     from runner.plan.packs import Pack
@@ -26,8 +27,6 @@ USABLE_SHARE = 0.9
 """Of a device's memory; the rest is left to its driver and to fragmentation."""
 ADAPTER_BYTES = 20
 """Per trained number: weight, gradient, two moments, and the padded compute copy with its gradient."""
-TRAINED_SHARE = 0.0006
-"""Of the base's parameters, for each unit of rank: adapters on the attention layers of SDXL."""
 OVERHEAD_S = 15.0
 """Starting a process and loading a base, where that was never measured."""
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -36,8 +35,6 @@ REACHED_TFLOPS = {"H200": 200.0, "H100": 200.0, "A100": 80.0, "L40S": 80.0, "A10
 """Assumed for 16-bit training until a step was measured there: a quarter of what large matrix products reach."""
 REACHED_TFLOPS_OTHERWISE = 15.0
 REACHED_TFLOPS_PER_CORE = 0.03
-LEAST_STEP_S = {"sd": 0.15, "sdxl": 0.45}
-"""Published batch-1 steps on GPUs, much the same on an L40S and an H100: so long it takes to launch their kernels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +103,10 @@ class Predictor:
         settings = job.experiment
         key = (job.identity["model"], settings.model.path, settings.resolution)
         if key not in self._works:
-            config = unet_config(settings.model.path, settings.model.family)
-            side = settings.resolution // 8 if config is None else latent_side(settings.model.path, settings.resolution)
-            self._works[key] = None if config is None else count_unet(config, latent_side=side)
+            family = FAMILIES[settings.model.family]
+            config = denoiser_config(settings.model, family)
+            side = settings.resolution // 8 if config is None else latent_side(settings.model, settings.resolution)
+            self._works[key] = None if config is None else family.count(config, latent_side=side)
         return self._works[key]
 
 
@@ -120,7 +118,8 @@ class _Seconds:
     ) -> None:
         self.known = known
         settings = job.experiment
-        self.image_s, self.least_s = 0.0, LEAST_STEP_S[settings.model.family] if device.kind == "cuda" else 0.0
+        self.image_s = 0.0
+        self.least_s = FAMILIES[settings.model.family].least_step_s if device.kind == "cuda" else 0.0
         if work is not None:
             checkpointing = settings.launcher.gradient_checkpointing
             speed = reached_tflops(device, settings.precision) * processes
@@ -141,21 +140,21 @@ def reached_tflops(device: Device, precision: str) -> float:
     return full if precision != "fp32" else full / 4
 
 
-def unet_config(path: str, family: str) -> Mapping[str, Any] | None:
-    """The UNet's config.json where the model lies here, its family's usual one otherwise."""
-    folder = planning_folder(path)
+def denoiser_config(model: ModelSettings, family: Known) -> Mapping[str, Any] | None:
+    """The denoiser's config.json where the model lies here, its family's usual one otherwise."""
+    folder = planning_folder(model)
     try:
         if folder is not None:
-            config: dict[str, Any] = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+            config: dict[str, Any] = json.loads((folder / family.denoiser / "config.json").read_text(encoding="utf-8"))
             return config
     except (OSError, ValueError):
         return None
-    return KNOWN_UNETS.get(family)
+    return family.config
 
 
-def latent_side(path: str, resolution: int) -> int:
+def latent_side(model: ModelSettings, resolution: int) -> int:
     """Side of the latents of square images."""
-    folder = planning_folder(path)
+    folder = planning_folder(model)
     config = Path() if folder is None else folder / "vae" / "config.json"
     if not config.is_file():
         return resolution // 8
@@ -187,7 +186,7 @@ def _job_gb(job: Job, work: Work, processes: int) -> float:
     checkpointing = settings.launcher.gradient_checkpointing
     rows = -(-settings.images_per_step // (settings.accumulation * processes))
     kept = rows * work.kept_numbers(checkpointing=checkpointing) * BYTES[settings.precision]
-    trained = TRAINED_SHARE * settings.lora.rank * work.parameters
+    trained = FAMILIES[settings.model.family].trained_share * settings.lora.rank * work.parameters
     return (kept + trained * ADAPTER_BYTES) / 1e9
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from runner.schema.comparing import ObjectiveSettings, PruningSettings, SearchSettings
 from runner.schema.experiment import GROUPS, Experiment
+from runner.schema.flow import FlowSettings
 from runner.schema.inputs import DatasetSettings, ModelSettings
 from runner.schema.launchers import LauncherSettings
 from runner.schema.launching import Launcher, LocalLauncher, QueuedLauncher
@@ -18,6 +19,7 @@ __all__ = [
     "GROUPS",
     "DatasetSettings",
     "Experiment",
+    "FlowSettings",
     "Launcher",
     "LauncherSettings",
     "LocalLauncher",

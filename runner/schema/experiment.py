@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from runner.schema.comparing import RECORDED, ObjectiveSettings, PruningSettings
+from runner.schema.family import refuse_what_does_not_fit
+from runner.schema.flow import FlowSettings
 from runner.schema.inputs import DatasetSettings, ModelSettings, Precision
 from runner.schema.knob import Settings, knob, section
 from runner.schema.launchers import LauncherSettings
@@ -67,6 +69,7 @@ class Experiment(Settings):
     lr_scheduler: LrSchedulerSettings = section(LrSchedulerSettings)
     scheduler: SchedulerSettings = section(SchedulerSettings)
     loss: LossSettings = section(LossSettings)
+    flow: FlowSettings = section(FlowSettings)
     validation: ValidationSettings = section(ValidationSettings)
     pruning: PruningSettings = section(PruningSettings)
     objective: ObjectiveSettings = section(ObjectiveSettings)
@@ -115,6 +118,11 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
+    def _fits_the_family(self) -> Experiment:
+        refuse_what_does_not_fit(self)
+        return self
+
+    @model_validator(mode="after")
     def _is_recorded(self) -> Experiment:
         name, count = self.objective.name, self.validation.timesteps
         by_timestep = [f"validation/loss_t{timestep:04d}" for timestep in loss_timesteps(count, USUAL_TIMESTEPS)]
@@ -157,5 +165,5 @@ GROUPS = (
 )
 """Sections that are Hydra groups: each has a folder of choices under conf/."""
 
-SECTIONS = (*GROUPS, "objective", "checkpoint")
+SECTIONS = (*GROUPS, "flow", "objective", "checkpoint")
 """All settings that hold settings."""

@@ -14,15 +14,24 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class ModelSettings(Settings):
     """Group `model`: the frozen base. In a job's identity its files stand for their names."""
 
-    family: Literal["sd", "sdxl"] = knob(
-        "sdxl", doc="Architecture: `sd` is Stable Diffusion 1.x and 2.x, `sdxl` is Stable Diffusion XL."
+    family: Literal["sd", "sdxl", "sd3", "flux"] = knob(
+        "sdxl",
+        doc="Architecture: `sd` is Stable Diffusion 1.x and 2.x, `sdxl` is Stable Diffusion XL, `sd3` is Stable "
+        "Diffusion 3 and 3.5, `flux` is FLUX.1.",
     )
     path: str = knob(
         "embedded",
         min_length=1,
         identity=False,
-        doc="Hub id, folder or `.tar.gz` in diffusers layout, here or in S3 (`s3://bucket/folder/`); `embedded` is the "
-        "miniature that comes with the package.",
+        doc="Hub id, folder or `.tar.gz` in diffusers layout, here or in S3 (`s3://bucket/folder/`); a single "
+        "`.safetensors` file, with `config`; `embedded` is the miniature that comes with the package.",
+    )
+    config: str | None = knob(
+        None,
+        min_length=1,
+        identity=False,
+        doc="For a single file as `path`: a folder in diffusers layout with the configurations and tokenizers of that "
+        "kind of model, and with weights of what the file does not hold.",
     )
     revision: str | None = knob(None, identity=False, doc="Branch, tag or commit on the Hub.")
     variant: str | None = knob(None, identity=False, doc="File variant on the Hub, such as `fp16`.")
@@ -44,6 +53,22 @@ class ModelSettings(Settings):
     )
     resolution: int = knob(64, ge=8, unit="px", identity=False, doc="Side of the square images the model was made for.")
     precision: Precision = knob("fp32", identity=False, doc="Precision the model is usually trained in.")
+
+    @model_validator(mode="after")
+    def _fits_the_layout(self) -> ModelSettings:
+        single = self.path.endswith(".safetensors")
+        if single and self.path.startswith("s3://"):
+            raise ValueError(f"path = {self.path!r}: single files are read from disks only; give a folder in S3")
+        if single and self.config is None:
+            raise ValueError(
+                f"config = None: {self.path} is a single file, which does not say how the model is built; give "
+                "model.config=<folder in diffusers layout with the configurations and tokenizers of this kind of model>"
+            )
+        for key in ("revision", "variant") if single else ("config",):
+            if (value := getattr(self, key)) is not None:
+                kind = "a single file" if single else "what is no single file"
+                raise ValueError(f"{key} = {value!r}: has no effect with {kind} as model.path; remove it")
+        return self
 
 
 class DatasetSettings(Settings):

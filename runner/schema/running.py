@@ -45,7 +45,11 @@ class ValidationSettings(Settings):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = knob(
         (0,), min_length=1, max_length=64, doc="One image per prompt and seed."
     )
-    guidance_scale: float = knob(5.0, ge=0, doc="Classifier-free guidance of the sample images; up to 1 is off.")
+    guidance_scale: float = knob(
+        5.0,
+        ge=0,
+        doc="Guidance of the sample images: classifier-free, and up to 1 is off; FLUX.1 is told it (3.5 is usual).",
+    )
     guidance_rescale: float = knob(
         0.0,
         ge=0,

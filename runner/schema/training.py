@@ -25,9 +25,9 @@ class LoraSettings(Settings):
     targets: str = knob(
         "attention",
         min_length=1,
-        doc="UNet layers that get an adapter: `attention`, `attention_ff` (and feed-forward), `linear` "
-        "(every linear layer of the transformer blocks and their projections), `linear_conv` (and the "
-        "convolutions of the residual, down- and upsampling blocks), or a regular expression "
+        doc="Layers of the UNet or transformer that get an adapter: `attention`, `attention_ff` (and feed-forward), "
+        "`linear` (every linear layer of the transformer blocks and their projections), `linear_conv` (and the "
+        "convolutions of a UNet's residual, down- and upsampling blocks), or a regular expression "
         "that matches whole module names.",
     )
     init: Literal["gaussian", "kaiming"] = knob(

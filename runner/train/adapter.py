@@ -15,18 +15,12 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
 from runner.errors import CheckpointError, SettingsError
+from runner.families import targets
+from runner.families.family import is_text_encoder
+from runner.families.targets import Presets
 from runner.schema import LoraSettings
 from runner.train.randomness import generator
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-ATTENTION_FF = (*ATTENTION, "ff.net.0.proj", "ff.net.2")
-LINEAR = (*ATTENTION_FF, "proj_in", "proj_out")
-PRESETS = {
-    "attention": ATTENTION,
-    "attention_ff": ATTENTION_FF,
-    "linear": LINEAR,
-    "linear_conv": (*LINEAR, "conv1", "conv2", "conv_shortcut", "conv"),
-}
 TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -54,32 +48,38 @@ class Site:
         return (self.out, rank, *(1 for _ in self.in_shape[1:]))
 
 
-def peft_config(settings: LoraSettings, component: str) -> LoraConfig:
-    """The adapter of one component in peft's words: what it targets, and what its file says of it."""
-    if component == "unet":
-        targets: list[str] | str = list(PRESETS.get(settings.targets, ())) or settings.targets
-    else:
-        targets = list(TEXT_ENCODER_TARGETS)
+def peft_config(settings: LoraSettings, component: str, presets: Presets) -> LoraConfig:
+    """The adapter of one component in peft's words: what it targets, and what its file says of it.
+
+    Args:
+        presets: what the names in `lora.targets` stand for in the model's family.
+    """
+    chosen = TEXT_ENCODER_TARGETS if is_text_encoder(component) else presets.get(settings.targets, settings.targets)
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
         # diffusers leaves the modules it adds in training mode: with the dropout of the training in the file, every
         # image drawn from it would be another one.
         lora_dropout=0.0,
-        target_modules=targets,
+        target_modules=chosen if isinstance(chosen, str) else list(chosen),
         init_lora_weights="gaussian" if settings.init == "gaussian" else True,
     )
 
 
-def find_sites(settings: LoraSettings, components: Mapping[str, nn.Module]) -> list[Site]:
+def find_sites(
+    settings: LoraSettings, components: Mapping[str, nn.Module], presets: Presets = targets.UNET
+) -> list[Site]:
     """The layers of the given components that `settings` targets, in the order of the modules.
+
+    Args:
+        presets: what the names in `lora.targets` stand for in the model's family.
 
     Raises:
         SettingsError: nothing is matched, or something that cannot carry an adapter.
     """
     sites: list[Site] = []
     for component, root in components.items():
-        config = peft_config(settings, component)
+        config = peft_config(settings, component, presets)
         before = len(sites)
         for name, module in root.named_modules():
             if name and check_target_module_exists(config, name):

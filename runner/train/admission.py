@@ -145,7 +145,7 @@ def _base(job: Job, place: Place) -> Base:
 
 def _start(job: Job, materials: Materials, base: Base, pack: Pack) -> JobRun:
     def fresh() -> JobRun:
-        sites = find_sites(job.experiment.lora, base.components())
+        sites = find_sites(job.experiment.lora, base.components(), base.family.target_presets)
         adapter = Adapter(job.experiment.lora, sites, seed=job.experiment.seed, device=base.place.device)
         if materials.earlier is not None:
             start_from(materials.earlier, adapter)

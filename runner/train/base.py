@@ -17,8 +17,8 @@ from runner.encodings import vae_folder
 from runner.families import find_family
 from runner.families.family import TextStack, Tokenizers
 from runner.families.files import local_folder, snapshot
-from runner.families.loading import load_sampler, load_vae
-from runner.families.noise import NoiseSchedule, load_noise_schedule
+from runner.families.loading import load_vae
+from runner.families.process import NoiseProcess
 from runner.families.stored import fetched
 from runner.s3 import is_s3
 from runner.schema import Experiment
@@ -37,7 +37,7 @@ class Base:
         self.place = place
         self.dtype = DTYPES[experiment.precision]
         self.family = find_family(self.settings.family)
-        self.folder = snapshot(self.settings.path, revision=self.settings.revision, variant=self.settings.variant)
+        self.folder = snapshot(self.settings)
         self.vae_source = self._vae_source()
         self.shared: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
         """Encodings that several jobs of the pack use, for as long as one of them does."""
@@ -100,9 +100,9 @@ class Base:
             torch.cuda.empty_cache()
 
     @cached_property
-    def noise(self) -> NoiseSchedule:
-        """The noise schedule on the device."""
-        return load_noise_schedule(self.folder, self.settings).to(self.place.device)
+    def noise(self) -> NoiseProcess:
+        """How latents become noisy, with its tables on the device."""
+        return self.family.load_noise(self.folder, self.settings).to(self.place.device)
 
     @cached_property
     def denoiser(self) -> nn.Module:
@@ -127,14 +127,14 @@ class Base:
         names = self.family.adapter_components
         parts = {names[0]: self.denoiser}
         if self.trains_text:
-            parts |= {
-                name: encoder.to(self.place.device) for name, encoder in zip(names[1:], self.text.encoders, strict=True)
-            }
+            # An encoder without adapters (T5) is beside them: the captions go through all.
+            encoders = [encoder.to(self.place.device) for encoder in self.text.encoders]
+            parts |= dict(zip(names[1:], encoders, strict=False))
         return parts
 
     def sampler(self, name: str) -> Any:
         """A fresh sampler for validation images."""
-        return load_sampler(self.folder, name, self.noise.prediction)
+        return self.noise.sampler(self.folder, name)
 
 
 def _vae_snapshot(path: str) -> Path:

@@ -120,7 +120,9 @@ def _draw(
         with use_rows(len(part)):
             positive_text = conditioner.text([wish.prompt for wish in part])
             negative_text = conditioner.text([sampling.negative_prompt] * len(part))
-        guided = sampling.guidance_scale > 1
+        # Pipelines of transformers do not know it, and the schema refuses it for them.
+        rescaled = {"guidance_rescale": sampling.guidance_rescale} if sampling.guidance_rescale else {}
+        guided = base.family.classifier_free_guidance and sampling.guidance_scale > 1
         with use_rows(len(part) * (1 + guided)):
             latents = pipeline(
                 **base.family.prompt_arguments(_typed(positive_text, base), _typed(negative_text, base)),
@@ -128,7 +130,7 @@ def _draw(
                 width=sampling.resolution,
                 num_inference_steps=sampling.inference_steps,
                 guidance_scale=sampling.guidance_scale,
-                guidance_rescale=sampling.guidance_rescale,
+                **rescaled,
                 generator=[torch.Generator("cpu").manual_seed(wish.seed) for wish in part],
                 output_type="latent",
             ).images

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from runner.families.noise import NoiseSchedule
+from runner.families.process import NoiseProcess
 from runner.schema import LossSettings
 from runner.train.samples import Batch
 from runner.train.text import sent
 
 
-def residual(predicted_BCHW: Tensor, batch: Batch, noise: NoiseSchedule, by_base_RCHW: Tensor | None = None) -> Tensor:
+def residual(predicted_BCHW: Tensor, batch: Batch, noise: NoiseProcess, by_base_RCHW: Tensor | None = None) -> Tensor:
     """What each prediction is off its target, in fp32, `[B, C, H, W]`.
 
     Args:
@@ -34,15 +35,18 @@ def squared_error(residual_BCHW: Tensor) -> Tensor:
     return residual_BCHW.square().flatten(1).mean(1)
 
 
-def training_loss(residual_BCHW: Tensor, timesteps_B: Tensor, settings: LossSettings, noise: NoiseSchedule) -> Tensor:
+def training_loss(residual_BCHW: Tensor, timesteps_B: Tensor, settings: LossSettings, noise: NoiseProcess) -> Tensor:
     """Each sample's error times the weight of its timestep, `[B]`."""
     if settings.name == "huber":
         error_B = _huber_error(residual_BCHW, _huber_c(timesteps_B, settings, noise))
     else:
         error_B = squared_error(residual_BCHW)
+    if settings.snr_gamma is None and not settings.debiased:
+        return error_B
+    assert isinstance(noise, NoiseSchedule), "the schema refuses it for flow matching"
     if settings.snr_gamma is not None:
         return error_B * noise.min_snr_weight(timesteps_B, settings.snr_gamma)
-    return error_B * noise.debiased_weight(timesteps_B) if settings.debiased else error_B
+    return error_B * noise.debiased_weight(timesteps_B)
 
 
 def _huber_error(residual_BCHW: Tensor, c_B: Tensor) -> Tensor:
@@ -53,12 +57,13 @@ def _huber_error(residual_BCHW: Tensor, c_B: Tensor) -> Tensor:
     return (2 * c_B111 * square_BCHW / ((square_BCHW + c_B111.square()).sqrt() + c_B111)).flatten(1).mean(1)
 
 
-def _huber_c(timesteps_B: Tensor, settings: LossSettings, noise: NoiseSchedule) -> Tensor:
+def _huber_c(timesteps_B: Tensor, settings: LossSettings, noise: NoiseProcess) -> Tensor:
     """The c of each sample, `[B]` (arXiv 2403.16728, section 4)."""
     last = settings.huber_c
     if settings.huber_schedule == "exponential":
         return torch.exp(math.log(last) * timesteps_B.float() / noise.num_timesteps)
     if settings.huber_schedule == "snr":
+        assert isinstance(noise, NoiseSchedule), "the schema refuses it for flow matching"
         sigma_B = noise.snr(timesteps_B).rsqrt()
         return (1 - last) / (1 + sigma_B).square() + last
     return torch.full_like(timesteps_B, last, dtype=torch.float32)

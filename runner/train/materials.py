@@ -157,8 +157,7 @@ def _class_items(job: Job, prior: Prior, base: Base, conditioner: Conditioner) -
 def _samples(
     settings: Experiment, items: Sequence[Item], posteriors: Posteriors, base: Base, *, stream: str = ""
 ) -> Samples:
-    timesteps = base.noise.num_timesteps
-    return Samples(settings, items, posteriors, vae_config=base.vae_config, num_timesteps=timesteps, stream=stream)
+    return Samples(settings, items, posteriors, vae_config=base.vae_config, process=base.noise, stream=stream)
 
 
 def _posteriors(views: Sequence[View], base: Base, *, key: tuple[Hashable, ...]) -> Posteriors:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runner.schema import LossSettings
+from runner.families.process import NoiseProcess
+from runner.schema import Experiment, LossSettings
 from runner.train.randomness import generator
 
 SMALLEST_REDUCTION, LARGEST_REDUCTION = 2.0, 4.0
@@ -23,14 +24,15 @@ SMALLEST_REDUCTION, LARGEST_REDUCTION = 2.0, 4.0
 class Noising:
     """How one job's samples are noised."""
 
-    def __init__(self, settings: LossSettings, *, seed: int, num_timesteps: int, stream: str = "") -> None:
-        self.settings, self.seed, self.num_timesteps, self.stream = settings, seed, num_timesteps, stream
-        self._shares_T = _cumulative_shares(settings, num_timesteps)
+    def __init__(self, experiment: Experiment, process: NoiseProcess, *, stream: str = "") -> None:
+        self.settings, self.flow = experiment.loss, experiment.flow
+        self.seed, self.process, self.stream = experiment.seed, process, stream
+        self._shares_T = _cumulative_shares(self.settings, process.num_timesteps)
 
-    def timestep(self, uniform: float) -> int:
-        """The timestep that a number from [0, 1) stands for."""
+    def timestep(self, uniform: float, latent_size: Sequence[int]) -> float:
+        """The timestep that a number from [0, 1) stands for, of latents of that height and width."""
         if self._shares_T is None:
-            return int(uniform * self.num_timesteps)
+            return self.process.timestep(uniform, self.flow, latent_size)
         return int(np.searchsorted(self._shares_T, uniform, side="right"))
 
     def noise(self, draw: np.random.Generator, sample: int, shape: Sequence[int]) -> Tensor:

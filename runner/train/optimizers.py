@@ -9,6 +9,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 
+from runner.families.family import is_text_encoder
 from runner.schema import Experiment, LrSchedulerSettings, OptimizerSettings
 from runner.schema.training import Adafactor, AdamW8bit, Prodigy
 from runner.train.adapter import Adapter
@@ -23,7 +24,7 @@ def build_optimizer(settings: OptimizerSettings, adapter: Adapter) -> torch.opti
     as_matrices = settings.name == "adafactor"
     groups = []
     for component, span in adapter.spans().items():
-        lr = settings.lr if component == "unet" else _text_encoder_lr(settings)
+        lr = _text_encoder_lr(settings) if is_text_encoder(component) else settings.lr
         groups.append({"params": _matrices(adapter, component) if as_matrices else [_flat(adapter, span)], "lr": lr})
     path, options = _options(settings)
     module, _, name = path.partition(":")

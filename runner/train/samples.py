@@ -21,6 +21,7 @@ from torch import Tensor
 from runner.data import Crop, Item
 from runner.data.views import crops_of
 from runner.families.loading import scale_latents
+from runner.families.process import NoiseProcess
 from runner.schema import Experiment
 from runner.train.noising import Noising, normal
 from runner.train.randomness import generator, permutation
@@ -79,7 +80,7 @@ class Samples:
         posteriors: Posteriors,
         *,
         vae_config: dict[str, object],
-        num_timesteps: int,
+        process: NoiseProcess,
         stream: str = "",
     ) -> None:
         """`stream` names another stream of the same job, with an order and draws of its own."""
@@ -90,7 +91,7 @@ class Samples:
         self.crops = [crops_of(item, experiment) for item in self.items]
         self.posteriors = posteriors
         self.vae_config = vae_config
-        self.noising = Noising(experiment.loss, seed=experiment.seed, num_timesteps=num_timesteps, stream=stream)
+        self.noising = Noising(experiment, process, stream=stream)
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def batch(self, step: int, positions: range) -> Batch:
@@ -118,7 +119,7 @@ class Samples:
         return Sample(
             scale_latents(self.vae_config, raw),
             noise,
-            self.noising.timestep(timestep),
+            self.noising.timestep(timestep, mean.shape[1:]),
             crop.time_ids(item),
             caption,
             self.noising.perturbation(sample, mean.shape),
@@ -131,7 +132,7 @@ class Sample:
 
     latent: Tensor
     noise: Tensor
-    timestep: int
+    timestep: float
     time_ids: tuple[float, ...]
     caption: Caption
     perturbation: Tensor | None = None

@@ -86,17 +86,17 @@ def test_an_archive_in_s3_is_fetched_once_and_known_by_its_listing(
     settings = settings_of(f"s3://{aws.bucket}/models/model.tar.gz")
     assert check_model(settings) == []
     planned = fingerprint(settings)
-    assert (fetched(aws), planning_folder(settings.path)) == ([], None)
-    folder = snapshot(settings.path, revision=None, variant=None)
+    assert (fetched(aws), planning_folder(settings)) == ([], None)
+    folder = snapshot(settings)
     check_fetched(settings, planned)
     assert folder_hash(folder) == folder_hash(sdxl_folder)
     # It is not kept twice, and does not travel twice.
     assert not Mirror(source_of(settings.path)).path.exists()
-    assert planning_folder(settings.path) == snapshot(settings.path, revision=None, variant=None) == folder
+    assert planning_folder(settings) == snapshot(settings) == folder
     assert fetched(aws) == ["models/model.tar.gz"]
     # Without a way to S3 the copy is used.
     aws.permissions.deny("s3:*")
-    assert snapshot(settings.path, revision=None, variant=None) == folder
+    assert snapshot(settings) == folder
 
     # One on this machine is the folder that was packed.
     assert check_model(settings_of(archive)) == []
@@ -124,10 +124,10 @@ def test_a_changed_object_is_another_model(aws: StandIn, sdxl_folder: Path) -> N
     first = looked_at()
     write(aws, "sdxl/README.md", "says nothing of the model")
     assert looked_at() == first
-    snapshot(settings.path, revision=None, variant=None)
+    snapshot(settings)
     check_fetched(settings, first)
     write(aws, "sdxl/unet/diffusion_pytorch_model.safetensors", "other weights")
-    snapshot(settings.path, revision=None, variant=None)
+    snapshot(settings)
     with pytest.raises(ModelError, match="has changed since the job was planned"):
         check_fetched(settings, first)
     assert looked_at() != first

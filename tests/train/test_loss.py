@@ -51,9 +51,9 @@ def test_the_huber_error_has_a_slope_everywhere(schedule: NoiseSchedule) -> None
     assert off.grad is not None and torch.isfinite(off.grad).all()
 
 
-def test_coarse_noise_is_as_strong_as_plain_noise_and_smoother() -> None:
+def test_coarse_noise_is_as_strong_as_plain_noise_and_smoother(schedule: NoiseSchedule) -> None:
     plain, coarse = (
-        Noising(LossSettings(**levels), seed=0, num_timesteps=1000).noise(generator(0, "test"), 7, (4, 32, 32))
+        Noising(Experiment(loss=LossSettings(**levels)), schedule).noise(generator(0, "test"), 7, (4, 32, 32))
         for levels in ({}, {"multires_levels": 6, "multires_discount": 0.8})
     )
     assert float(coarse.std()) == pytest.approx(1.0, abs=1e-5)
@@ -83,23 +83,25 @@ def test_options_of_the_noise_do_not_shift_each_other(bench: Bench, sdxl_folder:
     assert torch.allclose(both.noise - coarse.noise, offset.noise - plain.noise, atol=1e-6)
 
 
-def drawn(**settings: Any) -> np.ndarray:
-    noising = Noising(LossSettings(**settings), seed=0, num_timesteps=1000)
-    return np.array([noising.timestep(uniform) for uniform in np.linspace(0, 1, 100_000, endpoint=False)])
+def drawn(schedule: NoiseSchedule, **settings: Any) -> np.ndarray:
+    noising = Noising(Experiment(loss=LossSettings(**settings)), schedule)
+    return np.array([noising.timestep(uniform, (8, 8)) for uniform in np.linspace(0, 1, 100_000, endpoint=False)])
 
 
-def test_biased_timesteps_are_drawn_as_many_times_as_often() -> None:
-    later = drawn(timestep_bias="later", timestep_bias_multiplier=3.0, timestep_bias_portion=0.2)
+def test_biased_timesteps_are_drawn_as_many_times_as_often(schedule: NoiseSchedule) -> None:
+    later = drawn(schedule, timestep_bias="later", timestep_bias_multiplier=3.0, timestep_bias_portion=0.2)
     counts = np.bincount(later, minlength=1000)
     assert counts[:800].mean() * 3 == pytest.approx(counts[800:].mean(), rel=1e-2)
-    earlier = np.bincount(drawn(timestep_bias="earlier", timestep_bias_portion=0.2), minlength=1000)
+    earlier = np.bincount(drawn(schedule, timestep_bias="earlier", timestep_bias_portion=0.2), minlength=1000)
     assert earlier[:200].mean() == pytest.approx(2 * earlier[200:].mean(), rel=1e-2)
-    never = drawn(timestep_bias="range", timestep_bias_range=(500, 1000), timestep_bias_multiplier=0)
+    never = drawn(schedule, timestep_bias="range", timestep_bias_range=(500, 1000), timestep_bias_multiplier=0)
     assert never.min() == 0 and never.max() == 499
 
 
-def test_the_smallest_portion_is_one_timestep_and_not_all() -> None:
-    counts = np.bincount(drawn(timestep_bias="later", timestep_bias_portion=1e-6, timestep_bias_multiplier=50))
+def test_the_smallest_portion_is_one_timestep_and_not_all(schedule: NoiseSchedule) -> None:
+    counts = np.bincount(
+        drawn(schedule, timestep_bias="later", timestep_bias_portion=1e-6, timestep_bias_multiplier=50)
+    )
     assert counts[999] == pytest.approx(50 * counts[0], rel=0.05)
     assert counts[998] == pytest.approx(counts[0], rel=0.05)
 
@@ -131,7 +133,7 @@ def test_a_schedule_that_ends_in_noise_needs_velocity_and_a_sampler_that_knows_i
 
     def faults(folder: Path, **settings: Any) -> list[str]:
         model = {"family": "sd", "path": str(folder), "zero_terminal_snr": True}
-        return prediction_faults(Experiment.model_validate({"model": model, **settings}), folder)
+        return prediction_faults(Experiment.model_validate({"model": model, **settings}))
 
     assert "model.prediction_type = 'epsilon'" in faults(sd15_folder)[0]
     assert faults(sd21_folder, scheduler={"name": "euler"}) == []

@@ -54,6 +54,25 @@ def test_a_job_among_others_gives_what_it_gives_alone(
     assert records(packed[index], "train/grad_norm") == pytest.approx(records(alone, "train/grad_norm"), rel=1e-4)
 
 
+OF_TRANSFORMERS: list[dict[str, Any]] = [
+    {"seed": 1, "flow": {"timesteps": "mode", "mode_scale": 0.5}},
+    {"seed": 2, "lora": {"rank": 5, "alpha": 3.0, "targets": "linear"}, "batch_size": 3, "accumulation": 2},
+    {"seed": 3, "lora": {"dropout": 0.3}, "flow": {"shift": 1.0}, "dataset": {"caption_dropout": 0.6}, "steps": 2},
+]
+
+
+@pytest.mark.parametrize("model", ["sd3_folder", "sd35_folder", "flux_folder"])
+def test_transformers_pack_as_unets_do(bench: Bench, model: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(model)
+    together = [bench.job(folder, **settings) for settings in OF_TRANSFORMERS]
+    assert bench.train(*together)
+    for job, settings in zip(together, OF_TRANSFORMERS, strict=True):
+        alone = bench.job(folder, **settings)
+        assert bench.train(alone)
+        assert difference(weights(job), weights(alone)) < ROUNDING
+        assert records(job, "train/loss") == pytest.approx(records(alone, "train/loss"), rel=1e-5)
+
+
 def test_each_job_ends_after_its_own_steps(packed: list[Job]) -> None:
     assert [read_manifest(job.folder)["steps_done"] for job in packed] == [3, 2, 3, 5, 3, 3, 3, 4, 3, 3]
     assert {state_of(job.folder) for job in packed} == {State.COMPLETED}
@@ -131,10 +150,12 @@ def test_dropout_falls_anew_on_each_sample_and_on_none_while_validating() -> Non
     assert torch.allclose(dropped.mean(0), kept[0], atol=0.3), "what is kept is scaled up for what is not"
 
 
-def test_gradient_checkpointing_changes_nothing(bench: Bench, sdxl_folder: Path) -> None:
+@pytest.mark.parametrize("model", ["sdxl_folder", "sd35_folder", "flux_folder"])
+def test_gradient_checkpointing_changes_nothing(bench: Bench, model: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(model)
     settings: list[dict[str, Any]] = [{"seed": 1, "lora": {"dropout": 0.2}}, {"seed": 2, "batch_size": 3}]
-    plain = [bench.job(sdxl_folder, **each) for each in settings]
-    thrifty = [bench.job(sdxl_folder, **each, launcher={"gradient_checkpointing": True}) for each in settings]
+    plain = [bench.job(folder, **each) for each in settings]
+    thrifty = [bench.job(folder, **each, launcher={"gradient_checkpointing": True}) for each in settings]
     assert bench.train(*plain)
     assert bench.train(*thrifty)
     for left, right in zip(plain, thrifty, strict=True):

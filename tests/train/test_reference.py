@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from runner.job import Job
 from runner.train.adapter import Adapter, find_sites
 from runner.train.samples import Batch
-from tests.train.bench import CPU, Bench, difference, records, weights
+from tests.train.bench import CPU, Bench, difference, pipeline_of, records, weights
 
 # Measured 2e-7 to 1.2e-6: the same sums in another order.
 ROUNDING = 1e-5
@@ -26,6 +26,13 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 4,
     "lr_scheduler": {"name": "cosine", "warmup_steps": 1},
     "optimizer": {"lr": 2e-3, "max_grad_norm": 0.05, "weight_decay": 0.1},
+}
+
+
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+TARGETS = {
+    "unet": ATTENTION,
+    "transformer": [*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"],
 }
 
 
@@ -46,7 +53,35 @@ def encode(pipeline: Any, captions: list[str]) -> dict[str, Tensor]:
     }
 
 
-def loss_of(pipeline: Any, batch: Batch) -> Tensor:
+def loss_of_sd3(pipeline: Any, batch: Batch) -> Tensor:
+    captions = [caption or "" for caption in batch.captions]
+    embeds, _, pooled, _ = pipeline.encode_prompt(captions, captions, captions, do_classifier_free_guidance=False)
+    level = (batch.timesteps / 1000).view(-1, 1, 1, 1)
+    noisy = (1 - level) * batch.latents + level * batch.noise
+    predicted = pipeline.transformer(noisy, embeds, pooled, batch.timesteps).sample
+    return F.mse_loss(predicted, batch.noise - batch.latents)
+
+
+def loss_of_flux(pipeline: Any, batch: Batch) -> Tensor:
+    embeds, pooled, text_ids = pipeline.encode_prompt([caption or "" for caption in batch.captions])
+    level = (batch.timesteps / 1000).view(-1, 1, 1, 1)
+    noisy = (1 - level) * batch.latents + level * batch.noise
+    count, channels, height, width = noisy.shape
+    predicted = pipeline.transformer(
+        hidden_states=pipeline._pack_latents(noisy, count, channels, height, width),
+        timestep=batch.timesteps / 1000,
+        guidance=torch.ones(count),
+        pooled_projections=pooled,
+        encoder_hidden_states=embeds,
+        txt_ids=text_ids,
+        img_ids=pipeline._prepare_latent_image_ids(count, height // 2, width // 2, CPU.device, torch.float32),
+    ).sample
+    pixels = pipeline.vae_scale_factor
+    predicted = pipeline._unpack_latents(predicted, height * pixels, width * pixels, pixels)
+    return F.mse_loss(predicted, batch.noise - batch.latents)
+
+
+def loss_of_unet(pipeline: Any, batch: Batch) -> Tensor:
     schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
     noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     text = encode(pipeline, [caption or "" for caption in batch.captions])
@@ -58,15 +93,16 @@ def loss_of(pipeline: Any, batch: Batch) -> Tensor:
     return F.mse_loss(predicted, target)
 
 
+LOSSES = {"StableDiffusion3Pipeline": loss_of_sd3, "FluxPipeline": loss_of_flux}
+
+
 def with_adapters(pipeline: Any, job: Job, start: Adapter) -> list[nn.Module]:
     """peft's own adapters on the pipeline's parts, started from the job's first weights."""
     lora = job.experiment.lora
-    parts = [pipeline.unet]
-    if lora.text_encoder:
-        parts += [pipeline.text_encoder, pipeline.text_encoder_2]
+    parts = [getattr(pipeline, name) for name in start.state()]
     for name, part in zip(start.state(), parts, strict=True):
         part.requires_grad_(False)
-        targets = ["to_q", "to_k", "to_v", "to_out.0"] if name == "unet" else ["q_proj", "k_proj", "v_proj", "out_proj"]
+        targets = TARGETS.get(name, ["q_proj", "k_proj", "v_proj", "out_proj"])
         part.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=targets))
         loaded = set_peft_model_state_dict(part, start.state()[name])
         assert not loaded.unexpected_keys
@@ -77,8 +113,9 @@ def trained_by_hand(bench: Bench, job: Job) -> tuple[dict[str, Tensor], list[flo
     """(weights under peft keys, losses, gradient norms before clipping)."""
     settings, base = job.experiment, bench.base(job)
     samples = bench.materials(job, base).samples
-    start = Adapter(settings.lora, find_sites(settings.lora, base.components()), seed=0, device=CPU.device)
-    pipeline = DiffusionPipeline.from_pretrained(settings.model.path)
+    sites = find_sites(settings.lora, base.components(), base.family.target_presets)
+    start = Adapter(settings.lora, sites, seed=0, device=CPU.device)
+    pipeline = pipeline_of(Path(settings.model.path))
     parts = with_adapters(pipeline, job, start)
     parameters = [each for part in parts for each in part.parameters() if each.requires_grad]
     chosen: Any = settings.optimizer
@@ -90,7 +127,9 @@ def trained_by_hand(bench: Bench, job: Job) -> tuple[dict[str, Tensor], list[flo
         each.grad = torch.zeros_like(each)
     losses, norms = [], []
     for step in range(settings.steps):
-        loss = loss_of(pipeline, samples.batch(step, range(settings.batch_size)))
+        loss = LOSSES.get(type(pipeline).__name__, loss_of_unet)(
+            pipeline, samples.batch(step, range(settings.batch_size))
+        )
         loss.backward()
         norms.append(float(nn.utils.clip_grad_norm_(parameters, chosen.max_grad_norm)))
         losses.append(loss.item())
@@ -98,14 +137,16 @@ def trained_by_hand(bench: Bench, job: Job) -> tuple[dict[str, Tensor], list[flo
         schedule.step()
         optimizer.zero_grad(set_to_none=False)
     state = {
-        f"{name}.{'' if name == 'unet' else 'text_model.'}{key.removeprefix('text_model.')}": tensor
+        f"{name}.{'' if name in TARGETS else 'text_model.'}{key.removeprefix('text_model.')}": tensor
         for name, part in zip(start.state(), parts, strict=True)
         for key, tensor in get_peft_model_state_dict(part).items()
     }
     return state, losses, norms
 
 
-@pytest.mark.parametrize("model", ["sdxl_folder", "sd15_folder", "sd21_folder"])
+@pytest.mark.parametrize(
+    "model", ["sdxl_folder", "sd15_folder", "sd21_folder", "sd3_folder", "sd35_folder", "flux_folder"]
+)
 def test_a_training_is_the_one_that_diffusers_and_peft_would_do(
     bench: Bench, model: str, request: pytest.FixtureRequest
 ) -> None:
@@ -120,8 +161,9 @@ def test_a_training_is_the_one_that_diffusers_and_peft_would_do(
     assert min(norms) > 0.05, "the test clips nothing"
 
 
-def test_text_encoders_are_trained_as_peft_would(bench: Bench, sdxl_folder: Path) -> None:
-    job = bench.job(sdxl_folder, **{**SETTINGS, "lora": {"rank": 4, "text_encoder": True}})
+@pytest.mark.parametrize("model", ["sdxl_folder", "sd3_folder", "flux_folder"])
+def test_text_encoders_are_trained_as_peft_would(bench: Bench, model: str, request: pytest.FixtureRequest) -> None:
+    job = bench.job(request.getfixturevalue(model), **{**SETTINGS, "lora": {"rank": 4, "text_encoder": True}})
     assert bench.train(job)
     state, losses, _ = trained_by_hand(bench, job)
     assert any(key.startswith("text_encoder.text_model.encoder") for key in state)

@@ -1,0 +1,44 @@
+"""What plans and checks know of each family, without torch: an entry here and a file of its name are a family."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from runner.families import shapes
+from runner.families.arithmetic import Work, count_unet
+from runner.families.dit import count_flux, count_sd3
+
+
+class Count(Protocol):
+    """Counts what one image costs."""
+
+    def __call__(self, config: Mapping[str, Any], *, latent_side: int) -> Work:
+        """From the denoiser's config.json and the side of the latents."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A family."""
+
+    pipeline: str
+    """Class in `model_index.json`, by which a model's family is known."""
+    denoiser: str
+    """Folder of the denoiser in diffusers layout."""
+    config: Mapping[str, Any]
+    """The denoiser's usual configuration, for predictions before a model is on this machine."""
+    count: Count
+    trained_share: float
+    """Of the base's parameters, for each unit of rank: adapters on the attention layers."""
+    least_step_s: float = 0.0
+    """Published batch-1 steps on GPUs, where these are bound by launching kernels: much the same on an L40S and an
+    H100. Transformers have few and large ones."""
+
+
+FAMILIES = {
+    "sd": Known("StableDiffusionPipeline", "unet", shapes.SD15_UNET, count_unet, 6e-4, 0.15),
+    "sdxl": Known("StableDiffusionXLPipeline", "unet", shapes.SDXL_UNET, count_unet, 6e-4, 0.45),
+    "sd3": Known("StableDiffusion3Pipeline", "transformer", shapes.SD3_TRANSFORMER, count_sd3, 2.9e-4),
+    "flux": Known("FluxPipeline", "transformer", shapes.FLUX_TRANSFORMER, count_flux, 1.4e-4),
+}

@@ -1,0 +1,161 @@
+"""A model in one `.safetensors` file, as ComfyUI and A1111 use them: what is in it, and its folder of many files.
+
+diffusers reads such files where it is told the model's configurations, which lie in a folder beside (`model.config`);
+what the file has no weights of (the encoders and the VAE of a FLUX.1 file) is taken from there too. What comes out is
+kept in the cache. Until then nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from runner.errors import ModelError
+from runner.exclusive import alone
+from runner.families.known import FAMILIES
+from runner.s3 import is_s3
+from runner.schema import ModelSettings
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".safetensors"
+LONGEST_HEADER_BYTES = 100_000_000
+"""As the format has it."""
+DENOISER = ("model.diffusion_model.", "joint_blocks.", "double_blocks.", "transformer_blocks.", "single_blocks.")
+VAE = ("first_stage_model.", "vae.")
+T5 = ("text_encoders.t5xxl.",)
+CLIP = ("cond_stage_model.", "conditioner.embedders.", "text_encoders.clip_")
+"""How names of tensors begin, by which it is known what a file holds."""
+PRECISIONS = ("F16", "BF16", "F32")
+"""From the least to the most exact; where a file has several, all become the last of them."""
+WHOLE_NUMBERS = ("I8", "I16", "I32", "I64", "U8", "BOOL")
+
+
+def is_single_file(path: str) -> bool:
+    """Whether `model.path` names one."""
+    return path.endswith(SUFFIX) and not is_s3(path)
+
+
+def single_file_faults(settings: ModelSettings, *, used_here: bool) -> list[str]:
+    """What is wrong with `model.path` as a single file and with `model.config`, one line each."""
+    assert settings.config is not None, "the schema asks for it"
+    file, folder = Path(settings.path).expanduser(), Path(settings.config).expanduser()
+    said = f"model.path = {settings.path!r}"
+    if not used_here:
+        why = "a single file is laid out on the machine that reads it, and jobs that run elsewhere are sent folders"
+        return [f"{said}: {why}; give a folder in diffusers layout"]
+    if not (folder / "model_index.json").is_file():
+        fix = "the configurations and tokenizers of this kind of model (its weights are not needed)"
+        return [
+            f"model.config = {settings.config!r}: has no model_index.json; give a folder in diffusers layout with {fix}"
+        ]
+    try:
+        header = read_header(file)
+    except (OSError, ValueError) as error:
+        return [f"{said}: is no {SUFFIX} file that can be read ({error})"]
+    if not any(name.startswith(DENOISER) and "lora" not in name for name in header):
+        return [f"{said}: holds no UNet or transformer; it may be a LoRA or a VAE, but not a base model"]
+    strange = {entry["dtype"] for entry in header.values()} - {*PRECISIONS, *WHOLE_NUMBERS}
+    if strange:
+        return [f"{said}: its weights are quantised ({min(strange)}); give the file in bf16, fp16 or fp32"]
+    return [
+        f"model.config = {settings.config!r}: {settings.path} holds no weights of the {name}, and neither does this "
+        f"folder; put them into its {name}/"
+        for name in _apart(header, folder)
+        if not _has_weights(folder / name)
+    ]
+
+
+def read_header(file: Path) -> dict[str, dict[str, Any]]:
+    """Name -> dtype and shape of each tensor.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is none.
+    """
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 0 < length <= LONGEST_HEADER_BYTES:
+            raise ValueError("its header is damaged")
+        header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    return header
+
+
+def _apart(header: dict[str, dict[str, Any]], folder: Path) -> list[str]:
+    """The model's parts with weights that the file does not hold."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    wanted: dict[str, tuple[str, ...]] = {"vae": VAE}
+    for name, value in index.items():
+        if name.startswith("text_encoder") and value[0]:
+            wanted[name] = T5 if value[1].startswith("T5") else CLIP
+    return [name for name, begins in wanted.items() if not any(key.startswith(begins) for key in header)]
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
+def lay_out_single_file(settings: ModelSettings, folder: Path) -> Path:
+    """Write the model into a folder in diffusers layout, which appears whole; if it is there already, nothing is done.
+
+    Raises:
+        ModelError: diffusers cannot read the file with these configurations.
+    """
+    with alone(folder.parent / f"{folder.name}.lock", doing=f"reading {Path(settings.path).name}"):
+        if not folder.is_dir():
+            for left in folder.parent.glob(f".{folder.name}.*"):
+                shutil.rmtree(left)
+            log.info("laying out %s, once", settings.path)
+            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+            try:
+                _read(settings).save_pretrained(temporary)
+                temporary.chmod(0o755)
+                temporary.rename(folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _read(settings: ModelSettings) -> Any:
+    """The pipeline in the file, in its most exact precision, on the CPU."""
+    import diffusers
+    import torch
+
+    file, folder = Path(settings.path).expanduser(), Path(str(settings.config)).expanduser()
+    header = read_header(file)
+    found = [precision for precision in PRECISIONS if any(each["dtype"] == precision for each in header.values())]
+    dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[found[-1]]
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    try:
+        given = {}
+        for name in _apart(header, folder):
+            library, kind = index[name]
+            given[name] = getattr(import_module(library), kind).from_pretrained(folder / name, torch_dtype=dtype)
+        kind = getattr(diffusers, FAMILIES[settings.family].pipeline)
+        # As in `loading`: parts that the files were never meant to have.
+        absent: dict[str, Any] = {name: None for name, value in index.items() if value == [None, None]}
+        pipeline = kind.from_single_file(
+            str(file), config=str(folder), local_files_only=True, torch_dtype=dtype, **given, **absent
+        )
+    except Exception as error:  # whatever it is, it fails as a missing tensor makes it
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise ModelError(
+            f"model.path = {settings.path!r}: diffusers cannot read the file with the configurations in "
+            f"model.config = {settings.config!r} ({type(error).__name__}: {reason}); are they of the same model?"
+        ) from error
+    for name, part in pipeline.components.items():
+        unread = (
+            [key for key, tensor in part.named_parameters() if tensor.is_meta] if hasattr(part, "parameters") else []
+        )
+        if unread:
+            raise ModelError(
+                f"model.path = {settings.path!r}: has nothing for {name}.{unread[0]} of the configurations in "
+                f"model.config = {settings.config!r}; are they of the same model?"
+            )
+    return pipeline

@@ -1,0 +1,80 @@
+"""What fits which model family: settings that one family knows and another does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runner.schema.knob import default_of
+
+if TYPE_CHECKING:
+    from runner.schema.experiment import Experiment
+
+TRANSFORMERS = ("sd3", "flux")
+"""Families whose denoiser is a transformer over patches of latents, trained by flow matching."""
+PATCH_PX = 16
+"""Side of the image squares that are one token of these transformers."""
+NOISE_TABLE_ONLY = ("snr_gamma", "debiased", "noise_offset", "multires_levels", "timestep_bias")
+"""Settings of `loss` that mend or weigh a table of noise levels, which flow matching does not have."""
+
+
+def refuse_what_does_not_fit(experiment: Experiment) -> None:
+    """Check an experiment against the family of its model.
+
+    Raises:
+        ValueError: a setting has no effect with the family, or cannot be.
+    """
+    family = experiment.model.family
+    if family not in TRANSFORMERS:
+        for key in type(experiment.flow).model_fields:
+            if (value := getattr(experiment.flow, key)) != default_of(experiment.flow, key):
+                raise ValueError(
+                    f"flow.{key} = {value!r}: has no effect with model.family={family}, which has a table of noise "
+                    f"levels; it is for {' and '.join(TRANSFORMERS)}. Remove it"
+                )
+        return
+    if experiment.resolution % PATCH_PX:
+        raise ValueError(
+            f"resolution = {experiment.resolution}: should be a multiple of {PATCH_PX} with model.family={family}, "
+            f"which cuts images into squares of {PATCH_PX} px"
+        )
+    if experiment.model.prediction_type is not None:
+        raise ValueError(
+            f"model.prediction_type = {experiment.model.prediction_type!r}: has no effect with model.family={family}, "
+            "which always predicts the velocity of flow matching; remove it"
+        )
+    if experiment.scheduler.name != "model":
+        raise ValueError(
+            f"scheduler.name = {experiment.scheduler.name!r}: belongs to models with a table of noise levels; set "
+            f"scheduler=model, the flow-matching sampler of model.family={family}"
+        )
+    if experiment.lora.targets == "linear_conv":
+        raise ValueError(
+            f"lora.targets = 'linear_conv': the blocks of model.family={family} have no convolutions; choose "
+            "lora.targets=linear"
+        )
+    for key in NOISE_TABLE_ONLY:
+        if (value := getattr(experiment.loss, key)) != default_of(experiment.loss, key):
+            raise ValueError(
+                f"loss.{key} = {value!r}: is for models with a table of noise levels, but model.family={family} is "
+                "trained by flow matching; remove it (flow.timesteps says which noise levels count)"
+            )
+    if experiment.loss.name == "huber" and experiment.loss.huber_schedule == "snr":
+        raise ValueError(
+            f"loss.huber_schedule = 'snr': is for models with a table of noise levels, but model.family={family} is "
+            "trained by flow matching; set loss.huber_schedule=exponential or constant"
+        )
+    if experiment.model.zero_terminal_snr is not None:
+        raise ValueError(
+            f"model.zero_terminal_snr = {experiment.model.zero_terminal_snr}: has no effect with "
+            f"model.family={family}, whose last timestep always is noise alone; remove it"
+        )
+    if experiment.validation.guidance_rescale:
+        raise ValueError(
+            f"validation.guidance_rescale = {experiment.validation.guidance_rescale}: is not known to the sampler of "
+            f"model.family={family}; remove it"
+        )
+    if family == "flux" and experiment.validation.negative_prompt is not None:
+        raise ValueError(
+            f"validation.negative_prompt = {experiment.validation.negative_prompt!r}: has no effect with "
+            "model.family=flux, which is told the guidance scale instead of comparing two predictions; remove it"
+        )

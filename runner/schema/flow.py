@@ -1,0 +1,46 @@
+"""Section `flow`: at which noise levels models of flow matching are trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from runner.schema.knob import Settings, default_of, knob
+
+
+class FlowSettings(Settings):
+    """Section `flow`: which noise levels are trained how often, with `model.family=sd3` and `flux` (flow matching)."""
+
+    timesteps: Literal["logit_normal", "uniform", "mode"] = knob(
+        "logit_normal",
+        doc="How noise levels from 0 to 1 are drawn: their logit from a normal distribution, all alike, or mostly the "
+        "middle (arXiv 2403.03206).",
+    )
+    logit_mean: float = knob(
+        0.0, ge=-10, le=10, doc="Mean of the logit; more is more noise. Used with `timesteps=logit_normal`."
+    )
+    logit_std: float = knob(
+        1.0, gt=0, le=10, doc="Standard deviation of the logit. Used with `timesteps=logit_normal`."
+    )
+    mode_scale: float = knob(
+        1.29, ge=-1, le=1.75, doc="How much more often the middle is drawn; 0 is `uniform`. Used with `timesteps=mode`."
+    )
+    shift: float | None = knob(
+        None,
+        gt=0,
+        le=100,
+        doc="Moves noise levels s towards noise, to shift s / (1 + (shift - 1) s); 1 moves nothing. Null does as the "
+        "model's own sampler does: a constant (SD3: 3), or more for larger images (FLUX.1: 3.2 at 1024 px).",
+    )
+
+    @model_validator(mode="after")
+    def _takes_effect(self) -> FlowSettings:
+        needed = {"logit_mean": "logit_normal", "logit_std": "logit_normal", "mode_scale": "mode"}
+        for key, scheme in needed.items():
+            if self.timesteps != scheme and getattr(self, key) != default_of(self, key):
+                raise ValueError(
+                    f"{key} = {getattr(self, key)}: has no effect with flow.timesteps={self.timesteps}; remove it, or "
+                    f"set flow.timesteps={scheme}"
+                )
+        return self

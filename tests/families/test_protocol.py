@@ -1,0 +1,33 @@
+"""Every family has all that the Protocol names, and the page on new ones names all of it."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from typing import get_args
+
+import pytest
+
+from runner.families import find_family
+from runner.families.family import Family
+from runner.families.known import FAMILIES
+from runner.schema import ModelSettings
+from tests.command_line import ROOT
+
+NAMES = {name for name in (*vars(Family), *Family.__annotations__) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_family_has_all_that_the_others_have(family: str) -> None:
+    found = find_family(family)
+    assert sorted(name for name in NAMES if not hasattr(found, name)) == []
+
+
+def test_what_can_be_chosen_is_what_there_is() -> None:
+    assert set(get_args(ModelSettings.model_fields["family"].annotation)) == set(FAMILIES)
+    assert all(find_spec(f"runner.families.{name}") for name in FAMILIES)
+
+
+def test_the_page_on_new_families_names_each_function() -> None:
+    page = (ROOT / "docs" / "new-family.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == NAMES
