@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.artifacts.card import write_card
 from runner.artifacts.files import write_diffusers, write_kohya
-from runner.artifacts.verify import check_behaviour, check_kohya, check_tensors
+from runner.artifacts.verify import ScaleOf, check_behaviour, check_kohya, check_tensors
 from runner.train.samples import collate
 
 if TYPE_CHECKING:
@@ -46,10 +47,13 @@ def save_artifacts(
             "modelspec.title": title,
         },
     )
-    check_kohya(kohya_file, base.family, layers, settings.lora.scale)
+    check_kohya(kohya_file, base.family, layers, settings.lora.scale_of)
     samples = run.materials.held_out_samples.samples[:COMPARED_SAMPLES]
     batch = collate(range(len(samples)), samples).to(base.place.device)
-    files = {"diffusers file": (diffusers_file, settings.lora.scale), "kohya file": (kohya_file, 1.0)}
+    files: dict[str, tuple[Path, ScaleOf]] = {
+        "diffusers file": (diffusers_file, settings.lora.scale_of),
+        "kohya file": (kohya_file, lambda _: 1.0),
+    }
     checked = check_behaviour(files, layers, base, run.materials.conditioner, batch, use_rows)
     log.info("%s: saved and read back, %s", run.job.id, ", ".join(f"{name} {d:.1e}" for name, d in checked.items()))
     write_card(run, kohya_file, losses, checked)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from runner.schema.knob import Settings, default_of, knob
 
 TARGET_PRESETS = ("attention", "attention_ff", "linear", "linear_conv")
+
+Rank = Annotated[int, Field(ge=1, le=1024)]
+Alpha = Annotated[float, Field(gt=0)]
+Value = TypeVar("Value", bound=float)
 
 
 class LoraSettings(Settings):
@@ -18,6 +24,18 @@ class LoraSettings(Settings):
     rank: int = knob(8, ge=1, le=1024, doc="Rank of the update of each targeted layer.")
     alpha: float | None = knob(
         None, gt=0, doc="The update is scaled by alpha / rank; null means alpha = rank, a scale of 1."
+    )
+    rslora: bool = knob(
+        False,
+        doc="Scale by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732): updates of large ranks do not shrink.",
+    )
+    rank_pattern: dict[str, Rank] | None = knob(
+        None,
+        doc="Ranks of some layers that differ from `rank`: regular expressions for the end of a layer's name, as in "
+        "peft, such as `{conv1: 4, conv2: 4}` for the convolutions of the residual blocks.",
+    )
+    alpha_pattern: dict[str, Alpha] | None = knob(
+        None, doc="Alphas of some layers that differ from `alpha`, by regular expressions as in `rank_pattern`."
     )
     dropout: float = knob(
         0.0, ge=0, lt=1, unit="share of inputs", doc="Dropout on the input of each adapter while training."
@@ -47,10 +65,40 @@ class LoraSettings(Settings):
                 ) from error
         return value
 
-    @property
-    def scale(self) -> float:
-        """Factor on the low-rank update: alpha / rank."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
+    @model_validator(mode="after")
+    def _patterns_are_expressions(self) -> LoraSettings:
+        for key in ("rank_pattern", "alpha_pattern"):
+            patterns = getattr(self, key)
+            if patterns == {}:
+                raise ValueError(f"{key} = {{}}: should hold at least one layer, such as {{conv1: 4}}; or be null")
+            for pattern in patterns or ():
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(f"{key} = {pattern!r}: should be a regular expression ({error})") from error
+        return self
+
+    def rank_of(self, layer: str) -> int:
+        """Rank of the update of the layer of this name."""
+        return _of_layer(self.rank_pattern, layer, self.rank)
+
+    def alpha_of(self, layer: str) -> float:
+        """Alpha of the layer of this name; its own rank where nobody says."""
+        return _of_layer(self.alpha_pattern, layer, self.rank_of(layer) if self.alpha is None else self.alpha)
+
+    def scale_of(self, layer: str) -> float:
+        """Factor on the low-rank update of the layer of this name: alpha / rank, or alpha / sqrt(rank) (rsLoRA)."""
+        rank = self.rank_of(layer)
+        return self.alpha_of(layer) / (math.sqrt(rank) if self.rslora else rank)
+
+
+def matches_layer(pattern: str, layer: str) -> bool:
+    """Whether an expression matches the end of a layer's name, from its start or after a dot, as peft does it."""
+    return re.match(rf"(.*\.)?({pattern})$", layer) is not None
+
+
+def _of_layer(values: Mapping[str, Value] | None, layer: str, otherwise: Value) -> Value:
+    return next((value for pattern, value in (values or {}).items() if matches_layer(pattern, layer)), otherwise)
 
 
 TEXT_ENCODER_LR = "Learning rate of the text encoders' adapters; null means `lr`."

@@ -11,7 +11,7 @@ from torch import nn
 
 from runner.schema import Experiment, LrSchedulerSettings, OptimizerSettings
 from runner.schema.training import Adafactor, AdamW8bit, Prodigy
-from runner.train.adapter import Adapter
+from runner.train.adapter import DOWN, UP, Adapter
 
 
 def build_optimizer(settings: OptimizerSettings, adapter: Adapter) -> torch.optim.Optimizer:
@@ -20,11 +20,10 @@ def build_optimizer(settings: OptimizerSettings, adapter: Adapter) -> torch.opti
     Elementwise optimizers see each component as one flat vector, which makes their step one kernel. Adafactor
     looks at rows and columns, so it sees the matrices. Parameters share storage with the adapter's vectors.
     """
-    as_matrices = settings.name == "adafactor"
     groups = []
-    for component, span in adapter.spans().items():
+    for component in adapter.components:
         lr = settings.lr if component == "unet" else _text_encoder_lr(settings)
-        groups.append({"params": _matrices(adapter, component) if as_matrices else [_flat(adapter, span)], "lr": lr})
+        groups.append({"params": _parameters(settings, adapter, component), "lr": lr})
     path, options = _options(settings)
     module, _, name = path.partition(":")
     kind = getattr(importlib.import_module(module), name)
@@ -38,25 +37,21 @@ def _text_encoder_lr(settings: OptimizerSettings) -> float:
 
 
 def bind_gradients(optimizer: torch.optim.Optimizer, adapter: Adapter) -> None:
-    """Point the parameters' gradients at the adapter's gradient vector, which moves when a pack changes."""
-    for group, (component, span) in zip(optimizer.param_groups, adapter.spans().items(), strict=True):
-        if len(group["params"]) == 1 and group["params"][0].dim() == 1:
-            group["params"][0].grad = adapter.gradient[span]
-            continue
-        views = [
-            view for site, *pair in adapter.pairs(adapter.gradient) if site.component == component for view in pair
-        ]
-        for parameter, view in zip(group["params"], views, strict=True):
-            parameter.grad = view
+    """Point the parameters' gradients at the adapter's gradient vector, which moves when a pack changes.
+
+    They lie there as the parameters lie in the vector of the weights.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            start = parameter.storage_offset() - adapter.weights.storage_offset()
+            parameter.grad = adapter.gradient[start : start + parameter.numel()].view(parameter.shape)
 
 
-def _flat(adapter: Adapter, span: slice) -> nn.Parameter:
-    return nn.Parameter(adapter.weights[span])
-
-
-def _matrices(adapter: Adapter, component: str) -> list[nn.Parameter]:
-    pairs = adapter.pairs(adapter.weights)
-    return [nn.Parameter(view) for site, *pair in pairs if site.component == component for view in pair]
+def _parameters(settings: OptimizerSettings, adapter: Adapter, component: str) -> list[nn.Parameter]:
+    if settings.name == "adafactor":
+        parts = adapter.parts(adapter.weights)
+        return [nn.Parameter(view) for site, _, view in parts if site.component == component]
+    return [nn.Parameter(adapter.weights[adapter.span(component, DOWN, UP)])]
 
 
 def _options(settings: OptimizerSettings) -> tuple[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -56,7 +59,21 @@ def sd15(bench: Bench, sd15_folder: Path) -> Job:
     return job
 
 
-@pytest.fixture(params=["sdxl", "sd15"])
+@pytest.fixture(scope="module")
+def mixed(bench: Bench, sdxl_folder: Path) -> Job:
+    """Another rank, alpha and scale from layer to layer."""
+    patterns = {
+        "rank_pattern": {r"attn2\.to_q": 7, "conv1": 1},
+        "alpha_pattern": {"to_v": 5.0, r"mid_block\..*to_q": 0.5},
+    }
+    lora = {"rank": 4, "alpha": 16.0, "rslora": True, "targets": ATTENTION_AND_CONVOLUTION, **patterns}
+    patterns["rank_pattern"]["k_proj"], patterns["alpha_pattern"]["out_proj"] = 2, 8.0
+    job = bench.job(sdxl_folder, lora={**lora, "text_encoder": True}, optimizer={"eps": 1e-8}, steps=2)
+    assert bench.train(job)
+    return job
+
+
+@pytest.fixture(params=["sdxl", "sd15", "mixed"])
 def job(request: pytest.FixtureRequest) -> Job:
     trained: Job = request.getfixturevalue(request.param)
     return trained
@@ -118,6 +135,25 @@ def test_both_files_mean_the_same_to_independent_readers(job: Job) -> None:
     assert apart(bare, wanted) > 1e-3, "the adapter does nothing"
     # Measured 5e-7: the same products in another order.
     assert apart(output(merged), wanted) < 1e-5
+
+
+def test_the_file_says_rank_alpha_and_scale_of_every_layer(mixed: Job) -> None:
+    settings = mixed.experiment.lora
+    unet = DiffusionPipeline.from_pretrained(mixed.experiment.model.path).unet
+    tensors = load_file(mixed.paths.lora / DIFFUSERS)
+    about = json.loads(header(mixed.paths.lora / DIFFUSERS)["lora_adapter_metadata"])
+    config = {key.removeprefix("unet."): value for key, value in about.items() if key.startswith("unet.")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as that a pattern matches no layer
+        unet.add_adapter(LoraConfig(**config))
+    scales = set()
+    for name, module in unet.named_modules():
+        if isinstance(module, LoraLayer):
+            rank = 7 if name.endswith("attn2.to_q") else 1 if name.endswith("conv1") else 4
+            assert module.r["default"] == rank == len(tensors[f"unet.{name}.lora_A.weight"])
+            assert module.scaling["default"] == pytest.approx(settings.scale_of(name))
+            scales.add(module.scaling["default"])
+    assert sorted(scales) == pytest.approx([0.5 / 7**0.5, 0.25, 2.5, 16 / 7**0.5, 8.0, 16.0])
 
 
 def test_loading_it_twice_gives_the_same_picture(sdxl: Job) -> None:
@@ -232,15 +268,19 @@ def _double_one_alpha(tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
     tensors[key] = tensors[key] * 2
 
 
+def all_ones(layer: str) -> float:
+    return 1.0
+
+
 def check(file: Path, kind: str, job: Job, trained: Any) -> None:
     base, conditioner, layers, batch, use_rows = trained
     if kind == "diffusers":
         check_tensors(file, layers)
-        scale = job.experiment.lora.scale
+        scale_of = job.experiment.lora.scale_of
     else:
-        check_kohya(file, find_family("sdxl"), layers, job.experiment.lora.scale)
-        scale = 1.0
-    check_behaviour({kind: (file, scale)}, layers, base, conditioner, batch, use_rows)
+        check_kohya(file, find_family("sdxl"), layers, job.experiment.lora.scale_of)
+        scale_of = all_ones
+    check_behaviour({kind: (file, scale_of)}, layers, base, conditioner, batch, use_rows)
 
 
 @pytest.mark.parametrize("kind", ["diffusers", "kohya"])

@@ -13,6 +13,7 @@ WRONG = {
     "unknown key": (["lora.rnk=8"], ["lora.rnk = 8", "did you mean lora.rank?"]),
     "out of range": (["lora.rank=-3"], ["lora.rank = -3", "greater than or equal to 1"]),
     "wrong type": (["lora.rank=banana"], ["lora.rank = 'banana'", "valid integer"]),
+    "a layer's rank": (["lora.rank_pattern={attn2.to_k:0}"], ["lora.rank_pattern.attn2.to_k = 0", "greater than"]),
     "added key": (["+lora.foo=1"], ["lora.foo = 1", "unknown key"]),
     "unknown choice": (["model=sdx"], ["model = sdx", "did you mean sdxl?"]),
     "no such folder": (["dataset=folder", "dataset.path=/nowhere"], ["dataset.path", "/nowhere"]),

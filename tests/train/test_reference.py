@@ -67,7 +67,15 @@ def with_adapters(pipeline: Any, job: Job, start: Adapter) -> list[nn.Module]:
     for name, part in zip(start.state(), parts, strict=True):
         part.requires_grad_(False)
         targets = ["to_q", "to_k", "to_v", "to_out.0"] if name == "unet" else ["q_proj", "k_proj", "v_proj", "out_proj"]
-        part.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=targets))
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha or lora.rank,
+            rank_pattern=lora.rank_pattern or {},
+            alpha_pattern=lora.alpha_pattern or {},
+            use_rslora=lora.rslora,
+            target_modules=targets,
+        )
+        part.add_adapter(config)
         loaded = set_peft_model_state_dict(part, start.state()[name])
         assert not loaded.unexpected_keys
     return parts
@@ -118,6 +126,24 @@ def test_a_training_is_the_one_that_diffusers_and_peft_would_do(
     logged = list(records(job, "train/grad_norm").values())
     assert logged == pytest.approx(norms, rel=1e-5)
     assert min(norms) > 0.05, "the test clips nothing"
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "rsLoRA, ranks and alphas of layers": {
+        "rank": 4, "alpha": 3.0, "rslora": True,
+        "rank_pattern": {r"attn2\.to_[kv]": 7, r"up_blocks\..*\.attn1\.to_out\.0": 1}, "alpha_pattern": {"to_q": 9.5},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_kind_of_adapter_is_trained_as_peft_would(bench: Bench, sdxl_folder: Path, kind: str) -> None:
+    job = bench.job(sdxl_folder, **{**SETTINGS, "lora": KINDS[kind]})
+    assert bench.train(job)
+    state, losses, norms = trained_by_hand(bench, job)
+    assert difference(weights(job), state) < ROUNDING
+    assert list(records(job, "train/loss").values()) == pytest.approx(losses, rel=1e-6)
+    assert list(records(job, "train/grad_norm").values()) == pytest.approx(norms, rel=1e-5)
 
 
 def test_text_encoders_are_trained_as_peft_would(bench: Bench, sdxl_folder: Path) -> None:

@@ -1,0 +1,126 @@
+"""One frozen layer with the adapters of a pack: its forward pass while they are attached.
+
+# Shape suffixes: K adapters, N rows of the batch, M rows and tokens of an adapter, I O layer inputs and outputs,
+# R padded rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from runner.train.adapter import Adapter, Site
+from runner.train.low_rank import Geometry, LowRankConv2d, LowRankLinear
+from runner.train.randomness import torch_seed
+
+if TYPE_CHECKING:
+    from runner.train.packed import PackedAdapters
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices:
+    """Which rows of a forward pass belong to which adapter."""
+
+    rows: tuple[tuple[int, int], ...] = ()
+    """(adapter, number of rows), in batch order."""
+    sample_ids: tuple[Sequence[int], ...] = ()
+    """Global sample indices of each slice, to which dropout is keyed; none where nothing is dropped."""
+
+    @property
+    def alike(self) -> slice | None:
+        """The adapters in use, where they are neighbours with as many rows each."""
+        if not self.rows:
+            return None
+        first = self.rows[0][0]
+        neighbours = [row for row, _ in self.rows] == list(range(first, first + len(self.rows)))
+        same = len({length for _, length in self.rows}) == 1
+        return slice(first, first + len(self.rows)) if neighbours and same else None
+
+
+class Layer:
+    """The adapters of one frozen layer."""
+
+    def __init__(
+        self,
+        pack: PackedAdapters,
+        site: Site,
+        module: nn.Module,
+        down: nn.Parameter,
+        up: nn.Parameter,
+        scale_K11: Tensor,
+    ) -> None:
+        self.pack, self.site, self.module = pack, site, module
+        self.down, self.up, self.scale_K11 = down, up, scale_K11
+        self.scales = [adapter.scales.get(site, 0.0) for adapter in pack.adapters]
+        self.frozen = module.forward  # the class's own, bound; the instance's is replaced by `forward`
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output with the updates of the adapters whose rows these are."""
+        slices = self.pack.slices
+        if not slices.rows:
+            return self.frozen(x)  # type: ignore[no-any-return]
+        drops = self.pack.drops and bool(slices.sample_ids)
+        if not drops and self.pack.alike is not None:
+            return self._fused(x, self.pack.alike)
+        return self._sliced(self._dropped(x) if drops else x, self.frozen(x))
+
+    def _fused(self, x: Tensor, adapters: slice) -> Tensor:
+        """Every adapter has as many rows."""
+        weight, bias = self.module.weight, self.module.bias
+        down: Tensor = self.down
+        up: Tensor = self.up
+        scale = self.scale_K11
+        if adapters.stop - adapters.start < len(scale):
+            down, up, scale = down[adapters], up[adapters], scale[adapters]
+        if isinstance(self.module, nn.Conv2d):
+            geometry = geometry_of(self.module)
+            return LowRankConv2d.apply(x, weight, bias, down, up.flatten(2), scale, geometry)  # type: ignore[no-any-return]
+        x_KMI = x.reshape(len(scale), -1, x.shape[-1])
+        output_KMO = LowRankLinear.apply(x_KMI, weight, bias, down, up, scale)
+        return output_KMO.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+
+    def _sliced(self, x: Tensor, output: Tensor) -> Tensor:
+        """Adapters have rows in any number, or inputs are dropped."""
+        rows = self.pack.slices.rows
+        lengths = [length for _, length in rows]
+        downs, ups = self._each(self.down), self._each(self.up)
+        parts = []
+        for (row, _), x_k, y_k in zip(rows, x.split(lengths), output.split(lengths), strict=True):
+            parts.append(torch.add(y_k, self._update(x_k, downs[row], ups[row]), alpha=self.scales[row]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _update(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        if isinstance(self.module, nn.Conv2d):
+            return F.conv2d(F.conv2d(x, down, None, *geometry_of(self.module)), up)
+        return F.linear(F.linear(x, down), up)
+
+    def _each(self, stacked: Tensor) -> Sequence[Tensor]:
+        # For one adapter a view: unbinding would copy the gradient once more.
+        return [stacked.squeeze(0)] if stacked.shape[0] == 1 else stacked.unbind(0)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        pack = self.pack
+        masks = []
+        for (row, _), ids in zip(pack.slices.rows, pack.slices.sample_ids, strict=True):
+            adapter = pack.adapters[row]
+            masks += [self._mask(adapter, index, x) for index in ids]
+        return x * torch.stack(masks)
+
+    def _mask(self, adapter: Adapter, sample: int, x: Tensor) -> Tensor:
+        if not adapter.dropout:
+            return torch.ones_like(x[0])
+        seed = torch_seed(adapter.seed, "dropout", self.site.component, self.site.name, sample)
+        draw = torch.rand(x.shape[1:], generator=torch.Generator(x.device).manual_seed(seed), device=x.device)
+        return (draw >= adapter.dropout).to(x.dtype) / (1 - adapter.dropout)
+
+
+def geometry_of(module: nn.Conv2d) -> Geometry:
+    """Stride, padding and dilation of a convolution."""
+    stride, padding, dilation = module.stride, module.padding, module.dilation
+    assert not isinstance(padding, str), padding
+    return (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1])
