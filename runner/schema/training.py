@@ -48,6 +48,12 @@ class LoraSettings(Settings):
         "convolutions of the residual, down- and upsampling blocks), or a regular expression "
         "that matches whole module names.",
     )
+    blocks: tuple[str, ...] | None = knob(
+        None,
+        min_length=1,
+        doc="Of the targeted UNet layers only those in these blocks, such as `[up_blocks.0.attentions.1]`; null means "
+        "all. `lora=b_lora` takes the two blocks of SDXL that hold content and style (B-LoRA, arXiv 2403.14572).",
+    )
     init: Literal["gaussian", "kaiming"] = knob(
         "gaussian", doc="Start of the down-projection: normal with deviation 1/rank, or Kaiming-uniform."
     )

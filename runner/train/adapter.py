@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -64,6 +65,8 @@ def peft_config(settings: LoraSettings, component: str, layers: Sequence[str] = 
     """
     if component == "unet":
         targets: list[str] | str = list(PRESETS.get(settings.targets, ())) or settings.targets
+        if settings.blocks is not None:
+            targets = _inside(settings.blocks, targets)
     else:
         targets = list(TEXT_ENCODER_TARGETS)
     alpha = settings.rank if settings.alpha is None else settings.alpha
@@ -82,6 +85,12 @@ def peft_config(settings: LoraSettings, component: str, layers: Sequence[str] = 
     )
 
 
+def _inside(blocks: Sequence[str], targets: list[str] | str) -> str:
+    """An expression for those of the targets, whole names or ends of names, that lie in one of the blocks."""
+    ends = targets if isinstance(targets, str) else rf"(.*\.)?({'|'.join(map(re.escape, targets))})"
+    return rf"(?=({'|'.join(map(re.escape, blocks))})\.)({ends})"
+
+
 def _different(values: Mapping[str, float], usual: float) -> dict[str, float]:
     """The layers whose value is not the usual one, by expressions that match no other layer."""
 
@@ -95,8 +104,8 @@ def find_sites(settings: LoraSettings, components: Mapping[str, nn.Module]) -> l
     """The layers of the given components that `settings` targets, in the order of the modules.
 
     Raises:
-        SettingsError: nothing is matched, or something that cannot carry an adapter, or a pattern for ranks or alphas
-            is about no adapted layer, or two are about the same one.
+        SettingsError: nothing is matched, or something that cannot carry an adapter; a block holds nothing of it; a
+            pattern for ranks or alphas is about no adapted layer, or two are about the same one.
     """
     sites: list[Site] = []
     for component, root in components.items():
@@ -105,6 +114,8 @@ def find_sites(settings: LoraSettings, components: Mapping[str, nn.Module]) -> l
         for name, module in root.named_modules():
             if name and check_target_module_exists(config, name):
                 sites.append(_site(component, name, module, settings.targets))
+        if component == "unet":
+            _check_blocks(settings, root, [site.name for site in sites])
         if len(sites) == before:
             raise SettingsError(
                 f"lora.targets = {settings.targets!r}: matches no layer of the {component}; its layers are named "
@@ -113,6 +124,16 @@ def find_sites(settings: LoraSettings, components: Mapping[str, nn.Module]) -> l
     for key in ("rank_pattern", "alpha_pattern"):
         _check_patterns(f"lora.{key}", getattr(settings, key) or {}, [site.name for site in sites])
     return sites
+
+
+def _check_blocks(settings: LoraSettings, root: nn.Module, layers: Sequence[str]) -> None:
+    for block in settings.blocks or ():
+        if not any(layer.startswith(f"{block}.") for layer in layers):
+            known = [name for name, module in root.named_modules() if name and any(module.children())]
+            raise SettingsError(
+                f"lora.blocks = {block!r}: holds no layer of lora.targets = {settings.targets!r}"
+                f"{nearest(block, known) if block not in known else ''}"
+            )
 
 
 def _check_patterns(key: str, patterns: Mapping[str, float], layers: Sequence[str]) -> None:

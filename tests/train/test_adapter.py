@@ -91,6 +91,26 @@ def test_the_file_names_layers_so_that_no_other_one_is_meant() -> None:
     assert config.rank_pattern[get_pattern_key(config.rank_pattern, "proj_out")] == 4
 
 
+def test_blocks_narrow_down_what_is_targeted(unet: nn.Module) -> None:
+    blocks = ["up_blocks.0.attentions.0", "up_blocks.0.attentions.1"]
+    for targets in ("attention", r".*attn1\.to_q"):
+        everywhere = {site.name for site in find(unet, targets=targets)}
+        inside = {site.name for site in find(unet, targets=targets, blocks=blocks)}
+        assert inside == {name for name in everywhere if ".".join(name.split(".")[:4]) in blocks}
+        assert 0 < len(inside) < len(everywhere)
+
+
+def test_a_block_that_holds_no_target_is_refused(unet: nn.Module) -> None:
+    with pytest.raises(
+        SettingsError, match=r"lora\.blocks = 'up_blocks\.0\.atentions\.1'.*mean up_blocks\.0\.att.*\.1\?"
+    ):
+        find(unet, blocks=["up_blocks.0.attentions.0", "up_blocks.0.atentions.1"])
+    with pytest.raises(
+        SettingsError, match=r"lora\.blocks = 'up_blocks\.0\.resnets\.0': holds no layer of lora\.targets"
+    ):
+        find(unet, blocks=["up_blocks.0.resnets.0"])
+
+
 def test_presets_hold_what_their_names_say(unet: nn.Module) -> None:
     attention, feed_forward, linear = (
         {site.name for site in sites_of(unet, preset)} for preset in ("attention", "attention_ff", "linear")
