@@ -108,6 +108,7 @@ def _of_layer(values: Mapping[str, Value] | None, layer: str, otherwise: Value) 
 
 
 TEXT_ENCODER_LR = "Learning rate of the text encoders' adapters; null means `lr`."
+LORA_PLUS = "Up-projections learn this many times faster than `lr` (LoRA+, arXiv 2402.12354; 16 is usual); 1 is off."
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -126,6 +127,7 @@ class AdamW(_Optimizer):
     name: Literal["adamw"] = knob("adamw", doc="Which optimizer.")
     lr: float = knob(1e-4, gt=0, doc="Peak learning rate.")
     text_encoder_lr: float | None = knob(None, gt=0, doc=TEXT_ENCODER_LR)
+    lora_plus_ratio: float = knob(1.0, ge=1, doc=LORA_PLUS)
     betas: tuple[Decay, Decay] = knob((0.9, 0.999), doc="Decay rates of the two moments.")
     eps: float = knob(1e-8, gt=0, doc="Added to the denominator.")
 
@@ -152,6 +154,7 @@ class Adafactor(_Optimizer):
     name: Literal["adafactor"] = knob("adafactor", doc="Which optimizer.")
     lr: float = knob(1e-4, gt=0, doc="Peak learning rate.")
     text_encoder_lr: float | None = knob(None, gt=0, doc=TEXT_ENCODER_LR)
+    lora_plus_ratio: float = knob(1.0, ge=1, doc=LORA_PLUS)
 
 
 OPTIMIZER_PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}

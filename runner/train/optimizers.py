@@ -15,7 +15,7 @@ from runner.train.adapter import DOWN, UP, Adapter
 
 
 def build_optimizer(settings: OptimizerSettings, adapter: Adapter) -> torch.optim.Optimizer:
-    """An optimizer over the adapter's weights, a parameter group for each component.
+    """An optimizer over the adapter's weights, a parameter group for each learning rate in each component.
 
     Elementwise optimizers see each component as one flat vector, which makes their step one kernel. Adafactor
     looks at rows and columns, so it sees the matrices. Parameters share storage with the adapter's vectors.
@@ -23,7 +23,8 @@ def build_optimizer(settings: OptimizerSettings, adapter: Adapter) -> torch.opti
     groups = []
     for component in adapter.components:
         lr = settings.lr if component == "unet" else _text_encoder_lr(settings)
-        groups.append({"params": _parameters(settings, adapter, component), "lr": lr})
+        for kinds, ratio in _learning_rates(settings):
+            groups.append({"params": _parameters(settings, adapter, component, kinds), "lr": ratio * lr})
     path, options = _options(settings)
     module, _, name = path.partition(":")
     kind = getattr(importlib.import_module(module), name)
@@ -34,6 +35,12 @@ def build_optimizer(settings: OptimizerSettings, adapter: Adapter) -> torch.opti
 def _text_encoder_lr(settings: OptimizerSettings) -> float:
     own = None if isinstance(settings, Prodigy) else settings.text_encoder_lr
     return settings.lr if own is None else own
+
+
+def _learning_rates(settings: OptimizerSettings) -> list[tuple[tuple[str, ...], float]]:
+    """(kinds of weights, how many times the learning rate): LoRA+ (arXiv 2402.12354) has two."""
+    ratio = 1.0 if isinstance(settings, Prodigy) else settings.lora_plus_ratio
+    return [((DOWN, UP), 1.0)] if ratio == 1 else [((DOWN,), 1.0), ((UP,), ratio)]
 
 
 def bind_gradients(optimizer: torch.optim.Optimizer, adapter: Adapter) -> None:
@@ -47,11 +54,13 @@ def bind_gradients(optimizer: torch.optim.Optimizer, adapter: Adapter) -> None:
             parameter.grad = adapter.gradient[start : start + parameter.numel()].view(parameter.shape)
 
 
-def _parameters(settings: OptimizerSettings, adapter: Adapter, component: str) -> list[nn.Parameter]:
+def _parameters(
+    settings: OptimizerSettings, adapter: Adapter, component: str, kinds: tuple[str, ...]
+) -> list[nn.Parameter]:
     if settings.name == "adafactor":
         parts = adapter.parts(adapter.weights)
-        return [nn.Parameter(view) for site, _, view in parts if site.component == component]
-    return [nn.Parameter(adapter.weights[adapter.span(component, DOWN, UP)])]
+        return [nn.Parameter(view) for site, kind, view in parts if site.component == component and kind in kinds]
+    return [nn.Parameter(adapter.weights[adapter.span(component, *kinds)])]
 
 
 def _options(settings: OptimizerSettings) -> tuple[str, dict[str, Any]]:

@@ -22,6 +22,13 @@ WRONG = {
     "a sweep without -m": (["lora.rank=4,8"], ["lora.rank = 4,8", "-m"]),
     "no effect": (["optimizer=prodigy", "optimizer.eps=1e-3"], ["optimizer.eps = 0.001", "no effect"]),
     "two rates": (["optimizer=prodigy", "+optimizer.text_encoder_lr=1e-4"], ["no effect with optimizer=prodigy"]),
+    "two rates of LoRA+": (
+        ["optimizer=prodigy", "+optimizer.lora_plus_ratio=4"],
+        [
+            "optimizer.lora_plus_ratio = 4",
+            "no effect with optimizer=prodigy, only with adamw or adamw8bit or adafactor",
+        ],
+    ),
     "no GPU": (["launcher.device=cuda"], ["launcher.device = 'cuda'", "no NVIDIA GPU"]),
     "bad betas": (["optimizer.betas=[0.9,2]"], ["optimizer.betas.1 = 2", "less than 1"]),
     "one beta": (["optimizer.betas=[0.9]"], ["optimizer.betas: has too few values"]),

@@ -36,6 +36,11 @@ MIXED: list[dict[str, Any]] = [
             "alpha_pattern": {"to_q": 2},
         },
     },
+    {
+        "seed": 10,
+        "lora": {"targets": "linear", "blocks": ["mid_block"]},
+        "optimizer": {"lora_plus_ratio": 8.0},
+    },
 ]
 
 
@@ -58,7 +63,7 @@ def test_a_job_among_others_gives_what_it_gives_alone(
 
 
 def test_each_job_ends_after_its_own_steps(packed: list[Job]) -> None:
-    assert [read_manifest(job.folder)["steps_done"] for job in packed] == [3, 2, 3, 5, 3, 3, 3, 3, 3]
+    assert [read_manifest(job.folder)["steps_done"] for job in packed] == [3, 2, 3, 5, 3, 3, 3, 3, 3, 3]
     assert {state_of(job.folder) for job in packed} == {State.COMPLETED}
 
 

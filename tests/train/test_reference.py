@@ -88,9 +88,14 @@ def trained_by_hand(bench: Bench, job: Job) -> tuple[dict[str, Tensor], list[flo
     start = Adapter(settings.lora, find_sites(settings.lora, base.components()), seed=0, device=CPU.device)
     pipeline = DiffusionPipeline.from_pretrained(settings.model.path)
     parts = with_adapters(pipeline, job, start)
-    parameters = [each for part in parts for each in part.parameters() if each.requires_grad]
+    named = [(name, each) for part in parts for name, each in part.named_parameters() if each.requires_grad]
+    parameters = [each for _, each in named]
     chosen: Any = settings.optimizer
-    optimizer = torch.optim.AdamW(parameters, lr=chosen.lr, eps=chosen.eps, weight_decay=chosen.weight_decay)
+    groups = [
+        {"params": [each for name, each in named if "lora_B" not in name], "lr": chosen.lr},
+        {"params": [each for name, each in named if "lora_B" in name], "lr": chosen.lr * chosen.lora_plus_ratio},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=chosen.lr, eps=chosen.eps, weight_decay=chosen.weight_decay)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=1, num_training_steps=settings.steps)
     for (
         each
@@ -144,6 +149,14 @@ def test_every_kind_of_adapter_is_trained_as_peft_would(bench: Bench, sdxl_folde
     assert difference(weights(job), state) < ROUNDING
     assert list(records(job, "train/loss").values()) == pytest.approx(losses, rel=1e-6)
     assert list(records(job, "train/grad_norm").values()) == pytest.approx(norms, rel=1e-5)
+
+
+def test_up_projections_that_learn_faster_are_trained_as_torch_would(bench: Bench, sdxl_folder: Path) -> None:
+    job = bench.job(sdxl_folder, **{**SETTINGS, "optimizer": {**SETTINGS["optimizer"], "lora_plus_ratio": 16.0}})
+    assert bench.train(job)
+    state, losses, _ = trained_by_hand(bench, job)
+    assert difference(weights(job), state) < ROUNDING
+    assert list(records(job, "train/loss").values()) == pytest.approx(losses, rel=1e-6)
 
 
 def test_text_encoders_are_trained_as_peft_would(bench: Bench, sdxl_folder: Path) -> None:
