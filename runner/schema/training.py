@@ -40,6 +40,22 @@ class LoraSettings(Settings):
     dropout: float = knob(
         0.0, ge=0, lt=1, unit="share of inputs", doc="Dropout on the input of each adapter while training."
     )
+    rank_dropout: float = knob(
+        0.0,
+        ge=0,
+        lt=1,
+        unit="share of ranks",
+        doc="Leaves out ranks of each adapter, anew for each layer and sample; the others are scaled up to make up for "
+        "it (as in LyCORIS and sd-scripts).",
+    )
+    module_dropout: float = knob(
+        0.0,
+        ge=0,
+        lt=1,
+        unit="share of layers",
+        doc="Leaves out the adapters of whole layers, anew for each sample; nothing makes up for it (as in LyCORIS and "
+        "sd-scripts).",
+    )
     targets: str = knob(
         "attention",
         min_length=1,

@@ -183,7 +183,8 @@ class Adapter:
         self.sites = tuple(sites)
         self.ranks = {site: settings.rank_of(site.name) for site in self.sites}
         self.scales = {site: settings.scale_of(site.name) for site in self.sites}
-        self.dropout = settings.dropout
+        self.dropout, self.rank_dropout = settings.dropout, settings.rank_dropout
+        self.module_dropout = settings.module_dropout
         self.seed = seed
         self.components = tuple(dict.fromkeys(site.component for site in self.sites))
         self._layout = [
@@ -202,6 +203,11 @@ class Adapter:
 
     def __len__(self) -> int:
         return self.weights.numel()
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything of it is left out while it trains."""
+        return bool(self.dropout or self.rank_dropout or self.module_dropout)
 
     @property
     def has_effect(self) -> bool:

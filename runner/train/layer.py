@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runner.train.adapter import Adapter, Site
+from runner.train.adapter import Site
+from runner.train.dropout import input_mask, rank_masks
 from runner.train.low_rank import Geometry, LowRankConv2d, LowRankLinear
-from runner.train.randomness import torch_seed
 
 if TYPE_CHECKING:
     from runner.train.packed import PackedAdapters
@@ -67,7 +67,7 @@ class Layer:
         drops = self.pack.drops and bool(slices.sample_ids)
         if not drops and self.pack.alike is not None:
             return self._fused(x, self.pack.alike)
-        return self._sliced(self._dropped(x) if drops else x, self.frozen(x))
+        return self._sliced(x, self.frozen(x), drops=drops)
 
     def _fused(self, x: Tensor, adapters: slice) -> Tensor:
         """Every adapter has as many rows."""
@@ -84,39 +84,46 @@ class Layer:
         output_KMO = LowRankLinear.apply(x_KMI, weight, bias, down, up, scale)
         return output_KMO.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
-    def _sliced(self, x: Tensor, output: Tensor) -> Tensor:
-        """Adapters have rows in any number, or inputs are dropped."""
-        rows = self.pack.slices.rows
+    def _sliced(self, x: Tensor, output: Tensor, *, drops: bool) -> Tensor:
+        """Adapters have rows in any number, or something is dropped."""
+        rows, ids = self.pack.slices.rows, self.pack.slices.sample_ids
         lengths = [length for _, length in rows]
         downs, ups = self._each(self.down), self._each(self.up)
+        dropped = self._dropped(x) if drops else x
         parts = []
-        for (row, _), x_k, y_k in zip(rows, x.split(lengths), output.split(lengths), strict=True):
-            parts.append(torch.add(y_k, self._update(x_k, downs[row], ups[row]), alpha=self.scales[row]))
+        for k, (d_k, y_k) in enumerate(zip(dropped.split(lengths), output.split(lengths), strict=True)):
+            row = rows[k][0]
+            masks = rank_masks(self.pack.adapters[row], self.site, ids[k], x) if drops else None
+            parts.append(torch.add(y_k, self._update(d_k, downs[row], ups[row], masks), alpha=self.scales[row]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _update(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    def _update(self, x: Tensor, down: Tensor, up: Tensor, masks: Tensor | None) -> Tensor:
+        is_convolution = isinstance(self.module, nn.Conv2d)
         if isinstance(self.module, nn.Conv2d):
-            return F.conv2d(F.conv2d(x, down, None, *geometry_of(self.module)), up)
-        return F.linear(F.linear(x, down), up)
+            hidden = F.conv2d(x, down, None, *geometry_of(self.module))
+        else:
+            hidden = F.linear(x, down)
+        if masks is not None:
+            masks = F.pad(masks, (0, len(down) - masks.shape[1]))
+            between = [1] * (hidden.dim() - 2)
+            shape = (len(masks), -1, *between) if is_convolution else (len(masks), *between, len(down))
+            hidden = hidden * masks.view(shape)
+        return F.conv2d(hidden, up) if is_convolution else F.linear(hidden, up)
 
     def _each(self, stacked: Tensor) -> Sequence[Tensor]:
         # For one adapter a view: unbinding would copy the gradient once more.
         return [stacked.squeeze(0)] if stacked.shape[0] == 1 else stacked.unbind(0)
 
     def _dropped(self, x: Tensor) -> Tensor:
-        pack = self.pack
-        masks = []
-        for (row, _), ids in zip(pack.slices.rows, pack.slices.sample_ids, strict=True):
-            adapter = pack.adapters[row]
-            masks += [self._mask(adapter, index, x) for index in ids]
+        adapters, slices = self.pack.adapters, self.pack.slices
+        if not any(adapters[row].dropout for row, _ in slices.rows):
+            return x
+        masks = [
+            input_mask(adapters[row], self.site, sample, x[0])
+            for (row, _), samples in zip(slices.rows, slices.sample_ids, strict=True)
+            for sample in samples
+        ]
         return x * torch.stack(masks)
-
-    def _mask(self, adapter: Adapter, sample: int, x: Tensor) -> Tensor:
-        if not adapter.dropout:
-            return torch.ones_like(x[0])
-        seed = torch_seed(adapter.seed, "dropout", self.site.component, self.site.name, sample)
-        draw = torch.rand(x.shape[1:], generator=torch.Generator(x.device).manual_seed(seed), device=x.device)
-        return (draw >= adapter.dropout).to(x.dtype) / (1 - adapter.dropout)
 
 
 def geometry_of(module: nn.Conv2d) -> Geometry:

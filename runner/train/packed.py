@@ -25,7 +25,7 @@ class PackedAdapters:
 
     def __init__(self, components: Mapping[str, nn.Module], adapters: Sequence[Adapter], *, dtype: torch.dtype) -> None:
         self.adapters = list(adapters)
-        self.drops = any(adapter.dropout for adapter in adapters)
+        self.drops = any(adapter.drops for adapter in adapters)
         self.slices = Slices()
         self.alike: slice | None = None
         device = adapters[0].weights.device
