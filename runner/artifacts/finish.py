@@ -31,7 +31,7 @@ def save_artifacts(
     """
     base, settings, folder = run.base, run.settings, run.paths.lora
     folder.mkdir(parents=True, exist_ok=True)
-    layers = run.adapter.state()
+    layers = run.adapter.state(run.published)
     diffusers_file = write_diffusers(folder, base.family, layers, settings.lora)
     check_tensors(diffusers_file, layers)
     title = f"{settings.name}-{run.job.id}"

@@ -74,6 +74,14 @@ class LoraSettings(Settings):
         "gaussian", doc="Start of the down-projection: normal with deviation 1/rank, or Kaiming-uniform."
     )
     text_encoder: bool = knob(False, doc="Train adapters on the attention of the text encoders as well.")
+    ema: float = knob(
+        0.0,
+        ge=0,
+        lt=1,
+        doc="Decay of a moving average of the weights (0.99 is usual for short trainings); 0 is off. Step n keeps "
+        "min(ema, n / (9 + n)) of it, as diffusers' EMAModel does. The average is what is validated, drawn and saved; "
+        "the weights themselves stay in the checkpoints.",
+    )
 
     @field_validator("targets")
     @classmethod

@@ -239,10 +239,10 @@ class Adapter:
         assert all(one[1] == other[0] for one, other in itertools.pairwise(wanted)), (component, kinds)
         return slice(wanted[0][0], wanted[-1][1])
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
-        """component -> peft key -> a copy of the tensor, fp32 on the CPU."""
+    def state(self, vector: Tensor | None = None) -> dict[str, dict[str, Tensor]]:
+        """component -> peft key -> a copy of the tensor, fp32 on the CPU; of the weights, or of a vector like them."""
         state: dict[str, dict[str, Tensor]] = {}
-        for site, kind, view in self.parts(self.weights):
+        for site, kind, view in self.parts(self.weights if vector is None else vector):
             state.setdefault(site.component, {})[f"{site.name}.{kind}"] = view.detach().to("cpu", copy=True)
         return state
 

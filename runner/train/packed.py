@@ -107,11 +107,23 @@ class PackedAdapters:
         finally:
             self.slices, self.alike = before
 
-    @torch.no_grad()
+    @contextmanager
+    def showing(self, index: int, weights: Tensor) -> Iterator[None]:
+        """Within it, an adapter computes with other weights than its own, such as an average of them."""
+        self._load(index, weights)
+        try:
+            yield
+        finally:
+            self._load(index, self.adapters[index].weights)
+
     def refresh(self) -> None:
         """Copy every adapter's fp32 weights into the compute copies."""
-        for adapter, places in zip(self.adapters, self._places, strict=True):
-            self.weights.index_copy_(0, places, adapter.weights.to(self.weights.dtype))
+        for index, adapter in enumerate(self.adapters):
+            self._load(index, adapter.weights)
+
+    @torch.no_grad()
+    def _load(self, index: int, weights: Tensor) -> None:
+        self.weights.index_copy_(0, self._places[index], weights.to(self.weights.dtype))
 
     @torch.no_grad()
     def collect(self) -> None:

@@ -21,7 +21,7 @@ ROUNDING = 1e-5
 
 MIXED: list[dict[str, Any]] = [
     {"seed": 1},
-    {"seed": 2, "lora": {"rank": 5, "alpha": 3.0}, "optimizer": {"lr": 2e-2}, "steps": 2},
+    {"seed": 2, "lora": {"rank": 5, "alpha": 3.0, "ema": 0.9}, "optimizer": {"lr": 2e-2}, "steps": 2},
     {"seed": 3, "batch_size": 3, "accumulation": 2, "lr_scheduler": {"name": "cosine", "warmup_steps": 1}},
     {
         "seed": 4,
