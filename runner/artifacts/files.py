@@ -15,7 +15,7 @@ from torch import Tensor
 from runner.families.family import Family
 from runner.paths import atomic_file
 from runner.schema import LoraSettings
-from runner.train.adapter import DOWN, UP, peft_config
+from runner.train.adapter import DOWN, MAGNITUDE, UP, peft_config
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 
@@ -31,7 +31,7 @@ def adapted_layers(tensors: Mapping[str, Tensor]) -> list[str]:
 def published_keys(layers: Layers) -> dict[str, dict[str, Tensor]]:
     """The same layers under the names that files have always had."""
     return {
-        component: {published_name(component, key): tensor for key, tensor in tensors.items()}
+        component: {_published_key(component, key): tensor for key, tensor in tensors.items()}
         for component, tensors in layers.items()
     }
 
@@ -43,6 +43,12 @@ def published_name(component: str, name: str) -> str:
     diffusers, ComfyUI and older files have it.
     """
     return name if component == "unet" or name.startswith("text_model.") else f"text_model.{name}"
+
+
+def _published_key(component: str, key: str) -> str:
+    # transformers (5.23) finds the magnitudes of DoRA by this name only, and peft by either.
+    ending = ".weight" if component != "unet" and key.endswith(MAGNITUDE) else ""
+    return published_name(component, key) + ending
 
 
 def kohya_name(family: Family, component: str, layer: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.artifacts.card import write_card
-from runner.artifacts.files import write_diffusers, write_kohya
+from runner.artifacts.files import Layers, write_diffusers, write_kohya
 from runner.artifacts.verify import ScaleOf, check_behaviour, check_kohya, check_tensors
 from runner.train.samples import collate
 
@@ -26,6 +26,9 @@ def save_artifacts(
 ) -> None:
     """Write everything under `lora/` of a job's folder.
 
+    There is no kohya file of DoRA: ComfyUI divides by the norm of the base weight, where it is trained with that of
+    the sum, and diffusers leaves its magnitudes (`dora_scale`) out. No arithmetic would be right for all readers.
+
     Raises:
         ArtifactError: a file, read back, is not what was trained.
     """
@@ -34,9 +37,22 @@ def save_artifacts(
     layers = run.adapter.state(run.published)
     diffusers_file = write_diffusers(folder, base.family, layers, settings.lora)
     check_tensors(diffusers_file, layers)
+    kohya_file = None if settings.lora.dora else _kohya_file(run, layers)
+    samples = run.materials.held_out_samples.samples[:COMPARED_SAMPLES]
+    batch = collate(range(len(samples)), samples).to(base.place.device)
+    files: dict[str, tuple[Path, ScaleOf]] = {"diffusers file": (diffusers_file, settings.lora.scale_of)}
+    if kohya_file is not None:
+        files["kohya file"] = (kohya_file, lambda _: 1.0)
+    checked = check_behaviour(files, layers, base, run.materials.conditioner, batch, use_rows)
+    log.info("%s: saved and read back, %s", run.job.id, ", ".join(f"{name} {d:.1e}" for name, d in checked.items()))
+    write_card(run, kohya_file, losses, checked)
+
+
+def _kohya_file(run: JobRun, layers: Layers) -> Path:
+    base, settings = run.base, run.settings
     title = f"{settings.name}-{run.job.id}"
-    kohya_file = write_kohya(
-        folder / f"{title}.safetensors",
+    file = write_kohya(
+        run.paths.lora / f"{title}.safetensors",
         base.family,
         layers,
         settings.lora,
@@ -47,13 +63,5 @@ def save_artifacts(
             "modelspec.title": title,
         },
     )
-    check_kohya(kohya_file, base.family, layers, settings.lora.scale_of)
-    samples = run.materials.held_out_samples.samples[:COMPARED_SAMPLES]
-    batch = collate(range(len(samples)), samples).to(base.place.device)
-    files: dict[str, tuple[Path, ScaleOf]] = {
-        "diffusers file": (diffusers_file, settings.lora.scale_of),
-        "kohya file": (kohya_file, lambda _: 1.0),
-    }
-    checked = check_behaviour(files, layers, base, run.materials.conditioner, batch, use_rows)
-    log.info("%s: saved and read back, %s", run.job.id, ", ".join(f"{name} {d:.1e}" for name, d in checked.items()))
-    write_card(run, kohya_file, losses, checked)
+    check_kohya(file, base.family, layers, settings.lora.scale_of)
+    return file

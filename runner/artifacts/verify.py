@@ -16,7 +16,7 @@ from torch import Tensor
 from runner.artifacts.files import Layers, adapted_layers, kohya_name, published_keys
 from runner.errors import ArtifactError
 from runner.families.family import Family
-from runner.train.adapter import DOWN, UP
+from runner.train.adapter import DOWN, MAGNITUDE, UP
 from runner.train.base import Base
 from runner.train.samples import Batch
 from runner.train.text import Conditioner
@@ -123,6 +123,7 @@ def check_behaviour(
         try:
             _load(pipeline, file)
             _check_layers(pipeline, file, layers, scale_of)
+            _check_magnitudes(pipeline, file, layers)
             loaded = output()
         finally:
             pipeline.unload_lora_weights()
@@ -163,3 +164,17 @@ def _check_layers(pipeline: Any, file: Path, layers: Layers, scale_of: ScaleOf) 
                 f"{file}: diffusers scales {component}.{name} by {got or 'nothing'}, but it was trained with "
                 f"{want or 'nothing'}"
             )
+
+
+def _check_magnitudes(pipeline: Any, file: Path, layers: Layers) -> None:
+    """diffusers has the trained magnitudes of DoRA at every layer, and none elsewhere."""
+    for component, tensors in layers.items():
+        for name, module in getattr(pipeline, component).named_modules():
+            if not isinstance(module, LoraLayer):
+                continue
+            trained = tensors.get(f"{name}.{MAGNITUDE}")
+            read = next((each.weight.cpu() for each in module.lora_magnitude_vector.values()), None)
+            if trained is None and read is None:
+                continue
+            if trained is None or read is None or not torch.equal(trained.to(read.dtype), read):
+                raise ArtifactError(f"{file}: diffusers has other magnitudes at {component}.{name} than were trained")

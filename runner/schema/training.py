@@ -29,6 +29,11 @@ class LoraSettings(Settings):
         False,
         doc="Scale by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732): updates of large ranks do not shrink.",
     )
+    dora: bool = knob(
+        False,
+        doc="Train the norm of each output channel apart from its direction (DoRA, arXiv 2402.09353). There is no file "
+        "for ComfyUI and A1111 then, whose readers take other norms.",
+    )
     rank_pattern: dict[str, Rank] | None = knob(
         None,
         doc="Ranks of some layers that differ from `rank`: regular expressions for the end of a layer's name, as in "
@@ -106,6 +111,16 @@ class LoraSettings(Settings):
                     re.compile(pattern)
                 except re.error as error:
                     raise ValueError(f"{key} = {pattern!r}: should be a regular expression ({error})") from error
+        return self
+
+    @model_validator(mode="after")
+    def _fits_dora(self) -> LoraSettings:
+        for key in ("rank_dropout", "module_dropout"):
+            if self.dora and getattr(self, key):
+                raise ValueError(
+                    f"{key} = {getattr(self, key)}: cannot be used with lora.dora=true, whose norms are those of whole "
+                    "updates; take lora.dropout"
+                )
         return self
 
     def rank_of(self, layer: str) -> int:

@@ -20,6 +20,7 @@ from runner.errors import CheckpointError, SettingsError
 from runner.schema import LoraSettings
 from runner.schema.messages import nearest
 from runner.schema.training import matches_layer
+from runner.train.dora import squared_norms
 from runner.train.randomness import generator
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -33,7 +34,7 @@ PRESETS = {
 }
 TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
-DOWN, UP = "lora_A.weight", "lora_B.weight"
+DOWN, UP, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 """peft's names of what an adapter holds for a layer, behind the layer's own."""
 
 
@@ -54,7 +55,10 @@ class Site:
 
     def shape(self, kind: str, rank: int) -> tuple[int, ...]:
         """Shape of what peft calls `kind`."""
-        return (rank, *self.in_shape) if kind == DOWN else (self.out, rank, *(1 for _ in self.in_shape[1:]))
+        ones = tuple(1 for _ in self.in_shape[1:])
+        if kind == MAGNITUDE:
+            return (1, self.out, *ones) if ones else (self.out,)
+        return (rank, *self.in_shape) if kind == DOWN else (self.out, rank, *ones)
 
 
 def peft_config(settings: LoraSettings, component: str, layers: Sequence[str] = ()) -> LoraConfig:
@@ -77,6 +81,7 @@ def peft_config(settings: LoraSettings, component: str, layers: Sequence[str] = 
         rank_pattern=_different({name: settings.rank_of(name) for name in layers}, settings.rank),
         alpha_pattern=_different({name: settings.alpha_of(name) for name in layers}, alpha),
         use_rslora=settings.rslora,
+        use_dora=settings.dora,
         # diffusers leaves the modules it adds in training mode: with the dropout of the training in the file, every
         # image drawn from it would be another one.
         lora_dropout=0.0,
@@ -176,21 +181,33 @@ def _examples(root: nn.Module) -> list[str]:
 class Adapter:
     """The weights of one job's LoRA and their gradient, fp32.
 
-    In the vector come, for each component, all its down-projections and then all its up-projections.
+    In the vector come, for each component, its magnitudes (of DoRA), then its down- and then its up-projections.
+
+    Args:
+        components: the frozen parts, for DoRA, whose magnitudes start as the norms of their weights.
     """
 
-    def __init__(self, settings: LoraSettings, sites: Sequence[Site], *, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: LoraSettings,
+        sites: Sequence[Site],
+        *,
+        seed: int,
+        device: torch.device,
+        components: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         self.sites = tuple(sites)
         self.ranks = {site: settings.rank_of(site.name) for site in self.sites}
         self.scales = {site: settings.scale_of(site.name) for site in self.sites}
         self.dropout, self.rank_dropout = settings.dropout, settings.rank_dropout
         self.module_dropout = settings.module_dropout
         self.seed = seed
+        self.kinds = (MAGNITUDE, DOWN, UP) if settings.dora else (DOWN, UP)
         self.components = tuple(dict.fromkeys(site.component for site in self.sites))
         self._layout = [
             (site, kind, site.shape(kind, self.ranks[site]))
             for component in self.components
-            for kind in (DOWN, UP)
+            for kind in self.kinds
             for site in self.sites
             if site.component == component
         ]
@@ -200,6 +217,10 @@ class Adapter:
         for site, kind, view in self.parts(self.weights):
             if kind == DOWN:  # the update is zero at first because the up-projection is
                 view.copy_(first[site])
+            elif kind == MAGNITUDE:
+                assert components is not None
+                weight = components[site.component].get_submodule(site.name).get_parameter("weight")
+                view.copy_(squared_norms(weight).sqrt().view(view.shape))
 
     def __len__(self) -> int:
         return self.weights.numel()

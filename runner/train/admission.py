@@ -144,8 +144,9 @@ def _base(job: Job, place: Place) -> Base:
 
 def _start(job: Job, materials: Materials, base: Base, pack: Pack) -> JobRun:
     def fresh() -> JobRun:
-        sites = find_sites(job.experiment.lora, base.components())
-        adapter = Adapter(job.experiment.lora, sites, seed=job.experiment.seed, device=base.place.device)
+        lora, parts = job.experiment.lora, base.components()
+        sites = find_sites(lora, parts)
+        adapter = Adapter(lora, sites, seed=job.experiment.seed, device=base.place.device, components=parts)
         return JobRun(job, materials, adapter, base, pack.clock)
 
     run = base.place.together(fresh, what="start the job")

@@ -11,7 +11,7 @@ from torch import nn
 
 from runner.schema import Experiment, LrSchedulerSettings, OptimizerSettings
 from runner.schema.training import Adafactor, AdamW8bit, Prodigy
-from runner.train.adapter import DOWN, UP, Adapter
+from runner.train.adapter import DOWN, MAGNITUDE, UP, Adapter
 
 
 def build_optimizer(settings: OptimizerSettings, adapter: Adapter) -> torch.optim.Optimizer:
@@ -40,7 +40,7 @@ def _text_encoder_lr(settings: OptimizerSettings) -> float:
 def _learning_rates(settings: OptimizerSettings) -> list[tuple[tuple[str, ...], float]]:
     """(kinds of weights, how many times the learning rate): LoRA+ (arXiv 2402.12354) has two."""
     ratio = 1.0 if isinstance(settings, Prodigy) else settings.lora_plus_ratio
-    return [((DOWN, UP), 1.0)] if ratio == 1 else [((DOWN,), 1.0), ((UP,), ratio)]
+    return [((MAGNITUDE, DOWN, UP), 1.0)] if ratio == 1 else [((MAGNITUDE, DOWN), 1.0), ((UP,), ratio)]
 
 
 def bind_gradients(optimizer: torch.optim.Optimizer, adapter: Adapter) -> None:

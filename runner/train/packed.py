@@ -7,13 +7,15 @@ themselves are not touched.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from runner.train.adapter import DOWN, UP, Adapter, Site
+from runner.train.adapter import DOWN, MAGNITUDE, UP, Adapter, Site
+from runner.train.dora import Magnitudes
 from runner.train.layer import Layer, Slices
 
 
@@ -41,12 +43,21 @@ class PackedAdapters:
         # Layer by layer, and within a layer adapter by adapter: what a layer multiplies by is one block of memory.
         self.weights = torch.zeros(len(adapters) * width, device=device, dtype=dtype)
         self.gradient = torch.zeros_like(self.weights)
+        self.decomposed = {
+            site: [MAGNITUDE in adapter.kinds and site in adapter.ranks for adapter in adapters] for site in self.sites
+        }
+        # In fp32 at any precision: the steps of bf16 beside 1 are larger than what is learnt.
+        self.magnitudes = torch.ones(
+            len(adapters) * sum(site.out for site, each in self.decomposed.items() if any(each)), device=device
+        )
+        self.magnitude_gradient = torch.zeros_like(self.magnitudes)
         self._places = self._where_each_lies(device)
         self._joint_gradient = torch.zeros(sum(map(len, adapters)), device=device)
         for adapter, part in zip(adapters, self._joint_gradient.split([len(a) for a in adapters]), strict=True):
             part.copy_(adapter.gradient)
             adapter.gradient = part
         self._modules: list[nn.Module] = []
+        self._decomposed_layers: list[Layer] = []
         self._attach(components)
         self.refresh()
 
@@ -59,17 +70,32 @@ class PackedAdapters:
             yield site, down, vector[middle:end].view(count, *site.shape(UP, rank))
             start = end
 
-    def _where_each_lies(self, device: torch.device) -> list[Tensor]:
-        """For each adapter, where every number of its own vector lies in the pack's padded one."""
+    def _magnitudes(self, vector: Tensor) -> dict[Site, Tensor]:
+        """Views `[K, O]` for the layers where an adapter has magnitudes."""
+        views, start, count = {}, 0, len(self.adapters)
+        for site, decomposed in self.decomposed.items():
+            if any(decomposed):
+                views[site] = vector[start : start + count * site.out].view(count, site.out)
+                start += count * site.out
+        return views
+
+    def _where_each_lies(self, device: torch.device) -> list[_Place]:
         padded = {site: (down, up) for site, down, up in self._views(torch.arange(len(self.weights)))}
+        magnitudes = self._magnitudes(torch.arange(len(self.magnitudes)))
         places = []
         for row, adapter in enumerate(self.adapters):
             found = torch.empty(len(adapter), dtype=torch.int64)
-            for site, kind, view in adapter.parts(found):
-                down, up = (each[row] for each in padded[site])
-                rank = adapter.ranks[site]
-                view.copy_(down[:rank] if kind == DOWN else up[:, :rank])
-            places.append(found.to(device))
+            is_magnitude = torch.zeros(len(adapter), dtype=torch.bool)
+            for (site, kind, view), (_, _, flags) in zip(
+                adapter.parts(found), adapter.parts(is_magnitude), strict=True
+            ):
+                if kind == MAGNITUDE:
+                    view.copy_(magnitudes[site][row].view(view.shape))
+                    flags.fill_(True)
+                else:
+                    rank, (down, up) = adapter.ranks[site], (each[row] for each in padded[site])
+                    view.copy_(down[:rank] if kind == DOWN else up[:, :rank])
+            places.append(_Place.of(found.to(device), is_magnitude.to(device)))
         return places
 
     def _attach(self, components: Mapping[str, nn.Module]) -> None:
@@ -77,9 +103,18 @@ class PackedAdapters:
         # fp32 in any precision: a scale such as 0.6 has no value in bf16.
         scale_LK11 = torch.tensor(scales, device=self.weights.device)[..., None, None]
         views = zip(self._views(self.weights), self._views(self.gradient), scale_LK11, strict=True)
+        magnitude = self._magnitudes(self.magnitudes)
+        magnitude_gradient = self._magnitudes(self.magnitude_gradient)
         for (site, down, up), (_, down_gradient, up_gradient), scale_K11 in views:
             module = components[site.component].get_submodule(site.name)
-            layer = Layer(self, site, module, nn.Parameter(down), nn.Parameter(up), scale_K11)
+            magnitudes = None
+            if site in magnitude:
+                parameter = nn.Parameter(magnitude[site])
+                parameter.grad = magnitude_gradient[site]
+                magnitudes = Magnitudes(module.get_parameter("weight"), parameter, self.decomposed[site])
+            layer = Layer(self, site, module, nn.Parameter(down), nn.Parameter(up), scale_K11, magnitudes)
+            if magnitudes is not None:
+                self._decomposed_layers.append(layer)
             # Autograd adds in place to a gradient that is there already: it lands in the pack's one vector.
             layer.down.grad, layer.up.grad = down_gradient, up_gradient
             self._modules.append(module)
@@ -110,29 +145,62 @@ class PackedAdapters:
     @contextmanager
     def showing(self, index: int, weights: Tensor) -> Iterator[None]:
         """Within it, an adapter computes with other weights than its own, such as an average of them."""
-        self._load(index, weights)
+        self._load({index: weights})
         try:
             yield
         finally:
-            self._load(index, self.adapters[index].weights)
+            self._load({index: self.adapters[index].weights})
 
     def refresh(self) -> None:
         """Copy every adapter's fp32 weights into the compute copies."""
-        for index, adapter in enumerate(self.adapters):
-            self._load(index, adapter.weights)
+        self._load({index: adapter.weights for index, adapter in enumerate(self.adapters)})
 
     @torch.no_grad()
-    def _load(self, index: int, weights: Tensor) -> None:
-        self.weights.index_copy_(0, self._places[index], weights.to(self.weights.dtype))
+    def _load(self, weights: Mapping[int, Tensor]) -> None:
+        for index, vector in weights.items():
+            place = self._places[index]
+            self.weights.index_copy_(0, place.low_rank, vector[place.own_low_rank].to(self.weights.dtype))
+            self.magnitudes.index_copy_(0, place.magnitudes, vector[place.own_magnitudes])
+        for layer in self._decomposed_layers:
+            layer.measure()
 
     @torch.no_grad()
     def collect(self) -> None:
         """Add what the backward passes left to the adapters' fp32 gradients, and clear it."""
-        for adapter, places in zip(self.adapters, self._places, strict=True):
-            adapter.gradient.add_(self.gradient.index_select(0, places))
+        for adapter, place in zip(self.adapters, self._places, strict=True):
+            adapter.gradient[place.own_low_rank] += self.gradient.index_select(0, place.low_rank)
+            adapter.gradient[place.own_magnitudes] += self.magnitude_gradient.index_select(0, place.magnitudes)
         self.gradient.zero_()
+        self.magnitude_gradient.zero_()
+
+    def forget(self) -> None:
+        """Take back all gradients."""
+        self.gradient.zero_()
+        self.magnitude_gradient.zero_()
+        self.joint_gradient.zero_()
 
     @property
     def joint_gradient(self) -> Tensor:
         """All adapters' fp32 gradients as one vector, for a single reduction over the processes."""
         return self._joint_gradient
+
+
+Indices = Tensor | slice
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where an adapter's numbers lie in its own vector and in the pack's padded ones."""
+
+    own_low_rank: Indices
+    low_rank: Tensor
+    own_magnitudes: Indices
+    magnitudes: Tensor
+
+    @staticmethod
+    def of(places: Tensor, is_magnitude: Tensor) -> _Place:
+        """From the place of each number of an adapter in the vector of its kind."""
+        if not is_magnitude.any():
+            return _Place(slice(None), places, slice(0, 0), places[:0])
+        own_low_rank, own_magnitudes = (~is_magnitude).nonzero()[:, 0], is_magnitude.nonzero()[:, 0]
+        return _Place(own_low_rank, places[own_low_rank], own_magnitudes, places[own_magnitudes])

@@ -15,6 +15,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no alpha": ({"alpha_pattern": {"to_k": -1}}, "lora.alpha_pattern.to_k = -1: should be greater than 0"),
     "no layers": ({"rank_pattern": {}}, "lora.rank_pattern = {}: should hold at least one layer"),
     "no expression": ({"rank_pattern": {"(to_k": 3}}, "lora.rank_pattern = '(to_k': should be a regular expression"),
+    "dropped ranks of DoRA": ({"dora": True, "rank_dropout": 0.1}, "lora.rank_dropout = 0.1: cannot be used with"),
+    "dropped layers of DoRA": ({"dora": True, "module_dropout": 0.1}, "lora.module_dropout = 0.1: cannot be used"),
+    "no average": ({"ema": 1.0}, "lora.ema = 1.0: should be less than 1"),
 }
 
 

@@ -19,6 +19,7 @@ from tests.train.bench import CPU, Bench, difference, records, weights
 # Prodigy. With AdamW's usual eps of 1e-8, which turns rounding into steps, it would be up to 1.4e-4.
 ROUNDING = 1e-5
 
+CONVOLUTIONS_TOO = r".*(resnets\.0\.conv1|conv_shortcut|attn2\.to_k|time_emb_proj)"
 MIXED: list[dict[str, Any]] = [
     {"seed": 1},
     {"seed": 2, "lora": {"rank": 5, "alpha": 3.0, "ema": 0.9}, "optimizer": {"lr": 2e-2}, "steps": 2},
@@ -31,7 +32,7 @@ MIXED: list[dict[str, Any]] = [
         "steps": 5,
     },
     {"seed": 5, "loss": {"snr_gamma": 5.0, "noise_offset": 0.1}, "dataset": {"crop": "random", "flip": True}},
-    {"seed": 6, "lora": {"targets": r".*(resnets\.0\.conv1|conv_shortcut|attn2\.to_k|time_emb_proj)", "alpha": 8.0}},
+    {"seed": 6, "lora": {"targets": CONVOLUTIONS_TOO, "alpha": 8.0}},
     {"seed": 7, "optimizer": {"name": "prodigy", "lr": 1.0}, "batch_size": 4, "accumulation": 3},
     {"seed": 8, "optimizer": {"name": "adafactor"}, "lora": {"init": "kaiming"}, "lr_scheduler": {"name": "linear"}},
     {
@@ -48,6 +49,7 @@ MIXED: list[dict[str, Any]] = [
         "lora": {"targets": "linear", "blocks": ["mid_block"], "rank_dropout": 0.4},
         "optimizer": {"lora_plus_ratio": 8.0},
     },
+    {"seed": 11, "lora": {"dora": True, "rank": 3, "alpha": 6.0, "targets": CONVOLUTIONS_TOO, "ema": 0.5}},
 ]
 
 
@@ -70,7 +72,7 @@ def test_a_job_among_others_gives_what_it_gives_alone(
 
 
 def test_each_job_ends_after_its_own_steps(packed: list[Job]) -> None:
-    assert [read_manifest(job.folder)["steps_done"] for job in packed] == [3, 2, 3, 5, 3, 3, 3, 3, 3, 3]
+    assert [read_manifest(job.folder)["steps_done"] for job in packed] == [3, 2, 3, 5, 3, 3, 3, 3, 3, 3, 3]
     assert {state_of(job.folder) for job in packed} == {State.COMPLETED}
 
 
@@ -97,7 +99,7 @@ def test_adapters_of_text_encoders_among_others_give_what_they_give_alone(bench:
         {"seed": 1, "lora": {"text_encoder": True, "alpha": 1.0}, "dataset": {"caption_dropout": 0.5}},
         {
             "seed": 2,
-            "lora": {"text_encoder": True, "rank": 4, "alpha": 12.0, "dropout": 0.2},
+            "lora": {"text_encoder": True, "rank": 4, "alpha": 12.0, "dropout": 0.2, "dora": True},
             "optimizer": {"text_encoder_lr": 1e-3},
         },
     ]

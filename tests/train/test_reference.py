@@ -66,13 +66,16 @@ def with_adapters(pipeline: Any, job: Job, start: Adapter) -> list[nn.Module]:
         parts += [pipeline.text_encoder, pipeline.text_encoder_2]
     for name, part in zip(start.state(), parts, strict=True):
         part.requires_grad_(False)
-        targets = ["to_q", "to_k", "to_v", "to_out.0"] if name == "unet" else ["q_proj", "k_proj", "v_proj", "out_proj"]
+        targets: Any = ["q_proj", "k_proj", "v_proj", "out_proj"]
+        if name == "unet":
+            targets = ["to_q", "to_k", "to_v", "to_out.0"] if lora.targets == "attention" else lora.targets
         config = LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha or lora.rank,
             rank_pattern=lora.rank_pattern or {},
             alpha_pattern=lora.alpha_pattern or {},
             use_rslora=lora.rslora,
+            use_dora=lora.dora,
             target_modules=targets,
         )
         part.add_adapter(config)
@@ -85,7 +88,9 @@ def trained_by_hand(bench: Bench, job: Job) -> tuple[dict[str, Tensor], list[flo
     """(weights under peft keys, losses, gradient norms before clipping)."""
     settings, base = job.experiment, bench.base(job)
     samples = bench.materials(job, base).samples
-    start = Adapter(settings.lora, find_sites(settings.lora, base.components()), seed=0, device=CPU.device)
+    components = base.components()
+    sites = find_sites(settings.lora, components)
+    start = Adapter(settings.lora, sites, seed=0, device=CPU.device, components=components)
     pipeline = DiffusionPipeline.from_pretrained(settings.model.path)
     parts = with_adapters(pipeline, job, start)
     named = [(name, each) for part in parts for name, each in part.named_parameters() if each.requires_grad]
@@ -137,6 +142,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "rsLoRA, ranks and alphas of layers": {
         "rank": 4, "alpha": 3.0, "rslora": True,
         "rank_pattern": {r"attn2\.to_[kv]": 7, r"up_blocks\..*\.attn1\.to_out\.0": 1}, "alpha_pattern": {"to_q": 9.5},
+    },
+    "DoRA": {"rank": 4, "alpha": 10.0, "dora": True},
+    "DoRA of convolutions too": {
+        "rank": 4, "alpha": 10.0, "dora": True, "rslora": True,
+        "targets": r".*(attn1\.to_q|conv1|conv_shortcut|downsamplers\.0\.conv|time_emb_proj)",
     },
 }  # fmt: skip
 

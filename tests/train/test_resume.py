@@ -26,6 +26,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adafactor": {"optimizer": {"name": "adafactor"}, "lr_scheduler": {"name": "linear"}},
     "LoRA+": {"optimizer": {"lora_plus_ratio": 4.0, "eps": 1e-8}, "lr_scheduler": {"name": "linear"}},
     "EMA": {"lora": {"ema": 0.7}},
+    "DoRA": {"lora": {"dora": True}},
     "fp16": {"precision": "fp16", "lr_scheduler": {"name": "polynomial", "power": 2.0}},
 }
 
