@@ -95,7 +95,7 @@ class PackedAdapters:
                 else:
                     rank, (down, up) = adapter.ranks[site], (each[row] for each in padded[site])
                     view.copy_(down[:rank] if kind == DOWN else up[:, :rank])
-            places.append(_Place.of(found.to(device), is_magnitude.to(device)))
+            places.append(_Place.of(found.to(device), is_magnitude.to(device) if MAGNITUDE in adapter.kinds else None))
         return places
 
     def _attach(self, components: Mapping[str, nn.Module]) -> None:
@@ -198,9 +198,9 @@ class _Place:
     magnitudes: Tensor
 
     @staticmethod
-    def of(places: Tensor, is_magnitude: Tensor) -> _Place:
-        """From the place of each number of an adapter in the vector of its kind."""
-        if not is_magnitude.any():
+    def of(places: Tensor, is_magnitude: Tensor | None) -> _Place:
+        """From the place of each number of an adapter in the vector of its kind; None where there is only one kind."""
+        if is_magnitude is None:
             return _Place(slice(None), places, slice(0, 0), places[:0])
         own_low_rank, own_magnitudes = (~is_magnitude).nonzero()[:, 0], is_magnitude.nonzero()[:, 0]
         return _Place(own_low_rank, places[own_low_rank], own_magnitudes, places[own_magnitudes])

@@ -16,31 +16,20 @@ import yaml
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from runner.artifacts.verify import check_behaviour, check_kohya, check_tensors
 from runner.errors import ArtifactError
 from runner.families import find_family
 from runner.job import Job, read_manifest
-from runner.train.adapter import Adapter, find_sites
-from runner.train.packed import PackedAdapters
-from runner.train.samples import collate
-from tests.train.bench import CPU, Bench
-
-ATTENTION_AND_CONVOLUTION = r".*(to_q|to_v|to_out\.0|ff\.net\.2|proj_in|conv1|conv_shortcut|downsamplers\.0\.conv)"
-DIFFUSERS = "pytorch_lora_weights.safetensors"
+from tests.artifacts.saved import ATTENTION_AND_CONVOLUTION, DIFFUSERS, apart, as_trained, header, output, rewritten
+from tests.train.bench import Bench
 
 
 def kohya_file(job: Job) -> Path:
     (file,) = [each for each in job.paths.lora.glob("*.safetensors") if each.name != DIFFUSERS]
     return file
-
-
-def header(file: Path) -> dict[str, str]:
-    with safe_open(file, "pt") as opened:
-        return dict(opened.metadata())
 
 
 @pytest.fixture(scope="module")
@@ -105,22 +94,6 @@ def merge_kohya(pipeline: Any, file: Path) -> int:
             merged += 1
     assert not tensors, f"no layer for {min(tensors)}"
     return merged
-
-
-@torch.no_grad()
-def output(pipeline: Any) -> Tensor:
-    draw = torch.Generator().manual_seed(0)
-    noisy = torch.randn(2, 4, 16, 16, generator=draw)
-    encoded = pipeline.encode_prompt(
-        ["a red circle", "a blue star"], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
-    sizes = {"text_embeds": encoded[2], "time_ids": torch.full((2, 6), 64.0)} if len(encoded) == 4 else None
-    predicted: Tensor = pipeline.unet(noisy, 500, encoded[0], added_cond_kwargs=sizes).sample
-    return predicted
-
-
-def apart(left: Tensor, right: Tensor) -> float:
-    return float((left - right).norm() / right.norm())
 
 
 def test_both_files_mean_the_same_to_independent_readers(job: Job) -> None:
@@ -204,115 +177,12 @@ def test_the_card_says_what_the_adapter_was_made_from(sdxl: Job) -> None:
     assert kohya_file(sdxl).name in card
 
 
-# --- DoRA ---
-
-
-@pytest.fixture(scope="module")
-def dora(bench: Bench, sdxl_folder: Path) -> Job:
-    lora = {"rank": 4, "alpha": 6.0, "targets": ATTENTION_AND_CONVOLUTION, "text_encoder": True, "dora": True}
-    job = bench.job(sdxl_folder, lora=lora, optimizer={"eps": 1e-8}, steps=2)
-    assert bench.train(job)
-    return job
-
-
-def merge_dora(pipeline: Any, file: Path, scale: float) -> None:
-    """Write m (W + s B A) / ||W + s B A|| in the place of the weights of a plain pipeline."""
-    tensors = load_file(file)
-    for component in ("unet", "text_encoder", "text_encoder_2"):
-        for path, module in getattr(pipeline, component).named_modules():
-            name = _published(component, path)
-            magnitude = tensors.pop(_published(component, f"{path}.lora_magnitude_vector"), None)
-            if magnitude is None:
-                continue
-            down, up = (tensors.pop(f"{name}.lora_{kind}.weight").flatten(1) for kind in "AB")
-            total = module.weight.data + (scale * up @ down).view(module.weight.shape)
-            factor = magnitude.flatten() / total.flatten(1).norm(dim=1)
-            module.weight.data = total * factor.view(-1, *[1] * (total.dim() - 1))
-    assert not tensors, f"no layer for {min(tensors)}"
-
-
-def test_dora_means_the_same_to_diffusers_and_to_the_paper(dora: Job) -> None:
-    model = dora.experiment.model.path
-    bare = output(DiffusionPipeline.from_pretrained(model))
-    by_diffusers, merged = (DiffusionPipeline.from_pretrained(model) for _ in range(2))
-    by_diffusers.load_lora_weights(dora.paths.lora, weight_name=DIFFUSERS)
-    merge_dora(merged, dora.paths.lora / DIFFUSERS, 1.5)
-    wanted = output(by_diffusers)
-    assert apart(bare, wanted) > 1e-3, "the adapter does nothing"
-    assert apart(output(merged), wanted) < 1e-5
-
-
-def test_there_is_no_file_of_dora_that_other_readers_would_misread(dora: Job) -> None:
-    assert [file.name for file in dora.paths.lora.glob("*.safetensors")] == [DIFFUSERS]
-    card = (dora.paths.lora / "README.md").read_text()
-    assert "# dev: DoRA of rank 4" in card
-    assert "there is no file for them" in card
-
-
-def _drop_magnitudes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    for key in [key for key in tensors if "lora_magnitude_vector" in key]:
-        del tensors[key]
-    about = json.loads(metadata["lora_adapter_metadata"])
-    changed = {key: False if key.endswith(".use_dora") else value for key, value in about.items()}
-    metadata["lora_adapter_metadata"] = json.dumps(changed)
-
-
-def _change_a_magnitude(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    key = next(key for key in tensors if "unet" in key and "lora_magnitude_vector" in key)
-    tensors[key] = tensors[key] * 1.5
-
-
-@pytest.mark.parametrize("change", [_drop_magnitudes, _change_a_magnitude])
-def test_dora_that_is_not_what_was_trained_is_refused(
-    bench: Bench, dora: Job, tmp_path: Path, change: Callable[..., None]
-) -> None:
-    base, conditioner, layers, batch, use_rows = as_trained(bench, dora)
-    file = Path(shutil.copy(dora.paths.lora / DIFFUSERS, tmp_path))
-    files = {"diffusers": (file, dora.experiment.lora.scale_of)}
-    check_behaviour(files, layers, base, conditioner, batch, use_rows)
-    rewritten(change)(file)
-    with pytest.raises(ArtifactError, match=file.name):
-        check_behaviour(files, layers, base, conditioner, batch, use_rows)
-
-
 # --- a file that is not what was trained is refused ---
 
 
 @pytest.fixture(scope="module")
 def trained(bench: Bench, sdxl: Job) -> tuple[Any, Any, dict[str, dict[str, Tensor]], Any, Any]:
     return as_trained(bench, sdxl)
-
-
-def as_trained(bench: Bench, job: Job) -> tuple[Any, Any, dict[str, dict[str, Tensor]], Any, Any]:
-    """(base, conditioner, layers, batch, a context for rows) as at the end of the training of a job."""
-    base = bench.base(job)
-    materials = bench.materials(job, base)
-    settings, parts = job.experiment.lora, base.components()
-    adapter = Adapter(settings, find_sites(settings, parts), seed=0, device=CPU.device, components=parts)
-    saved = load_file(job.paths.lora / DIFFUSERS)
-    names = adapter.state()
-    adapter.load_state(
-        {component: {key: saved[_published(component, key)] for key in names[component]} for component in names}
-    )
-    pack = PackedAdapters(base.components(), [adapter], dtype=torch.float32)
-    batch = collate(range(1), materials.held_out_samples.samples[:1])
-    return base, materials.conditioner, adapter.state(), batch, lambda count: pack.using([(0, count)])
-
-
-def _published(component: str, key: str) -> str:
-    legacy = "" if component == "unet" or key.startswith("text_model.") else "text_model."
-    # The only name of it that transformers 5.23 reads.
-    ending = ".weight" if component != "unet" and key.endswith("lora_magnitude_vector") else ""
-    return f"{component}.{legacy}{key}{ending}"
-
-
-def rewritten(change: Callable[[dict[str, Tensor], dict[str, str]], None]) -> Callable[[Path], None]:
-    def rewrite(file: Path) -> None:
-        tensors, metadata = load_file(file), header(file)
-        change(tensors, metadata)
-        save_file(tensors, file, metadata=metadata)
-
-    return rewrite
 
 
 def _change_alpha_in_header(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
