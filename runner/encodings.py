@@ -11,6 +11,7 @@ from pathlib import Path
 
 from runner.cache import TensorCache, entry_key
 from runner.data import Item, split
+from runner.data.captions import captions_of
 from runner.data.views import View, views_of
 from runner.families.files import folder_hash, local_folder
 from runner.paths import cache_dir
@@ -31,7 +32,7 @@ def caption_cache() -> TensorCache:
 
 def posterior_key(view: View, *, vae: str, variant: str | None) -> str:
     """The name of a crop's posterior; `vae` is the hash of the VAE's files."""
-    return entry_key("posterior", vae=vae, variant=variant, image=view.item.id, crop=dataclasses.asdict(view.crop))
+    return entry_key("posterior", vae=vae, variant=variant, image=view.item.id, crop=view.crop.content())
 
 
 def caption_key(caption: str, *, encoders: Sequence[str], variant: str | None, family: str) -> str:
@@ -61,7 +62,8 @@ def prompts_of(experiment: Experiment, items: Sequence[Item]) -> tuple[str, ...]
     if chosen is not None:
         return chosen
     training, held_out = split(items, held_out=experiment.validation.held_out)
-    captions = dict.fromkeys(item.caption for item in sorted(held_out or training, key=lambda item: item.file))
+    measured = sorted(held_out or training, key=lambda item: item.file)
+    captions = dict.fromkeys(captions_of(item, experiment.dataset)[0] for item in measured)
     return tuple(captions)[:PROMPTS_FROM_CAPTIONS]
 
 
@@ -99,8 +101,8 @@ def cache_work(needs: Sequence[tuple[Experiment, Sequence[Item]]]) -> CacheWork 
         views = views_of(items, experiment)
         posteriors |= {posterior_key(view, vae=vae_hash, variant=model.variant) for view in views}
         if not experiment.lora.text_encoder:
-            words = {item.caption for item in items} | set(prompts_of(experiment, items))
-            words |= {"", experiment.validation.negative_prompt or ""}
+            words = {caption for item in items for caption in captions_of(item, experiment.dataset)}
+            words |= {*prompts_of(experiment, items), "", experiment.validation.negative_prompt or ""}
             captions |= {
                 caption_key(text, encoders=encoders, variant=model.variant, family=f"runner.families.{model.family}")
                 for text in words

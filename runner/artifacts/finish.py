@@ -47,7 +47,8 @@ def save_artifacts(
         },
     )
     check_kohya(kohya_file, base.family, layers, settings.lora.scale)
-    samples = run.materials.held_out_samples.samples[:COMPARED_SAMPLES]
+    measured = run.materials.held_out_samples.samples
+    samples = [sample for sample in measured if sample.latent.shape == measured[0].latent.shape][:COMPARED_SAMPLES]
     batch = collate(range(len(samples)), samples).to(base.place.device)
     files = {"diffusers file": (diffusers_file, settings.lora.scale), "kohya file": (kohya_file, 1.0)}
     checked = check_behaviour(files, layers, base, run.materials.conditioner, batch, use_rows)

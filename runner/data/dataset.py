@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.data.buckets import training_shape
+from runner.data.captions import can_be_shuffled
 from runner.data.crops import resized_size
 from runner.data.faults import Faults
 from runner.data.inspection import Inspected, inspect_all
@@ -57,20 +59,27 @@ def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, re
     items, rows = _checked_items(found, settings, faults)
     if not items and not len(faults):
         faults.add("empty", _nothing_left(found, rows))
+    if settings.caption_shuffle and items and not can_be_shuffled(items, settings):
+        said = (
+            f"dataset.caption_separator={settings.caption_separator!r} and dataset.keep_tokens={settings.keep_tokens}"
+        )
+        faults.add(
+            "shuffle", f"dataset.caption_shuffle=true: with {said} no caption has two parts to shuffle. Change one."
+        )
     faults.raise_if_any()
-    items.sort(key=lambda item: (item.id, item.caption, item.file))
+    items.sort(key=lambda item: (item.id, item.captions, item.file))
     kept = items[: settings.max_images]
     beyond = (f"beyond dataset.max_images={settings.max_images}",)
     rows += [Row(item.file, "dropped", beyond) for item in items[len(kept) :]]
-    rows += _used_rows(kept, resolution)
+    rows += _used_rows(kept, settings, resolution)
     report = InventoryReport(tuple(sorted(rows, key=lambda row: (row.file, row.outcome))), resolution)
     return Dataset(tuple(kept), fingerprint_of(kept), report, found.class_folder, found.class_prompt)
 
 
 def fingerprint_of(items: Sequence[Item]) -> str:
-    """sha256 over the sorted (content id, caption) pairs, in hex."""
-    pairs = sorted((item.id, item.caption) for item in items)
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+    """sha256 over the sorted (content id, captions) of all images, in hex."""
+    content = sorted((item.id, *item.captions) for item in items)
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def in_reading_order(items: Sequence[Item]) -> tuple[Item, ...]:
@@ -118,12 +127,15 @@ def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> t
         if reason:
             fix = "Repair or remove it, or set dataset.skip_unreadable=true"
             faults.add("unreadable", f"{entry.name}: {reason}. {fix}.")
-        caption = (entry.caption or "").strip() or default_caption
-        if not caption:
+        captions = [caption.strip() for caption in entry.captions if caption.strip()] or [default_caption]
+        if not captions[0]:
             fix = f"{entry.caption_fix}, or set dataset.instance_prompt for all without one"
             faults.add("caption", f"{entry.name}: no caption. {fix}.")
         size = seen.width_px, seen.height_px
-        items.append(Item(seen.id, entry.name, caption, *size, seen.notes, address=entry.address))
+        first, *others = captions
+        items.append(
+            Item(seen.id, entry.name, first, *size, seen.notes, address=entry.address, more_captions=tuple(others))
+        )
     return items, rows
 
 
@@ -144,7 +156,7 @@ def _nothing_left(found: Found, rows: list[Row]) -> str:
     return f"no images in {found.root}. Give a folder of images, or of parquet or arrow files."
 
 
-def _used_rows(items: list[Item], resolution: int | None) -> list[Row]:
+def _used_rows(items: list[Item], settings: DatasetSettings, resolution: int | None) -> list[Row]:
     """A row for each item that is trained on, with all that happens to it."""
     first: dict[str, str] = {}
     rows = []
@@ -158,11 +170,12 @@ def _used_rows(items: list[Item], resolution: int | None) -> list[Row]:
             kinds.add("duplicate")
             notes.append(f"same content as {first[item.id]}")
         first.setdefault(item.id, item.file)
-        side = min(item.width_px, item.height_px)
-        if resolution is not None and side != resolution:
-            kinds.add("enlarged" if side < resolution else "reduced")
-            resized_h, resized_w = resized_size(item.height_px, item.width_px, resolution)
-            verb = "enlarged" if side < resolution else "reduced"
-            notes.append(f"{verb} from {item.width_px}x{item.height_px} to {resized_w}x{resized_h}")
+        if resolution is not None:
+            shape = training_shape(item.height_px, item.width_px, settings, resolution)
+            resized_h, resized_w = resized_size(item.height_px, item.width_px, shape)
+            if (resized_h, resized_w) != (item.height_px, item.width_px):
+                verb = "enlarged" if (resized_h, resized_w) > (item.height_px, item.width_px) else "reduced"
+                kinds.add(verb)
+                notes.append(f"{verb} from {item.width_px}x{item.height_px} to {resized_w}x{resized_h}")
         rows.append(Row(item.file, "used", tuple(notes), frozenset(kinds)))
     return rows

@@ -28,9 +28,10 @@ def export(items: Sequence[Item], folder: Path, *, shard_bytes: int = SHARD_BYTE
     import pyarrow.parquet as pq
 
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    schema = pa.schema([(IMAGE_COLUMN, image), (CAPTION_COLUMN, pa.string())])
+    several = any(item.more_captions for item in items)
+    schema = pa.schema([(IMAGE_COLUMN, image), (CAPTION_COLUMN, pa.list_(pa.string()) if several else pa.string())])
     shards: list[Path] = []
-    for number, rows in enumerate(_shards(items, shard_bytes)):
+    for number, rows in enumerate(_shards(items, shard_bytes, several=several)):
         shards.append(folder / f"part-{number:05d}.parquet")
         with pq.ParquetWriter(shards[-1], schema, compression="none") as writer:
             for group in rows:
@@ -41,7 +42,7 @@ def export(items: Sequence[Item], folder: Path, *, shard_bytes: int = SHARD_BYTE
     return named
 
 
-def _shards(items: Sequence[Item], shard_bytes: int) -> Iterator[Iterable[list[dict[str, object]]]]:
+def _shards(items: Sequence[Item], shard_bytes: int, *, several: bool) -> Iterator[Iterable[list[dict[str, object]]]]:
     """Shards of row groups of rows, read only when they are asked for."""
     position = 0
 
@@ -53,7 +54,8 @@ def _shards(items: Sequence[Item], shard_bytes: int) -> Iterator[Iterable[list[d
             for item in items[position : position + ROWS_IN_GROUP]:
                 content = item.address.read()
                 size += len(content)
-                group.append({IMAGE_COLUMN: {"bytes": content, "path": item.file}, CAPTION_COLUMN: item.caption})
+                text = list(item.captions) if several else item.caption
+                group.append({IMAGE_COLUMN: {"bytes": content, "path": item.file}, CAPTION_COLUMN: text})
             position += len(group)
             yield group
 

@@ -36,6 +36,13 @@ class Item:
     height_px: int
     notes: tuple[str, ...] = ()
     address: Address = field(repr=False, kw_only=True)
+    more_captions: tuple[str, ...] = field(default=(), kw_only=True)
+    """Others that it may be trained with instead of `caption`."""
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All captions that were found for it."""
+        return (self.caption, *self.more_captions)
 
     def open(self) -> Image.Image:
         """The picture as upright RGB, 8 bits, transparency over white; size `(width_px, height_px)`.

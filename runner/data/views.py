@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from runner.data.buckets import bucket_table, training_shape
 from runner.data.crops import Crop, crops_for
 from runner.data.dataset import split
 from runner.data.item import Item
+from runner.schema.shapes import Shape
 
 if TYPE_CHECKING:
     from runner.schema import Experiment
@@ -27,15 +29,20 @@ class View:
         return self.item.id, self.crop
 
 
+def shape_of(item: Item, experiment: Experiment) -> Shape:
+    """What is cut out of an image, (height, width) in pixels: the square of the experiment, or the image's bucket."""
+    return training_shape(item.height_px, item.width_px, experiment.dataset, experiment.resolution)
+
+
 def crops_of(item: Item, experiment: Experiment) -> tuple[Crop, ...]:
     """The crops of an image that a job trains on."""
-    data = experiment.dataset
-    return crops_for(item, resolution=experiment.resolution, mode=data.crop, variants=data.variants, flip=data.flip)
+    data, shape = experiment.dataset, shape_of(item, experiment)
+    return crops_for(item, shape=shape, mode=data.crop, variants=data.variants, flip=data.flip)
 
 
 def held_out_crop(item: Item, experiment: Experiment) -> Crop:
     """The one crop of an image that the loss is measured on."""
-    return crops_for(item, resolution=experiment.resolution, mode="center", variants=1, flip=False)[0]
+    return crops_for(item, shape=shape_of(item, experiment), mode="center", variants=1, flip=False)[0]
 
 
 def views_of(items: Sequence[Item], experiment: Experiment) -> list[View]:
@@ -43,3 +50,12 @@ def views_of(items: Sequence[Item], experiment: Experiment) -> list[View]:
     training, held_out = split(items, held_out=experiment.validation.held_out)
     views = [View(item, crop) for item in training for crop in crops_of(item, experiment)]
     return views + [View(item, held_out_crop(item, experiment)) for item in held_out or training]
+
+
+def buckets_of(items: Sequence[Item], experiment: Experiment) -> list[dict[str, Any]]:
+    """How full each bucket is with the images that a job trains on (`bucket_table`); empty without buckets."""
+    if not experiment.dataset.buckets:
+        return []
+    training, _ = split(items, held_out=experiment.validation.held_out)
+    shapes = [shape_of(item, experiment) for item in training]
+    return bucket_table(shapes, batch_size=experiment.batch_size, steps=experiment.steps)

@@ -15,6 +15,7 @@ from runner.schema.running import (
     TaskSettings,
     ValidationSettings,
 )
+from runner.schema.shapes import bucket_shapes
 from runner.schema.training import (
     AdamW,
     LoraSettings,
@@ -52,7 +53,14 @@ class Experiment(Settings):
         doc="The batch is worked through in this many parts, and their gradients are summed: less memory, "
         "the same result (unlike in the diffusers scripts, `batch_size` already counts all parts).",
     )
-    resolution: int = knob(64, ge=8, le=8192, multiple_of=8, unit="px", doc="Side of the square training images.")
+    resolution: int = knob(
+        64,
+        ge=8,
+        le=8192,
+        multiple_of=8,
+        unit="px",
+        doc="Side of the square training images, or of the square whose area no bucket exceeds (`dataset.buckets`).",
+    )
     precision: Precision = knob(
         "fp32",
         doc="Precision of the frozen base and of the computation; adapter weights are always kept in fp32.",
@@ -104,6 +112,19 @@ class Experiment(Settings):
             raise ValueError(
                 f"pruning.first = {self.pruning.first}: the training ends after steps = {self.steps}, before the first "
                 "comparison; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_buckets(self) -> Experiment:
+        data = self.dataset
+        chosen = (self.resolution, data.bucket_step, data.bucket_max_aspect)
+        if data.buckets and len(bucket_shapes(*chosen)) < 2:
+            keys = ("resolution", "dataset.bucket_step", "dataset.bucket_max_aspect")
+            said = ", ".join(f"{key}={value}" for key, value in zip(keys, chosen, strict=True))
+            raise ValueError(
+                f"dataset.buckets = true: with {said} there are not two shapes to choose from; lower "
+                "dataset.bucket_step or raise dataset.bucket_max_aspect"
             )
         return self
 

@@ -61,10 +61,44 @@ class DatasetSettings(Settings):
         doc="Column (parquet, arrow, Hub) or key (`metadata.jsonl`) with the caption.",
     )
     instance_prompt: str | None = knob(None, identity=False, doc="Caption of every image that has none of its own.")
+    captions_per_line: bool = knob(
+        False, identity=False, doc="Each line of a `.txt` file is a caption of its own, one of which a sample gets."
+    )
+    caption_prefix: str | None = knob(
+        None, min_length=1, doc="Text before every caption; joined by a space, unless punctuation follows."
+    )
+    caption_suffix: str | None = knob(
+        None, min_length=1, doc="Text after every caption; joined by a space, unless it begins with punctuation."
+    )
+    caption_shuffle: bool = knob(
+        False, doc="Train with the parts of each caption in several orders, drawn from the caption alone."
+    )
+    caption_variants: int = knob(
+        8, ge=2, le=64, unit="orders", doc="Orders of each caption that are encoded; used with `caption_shuffle`."
+    )
+    caption_separator: str = knob(
+        ",", min_length=1, doc="What stands between the parts of a caption; used with `caption_shuffle`."
+    )
+    keep_tokens: int = knob(
+        0, ge=0, unit="parts", doc="First parts of a caption that keep their place; used with `caption_shuffle`."
+    )
     caption_dropout: float = knob(
         0.0, ge=0, le=1, unit="share of samples", doc="How often a sample is trained without its caption."
     )
-    crop: Literal["center", "random"] = knob("center", doc="Where the square is cut out of a longer image.")
+    buckets: bool = knob(
+        False,
+        doc="Train each image in the shape closest to its own, of the area of `resolution` squared, instead of a "
+        "square.",
+    )
+    bucket_step: int = knob(
+        64, ge=8, multiple_of=8, unit="px", doc="All sides of buckets are multiples of it; used with `buckets`."
+    )
+    bucket_max_aspect: float = knob(
+        2.0, ge=1, le=16, unit="longest side over shortest", doc="Most elongated bucket; used with `buckets`."
+    )
+    crop: Literal["center", "random"] = knob(
+        "center", doc="Where the square, or the bucket's shape, is cut out of a longer image."
+    )
     flip: bool = knob(False, doc="Mirror every second sample, on average.")
     variants: int = knob(4, ge=1, le=64, unit="crops", doc="Random crops encoded per image; used with `crop=random`.")
     skip_unreadable: bool = knob(
@@ -81,6 +115,17 @@ class DatasetSettings(Settings):
     def _takes_effect(self) -> DatasetSettings:
         if self.crop == "center" and self.variants != default_of(self, "variants"):
             raise ValueError(f"dataset.variants = {self.variants}: has no effect with dataset.crop=center; remove it")
+        used_with = {
+            "buckets": ("bucket_step", "bucket_max_aspect"),
+            "caption_shuffle": ("caption_variants", "caption_separator", "keep_tokens"),
+        }
+        for switch, keys in used_with.items():
+            idle = [key for key in keys if getattr(self, key) != default_of(self, key)]
+            if idle and not getattr(self, switch):
+                raise ValueError(
+                    f"dataset.{idle[0]} = {getattr(self, idle[0])}: has no effect without dataset.{switch}=true; "
+                    "remove it"
+                )
         return self
 
 

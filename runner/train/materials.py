@@ -7,7 +7,8 @@ import logging
 from typing import Any
 
 from runner.data import Dataset, Item, read_dataset, split
-from runner.data.views import views_of
+from runner.data.captions import captions_of
+from runner.data.views import buckets_of, views_of
 from runner.encodings import prompts_of
 from runner.errors import SettingsError
 from runner.job import Job
@@ -35,6 +36,8 @@ class Materials:
     conditioner: Conditioner
     cut_captions: tuple[str, ...]
     """Captions of the data that are longer than the text encoders take."""
+    buckets: list[dict[str, Any]]
+    """How many images each aspect-ratio bucket has (`runner.data.buckets.bucket_table`); empty without buckets."""
 
     def about(self) -> dict[str, Any]:
         """What the manifest says of the data."""
@@ -45,7 +48,7 @@ class Materials:
             "loss_measured_on": "held-out images" if self.held_out else "training images",
             "cut_captions": list(self.cut_captions),
             "table": self.dataset.report.as_dict(),
-        }
+        } | ({"buckets": self.buckets} if self.buckets else {})
 
 
 def prepare(job: Job, base: Base) -> Materials:
@@ -61,7 +64,7 @@ def prepare(job: Job, base: Base) -> Materials:
     prompts = prompts_of(settings, dataset.items)
     posteriors = _posteriors(settings, base, dataset)
     negative = settings.validation.negative_prompt
-    own = list(dict.fromkeys(item.caption for item in dataset.items))
+    own = list(dict.fromkeys(caption for item in dataset.items for caption in captions_of(item, settings.dataset)))
     cut = tuple(base.tokenizers.too_long(own))
     if cut and base.place.is_main:
         log.warning(
@@ -81,6 +84,7 @@ def prepare(job: Job, base: Base) -> Materials:
         held_out_samples=HeldOut(settings, measured, posteriors, base),
         conditioner=_conditioner(tuple(captions), base),
         cut_captions=cut,
+        buckets=buckets_of(dataset.items, settings),
     )
 
 
@@ -99,7 +103,8 @@ def _planned_dataset(job: Job) -> Dataset:
 
 def _posteriors(settings: Experiment, base: Base, dataset: Dataset) -> Posteriors:
     data, share = settings.dataset, settings.validation.held_out
-    key = ("posteriors", dataset.fingerprint, settings.resolution, data.crop, data.variants, data.flip, share)
+    cut = (data.crop, data.variants, data.flip, data.buckets, data.bucket_step, data.bucket_max_aspect)
+    key = ("posteriors", dataset.fingerprint, settings.resolution, *cut, share)
     found: Posteriors | None = base.shared.get(key)
     if found is None:
         views = views_of(dataset.items, settings)

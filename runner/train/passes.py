@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from runner.errors import OutOfMemoryError
+from runner.schema.shapes import Shape
 from runner.train.base import Base
 from runner.train.job_run import JobRun
 from runner.train.loss import squared_error, weigh
@@ -53,8 +54,9 @@ class Passes:
     def _all_parts(self, adapters: PackedAdapters, runs: Sequence[tuple[int, JobRun]]) -> None:
         for part in range(_parts([run for _, run in runs])):
             slices = [(index, run, run.positions(part)) for index, run in runs]
-            for chunk in in_chunks(slices, self.most_rows):
-                self._backward(adapters, chunk)
+            for group in by_shape(slices):
+                for chunk in in_chunks(group, self.most_rows):
+                    self._backward(adapters, chunk)
             adapters.collect()
 
     def _backward(self, adapters: PackedAdapters, slices: Sequence[Slice]) -> None:
@@ -106,6 +108,14 @@ def _parts(runs: Sequence[JobRun]) -> int:
 def _most_rows(runs: Sequence[JobRun]) -> int:
     """Rows of the largest forward pass of a step, before it is cut."""
     return max(sum(len(run.positions(part)) for run in runs) for part in range(_parts(runs)))
+
+
+def by_shape(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """The slices of one image shape each, in the order in which the shapes first come: one forward pass has one."""
+    groups: dict[Shape, list[Slice]] = {}
+    for each in slices:
+        groups.setdefault(each[1].materials.samples.shape(each[1].step), []).append(each)
+    return list(groups.values())
 
 
 def in_chunks(slices: Sequence[Slice], most_rows: int | None) -> Iterator[list[Slice]]:

@@ -1,8 +1,9 @@
 """What a job trains on at any step, as a pure function of (seed, global sample index).
 
 Sample g is image `permutation(seed, epoch)[g mod n]` of epoch `g div n`; its crop, latent, noise, timestep and
-caption dropout come from one generator keyed by g. The batch of step s is samples s*b .. s*b + b - 1, whoever
-computes them, so neither packs nor processes nor a resume change what is seen.
+caption dropout come from one generator keyed by g. The batch of step s is samples s*b .. s*b + b - 1, or where images
+have several shapes those that `runner.train.schedule` gathers, whoever computes them, so neither packs nor processes
+nor a resume change what is seen.
 
 # Shape suffixes: B samples, C h w latents.
 """
@@ -17,10 +18,13 @@ import torch
 from torch import Tensor
 
 from runner.data import Crop, Item
-from runner.data.views import crops_of
+from runner.data.captions import captions_of
+from runner.data.views import crops_of, shape_of
 from runner.families.loading import scale_latents
 from runner.schema import Experiment
-from runner.train.randomness import generator, permutation
+from runner.schema.shapes import Shape
+from runner.train.randomness import generator
+from runner.train.schedule import Schedule
 
 Caption = str | None
 """None where the caption was dropped, or no prompt is given: what that means, the model decides."""
@@ -72,24 +76,23 @@ class Samples:
         self.noise_offset = experiment.loss.noise_offset
         self.items = tuple(items)
         self.crops = [crops_of(item, experiment) for item in self.items]
+        self.captions = [captions_of(item, experiment.dataset) for item in self.items]
         self.posteriors = posteriors
         self.vae_config = vae_config
         self.num_timesteps = num_timesteps
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self.schedule = Schedule(self.seed, [shape_of(item, experiment) for item in self.items], self.batch_size)
+
+    def shape(self, step: int) -> Shape:
+        """The shape that all images of a step's batch have, (height, width) in pixels."""
+        return self.schedule.shape(step)
 
     def batch(self, step: int, positions: range) -> Batch:
         """The samples at `positions` (within 0 .. batch_size) of optimizer step `step`."""
-        ids = tuple(step * self.batch_size + position for position in positions)
+        ids = self.schedule.samples(step, positions)
         return collate(ids, [self._sample(index) for index in ids])
 
-    def _image(self, sample: int) -> int:
-        epoch, place = divmod(sample, len(self.items))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, permutation(self.seed, epoch, len(self.items))
-        return int(self._order[place])
-
     def _sample(self, sample: int) -> Sample:
-        image = self._image(sample)
+        image = self.schedule.image(sample)
         draw = generator(self.seed, "sample", sample)
         # The four numbers are always drawn, in this order: an option must not shift another one's stream.
         variant, dropped, timestep = draw.random(), draw.random(), draw.random()
@@ -100,7 +103,7 @@ class Samples:
         noise = normal(draw, mean.shape)
         if self.noise_offset:
             noise = noise + self.noise_offset * normal(draw, (mean.shape[0], 1, 1))
-        caption = None if dropped < self.caption_dropout else item.caption
+        caption = None if dropped < self.caption_dropout else self._caption(image, sample)
         return Sample(
             scale_latents(self.vae_config, raw),
             noise,
@@ -108,6 +111,12 @@ class Samples:
             crop.time_ids(item),
             caption,
         )
+
+    def _caption(self, image: int, sample: int) -> str:
+        captions = self.captions[image]
+        if len(captions) == 1:
+            return captions[0]
+        return captions[int(generator(self.seed, "caption", sample).random() * len(captions))]
 
 
 @dataclasses.dataclass

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from runner.data import Item
+from runner.data.captions import captions_of
 from runner.data.views import held_out_crop
 from runner.families.loading import decode_latents, scale_latents
 from runner.paths import JobPaths, atomic_file, write_text
@@ -47,16 +48,16 @@ class HeldOut:
         self.timesteps = loss_timesteps(count, total)
         self.chunk = max(1, min(MOST_ROWS, PIXELS_PER_FORWARD // experiment.resolution**2))
         measured = items[: experiment.validation.max_images]
-        self.key = ("loss", experiment.resolution, count, tuple((item.id, item.caption) for item in measured))
+        views = [(item, held_out_crop(item, experiment), captions_of(item, experiment.dataset)[0]) for item in measured]
+        self.key = ("loss", count, tuple((item.id, crop, caption) for item, crop, caption in views))
         """What the loss depends on besides the model."""
         self.samples: list[Sample] = []
-        for item in measured:
-            crop = held_out_crop(item, experiment)
+        for item, crop, caption in views:
             mean, _ = posteriors[item.id, crop]
             latent = scale_latents(base.vae_config, mean)
             for timestep in self.timesteps:
                 noise = normal(generator(0, "held-out", item.id, timestep), mean.shape)
-                self.samples.append(Sample(latent, noise, timestep, crop.time_ids(item), item.caption))
+                self.samples.append(Sample(latent, noise, timestep, crop.time_ids(item), caption))
 
     def loss(self, base: Base, conditioner: Conditioner, use_rows: UseRows) -> dict[str, float]:
         """`validation/loss`, and the loss at each timestep; mean squared error without weights, so that runs
@@ -68,21 +69,30 @@ class HeldOut:
 
     @torch.no_grad()
     def _loss(self, base: Base, conditioner: Conditioner, use_rows: UseRows, rows: int) -> dict[str, float]:
-        errors: list[Tensor] = []
-        for start in range(0, len(self.samples), rows):
-            part = self.samples[start : start + rows]
+        errors: dict[int, Tensor] = {}
+        for places in self._portions(rows):
+            part = [self.samples[place] for place in places]
             batch = collate(range(len(part)), part).to(base.place.device)
             noisy = base.noise.add_noise(batch.latents, batch.noise, batch.timesteps)
             with use_rows(len(part)):
                 text = conditioner.text(batch.captions)
                 predicted = base.family.predict(base.denoiser, noisy, batch.timesteps, text, batch.time_ids)
-            errors.append(squared_error(predicted, batch, base.noise))
-        by_timestep = torch.cat(errors).double().cpu().view(-1, len(self.timesteps)).mean(0)
+            errors |= zip(places, squared_error(predicted, batch, base.noise).unbind(), strict=True)
+        in_order = torch.stack([errors[place] for place in range(len(self.samples))])
+        by_timestep = in_order.double().cpu().view(-1, len(self.timesteps)).mean(0)
         losses = {
             f"validation/loss_t{timestep:04d}": float(value)
             for timestep, value in zip(self.timesteps, by_timestep, strict=True)
         }
         return {"validation/loss": float(by_timestep.mean()), **losses}
+
+    def _portions(self, rows: int) -> Iterator[list[int]]:
+        """Places of at most so many samples of one shape."""
+        shapes: dict[torch.Size, list[int]] = {}
+        for place, sample in enumerate(self.samples):
+            shapes.setdefault(sample.latent.shape, []).append(place)
+        for places in shapes.values():
+            yield from (places[start : start + rows] for start in range(0, len(places), rows))
 
 
 def write_prompts(experiment: Experiment, prompts: Sequence[str], paths: JobPaths) -> None:

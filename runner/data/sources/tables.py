@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from runner.data.address import Address, ArrowAddress, ParquetAddress, open_arrow
 from runner.data.faults import Faults, listed, nearest
 from runner.data.report import Row
-from runner.data.sources.found import KNOWN_SPLITS, Entry, Found
+from runner.data.sources.found import KNOWN_SPLITS, Entry, Found, captions_in
 
 if TYPE_CHECKING:
     import pyarrow
@@ -35,6 +35,8 @@ def read_tables(
     `settings.split`.
     """
     found = Found(root)
+    if settings.captions_per_line:
+        faults.add("lines", "dataset.captions_per_line=true has no effect on tables. Remove it.")
     chosen = _of_split(names, settings, found, faults) if select_split else names
     for name in chosen:
         try:
@@ -88,15 +90,16 @@ def _read_table(path: Path, name: str, settings: DatasetSettings, found: Found, 
         captions = _column(path, caption).to_pylist()
     for address in _addresses(path, image):
         row = address.row
-        text = captions[row] if captions else None
-        if text is not None and not isinstance(text, str):
+        texts = captions_in(captions[row]) if captions else ()
+        if texts is None:
             faults.add(
                 "caption type",
-                f"{name} row {row}: column {caption!r} holds {text!r}, not text. Choose another.",
+                f"{name} row {row}: column {caption!r} holds {captions[row]!r}, not text or a list of texts. "
+                "Choose another.",
             )
-            text = "-"
+            texts = ("-",)
         fix = f"Fill column {caption!r}"
-        found.entries.append(Entry(f"{name} row {row}", address, text, fix))
+        found.entries.append(Entry(f"{name} row {row}", address, texts, fix))
 
 
 def _check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings, faults: Faults) -> bool:
