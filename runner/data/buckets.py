@@ -45,23 +45,23 @@ def bucket_table(shapes: Iterable[Shape], *, batch_size: int, steps: int) -> lis
     """A row for every bucket that has images, from the tallest to the widest.
 
     Args:
-        shapes: the bucket of each training image.
+        shapes: the bucket of each training image, as often as it comes in an epoch.
         batch_size: images of one step.
         steps: optimizer steps of the training.
 
     Returns:
-        Rows of `height_px`, `width_px`, `images`, `steps` (how many batches its images fill in the whole epochs of
-        the training; what is left over goes on into the next epoch) and `repeats` (how often one batch holds the
-        same image, where the bucket has fewer images than a batch; otherwise 1).
+        Rows of `height_px`, `width_px`, `images`, `steps` (the bucket's share of the training's steps, rounded down)
+        and `repeats` (how often one batch holds the same image, where the bucket has fewer images than a batch;
+        otherwise 1).
     """
     images = Counter(shapes)
-    epochs = steps * batch_size // max(1, images.total())
+    total = images.total()
     return [
         {
             "height_px": height,
             "width_px": width,
             "images": count,
-            "steps": epochs * count // batch_size,
+            "steps": steps * count // total,
             "repeats": -(-batch_size // count),
         }
         for (height, width), count in sorted(images.items(), key=lambda entry: Fraction(entry[0][1], entry[0][0]))

@@ -6,13 +6,14 @@ Knows the order of work and the rules that hold for every source; the sources kn
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runner.data.buckets import training_shape
 from runner.data.captions import can_be_shuffled
@@ -20,10 +21,10 @@ from runner.data.crops import resized_size
 from runner.data.faults import Faults
 from runner.data.inspection import Inspected, inspect_all
 from runner.data.item import Item
-from runner.data.report import InventoryReport, Row
+from runner.data.report import InventoryReport, Row, Share
 from runner.data.sources.find import find
 from runner.data.sources.found import Found
-from runner.errors import SettingsError
+from runner.errors import DatasetError, SettingsError
 
 if TYPE_CHECKING:
     from runner.schema import DatasetSettings
@@ -48,37 +49,60 @@ class Dataset:
 
 
 def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, refresh: bool = True) -> Dataset:
-    """Find, read and check all images of `settings.path`; `resolution` (pixels) lets the report tell
-    enlarged from reduced; without `refresh` a whole copy of what lies in S3 is taken as it is.
+    """Find, read and check all images of `settings.path`, or of all `settings.sources`; `resolution` (pixels) lets the
+    report tell enlarged from reduced; without `refresh` a whole copy of what lies in S3 is taken as it is.
 
     Raises DatasetError with every fault: no such path, no images, damaged or too small images (unless
     `skip_unreadable`), captions that are missing, metadata that does not fit the files.
     """
-    faults = Faults(settings.path)
-    found = find(settings, faults, refresh=refresh)
-    items, rows = _checked_items(found, settings, faults)
-    if not items and not len(faults):
-        faults.add("empty", _nothing_left(found, rows))
-    if settings.caption_shuffle and items and not can_be_shuffled(items, settings):
-        said = (
-            f"dataset.caption_separator={settings.caption_separator!r} and dataset.keep_tokens={settings.keep_tokens}"
-        )
-        faults.add(
-            "shuffle", f"dataset.caption_shuffle=true: with {said} no caption has two parts to shuffle. Change one."
-        )
-    faults.raise_if_any()
+    items: list[Item] = []
+    rows: list[Row] = []
+    faults_of_all: list[str] = []
+    described: list[tuple[str, Found]] = []
+    parts = _parts_of(settings)
+    for section, part, repeats in parts:
+        faults = Faults(part.paths[0], section=section)
+        try:
+            found = find(part, faults, refresh=refresh)
+            own_items, own_rows = _checked_items(found, part, faults)
+            if not own_items and not len(faults):
+                faults.add("empty", _nothing_left(found, own_rows))
+            if found.class_folder or found.class_prompt:
+                described.append((section, found))
+            faults.raise_if_any()
+        except DatasetError as error:
+            faults_of_all.append(str(error))
+            continue
+        place = section.removeprefix("dataset").removeprefix(".")
+        items += [_of_source(item, place, repeats) for item in own_items]
+        rows += [dataclasses.replace(row, file=_file_in(place, row.file)) for row in own_rows]
+    faults_of_all += _faults_of_all(items, settings, [section for section, _ in described])
+    if faults_of_all:
+        raise DatasetError("\n".join(faults_of_all))
     items.sort(key=lambda item: (item.id, item.captions, item.file))
     kept = items[: settings.max_images]
     beyond = (f"beyond dataset.max_images={settings.max_images}",)
     rows += [Row(item.file, "dropped", beyond) for item in items[len(kept) :]]
     rows += _used_rows(kept, settings, resolution)
-    report = InventoryReport(tuple(sorted(rows, key=lambda row: (row.file, row.outcome))), resolution)
-    return Dataset(tuple(kept), fingerprint_of(kept), report, found.class_folder, found.class_prompt)
+    report = InventoryReport(
+        tuple(sorted(rows, key=lambda row: (row.file, row.outcome))), resolution, _shares(kept, parts)
+    )
+    about = described[0][1] if described else None
+    return Dataset(
+        tuple(kept),
+        fingerprint_of(kept),
+        report,
+        about.class_folder if about else None,
+        about.class_prompt if about else None,
+    )
 
 
 def fingerprint_of(items: Sequence[Item]) -> str:
-    """sha256 over the sorted (content id, captions) of all images, in hex."""
-    content = sorted((item.id, *item.captions) for item in items)
+    """sha256 over the sorted (content id, captions) of all images, and how often they come, in hex."""
+    content: list[Any] = sorted((item.id, *item.captions) for item in items)
+    repeated = sorted((item.id, item.repeats, *item.captions) for item in items if item.repeats > 1)
+    if repeated:
+        content = [content, repeated]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -112,6 +136,56 @@ def split(items: Sequence[Item], *, held_out: float) -> tuple[tuple[Item, ...], 
     return train, tuple(item for item in items if item.id in chosen)
 
 
+def _parts_of(settings: DatasetSettings) -> list[tuple[str, DatasetSettings, int]]:
+    """Each place of images: (what its settings are called, its settings, how often its images come in an epoch)."""
+    if not settings.sources:
+        return [("dataset", settings, 1)]
+    parts = []
+    for number, source in enumerate(settings.sources):
+        own = {key: value for key, value in source if key != "repeats" and value is not None}
+        part = settings.model_copy(update={"sources": (), **own})
+        parts.append((f"dataset.sources.{number}", part, source.repeats))
+    return parts
+
+
+def _file_in(place: str, file: str) -> str:
+    return f"{place}/{file}" if place else file
+
+
+def _of_source(item: Item, place: str, repeats: int) -> Item:
+    if not place:
+        return item
+    return dataclasses.replace(item, file=_file_in(place, item.file), repeats=item.repeats * repeats)
+
+
+def _shares(items: Sequence[Item], parts: Sequence[tuple[str, DatasetSettings, int]]) -> tuple[Share, ...]:
+    """What each of several sources adds to an epoch."""
+    shares = []
+    for section, part, repeats in parts if len(parts) > 1 else ():
+        place = section.removeprefix("dataset.")
+        own = [item for item in items if item.file.startswith(f"{place}/")]
+        shares.append(Share(place, part.paths[0], len(own), repeats, sum(item.repeats for item in own)))
+    return tuple(shares)
+
+
+def _faults_of_all(items: Sequence[Item], settings: DatasetSettings, described: Sequence[str]) -> list[str]:
+    """What is wrong with all sources together."""
+    faults = []
+    if len(described) > 1:
+        faults.append(
+            f"{described[0]}.path and {described[1]}.path both have a dataset_info.json with a class prompt or folder; "
+            "one data set can have only one. Remove it from the other."
+        )
+    if settings.caption_shuffle and items and not can_be_shuffled(items, settings):
+        said = (
+            f"dataset.caption_separator={settings.caption_separator!r} and dataset.keep_tokens={settings.keep_tokens}"
+        )
+        faults.append(
+            f"dataset.caption_shuffle=true: with {said} no caption has two parts to shuffle. Change one of them."
+        )
+    return faults
+
+
 def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> tuple[list[Item], list[Row]]:
     """The usable images with their captions, and the rows of all other files; adds what is wrong to
     `faults`.
@@ -134,7 +208,16 @@ def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> t
         size = seen.width_px, seen.height_px
         first, *others = captions
         items.append(
-            Item(seen.id, entry.name, first, *size, seen.notes, address=entry.address, more_captions=tuple(others))
+            Item(
+                seen.id,
+                entry.name,
+                first,
+                *size,
+                seen.notes,
+                address=entry.address,
+                more_captions=tuple(others),
+                repeats=entry.repeats,
+            )
         )
     return items, rows
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from runner.data.item import Item
+from runner.data.sources.tables import REPEATS_COLUMN
 
 SHARD_BYTES = 512 * 2**20
 ROWS_IN_GROUP = 64
@@ -28,8 +29,9 @@ def export(items: Sequence[Item], folder: Path, *, shard_bytes: int = SHARD_BYTE
     import pyarrow.parquet as pq
 
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    several = any(item.more_captions for item in items)
-    schema = pa.schema([(IMAGE_COLUMN, image), (CAPTION_COLUMN, pa.list_(pa.string()) if several else pa.string())])
+    several, repeated = any(item.more_captions for item in items), any(item.repeats > 1 for item in items)
+    fields = [(IMAGE_COLUMN, image), (CAPTION_COLUMN, pa.list_(pa.string()) if several else pa.string())]
+    schema = pa.schema(fields + ([(REPEATS_COLUMN, pa.int64())] if repeated else []))
     shards: list[Path] = []
     for number, rows in enumerate(_shards(items, shard_bytes, several=several)):
         shards.append(folder / f"part-{number:05d}.parquet")
@@ -55,7 +57,8 @@ def _shards(items: Sequence[Item], shard_bytes: int, *, several: bool) -> Iterat
                 content = item.address.read()
                 size += len(content)
                 text = list(item.captions) if several else item.caption
-                group.append({IMAGE_COLUMN: {"bytes": content, "path": item.file}, CAPTION_COLUMN: text})
+                row = {IMAGE_COLUMN: {"bytes": content, "path": item.file}, CAPTION_COLUMN: text}
+                group.append(row | {REPEATS_COLUMN: item.repeats})  # left out where the schema has no such column
             position += len(group)
             yield group
 

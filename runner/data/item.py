@@ -38,6 +38,8 @@ class Item:
     address: Address = field(repr=False, kw_only=True)
     more_captions: tuple[str, ...] = field(default=(), kw_only=True)
     """Others that it may be trained with instead of `caption`."""
+    repeats: int = field(default=1, kw_only=True)
+    """How often it comes in an epoch."""
 
     @property
     def captions(self) -> tuple[str, ...]:

@@ -45,6 +45,11 @@ def held_out_crop(item: Item, experiment: Experiment) -> Crop:
     return crops_for(item, shape=shape_of(item, experiment), mode="center", variants=1, flip=False)[0]
 
 
+def repeated(items: Sequence[Item]) -> tuple[Item, ...]:
+    """The images of one epoch: each as often as it shall come."""
+    return tuple(item for item in items for _ in range(item.repeats))
+
+
 def views_of(items: Sequence[Item], experiment: Experiment) -> list[View]:
     """All crops that a job needs, of the images it trains on and of those it measures the loss on."""
     training, held_out = split(items, held_out=experiment.validation.held_out)
@@ -57,5 +62,5 @@ def buckets_of(items: Sequence[Item], experiment: Experiment) -> list[dict[str, 
     if not experiment.dataset.buckets:
         return []
     training, _ = split(items, held_out=experiment.validation.held_out)
-    shapes = [shape_of(item, experiment) for item in training]
+    shapes = [shape_of(item, experiment) for item in repeated(training)]
     return bucket_table(shapes, batch_size=experiment.batch_size, steps=experiment.steps)

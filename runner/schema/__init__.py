@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runner.schema.comparing import ObjectiveSettings, PruningSettings, SearchSettings
 from runner.schema.experiment import GROUPS, Experiment
-from runner.schema.inputs import DatasetSettings, ModelSettings
+from runner.schema.inputs import DatasetSettings, ModelSettings, SourceSettings
 from runner.schema.launchers import LauncherSettings
 from runner.schema.launching import Launcher, LocalLauncher, QueuedLauncher
 from runner.schema.running import LoggerSettings, ValidationSettings
@@ -32,6 +32,7 @@ __all__ = [
     "SageMakerLauncher",
     "SearchSettings",
     "SlurmLauncher",
+    "SourceSettings",
     "TuningSettings",
     "ValidationSettings",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from runner.schema.knob import Settings, default_of, knob
 
@@ -39,15 +40,35 @@ class ModelSettings(Settings):
     precision: Precision = knob("fp32", identity=False, doc="Precision the model is usually trained in.")
 
 
+class SourceSettings(Settings):
+    """One of `dataset.sources`: where some of the images are, and how often they count. Null is as in `dataset`."""
+
+    path: str = knob(min_length=1, doc="As `dataset.path`.")
+    repeats: int = knob(
+        1, ge=1, le=100_000, unit="times per epoch", doc="How often each image of the source comes in an epoch."
+    )
+    revision: str | None = knob(None, doc="As `dataset.revision`.")
+    split: str | None = knob(None, min_length=1, doc="As `dataset.split`.")
+    image_column: str | None = knob(None, min_length=1, doc="As `dataset.image_column`.")
+    caption_column: str | None = knob(None, min_length=1, doc="As `dataset.caption_column`.")
+    instance_prompt: str | None = knob(None, doc="As `dataset.instance_prompt`.")
+    captions_per_line: bool | None = knob(None, doc="As `dataset.captions_per_line`.")
+
+
 class DatasetSettings(Settings):
     """Group `dataset`: images and captions. In a job's identity their content stands for their names."""
 
-    path: str = knob(
+    path: str | None = knob(
         "embedded",
         min_length=1,
         identity=False,
         doc="Folder of images, parquet or arrow file or folder, here or in S3 (`s3://bucket/folder/`); Hub id; or "
-        "`embedded` (houses).",
+        "`embedded` (houses). Null with `sources`.",
+    )
+    sources: tuple[SourceSettings, ...] = knob(
+        (),
+        identity=False,
+        doc="Several places of images instead of `path`: a list of paths, or of mappings with the keys below.",
     )
     revision: str | None = knob(None, identity=False, doc="Branch, tag or commit on the Hub.")
     split: str = knob("train", min_length=1, identity=False, doc="Split of a Hub data set.")
@@ -110,6 +131,34 @@ class DatasetSettings(Settings):
     min_side_px: int = knob(
         32, ge=1, unit="px", identity=False, doc="Images with a shorter side than this are refused."
     )
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where the images are."""
+        return tuple(source.path for source in self.sources) if self.path is None else (self.path,)
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _paths_alone(cls, value: object) -> object:
+        kinds = (str, Mapping, SourceSettings)
+        if not isinstance(value, (list, tuple)) or not all(isinstance(each, kinds) for each in value):
+            raise ValueError("should be a list of paths, or of mappings with a path")
+        return [{"path": each} if isinstance(each, str) else each for each in value]
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> DatasetSettings:
+        if self.path is None and not self.sources:
+            raise ValueError("dataset.path: has no value; set dataset.path=..., or dataset.sources=[...]")
+        if self.path is not None and self.sources:
+            raise ValueError(
+                f"dataset.path = {self.path!r}: has no effect with dataset.sources; set dataset.path=null, or make it "
+                "one of the sources"
+            )
+        if self.sources and self.revision is not None:
+            raise ValueError(
+                f"dataset.revision = {self.revision!r}: has no effect with dataset.sources; give it to one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _takes_effect(self) -> DatasetSettings:

@@ -8,7 +8,7 @@ from typing import Any
 
 from runner.data import Dataset, Item, read_dataset, split
 from runner.data.captions import captions_of
-from runner.data.views import buckets_of, views_of
+from runner.data.views import buckets_of, repeated, views_of
 from runner.encodings import prompts_of
 from runner.errors import SettingsError
 from runner.job import Job
@@ -79,7 +79,7 @@ def prepare(job: Job, base: Base) -> Materials:
         prompts=prompts,
         captions=tuple(captions),
         samples=Samples(
-            settings, training, posteriors, vae_config=base.vae_config, num_timesteps=base.noise.num_timesteps
+            settings, repeated(training), posteriors, vae_config=base.vae_config, num_timesteps=base.noise.num_timesteps
         ),
         held_out_samples=HeldOut(settings, measured, posteriors, base),
         conditioner=_conditioner(tuple(captions), base),
@@ -96,7 +96,7 @@ def _planned_dataset(job: Job) -> Dataset:
         if dataset.fingerprint == job.identity["dataset"]:
             return dataset
     raise SettingsError(
-        f"dataset.path = {settings.path!r}: the images or captions have changed since the job was "
+        f"dataset.path = {', '.join(settings.paths)!r}: the images or captions have changed since the job was "
         "planned; run the command again"
     )
 

@@ -13,6 +13,7 @@ import skimage.data
 from PIL import Image
 
 DEFAULTS = {
+    "sources": (),
     "revision": None,
     "split": "train",
     "image_column": "image",
@@ -48,7 +49,7 @@ def settings() -> Callable[..., Any]:
 
     def make(path: Path | str, **changed: Any) -> Any:
         assert changed.keys() <= DEFAULTS.keys(), "a setting that does not exist"
-        return SimpleNamespace(**{**DEFAULTS, "path": str(path), **changed})
+        return SimpleNamespace(**{**DEFAULTS, "path": str(path), "paths": (str(path),), **changed})
 
     return make
 

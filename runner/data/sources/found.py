@@ -23,6 +23,7 @@ class Entry:
     address: Address
     captions: tuple[str, ...]
     caption_fix: str
+    repeats: int = 1
 
 
 @dataclass

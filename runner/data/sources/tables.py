@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from runner.schema import DatasetSettings
 
+REPEATS_COLUMN = "lora_runner_repeats"
+"""In tables that this project has written itself: how often each image comes in an epoch."""
+
 
 def read_tables(
     folder: Path,
@@ -88,6 +91,7 @@ def _read_table(path: Path, name: str, settings: DatasetSettings, found: Found, 
     captions: list[Any] = []
     if caption in schema.names:
         captions = _column(path, caption).to_pylist()
+    repeats = _column(path, REPEATS_COLUMN).to_pylist() if REPEATS_COLUMN in schema.names else []
     for address in _addresses(path, image):
         row = address.row
         texts = captions_in(captions[row]) if captions else ()
@@ -99,7 +103,7 @@ def _read_table(path: Path, name: str, settings: DatasetSettings, found: Found, 
             )
             texts = ("-",)
         fix = f"Fill column {caption!r}"
-        found.entries.append(Entry(f"{name} row {row}", address, texts, fix))
+        found.entries.append(Entry(f"{name} row {row}", address, texts, fix, repeats[row] if repeats else 1))
 
 
 def _check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings, faults: Faults) -> bool:
