@@ -102,14 +102,31 @@ def render(item: Item, crop: Crop, *, image: Image.Image | None = None) -> NDArr
     `image` is `item.open()`, given by a caller who renders several crops of one item.
     """
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     opened = item.open() if image is None else image
-    resized = opened.resize((crop.resized_w, crop.resized_h), Image.Resampling.LANCZOS)
+    return np.array(_cut(opened, crop, Image.Resampling.LANCZOS), dtype=np.uint8)
+
+
+def render_mask(item: Item, crop: Crop) -> NDArray[np.uint8]:
+    """The mask of `item` where `crop` cuts the image, uint8 `[height, width]`, 255 where it counts.
+
+    Raises DatasetError when the file has changed; the item must have a mask.
+    """
+    import numpy as np
+    from PIL import Image
+
+    assert item.mask is not None, item.file
+    # Unlike Lanczos, this never leaves the range between a pixel and its neighbours.
+    return np.array(_cut(item.mask.open(), crop, Image.Resampling.BILINEAR), dtype=np.uint8)
+
+
+def _cut(image: Image.Image, crop: Crop, resampling: Image.Resampling) -> Image.Image:
+    from PIL import ImageOps
+
+    resized = image.resize((crop.resized_w, crop.resized_h), resampling)
     part = resized.crop((crop.left, crop.top, crop.left + crop.width_px, crop.top + crop.height_px))
-    if crop.flip:
-        part = ImageOps.mirror(part)
-    return np.array(part, dtype=np.uint8)
+    return ImageOps.mirror(part) if crop.flip else part
 
 
 def _drawn(name: str, *rooms: int) -> list[int]:

@@ -20,7 +20,7 @@ from runner.data.captions import can_be_shuffled
 from runner.data.crops import resized_size
 from runner.data.faults import Faults
 from runner.data.inspection import Inspected, inspect_all
-from runner.data.item import Item
+from runner.data.item import Item, Mask
 from runner.data.report import InventoryReport, Row, Share
 from runner.data.sources.find import find
 from runner.data.sources.found import Found
@@ -98,11 +98,12 @@ def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, re
 
 
 def fingerprint_of(items: Sequence[Item]) -> str:
-    """sha256 over the sorted (content id, captions) of all images, and how often they come, in hex."""
+    """sha256 over the sorted (content id, captions) of all images, how often they come, and their masks, in hex."""
     content: list[Any] = sorted((item.id, *item.captions) for item in items)
     repeated = sorted((item.id, item.repeats, *item.captions) for item in items if item.repeats > 1)
-    if repeated:
-        content = [content, repeated]
+    masked = sorted((item.id, item.mask.id, *item.captions) for item in items if item.mask)
+    if repeated or masked:
+        content = [content, repeated, masked]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -176,6 +177,11 @@ def _faults_of_all(items: Sequence[Item], settings: DatasetSettings, described: 
             f"{described[0]}.path and {described[1]}.path both have a dataset_info.json with a class prompt or folder; "
             "one data set can have only one. Remove it from the other."
         )
+    if settings.masks and items and not any(item.mask for item in items):
+        faults.append(
+            "dataset.masks=true: no image has a mask. Put photo.mask.png beside photo.jpg, or masks/photo.png, or "
+            "remove the setting."
+        )
     if settings.caption_shuffle and items and not can_be_shuffled(items, settings):
         said = (
             f"dataset.caption_separator={settings.caption_separator!r} and dataset.keep_tokens={settings.keep_tokens}"
@@ -193,6 +199,7 @@ def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> t
     default_caption = (settings.instance_prompt or found.instance_prompt or "").strip()
     items, rows = [], list(found.rows)
     inspected = inspect_all([entry.address for entry in found.entries], root=found.root)
+    masks = _checked_masks(found, inspected, faults)
     for entry, seen in zip(found.entries, inspected, strict=True):
         reason = _unusable(seen, settings.min_side_px)
         if reason and settings.skip_unreadable:
@@ -217,9 +224,31 @@ def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> t
                 address=entry.address,
                 more_captions=tuple(others),
                 repeats=entry.repeats,
+                mask=masks.get(entry.name),
             )
         )
     return items, rows
+
+
+def _checked_masks(found: Found, images: Sequence[Inspected], faults: Faults) -> dict[str, Mask]:
+    """The masks by the names of their images; adds to `faults` those that cannot be read or have another shape."""
+    pairs = [(entry, seen, entry.mask) for entry, seen in zip(found.entries, images, strict=True) if entry.mask]
+    masks = {}
+    inspected = inspect_all([address for _, _, (_, address) in pairs], root=found.root / "masks") if pairs else []
+    for (entry, image, (file, address)), seen in zip(pairs, inspected, strict=True):
+        if seen.error:
+            faults.add("mask", f"{file}: {seen.error}. Repair the mask or remove it.")
+        elif not image.error and not _same_shape(seen, image):
+            sizes = f"{seen.width_px}x{seen.height_px} px, and {entry.name} {image.width_px}x{image.height_px}"
+            faults.add("mask", f"{file}: the mask is {sizes}. A mask must have its image's shape.")
+        masks[entry.name] = Mask(seen.id, file, address=address)
+    return masks
+
+
+def _same_shape(mask: Inspected, image: Inspected) -> bool:
+    """Whether one is the other enlarged, to a pixel of the smaller one."""
+    one, other = mask.height_px * image.width_px, mask.width_px * image.height_px
+    return abs(one - other) <= max(image.height_px, image.width_px)
 
 
 def _unusable(seen: Inspected, min_side_px: int) -> str | None:
@@ -253,6 +282,9 @@ def _used_rows(items: list[Item], settings: DatasetSettings, resolution: int | N
             kinds.add("duplicate")
             notes.append(f"same content as {first[item.id]}")
         first.setdefault(item.id, item.file)
+        if settings.masks and item.mask is None:
+            kinds.add("unmasked")
+            notes.append("no mask: all of it counts")
         if resolution is not None:
             shape = training_shape(item.height_px, item.width_px, settings, resolution)
             resized_h, resized_w = resized_size(item.height_px, item.width_px, shape)

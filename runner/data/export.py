@@ -11,7 +11,7 @@ from runner.data.sources.tables import REPEATS_COLUMN
 SHARD_BYTES = 512 * 2**20
 ROWS_IN_GROUP = 64
 """A reader that wants one image holds a whole row group in memory."""
-IMAGE_COLUMN, CAPTION_COLUMN = "image", "text"
+IMAGE_COLUMN, CAPTION_COLUMN, MASK_COLUMN = "image", "text", "mask"
 
 
 def export(items: Sequence[Item], folder: Path, *, shard_bytes: int = SHARD_BYTES) -> list[Path]:
@@ -31,7 +31,9 @@ def export(items: Sequence[Item], folder: Path, *, shard_bytes: int = SHARD_BYTE
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     several, repeated = any(item.more_captions for item in items), any(item.repeats > 1 for item in items)
     fields = [(IMAGE_COLUMN, image), (CAPTION_COLUMN, pa.list_(pa.string()) if several else pa.string())]
-    schema = pa.schema(fields + ([(REPEATS_COLUMN, pa.int64())] if repeated else []))
+    fields += [(REPEATS_COLUMN, pa.int64())] if repeated else []
+    fields += [(MASK_COLUMN, image)] if any(item.mask for item in items) else []
+    schema = pa.schema(fields)
     shards: list[Path] = []
     for number, rows in enumerate(_shards(items, shard_bytes, several=several)):
         shards.append(folder / f"part-{number:05d}.parquet")
@@ -58,7 +60,9 @@ def _shards(items: Sequence[Item], shard_bytes: int, *, several: bool) -> Iterat
                 size += len(content)
                 text = list(item.captions) if several else item.caption
                 row = {IMAGE_COLUMN: {"bytes": content, "path": item.file}, CAPTION_COLUMN: text}
-                group.append(row | {REPEATS_COLUMN: item.repeats})  # left out where the schema has no such column
+                mask = {"bytes": item.mask.address.read(), "path": item.mask.file} if item.mask else None
+                # What the schema has no column for is left out.
+                group.append(row | {REPEATS_COLUMN: item.repeats, MASK_COLUMN: mask})
             position += len(group)
             yield group
 

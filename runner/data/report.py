@@ -21,7 +21,7 @@ class Row:
     outcome: Outcome
     notes: tuple[str, ...] = ()
     kinds: frozenset[str] = frozenset()
-    """Counted properties: enlarged, reduced, duplicate, converted, rotated, warning."""
+    """Counted properties: enlarged, reduced, duplicate, converted, rotated, warning, and with masks unmasked."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class InventoryReport:
         for row in self.rows:
             counts[row.outcome] += 1
             for kind in row.kinds:
-                counts[kind] += 1
+                counts[kind] = counts.get(kind, 0) + 1
         return counts
 
     def as_dict(self) -> dict[str, Any]:

@@ -116,6 +116,14 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
+    def _has_masks(self) -> Experiment:
+        if self.loss.masked and not self.dataset.masks:
+            raise ValueError("loss.masked = true: no masks are read without dataset.masks=true; add it")
+        if self.dataset.masks and not self.loss.masked:
+            raise ValueError("dataset.masks = true: has no effect without loss.masked=true; add it or remove this")
+        return self
+
+    @model_validator(mode="after")
     def _has_buckets(self) -> Experiment:
         data = self.dataset
         chosen = (self.resolution, data.bucket_step, data.bucket_max_aspect)

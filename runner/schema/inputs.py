@@ -52,6 +52,7 @@ class SourceSettings(Settings):
     image_column: str | None = knob(None, min_length=1, doc="As `dataset.image_column`.")
     caption_column: str | None = knob(None, min_length=1, doc="As `dataset.caption_column`.")
     instance_prompt: str | None = knob(None, doc="As `dataset.instance_prompt`.")
+    mask_column: str | None = knob(None, min_length=1, doc="As `dataset.mask_column`.")
     captions_per_line: bool | None = knob(None, doc="As `dataset.captions_per_line`.")
 
 
@@ -105,6 +106,15 @@ class DatasetSettings(Settings):
     )
     caption_dropout: float = knob(
         0.0, ge=0, le=1, unit="share of samples", doc="How often a sample is trained without its caption."
+    )
+    masks: bool = knob(
+        False,
+        identity=False,
+        doc="Read the masks of images: `photo.mask.png` beside `photo.jpg`, `masks/photo.png`, or a column of a table; "
+        "white is what counts in a masked loss (`loss.masked`).",
+    )
+    mask_column: str = knob(
+        "mask", min_length=1, identity=False, doc="Column with the mask in parquet, arrow and Hub data; with `masks`."
     )
     buckets: bool = knob(
         False,
@@ -165,6 +175,7 @@ class DatasetSettings(Settings):
         if self.crop == "center" and self.variants != default_of(self, "variants"):
             raise ValueError(f"dataset.variants = {self.variants}: has no effect with dataset.crop=center; remove it")
         used_with = {
+            "masks": ("mask_column",),
             "buckets": ("bucket_step", "bucket_max_aspect"),
             "caption_shuffle": ("caption_variants", "caption_separator", "keep_tokens"),
         }

@@ -61,7 +61,7 @@ def encode_views(
                 _refuse_non_finite(mean, std, what=f"the VAE's encoding of {wanted[key].item.file}")
                 cache.put(key, {"mean": mean, "std": std})
 
-    entries = _complete(cache, list(wanted), encode, place=place, what="images")
+    entries = complete(cache, list(wanted), encode, place=place, what="images")
     return {wanted[key].key: (entry["mean"], entry["std"]) for key, entry in entries.items()}
 
 
@@ -94,11 +94,11 @@ def encode_captions(
                 _refuse_non_finite(*entry.values(), what=f"the encoding of the caption {wanted[key]!r}")
                 cache.put(key, entry)
 
-    entries = _complete(cache, list(wanted), encode, place=place, what="captions")
+    entries = complete(cache, list(wanted), encode, place=place, what="captions")
     return {wanted[key]: entry for key, entry in entries.items()}
 
 
-def _complete(
+def complete(
     cache: TensorCache,
     keys: Sequence[str],
     encode: Callable[[Sequence[str]], None],
@@ -106,7 +106,7 @@ def _complete(
     place: Place,
     what: str,
 ) -> Mapping[str, dict[str, Tensor]]:
-    """Every entry; missing ones are encoded first, each by one of the processes that share the cache."""
+    """Every entry of a cache; missing ones are encoded first, each by one of the processes that share the cache."""
     beside = place.beside(cache.folder)
     missing = [key for key in keys if not cache.has(key)]
     place.wait()  # all must have looked before the first one writes, or they would share the work differently

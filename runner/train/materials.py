@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Hashable
 from typing import Any
 
 from runner.data import Dataset, Item, read_dataset, split
@@ -15,6 +16,7 @@ from runner.job import Job
 from runner.schema import Experiment
 from runner.train.base import Base
 from runner.train.encode import encode_captions, encode_views
+from runner.train.masks import Masks, masks_of
 from runner.train.samples import EMPTY, Posteriors, Samples
 from runner.train.text import Conditioner, EncodedText, LiveText
 from runner.train.validation import HeldOut
@@ -63,6 +65,7 @@ def prepare(job: Job, base: Base) -> Materials:
     measured = held_out or training
     prompts = prompts_of(settings, dataset.items)
     posteriors = _posteriors(settings, base, dataset)
+    masks = _masks(settings, base, dataset, posteriors) if settings.loss.masked else None
     negative = settings.validation.negative_prompt
     own = list(dict.fromkeys(caption for item in dataset.items for caption in captions_of(item, settings.dataset)))
     cut = tuple(base.tokenizers.too_long(own))
@@ -79,7 +82,12 @@ def prepare(job: Job, base: Base) -> Materials:
         prompts=prompts,
         captions=tuple(captions),
         samples=Samples(
-            settings, repeated(training), posteriors, vae_config=base.vae_config, num_timesteps=base.noise.num_timesteps
+            settings,
+            repeated(training),
+            posteriors,
+            vae_config=base.vae_config,
+            num_timesteps=base.noise.num_timesteps,
+            masks=masks,
         ),
         held_out_samples=HeldOut(settings, measured, posteriors, base),
         conditioner=_conditioner(tuple(captions), base),
@@ -102,9 +110,7 @@ def _planned_dataset(job: Job) -> Dataset:
 
 
 def _posteriors(settings: Experiment, base: Base, dataset: Dataset) -> Posteriors:
-    data, share = settings.dataset, settings.validation.held_out
-    cut = (data.crop, data.variants, data.flip, data.buckets, data.bucket_step, data.bucket_max_aspect)
-    key = ("posteriors", dataset.fingerprint, settings.resolution, *cut, share)
+    key = ("posteriors", *_cut_key(settings, dataset))
     found: Posteriors | None = base.shared.get(key)
     if found is None:
         views = views_of(dataset.items, settings)
@@ -116,6 +122,22 @@ def _posteriors(settings: Experiment, base: Base, dataset: Dataset) -> Posterior
         )
         base.shared[key] = found
     return found
+
+
+def _masks(settings: Experiment, base: Base, dataset: Dataset, posteriors: Posteriors) -> Masks:
+    key = ("masks", *_cut_key(settings, dataset))
+    found: Masks | None = base.shared.get(key)
+    if found is None:
+        found = masks_of(views_of(dataset.items, settings), posteriors, base.place)
+        base.shared[key] = found
+    return found
+
+
+def _cut_key(settings: Experiment, dataset: Dataset) -> tuple[Hashable, ...]:
+    """What the crops of a data set depend on."""
+    data, share = settings.dataset, settings.validation.held_out
+    cut = (data.crop, data.variants, data.flip, data.buckets, data.bucket_step, data.bucket_max_aspect)
+    return (dataset.fingerprint, settings.resolution, *cut, share)
 
 
 def _conditioner(captions: tuple[str, ...], base: Base) -> Conditioner:

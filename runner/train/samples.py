@@ -11,7 +11,7 @@ nor a resume change what is seen.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class Batch:
     timesteps: Tensor
     time_ids: Tensor
     captions: tuple[Caption, ...]
+    masks: Tensor | None = None
+    """`[B, 1, h, w]` in [0, 1], what counts in the loss; None where all of every sample does."""
 
     def to(self, device: torch.device) -> Batch:
         """The tensors on a device."""
@@ -47,7 +49,8 @@ class Batch:
             name: getattr(self, name).to(device, non_blocking=True)
             for name in ("latents", "noise", "timesteps", "time_ids")
         }
-        return dataclasses.replace(self, **moved)
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
+        return dataclasses.replace(self, **moved, masks=masks)
 
 
 class Posteriors(dict[tuple[str, Crop], tuple[Tensor, Tensor]]):
@@ -69,7 +72,9 @@ class Samples:
         *,
         vae_config: dict[str, object],
         num_timesteps: int,
+        masks: Mapping[tuple[str, Crop], Tensor] | None = None,
     ) -> None:
+        """`masks`: `[1, h, w]` by mask and crop, where the loss is masked."""
         self.seed = experiment.seed
         self.batch_size = experiment.batch_size
         self.caption_dropout = experiment.dataset.caption_dropout
@@ -80,6 +85,7 @@ class Samples:
         self.posteriors = posteriors
         self.vae_config = vae_config
         self.num_timesteps = num_timesteps
+        self.masks = masks
         self.schedule = Schedule(self.seed, [shape_of(item, experiment) for item in self.items], self.batch_size)
 
     def shape(self, step: int) -> Shape:
@@ -110,7 +116,13 @@ class Samples:
             int(timestep * self.num_timesteps),
             crop.time_ids(item),
             caption,
+            self._mask(item, crop, mean),
         )
+
+    def _mask(self, item: Item, crop: Crop, latent: Tensor) -> Tensor | None:
+        if self.masks is None:
+            return None
+        return torch.ones_like(latent[:1]) if item.mask is None else self.masks[item.mask.id, crop]
 
     def _caption(self, image: int, sample: int) -> str:
         captions = self.captions[image]
@@ -128,6 +140,7 @@ class Sample:
     timestep: int
     time_ids: tuple[float, ...]
     caption: Caption
+    mask: Tensor | None = None
 
 
 def collate(ids: Sequence[int], samples: Sequence[Sample]) -> Batch:
@@ -139,7 +152,14 @@ def collate(ids: Sequence[int], samples: Sequence[Sample]) -> Batch:
         timesteps=torch.tensor([sample.timestep for sample in samples]),
         time_ids=torch.tensor([sample.time_ids for sample in samples], dtype=torch.float32),
         captions=tuple(sample.caption for sample in samples),
+        masks=_stacked_masks(samples),
     )
+
+
+def _stacked_masks(samples: Sequence[Sample]) -> Tensor | None:
+    masks = [sample.mask for sample in samples if sample.mask is not None]
+    assert len(masks) in (0, len(samples)), "a job masks all of its samples or none"
+    return torch.stack(masks) if masks else None
 
 
 def join(batches: Sequence[Batch]) -> Batch:
@@ -152,7 +172,15 @@ def join(batches: Sequence[Batch]) -> Batch:
     }
     ids = tuple(index for batch in batches for index in batch.sample_ids)
     captions = tuple(caption for batch in batches for caption in batch.captions)
-    return Batch(sample_ids=ids, captions=captions, **tensors)
+    return Batch(sample_ids=ids, captions=captions, masks=_joined_masks(batches), **tensors)
+
+
+def _joined_masks(batches: Sequence[Batch]) -> Tensor | None:
+    """The masks of all batches; of a job without masks everything counts."""
+    if all(batch.masks is None for batch in batches):
+        return None
+    every = [torch.ones_like(batch.latents[:, :1]) if batch.masks is None else batch.masks for batch in batches]
+    return torch.cat(every)
 
 
 def normal(draw: np.random.Generator, shape: Sequence[int]) -> Tensor:

@@ -19,6 +19,8 @@ DEFAULTS = {
     "image_column": "image",
     "caption_column": "text",
     "instance_prompt": None,
+    "masks": False,
+    "mask_column": "mask",
     "buckets": False,
     "bucket_step": 64,
     "bucket_max_aspect": 2.0,

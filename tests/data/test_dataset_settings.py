@@ -36,6 +36,8 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "half a repeat": ({"path": None, "sources": [{"path": "b", "repeats": 1.5}]}, ["dataset.sources.0.repeats = 1.5"]),
     "a number for a source": ({"path": None, "sources": [3]}, ["dataset.sources = [3]: should be a list of paths"]),
     "no list": ({"path": None, "sources": "b"}, ["dataset.sources = 'b': should be a list of paths"]),
+    "idle masks": ({"masks": True}, ["dataset.masks = true: has no effect without loss.masked=true"]),
+    "idle mask column": ({"mask_column": "m"}, ["dataset.mask_column = m: has no effect without dataset.masks=true"]),
     "idle separator": ({"caption_separator": "|"}, ["dataset.caption_separator = |: has no effect without"]),
     "idle variants of captions": ({"caption_variants": 3}, ["without dataset.caption_shuffle=true; remove it"]),
     "one order": ({"caption_shuffle": True, "caption_variants": 1}, ["dataset.caption_variants = 1", "equal to 2"]),
@@ -43,6 +45,11 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no separator": ({"caption_shuffle": True, "caption_separator": ""}, ["dataset.caption_separator = ''"]),
     "empty prefix": ({"caption_prefix": ""}, ["dataset.caption_prefix = ''", "at least 1 character"]),
 }
+
+
+def test_a_masked_loss_needs_masks() -> None:
+    with pytest.raises(ValidationError, match=r"loss\.masked = true: no masks are read without dataset\.masks=true"):
+        Experiment.model_validate({"loss": {"masked": True}})
 
 
 @pytest.mark.parametrize(("dataset", "said"), WRONG.values(), ids=WRONG.keys())

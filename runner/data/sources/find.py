@@ -50,6 +50,11 @@ def find(settings: DatasetSettings, faults: Faults, *, refresh: bool = True) -> 
             "column",
             f"dataset.image_column={settings.image_column!r} has no effect on a folder of images. Remove it.",
         )
+    if settings.mask_column != "mask":
+        faults.add(
+            "column",
+            f"dataset.mask_column={settings.mask_column!r} has no effect on a folder of images. Remove it.",
+        )
     return read_folder(listing, settings, faults)
 
 

@@ -3,11 +3,13 @@
 
 metadata.jsonl | metadata.csv    decides for its folder and those below: images it does not name are left out
 photo.jpg + photo.txt            otherwise the text file with the image's name holds its caption, or one in each line
+photo.mask.png                   with `masks`, what of photo.jpg counts (`runner.data.sources.masks`)
 dataset_info.json                instance_prompt, class_prompt, class_data_dir
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
@@ -19,6 +21,7 @@ from runner.data.report import Row
 from runner.data.sources.description import read_description
 from runner.data.sources.found import KNOWN_SPLITS, Entry, Found
 from runner.data.sources.listing import Listing
+from runner.data.sources.masks import without_masks
 from runner.data.sources.metadata import read_metadata
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
     """The images below `listing.root` that belong to `settings.split`, with their captions."""
     found = Found(listing.root)
     read_description(found, faults)
+    listing, masks = without_masks(listing, faults) if settings.masks else (listing, {})
     images = _instance_images(listing, found, settings, faults)
     has_default = bool(settings.instance_prompt or found.instance_prompt)
     deciding = [file for file in listing.metadata if _belongs(file, listing, found, settings)]
@@ -49,6 +53,9 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
         said = "has no effect: no caption comes from a text file"
         faults.add("lines", f"dataset.captions_per_line=true {said}. Remove it.")
     _add_unused(listing, found, texts_read, named.keys())
+    for place, entry in enumerate(found.entries):
+        if mask := masks.get(os.path.splitext(entry.name)[0]):
+            found.entries[place] = dataclasses.replace(entry, mask=(mask, FileAddress(listing.root / mask)))
     return found
 
 

@@ -24,6 +24,8 @@ class Entry:
     captions: tuple[str, ...]
     caption_fix: str
     repeats: int = 1
+    mask: tuple[str, Address] | None = None
+    """Name and place of its mask."""
 
 
 @dataclass

@@ -92,6 +92,7 @@ def _read_table(path: Path, name: str, settings: DatasetSettings, found: Found, 
     if caption in schema.names:
         captions = _column(path, caption).to_pylist()
     repeats = _column(path, REPEATS_COLUMN).to_pylist() if REPEATS_COLUMN in schema.names else []
+    masks = _masks(path, name, settings) if settings.masks else {}
     for address in _addresses(path, image):
         row = address.row
         texts = captions_in(captions[row]) if captions else ()
@@ -103,12 +104,34 @@ def _read_table(path: Path, name: str, settings: DatasetSettings, found: Found, 
             )
             texts = ("-",)
         fix = f"Fill column {caption!r}"
-        found.entries.append(Entry(f"{name} row {row}", address, texts, fix, repeats[row] if repeats else 1))
+        found.entries.append(
+            Entry(f"{name} row {row}", address, texts, fix, repeats[row] if repeats else 1, masks.get(row))
+        )
+
+
+def _masks(path: Path, name: str, settings: DatasetSettings) -> dict[int, tuple[str, Address]]:
+    """Name and place of the mask of each row that has one."""
+    cells = _column(path, settings.mask_column)
+    there = [
+        bool(cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else bool(cell) for cell in _plain(cells)
+    ]
+    return {
+        address.row: (f"{name} row {address.row} {settings.mask_column!r}", address)
+        for address in _addresses(path, settings.mask_column)
+        if there[address.row]
+    }
+
+
+def _plain(cells: pyarrow.ChunkedArray) -> Iterator[Any]:
+    # One at a time: masks are small, but all of them together need not be.
+    return (cell.as_py() for cell in cells)
 
 
 def _check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings, faults: Faults) -> bool:
     usable = True
-    for key, column in (("image_column", settings.image_column), ("caption_column", settings.caption_column)):
+    columns = [("image_column", settings.image_column), ("caption_column", settings.caption_column)]
+    columns += [("mask_column", settings.mask_column)] if settings.masks else []
+    for key, column in columns:
         if column in schema.names or (key == "caption_column" and settings.instance_prompt):
             continue
         usable = False
@@ -119,12 +142,13 @@ def _check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings,
             f"{name}: no column dataset.{key}={column!r}{hint}; columns: {listed(schema.names)}. "
             f"Set dataset.{key}{also}.",
         )
-    if settings.image_column in schema.names and not _may_hold_images(schema.field(settings.image_column).type):
+    for key, column in columns:
+        if key == "caption_column" or column not in schema.names or _may_hold_images(schema.field(column).type):
+            continue
         usable = False
-        kind = schema.field(settings.image_column).type
         faults.add(
-            "image_column",
-            f"{name}: column dataset.image_column={settings.image_column!r} holds {kind}, not images. "
+            key,
+            f"{name}: column dataset.{key}={column!r} holds {schema.field(column).type}, not images. "
             "Choose a column of bytes, or of {bytes, path}.",
         )
     return usable
