@@ -6,6 +6,7 @@ seed. Which one a sample gets is chosen elsewhere.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -29,6 +30,11 @@ def captions_of(item: Item, data: DatasetSettings) -> tuple[str, ...]:
         variants = data.caption_variants if data.caption_shuffle else 1
         found += [_framed(_shuffled(caption, variant, data), data) for variant in range(variants)]
     return tuple(found)
+
+
+def as_measured(items: Sequence[Item], data: DatasetSettings) -> tuple[Item, ...]:
+    """The items with the one caption each that they are measured with."""
+    return tuple(dataclasses.replace(item, caption=captions_of(item, data)[0], more_captions=()) for item in items)
 
 
 def tags_of(caption: str, data: DatasetSettings) -> tuple[list[str], list[str]]:

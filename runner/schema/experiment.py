@@ -5,10 +5,12 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from runner.schema.comparing import RECORDED, ObjectiveSettings, PruningSettings
-from runner.schema.inputs import DatasetSettings, MethodSettings, ModelSettings, Precision
+from runner.schema.inputs import DatasetSettings, ModelSettings, Precision
 from runner.schema.knob import Settings, knob, section
 from runner.schema.launchers import LauncherSettings
 from runner.schema.launching import LocalLauncher
+from runner.schema.loss import LossSettings
+from runner.schema.method import DreamBooth, MethodSettings, TextToImage
 from runner.schema.running import (
     CheckpointSettings,
     LoggerSettings,
@@ -19,7 +21,6 @@ from runner.schema.shapes import bucket_shapes
 from runner.schema.training import (
     AdamW,
     LoraSettings,
-    LossSettings,
     LrSchedulerSettings,
     OptimizerSettings,
     Prodigy,
@@ -68,7 +69,7 @@ class Experiment(Settings):
     task: TaskSettings = section(TaskSettings)
     model: ModelSettings = section(ModelSettings)
     dataset: DatasetSettings = section(DatasetSettings)
-    method: MethodSettings = section(MethodSettings)
+    method: MethodSettings = section(TextToImage)
     lora: LoraSettings = section(LoraSettings)
     optimizer: OptimizerSettings = section(AdamW)
     lr_scheduler: LrSchedulerSettings = section(LrSchedulerSettings)
@@ -80,6 +81,12 @@ class Experiment(Settings):
     checkpoint: CheckpointSettings = section(CheckpointSettings)
     launcher: LauncherSettings = section(LocalLauncher)
     logger: LoggerSettings = section(LoggerSettings)
+
+    @property
+    def images_per_step(self) -> int:
+        """What one step works through: the batch, and as many images of the class where a prior is kept."""
+        has_prior = isinstance(self.method, DreamBooth) and self.method.prior != "none"
+        return self.batch_size * (2 if has_prior else 1)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:
@@ -125,6 +132,11 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _has_buckets(self) -> Experiment:
+        if self.dataset.buckets and isinstance(self.method, DreamBooth) and self.method.prior == "images":
+            raise ValueError(
+                "dataset.buckets = true: images of the class are trained in one batch with the subject's, in one "
+                "shape; set method.prior=base or none, or dataset.buckets=false"
+            )
         data = self.dataset
         chosen = (self.resolution, data.bucket_step, data.bucket_max_aspect)
         if data.buckets and len(bucket_shapes(*chosen)) < 2:

@@ -46,6 +46,13 @@ class ValidationSettings(Settings):
         (0,), min_length=1, max_length=64, doc="One image per prompt and seed."
     )
     guidance_scale: float = knob(5.0, ge=0, doc="Classifier-free guidance of the sample images; up to 1 is off.")
+    guidance_rescale: float = knob(
+        0.0,
+        ge=0,
+        le=1,
+        doc="Takes back the contrast that guidance adds (arXiv 2305.08891; 0.7 is usual with "
+        "`model.zero_terminal_snr`); 0 is off.",
+    )
     inference_steps: int = knob(25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler.")
 
     @field_validator("seeds")

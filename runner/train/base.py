@@ -102,7 +102,7 @@ class Base:
     @cached_property
     def noise(self) -> NoiseSchedule:
         """The noise schedule on the device."""
-        return load_noise_schedule(self.folder, self.settings.prediction_type).to(self.place.device)
+        return load_noise_schedule(self.folder, self.settings).to(self.place.device)
 
     @cached_property
     def denoiser(self) -> nn.Module:
@@ -134,7 +134,7 @@ class Base:
 
     def sampler(self, name: str) -> Any:
         """A fresh sampler for validation images."""
-        return load_sampler(self.folder, name, self.noise.prediction_type)
+        return load_sampler(self.folder, name, self.noise.prediction)
 
 
 def _vae_snapshot(path: str) -> Path:

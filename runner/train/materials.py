@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import Any
 
 from runner.data import Dataset, Item, read_dataset, split
-from runner.data.captions import captions_of
-from runner.data.views import buckets_of, repeated, views_of
+from runner.data.captions import as_measured, captions_of
+from runner.data.classes import Prior, prior_of
+from runner.data.views import View, buckets_of, crops_of, held_out_crop, repeated, views_of
+from runner.earlier import Earlier, find_earlier
 from runner.encodings import prompts_of
 from runner.errors import SettingsError
 from runner.job import Job
 from runner.schema import Experiment
+from runner.schema.method import DreamBooth
 from runner.train.base import Base
+from runner.train.class_images import draw_class_images
 from runner.train.encode import encode_captions, encode_views
 from runner.train.masks import Masks, masks_of
+from runner.train.prior import OfBase, OfImages, Stream, WithPrior
 from runner.train.samples import EMPTY, Posteriors, Samples
+from runner.train.start import Kept, earlier_items
 from runner.train.text import Conditioner, EncodedText, LiveText
 from runner.train.validation import HeldOut
 
@@ -33,13 +40,19 @@ class Materials:
     held_out: tuple[Item, ...]
     prompts: tuple[str, ...]
     captions: tuple[str, ...]
-    samples: Samples
+    samples: Stream
     held_out_samples: HeldOut
     conditioner: Conditioner
     cut_captions: tuple[str, ...]
     """Captions of the data that are longer than the text encoders take."""
-    buckets: list[dict[str, Any]]
-    """How many images each aspect-ratio bucket has (`runner.data.buckets.bucket_table`); empty without buckets."""
+    buckets: Sequence[dict[str, Any]] = ()
+    """How many images each aspect-ratio bucket has (`runner.data.buckets.bucket_table`); none without buckets."""
+    class_images: int = 0
+    """Images of the class that are trained beside the subject's."""
+    earlier: Earlier | None = None
+    """What the job starts from, ..."""
+    kept: Kept | None = None
+    """... and how much of it is still there, if it can be measured."""
 
     def about(self) -> dict[str, Any]:
         """What the manifest says of the data."""
@@ -48,9 +61,10 @@ class Materials:
             "images": len(self.training),
             "held_out": len(self.held_out),
             "loss_measured_on": "held-out images" if self.held_out else "training images",
+            "class_images": self.class_images,
             "cut_captions": list(self.cut_captions),
             "table": self.dataset.report.as_dict(),
-        } | ({"buckets": self.buckets} if self.buckets else {})
+        } | ({"buckets": list(self.buckets)} if self.buckets else {})
 
 
 def prepare(job: Job, base: Base) -> Materials:
@@ -60,60 +74,129 @@ def prepare(job: Job, base: Base) -> Materials:
         DatasetError: something is wrong with the images or captions.
     """
     settings = job.experiment
-    dataset = base.place.together(lambda: _planned_dataset(job), what="read the data set")
+    dataset, prior = base.place.together(lambda: _planned(job), what="read the data set")
     training, held_out = split(dataset.items, held_out=settings.validation.held_out)
-    measured = held_out or training
+    measured = as_measured(held_out or training, settings.dataset)
     prompts = prompts_of(settings, dataset.items)
-    posteriors = _posteriors(settings, base, dataset)
-    masks = _masks(settings, base, dataset, posteriors) if settings.loss.masked else None
+    earlier = _planned_start(job)
+    before = earlier_items(earlier, settings) if earlier else ()
     negative = settings.validation.negative_prompt
-    own = list(dict.fromkeys(caption for item in dataset.items for caption in captions_of(item, settings.dataset)))
+    of_images = (caption for item in dataset.items for caption in captions_of(item, settings.dataset))
+    own = list(dict.fromkeys([*of_images, *([prior.prompt] if prior else [])]))
     cut = tuple(base.tokenizers.too_long(own))
     if cut and base.place.is_main:
         log.warning(
             "%d of %d captions are longer than the %d tokens the text encoder takes, and are cut; the first: %r",
             *(len(cut), len(own), base.tokenizers.limit, cut[0]),
         )
-    captions = dict.fromkeys([*own, *prompts, EMPTY, negative or EMPTY])
+    captions = tuple(dict.fromkeys([*own, *prompts, *(item.caption for item in before), EMPTY, negative or EMPTY]))
+    conditioner = _conditioner(captions, base)
+    class_items = _class_items(job, prior, base, conditioner) if prior else ()
+    views, cut_out = views_of(dataset.items, settings), _cut_out(settings)
+    key = (dataset.fingerprint, settings.validation.held_out, *cut_out)
+    posteriors = _posteriors(views, base, key=("posteriors", *key))
+    masks = _masks(views, posteriors, base, key=("masks", *key)) if settings.loss.masked else None
+    own_samples = _samples(settings, repeated(training), posteriors, base, masks=masks)
+    samples: Stream = own_samples
+    if prior is not None:
+        assert isinstance(settings.method, DreamBooth)
+        keeps: OfImages | OfBase = OfBase(prior.prompt)
+        if class_items:
+            class_views = [View(item, crop) for item in class_items for crop in crops_of(item, settings)]
+            class_key = ("class posteriors", tuple(item.id for item in class_items), *cut_out)
+            of_class = _posteriors(class_views, base, key=class_key)
+            keeps = OfImages(_samples(settings, class_items, of_class, base, stream="class "))
+        samples = WithPrior(own_samples, keeps, weight=settings.method.prior_loss_weight)
     return Materials(
         dataset=dataset,
         training=training,
         held_out=held_out,
         prompts=prompts,
-        captions=tuple(captions),
-        samples=Samples(
-            settings,
-            repeated(training),
-            posteriors,
-            vae_config=base.vae_config,
-            num_timesteps=base.noise.num_timesteps,
-            masks=masks,
-        ),
+        captions=captions,
+        samples=samples,
         held_out_samples=HeldOut(settings, measured, posteriors, base),
-        conditioner=_conditioner(tuple(captions), base),
+        conditioner=conditioner,
         cut_captions=cut,
         buckets=buckets_of(dataset.items, settings),
+        class_images=len(class_items),
+        earlier=earlier,
+        kept=_kept(before, settings, base) if before else None,
     )
 
 
-def _planned_dataset(job: Job) -> Dataset:
+def _planned_start(job: Job) -> Earlier | None:
+    earlier = find_earlier(job.experiment.lora)
+    if earlier is not None and earlier.digest != job.identity.get("init"):
+        raise SettingsError(
+            f"lora.init_from = {job.experiment.lora.init_from!r}: has changed since the job was planned; run the "
+            "command again"
+        )
+    return earlier
+
+
+def _kept(items: Sequence[Item], settings: Experiment, base: Base) -> Kept:
+    views = [View(item, held_out_crop(item, settings)) for item in items]
+    key = ("earlier posteriors", tuple(item.id for item in items), *_cut_out(settings))
+    return Kept(HeldOut(settings, items, _posteriors(views, base, key=key), base))
+
+
+def _planned(job: Job) -> tuple[Dataset, Prior | None]:
     settings = job.experiment.dataset
     # A copy of what lies in S3 is what was planned with, unless the plan was made on another machine.
     for refresh in (False, True):
         dataset = read_dataset(settings, resolution=job.experiment.resolution, refresh=refresh)
-        if dataset.fingerprint == job.identity["dataset"]:
-            return dataset
+        prior = prior_of(job.experiment, dataset, read=partial(read_dataset, refresh=refresh))
+        if (dataset.fingerprint, prior and prior.identity) == (job.identity["dataset"], job.identity.get("prior")):
+            return dataset, prior
     raise SettingsError(
-        f"dataset.path = {', '.join(settings.paths)!r}: the images or captions have changed since the job was "
-        "planned; run the command again"
+        f"dataset.path = {', '.join(settings.paths)!r}: the images or captions, or those of the class, have changed "
+        "since the job was planned; run the command again"
     )
 
 
-def _posteriors(settings: Experiment, base: Base, dataset: Dataset) -> Posteriors:
-    key = ("posteriors", *_cut_key(settings, dataset))
+def _class_items(job: Job, prior: Prior, base: Base, conditioner: Conditioner) -> tuple[Item, ...]:
+    """Images of the class: the given ones, and those that the base model draws, in an order of their content."""
+    drawn = draw_class_images(job, prior, base, conditioner) if prior.to_draw else ()
+    return tuple(sorted([*prior.items, *drawn], key=lambda item: item.id))
+
+
+def _samples(
+    settings: Experiment,
+    items: Sequence[Item],
+    posteriors: Posteriors,
+    base: Base,
+    *,
+    masks: Masks | None = None,
+    stream: str = "",
+) -> Samples:
+    return Samples(
+        settings,
+        items,
+        posteriors,
+        vae_config=base.vae_config,
+        num_timesteps=base.noise.num_timesteps,
+        masks=masks,
+        stream=stream,
+    )
+
+
+def _cut_out(settings: Experiment) -> tuple[Hashable, ...]:
+    """What the crops of an image depend on."""
+    data = settings.dataset
+    buckets = (data.buckets, data.bucket_step, data.bucket_max_aspect)
+    return (settings.resolution, data.crop, data.variants, data.flip, *buckets)
+
+
+def _masks(views: Sequence[View], posteriors: Posteriors, base: Base, *, key: tuple[Hashable, ...]) -> Masks:
+    found: Masks | None = base.shared.get(key)
+    if found is None:
+        found = base.shared[key] = masks_of(views, posteriors, base.place)
+    return found
+
+
+def _posteriors(views: Sequence[View], base: Base, *, key: tuple[Hashable, ...]) -> Posteriors:
     found: Posteriors | None = base.shared.get(key)
     if found is None:
-        views = views_of(dataset.items, settings)
         variant = base.settings.variant
         found = Posteriors(
             encode_views(
@@ -122,22 +205,6 @@ def _posteriors(settings: Experiment, base: Base, dataset: Dataset) -> Posterior
         )
         base.shared[key] = found
     return found
-
-
-def _masks(settings: Experiment, base: Base, dataset: Dataset, posteriors: Posteriors) -> Masks:
-    key = ("masks", *_cut_key(settings, dataset))
-    found: Masks | None = base.shared.get(key)
-    if found is None:
-        found = masks_of(views_of(dataset.items, settings), posteriors, base.place)
-        base.shared[key] = found
-    return found
-
-
-def _cut_key(settings: Experiment, dataset: Dataset) -> tuple[Hashable, ...]:
-    """What the crops of a data set depend on."""
-    data, share = settings.dataset, settings.validation.held_out
-    cut = (data.crop, data.variants, data.flip, data.buckets, data.bucket_step, data.bucket_max_aspect)
-    return (dataset.fingerprint, settings.resolution, *cut, share)
 
 
 def _conditioner(captions: tuple[str, ...], base: Base) -> Conditioner:

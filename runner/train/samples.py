@@ -1,9 +1,9 @@
 """What a job trains on at any step, as a pure function of (seed, global sample index).
 
 Sample g is image `permutation(seed, epoch)[g mod n]` of epoch `g div n`; its crop, latent, noise, timestep and
-caption dropout come from one generator keyed by g. The batch of step s is samples s*b .. s*b + b - 1, or where images
-have several shapes those that `runner.train.schedule` gathers, whoever computes them, so neither packs nor processes
-nor a resume change what is seen.
+caption dropout come from one generator keyed by g. The batch of step s is samples s*b .. s*b + b - 1, whoever
+computes them, so neither packs nor processes nor a resume change what is seen; where images have several shapes, those
+that `runner.train.schedule` gathers.
 
 # Shape suffixes: B samples, C h w latents.
 """
@@ -11,9 +11,10 @@ nor a resume change what is seen.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from runner.data.views import crops_of, shape_of
 from runner.families.loading import scale_latents
 from runner.schema import Experiment
 from runner.schema.shapes import Shape
+from runner.train.noising import Noising, normal
 from runner.train.randomness import generator
 from runner.train.schedule import Schedule
 
@@ -40,17 +42,28 @@ class Batch:
     timesteps: Tensor
     time_ids: Tensor
     captions: tuple[Caption, ...]
+    perturbation: Tensor | None = None
+    """Noise that the denoiser sees beside `noise`, and shall not predict."""
+    weights: Tensor | None = None
+    """What each sample counts in the loss, `[B]`; 1 where there are none."""
     masks: Tensor | None = None
     """`[B, 1, h, w]` in [0, 1], what counts in the loss; None where all of every sample does."""
+    from_base: tuple[int, ...] = ()
+    """Rows whose target is what the base model predicts without an adapter."""
+
+    @property
+    def seen_noise(self) -> Tensor:
+        """What is added to the latents."""
+        return self.noise if self.perturbation is None else self.noise + self.perturbation
 
     def to(self, device: torch.device) -> Batch:
         """The tensors on a device."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("latents", "noise", "timesteps", "time_ids")
+        moved: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=True)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
         }
-        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
-        return dataclasses.replace(self, **moved, masks=masks)
+        return dataclasses.replace(self, **moved)
 
 
 class Posteriors(dict[tuple[str, Crop], tuple[Tensor, Tensor]]):
@@ -73,20 +86,27 @@ class Samples:
         vae_config: dict[str, object],
         num_timesteps: int,
         masks: Mapping[tuple[str, Crop], Tensor] | None = None,
+        stream: str = "",
     ) -> None:
-        """`masks`: `[1, h, w]` by mask and crop, where the loss is masked."""
-        self.seed = experiment.seed
+        """Which images there are, and how they are drawn from.
+
+        Args:
+            masks: `[1, h, w]` by mask and crop, where the loss is masked.
+            stream: names another stream of the same job, with an order and draws of its own. Its captions are taken
+                as they are.
+        """
+        self.seed, self.purpose = experiment.seed, f"{stream}sample"
         self.batch_size = experiment.batch_size
         self.caption_dropout = experiment.dataset.caption_dropout
-        self.noise_offset = experiment.loss.noise_offset
         self.items = tuple(items)
         self.crops = [crops_of(item, experiment) for item in self.items]
-        self.captions = [captions_of(item, experiment.dataset) for item in self.items]
+        self.captions = [item.captions if stream else captions_of(item, experiment.dataset) for item in self.items]
+        self.masks = masks
         self.posteriors = posteriors
         self.vae_config = vae_config
-        self.num_timesteps = num_timesteps
-        self.masks = masks
-        self.schedule = Schedule(self.seed, [shape_of(item, experiment) for item in self.items], self.batch_size)
+        self.noising = Noising(experiment.loss, seed=experiment.seed, num_timesteps=num_timesteps, stream=stream)
+        shapes = [shape_of(item, experiment) for item in self.items]
+        self.schedule = Schedule(self.seed, shapes, self.batch_size, purpose=f"{stream}order")
 
     def shape(self, step: int) -> Shape:
         """The shape that all images of a step's batch have, (height, width) in pixels."""
@@ -99,23 +119,22 @@ class Samples:
 
     def _sample(self, sample: int) -> Sample:
         image = self.schedule.image(sample)
-        draw = generator(self.seed, "sample", sample)
+        draw = generator(self.seed, self.purpose, sample)
         # The four numbers are always drawn, in this order: an option must not shift another one's stream.
         variant, dropped, timestep = draw.random(), draw.random(), draw.random()
         item, crops = self.items[image], self.crops[image]
         crop = crops[int(variant * len(crops))]
         mean, std = self.posteriors[item.id, crop]
         raw = mean + std * normal(draw, mean.shape)
-        noise = normal(draw, mean.shape)
-        if self.noise_offset:
-            noise = noise + self.noise_offset * normal(draw, (mean.shape[0], 1, 1))
+        noise = self.noising.noise(draw, sample, mean.shape)
         caption = None if dropped < self.caption_dropout else self._caption(image, sample)
         return Sample(
             scale_latents(self.vae_config, raw),
             noise,
-            int(timestep * self.num_timesteps),
+            self.noising.timestep(timestep),
             crop.time_ids(item),
             caption,
+            self.noising.perturbation(sample, mean.shape),
             self._mask(item, crop, mean),
         )
 
@@ -140,6 +159,7 @@ class Sample:
     timestep: int
     time_ids: tuple[float, ...]
     caption: Caption
+    perturbation: Tensor | None = None
     mask: Tensor | None = None
 
 
@@ -152,14 +172,16 @@ def collate(ids: Sequence[int], samples: Sequence[Sample]) -> Batch:
         timesteps=torch.tensor([sample.timestep for sample in samples]),
         time_ids=torch.tensor([sample.time_ids for sample in samples], dtype=torch.float32),
         captions=tuple(sample.caption for sample in samples),
-        masks=_stacked_masks(samples),
+        perturbation=_stacked([sample.perturbation for sample in samples]),
+        masks=_stacked([sample.mask for sample in samples]),
     )
 
 
-def _stacked_masks(samples: Sequence[Sample]) -> Tensor | None:
-    masks = [sample.mask for sample in samples if sample.mask is not None]
-    assert len(masks) in (0, len(samples)), "a job masks all of its samples or none"
-    return torch.stack(masks) if masks else None
+def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """All samples of a job have one, or none has."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    assert len(given) in (0, len(tensors)), "some samples of a job lack what others have"
+    return torch.stack(given) if given else None
 
 
 def join(batches: Sequence[Batch]) -> Batch:
@@ -172,17 +194,20 @@ def join(batches: Sequence[Batch]) -> Batch:
     }
     ids = tuple(index for batch in batches for index in batch.sample_ids)
     captions = tuple(caption for batch in batches for caption in batch.captions)
-    return Batch(sample_ids=ids, captions=captions, masks=_joined_masks(batches), **tensors)
+    starts = itertools.accumulate((len(batch.sample_ids) for batch in batches), initial=0)
+    return Batch(
+        sample_ids=ids,
+        captions=captions,
+        perturbation=_joined([(each.perturbation, torch.zeros_like(each.noise)) for each in batches]),
+        masks=_joined([(each.masks, torch.ones_like(each.latents[:, :1])) for each in batches]),
+        weights=_joined([(each.weights, torch.ones(len(each.sample_ids))) for each in batches]),
+        from_base=tuple(start + row for start, each in zip(starts, batches, strict=False) for row in each.from_base),
+        **tensors,
+    )
 
 
-def _joined_masks(batches: Sequence[Batch]) -> Tensor | None:
-    """The masks of all batches; of a job without masks everything counts."""
-    if all(batch.masks is None for batch in batches):
+def _joined(parts: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor | None:
+    """(tensor, what stands for one that is not there) of each batch as one, unless no batch has any."""
+    if all(given is None for given, _ in parts):
         return None
-    every = [torch.ones_like(batch.latents[:, :1]) if batch.masks is None else batch.masks for batch in batches]
-    return torch.cat(every)
-
-
-def normal(draw: np.random.Generator, shape: Sequence[int]) -> Tensor:
-    """Standard normal numbers, fp32."""
-    return torch.from_numpy(draw.standard_normal(tuple(shape), dtype=np.float32))
+    return torch.cat([usual if given is None else given for given, usual in parts])

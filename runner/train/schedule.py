@@ -40,8 +40,9 @@ class _Epoch:
 class Schedule:
     """The batches of one job."""
 
-    def __init__(self, seed: int, shapes: Sequence[Shape], batch_size: int) -> None:
-        """`shapes`: of each training image, (height, width) in pixels."""
+    def __init__(self, seed: int, shapes: Sequence[Shape], batch_size: int, *, purpose: str = "order") -> None:
+        """`shapes`: of each training image, (height, width) in pixels; `purpose` names the permutations."""
+        self.purpose = purpose
         self.seed, self.batch_size, self.num_images = seed, batch_size, len(shapes)
         self.shapes = sorted(set(shapes))
         index = {shape: number for number, shape in enumerate(self.shapes)}
@@ -106,7 +107,7 @@ class Schedule:
         if epoch not in self._epochs:
             while len(self._epochs) >= EPOCHS_KEPT:
                 del self._epochs[next(iter(self._epochs))]
-            order = permutation(self.seed, epoch, self.num_images)
+            order = permutation(self.seed, epoch, self.num_images, purpose=self.purpose)
             buckets = self._bucket_of[order]
             places = tuple(np.flatnonzero(buckets == bucket) for bucket in range(len(self.shapes)))
             self._epochs[epoch] = _Epoch(order, places)

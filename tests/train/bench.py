@@ -19,6 +19,8 @@ from torch import Tensor
 
 from runner.artifacts import save_artifacts
 from runner.data import read_dataset
+from runner.data.classes import prior_of
+from runner.earlier import find_earlier
 from runner.families.files import fingerprint
 from runner.job import Job, make_job, register
 from runner.schema import Experiment
@@ -84,18 +86,23 @@ class Bench:
             else:
                 os.environ["RUNNER_CACHE"] = before
 
-    def job(self, model: Path, *, outputs: Path | None = None, images: Path | None = None, **settings: Any) -> Job:
+    def job(self, model: Path, /, *, outputs: Path | None = None, images: Path | None = None, **settings: Any) -> Job:
         """A registered job in a folder of its own; the same `outputs` and settings mean the same folder."""
         if outputs is None:
             self._count += 1
             outputs = self.root / "outputs" / str(self._count)
         experiment = Experiment.model_validate(_settings(model, images or self.images, settings))
         with self.own_cache():
+            dataset = read_dataset(experiment.dataset)
+            prior = prior_of(experiment, dataset)
+            earlier = find_earlier(experiment.lora)
             job = make_job(
                 experiment,
                 model=fingerprint(experiment.model),
-                dataset=read_dataset(experiment.dataset).fingerprint,
+                dataset=dataset.fingerprint,
                 outputs=outputs,
+                prior=prior and prior.identity,
+                init=earlier and earlier.digest,
             )
         register(job)
         return job

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from runner.data import read_dataset
-from runner.encodings import cache_work
+from runner.encodings import Need, cache_work
 from runner.families import find_family
 from runner.job import read_manifest
 from tests.train.bench import SIZES, Bench, difference, weights, write_images
@@ -46,7 +46,7 @@ def test_no_step_calls_a_text_encoder(
     assert bench.train(first)
     with bench.own_cache():
         items = read_dataset(first.experiment.dataset).items
-        work = cache_work([(first.experiment, items)])
+        work = cache_work([Need(first, items)])
     # Of each image two orders of the first caption at least, and the second one; and the empty caption.
     assert work is not None
     assert work.captions_missing == 0
