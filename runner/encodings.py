@@ -13,7 +13,7 @@ from runner.cache import TensorCache, entry_key
 from runner.data import Item, split
 from runner.data.captions import captions_of
 from runner.data.classes import Prior
-from runner.data.views import View, crops_of, views_of
+from runner.data.views import View, class_views_of, views_of
 from runner.families.files import folder_hash, local_folder
 from runner.job import Job
 from runner.paths import cache_dir
@@ -140,7 +140,7 @@ def cache_work(needs: Sequence[Need]) -> CacheWork | None:
         vae_hash, encoders = hashes[model]
         views = views_of(items, experiment)
         if prior is not None:
-            views += [View(item, crop) for item in prior.items for crop in crops_of(item, experiment)]
+            views += class_views_of(prior.items, items, experiment)
             folder = class_images_folder(experiment, prior.prompt, model=need.job.identity["model"])
             to_draw |= {folder / class_image_name(index) for index in range(prior.to_draw)}
         posteriors |= {posterior_key(view, vae=vae_hash, variant=model.variant) for view in views}

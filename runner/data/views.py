@@ -34,10 +34,12 @@ def shape_of(item: Item, experiment: Experiment) -> Shape:
     return training_shape(item.height_px, item.width_px, experiment.dataset, experiment.resolution)
 
 
-def crops_of(item: Item, experiment: Experiment) -> tuple[Crop, ...]:
-    """The crops of an image that a job trains on."""
-    data, shape = experiment.dataset, shape_of(item, experiment)
-    return crops_for(item, shape=shape, mode=data.crop, variants=data.variants, flip=data.flip)
+def crops_of(item: Item, experiment: Experiment, *, shape: Shape | None = None) -> tuple[Crop, ...]:
+    """The crops of an image that a job trains on; in its own shape, if not in a given one."""
+    data = experiment.dataset
+    return crops_for(
+        item, shape=shape or shape_of(item, experiment), mode=data.crop, variants=data.variants, flip=data.flip
+    )
 
 
 def held_out_crop(item: Item, experiment: Experiment) -> Crop:
@@ -55,6 +57,19 @@ def views_of(items: Sequence[Item], experiment: Experiment) -> list[View]:
     training, held_out = split(items, held_out=experiment.validation.held_out)
     views = [View(item, crop) for item in training for crop in crops_of(item, experiment)]
     return views + [View(item, held_out_crop(item, experiment)) for item in held_out or training]
+
+
+def class_views_of(class_items: Sequence[Item], items: Sequence[Item], experiment: Experiment) -> list[View]:
+    """All crops of images of a class, which are trained beside those of the subject and so in each of their shapes.
+
+    Args:
+        items: the whole data set of the subject.
+    """
+    training, _ = split(items, held_out=experiment.validation.held_out)
+    shapes = sorted({shape_of(item, experiment) for item in training})
+    return [
+        View(item, crop) for item in class_items for shape in shapes for crop in crops_of(item, experiment, shape=shape)
+    ]
 
 
 def buckets_of(items: Sequence[Item], experiment: Experiment) -> list[dict[str, Any]]:

@@ -132,11 +132,6 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _has_buckets(self) -> Experiment:
-        if self.dataset.buckets and isinstance(self.method, DreamBooth) and self.method.prior == "images":
-            raise ValueError(
-                "dataset.buckets = true: images of the class are trained in one batch with the subject's, in one "
-                "shape; set method.prior=base or none, or dataset.buckets=false"
-            )
         data = self.dataset
         chosen = (self.resolution, data.bucket_step, data.bucket_max_aspect)
         if data.buckets and len(bucket_shapes(*chosen)) < 2:

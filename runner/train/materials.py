@@ -11,7 +11,7 @@ from typing import Any
 from runner.data import Dataset, Item, read_dataset, split
 from runner.data.captions import as_measured, captions_of
 from runner.data.classes import Prior, prior_of
-from runner.data.views import View, buckets_of, crops_of, held_out_crop, repeated, views_of
+from runner.data.views import View, buckets_of, class_views_of, held_out_crop, repeated, views_of
 from runner.earlier import Earlier, find_earlier
 from runner.encodings import prompts_of
 from runner.errors import SettingsError
@@ -102,8 +102,9 @@ def prepare(job: Job, base: Base) -> Materials:
         assert isinstance(settings.method, DreamBooth)
         keeps: OfImages | OfBase = OfBase(prior.prompt)
         if class_items:
-            class_views = [View(item, crop) for item in class_items for crop in crops_of(item, settings)]
-            class_key = ("class posteriors", tuple(item.id for item in class_items), *cut_out)
+            class_views = class_views_of(class_items, dataset.items, settings)
+            shapes = tuple(sorted({(view.crop.height_px, view.crop.width_px) for view in class_views}))
+            class_key = ("class posteriors", tuple(item.id for item in class_items), shapes, *cut_out)
             of_class = _posteriors(class_views, base, key=class_key)
             keeps = OfImages(_samples(settings, class_items, of_class, base, stream="class "))
         samples = WithPrior(own_samples, keeps, weight=settings.method.prior_loss_weight)

@@ -31,9 +31,9 @@ class OfImages:
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def beside(self, own: Batch, step: int, positions: range) -> Batch:
-        """As many of the class as there are of the subject."""
-        return self.samples.batch(step, positions)
+    def beside(self, own: Batch, step: int, positions: range, shape: Shape) -> Batch:
+        """As many of the class as there are of the subject, cut to the same shape."""
+        return self.samples.batch(step, positions, shape)
 
 
 class OfBase:
@@ -42,7 +42,7 @@ class OfBase:
     def __init__(self, prompt: str) -> None:
         self.prompt = prompt
 
-    def beside(self, own: Batch, step: int, positions: range) -> Batch:
+    def beside(self, own: Batch, step: int, positions: range, shape: Shape) -> Batch:
         """The same samples, called what they are one of."""
         count = len(own.sample_ids)
         # The class shall stay as it was everywhere, not only where the subject is.
@@ -62,7 +62,7 @@ class WithPrior:
     def batch(self, step: int, positions: range) -> Batch:
         """Those of the subject, `[B]`, then those of the class, `[B]`."""
         own = self.own.batch(step, positions)
-        beside = self.prior.beside(own, step, positions)
+        beside = self.prior.beside(own, step, positions, self.own.shape(step))
         # Dropout is keyed by these: what falls on a sample of the subject must not fall on that of the class.
         ids = tuple(-1 - sample for sample in own.sample_ids)
         weights = torch.full((len(ids),), self.weight)

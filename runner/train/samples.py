@@ -93,36 +93,52 @@ class Samples:
         Args:
             masks: `[1, h, w]` by mask and crop, where the loss is masked.
             stream: names another stream of the same job, with an order and draws of its own. Its captions are taken
-                as they are.
+                as they are, and its images in the shapes that are asked for.
         """
         self.seed, self.purpose = experiment.seed, f"{stream}sample"
         self.batch_size = experiment.batch_size
         self.caption_dropout = experiment.dataset.caption_dropout
         self.items = tuple(items)
-        self.crops = [crops_of(item, experiment) for item in self.items]
+        self.experiment = experiment
+        self._crops: dict[tuple[int, Shape], tuple[Crop, ...]] = {}
         self.captions = [item.captions if stream else captions_of(item, experiment.dataset) for item in self.items]
         self.masks = masks
         self.posteriors = posteriors
         self.vae_config = vae_config
         self.noising = Noising(experiment.loss, seed=experiment.seed, num_timesteps=num_timesteps, stream=stream)
-        shapes = [shape_of(item, experiment) for item in self.items]
+        square = experiment.resolution, experiment.resolution
+        shapes = [square if stream else shape_of(item, experiment) for item in self.items]
         self.schedule = Schedule(self.seed, shapes, self.batch_size, purpose=f"{stream}order")
 
     def shape(self, step: int) -> Shape:
         """The shape that all images of a step's batch have, (height, width) in pixels."""
         return self.schedule.shape(step)
 
-    def batch(self, step: int, positions: range) -> Batch:
-        """The samples at `positions` (within 0 .. batch_size) of optimizer step `step`."""
-        ids = self.schedule.samples(step, positions)
-        return collate(ids, [self._sample(index) for index in ids])
+    def batch(self, step: int, positions: range, shape: Shape | None = None) -> Batch:
+        """The samples at `positions` (within 0 .. batch_size) of optimizer step `step`.
 
-    def _sample(self, sample: int) -> Sample:
+        Args:
+            shape: what they are cut to, where it is not the step's own.
+        """
+        ids = self.schedule.samples(step, positions)
+        return collate(ids, [self._sample(index, shape or self.shape(step)) for index in ids])
+
+    @property
+    def crops(self) -> list[tuple[Crop, ...]]:
+        """The crops of each image in its own shape."""
+        return [self._crops_in(image, shape_of(item, self.experiment)) for image, item in enumerate(self.items)]
+
+    def _crops_in(self, image: int, shape: Shape) -> tuple[Crop, ...]:
+        if (image, shape) not in self._crops:
+            self._crops[image, shape] = crops_of(self.items[image], self.experiment, shape=shape)
+        return self._crops[image, shape]
+
+    def _sample(self, sample: int, shape: Shape) -> Sample:
         image = self.schedule.image(sample)
         draw = generator(self.seed, self.purpose, sample)
         # The four numbers are always drawn, in this order: an option must not shift another one's stream.
         variant, dropped, timestep = draw.random(), draw.random(), draw.random()
-        item, crops = self.items[image], self.crops[image]
+        item, crops = self.items[image], self._crops_in(image, shape)
         crop = crops[int(variant * len(crops))]
         mean, std = self.posteriors[item.id, crop]
         raw = mean + std * normal(draw, mean.shape)

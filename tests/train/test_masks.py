@@ -18,6 +18,7 @@ from tests.train.bench import SIZES, Bench, difference, records, weights, write_
 
 MASKED: dict[str, Any] = {"dataset": {"masks": True}, "loss": {"masked": True}}
 CUT: dict[str, Any] = {"masks": True, "crop": "random", "flip": True, "buckets": True, "bucket_step": 8}
+OF_BASE = {"name": "dreambooth", "prior": "base", "class_prompt": "a circle"}
 
 
 def with_masks(folder: Path, *, white: bool = False) -> Path:
@@ -90,6 +91,14 @@ def test_what_does_not_count_has_no_gradient() -> None:
     assert predicted.grad[..., 3:].all()
 
 
+def test_what_keeps_the_class_is_not_masked(bench: Bench, sdxl_folder: Path, masked_images: Path) -> None:
+    job = bench.job(sdxl_folder, images=masked_images, method=OF_BASE, **MASKED)
+    batch = bench.materials(job, bench.base(job)).samples.batch(0, range(2))
+    assert batch.masks is not None
+    assert (batch.masks[2:] == 1).all()
+    assert not (batch.masks[:2] == 1).all()
+
+
 def test_white_masks_change_nothing(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
     white = bench.job(sdxl_folder, images=with_masks(tmp_path / "white", white=True), **MASKED)
     plain = bench.job(sdxl_folder)
@@ -105,6 +114,7 @@ def settings(masked_images: Path) -> list[dict[str, Any]]:
         {**MASKED, "images": masked_images, "batch_size": 3},
         {"seed": 2},
         {"images": masked_images, "dataset": CUT, "loss": {"masked": True, "snr_gamma": 5.0}, "seed": 3},
+        {**MASKED, "images": masked_images, "method": OF_BASE, "loss": {"masked": True, "name": "huber"}, "seed": 4},
     ]
 
 
