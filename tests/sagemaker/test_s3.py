@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from runner.data import read_dataset
 from runner.job import Job
-from runner.launchers.sagemaker.in_place import in_other_regions
-from runner.schema import Experiment
+from runner.launchers.sagemaker.channels import has_embedded_data
+from runner.launchers.sagemaker.in_place import data_in_place, in_other_regions
+from runner.schema import DatasetSettings, Experiment
 from tests.command_line import Answer, runner
 from tests.launch.running import assert_bitwise_equal, only_folder
 from tests.sagemaker.buckets import fetched, packed, put, sent
@@ -112,3 +114,24 @@ def test_data_in_another_region_are_refused_before_anything_is_sent(aws: StandIn
     job = Job("x", Experiment.model_validate({"name": "x", **raw}), {}, tmp_path)
     (fault,) = in_other_regions([job], aws.client("s3"), "us-east-1")
     assert fault.startswith("model.path = 's3://far-away/sdxl/': is in eu-west-1, and training jobs run in us-east-1; ")
+
+
+def test_a_source_among_several_may_lie_in_s3(aws: StandIn, photos: Path, tmp_path: Path) -> None:
+    """They are the data set that their folders are; a training job gets them as one, for no place has them all."""
+    (tmp_path / "others").mkdir()
+    (photos / "0.png").rename(tmp_path / "others" / "0.png")
+    there = [{"path": put(aws, photos, "data/"), "repeats": 2}, str(tmp_path / "others")]
+    here = [{"path": str(photos), "repeats": 2}, str(tmp_path / "others")]
+
+    sets = [
+        read_dataset(DatasetSettings(path=None, sources=each, instance_prompt="a picture")) for each in (there, here)
+    ]
+
+    assert sets[0].fingerprint == sets[1].fingerprint
+    assert sorted(item.repeats for item in sets[0].items) == [1, 2, 2, 2, 2, 2]
+    launcher = {"name": "sagemaker", "image": "i", "role": "r", "bucket": aws.bucket, "instance": "ml.m5.xlarge"}
+    experiment = Experiment.model_validate({"dataset": {"path": None, "sources": there}, "launcher": launcher})
+    job = Job("j", experiment, {"model": "m", "dataset": "d"}, tmp_path / "j")
+    assert data_in_place(job) is None
+    assert not has_embedded_data(job)
+    assert in_other_regions([job], aws.s3, "eu-central-1") == []
