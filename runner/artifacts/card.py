@@ -55,7 +55,7 @@ def write_card(run: JobRun, kohya_file: Path, losses: Mapping[str, float], check
         f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")',
         "```",
         "",
-        f"{run.base.family.export.readers}: copy `{kohya_file.name}` into their folder of LoRAs.",
+        f"{run.base.family.export.readers}: copy `{kohya_file.name}` into the folder of LoRAs.",
         "",
         "## What it was made from",
         "",
