@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from runner.earlier import find_earlier
 from runner.errors import SettingsError
 from runner.families.files import check_model, fingerprint, resolution_faults
+from runner.families.prediction import prediction_faults
 from runner.job import Job, make_job
 from runner.schema import DatasetSettings, Experiment, ModelSettings
 from runner.schema.launchers import APART
@@ -24,6 +26,7 @@ from runner.schema.training import OPTIMIZER_PACKAGES
 
 if TYPE_CHECKING:
     from runner.data import Dataset
+    from runner.data.classes import Prior
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -61,10 +64,24 @@ class Checker:
         faults += _missing_packages(experiment) if experiment else []
         dataset = _valid(DatasetSettings, raw.get("dataset"))
         model = _valid(ModelSettings, raw.get("model"))
-        faults += self._model_faults(model, used_here=_runs_here(raw)) if model else []
-        faults += resolution_faults(experiment.model, experiment.resolution) if experiment and not faults else []
+        model_faults = self._model_faults(model, used_here=_runs_here(raw)) if model else []
+        faults += model_faults
+        if experiment is not None and not model_faults:
+            faults += prediction_faults(experiment) + resolution_faults(experiment.model, experiment.resolution)
         images = self._dataset(dataset, raw.get("resolution")) if dataset else []
         faults += images if isinstance(images, list) else []
+        from runner.data.classes import prior_of
+
+        prior = earlier = None
+        try:
+            earlier = find_earlier(experiment.lora) if experiment else None
+        except SettingsError as error:
+            faults.append(str(error))
+        if experiment is not None and not isinstance(images, list):
+            try:
+                prior = prior_of(experiment, images, read=self._class_images)
+            except SettingsError as error:
+                faults += str(error).splitlines()
         if faults or experiment is None or isinstance(images, list):
             raise SettingsError("\n".join(faults))
         return make_job(
@@ -73,6 +90,8 @@ class Checker:
             dataset=images.fingerprint,
             outputs=self.outputs,
             overrides=overrides,
+            prior=prior.identity if prior else None,
+            init=earlier.digest if earlier else None,
         )
 
     def dataset_of(self, job: Job) -> Dataset:
@@ -80,6 +99,18 @@ class Checker:
         dataset = self._dataset(job.experiment.dataset, job.experiment.resolution)
         assert not isinstance(dataset, list), job.id
         return dataset
+
+    def prior_of(self, job: Job) -> Prior | None:
+        """What a checked job keeps of the class of its subject."""
+        from runner.data.classes import prior_of
+
+        return prior_of(job.experiment, self.dataset_of(job), read=self._class_images)
+
+    def _class_images(self, settings: DatasetSettings) -> Dataset:
+        found = self._dataset(settings, None)
+        if isinstance(found, list):
+            raise SettingsError("\n".join(found))
+        return found
 
     def _model_faults(self, settings: ModelSettings, *, used_here: bool) -> list[str]:
         if settings not in self.models:

@@ -11,10 +11,13 @@ from pathlib import Path
 
 from runner.cache import TensorCache, entry_key
 from runner.data import Item, split
-from runner.data.views import View, views_of
+from runner.data.classes import Prior
+from runner.data.views import View, crops_of, views_of
 from runner.families.files import folder_hash, local_folder, model_folder
+from runner.job import Job
 from runner.paths import cache_dir
 from runner.schema import Experiment, ModelSettings
+from runner.schema.method import DreamBooth
 
 PROMPTS_FROM_CAPTIONS = 4
 
@@ -51,6 +54,29 @@ def encoder_hashes(model: Path) -> list[str]:
     return [folder_hash(folder) for folder in folders]
 
 
+def class_images_folder(experiment: Experiment, prompt: str, *, model: str) -> Path:
+    """Where the images of a class lie that the base model draws; `model` is its fingerprint."""
+    method = experiment.method
+    assert isinstance(method, DreamBooth), method
+    key = entry_key(
+        "class images",
+        model=model,
+        prediction=[experiment.model.prediction_type, experiment.model.zero_terminal_snr],
+        prompt=prompt,
+        resolution=experiment.resolution,
+        precision=experiment.precision,
+        sampler=experiment.scheduler.name,
+        steps=method.class_inference_steps,
+        guidance=method.class_guidance_scale,
+    )
+    return cache_dir() / "class-images" / key
+
+
+def class_image_name(index: int) -> str:
+    """The file of one of them, which is drawn from the seed `index`."""
+    return f"{index:05d}.png"
+
+
 def prompts_of(experiment: Experiment, items: Sequence[Item]) -> tuple[str, ...]:
     """What to draw: the prompts of the configuration, or the captions of a few images that the loss is measured on.
 
@@ -73,21 +99,35 @@ class CacheWork:
     images_missing: int = 0
     captions: int = 0
     captions_missing: int = 0
+    class_images_missing: int = 0
+    """Images of the class that the base model draws first; each is encoded as well."""
 
     def line(self) -> str:
         """In words."""
+        drawn = f"; {self.class_images_missing} class images to draw" if self.class_images_missing else ""
         return (
             f"cache: {self.images} crops, {self.images_missing} of them to encode; "
-            f"{self.captions} captions, {self.captions_missing} to encode"
+            f"{self.captions} captions, {self.captions_missing} to encode{drawn}"
         )
 
 
-def cache_work(needs: Sequence[tuple[Experiment, Sequence[Item]]]) -> CacheWork | None:
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """What a job works on."""
+
+    job: Job
+    items: Sequence[Item]
+    prior: Prior | None = None
+
+
+def cache_work(needs: Sequence[Need]) -> CacheWork | None:
     """Count what some jobs need and what is missing; None where a model's files are not on this machine yet."""
     posteriors: set[str] = set()
     captions: set[str] = set()
+    to_draw: set[Path] = set()
     hashes: dict[ModelSettings, tuple[str, list[str]]] = {}
-    for experiment, items in needs:
+    for need in needs:
+        experiment, items, prior = need.job.experiment, need.items, need.prior
         model = experiment.model
         if model not in hashes:
             folder = model_folder(model)
@@ -97,10 +137,14 @@ def cache_work(needs: Sequence[tuple[Experiment, Sequence[Item]]]) -> CacheWork 
             hashes[model] = folder_hash(vae_folder(folder, vae)), encoder_hashes(folder)
         vae_hash, encoders = hashes[model]
         views = views_of(items, experiment)
+        if prior is not None:
+            views += [View(item, crop) for item in prior.items for crop in crops_of(item, experiment)]
+            folder = class_images_folder(experiment, prior.prompt, model=need.job.identity["model"])
+            to_draw |= {folder / class_image_name(index) for index in range(prior.to_draw)}
         posteriors |= {posterior_key(view, vae=vae_hash, variant=model.variant) for view in views}
         if not experiment.lora.text_encoder:
             words = {item.caption for item in items} | set(prompts_of(experiment, items))
-            words |= {"", experiment.validation.negative_prompt or ""}
+            words |= {"", experiment.validation.negative_prompt or "", prior.prompt if prior else ""}
             captions |= {
                 caption_key(text, encoders=encoders, variant=model.variant, family=f"runner.families.{model.family}")
                 for text in words
@@ -110,4 +154,5 @@ def cache_work(needs: Sequence[tuple[Experiment, Sequence[Item]]]) -> CacheWork 
         images_missing=sum(not posterior_cache().has(key) for key in posteriors),
         captions=len(captions),
         captions_missing=sum(not caption_cache().has(key) for key in captions),
+        class_images_missing=sum(not file.is_file() for file in to_draw),
     )

@@ -31,6 +31,7 @@ SCHEMA_NUMBER = 1
 
 NOT_IDENTITY = ("launcher", "logger", "checkpoint", "pruning", "objective")
 """Sections that say where a job runs and how it is kept, never what it trains."""
+USUAL_METHOD = "text_to_image"
 
 
 LOCK_POLL_S = 0.01
@@ -77,7 +78,14 @@ def own_overrides(job: Job, common: Collection[str]) -> str:
 
 
 def make_job(
-    experiment: Experiment, *, model: str, dataset: str, outputs: Path, overrides: tuple[str, ...] = ()
+    experiment: Experiment,
+    *,
+    model: str,
+    dataset: str,
+    outputs: Path,
+    overrides: tuple[str, ...] = (),
+    prior: Mapping[str, str | None] | None = None,
+    init: str | None = None,
 ) -> Job:
     """Give an experiment its identity and folder.
 
@@ -85,8 +93,11 @@ def make_job(
         model: fingerprint of the base model.
         dataset: fingerprint of the images and captions.
         outputs: root of all experiments.
+        prior: the class prompt and the fingerprint of given class images, where a prior is kept.
+        init: hash of the adapter that the job starts from.
     """
-    identity = {"schema": SCHEMA_NUMBER, "model": model, "dataset": dataset}
+    identity = {"schema": SCHEMA_NUMBER, "model": model, "dataset": dataset} | ({"prior": dict(prior)} if prior else {})
+    identity |= {"init": init} if init else {}
     identity |= {f"settings.{key}": value for key, value in _result_settings(experiment)}
     job_id = id_of(identity)
     return Job(job_id, experiment, identity, outputs / experiment.name / job_id, overrides)
@@ -109,7 +120,7 @@ def _result_settings(settings: BaseModel, prefix: str = "") -> Iterator[tuple[st
         extra = field.json_schema_extra
         counts = extra.get("identity", True) if isinstance(extra, dict) else True
         # The kind of a group is part of the identity even when it is that kind's own default.
-        chosen = name == "name" and prefix == "optimizer."
+        chosen = name == "name" and (prefix == "optimizer." or (prefix == "method." and value != USUAL_METHOD))
         if counts and (value != field.default or chosen):
             yield f"{prefix}{name}", settings.model_dump(mode="json")[name]
 

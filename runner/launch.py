@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from runner.check import Checker
-from runner.encodings import cache_work
+from runner.encodings import Need, cache_work
 from runner.errors import Interrupted, SettingsError
 from runner.job import Job, LockedError, State, is_held, lock, read_manifest, register, state_of
 from runner.launchers import find_launcher
@@ -245,8 +245,7 @@ def _manifest(job: Job) -> dict[str, Any]:
 
 def _show(plan: Plan, checker: Checker, preview: Sequence[str] = (), *, as_json: bool = False) -> None:
     """Print the plan, what of each data set is used, and what would be sent."""
-    needs = [(job.experiment, checker.dataset_of(job).items) for job in plan.todo]
-    work = cache_work(needs)
+    work = cache_work([Need(job, checker.dataset_of(job).items, checker.prior_of(job)) for job in plan.todo])
     if as_json:
         sys.stdout.write(json.dumps(plan_data(plan, work) | {"preview": list(preview)}, indent=2) + "\n")
         return

@@ -118,7 +118,17 @@ def _facts(run: JobRun) -> dict[str, Any]:
         "Images": f"{about['images']} for training, {about['held_out']} held out",
         "Trained weights": f"{len(run.adapter):,}",
         "Steps x batch": f"{run.step} x {settings.batch_size}",
+        **_kept(run),
     }
+
+
+def _kept(run: JobRun) -> dict[str, Any]:
+    """What is left of the training that this one started from."""
+    if (earlier := run.materials.earlier) is None:
+        return {}
+    facts = {"Started from": f"`{earlier.job.id if earlier.job else earlier.file.name}`"}
+    share = run.kept_of_earlier().get("kept_of_earlier", {}).get("share")
+    return facts if share is None else facts | {"Kept of it": f"{share:.0%} of what it had learned about its images"}
 
 
 def _table(facts: Mapping[str, Any]) -> list[str]:

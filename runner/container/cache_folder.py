@@ -19,7 +19,8 @@ from runner.paths import atomic_file
 log = logging.getLogger(__name__)
 
 KEEP_EVERY_S = 10.0
-ENTRIES = "*.safetensors"
+ENTRIES = ("*.safetensors", "*.png")
+"""Encodings, and images of a class that were drawn (`runner.encodings`)."""
 
 
 class CacheFolder:
@@ -50,7 +51,8 @@ class CacheFolder:
         """Copy what is new since the last time; what cannot be copied is said, and lost to later jobs alone."""
         if self.kept is None:
             return
-        for file in [*self.folder.rglob(ENTRIES), self.folder / MEASUREMENTS]:
+        entries = [file for pattern in ENTRIES for file in self.folder.rglob(pattern)]
+        for file in [*entries, self.folder / MEASUREMENTS]:
             try:
                 changed_ns = file.stat().st_mtime_ns
                 if file.is_symlink() or file.name.startswith(".") or self._done.get(file) == changed_ns:

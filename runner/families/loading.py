@@ -11,8 +11,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from runner.errors import ModelError
+from runner.families.prediction import STARTS_WITHOUT_IMAGE, Prediction
 
-SAMPLERS = {
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("DDPMScheduler", {}),
     "ddim": ("DDIMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
@@ -76,9 +77,14 @@ def _shift_and_scale(vae_config: Any, like: Tensor) -> tuple[Any, Any]:
     return by_channel[0], scale / by_channel[1]
 
 
-def load_sampler(folder: Path, name: str, prediction_type: str) -> Any:
+def load_sampler(folder: Path, name: str, prediction: Prediction) -> Any:
     """The sampler named in the configuration, on the model's noise schedule."""
     own = diffusers.DiffusionPipeline.load_config(folder)["scheduler"][1]
     class_name, options = (own, {}) if name == "model" else SAMPLERS[name]
+    zero = prediction.zero_terminal_snr
+    if class_name.removesuffix("Scheduler") in STARTS_WITHOUT_IMAGE:
+        options = options | {"rescale_betas_zero_snr": zero}
+    if zero:  # a sampler that leaves out the last timestep would expect a signal where there is none
+        options = options | {"timestep_spacing": "trailing"}
     kind = getattr(diffusers, class_name)
-    return kind.from_pretrained(folder, subfolder="scheduler", prediction_type=prediction_type, **options)
+    return kind.from_pretrained(folder, subfolder="scheduler", prediction_type=prediction.kind, **options)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,19 @@ from torch import Tensor
 
 from runner.errors import ModelError
 from runner.families.loading import load_sampler
+from runner.families.prediction import Prediction, prediction_of
 from runner.schema import FlowSettings, ModelSettings
+
+LARGEST_DEBIASED_SNR = 1000.0
+"""Above it the debiased weight stays as it is, as in the trainers that have it."""
 
 
 class NoiseSchedule:
     """Signal and noise levels of every training timestep, as the model's scheduler configuration has them."""
 
-    def __init__(self, scheduler: DDPMScheduler, prediction_type: str) -> None:
+    def __init__(self, scheduler: DDPMScheduler, prediction: Prediction) -> None:
         self.alphas_cumprod_T: Tensor = scheduler.alphas_cumprod.float()
-        self.prediction_type = prediction_type
+        self.prediction = prediction
         self.num_timesteps = len(self.alphas_cumprod_T)
 
     def to(self, device: torch.device) -> NoiseSchedule:
@@ -38,7 +42,7 @@ class NoiseSchedule:
 
     def sampler(self, folder: Path, name: str) -> Any:
         """A fresh sampler on the model's own schedule."""
-        return load_sampler(folder, name, self.prediction_type)
+        return load_sampler(folder, name, self.prediction)
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """Noisy latents at the given timesteps, `[B, C, H, W]`."""
@@ -46,9 +50,11 @@ class NoiseSchedule:
         return alpha_B.sqrt() * latents_BCHW + (1 - alpha_B).sqrt() * noise_BCHW
 
     def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """What the model shall predict: the noise, or the velocity of arXiv 2202.00512."""
-        if self.prediction_type == "epsilon":
+        """What the model shall predict: the noise, the image, or the velocity of arXiv 2202.00512."""
+        if self.prediction.kind == "epsilon":
             return noise_BCHW
+        if self.prediction.kind == "sample":
+            return latents_BCHW
         alpha_B = self.alphas_cumprod_T[timesteps_B].view(-1, 1, 1, 1)
         return alpha_B.sqrt() * noise_BCHW - (1 - alpha_B).sqrt() * latents_BCHW
 
@@ -60,28 +66,38 @@ class NoiseSchedule:
     def min_snr_weight(self, timesteps_B: Tensor, gamma: float) -> Tensor:
         """Min-SNR weight of each sample's loss, `[B]` (arXiv 2303.09556).
 
-        min(SNR, gamma) / SNR where noise is predicted, / (SNR + 1) where velocity is.
+        min(SNR, gamma) where the image is predicted, / SNR where noise is, / (SNR + 1) where velocity is.
         """
         snr_B = self.snr(timesteps_B)
-        return snr_B.clamp(max=gamma) / (snr_B + (self.prediction_type == "v_prediction"))
+        return self._weight(snr_B.clamp(max=gamma), snr_B)
+
+    def debiased_weight(self, timesteps_B: Tensor) -> Tensor:
+        """Weight of debiased estimation, `[B]` (arXiv 2310.08442).
+
+        1 / sqrt(SNR) where noise is predicted, and the same objective where something else is: sqrt(SNR) for the
+        image, sqrt(SNR) / (SNR + 1) for velocity. (Other trainers take 1 / (SNR + 1) or 1 / sqrt(SNR + 1) for it.)
+        """
+        snr_B = self.snr(timesteps_B)
+        return self._weight(torch.maximum(snr_B.sqrt(), snr_B / math.sqrt(LARGEST_DEBIASED_SNR)), snr_B)
+
+    def _weight(self, of_image_B: Tensor, snr_B: Tensor) -> Tensor:
+        """From the weight of the image's squared error to that of what is predicted.
+
+        The same deviation is a squared error SNR times as large in the noise, and SNR + 1 times in velocity.
+        """
+        if self.prediction.kind == "sample":
+            return of_image_B
+        return of_image_B / (snr_B + (self.prediction.kind == "v_prediction"))
 
 
 def load_noise_schedule(folder: Path, settings: ModelSettings) -> NoiseSchedule:
-    """Read the noise schedule of the model in `folder`; `model.prediction_type` overrides what it says.
+    """Read the noise schedule of the model in `folder`, with what the settings say otherwise.
 
     Raises:
         ModelError: the model predicts something that is not trained here.
     """
-    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    kind = settings.prediction_type or config.get("prediction_type", "epsilon")
-    if kind not in ("epsilon", "v_prediction"):
-        raise ModelError(f"model.prediction_type = {kind!r}: should be epsilon or v_prediction; set it to what fits")
-    schedule = NoiseSchedule(scheduler, kind)
-    if kind == "epsilon" and float(schedule.alphas_cumprod_T[-1]) == 0:
-        raise ModelError(
-            "model.prediction_type = 'epsilon': the model's schedule ends in pure noise (zero terminal SNR), from "
-            "which no image follows if noise is predicted; set model.prediction_type=v_prediction or "
-            "rescale_betas_zero_snr to false in the model's scheduler_config.json"
-        )
-    return schedule
+    prediction = prediction_of(folder, settings)
+    if prediction.fault:
+        raise ModelError(prediction.fault)
+    zero = {"rescale_betas_zero_snr": prediction.zero_terminal_snr}
+    return NoiseSchedule(DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **zero), prediction)

@@ -169,6 +169,7 @@ def pack_key(job: Job) -> tuple[Any, ...]:
     return (
         job.identity["model"],
         settings.model.prediction_type,
+        settings.model.zero_terminal_snr,
         settings.precision,
         settings.resolution,
         settings.lora.text_encoder,

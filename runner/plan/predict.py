@@ -77,12 +77,12 @@ class Predictor:
         known = self._measured(first, pack, machine)
         if work is None and not known:
             return None
-        rows = pack.at_once * sum(job.experiment.batch_size for job in pack.jobs) / len(pack.jobs)
+        rows = pack.at_once * sum(job.experiment.images_per_step for job in pack.jobs) / len(pack.jobs)
         seconds_of = _Seconds(known, work, first, device, pack.processes)
         overhead_s = known[-1].overhead_s if known else OVERHEAD_S
-        together_s = sum(_steps(job) * job.experiment.batch_size for job in pack.jobs) * seconds_of(rows) / rows
+        together_s = sum(_steps(job) * job.experiment.images_per_step for job in pack.jobs) * seconds_of(rows) / rows
         drawing_s = sum(_drawing(job) for job in pack.jobs) * seconds_of(rows) / rows
-        alone_s = sum(_steps(job) * seconds_of(job.experiment.batch_size) for job in pack.jobs) + drawing_s
+        alone_s = sum(_steps(job) * seconds_of(job.experiment.images_per_step) for job in pack.jobs) + drawing_s
         return Prediction(
             seconds=overhead_s + (together_s + drawing_s) / pack.workers,
             alone_s=alone_s + overhead_s * len(pack.jobs),
@@ -184,7 +184,7 @@ def _base_gb(job: Job, work: Work) -> float:
 def _job_gb(job: Job, work: Work, processes: int) -> float:
     settings = job.experiment
     checkpointing = settings.launcher.gradient_checkpointing
-    rows = -(-settings.batch_size // (settings.accumulation * processes))
+    rows = -(-settings.images_per_step // (settings.accumulation * processes))
     kept = rows * work.kept_numbers(checkpointing=checkpointing) * BYTES[settings.precision]
     trained = FAMILIES[settings.model.family].trained_share * settings.lora.rank * work.parameters
     return (kept + trained * ADAPTER_BYTES) / 1e9

@@ -19,6 +19,8 @@ import yaml
 
 LOG_TAIL_BYTES = 6000
 HELD_OUT = "validation/loss"
+EARLIER = "validation/earlier_loss"
+"""On the images of the training that a job started from."""
 
 # Ten times as fast where PyYAML was built with libyaml; a sweep has a hundred of these files.
 SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -15,7 +15,7 @@ from runner.report.charts import Series, draw, smoothed
 from runner.report.frame import Chart
 from runner.report.pictures import Grid
 from runner.report.ranking import COLOURS
-from runner.report.record import HELD_OUT, JobRecord, finite
+from runner.report.record import EARLIER, HELD_OUT, JobRecord, finite
 from runner.report.words import (
     duration,
     job_sentence,
@@ -88,6 +88,7 @@ def _facts(job: JobRecord) -> list[tuple[str, str]]:
     speed, size = job.images_per_s(), finite(job.manifest.get("parameters"))
     facts = [
         (objective_label(job), number(job.objective) if job.objective is not None else ""),
+        ("kept of the earlier training", _kept(job)),
         ("steps", f"{job.steps_done:,}" if job.steps_done else ""),
         ("time", duration(job.total_s) if job.total_s is not None else ""),
         ("images per second", number(speed, 3) if speed is not None else ""),
@@ -97,6 +98,12 @@ def _facts(job: JobRecord) -> list[tuple[str, str]]:
     return [(label, value) for label, value in facts if value]
 
 
+def _kept(job: JobRecord) -> str:
+    """Of the training that this one started from: what the loss on its images is still below the base's."""
+    share = finite(job.section("kept_of_earlier").get("share"))
+    return f"{share:.0%}" if share is not None else ""
+
+
 def _charts(job: JobRecord) -> list[Chart]:
     raw, held = job.curve("train/loss"), job.curve(HELD_OUT)
     loss = [
@@ -104,6 +111,8 @@ def _charts(job: JobRecord) -> list[Chart]:
         Series(label="train, smoothed", points=smoothed(raw), style="main"),
         Series(label=loss_name(job), points=held, style="held", dots=True),
     ]
+    if earlier := job.curve(EARLIER):
+        loss.append(Series(label="on the images of the earlier training", points=earlier, style="c0", dots=True))
     bands = sorted({name for line in job.lines for name in line if name.startswith(f"{HELD_OUT}_t")})
     by_noise = [
         Series(label=f"t = {_timestep(name)}", points=job.curve(name), style=f"c{place}", dots=True)

@@ -8,10 +8,11 @@ from runner.schema.flow import FlowSettings
 from runner.schema.inputs import DatasetSettings, ModelSettings
 from runner.schema.launchers import LauncherSettings
 from runner.schema.launching import Launcher, LocalLauncher, QueuedLauncher
+from runner.schema.loss import LossSettings
 from runner.schema.running import LoggerSettings, ValidationSettings
 from runner.schema.sagemaker import SageMakerLauncher
 from runner.schema.slurm import SlurmLauncher
-from runner.schema.training import LoraSettings, LossSettings, LrSchedulerSettings, OptimizerSettings
+from runner.schema.training import LoraSettings, LrSchedulerSettings, OptimizerSettings
 from runner.schema.tuning import TuningSettings
 
 __all__ = [

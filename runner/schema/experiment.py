@@ -7,10 +7,12 @@ from pydantic import model_validator
 from runner.schema.comparing import RECORDED, ObjectiveSettings, PruningSettings
 from runner.schema.family import refuse_what_does_not_fit
 from runner.schema.flow import FlowSettings
-from runner.schema.inputs import DatasetSettings, MethodSettings, ModelSettings, Precision
+from runner.schema.inputs import DatasetSettings, ModelSettings, Precision
 from runner.schema.knob import Settings, knob, section
 from runner.schema.launchers import LauncherSettings
 from runner.schema.launching import LocalLauncher
+from runner.schema.loss import LossSettings
+from runner.schema.method import DreamBooth, MethodSettings, TextToImage
 from runner.schema.running import (
     CheckpointSettings,
     LoggerSettings,
@@ -20,7 +22,6 @@ from runner.schema.running import (
 from runner.schema.training import (
     AdamW,
     LoraSettings,
-    LossSettings,
     LrSchedulerSettings,
     OptimizerSettings,
     Prodigy,
@@ -62,7 +63,7 @@ class Experiment(Settings):
     task: TaskSettings = section(TaskSettings)
     model: ModelSettings = section(ModelSettings)
     dataset: DatasetSettings = section(DatasetSettings)
-    method: MethodSettings = section(MethodSettings)
+    method: MethodSettings = section(TextToImage)
     lora: LoraSettings = section(LoraSettings)
     optimizer: OptimizerSettings = section(AdamW)
     lr_scheduler: LrSchedulerSettings = section(LrSchedulerSettings)
@@ -75,6 +76,12 @@ class Experiment(Settings):
     checkpoint: CheckpointSettings = section(CheckpointSettings)
     launcher: LauncherSettings = section(LocalLauncher)
     logger: LoggerSettings = section(LoggerSettings)
+
+    @property
+    def images_per_step(self) -> int:
+        """What one step works through: the batch, and as many images of the class where a prior is kept."""
+        has_prior = isinstance(self.method, DreamBooth) and self.method.prior != "none"
+        return self.batch_size * (2 if has_prior else 1)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:

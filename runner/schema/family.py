@@ -13,7 +13,7 @@ TRANSFORMERS = ("sd3", "flux")
 """Families whose denoiser is a transformer over patches of latents, trained by flow matching."""
 PATCH_PX = 16
 """Side of the image squares that are one token of these transformers."""
-NOISE_TABLE_ONLY = ("snr_gamma", "noise_offset")
+NOISE_TABLE_ONLY = ("snr_gamma", "debiased", "noise_offset", "multires_levels", "timestep_bias")
 """Settings of `loss` that mend or weigh a table of noise levels, which flow matching does not have."""
 
 
@@ -70,6 +70,21 @@ def _not_for_transformers(experiment: Experiment) -> list[str]:
         for key, value in _chosen(experiment.loss).items()
         if key in NOISE_TABLE_ONLY
     ]
+    if experiment.loss.name == "huber" and experiment.loss.huber_schedule == "snr":
+        faults.append(
+            f"loss.huber_schedule = 'snr': is for models with a table of noise levels, but model.family={family} is "
+            "trained by flow matching; set loss.huber_schedule=exponential or constant"
+        )
+    if experiment.model.zero_terminal_snr is not None:
+        faults.append(
+            f"model.zero_terminal_snr = {experiment.model.zero_terminal_snr}: has no effect with "
+            f"model.family={family}, whose last timestep always is noise alone; remove it"
+        )
+    if experiment.validation.guidance_rescale:
+        faults.append(
+            f"validation.guidance_rescale = {experiment.validation.guidance_rescale}: is not known to the sampler of "
+            f"model.family={family}; remove it"
+        )
     return faults
 
 

@@ -41,8 +41,15 @@ class ModelSettings(Settings):
         doc="Hub id, folder or `.tar.gz`, here or in S3, of a VAE that takes the place of the model's own (SDXL: the "
         "fp16 fix).",
     )
-    prediction_type: Literal["epsilon", "v_prediction"] | None = knob(
-        None, doc="What the model predicts; null takes it from the model's scheduler configuration."
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = knob(
+        None,
+        doc="What the model predicts: the noise, the velocity or the image; null takes it from the model's scheduler "
+        "configuration.",
+    )
+    zero_terminal_snr: bool | None = knob(
+        None,
+        doc="Whether the last timestep is noise alone (arXiv 2305.08891), in training and sampling; not where noise is "
+        "predicted. Null takes it from the model's scheduler configuration.",
     )
     resolution: int = knob(64, ge=8, unit="px", identity=False, doc="Side of the square images the model was made for.")
     precision: Precision = knob("fp32", identity=False, doc="Precision the model is usually trained in.")
@@ -107,9 +114,3 @@ class DatasetSettings(Settings):
         if self.crop == "center" and self.variants != default_of(self, "variants"):
             raise ValueError(f"dataset.variants = {self.variants}: has no effect with dataset.crop=center; remove it")
         return self
-
-
-class MethodSettings(Settings):
-    """Group `method`: how images and captions become a training signal."""
-
-    name: Literal["text_to_image"] = knob("text_to_image", doc="`text_to_image`: each image with its caption.")

@@ -50,6 +50,13 @@ class ValidationSettings(Settings):
         ge=0,
         doc="Guidance of the sample images: classifier-free, and up to 1 is off; FLUX.1 is told it (3.5 is usual).",
     )
+    guidance_rescale: float = knob(
+        0.0,
+        ge=0,
+        le=1,
+        doc="Takes back the contrast that guidance adds (arXiv 2305.08891; 0.7 is usual with "
+        "`model.zero_terminal_snr`); 0 is off.",
+    )
     inference_steps: int = knob(25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler.")
 
     @field_validator("seeds")

@@ -1,4 +1,4 @@
-"""What is trained, and how: adapter, optimizer, schedules, loss."""
+"""What is trained, and how: adapter, optimizer, schedules."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ class LoraSettings(Settings):
     )
     init: Literal["gaussian", "kaiming"] = knob(
         "gaussian", doc="Start of the down-projection: normal with deviation 1/rank, or Kaiming-uniform."
+    )
+    init_from: str | None = knob(
+        None,
+        min_length=1,
+        identity=False,
+        doc="Adapter to start from: the folder of a completed job, or a `.safetensors` file under peft's names. Its "
+        "content is part of the job's identity.",
     )
     text_encoder: bool = knob(False, doc="Train adapters on the attention of the text encoders as well.")
 
@@ -152,20 +159,6 @@ class LrSchedulerSettings(Settings):
                 "warmup_steps = 0: lr_scheduler.name=constant_with_warmup needs at least 1; or take constant"
             )
         return self
-
-
-class LossSettings(Settings):
-    """Group `loss`: mean squared error of the predicted noise (or velocity), weighted by timestep."""
-
-    snr_gamma: float | None = knob(
-        None, gt=0, doc="Min-SNR weighting with this gamma (arXiv 2303.09556; 5 is usual); null is off."
-    )
-    noise_offset: float = knob(
-        0.0,
-        ge=0,
-        le=1,
-        doc="Adds this much of a constant shift per channel to the noise (0.03-0.1 is usual).",
-    )
 
 
 class SchedulerSettings(Settings):

@@ -20,6 +20,7 @@ from runner.train.job_run import JobRun
 from runner.train.materials import Materials, prepare
 from runner.train.pack import Pack, reason_of, tried
 from runner.train.place import Place
+from runner.train.start import start_from
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,8 @@ def _start(job: Job, materials: Materials, base: Base, pack: Pack) -> JobRun:
     def fresh() -> JobRun:
         sites = find_sites(job.experiment.lora, base.components(), base.family.target_presets)
         adapter = Adapter(job.experiment.lora, sites, seed=job.experiment.seed, device=base.place.device)
+        if materials.earlier is not None:
+            start_from(materials.earlier, adapter)
         return JobRun(job, materials, adapter, base, pack.clock)
 
     run = base.place.together(fresh, what="start the job")

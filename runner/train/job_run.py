@@ -18,10 +18,11 @@ from runner.train.base import Base
 from runner.train.checkpoint import load_checkpoint, save_checkpoint
 from runner.train.clock import PHASES, Clock
 from runner.train.cost import Alone, Cost, alone_s, peak_memory_gb
+from runner.train.drawing import Sampling, UseRows, draw, wishes_of, write_pictures, write_prompts
 from runner.train.materials import Materials
 from runner.train.optimizers import bind_gradients, build_lr_scheduler, build_optimizer
 from runner.train.pruning import rungs
-from runner.train.validation import UseRows, draw, drawing_key, write_pictures, write_prompts
+from runner.train.start import EARLIER_LOSS, kept_share
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,11 @@ class JobRun:
             write_prompts(self.settings, self.materials.prompts, self.paths)
 
     # --- a step ---
+
+    @property
+    def rows_per_position(self) -> int:
+        """Images that each position of the batch stands for: with a prior, one of the subject and one of its class."""
+        return self.settings.images_per_step // self.settings.batch_size
 
     def positions(self, part: int) -> range:
         """Which positions of the batch this process works on in one accumulated part."""
@@ -208,12 +214,15 @@ class JobRun:
         with self.clock.charging("validate", [self]):
             held_out, conditioner = self.materials.held_out_samples, self.materials.conditioner
             losses = self._shared(held_out.key, lambda: held_out.loss(self.base, conditioner, use_rows))
+            if self.materials.kept is not None:
+                losses = losses | {EARLIER_LOSS: self.materials.kept.loss(self.base, conditioner, use_rows)}
             self.record(losses)
             prompts = self.materials.prompts
             if prompts and pictures:
+                wishes, sampling = wishes_of(self.settings, prompts), Sampling.of_samples(self.settings)
                 drawn = self._shared(
-                    drawing_key(self.settings, prompts),
-                    lambda: draw(self.settings, prompts, self.base, conditioner, use_rows),
+                    ("samples", tuple(wishes), sampling),
+                    lambda: draw(wishes, sampling, self.base, conditioner, use_rows),
                 )
                 written = write_pictures(drawn, self.paths.samples_at(self.step))
                 if self.mirror is not None:
@@ -228,6 +237,14 @@ class JobRun:
             self.base.untrained[key] = find()
         found: Found = self.base.untrained[key]
         return found
+
+    def kept_of_earlier(self) -> dict[str, Any]:
+        """How much there still is of the training that this one started from; nothing where it is not measured."""
+        kept, lines = self.materials.kept, [] if self.metrics is None else self.metrics.read()
+        losses = {int(line["step"]): float(line[EARLIER_LOSS]) for line in lines if EARLIER_LOSS in line}
+        if kept is None or not losses:
+            return {}
+        return {"kept_of_earlier": kept_share(losses, kept.of_base(self.base, self.materials.conditioner))}
 
     def checkpoint(self) -> None:
         """Save all that a later process needs to go on from here, once; in the main process only."""

@@ -18,12 +18,12 @@ from runner.errors import DivergedError, Interrupted
 from runner.job import State
 from runner.measured import record
 from runner.train.admission import Source, admit
+from runner.train.drawing import UseRows
 from runner.train.job_run import JobRun
 from runner.train.pack import LEAVES, Pack
 from runner.train.place import Place
 from runner.train.progress import Progress
 from runner.train.pruning import falls_behind
-from runner.train.validation import UseRows
 
 log = logging.getLogger(__name__)
 
@@ -155,5 +155,5 @@ def _finish_if_done(pack: Pack, save: SaveArtifacts, run: JobRun) -> object:
             save(run, use_rows, losses)
         if run.mirror is not None:
             run.mirror.adapter(run.paths.lora, {"rank": run.settings.lora.rank, "base": run.settings.model.path})
-        run.close(State.COMPLETED, objective=run.objective())
+        run.close(State.COMPLETED, objective=run.objective(), **run.kept_of_earlier())
     return LEAVES

@@ -1,27 +1,69 @@
-"""The training loss of each sample, and the held-out loss that runs are compared by.
+"""The training loss of each sample, and the squared error that runs are compared by.
 
-# Shape suffixes: B samples.
+# Shape suffixes: B samples, C channels, H W latent height and width.
 """
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from runner.families.noise import NoiseSchedule
 from runner.families.process import NoiseProcess
 from runner.schema import LossSettings
 from runner.train.samples import Batch
+from runner.train.text import sent
 
 
-def squared_error(predicted: Tensor, batch: Batch, noise: NoiseProcess) -> Tensor:
-    """Mean squared error of each sample's prediction in fp32, `[B]`."""
-    target = noise.target(batch.latents, batch.noise, batch.timesteps)
-    return (predicted.float() - target).square().flatten(1).mean(1)
+def residual(predicted_BCHW: Tensor, batch: Batch, noise: NoiseProcess, by_base_RCHW: Tensor | None = None) -> Tensor:
+    """What each prediction is off its target, in fp32, `[B, C, H, W]`.
+
+    Args:
+        by_base_RCHW: the target of the rows `batch.from_base`: what the base predicts for them.
+    """
+    target_BCHW = noise.target(batch.latents, batch.noise, batch.timesteps)
+    if by_base_RCHW is not None:
+        rows = sent(torch.tensor(batch.from_base), target_BCHW.device)
+        target_BCHW = target_BCHW.index_copy(0, rows, by_base_RCHW.float())
+    return predicted_BCHW.float() - target_BCHW
 
 
-def weigh(error_B: Tensor, timesteps_B: Tensor, settings: LossSettings, noise: NoiseProcess) -> Tensor:
+def squared_error(residual_BCHW: Tensor) -> Tensor:
+    """Mean over each sample, `[B]`."""
+    return residual_BCHW.square().flatten(1).mean(1)
+
+
+def training_loss(residual_BCHW: Tensor, timesteps_B: Tensor, settings: LossSettings, noise: NoiseProcess) -> Tensor:
     """Each sample's error times the weight of its timestep, `[B]`."""
-    if settings.snr_gamma is None:
+    if settings.name == "huber":
+        error_B = _huber_error(residual_BCHW, _huber_c(timesteps_B, settings, noise))
+    else:
+        error_B = squared_error(residual_BCHW)
+    if settings.snr_gamma is None and not settings.debiased:
         return error_B
     assert isinstance(noise, NoiseSchedule), "the schema refuses it for flow matching"
-    return error_B * noise.min_snr_weight(timesteps_B, settings.snr_gamma)
+    if settings.snr_gamma is not None:
+        return error_B * noise.min_snr_weight(timesteps_B, settings.snr_gamma)
+    return error_B * noise.debiased_weight(timesteps_B)
+
+
+def _huber_error(residual_BCHW: Tensor, c_B: Tensor) -> Tensor:
+    """Pseudo-Huber error 2 c (sqrt(r^2 + c^2) - c): r^2 for r far below c, 2 c |r| far above (arXiv 2403.16728)."""
+    c_B111 = c_B.view(-1, 1, 1, 1)
+    square_BCHW = residual_BCHW.square()
+    # sqrt(r^2 + c^2) - c without the difference of two numbers that are nearly the same.
+    return (2 * c_B111 * square_BCHW / ((square_BCHW + c_B111.square()).sqrt() + c_B111)).flatten(1).mean(1)
+
+
+def _huber_c(timesteps_B: Tensor, settings: LossSettings, noise: NoiseProcess) -> Tensor:
+    """The c of each sample, `[B]` (arXiv 2403.16728, section 4)."""
+    last = settings.huber_c
+    if settings.huber_schedule == "exponential":
+        return torch.exp(math.log(last) * timesteps_B.float() / noise.num_timesteps)
+    if settings.huber_schedule == "snr":
+        assert isinstance(noise, NoiseSchedule), "the schema refuses it for flow matching"
+        sigma_B = noise.snr(timesteps_B).rsqrt()
+        return (1 - last) / (1 + sigma_B).square() + last
+    return torch.full_like(timesteps_B, last, dtype=torch.float32)

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import Any
 
 from runner.data import Dataset, Item, read_dataset, split
-from runner.data.views import views_of
+from runner.data.classes import Prior, prior_of
+from runner.data.views import View, crops_of, held_out_crop, views_of
+from runner.earlier import Earlier, find_earlier
 from runner.encodings import prompts_of
 from runner.errors import SettingsError
 from runner.job import Job
 from runner.schema import Experiment
+from runner.schema.method import DreamBooth
 from runner.train.base import Base
+from runner.train.class_images import draw_class_images
 from runner.train.encode import encode_captions, encode_views
+from runner.train.prior import OfBase, OfImages, Stream, WithPrior
 from runner.train.samples import EMPTY, Posteriors, Samples
+from runner.train.start import Kept, earlier_items
 from runner.train.text import Conditioner, EncodedText, LiveText
 from runner.train.validation import HeldOut
 
@@ -30,11 +38,17 @@ class Materials:
     held_out: tuple[Item, ...]
     prompts: tuple[str, ...]
     captions: tuple[str, ...]
-    samples: Samples
+    samples: Stream
     held_out_samples: HeldOut
     conditioner: Conditioner
     cut_captions: tuple[str, ...]
     """Captions of the data that are longer than the text encoders take."""
+    class_images: int = 0
+    """Images of the class that are trained beside the subject's."""
+    earlier: Earlier | None = None
+    """What the job starts from, ..."""
+    kept: Kept | None = None
+    """... and how much of it is still there, if it can be measured."""
 
     def about(self) -> dict[str, Any]:
         """What the manifest says of the data."""
@@ -43,6 +57,7 @@ class Materials:
             "images": len(self.training),
             "held_out": len(self.held_out),
             "loss_measured_on": "held-out images" if self.held_out else "training images",
+            "class_images": self.class_images,
             "cut_captions": list(self.cut_captions),
             "table": self.dataset.report.as_dict(),
         }
@@ -55,52 +70,99 @@ def prepare(job: Job, base: Base) -> Materials:
         DatasetError: something is wrong with the images or captions.
     """
     settings = job.experiment
-    dataset = base.place.together(lambda: _planned_dataset(job), what="read the data set")
+    dataset, prior = base.place.together(lambda: _planned(job), what="read the data set")
     training, held_out = split(dataset.items, held_out=settings.validation.held_out)
     measured = held_out or training
     prompts = prompts_of(settings, dataset.items)
-    posteriors = _posteriors(settings, base, dataset)
+    earlier = _planned_start(job)
+    before = earlier_items(earlier, settings) if earlier else ()
     negative = settings.validation.negative_prompt
-    own = list(dict.fromkeys(item.caption for item in dataset.items))
+    own = list(dict.fromkeys([*(item.caption for item in dataset.items), *([prior.prompt] if prior else [])]))
     cut = tuple(base.tokenizers.too_long(own))
     if cut and base.place.is_main:
         log.warning(
             "%d of %d captions are longer than the %d tokens the text encoder takes, and are cut; the first: %r",
             *(len(cut), len(own), base.tokenizers.limit, cut[0]),
         )
-    captions = dict.fromkeys([*own, *prompts, EMPTY, negative or EMPTY])
+    captions = tuple(dict.fromkeys([*own, *prompts, *(item.caption for item in before), EMPTY, negative or EMPTY]))
+    conditioner = _conditioner(captions, base)
+    class_items = _class_items(job, prior, base, conditioner) if prior else ()
+    data, share = settings.dataset, settings.validation.held_out
+    cut_out = (settings.resolution, data.crop, data.variants, data.flip)
+    posteriors = _posteriors(
+        views_of(dataset.items, settings), base, key=("posteriors", dataset.fingerprint, share, *cut_out)
+    )
+    own_samples = _samples(settings, training, posteriors, base)
+    samples: Stream = own_samples
+    if prior is not None:
+        assert isinstance(settings.method, DreamBooth)
+        keeps: OfImages | OfBase = OfBase(prior.prompt)
+        if class_items:
+            views = [View(item, crop) for item in class_items for crop in crops_of(item, settings)]
+            key = ("class posteriors", tuple(item.id for item in class_items), *cut_out)
+            keeps = OfImages(_samples(settings, class_items, _posteriors(views, base, key=key), base, stream="class "))
+        samples = WithPrior(own_samples, keeps, weight=settings.method.prior_loss_weight)
     return Materials(
         dataset=dataset,
         training=training,
         held_out=held_out,
         prompts=prompts,
-        captions=tuple(captions),
-        samples=Samples(settings, training, posteriors, vae_config=base.vae_config, noise=base.noise),
+        captions=captions,
+        samples=samples,
         held_out_samples=HeldOut(settings, measured, posteriors, base),
-        conditioner=_conditioner(tuple(captions), base),
+        conditioner=conditioner,
         cut_captions=cut,
+        class_images=len(class_items),
+        earlier=earlier,
+        kept=_kept(before, settings, base) if before else None,
     )
 
 
-def _planned_dataset(job: Job) -> Dataset:
+def _planned_start(job: Job) -> Earlier | None:
+    earlier = find_earlier(job.experiment.lora)
+    if earlier is not None and earlier.digest != job.identity.get("init"):
+        raise SettingsError(
+            f"lora.init_from = {job.experiment.lora.init_from!r}: has changed since the job was planned; run the "
+            "command again"
+        )
+    return earlier
+
+
+def _kept(items: Sequence[Item], settings: Experiment, base: Base) -> Kept:
+    views = [View(item, held_out_crop(item, settings)) for item in items]
+    key = ("earlier posteriors", settings.resolution, tuple(item.id for item in items))
+    return Kept(HeldOut(settings, items, _posteriors(views, base, key=key), base))
+
+
+def _planned(job: Job) -> tuple[Dataset, Prior | None]:
     settings = job.experiment.dataset
     # A copy of what lies in S3 is what was planned with, unless the plan was made on another machine.
     for refresh in (False, True):
         dataset = read_dataset(settings, resolution=job.experiment.resolution, refresh=refresh)
-        if dataset.fingerprint == job.identity["dataset"]:
-            return dataset
+        prior = prior_of(job.experiment, dataset, read=partial(read_dataset, refresh=refresh))
+        if (dataset.fingerprint, prior and prior.identity) == (job.identity["dataset"], job.identity.get("prior")):
+            return dataset, prior
     raise SettingsError(
-        f"dataset.path = {settings.path!r}: the images or captions have changed since the job was "
-        "planned; run the command again"
+        f"dataset.path = {settings.path!r}: the images or captions, or those of the class, have changed since the job "
+        "was planned; run the command again"
     )
 
 
-def _posteriors(settings: Experiment, base: Base, dataset: Dataset) -> Posteriors:
-    data, share = settings.dataset, settings.validation.held_out
-    key = ("posteriors", dataset.fingerprint, settings.resolution, data.crop, data.variants, data.flip, share)
+def _class_items(job: Job, prior: Prior, base: Base, conditioner: Conditioner) -> tuple[Item, ...]:
+    """Images of the class: the given ones, and those that the base model draws, in an order of their content."""
+    drawn = draw_class_images(job, prior, base, conditioner) if prior.to_draw else ()
+    return tuple(sorted([*prior.items, *drawn], key=lambda item: item.id))
+
+
+def _samples(
+    settings: Experiment, items: Sequence[Item], posteriors: Posteriors, base: Base, *, stream: str = ""
+) -> Samples:
+    return Samples(settings, items, posteriors, vae_config=base.vae_config, process=base.noise, stream=stream)
+
+
+def _posteriors(views: Sequence[View], base: Base, *, key: tuple[Hashable, ...]) -> Posteriors:
     found: Posteriors | None = base.shared.get(key)
     if found is None:
-        views = views_of(dataset.items, settings)
         variant = base.settings.variant
         found = Posteriors(
             encode_views(

@@ -91,7 +91,7 @@ class Pack:
             if self.runs
             else None
         )
-        self.clock.training = {run: run.settings.batch_size for run in self.runs}
+        self.clock.training = {run: run.settings.images_per_step for run in self.runs}
 
     def rows_of(self, run: JobRun) -> Callable[[int], AbstractContextManager[None]]:
         """A context maker: within it, so many rows of a forward pass belong to this job alone."""
@@ -134,7 +134,7 @@ class Pack:
         for run in self.runs:
             run.update()
         self.adapters.refresh()
-        self._steps[sum(run.settings.batch_size for run in self.runs)] += 1
+        self._steps[sum(run.settings.images_per_step for run in self.runs)] += 1
 
     # --- what it costs ---
 
@@ -147,7 +147,7 @@ class Pack:
 
     def _measured_alone(self, run: JobRun) -> float | None:
         """Seconds that a step of this job takes without the others; None where there never were others."""
-        shape = (run.settings.batch_size, run.settings.accumulation)
+        shape = (run.settings.images_per_step, run.settings.accumulation)
         if run.cost.packed_with > 1 and shape not in self._alone_step_s:
             self._alone_step_s[shape] = self._time_alone(run)
         return self._alone_step_s.get(shape)

@@ -9,13 +9,15 @@ import logging
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from runner.errors import OutOfMemoryError
 from runner.train.base import Base
 from runner.train.job_run import JobRun
-from runner.train.loss import squared_error, weigh
+from runner.train.loss import residual, training_loss
 from runner.train.packed import PackedAdapters
 from runner.train.samples import Batch, join
+from runner.train.text import sent
 
 log = logging.getLogger(__name__)
 
@@ -62,20 +64,45 @@ class Passes:
         base = self.base
         batches = [run.materials.samples.batch(run.step, positions) for _, run, positions in slices]
         batch = join(batches).to(base.place.device)
-        noisy = base.noise.add_noise(batch.latents, batch.noise, batch.timesteps)
-        rows = [(index, len(positions)) for index, _, positions in slices]
-        lengths = [length for _, length in rows]
+        noisy = base.noise.add_noise(batch.latents, batch.seen_noise, batch.timesteps)
+        lengths = [len(each.sample_ids) for each in batches]
+        rows = [(index, length) for (index, _, _), length in zip(slices, lengths, strict=True)]
         # Recomputed activations must find the same rows, so the backward pass belongs inside too.
         with adapters.using(rows, [each.sample_ids for each in batches]):
             text = _text_of(slices, batches, adapters)
             predicted = base.family.predict(base.denoiser, noisy, batch.timesteps, text, batch.time_ids)
-            error_B = squared_error(predicted, batch, base.noise)
-            parts = zip(slices, error_B.split(lengths), batch.timesteps.split(lengths), strict=True)
-            losses = [
-                run.loss_of(weigh(error, timesteps, run.settings.loss, base.noise))
-                for (_, run, _), error, timesteps in parts
-            ]
+            off = residual(predicted, batch, base.noise, self._by_base(adapters, slices, batches, batch, noisy))
+            weights = [None] * len(slices) if batch.weights is None else batch.weights.split(lengths)
+            parts = zip(slices, off.split(lengths), batch.timesteps.split(lengths), weights, strict=True)
+            losses = []
+            for (_, run, _), off_k, timesteps_k, weights_k in parts:
+                loss_B = training_loss(off_k, timesteps_k, run.settings.loss, base.noise)
+                losses.append(run.loss_of(loss_B if weights_k is None else loss_B * weights_k))
             torch.stack(losses).sum().backward()
+
+    @torch.no_grad()
+    def _by_base(
+        self,
+        adapters: PackedAdapters,
+        slices: Sequence[Slice],
+        batches: Sequence[Batch],
+        batch: Batch,
+        noisy_BCHW: Tensor,
+    ) -> Tensor | None:
+        """What the base predicts, without any adapter, for the rows that shall stay so; None if there are none."""
+        if not batch.from_base:
+            return None
+        rows = sent(torch.tensor(batch.from_base), noisy_BCHW.device)
+        with adapters.using(()):
+            texts = [
+                run.materials.conditioner.text([own.captions[row] for row in own.from_base])
+                for (_, run, _), own in zip(slices, batches, strict=True)
+                if own.from_base
+            ]
+            text = {name: torch.cat([each[name] for each in texts]) for name in texts[0]}
+            return self.base.family.predict(
+                self.base.denoiser, noisy_BCHW[rows], batch.timesteps[rows], text, batch.time_ids[rows]
+            )
 
     def _use_less_memory(self, rows: int, fault: Exception | None) -> None:
         self.base.collect()
@@ -105,22 +132,28 @@ def _parts(runs: Sequence[JobRun]) -> int:
 
 def _most_rows(runs: Sequence[JobRun]) -> int:
     """Rows of the largest forward pass of a step, before it is cut."""
-    return max(sum(len(run.positions(part)) for run in runs) for part in range(_parts(runs)))
+    return max(sum(len(run.positions(part)) * run.rows_per_position for run in runs) for part in range(_parts(runs)))
 
 
 def in_chunks(slices: Sequence[Slice], most_rows: int | None) -> Iterator[list[Slice]]:
-    """The slices that have rows, in groups of at most so many rows; a slice is cut where it must be."""
+    """The slices that have rows, in groups of at most so many rows; a slice is cut where it must be.
+
+    What belongs to one position of a batch stays together.
+    """
     chunk: list[Slice] = []
-    room = most_rows or sum(len(positions) for _, _, positions in slices)
+    room = most_rows or sum(len(positions) * run.rows_per_position for _, run, positions in slices)
     free = room
     for index, run, positions in slices:
         rest = positions
         while len(rest):
-            if not free:
+            fitting = free // run.rows_per_position
+            if not fitting and chunk:
                 yield chunk
                 chunk, free = [], room
-            chunk.append((index, run, rest[:free]))
-            rest, free = rest[free:], free - len(rest[:free])
+                continue
+            taken = rest[: max(1, fitting)]
+            chunk.append((index, run, taken))
+            rest, free = rest[len(taken) :], max(0, free - len(taken) * run.rows_per_position)
     if chunk:
         yield chunk
 

@@ -28,6 +28,6 @@ def torch_seed(seed: int, purpose: str, *counters: int | str) -> int:
     return int.from_bytes(_digest(seed, purpose, *counters)[:8], "little") >> 1
 
 
-def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
+def permutation(seed: int, epoch: int, length: int, *, purpose: str = "order") -> np.ndarray:
     """The order of `length` samples in one epoch, `[length]` indices."""
-    return generator(seed, "order", epoch).permutation(length)
+    return generator(seed, purpose, epoch).permutation(length)

@@ -39,7 +39,7 @@ class EncodedText:
         """The rows of these captions."""
         rows = torch.tensor([self.rows[caption] for caption in captions])
         return {
-            name: tensor.index_select(0, _sent(rows, tensor.device)).to(self.device, non_blocking=True)
+            name: tensor.index_select(0, sent(rows, tensor.device)).to(self.device, non_blocking=True)
             for name, tensor in self.tensors.items()
         }
 
@@ -54,15 +54,16 @@ class LiveText:
 
     def text(self, captions: Sequence[Caption]) -> Text:
         """Encode these captions with the adapters that are in use."""
-        rows = _sent(torch.tensor([self.rows[caption or EMPTY] for caption in captions]), self.device)
+        rows = sent(torch.tensor([self.rows[caption or EMPTY] for caption in captions]), self.device)
         text = self.family.encode_text(self.stack, [ids.index_select(0, rows) for ids in self.ids])
         if not self.stack.zeros_for_empty or None not in captions:
             return text
-        keep = _sent(torch.tensor([caption is not None for caption in captions]), self.device)
+        keep = sent(torch.tensor([caption is not None for caption in captions]), self.device)
         return {name: _masked(tensor, keep) for name, tensor in text.items()}
 
 
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host, on a device."""
     # Unlike torch.tensor(..., device=...), this does not make the host wait for all that the device still has to do.
     return tensor.to(device, non_blocking=True)
 

@@ -1,4 +1,4 @@
-"""How good an adapter is: the held-out loss at fixed timesteps and noise, and images of fixed prompts and seeds.
+"""How good an adapter is: the held-out loss at fixed timesteps and noise.
 
 Uses the modules that are being trained and leaves them, their mode and every random state as they were.
 
@@ -7,35 +7,24 @@ Uses the modules that are being trained and leaves them, their mode and every ra
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from runner.data import Item
 from runner.data.views import held_out_crop
-from runner.families.loading import decode_latents, scale_latents
-from runner.paths import JobPaths, atomic_file, write_text
+from runner.families.loading import scale_latents
 from runner.schema import Experiment
 from runner.schema.experiment import loss_timesteps
 from runner.train.base import Base
-from runner.train.loss import squared_error
+from runner.train.drawing import MOST_ROWS, PIXELS_PER_FORWARD, UseRows
+from runner.train.loss import residual, squared_error
 from runner.train.memory import within_memory
+from runner.train.noising import normal
 from runner.train.randomness import generator
-from runner.train.samples import Posteriors, Sample, collate, normal
+from runner.train.samples import Posteriors, Sample, collate
 from runner.train.text import Conditioner
-
-PIXELS_PER_FORWARD = 8 * 1024 * 1024
-MOST_ROWS = 64
-
-UseRows = Callable[[int], Any]
-"""Context in which the given number of rows belong to the job's adapter."""
 
 
 class HeldOut:
@@ -76,112 +65,10 @@ class HeldOut:
             with use_rows(len(part)):
                 text = conditioner.text(batch.captions)
                 predicted = base.family.predict(base.denoiser, noisy, batch.timesteps, text, batch.time_ids)
-            errors.append(squared_error(predicted, batch, base.noise))
+            errors.append(squared_error(residual(predicted, batch, base.noise)))
         by_timestep = torch.cat(errors).double().cpu().view(-1, len(self.timesteps)).mean(0)
         losses = {
             f"validation/loss_t{timestep:04d}": float(value)
             for timestep, value in zip(self.timesteps, by_timestep, strict=True)
         }
         return {"validation/loss": float(by_timestep.mean()), **losses}
-
-
-def write_prompts(experiment: Experiment, prompts: Sequence[str], paths: JobPaths) -> None:
-    """Say beside the images what they were drawn from."""
-    settings = experiment.validation
-    about = {
-        "prompts": list(prompts),
-        "seeds": list(settings.seeds),
-        "negative_prompt": settings.negative_prompt,
-        "guidance_scale": settings.guidance_scale,
-        "inference_steps": settings.inference_steps,
-        "scheduler": experiment.scheduler.name,
-    }
-    write_text(paths.prompts, json.dumps(about, indent=2) + "\n")
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """A drawn sample."""
-
-    name: str
-    prompt: str
-    png: bytes
-
-
-def drawing_key(experiment: Experiment, prompts: Sequence[str]) -> tuple[Any, ...]:
-    """What the samples depend on besides the model."""
-    settings = experiment.validation
-    how = (settings.negative_prompt, settings.guidance_scale, settings.inference_steps, experiment.scheduler.name)
-    return ("samples", experiment.resolution, tuple(prompts), settings.seeds, *how)
-
-
-def draw(
-    experiment: Experiment,
-    prompts: Sequence[str],
-    base: Base,
-    conditioner: Conditioner,
-    use_rows: UseRows,
-) -> list[Picture]:
-    """Every prompt with every seed."""
-    chunk = max(1, min(MOST_ROWS, PIXELS_PER_FORWARD // experiment.resolution**2) // 2)
-    return within_memory(
-        lambda images: _draw(experiment, prompts, base, conditioner, use_rows, images), chunk, collect=base.collect
-    )
-
-
-@torch.no_grad()
-def _draw(
-    experiment: Experiment,
-    prompts: Sequence[str],
-    base: Base,
-    conditioner: Conditioner,
-    use_rows: UseRows,
-    chunk: int,
-) -> list[Picture]:
-    settings = experiment.validation
-    wanted = [(index, prompt, seed) for index, prompt in enumerate(prompts) for seed in settings.seeds]
-    pictures = []
-    for start in range(0, len(wanted), chunk):
-        part = wanted[start : start + chunk]
-        pipeline = base.family.pipeline(
-            denoiser=base.denoiser, text=None, vae=base.vae, scheduler=base.sampler(experiment.scheduler.name)
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        with use_rows(len(part)):
-            positive_text = conditioner.text([prompt for _, prompt, _ in part])
-            negative_text = conditioner.text([settings.negative_prompt] * len(part))
-        guided = base.family.classifier_free_guidance and settings.guidance_scale > 1
-        with use_rows(len(part) * (1 + guided)):
-            latents = pipeline(
-                **base.family.prompt_arguments(_typed(positive_text, base), _typed(negative_text, base)),
-                height=experiment.resolution,
-                width=experiment.resolution,
-                num_inference_steps=settings.inference_steps,
-                guidance_scale=settings.guidance_scale,
-                generator=[torch.Generator("cpu").manual_seed(seed) for _, _, seed in part],
-                output_type="latent",
-            ).images
-        for (index, prompt, seed), image in zip(part, decode_latents(base.vae, latents).cpu(), strict=True):
-            pictures.append(Picture(f"p{index:02d}-s{seed}.png", prompt, _png(image)))
-    return pictures
-
-
-def write_pictures(pictures: Sequence[Picture], folder: Path) -> list[tuple[Path, str]]:
-    """Write samples into a folder: (file, prompt) of each."""
-    written = []
-    for picture in pictures:
-        with atomic_file(folder / picture.name) as temporary:
-            temporary.write_bytes(picture.png)
-        written.append((folder / picture.name, picture.prompt))
-    return written
-
-
-def _typed(text: dict[str, Tensor], base: Base) -> dict[str, Tensor]:
-    return {name: tensor.to(base.dtype) for name, tensor in text.items()}
-
-
-def _png(image_3HW: Tensor) -> bytes:
-    array_HW3 = (image_3HW * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    stream = io.BytesIO()
-    Image.fromarray(array_HW3).save(stream, format="PNG")
-    return stream.getvalue()

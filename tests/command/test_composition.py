@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -52,6 +53,20 @@ def test_every_group_has_choices() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_composes(name: str) -> None:
     assert composed(f"recipe={name}", "dataset.path=x").name == name
+
+
+def swept(name: str) -> dict[str, list[str]]:
+    """What `-m recipe=...` alone tries: dotted key -> values."""
+    recipe = yaml.safe_load((HOME / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+    params = recipe.get("hydra", {}).get("sweeper", {}).get("params", {})
+    return {key: text.split(",") for key, text in params.items()}
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if swept(name)])
+def test_every_job_of_a_recipe_that_is_a_sweep_composes(name: str) -> None:
+    for values in itertools.product(*swept(name).values()):
+        chosen = [f"{key}={value}" for key, value in zip(swept(name), values, strict=True)]
+        assert composed(f"recipe={name}", "dataset.path=x", *chosen).name == name
 
 
 def test_the_command_line_beats_a_recipe_and_a_recipe_beats_the_groups() -> None:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from runner.errors import ModelError
-from runner.families import noise
 from runner.families.loading import decode_latents, load_vae, scale_latents
+from runner.families.noise import NoiseSchedule, load_noise_schedule
 from runner.schema import ModelSettings
 
 TIMESTEPS = torch.tensor([0, 100, 400, 999])
 
 
-def load_noise_schedule(folder: Path, prediction: Any) -> noise.NoiseSchedule:
-    return noise.load_noise_schedule(folder, ModelSettings(prediction_type=prediction))
+def schedule_of(folder: Path, prediction: str | None = None, zero: bool | None = None) -> NoiseSchedule:
+    settings = {"prediction_type": prediction, "zero_terminal_snr": zero}
+    return load_noise_schedule(folder, ModelSettings.model_validate(settings))
 
 
 def changed(folder: Path, target: Path, part: str, **values: object) -> Path:
@@ -31,22 +31,52 @@ def changed(folder: Path, target: Path, part: str, **values: object) -> Path:
 
 
 def test_the_signal_to_noise_ratio_is_that_of_stable_diffusion(sdxl_folder: Path) -> None:
-    snr = load_noise_schedule(sdxl_folder, None).snr(TIMESTEPS)
+    snr = schedule_of(sdxl_folder).snr(TIMESTEPS)
     assert snr.tolist() == pytest.approx([1175.44, 8.454, 0.7376, 0.00468], rel=1e-3)
 
 
 @pytest.mark.parametrize(
     ("prediction", "weights"),
-    [("epsilon", [0.00425, 0.5914, 1.0, 1.0]), ("v_prediction", [0.00425, 0.5289, 0.4245, 0.00466])],
+    [
+        ("epsilon", [0.00425, 0.5914, 1.0, 1.0]),
+        ("v_prediction", [0.00425, 0.5289, 0.4245, 0.00466]),
+        ("sample", [5.0, 5.0, 0.7376, 0.00468]),
+    ],
 )
 def test_min_snr_weights_fit_what_is_predicted(sdxl_folder: Path, prediction: str, weights: list[float]) -> None:
-    schedule = load_noise_schedule(sdxl_folder, prediction)
+    schedule = schedule_of(sdxl_folder, prediction)
     assert schedule.min_snr_weight(TIMESTEPS, 5.0).tolist() == pytest.approx(weights, rel=2e-3)
 
 
+def test_weights_mean_the_same_whatever_is_predicted(sdxl_folder: Path) -> None:
+    """One deviation in the image, told as an error of the noise, of the velocity and of the image."""
+    by_kind = {kind: schedule_of(sdxl_folder, kind) for kind in ("epsilon", "v_prediction", "sample")}
+    draw = torch.Generator().manual_seed(0)
+    image, noise, off = (torch.randn(4, 1, 2, 2, generator=draw) for _ in range(3))
+    alpha = by_kind["sample"].alphas_cumprod_T[TIMESTEPS].view(-1, 1, 1, 1)
+    wrong_noise = noise - (alpha / (1 - alpha)).sqrt() * off  # of the same noisy latents
+    found = {}
+    for kind, schedule in by_kind.items():
+        right = schedule.target(image, noise, TIMESTEPS)
+        error = (schedule.target(image + off, wrong_noise, TIMESTEPS) - right).square().flatten(1).mean(1)
+        found[kind] = {
+            "min-SNR": error * schedule.min_snr_weight(TIMESTEPS, 5.0),
+            "debiased": error * schedule.debiased_weight(TIMESTEPS),
+        }
+    for name in ("min-SNR", "debiased"):
+        for kind in ("epsilon", "v_prediction"):
+            assert torch.allclose(found[kind][name], found["sample"][name], rtol=1e-3), (kind, name)
+
+
+def test_debiased_weights_are_one_over_the_root_of_the_ratio(sdxl_folder: Path) -> None:
+    weights = schedule_of(sdxl_folder).debiased_weight(TIMESTEPS)
+    # The ratio counts as 1000 at most: 1175 at the first timestep.
+    assert weights.tolist() == pytest.approx([1000**-0.5, 8.454**-0.5, 0.7376**-0.5, 0.00468**-0.5], rel=2e-3)
+
+
 def test_velocity_is_read_from_the_model(sd21_folder: Path, sd15_folder: Path) -> None:
-    assert load_noise_schedule(sd21_folder, None).prediction_type == "v_prediction"
-    assert load_noise_schedule(sd15_folder, None).prediction_type == "epsilon"
+    assert schedule_of(sd21_folder).prediction.kind == "v_prediction"
+    assert schedule_of(sd15_folder).prediction.kind == "epsilon"
 
 
 def test_a_schedule_that_ends_in_pure_noise_is_refused_where_noise_is_predicted(
@@ -54,16 +84,25 @@ def test_a_schedule_that_ends_in_pure_noise_is_refused_where_noise_is_predicted(
 ) -> None:
     model = changed(sdxl_folder, tmp_path / "model", "scheduler", rescale_betas_zero_snr=True)
     with pytest.raises(ModelError, match=r"model\.prediction_type"):
-        load_noise_schedule(model, None)
-    schedule = load_noise_schedule(model, "v_prediction")
+        schedule_of(model)
+    with pytest.raises(ModelError, match=r"model\.prediction_type"):
+        schedule_of(sdxl_folder, "epsilon", zero=True)
+    assert float(schedule_of(model, zero=False).snr(torch.tensor([999]))) > 0.0
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_where_the_last_timestep_is_noise_alone_no_weight_is_infinite(sdxl_folder: Path, kind: str) -> None:
+    schedule = schedule_of(sdxl_folder, kind, zero=True)
+    every = torch.arange(1000)
     assert float(schedule.snr(torch.tensor([999]))) == 0.0
-    assert torch.isfinite(schedule.min_snr_weight(torch.arange(1000), 5.0)).all()
+    assert torch.isfinite(schedule.min_snr_weight(every, 5.0)).all()
+    assert torch.isfinite(schedule.debiased_weight(every)).all()
 
 
 def test_other_predictions_are_refused(sdxl_folder: Path, tmp_path: Path) -> None:
-    model = changed(sdxl_folder, tmp_path / "model", "scheduler", prediction_type="sample")
-    with pytest.raises(ModelError, match="'sample'"):
-        load_noise_schedule(model, None)
+    model = changed(sdxl_folder, tmp_path / "model", "scheduler", prediction_type="score")
+    with pytest.raises(ModelError, match="'score'"):
+        schedule_of(model)
 
 
 def test_latents_are_normalised_as_the_vae_says() -> None:

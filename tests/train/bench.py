@@ -19,6 +19,8 @@ from torch import Tensor
 
 from runner.artifacts import save_artifacts
 from runner.data import read_dataset
+from runner.data.classes import prior_of
+from runner.earlier import find_earlier
 from runner.families.files import fingerprint
 from runner.job import Job, make_job, register
 from runner.schema import Experiment
@@ -91,11 +93,16 @@ class Bench:
             outputs = self.root / "outputs" / str(self._count)
         experiment = Experiment.model_validate(_settings(model, images or self.images, settings))
         with self.own_cache():
+            dataset = read_dataset(experiment.dataset)
+            prior = prior_of(experiment, dataset)
+            earlier = find_earlier(experiment.lora)
             job = make_job(
                 experiment,
                 model=fingerprint(experiment.model),
-                dataset=read_dataset(experiment.dataset).fingerprint,
+                dataset=dataset.fingerprint,
                 outputs=outputs,
+                prior=prior and prior.identity,
+                init=earlier and earlier.digest,
             )
         register(job)
         return job

@@ -26,6 +26,12 @@ MIXED: list[dict[str, Any]] = [
     {"seed": 5, "loss": {"snr_gamma": 5.0, "noise_offset": 0.1}, "dataset": {"crop": "random", "flip": True}},
     {"seed": 6, "lora": {"targets": r".*(resnets\.0\.conv1|conv_shortcut|attn2\.to_k|time_emb_proj)", "alpha": 8.0}},
     {"seed": 7, "optimizer": {"name": "prodigy", "lr": 1.0}, "batch_size": 4, "accumulation": 3},
+    {
+        "seed": 9,
+        "loss": {"name": "huber", "debiased": True, "multires_levels": 6, "input_perturbation": 0.1},
+        "steps": 4,
+    },
+    {"seed": 10, "loss": {"name": "huber", "huber_schedule": "snr", "timestep_bias": "later"}},
     {"seed": 8, "optimizer": {"name": "adafactor"}, "lora": {"init": "kaiming"}, "lr_scheduler": {"name": "linear"}},
 ]
 
@@ -68,7 +74,7 @@ def test_transformers_pack_as_unets_do(bench: Bench, model: str, request: pytest
 
 
 def test_each_job_ends_after_its_own_steps(packed: list[Job]) -> None:
-    assert [read_manifest(job.folder)["steps_done"] for job in packed] == [3, 2, 3, 5, 3, 3, 3, 3]
+    assert [read_manifest(job.folder)["steps_done"] for job in packed] == [3, 2, 3, 5, 3, 3, 3, 4, 3, 3]
     assert {state_of(job.folder) for job in packed} == {State.COMPLETED}
 
 

@@ -25,6 +25,8 @@ def planned_channels(jobs: Sequence[Job], places: Places, place: Location) -> li
             found.append(data.channel)
         elif not has_embedded_data(job):
             found.append(dataset_channel(places, job.identity["dataset"]))
+        if images := (job.identity.get("prior") or {}).get("images"):
+            found.append(dataset_channel(places, images))
         found += [model_channel(places, folder_hash(folder)) for folder in model_folders(job).values()]
         channels |= {channel.name: channel for channel in found}
     return [channels[name] for name in sorted(channels)]

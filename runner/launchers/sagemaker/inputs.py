@@ -20,9 +20,11 @@ from typing import Any
 
 import yaml
 
-from runner.data import read_dataset
+from runner.data import Item, read_dataset
+from runner.data.classes import Prior, prior_of
 from runner.data.dataset import Dataset, in_reading_order
 from runner.data.export import CAPTION_COLUMN, IMAGE_COLUMN, export
+from runner.earlier import find_earlier
 from runner.encodings import prompts_of
 from runner.families.files import folder_hash
 from runner.job import Job, read_manifest
@@ -66,6 +68,7 @@ class Inputs:
     def __init__(self, settings: SageMakerLauncher, storage: ObjectStore, places: Places, region: str) -> None:
         self.settings, self.storage, self.places, self.region = settings, storage, places, region
         self._datasets: dict[tuple[DatasetSettings, int], tuple[Dataset, Channel]] = {}
+        self._classes: dict[str, Channel] = {}
         self._models: dict[str, Channel] = {}
 
     def bring(self, jobs: Sequence[Job], order: Order, place: Location) -> list[Channel]:
@@ -92,6 +95,12 @@ class Inputs:
                 channels[channel.name] = channel
                 # Images have other names there, and these would choose other captions.
                 settings["validation"]["prompts"] = list(prompts_of(job.experiment, dataset.items))
+            if prior := prior_of(job.experiment, self._read(job)):
+                settings["method"] |= {"class_prompt": prior.prompt, "class_data_dir": None}
+                if prior.items:
+                    channel = self._class_channel(job, prior)
+                    settings["method"]["class_data_dir"] = in_channel(channel.name)
+                    channels[channel.name] = channel
             for key, model in models_in_place(job).items():
                 settings["model"][key] = model.path
                 channels[model.channel.name] = model.channel
@@ -99,6 +108,10 @@ class Inputs:
                 channel = self._model(folder)
                 settings["model"][key] = in_channel(channel.name)
                 channels[channel.name] = channel
+            if earlier := find_earlier(job.experiment.lora):
+                name = f"adapters/{earlier.digest[:16]}.safetensors"
+                self.storage.upload({name: earlier.file}, place / f"{CONFIG}/")
+                settings["lora"]["init_from"] = in_channel(CONFIG, name)
             self._write_job(job, settings, place)
         self._write_plan(jobs, order, place)
         if cached := self._cached(jobs, place):
@@ -150,19 +163,28 @@ class Inputs:
     def _dataset(self, job: Job) -> tuple[Dataset, Channel]:
         key = job.experiment.dataset, job.experiment.resolution
         if key not in self._datasets:
-            dataset = read_dataset(job.experiment.dataset, resolution=job.experiment.resolution)
-            self._datasets[key] = dataset, self._dataset_channel(dataset)
+            dataset = self._read(job)
+            self._datasets[key] = dataset, self._dataset_channel(dataset.items, dataset.fingerprint)
         return self._datasets[key]
 
-    def _dataset_channel(self, dataset: Dataset) -> Channel:
-        place = self.places.dataset(dataset.fingerprint)
+    def _read(self, job: Job) -> Dataset:
+        return read_dataset(job.experiment.dataset, resolution=job.experiment.resolution)
+
+    def _class_channel(self, job: Job, prior: Prior) -> Channel:
+        fingerprint = str(job.identity["prior"]["images"])
+        if fingerprint not in self._classes:
+            self._classes[fingerprint] = self._dataset_channel(prior.items, fingerprint)
+        return self._classes[fingerprint]
+
+    def _dataset_channel(self, items: Sequence[Item], fingerprint: str) -> Channel:
+        place = self.places.dataset(fingerprint)
         if not self.storage.has(_complete(place)):
             with tempfile.TemporaryDirectory(prefix="runner-dataset-") as folder:
-                log.info("to S3: a data set of %s", count(len(dataset.items), "image"))
-                files = export(in_reading_order(dataset.items), Path(folder))
+                log.info("to S3: a data set of %s", count(len(items), "image"))
+                files = export(in_reading_order(items), Path(folder))
                 self._send({file.name: file for file in files}, place)
         size_gb = sum(each.size for each in self.storage.listing(place).values()) / 1e9
-        return dataset_channel(self.places, dataset.fingerprint, streamed=size_gb > self.settings.fast_file_over_gb)
+        return dataset_channel(self.places, fingerprint, streamed=size_gb > self.settings.fast_file_over_gb)
 
     def _model(self, folder: Path) -> Channel:
         digest = folder_hash(folder)

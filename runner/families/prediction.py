@@ -1,0 +1,74 @@
+"""What a DDPM-style model predicts and whether its noise ends in noise alone; by its configuration, without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from runner.families.files import planning_folder
+from runner.schema import Experiment, ModelSettings
+from runner.schema.family import TRANSFORMERS
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+"""Noise, velocity (arXiv 2202.00512), and the image itself, as diffusers calls them."""
+STARTS_WITHOUT_IMAGE = (
+    "DDIM",
+    "DDPM",
+    "DPMSolverMultistep",
+    "EulerDiscrete",
+    "EulerAncestralDiscrete",
+    "UniPCMultistep",
+)
+"""Samplers, without their suffix `Scheduler`, that know a schedule whose last timestep is noise alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the model was made to predict."""
+
+    kind: str
+    zero_terminal_snr: bool
+
+    @property
+    def fault(self) -> str:
+        """Why this cannot be trained; empty if it can."""
+        if self.kind not in PREDICTIONS:
+            return f"model.prediction_type = {self.kind!r}: should be one of {', '.join(PREDICTIONS)}"
+        if self.zero_terminal_snr and self.kind == "epsilon":
+            return (
+                "model.prediction_type = 'epsilon': the schedule ends in pure noise (zero terminal SNR), from which no "
+                "image follows if noise is predicted; set model.prediction_type=v_prediction, or "
+                "model.zero_terminal_snr=false"
+            )
+        return ""
+
+
+def prediction_of(folder: Path, settings: ModelSettings) -> Prediction:
+    """What the settings say, and the model's scheduler configuration where they are silent."""
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    zero = settings.zero_terminal_snr
+    return Prediction(
+        settings.prediction_type or str(config.get("prediction_type", "epsilon")),
+        bool(config.get("rescale_betas_zero_snr", False)) if zero is None else zero,
+    )
+
+
+def prediction_faults(experiment: Experiment) -> list[str]:
+    """What of a job does not fit the noise schedule of its checked model, one line each; none where it is not here."""
+    folder = planning_folder(experiment.model)
+    if folder is None or experiment.model.family in TRANSFORMERS:
+        return []
+    try:
+        found = prediction_of(folder, experiment.model)
+    except (OSError, ValueError):
+        return []  # it is read again, and said, when the model is loaded
+    if found.fault:
+        return [found.fault]
+    if found.zero_terminal_snr and experiment.scheduler.name == "model" and experiment.validation.prompts != ():
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        own = str(index["scheduler"][1])
+        if own.removesuffix("Scheduler") not in STARTS_WITHOUT_IMAGE:
+            said = f"scheduler = 'model': {own} cannot start from noise alone (model.zero_terminal_snr); choose "
+            return [said + "scheduler=ddim, or another that is named"]
+    return []

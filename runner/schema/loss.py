@@ -1,0 +1,99 @@
+"""Group `loss`: how far a prediction is from its target, what each timestep counts, and the noise that is added."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from runner.schema.knob import Settings, default_of, knob
+
+TIMESTEPS = 1000
+"""Of every model with a table of noise levels."""
+
+Timestep = Annotated[int, Field(ge=0, le=TIMESTEPS)]
+
+
+class LossSettings(Settings):
+    """Group `loss`: error of the prediction, weighted by timestep, and the noise it is trained on."""
+
+    name: Literal["mse", "huber"] = knob(
+        "mse", doc="Error of each number: squared, or pseudo-Huber, which minds outliers less (arXiv 2403.16728)."
+    )
+    huber_c: float = knob(
+        0.1, gt=0, le=1, doc="Where `huber` turns from squared to absolute error; used with `name=huber`."
+    )
+    huber_schedule: Literal["exponential", "snr", "constant"] = knob(
+        "exponential",
+        doc="`huber_c` over the timesteps: from 1 without noise down to `huber_c` at the last one, exponentially or by "
+        "the signal-to-noise ratio; or the same everywhere.",
+    )
+    snr_gamma: float | None = knob(
+        None, gt=0, doc="Min-SNR weighting with this gamma (arXiv 2303.09556; 5 is usual); null is off."
+    )
+    debiased: bool = knob(
+        False, doc="Debiased estimation weighting, 1 / sqrt(SNR) where noise is predicted (arXiv 2310.08442)."
+    )
+    noise_offset: float = knob(
+        0.0,
+        ge=0,
+        le=1,
+        doc="Adds this much of a constant shift per channel to the noise (0.03-0.1 is usual).",
+    )
+    multires_levels: int = knob(
+        0, ge=0, le=16, doc="Coarser noise is mixed into the noise on this many levels (6-10 is usual); 0 is off."
+    )
+    multires_discount: float = knob(
+        0.3, gt=0, lt=1, doc="Share of each coarser level in the one before it; used with `multires_levels`."
+    )
+    input_perturbation: float = knob(
+        0.0,
+        ge=0,
+        le=1,
+        doc="Adds this much more noise to what the model sees than it shall predict (arXiv 2301.11706; 0.1 is usual).",
+    )
+    timestep_bias: Literal["none", "earlier", "later", "range"] = knob(
+        "none",
+        doc="Timesteps that are drawn more often: the `earlier`, less noisy ones, the `later` ones, or those of "
+        "`timestep_bias_range`.",
+    )
+    timestep_bias_multiplier: float = knob(
+        2.0, ge=0, le=1000, doc="How many times as often; 0 is never. Used with `timestep_bias`."
+    )
+    timestep_bias_portion: float = knob(
+        0.25, gt=0, lt=1, unit="share of timesteps", doc="How many are `earlier` or `later`."
+    )
+    timestep_bias_range: tuple[Timestep, Timestep] | None = knob(
+        None, doc="First timestep of `range`, and the one after its last; there are 1000."
+    )
+
+    @model_validator(mode="after")
+    def _takes_effect(self) -> LossSettings:
+        bias = self.timestep_bias
+        idle = {
+            "huber_c": (self.name != "huber", "loss.name=huber"),
+            "huber_schedule": (self.name != "huber", "loss.name=huber"),
+            "multires_discount": (not self.multires_levels, "loss.multires_levels of at least 1"),
+            "timestep_bias_multiplier": (bias == "none", "loss.timestep_bias"),
+            "timestep_bias_portion": (bias not in ("earlier", "later"), "loss.timestep_bias=earlier or later"),
+            "timestep_bias_range": (bias != "range", "loss.timestep_bias=range"),
+        }
+        for key, (unused, needed) in idle.items():
+            if unused and getattr(self, key) != default_of(self, key):
+                raise ValueError(f"{key} = {getattr(self, key)!r}: has no effect without {needed}; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> LossSettings:
+        if self.debiased and self.snr_gamma is not None:
+            raise ValueError(f"debiased = True: snr_gamma = {self.snr_gamma} weighs the timesteps already; choose one")
+        if self.timestep_bias != "range":
+            return self
+        if self.timestep_bias_range is None:
+            raise ValueError("timestep_bias_range = None: loss.timestep_bias=range needs one, such as [0,500]")
+        first, end = self.timestep_bias_range
+        if first >= end:
+            raise ValueError(f"timestep_bias_range = [{first}, {end}]: holds no timestep; the second number is larger")
+        if end - first == TIMESTEPS:
+            raise ValueError(f"timestep_bias_range = [{first}, {end}]: has no effect, for it holds all timesteps")
+        return self

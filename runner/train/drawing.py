@@ -1,0 +1,175 @@
+"""Images of fixed prompts and seeds: the samples of a job, and the images of a class that the base model draws.
+
+Uses the modules that are being trained and leaves them, their mode and every random state as they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from runner.families.loading import decode_latents
+from runner.paths import JobPaths, atomic_file, write_text
+from runner.schema import Experiment
+from runner.schema.method import DreamBooth
+from runner.train.base import Base
+from runner.train.memory import within_memory
+from runner.train.text import Conditioner
+
+PIXELS_PER_FORWARD = 8 * 1024 * 1024
+MOST_ROWS = 64
+
+UseRows = Callable[[int], Any]
+"""Context in which the given number of rows belong to the job's adapter."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How images are drawn."""
+
+    resolution: int
+    sampler: str
+    inference_steps: int
+    guidance_scale: float
+    guidance_rescale: float = 0.0
+    negative_prompt: str | None = None
+
+    @classmethod
+    def of_samples(cls, experiment: Experiment) -> Sampling:
+        """How a job's samples are."""
+        settings = experiment.validation
+        return cls(
+            experiment.resolution,
+            experiment.scheduler.name,
+            settings.inference_steps,
+            settings.guidance_scale,
+            settings.guidance_rescale,
+            settings.negative_prompt,
+        )
+
+    @classmethod
+    def of_class(cls, experiment: Experiment) -> Sampling:
+        """How the images of a DreamBooth job's class are."""
+        method = experiment.method
+        assert isinstance(method, DreamBooth), method
+        steps, scale = method.class_inference_steps, method.class_guidance_scale
+        return cls(experiment.resolution, experiment.scheduler.name, steps, scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """An image to draw."""
+
+    name: str
+    prompt: str
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A drawn image."""
+
+    name: str
+    prompt: str
+    png: bytes
+
+
+def wishes_of(experiment: Experiment, prompts: Sequence[str]) -> list[Wish]:
+    """A job's samples: every prompt with every seed."""
+    return [
+        Wish(f"p{index:02d}-s{seed}.png", prompt, seed)
+        for index, prompt in enumerate(prompts)
+        for seed in experiment.validation.seeds
+    ]
+
+
+def draw(
+    wishes: Sequence[Wish], sampling: Sampling, base: Base, conditioner: Conditioner, use_rows: UseRows
+) -> list[Picture]:
+    """Every image that is wished for, as many at a time as the memory holds."""
+    chunk = max(1, min(MOST_ROWS, PIXELS_PER_FORWARD // sampling.resolution**2) // 2)
+    return within_memory(
+        lambda images: _draw(wishes, sampling, base, conditioner, use_rows, images), chunk, collect=base.collect
+    )
+
+
+@torch.no_grad()
+def _draw(
+    wishes: Sequence[Wish],
+    sampling: Sampling,
+    base: Base,
+    conditioner: Conditioner,
+    use_rows: UseRows,
+    chunk: int,
+) -> list[Picture]:
+    pictures = []
+    for start in range(0, len(wishes), chunk):
+        part = wishes[start : start + chunk]
+        pipeline = base.family.pipeline(
+            denoiser=base.denoiser, text=None, vae=base.vae, scheduler=base.sampler(sampling.sampler)
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        with use_rows(len(part)):
+            positive_text = conditioner.text([wish.prompt for wish in part])
+            negative_text = conditioner.text([sampling.negative_prompt] * len(part))
+        # Pipelines of transformers do not know it, and the schema refuses it for them.
+        rescaled = {"guidance_rescale": sampling.guidance_rescale} if sampling.guidance_rescale else {}
+        guided = base.family.classifier_free_guidance and sampling.guidance_scale > 1
+        with use_rows(len(part) * (1 + guided)):
+            latents = pipeline(
+                **base.family.prompt_arguments(_typed(positive_text, base), _typed(negative_text, base)),
+                height=sampling.resolution,
+                width=sampling.resolution,
+                num_inference_steps=sampling.inference_steps,
+                guidance_scale=sampling.guidance_scale,
+                **rescaled,
+                generator=[torch.Generator("cpu").manual_seed(wish.seed) for wish in part],
+                output_type="latent",
+            ).images
+        for wish, image in zip(part, decode_latents(base.vae, latents).cpu(), strict=True):
+            pictures.append(Picture(wish.name, wish.prompt, _png(image)))
+    return pictures
+
+
+def write_prompts(experiment: Experiment, prompts: Sequence[str], paths: JobPaths) -> None:
+    """Say beside the samples what they were drawn from."""
+    settings = experiment.validation
+    about = {
+        "prompts": list(prompts),
+        "seeds": list(settings.seeds),
+        "negative_prompt": settings.negative_prompt,
+        "guidance_scale": settings.guidance_scale,
+        "guidance_rescale": settings.guidance_rescale,
+        "inference_steps": settings.inference_steps,
+        "scheduler": experiment.scheduler.name,
+    }
+    write_text(paths.prompts, json.dumps(about, indent=2) + "\n")
+
+
+def write_pictures(pictures: Sequence[Picture], folder: Path) -> list[tuple[Path, str]]:
+    """Write images into a folder: (file, prompt) of each."""
+    written = []
+    for picture in pictures:
+        with atomic_file(folder / picture.name) as temporary:
+            temporary.write_bytes(picture.png)
+        written.append((folder / picture.name, picture.prompt))
+    return written
+
+
+def _typed(text: dict[str, Tensor], base: Base) -> dict[str, Tensor]:
+    return {name: tensor.to(base.dtype) for name, tensor in text.items()}
+
+
+def _png(image_3HW: Tensor) -> bytes:
+    array_HW3 = (image_3HW * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    stream = io.BytesIO()
+    Image.fromarray(array_HW3).save(stream, format="PNG")
+    return stream.getvalue()

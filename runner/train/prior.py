@@ -1,0 +1,60 @@
+"""What a DreamBooth job trains beside its subject, so that the class stays what it was (arXiv 2208.12242).
+
+Each image of the subject is followed by one of the class, in the same forward pass. The loss is that of the subject
+plus `method.prior_loss_weight` times that of the class, each a mean over `batch_size` samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import torch
+
+from runner.train.samples import Batch, Samples, join
+
+
+class Stream(Protocol):
+    """A job's training samples."""
+
+    def batch(self, step: int, positions: range) -> Batch:
+        """The samples at `positions` (within 0 .. batch_size) of optimizer step `step`."""
+
+
+class OfImages:
+    """Images of the class, in an order and with noise of their own."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def beside(self, own: Batch, step: int, positions: range) -> Batch:
+        """As many of the class as there are of the subject."""
+        return self.samples.batch(step, positions)
+
+
+class OfBase:
+    """The subject's noisy images under the class prompt: the target is what the base model predicts for them."""
+
+    def __init__(self, prompt: str) -> None:
+        self.prompt = prompt
+
+    def beside(self, own: Batch, step: int, positions: range) -> Batch:
+        """The same samples, called what they are one of."""
+        count = len(own.sample_ids)
+        return dataclasses.replace(own, captions=(self.prompt,) * count, from_base=tuple(range(count)))
+
+
+class WithPrior:
+    """A job's samples, and behind them what keeps their class."""
+
+    def __init__(self, own: Samples, prior: OfImages | OfBase, *, weight: float) -> None:
+        self.own, self.prior, self.weight = own, prior, weight
+
+    def batch(self, step: int, positions: range) -> Batch:
+        """Those of the subject, `[B]`, then those of the class, `[B]`."""
+        own = self.own.batch(step, positions)
+        beside = self.prior.beside(own, step, positions)
+        # Dropout is keyed by these: what falls on a sample of the subject must not fall on that of the class.
+        ids = tuple(-1 - sample for sample in own.sample_ids)
+        weights = torch.full((len(ids),), self.weight)
+        return join([own, dataclasses.replace(beside, sample_ids=ids, weights=weights)])

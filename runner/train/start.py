@@ -1,0 +1,104 @@
+"""What a job starts from where it does not start anew, and how much of that is still there at the end.
+
+What is kept of an earlier training is measured on that training's own images: the loss without any adapter, with the
+adapter that the job starts from, and with the one that it has. The share that is kept is what the loss is still below
+that of the base, over what it was below it at the start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from runner.data import Item, read_dataset, split
+from runner.earlier import Earlier
+from runner.errors import CheckpointError, SettingsError
+from runner.schema import Experiment
+from runner.train.adapter import Adapter
+from runner.train.base import Base
+from runner.train.drawing import UseRows
+from runner.train.text import Conditioner
+from runner.train.validation import HeldOut
+
+log = logging.getLogger(__name__)
+
+EARLIER_LOSS = "validation/earlier_loss"
+TEXT_MODEL = "text_model."
+
+
+def start_from(earlier: Earlier, adapter: Adapter) -> None:
+    """Give an adapter the weights of an earlier one.
+
+    Raises:
+        SettingsError: it is on other layers, or is another file than was planned with.
+    """
+    named = {(site.component, site.name) for site in adapter.sites}
+    state: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in load_file(earlier.file).items():
+        component, _, name = key.partition(".")
+        # Files have names that transformers no longer has (runner.artifacts.files).
+        if (component, name.rpartition(".lora_")[0]) not in named:
+            name = name.removeprefix(TEXT_MODEL)
+        state.setdefault(component, {})[name] = tensor
+    try:
+        adapter.load_state(state)
+    except CheckpointError as error:
+        raise SettingsError(
+            f"lora.init_from: {earlier.file} is on other layers than this job's ({error}); set lora.targets and "
+            "lora.text_encoder as in the earlier training"
+        ) from error
+
+
+@dataclasses.dataclass
+class Kept:
+    """The earlier training's images, on which the loss is measured beside the job's own."""
+
+    held_out: HeldOut
+
+    def loss(self, base: Base, conditioner: Conditioner, use_rows: UseRows) -> float:
+        """The loss on them with the adapter whose rows are used."""
+        return self.held_out.loss(base, conditioner, use_rows)["validation/loss"]
+
+    def of_base(self, base: Base, conditioner: Conditioner) -> float:
+        """The loss on them without any adapter."""
+        key = ("earlier", self.held_out.key)
+        if key not in base.untrained:
+            base.untrained[key] = self.loss(base, conditioner, lambda _rows: nullcontext())
+        found: float = base.untrained[key]
+        return found
+
+
+def earlier_items(earlier: Earlier, experiment: Experiment) -> tuple[Item, ...]:
+    """The images that the earlier training's loss was measured on; none where they are not here as they were."""
+    if earlier.job is None:
+        return ()
+    settings = earlier.job.experiment
+    try:
+        dataset = read_dataset(settings.dataset, refresh=False)
+    except SettingsError as error:
+        log.warning("what is kept of %s is not measured: %s", earlier.job.id, str(error).splitlines()[0])
+        return ()
+    if dataset.fingerprint != earlier.job.identity["dataset"]:
+        log.warning("what is kept of %s is not measured: its images have changed", earlier.job.id)
+        return ()
+    training, held_out = split(dataset.items, held_out=settings.validation.held_out)
+    return (held_out or training)[: experiment.validation.max_images]
+
+
+def kept_share(losses: Mapping[int, float], of_base: float) -> dict[str, Any]:
+    """What is kept, for the manifest.
+
+    Args:
+        losses: step -> loss with the adapter; the first is that of the start.
+        of_base: the loss without any.
+    """
+    start, end = losses[min(losses)], losses[max(losses)]
+    learned = of_base - start
+    share = (of_base - end) / learned if learned > 0 else None
+    return {"loss_of_base": of_base, "loss_at_start": start, "loss_at_end": end, "share": share}

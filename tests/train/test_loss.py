@@ -1,0 +1,164 @@
+"""Errors, noise and timesteps other than the plain ones: what they compute, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from pydantic import ValidationError
+
+from runner.families.noise import NoiseSchedule
+from runner.families.prediction import Prediction
+from runner.schema import Experiment, LossSettings
+from runner.train.loss import training_loss
+from runner.train.noising import Noising
+from runner.train.randomness import generator
+from tests.train.bench import Bench
+from tests.train.test_samples import samples_of
+
+TIMESTEPS = torch.tensor([0, 300, 999])
+
+
+@pytest.fixture(scope="module")
+def schedule() -> NoiseSchedule:
+    scaled = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    return NoiseSchedule(scaled, Prediction("epsilon", zero_terminal_snr=False))
+
+
+@pytest.mark.parametrize("kind", ["exponential", "snr", "constant"])
+def test_the_huber_error_is_squared_for_small_deviations_and_absolute_for_large_ones(
+    schedule: NoiseSchedule, kind: Any
+) -> None:
+    settings = LossSettings(name="huber", huber_c=0.1, huber_schedule=kind)
+    small, large = torch.full((3, 1, 2, 2), 1e-3), torch.full((3, 1, 2, 2), 1e3)
+    assert training_loss(small, TIMESTEPS, settings, schedule).tolist() == pytest.approx([1e-6] * 3, rel=2e-2)
+    slope = training_loss(large, TIMESTEPS, settings, schedule) / 1e3 / 2
+    sigma = math.sqrt(1 / float(schedule.snr(torch.tensor([300]))))
+    middle = {"exponential": 0.1**0.3, "snr": 0.9 / (1 + sigma) ** 2 + 0.1, "constant": 0.1}[kind]
+    first = {"exponential": 1.0, "snr": 0.9 / (1 + 1175.44**-0.5) ** 2 + 0.1, "constant": 0.1}[kind]
+    last = {"exponential": 0.1**0.999, "snr": 0.9 / (1 + 0.00468**-0.5) ** 2 + 0.1, "constant": 0.1}[kind]
+    assert slope.tolist() == pytest.approx([first, middle, last], rel=2e-3)
+
+
+def test_the_huber_error_has_a_slope_everywhere(schedule: NoiseSchedule) -> None:
+    off = torch.tensor([0.0, 1e-8, -3.0]).view(3, 1, 1, 1).requires_grad_()
+    training_loss(off, TIMESTEPS, LossSettings(name="huber"), schedule).sum().backward()
+    assert off.grad is not None and torch.isfinite(off.grad).all()
+
+
+def test_coarse_noise_is_as_strong_as_plain_noise_and_smoother(schedule: NoiseSchedule) -> None:
+    plain, coarse = (
+        Noising(Experiment(loss=LossSettings(**levels)), schedule).noise(generator(0, "test"), 7, (4, 32, 32))
+        for levels in ({}, {"multires_levels": 6, "multires_discount": 0.8})
+    )
+    assert float(coarse.std()) == pytest.approx(1.0, abs=1e-5)
+
+    def likeness(noise: torch.Tensor) -> float:
+        """Of a number with its neighbour."""
+        return float((noise[..., 1:] * noise[..., :-1]).mean())
+
+    assert abs(likeness(plain)) < 0.05
+    assert likeness(coarse) > 0.15
+
+
+def test_what_is_perturbed_is_what_the_model_sees_and_not_what_it_predicts(bench: Bench, sdxl_folder: Path) -> None:
+    plain = samples_of(bench, sdxl_folder).batch(0, range(2))
+    perturbed = samples_of(bench, sdxl_folder, loss={"input_perturbation": 0.1}).batch(0, range(2))
+    assert torch.equal(plain.noise, perturbed.noise) and torch.equal(plain.latents, perturbed.latents)
+    assert torch.equal(plain.seen_noise, plain.noise)
+    assert float((perturbed.seen_noise - plain.noise).std()) == pytest.approx(0.1, rel=0.2)
+
+
+def test_options_of_the_noise_do_not_shift_each_other(bench: Bench, sdxl_folder: Path) -> None:
+    offset = samples_of(bench, sdxl_folder, loss={"noise_offset": 0.1}).batch(0, range(2))
+    both = samples_of(bench, sdxl_folder, loss={"noise_offset": 0.1, "multires_levels": 4}).batch(0, range(2))
+    plain = samples_of(bench, sdxl_folder).batch(0, range(2))
+    coarse = samples_of(bench, sdxl_folder, loss={"multires_levels": 4}).batch(0, range(2))
+    assert torch.equal(both.timesteps, plain.timesteps) and torch.equal(both.latents, plain.latents)
+    assert torch.allclose(both.noise - coarse.noise, offset.noise - plain.noise, atol=1e-6)
+
+
+def drawn(schedule: NoiseSchedule, **settings: Any) -> np.ndarray:
+    noising = Noising(Experiment(loss=LossSettings(**settings)), schedule)
+    return np.array([noising.timestep(uniform, (8, 8)) for uniform in np.linspace(0, 1, 100_000, endpoint=False)])
+
+
+def test_biased_timesteps_are_drawn_as_many_times_as_often(schedule: NoiseSchedule) -> None:
+    later = drawn(schedule, timestep_bias="later", timestep_bias_multiplier=3.0, timestep_bias_portion=0.2)
+    counts = np.bincount(later, minlength=1000)
+    assert counts[:800].mean() * 3 == pytest.approx(counts[800:].mean(), rel=1e-2)
+    earlier = np.bincount(drawn(schedule, timestep_bias="earlier", timestep_bias_portion=0.2), minlength=1000)
+    assert earlier[:200].mean() == pytest.approx(2 * earlier[200:].mean(), rel=1e-2)
+    never = drawn(schedule, timestep_bias="range", timestep_bias_range=(500, 1000), timestep_bias_multiplier=0)
+    assert never.min() == 0 and never.max() == 499
+
+
+def test_the_smallest_portion_is_one_timestep_and_not_all(schedule: NoiseSchedule) -> None:
+    counts = np.bincount(
+        drawn(schedule, timestep_bias="later", timestep_bias_portion=1e-6, timestep_bias_multiplier=50)
+    )
+    assert counts[999] == pytest.approx(50 * counts[0], rel=0.05)
+    assert counts[998] == pytest.approx(counts[0], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ({"snr_gamma": 5, "debiased": True}, "choose one"),
+        ({"huber_c": 0.2}, "huber_c = 0.2: has no effect without loss.name=huber"),
+        ({"multires_discount": 0.5}, "multires_levels"),
+        ({"timestep_bias_portion": 0.5, "timestep_bias": "range", "timestep_bias_range": (0, 9)}, "earlier or later"),
+        ({"timestep_bias": "range"}, "timestep_bias_range = None"),
+        ({"timestep_bias": "range", "timestep_bias_range": (9, 9)}, "holds no timestep"),
+        ({"timestep_bias": "range", "timestep_bias_range": (0, 1000)}, "holds all timesteps"),
+        ({"timestep_bias": "range", "timestep_bias_range": (0, 1001)}, "less than or equal to 1000"),
+        ({"name": "l1"}, "'mse' or 'huber'"),
+    ],
+)
+def test_what_cannot_take_effect_is_refused(loss: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError) as raised:
+        LossSettings.model_validate(loss)
+    assert said in str(raised.value)
+
+
+def test_a_schedule_that_ends_in_noise_needs_velocity_and_a_sampler_that_knows_it(
+    sd15_folder: Path, sd21_folder: Path
+) -> None:
+    from runner.families.prediction import prediction_faults
+
+    def faults(folder: Path, **settings: Any) -> list[str]:
+        model = {"family": "sd", "path": str(folder), "zero_terminal_snr": True}
+        return prediction_faults(Experiment.model_validate({"model": model, **settings}))
+
+    assert "model.prediction_type = 'epsilon'" in faults(sd15_folder)[0]
+    assert faults(sd21_folder, scheduler={"name": "euler"}) == []
+    assert faults(sd21_folder) == []  # DDIM is its own
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "euler", "euler_ancestral", "dpmpp", "unipc"])
+def test_samples_are_drawn_where_the_last_timestep_is_noise_alone(
+    bench: Bench, sd21_folder: Path, sampler: str
+) -> None:
+    base = bench.base(bench.job(sd21_folder, model={"zero_terminal_snr": True}))
+    scheduler = base.sampler(sampler)
+    scheduler.set_timesteps(5)
+    assert int(scheduler.timesteps[0]) == 999
+    assert scheduler.config.rescale_betas_zero_snr
+
+
+def test_training_and_drawing_with_zero_terminal_snr(bench: Bench, sd21_folder: Path) -> None:
+    job = bench.job(
+        sd21_folder,
+        model={"zero_terminal_snr": True},
+        scheduler={"name": "ddim"},
+        validation={"prompts": ["a red circle"], "inference_steps": 2, "guidance_rescale": 0.7},
+        loss={"snr_gamma": 5.0},
+        steps=1,
+    )
+    assert bench.train(job)
+    assert list(job.paths.samples_at(1).glob("*.png"))

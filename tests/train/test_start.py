@@ -1,0 +1,144 @@
+"""Training on from an earlier adapter: where it left off, what is refused, and how much of it is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from runner.earlier import find_earlier
+from runner.errors import SettingsError
+from runner.job import Job, State, read_manifest, state_of
+from runner.schema import LoraSettings
+from runner.train.start import kept_share
+from tests.train.bench import Bench, difference, records, weights, write_images
+
+
+@pytest.fixture(scope="module")
+def first(bench: Bench, sdxl_folder: Path) -> Job:
+    job = bench.job(sdxl_folder, lora={"rank": 4, "alpha": 8.0, "text_encoder": True}, steps=4)
+    assert bench.train(job)
+    return job
+
+
+def second(bench: Bench, sdxl_folder: Path, start: Path, **settings: Any) -> Job:
+    lora = {"rank": 4, "alpha": 8.0, "text_encoder": True, "init_from": str(start), **settings.pop("lora", {})}
+    return bench.job(sdxl_folder, lora=lora, **settings)
+
+
+@pytest.mark.parametrize("named", ["", "lora", "lora/pytorch_lora_weights.safetensors"])
+def test_a_job_starts_where_the_earlier_one_ended(bench: Bench, sdxl_folder: Path, first: Job, named: str) -> None:
+    job = second(bench, sdxl_folder, first.folder / named, steps=1, optimizer={"lr": 1e-12})
+    assert bench.train(job)
+    assert difference(weights(job), weights(first)) < 1e-6
+    ends, starts = records(first, "validation/loss")[4], records(job, "validation/loss")[0]
+    assert starts == pytest.approx(ends, rel=1e-6)
+
+
+def test_what_is_kept_of_the_earlier_training_is_measured(
+    bench: Bench, sdxl_folder: Path, first: Job, tmp_path: Path
+) -> None:
+    other = write_images(tmp_path / "other", seed=9)
+    job = second(bench, sdxl_folder, first.folder, images=other, steps=5, validation={"every": 2})
+    assert bench.train(job)
+    kept, losses = read_manifest(job.folder)["kept_of_earlier"], records(job, "validation/earlier_loss")
+    assert sorted(losses) == [0, 2, 4, 5]
+    # The earlier job measured its first loss without an adapter, and its last one with the one that this starts from.
+    earlier = records(first, "validation/loss")
+    assert kept["loss_of_base"] == pytest.approx(earlier[0], rel=1e-6)
+    assert kept["loss_at_start"] == pytest.approx(earlier[4], rel=1e-6) == losses[0]
+    assert kept["loss_at_end"] == losses[5] != losses[0]
+    assert kept["share"] == pytest.approx((earlier[0] - losses[5]) / (earlier[0] - losses[0]), rel=1e-5)
+    assert "Started from" in (job.paths.lora / "README.md").read_text()
+
+
+def test_the_share_that_is_kept() -> None:
+    assert kept_share({0: 0.4, 9: 0.4}, 0.8)["share"] == 1.0
+    assert kept_share({0: 0.4, 5: 0.2, 9: 0.7}, 0.8)["share"] == pytest.approx(0.25)
+    assert kept_share({0: 0.4, 9: 0.9}, 0.8)["share"] == pytest.approx(-0.25), "worse than it never having been"
+    assert kept_share({0: 0.8, 9: 0.7}, 0.8)["share"] is None, "the earlier training had learned nothing"
+
+
+def test_where_the_earlier_images_are_gone_the_job_trains_all_the_same(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = write_images(tmp_path / "images", seed=4)
+    earlier = bench.job(sdxl_folder, images=images, steps=1)
+    assert bench.train(earlier)
+    images.rename(tmp_path / "elsewhere")
+    job = bench.job(sdxl_folder, lora={"init_from": str(earlier.folder)}, steps=1)
+    assert bench.train(job)
+    assert "kept_of_earlier" not in read_manifest(job.folder)
+    assert "is not measured" in caplog.text
+
+
+def test_the_start_is_part_of_what_a_job_is(bench: Bench, sdxl_folder: Path, first: Job, tmp_path: Path) -> None:
+    copy = tmp_path / "adapter.safetensors"
+    copy.write_bytes(first.paths.weights.read_bytes())
+    by_folder, by_file = (second(bench, sdxl_folder, start) for start in (first.folder, copy))
+    assert by_folder.id == by_file.id
+    assert "init" not in first.identity and by_file.identity["init"] != first.identity
+    changed = {name: tensor + 1e-3 for name, tensor in load_file(copy).items()}
+    with safe_open(copy, framework="pt") as opened:
+        about = opened.metadata()
+    save_file(changed, copy, metadata=about)
+    assert second(bench, sdxl_folder, copy).id != by_folder.id
+    # A file that changes after the plan was made is noticed.
+    assert not bench.train(by_file)
+    assert state_of(by_file.folder) is State.FAILED
+    assert "has changed since" in read_manifest(by_file.folder)["error"]
+
+
+def test_a_pack_of_jobs_with_and_without_a_start_gives_what_each_gives_alone(
+    bench: Bench, sdxl_folder: Path, first: Job
+) -> None:
+    def jobs() -> list[Job]:
+        return [
+            second(bench, sdxl_folder, first.folder, seed=3),
+            bench.job(sdxl_folder, seed=4, lora={"rank": 2, "text_encoder": True}),
+        ]
+
+    together, alone = jobs(), jobs()
+    assert bench.train(*together)
+    for left, right in zip(together, alone, strict=True):
+        assert bench.train(right)
+        assert difference(weights(left), weights(right)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rank": 8}, "lora.rank = 8: .* has rank 4; set lora.rank=4"),
+        ({"alpha": 2.0}, "lora.alpha = 2.0: .* alpha 8; set lora.alpha=8"),
+        ({"init_from": "/nowhere"}, "lora.init_from = '/nowhere': is not there"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(first: Job, changes: dict[str, Any], said: str) -> None:
+    settings = LoraSettings.model_validate({"rank": 4, "alpha": 8.0, "init_from": str(first.folder), **changes})
+    with pytest.raises(SettingsError, match="^" + said):
+        find_earlier(settings)
+
+
+def test_files_that_are_none_are_refused(tmp_path: Path, bench: Bench, sdxl_folder: Path) -> None:
+    def said(path: Path) -> str:
+        with pytest.raises(SettingsError) as raised:
+            find_earlier(LoraSettings(rank=4, init_from=str(path)))
+        return str(raised.value)
+
+    text, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    text.write_text("not tensors at all, but words")
+    save_file({"unet.conv_in.weight": torch.zeros(2)}, other)
+    assert "cannot be read" in said(text)
+    assert "holds no LoRA under peft's names" in said(other)
+    assert "holds no pytorch_lora_weights.safetensors" in said(tmp_path)
+    assert "that job is pending, not completed" in said(bench.job(sdxl_folder).folder)
+
+
+def test_an_adapter_of_other_layers_fails_the_job_with_the_reason(bench: Bench, sdxl_folder: Path, first: Job) -> None:
+    job = second(bench, sdxl_folder, first.folder, lora={"text_encoder": False})
+    assert not bench.train(job)
+    assert "set lora.targets and lora.text_encoder as in the earlier training" in read_manifest(job.folder)["error"]
