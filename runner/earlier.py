@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,18 +75,28 @@ def _check_fits(file: Path, settings: LoraSettings, named: str) -> None:
     ranks = {int(about["shape"][0]) for key, about in header.items() if key.endswith(DOWN)}
     if not ranks:
         raise SettingsError(f"{named}: holds no LoRA under peft's names (...{DOWN}); {FIX}")
-    if ranks != {settings.rank}:
+    if settings.rank_pattern is None and ranks != {settings.rank}:
         found = ", ".join(map(str, sorted(ranks)))
+        fix = f"lora.rank={found}" if len(ranks) == 1 else "lora.rank and lora.rank_pattern as in that training"
+        raise SettingsError(f"lora.rank = {settings.rank}: {settings.init_from} has rank {found}; set {fix}")
+    config = json.loads(header.get("__metadata__", {}).get("lora_adapter_metadata", "{}"))
+    alpha = settings.rank if settings.alpha is None else settings.alpha
+    _check_same(settings, "alpha", alpha, _said(config, ".lora_alpha", settings.rank))
+    _check_same(settings, "rslora", settings.rslora, _said(config, ".use_rslora", False))
+    _check_same(settings, "dora", settings.dora, _said(config, ".use_dora", False))
+
+
+def _said(config: Mapping[str, Any], ending: str, usual: Any) -> Any:
+    """What a file's configuration says of its first component, or what readers take where it says nothing."""
+    return next((value for key, value in config.items() if key.endswith(ending)), usual)
+
+
+def _check_same(settings: LoraSettings, key: str, here: Any, there: Any) -> None:
+    if here != there:
+        shown = str(there).lower() if isinstance(there, bool) else f"{there:g}"
         raise SettingsError(
-            f"lora.rank = {settings.rank}: {settings.init_from} has rank {found}; set lora.rank={found}"
-        )
-    configs = json.loads(header.get("__metadata__", {}).get("lora_adapter_metadata", "{}"))
-    alphas = {float(value) for key, value in configs.items() if key.endswith(".lora_alpha")} or {float(settings.rank)}
-    (alpha, *others) = sorted(alphas)
-    if not others and abs(alpha / settings.rank - settings.scale) > 1e-6:
-        raise SettingsError(
-            f"lora.alpha = {settings.alpha}: {settings.init_from} was trained with alpha {alpha:g}; set "
-            f"lora.alpha={alpha:g}"
+            f"lora.{key} = {getattr(settings, key)}: {settings.init_from} was trained with {shown}; set "
+            f"lora.{key}={shown}"
         )
 
 

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 MOST_SAMPLES = 8
 
 
-def write_card(run: JobRun, kohya_file: Path, losses: Mapping[str, float], checked: Mapping[str, float]) -> Path:
+def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float], checked: Mapping[str, float]) -> Path:
     """Write README.md, the loss curve and a few samples into the folder of the weights."""
     folder, settings = run.paths.lora, run.settings
+    kind = "DoRA" if settings.lora.dora else "LoRA"
     samples = _copy_samples(run, folder)
     records = run.metrics.read() if run.metrics is not None else []
     head = {
@@ -41,7 +42,7 @@ def write_card(run: JobRun, kohya_file: Path, losses: Mapping[str, float], check
         yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(),
         "---",
         "",
-        f"# {settings.name}: LoRA of rank {settings.lora.rank} for {settings.model.path}",
+        f"# {settings.name}: {kind} of rank {settings.lora.rank} for {settings.model.path}",
         "",
         f"{measured} {losses['validation/loss']:.4f} after {run.step} steps"
         + (f" ({first:.4f} before training)." if first is not None else "."),
@@ -55,7 +56,9 @@ def write_card(run: JobRun, kohya_file: Path, losses: Mapping[str, float], check
         f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")',
         "```",
         "",
-        f"{run.base.family.export.readers}: copy `{kohya_file.name}` into the folder of LoRAs.",
+        f"{run.base.family.export.readers}: no file, for DoRA is read in other ways there than it is trained."
+        if kohya_file is None
+        else f"{run.base.family.export.readers}: copy `{kohya_file.name}` into the folder of LoRAs.",
         "",
         "## What it was made from",
         "",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.artifacts.card import write_card
-from runner.artifacts.files import write_diffusers, write_kohya
-from runner.artifacts.verify import check_behaviour, check_kohya, check_tensors
+from runner.artifacts.files import Layers, write_diffusers, write_kohya
+from runner.artifacts.verify import ScaleOf, check_behaviour, check_kohya, check_tensors
 from runner.train.samples import collate
 
 if TYPE_CHECKING:
@@ -25,17 +26,33 @@ def save_artifacts(
 ) -> None:
     """Write everything under `lora/` of a job's folder.
 
+    There is no kohya file of DoRA: ComfyUI divides by the norm of the base weight, where it is trained with that of
+    the sum, and diffusers leaves its magnitudes (`dora_scale`) out. No arithmetic would be right for all readers.
+
     Raises:
         ArtifactError: a file, read back, is not what was trained.
     """
     base, settings, folder = run.base, run.settings, run.paths.lora
     folder.mkdir(parents=True, exist_ok=True)
-    layers = run.adapter.state()
+    layers = run.adapter.state(run.published)
     diffusers_file = write_diffusers(folder, base.family, layers, settings.lora)
     check_tensors(diffusers_file, layers)
+    kohya_file = None if settings.lora.dora else _kohya_file(run, layers)
+    samples = run.materials.held_out_samples.samples[:COMPARED_SAMPLES]
+    batch = collate(range(len(samples)), samples).to(base.place.device)
+    files: dict[str, tuple[Path, ScaleOf]] = {"diffusers file": (diffusers_file, settings.lora.scale_of)}
+    if kohya_file is not None:
+        files[f"file for {base.family.export.readers}"] = (kohya_file, lambda _: 1.0)
+    checked = check_behaviour(files, layers, base, run.materials.conditioner, batch, use_rows)
+    log.info("%s: saved and read back, %s", run.job.id, ", ".join(f"{name} {d:.1e}" for name, d in checked.items()))
+    write_card(run, kohya_file, losses, checked)
+
+
+def _kohya_file(run: JobRun, layers: Layers) -> Path:
+    base, settings = run.base, run.settings
     title = f"{settings.name}-{run.job.id}"
-    kohya_file = write_kohya(
-        folder / f"{title}.safetensors",
+    file = write_kohya(
+        run.paths.lora / f"{title}.safetensors",
         base.family,
         layers,
         settings.lora,
@@ -46,13 +63,5 @@ def save_artifacts(
             "modelspec.title": title,
         },
     )
-    check_kohya(kohya_file, base.family, layers, settings.lora.scale)
-    samples = run.materials.held_out_samples.samples[:COMPARED_SAMPLES]
-    batch = collate(range(len(samples)), samples).to(base.place.device)
-    files = {
-        "diffusers file": (diffusers_file, settings.lora.scale),
-        f"file for {base.family.export.readers}": (kohya_file, 1.0),
-    }
-    checked = check_behaviour(files, layers, base, run.materials.conditioner, batch, use_rows)
-    log.info("%s: saved and read back, %s", run.job.id, ", ".join(f"{name} {d:.1e}" for name, d in checked.items()))
-    write_card(run, kohya_file, losses, checked)
+    check_kohya(file, base.family, layers, settings.lora.scale_of)
+    return file

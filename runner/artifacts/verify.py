@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from runner.artifacts.files import Layers, published_keys
+from runner.artifacts.files import Layers, adapted_layers, published_keys, published_name
 from runner.errors import ArtifactError
 from runner.families.family import Family
+from runner.train.adapter import DOWN, MAGNITUDE, UP
 from runner.train.base import Base
 from runner.train.samples import Batch
 from runner.train.text import Conditioner
@@ -26,6 +27,9 @@ order of operations. A short training changes the output less than that, so laye
 compared one by one."""
 LARGEST_UPDATE_DIFFERENCE = 1e-5
 """Of a layer's update, fp32, as a share of its norm."""
+
+ScaleOf = Callable[[str], float]
+"""The scale of the update of a layer, by its name."""
 
 
 def check_tensors(file: Path, layers: Layers) -> None:
@@ -47,32 +51,26 @@ def check_tensors(file: Path, layers: Layers) -> None:
             raise ArtifactError(f"{file}: {key} is not what was trained")
 
 
-def check_kohya(file: Path, family: Family, layers: Layers, scale: float) -> None:
+def check_kohya(file: Path, family: Family, layers: Layers, scale_of: ScaleOf) -> None:
     """Every layer's update, by the arithmetic of the layout (up @ down * alpha / rank), is the trained one.
 
     Raises:
         ArtifactError: naming the first layer that is not.
     """
     saved = _read(file)
-    for component, tensors in published_keys(layers).items():
-        for key, down in tensors.items():
-            if not key.endswith(DOWN):
-                continue
-            path = key.removesuffix(DOWN)
-            names = family.export.names(component, path)
-            up, saved_down = saved.pop(names.up, None), saved.pop(names.down, None)
+    for component, tensors in layers.items():
+        for layer in adapted_layers(tensors):
+            names = family.export.names(component, published_name(component, layer))
+            up, down = saved.pop(names.up, None), saved.pop(names.down, None)
             alpha = saved.pop(names.alpha, None) if names.alpha else None
-            if up is None or saved_down is None or (names.alpha and alpha is None):
+            if up is None or down is None or (names.alpha and alpha is None):
                 raise ArtifactError(f"{file}: {names.up} is not complete")
-            trained = _update(tensors[path + UP], down, scale)
-            read = _update(up, saved_down, 1.0 if alpha is None else float(alpha) / len(saved_down))
+            trained = _update(tensors[f"{layer}.{UP}"], tensors[f"{layer}.{DOWN}"], scale_of(layer))
+            read = _update(up, down, 1.0 if alpha is None else float(alpha) / len(down))
             if not float((read - trained).norm()) <= LARGEST_UPDATE_DIFFERENCE * float(trained.norm()):
                 raise ArtifactError(f"{file}: {names.up} is not what was trained")
     if saved:
         raise ArtifactError(f"{file}: {min(saved)} was not trained")
-
-
-DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -89,7 +87,7 @@ def _update(up: Tensor, down: Tensor, scale: float) -> Tensor:
 
 @torch.no_grad()
 def check_behaviour(
-    files: Mapping[str, tuple[Path, float]],
+    files: Mapping[str, tuple[Path, ScaleOf]],
     layers: Layers,
     base: Base,
     conditioner: Conditioner,
@@ -99,7 +97,7 @@ def check_behaviour(
     """Load each file into a diffusers pipeline over the same base and compare its denoiser with the trained one.
 
     Args:
-        files: what each file is called in the result -> the file, and the scale each of its layers must get.
+        files: what each file is called in the result -> the file, and the scale that each of its layers must get.
         layers: the trained weights, which say what layers there are.
         batch: samples to compare on.
         use_rows: gives rows of a forward pass to the trained adapter.
@@ -119,12 +117,13 @@ def check_behaviour(
     with use_rows(len(batch.captions)):
         trained = output()
     differences = {}
-    for name, (file, scale) in files.items():
+    for name, (file, scale_of) in files.items():
         text = base.text if base.trains_text else None
         pipeline = base.family.pipeline(denoiser=base.denoiser, text=text, vae=None, scheduler=base.sampler("model"))
         try:
             _load(pipeline, file)
-            _check_layers(pipeline, file, layers, scale)
+            _check_layers(pipeline, file, layers, scale_of)
+            _check_magnitudes(pipeline, file, layers)
             loaded = output()
         finally:
             pipeline.unload_lora_weights()
@@ -145,13 +144,12 @@ def _load(pipeline: Any, file: Path) -> None:
         raise ArtifactError(f"{file}: diffusers cannot load it ({type(error).__name__}: {error})") from error
 
 
-def _check_layers(pipeline: Any, file: Path, layers: Layers, scale: float) -> None:
+def _check_layers(pipeline: Any, file: Path, layers: Layers, scale_of: ScaleOf) -> None:
     """diffusers has put an adapter, with the right scale, on the trained layers and on no other."""
     expected = {
-        (component, key.removesuffix(DOWN)): scale
+        (component, layer): scale_of(layer)
         for component, tensors in layers.items()
-        for key in tensors
-        if key.endswith(DOWN)
+        for layer in adapted_layers(tensors)
     }
     found = {
         (component, name): float(next(iter(module.scaling.values())))
@@ -166,3 +164,17 @@ def _check_layers(pipeline: Any, file: Path, layers: Layers, scale: float) -> No
                 f"{file}: diffusers scales {component}.{name} by {got or 'nothing'}, but it was trained with "
                 f"{want or 'nothing'}"
             )
+
+
+def _check_magnitudes(pipeline: Any, file: Path, layers: Layers) -> None:
+    """diffusers has the trained magnitudes of DoRA at every layer, and none elsewhere."""
+    for component, tensors in layers.items():
+        for name, module in getattr(pipeline, component).named_modules():
+            if not isinstance(module, LoraLayer):
+                continue
+            trained = tensors.get(f"{name}.{MAGNITUDE}")
+            read = next((each.weight.cpu() for each in module.lora_magnitude_vector.values()), None)
+            if trained is None and read is None:
+                continue
+            if trained is None or read is None or not torch.equal(trained.to(read.dtype), read):
+                raise ArtifactError(f"{file}: diffusers has other magnitudes at {component}.{name} than were trained")

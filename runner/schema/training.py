@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from runner.schema.knob import Settings, default_of, knob
 
 TARGET_PRESETS = ("attention", "attention_ff", "linear", "linear_conv")
+
+Rank = Annotated[int, Field(ge=1, le=1024)]
+Alpha = Annotated[float, Field(gt=0)]
+Value = TypeVar("Value", bound=float)
 
 
 class LoraSettings(Settings):
@@ -19,8 +25,41 @@ class LoraSettings(Settings):
     alpha: float | None = knob(
         None, gt=0, doc="The update is scaled by alpha / rank; null means alpha = rank, a scale of 1."
     )
+    rslora: bool = knob(
+        False,
+        doc="Scale by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732): updates of large ranks do not shrink.",
+    )
+    dora: bool = knob(
+        False,
+        doc="Train the norm of each output channel apart from its direction (DoRA, arXiv 2402.09353). There is no file "
+        "for ComfyUI and A1111 then, whose readers take other norms.",
+    )
+    rank_pattern: dict[str, Rank] | None = knob(
+        None,
+        doc="Ranks of some layers that differ from `rank`: regular expressions for the end of a layer's name, as in "
+        "peft, such as `{conv1: 4, conv2: 4}` for the convolutions of the residual blocks.",
+    )
+    alpha_pattern: dict[str, Alpha] | None = knob(
+        None, doc="Alphas of some layers that differ from `alpha`, by regular expressions as in `rank_pattern`."
+    )
     dropout: float = knob(
         0.0, ge=0, lt=1, unit="share of inputs", doc="Dropout on the input of each adapter while training."
+    )
+    rank_dropout: float = knob(
+        0.0,
+        ge=0,
+        lt=1,
+        unit="share of ranks",
+        doc="Leaves out ranks of each adapter, anew for each layer and sample; the others are scaled up to make up for "
+        "it (as in LyCORIS and sd-scripts).",
+    )
+    module_dropout: float = knob(
+        0.0,
+        ge=0,
+        lt=1,
+        unit="share of layers",
+        doc="Leaves out the adapters of whole layers, anew for each sample; nothing makes up for it (as in LyCORIS and "
+        "sd-scripts).",
     )
     targets: str = knob(
         "attention",
@@ -29,6 +68,12 @@ class LoraSettings(Settings):
         "`linear` (every linear layer of the transformer blocks and their projections), `linear_conv` (and the "
         "convolutions of a UNet's residual, down- and upsampling blocks), or a regular expression "
         "that matches whole module names.",
+    )
+    blocks: tuple[str, ...] | None = knob(
+        None,
+        min_length=1,
+        doc="Of the targeted layers only those in these blocks, such as `[up_blocks.0.attentions.1]`; null means "
+        "all. `lora=b_lora` takes the two blocks of SDXL that hold content and style (B-LoRA, arXiv 2403.14572).",
     )
     init: Literal["gaussian", "kaiming"] = knob(
         "gaussian", doc="Start of the down-projection: normal with deviation 1/rank, or Kaiming-uniform."
@@ -41,6 +86,14 @@ class LoraSettings(Settings):
         "content is part of the job's identity.",
     )
     text_encoder: bool = knob(False, doc="Train adapters on the attention of the text encoders as well.")
+    ema: float = knob(
+        0.0,
+        ge=0,
+        lt=1,
+        doc="Decay of a moving average of the weights (0.99 is usual for short trainings); 0 is off. Step n keeps "
+        "min(ema, n / (9 + n)) of it, as diffusers' EMAModel does. The average is what is validated, drawn and saved; "
+        "the weights themselves stay in the checkpoints.",
+    )
 
     @field_validator("targets")
     @classmethod
@@ -54,13 +107,54 @@ class LoraSettings(Settings):
                 ) from error
         return value
 
-    @property
-    def scale(self) -> float:
-        """Factor on the low-rank update: alpha / rank."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
+    @model_validator(mode="after")
+    def _patterns_are_expressions(self) -> LoraSettings:
+        for key in ("rank_pattern", "alpha_pattern"):
+            patterns = getattr(self, key)
+            if patterns == {}:
+                raise ValueError(f"{key} = {{}}: should hold at least one layer, such as {{conv1: 4}}; or be null")
+            for pattern in patterns or ():
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(f"{key} = {pattern!r}: should be a regular expression ({error})") from error
+        return self
+
+    @model_validator(mode="after")
+    def _fits_dora(self) -> LoraSettings:
+        for key in ("rank_dropout", "module_dropout"):
+            if self.dora and getattr(self, key):
+                raise ValueError(
+                    f"{key} = {getattr(self, key)}: cannot be used with lora.dora=true, whose norms are those of whole "
+                    "updates; take lora.dropout"
+                )
+        return self
+
+    def rank_of(self, layer: str) -> int:
+        """Rank of the update of the layer of this name."""
+        return _of_layer(self.rank_pattern, layer, self.rank)
+
+    def alpha_of(self, layer: str) -> float:
+        """Alpha of the layer of this name; its own rank where nobody says."""
+        return _of_layer(self.alpha_pattern, layer, self.rank_of(layer) if self.alpha is None else self.alpha)
+
+    def scale_of(self, layer: str) -> float:
+        """Factor on the low-rank update of the layer of this name: alpha / rank, or alpha / sqrt(rank) (rsLoRA)."""
+        rank = self.rank_of(layer)
+        return self.alpha_of(layer) / (math.sqrt(rank) if self.rslora else rank)
+
+
+def matches_layer(pattern: str, layer: str) -> bool:
+    """Whether an expression matches the end of a layer's name, from its start or after a dot, as peft does it."""
+    return re.match(rf"(.*\.)?({pattern})$", layer) is not None
+
+
+def _of_layer(values: Mapping[str, Value] | None, layer: str, otherwise: Value) -> Value:
+    return next((value for pattern, value in (values or {}).items() if matches_layer(pattern, layer)), otherwise)
 
 
 TEXT_ENCODER_LR = "Learning rate of the text encoders' adapters; null means `lr`."
+LORA_PLUS = "Up-projections learn this many times faster than `lr` (LoRA+, arXiv 2402.12354; 16 is usual); 1 is off."
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -79,6 +173,7 @@ class AdamW(_Optimizer):
     name: Literal["adamw"] = knob("adamw", doc="Which optimizer.")
     lr: float = knob(1e-4, gt=0, doc="Peak learning rate.")
     text_encoder_lr: float | None = knob(None, gt=0, doc=TEXT_ENCODER_LR)
+    lora_plus_ratio: float = knob(1.0, ge=1, doc=LORA_PLUS)
     betas: tuple[Decay, Decay] = knob((0.9, 0.999), doc="Decay rates of the two moments.")
     eps: float = knob(1e-8, gt=0, doc="Added to the denominator.")
 
@@ -105,6 +200,7 @@ class Adafactor(_Optimizer):
     name: Literal["adafactor"] = knob("adafactor", doc="Which optimizer.")
     lr: float = knob(1e-4, gt=0, doc="Peak learning rate.")
     text_encoder_lr: float | None = knob(None, gt=0, doc=TEXT_ENCODER_LR)
+    lora_plus_ratio: float = knob(1.0, ge=1, doc=LORA_PLUS)
 
 
 OPTIMIZER_PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}

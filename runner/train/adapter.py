@@ -6,8 +6,10 @@ The vector does not depend on the pack the job is in, so neither do its optimize
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from peft import LoraConfig
@@ -19,9 +21,15 @@ from runner.families import targets
 from runner.families.family import is_text_encoder
 from runner.families.targets import Presets
 from runner.schema import LoraSettings
+from runner.schema.messages import nearest
+from runner.schema.training import matches_layer
+from runner.train.dora import squared_norms
 from runner.train.randomness import generator
 
 TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+DOWN, UP, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+"""peft's names of what an adapter holds for a layer, behind the layer's own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,31 +47,54 @@ class Site:
         """Numbers in one row of the down-projection."""
         return math.prod(self.in_shape)
 
-    def down_shape(self, rank: int) -> tuple[int, ...]:
-        """Shape of peft's `lora_A.weight`."""
-        return (rank, *self.in_shape)
+    def shape(self, kind: str, rank: int) -> tuple[int, ...]:
+        """Shape of what peft calls `kind`."""
+        ones = tuple(1 for _ in self.in_shape[1:])
+        if kind == MAGNITUDE:
+            return (1, self.out, *ones) if ones else (self.out,)
+        return (rank, *self.in_shape) if kind == DOWN else (self.out, rank, *ones)
 
-    def up_shape(self, rank: int) -> tuple[int, ...]:
-        """Shape of peft's `lora_B.weight`."""
-        return (self.out, rank, *(1 for _ in self.in_shape[1:]))
 
-
-def peft_config(settings: LoraSettings, component: str, presets: Presets) -> LoraConfig:
+def peft_config(settings: LoraSettings, component: str, presets: Presets, layers: Sequence[str] = ()) -> LoraConfig:
     """The adapter of one component in peft's words: what it targets, and what its file says of it.
 
     Args:
         presets: what the names in `lora.targets` stand for in the model's family.
+        layers: names of the adapted layers, for the ranks and alphas that differ from layer to layer.
     """
     chosen = TEXT_ENCODER_TARGETS if is_text_encoder(component) else presets.get(settings.targets, settings.targets)
+    if settings.blocks is not None and not is_text_encoder(component):
+        chosen = _inside(settings.blocks, chosen)
+    alpha = settings.rank if settings.alpha is None else settings.alpha
+    # By the layers' own names: diffusers sorts the patterns, and the first that matches is the one that counts.
     return LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
+        lora_alpha=alpha,
+        rank_pattern=_different({name: settings.rank_of(name) for name in layers}, settings.rank),
+        alpha_pattern=_different({name: settings.alpha_of(name) for name in layers}, alpha),
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
         # diffusers leaves the modules it adds in training mode: with the dropout of the training in the file, every
         # image drawn from it would be another one.
         lora_dropout=0.0,
         target_modules=chosen if isinstance(chosen, str) else list(chosen),
         init_lora_weights="gaussian" if settings.init == "gaussian" else True,
     )
+
+
+def _inside(blocks: Sequence[str], targets: Sequence[str] | str) -> str:
+    """An expression for those of the targets, whole names or ends of names, that lie in one of the blocks."""
+    ends = targets if isinstance(targets, str) else rf"(.*\.)?({'|'.join(map(re.escape, targets))})"
+    return rf"(?=({'|'.join(map(re.escape, blocks))})\.)({ends})"
+
+
+def _different(values: Mapping[str, float], usual: float) -> dict[str, float]:
+    """The layers whose value is not the usual one, by expressions that match no other layer."""
+
+    def ends_another(name: str) -> bool:
+        return any(other.endswith(f".{name}") for other in values)
+
+    return {f"^{name}" if ends_another(name) else name: value for name, value in values.items() if value != usual}
 
 
 def find_sites(
@@ -75,7 +106,8 @@ def find_sites(
         presets: what the names in `lora.targets` stand for in the model's family.
 
     Raises:
-        SettingsError: nothing is matched, or something that cannot carry an adapter.
+        SettingsError: nothing is matched, or something that cannot carry an adapter; a block holds nothing of it; a
+            pattern for ranks or alphas is about no adapted layer, or two are about the same one.
     """
     sites: list[Site] = []
     for component, root in components.items():
@@ -84,12 +116,42 @@ def find_sites(
         for name, module in root.named_modules():
             if name and check_target_module_exists(config, name):
                 sites.append(_site(component, name, module, settings.targets))
+        if not is_text_encoder(component):
+            _check_blocks(settings, root, [site.name for site in sites])
         if len(sites) == before:
             raise SettingsError(
                 f"lora.targets = {settings.targets!r}: matches no layer of the {component}; its layers are named "
                 f"like {', '.join(_examples(root))}"
             )
+    for key in ("rank_pattern", "alpha_pattern"):
+        _check_patterns(f"lora.{key}", getattr(settings, key) or {}, [site.name for site in sites])
     return sites
+
+
+def _check_blocks(settings: LoraSettings, root: nn.Module, layers: Sequence[str]) -> None:
+    for block in settings.blocks or ():
+        if not any(layer.startswith(f"{block}.") for layer in layers):
+            known = [name for name, module in root.named_modules() if name and any(module.children())]
+            raise SettingsError(
+                f"lora.blocks = {block!r}: holds no layer of lora.targets = {settings.targets!r}"
+                f"{nearest(block, known) if block not in known else ''}"
+            )
+
+
+def _check_patterns(key: str, patterns: Mapping[str, float], layers: Sequence[str]) -> None:
+    matched = {pattern: {name for name in layers if matches_layer(pattern, name)} for pattern in patterns}
+    for pattern, names in matched.items():
+        if not names:
+            ends = {".".join(name.split(".")[start:]): None for name in layers for start in range(name.count(".") + 1)}
+            raise SettingsError(
+                f"{key}.{pattern} = {patterns[pattern]}: matches no layer that gets an adapter"
+                f"{nearest(pattern, ends)}; they are named like {layers[0]} and {layers[-1]}"
+            )
+        for other in patterns:
+            if other != pattern and (both := names & matched[other]):
+                raise SettingsError(
+                    f"{key}: {pattern} and {other} both match {min(both)}; let each layer be matched by one of them"
+                )
 
 
 def _site(component: str, name: str, module: nn.Module, targets: str) -> Site:
@@ -114,65 +176,92 @@ def _examples(root: nn.Module) -> list[str]:
 
 
 class Adapter:
-    """The weights of one job's LoRA and their gradient, fp32."""
+    """The weights of one job's LoRA and their gradient, fp32.
 
-    def __init__(self, settings: LoraSettings, sites: Sequence[Site], *, seed: int, device: torch.device) -> None:
+    In the vector come, for each component, its magnitudes (of DoRA), then its down- and then its up-projections.
+
+    Args:
+        components: the frozen parts, for DoRA, whose magnitudes start as the norms of their weights.
+    """
+
+    def __init__(
+        self,
+        settings: LoraSettings,
+        sites: Sequence[Site],
+        *,
+        seed: int,
+        device: torch.device,
+        components: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         self.sites = tuple(sites)
-        self.rank = settings.rank
-        self.scale = settings.scale
-        self.dropout = settings.dropout
+        self.ranks = {site: settings.rank_of(site.name) for site in self.sites}
+        self.scales = {site: settings.scale_of(site.name) for site in self.sites}
+        self.dropout, self.rank_dropout = settings.dropout, settings.rank_dropout
+        self.module_dropout = settings.module_dropout
         self.seed = seed
-        lengths = [self.rank * (site.down_units + site.out) for site in self.sites]
-        self.weights = torch.zeros(sum(lengths), device=device)
+        self.kinds = (MAGNITUDE, DOWN, UP) if settings.dora else (DOWN, UP)
+        self.components = tuple(dict.fromkeys(site.component for site in self.sites))
+        self._layout = [
+            (site, kind, site.shape(kind, self.ranks[site]))
+            for component in self.components
+            for kind in self.kinds
+            for site in self.sites
+            if site.component == component
+        ]
+        self.weights = torch.zeros(sum(math.prod(shape) for _, _, shape in self._layout), device=device)
         self.gradient = torch.zeros_like(self.weights)
-        self.load_state(
-            {
-                component: {
-                    key: value
-                    for site in self.sites
-                    if site.component == component
-                    for key, value in _initial(site, settings, seed)
-                }
-                for component in dict.fromkeys(site.component for site in self.sites)
-            }
-        )
+        first = {site: _initial(site, self.ranks[site], settings.init, seed) for site in self.sites}
+        for site, kind, view in self.parts(self.weights):
+            if kind == DOWN:  # the update is zero at first because the up-projection is
+                view.copy_(first[site])
+            elif kind == MAGNITUDE:
+                assert components is not None
+                weight = components[site.component].get_submodule(site.name).get_parameter("weight")
+                view.copy_(squared_norms(weight).sqrt().view(view.shape))
 
     def __len__(self) -> int:
         return self.weights.numel()
 
     @property
+    def drops(self) -> bool:
+        """Whether anything of it is left out while it trains."""
+        return bool(self.dropout or self.rank_dropout or self.module_dropout)
+
+    @property
     def has_effect(self) -> bool:
         """Whether it changes any output: one that was not trained yet does not, its up-projections are zero."""
-        return any(bool(up.any()) for _, _, up in self.pairs(self.weights))
+        return any(bool(self.weights[self.span(component, UP)].any()) for component in self.components)
+
+    def parts(self, vector: Tensor) -> Iterator[tuple[Site, str, Tensor]]:
+        """(site, kind, view) into a vector laid out as the weights are, in its order."""
+        start = 0
+        for site, kind, shape in self._layout:
+            end = start + math.prod(shape)
+            yield site, kind, vector[start:end].view(shape)
+            start = end
 
     def pairs(self, vector: Tensor) -> list[tuple[Site, Tensor, Tensor]]:
         """(site, down, up) views into a vector laid out as the weights are."""
-        views, start = [], 0
-        for site in self.sites:
-            middle = start + self.rank * site.down_units
-            end = middle + self.rank * site.out
-            down = vector[start:middle].view(site.down_shape(self.rank))
-            views.append((site, down, vector[middle:end].view(site.up_shape(self.rank))))
-            start = end
-        return views
+        views = {(site, kind): view for site, kind, view in self.parts(vector)}
+        return [(site, views[site, DOWN], views[site, UP]) for site in self.sites]
 
-    def spans(self) -> dict[str, slice]:
-        """Where each component's weights lie in the vector; sites are ordered by component."""
-        spans: dict[str, slice] = {}
-        start = 0
-        for site in self.sites:
-            end = start + self.rank * (site.down_units + site.out)
-            spans[site.component] = slice(spans[site.component].start if site.component in spans else start, end)
-            start = end
-        return spans
+    def span(self, component: str, *kinds: str) -> slice:
+        """Where the weights of some kinds, which are neighbours, lie in the vector."""
+        start = ends = 0
+        wanted = []
+        for site, kind, shape in self._layout:
+            ends = start + math.prod(shape)
+            if site.component == component and kind in kinds:
+                wanted.append((start, ends))
+            start = ends
+        assert all(one[1] == other[0] for one, other in itertools.pairwise(wanted)), (component, kinds)
+        return slice(wanted[0][0], wanted[-1][1])
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
-        """component -> peft key -> a copy of the tensor, fp32 on the CPU."""
+    def state(self, vector: Tensor | None = None) -> dict[str, dict[str, Tensor]]:
+        """component -> peft key -> a copy of the tensor, fp32 on the CPU; of the weights, or of a vector like them."""
         state: dict[str, dict[str, Tensor]] = {}
-        for site, down, up in self.pairs(self.weights):
-            layers = state.setdefault(site.component, {})
-            layers[f"{site.name}.lora_A.weight"] = down.detach().to("cpu", copy=True)
-            layers[f"{site.name}.lora_B.weight"] = up.detach().to("cpu", copy=True)
+        for site, kind, view in self.parts(self.weights if vector is None else vector):
+            state.setdefault(site.component, {})[f"{site.name}.{kind}"] = view.detach().to("cpu", copy=True)
         return state
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -182,29 +271,25 @@ class Adapter:
             CheckpointError: a layer is missing, unknown or of another shape.
         """
         given = {(component, key) for component, layers in state.items() for key in layers}
-        for site, down, up in self.pairs(self.weights):
-            for view, suffix in ((down, "lora_A"), (up, "lora_B")):
-                key = f"{site.name}.{suffix}.weight"
-                tensor = state.get(site.component, {}).get(key)
-                if tensor is None or tensor.shape != view.shape:
-                    found = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
-                    raise CheckpointError(f"{site.component} {key} is {found}, not {list(view.shape)}")
-                view.copy_(tensor)
-                given.discard((site.component, key))
+        for site, kind, view in self.parts(self.weights):
+            key = f"{site.name}.{kind}"
+            tensor = state.get(site.component, {}).get(key)
+            if tensor is None or tensor.shape != view.shape:
+                found = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
+                raise CheckpointError(f"{site.component} {key} is {found}, not {list(view.shape)}")
+            view.copy_(tensor)
+            given.discard((site.component, key))
         if given:
             raise CheckpointError(f"unknown layer in the saved adapter: {min(given)}")
 
 
-def _initial(site: Site, settings: LoraSettings, seed: int) -> list[tuple[str, Tensor]]:
-    """First values: the update is zero because the up-projection is; keyed by the layer's name alone."""
+def _initial(site: Site, rank: int, init: str, seed: int) -> Tensor:
+    """First values of a down-projection; keyed by the layer's name alone."""
     draw = generator(seed, "init", site.component, site.name)
-    shape = site.down_shape(settings.rank)
-    if settings.init == "gaussian":
-        down = draw.standard_normal(shape) / settings.rank
+    shape = site.shape(DOWN, rank)
+    if init == "gaussian":
+        down = draw.standard_normal(shape) / rank
     else:  # kaiming_uniform with a = sqrt(5), as torch starts linear layers: a bound of 1 / sqrt(fan in)
         bound = 1 / math.sqrt(site.down_units)
         down = draw.uniform(-bound, bound, shape)
-    return [
-        (f"{site.name}.lora_A.weight", torch.from_numpy(down).float()),
-        (f"{site.name}.lora_B.weight", torch.zeros(site.up_shape(settings.rank))),
-    ]
+    return torch.from_numpy(down).float()

@@ -145,8 +145,9 @@ def _base(job: Job, place: Place) -> Base:
 
 def _start(job: Job, materials: Materials, base: Base, pack: Pack) -> JobRun:
     def fresh() -> JobRun:
-        sites = find_sites(job.experiment.lora, base.components(), base.family.target_presets)
-        adapter = Adapter(job.experiment.lora, sites, seed=job.experiment.seed, device=base.place.device)
+        lora, parts = job.experiment.lora, base.components()
+        sites = find_sites(lora, parts, base.family.target_presets)
+        adapter = Adapter(lora, sites, seed=job.experiment.seed, device=base.place.device, components=parts)
         if materials.earlier is not None:
             start_from(materials.earlier, adapter)
         return JobRun(job, materials, adapter, base, pack.clock)

@@ -14,6 +14,7 @@ from runner.errors import DivergedError
 from runner.job import Job, State, now, read_manifest, update_manifest
 from runner.track import MetricsFile, Mirror, open_mirror
 from runner.train.adapter import Adapter
+from runner.train.average import Average
 from runner.train.base import Base
 from runner.train.checkpoint import load_checkpoint, save_checkpoint
 from runner.train.clock import PHASES, Clock
@@ -36,6 +37,7 @@ class JobRun:
         self.job, self.settings, self.paths = job, job.experiment, job.paths
         self.materials, self.adapter, self.base = materials, adapter, base
         self.clock, self.is_main = clock, base.place.is_main
+        self.average = Average(adapter.weights, self.settings.lora.ema) if self.settings.lora.ema else None
         self.optimizer = build_optimizer(self.settings.optimizer, adapter)
         self.lr_scheduler = build_lr_scheduler(self.settings.lr_scheduler, self.optimizer, self.settings)
         # fp16 gradients underflow without a scale; a job has its own, so that no other job can change it.
@@ -72,6 +74,8 @@ class JobRun:
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.weights.copy_(state["average"])
         log.info("%s: continues after step %d", self.job.id, self.step)
 
     def open_record(self, about: Mapping[str, Any]) -> None:
@@ -149,6 +153,13 @@ class JobRun:
         gradient.zero_()
         self.step += 1
         self._steps_since += 1
+        if self.average is not None:
+            self.average.update(self.adapter.weights, self.step)
+
+    @property
+    def published(self) -> Tensor:
+        """The weights that are validated, drawn from and saved, laid out as the adapter's own."""
+        return self.adapter.weights if self.average is None else self.average.weights
 
     @property
     def done(self) -> bool:
@@ -251,11 +262,13 @@ class JobRun:
         if not self.is_main or self._saved_step == self.step:
             return
         with self.clock.charging("artifacts", [self]):
-            state = {
+            state: dict[str, Any] = {
                 "optimizer": self.optimizer.state_dict(),
                 "lr_scheduler": self.lr_scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
             }
+            if self.average is not None:
+                state["average"] = self.average.weights.cpu()
             save_checkpoint(self.job, self.step, self.adapter.state(), state)
             self._saved_step = self.step
             update_manifest(self.job.folder, steps_done=self.step, timings_s=self._timings_s())

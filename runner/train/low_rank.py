@@ -77,7 +77,7 @@ class LowRankConv2d(torch.autograd.Function):
         output = F.conv2d(x_NIHW, weight_OIYX, bias_O, *geometry).contiguous()
         hidden_BJHW = F.conv2d(_grouped(x_NIHW, rows), down_KRIYX.flatten(0, 1), None, *geometry, len(down_KRIYX))
         hidden_NRP = _apart(hidden_BJHW, len(down_KRIYX)).flatten(2)
-        up_NOR = (up_KOR * scale_K11).repeat_interleave(rows, dim=0)
+        up_NOR = (up_KOR * scale_K11).to(up_KOR.dtype).repeat_interleave(rows, dim=0)
         output.flatten(2).baddbmm_(up_NOR, hidden_NRP)
         ctx.save_for_backward(x_NIHW, weight_OIYX, down_KRIYX, up_NOR, scale_K11, hidden_NRP)
         ctx.geometry = geometry
@@ -104,7 +104,6 @@ class LowRankConv2d(torch.autograd.Function):
                 gradient_NOHW, x_NIHW, weight_OIYX, ctx.geometry, groups=1, wanted=(True, False)
             )
             x_gradient_NIHW.add_(_apart(x_gradient_BJHW, count))
-        up_gradient_KOR = up_gradient_KBOR.sum(1).mul_(scale_K11)
         up_gradient_KOR = up_gradient_KBOR.sum(1).mul_(scale_K11)
         down_gradient_KRIYX = down_gradient_JIYX.unflatten(0, (count, rank))
         return x_gradient_NIHW, None, None, down_gradient_KRIYX, up_gradient_KOR, None, None

@@ -12,20 +12,20 @@ from torch import nn
 from runner.families.family import is_text_encoder
 from runner.schema import Experiment, LrSchedulerSettings, OptimizerSettings
 from runner.schema.training import Adafactor, AdamW8bit, Prodigy
-from runner.train.adapter import Adapter
+from runner.train.adapter import DOWN, MAGNITUDE, UP, Adapter
 
 
 def build_optimizer(settings: OptimizerSettings, adapter: Adapter) -> torch.optim.Optimizer:
-    """An optimizer over the adapter's weights, a parameter group for each component.
+    """An optimizer over the adapter's weights, a parameter group for each learning rate in each component.
 
     Elementwise optimizers see each component as one flat vector, which makes their step one kernel. Adafactor
     looks at rows and columns, so it sees the matrices. Parameters share storage with the adapter's vectors.
     """
-    as_matrices = settings.name == "adafactor"
     groups = []
-    for component, span in adapter.spans().items():
+    for component in adapter.components:
         lr = _text_encoder_lr(settings) if is_text_encoder(component) else settings.lr
-        groups.append({"params": _matrices(adapter, component) if as_matrices else [_flat(adapter, span)], "lr": lr})
+        for kinds, ratio in _learning_rates(settings):
+            groups.append({"params": _parameters(settings, adapter, component, kinds), "lr": ratio * lr})
     path, options = _options(settings)
     module, _, name = path.partition(":")
     kind = getattr(importlib.import_module(module), name)
@@ -38,26 +38,30 @@ def _text_encoder_lr(settings: OptimizerSettings) -> float:
     return settings.lr if own is None else own
 
 
+def _learning_rates(settings: OptimizerSettings) -> list[tuple[tuple[str, ...], float]]:
+    """(kinds of weights, how many times the learning rate): LoRA+ (arXiv 2402.12354) has two."""
+    ratio = 1.0 if isinstance(settings, Prodigy) else settings.lora_plus_ratio
+    return [((MAGNITUDE, DOWN, UP), 1.0)] if ratio == 1 else [((MAGNITUDE, DOWN), 1.0), ((UP,), ratio)]
+
+
 def bind_gradients(optimizer: torch.optim.Optimizer, adapter: Adapter) -> None:
-    """Point the parameters' gradients at the adapter's gradient vector, which moves when a pack changes."""
-    for group, (component, span) in zip(optimizer.param_groups, adapter.spans().items(), strict=True):
-        if len(group["params"]) == 1 and group["params"][0].dim() == 1:
-            group["params"][0].grad = adapter.gradient[span]
-            continue
-        views = [
-            view for site, *pair in adapter.pairs(adapter.gradient) if site.component == component for view in pair
-        ]
-        for parameter, view in zip(group["params"], views, strict=True):
-            parameter.grad = view
+    """Point the parameters' gradients at the adapter's gradient vector, which moves when a pack changes.
+
+    They lie there as the parameters lie in the vector of the weights.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            start = parameter.storage_offset() - adapter.weights.storage_offset()
+            parameter.grad = adapter.gradient[start : start + parameter.numel()].view(parameter.shape)
 
 
-def _flat(adapter: Adapter, span: slice) -> nn.Parameter:
-    return nn.Parameter(adapter.weights[span])
-
-
-def _matrices(adapter: Adapter, component: str) -> list[nn.Parameter]:
-    pairs = adapter.pairs(adapter.weights)
-    return [nn.Parameter(view) for site, *pair in pairs if site.component == component for view in pair]
+def _parameters(
+    settings: OptimizerSettings, adapter: Adapter, component: str, kinds: tuple[str, ...]
+) -> list[nn.Parameter]:
+    if settings.name == "adafactor":
+        parts = adapter.parts(adapter.weights)
+        return [nn.Parameter(view) for site, kind, view in parts if site.component == component and kind in kinds]
+    return [nn.Parameter(adapter.weights[adapter.span(component, *kinds)])]
 
 
 def _options(settings: OptimizerSettings) -> tuple[str, dict[str, Any]]:

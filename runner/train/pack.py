@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -94,11 +94,17 @@ class Pack:
         self.clock.training = {run: run.settings.images_per_step for run in self.runs}
 
     def rows_of(self, run: JobRun) -> Callable[[int], AbstractContextManager[None]]:
-        """A context maker: within it, so many rows of a forward pass belong to this job alone."""
+        """A context maker: within it, so many rows of a forward pass belong to this job alone, as it is published."""
 
-        def use_rows(count: int) -> AbstractContextManager[None]:
+        @contextmanager
+        def use_rows(count: int) -> Iterator[None]:
             assert self.adapters is not None
-            return self.adapters.using([(self.runs.index(run), count)])
+            index = self.runs.index(run)
+            with ExitStack() as stack:
+                if run.average is not None:
+                    stack.enter_context(self.adapters.showing(index, run.published))
+                stack.enter_context(self.adapters.using([(index, count)]))
+                yield
 
         return use_rows
 

@@ -120,8 +120,7 @@ class Passes:
 
 def forget(adapters: PackedAdapters, runs: Sequence[JobRun]) -> None:
     """Take back the gradients and losses of a step that is not made, or starts over."""
-    adapters.gradient.zero_()
-    adapters.joint_gradient.zero_()
+    adapters.forget()
     for run in runs:
         run.forget_step()
 

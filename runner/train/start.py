@@ -20,7 +20,7 @@ from runner.data import Item, read_dataset, split
 from runner.earlier import Earlier
 from runner.errors import CheckpointError, SettingsError
 from runner.schema import Experiment
-from runner.train.adapter import Adapter
+from runner.train.adapter import MAGNITUDE, Adapter
 from runner.train.base import Base
 from runner.train.drawing import UseRows
 from runner.train.text import Conditioner
@@ -45,6 +45,8 @@ def start_from(earlier: Earlier, adapter: Adapter) -> None:
         # Files have names that transformers no longer has (runner.artifacts.files).
         if (component, name.rpartition(".lora_")[0]) not in named:
             name = name.removeprefix(TEXT_MODEL)
+        if name.endswith(f"{MAGNITUDE}.weight"):
+            name = name.removesuffix(".weight")
         state.setdefault(component, {})[name] = tensor
     try:
         adapter.load_state(state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,31 +14,22 @@ import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from torch import Tensor
 
 from runner.artifacts.verify import check_behaviour, check_kohya, check_tensors
 from runner.errors import ArtifactError
 from runner.families import find_family
 from runner.job import Job, read_manifest
-from runner.train.adapter import Adapter, find_sites
-from runner.train.packed import PackedAdapters
-from runner.train.samples import collate
-from tests.train.bench import CPU, Bench
-
-ATTENTION_AND_CONVOLUTION = r".*(to_q|to_v|to_out\.0|ff\.net\.2|proj_in|conv1|conv_shortcut|downsamplers\.0\.conv)"
-DIFFUSERS = "pytorch_lora_weights.safetensors"
+from tests.artifacts.saved import ATTENTION_AND_CONVOLUTION, DIFFUSERS, apart, as_trained, header, output, rewritten
+from tests.train.bench import Bench
 
 
 def kohya_file(job: Job) -> Path:
     (file,) = [each for each in job.paths.lora.glob("*.safetensors") if each.name != DIFFUSERS]
     return file
-
-
-def header(file: Path) -> dict[str, str]:
-    with safe_open(file, "pt") as opened:
-        return dict(opened.metadata())
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +48,21 @@ def sd15(bench: Bench, sd15_folder: Path) -> Job:
     return job
 
 
-@pytest.fixture(params=["sdxl", "sd15"])
+@pytest.fixture(scope="module")
+def mixed(bench: Bench, sdxl_folder: Path) -> Job:
+    """Another rank, alpha and scale from layer to layer."""
+    patterns = {
+        "rank_pattern": {r"attn2\.to_q": 7, "conv1": 1},
+        "alpha_pattern": {"to_v": 5.0, r"mid_block\..*to_q": 0.5},
+    }
+    lora = {"rank": 4, "alpha": 16.0, "rslora": True, "targets": ATTENTION_AND_CONVOLUTION, **patterns}
+    patterns["rank_pattern"]["k_proj"], patterns["alpha_pattern"]["out_proj"] = 2, 8.0
+    job = bench.job(sdxl_folder, lora={**lora, "text_encoder": True}, optimizer={"eps": 1e-8}, steps=2)
+    assert bench.train(job)
+    return job
+
+
+@pytest.fixture(params=["sdxl", "sd15", "mixed"])
 def job(request: pytest.FixtureRequest) -> Job:
     trained: Job = request.getfixturevalue(request.param)
     return trained
@@ -90,22 +96,6 @@ def merge_kohya(pipeline: Any, file: Path) -> int:
     return merged
 
 
-@torch.no_grad()
-def output(pipeline: Any) -> Tensor:
-    draw = torch.Generator().manual_seed(0)
-    noisy = torch.randn(2, 4, 16, 16, generator=draw)
-    encoded = pipeline.encode_prompt(
-        ["a red circle", "a blue star"], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
-    sizes = {"text_embeds": encoded[2], "time_ids": torch.full((2, 6), 64.0)} if len(encoded) == 4 else None
-    predicted: Tensor = pipeline.unet(noisy, 500, encoded[0], added_cond_kwargs=sizes).sample
-    return predicted
-
-
-def apart(left: Tensor, right: Tensor) -> float:
-    return float((left - right).norm() / right.norm())
-
-
 def test_both_files_mean_the_same_to_independent_readers(job: Job) -> None:
     model = job.experiment.model.path
     bare = output(DiffusionPipeline.from_pretrained(model))
@@ -118,6 +108,25 @@ def test_both_files_mean_the_same_to_independent_readers(job: Job) -> None:
     assert apart(bare, wanted) > 1e-3, "the adapter does nothing"
     # Measured 5e-7: the same products in another order.
     assert apart(output(merged), wanted) < 1e-5
+
+
+def test_the_file_says_rank_alpha_and_scale_of_every_layer(mixed: Job) -> None:
+    settings = mixed.experiment.lora
+    unet = DiffusionPipeline.from_pretrained(mixed.experiment.model.path).unet
+    tensors = load_file(mixed.paths.lora / DIFFUSERS)
+    about = json.loads(header(mixed.paths.lora / DIFFUSERS)["lora_adapter_metadata"])
+    config = {key.removeprefix("unet."): value for key, value in about.items() if key.startswith("unet.")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as that a pattern matches no layer
+        unet.add_adapter(LoraConfig(**config))
+    scales = set()
+    for name, module in unet.named_modules():
+        if isinstance(module, LoraLayer):
+            rank = 7 if name.endswith("attn2.to_q") else 1 if name.endswith("conv1") else 4
+            assert module.r["default"] == rank == len(tensors[f"unet.{name}.lora_A.weight"])
+            assert module.scaling["default"] == pytest.approx(settings.scale_of(name))
+            scales.add(module.scaling["default"])
+    assert sorted(scales) == pytest.approx([0.5 / 7**0.5, 0.25, 2.5, 16 / 7**0.5, 8.0, 16.0])
 
 
 def test_loading_it_twice_gives_the_same_picture(sdxl: Job) -> None:
@@ -173,33 +182,7 @@ def test_the_card_says_what_the_adapter_was_made_from(sdxl: Job) -> None:
 
 @pytest.fixture(scope="module")
 def trained(bench: Bench, sdxl: Job) -> tuple[Any, Any, dict[str, dict[str, Tensor]], Any, Any]:
-    """(base, conditioner, layers, batch, a context for rows) as at the end of the training of `sdxl`."""
-    base = bench.base(sdxl)
-    materials = bench.materials(sdxl, base)
-    settings = sdxl.experiment.lora
-    adapter = Adapter(settings, find_sites(settings, base.components()), seed=0, device=CPU.device)
-    saved = load_file(sdxl.paths.lora / DIFFUSERS)
-    names = adapter.state()
-    adapter.load_state(
-        {component: {key: saved[_published(component, key)] for key in names[component]} for component in names}
-    )
-    pack = PackedAdapters(base.components(), [adapter], dtype=torch.float32)
-    batch = collate(range(1), materials.held_out_samples.samples[:1])
-    return base, materials.conditioner, adapter.state(), batch, lambda count: pack.using([(0, count)])
-
-
-def _published(component: str, key: str) -> str:
-    legacy = "" if component == "unet" or key.startswith("text_model.") else "text_model."
-    return f"{component}.{legacy}{key}"
-
-
-def rewritten(change: Callable[[dict[str, Tensor], dict[str, str]], None]) -> Callable[[Path], None]:
-    def rewrite(file: Path) -> None:
-        tensors, metadata = load_file(file), header(file)
-        change(tensors, metadata)
-        save_file(tensors, file, metadata=metadata)
-
-    return rewrite
+    return as_trained(bench, sdxl)
 
 
 def _change_alpha_in_header(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -232,15 +215,19 @@ def _double_one_alpha(tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
     tensors[key] = tensors[key] * 2
 
 
+def all_ones(layer: str) -> float:
+    return 1.0
+
+
 def check(file: Path, kind: str, job: Job, trained: Any) -> None:
     base, conditioner, layers, batch, use_rows = trained
     if kind == "diffusers":
         check_tensors(file, layers)
-        scale = job.experiment.lora.scale
+        scale_of = job.experiment.lora.scale_of
     else:
-        check_kohya(file, find_family("sdxl"), layers, job.experiment.lora.scale)
-        scale = 1.0
-    check_behaviour({kind: (file, scale)}, layers, base, conditioner, batch, use_rows)
+        check_kohya(file, find_family("sdxl"), layers, job.experiment.lora.scale_of)
+        scale_of = all_ones
+    check_behaviour({kind: (file, scale_of)}, layers, base, conditioner, batch, use_rows)
 
 
 @pytest.mark.parametrize("kind", ["diffusers", "kohya"])

@@ -13,6 +13,7 @@ WRONG = {
     "unknown key": (["lora.rnk=8"], ["lora.rnk = 8", "did you mean lora.rank?"]),
     "out of range": (["lora.rank=-3"], ["lora.rank = -3", "greater than or equal to 1"]),
     "wrong type": (["lora.rank=banana"], ["lora.rank = 'banana'", "valid integer"]),
+    "a layer's rank": (["lora.rank_pattern={attn2.to_k:0}"], ["lora.rank_pattern.attn2.to_k = 0", "greater than"]),
     "added key": (["+lora.foo=1"], ["lora.foo = 1", "unknown key"]),
     "unknown choice": (["model=sdx"], ["model = sdx", "did you mean sdxl?"]),
     "no such folder": (["dataset=folder", "dataset.path=/nowhere"], ["dataset.path", "/nowhere"]),
@@ -21,6 +22,13 @@ WRONG = {
     "a sweep without -m": (["lora.rank=4,8"], ["lora.rank = 4,8", "-m"]),
     "no effect": (["optimizer=prodigy", "optimizer.eps=1e-3"], ["optimizer.eps = 0.001", "no effect"]),
     "two rates": (["optimizer=prodigy", "+optimizer.text_encoder_lr=1e-4"], ["no effect with optimizer=prodigy"]),
+    "two rates of LoRA+": (
+        ["optimizer=prodigy", "+optimizer.lora_plus_ratio=4"],
+        [
+            "optimizer.lora_plus_ratio = 4",
+            "no effect with optimizer=prodigy, only with adamw or adamw8bit or adafactor",
+        ],
+    ),
     "no GPU": (["launcher.device=cuda"], ["launcher.device = 'cuda'", "no NVIDIA GPU"]),
     "bad betas": (["optimizer.betas=[0.9,2]"], ["optimizer.betas.1 = 2", "less than 1"]),
     "one beta": (["optimizer.betas=[0.9]"], ["optimizer.betas: has too few values"]),

@@ -59,3 +59,30 @@ def test_text_encoders_have_their_own_learning_rate(bench: Bench, sdxl_folder: P
     assert [group["lr"] for group in run.optimizer.param_groups] == [1e-2, 1e-5, 1e-5]
     numbers = [sum(each.numel() for each in group["params"]) for group in run.optimizer.param_groups]
     assert sum(numbers) == len(run.adapter)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_up_projections_learn_faster_by_the_ratio(bench: Bench, sdxl_folder: Path, name: str) -> None:
+    optimizer = {"name": name, "lr": 1e-2, "text_encoder_lr": 1e-3, "lora_plus_ratio": 16.0}
+    optimizer |= {"weight_decay": 0.0, "max_grad_norm": 0.0}
+    run = run_of(bench, bench.job(sdxl_folder, lora={"text_encoder": True}, optimizer=optimizer))
+    rates = [group["lr"] for group in run.optimizer.param_groups]
+    assert rates == pytest.approx([1e-2, 0.16, 1e-3, 0.016, 1e-3, 0.016])
+    numbers = [sum(each.numel() for each in group["params"]) for group in run.optimizer.param_groups]
+    assert sum(numbers) == len(run.adapter)
+    run.adapter.gradient.fill_(0.1)
+    before = run.adapter.weights.clone()
+    run.update()
+    moved = (run.adapter.weights - before).abs()
+    for site, down, up in run.adapter.pairs(moved):
+        rate = 1e-2 if site.component == "unet" else 1e-3  # as long as the first step, but for eps
+        assert float(down.mean()) == pytest.approx(rate, rel=0.05)
+        assert float(up.mean()) == pytest.approx(16 * rate, rel=0.05)
+
+
+def test_two_learning_rates_follow_one_schedule(bench: Bench, sdxl_folder: Path) -> None:
+    job = bench.job(sdxl_folder, optimizer={"lora_plus_ratio": 2.0}, lr_scheduler={"name": "linear"}, steps=4)
+    run = run_of(bench, job)
+    run.adapter.gradient.fill_(0.1)
+    run.update()
+    assert [group["lr"] for group in run.optimizer.param_groups] == pytest.approx([0.75e-2, 1.5e-2])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from runner.job import Job, State, read_manifest, state_of
 from runner.schema import LoraSettings
@@ -18,13 +19,20 @@ from tests.train.bench import CPU, Bench, difference, records, weights
 # Prodigy. With AdamW's usual eps of 1e-8, which turns rounding into steps, it would be up to 1.4e-4.
 ROUNDING = 1e-5
 
+CONVOLUTIONS_TOO = r".*(resnets\.0\.conv1|conv_shortcut|attn2\.to_k|time_emb_proj)"
 MIXED: list[dict[str, Any]] = [
     {"seed": 1},
-    {"seed": 2, "lora": {"rank": 5, "alpha": 3.0}, "optimizer": {"lr": 2e-2}, "steps": 2},
+    {"seed": 2, "lora": {"rank": 5, "alpha": 3.0, "ema": 0.9}, "optimizer": {"lr": 2e-2}, "steps": 2},
     {"seed": 3, "batch_size": 3, "accumulation": 2, "lr_scheduler": {"name": "cosine", "warmup_steps": 1}},
-    {"seed": 4, "lora": {"rank": 3, "dropout": 0.3}, "dataset": {"caption_dropout": 0.6}, "batch_size": 1, "steps": 5},
+    {
+        "seed": 4,
+        "lora": {"rank": 3, "dropout": 0.3, "module_dropout": 0.2},
+        "dataset": {"caption_dropout": 0.6},
+        "batch_size": 1,
+        "steps": 5,
+    },
     {"seed": 5, "loss": {"snr_gamma": 5.0, "noise_offset": 0.1}, "dataset": {"crop": "random", "flip": True}},
-    {"seed": 6, "lora": {"targets": r".*(resnets\.0\.conv1|conv_shortcut|attn2\.to_k|time_emb_proj)", "alpha": 8.0}},
+    {"seed": 6, "lora": {"targets": CONVOLUTIONS_TOO, "alpha": 8.0}},
     {"seed": 7, "optimizer": {"name": "prodigy", "lr": 1.0}, "batch_size": 4, "accumulation": 3},
     {
         "seed": 9,
@@ -33,6 +41,21 @@ MIXED: list[dict[str, Any]] = [
     },
     {"seed": 10, "loss": {"name": "huber", "huber_schedule": "snr", "timestep_bias": "later"}},
     {"seed": 8, "optimizer": {"name": "adafactor"}, "lora": {"init": "kaiming"}, "lr_scheduler": {"name": "linear"}},
+    {
+        "seed": 9,
+        "lora": {
+            "rslora": True,
+            "rank": 4,
+            "rank_pattern": {"attn2.to_k": 7, "to_out.0": 1},
+            "alpha_pattern": {"to_q": 2},
+        },
+    },
+    {
+        "seed": 10,
+        "lora": {"targets": "linear", "blocks": ["mid_block"], "rank_dropout": 0.4},
+        "optimizer": {"lora_plus_ratio": 8.0},
+    },
+    {"seed": 11, "lora": {"dora": True, "rank": 3, "alpha": 6.0, "targets": CONVOLUTIONS_TOO, "ema": 0.5}},
 ]
 
 
@@ -80,7 +103,7 @@ def test_transformers_pack_as_unets_do(bench: Bench, model: str, request: pytest
 
 
 def test_each_job_ends_after_its_own_steps(packed: list[Job]) -> None:
-    assert [read_manifest(job.folder)["steps_done"] for job in packed] == [3, 2, 3, 5, 3, 3, 3, 4, 3, 3]
+    assert [read_manifest(job.folder)["steps_done"] for job in packed] == [3, 2, 3, 5, 3, 3, 3, 4, 3, 3, 3, 3, 3]
     assert {state_of(job.folder) for job in packed} == {State.COMPLETED}
 
 
@@ -107,7 +130,7 @@ def test_adapters_of_text_encoders_among_others_give_what_they_give_alone(bench:
         {"seed": 1, "lora": {"text_encoder": True, "alpha": 1.0}, "dataset": {"caption_dropout": 0.5}},
         {
             "seed": 2,
-            "lora": {"text_encoder": True, "rank": 4, "alpha": 12.0, "dropout": 0.2},
+            "lora": {"text_encoder": True, "rank": 4, "alpha": 12.0, "dropout": 0.2, "dora": True},
             "optimizer": {"text_encoder_lr": 1e-3},
         },
     ]
@@ -156,10 +179,60 @@ def test_dropout_falls_anew_on_each_sample_and_on_none_while_validating() -> Non
     assert torch.allclose(dropped.mean(0), kept[0], atol=0.3), "what is kept is scaled up for what is not"
 
 
+def outputs_of(
+    settings: LoraSettings, rows: int, *, among: LoraSettings | None = None
+) -> tuple[Tensor, Tensor, Adapter]:
+    """(outputs of one layer while training, its output without dropout, the adapter): the same input in every row."""
+    layer = torch.nn.Linear(6, 3, bias=False).requires_grad_(False)
+    layer.weight.copy_(torch.linspace(-1, 1, 18).view(3, 6))
+    adapters = [
+        Adapter(each, [Site("unet", "0", (6,), 3)], seed=0, device=CPU.device) for each in (settings, among) if each
+    ]
+    adapters[0].weights.normal_(generator=torch.Generator().manual_seed(0))
+    pack = PackedAdapters({"unet": torch.nn.Sequential(layer)}, adapters, dtype=torch.float32)
+    same = torch.ones(rows, 6)
+    with pack.using([(0, rows)], [range(rows)]), torch.no_grad():
+        dropped, again = layer(same), layer(same)
+    with pack.using([(0, rows)]), torch.no_grad():
+        kept = layer(same)
+    assert torch.equal(dropped, again), "the same sample is always dropped alike"
+    assert torch.equal(kept, kept[:1].expand_as(kept)), "nothing is dropped while validating"
+    return dropped, kept[0], adapters[0]
+
+
+def test_rank_dropout_leaves_out_ranks_and_scales_up_the_others() -> None:
+    dropped, kept, adapter = outputs_of(LoraSettings(rank=2, alpha=6.0, rank_dropout=0.25), 4000)
+    ((_, down, up),) = adapter.pairs(adapter.weights)
+    base = torch.linspace(-1, 1, 18).view(3, 6).sum(1)
+    updates = 3.0 * up * down.sum(1) / 0.75  # of each rank, for an input of ones
+    possible = base + torch.stack([torch.zeros(3), updates[:, 0], updates[:, 1], updates.sum(1)])
+    nearest = (dropped[:, None] - possible).norm(dim=2).min(1)
+    assert float(nearest.values.max()) < 1e-4
+    shares = nearest.indices.bincount() / 4000
+    assert shares.tolist() == pytest.approx([1 / 16, 3 / 16, 3 / 16, 9 / 16], abs=0.03)
+    assert torch.allclose(dropped.mean(0), kept, atol=0.3), "what is kept is scaled up for what is not"
+
+
+def test_module_dropout_leaves_out_the_whole_layer() -> None:
+    dropped, kept, _ = outputs_of(LoraSettings(rank=2, alpha=6.0, module_dropout=0.25), 4000)
+    base = torch.linspace(-1, 1, 18).view(3, 6).sum(1)
+    nearest = (dropped[:, None] - torch.stack([base, kept])).norm(dim=2).min(1)
+    assert float(nearest.values.max()) < 1e-4, "what is left is as it would be without dropout"
+    assert float((nearest.indices == 0).float().mean()) == pytest.approx(0.25, abs=0.03)
+
+
+def test_which_ranks_fall_out_does_not_depend_on_the_ranks_of_others() -> None:
+    settings = LoraSettings(rank=3, rank_dropout=0.4, module_dropout=0.2)
+    alone, _, _ = outputs_of(settings, 50)
+    among, _, _ = outputs_of(settings, 50, among=LoraSettings(rank=8))
+    assert torch.allclose(alone, among, atol=1e-5)
+
+
 @pytest.mark.parametrize("model", ["sdxl_folder", "sd35_folder", "flux_folder"])
 def test_gradient_checkpointing_changes_nothing(bench: Bench, model: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(model)
-    settings: list[dict[str, Any]] = [{"seed": 1, "lora": {"dropout": 0.2}}, {"seed": 2, "batch_size": 3}]
+    lora = {"dropout": 0.2, "rank_dropout": 0.2, "module_dropout": 0.2}
+    settings: list[dict[str, Any]] = [{"seed": 1, "lora": lora}, {"seed": 2, "batch_size": 3}]
     plain = [bench.job(folder, **each) for each in settings]
     thrifty = [bench.job(folder, **each, launcher={"gradient_checkpointing": True}) for each in settings]
     assert bench.train(*plain)

@@ -102,8 +102,17 @@ def with_adapters(pipeline: Any, job: Job, start: Adapter) -> list[nn.Module]:
     parts = [getattr(pipeline, name) for name in start.state()]
     for name, part in zip(start.state(), parts, strict=True):
         part.requires_grad_(False)
-        targets = TARGETS.get(name, ["q_proj", "k_proj", "v_proj", "out_proj"])
-        part.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=targets))
+        targets: Any = TARGETS.get(name, ["q_proj", "k_proj", "v_proj", "out_proj"])
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha or lora.rank,
+            rank_pattern=lora.rank_pattern or {},
+            alpha_pattern=lora.alpha_pattern or {},
+            use_rslora=lora.rslora,
+            use_dora=lora.dora,
+            target_modules=lora.targets if name in TARGETS and lora.targets != "attention" else targets,
+        )
+        part.add_adapter(config)
         loaded = set_peft_model_state_dict(part, start.state()[name])
         assert not loaded.unexpected_keys
     return parts
@@ -113,13 +122,19 @@ def trained_by_hand(bench: Bench, job: Job) -> tuple[dict[str, Tensor], list[flo
     """(weights under peft keys, losses, gradient norms before clipping)."""
     settings, base = job.experiment, bench.base(job)
     samples = bench.materials(job, base).samples
-    sites = find_sites(settings.lora, base.components(), base.family.target_presets)
-    start = Adapter(settings.lora, sites, seed=0, device=CPU.device)
+    components = base.components()
+    sites = find_sites(settings.lora, components, base.family.target_presets)
+    start = Adapter(settings.lora, sites, seed=0, device=CPU.device, components=components)
     pipeline = pipeline_of(Path(settings.model.path))
     parts = with_adapters(pipeline, job, start)
-    parameters = [each for part in parts for each in part.parameters() if each.requires_grad]
+    named = [(name, each) for part in parts for name, each in part.named_parameters() if each.requires_grad]
+    parameters = [each for _, each in named]
     chosen: Any = settings.optimizer
-    optimizer = torch.optim.AdamW(parameters, lr=chosen.lr, eps=chosen.eps, weight_decay=chosen.weight_decay)
+    groups = [
+        {"params": [each for name, each in named if "lora_B" not in name], "lr": chosen.lr},
+        {"params": [each for name, each in named if "lora_B" in name], "lr": chosen.lr * chosen.lora_plus_ratio},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=chosen.lr, eps=chosen.eps, weight_decay=chosen.weight_decay)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=1, num_training_steps=settings.steps)
     for (
         each
@@ -161,6 +176,37 @@ def test_a_training_is_the_one_that_diffusers_and_peft_would_do(
     assert min(norms) > 0.05, "the test clips nothing"
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "rsLoRA, ranks and alphas of layers": {
+        "rank": 4, "alpha": 3.0, "rslora": True,
+        "rank_pattern": {r"attn2\.to_[kv]": 7, r"up_blocks\..*\.attn1\.to_out\.0": 1}, "alpha_pattern": {"to_q": 9.5},
+    },
+    "DoRA": {"rank": 4, "alpha": 10.0, "dora": True},
+    "DoRA of convolutions too": {
+        "rank": 4, "alpha": 10.0, "dora": True, "rslora": True,
+        "targets": r".*(attn1\.to_q|conv1|conv_shortcut|downsamplers\.0\.conv|time_emb_proj)",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_kind_of_adapter_is_trained_as_peft_would(bench: Bench, sdxl_folder: Path, kind: str) -> None:
+    job = bench.job(sdxl_folder, **{**SETTINGS, "lora": KINDS[kind]})
+    assert bench.train(job)
+    state, losses, norms = trained_by_hand(bench, job)
+    assert difference(weights(job), state) < ROUNDING
+    assert list(records(job, "train/loss").values()) == pytest.approx(losses, rel=1e-6)
+    assert list(records(job, "train/grad_norm").values()) == pytest.approx(norms, rel=1e-5)
+
+
+def test_up_projections_that_learn_faster_are_trained_as_torch_would(bench: Bench, sdxl_folder: Path) -> None:
+    job = bench.job(sdxl_folder, **{**SETTINGS, "optimizer": {**SETTINGS["optimizer"], "lora_plus_ratio": 16.0}})
+    assert bench.train(job)
+    state, losses, _ = trained_by_hand(bench, job)
+    assert difference(weights(job), state) < ROUNDING
+    assert list(records(job, "train/loss").values()) == pytest.approx(losses, rel=1e-6)
+
+
 @pytest.mark.parametrize("model", ["sdxl_folder", "sd3_folder", "flux_folder"])
 def test_text_encoders_are_trained_as_peft_would(bench: Bench, model: str, request: pytest.FixtureRequest) -> None:
     job = bench.job(request.getfixturevalue(model), **{**SETTINGS, "lora": {"rank": 4, "text_encoder": True}})
@@ -172,8 +218,10 @@ def test_text_encoders_are_trained_as_peft_would(bench: Bench, model: str, reque
 
 
 def test_accumulated_parts_give_the_same_as_one_batch(bench: Bench, sdxl_folder: Path) -> None:
-    whole = bench.job(sdxl_folder, **SETTINGS)
-    two, three = (bench.job(sdxl_folder, **SETTINGS, accumulation=parts) for parts in (2, 3))
+    dropouts = {"dropout": 0.2, "rank_dropout": 0.2, "module_dropout": 0.1}
+    settings = {**SETTINGS, "lora": {**SETTINGS["lora"], **dropouts}}
+    whole = bench.job(sdxl_folder, **settings)
+    two, three = (bench.job(sdxl_folder, **settings, accumulation=parts) for parts in (2, 3))
     assert whole.identity == two.identity == three.identity
     assert bench.train(whole)
     for parts in (two, three):

@@ -24,6 +24,9 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": {"eps": 1e-8}, "lr_scheduler": {"name": "cosine", "warmup_steps": 2}},
     "prodigy": {"optimizer": {"name": "prodigy", "lr": 1.0}, "lora": {"dropout": 0.2}},
     "adafactor": {"optimizer": {"name": "adafactor"}, "lr_scheduler": {"name": "linear"}},
+    "LoRA+": {"optimizer": {"lora_plus_ratio": 4.0, "eps": 1e-8}, "lr_scheduler": {"name": "linear"}},
+    "EMA": {"lora": {"ema": 0.7}},
+    "DoRA": {"lora": {"dora": True}},
     "fp16": {"precision": "fp16", "lr_scheduler": {"name": "polynomial", "power": 2.0}},
 }
 

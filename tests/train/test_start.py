@@ -113,7 +113,9 @@ def test_a_pack_of_jobs_with_and_without_a_start_gives_what_each_gives_alone(
     ("changes", "said"),
     [
         ({"rank": 8}, "lora.rank = 8: .* has rank 4; set lora.rank=4"),
-        ({"alpha": 2.0}, "lora.alpha = 2.0: .* alpha 8; set lora.alpha=8"),
+        ({"alpha": 2.0}, "lora.alpha = 2.0: .* trained with 8; set lora.alpha=8"),
+        ({"rslora": True}, "lora.rslora = True: .* trained with false; set lora.rslora=false"),
+        ({"dora": True}, "lora.dora = True: .* set lora.dora=false"),
         ({"init_from": "/nowhere"}, "lora.init_from = '/nowhere': is not there"),
     ],
 )
@@ -121,6 +123,20 @@ def test_an_adapter_that_does_not_fit_is_refused(first: Job, changes: dict[str, 
     settings = LoraSettings.model_validate({"rank": 4, "alpha": 8.0, "init_from": str(first.folder), **changes})
     with pytest.raises(SettingsError, match="^" + said):
         find_earlier(settings)
+
+
+def test_an_adapter_of_every_kind_can_be_started_from(bench: Bench, sdxl_folder: Path) -> None:
+    lora = {"rank": 3, "dora": True, "rslora": True, "rank_pattern": {"to_q": 5}, "text_encoder": True}
+    earlier = bench.job(sdxl_folder, lora=lora, steps=2)
+    assert bench.train(earlier)
+    job = bench.job(
+        sdxl_folder,
+        lora={**lora, "init_from": str(earlier.folder)},
+        steps=1,
+        optimizer={"lr": 1e-12, "weight_decay": 0.0},
+    )
+    assert bench.train(job)
+    assert difference(weights(job), weights(earlier)) < 1e-6
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path, bench: Bench, sdxl_folder: Path) -> None:

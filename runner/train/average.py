@@ -1,0 +1,30 @@
+"""The moving average of an adapter's weights, which is what validation, samples and the saved files are made of.
+
+Averaging the last part of a training takes the noise of its steps out of the weights (Polyak and Juditsky 1992).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Average:
+    """An exponential moving average, fp32, of one job's weights."""
+
+    def __init__(self, weights: Tensor, decay: float) -> None:
+        self.weights, self.decay = weights.clone(), decay
+
+    @torch.no_grad()
+    def update(self, weights: Tensor, step: int) -> None:
+        """Take in the weights after optimizer step `step`, counted from 1."""
+        self.weights.lerp_(weights, 1 - decay_at(step, self.decay))
+
+
+def decay_at(step: int, most: float) -> float:
+    """How much of the average is kept at a step: min(decay, step / (9 + step)), counted from the second one.
+
+    The warm-up of TensorFlow's `ExponentialMovingAverage` and diffusers' `EMAModel`: without it the weights from
+    before the training would stay in the average for long. The first weights are taken as they are.
+    """
+    return 0.0 if step <= 1 else min(most, step / (9 + step))

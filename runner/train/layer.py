@@ -1,0 +1,177 @@
+"""One frozen layer with the adapters of a pack: its forward pass while they are attached.
+
+# Shape suffixes: K adapters, N rows of the batch, M rows and tokens of an adapter, I O layer inputs and outputs,
+# R padded rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from runner.train.adapter import Site
+from runner.train.dora import Magnitudes
+from runner.train.dropout import input_mask, rank_masks
+from runner.train.low_rank import Geometry, LowRankConv2d, LowRankLinear
+
+if TYPE_CHECKING:
+    from runner.train.packed import PackedAdapters
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices:
+    """Which rows of a forward pass belong to which adapter."""
+
+    rows: tuple[tuple[int, int], ...] = ()
+    """(adapter, number of rows), in batch order."""
+    sample_ids: tuple[Sequence[int], ...] = ()
+    """Global sample indices of each slice, to which dropout is keyed; none where nothing is dropped."""
+
+    @property
+    def alike(self) -> slice | None:
+        """The adapters in use, where they are neighbours with as many rows each."""
+        if not self.rows:
+            return None
+        first = self.rows[0][0]
+        neighbours = [row for row, _ in self.rows] == list(range(first, first + len(self.rows)))
+        same = len({length for _, length in self.rows}) == 1
+        return slice(first, first + len(self.rows)) if neighbours and same else None
+
+
+class Layer:
+    """The adapters of one frozen layer."""
+
+    def __init__(
+        self,
+        pack: PackedAdapters,
+        site: Site,
+        module: nn.Module,
+        down: nn.Parameter,
+        up: nn.Parameter,
+        scale_K11: Tensor,
+        magnitudes: Magnitudes | None,
+    ) -> None:
+        self.pack, self.site, self.module, self.magnitudes = pack, site, module, magnitudes
+        self.down, self.up, self.scale_K11 = down, up, scale_K11
+        self.scales = [adapter.scales.get(site, 0.0) for adapter in pack.adapters]
+        self.frozen = module.forward  # the class's own, bound; the instance's is replaced by `forward`
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output with the updates of the adapters whose rows these are."""
+        slices = self.pack.slices
+        if not slices.rows:
+            return self.frozen(x)  # type: ignore[no-any-return]
+        drops = self.pack.drops and bool(slices.sample_ids)
+        if not drops and self.pack.alike is not None:
+            return self._fused(x, self.pack.alike)
+        return self._sliced(x, self.frozen(x), drops=drops)
+
+    def measure(self) -> None:
+        """Take the norms of DoRA anew, after the weights have changed."""
+        if self.magnitudes is not None:
+            self.magnitudes.measure(self.down, self.up, self.scale_K11)
+
+    def _fused(self, x: Tensor, adapters: slice) -> Tensor:
+        """Every adapter has as many rows."""
+        factors = None if self.magnitudes is None else self.magnitudes.factors(adapters)
+        output = self._low_rank(x, adapters)
+        if factors is None:
+            return output
+        # Written as a change, it is exactly none where nothing is trained yet, at any precision.
+        base = self._without_bias(output).unflatten(0, (len(factors), -1))
+        change = base * self._along_channels(factors - 1, base)
+        changed: Tensor = output + change.flatten(0, 1)
+        return changed.to(output.dtype)
+
+    def _along_channels(self, values: Tensor, output: Tensor) -> Tensor:
+        """Values of the output channels, `[O]` or `[K, O]`, shaped so that an output can be multiplied by them."""
+        before = output.dim() - values.dim()
+        after = 2 if isinstance(self.module, nn.Conv2d) else 0
+        return values.view(*values.shape[:-1], *[1] * (before - after), values.shape[-1], *[1] * after)
+
+    def _low_rank(self, x: Tensor, adapters: slice) -> Tensor:
+        weight, bias = self.module.weight, self.module.bias
+        down: Tensor = self.down
+        up: Tensor = self.up
+        scale = self.scale_K11
+        if adapters.stop - adapters.start < len(scale):
+            down, up, scale = down[adapters], up[adapters], scale[adapters]
+        if isinstance(self.module, nn.Conv2d):
+            geometry = geometry_of(self.module)
+            return LowRankConv2d.apply(x, weight, bias, down, up.flatten(2), scale, geometry)  # type: ignore[no-any-return]
+        x_KMI = x.reshape(len(scale), -1, x.shape[-1])
+        output_KMO = LowRankLinear.apply(x_KMI, weight, bias, down, up, scale)
+        return output_KMO.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+
+    def _sliced(self, x: Tensor, output: Tensor, *, drops: bool) -> Tensor:
+        """Adapters have rows in any number, or something is dropped."""
+        rows, ids = self.pack.slices.rows, self.pack.slices.sample_ids
+        lengths = [length for _, length in rows]
+        downs, ups = self._each(self.down), self._each(self.up)
+        dropped = self._dropped(x) if drops else x
+        parts = []
+        for k, (d_k, y_k) in enumerate(zip(dropped.split(lengths), output.split(lengths), strict=True)):
+            row = rows[k][0]
+            masks = rank_masks(self.pack.adapters[row], self.site, ids[k], x) if drops else None
+            update = self._update(d_k, downs[row], ups[row], masks)
+            factors = None if self.magnitudes is None else self.magnitudes.factors(slice(row, row + 1))
+            if factors is None:
+                parts.append(torch.add(y_k, update, alpha=self.scales[row]))
+                continue
+            # As in peft: what is dropped is dropped from all that the magnitudes change, not from the base layer.
+            factor = self._along_channels(factors[0], y_k)
+            drops_inputs = drops and self.pack.adapters[row].dropout
+            base = self._frozen_product(d_k) if drops_inputs else self._without_bias(y_k)
+            change = (factor - 1) * base + factor * self.scales[row] * update
+            parts.append((y_k + change).to(y_k.dtype))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _update(self, x: Tensor, down: Tensor, up: Tensor, masks: Tensor | None) -> Tensor:
+        if isinstance(self.module, nn.Conv2d):
+            return F.conv2d(_masked(F.conv2d(x, down, None, *geometry_of(self.module)), masks, 1), up)
+        return F.linear(_masked(F.linear(x, down), masks, x.dim() - 1), up)
+
+    def _without_bias(self, output: Tensor) -> Tensor:
+        bias: Any = self.module.bias
+        return output if bias is None else output - self._along_channels(bias, output)
+
+    def _frozen_product(self, x: Tensor) -> Tensor:
+        if isinstance(self.module, nn.Conv2d):
+            return F.conv2d(x, self.module.weight, None, *geometry_of(self.module))
+        return F.linear(x, self.module.get_parameter("weight"))
+
+    def _each(self, stacked: Tensor) -> Sequence[Tensor]:
+        # For one adapter a view: unbinding would copy the gradient once more.
+        return [stacked.squeeze(0)] if stacked.shape[0] == 1 else stacked.unbind(0)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        adapters, slices = self.pack.adapters, self.pack.slices
+        if not any(adapters[row].dropout for row, _ in slices.rows):
+            return x
+        masks = [
+            input_mask(adapters[row], self.site, sample, x[0])
+            for (row, _), samples in zip(slices.rows, slices.sample_ids, strict=True)
+            for sample in samples
+        ]
+        return x * torch.stack(masks)
+
+
+def _masked(hidden: Tensor, masks_NR: Tensor | None, dim: int) -> Tensor:
+    """What the down-projection gives, with ranks along `dim`, without the ranks that are dropped."""
+    if masks_NR is None:
+        return hidden
+    shape = [1] * hidden.dim()
+    shape[0], shape[dim] = len(masks_NR), hidden.shape[dim]
+    return hidden * F.pad(masks_NR, (0, hidden.shape[dim] - masks_NR.shape[1])).view(shape)
+
+
+def geometry_of(module: nn.Conv2d) -> Geometry:
+    """Stride, padding and dilation of a convolution."""
+    stride, padding, dilation = module.stride, module.padding, module.dilation
+    assert not isinstance(padding, str), padding
+    return (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1])
