@@ -94,9 +94,9 @@ def test_the_file_names_layers_so_that_no_other_one_is_meant() -> None:
 
 def test_blocks_narrow_down_what_is_targeted(unet: nn.Module) -> None:
     blocks = ["up_blocks.0.attentions.0", "up_blocks.0.attentions.1"]
-    for targets in ("attention", r".*attn1\.to_q"):
-        everywhere = {site.name for site in find(unet, targets=targets)}
-        inside = {site.name for site in find(unet, targets=targets, blocks=blocks)}
+    for chosen in ("attention", r".*attn1\.to_q"):
+        everywhere = {site.name for site in find(unet, targets=chosen)}
+        inside = {site.name for site in find(unet, targets=chosen, blocks=blocks)}
         assert inside == {name for name in everywhere if ".".join(name.split(".")[:4]) in blocks}
         assert 0 < len(inside) < len(everywhere)
 
