@@ -5,6 +5,7 @@ Pure functions of sizes in pixels: no seed, no state, no image. A shape is (heig
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -30,7 +31,11 @@ def nearest_bucket(height_px: int, width_px: int, shapes: tuple[Shape, ...]) -> 
         one, other = height_px * shape[1], width_px * shape[0]
         return Fraction(max(one, other), min(one, other)), -shape[0] * shape[1], -shape[1]
 
-    return min(shapes, key=distance)
+    aspect = math.log(width_px / height_px)
+    apart = [abs(aspect - math.log(width / height)) for height, width in shapes]
+    # Exact fractions decide only between those that a rounding error might be between.
+    nearly = min(apart) + 1e-9
+    return min((shape for shape, far in zip(shapes, apart, strict=True) if far <= nearly), key=distance)
 
 
 def training_shape(height_px: int, width_px: int, data: DatasetSettings, resolution: int) -> Shape:

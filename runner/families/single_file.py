@@ -60,7 +60,8 @@ def single_file_faults(settings: ModelSettings, *, used_here: bool) -> list[str]
         return [f"{said}: is no {SUFFIX} file that can be read ({error})"]
     if not any(name.startswith(DENOISER) and "lora" not in name for name in header):
         return [f"{said}: holds no UNet or transformer; it may be a LoRA or a VAE, but not a base model"]
-    strange = {entry["dtype"] for entry in header.values()} - {*PRECISIONS, *WHOLE_NUMBERS}
+    kinds = {str(entry["dtype"]) for entry in header.values()}
+    strange = kinds - {*PRECISIONS, *WHOLE_NUMBERS} or (set() if kinds & {*PRECISIONS} else kinds)
     if strange:
         return [f"{said}: its weights are quantised ({min(strange)}); give the file in bf16, fp16 or fp32"]
     return [
@@ -149,13 +150,17 @@ def _read(settings: ModelSettings) -> Any:
             f"model.path = {settings.path!r}: diffusers cannot read the file with the configurations in "
             f"model.config = {settings.config!r} ({type(error).__name__}: {reason}); are they of the same model?"
         ) from error
+    _check_complete(pipeline, settings)
+    return pipeline
+
+
+def _check_complete(pipeline: Any, settings: ModelSettings) -> None:
     for name, part in pipeline.components.items():
-        unread = (
-            [key for key, tensor in part.named_parameters() if tensor.is_meta] if hasattr(part, "parameters") else []
-        )
+        if hasattr(part, "tie_weights"):
+            part.tie_weights()  # T5 has its embeddings twice, the file once
+        unread = [key for key, each in part.named_parameters() if each.is_meta] if hasattr(part, "parameters") else []
         if unread:
             raise ModelError(
                 f"model.path = {settings.path!r}: has nothing for {name}.{unread[0]} of the configurations in "
                 f"model.config = {settings.config!r}; are they of the same model?"
             )
-    return pipeline

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runner.schema.knob import default_of
+from runner.schema.knob import Settings, default_of
 
 if TYPE_CHECKING:
     from runner.schema.experiment import Experiment
@@ -21,19 +21,31 @@ def refuse_what_does_not_fit(experiment: Experiment) -> None:
     """Check an experiment against the family of its model.
 
     Raises:
-        ValueError: a setting has no effect with the family, or cannot be.
+        ValueError: settings have no effect with the family, or cannot be; a line each.
     """
     family = experiment.model.family
-    if family not in TRANSFORMERS:
-        for key in type(experiment.flow).model_fields:
-            if (value := getattr(experiment.flow, key)) != default_of(experiment.flow, key):
-                raise ValueError(
-                    f"flow.{key} = {value!r}: has no effect with model.family={family}, which has a table of noise "
-                    f"levels; it is for {' and '.join(TRANSFORMERS)}. Remove it"
-                )
-        return
+    faults = _not_for_transformers(experiment) if family in TRANSFORMERS else _not_for_unets(experiment)
+    if family == "flux" and experiment.validation.negative_prompt is not None:
+        faults.append(
+            f"validation.negative_prompt = {experiment.validation.negative_prompt!r}: has no effect with "
+            "model.family=flux, which is told the guidance scale instead of comparing two predictions; remove it"
+        )
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def _not_for_unets(experiment: Experiment) -> list[str]:
+    return [
+        f"flow.{key} = {value!r}: has no effect with model.family={experiment.model.family}, which has a table of "
+        f"noise levels; it is for {' and '.join(TRANSFORMERS)}. Remove it"
+        for key, value in _chosen(experiment.flow).items()
+    ]
+
+
+def _not_for_transformers(experiment: Experiment) -> list[str]:
+    family, faults = experiment.model.family, []
     if experiment.resolution % PATCH_PX:
-        raise ValueError(
+        faults.append(
             f"resolution = {experiment.resolution}: should be a multiple of {PATCH_PX} with model.family={family}, "
             f"which cuts images into squares of {PATCH_PX} px"
         )
@@ -43,43 +55,45 @@ def refuse_what_does_not_fit(experiment: Experiment) -> None:
             f"model.family={family}, which cuts images into squares of {PATCH_PX} px"
         )
     if experiment.model.prediction_type is not None:
-        raise ValueError(
+        faults.append(
             f"model.prediction_type = {experiment.model.prediction_type!r}: has no effect with model.family={family}, "
             "which always predicts the velocity of flow matching; remove it"
         )
     if experiment.scheduler.name != "model":
-        raise ValueError(
+        faults.append(
             f"scheduler.name = {experiment.scheduler.name!r}: belongs to models with a table of noise levels; set "
             f"scheduler=model, the flow-matching sampler of model.family={family}"
         )
     if experiment.lora.targets == "linear_conv":
-        raise ValueError(
+        faults.append(
             f"lora.targets = 'linear_conv': the blocks of model.family={family} have no convolutions; choose "
             "lora.targets=linear"
         )
-    for key in NOISE_TABLE_ONLY:
-        if (value := getattr(experiment.loss, key)) != default_of(experiment.loss, key):
-            raise ValueError(
-                f"loss.{key} = {value!r}: is for models with a table of noise levels, but model.family={family} is "
-                "trained by flow matching; remove it (flow.timesteps says which noise levels count)"
-            )
+    faults += [
+        f"loss.{key} = {value!r}: is for models with a table of noise levels, but model.family={family} is trained by "
+        "flow matching; remove it (flow.timesteps says which noise levels count)"
+        for key, value in _chosen(experiment.loss).items()
+        if key in NOISE_TABLE_ONLY
+    ]
     if experiment.loss.name == "huber" and experiment.loss.huber_schedule == "snr":
-        raise ValueError(
+        faults.append(
             f"loss.huber_schedule = 'snr': is for models with a table of noise levels, but model.family={family} is "
             "trained by flow matching; set loss.huber_schedule=exponential or constant"
         )
     if experiment.model.zero_terminal_snr is not None:
-        raise ValueError(
+        faults.append(
             f"model.zero_terminal_snr = {experiment.model.zero_terminal_snr}: has no effect with "
             f"model.family={family}, whose last timestep always is noise alone; remove it"
         )
     if experiment.validation.guidance_rescale:
-        raise ValueError(
+        faults.append(
             f"validation.guidance_rescale = {experiment.validation.guidance_rescale}: is not known to the sampler of "
             f"model.family={family}; remove it"
         )
-    if family == "flux" and experiment.validation.negative_prompt is not None:
-        raise ValueError(
-            f"validation.negative_prompt = {experiment.validation.negative_prompt!r}: has no effect with "
-            "model.family=flux, which is told the guidance scale instead of comparing two predictions; remove it"
-        )
+    return faults
+
+
+def _chosen(settings: Settings) -> dict[str, object]:
+    """What is not at its default."""
+    values = {key: getattr(settings, key) for key in type(settings).model_fields}
+    return {key: value for key, value in values.items() if value != default_of(settings, key)}

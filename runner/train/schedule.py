@@ -49,6 +49,7 @@ class Schedule:
         self._bucket_of = np.array([index[shape] for shape in shapes], dtype=np.int64)
         self._counts = [int(count) for count in np.bincount(self._bucket_of, minlength=len(self.shapes))]
         self._epochs: dict[int, _Epoch] = {}
+        self._filled_in: tuple[int, list[tuple[int, int, int]]] = (-1, [])
         self._found: tuple[int, int, tuple[int, ...]] = (-1, 0, ())
 
     def samples(self, step: int, positions: range | None = None) -> tuple[int, ...]:
@@ -82,6 +83,13 @@ class Schedule:
         """The bucket that the step empties, and how many batches that bucket has filled before."""
         enough = (step + len(self.shapes)) * self.batch_size // self.num_images + 1
         epoch = bisect_right(range(enough + 1), step, key=self._steps_before) - 1
+        if self._filled_in[0] != epoch:
+            self._filled_in = epoch, self._all_filled(epoch)
+        _, bucket, number = self._filled_in[1][step - self._steps_before(epoch)]
+        return bucket, number
+
+    def _all_filled(self, epoch: int) -> list[tuple[int, int, int]]:
+        """(place that fills it, bucket, number among that bucket's) of each batch that an epoch fills, in order."""
         filled: list[tuple[int, int, int]] = []
         for bucket, (count, places) in enumerate(zip(self._counts, self._epoch(epoch).places, strict=True)):
             waiting = epoch * count
@@ -91,9 +99,7 @@ class Schedule:
                 (int(places[rank]), bucket, (waiting + rank) // self.batch_size)
                 for rank in range(first, count, self.batch_size)
             ]
-        filled.sort()
-        _, bucket, number = filled[step - self._steps_before(epoch)]
-        return bucket, number
+        return sorted(filled)
 
     def _steps_before(self, epoch: int) -> int:
         return sum(epoch * count // self.batch_size for count in self._counts)

@@ -1,12 +1,13 @@
-"""A miniature of SD1.5 as one file in the layout of the original code: the way back from what diffusers reads."""
+"""A miniature as one file in the layout of the original code: the way back from what diffusers reads."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,26 +27,131 @@ AROUND = {
     "time_embedding.linear_2": "time_embed.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
+OPEN_CLIP = {
+    "encoder.layers": "transformer.resblocks",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn": "attn",
+    "final_layer_norm": "ln_final",
+    "embeddings.token_embedding": "token_embedding",
+    "embeddings.position_embedding.weight": "positional_embedding",
+}
+SD3 = {
+    "pos_embed.proj": "x_embedder.proj",
+    "pos_embed.pos_embed": "pos_embed",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "transformer_blocks": "joint_blocks",
+    "norm1.linear": "x_block.adaLN_modulation.1",
+    "norm1_context.linear": "context_block.adaLN_modulation.1",
+    "ff.net.0.proj": "x_block.mlp.fc1",
+    "ff.net.2": "x_block.mlp.fc2",
+    "ff_context.net.0.proj": "context_block.mlp.fc1",
+    "ff_context.net.2": "context_block.mlp.fc2",
+    "attn.to_add_out": "context_block.attn.proj",
+    "attn.norm_added_q": "context_block.attn.ln_q",
+    "attn.norm_added_k": "context_block.attn.ln_k",
+    "attn.norm_q": "x_block.attn.ln_q",
+    "attn.norm_k": "x_block.attn.ln_k",
+    "attn2.norm_q": "x_block.attn2.ln_q",
+    "attn2.norm_k": "x_block.attn2.ln_k",
+    "attn.to_out.0": "x_block.attn.proj",
+    "attn2.to_out.0": "x_block.attn2.proj",
+}
+FUSED = {
+    "attn.to_{}": "x_block.attn.qkv",
+    "attn2.to_{}": "x_block.attn2.qkv",
+    "attn.add_{}_proj": "context_block.attn.qkv",
 }
 
 
-def write_original(pipeline: Any, file: Path, *, without: Sequence[str] = ()) -> Path:
-    """Write an SD1.5-shaped pipeline; `without` names components to leave out."""
-    attended = {name.split(".attentions")[0] for name, _ in pipeline.unet.named_modules() if ".attentions" in name}
-    parts: dict[str, Mapping[str, Tensor]] = {
-        "unet": {
-            f"model.diffusion_model.{_unet_key(key, attended)}": tensor
-            for key, tensor in pipeline.unet.state_dict().items()
-        },
-        "vae": _vae(pipeline.vae),
-        "text_encoder": {
-            f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}": tensor
-            for key, tensor in pipeline.text_encoder.state_dict().items()
-        },
+def write_original(pipeline: Any, file: Path) -> Path:
+    """Write an SD1.5-, SDXL- or SD3-shaped pipeline."""
+    tensors = {
+        **(_unet(pipeline.unet) if hasattr(pipeline, "unet") else _sd3(pipeline.transformer)),
+        **_vae(pipeline.vae),
+        **TEXT[type(pipeline).__name__](pipeline),
     }
-    tensors = {key: tensor for name, part in parts.items() if name not in without for key, tensor in part.items()}
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file)
+    save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, file)
     return file
+
+
+def _clip(encoder: Any, prefix: str) -> dict[str, Tensor]:
+    return {
+        f"{prefix}text_model.{key.removeprefix('text_model.')}": tensor
+        for key, tensor in encoder.state_dict().items()
+        if not key.startswith("text_projection")
+    }
+
+
+def _open_clip(encoder: Any, prefix: str) -> dict[str, Tensor]:
+    state = {key.removeprefix("text_model."): tensor for key, tensor in encoder.state_dict().items()}
+    written = {"text_projection": state.pop("text_projection.weight").T}
+    for key in [key for key in state if ".q_proj." in key]:
+        parts = [state.pop(key.replace("q_proj", f"{each}_proj")) for each in "qkv"]
+        state[key.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+    written |= {_renamed(key, OPEN_CLIP): tensor for key, tensor in state.items()}
+    return {prefix + key: tensor for key, tensor in written.items()}
+
+
+def _t5(encoder: Any) -> dict[str, Tensor]:
+    state = dict(encoder.state_dict()) if encoder is not None else {}
+    state.pop("encoder.embed_tokens.weight", None)  # the same tensor as shared.weight
+    return {f"text_encoders.t5xxl.transformer.{key}": tensor for key, tensor in state.items()}
+
+
+TEXT: dict[str, Callable[[Any], dict[str, Tensor]]] = {
+    "StableDiffusionPipeline": lambda model: _clip(model.text_encoder, "cond_stage_model.transformer."),
+    "StableDiffusionXLPipeline": lambda model: {
+        **_clip(model.text_encoder, "conditioner.embedders.0.transformer."),
+        **_open_clip(model.text_encoder_2, "conditioner.embedders.1.model."),
+    },
+    "StableDiffusion3Pipeline": lambda model: {
+        **_clip(model.text_encoder, "text_encoders.clip_l.transformer."),
+        **_clip(model.text_encoder_2, "text_encoders.clip_g.transformer."),
+        "text_encoders.clip_g.transformer.text_projection.weight": model.text_encoder_2.text_projection.weight.data,
+        **_t5(model.text_encoder_3),
+    },
+}
+
+
+def _sd3(transformer: Any) -> dict[str, Tensor]:
+    state = dict(transformer.state_dict())
+    written: dict[str, Tensor] = {}
+    last = f"transformer_blocks.{transformer.config.num_layers - 1}.norm1_context.linear"
+    for key in list(state):
+        # The last modulations have their halves the other way round there.
+        if key.startswith((last, "norm_out.linear")):
+            state[key] = torch.cat(state[key].chunk(2)[::-1])
+    for separate, fused in FUSED.items():
+        for key in [key for key in state if f".{separate.format('q')}." in key]:
+            parts = [state.pop(key.replace(separate.format("q"), separate.format(each))) for each in "qkv"]
+            written[key.replace(separate.format("q"), fused)] = torch.cat(parts)
+    written |= state
+    renamed = {
+        "final_layer.linear." + key.removeprefix("proj_out.") if key.startswith("proj_out.") else key: tensor
+        for key, tensor in written.items()
+    }
+    return {f"model.diffusion_model.{_renamed(key, SD3)}": tensor for key, tensor in renamed.items()}
+
+
+def _renamed(key: str, names: Mapping[str, str]) -> str:
+    for name, original in names.items():
+        key = re.sub(rf"(?<![\w]){re.escape(name)}(?![\w])", original, key)
+    return key
+
+
+def _unet(unet: Any) -> dict[str, Tensor]:
+    attended = {name.split(".attentions")[0] for name, _ in unet.named_modules() if ".attentions" in name}
+    return {f"model.diffusion_model.{_unet_key(key, attended)}": tensor for key, tensor in unet.state_dict().items()}
 
 
 def _unet_key(key: str, attended: set[str]) -> str:

@@ -112,6 +112,15 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], said: st
         Experiment.model_validate({"model": {"family": "flux"}, **settings})
 
 
+def test_all_that_does_not_fit_is_said_at_once() -> None:
+    with pytest.raises(ValidationError) as refused:
+        Experiment.model_validate(
+            {"model": {"family": "sd3"}, "resolution": 72, "loss": {"snr_gamma": 5.0}, "scheduler": {"name": "ddim"}}
+        )
+    said = str(refused.value)
+    assert all(key in said for key in ("resolution = 72", "loss.snr_gamma = 5.0", "scheduler.name = 'ddim'"))
+
+
 def test_defaults_fit_every_family() -> None:
     for family in ("sd", "sdxl", "sd3", "flux"):
         Experiment.model_validate({"model": {"family": family}})

@@ -81,6 +81,12 @@ OF_TRANSFORMERS: list[dict[str, Any]] = [
     {"seed": 1, "flow": {"timesteps": "mode", "mode_scale": 0.5}},
     {"seed": 2, "lora": {"rank": 5, "alpha": 3.0, "targets": "linear"}, "batch_size": 3, "accumulation": 2},
     {"seed": 3, "lora": {"dropout": 0.3}, "flow": {"shift": 1.0}, "dataset": {"caption_dropout": 0.6}, "steps": 2},
+    {
+        "seed": 4,
+        "steps": 2,
+        "method": {"name": "dreambooth", "prior": "base", "class_prompt": "a circle"},
+        "loss": {"name": "huber"},
+    },
 ]
 
 
