@@ -22,6 +22,7 @@ from runner.job import Job, make_job
 from runner.schema import DatasetSettings, Experiment, ModelSettings
 from runner.schema.launchers import APART
 from runner.schema.messages import explain
+from runner.schema.method import NewTokens
 from runner.schema.training import OPTIMIZER_PACKAGES
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class Checker:
                 prior = prior_of(experiment, images, read=self._class_images)
             except SettingsError as error:
                 faults += str(error).splitlines()
+        if experiment is not None and not isinstance(images, list):
+            faults += _unused_words(experiment, images)
         if faults or experiment is None or isinstance(images, list):
             raise SettingsError("\n".join(faults))
         return make_job(
@@ -146,6 +149,21 @@ def _runs_here(raw: Mapping[str, Any]) -> bool:
     """Whether jobs see the files of this machine, and not those of another that fetches its own."""
     launcher = raw.get("launcher")
     return not isinstance(launcher, Mapping) or launcher.get("name") not in APART
+
+
+def _unused_words(experiment: Experiment, dataset: Dataset) -> list[str]:
+    """New words that no caption has, so that nothing would train them."""
+    from runner.data.captions import captions_of
+
+    if not isinstance(experiment.method, NewTokens):
+        return []
+    captions = [caption for item in dataset.items for caption in captions_of(item, experiment.dataset)]
+    return [
+        f"method.tokens = {token!r}: is in none of the {len(captions)} captions, such as {captions[0]!r}; write it "
+        "into them, for example with dataset.instance_prompt"
+        for token in experiment.method.tokens
+        if not any(token in caption for caption in captions)
+    ]
 
 
 def _missing_packages(experiment: Experiment) -> list[str]:

@@ -144,7 +144,7 @@ def cache_work(needs: Sequence[Need]) -> CacheWork | None:
             folder = class_images_folder(experiment, prior.prompt, model=need.job.identity["model"])
             to_draw |= {folder / class_image_name(index) for index in range(prior.to_draw)}
         posteriors |= {posterior_key(view, vae=vae_hash, variant=model.variant) for view in views}
-        if not experiment.lora.text_encoder:
+        if not experiment.live_text:
             words = {caption for item in items for caption in captions_of(item, experiment.dataset)}
             words |= {
                 *prompts_of(experiment, items),

@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from runner.errors import RunnerError
 from runner.paths import JobPaths, write_text
 from runner.schema import Experiment
+from runner.schema.method import TextualInversion
 
 SCHEMA_NUMBER = 1
 """Raised when the meaning of existing settings changes: old results are then not taken for new ones."""
@@ -64,6 +65,13 @@ class Job:
     def paths(self) -> JobPaths:
         """The names inside its folder."""
         return JobPaths(self.folder)
+
+    @property
+    def has_result(self) -> bool:
+        """Whether the file of what was trained is there."""
+        if isinstance(self.experiment.method, TextualInversion):
+            return any(self.paths.lora.glob("*.safetensors"))
+        return self.paths.weights.is_file()
 
 
 def common_overrides(jobs: Iterable[Job]) -> frozenset[str]:

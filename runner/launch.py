@@ -180,8 +180,8 @@ def _wait_for(jobs: Sequence[Job]) -> None:
 def _state(job: Job) -> State:
     """The state of a job's folder; one that says completed and has lost its weights is not."""
     state = state_of(job.folder)
-    if state is State.COMPLETED and not job.paths.weights.is_file():
-        log.warning("%s says that it is completed, but %s is gone: it runs again", job.id, job.paths.weights)
+    if state is State.COMPLETED and not job.has_result:
+        log.warning("%s says that it is completed, but %s has no weights: it runs again", job.id, job.paths.lora)
         return State.PENDING
     return state
 

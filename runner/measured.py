@@ -38,7 +38,7 @@ class Conditions:
             job.identity["model"],
             settings.resolution,
             settings.precision,
-            settings.lora.text_encoder,
+            settings.live_text,
             settings.launcher.gradient_checkpointing,
             device,
             processes,

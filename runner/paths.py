@@ -34,6 +34,7 @@ class JobPaths:
         self.lock = self.folder / ".lock"
         self.lora = self.folder / "lora"
         self.weights = self.lora / "pytorch_lora_weights.safetensors"
+        """Of methods that train a LoRA."""
         self.samples = self.folder / "samples"
         self.prompts = self.samples / "prompts.json"
         self.checkpoints = self.folder / "checkpoints"

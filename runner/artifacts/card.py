@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from runner.artifacts.files import DIFFUSERS_FILE
+from runner.artifacts.words import word_file
 from runner.paths import write_text
 from runner.report.charts import Series, draw, smoothed, standalone
+from runner.schema.method import NewTokens
 
 if TYPE_CHECKING:
     from runner.train.job_run import JobRun
@@ -22,7 +24,6 @@ MOST_SAMPLES = 8
 def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float], checked: Mapping[str, float]) -> Path:
     """Write README.md, the loss curve and a few samples into the folder of the weights."""
     folder, settings = run.paths.lora, run.settings
-    kind = "DoRA" if settings.lora.dora else "LoRA"
     samples = _copy_samples(run, folder)
     records = run.metrics.read() if run.metrics is not None else []
     head = {
@@ -42,7 +43,7 @@ def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float]
         yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(),
         "---",
         "",
-        f"# {settings.name}: {kind} of rank {settings.lora.rank} for {settings.model.path}",
+        f"# {settings.name}: {_what(run)} for {settings.model.path}",
         "",
         f"{measured} {losses['validation/loss']:.4f} after {run.step} steps"
         + (f" ({first:.4f} before training)." if first is not None else "."),
@@ -53,13 +54,10 @@ def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float]
         "",
         "```python",
         *_pipeline_code(run),
-        f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")',
+        *_loading_code(run),
         "```",
         "",
-        f"{run.base.family.export.readers}: no file, for DoRA is read in other ways there than it is trained."
-        if kohya_file is None
-        else f"{run.base.family.export.readers}: copy `{kohya_file.name}` into the folder of LoRAs.",
-        "",
+        *_for_others(run, kohya_file),
         "## What it was made from",
         "",
         *_table(_facts(run)),
@@ -78,6 +76,53 @@ def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float]
     target = folder / "README.md"
     write_text(target, "\n".join(lines))
     return target
+
+
+def _what(run: JobRun) -> str:
+    """What was trained, in words."""
+    settings, parts = run.settings, []
+    if run.adapter.sites:
+        parts.append(f"{'DoRA' if settings.lora.dora else 'LoRA'} of rank {settings.lora.rank}")
+    if isinstance(settings.method, NewTokens):
+        parts.append(" ".join(settings.method.tokens))
+    return " and ".join(parts)
+
+
+def _loading_code(run: JobRun) -> list[str]:
+    """Python that teaches the pipeline what was trained."""
+    method, keys = run.settings.method, run.base.family.token_keys
+    lines = []
+    if run.adapter.sites:
+        lines.append(f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")')
+    if not isinstance(method, NewTokens):
+        return lines
+    lines.append("from safetensors.torch import load_file")
+    for token in method.tokens:
+        lines.append(f'vectors = load_file("path/to/this/folder/{word_file(token)}")')
+        lines += [
+            f'pipeline.load_textual_inversion(vectors["{key}"], token="{token}", text_encoder=pipeline.{name}, '
+            f"tokenizer=pipeline.{name.replace('text_encoder', 'tokenizer')})"
+            for name, key in keys.items()
+        ]
+    if "text_encoder_2" in keys:
+        lines += [
+            "# Older models take the state at the largest id for that of the text, which would be that of a new word.",
+            "pipeline.text_encoder_2.text_model.eos_token_id = pipeline.tokenizer_2.eos_token_id",
+        ]
+    return lines
+
+
+def _for_others(run: JobRun, kohya_file: Path | None) -> list[str]:
+    """How other programs read it."""
+    readers, lines = run.base.family.export.readers, []
+    if kohya_file is not None:
+        lines += [f"{readers}: copy `{kohya_file.name}` into the folder of LoRAs.", ""]
+    elif run.adapter.sites:
+        lines += [f"{readers}: no file, for DoRA is read in other ways there than it is trained.", ""]
+    if isinstance(run.settings.method, NewTokens):
+        files = ", ".join(f"`{word_file(token)}`" for token in run.settings.method.tokens)
+        lines += [f"{readers}: copy {files} into the folder of embeddings; there, a word is written like its file.", ""]
+    return lines
 
 
 def _pipeline_code(run: JobRun) -> list[str]:

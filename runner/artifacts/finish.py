@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 from runner.artifacts.card import write_card
 from runner.artifacts.files import Layers, write_diffusers, write_kohya
 from runner.artifacts.verify import ScaleOf, check_behaviour, check_kohya, check_tensors
+from runner.artifacts.words import check_words, write_words
+from runner.schema.method import NewTokens
+from runner.train.adapter import WORDS
 from runner.train.samples import collate
 
 if TYPE_CHECKING:
@@ -35,7 +38,25 @@ def save_artifacts(
     base, settings, folder = run.base, run.settings, run.paths.lora
     folder.mkdir(parents=True, exist_ok=True)
     layers = run.adapter.state(run.published)
-    diffusers_file = write_diffusers(folder, base.family, layers, settings.lora)
+    words = layers.pop(WORDS, {})
+    checked: dict[str, float] = {}
+    kohya_file = None
+    if layers:
+        kohya_file, checked = _save_layers(run, layers, use_rows)
+    if isinstance(settings.method, NewTokens):
+        vectors = {name: words[f"{name}.{WORDS}"] for name in run.adapter.words}
+        files = write_words(folder, base.family, settings.method, vectors, step=run.step)
+        checked |= check_words(run, files, use_rows)
+    log.info("%s: saved and read back, %s", run.job.id, ", ".join(f"{name} {d:.1e}" for name, d in checked.items()))
+    write_card(run, kohya_file, losses, checked)
+
+
+def _save_layers(
+    run: JobRun, layers: Layers, use_rows: Callable[[int], AbstractContextManager[None]]
+) -> tuple[Path | None, dict[str, float]]:
+    """The file for other programs, if there is one, and how far what each file gives is from what was trained."""
+    base, settings = run.base, run.settings
+    diffusers_file = write_diffusers(run.paths.lora, base.family, layers, settings.lora)
     check_tensors(diffusers_file, layers)
     kohya_file = None if settings.lora.dora else _kohya_file(run, layers)
     measured = run.materials.held_out_samples.samples
@@ -44,9 +65,7 @@ def save_artifacts(
     files: dict[str, tuple[Path, ScaleOf]] = {"diffusers file": (diffusers_file, settings.lora.scale_of)}
     if kohya_file is not None:
         files[f"file for {base.family.export.readers}"] = (kohya_file, lambda _: 1.0)
-    checked = check_behaviour(files, layers, base, run.materials.conditioner, batch, use_rows)
-    log.info("%s: saved and read back, %s", run.job.id, ", ".join(f"{name} {d:.1e}" for name, d in checked.items()))
-    write_card(run, kohya_file, losses, checked)
+    return kohya_file, check_behaviour(files, layers, base, run.materials.conditioner, batch, use_rows)
 
 
 def _kohya_file(run: JobRun, layers: Layers) -> Path:

@@ -35,7 +35,7 @@ def take_up(job: Job, sent: Mapping[str, Any]) -> bool:
         raise RunnerError(f"{job.folder} holds the job {known.get('id')!r}")
     write_config(job)
     state = State(known["state"])
-    if state in LEFT_ALONE and not (state is State.COMPLETED and not job.paths.weights.is_file()):
+    if state in LEFT_ALONE and not (state is State.COMPLETED and not job.has_result):
         log.info("%s: %s already", job.id, state.value)
         return False
     log.info("%s: was %s after %d steps, goes on", job.id, state.value, known.get("steps_done", 0))

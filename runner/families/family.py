@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,6 +85,8 @@ class Family(Protocol):
     """What the names in `lora.targets` stand for."""
     export: Layout
     """The layout of the file for ComfyUI and others."""
+    token_keys: Mapping[str, str]
+    """Text encoder -> key of its vectors in the file of a new word; empty where the family is taught none."""
     classifier_free_guidance: bool
     """Whether the pipeline compares two predictions for each image, or else tells the model the guidance scale."""
 

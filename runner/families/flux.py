@@ -23,6 +23,7 @@ from runner.families.loading import load_component
 adapter_components = ("transformer", "text_encoder")
 target_presets = targets.FLUX
 export = Peft()
+token_keys: dict[str, str] = {}
 classifier_free_guidance = False
 load_noise = load_flow_matching
 T5_TOKENS = 512

@@ -23,6 +23,7 @@ from runner.families.loading import load_component
 adapter_components = ("transformer", "text_encoder", "text_encoder_2")
 target_presets = targets.SD3
 export = Peft()
+token_keys: dict[str, str] = {}
 classifier_free_guidance = True
 load_noise = load_flow_matching
 T5_TOKENS = 256

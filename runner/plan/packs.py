@@ -173,6 +173,7 @@ def pack_key(job: Job) -> tuple[Any, ...]:
         settings.precision,
         settings.resolution,
         settings.lora.text_encoder,
+        settings.live_text,
     )
 
 

@@ -12,7 +12,7 @@ from runner.schema.knob import Settings, knob, section
 from runner.schema.launchers import LauncherSettings
 from runner.schema.launching import LocalLauncher
 from runner.schema.loss import LossSettings
-from runner.schema.method import DreamBooth, MethodSettings, TextToImage
+from runner.schema.method import DreamBooth, MethodSettings, NewTokens, TextToImage
 from runner.schema.running import (
     CheckpointSettings,
     LoggerSettings,
@@ -28,6 +28,7 @@ from runner.schema.training import (
     Prodigy,
     SchedulerSettings,
 )
+from runner.schema.words import refuse_what_words_do_not_go_with
 
 
 class Experiment(Settings):
@@ -91,6 +92,11 @@ class Experiment(Settings):
         has_prior = isinstance(self.method, DreamBooth) and self.method.prior != "none"
         return self.batch_size * (2 if has_prior else 1)
 
+    @property
+    def live_text(self) -> bool:
+        """Whether captions are encoded at every step, because something of the text encoders is trained."""
+        return self.lora.text_encoder or isinstance(self.method, NewTokens)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:
         processes = self.launcher.fixed_processes or 1
@@ -128,6 +134,7 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _fits_the_family(self) -> Experiment:
         refuse_what_does_not_fit(self)
+        refuse_what_words_do_not_go_with(self)
         return self
 
     @model_validator(mode="after")

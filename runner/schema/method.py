@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from runner.schema.knob import Settings, default_of, knob
+
+TOKEN = re.compile(r"<[\w.-]+>")
+"""New words are names of files, too."""
 
 
 class TextToImage(Settings):
@@ -71,4 +75,51 @@ class DreamBooth(Settings):
         return self
 
 
-MethodSettings = Annotated[TextToImage | DreamBooth, Field(discriminator="name")]
+class NewTokens(Settings):
+    """What methods have in common that teach the text encoders new words."""
+
+    tokens: tuple[str, ...] = knob(
+        ("<new>",),
+        min_length=1,
+        max_length=64,
+        doc="New words, as they stand in captions and prompts: between angle brackets, such as `<cat>`.",
+    )
+    initial: tuple[str, ...] = knob((), doc="The word that each of them starts from, in the same order, such as `cat`.")
+    vectors: int = knob(
+        1, ge=1, le=32, doc="Embeddings that each word is made of; each takes the room of a token in a caption."
+    )
+
+    @field_validator("tokens")
+    @classmethod
+    def _are_words(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for token in value:
+            if not TOKEN.fullmatch(token):
+                raise ValueError(f"{token!r} should be one word between angle brackets, such as <cat>")
+        if len(set(value)) < len(value):
+            raise ValueError("should name each word once")
+        return value
+
+    @model_validator(mode="after")
+    def _have_first_words(self) -> Self:
+        if len(self.initial) != len(self.tokens) or any(not word.strip() for word in self.initial):
+            raise ValueError(
+                f"initial = {list(self.initial)}: should name a word that each of tokens = {list(self.tokens)} starts "
+                "from, such as method.initial=[cat]"
+            )
+        return self
+
+
+class TextualInversion(NewTokens):
+    """`method=textual_inversion`: new words alone, the model stays as it is (arXiv 2208.01618)."""
+
+    name: Literal["textual_inversion"] = knob("textual_inversion", doc="Which method.")
+
+
+class Pivotal(NewTokens):
+    """`method=pivotal`: new words and a LoRA together."""
+
+    name: Literal["pivotal"] = knob("pivotal", doc="Which method.")
+    token_lr: float | None = knob(None, gt=0, doc="Learning rate of the words; null means `optimizer.lr`.")
+
+
+MethodSettings = Annotated[TextToImage | DreamBooth | TextualInversion | Pivotal, Field(discriminator="name")]

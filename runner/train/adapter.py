@@ -30,6 +30,8 @@ TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 DOWN, UP, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 """peft's names of what an adapter holds for a layer, behind the layer's own."""
+WORDS = "words"
+"""Component and kind of the vectors of new words; the text encoder that they are of stands where layers have names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,12 +178,14 @@ def _examples(root: nn.Module) -> list[str]:
 
 
 class Adapter:
-    """The weights of one job's LoRA and their gradient, fp32.
+    """The weights of one job's LoRA, and of its new words, and their gradient, fp32.
 
-    In the vector come, for each component, its magnitudes (of DoRA), then its down- and then its up-projections.
+    In the vector come, for each component, its magnitudes (of DoRA), then its down- and then its up-projections; last
+    the vectors of new words.
 
     Args:
         components: the frozen parts, for DoRA, whose magnitudes start as the norms of their weights.
+        words: text encoder -> what the vectors of new words start from, `[V, D]`.
     """
 
     def __init__(
@@ -192,6 +196,7 @@ class Adapter:
         seed: int,
         device: torch.device,
         components: Mapping[str, nn.Module] | None = None,
+        words: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.sites = tuple(sites)
         self.ranks = {site: settings.rank_of(site.name) for site in self.sites}
@@ -208,11 +213,19 @@ class Adapter:
             for site in self.sites
             if site.component == component
         ]
+        self.low_rank_length = sum(math.prod(shape) for _, _, shape in self._layout)
+        self.words = {
+            name: Site(WORDS, name, (first.shape[1],), first.shape[0]) for name, first in (words or {}).items()
+        }
+        self._layout += [(site, WORDS, (site.out, *site.in_shape)) for site in self.words.values()]
         self.weights = torch.zeros(sum(math.prod(shape) for _, _, shape in self._layout), device=device)
         self.gradient = torch.zeros_like(self.weights)
         first = {site: _initial(site, self.ranks[site], settings.init, seed) for site in self.sites}
         for site, kind, view in self.parts(self.weights):
-            if kind == DOWN:  # the update is zero at first because the up-projection is
+            if kind == WORDS:
+                assert words is not None
+                view.copy_(words[site.name])
+            elif kind == DOWN:  # the update is zero at first because the up-projection is
                 view.copy_(first[site])
             elif kind == MAGNITUDE:
                 assert components is not None
@@ -230,7 +243,9 @@ class Adapter:
     @property
     def has_effect(self) -> bool:
         """Whether it changes any output: one that was not trained yet does not, its up-projections are zero."""
-        return any(bool(self.weights[self.span(component, UP)].any()) for component in self.components)
+        return bool(self.words) or any(
+            bool(self.weights[self.span(component, UP)].any()) for component in self.components
+        )
 
     def parts(self, vector: Tensor) -> Iterator[tuple[Site, str, Tensor]]:
         """(site, kind, view) into a vector laid out as the weights are, in its order."""
@@ -239,6 +254,15 @@ class Adapter:
             end = start + math.prod(shape)
             yield site, kind, vector[start:end].view(shape)
             start = end
+
+    def words_in(self, vector: Tensor) -> dict[str, Tensor]:
+        """Text encoder -> view `[V, D]` of the new words in a vector laid out as the weights are."""
+        views, start = {}, self.low_rank_length
+        for name, site in self.words.items():
+            end = start + site.out * site.down_units
+            views[name] = vector[start:end].view(site.out, *site.in_shape)
+            start = end
+        return views
 
     def pairs(self, vector: Tensor) -> list[tuple[Site, Tensor, Tensor]]:
         """(site, down, up) views into a vector laid out as the weights are."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from runner.families.files import check_fetched
 from runner.job import Job, State, update_manifest
 from runner.measured import Conditions
+from runner.schema.method import NewTokens, TextualInversion
 from runner.train.adapter import Adapter, find_sites
 from runner.train.base import Base
 from runner.train.job_run import JobRun
@@ -21,6 +22,7 @@ from runner.train.materials import Materials, prepare
 from runner.train.pack import Pack, reason_of, tried
 from runner.train.place import Place
 from runner.train.start import start_from
+from runner.train.tokens import first_vectors
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +111,7 @@ def _prepare_each(jobs: Sequence[Job], base: Base, pack: Pack) -> list[tuple[Job
             materials = tried(partial(prepare, job, base))
         if not _failed(job, materials, base.place):
             prepared.append((job, materials, spent.timings["cache"]))
-    if not base.trains_text:
+    if not base.live_text:
         base.free_text()
     drawing = [run.materials for run in pack.runs] + [materials for _, materials, _ in prepared]
     if not any(materials.prompts for materials in drawing):
@@ -146,8 +148,14 @@ def _base(job: Job, place: Place) -> Base:
 def _start(job: Job, materials: Materials, base: Base, pack: Pack) -> JobRun:
     def fresh() -> JobRun:
         lora, parts = job.experiment.lora, base.components()
-        sites = find_sites(lora, parts, base.family.target_presets)
-        adapter = Adapter(lora, sites, seed=job.experiment.seed, device=base.place.device, components=parts)
+        method = job.experiment.method
+        sites = []
+        if not isinstance(method, TextualInversion):
+            sites = find_sites(lora, parts, base.family.target_presets)
+        words = first_vectors(base.family, base.text, method) if isinstance(method, NewTokens) else {}
+        adapter = Adapter(
+            lora, sites, seed=job.experiment.seed, device=base.place.device, components=parts, words=words
+        )
         if materials.earlier is not None:
             start_from(materials.earlier, adapter)
         return JobRun(job, materials, adapter, base, pack.clock)

@@ -23,6 +23,7 @@ from runner.families.stored import fetched
 from runner.s3 import is_s3
 from runner.schema import Experiment
 from runner.train.place import Place
+from runner.train.tokens import PlacedTokens
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,7 +33,7 @@ class Base:
 
     def __init__(self, experiment: Experiment, place: Place) -> None:
         self.settings = experiment.model
-        self.trains_text = experiment.lora.text_encoder
+        self.trains_text, self.live_text = experiment.lora.text_encoder, experiment.live_text
         self.checkpointing = experiment.launcher.gradient_checkpointing
         self.place = place
         self.dtype = DTYPES[experiment.precision]
@@ -69,8 +70,8 @@ class Base:
 
     @cached_property
     def text(self) -> TextStack:
-        """The text encoders; in training precision where they are trained, fp32 otherwise."""
-        dtype = self.dtype if self.trains_text else torch.float32
+        """The text encoders; in training precision where they are used in training, fp32 otherwise."""
+        dtype = self.dtype if self.live_text else torch.float32
         return self.family.load_text(self.folder, self.settings.variant, dtype)
 
     @cached_property
@@ -121,6 +122,12 @@ class Base:
         denoiser: Any = self.denoiser
         denoiser.enable_gradient_checkpointing()
         return True
+
+    @cached_property
+    def placed_tokens(self) -> PlacedTokens:
+        """The encoders' embeddings, in which new words take their places."""
+        encoders = [encoder.to(self.place.device) for encoder in self.text.encoders]
+        return PlacedTokens(dict(zip(self.family.adapter_components[1:], encoders, strict=True)))
 
     def components(self) -> dict[str, nn.Module]:
         """The parts that carry adapters, by their names in the pipeline."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from runner.errors import DivergedError
 from runner.job import Job, State, now, read_manifest, update_manifest
+from runner.schema.method import Pivotal
 from runner.track import MetricsFile, Mirror, open_mirror
 from runner.train.adapter import Adapter
 from runner.train.average import Average
@@ -38,7 +39,8 @@ class JobRun:
         self.materials, self.adapter, self.base = materials, adapter, base
         self.clock, self.is_main = clock, base.place.is_main
         self.average = Average(adapter.weights, self.settings.lora.ema) if self.settings.lora.ema else None
-        self.optimizer = build_optimizer(self.settings.optimizer, adapter)
+        word_lr = self.settings.method.token_lr if isinstance(self.settings.method, Pivotal) else None
+        self.optimizer = build_optimizer(self.settings.optimizer, adapter, word_lr=word_lr)
         self.lr_scheduler = build_lr_scheduler(self.settings.lr_scheduler, self.optimizer, self.settings)
         # fp16 gradients underflow without a scale; a job has its own, so that no other job can change it.
         self.scaler = torch.amp.GradScaler(base.place.device.type, enabled=self.settings.precision == "fp16")

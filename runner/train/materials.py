@@ -17,7 +17,7 @@ from runner.encodings import prompts_of
 from runner.errors import SettingsError
 from runner.job import Job
 from runner.schema import Experiment
-from runner.schema.method import DreamBooth
+from runner.schema.method import DreamBooth, NewTokens
 from runner.train.base import Base
 from runner.train.class_images import draw_class_images
 from runner.train.encode import encode_captions, encode_views
@@ -26,6 +26,7 @@ from runner.train.prior import OfBase, OfImages, Stream, WithPrior
 from runner.train.samples import EMPTY, Posteriors, Samples
 from runner.train.start import Kept, earlier_items
 from runner.train.text import Conditioner, EncodedText, LiveText
+from runner.train.tokens import TokenText, spoken
 from runner.train.validation import HeldOut
 
 log = logging.getLogger(__name__)
@@ -83,14 +84,16 @@ def prepare(job: Job, base: Base) -> Materials:
     negative = settings.validation.negative_prompt
     of_images = (caption for item in dataset.items for caption in captions_of(item, settings.dataset))
     own = list(dict.fromkeys([*of_images, *([prior.prompt] if prior else [])]))
-    cut = tuple(base.tokenizers.too_long(own))
+    words = settings.method if isinstance(settings.method, NewTokens) else None
+    said = {spoken(caption, words) if words else caption: caption for caption in own}
+    cut = tuple(said[caption] for caption in base.tokenizers.too_long(list(said)))
     if cut and base.place.is_main:
         log.warning(
             "%d of %d captions are longer than the %d tokens the text encoder takes, and are cut; the first: %r",
             *(len(cut), len(own), base.tokenizers.limit, cut[0]),
         )
     captions = tuple(dict.fromkeys([*own, *prompts, *(item.caption for item in before), EMPTY, negative or EMPTY]))
-    conditioner = _conditioner(captions, base)
+    conditioner = _conditioner(settings, captions, base)
     class_items = _class_items(job, prior, base, conditioner) if prior else ()
     views, cut_out = views_of(dataset.items, settings), _cut_out(settings)
     key = (dataset.fingerprint, settings.validation.held_out, *cut_out)
@@ -202,8 +205,12 @@ def _posteriors(views: Sequence[View], base: Base, *, key: tuple[Hashable, ...])
     return found
 
 
-def _conditioner(captions: tuple[str, ...], base: Base) -> Conditioner:
-    if base.trains_text:
+def _conditioner(settings: Experiment, captions: tuple[str, ...], base: Base) -> Conditioner:
+    if isinstance(settings.method, NewTokens):
+        return TokenText(
+            base.family, base.text, base.placed_tokens, settings.method, captions, device=base.place.device
+        )
+    if base.live_text:
         return LiveText(base.family, base.text, captions, device=base.place.device)
     found: EncodedText | None = base.shared.get(("captions", captions))
     if found is None:

@@ -12,20 +12,29 @@ from torch import nn
 from runner.families.family import is_text_encoder
 from runner.schema import Experiment, LrSchedulerSettings, OptimizerSettings
 from runner.schema.training import Adafactor, AdamW8bit, Prodigy
-from runner.train.adapter import DOWN, MAGNITUDE, UP, Adapter
+from runner.train.adapter import DOWN, MAGNITUDE, UP, WORDS, Adapter
 
 
-def build_optimizer(settings: OptimizerSettings, adapter: Adapter) -> torch.optim.Optimizer:
+def build_optimizer(
+    settings: OptimizerSettings, adapter: Adapter, *, word_lr: float | None = None
+) -> torch.optim.Optimizer:
     """An optimizer over the adapter's weights, a parameter group for each learning rate in each component.
 
     Elementwise optimizers see each component as one flat vector, which makes their step one kernel. Adafactor
     looks at rows and columns, so it sees the matrices. Parameters share storage with the adapter's vectors.
+
+    Args:
+        word_lr: learning rate of the vectors of new words, which are not decayed: there is no reason for them to be
+            small. None means that of the rest.
     """
-    groups = []
+    groups: list[dict[str, Any]] = []
     for component in adapter.components:
         lr = _text_encoder_lr(settings) if is_text_encoder(component) else settings.lr
         for kinds, ratio in _learning_rates(settings):
             groups.append({"params": _parameters(settings, adapter, component, kinds), "lr": ratio * lr})
+    if adapter.words:
+        parameters = _parameters(settings, adapter, WORDS, (WORDS,))
+        groups.append({"params": parameters, "lr": word_lr or settings.lr, "weight_decay": 0.0})
     path, options = _options(settings)
     module, _, name = path.partition(":")
     kind = getattr(importlib.import_module(module), name)

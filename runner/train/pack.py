@@ -91,6 +91,8 @@ class Pack:
             if self.runs
             else None
         )
+        if base.live_text and "placed_tokens" in vars(base):
+            base.placed_tokens.vectors_in_use = self.adapters.words_in_use if self.adapters is not None else dict
         self.clock.training = {run: run.settings.images_per_step for run in self.runs}
 
     def rows_of(self, run: JobRun) -> Callable[[int], AbstractContextManager[None]]:

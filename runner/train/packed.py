@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from runner.train.adapter import DOWN, MAGNITUDE, UP, Adapter, Site
+from runner.train.adapter import DOWN, MAGNITUDE, UP, WORDS, Adapter, Site
 from runner.train.dora import Magnitudes
 from runner.train.layer import Layer, Slices
 
@@ -51,6 +51,7 @@ class PackedAdapters:
             len(adapters) * sum(site.out for site, each in self.decomposed.items() if any(each)), device=device
         )
         self.magnitude_gradient = torch.zeros_like(self.magnitudes)
+        self.words = [self._words_of(adapter) for adapter in adapters]
         self._places = self._where_each_lies(device)
         self._joint_gradient = torch.zeros(sum(map(len, adapters)), device=device)
         for adapter, part in zip(adapters, self._joint_gradient.split([len(a) for a in adapters]), strict=True):
@@ -60,6 +61,20 @@ class PackedAdapters:
         self._decomposed_layers: list[Layer] = []
         self._attach(components)
         self.refresh()
+
+    @staticmethod
+    def _words_of(adapter: Adapter) -> dict[str, nn.Parameter]:
+        """The vectors of an adapter's new words by text encoder, in fp32 in any precision; few, and in no layer."""
+        found = {name: nn.Parameter(view.clone()) for name, view in adapter.words_in(adapter.weights).items()}
+        for vectors in found.values():
+            vectors.grad = torch.zeros_like(vectors)
+        return found
+
+    def words_in_use(self) -> dict[str, nn.Parameter]:
+        """Those of the adapter that rows belong to; no forward pass through the text encoders is of several."""
+        users = {index for index, _ in self.slices.rows}
+        assert len(users) < 2, users
+        return self.words[users.pop()] if users else {}
 
     def _views(self, vector: Tensor) -> Iterator[tuple[Site, Tensor, Tensor]]:
         count, start = len(self.adapters), 0
@@ -89,13 +104,16 @@ class PackedAdapters:
             for (site, kind, view), (_, _, flags) in zip(
                 adapter.parts(found), adapter.parts(is_magnitude), strict=True
             ):
+                if kind == WORDS:
+                    continue
                 if kind == MAGNITUDE:
                     view.copy_(magnitudes[site][row].view(view.shape))
                     flags.fill_(True)
                 else:
                     rank, (down, up) = adapter.ranks[site], (each[row] for each in padded[site])
                     view.copy_(down[:rank] if kind == DOWN else up[:, :rank])
-            places.append(_Place.of(found.to(device), is_magnitude.to(device) if MAGNITUDE in adapter.kinds else None))
+            low_rank, flags = (each[: adapter.low_rank_length].to(device) for each in (found, is_magnitude))
+            places.append(_Place.of(low_rank, flags if MAGNITUDE in adapter.kinds else None))
         return places
 
     def _attach(self, components: Mapping[str, nn.Module]) -> None:
@@ -161,6 +179,8 @@ class PackedAdapters:
             place = self._places[index]
             self.weights.index_copy_(0, place.low_rank, vector[place.own_low_rank].to(self.weights.dtype))
             self.magnitudes.index_copy_(0, place.magnitudes, vector[place.own_magnitudes])
+            for name, view in self.adapters[index].words_in(vector).items():
+                self.words[index][name].copy_(view)
         for layer in self._decomposed_layers:
             layer.measure()
 
@@ -170,14 +190,25 @@ class PackedAdapters:
         for adapter, place in zip(self.adapters, self._places, strict=True):
             adapter.gradient[place.own_low_rank] += self.gradient.index_select(0, place.low_rank)
             adapter.gradient[place.own_magnitudes] += self.magnitude_gradient.index_select(0, place.magnitudes)
-        self.gradient.zero_()
-        self.magnitude_gradient.zero_()
+        for adapter, words in zip(self.adapters, self.words, strict=True):
+            for name, view in adapter.words_in(adapter.gradient).items():
+                gradient = words[name].grad
+                assert gradient is not None
+                view.add_(gradient)
+        self._clear()
 
     def forget(self) -> None:
         """Take back all gradients."""
+        self._clear()
+        self.joint_gradient.zero_()
+
+    def _clear(self) -> None:
         self.gradient.zero_()
         self.magnitude_gradient.zero_()
-        self.joint_gradient.zero_()
+        for words in self.words:
+            for vectors in words.values():
+                assert vectors.grad is not None
+                vectors.grad.zero_()
 
     @property
     def joint_gradient(self) -> Tensor:
@@ -201,6 +232,6 @@ class _Place:
     def of(places: Tensor, is_magnitude: Tensor | None) -> _Place:
         """From the place of each number of an adapter in the vector of its kind; None where there is only one kind."""
         if is_magnitude is None:
-            return _Place(slice(None), places, slice(0, 0), places[:0])
+            return _Place(slice(0, len(places)), places, slice(0, 0), places[:0])
         own_low_rank, own_magnitudes = (~is_magnitude).nonzero()[:, 0], is_magnitude.nonzero()[:, 0]
         return _Place(own_low_rank, places[own_low_rank], own_magnitudes, places[own_magnitudes])
