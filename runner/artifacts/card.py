@@ -116,7 +116,7 @@ def _facts(run: JobRun) -> dict[str, Any]:
         "Job": f"`{run.job.id}`",
         "Base model": f"`{settings.model.path}`",
         "Base model fingerprint": f"`{run.job.identity['model']}`",
-        "Data": f"`{settings.dataset.path}`",
+        "Data": ", ".join(f"`{path}`" for path in settings.dataset.paths),
         "Data fingerprint": f"`{about['fingerprint']}`",
         "Images": f"{about['images']} for training, {about['held_out']} held out",
         "Trained weights": f"{len(run.adapter):,}",
