@@ -121,8 +121,10 @@ class Checker:
         from runner.data import read_dataset
 
         side = resolution if isinstance(resolution, int) else None
-        # How images are cut does not change what is found: such jobs share one look.
-        uncut = settings.model_copy(update={"crop": "center", "flip": False, "variants": 1, "caption_dropout": 0.0})
+        # How images are cut, and what is put around captions, does not change what is found: such jobs share one look.
+        same = {"crop": "center", "flip": False, "variants": 1}
+        said = {"caption_dropout": 0.0, "caption_prefix": None, "caption_suffix": None}
+        uncut = settings.model_copy(update=same | said)
         key = (uncut, side)
         if key not in self.datasets:
             try:

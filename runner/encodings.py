@@ -11,8 +11,9 @@ from pathlib import Path
 
 from runner.cache import TensorCache, entry_key
 from runner.data import Item, split
+from runner.data.captions import captions_of
 from runner.data.classes import Prior
-from runner.data.views import View, crops_of, views_of
+from runner.data.views import View, class_views_of, views_of
 from runner.families.files import folder_hash, local_folder, model_folder
 from runner.job import Job
 from runner.paths import cache_dir
@@ -34,7 +35,7 @@ def caption_cache() -> TensorCache:
 
 def posterior_key(view: View, *, vae: str, variant: str | None) -> str:
     """The name of a crop's posterior; `vae` is the hash of the VAE's files."""
-    return entry_key("posterior", vae=vae, variant=variant, image=view.item.id, crop=dataclasses.asdict(view.crop))
+    return entry_key("posterior", vae=vae, variant=variant, image=view.item.id, crop=view.crop.content())
 
 
 def caption_key(caption: str, *, encoders: Sequence[str], variant: str | None, family: str) -> str:
@@ -87,7 +88,8 @@ def prompts_of(experiment: Experiment, items: Sequence[Item]) -> tuple[str, ...]
     if chosen is not None:
         return chosen
     training, held_out = split(items, held_out=experiment.validation.held_out)
-    captions = dict.fromkeys(item.caption for item in sorted(held_out or training, key=lambda item: item.file))
+    measured = sorted(held_out or training, key=lambda item: item.file)
+    captions = dict.fromkeys(captions_of(item, experiment.dataset)[0] for item in measured)
     return tuple(captions)[:PROMPTS_FROM_CAPTIONS]
 
 
@@ -138,13 +140,18 @@ def cache_work(needs: Sequence[Need]) -> CacheWork | None:
         vae_hash, encoders = hashes[model]
         views = views_of(items, experiment)
         if prior is not None:
-            views += [View(item, crop) for item in prior.items for crop in crops_of(item, experiment)]
+            views += class_views_of(prior.items, items, experiment)
             folder = class_images_folder(experiment, prior.prompt, model=need.job.identity["model"])
             to_draw |= {folder / class_image_name(index) for index in range(prior.to_draw)}
         posteriors |= {posterior_key(view, vae=vae_hash, variant=model.variant) for view in views}
         if not experiment.lora.text_encoder:
-            words = {item.caption for item in items} | set(prompts_of(experiment, items))
-            words |= {"", experiment.validation.negative_prompt or "", prior.prompt if prior else ""}
+            words = {caption for item in items for caption in captions_of(item, experiment.dataset)}
+            words |= {
+                *prompts_of(experiment, items),
+                "",
+                experiment.validation.negative_prompt or "",
+                prior.prompt if prior else "",
+            }
             captions |= {
                 caption_key(text, encoders=encoders, variant=model.variant, family=f"runner.families.{model.family}")
                 for text in words

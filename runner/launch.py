@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from runner.check import Checker
+from runner.data.buckets import bucket_lines
+from runner.data.views import buckets_of
 from runner.encodings import Need, cache_work
 from runner.errors import Interrupted, SettingsError
 from runner.job import Job, LockedError, State, is_held, lock, read_manifest, register, state_of
@@ -251,13 +253,15 @@ def _show(plan: Plan, checker: Checker, preview: Sequence[str] = (), *, as_json:
         return
     for line in plan_lines(plan, work):
         log.info("%s", line)
-    shown = set()
+    shown: set[object] = set()
     for job in plan.todo:
         dataset = checker.dataset_of(job)
-        key = (dataset.fingerprint, job.experiment.resolution)
-        if key not in shown:
-            shown.add(key)
-            for line in dataset.report.lines():
-                log.info("%s", line)
+        buckets = tuple(bucket_lines(buckets_of(dataset.items, job.experiment)))
+        of_files = (dataset.fingerprint, job.experiment.resolution, job.experiment.dataset.buckets)
+        for key, lines in ((of_files, dataset.report.lines()), (buckets, buckets)):
+            if key not in shown:
+                shown.add(key)
+                for line in lines:
+                    log.info("%s", line)
     for line in preview:
         log.info("%s", line)

@@ -38,7 +38,8 @@ def save_artifacts(
     diffusers_file = write_diffusers(folder, base.family, layers, settings.lora)
     check_tensors(diffusers_file, layers)
     kohya_file = None if settings.lora.dora else _kohya_file(run, layers)
-    samples = run.materials.held_out_samples.samples[:COMPARED_SAMPLES]
+    measured = run.materials.held_out_samples.samples
+    samples = [sample for sample in measured if sample.latent.shape == measured[0].latent.shape][:COMPARED_SAMPLES]
     batch = collate(range(len(samples)), samples).to(base.place.device)
     files: dict[str, tuple[Path, ScaleOf]] = {"diffusers file": (diffusers_file, settings.lora.scale_of)}
     if kohya_file is not None:

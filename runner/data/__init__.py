@@ -6,7 +6,7 @@ loads neither numpy nor Pillow.
 
 from __future__ import annotations
 
-from runner.data.crops import Crop, crops_for, render
+from runner.data.crops import Crop, crops_for, render, render_mask
 from runner.data.dataset import Dataset, in_reading_order, read_dataset, split
 from runner.data.item import Item
 from runner.data.report import InventoryReport, Row
@@ -21,5 +21,6 @@ __all__ = [
     "in_reading_order",
     "read_dataset",
     "render",
+    "render_mask",
     "split",
 ]

@@ -76,11 +76,12 @@ def _class_folder(settings: Experiment, method: DreamBooth, dataset: Dataset) ->
         return None if dataset.class_folder is None else str(dataset.class_folder)
     if is_s3(path):
         return path
-    folder, subject = Path(path).expanduser().resolve(), Path(settings.dataset.path).expanduser().resolve()
+    folder = Path(path).expanduser().resolve()
+    subjects = [Path(each).expanduser().resolve() for each in settings.dataset.paths]
     if not folder.exists():
         raise SettingsError(f"method.class_data_dir = {path!r}: there is no such folder; correct or remove it")
     known = dataset.class_folder is not None and folder.is_relative_to(dataset.class_folder.resolve())
-    if folder.is_relative_to(subject) and not known:
+    if any(folder.is_relative_to(subject) for subject in subjects) and not known:
         raise SettingsError(
             f"method.class_data_dir = {path!r}: lies in dataset.path, where its images are trained as the subject's; "
             "move it out, or name it as class_data_dir in dataset_info.json"

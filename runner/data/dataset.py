@@ -6,22 +6,25 @@ Knows the order of work and the rules that hold for every source; the sources kn
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from runner.data.buckets import training_shape
+from runner.data.captions import can_be_shuffled
 from runner.data.crops import resized_size
 from runner.data.faults import Faults
 from runner.data.inspection import Inspected, inspect_all
-from runner.data.item import Item
-from runner.data.report import InventoryReport, Row
+from runner.data.item import Item, Mask
+from runner.data.report import InventoryReport, Row, Share
 from runner.data.sources.find import find
 from runner.data.sources.found import Found
-from runner.errors import SettingsError
+from runner.errors import DatasetError, SettingsError
 
 if TYPE_CHECKING:
     from runner.schema import DatasetSettings
@@ -46,31 +49,62 @@ class Dataset:
 
 
 def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, refresh: bool = True) -> Dataset:
-    """Find, read and check all images of `settings.path`; `resolution` (pixels) lets the report tell
-    enlarged from reduced; without `refresh` a whole copy of what lies in S3 is taken as it is.
+    """Find, read and check all images of `settings.path`, or of all `settings.sources`; `resolution` (pixels) lets the
+    report tell enlarged from reduced; without `refresh` a whole copy of what lies in S3 is taken as it is.
 
     Raises DatasetError with every fault: no such path, no images, damaged or too small images (unless
     `skip_unreadable`), captions that are missing, metadata that does not fit the files.
     """
-    faults = Faults(settings.path)
-    found = find(settings, faults, refresh=refresh)
-    items, rows = _checked_items(found, settings, faults)
-    if not items and not len(faults):
-        faults.add("empty", _nothing_left(found, rows))
-    faults.raise_if_any()
-    items.sort(key=lambda item: (item.id, item.caption, item.file))
+    items: list[Item] = []
+    rows: list[Row] = []
+    faults_of_all: list[str] = []
+    described: list[tuple[str, Found]] = []
+    parts = _parts_of(settings)
+    for section, part, repeats in parts:
+        faults = Faults(part.paths[0], section=section)
+        try:
+            found = find(part, faults, refresh=refresh)
+            own_items, own_rows = _checked_items(found, part, faults)
+            if not own_items and not len(faults):
+                faults.add("empty", _nothing_left(found, own_rows))
+            if found.class_folder or found.class_prompt:
+                described.append((section, found))
+            faults.raise_if_any()
+        except DatasetError as error:
+            faults_of_all.append(str(error))
+            continue
+        place = section.removeprefix("dataset").removeprefix(".")
+        items += [_of_source(item, place, repeats) for item in own_items]
+        rows += [dataclasses.replace(row, file=_file_in(place, row.file)) for row in own_rows]
+    faults_of_all += _faults_of_all(items, settings, [section for section, _ in described])
+    if faults_of_all:
+        raise DatasetError("\n".join(faults_of_all))
+    items.sort(key=lambda item: (item.id, item.captions, item.file))
     kept = items[: settings.max_images]
     beyond = (f"beyond dataset.max_images={settings.max_images}",)
     rows += [Row(item.file, "dropped", beyond) for item in items[len(kept) :]]
-    rows += _used_rows(kept, resolution)
-    report = InventoryReport(tuple(sorted(rows, key=lambda row: (row.file, row.outcome))), resolution)
-    return Dataset(tuple(kept), fingerprint_of(kept), report, found.class_folder, found.class_prompt)
+    rows += _used_rows(kept, settings, resolution)
+    report = InventoryReport(
+        tuple(sorted(rows, key=lambda row: (row.file, row.outcome))), resolution, _shares(kept, parts)
+    )
+    about = described[0][1] if described else None
+    return Dataset(
+        tuple(kept),
+        fingerprint_of(kept),
+        report,
+        about.class_folder if about else None,
+        about.class_prompt if about else None,
+    )
 
 
 def fingerprint_of(items: Sequence[Item]) -> str:
-    """sha256 over the sorted (content id, caption) pairs, in hex."""
-    pairs = sorted((item.id, item.caption) for item in items)
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+    """sha256 over the sorted (content id, captions) of all images, how often they come, and their masks, in hex."""
+    content: list[Any] = sorted((item.id, *item.captions) for item in items)
+    repeated = sorted((item.id, item.repeats, *item.captions) for item in items if item.repeats > 1)
+    masked = sorted((item.id, item.mask.id, *item.captions) for item in items if item.mask)
+    if repeated or masked:
+        content = [content, repeated, masked]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def in_reading_order(items: Sequence[Item]) -> tuple[Item, ...]:
@@ -103,6 +137,61 @@ def split(items: Sequence[Item], *, held_out: float) -> tuple[tuple[Item, ...], 
     return train, tuple(item for item in items if item.id in chosen)
 
 
+def _parts_of(settings: DatasetSettings) -> list[tuple[str, DatasetSettings, int]]:
+    """Each place of images: (what its settings are called, its settings, how often its images come in an epoch)."""
+    if not settings.sources:
+        return [("dataset", settings, 1)]
+    parts = []
+    for number, source in enumerate(settings.sources):
+        own = {key: value for key, value in source if key != "repeats" and value is not None}
+        part = settings.model_copy(update={"sources": (), **own})
+        parts.append((f"dataset.sources.{number}", part, source.repeats))
+    return parts
+
+
+def _file_in(place: str, file: str) -> str:
+    return f"{place}/{file}" if place else file
+
+
+def _of_source(item: Item, place: str, repeats: int) -> Item:
+    if not place:
+        return item
+    return dataclasses.replace(item, file=_file_in(place, item.file), repeats=item.repeats * repeats)
+
+
+def _shares(items: Sequence[Item], parts: Sequence[tuple[str, DatasetSettings, int]]) -> tuple[Share, ...]:
+    """What each of several sources adds to an epoch."""
+    shares = []
+    for section, part, repeats in parts if len(parts) > 1 else ():
+        place = section.removeprefix("dataset.")
+        own = [item for item in items if item.file.startswith(f"{place}/")]
+        shares.append(Share(place, part.paths[0], len(own), repeats, sum(item.repeats for item in own)))
+    return tuple(shares)
+
+
+def _faults_of_all(items: Sequence[Item], settings: DatasetSettings, described: Sequence[str]) -> list[str]:
+    """What is wrong with all sources together."""
+    faults = []
+    if len(described) > 1:
+        faults.append(
+            f"{described[0]}.path and {described[1]}.path both have a dataset_info.json with a class prompt or folder; "
+            "one data set can have only one. Remove it from the other."
+        )
+    if settings.masks and items and not any(item.mask for item in items):
+        faults.append(
+            "dataset.masks=true: no image has a mask. Put photo.mask.png beside photo.jpg, or masks/photo.png, or "
+            "remove the setting."
+        )
+    if settings.caption_shuffle and items and not can_be_shuffled(items, settings):
+        said = (
+            f"dataset.caption_separator={settings.caption_separator!r} and dataset.keep_tokens={settings.keep_tokens}"
+        )
+        faults.append(
+            f"dataset.caption_shuffle=true: with {said} no caption has two parts to shuffle. Change one of them."
+        )
+    return faults
+
+
 def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> tuple[list[Item], list[Row]]:
     """The usable images with their captions, and the rows of all other files; adds what is wrong to
     `faults`.
@@ -110,6 +199,7 @@ def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> t
     default_caption = (settings.instance_prompt or found.instance_prompt or "").strip()
     items, rows = [], list(found.rows)
     inspected = inspect_all([entry.address for entry in found.entries], root=found.root)
+    masks = _checked_masks(found, inspected, faults)
     for entry, seen in zip(found.entries, inspected, strict=True):
         reason = _unusable(seen, settings.min_side_px)
         if reason and settings.skip_unreadable:
@@ -118,13 +208,47 @@ def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> t
         if reason:
             fix = "Repair or remove it, or set dataset.skip_unreadable=true"
             faults.add("unreadable", f"{entry.name}: {reason}. {fix}.")
-        caption = (entry.caption or "").strip() or default_caption
-        if not caption:
+        captions = [caption.strip() for caption in entry.captions if caption.strip()] or [default_caption]
+        if not captions[0]:
             fix = f"{entry.caption_fix}, or set dataset.instance_prompt for all without one"
             faults.add("caption", f"{entry.name}: no caption. {fix}.")
         size = seen.width_px, seen.height_px
-        items.append(Item(seen.id, entry.name, caption, *size, seen.notes, address=entry.address))
+        first, *others = captions
+        items.append(
+            Item(
+                seen.id,
+                entry.name,
+                first,
+                *size,
+                seen.notes,
+                address=entry.address,
+                more_captions=tuple(others),
+                repeats=entry.repeats,
+                mask=masks.get(entry.name),
+            )
+        )
     return items, rows
+
+
+def _checked_masks(found: Found, images: Sequence[Inspected], faults: Faults) -> dict[str, Mask]:
+    """The masks by the names of their images; adds to `faults` those that cannot be read or have another shape."""
+    pairs = [(entry, seen, entry.mask) for entry, seen in zip(found.entries, images, strict=True) if entry.mask]
+    masks = {}
+    inspected = inspect_all([address for _, _, (_, address) in pairs], root=found.root / "masks") if pairs else []
+    for (entry, image, (file, address)), seen in zip(pairs, inspected, strict=True):
+        if seen.error:
+            faults.add("mask", f"{file}: {seen.error}. Repair the mask or remove it.")
+        elif not image.error and not _same_shape(seen, image):
+            sizes = f"{seen.width_px}x{seen.height_px} px, and {entry.name} {image.width_px}x{image.height_px}"
+            faults.add("mask", f"{file}: the mask is {sizes}. A mask must have its image's shape.")
+        masks[entry.name] = Mask(seen.id, file, address=address)
+    return masks
+
+
+def _same_shape(mask: Inspected, image: Inspected) -> bool:
+    """Whether one is the other enlarged, to a pixel of the smaller one."""
+    one, other = mask.height_px * image.width_px, mask.width_px * image.height_px
+    return abs(one - other) <= max(image.height_px, image.width_px)
 
 
 def _unusable(seen: Inspected, min_side_px: int) -> str | None:
@@ -144,7 +268,7 @@ def _nothing_left(found: Found, rows: list[Row]) -> str:
     return f"no images in {found.root}. Give a folder of images, or of parquet or arrow files."
 
 
-def _used_rows(items: list[Item], resolution: int | None) -> list[Row]:
+def _used_rows(items: list[Item], settings: DatasetSettings, resolution: int | None) -> list[Row]:
     """A row for each item that is trained on, with all that happens to it."""
     first: dict[str, str] = {}
     rows = []
@@ -158,11 +282,15 @@ def _used_rows(items: list[Item], resolution: int | None) -> list[Row]:
             kinds.add("duplicate")
             notes.append(f"same content as {first[item.id]}")
         first.setdefault(item.id, item.file)
-        side = min(item.width_px, item.height_px)
-        if resolution is not None and side != resolution:
-            kinds.add("enlarged" if side < resolution else "reduced")
-            resized_h, resized_w = resized_size(item.height_px, item.width_px, resolution)
-            verb = "enlarged" if side < resolution else "reduced"
-            notes.append(f"{verb} from {item.width_px}x{item.height_px} to {resized_w}x{resized_h}")
+        if settings.masks and item.mask is None:
+            kinds.add("unmasked")
+            notes.append("no mask: all of it counts")
+        if resolution is not None:
+            shape = training_shape(item.height_px, item.width_px, settings, resolution)
+            resized_h, resized_w = resized_size(item.height_px, item.width_px, shape)
+            if (resized_h, resized_w) != (item.height_px, item.width_px):
+                verb = "enlarged" if (resized_h, resized_w) > (item.height_px, item.width_px) else "reduced"
+                kinds.add(verb)
+                notes.append(f"{verb} from {item.width_px}x{item.height_px} to {resized_w}x{resized_h}")
         rows.append(Row(item.file, "used", tuple(notes), frozenset(kinds)))
     return rows

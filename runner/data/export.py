@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from runner.data.item import Item
+from runner.data.sources.tables import REPEATS_COLUMN
 
 SHARD_BYTES = 512 * 2**20
 ROWS_IN_GROUP = 64
 """A reader that wants one image holds a whole row group in memory."""
-IMAGE_COLUMN, CAPTION_COLUMN = "image", "text"
+IMAGE_COLUMN, CAPTION_COLUMN, MASK_COLUMN = "image", "text", "mask"
 
 
 def export(items: Sequence[Item], folder: Path, *, shard_bytes: int = SHARD_BYTES) -> list[Path]:
@@ -28,9 +29,13 @@ def export(items: Sequence[Item], folder: Path, *, shard_bytes: int = SHARD_BYTE
     import pyarrow.parquet as pq
 
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    schema = pa.schema([(IMAGE_COLUMN, image), (CAPTION_COLUMN, pa.string())])
+    several, repeated = any(item.more_captions for item in items), any(item.repeats > 1 for item in items)
+    fields = [(IMAGE_COLUMN, image), (CAPTION_COLUMN, pa.list_(pa.string()) if several else pa.string())]
+    fields += [(REPEATS_COLUMN, pa.int64())] if repeated else []
+    fields += [(MASK_COLUMN, image)] if any(item.mask for item in items) else []
+    schema = pa.schema(fields)
     shards: list[Path] = []
-    for number, rows in enumerate(_shards(items, shard_bytes)):
+    for number, rows in enumerate(_shards(items, shard_bytes, several=several)):
         shards.append(folder / f"part-{number:05d}.parquet")
         with pq.ParquetWriter(shards[-1], schema, compression="none") as writer:
             for group in rows:
@@ -41,7 +46,7 @@ def export(items: Sequence[Item], folder: Path, *, shard_bytes: int = SHARD_BYTE
     return named
 
 
-def _shards(items: Sequence[Item], shard_bytes: int) -> Iterator[Iterable[list[dict[str, object]]]]:
+def _shards(items: Sequence[Item], shard_bytes: int, *, several: bool) -> Iterator[Iterable[list[dict[str, object]]]]:
     """Shards of row groups of rows, read only when they are asked for."""
     position = 0
 
@@ -53,7 +58,11 @@ def _shards(items: Sequence[Item], shard_bytes: int) -> Iterator[Iterable[list[d
             for item in items[position : position + ROWS_IN_GROUP]:
                 content = item.address.read()
                 size += len(content)
-                group.append({IMAGE_COLUMN: {"bytes": content, "path": item.file}, CAPTION_COLUMN: item.caption})
+                text = list(item.captions) if several else item.caption
+                row = {IMAGE_COLUMN: {"bytes": content, "path": item.file}, CAPTION_COLUMN: text}
+                mask = {"bytes": item.mask.address.read(), "path": item.mask.file} if item.mask else None
+                # What the schema has no column for is left out.
+                group.append(row | {REPEATS_COLUMN: item.repeats, MASK_COLUMN: mask})
             position += len(group)
             yield group
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from runner.errors import DatasetError
 
 SHOWN_PER_KIND = 20
 """Ten thousand missing captions are one mistake: after this many lines of a kind the rest is a number."""
+
+OF_A_SOURCE = re.compile(
+    r"\bdataset\.(path|revision|split|image_column|caption_column|mask_column|instance_prompt|captions_per_line)\b"
+)
+"""Settings that each of several sources has for itself; a fault of one of them names its own."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -30,13 +36,14 @@ def listed(names: Iterable[str], *, limit: int = 12) -> str:
 class Faults:
     """Collects what is wrong, by kind, and raises it as one `DatasetError`."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, *, section: str = "dataset") -> None:
+        """`section`: the settings that name the data set, such as `dataset.sources.1`."""
+        self._path, self._section = path, section
         self._by_kind: dict[str, list[str]] = {}
 
     def add(self, kind: str, text: str) -> None:
         """Note one fault; `text` names the file, what is wrong with it and the fix."""
-        self._by_kind.setdefault(kind, []).append(text)
+        self._by_kind.setdefault(kind, []).append(OF_A_SOURCE.sub(rf"{self._section}.\1", text))
 
     def __len__(self) -> int:
         return sum(len(texts) for texts in self._by_kind.values())
@@ -45,7 +52,7 @@ class Faults:
         """All faults in one error; assumes that there is at least one."""
         assert self._by_kind, "no fault to report"
         noun = "fault" if len(self) == 1 else "faults"
-        lines = [f"dataset.path={self._path!r}: {len(self)} {noun} in the data set"]
+        lines = [f"{self._section}.path={self._path!r}: {len(self)} {noun} in the data set"]
         for texts in self._by_kind.values():
             lines += [f"  - {text}" for text in texts[:SHOWN_PER_KIND]]
             if len(texts) > SHOWN_PER_KIND:

@@ -22,6 +22,19 @@ def content_id(encoded: bytes) -> str:
 
 
 @dataclass(frozen=True)
+class Mask:
+    """What of an image counts: a picture of its shape, white where it does. Known by its content like an image."""
+
+    id: str
+    file: str
+    address: Address = field(repr=False, kw_only=True)
+
+    def open(self) -> Image.Image:
+        """The mask as upright grey, 8 bits, in its own size. Raises DatasetError when its bytes have changed."""
+        return _opened(self.address, self.id, self.file).convert("L")
+
+
+@dataclass(frozen=True)
 class Item:
     """An image that was read and decoded once, and the caption it is trained with.
 
@@ -36,6 +49,17 @@ class Item:
     height_px: int
     notes: tuple[str, ...] = ()
     address: Address = field(repr=False, kw_only=True)
+    more_captions: tuple[str, ...] = field(default=(), kw_only=True)
+    """Others that it may be trained with instead of `caption`."""
+    repeats: int = field(default=1, kw_only=True)
+    """How often it comes in an epoch."""
+    mask: Mask | None = field(default=None, kw_only=True)
+    """Without one all of it counts."""
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All captions that were found for it."""
+        return (self.caption, *self.more_captions)
 
     def open(self) -> Image.Image:
         """The picture as upright RGB, 8 bits, transparency over white; size `(width_px, height_px)`.
@@ -43,10 +67,14 @@ class Item:
         Raises DatasetError when the bytes are no longer those that were inspected, because caches are named
         by them.
         """
-        try:
-            encoded = self.address.read()
-            if content_id(encoded) != self.id:
-                raise UnreadableImage("the content has changed since the data set was read; start again")
-            return decode(encoded)
-        except (OSError, ValueError, UnreadableImage) as error:
-            raise DatasetError(f"dataset.path: {self.file}: {error}") from error
+        return _opened(self.address, self.id, self.file)
+
+
+def _opened(address: Address, identity: str, file: str) -> Image.Image:
+    try:
+        encoded = address.read()
+        if content_id(encoded) != identity:
+            raise UnreadableImage("the content has changed since the data set was read; start again")
+        return decode(encoded)
+    except (OSError, ValueError, UnreadableImage) as error:
+        raise DatasetError(f"dataset.path: {file}: {error}") from error

@@ -4,7 +4,7 @@ table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Outcome = Literal["used", "dropped", "ignored"]
@@ -21,7 +21,18 @@ class Row:
     outcome: Outcome
     notes: tuple[str, ...] = ()
     kinds: frozenset[str] = frozenset()
-    """Counted properties: enlarged, reduced, duplicate, converted, rotated, warning."""
+    """Counted properties: enlarged, reduced, duplicate, converted, rotated, warning, and with masks unmasked."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several sources adds: its images, how often each comes in an epoch, and samples in all."""
+
+    source: str
+    path: str
+    images: int
+    repeats: int
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,8 @@ class InventoryReport:
     rows: tuple[Row, ...]
     resolution_px: int | None = None
     """Side of the training square; without it, enlarged and reduced are not known and count as 0."""
+    sources: tuple[Share, ...] = ()
+    """Of each source, where there are several; of an epoch before images are held out."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -40,19 +53,26 @@ class InventoryReport:
         for row in self.rows:
             counts[row.outcome] += 1
             for kind in row.kinds:
-                counts[kind] += 1
+                counts[kind] = counts.get(kind, 0) + 1
         return counts
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the counts, and a row for each file about which there is something to say."""
         rows = [{"file": row.file, "outcome": row.outcome, "notes": list(row.notes)} for row in self._notable()]
-        return {"resolution_px": self.resolution_px, "counts": self.counts, "rows": rows}
+        about: dict[str, Any] = {"resolution_px": self.resolution_px, "counts": self.counts, "rows": rows}
+        return about | ({"sources": [asdict(share) for share in self.sources]} if self.sources else {})
 
     def lines(self, *, limit: int = SHOWN_ROWS) -> list[str]:
         """A table of at most `limit` rows; what costs images comes first."""
         shown_always = ("used", "dropped")
         counts = [f"{count} {name}" for name, count in self.counts.items() if count or name in shown_always]
         lines = ["images: " + ", ".join(counts)]
+        samples = sum(share.samples for share in self.sources)
+        for share in self.sources:
+            lines.append(
+                f"  {share.source}  {share.path}: {share.images} x {share.repeats}, "
+                f"{share.samples / max(1, samples):.0%} of the samples"
+            )
         order = {"dropped": 0, "ignored": 2}
         rows = sorted(self._notable(), key=lambda row: 1 if "warning" in row.kinds else order.get(row.outcome, 3))
         width = max((len(row.file) for row in rows[:limit]), default=0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from runner.data.buckets import bucket_table, training_shape
 from runner.data.crops import Crop, crops_for
 from runner.data.dataset import split
 from runner.data.item import Item
+from runner.schema.shapes import Shape
 
 if TYPE_CHECKING:
     from runner.schema import Experiment
@@ -27,15 +29,27 @@ class View:
         return self.item.id, self.crop
 
 
-def crops_of(item: Item, experiment: Experiment) -> tuple[Crop, ...]:
-    """The crops of an image that a job trains on."""
+def shape_of(item: Item, experiment: Experiment) -> Shape:
+    """What is cut out of an image, (height, width) in pixels: the square of the experiment, or the image's bucket."""
+    return training_shape(item.height_px, item.width_px, experiment.dataset, experiment.resolution)
+
+
+def crops_of(item: Item, experiment: Experiment, *, shape: Shape | None = None) -> tuple[Crop, ...]:
+    """The crops of an image that a job trains on; in its own shape, if not in a given one."""
     data = experiment.dataset
-    return crops_for(item, resolution=experiment.resolution, mode=data.crop, variants=data.variants, flip=data.flip)
+    return crops_for(
+        item, shape=shape or shape_of(item, experiment), mode=data.crop, variants=data.variants, flip=data.flip
+    )
 
 
 def held_out_crop(item: Item, experiment: Experiment) -> Crop:
     """The one crop of an image that the loss is measured on."""
-    return crops_for(item, resolution=experiment.resolution, mode="center", variants=1, flip=False)[0]
+    return crops_for(item, shape=shape_of(item, experiment), mode="center", variants=1, flip=False)[0]
+
+
+def repeated(items: Sequence[Item]) -> tuple[Item, ...]:
+    """The images of one epoch: each as often as it shall come."""
+    return tuple(item for item in items for _ in range(item.repeats))
 
 
 def views_of(items: Sequence[Item], experiment: Experiment) -> list[View]:
@@ -43,3 +57,25 @@ def views_of(items: Sequence[Item], experiment: Experiment) -> list[View]:
     training, held_out = split(items, held_out=experiment.validation.held_out)
     views = [View(item, crop) for item in training for crop in crops_of(item, experiment)]
     return views + [View(item, held_out_crop(item, experiment)) for item in held_out or training]
+
+
+def class_views_of(class_items: Sequence[Item], items: Sequence[Item], experiment: Experiment) -> list[View]:
+    """All crops of images of a class, which are trained beside those of the subject and so in each of their shapes.
+
+    Args:
+        items: the whole data set of the subject.
+    """
+    training, _ = split(items, held_out=experiment.validation.held_out)
+    shapes = sorted({shape_of(item, experiment) for item in training})
+    return [
+        View(item, crop) for item in class_items for shape in shapes for crop in crops_of(item, experiment, shape=shape)
+    ]
+
+
+def buckets_of(items: Sequence[Item], experiment: Experiment) -> list[dict[str, Any]]:
+    """How full each bucket is with the images that a job trains on (`bucket_table`); empty without buckets."""
+    if not experiment.dataset.buckets:
+        return []
+    training, _ = split(items, held_out=experiment.validation.held_out)
+    shapes = [shape_of(item, experiment) for item in repeated(training)]
+    return bucket_table(shapes, batch_size=experiment.batch_size, steps=experiment.steps)

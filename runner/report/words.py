@@ -101,8 +101,10 @@ def subject(job: JobRecord) -> str:
     """What the job trains: `LoRA rank 8 on houses`."""
     rank = job.setting("lora.rank")
     what = f"LoRA rank {rank}" if rank is not None else "LoRA"
-    data = str(job.setting("dataset.name") or job.setting("dataset.path") or "")
-    name = PurePosixPath(data.rstrip("/")).name
+    sources = job.setting("dataset.sources")
+    paths = [job.setting("dataset.name") or job.setting("dataset.path")]
+    paths += [as_mapping(source).get("path") for source in sources] if isinstance(sources, list) else []
+    name = " and ".join(PurePosixPath(str(path).rstrip("/")).name for path in paths if path)
     return f"{what} on {name}" if name else what
 
 

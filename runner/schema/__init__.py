@@ -5,7 +5,7 @@ from __future__ import annotations
 from runner.schema.comparing import ObjectiveSettings, PruningSettings, SearchSettings
 from runner.schema.experiment import GROUPS, Experiment
 from runner.schema.flow import FlowSettings
-from runner.schema.inputs import DatasetSettings, ModelSettings
+from runner.schema.inputs import DatasetSettings, ModelSettings, SourceSettings
 from runner.schema.launchers import LauncherSettings
 from runner.schema.launching import Launcher, LocalLauncher, QueuedLauncher
 from runner.schema.loss import LossSettings
@@ -35,6 +35,7 @@ __all__ = [
     "SageMakerLauncher",
     "SearchSettings",
     "SlurmLauncher",
+    "SourceSettings",
     "TuningSettings",
     "ValidationSettings",
 ]

@@ -19,6 +19,7 @@ from runner.schema.running import (
     TaskSettings,
     ValidationSettings,
 )
+from runner.schema.shapes import bucket_shapes
 from runner.schema.training import (
     AdamW,
     LoraSettings,
@@ -55,7 +56,14 @@ class Experiment(Settings):
         doc="The batch is worked through in this many parts, and their gradients are summed: less memory, "
         "the same result (unlike in the diffusers scripts, `batch_size` already counts all parts).",
     )
-    resolution: int = knob(64, ge=8, le=8192, multiple_of=8, unit="px", doc="Side of the square training images.")
+    resolution: int = knob(
+        64,
+        ge=8,
+        le=8192,
+        multiple_of=8,
+        unit="px",
+        doc="Side of the square training images, or of the square whose area no bucket exceeds (`dataset.buckets`).",
+    )
     precision: Precision = knob(
         "fp32",
         doc="Precision of the frozen base and of the computation; adapter weights are always kept in fp32.",
@@ -120,6 +128,27 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _fits_the_family(self) -> Experiment:
         refuse_what_does_not_fit(self)
+        return self
+
+    @model_validator(mode="after")
+    def _has_masks(self) -> Experiment:
+        if self.loss.masked and not self.dataset.masks:
+            raise ValueError("loss.masked = true: no masks are read without dataset.masks=true; add it")
+        if self.dataset.masks and not self.loss.masked:
+            raise ValueError("dataset.masks = true: has no effect without loss.masked=true; add it or remove this")
+        return self
+
+    @model_validator(mode="after")
+    def _has_buckets(self) -> Experiment:
+        data = self.dataset
+        chosen = (self.resolution, data.bucket_step, data.bucket_max_aspect)
+        if data.buckets and len(bucket_shapes(*chosen)) < 2:
+            keys = ("resolution", "dataset.bucket_step", "dataset.bucket_max_aspect")
+            said = ", ".join(f"{key}={value}" for key, value in zip(keys, chosen, strict=True))
+            raise ValueError(
+                f"dataset.buckets = true: with {said} there are not two shapes to choose from; lower "
+                "dataset.bucket_step or raise dataset.bucket_max_aspect"
+            )
         return self
 
     @model_validator(mode="after")

@@ -49,6 +49,11 @@ def _not_for_transformers(experiment: Experiment) -> list[str]:
             f"resolution = {experiment.resolution}: should be a multiple of {PATCH_PX} with model.family={family}, "
             f"which cuts images into squares of {PATCH_PX} px"
         )
+    if experiment.dataset.buckets and experiment.dataset.bucket_step % PATCH_PX:
+        raise ValueError(
+            f"dataset.bucket_step = {experiment.dataset.bucket_step}: should be a multiple of {PATCH_PX} with "
+            f"model.family={family}, which cuts images into squares of {PATCH_PX} px"
+        )
     if experiment.model.prediction_type is not None:
         faults.append(
             f"model.prediction_type = {experiment.model.prediction_type!r}: has no effect with model.family={family}, "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from runner.schema.knob import Settings, default_of, knob
 
@@ -71,15 +72,36 @@ class ModelSettings(Settings):
         return self
 
 
+class SourceSettings(Settings):
+    """One of `dataset.sources`: where some of the images are, and how often they count. Null is as in `dataset`."""
+
+    path: str = knob(min_length=1, doc="As `dataset.path`.")
+    repeats: int = knob(
+        1, ge=1, le=100_000, unit="times per epoch", doc="How often each image of the source comes in an epoch."
+    )
+    revision: str | None = knob(None, doc="As `dataset.revision`.")
+    split: str | None = knob(None, min_length=1, doc="As `dataset.split`.")
+    image_column: str | None = knob(None, min_length=1, doc="As `dataset.image_column`.")
+    caption_column: str | None = knob(None, min_length=1, doc="As `dataset.caption_column`.")
+    instance_prompt: str | None = knob(None, doc="As `dataset.instance_prompt`.")
+    mask_column: str | None = knob(None, min_length=1, doc="As `dataset.mask_column`.")
+    captions_per_line: bool | None = knob(None, doc="As `dataset.captions_per_line`.")
+
+
 class DatasetSettings(Settings):
     """Group `dataset`: images and captions. In a job's identity their content stands for their names."""
 
-    path: str = knob(
+    path: str | None = knob(
         "embedded",
         min_length=1,
         identity=False,
         doc="Folder of images, parquet or arrow file or folder, here or in S3 (`s3://bucket/folder/`); Hub id; or "
-        "`embedded` (houses).",
+        "`embedded` (houses). Null with `sources`.",
+    )
+    sources: tuple[SourceSettings, ...] = knob(
+        (),
+        identity=False,
+        doc="Several places of images instead of `path`: a list of paths, or of mappings with the keys below.",
     )
     revision: str | None = knob(None, identity=False, doc="Branch, tag or commit on the Hub.")
     split: str = knob("train", min_length=1, identity=False, doc="Split of a Hub data set.")
@@ -93,10 +115,53 @@ class DatasetSettings(Settings):
         doc="Column (parquet, arrow, Hub) or key (`metadata.jsonl`) with the caption.",
     )
     instance_prompt: str | None = knob(None, identity=False, doc="Caption of every image that has none of its own.")
+    captions_per_line: bool = knob(
+        False, identity=False, doc="Each line of a `.txt` file is a caption of its own, one of which a sample gets."
+    )
+    caption_prefix: str | None = knob(
+        None, min_length=1, doc="Text before every caption; joined by a space, unless punctuation follows."
+    )
+    caption_suffix: str | None = knob(
+        None, min_length=1, doc="Text after every caption; joined by a space, unless it begins with punctuation."
+    )
+    caption_shuffle: bool = knob(
+        False, doc="Train with the parts of each caption in several orders, drawn from the caption alone."
+    )
+    caption_variants: int = knob(
+        8, ge=2, le=64, unit="orders", doc="Orders of each caption that are encoded; used with `caption_shuffle`."
+    )
+    caption_separator: str = knob(
+        ",", min_length=1, doc="What stands between the parts of a caption; used with `caption_shuffle`."
+    )
+    keep_tokens: int = knob(
+        0, ge=0, unit="parts", doc="First parts of a caption that keep their place; used with `caption_shuffle`."
+    )
     caption_dropout: float = knob(
         0.0, ge=0, le=1, unit="share of samples", doc="How often a sample is trained without its caption."
     )
-    crop: Literal["center", "random"] = knob("center", doc="Where the square is cut out of a longer image.")
+    masks: bool = knob(
+        False,
+        identity=False,
+        doc="Read the masks of images: `photo.mask.png` beside `photo.jpg`, `masks/photo.png`, or a column of a table; "
+        "white is what counts in a masked loss (`loss.masked`).",
+    )
+    mask_column: str = knob(
+        "mask", min_length=1, identity=False, doc="Column with the mask in parquet, arrow and Hub data; with `masks`."
+    )
+    buckets: bool = knob(
+        False,
+        doc="Train each image in the shape closest to its own, of the area of `resolution` squared, instead of a "
+        "square.",
+    )
+    bucket_step: int = knob(
+        64, ge=8, multiple_of=8, unit="px", doc="All sides of buckets are multiples of it; used with `buckets`."
+    )
+    bucket_max_aspect: float = knob(
+        2.0, ge=1, le=16, unit="longest side over shortest", doc="Most elongated bucket; used with `buckets`."
+    )
+    crop: Literal["center", "random"] = knob(
+        "center", doc="Where the square, or the bucket's shape, is cut out of a longer image."
+    )
     flip: bool = knob(False, doc="Mirror every second sample, on average.")
     variants: int = knob(4, ge=1, le=64, unit="crops", doc="Random crops encoded per image; used with `crop=random`.")
     skip_unreadable: bool = knob(
@@ -109,8 +174,48 @@ class DatasetSettings(Settings):
         32, ge=1, unit="px", identity=False, doc="Images with a shorter side than this are refused."
     )
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where the images are."""
+        return tuple(source.path for source in self.sources) if self.path is None else (self.path,)
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _paths_alone(cls, value: object) -> object:
+        kinds = (str, Mapping, SourceSettings)
+        if not isinstance(value, (list, tuple)) or not all(isinstance(each, kinds) for each in value):
+            raise ValueError("should be a list of paths, or of mappings with a path")
+        return [{"path": each} if isinstance(each, str) else each for each in value]
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> DatasetSettings:
+        if self.path is None and not self.sources:
+            raise ValueError("dataset.path: has no value; set dataset.path=..., or dataset.sources=[...]")
+        if self.path is not None and self.sources:
+            raise ValueError(
+                f"dataset.path = {self.path!r}: has no effect with dataset.sources; set dataset.path=null, or make it "
+                "one of the sources"
+            )
+        if self.sources and self.revision is not None:
+            raise ValueError(
+                f"dataset.revision = {self.revision!r}: has no effect with dataset.sources; give it to one of them"
+            )
+        return self
+
     @model_validator(mode="after")
     def _takes_effect(self) -> DatasetSettings:
         if self.crop == "center" and self.variants != default_of(self, "variants"):
             raise ValueError(f"dataset.variants = {self.variants}: has no effect with dataset.crop=center; remove it")
+        used_with = {
+            "masks": ("mask_column",),
+            "buckets": ("bucket_step", "bucket_max_aspect"),
+            "caption_shuffle": ("caption_variants", "caption_separator", "keep_tokens"),
+        }
+        for switch, keys in used_with.items():
+            idle = [key for key in keys if getattr(self, key) != default_of(self, key)]
+            if idle and not getattr(self, switch):
+                raise ValueError(
+                    f"dataset.{idle[0]} = {getattr(self, idle[0])}: has no effect without dataset.{switch}=true; "
+                    "remove it"
+                )
         return self

@@ -40,6 +40,11 @@ class LossSettings(Settings):
         le=1,
         doc="Adds this much of a constant shift per channel to the noise (0.03-0.1 is usual).",
     )
+    masked: bool = knob(
+        False,
+        doc="Average each sample's error over the white of its mask (`dataset.masks`) instead of all of the image; an "
+        "image without a mask counts fully.",
+    )
     multires_levels: int = knob(
         0, ge=0, le=16, doc="Coarser noise is mixed into the noise on this many levels (6-10 is usual); 0 is off."
     )

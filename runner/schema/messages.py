@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from runner.schema.defaults import variants_of
 from runner.schema.experiment import GROUPS, Experiment
+from runner.schema.inputs import SourceSettings
 
 
 def dotted_keys() -> list[str]:
@@ -89,6 +90,8 @@ def _joined(lines: list[str]) -> list[str]:
 
 
 def _unknown(key: str, raw: Mapping[str, Any]) -> str:
+    if source := re.fullmatch(r"dataset\.sources\.\d+\.(.+)", key):
+        return f"unknown key{nearest(source[1], SourceSettings.model_fields)}"
     group, _, last = key.partition(".")
     kinds = variants_of(group) if group in GROUPS else {}
     owners = [kind for kind, model in kinds.items() if last in model.model_fields and kind]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -41,6 +42,8 @@ def reference() -> str:
                 _sentence(model, section),
                 _table(f"{section}.", model, outside=outside),
             ]
+            for key, item in _lists_of_settings(model):
+                parts += [f"### Each of `{section}.{key}`\n", _sentence(item, section), _table("", item, outside=True)]
     for name, model in SEARCHES.items():
         parts += [f"## `hydra/sweeper={name}`\n", _sentence(model, ""), _table("hydra.sweeper.", model)]
     return "\n".join(parts)
@@ -50,6 +53,13 @@ BY_CONTENT = ("model", "dataset")
 """Sections whose names are not part of the job id because the content of what they name is."""
 
 NOT_IDENTITY_SECTIONS = ("launcher", "logger", "checkpoint", "pruning", "objective")
+
+
+def _lists_of_settings(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    for name, field in model.model_fields.items():
+        for kind in get_args(field.annotation):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield name, kind
 
 
 def _sentence(model: type[BaseModel], section: str) -> str:
@@ -92,6 +102,8 @@ def _name(annotation: Any) -> str:
         return f"list of {_name(arguments[0])}"
     if origin is dict:
         return f"mapping to {_name(arguments[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "mapping"
     if hasattr(annotation, "__metadata__"):
         return _name(arguments[0])
     names = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
@@ -114,6 +126,8 @@ def _limits(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return ""
     value = field.default
     if value is None or isinstance(value, bool):
         return f"`{json.dumps(value)}`"

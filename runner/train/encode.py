@@ -8,7 +8,7 @@ Encodes in fp32 whatever the training precision is, so that all precisions share
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from runner.encodings import caption_cache, caption_key, encoder_hashes, posteri
 from runner.errors import DatasetError
 from runner.families.family import Family, Text, TextStack
 from runner.families.files import folder_hash
+from runner.schema.shapes import Shape
 from runner.train.place import Place
 
 log = logging.getLogger(__name__)
@@ -52,10 +53,7 @@ def encode_views(
 
     def encode(keys: Sequence[str]) -> None:
         vae = load_vae()
-        side = next(iter(wanted.values())).crop.size_px
-        batch = max(1, PIXELS_PER_BATCH // (side * side))
-        for start in range(0, len(keys), batch):
-            part = keys[start : start + batch]
+        for part in _alike(keys, wanted):
             pixels_B3HW = torch.stack([_pixels(wanted[key]) for key in part]).to(place.device)
             with torch.no_grad():
                 posterior = vae.encode(pixels_B3HW).latent_dist
@@ -63,7 +61,7 @@ def encode_views(
                 _refuse_non_finite(mean, std, what=f"the VAE's encoding of {wanted[key].item.file}")
                 cache.put(key, {"mean": mean, "std": std})
 
-    entries = _complete(cache, list(wanted), encode, place=place, what="images")
+    entries = complete(cache, list(wanted), encode, place=place, what="images")
     return {wanted[key].key: (entry["mean"], entry["std"]) for key, entry in entries.items()}
 
 
@@ -96,11 +94,11 @@ def encode_captions(
                 _refuse_non_finite(*entry.values(), what=f"the encoding of the caption {wanted[key]!r}")
                 cache.put(key, entry)
 
-    entries = _complete(cache, list(wanted), encode, place=place, what="captions")
+    entries = complete(cache, list(wanted), encode, place=place, what="captions")
     return {wanted[key]: entry for key, entry in entries.items()}
 
 
-def _complete(
+def complete(
     cache: TensorCache,
     keys: Sequence[str],
     encode: Callable[[Sequence[str]], None],
@@ -108,7 +106,7 @@ def _complete(
     place: Place,
     what: str,
 ) -> Mapping[str, dict[str, Tensor]]:
-    """Every entry; missing ones are encoded first, each by one of the processes that share the cache."""
+    """Every entry of a cache; missing ones are encoded first, each by one of the processes that share the cache."""
     beside = place.beside(cache.folder)
     missing = [key for key in keys if not cache.has(key)]
     place.wait()  # all must have looked before the first one writes, or they would share the work differently
@@ -122,6 +120,17 @@ def _complete(
         encode(damaged)
         entries |= {key: cache.get(key) for key in damaged}
     return {key: entry for key, entry in entries.items() if entry is not None}
+
+
+def _alike(keys: Sequence[str], wanted: Mapping[str, View]) -> Iterator[list[str]]:
+    """The keys in portions of one shape, as many as may be encoded at once."""
+    shapes: dict[Shape, list[str]] = {}
+    for key in keys:
+        crop = wanted[key].crop
+        shapes.setdefault((crop.height_px, crop.width_px), []).append(key)
+    for (height, width), members in shapes.items():
+        batch = max(1, PIXELS_PER_BATCH // (height * width))
+        yield from (members[start : start + batch] for start in range(0, len(members), batch))
 
 
 def _pixels(view: View) -> Tensor:

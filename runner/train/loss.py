@@ -35,12 +35,19 @@ def squared_error(residual_BCHW: Tensor) -> Tensor:
     return residual_BCHW.square().flatten(1).mean(1)
 
 
-def training_loss(residual_BCHW: Tensor, timesteps_B: Tensor, settings: LossSettings, noise: NoiseProcess) -> Tensor:
-    """Each sample's error times the weight of its timestep, `[B]`."""
+def training_loss(
+    residual_BCHW: Tensor,
+    timesteps_B: Tensor,
+    settings: LossSettings,
+    noise: NoiseProcess,
+    masks_B1HW: Tensor | None = None,
+) -> Tensor:
+    """Each sample's error, where its mask counts it, times the weight of its timestep, `[B]`."""
     if settings.name == "huber":
-        error_B = _huber_error(residual_BCHW, _huber_c(timesteps_B, settings, noise))
+        error_BCHW = _huber_error(residual_BCHW, _huber_c(timesteps_B, settings, noise))
     else:
-        error_B = squared_error(residual_BCHW)
+        error_BCHW = residual_BCHW.square()
+    error_B = error_BCHW.flatten(1).mean(1) if masks_B1HW is None else masked_mean(error_BCHW, masks_B1HW)
     if settings.snr_gamma is None and not settings.debiased:
         return error_B
     assert isinstance(noise, NoiseSchedule), "the schema refuses it for flow matching"
@@ -49,12 +56,25 @@ def training_loss(residual_BCHW: Tensor, timesteps_B: Tensor, settings: LossSett
     return error_B * noise.debiased_weight(timesteps_B)
 
 
+def masked_mean(error_BCHW: Tensor, masks_B1HW: Tensor) -> Tensor:
+    """Each sample's error weighted by its mask, `[B]`: mean(mask * error) / mean(mask).
+
+    Divided by the mask's mean, so that a sample weighs the same however small its subject is. A mask of ones gives
+    the plain mean; a crop in which nothing counts gives 0.
+    """
+    share_B = masks_B1HW.flatten(1).mean(1)
+    return (error_BCHW * masks_B1HW).flatten(1).mean(1) / share_B.clamp(min=torch.finfo(share_B.dtype).tiny)
+
+
 def _huber_error(residual_BCHW: Tensor, c_B: Tensor) -> Tensor:
-    """Pseudo-Huber error 2 c (sqrt(r^2 + c^2) - c): r^2 for r far below c, 2 c |r| far above (arXiv 2403.16728)."""
+    """Pseudo-Huber error of each number (arXiv 2403.16728).
+
+    It is 2 c (sqrt(r^2 + c^2) - c): r^2 for r far below c, 2 c |r| far above.
+    """
     c_B111 = c_B.view(-1, 1, 1, 1)
     square_BCHW = residual_BCHW.square()
     # sqrt(r^2 + c^2) - c without the difference of two numbers that are nearly the same.
-    return (2 * c_B111 * square_BCHW / ((square_BCHW + c_B111.square()).sqrt() + c_B111)).flatten(1).mean(1)
+    return 2 * c_B111 * square_BCHW / ((square_BCHW + c_B111.square()).sqrt() + c_B111)
 
 
 def _huber_c(timesteps_B: Tensor, settings: LossSettings, noise: NoiseProcess) -> Tensor:

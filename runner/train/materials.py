@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 from runner.data import Dataset, Item, read_dataset, split
+from runner.data.captions import as_measured, captions_of
 from runner.data.classes import Prior, prior_of
-from runner.data.views import View, crops_of, held_out_crop, views_of
+from runner.data.views import View, buckets_of, class_views_of, held_out_crop, repeated, views_of
 from runner.earlier import Earlier, find_earlier
 from runner.encodings import prompts_of
 from runner.errors import SettingsError
@@ -20,6 +21,7 @@ from runner.schema.method import DreamBooth
 from runner.train.base import Base
 from runner.train.class_images import draw_class_images
 from runner.train.encode import encode_captions, encode_views
+from runner.train.masks import Masks, masks_of
 from runner.train.prior import OfBase, OfImages, Stream, WithPrior
 from runner.train.samples import EMPTY, Posteriors, Samples
 from runner.train.start import Kept, earlier_items
@@ -43,6 +45,8 @@ class Materials:
     conditioner: Conditioner
     cut_captions: tuple[str, ...]
     """Captions of the data that are longer than the text encoders take."""
+    buckets: Sequence[dict[str, Any]] = ()
+    """How many images each aspect-ratio bucket has (`runner.data.buckets.bucket_table`); none without buckets."""
     class_images: int = 0
     """Images of the class that are trained beside the subject's."""
     earlier: Earlier | None = None
@@ -60,7 +64,7 @@ class Materials:
             "class_images": self.class_images,
             "cut_captions": list(self.cut_captions),
             "table": self.dataset.report.as_dict(),
-        }
+        } | ({"buckets": list(self.buckets)} if self.buckets else {})
 
 
 def prepare(job: Job, base: Base) -> Materials:
@@ -72,12 +76,13 @@ def prepare(job: Job, base: Base) -> Materials:
     settings = job.experiment
     dataset, prior = base.place.together(lambda: _planned(job), what="read the data set")
     training, held_out = split(dataset.items, held_out=settings.validation.held_out)
-    measured = held_out or training
+    measured = as_measured(held_out or training, settings.dataset)
     prompts = prompts_of(settings, dataset.items)
     earlier = _planned_start(job)
     before = earlier_items(earlier, settings) if earlier else ()
     negative = settings.validation.negative_prompt
-    own = list(dict.fromkeys([*(item.caption for item in dataset.items), *([prior.prompt] if prior else [])]))
+    of_images = (caption for item in dataset.items for caption in captions_of(item, settings.dataset))
+    own = list(dict.fromkeys([*of_images, *([prior.prompt] if prior else [])]))
     cut = tuple(base.tokenizers.too_long(own))
     if cut and base.place.is_main:
         log.warning(
@@ -87,20 +92,21 @@ def prepare(job: Job, base: Base) -> Materials:
     captions = tuple(dict.fromkeys([*own, *prompts, *(item.caption for item in before), EMPTY, negative or EMPTY]))
     conditioner = _conditioner(captions, base)
     class_items = _class_items(job, prior, base, conditioner) if prior else ()
-    data, share = settings.dataset, settings.validation.held_out
-    cut_out = (settings.resolution, data.crop, data.variants, data.flip)
-    posteriors = _posteriors(
-        views_of(dataset.items, settings), base, key=("posteriors", dataset.fingerprint, share, *cut_out)
-    )
-    own_samples = _samples(settings, training, posteriors, base)
+    views, cut_out = views_of(dataset.items, settings), _cut_out(settings)
+    key = (dataset.fingerprint, settings.validation.held_out, *cut_out)
+    posteriors = _posteriors(views, base, key=("posteriors", *key))
+    masks = _masks(views, posteriors, base, key=("masks", *key)) if settings.loss.masked else None
+    own_samples = _samples(settings, repeated(training), posteriors, base, masks=masks)
     samples: Stream = own_samples
     if prior is not None:
         assert isinstance(settings.method, DreamBooth)
         keeps: OfImages | OfBase = OfBase(prior.prompt)
         if class_items:
-            views = [View(item, crop) for item in class_items for crop in crops_of(item, settings)]
-            key = ("class posteriors", tuple(item.id for item in class_items), *cut_out)
-            keeps = OfImages(_samples(settings, class_items, _posteriors(views, base, key=key), base, stream="class "))
+            class_views = class_views_of(class_items, dataset.items, settings)
+            shapes = tuple(sorted({(view.crop.height_px, view.crop.width_px) for view in class_views}))
+            class_key = ("class posteriors", tuple(item.id for item in class_items), shapes, *cut_out)
+            of_class = _posteriors(class_views, base, key=class_key)
+            keeps = OfImages(_samples(settings, class_items, of_class, base, stream="class "))
         samples = WithPrior(own_samples, keeps, weight=settings.method.prior_loss_weight)
     return Materials(
         dataset=dataset,
@@ -112,6 +118,7 @@ def prepare(job: Job, base: Base) -> Materials:
         held_out_samples=HeldOut(settings, measured, posteriors, base),
         conditioner=conditioner,
         cut_captions=cut,
+        buckets=buckets_of(dataset.items, settings),
         class_images=len(class_items),
         earlier=earlier,
         kept=_kept(before, settings, base) if before else None,
@@ -130,7 +137,7 @@ def _planned_start(job: Job) -> Earlier | None:
 
 def _kept(items: Sequence[Item], settings: Experiment, base: Base) -> Kept:
     views = [View(item, held_out_crop(item, settings)) for item in items]
-    key = ("earlier posteriors", settings.resolution, tuple(item.id for item in items))
+    key = ("earlier posteriors", tuple(item.id for item in items), *_cut_out(settings))
     return Kept(HeldOut(settings, items, _posteriors(views, base, key=key), base))
 
 
@@ -143,8 +150,8 @@ def _planned(job: Job) -> tuple[Dataset, Prior | None]:
         if (dataset.fingerprint, prior and prior.identity) == (job.identity["dataset"], job.identity.get("prior")):
             return dataset, prior
     raise SettingsError(
-        f"dataset.path = {settings.path!r}: the images or captions, or those of the class, have changed since the job "
-        "was planned; run the command again"
+        f"dataset.path = {', '.join(settings.paths)!r}: the images or captions, or those of the class, have changed "
+        "since the job was planned; run the command again"
     )
 
 
@@ -155,9 +162,31 @@ def _class_items(job: Job, prior: Prior, base: Base, conditioner: Conditioner) -
 
 
 def _samples(
-    settings: Experiment, items: Sequence[Item], posteriors: Posteriors, base: Base, *, stream: str = ""
+    settings: Experiment,
+    items: Sequence[Item],
+    posteriors: Posteriors,
+    base: Base,
+    *,
+    masks: Masks | None = None,
+    stream: str = "",
 ) -> Samples:
-    return Samples(settings, items, posteriors, vae_config=base.vae_config, process=base.noise, stream=stream)
+    return Samples(
+        settings, items, posteriors, vae_config=base.vae_config, process=base.noise, masks=masks, stream=stream
+    )
+
+
+def _cut_out(settings: Experiment) -> tuple[Hashable, ...]:
+    """What the crops of an image depend on."""
+    data = settings.dataset
+    buckets = (data.buckets, data.bucket_step, data.bucket_max_aspect)
+    return (settings.resolution, data.crop, data.variants, data.flip, *buckets)
+
+
+def _masks(views: Sequence[View], posteriors: Posteriors, base: Base, *, key: tuple[Hashable, ...]) -> Masks:
+    found: Masks | None = base.shared.get(key)
+    if found is None:
+        found = base.shared[key] = masks_of(views, posteriors, base.place)
+    return found
 
 
 def _posteriors(views: Sequence[View], base: Base, *, key: tuple[Hashable, ...]) -> Posteriors:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import OutOfMemoryError
+from runner.schema.shapes import Shape
 from runner.train.base import Base
 from runner.train.job_run import JobRun
 from runner.train.loss import residual, training_loss
@@ -55,8 +56,9 @@ class Passes:
     def _all_parts(self, adapters: PackedAdapters, runs: Sequence[tuple[int, JobRun]]) -> None:
         for part in range(_parts([run for _, run in runs])):
             slices = [(index, run, run.positions(part)) for index, run in runs]
-            for chunk in in_chunks(slices, self.most_rows):
-                self._backward(adapters, chunk)
+            for group in by_shape(slices):
+                for chunk in in_chunks(group, self.most_rows):
+                    self._backward(adapters, chunk)
             adapters.collect()
 
     def _backward(self, adapters: PackedAdapters, slices: Sequence[Slice]) -> None:
@@ -73,10 +75,11 @@ class Passes:
             predicted = base.family.predict(base.denoiser, noisy, batch.timesteps, text, batch.time_ids)
             off = residual(predicted, batch, base.noise, self._by_base(adapters, slices, batches, batch, noisy))
             weights = [None] * len(slices) if batch.weights is None else batch.weights.split(lengths)
-            parts = zip(slices, off.split(lengths), batch.timesteps.split(lengths), weights, strict=True)
+            masks = [None] * len(slices) if batch.masks is None else batch.masks.split(lengths)
+            parts = zip(slices, off.split(lengths), batch.timesteps.split(lengths), weights, masks, strict=True)
             losses = []
-            for (_, run, _), off_k, timesteps_k, weights_k in parts:
-                loss_B = training_loss(off_k, timesteps_k, run.settings.loss, base.noise)
+            for (_, run, _), off_k, timesteps_k, weights_k, masks_k in parts:
+                loss_B = training_loss(off_k, timesteps_k, run.settings.loss, base.noise, masks_k)
                 losses.append(run.loss_of(loss_B if weights_k is None else loss_B * weights_k))
             torch.stack(losses).sum().backward()
 
@@ -132,6 +135,14 @@ def _parts(runs: Sequence[JobRun]) -> int:
 def _most_rows(runs: Sequence[JobRun]) -> int:
     """Rows of the largest forward pass of a step, before it is cut."""
     return max(sum(len(run.positions(part)) * run.rows_per_position for run in runs) for part in range(_parts(runs)))
+
+
+def by_shape(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """The slices of one image shape each, in the order in which the shapes first come: one forward pass has one."""
+    groups: dict[Shape, list[Slice]] = {}
+    for each in slices:
+        groups.setdefault(each[1].materials.samples.shape(each[1].step), []).append(each)
+    return list(groups.values())
 
 
 def in_chunks(slices: Sequence[Slice], most_rows: int | None) -> Iterator[list[Slice]]:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from runner.schema.shapes import Shape
 from runner.train.samples import Batch, Samples, join
 
 
@@ -20,6 +21,9 @@ class Stream(Protocol):
     def batch(self, step: int, positions: range) -> Batch:
         """The samples at `positions` (within 0 .. batch_size) of optimizer step `step`."""
 
+    def shape(self, step: int) -> Shape:
+        """The shape that all images of a step have, (height, width) in pixels."""
+
 
 class OfImages:
     """Images of the class, in an order and with noise of their own."""
@@ -27,9 +31,9 @@ class OfImages:
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def beside(self, own: Batch, step: int, positions: range) -> Batch:
-        """As many of the class as there are of the subject."""
-        return self.samples.batch(step, positions)
+    def beside(self, own: Batch, step: int, positions: range, shape: Shape) -> Batch:
+        """As many of the class as there are of the subject, cut to the same shape."""
+        return self.samples.batch(step, positions, shape)
 
 
 class OfBase:
@@ -38,10 +42,11 @@ class OfBase:
     def __init__(self, prompt: str) -> None:
         self.prompt = prompt
 
-    def beside(self, own: Batch, step: int, positions: range) -> Batch:
+    def beside(self, own: Batch, step: int, positions: range, shape: Shape) -> Batch:
         """The same samples, called what they are one of."""
         count = len(own.sample_ids)
-        return dataclasses.replace(own, captions=(self.prompt,) * count, from_base=tuple(range(count)))
+        # The class shall stay as it was everywhere, not only where the subject is.
+        return dataclasses.replace(own, captions=(self.prompt,) * count, from_base=tuple(range(count)), masks=None)
 
 
 class WithPrior:
@@ -50,10 +55,14 @@ class WithPrior:
     def __init__(self, own: Samples, prior: OfImages | OfBase, *, weight: float) -> None:
         self.own, self.prior, self.weight = own, prior, weight
 
+    def shape(self, step: int) -> Shape:
+        """That of the subject's images; those of the class have it, too."""
+        return self.own.shape(step)
+
     def batch(self, step: int, positions: range) -> Batch:
         """Those of the subject, `[B]`, then those of the class, `[B]`."""
         own = self.own.batch(step, positions)
-        beside = self.prior.beside(own, step, positions)
+        beside = self.prior.beside(own, step, positions, self.own.shape(step))
         # Dropout is keyed by these: what falls on a sample of the subject must not fall on that of the class.
         ids = tuple(-1 - sample for sample in own.sample_ids)
         weights = torch.full((len(ids),), self.weight)

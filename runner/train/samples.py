@@ -2,7 +2,8 @@
 
 Sample g is image `permutation(seed, epoch)[g mod n]` of epoch `g div n`; its crop, latent, noise, timestep and
 caption dropout come from one generator keyed by g. The batch of step s is samples s*b .. s*b + b - 1, whoever
-computes them, so neither packs nor processes nor a resume change what is seen.
+computes them, so neither packs nor processes nor a resume change what is seen; where images have several shapes, those
+that `runner.train.schedule` gathers.
 
 # Shape suffixes: B samples, C h w latents.
 """
@@ -11,20 +12,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from runner.data import Crop, Item
-from runner.data.views import crops_of
+from runner.data.captions import captions_of
+from runner.data.views import crops_of, shape_of
 from runner.families.loading import scale_latents
 from runner.families.process import NoiseProcess
 from runner.schema import Experiment
+from runner.schema.shapes import Shape
 from runner.train.noising import Noising, normal
-from runner.train.randomness import generator, permutation
+from runner.train.randomness import generator
+from runner.train.schedule import Schedule
 
 Caption = str | None
 """None where the caption was dropped, or no prompt is given: what that means, the model decides."""
@@ -44,6 +47,8 @@ class Batch:
     """Noise that the denoiser sees beside `noise`, and shall not predict."""
     weights: Tensor | None = None
     """What each sample counts in the loss, `[B]`; 1 where there are none."""
+    masks: Tensor | None = None
+    """`[B, 1, h, w]` in [0, 1], what counts in the loss; None where all of every sample does."""
     from_base: tuple[int, ...] = ()
     """Rows whose target is what the base model predicts without an adapter."""
 
@@ -81,41 +86,65 @@ class Samples:
         *,
         vae_config: dict[str, object],
         process: NoiseProcess,
+        masks: Mapping[tuple[str, Crop], Tensor] | None = None,
         stream: str = "",
     ) -> None:
-        """`stream` names another stream of the same job, with an order and draws of its own."""
-        self.seed, self.purpose, self.order_of = experiment.seed, f"{stream}sample", f"{stream}order"
+        """Which images there are, and how they are drawn from.
+
+        Args:
+            masks: `[1, h, w]` by mask and crop, where the loss is masked.
+            stream: names another stream of the same job, with an order and draws of its own. Its captions are taken
+                as they are, and its images in the shapes that are asked for.
+        """
+        self.seed, self.purpose = experiment.seed, f"{stream}sample"
         self.batch_size = experiment.batch_size
         self.caption_dropout = experiment.dataset.caption_dropout
         self.items = tuple(items)
-        self.crops = [crops_of(item, experiment) for item in self.items]
+        self.experiment = experiment
+        self._crops: dict[tuple[int, Shape], tuple[Crop, ...]] = {}
+        self.captions = [item.captions if stream else captions_of(item, experiment.dataset) for item in self.items]
+        self.masks = masks
         self.posteriors = posteriors
         self.vae_config = vae_config
         self.noising = Noising(experiment, process, stream=stream)
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        square = experiment.resolution, experiment.resolution
+        shapes = [square if stream else shape_of(item, experiment) for item in self.items]
+        self.schedule = Schedule(self.seed, shapes, self.batch_size, purpose=f"{stream}order")
 
-    def batch(self, step: int, positions: range) -> Batch:
-        """The samples at `positions` (within 0 .. batch_size) of optimizer step `step`."""
-        ids = tuple(step * self.batch_size + position for position in positions)
-        return collate(ids, [self._sample(index) for index in ids])
+    def shape(self, step: int) -> Shape:
+        """The shape that all images of a step's batch have, (height, width) in pixels."""
+        return self.schedule.shape(step)
 
-    def _image(self, sample: int) -> int:
-        epoch, place = divmod(sample, len(self.items))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, permutation(self.seed, epoch, len(self.items), purpose=self.order_of)
-        return int(self._order[place])
+    def batch(self, step: int, positions: range, shape: Shape | None = None) -> Batch:
+        """The samples at `positions` (within 0 .. batch_size) of optimizer step `step`.
 
-    def _sample(self, sample: int) -> Sample:
-        image = self._image(sample)
+        Args:
+            shape: what they are cut to, where it is not the step's own.
+        """
+        ids = self.schedule.samples(step, positions)
+        return collate(ids, [self._sample(index, shape or self.shape(step)) for index in ids])
+
+    @property
+    def crops(self) -> list[tuple[Crop, ...]]:
+        """The crops of each image in its own shape."""
+        return [self._crops_in(image, shape_of(item, self.experiment)) for image, item in enumerate(self.items)]
+
+    def _crops_in(self, image: int, shape: Shape) -> tuple[Crop, ...]:
+        if (image, shape) not in self._crops:
+            self._crops[image, shape] = crops_of(self.items[image], self.experiment, shape=shape)
+        return self._crops[image, shape]
+
+    def _sample(self, sample: int, shape: Shape) -> Sample:
+        image = self.schedule.image(sample)
         draw = generator(self.seed, self.purpose, sample)
         # The four numbers are always drawn, in this order: an option must not shift another one's stream.
         variant, dropped, timestep = draw.random(), draw.random(), draw.random()
-        item, crops = self.items[image], self.crops[image]
+        item, crops = self.items[image], self._crops_in(image, shape)
         crop = crops[int(variant * len(crops))]
         mean, std = self.posteriors[item.id, crop]
         raw = mean + std * normal(draw, mean.shape)
         noise = self.noising.noise(draw, sample, mean.shape)
-        caption = None if dropped < self.caption_dropout else item.caption
+        caption = None if dropped < self.caption_dropout else self._caption(image, sample)
         return Sample(
             scale_latents(self.vae_config, raw),
             noise,
@@ -123,7 +152,19 @@ class Samples:
             crop.time_ids(item),
             caption,
             self.noising.perturbation(sample, mean.shape),
+            self._mask(item, crop, mean),
         )
+
+    def _mask(self, item: Item, crop: Crop, latent: Tensor) -> Tensor | None:
+        if self.masks is None:
+            return None
+        return torch.ones_like(latent[:1]) if item.mask is None else self.masks[item.mask.id, crop]
+
+    def _caption(self, image: int, sample: int) -> str:
+        captions = self.captions[image]
+        if len(captions) == 1:
+            return captions[0]
+        return captions[int(generator(self.seed, "caption", sample).random() * len(captions))]
 
 
 @dataclasses.dataclass
@@ -136,6 +177,7 @@ class Sample:
     time_ids: tuple[float, ...]
     caption: Caption
     perturbation: Tensor | None = None
+    mask: Tensor | None = None
 
 
 def collate(ids: Sequence[int], samples: Sequence[Sample]) -> Batch:
@@ -148,6 +190,7 @@ def collate(ids: Sequence[int], samples: Sequence[Sample]) -> Batch:
         time_ids=torch.tensor([sample.time_ids for sample in samples], dtype=torch.float32),
         captions=tuple(sample.caption for sample in samples),
         perturbation=_stacked([sample.perturbation for sample in samples]),
+        masks=_stacked([sample.mask for sample in samples]),
     )
 
 
@@ -173,6 +216,7 @@ def join(batches: Sequence[Batch]) -> Batch:
         sample_ids=ids,
         captions=captions,
         perturbation=_joined([(each.perturbation, torch.zeros_like(each.noise)) for each in batches]),
+        masks=_joined([(each.masks, torch.ones_like(each.latents[:, :1])) for each in batches]),
         weights=_joined([(each.weights, torch.ones(len(each.sample_ids))) for each in batches]),
         from_base=tuple(start + row for start, each in zip(starts, batches, strict=False) for row in each.from_base),
         **tensors,

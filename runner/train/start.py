@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from runner.data import Item, read_dataset, split
+from runner.data.captions import as_measured
 from runner.earlier import Earlier
 from runner.errors import CheckpointError, SettingsError
 from runner.schema import Experiment
@@ -90,7 +91,8 @@ def earlier_items(earlier: Earlier, experiment: Experiment) -> tuple[Item, ...]:
         log.warning("what is kept of %s is not measured: its images have changed", earlier.job.id)
         return ()
     training, held_out = split(dataset.items, held_out=settings.validation.held_out)
-    return (held_out or training)[: experiment.validation.max_images]
+    measured = (held_out or training)[: experiment.validation.max_images]
+    return as_measured(measured, settings.dataset)
 
 
 def kept_share(losses: Mapping[int, float], of_base: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Uses the modules that are being trained and leaves them, their mode and every ra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -36,11 +36,11 @@ class HeldOut:
         self.timesteps = loss_timesteps(count, total)
         self.chunk = max(1, min(MOST_ROWS, PIXELS_PER_FORWARD // experiment.resolution**2))
         measured = items[: experiment.validation.max_images]
-        self.key = ("loss", experiment.resolution, count, tuple((item.id, item.caption) for item in measured))
+        views = [(item, held_out_crop(item, experiment)) for item in measured]
+        self.key = ("loss", count, tuple((item.id, item.caption, crop) for item, crop in views))
         """What the loss depends on besides the model."""
         self.samples: list[Sample] = []
-        for item in measured:
-            crop = held_out_crop(item, experiment)
+        for item, crop in views:
             mean, _ = posteriors[item.id, crop]
             latent = scale_latents(base.vae_config, mean)
             for timestep in self.timesteps:
@@ -57,18 +57,27 @@ class HeldOut:
 
     @torch.no_grad()
     def _loss(self, base: Base, conditioner: Conditioner, use_rows: UseRows, rows: int) -> dict[str, float]:
-        errors: list[Tensor] = []
-        for start in range(0, len(self.samples), rows):
-            part = self.samples[start : start + rows]
+        errors: dict[int, Tensor] = {}
+        for places in self._portions(rows):
+            part = [self.samples[place] for place in places]
             batch = collate(range(len(part)), part).to(base.place.device)
             noisy = base.noise.add_noise(batch.latents, batch.noise, batch.timesteps)
             with use_rows(len(part)):
                 text = conditioner.text(batch.captions)
                 predicted = base.family.predict(base.denoiser, noisy, batch.timesteps, text, batch.time_ids)
-            errors.append(squared_error(residual(predicted, batch, base.noise)))
-        by_timestep = torch.cat(errors).double().cpu().view(-1, len(self.timesteps)).mean(0)
+            errors |= zip(places, squared_error(residual(predicted, batch, base.noise)).unbind(), strict=True)
+        in_order = torch.stack([errors[place] for place in range(len(self.samples))])
+        by_timestep = in_order.double().cpu().view(-1, len(self.timesteps)).mean(0)
         losses = {
             f"validation/loss_t{timestep:04d}": float(value)
             for timestep, value in zip(self.timesteps, by_timestep, strict=True)
         }
         return {"validation/loss": float(by_timestep.mean()), **losses}
+
+    def _portions(self, rows: int) -> Iterator[list[int]]:
+        """Places of at most so many samples of one shape."""
+        shapes: dict[torch.Size, list[int]] = {}
+        for place, sample in enumerate(self.samples):
+            shapes.setdefault(sample.latent.shape, []).append(place)
+        for places in shapes.values():
+            yield from (places[start : start + rows] for start in range(0, len(places), rows))

@@ -23,6 +23,7 @@ HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "wandb", "s
 NEEDS_A_VALUE = {
     ("dataset", "folder"): ["dataset.path=x"],
     ("dataset", "table"): ["dataset.path=x"],
+    ("dataset", "sources"): ["dataset.sources=[x,{path: y, repeats: 2}]"],
     ("lr_scheduler", "piecewise_constant"): ["lr_scheduler.rules='1:10,0.1'"],
 }
 RECIPES = sorted(file.stem for file in (HOME / "recipes").glob("*.yaml"))

@@ -13,11 +13,24 @@ import skimage.data
 from PIL import Image
 
 DEFAULTS = {
+    "sources": (),
     "revision": None,
     "split": "train",
     "image_column": "image",
     "caption_column": "text",
     "instance_prompt": None,
+    "masks": False,
+    "mask_column": "mask",
+    "buckets": False,
+    "bucket_step": 64,
+    "bucket_max_aspect": 2.0,
+    "captions_per_line": False,
+    "caption_prefix": None,
+    "caption_suffix": None,
+    "caption_shuffle": False,
+    "caption_variants": 8,
+    "caption_separator": ",",
+    "keep_tokens": 0,
     "crop": "center",
     "flip": False,
     "variants": 4,
@@ -38,7 +51,7 @@ def settings() -> Callable[..., Any]:
 
     def make(path: Path | str, **changed: Any) -> Any:
         assert changed.keys() <= DEFAULTS.keys(), "a setting that does not exist"
-        return SimpleNamespace(**{**DEFAULTS, "path": str(path), **changed})
+        return SimpleNamespace(**{**DEFAULTS, "path": str(path), "paths": (str(path),), **changed})
 
     return make
 

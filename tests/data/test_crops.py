@@ -30,7 +30,7 @@ def sized(width_px: int, height_px: int, name: str = "a") -> Item:
 def test_crop_lies_inside_and_covers(size: tuple[int, int], resolution: int) -> None:
     """One side of the resized image is the square's, the other at least; the aspect is kept to a pixel."""
     item = sized(*size)
-    for crop in crops_for(item, resolution=resolution, mode="random", variants=16, flip=True):
+    for crop in crops_for(item, shape=(resolution, resolution), mode="random", variants=16, flip=True):
         assert min(crop.resized_h, crop.resized_w) == resolution
         assert 0 <= crop.top <= crop.resized_h - resolution
         assert 0 <= crop.left <= crop.resized_w - resolution
@@ -43,15 +43,15 @@ def test_center() -> None:
     """The middle is taken, once, or twice when mirrored."""
     item = sized(640, 480)
 
-    (crop,) = crops_for(item, resolution=480, mode="center", variants=4, flip=False)
-    assert crop == Crop(480, 640, 0, 80, 480, False)
-    both = crops_for(item, resolution=480, mode="center", variants=4, flip=True)
+    (crop,) = crops_for(item, shape=(480, 480), mode="center", variants=4, flip=False)
+    assert crop == Crop(480, 640, 0, 80, 480, 480, False)
+    both = crops_for(item, shape=(480, 480), mode="center", variants=4, flip=True)
     assert [c.flip for c in both] == [False, True]
 
 
 def test_random_crops_are_pinned() -> None:
     """These figures name files in caches of other machines: they must never change."""
-    crops = crops_for(sized(640, 480), resolution=256, mode="random", variants=5, flip=False)
+    crops = crops_for(sized(640, 480), shape=(256, 256), mode="random", variants=5, flip=False)
 
     assert [(c.top, c.left) for c in crops] == [(0, 6), (0, 11), (0, 68), (0, 12), (0, 26)]
 
@@ -59,7 +59,7 @@ def test_random_crops_are_pinned() -> None:
 def test_random_crops_depend_on_content_only() -> None:
     """More variants keep the first ones, flipping moves nothing, and other images are cropped elsewhere."""
     item = sized(1000, 400)
-    options: dict[str, Any] = {"resolution": 256, "mode": "random"}
+    options: dict[str, Any] = {"shape": (256, 256), "mode": "random"}
     few = crops_for(item, variants=4, flip=False, **options)
     many = crops_for(item, variants=9, flip=False, **options)
     flipped = crops_for(item, variants=4, flip=True, **options)
@@ -75,7 +75,7 @@ def test_random_crops_are_spread_evenly() -> None:
     lefts = [
         crop.left
         for number in range(300)
-        for crop in crops_for(sized(72, 64, str(number)), resolution=64, mode="random", variants=10, flip=False)
+        for crop in crops_for(sized(72, 64, str(number)), shape=(64, 64), mode="random", variants=10, flip=False)
     ]
     counts = np.bincount(lefts, minlength=9)
     assert len(counts) == 9
@@ -91,7 +91,7 @@ def test_render_matches_the_picture(tmp_path: Path, photos: dict[str, Image.Imag
     item = stored(tmp_path / "cat.png", photo)
     size = min(photo.size)
     pixels = np.asarray(photo)
-    for crop in crops_for(item, resolution=size, mode="random", variants=4, flip=True):
+    for crop in crops_for(item, shape=(size, size), mode="random", variants=4, flip=True):
         expected = pixels[crop.top : crop.top + size, crop.left : crop.left + size]
         expected = expected[:, ::-1] if crop.flip else expected
         got = render(item, crop)
@@ -108,12 +108,12 @@ def test_time_ids_of_the_mirror_image(tmp_path: Path, photos: dict[str, Image.Im
     item = stored(tmp_path / "a.png", photo)
     mirrored = stored(tmp_path / "b.png", photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     size = min(photo.size) - 40
-    crop = Crop(photo.height, photo.width, 11, 7, size, flip=True)
+    crop = Crop(photo.height, photo.width, 11, 7, size, size, flip=True)
 
     original_h, original_w, top, left, target_h, target_w = crop.time_ids(item)
 
     assert (original_h, original_w, target_h, target_w) == (photo.height, photo.width, size, size)
-    reported = Crop(photo.height, photo.width, int(top), int(left), size)
+    reported = Crop(photo.height, photo.width, int(top), int(left), size, size)
     assert (render(mirrored, reported) == render(item, crop)).all()
     assert reported.time_ids(item)[:4] == (photo.height, photo.width, 11.0, left)
 
@@ -122,6 +122,6 @@ def test_enlarging_and_strips(tmp_path: Path) -> None:
     """One pixel and a long strip still fill the square."""
     for size in ((1, 1), (3000, 20), (20, 3000)):
         item = stored(tmp_path / f"{size[0]}.png", Image.new("RGB", size, (10, 20, 30)))
-        (crop,) = crops_for(item, resolution=64, mode="center", variants=1, flip=False)
+        (crop,) = crops_for(item, shape=(64, 64), mode="center", variants=1, flip=False)
 
         assert (render(item, crop) == np.array([10, 20, 30], np.uint8)).all()

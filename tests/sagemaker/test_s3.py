@@ -10,9 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from runner.job import Job
-from runner.launchers.sagemaker.in_place import in_other_regions
-from runner.schema import Experiment
+import yaml
+from PIL import Image as Picture
+
+from runner.data import read_dataset
+from runner.job import Job, make_job, register
+from runner.launchers.cluster import Order
+from runner.launchers.sagemaker.channels import has_embedded_data
+from runner.launchers.sagemaker.in_place import data_in_place, in_other_regions
+from runner.launchers.sagemaker.inputs import Inputs
+from runner.launchers.sagemaker.names import Places
+from runner.launchers.sagemaker.storage import Storage
+from runner.schema import DatasetSettings, Experiment
 from tests.command_line import Answer, runner
 from tests.launch.running import assert_bitwise_equal, only_folder
 from tests.sagemaker.buckets import fetched, packed, put, sent
@@ -112,3 +121,76 @@ def test_data_in_another_region_are_refused_before_anything_is_sent(aws: StandIn
     job = Job("x", Experiment.model_validate({"name": "x", **raw}), {}, tmp_path)
     (fault,) = in_other_regions([job], aws.client("s3"), "us-east-1")
     assert fault.startswith("model.path = 's3://far-away/sdxl/': is in eu-west-1, and training jobs run in us-east-1; ")
+
+
+def test_a_source_among_several_may_lie_in_s3(aws: StandIn, photos: Path, tmp_path: Path) -> None:
+    """They are the data set that their folders are; a training job gets them as one, for no place has them all."""
+    (tmp_path / "others").mkdir()
+    (photos / "0.png").rename(tmp_path / "others" / "0.png")
+    there = [{"path": put(aws, photos, "data/"), "repeats": 2}, str(tmp_path / "others")]
+    here = [{"path": str(photos), "repeats": 2}, str(tmp_path / "others")]
+
+    sets = [
+        read_dataset(DatasetSettings(path=None, sources=each, instance_prompt="a picture")) for each in (there, here)
+    ]
+
+    assert sets[0].fingerprint == sets[1].fingerprint
+    assert sorted(item.repeats for item in sets[0].items) == [1, 2, 2, 2, 2, 2]
+    launcher = {"name": "sagemaker", "image": "i", "role": "r", "bucket": aws.bucket, "instance": "ml.m5.xlarge"}
+    experiment = Experiment.model_validate({"dataset": {"path": None, "sources": there}, "launcher": launcher})
+    job = Job("j", experiment, {"model": "m", "dataset": "d"}, tmp_path / "j")
+    assert data_in_place(job) is None
+    assert not has_embedded_data(job)
+    assert in_other_regions([job], aws.s3, "eu-central-1") == []
+
+
+def test_several_sources_captions_and_masks_are_the_same_data_set_there(
+    aws: StandIn, photos: Path, sdxl_folder: Path, tmp_path: Path
+) -> None:
+    """What is sent and the settings beside it, read as a container reads them, give what was planned with."""
+    Picture.new("L", (64, 80), 255).save(photos / "0.mask.png")
+    (photos / "1.txt").write_text("picture 1\nanother")
+    (tmp_path / "others").mkdir()
+    (photos / "more" / "5.png").rename(tmp_path / "others" / "5.png")
+    (photos / "more" / "5.txt").unlink()
+    sources = [
+        {"path": str(photos), "repeats": 3, "captions_per_line": True},
+        {"path": str(tmp_path / "others"), "instance_prompt": "any"},
+    ]
+    options = {"masks": True, "caption_prefix": "oil,", "buckets": True, "bucket_step": 8}
+    launcher = {"name": "sagemaker", "image": "i", "role": "r", "bucket": aws.bucket, "instance": "ml.m5.xlarge"}
+    experiment = Experiment.model_validate(
+        {
+            "model": {"path": str(sdxl_folder)},
+            "dataset": {"path": None, "sources": sources, **options},
+            "loss": {"masked": True},
+            "launcher": launcher,
+        }
+    )
+    here = read_dataset(experiment.dataset)
+    job = make_job(experiment, model="m", dataset=here.fingerprint, outputs=tmp_path / "out")
+    register(job)
+    places = Places(aws.bucket, "p")
+    inputs = Inputs(experiment.launcher, Storage(aws.s3), places, "eu-central-1")  # type: ignore[arg-type]
+    place = places.training_job("e", "n")
+
+    inputs.bring([job], Order(title="e", queue=tmp_path / "queue", at_once=1, processes=1, device="cpu"), place)
+
+    body = aws.s3.get_object(Bucket=aws.bucket, Key=(place / f"config/{job.id}/config.yaml").key)["Body"].read()
+    there = Experiment.model_validate(yaml.safe_load(body))
+    assert there.dataset.model_dump() == here_with(there.dataset.path, options)
+    local = tmp_path / "channel"
+    local.mkdir()
+    names = list(Storage(aws.s3).listing(places.dataset(here.fingerprint)))
+    Storage(aws.s3).download(places.dataset(here.fingerprint), names, local)
+    sent_set = read_dataset(there.dataset.model_copy(update={"path": str(local)}))
+    assert sent_set.fingerprint == here.fingerprint
+    assert [(item.id, item.captions, item.repeats) for item in sent_set.items] == [
+        (item.id, item.captions, item.repeats) for item in here.items
+    ]
+    assert sum(item.mask is not None for item in sent_set.items) == 1
+
+
+def here_with(path: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a data set in a container: nothing but where it is and what is made of it."""
+    return DatasetSettings(path=path, min_side_px=1, **options).model_dump()

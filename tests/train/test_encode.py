@@ -41,7 +41,7 @@ class Counted:
 
 def views_of(folder: Path) -> list[View]:
     items = read_dataset(DatasetSettings(path=str(folder))).items
-    return [View(item, Crop(*_resized(item), 0, 0, 64)) for item in items]
+    return [View(item, Crop(*_resized(item), 0, 0, 64, 64)) for item in items]
 
 
 def _resized(item: Item) -> tuple[int, int]:
@@ -97,7 +97,7 @@ def test_another_vae_or_crop_is_another_entry(sdxl_folder: Path, sd15_folder: Pa
     views, load = views_of(write_images(tmp_path / "images")), Counted(sdxl_folder)
     encode(views[:1], sdxl_folder, load)
     encode(views[:1], sd15_folder, load)
-    shifted = View(views[0].item, Crop(*_resized(views[0].item), 0, 0, 64, flip=True))
+    shifted = View(views[0].item, Crop(*_resized(views[0].item), 0, 0, 64, 64, flip=True))
     encode([shifted], sdxl_folder, load)
     assert load.images == 3
 

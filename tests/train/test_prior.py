@@ -264,3 +264,39 @@ def test_a_subject_and_its_class_stay_together_however_small_the_memory(most_row
     assert seen == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
     largest = max(sum(2 * len(positions) for _, _, positions in chunk) for chunk in chunks)
     assert largest <= max(2, most_rows or 10)
+
+
+IN_BUCKETS: dict[str, Any] = {"buckets": True, "bucket_step": 8, "caption_prefix": "in oil,"}
+
+
+def test_images_of_the_class_are_cut_to_the_shapes_of_the_subject(
+    bench: Bench, sdxl_folder: Path, class_images: Path
+) -> None:
+    """One forward pass has one shape; options for the captions of the subject are not for the class."""
+    job = bench.job(sdxl_folder, method=of_images(class_images), dataset=IN_BUCKETS)
+    samples = bench.materials(job, bench.base(job)).samples
+    shapes = set()
+    for step in range(20):
+        batch = samples.batch(step, range(2))
+        shapes.add(samples.shape(step))
+        assert {tuple(sizes[4:]) for sizes in batch.time_ids.tolist()} == {samples.shape(step)}
+        assert batch.time_ids[2:, :2].tolist() == [[float(CLASS_SIDE[0]), float(CLASS_SIDE[1])]] * 2
+        assert batch.captions[2:] == (PROMPT, PROMPT)
+        assert all(str(caption).startswith("in oil, ") for caption in batch.captions[:2])
+    assert len(shapes) > 2
+
+
+def test_jobs_with_a_prior_in_buckets_give_the_same_in_a_pack(
+    bench: Bench, sdxl_folder: Path, class_images: Path
+) -> None:
+    settings: list[dict[str, Any]] = [
+        {"method": of_images(class_images), "dataset": IN_BUCKETS, "seed": 1},
+        {"method": OF_BASE, "dataset": IN_BUCKETS | {"crop": "random"}, "seed": 2, "batch_size": 3},
+        {"seed": 3},
+    ]
+    jobs = [bench.job(sdxl_folder, **each) for each in settings]
+    assert bench.train(*jobs)
+    for job, each in zip(jobs[:2], settings[:2], strict=True):
+        alone = bench.job(sdxl_folder, **each)
+        assert bench.train(alone)
+        assert difference(weights(job), weights(alone)) < ROUNDING

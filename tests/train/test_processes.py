@@ -24,6 +24,10 @@ SPREAD: dict[str, Any] = {
     "checkpoint": {"every": 1},
 }
 
+SMALL: dict[str, Any] = {"steps": 4, "seed": 4, "batch_size": 1}
+IN_BUCKETS: dict[str, Any] = {"steps": 4, "seed": 5, "batch_size": 3, "dataset": {"buckets": True, "bucket_step": 8}}
+ALONE = {"good": SPREAD, "small": SMALL, "in buckets": IN_BUCKETS}
+
 
 def train_in_two_processes(bench: Bench, *jobs: Job) -> subprocess.CompletedProcess[str]:
     # Not `accelerate launch --cpu`, which starts one process whatever --num_processes says (accelerate 1.15).
@@ -40,7 +44,8 @@ def spread(bench: Bench, sdxl_folder: Path) -> dict[str, Job]:
         "good": bench.job(sdxl_folder, **SPREAD),
         "diverging": bench.job(sdxl_folder, steps=3, seed=2, optimizer={"lr": 1e30}),
         "unwritable": bench.job(sdxl_folder, steps=1, seed=3),
-        "small": bench.job(sdxl_folder, steps=4, seed=4, batch_size=1),
+        "small": bench.job(sdxl_folder, **SMALL),
+        "in buckets": bench.job(sdxl_folder, **IN_BUCKETS),
     }
     jobs["unwritable"].paths.lora.write_text("a file where a folder should be")
     done = train_in_two_processes(bench, *jobs.values())
@@ -49,14 +54,13 @@ def spread(bench: Bench, sdxl_folder: Path) -> dict[str, Job]:
     return jobs
 
 
-@pytest.mark.parametrize("name", ["good", "small"])
+@pytest.mark.parametrize("name", list(ALONE))
 def test_two_processes_give_what_one_gives(bench: Bench, sdxl_folder: Path, spread: dict[str, Job], name: str) -> None:
     job = spread[name]
     assert state_of(job.folder) is State.COMPLETED
-    settings = SPREAD if name == "good" else {"steps": 4, "seed": 4, "batch_size": 1}
-    alone = bench.job(sdxl_folder, **settings)
+    alone = bench.job(sdxl_folder, **ALONE[name])
     assert bench.train(alone)
-    # Encoded and summed in other parts, in a pack of four. Measured 1e-6.
+    # Encoded and summed in other parts, in a pack of five. Measured 1e-6.
     assert difference(weights(job), weights(alone)) < 1e-5
     assert records(job, "train/loss") == pytest.approx(records(alone, "train/loss"), rel=1e-5)
     assert records(job, "train/grad_norm") == pytest.approx(records(alone, "train/grad_norm"), rel=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from runner.train.place import Place
 from runner.train.randomness import generator, permutation
 from runner.train.samples import Batch, Samples, join
-from tests.train.bench import SIZES, Bench
+from tests.train.bench import SIZES, Bench, write_images
 
 COUNT = len(SIZES)
 
@@ -101,3 +102,21 @@ def test_shares_cover_every_position_once(world: int, count: int) -> None:
     shares = [Place(torch.device("cpu"), rank, world).share(count) for rank in range(world)]
     assert [position for share in shares for position in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_an_image_of_a_source_with_repeats_comes_so_often_per_epoch(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path
+) -> None:
+    own = write_images(tmp_path / "own", seed=3)
+    for name in ("3", "4", "5", "6"):
+        (own / f"{name}.png").unlink()
+        (own / f"{name}.txt").unlink()
+    sources = [{"path": str(own), "repeats": 3, "instance_prompt": None}, str(bench.images)]
+    samples = samples_of(bench, sdxl_folder, dataset={"path": None, "sources": sources}, validation={"held_out": 0})
+    count = 3 * 3 + COUNT
+    for epoch in range(2):
+        seen = Counter(samples.items[samples.schedule.image(epoch * count + index)].file for index in range(count))
+        assert sorted(seen.values()) == [1] * COUNT + [3] * 3
+        assert {file for file, times in seen.items() if times == 3} == {f"sources.0/{index}.png" for index in range(3)}
+    first, second = (samples.batch(0, range(2)) for _ in range(2))
+    assert equal(first, second)

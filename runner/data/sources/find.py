@@ -50,21 +50,27 @@ def find(settings: DatasetSettings, faults: Faults, *, refresh: bool = True) -> 
             "column",
             f"dataset.image_column={settings.image_column!r} has no effect on a folder of images. Remove it.",
         )
+    if settings.mask_column != "mask":
+        faults.add(
+            "column",
+            f"dataset.mask_column={settings.mask_column!r} has no effect on a folder of images. Remove it.",
+        )
     return read_folder(listing, settings, faults)
 
 
 def _place(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> tuple[Path, bool]:
     """(folder or file, whether it is a copy of a Hub repository)."""
-    if settings.path == "embedded":
+    (path,) = settings.paths
+    if path == "embedded":
         from runner.embedded import DATASET_DIR
 
         return DATASET_DIR, False
-    if is_s3(settings.path):
+    if is_s3(path):
         return mirrored(settings, faults, refresh=refresh), False
-    local = Path(settings.path).expanduser()
+    local = Path(path).expanduser()
     if local.exists():
         return local, False
-    if HUB_ID.fullmatch(settings.path) and not _looks_local(local):
+    if HUB_ID.fullmatch(path) and not _looks_local(local):
         return download(settings, faults), True
     faults.add("path", _not_found(local))
     raise faults.error()

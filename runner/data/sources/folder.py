@@ -2,12 +2,14 @@
 `dataset_info.json`.
 
 metadata.jsonl | metadata.csv    decides for its folder and those below: images it does not name are left out
-photo.jpg + photo.txt            otherwise the text file with the image's name holds its caption
+photo.jpg + photo.txt            otherwise the text file with the image's name holds its caption, or one in each line
+photo.mask.png                   with `masks`, what of photo.jpg counts (`runner.data.sources.masks`)
 dataset_info.json                instance_prompt, class_prompt, class_data_dir
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
@@ -19,6 +21,7 @@ from runner.data.report import Row
 from runner.data.sources.description import read_description
 from runner.data.sources.found import KNOWN_SPLITS, Entry, Found
 from runner.data.sources.listing import Listing
+from runner.data.sources.masks import without_masks
 from runner.data.sources.metadata import read_metadata
 
 if TYPE_CHECKING:
@@ -29,14 +32,15 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
     """The images below `listing.root` that belong to `settings.split`, with their captions."""
     found = Found(listing.root)
     read_description(found, faults)
+    listing, masks = without_masks(listing, faults) if settings.masks else (listing, {})
     images = _instance_images(listing, found, settings, faults)
     has_default = bool(settings.instance_prompt or found.instance_prompt)
     deciding = [file for file in listing.metadata if _belongs(file, listing, found, settings)]
     named, covered = read_metadata(listing, deciding, settings, has_default, faults)
-    for name, caption in named.items():
+    for name, captions in named.items():
         if _belongs(name, listing, found, settings):
             fix = "Add it to the metadata file"
-            found.entries.append(Entry(name, FileAddress(listing.root / name), caption, fix))
+            found.entries.append(Entry(name, FileAddress(listing.root / name), captions, fix))
     free = []
     for name in images:
         decider = next((folder for folder in covered if _is_within(name, folder)), None)
@@ -44,8 +48,14 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
             free.append(name)
         elif name not in named:
             found.rows.append(_warning(name, f"not named in {covered[decider]}"))
-    texts_read = _add_captioned_by_text(free, listing, found, faults)
+    texts_read = _add_captioned_by_text(free, listing, found, settings, faults)
+    if settings.captions_per_line and not texts_read:
+        said = "has no effect: no caption comes from a text file"
+        faults.add("lines", f"dataset.captions_per_line=true {said}. Remove it.")
     _add_unused(listing, found, texts_read, named.keys())
+    for place, entry in enumerate(found.entries):
+        if mask := masks.get(os.path.splitext(entry.name)[0]):
+            found.entries[place] = dataclasses.replace(entry, mask=(mask, FileAddress(listing.root / mask)))
     return found
 
 
@@ -82,27 +92,30 @@ def _in_other_split(name: str, settings: DatasetSettings) -> str | None:
     return top if is_folder and top.lower() in KNOWN_SPLITS and top != settings.split else None
 
 
-def _add_captioned_by_text(names: list[str], listing: Listing, found: Found, faults: Faults) -> set[str]:
+def _add_captioned_by_text(
+    names: list[str], listing: Listing, found: Found, settings: DatasetSettings, faults: Faults
+) -> set[str]:
     """Entries for images without metadata; the text files that were read for them."""
     by_stem = {os.path.splitext(text)[0]: text for text in listing.texts}
     texts_read = set()
     for name in names:
         text = by_stem.get(os.path.splitext(name)[0])
-        caption = None
+        captions: tuple[str, ...] = ()
         if text:
             texts_read.add(text)
-            caption = _read_text(listing.root / text, text, faults)
+            content = _read_text(listing.root / text, text, faults)
+            captions = tuple(content.splitlines()) if settings.captions_per_line else (content,)
         fix = f"Write one into {text or PurePosixPath(name).stem + '.txt beside it'}"
-        found.entries.append(Entry(name, FileAddress(listing.root / name), caption, fix))
+        found.entries.append(Entry(name, FileAddress(listing.root / name), captions, fix))
     return texts_read
 
 
-def _read_text(path: Path, name: str, faults: Faults) -> str | None:
+def _read_text(path: Path, name: str, faults: Faults) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         faults.add("text", f"{name}: cannot be read as text ({error}). Save it as UTF-8.")
-        return None
+        return ""
 
 
 def _add_unused(listing: Listing, found: Found, texts_read: set[str], named: Collection[str]) -> None:

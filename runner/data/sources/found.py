@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from runner.data.address import Address
 from runner.data.report import Row
@@ -14,12 +15,17 @@ KNOWN_SPLITS = frozenset({"train", "training", "test", "testing", "validation", 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of the source. `caption_fix` completes the sentence on how to give it a caption."""
+    """One image of the source, with no, one or several captions. `caption_fix` completes the sentence on how to give
+    it one.
+    """
 
     name: str
     address: Address
-    caption: str | None
+    captions: tuple[str, ...]
     caption_fix: str
+    repeats: int = 1
+    mask: tuple[str, Address] | None = None
+    """Name and place of its mask."""
 
 
 @dataclass
@@ -32,3 +38,14 @@ class Found:
     instance_prompt: str | None = None
     class_prompt: str | None = None
     class_folder: Path | None = None
+
+
+def captions_in(value: Any) -> tuple[str, ...] | None:
+    """The captions in one cell or value: none, a text, or a list of texts; None where it is something else."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list) and all(isinstance(each, str) and each.strip() for each in value):
+        return tuple(value)
+    return None

@@ -26,7 +26,7 @@ def download(settings: DatasetSettings, faults: Faults) -> Path:
     unwanted = [f"*{split}-*-of-*.parquet" for split in sorted(KNOWN_SPLITS - {settings.split})]
     try:
         folder = snapshot_download(
-            settings.path,
+            settings.paths[0],
             repo_type="dataset",
             revision=settings.revision,
             allow_patterns=wanted,

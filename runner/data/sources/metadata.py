@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.data.faults import Faults, listed, nearest
+from runner.data.sources.found import captions_in
 from runner.data.sources.listing import Listing
 
 if TYPE_CHECKING:
@@ -38,13 +39,13 @@ class Line:
 
 def read_metadata(
     listing: Listing, files: list[str], settings: DatasetSettings, has_default_caption: bool, faults: Faults
-) -> tuple[dict[str, str | None], dict[str, str]]:
-    """(caption by image name, metadata file of `files` by the folder it decides for), both relative to the
+) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """(captions by image name, metadata file of `files` by the folder it decides for), both relative to the
     data set's folder.
 
     Adds to `faults`: lines that are no JSON, lack a column, name a missing file or one that was named before.
     """
-    captions: dict[str, str | None] = {}
+    captions: dict[str, tuple[str, ...]] = {}
     places: dict[str, str] = {}
     covered: dict[str, str] = {}
     for file in files:
@@ -64,7 +65,7 @@ def read_metadata(
                 continue
             places[name] = line.place
             # A column that is absent altogether is one fault, already noted, not one per image.
-            captions[name] = _caption(line, settings.caption_column, faults) if has_captions else "-"
+            captions[name] = _captions(line, settings.caption_column, faults) if has_captions else ("-",)
     return captions, covered
 
 
@@ -145,9 +146,11 @@ def _image_name(line: Line, folder: str, listing: Listing, faults: Faults) -> st
     return None
 
 
-def _caption(line: Line, column: str, faults: Faults) -> str | None:
+def _captions(line: Line, column: str, faults: Faults) -> tuple[str, ...]:
     value = line.values.get(column)
-    if value is None or isinstance(value, str):
-        return value
-    faults.add("caption type", f"{line.place}: {column}={value!r} must be text. Put it in quotes.")
-    return "-"
+    captions = captions_in(value)
+    if captions is None:
+        said = "must be text, or a list of texts that are not empty"
+        faults.add("caption type", f"{line.place}: {column}={value!r} {said}. Put it in quotes.")
+        return ("-",)
+    return captions

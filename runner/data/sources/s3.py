@@ -32,7 +32,7 @@ def mirrored(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> Pat
         refresh: ask S3 for changes even where a whole copy is here.
     """
     try:
-        mirror = Mirror(source_of(settings.path))
+        mirror = Mirror(source_of(settings.paths[0]))
     except ValueError as error:
         faults.add("s3", str(error))
         raise faults.error() from None

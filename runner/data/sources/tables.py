@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 from runner.data.address import Address, ArrowAddress, ParquetAddress, open_arrow
 from runner.data.faults import Faults, listed, nearest
 from runner.data.report import Row
-from runner.data.sources.found import KNOWN_SPLITS, Entry, Found
+from runner.data.sources.found import KNOWN_SPLITS, Entry, Found, captions_in
 
 if TYPE_CHECKING:
     import pyarrow
 
     from runner.schema import DatasetSettings
+
+REPEATS_COLUMN = "lora_runner_repeats"
+"""In tables that this project has written itself: how often each image comes in an epoch."""
 
 
 def read_tables(
@@ -35,6 +38,8 @@ def read_tables(
     `settings.split`.
     """
     found = Found(root)
+    if settings.captions_per_line:
+        faults.add("lines", "dataset.captions_per_line=true has no effect on tables. Remove it.")
     chosen = _of_split(names, settings, found, faults) if select_split else names
     for name in chosen:
         try:
@@ -86,22 +91,47 @@ def _read_table(path: Path, name: str, settings: DatasetSettings, found: Found, 
     captions: list[Any] = []
     if caption in schema.names:
         captions = _column(path, caption).to_pylist()
+    repeats = _column(path, REPEATS_COLUMN).to_pylist() if REPEATS_COLUMN in schema.names else []
+    masks = _masks(path, name, settings) if settings.masks else {}
     for address in _addresses(path, image):
         row = address.row
-        text = captions[row] if captions else None
-        if text is not None and not isinstance(text, str):
+        texts = captions_in(captions[row]) if captions else ()
+        if texts is None:
             faults.add(
                 "caption type",
-                f"{name} row {row}: column {caption!r} holds {text!r}, not text. Choose another.",
+                f"{name} row {row}: column {caption!r} holds {captions[row]!r}, not text or a list of texts. "
+                "Choose another.",
             )
-            text = "-"
+            texts = ("-",)
         fix = f"Fill column {caption!r}"
-        found.entries.append(Entry(f"{name} row {row}", address, text, fix))
+        found.entries.append(
+            Entry(f"{name} row {row}", address, texts, fix, repeats[row] if repeats else 1, masks.get(row))
+        )
+
+
+def _masks(path: Path, name: str, settings: DatasetSettings) -> dict[int, tuple[str, Address]]:
+    """Name and place of the mask of each row that has one."""
+    cells = _column(path, settings.mask_column)
+    there = [
+        bool(cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else bool(cell) for cell in _plain(cells)
+    ]
+    return {
+        address.row: (f"{name} row {address.row} {settings.mask_column!r}", address)
+        for address in _addresses(path, settings.mask_column)
+        if there[address.row]
+    }
+
+
+def _plain(cells: pyarrow.ChunkedArray) -> Iterator[Any]:
+    # One at a time: masks are small, but all of them together need not be.
+    return (cell.as_py() for cell in cells)
 
 
 def _check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings, faults: Faults) -> bool:
     usable = True
-    for key, column in (("image_column", settings.image_column), ("caption_column", settings.caption_column)):
+    columns = [("image_column", settings.image_column), ("caption_column", settings.caption_column)]
+    columns += [("mask_column", settings.mask_column)] if settings.masks else []
+    for key, column in columns:
         if column in schema.names or (key == "caption_column" and settings.instance_prompt):
             continue
         usable = False
@@ -112,12 +142,13 @@ def _check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings,
             f"{name}: no column dataset.{key}={column!r}{hint}; columns: {listed(schema.names)}. "
             f"Set dataset.{key}{also}.",
         )
-    if settings.image_column in schema.names and not _may_hold_images(schema.field(settings.image_column).type):
+    for key, column in columns:
+        if key == "caption_column" or column not in schema.names or _may_hold_images(schema.field(column).type):
+            continue
         usable = False
-        kind = schema.field(settings.image_column).type
         faults.add(
-            "image_column",
-            f"{name}: column dataset.image_column={settings.image_column!r} holds {kind}, not images. "
+            key,
+            f"{name}: column dataset.{key}={column!r} holds {schema.field(column).type}, not images. "
             "Choose a column of bytes, or of {bytes, path}.",
         )
     return usable

@@ -30,9 +30,11 @@ def data_in_place(job: Job) -> InPlace | None:
     """The data set of a checked job, if it lies in S3; a large one is streamed."""
     launcher = job.experiment.launcher
     assert isinstance(launcher, SageMakerLauncher), job.id
-    if not is_s3(job.experiment.dataset.path) or launcher.local:
+    path = job.experiment.dataset.path
+    # Several sources go there as one data set.
+    if path is None or not is_s3(path) or launcher.local:
         return None
-    source = data_source(job.experiment.dataset.path)
+    source = data_source(path)
     # As the check has seen it: nothing is asked again.
     size_gb = sum(each.size for each in (Mirror(source).listed() or {}).values()) / 1e9
     return _in_place("dataset", source, streamed=size_gb > launcher.fast_file_over_gb)

@@ -57,8 +57,8 @@ PASSED_VARIABLES = ("WANDB_BASE_URL", "WANDB_ENTITY", "HF_ENDPOINT")
 PASSED_SECRETS = ("WANDB_API_KEY", "HF_TOKEN")
 MOST_CACHED = 50_000
 """Encodings in the list that a training job is given; S3 reads no longer ones."""
-BY_CONTENT = ("path", "revision", "split", "image_column", "caption_column", "instance_prompt", "skip_unreadable",
-              "max_images", "min_side_px")  # fmt: skip
+BY_CONTENT = ("path", "sources", "revision", "split", "image_column", "caption_column", "captions_per_line",
+              "mask_column", "instance_prompt", "skip_unreadable", "max_images", "min_side_px")  # fmt: skip
 """Settings of a data set that say how to find its images here, and nothing of the images that were found."""
 
 

@@ -1,0 +1,44 @@
+"""Masks among the files of a folder: which file is the mask of which image. Reads names only.
+
+photo.mask.png          beside photo.jpg
+photo-masklabel.png     the same, under the name that OneTrainer gives them
+masks/photo.png         in a folder `masks` at the top, which has the folders that the images have
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from runner.data.faults import Faults
+from runner.data.sources.listing import Listing
+
+ENDINGS = (".mask", "-masklabel")
+FOLDER = "masks/"
+
+
+def without_masks(listing: Listing, faults: Faults) -> tuple[Listing, dict[str, str]]:
+    """(the listing with masks no longer among its images, the mask of each image by the image's name without suffix).
+
+    Adds to `faults`: masks of images that are not there, and second masks of one image.
+    """
+    images, masks = [], dict[str, str]()
+    for name in listing.images:
+        subject = _subject_of(os.path.splitext(name)[0])
+        if subject is None:
+            images.append(name)
+        elif subject in masks:
+            faults.add("mask", f"{name} and {masks[subject]} are masks of one image. Remove one of them.")
+        else:
+            masks[subject] = name
+    stems = {os.path.splitext(name)[0] for name in images}
+    for subject in sorted(masks.keys() - stems):
+        faults.add("mask", f"{masks[subject]}: a mask of no image, for there is no {subject}. Rename or remove it.")
+    return dataclasses.replace(listing, images=images), masks
+
+
+def _subject_of(stem: str) -> str | None:
+    """The image that a file is the mask of, without suffix; None where it is no mask."""
+    if stem.startswith(FOLDER):
+        return stem.removeprefix(FOLDER)
+    return next((stem.removesuffix(ending) for ending in ENDINGS if stem.endswith(ending)), None)

@@ -1,0 +1,31 @@
+"""The shapes that images are trained in: those of the aspect-ratio buckets follow from three settings alone."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from functools import lru_cache
+
+Shape = tuple[int, int]
+"""(height, width), pixels."""
+
+
+@lru_cache(maxsize=64)
+def bucket_shapes(resolution: int, step: int, max_aspect: float) -> tuple[Shape, ...]:
+    """The buckets, from the tallest to the widest.
+
+    For every side that is a multiple of `step`, the other one is the largest multiple with which the area is not
+    above `resolution` squared: no bucket needs more memory than the square. Sides are at most `max_aspect` apart.
+    The rule is that of SDXL's multi-aspect training (arXiv 2307.01952, section 2.3): area kept, sides multiples of 64.
+
+    Args:
+        resolution: side of the square of the same area, pixels.
+        step: what every side is a multiple of, pixels.
+        max_aspect: longest side over shortest, at least 1.
+    """
+    area = resolution * resolution
+    shapes: set[Shape] = set()
+    for side in range(step, area // step + 1, step):
+        other = area // side // step * step
+        if other and max(side, other) <= max_aspect * min(side, other):
+            shapes |= {(side, other), (other, side)}
+    return tuple(sorted(shapes, key=lambda shape: (Fraction(shape[1], shape[0]), shape)))

@@ -1,0 +1,97 @@
+"""Caption options together with the cache: every caption that a step may need is encoded before the first one."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.data import read_dataset
+from runner.encodings import Need, cache_work
+from runner.families import find_family
+from runner.job import read_manifest
+from tests.train.bench import SIZES, Bench, difference, weights, write_images
+
+OPTIONS: dict[str, Any] = {
+    "caption_prefix": "a photo of",
+    "caption_suffix": ", sharp",
+    "caption_shuffle": True,
+    "caption_variants": 3,
+    "keep_tokens": 1,
+    "caption_dropout": 0.2,
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of the bench, with two captions each."""
+    folder = write_images(tmp_path_factory.mktemp("captions"))
+    lines = [
+        json.dumps({"file_name": f"{index}.png", "text": [f"circle {index}, red, blue, green", f"round {index}"]})
+        for index in range(len(SIZES))
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    for text in folder.glob("*.txt"):
+        text.unlink()
+    return folder
+
+
+def test_no_step_calls_a_text_encoder(
+    bench: Bench, sdxl_folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = bench.job(sdxl_folder, images=images, dataset=OPTIONS)
+    assert bench.train(first)
+    with bench.own_cache():
+        items = read_dataset(first.experiment.dataset).items
+        work = cache_work([Need(first, items)])
+    # Of each image two orders of the first caption at least, and the second one; and the empty caption.
+    assert work is not None
+    assert work.captions_missing == 0
+    assert len(SIZES) * 3 + 1 <= work.captions <= len(SIZES) * 4 + 1
+
+    def refuse(*arguments: Any) -> Any:
+        raise AssertionError("a text encoder was called")
+
+    monkeypatch.setattr(find_family("sdxl"), "encode_text", refuse)
+    again = bench.job(sdxl_folder, images=images, dataset=OPTIONS, seed=1, steps=5)
+    assert bench.train(again), read_manifest(again.folder).get("error")
+    more = bench.job(sdxl_folder, images=images, dataset=OPTIONS | {"caption_variants": 9})
+    with pytest.raises(AssertionError, match="was called"):
+        bench.train(more)  # what is not encoded yet does need the encoder
+
+
+def test_which_caption_a_sample_gets_depends_on_seed_and_sample(bench: Bench, sdxl_folder: Path, images: Path) -> None:
+    job = bench.job(sdxl_folder, images=images, dataset=OPTIONS | {"caption_dropout": 0.0}, batch_size=400)
+    base = bench.base(job)
+    samples = bench.materials(job, base).samples
+    whole = samples.batch(2, range(400)).captions
+    assert samples.batch(2, range(150, 170)).captions == whole[150:170]
+    other = bench.job(sdxl_folder, images=images, dataset=OPTIONS | {"caption_dropout": 0.0}, batch_size=400, seed=1)
+    assert bench.materials(other, base).samples.batch(2, range(400)).captions != whole
+    seconds = sum("round" in str(caption) for caption in whole)
+    assert 150 < seconds < 250, "both captions of an image are as likely"
+    orders = Counter(caption for caption in whole if "circle 3" in str(caption))
+    assert len(orders) > 1
+    assert all(str(caption).startswith("a photo of circle 3, ") for caption in orders)
+    assert all(str(caption).endswith(", sharp") for caption in orders)
+
+
+def test_caption_options_shift_nothing_else(bench: Bench, sdxl_folder: Path, images: Path) -> None:
+    plain, chosen = (bench.job(sdxl_folder, images=images, dataset=data, batch_size=6) for data in ({}, OPTIONS))
+    batches = [bench.materials(job, bench.base(job)).samples.batch(1, range(6)) for job in (plain, chosen)]
+    assert batches[0].latents.equal(batches[1].latents)
+    assert batches[0].noise.equal(batches[1].noise)
+    assert batches[0].timesteps.equal(batches[1].timesteps)
+
+
+def test_a_job_with_caption_options_gives_the_same_in_a_pack(bench: Bench, sdxl_folder: Path, images: Path) -> None:
+    settings: list[dict[str, Any]] = [{"dataset": OPTIONS}, {"dataset": {}, "seed": 2}, {"dataset": OPTIONS, "seed": 3}]
+    jobs = [bench.job(sdxl_folder, images=images, **each) for each in settings]
+    assert bench.train(*jobs)
+    for job, each in zip(jobs[::2], settings[::2], strict=True):
+        alone = bench.job(sdxl_folder, images=images, **each)
+        assert bench.train(alone)
+        assert difference(weights(job), weights(alone)) < 1e-5
