@@ -56,7 +56,7 @@ def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float]
         f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")',
         "```",
         "",
-        f"{run.base.family.export.readers}: no file, for DoRA is read in other ways there than it is trained."
+        f"{run.base.family.export.readers} read DoRA in other ways than it is trained: there is no file for them."
         if kohya_file is None
         else f"{run.base.family.export.readers}: copy `{kohya_file.name}` into the folder of LoRAs.",
         "",
