@@ -118,7 +118,7 @@ def _for_others(run: JobRun, kohya_file: Path | None) -> list[str]:
     if kohya_file is not None:
         lines += [f"{readers}: copy `{kohya_file.name}` into the folder of LoRAs.", ""]
     elif run.adapter.sites:
-        lines += [f"{readers}: no file, for DoRA is read in other ways there than it is trained.", ""]
+        lines += [f"{readers} read DoRA in other ways than it is trained: there is no file for them.", ""]
     if isinstance(run.settings.method, NewTokens):
         files = ", ".join(f"`{word_file(token)}`" for token in run.settings.method.tokens)
         lines += [f"{readers}: copy {files} into the folder of embeddings; there, a word is written like its file.", ""]
