@@ -219,8 +219,8 @@ class Adapter:
                 view.copy_(first[site])
             elif kind == MAGNITUDE:
                 assert components is not None
-                weight = components[site.component].get_submodule(site.name).get_parameter("weight")
-                view.copy_(squared_norms(weight).sqrt().view(view.shape))
+                frozen = components[site.component].get_submodule(site.name)
+                view.copy_(squared_norms(frozen).sqrt().view(view.shape))
 
     def __len__(self) -> int:
         return self.weights.numel()

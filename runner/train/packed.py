@@ -111,7 +111,7 @@ class PackedAdapters:
             if site in magnitude:
                 parameter = nn.Parameter(magnitude[site])
                 parameter.grad = magnitude_gradient[site]
-                magnitudes = Magnitudes(module.get_parameter("weight"), parameter, self.decomposed[site])
+                magnitudes = Magnitudes(module, parameter, self.decomposed[site])
             layer = Layer(self, site, module, nn.Parameter(down), nn.Parameter(up), scale_K11, magnitudes)
             if magnitudes is not None:
                 self._decomposed_layers.append(layer)

@@ -84,7 +84,7 @@ class Bench:
             else:
                 os.environ["RUNNER_CACHE"] = before
 
-    def job(self, model: Path, *, outputs: Path | None = None, images: Path | None = None, **settings: Any) -> Job:
+    def job(self, model: Path, /, *, outputs: Path | None = None, images: Path | None = None, **settings: Any) -> Job:
         """A registered job in a folder of its own; the same `outputs` and settings mean the same folder."""
         if outputs is None:
             self._count += 1
