@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +33,7 @@ class Slices:
     sample_ids: tuple[Sequence[int], ...] = ()
     """Global sample indices of each slice, to which dropout is keyed; none where nothing is dropped."""
 
-    @property
+    @cached_property
     def alike(self) -> slice | None:
         """The adapters in use, where they are neighbours with as many rows each."""
         if not self.rows:
@@ -67,8 +68,8 @@ class Layer:
         if not slices.rows:
             return self.frozen(x)  # type: ignore[no-any-return]
         drops = self.pack.drops and bool(slices.sample_ids)
-        if not drops and self.pack.alike is not None:
-            return self._fused(x, self.pack.alike)
+        if not drops and slices.alike is not None:
+            return self._fused(x, slices.alike)
         return self._sliced(x, self.frozen(x), drops=drops)
 
     def measure(self) -> None:
