@@ -33,11 +33,11 @@ class Conditions:
     @classmethod
     def of(cls, job: Job, *, device: str, processes: int) -> Conditions:
         """Those of a job on a device."""
-        settings = job.experiment
+        settings, kept = job.experiment, job.experiment.model.quantization
         return cls(
             job.identity["model"],
             settings.resolution,
-            settings.precision,
+            settings.precision if kept == "none" else f"{settings.precision} over {kept}",
             settings.live_text,
             settings.launcher.gradient_checkpointing,
             device,

@@ -170,6 +170,7 @@ def pack_key(job: Job) -> tuple[Any, ...]:
         job.identity["model"],
         settings.model.prediction_type,
         settings.model.zero_terminal_snr,
+        settings.model.quantization,
         settings.precision,
         settings.resolution,
         settings.lora.text_encoder,
@@ -181,4 +182,6 @@ def shared_terms(job: Job) -> str:
     """The same in words."""
     settings = job.experiment
     trained = ", text encoders trained too" if settings.lora.text_encoder else ""
-    return f"{settings.model.path}, {settings.resolution} px, {settings.precision}{trained}"
+    kept = settings.model.quantization
+    quantized = "" if kept == "none" else f" over {kept}"
+    return f"{settings.model.path}, {settings.resolution} px, {settings.precision}{quantized}{trained}"

@@ -52,6 +52,11 @@ class ModelSettings(Settings):
         doc="Whether the last timestep is noise alone (arXiv 2305.08891), in training and sampling; not where noise is "
         "predicted. Null takes it from the model's scheduler configuration.",
     )
+    quantization: Literal["none", "int8", "nf4"] = knob(
+        "none",
+        doc="Keep the denoiser's linear layers in 8 or 4 bits (`nf4` as in QLoRA, arXiv 2305.14314) while adapters are "
+        "trained beside them: less memory, not less time.",
+    )
     resolution: int = knob(64, ge=8, unit="px", identity=False, doc="Side of the square images the model was made for.")
     precision: Precision = knob("fp32", identity=False, doc="Precision the model is usually trained in.")
 

@@ -146,8 +146,8 @@ def _check_patterns(key: str, patterns: Mapping[str, float], layers: Sequence[st
         if not names:
             ends = {".".join(name.split(".")[start:]): None for name in layers for start in range(name.count(".") + 1)}
             raise SettingsError(
-                f"{key}.{pattern} = {patterns[pattern]}: matches no layer that gets an adapter"
-                f"{nearest(pattern, ends)}; they are named like {layers[0]} and {layers[-1]}"
+                f"{key}.{pattern} = {patterns[pattern]}: matches none of the adapted layers, which are named like "
+                f"{layers[0]} and {layers[-1]}{nearest(pattern, ends)}"
             )
         for other in patterns:
             if other != pattern and (both := names & matched[other]):
@@ -229,8 +229,8 @@ class Adapter:
                 view.copy_(first[site])
             elif kind == MAGNITUDE:
                 assert components is not None
-                weight = components[site.component].get_submodule(site.name).get_parameter("weight")
-                view.copy_(squared_norms(weight).sqrt().view(view.shape))
+                frozen = components[site.component].get_submodule(site.name)
+                view.copy_(squared_norms(frozen).sqrt().view(view.shape))
 
     def __len__(self) -> int:
         return self.weights.numel()

@@ -23,6 +23,7 @@ from runner.families.stored import fetched
 from runner.s3 import is_s3
 from runner.schema import Experiment
 from runner.train.place import Place
+from runner.train.quantized import quantize
 from runner.train.tokens import PlacedTokens
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -111,6 +112,8 @@ class Base:
         denoiser: Any = self.family.load_denoiser(self.folder, self.settings.variant, self.dtype)
         if self.checkpointing:
             denoiser.enable_gradient_checkpointing()
+        if self.settings.quantization != "none":
+            quantize(denoiser, self.settings.quantization, self.place.device)
         placed: nn.Module = denoiser.to(self.place.device)
         return placed
 

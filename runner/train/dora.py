@@ -9,23 +9,30 @@ the norms of W. As in the paper (section 4.3) and in peft, no gradient goes thro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-def squared_norms(weight: Tensor) -> Tensor:
+def squared_norms(frozen: nn.Module) -> Tensor:
     """Of each output channel of a linear layer or a convolution, `[O]`, fp32."""
-    return weight.detach().float().flatten(1).square().sum(1)
+    return _flat_weight(frozen).square().sum(1)
+
+
+def _flat_weight(frozen: Any) -> Tensor:
+    """The weight as `[O, I]`, fp32; that of a quantized layer is made for this."""
+    weight: Tensor = frozen.weight
+    return weight.detach().float().flatten(1)
 
 
 class Magnitudes:
     """What a layer's output channels are multiplied by, adapter by adapter; 1 for those without DoRA."""
 
-    def __init__(self, weight: Tensor, magnitude_KO: nn.Parameter, decomposed: Sequence[bool]) -> None:
-        self.weight, self.magnitude_KO, self.decomposed = weight, magnitude_KO, list(decomposed)
-        self._is_decomposed_K1 = torch.tensor(self.decomposed, device=weight.device)[:, None]
-        self._squared_O = squared_norms(weight)
+    def __init__(self, frozen: nn.Module, magnitude_KO: nn.Parameter, decomposed: Sequence[bool]) -> None:
+        self.frozen, self.magnitude_KO, self.decomposed = frozen, magnitude_KO, list(decomposed)
+        self._is_decomposed_K1 = torch.tensor(self.decomposed, device=magnitude_KO.device)[:, None]
+        self._squared_O = squared_norms(frozen)
         self._norm_KO = torch.ones_like(magnitude_KO)
 
     @torch.no_grad()
@@ -35,7 +42,7 @@ class Magnitudes:
         Written out, ||W + s B A||^2 needs no matrix of the size of W for each adapter.
         """
         down_KRI, up_KOR, scale_K1 = down.flatten(2).float(), up.flatten(2).float(), scale_K11[..., 0]
-        mixed_KO = (torch.matmul(self.weight.flatten(1).float(), down_KRI.mT) * up_KOR).sum(2)
+        mixed_KO = (torch.matmul(_flat_weight(self.frozen), down_KRI.mT) * up_KOR).sum(2)
         update_KO = (torch.bmm(up_KOR, torch.bmm(down_KRI, down_KRI.mT)) * up_KOR).sum(2)
         norm_KO = (self._squared_O + 2 * scale_K1 * mixed_KO + scale_K1.square() * update_KO).clamp_min(0).sqrt()
         self._norm_KO.copy_(torch.where(self._is_decomposed_K1, norm_KO, 1.0))

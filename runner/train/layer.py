@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +33,7 @@ class Slices:
     sample_ids: tuple[Sequence[int], ...] = ()
     """Global sample indices of each slice, to which dropout is keyed; none where nothing is dropped."""
 
-    @property
+    @cached_property
     def alike(self) -> slice | None:
         """The adapters in use, where they are neighbours with as many rows each."""
         if not self.rows:
@@ -67,8 +68,8 @@ class Layer:
         if not slices.rows:
             return self.frozen(x)  # type: ignore[no-any-return]
         drops = self.pack.drops and bool(slices.sample_ids)
-        if not drops and self.pack.alike is not None:
-            return self._fused(x, self.pack.alike)
+        if not drops and slices.alike is not None:
+            return self._fused(x, slices.alike)
         return self._sliced(x, self.frozen(x), drops=drops)
 
     def measure(self) -> None:
@@ -95,17 +96,16 @@ class Layer:
         return values.view(*values.shape[:-1], *[1] * (before - after), values.shape[-1], *[1] * after)
 
     def _low_rank(self, x: Tensor, adapters: slice) -> Tensor:
-        weight, bias = self.module.weight, self.module.bias
         down: Tensor = self.down
         up: Tensor = self.up
         scale = self.scale_K11
         if adapters.stop - adapters.start < len(scale):
             down, up, scale = down[adapters], up[adapters], scale[adapters]
         if isinstance(self.module, nn.Conv2d):
-            geometry = geometry_of(self.module)
+            weight, bias, geometry = self.module.weight, self.module.bias, geometry_of(self.module)
             return LowRankConv2d.apply(x, weight, bias, down, up.flatten(2), scale, geometry)  # type: ignore[no-any-return]
         x_KMI = x.reshape(len(scale), -1, x.shape[-1])
-        output_KMO = LowRankLinear.apply(x_KMI, weight, bias, down, up, scale)
+        output_KMO = LowRankLinear.apply(x_KMI, self.module, down, up, scale)
         return output_KMO.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
     def _sliced(self, x: Tensor, output: Tensor, *, drops: bool) -> Tensor:
@@ -126,7 +126,7 @@ class Layer:
             # As in peft: what is dropped is dropped from all that the magnitudes change, not from the base layer.
             factor = self._along_channels(factors[0], y_k)
             drops_inputs = drops and self.pack.adapters[row].dropout
-            base = self._frozen_product(d_k) if drops_inputs else self._without_bias(y_k)
+            base = self._without_bias(self.frozen(d_k) if drops_inputs else y_k)
             change = (factor - 1) * base + factor * self.scales[row] * update
             parts.append((y_k + change).to(y_k.dtype))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -139,11 +139,6 @@ class Layer:
     def _without_bias(self, output: Tensor) -> Tensor:
         bias: Any = self.module.bias
         return output if bias is None else output - self._along_channels(bias, output)
-
-    def _frozen_product(self, x: Tensor) -> Tensor:
-        if isinstance(self.module, nn.Conv2d):
-            return F.conv2d(x, self.module.weight, None, *geometry_of(self.module))
-        return F.linear(x, self.module.get_parameter("weight"))
 
     def _each(self, stacked: Tensor) -> Sequence[Tensor]:
         # For one adapter a view: unbinding would copy the gradient once more.

@@ -13,30 +13,33 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Stride, padding and dilation of a convolution, (height, width) each."""
 
 
 class LowRankLinear(torch.autograd.Function):
-    """x W' + b + s_k (x A_k') B_k' for slice k of x; gradients for x, A and B, not for the frozen W and b."""
+    """x W' + b + s_k (x A_k') B_k' for slice k of x; gradients for x, A and B, not for the frozen W and b.
+
+    Takes the frozen layer itself, for the weight of a quantized one is made anew in each pass rather than kept.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         x_KMI: Tensor,
-        weight_OI: Tensor,
-        bias_O: Tensor | None,
+        frozen: nn.Linear,
         down_KRI: Tensor,
         up_KOR: Tensor,
         scale_K11: Tensor,
     ) -> Tensor:
         """The layer's output, `[K, M, O]`."""
-        output_KMO = F.linear(x_KMI, weight_OI, bias_O)
+        output_KMO = F.linear(x_KMI, frozen.weight, frozen.bias)
         hidden_KMR = _product(x_KMI, down_KRI.mT).mul_(scale_K11)
         _add_product_(output_KMO, hidden_KMR, up_KOR.mT)
-        ctx.save_for_backward(x_KMI, weight_OI, down_KRI, up_KOR, scale_K11, hidden_KMR)
+        ctx.frozen = frozen
+        ctx.save_for_backward(x_KMI, down_KRI, up_KOR, scale_K11, hidden_KMR)
         return output_KMO
 
     @staticmethod
@@ -44,15 +47,15 @@ class LowRankLinear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the inputs of `forward`, from that of its output, `[K, M, O]`."""
         (gradient_KMO,) = gradients
-        x_KMI, weight_OI, down_KRI, up_KOR, scale_K11, hidden_KMR = ctx.saved_tensors
+        x_KMI, down_KRI, up_KOR, scale_K11, hidden_KMR = ctx.saved_tensors
         hidden_gradient_KMR = _product(gradient_KMO, up_KOR).mul_(scale_K11)
         x_gradient_KMI = None
         if ctx.needs_input_grad[0]:
-            x_gradient_KMI = torch.matmul(gradient_KMO, weight_OI)
+            x_gradient_KMI = torch.matmul(gradient_KMO, ctx.frozen.weight)
             _add_product_(x_gradient_KMI, hidden_gradient_KMR, down_KRI)
         down_gradient_KRI = _product(hidden_gradient_KMR.mT, x_KMI)
         up_gradient_KOR = _product(gradient_KMO.mT, hidden_KMR)
-        return x_gradient_KMI, None, None, down_gradient_KRI, up_gradient_KOR, None
+        return x_gradient_KMI, None, down_gradient_KRI, up_gradient_KOR, None
 
 
 class LowRankConv2d(torch.autograd.Function):

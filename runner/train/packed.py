@@ -29,7 +29,6 @@ class PackedAdapters:
         self.adapters = list(adapters)
         self.drops = any(adapter.drops for adapter in adapters)
         self.slices = Slices()
-        self.alike: slice | None = None
         device = adapters[0].weights.device
         wanted = {(site.component, site.name): site for adapter in adapters for site in adapter.sites}
         self.sites = [
@@ -99,21 +98,21 @@ class PackedAdapters:
         magnitudes = self._magnitudes(torch.arange(len(self.magnitudes)))
         places = []
         for row, adapter in enumerate(self.adapters):
-            found = torch.empty(len(adapter), dtype=torch.int64)
-            is_magnitude = torch.zeros(len(adapter), dtype=torch.bool)
-            for (site, kind, view), (_, _, flags) in zip(
-                adapter.parts(found), adapter.parts(is_magnitude), strict=True
-            ):
+            there = torch.empty(len(adapter), dtype=torch.int64)
+            for site, kind, view in adapter.parts(there):
                 if kind == WORDS:
                     continue
                 if kind == MAGNITUDE:
                     view.copy_(magnitudes[site][row].view(view.shape))
-                    flags.fill_(True)
                 else:
                     rank, (down, up) = adapter.ranks[site], (each[row] for each in padded[site])
                     view.copy_(down[:rank] if kind == DOWN else up[:, :rank])
-            low_rank, flags = (each[: adapter.low_rank_length].to(device) for each in (found, is_magnitude))
-            places.append(_Place.of(low_rank, flags if MAGNITUDE in adapter.kinds else None))
+            if not adapter.words and MAGNITUDE not in adapter.kinds:
+                places.append(_Place(there.to(device)))
+                continue
+            own, of_magnitudes = _numbers(adapter, DOWN, UP), _numbers(adapter, MAGNITUDE)
+            to_magnitudes = (of_magnitudes.to(device), there[of_magnitudes].to(device))
+            places.append(_Place(there[own].to(device), own.to(device), to_magnitudes if len(of_magnitudes) else None))
         return places
 
     def _attach(self, components: Mapping[str, nn.Module]) -> None:
@@ -129,7 +128,7 @@ class PackedAdapters:
             if site in magnitude:
                 parameter = nn.Parameter(magnitude[site])
                 parameter.grad = magnitude_gradient[site]
-                magnitudes = Magnitudes(module.get_parameter("weight"), parameter, self.decomposed[site])
+                magnitudes = Magnitudes(module, parameter, self.decomposed[site])
             layer = Layer(self, site, module, nn.Parameter(down), nn.Parameter(up), scale_K11, magnitudes)
             if magnitudes is not None:
                 self._decomposed_layers.append(layer)
@@ -152,13 +151,12 @@ class PackedAdapters:
             sample_ids: global sample indices of each slice while training, to which dropout is keyed; none given
                 means that nothing is dropped.
         """
-        before = self.slices, self.alike
+        before = self.slices
         self.slices = Slices(tuple(rows), tuple(sample_ids))
-        self.alike = self.slices.alike
         try:
             yield
         finally:
-            self.slices, self.alike = before
+            self.slices = before
 
     @contextmanager
     def showing(self, index: int, weights: Tensor) -> Iterator[None]:
@@ -177,8 +175,11 @@ class PackedAdapters:
     def _load(self, weights: Mapping[int, Tensor]) -> None:
         for index, vector in weights.items():
             place = self._places[index]
-            self.weights.index_copy_(0, place.low_rank, vector[place.own_low_rank].to(self.weights.dtype))
-            self.magnitudes.index_copy_(0, place.magnitudes, vector[place.own_magnitudes])
+            if place.magnitudes is not None:
+                own, there = place.magnitudes
+                self.magnitudes.index_copy_(0, there, vector[own])
+            low_rank = vector if place.own is None else vector[place.own]
+            self.weights.index_copy_(0, place.low_rank, low_rank.to(self.weights.dtype))
             for name, view in self.adapters[index].words_in(vector).items():
                 self.words[index][name].copy_(view)
         for layer in self._decomposed_layers:
@@ -188,8 +189,14 @@ class PackedAdapters:
     def collect(self) -> None:
         """Add what the backward passes left to the adapters' fp32 gradients, and clear it."""
         for adapter, place in zip(self.adapters, self._places, strict=True):
-            adapter.gradient[place.own_low_rank] += self.gradient.index_select(0, place.low_rank)
-            adapter.gradient[place.own_magnitudes] += self.magnitude_gradient.index_select(0, place.magnitudes)
+            low_rank = self.gradient.index_select(0, place.low_rank)
+            if place.own is None:
+                adapter.gradient.add_(low_rank)
+            else:
+                adapter.gradient.index_add_(0, place.own, low_rank.float())
+            if place.magnitudes is not None:
+                own, there = place.magnitudes
+                adapter.gradient.index_add_(0, own, self.magnitude_gradient.index_select(0, there))
         for adapter, words in zip(self.adapters, self.words, strict=True):
             for name, view in adapter.words_in(adapter.gradient).items():
                 gradient = words[name].grad
@@ -216,22 +223,21 @@ class PackedAdapters:
         return self._joint_gradient
 
 
-Indices = Tensor | slice
+def _numbers(adapter: Adapter, *kinds: str) -> Tensor:
+    """Where the numbers of some kinds lie in an adapter's own vector."""
+    wanted = torch.zeros(len(adapter), dtype=torch.bool)
+    for _, kind, view in adapter.parts(wanted):
+        view.fill_(kind in kinds)
+    return wanted.nonzero()[:, 0]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
     """Where an adapter's numbers lie in its own vector and in the pack's padded ones."""
 
-    own_low_rank: Indices
     low_rank: Tensor
-    own_magnitudes: Indices
-    magnitudes: Tensor
-
-    @staticmethod
-    def of(places: Tensor, is_magnitude: Tensor | None) -> _Place:
-        """From the place of each number of an adapter in the vector of its kind; None where there is only one kind."""
-        if is_magnitude is None:
-            return _Place(slice(0, len(places)), places, slice(0, 0), places[:0])
-        own_low_rank, own_magnitudes = (~is_magnitude).nonzero()[:, 0], is_magnitude.nonzero()[:, 0]
-        return _Place(own_low_rank, places[own_low_rank], own_magnitudes, places[own_magnitudes])
+    """Places of its projections in the pack."""
+    own: Tensor | None = None
+    """Their places in its own vector, where there is anything else."""
+    magnitudes: tuple[Tensor, Tensor] | None = None
+    """Places of its magnitudes in its own vector and in the pack."""

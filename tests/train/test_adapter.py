@@ -49,7 +49,7 @@ def find(unet: nn.Module, **settings: object) -> list[Site]:
 def test_a_pattern_about_no_adapted_layer_is_refused(unet: nn.Module, key: str) -> None:
     with pytest.raises(SettingsError, match=rf"lora\.{key}\.atn2\.to_k = 4.*, did you mean attn2\.to_k\?"):
         find(unet, **{key: {"to_q": 2, "atn2.to_k": 4}})
-    with pytest.raises(SettingsError, match=rf"lora\.{key}\.conv1 = 4.*no layer that gets an adapter"):
+    with pytest.raises(SettingsError, match=rf"lora\.{key}\.conv1 = 4.*none of the adapted layers"):
         find(unet, **{key: {"conv1": 4}})  # the model has such layers, but they are not targeted
 
 

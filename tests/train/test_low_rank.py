@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from runner.train.low_rank import Geometry, LowRankConv2d, LowRankLinear
 
@@ -39,7 +39,10 @@ def test_the_fused_linear_layer(count: int) -> None:
     weight, bias = numbers(4, 6, wants_gradient=False), numbers(4, wants_gradient=False)
     scale = torch.arange(1.0, count + 1, dtype=torch.float64).view(-1, 1, 1)
 
-    fused = LowRankLinear.apply(x, weight, bias, down, up, scale)
+    frozen = nn.Linear(6, 4)
+    frozen.weight, frozen.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    fused = LowRankLinear.apply(x, frozen.requires_grad_(False), down, up, scale)
     plain = F.linear(x, weight, bias) + scale * (x @ down.mT @ up.mT)
 
     assert_same(fused, plain, [x, down, up])
