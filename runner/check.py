@@ -68,7 +68,9 @@ class Checker:
         model_faults = self._model_faults(model, used_here=_runs_here(raw)) if model else []
         faults += model_faults
         if experiment is not None and not model_faults:
-            faults += prediction_faults(experiment) + resolution_faults(experiment.model, experiment.resolution)
+            faults += prediction_faults(experiment)
+            longest_px = max(max(shape) for shape in experiment.shapes)
+            faults += resolution_faults(experiment.model, experiment.resolution, longest_px=longest_px)
         images = self._dataset(dataset, raw.get("resolution")) if dataset else []
         faults += images if isinstance(images, list) else []
         from runner.data.classes import prior_of

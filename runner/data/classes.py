@@ -97,4 +97,4 @@ def _class_images(folder: str | None, prompt: str, read: Callable[[DatasetSettin
         found = read(settings)
     except SettingsError as error:
         raise SettingsError(str(error).replace("dataset.path", "method.class_data_dir")) from error
-    return tuple(dataclasses.replace(item, caption=prompt) for item in found.items)
+    return tuple(dataclasses.replace(item, caption=prompt, more_captions=()) for item in found.items)

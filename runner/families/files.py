@@ -63,8 +63,12 @@ def planning_folder(settings: ModelSettings) -> Path | None:
     return stored.described(settings.path) if is_s3(settings.path) else local_folder(settings.path)
 
 
-def resolution_faults(settings: ModelSettings, resolution: int) -> list[str]:
-    """Why a checked model cannot be trained at a resolution, one line each: SD3 has places for so many patches."""
+def resolution_faults(settings: ModelSettings, resolution: int, *, longest_px: int | None = None) -> list[str]:
+    """Why a checked model cannot be trained at a resolution, one line each: SD3 has places for so many patches.
+
+    Args:
+        longest_px: longest side of any bucket, where images are not squares.
+    """
     folder = planning_folder(settings)
     try:
         config = _read_config(folder, FAMILIES[settings.family].denoiser)
@@ -72,9 +76,12 @@ def resolution_faults(settings: ModelSettings, resolution: int) -> list[str]:
         limit_px = config["pos_embed_max_size"] * config["patch_size"] * 2 ** (vae_levels - 1)
     except (OSError, ValueError, KeyError, TypeError):  # it is not here yet, or has no such limit
         return []
-    if resolution <= limit_px:
-        return []
-    return [f"resolution = {resolution}: {settings.path} has places for images of up to {limit_px} px; lower it"]
+    if resolution > limit_px:
+        return [f"resolution = {resolution}: {settings.path} has places for images of up to {limit_px} px; lower it"]
+    if longest_px is not None and longest_px > limit_px:
+        said = f"{settings.path} has places for images of up to {limit_px} px, and the longest bucket has {longest_px}"
+        return [f"dataset.buckets = true: {said}; lower dataset.bucket_max_aspect or resolution"]
+    return []
 
 
 def _read_config(folder: Path | None, part: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from runner.schema.running import (
     TaskSettings,
     ValidationSettings,
 )
-from runner.schema.shapes import bucket_shapes
+from runner.schema.shapes import Shape, bucket_shapes
 from runner.schema.training import (
     AdamW,
     LoraSettings,
@@ -87,6 +87,14 @@ class Experiment(Settings):
     logger: LoggerSettings = section(LoggerSettings)
 
     @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """What images may be trained in, (height, width) in pixels: the square, or the buckets."""
+        data = self.dataset
+        if not data.buckets:
+            return ((self.resolution, self.resolution),)
+        return bucket_shapes(self.resolution, data.bucket_step, data.bucket_max_aspect)
+
+    @property
     def images_per_step(self) -> int:
         """What one step works through: the batch, and as many images of the class where a prior is kept."""
         has_prior = isinstance(self.method, DreamBooth) and self.method.prior != "none"
@@ -148,8 +156,8 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _has_buckets(self) -> Experiment:
         data = self.dataset
-        chosen = (self.resolution, data.bucket_step, data.bucket_max_aspect)
-        if data.buckets and len(bucket_shapes(*chosen)) < 2:
+        if data.buckets and len(self.shapes) < 2:
+            chosen = (self.resolution, data.bucket_step, data.bucket_max_aspect)
             keys = ("resolution", "dataset.bucket_step", "dataset.bucket_max_aspect")
             said = ", ".join(f"{key}={value}" for key, value in zip(keys, chosen, strict=True))
             raise ValueError(

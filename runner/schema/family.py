@@ -50,7 +50,7 @@ def _not_for_transformers(experiment: Experiment) -> list[str]:
             f"which cuts images into squares of {PATCH_PX} px"
         )
     if experiment.dataset.buckets and experiment.dataset.bucket_step % PATCH_PX:
-        raise ValueError(
+        faults.append(
             f"dataset.bucket_step = {experiment.dataset.bucket_step}: should be a multiple of {PATCH_PX} with "
             f"model.family={family}, which cuts images into squares of {PATCH_PX} px"
         )

@@ -57,27 +57,25 @@ class HeldOut:
 
     @torch.no_grad()
     def _loss(self, base: Base, conditioner: Conditioner, use_rows: UseRows, rows: int) -> dict[str, float]:
-        errors: dict[int, Tensor] = {}
-        for places in self._portions(rows):
-            part = [self.samples[place] for place in places]
+        errors: list[Tensor] = []
+        for part in self._portions(rows):
             batch = collate(range(len(part)), part).to(base.place.device)
             noisy = base.noise.add_noise(batch.latents, batch.noise, batch.timesteps)
             with use_rows(len(part)):
                 text = conditioner.text(batch.captions)
                 predicted = base.family.predict(base.denoiser, noisy, batch.timesteps, text, batch.time_ids)
-            errors |= zip(places, squared_error(residual(predicted, batch, base.noise)).unbind(), strict=True)
-        in_order = torch.stack([errors[place] for place in range(len(self.samples))])
-        by_timestep = in_order.double().cpu().view(-1, len(self.timesteps)).mean(0)
+            errors.append(squared_error(residual(predicted, batch, base.noise)))
+        by_timestep = torch.cat(errors).double().cpu().view(-1, len(self.timesteps)).mean(0)
         losses = {
             f"validation/loss_t{timestep:04d}": float(value)
             for timestep, value in zip(self.timesteps, by_timestep, strict=True)
         }
         return {"validation/loss": float(by_timestep.mean()), **losses}
 
-    def _portions(self, rows: int) -> Iterator[list[int]]:
-        """Places of at most so many samples of one shape."""
-        shapes: dict[torch.Size, list[int]] = {}
-        for place, sample in enumerate(self.samples):
-            shapes.setdefault(sample.latent.shape, []).append(place)
-        for places in shapes.values():
-            yield from (places[start : start + rows] for start in range(0, len(places), rows))
+    def _portions(self, rows: int) -> Iterator[list[Sample]]:
+        """At most so many samples of one shape at a time; those of one image stay side by side, in their order."""
+        shapes: dict[torch.Size, list[Sample]] = {}
+        for sample in self.samples:
+            shapes.setdefault(sample.latent.shape, []).append(sample)
+        for samples in shapes.values():
+            yield from (samples[start : start + rows] for start in range(0, len(samples), rows))

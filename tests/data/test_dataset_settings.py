@@ -47,6 +47,14 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
+def test_buckets_of_a_transformer_are_made_of_its_patches() -> None:
+    raw = {"model": {"family": "flux", "path": "x"}, "dataset": {"buckets": True, "bucket_step": 24}}
+    with pytest.raises(
+        ValidationError, match=r"dataset\.bucket_step = 24: should be a multiple of 16 with model\.family"
+    ):
+        Experiment.model_validate(raw)
+
+
 def test_a_masked_loss_needs_masks() -> None:
     with pytest.raises(ValidationError, match=r"loss\.masked = true: no masks are read without dataset\.masks=true"):
         Experiment.model_validate({"loss": {"masked": True}})

@@ -117,6 +117,9 @@ def test_sd3_has_places_for_so_many_patches(sd3_folder: Path, sdxl_folder: Path)
     assert resolution_faults(settings, 128) == []
     (fault,) = resolution_faults(settings, 144)
     assert fault.startswith("resolution = 144") and "up to 128 px" in fault
+    assert resolution_faults(settings, 96, longest_px=128) == []
+    (fault,) = resolution_faults(settings, 96, longest_px=144)
+    assert fault.startswith("dataset.buckets = true") and "the longest bucket has 144; lower" in fault
     assert resolution_faults(ModelSettings(path=str(sdxl_folder)), 4096) == []
     assert resolution_faults(ModelSettings(path="owner/name", family="sd3"), 4096) == []
     with pytest.raises(SettingsError, match=r"resolution = 144: .* has places for images of up to 128 px; lower it"):

@@ -10,6 +10,7 @@ import torch
 
 from runner.errors import Interrupted
 from runner.job import Job, read_manifest
+from runner.train.samples import collate
 from tests.train.bench import SIZES, Bench, difference, records, weights
 
 ROUNDING = 1e-5
@@ -86,7 +87,7 @@ def bench_latent_side(bench: Bench, model: Path) -> int:
 
 
 def test_the_held_out_loss_measures_each_image_in_its_own_shape(bench: Bench, sdxl_folder: Path) -> None:
-    """Batched by shape, the losses are those of the samples one by one."""
+    """Batched by shape, in any portions, the losses are those of the samples one by one."""
     job = bench.job(sdxl_folder, dataset=BUCKETS, validation={"timesteps": 2, "max_images": 7})
     base = bench.base(job)
     materials = bench.materials(job, base)
@@ -98,11 +99,18 @@ def test_the_held_out_loss_measures_each_image_in_its_own_shape(bench: Bench, sd
     def no_rows(count: int) -> Any:
         return torch.no_grad()
 
-    together = held_out.loss(base, materials.conditioner, no_rows)
-    held_out.chunk = 1
-    one_by_one = held_out.loss(base, materials.conditioner, no_rows)
-    assert together == pytest.approx(one_by_one, rel=1e-5)
-    assert together["validation/loss_t0250"] != together["validation/loss_t0750"]
+    by_hand: dict[float, list[float]] = {}
+    for sample in held_out.samples:
+        batch = collate([0], [sample])
+        noisy = base.noise.add_noise(batch.latents, batch.noise, batch.timesteps)
+        with torch.no_grad():
+            text = materials.conditioner.text(batch.captions)
+            predicted = base.family.predict(base.denoiser, noisy, batch.timesteps, text, batch.time_ids)
+        by_hand.setdefault(sample.timestep, []).append(float((predicted - batch.noise).square().mean()))
+    wanted = {f"validation/loss_t{timestep:04.0f}": sum(losses) / 7 for timestep, losses in by_hand.items()}
+    wanted["validation/loss"] = sum(wanted.values()) / 2
+    for held_out.chunk in (64, 3, 1):
+        assert held_out.loss(base, materials.conditioner, no_rows) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_manifest_says_how_many_images_each_bucket_has(packed: list[Job]) -> None:

@@ -87,6 +87,15 @@ def test_caption_options_shift_nothing_else(bench: Bench, sdxl_folder: Path, ima
     assert batches[0].timesteps.equal(batches[1].timesteps)
 
 
+def test_trained_text_encoders_know_all_captions(bench: Bench, sdxl_folder: Path, images: Path) -> None:
+    settings: dict[str, Any] = {"dataset": OPTIONS, "lora": {"text_encoder": True}, "batch_size": 6}
+    packed = [bench.job(sdxl_folder, images=images, seed=seed, **settings) for seed in (1, 2)]
+    assert bench.train(*packed)
+    alone = bench.job(sdxl_folder, images=images, seed=1, **settings)
+    assert bench.train(alone)
+    assert difference(weights(packed[0]), weights(alone)) < 1e-5
+
+
 def test_a_job_with_caption_options_gives_the_same_in_a_pack(bench: Bench, sdxl_folder: Path, images: Path) -> None:
     settings: list[dict[str, Any]] = [{"dataset": OPTIONS}, {"dataset": {}, "seed": 2}, {"dataset": OPTIONS, "seed": 3}]
     jobs = [bench.job(sdxl_folder, images=images, **each) for each in settings]

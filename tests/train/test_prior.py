@@ -266,6 +266,15 @@ def test_a_subject_and_its_class_stay_together_however_small_the_memory(most_row
     assert largest <= max(2, most_rows or 10)
 
 
+def test_captions_of_class_images_are_not_used(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (80, 64), (9, 99, 200)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": ["one", "two"]}))
+    job = bench.job(sdxl_folder, method=of_images(tmp_path), batch_size=8)
+    batch = batch_of(bench, job)
+    assert batch.captions[8:] == (PROMPT,) * 8
+    assert set(bench.materials(job, bench.base(job)).conditioner.text(batch.captions)) == {"embeds", "pooled"}
+
+
 IN_BUCKETS: dict[str, Any] = {"buckets": True, "bucket_step": 8, "caption_prefix": "in oil,"}
 
 

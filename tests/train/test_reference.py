@@ -176,6 +176,22 @@ def test_a_training_is_the_one_that_diffusers_and_peft_would_do(
     assert min(norms) > 0.05, "the test clips nothing"
 
 
+@pytest.mark.parametrize("model", ["sdxl_folder", "sd3_folder", "flux_folder"])
+def test_a_training_in_buckets_is_the_one_that_diffusers_and_peft_would_do(
+    bench: Bench, model: str, request: pytest.FixtureRequest
+) -> None:
+    """Their pipelines are given the shapes, time ids and places of patches that follow from each step's bucket."""
+    folder: Path = request.getfixturevalue(model)
+    job = bench.job(folder, **{**SETTINGS, "batch_size": 2}, dataset={"buckets": True, "bucket_step": 16})
+    assert bench.train(job)
+    samples = bench.materials(job, bench.base(job)).samples
+    assert len({samples.shape(step) for step in range(job.experiment.steps)}) > 1
+    state, losses, norms = trained_by_hand(bench, job)
+    assert difference(weights(job), state) < ROUNDING
+    assert list(records(job, "train/loss").values()) == pytest.approx(losses, rel=1e-6)
+    assert list(records(job, "train/grad_norm").values()) == pytest.approx(norms, rel=1e-5)
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "rsLoRA, ranks and alphas of layers": {
         "rank": 4, "alpha": 3.0, "rslora": True,
