@@ -24,8 +24,11 @@ NEEDS_A_VALUE = {
     ("dataset", "folder"): ["dataset.path=x"],
     ("dataset", "table"): ["dataset.path=x"],
     ("dataset", "sources"): ["dataset.sources=[x,{path: y, repeats: 2}]"],
+    ("method", "textual_inversion"): ["method.initial=[cat]"],
+    ("method", "pivotal"): ["method.initial=[cat]"],
     ("lr_scheduler", "piecewise_constant"): ["lr_scheduler.rules='1:10,0.1'"],
 }
+DATA_OF_RECIPES = {"two_subjects": NEEDS_A_VALUE["dataset", "sources"]}
 RECIPES = sorted(file.stem for file in (HOME / "recipes").glob("*.yaml"))
 
 
@@ -53,7 +56,7 @@ def test_every_group_has_choices() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_composes(name: str) -> None:
-    assert composed(f"recipe={name}", "dataset.path=x").name == name
+    assert composed(f"recipe={name}", *DATA_OF_RECIPES.get(name, ["dataset.path=x"])).name == name
 
 
 def swept(name: str) -> dict[str, list[str]]:

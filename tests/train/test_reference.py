@@ -53,16 +53,20 @@ def encode(pipeline: Any, captions: list[str]) -> dict[str, Tensor]:
     }
 
 
-def loss_of_sd3(pipeline: Any, batch: Batch) -> Tensor:
+Prediction = tuple[Tensor, Tensor]
+"""What is predicted, and what should be."""
+
+
+def predicted_by_sd3(pipeline: Any, batch: Batch) -> Prediction:
     captions = [caption or "" for caption in batch.captions]
     embeds, _, pooled, _ = pipeline.encode_prompt(captions, captions, captions, do_classifier_free_guidance=False)
     level = (batch.timesteps / 1000).view(-1, 1, 1, 1)
     noisy = (1 - level) * batch.latents + level * batch.noise
     predicted = pipeline.transformer(noisy, embeds, pooled, batch.timesteps).sample
-    return F.mse_loss(predicted, batch.noise - batch.latents)
+    return predicted, batch.noise - batch.latents
 
 
-def loss_of_flux(pipeline: Any, batch: Batch) -> Tensor:
+def predicted_by_flux(pipeline: Any, batch: Batch) -> Prediction:
     embeds, pooled, text_ids = pipeline.encode_prompt([caption or "" for caption in batch.captions])
     level = (batch.timesteps / 1000).view(-1, 1, 1, 1)
     noisy = (1 - level) * batch.latents + level * batch.noise
@@ -78,10 +82,10 @@ def loss_of_flux(pipeline: Any, batch: Batch) -> Tensor:
     ).sample
     pixels = pipeline.vae_scale_factor
     predicted = pipeline._unpack_latents(predicted, height * pixels, width * pixels, pixels)
-    return F.mse_loss(predicted, batch.noise - batch.latents)
+    return predicted, batch.noise - batch.latents
 
 
-def loss_of_unet(pipeline: Any, batch: Batch) -> Tensor:
+def predicted_by_unet(pipeline: Any, batch: Batch) -> Prediction:
     schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
     noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     text = encode(pipeline, [caption or "" for caption in batch.captions])
@@ -90,10 +94,28 @@ def loss_of_unet(pipeline: Any, batch: Batch) -> Tensor:
     target = batch.noise
     if schedule.config.prediction_type == "v_prediction":
         target = schedule.get_velocity(batch.latents, batch.noise, batch.timesteps)
-    return F.mse_loss(predicted, target)
+    return predicted, target
 
 
-LOSSES = {"StableDiffusion3Pipeline": loss_of_sd3, "FluxPipeline": loss_of_flux}
+PREDICTIONS = {"StableDiffusion3Pipeline": predicted_by_sd3, "FluxPipeline": predicted_by_flux}
+
+
+def loss_of(pipeline: Any, batch: Batch, *, subjects: int) -> Tensor:
+    """The mean over the samples of the subject, and with a prior the weighted one over those of the class."""
+    predict = PREDICTIONS.get(type(pipeline).__name__, predicted_by_unet)
+    predicted, target = predict(pipeline, batch)
+    if batch.weights is None:
+        return F.mse_loss(predicted, target)
+    if batch.from_base:
+        denoiser = pipeline.components.get("transformer") or pipeline.unet
+        denoiser.disable_adapters()
+        with torch.no_grad():
+            by_base, _ = predict(pipeline, batch)
+        denoiser.enable_adapters()
+        target = torch.cat([target[:subjects], by_base[subjects:]])
+    weight = float(batch.weights[-1])
+    own, of_class = (F.mse_loss(predicted[part], target[part]) for part in (slice(subjects), slice(subjects, None)))
+    return own + weight * of_class
 
 
 def with_adapters(pipeline: Any, job: Job, start: Adapter) -> list[nn.Module]:
@@ -142,9 +164,7 @@ def trained_by_hand(bench: Bench, job: Job) -> tuple[dict[str, Tensor], list[flo
         each.grad = torch.zeros_like(each)
     losses, norms = [], []
     for step in range(settings.steps):
-        loss = LOSSES.get(type(pipeline).__name__, loss_of_unet)(
-            pipeline, samples.batch(step, range(settings.batch_size))
-        )
+        loss = loss_of(pipeline, samples.batch(step, range(settings.batch_size)), subjects=settings.batch_size)
         loss.backward()
         norms.append(float(nn.utils.clip_grad_norm_(parameters, chosen.max_grad_norm)))
         losses.append(loss.item())
@@ -174,6 +194,26 @@ def test_a_training_is_the_one_that_diffusers_and_peft_would_do(
     logged = list(records(job, "train/grad_norm").values())
     assert logged == pytest.approx(norms, rel=1e-5)
     assert min(norms) > 0.05, "the test clips nothing"
+
+
+PRIORS: dict[str, dict[str, Any]] = {
+    "images": {"num_class_images": 2, "class_inference_steps": 1, "prior_loss_weight": 0.7},
+    "base": {"prior": "base", "prior_loss_weight": 0.7},
+}
+
+
+@pytest.mark.parametrize("prior", list(PRIORS))
+@pytest.mark.parametrize("model", ["sdxl_folder", "sd15_folder", "sd21_folder", "sd3_folder", "flux_folder"])
+def test_dreambooth_is_the_one_that_diffusers_and_peft_would_do(
+    bench: Bench, model: str, prior: str, request: pytest.FixtureRequest
+) -> None:
+    method = {"name": "dreambooth", "class_prompt": "a photo of a cat", **PRIORS[prior]}
+    job = bench.job(request.getfixturevalue(model), **{**SETTINGS, "steps": 3, "batch_size": 2}, method=method)
+    assert bench.train(job)
+    state, losses, norms = trained_by_hand(bench, job)
+    assert difference(weights(job), state) < ROUNDING
+    assert list(records(job, "train/loss").values()) == pytest.approx(losses, rel=1e-6)
+    assert list(records(job, "train/grad_norm").values()) == pytest.approx(norms, rel=1e-5)
 
 
 @pytest.mark.parametrize("model", ["sdxl_folder", "sd3_folder", "flux_folder"])
