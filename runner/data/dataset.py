@@ -109,7 +109,12 @@ def fingerprint_of(items: Sequence[Item]) -> str:
 
 def in_reading_order(items: Sequence[Item]) -> tuple[Item, ...]:
     """The same items as they lie on disk: rows of a table in turn, so that each row group is read once."""
-    return tuple(sorted(items, key=lambda item: (str(item.address.path), item.address.row)))
+    return tuple(sorted(items, key=reading_place))
+
+
+def reading_place(item: Item) -> tuple[str, int]:
+    """What items are sorted by to be read as they lie on disk."""
+    return str(item.address.path), item.address.row
 
 
 def split(items: Sequence[Item], *, held_out: float) -> tuple[tuple[Item, ...], tuple[Item, ...]]:

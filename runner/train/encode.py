@@ -18,6 +18,7 @@ from torch import Tensor
 
 from runner.cache import TensorCache
 from runner.data import Crop, render
+from runner.data.dataset import reading_place
 from runner.data.views import View
 from runner.encodings import caption_cache, caption_key, encoder_hashes, posterior_cache, posterior_key
 from runner.errors import DatasetError
@@ -48,7 +49,10 @@ def encode_views(
         variant: which of the files in the folder are read, where there are several.
     """
     identity = folder_hash(vae_folder)
-    wanted = {posterior_key(view, vae=identity, variant=variant): view for view in views}
+    # As they lie on disk: a row of a table is read with its whole group. A data set that was sent elsewhere has this
+    # order there, too.
+    in_order = sorted(views, key=lambda view: reading_place(view.item))
+    wanted = {posterior_key(view, vae=identity, variant=variant): view for view in in_order}
     cache = posterior_cache()
 
     def encode(keys: Sequence[str]) -> None:

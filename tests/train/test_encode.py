@@ -14,6 +14,8 @@ from PIL import Image
 
 from runner.cache import TensorCache, entry_key
 from runner.data import Crop, Item, read_dataset
+from runner.data.address import ParquetAddress
+from runner.data.export import export
 from runner.data.views import View
 from runner.errors import DatasetError
 from runner.families import find_family
@@ -81,6 +83,20 @@ def test_the_same_image_under_another_name_is_not_encoded_again(sdxl_folder: Pat
     (moved / "0.txt").rename(moved / "renamed.txt")
     encode(views_of(moved), sdxl_folder, load)
     assert load.images == 7
+
+
+def test_a_table_is_read_from_its_beginning_to_its_end(
+    sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row group once, whatever order the content of its images has."""
+    (tmp_path / "table").mkdir()
+    export(read_dataset(DatasetSettings(path=str(write_images(tmp_path / "images")))).items, tmp_path / "table")
+    views = views_of(tmp_path / "table")
+    rows = []
+    read = ParquetAddress.read
+    monkeypatch.setattr(ParquetAddress, "read", lambda address: rows.append(address.row) or read(address))
+    encode(list(reversed(views)), sdxl_folder, Counted(sdxl_folder))
+    assert rows == list(range(7))
 
 
 def test_one_changed_pixel_is_another_image(sdxl_folder: Path, tmp_path: Path) -> None:
