@@ -10,6 +10,8 @@ from runner.encodings import CacheWork
 from runner.job import Job, common_overrides, own_overrides
 from runner.plan.packs import Pack, Plan, shared_terms
 from runner.plan.predict import Prediction
+from runner.schema import Experiment
+from runner.schema.method import NewTokens, TextualInversion
 
 
 def plan_lines(plan: Plan, work: CacheWork | None) -> list[str]:
@@ -69,7 +71,13 @@ def _describe(job: Job, common: Collection[str]) -> str:
     settings = job.experiment
     elsewhere = [text for text in job.overrides if text.startswith(("launcher.", "launcher="))]
     chosen = own_overrides(job, {*common, *elsewhere}) or "defaults"
-    return f"{chosen}  ({settings.steps} steps of {settings.batch_size}, rank {settings.lora.rank})"
+    return f"{chosen}  ({settings.steps} steps of {settings.batch_size}, {_trained(settings)})"
+
+
+def _trained(settings: Experiment) -> str:
+    words = list(settings.method.tokens) if isinstance(settings.method, NewTokens) else []
+    rank = [] if isinstance(settings.method, TextualInversion) else [f"rank {settings.lora.rank}"]
+    return ", ".join([*rank, *words])
 
 
 def plan_data(plan: Plan, work: CacheWork | None) -> dict[str, Any]:

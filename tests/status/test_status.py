@@ -39,9 +39,10 @@ def make(seed: int = 0, state: State = State.PENDING, *, name: str = "sweep", ra
 
 def train(job: Job, steps: Sequence[int], *, step_s: float = 0.5, loss: float | None = None) -> None:
     """Metrics as if a step took so long, the last one just now."""
-    lines = [_line(step, time.time() - (steps[-1] - step) * step_s) for step in steps]
+    now = time.time()
+    lines = [_line(step, now - (steps[-1] - step) * step_s) for step in steps]
     if loss is not None:
-        lines.insert(0, {"step": 0, "time": time.time() - 1e4, "validation/loss": loss})
+        lines.insert(0, {"step": 0, "time": now - 1e4, "validation/loss": loss})
     job.paths.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from runner.data import read_dataset
 from runner.data.classes import prior_of
+from runner.encodings import class_images_folder
 from runner.errors import SettingsError
 from runner.job import Job, read_manifest
 from runner.schema import Experiment
@@ -158,7 +159,8 @@ def test_images_of_the_class_are_drawn_once_and_added_to(bench: Bench, sdxl_fold
     method = {"name": "dreambooth", "class_prompt": "a red star", "num_class_images": 2, "class_inference_steps": 2}
     first = bench.job(sdxl_folder, steps=1, method=method)
     assert bench.train(first)
-    (folder,) = (bench.cache / "class-images").iterdir()
+    with bench.own_cache():
+        folder = class_images_folder(first.experiment, "a red star", model=first.identity["model"])
     written = {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.suffix == ".png"}
     assert sorted(written) == ["00000.png", "00001.png"]
 
