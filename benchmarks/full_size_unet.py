@@ -35,14 +35,14 @@ from runner.families.noise import NoiseSchedule
 from runner.job import make_job
 from runner.measured import Conditions
 from runner.schema import Experiment
-from runner.train.adapter import Adapter, find_sites
+from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.base import DTYPES
 from runner.train.clock import Clock
+from runner.train.inputs.samples import EMPTY, Samples
+from runner.train.inputs.text import EncodedText
 from runner.train.job_run import JobRun
 from runner.train.pack import Pack
 from runner.train.place import Place
-from runner.train.samples import EMPTY, Samples
-from runner.train.text import EncodedText
 
 FULL: dict[str, Any] = {
     "sample_size": 128,

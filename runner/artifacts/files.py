@@ -15,7 +15,7 @@ from torch import Tensor
 from runner.families.family import Family, is_text_encoder
 from runner.paths import atomic_file
 from runner.schema import LoraSettings
-from runner.train.adapter import DOWN, MAGNITUDE, UP, peft_config
+from runner.train.adapters.adapter import DOWN, MAGNITUDE, UP, peft_config
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 

@@ -13,8 +13,8 @@ from runner.artifacts.files import Layers, write_diffusers, write_kohya
 from runner.artifacts.verify import ScaleOf, check_behaviour, check_kohya, check_tensors
 from runner.artifacts.words import check_words, write_words
 from runner.schema.method import NewTokens
-from runner.train.adapter import WORDS
-from runner.train.samples import collate
+from runner.train.adapters.adapter import WORDS
+from runner.train.inputs.samples import collate
 
 if TYPE_CHECKING:
     from runner.train.job_run import JobRun

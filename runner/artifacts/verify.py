@@ -16,10 +16,10 @@ from torch import Tensor
 from runner.artifacts.files import Layers, adapted_layers, published_keys, published_name
 from runner.errors import ArtifactError
 from runner.families.family import Family
-from runner.train.adapter import DOWN, MAGNITUDE, UP
+from runner.train.adapters.adapter import DOWN, MAGNITUDE, UP
 from runner.train.base import Base
-from runner.train.samples import Batch
-from runner.train.text import Conditioner
+from runner.train.inputs.samples import Batch
+from runner.train.inputs.text import Conditioner
 
 LARGEST_DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest allowed difference of two denoiser outputs, as a share of their norm: the same product in another

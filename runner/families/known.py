@@ -34,11 +34,13 @@ class Known:
     least_step_s: float = 0.0
     """Published batch-1 steps on GPUs, where these are bound by launching kernels: much the same on an L40S and an
     H100. Transformers have few and large ones."""
+    told_guidance: bool = False
+    """Whether the model is told the guidance scale, and draws with one pass for each sampling step, not two."""
 
 
 FAMILIES = {
     "sd": Known("StableDiffusionPipeline", "unet", shapes.SD15_UNET, count_unet, 6e-4, 0.15),
     "sdxl": Known("StableDiffusionXLPipeline", "unet", shapes.SDXL_UNET, count_unet, 6e-4, 0.45),
     "sd3": Known("StableDiffusion3Pipeline", "transformer", shapes.SD3_TRANSFORMER, count_sd3, 2.9e-4),
-    "flux": Known("FluxPipeline", "transformer", shapes.FLUX_TRANSFORMER, count_flux, 1.4e-4),
+    "flux": Known("FluxPipeline", "transformer", shapes.FLUX_TRANSFORMER, count_flux, 1.4e-4, told_guidance=True),
 }

@@ -171,7 +171,7 @@ def _drawing(job: Job) -> float:
     validation = job.experiment.validation
     times = 2 + (_steps(job) - 1) // validation.every if validation.every else 2
     prompts = 4 if validation.prompts is None else len(validation.prompts)
-    guided = 1 + (validation.guidance_scale > 1)
+    guided = 1 + (validation.guidance_scale > 1 and not FAMILIES[job.experiment.model.family].told_guidance)
     drawn = prompts * len(validation.seeds) * validation.inference_steps * guided
     return times * (drawn + validation.timesteps * 4) / 2
 

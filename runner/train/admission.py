@@ -15,14 +15,14 @@ from runner.families.files import check_fetched
 from runner.job import Job, State, update_manifest
 from runner.measured import Conditions
 from runner.schema.method import NewTokens, TextualInversion
-from runner.train.adapter import Adapter, find_sites
+from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.base import Base
+from runner.train.inputs.materials import Materials, prepare
+from runner.train.inputs.tokens import first_vectors
 from runner.train.job_run import JobRun
-from runner.train.materials import Materials, prepare
 from runner.train.pack import Pack, reason_of, tried
 from runner.train.place import Place
 from runner.train.start import start_from
-from runner.train.tokens import first_vectors
 
 log = logging.getLogger(__name__)
 

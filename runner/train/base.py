@@ -22,9 +22,9 @@ from runner.families.process import NoiseProcess
 from runner.families.stored import fetched
 from runner.s3 import is_s3
 from runner.schema import Experiment
+from runner.train.adapters.quantized import quantize
+from runner.train.inputs.tokens import PlacedTokens
 from runner.train.place import Place
-from runner.train.quantized import quantize
-from runner.train.tokens import PlacedTokens
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

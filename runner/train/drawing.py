@@ -21,8 +21,8 @@ from runner.paths import JobPaths, atomic_file, write_text
 from runner.schema import Experiment
 from runner.schema.method import DreamBooth
 from runner.train.base import Base
+from runner.train.inputs.text import Conditioner
 from runner.train.memory import within_memory
-from runner.train.text import Conditioner
 
 PIXELS_PER_FORWARD = 8 * 1024 * 1024
 MOST_ROWS = 64

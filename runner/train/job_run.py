@@ -14,14 +14,14 @@ from runner.errors import DivergedError
 from runner.job import Job, State, now, read_manifest, update_manifest
 from runner.schema.method import Pivotal
 from runner.track import MetricsFile, Mirror, open_mirror
-from runner.train.adapter import Adapter
-from runner.train.average import Average
+from runner.train.adapters.adapter import Adapter
+from runner.train.adapters.average import Average
 from runner.train.base import Base
 from runner.train.checkpoint import load_checkpoint, save_checkpoint
 from runner.train.clock import PHASES, Clock
 from runner.train.cost import Alone, Cost, alone_s, peak_memory_gb
 from runner.train.drawing import Sampling, UseRows, draw, wishes_of, write_pictures, write_prompts
-from runner.train.materials import Materials
+from runner.train.inputs.materials import Materials
 from runner.train.optimizers import bind_gradients, build_lr_scheduler, build_optimizer
 from runner.train.pruning import rungs
 from runner.train.start import EARLIER_LOSS, kept_share

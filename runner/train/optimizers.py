@@ -12,7 +12,7 @@ from torch import nn
 from runner.families.family import is_text_encoder
 from runner.schema import Experiment, LrSchedulerSettings, OptimizerSettings
 from runner.schema.training import Adafactor, AdamW8bit, Prodigy
-from runner.train.adapter import DOWN, MAGNITUDE, UP, WORDS, Adapter
+from runner.train.adapters.adapter import DOWN, MAGNITUDE, UP, WORDS, Adapter
 
 
 def build_optimizer(

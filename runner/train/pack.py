@@ -16,11 +16,11 @@ from typing import Any
 from runner.errors import RunnerError
 from runner.job import State
 from runner.measured import Conditions, Measurement
+from runner.train.adapters.packed import PackedAdapters
 from runner.train.base import Base
 from runner.train.clock import Clock
 from runner.train.cost import Alone, peak_memory_gb
 from runner.train.job_run import JobRun
-from runner.train.packed import PackedAdapters
 from runner.train.passes import Passes, forget
 from runner.train.place import FAULTS, Place
 

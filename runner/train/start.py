@@ -21,10 +21,10 @@ from runner.data.captions import as_measured
 from runner.earlier import Earlier
 from runner.errors import CheckpointError, SettingsError
 from runner.schema import Experiment
-from runner.train.adapter import MAGNITUDE, Adapter
+from runner.train.adapters.adapter import MAGNITUDE, Adapter
 from runner.train.base import Base
 from runner.train.drawing import UseRows
-from runner.train.text import Conditioner
+from runner.train.inputs.text import Conditioner
 from runner.train.validation import HeldOut
 
 log = logging.getLogger(__name__)

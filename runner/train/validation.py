@@ -19,12 +19,12 @@ from runner.schema import Experiment
 from runner.schema.experiment import loss_timesteps
 from runner.train.base import Base
 from runner.train.drawing import MOST_ROWS, PIXELS_PER_FORWARD, UseRows
+from runner.train.inputs.noising import normal
+from runner.train.inputs.samples import Posteriors, Sample, collate
+from runner.train.inputs.text import Conditioner
 from runner.train.loss import residual, squared_error
 from runner.train.memory import within_memory
-from runner.train.noising import normal
 from runner.train.randomness import generator
-from runner.train.samples import Posteriors, Sample, collate
-from runner.train.text import Conditioner
 
 
 class HeldOut:

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runner.job import Job
-from runner.train.adapter import Adapter, find_sites
-from runner.train.packed import PackedAdapters
-from runner.train.samples import collate
+from runner.train.adapters.adapter import Adapter, find_sites
+from runner.train.adapters.packed import PackedAdapters
+from runner.train.inputs.samples import collate
 from tests.train.bench import CPU, Bench
 
 ATTENTION_AND_CONVOLUTION = r".*(to_q|to_v|to_out\.0|ff\.net\.2|proj_in|conv1|conv_shortcut|downsamplers\.0\.conv)"

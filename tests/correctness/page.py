@@ -21,8 +21,10 @@ elsewhere, with the library's own function or with the same arithmetic, beside w
 .venv/bin/python -m pytest tests/correctness
 ```
 
-Examined: {scripts}; {versions}. Later versions may differ; a test that no longer finds the fault
-fails, and its entry goes. No entry says more than its test shows.
+Examined: {scripts};
+{versions}.
+Later versions may differ; a test that no longer finds the fault fails, and its entry goes. No entry says more than its
+test shows.
 
 Besides: a training [equals](../tests/train/test_reference.py) the one that plain calls of diffusers, peft and
 torch make of the same samples; every [saved file](../tests/artifacts/test_files.py) is loaded back and compared;

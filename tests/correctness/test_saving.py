@@ -41,9 +41,9 @@ def layers(pipeline: Any) -> int:
 def test_alpha_survives(bench: Bench, sdxl_folder: Path, pipeline: Any, tmp_path: Path) -> None:
     """Alpha lost on the way to other programs
 
-    Elsewhere: diffusers' SD and SDXL scripts write LoRA files without the adapter's configuration: trained with
-    alpha 16 at rank 4, a scale of 4, it loads with a scale of 1. diffusers' own `convert_state_dict_to_kohya`
-    writes alpha = rank whatever it was.
+    Elsewhere: diffusers' SD and SDXL scripts write LoRA files without the adapter's configuration, which is harmless as
+    long as alpha is the rank, as it is there: trained with alpha 16 at rank 4, a scale of 4, such a file loads with a
+    scale of 1. diffusers' own `convert_state_dict_to_kohya` writes alpha = rank whatever it was.
 
     Here: the file for diffusers carries the configuration, that for ComfyUI and A1111 has the scale folded into its
     weights, and both are loaded back and compared before a job is completed.

@@ -18,7 +18,7 @@ from runner.families import find_family, flux
 from runner.families.files import resolution_faults
 from runner.job import Job, State, read_manifest, state_of
 from runner.schema import LoraSettings, ModelSettings
-from runner.train.adapter import find_sites
+from runner.train.adapters.adapter import find_sites
 from tests.train.bench import Bench, family_of, pipeline_of, records
 
 DIFFUSERS = "pytorch_lora_weights.safetensors"

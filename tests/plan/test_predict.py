@@ -21,8 +21,8 @@ from runner.machine import Device, Machine
 from runner.measured import Conditions, Measurement, measurements_file, recall, record, step_s
 from runner.plan import Pack, Predictor, make_plan
 from runner.schema import Experiment, LoraSettings
-from runner.train.adapter import Adapter, find_sites
-from runner.train.packed import PackedAdapters
+from runner.train.adapters.adapter import Adapter, find_sites
+from runner.train.adapters.packed import PackedAdapters
 from tests.train.bench import CPU
 
 SDXL = SDXL_UNET | {

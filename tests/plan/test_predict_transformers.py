@@ -18,8 +18,8 @@ from runner.job import make_job
 from runner.machine import Device, Machine
 from runner.plan import Pack, Predictor, make_plan
 from runner.schema import Experiment, LoraSettings
-from runner.train.adapter import Adapter, find_sites
-from runner.train.packed import PackedAdapters
+from runner.train.adapters.adapter import Adapter, find_sites
+from runner.train.adapters.packed import PackedAdapters
 from tests.train.bench import CPU, family_of
 
 RANK, SIDE = 16, 128

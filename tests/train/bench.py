@@ -26,8 +26,8 @@ from runner.job import Job, make_job, register
 from runner.schema import Experiment
 from runner.track import MetricsFile
 from runner.train.base import Base
+from runner.train.inputs.materials import Materials, prepare
 from runner.train.loop import train
-from runner.train.materials import Materials, prepare
 from runner.train.place import Place
 
 SIZES = ((80, 64), (64, 64), (64, 104), (120, 72), (96, 64), (64, 72), (90, 130))

@@ -14,7 +14,7 @@ from torch import nn
 from runner.errors import CheckpointError, SettingsError
 from runner.families import targets
 from runner.schema import LoraSettings
-from runner.train.adapter import Adapter, Site, find_sites, peft_config
+from runner.train.adapters.adapter import Adapter, Site, find_sites, peft_config
 
 
 @pytest.fixture(scope="module")

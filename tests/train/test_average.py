@@ -10,7 +10,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 from torch import nn
 
-from runner.train.average import Average
+from runner.train.adapters.average import Average
 from tests.train.bench import Bench, difference, records, weights
 
 

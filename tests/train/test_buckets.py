@@ -10,7 +10,7 @@ import torch
 
 from runner.errors import Interrupted
 from runner.job import Job, read_manifest
-from runner.train.samples import collate
+from runner.train.inputs.samples import collate
 from tests.train.bench import SIZES, Bench, difference, records, weights
 
 ROUNDING = 1e-5

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runner.schema import LoraSettings
-from runner.train.adapter import Adapter, find_sites
-from runner.train.dropout import input_mask
-from runner.train.packed import PackedAdapters
+from runner.train.adapters.adapter import Adapter, find_sites
+from runner.train.adapters.dropout import input_mask
+from runner.train.adapters.packed import PackedAdapters
 from tests.train.bench import CPU
 
 DORA: dict[str, Any] = {"rank": 3, "alpha": 5.0, "dora": True, "targets": ".*"}

@@ -21,7 +21,7 @@ from runner.errors import DatasetError
 from runner.families import find_family
 from runner.job import State, read_manifest, state_of
 from runner.schema import DatasetSettings
-from runner.train.encode import encode_captions, encode_views
+from runner.train.inputs.encode import encode_captions, encode_views
 from tests.train.bench import CPU, Bench, write_images
 
 

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from runner.families.noise import NoiseSchedule
 from runner.families.prediction import Prediction
 from runner.schema import Experiment, LossSettings
+from runner.train.inputs.noising import Noising
 from runner.train.loss import training_loss
-from runner.train.noising import Noising
 from runner.train.randomness import generator
 from tests.train.bench import Bench
 from tests.train.test_samples import samples_of

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runner.train.low_rank import Geometry, LowRankConv2d, LowRankLinear
+from runner.train.adapters.low_rank import Geometry, LowRankConv2d, LowRankLinear
 
 GEOMETRIES: dict[str, tuple[int, Geometry]] = {
     "3x3": (3, ((1, 1), (1, 1), (1, 1))),

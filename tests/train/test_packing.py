@@ -11,8 +11,8 @@ from torch import Tensor
 
 from runner.job import Job, State, read_manifest, state_of
 from runner.schema import LoraSettings
-from runner.train.adapter import Adapter, Site, find_sites
-from runner.train.packed import PackedAdapters
+from runner.train.adapters.adapter import Adapter, Site, find_sites
+from runner.train.adapters.packed import PackedAdapters
 from tests.train.bench import CPU, Bench, difference, records, weights
 
 # The same sums in another order. Measured 1e-6 with AdamW and a plain slope (eps 1e-3), 5e-6 with Adafactor and

@@ -14,9 +14,9 @@ from runner.errors import RunnerError
 from runner.job import Job, State, read_manifest, state_of
 from runner.measured import measurements_file
 from runner.train import passes
+from runner.train.adapters.packed import PackedAdapters
 from runner.train.loop import train
 from runner.train.memory import within_memory
-from runner.train.packed import PackedAdapters
 from tests.train.bench import CPU, Bench, Listed, difference, records, weights
 
 ROUNDING = 1e-5

@@ -20,9 +20,9 @@ from runner.encodings import class_images_folder
 from runner.errors import SettingsError
 from runner.job import Job, read_manifest
 from runner.schema import Experiment
+from runner.train.inputs.samples import Batch
 from runner.train.job_run import JobRun
 from runner.train.passes import in_chunks
-from runner.train.samples import Batch
 from tests.train.bench import Bench, difference, records, weights, write_images
 from tests.train.test_reference import ROUNDING, encode
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from runner.plan import pack_key
 from runner.schema import LoraSettings
-from runner.train.adapter import Adapter, find_sites
-from runner.train.packed import PackedAdapters
-from runner.train.quantized import NF4_LEVELS, QuantizedLinear, quantize
+from runner.train.adapters.adapter import Adapter, find_sites
+from runner.train.adapters.packed import PackedAdapters
+from runner.train.adapters.quantized import NF4_LEVELS, QuantizedLinear, quantize
 from tests.train.bench import CPU, Bench, difference, records, weights
 
 KINDS = ["int8", "nf4"]

@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from torch import Tensor, nn
 
 from runner.job import Job
-from runner.train.adapter import Adapter, find_sites
-from runner.train.samples import Batch
+from runner.train.adapters.adapter import Adapter, find_sites
+from runner.train.inputs.samples import Batch
 from tests.train.bench import CPU, Bench, difference, pipeline_of, records, weights
 
 # Measured 2e-7 to 1.2e-6: the same sums in another order.

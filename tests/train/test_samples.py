@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from runner.train.inputs.samples import Batch, Samples, join
 from runner.train.place import Place
 from runner.train.randomness import generator, permutation
-from runner.train.samples import Batch, Samples, join
 from tests.train.bench import SIZES, Bench, write_images
 
 COUNT = len(SIZES)

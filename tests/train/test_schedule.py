@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from runner.data.buckets import Shape
+from runner.train.inputs.schedule import Schedule
 from runner.train.randomness import permutation
-from runner.train.schedule import Schedule
 
 SHAPES: list[Shape] = [(64, 64), (48, 80), (80, 48), (56, 72)]
 

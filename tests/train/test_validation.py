@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 
 from runner.job import Job
-from runner.train.materials import Materials
+from runner.train.inputs.materials import Materials
 from tests.train.bench import Bench, difference, records, weights
 
 DRAWS: dict[str, Any] = {

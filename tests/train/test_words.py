@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, DiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,10 +20,11 @@ from runner.families import find_family
 from runner.families.family import TextStack
 from runner.job import Job, State, read_manifest, state_of
 from runner.schema import Experiment
-from runner.train.samples import Batch
-from runner.train.tokens import NOWHERE, TokenText, _Reader
-from tests.train.bench import Bench, difference, records, weights, write_images
-from tests.train.test_reference import ROUNDING
+from runner.train.adapters.adapter import Adapter, find_sites
+from runner.train.inputs.samples import Batch
+from runner.train.inputs.tokens import NOWHERE, _Reader
+from tests.train.bench import CPU, Bench, difference, records, weights, write_images
+from tests.train.test_reference import ATTENTION, ROUNDING
 
 WORDS: dict[str, Any] = {"name": "textual_inversion", "tokens": ["<cat>"], "initial": ["circle"], "vectors": 2}
 PIVOTAL: dict[str, Any] = {"name": "pivotal", "tokens": ["<cat>", "<dog>"], "initial": ["red", "blue"]}
@@ -47,12 +49,6 @@ def vectors(job: Job, word: str = "cat") -> dict[str, Tensor]:
     return load_file(job.paths.lora / f"{word}.safetensors")
 
 
-def conditioner_of(bench: Bench, job: Job) -> TokenText:
-    conditioner = bench.materials(job, bench.base(job)).conditioner
-    assert isinstance(conditioner, TokenText)
-    return conditioner
-
-
 def test_captions_without_new_words_are_read_as_ever_and_new_ones_have_their_places(
     bench: Bench, sdxl_folder: Path, images: Path
 ) -> None:
@@ -75,9 +71,9 @@ def test_captions_without_new_words_are_read_as_ever_and_new_ones_have_their_pla
 
 
 def losses_by_hand(bench: Bench, job: Job) -> tuple[list[float], dict[str, Tensor]]:
-    """Training of embeddings alone, with plain torch: new ids in larger tables, and the state at the text's end."""
-    settings = job.experiment
-    samples = bench.materials(job, bench.base(job)).samples
+    """Training of embeddings, and of a LoRA beside them, with plain torch and peft: new ids in larger tables."""
+    settings, base = job.experiment, bench.base(job)
+    samples = bench.materials(job, base).samples
     pipeline = DiffusionPipeline.from_pretrained(settings.model.path)
     encoders = [pipeline.text_encoder, *([pipeline.text_encoder_2] if hasattr(pipeline, "text_encoder_2") else [])]
     tokenizers = [pipeline.tokenizer, *([pipeline.tokenizer_2] if len(encoders) > 1 else [])]
@@ -94,7 +90,19 @@ def losses_by_hand(bench: Bench, job: Job) -> tuple[list[float], dict[str, Tenso
         starts.append(table.detach().clone())
     pipeline.unet.requires_grad_(False)
     chosen: Any = settings.optimizer
-    optimizer = torch.optim.AdamW(tables, lr=chosen.lr, eps=chosen.eps, weight_decay=0.0)
+    method: Any = settings.method
+    groups: list[dict[str, Any]] = [{"params": tables, "lr": chosen.lr, "weight_decay": 0.0}]
+    if method.name == "pivotal":
+        sites = find_sites(settings.lora, base.components(), base.family.target_presets)
+        first_weights = Adapter(settings.lora, sites, seed=settings.seed, device=CPU.device).state()["unet"]
+        pipeline.unet.add_adapter(
+            LoraConfig(r=settings.lora.rank, lora_alpha=settings.lora.rank, target_modules=ATTENTION)
+        )
+        set_peft_model_state_dict(pipeline.unet, first_weights)
+        groups[0]["lr"] = method.token_lr
+        groups.append({"params": [each for each in pipeline.unet.parameters() if each.requires_grad]})
+    parameters = [each for group in groups for each in group["params"]]
+    optimizer = torch.optim.AdamW(groups, lr=chosen.lr, eps=chosen.eps, weight_decay=chosen.weight_decay)
     schedule, losses = DDPMScheduler.from_config(pipeline.scheduler.config), []
     for step in range(settings.steps):
         batch: Batch = samples.batch(step, range(settings.batch_size))
@@ -113,7 +121,7 @@ def losses_by_hand(bench: Bench, job: Job) -> tuple[list[float], dict[str, Tenso
         for table in tables:
             assert table.grad is not None
             table.grad[:-2] = 0
-        nn.utils.clip_grad_norm_(tables, chosen.max_grad_norm)
+        nn.utils.clip_grad_norm_(parameters, chosen.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
@@ -121,23 +129,30 @@ def losses_by_hand(bench: Bench, job: Job) -> tuple[list[float], dict[str, Tenso
                 table[:-2] = start[:-2]
         losses.append(loss.item())
     keys = ["clip_l", "clip_g"] if len(encoders) > 1 else ["emb_params"]
-    return losses, {key: table.detach()[-2:] for key, table in zip(keys, tables, strict=True)}
+    found = {key: table.detach()[-2:] for key, table in zip(keys, tables, strict=True)}
+    if method.name == "pivotal":
+        found |= {f"unet.{key}": tensor for key, tensor in get_peft_model_state_dict(pipeline.unet).items()}
+    return losses, found
 
 
 @pytest.mark.parametrize("model", ["sd15_folder", "sdxl_folder"])
-def test_new_words_are_trained_as_plain_torch_would(
-    bench: Bench, images: Path, model: str, request: pytest.FixtureRequest
+@pytest.mark.parametrize("method", ["textual_inversion", "pivotal"])
+def test_new_words_are_trained_as_plain_torch_and_peft_would(
+    bench: Bench, images: Path, model: str, method: str, request: pytest.FixtureRequest
 ) -> None:
-    job = job_of(bench, request.getfixturevalue(model), images, steps=4)
+    rate = {"token_lr": 3e-3} if method == "pivotal" else {}
+    job = job_of(bench, request.getfixturevalue(model), images, steps=4, method={**WORDS, "name": method, **rate})
     assert bench.train(job)
-    losses, tables = losses_by_hand(bench, job)
+    losses, by_hand = losses_by_hand(bench, job)
     assert list(records(job, "train/loss").values()) == pytest.approx(losses, rel=1e-6)
-    found = vectors(job)
-    assert found.keys() == tables.keys()
-    start = conditioner_of(bench, job)
-    assert start.ids
-    for key, tensor in tables.items():
-        assert float((found[key] - tensor).norm() / tensor.norm()) < 1e-6
+    found = vectors(job) | (weights(job) if method == "pivotal" else {})
+    assert found.keys() == by_hand.keys()
+    for key, tensor in by_hand.items():
+        if "lora" not in key:
+            assert float((found[key] - tensor).norm() / tensor.norm()) < 1e-6
+    if method == "pivotal":
+        lora = [{key: each for key, each in state.items() if "lora" in key} for state in (found, by_hand)]
+        assert difference(*lora) < ROUNDING
 
 
 def test_the_files_are_read_by_diffusers_and_give_the_same_image(bench: Bench, sdxl_folder: Path, images: Path) -> None:

@@ -16,7 +16,7 @@ from runner.encodings import class_image_name, class_images_folder
 from runner.job import Job
 from runner.train.base import Base
 from runner.train.drawing import Sampling, Wish, draw, write_pictures
-from runner.train.text import Conditioner
+from runner.train.inputs.text import Conditioner
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from runner.families.family import Family, Text, TextStack
-from runner.train.samples import EMPTY, Caption
+from runner.train.inputs.samples import EMPTY, Caption
 
 LARGEST_ON_DEVICE_BYTES = 1 << 30
 """Embeddings of more captions than fit stay on the host: SDXL's take 0.6 MiB each, and each job has its own."""

@@ -16,7 +16,7 @@ from runner.data import Crop, render_mask
 from runner.data.views import View
 from runner.errors import DatasetError
 from runner.paths import cache_dir
-from runner.train.encode import complete
+from runner.train.inputs.encode import complete
 from runner.train.place import Place
 
 

@@ -3,7 +3,7 @@
 Sample g is image `permutation(seed, epoch)[g mod n]` of epoch `g div n`; its crop, latent, noise, timestep and
 caption dropout come from one generator keyed by g. The batch of step s is samples s*b .. s*b + b - 1, whoever
 computes them, so neither packs nor processes nor a resume change what is seen; where images have several shapes, those
-that `runner.train.schedule` gathers.
+that `runner.train.inputs.schedule` gathers.
 
 # Shape suffixes: B samples, C h w latents.
 """
@@ -25,9 +25,9 @@ from runner.families.loading import scale_latents
 from runner.families.process import NoiseProcess
 from runner.schema import Experiment
 from runner.schema.shapes import Shape
-from runner.train.noising import Noising, normal
+from runner.train.inputs.noising import Noising, normal
+from runner.train.inputs.schedule import Schedule
 from runner.train.randomness import generator
-from runner.train.schedule import Schedule
 
 Caption = str | None
 """None where the caption was dropped, or no prompt is given: what that means, the model decides."""

@@ -23,7 +23,7 @@ from runner.families.targets import Presets
 from runner.schema import LoraSettings
 from runner.schema.messages import nearest
 from runner.schema.training import matches_layer
-from runner.train.dora import squared_norms
+from runner.train.adapters.dora import squared_norms
 from runner.train.randomness import generator
 
 TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from runner.train.adapter import Adapter, Site
+from runner.train.adapters.adapter import Adapter, Site
 from runner.train.randomness import torch_seed
 
 

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runner.train.adapter import Site
-from runner.train.dora import Magnitudes
-from runner.train.dropout import input_mask, rank_masks
-from runner.train.low_rank import Geometry, LowRankConv2d, LowRankLinear
+from runner.train.adapters.adapter import Site
+from runner.train.adapters.dora import Magnitudes
+from runner.train.adapters.dropout import input_mask, rank_masks
+from runner.train.adapters.low_rank import Geometry, LowRankConv2d, LowRankLinear
 
 if TYPE_CHECKING:
-    from runner.train.packed import PackedAdapters
+    from runner.train.adapters.packed import PackedAdapters
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from runner.schema.shapes import Shape
-from runner.train.samples import Batch, Samples, join
+from runner.train.inputs.samples import Batch, Samples, join
 
 
 class Stream(Protocol):

@@ -19,14 +19,14 @@ from runner.job import Job
 from runner.schema import Experiment
 from runner.schema.method import DreamBooth, NewTokens
 from runner.train.base import Base
-from runner.train.class_images import draw_class_images
-from runner.train.encode import encode_captions, encode_views
-from runner.train.masks import Masks, masks_of
-from runner.train.prior import OfBase, OfImages, Stream, WithPrior
-from runner.train.samples import EMPTY, Posteriors, Samples
+from runner.train.inputs.class_images import draw_class_images
+from runner.train.inputs.encode import encode_captions, encode_views
+from runner.train.inputs.masks import Masks, masks_of
+from runner.train.inputs.prior import OfBase, OfImages, Stream, WithPrior
+from runner.train.inputs.samples import EMPTY, Posteriors, Samples
+from runner.train.inputs.text import Conditioner, EncodedText, LiveText
+from runner.train.inputs.tokens import TokenText, spoken
 from runner.train.start import Kept, earlier_items
-from runner.train.text import Conditioner, EncodedText, LiveText
-from runner.train.tokens import TokenText, spoken
 from runner.train.validation import HeldOut
 
 log = logging.getLogger(__name__)

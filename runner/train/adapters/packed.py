@@ -14,9 +14,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from runner.train.adapter import DOWN, MAGNITUDE, UP, WORDS, Adapter, Site
-from runner.train.dora import Magnitudes
-from runner.train.layer import Layer, Slices
+from runner.train.adapters.adapter import DOWN, MAGNITUDE, UP, WORDS, Adapter, Site
+from runner.train.adapters.dora import Magnitudes
+from runner.train.adapters.layer import Layer, Slices
 
 
 class PackedAdapters:
