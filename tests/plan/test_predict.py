@@ -80,7 +80,9 @@ def counted(config: dict[str, Any], side: int) -> Counted:
         return Counted(counter.get_total_flops(), backward.get_total_flops(), numbers, parameters)
 
 
-@pytest.mark.parametrize("name", list(SHAPES))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("sdxl") else name for name in SHAPES]
+)
 def test_arithmetic_agrees_with_what_torch_counts(name: str) -> None:
     config, side = SHAPES[name]
     work, found = count_unet(config, latent_side=side), counted(config, side)

@@ -209,7 +209,7 @@ def test_a_job_that_fails_says_why(aws: StandIn, settings: list[str]) -> None:
     answer = runner("-m", *settings, "optimizer.lr=1e-3,1e30", "launcher.logs=file")
     assert answer.code == 1, answer.output
     states = sorted(manifest["state"] for manifest in manifests().values())
-    assert states == ["completed", "failed"]
+    assert states == ["completed", "failed"], answer.output
     assert "the loss is nan at step" in answer.output
     (job,) = aws.jobs.values()
     assert job.status == "Failed"

@@ -50,6 +50,7 @@ def test_a_search_ends_after_its_trials_and_goes_on_when_there_are_more(settings
     assert {manifest["id"] for manifest in manifests()} > set(objectives)
 
 
+@pytest.mark.slow
 def test_pruned_trials_make_room_for_the_next(settings: list[str]) -> None:
     answer = runner(
         *settings,

@@ -94,23 +94,12 @@ def prepare(job: Job, base: Base) -> Materials:
         )
     captions = tuple(dict.fromkeys([*own, *prompts, *(item.caption for item in before), EMPTY, negative or EMPTY]))
     conditioner = _conditioner(settings, captions, base)
-    class_items = _class_items(job, prior, base, conditioner) if prior else ()
-    views, cut_out = views_of(dataset.items, settings), _cut_out(settings)
-    key = (dataset.fingerprint, settings.validation.held_out, *cut_out)
+    views = views_of(dataset.items, settings)
+    key = (dataset.fingerprint, settings.validation.held_out, *_cut_out(settings))
     posteriors = _posteriors(views, base, key=("posteriors", *key))
     masks = _masks(views, posteriors, base, key=("masks", *key)) if settings.loss.masked else None
     own_samples = _samples(settings, repeated(training), posteriors, base, masks=masks)
-    samples: Stream = own_samples
-    if prior is not None:
-        assert isinstance(settings.method, DreamBooth)
-        keeps: OfImages | OfBase = OfBase(prior.prompt)
-        if class_items:
-            class_views = class_views_of(class_items, dataset.items, settings)
-            shapes = tuple(sorted({(view.crop.height_px, view.crop.width_px) for view in class_views}))
-            class_key = ("class posteriors", tuple(item.id for item in class_items), shapes, *cut_out)
-            of_class = _posteriors(class_views, base, key=class_key)
-            keeps = OfImages(_samples(settings, class_items, of_class, base, stream="class "))
-        samples = WithPrior(own_samples, keeps, weight=settings.method.prior_loss_weight)
+    samples, class_images = _beside(job, prior, own_samples, dataset.items, base, conditioner)
     return Materials(
         dataset=dataset,
         training=training,
@@ -122,7 +111,7 @@ def prepare(job: Job, base: Base) -> Materials:
         conditioner=conditioner,
         cut_captions=cut,
         buckets=buckets_of(dataset.items, settings),
-        class_images=len(class_items),
+        class_images=class_images,
         earlier=earlier,
         kept=_kept(before, settings, base) if before else None,
     )
@@ -158,10 +147,28 @@ def _planned(job: Job) -> tuple[Dataset, Prior | None]:
     )
 
 
-def _class_items(job: Job, prior: Prior, base: Base, conditioner: Conditioner) -> tuple[Item, ...]:
-    """Images of the class: the given ones, and those that the base model draws, in an order of their content."""
+def _beside(
+    job: Job, prior: Prior | None, own: Samples, items: Sequence[Item], base: Base, conditioner: Conditioner
+) -> tuple[Stream, int]:
+    """(a job's samples with what keeps their class, images of the class)."""
+    settings = job.experiment
+    if prior is None:
+        return own, 0
+    assert isinstance(settings.method, DreamBooth)
+    weight = settings.method.prior_loss_weight
+    if settings.method.prior == "base":
+        return WithPrior(own, OfBase(prior.prompt), weight=weight), 0
     drawn = draw_class_images(job, prior, base, conditioner) if prior.to_draw else ()
-    return tuple(sorted([*prior.items, *drawn], key=lambda item: item.id))
+    of_class = Posteriors()
+    # Apart: what is encoded together, which the last digits depend on, must not depend on where the images lie.
+    for part in (prior.items, drawn):
+        views = class_views_of(part, items, settings)
+        shapes = tuple(sorted({(view.crop.height_px, view.crop.width_px) for view in views}))
+        key = ("class posteriors", tuple(item.id for item in part), shapes, *_cut_out(settings))
+        of_class |= _posteriors(views, base, key=key) if part else {}
+    class_items = sorted([*prior.items, *drawn], key=lambda item: item.id)
+    of_images = OfImages(_samples(settings, class_items, of_class, base, stream="class "))
+    return WithPrior(own, of_images, weight=weight), len(class_items)
 
 
 def _samples(
