@@ -32,6 +32,7 @@ from runner.errors import OutOfMemoryError
 from runner.families import find_family
 from runner.families.arithmetic import count_unet
 from runner.families.noise import NoiseSchedule
+from runner.families.prediction import Prediction
 from runner.job import make_job
 from runner.measured import Conditions
 from runner.schema import Experiment
@@ -86,9 +87,9 @@ class SyntheticBase:
     def __init__(self, config: dict[str, Any], place: Place, dtype: torch.dtype) -> None:
         self.config, self.place, self.dtype = config, place, dtype
         self.family = find_family("sdxl")
-        self.noise = NoiseSchedule(NOISE, "epsilon").to(place.device)
+        self.noise = NoiseSchedule(NOISE, Prediction("epsilon", zero_terminal_snr=False)).to(place.device)
         self.resolution = config["sample_size"] * 8
-        self.checkpointing = False
+        self.checkpointing = self.live_text = False
         with torch.device(place.device):
             unet = UNet2DConditionModel.from_config(config)
         self.denoiser: Any = unet.requires_grad_(False).to(dtype).eval()
@@ -145,7 +146,7 @@ def synthetic_run(
     }
     scaling = {"scaling_factor": 0.13025}
     materials: Any = SimpleNamespace(
-        samples=Samples(experiment, items, posteriors, vae_config=scaling, noise=base.noise),
+        samples=Samples(experiment, items, posteriors, vae_config=scaling, process=base.noise),
         conditioner=EncodedText(encoded, zeros_for_empty=True, device=base.place.device),
     )
     sites = find_sites(experiment.lora, base.components())

@@ -186,7 +186,7 @@ def test_no_prompt_is_zeros_for_sdxl_and_the_empty_caption_for_sd(
 def test_many_captions_stay_on_the_host_and_mean_the_same(
     bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runner.train import text
+    from runner.train.inputs import text
 
     job = bench.job(sdxl_folder)
     base = bench.base(job)
