@@ -73,20 +73,17 @@ class Checker:
             faults += resolution_faults(experiment.model, experiment.resolution, longest_px=longest_px)
         images = self._dataset(dataset, raw.get("resolution")) if dataset else []
         faults += images if isinstance(images, list) else []
-        from runner.data.classes import prior_of
-
         prior = earlier = None
         try:
             earlier = find_earlier(experiment.lora) if experiment else None
         except SettingsError as error:
             faults.append(str(error))
         if experiment is not None and not isinstance(images, list):
+            faults += _unused_words(experiment, images)
             try:
-                prior = prior_of(experiment, images, read=self._class_images)
+                prior = self._prior(experiment, images)
             except SettingsError as error:
                 faults += str(error).splitlines()
-        if experiment is not None and not isinstance(images, list):
-            faults += _unused_words(experiment, images)
         if faults or experiment is None or isinstance(images, list):
             raise SettingsError("\n".join(faults))
         return make_job(
@@ -107,9 +104,12 @@ class Checker:
 
     def prior_of(self, job: Job) -> Prior | None:
         """What a checked job keeps of the class of its subject."""
+        return self._prior(job.experiment, self.dataset_of(job))
+
+    def _prior(self, experiment: Experiment, images: Dataset) -> Prior | None:
         from runner.data.classes import prior_of
 
-        return prior_of(job.experiment, self.dataset_of(job), read=self._class_images)
+        return prior_of(experiment, images, read=self._class_images)
 
     def _class_images(self, settings: DatasetSettings) -> Dataset:
         found = self._dataset(settings, None)

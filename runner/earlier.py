@@ -6,13 +6,13 @@ It may be named by the folder of the job that trained it, which then also says w
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from runner.errors import RunnerError, SettingsError
+from runner.families.files import file_hash
 from runner.job import Job, State, read_job, state_of
 from runner.paths import JobPaths
 from runner.schema import LoraSettings
@@ -33,7 +33,7 @@ class Earlier:
     @property
     def digest(self) -> str:
         """SHA-256 of the file."""
-        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+        return file_hash(self.file)
 
 
 def find_earlier(settings: LoraSettings) -> Earlier | None:

@@ -97,9 +97,7 @@ def _place_of_single_file(settings: ModelSettings) -> Path:
 
 def _single_file_identity(settings: ModelSettings) -> str:
     """By the content of the file and of the folder beside it, whatever they are called."""
-    memo = _Memo()
-    digest = memo.sha256(Path(settings.path).expanduser())
-    memo.save()
+    digest = file_hash(Path(settings.path).expanduser())
     return f"single-file-{digest}:{folder_hash(Path(str(settings.config)).expanduser())}"
 
 
@@ -233,6 +231,14 @@ def folder_hash(folder: Path) -> str:
             digest.update(f"{file.relative_to(folder).as_posix()}\0{memo.sha256(file)}\n".encode())
     memo.save()
     return digest.hexdigest()
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file's content, in hex; of one that has not changed since, it is remembered."""
+    memo = _Memo()
+    digest = memo.sha256(file)
+    memo.save()
+    return digest
 
 
 class _Memo:

@@ -37,7 +37,7 @@ def start_from(earlier: Earlier, adapter: Adapter) -> None:
     """Give an adapter the weights of an earlier one.
 
     Raises:
-        SettingsError: it is on other layers, or is another file than was planned with.
+        SettingsError: it is on other layers.
     """
     named = {(site.component, site.name) for site in adapter.sites}
     state: dict[str, dict[str, Tensor]] = {}
