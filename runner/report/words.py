@@ -101,6 +101,8 @@ def subject(job: JobRecord) -> str:
     """What the job trains: `LoRA rank 8 on houses`."""
     rank = job.setting("lora.rank")
     what = f"LoRA rank {rank}" if rank is not None else "LoRA"
+    if job.setting("method.name") == "textual_inversion":
+        what = " ".join(map(str, job.setting("method.tokens") or ["new words"]))
     sources = job.setting("dataset.sources")
     paths = [job.setting("dataset.name") or job.setting("dataset.path")]
     paths += [as_mapping(source).get("path") for source in sources] if isinstance(sources, list) else []
