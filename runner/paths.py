@@ -39,6 +39,10 @@ class JobPaths:
         self.prompts = self.samples / "prompts.json"
         self.checkpoints = self.folder / "checkpoints"
 
+    def word(self, token: str) -> Path:
+        """The file of a new word, named like it: that is how people write it in ComfyUI and A1111."""
+        return self.lora / f"{token.strip('<>')}.safetensors"
+
     def samples_at(self, step: int) -> Path:
         """Folder of the images drawn after `step` optimizer steps."""
         return self.samples / step_name(step)

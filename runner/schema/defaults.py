@@ -6,7 +6,9 @@ from typing import Any, get_args
 
 from runner.schema.comparing import SearchSettings
 from runner.schema.experiment import GROUPS, SECTIONS, Experiment
+from runner.schema.job import JobSettings
 from runner.schema.knob import Settings
+from runner.schema.tasks import TASKS
 from runner.schema.tuning import TuningSettings
 
 SEARCHES: dict[str, type[Settings]] = {"optuna": SearchSettings, "sagemaker_tuning": TuningSettings}
@@ -36,6 +38,24 @@ def base_node() -> dict[str, Any]:
 def variant_nodes() -> dict[tuple[str, str], dict[str, Any]]:
     """(group, kind) -> the knobs of that kind with their defaults."""
     return {(group, kind): _node(model) for group in GROUPS for kind, model in variants_of(group).items() if kind}
+
+
+def task_nodes() -> dict[str, dict[str, Any]]:
+    """The knobs that only this task has, with their defaults; the others are those of all tasks, or of groups."""
+    shared = {*JobSettings.model_fields, *GROUPS, "resolution"}
+    return {
+        task: {
+            name: _node(field.annotation) if _is_section(field.annotation) else _plain(field.default)
+            for name, field in kind.model_fields.items()
+            if name not in shared
+        }
+        for task, kind in TASKS.items()
+        if task != "train"
+    }
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Settings)
 
 
 def search_nodes() -> dict[str, dict[str, Any]]:

@@ -9,12 +9,6 @@ from pydantic import Field, field_validator
 from runner.schema.knob import Settings, knob
 
 
-class TaskSettings(Settings):
-    """Group `task`: what the job does."""
-
-    name: Literal["train"] = knob("train", doc="`train` fine-tunes an adapter.")
-
-
 class ValidationSettings(Settings):
     """Group `validation`: held-out loss and sample images, before, during and after training."""
 
