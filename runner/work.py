@@ -154,7 +154,9 @@ def _trains(queue: Queue) -> bool:
     """
     kinds = {read_job(folder).trains for folder in queue.read()[0]}
     if len(kinds) > 1:
-        raise RunnerError("some of these folders hold trainings, and some other tasks; name them in commands of their own")
+        raise RunnerError(
+            "some of these folders hold trainings, and some other tasks; name them in commands of their own"
+        )
     return kinds != {False}
 
 

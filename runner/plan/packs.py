@@ -106,9 +106,7 @@ def make_plan(
 
 def is_done(job: Job, state: State) -> bool:
     """Whether nothing is left to do; a pruned job is taken up again only by a command that does not prune."""
-    return state is State.COMPLETED or (
-        state is State.PRUNED and job.trains and job.experiment.pruning.name != "none"
-    )
+    return state is State.COMPLETED or (state is State.PRUNED and job.trains and job.experiment.pruning.name != "none")
 
 
 def size_pack(

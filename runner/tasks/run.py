@@ -19,9 +19,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.2
 
 
-def run_tasks(
-    claims: Claims, place: Place, *, about: Mapping[str, Any], stop_requested: Callable[[], bool]
-) -> bool:
+def run_tasks(claims: Claims, place: Place, *, about: Mapping[str, Any], stop_requested: Callable[[], bool]) -> bool:
     """Do every job that can be claimed; whether all completed.
 
     Args:
