@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+from pydantic.fields import FieldInfo
+
 from runner.schema.comparing import SearchSettings
 from runner.schema.experiment import GROUPS, SECTIONS, Experiment
 from runner.schema.job import JobSettings
@@ -45,17 +47,19 @@ def task_nodes() -> dict[str, dict[str, Any]]:
     shared = {*JobSettings.model_fields, *GROUPS, "resolution"}
     return {
         task: {
-            name: _node(field.annotation) if _is_section(field.annotation) else _plain(field.default)
-            for name, field in kind.model_fields.items()
+            name: _plain(field.default) if (kind := _section_of(field)) is None else _node(kind)
+            for name, field in settings.model_fields.items()
             if name not in shared
         }
-        for task, kind in TASKS.items()
+        for task, settings in TASKS.items()
         if task != "train"
     }
 
 
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Settings)
+def _section_of(field: FieldInfo) -> type[Settings] | None:
+    """The settings that a knob holds, if it is no single value."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
 
 
 def search_nodes() -> dict[str, dict[str, Any]]:

@@ -32,7 +32,7 @@ def task_faults(raw: Mapping[str, Any], overrides: Sequence[str], kind: type[Job
             faults.append(f"{key} = {value}: has no effect with task={task}; remove it")
     for key in raw:
         if key not in kind.model_fields and key not in Experiment.model_fields:
-            faults.append(f"{key} = {raw[key]!r}: {unknown_key(key)}")
+            faults.append(f"{key} = {raw[key]!r}: {unknown_key(key, task)}")
     launcher = raw.get("launcher")
     if isinstance(launcher, Mapping) and (launcher.get("processes") or 1) > 1:
         faults.append(

@@ -16,9 +16,9 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from runner.adapter_file import AdapterFile
 from runner.data import Item, read_dataset, split
 from runner.data.captions import as_measured
-from runner.adapter_file import AdapterFile
 from runner.errors import CheckpointError, SettingsError
 from runner.schema import Experiment
 from runner.train.adapters.adapter import MAGNITUDE, Adapter

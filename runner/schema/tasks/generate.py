@@ -22,12 +22,12 @@ class Generate(WithAdapters, DrawingSettings):
 
     @field_validator("prompts", mode="before")
     @classmethod
-    def _one_alone(cls, value: object) -> object:
+    def _one_prompt(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
     @field_validator("prompts")
     @classmethod
-    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _some_prompt(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("has no value; set prompts='a photo of ...', or a list of them")
         if any(not prompt.strip() for prompt in value):

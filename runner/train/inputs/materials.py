@@ -8,11 +8,11 @@ from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any
 
+from runner.adapter_file import AdapterFile
 from runner.data import Dataset, Item, read_dataset, split
 from runner.data.captions import as_measured, captions_of
 from runner.data.classes import Prior, prior_of
 from runner.data.views import View, buckets_of, class_views_of, held_out_crop, repeated, views_of
-from runner.adapter_file import AdapterFile
 from runner.earlier import find_earlier
 from runner.encodings import prompts_of
 from runner.errors import SettingsError
