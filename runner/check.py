@@ -18,12 +18,16 @@ from runner.earlier import find_earlier
 from runner.errors import SettingsError
 from runner.families.files import check_model, fingerprint, resolution_faults
 from runner.families.prediction import prediction_faults
-from runner.job import Job, make_job
+from runner.job import Job, make_job, make_task_job
 from runner.schema import DatasetSettings, Experiment, ModelSettings
+from runner.schema.job import JobSettings
 from runner.schema.launchers import APART
 from runner.schema.messages import explain
 from runner.schema.method import NewTokens
+from runner.schema.tasks import TASKS
 from runner.schema.training import OPTIMIZER_PACKAGES
+from runner.tasks import check_task
+from runner.tasks.composed import settings_of, task_faults
 
 if TYPE_CHECKING:
     from runner.data import Dataset
@@ -57,6 +61,9 @@ class Checker:
         faults += [f"{key}: has no value; set {key}=..." for key, text in _strings(raw, "") if text == MISSING]
         if faults:
             raise SettingsError("\n".join(faults))
+        task = raw["task"].get("name") if isinstance(raw.get("task"), Mapping) else None
+        if task != "train" and task in TASKS:
+            return self._task_job(raw, overrides, TASKS[task])
         try:
             experiment = Experiment.model_validate(raw)
         except ValidationError as error:
@@ -95,6 +102,27 @@ class Checker:
             prior=prior.identity if prior else None,
             init=earlier.digest if earlier else None,
         )
+
+    def _task_job(self, raw: Mapping[str, Any], overrides: tuple[str, ...], kind: type[JobSettings]) -> Job:
+        """The job of a task that does not train."""
+        faults = task_faults(raw, overrides, kind)
+        given = settings_of(raw, overrides, kind)
+        settings = contents = None
+        try:
+            settings = kind.model_validate(given)
+        except ValidationError as error:
+            faults += explain(error, given)
+        if model := _valid(ModelSettings, given.get("model")):
+            faults += self._model_faults(model, used_here=_runs_here(raw))
+        if settings is not None:
+            try:
+                contents = check_task(settings)
+            except SettingsError as error:
+                faults += str(error).splitlines()
+        if faults or settings is None or contents is None:
+            raise SettingsError("\n".join(faults))
+        contents = {"model": fingerprint(settings.model), **contents}
+        return make_task_job(settings, contents, outputs=self.outputs, overrides=overrides)
 
     def dataset_of(self, job: Job) -> Dataset:
         """The data set that a checked job uses."""

@@ -1,42 +1,23 @@
-"""The adapter that a job starts from (`lora.init_from`): its file, what it is, whether it fits; without torch.
+"""The adapter that a job starts from (`lora.init_from`): whether it is of the rank and scale that the job asks for.
 
 It may be named by the folder of the job that trained it, which then also says what it was trained on.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.errors import RunnerError, SettingsError
-from runner.families.files import file_hash
-from runner.job import Job, State, read_job, state_of
-from runner.paths import JobPaths
+from runner.adapter_file import FIX, AdapterFile, find_adapter, header_of
+from runner.errors import SettingsError
 from runner.schema import LoraSettings
 
-LENGTH_BYTES = 8
 DOWN = ".lora_A.weight"
-FIX = "name a job's folder, or a .safetensors file that diffusers or this runner wrote"
 
 
-@dataclasses.dataclass(frozen=True)
-class Earlier:
-    """An adapter that was trained before."""
-
-    file: Path
-    job: Job | None
-    """The job that trained it, if its folder is here."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the file."""
-        return file_hash(self.file)
-
-
-def find_earlier(settings: LoraSettings) -> Earlier | None:
+def find_earlier(settings: LoraSettings) -> AdapterFile | None:
     """The adapter that a job starts from; None if it starts anew.
 
     Raises:
@@ -44,34 +25,13 @@ def find_earlier(settings: LoraSettings) -> Earlier | None:
     """
     if settings.init_from is None:
         return None
-    named = f"lora.init_from = {settings.init_from!r}"
-    path = Path(settings.init_from).expanduser().absolute()
-    job = _job_in(path, named)
-    file = path if path.is_file() else (path if job is None else job.paths.lora) / JobPaths(path).weights.name
-    if not file.is_file():
-        raise SettingsError(
-            f"{named}: holds no {file.name}; {FIX}" if path.is_dir() else f"{named}: is not there; {FIX}"
-        )
-    _check_fits(file, settings, named)
-    return Earlier(file, job)
-
-
-def _job_in(path: Path, named: str) -> Job | None:
-    """The job whose folder, or whose folder of weights, this is."""
-    folder = next((each for each in (path, path.parent, path.parent.parent) if JobPaths(each).config.is_file()), None)
-    if folder is None:
-        return None
-    try:
-        job, state = read_job(folder), state_of(folder)
-    except RunnerError as error:
-        raise SettingsError(f"{named}: {error}") from error
-    if state is not State.COMPLETED:
-        raise SettingsError(f"{named}: that job is {state.value}, not completed; finish it first")
-    return job
+    earlier = find_adapter(settings.init_from, key="lora.init_from")
+    _check_fits(earlier.file, settings, f"lora.init_from = {settings.init_from!r}")
+    return earlier
 
 
 def _check_fits(file: Path, settings: LoraSettings, named: str) -> None:
-    header = _header(file, named)
+    header = header_of(file, named)
     ranks = {int(about["shape"][0]) for key, about in header.items() if key.endswith(DOWN)}
     if not ranks:
         raise SettingsError(f"{named}: holds no LoRA under peft's names (...{DOWN}); {FIX}")
@@ -98,16 +58,3 @@ def _check_same(settings: LoraSettings, key: str, here: Any, there: Any) -> None
             f"lora.{key} = {getattr(settings, key)}: {settings.init_from} was trained with {shown}; set "
             f"lora.{key}={shown}"
         )
-
-
-def _header(file: Path, named: str) -> dict[str, Any]:
-    """What a safetensors file says of its tensors, without reading them."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
-            if length > file.stat().st_size:
-                raise ValueError("not a safetensors file")
-            header: dict[str, Any] = json.loads(stream.read(length))
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{named}: cannot be read ({error}); {FIX}") from error
-    return header

@@ -25,7 +25,9 @@ from pydantic import BaseModel
 from runner.errors import RunnerError
 from runner.paths import JobPaths, write_text
 from runner.schema import Experiment
+from runner.schema.job import JobSettings
 from runner.schema.method import TextualInversion
+from runner.schema.tasks import TASKS
 
 SCHEMA_NUMBER = 1
 """Raised when the meaning of existing settings changes: old results are then not taken for new ones."""
@@ -56,7 +58,7 @@ class Job:
     """One job of a command."""
 
     id: str
-    experiment: Experiment
+    settings: JobSettings
     identity: dict[str, Any]
     folder: Path
     overrides: tuple[str, ...] = ()
@@ -67,8 +69,27 @@ class Job:
         return JobPaths(self.folder)
 
     @property
+    def task(self) -> str:
+        """What it does."""
+        return self.settings.task.name
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is a training; all other tasks are about adapters that were trained."""
+        return isinstance(self.settings, Experiment)
+
+    @property
+    def experiment(self) -> Experiment:
+        """The settings of a training."""
+        assert isinstance(self.settings, Experiment), self.task
+        return self.settings
+
+    @property
     def has_result(self) -> bool:
-        """Whether the file of what was trained is there."""
+        """Whether the file of what was trained, or made, is there."""
+        if not self.trains:
+            patterns = self.settings.result_files
+            return not patterns or any(any(self.folder.glob(pattern)) for pattern in patterns)
         if isinstance(self.experiment.method, TextualInversion):
             return any(self.paths.lora.glob("*.safetensors"))
         return self.paths.weights.is_file()
@@ -104,11 +125,23 @@ def make_job(
         prior: the class prompt and the fingerprint of given class images, where a prior is kept.
         init: hash of the adapter that the job starts from.
     """
-    identity = {"schema": SCHEMA_NUMBER, "model": model, "dataset": dataset} | ({"prior": dict(prior)} if prior else {})
-    identity |= {"init": init} if init else {}
-    identity |= {f"settings.{key}": value for key, value in _result_settings(experiment)}
+    contents: dict[str, Any] = {"model": model, "dataset": dataset} | ({"prior": dict(prior)} if prior else {})
+    return make_task_job(experiment, contents | ({"init": init} if init else {}), outputs=outputs, overrides=overrides)
+
+
+def make_task_job(
+    settings: JobSettings, contents: Mapping[str, Any], *, outputs: Path, overrides: tuple[str, ...] = ()
+) -> Job:
+    """Give the settings of any task their identity and folder.
+
+    Args:
+        contents: what stands for files that the settings name: fingerprints and hashes of what they hold.
+        outputs: root of all experiments.
+    """
+    identity = {"schema": SCHEMA_NUMBER, **contents}
+    identity |= {f"settings.{key}": value for key, value in _result_settings(settings)}
     job_id = id_of(identity)
-    return Job(job_id, experiment, identity, outputs / experiment.name / job_id, overrides)
+    return Job(job_id, settings, identity, outputs / settings.name / job_id, overrides)
 
 
 def id_of(identity: Mapping[str, Any]) -> str:
@@ -135,7 +168,7 @@ def _result_settings(settings: BaseModel, prefix: str = "") -> Iterator[tuple[st
 
 def write_config(job: Job) -> None:
     """Write the resolved settings into the job's folder."""
-    write_text(job.paths.config, yaml.safe_dump(job.experiment.model_dump(mode="json"), sort_keys=False))
+    write_text(job.paths.config, yaml.safe_dump(job.settings.model_dump(mode="json"), sort_keys=False))
 
 
 def read_job(folder: Path) -> Job:
@@ -146,10 +179,11 @@ def read_job(folder: Path) -> Job:
     """
     paths = JobPaths(folder)
     try:
-        experiment = Experiment.model_validate(yaml.safe_load(paths.config.read_text(encoding="utf-8")))
+        raw = yaml.safe_load(paths.config.read_text(encoding="utf-8"))
+        settings = TASKS[raw["task"]["name"]].model_validate(raw)
         manifest = read_manifest(folder)
-        return Job(manifest["id"], experiment, manifest["identity"], paths.folder, tuple(manifest["overrides"]))
-    except (OSError, KeyError, ValueError, yaml.YAMLError) as error:
+        return Job(manifest["id"], settings, manifest["identity"], paths.folder, tuple(manifest["overrides"]))
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise RunnerError(f"{folder} holds no job that can be read: {error}") from error
 
 
@@ -187,7 +221,8 @@ def register(job: Job) -> None:
     write_config(job)
     fresh = {
         "id": job.id,
-        "name": job.experiment.name,
+        "name": job.settings.name,
+        "task": job.task,
         "overrides": list(job.overrides),
         "identity": job.identity,
     }

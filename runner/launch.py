@@ -83,7 +83,7 @@ def launch(configs: Sequence[Config], *, search: Search | None = None, expected:
         expected = search.left + len(jobs)
         for (_, overrides), job in zip(configs, jobs, strict=True):
             search.started(overrides, job)
-    settings = jobs[0].experiment.launcher
+    settings = jobs[0].settings.launcher
     launcher = find_launcher(settings.name)
     machine, costs = launcher.machine(settings), Predictor()
     if settings.dry_run:
@@ -100,7 +100,7 @@ def launch(configs: Sequence[Config], *, search: Search | None = None, expected:
         plan = _plan(left, settings, machine, costs, expected)
         _show(plan, checker)
         for job in plan.done:
-            report_to_agent(job.experiment.logger, job.folder)
+            report_to_agent(job.settings.logger, job.folder)
         for job in plan.todo:
             _take_up(job)
         try:
@@ -181,7 +181,7 @@ def _state(job: Job) -> State:
     """The state of a job's folder; one that says completed and has lost its weights is not."""
     state = state_of(job.folder)
     if state is State.COMPLETED and not job.has_result:
-        log.warning("%s says that it is completed, but %s has no weights: it runs again", job.id, job.paths.lora)
+        log.warning("%s says that it is completed, but %s has lost its result: it runs again", job.id, job.folder)
         return State.PENDING
     return state
 
@@ -193,7 +193,7 @@ def check_all(checker: Checker, configs: Sequence[Config]) -> list[Job]:
     for config, overrides in configs:
         try:
             job = checker.job(config, overrides)
-            launcher = job.experiment.launcher
+            launcher = job.settings.launcher
             if wrong_place := find_launcher(launcher.name).check(launcher):
                 raise SettingsError("\n".join(wrong_place))
             jobs.append(job)
@@ -247,14 +247,16 @@ def _manifest(job: Job) -> dict[str, Any]:
 
 def _show(plan: Plan, checker: Checker, preview: Sequence[str] = (), *, as_json: bool = False) -> None:
     """Print the plan, what of each data set is used, and what would be sent."""
-    work = cache_work([Need(job, checker.dataset_of(job).items, checker.prior_of(job)) for job in plan.todo])
+    trainings = [job for job in plan.todo if job.trains]
+    needs = [Need(job, checker.dataset_of(job).items, checker.prior_of(job)) for job in trainings]
+    work = cache_work(needs) if trainings else None
     if as_json:
         sys.stdout.write(json.dumps(plan_data(plan, work) | {"preview": list(preview)}, indent=2) + "\n")
         return
     for line in plan_lines(plan, work):
         log.info("%s", line)
     shown: set[object] = set()
-    for job in plan.todo:
+    for job in trainings:
         dataset = checker.dataset_of(job)
         buckets = tuple(bucket_lines(buckets_of(dataset.items, job.experiment)))
         of_files = (dataset.fingerprint, job.experiment.resolution, job.experiment.dataset.buckets)

@@ -33,7 +33,7 @@ class Conditions:
     @classmethod
     def of(cls, job: Job, *, device: str, processes: int) -> Conditions:
         """Those of a job on a device."""
-        settings, kept = job.experiment, job.experiment.model.quantization
+        settings, kept = job.experiment, job.settings.model.quantization
         return cls(
             job.identity["model"],
             settings.resolution,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runner.errors import Interrupted, JobsFailed
 from runner.job import Job, State, common_overrides, own_overrides, read_manifest, state_of
+from runner.schema import Experiment
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +49,11 @@ def _write_reports(jobs: Sequence[Job]) -> list[Path]:
     from runner.report import differing_keys, write_report
     from runner.track import Objective, save_workspace
 
-    experiments = {job.folder.parent: job.experiment for job in jobs}
+    experiments = {job.folder.parent: job.settings for job in jobs}
     reports = []
     for folder, experiment in experiments.items():
         reports.append(write_report(folder))
-        if keys := differing_keys(folder):
+        if isinstance(experiment, Experiment) and (keys := differing_keys(folder)):
             chosen = experiment.objective
             objective = Objective(name=chosen.name, maximize=chosen.direction == "maximize")
             save_workspace(experiment.logger, experiment=experiment.name, keys=keys, folder=folder, objective=objective)

@@ -38,6 +38,14 @@ class JobPaths:
         self.samples = self.folder / "samples"
         self.prompts = self.samples / "prompts.json"
         self.checkpoints = self.folder / "checkpoints"
+        self.images = self.folder / "images"
+        """What tasks draw."""
+        self.sheet = self.folder / "sheet.png"
+        """All of them on one."""
+
+    def word(self, token: str) -> Path:
+        """The file of a new word, named like it: that is how people write it in ComfyUI and A1111."""
+        return self.lora / f"{token.strip('<>')}.safetensors"
 
     def samples_at(self, step: int) -> Path:
         """Folder of the images drawn after `step` optimizer steps."""

@@ -1,4 +1,4 @@
-"""`python -m runner.work JOBDIR...`: train the jobs in these folders as one pack.
+"""`python -m runner.work JOBDIR...`: train the jobs in these folders as one pack, or do what other tasks they hold.
 
 The seam between planning and training: it reads folders and writes folders, and knows nothing of Hydra, of
 launchers or of clouds. Several processes of it, started by accelerate, work on the same pack.
@@ -101,6 +101,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
     _quiet_libraries()
     from runner.artifacts import save_artifacts
+    from runner.tasks.run import run_tasks
     from runner.train.admission import SharedSource
     from runner.train.loop import train
     from runner.train.place import Place
@@ -110,22 +111,25 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
         logging.getLogger().setLevel(logging.ERROR)
     # How the jobs went is for the main process to say, which may be on another machine: here nothing went wrong.
     says_more = place.is_main and not options.only_crash_fails
-    source = SharedSource(claims if place.is_main else None, place, lambda each: read_job(claims.queue.here(each)))
+    about = {
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "device": place.describe(),
+        "worker": os.environ.get(WORKER_NAME),
+    }
     try:
-        good = train(
-            source,
-            place,
-            at_once=options.at_once or len(options.folders) or 1,
-            startup_s=time.perf_counter() - STARTED_S,
-            about={
-                "versions": versions(),
-                "git_commit": git_commit(),
-                "device": place.describe(),
-                "worker": os.environ.get(WORKER_NAME),
-            },
-            save=save_artifacts,
-            stop_requested=lambda: stop.requested or _orphaned(),
-        )
+        if not _trains(claims.queue):
+            good = run_tasks(claims, place, about=about, stop_requested=lambda: stop.requested or _orphaned())
+        else:
+            good = train(
+                SharedSource(claims if place.is_main else None, place, lambda each: read_job(claims.queue.here(each))),
+                place,
+                at_once=options.at_once or len(options.folders) or 1,
+                startup_s=time.perf_counter() - STARTED_S,
+                about=about,
+                save=save_artifacts,
+                stop_requested=lambda: stop.requested or _orphaned(),
+            )
     except Interrupted as error:
         log.info("%s", error)
         return INTERRUPTED_CODE if says_more else 0
@@ -140,6 +144,20 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
     finally:
         claims.release_all()
     return 1 if says_more and not good else 0
+
+
+def _trains(queue: Queue) -> bool:
+    """Whether the jobs of a list are trainings. A plan puts other tasks into lists of their own.
+
+    Raises:
+        RunnerError: the folders that were named hold both.
+    """
+    kinds = {read_job(folder).trains for folder in queue.read()[0]}
+    if len(kinds) > 1:
+        raise RunnerError(
+            "some of these folders hold trainings, and some other tasks; name them in commands of their own"
+        )
+    return kinds != {False}
 
 
 def _orphaned() -> bool:

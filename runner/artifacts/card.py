@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from runner.artifacts.files import DIFFUSERS_FILE
-from runner.artifacts.words import word_file
 from runner.paths import write_text
 from runner.report.charts import Series, draw, smoothed, standalone
 from runner.schema.method import NewTokens
@@ -98,7 +97,7 @@ def _loading_code(run: JobRun) -> list[str]:
         return lines
     lines.append("from safetensors.torch import load_file")
     for token in method.tokens:
-        lines.append(f'vectors = load_file("path/to/this/folder/{word_file(token)}")')
+        lines.append(f'vectors = load_file("path/to/this/folder/{run.paths.word(token).name}")')
         lines += [
             f'pipeline.load_textual_inversion(vectors["{key}"], token="{token}", text_encoder=pipeline.{name}, '
             f"tokenizer=pipeline.{name.replace('text_encoder', 'tokenizer')})"
@@ -120,7 +119,7 @@ def _for_others(run: JobRun, kohya_file: Path | None) -> list[str]:
     elif run.adapter.sites:
         lines += [f"{readers} read DoRA in other ways than it is trained: there is no file for them.", ""]
     if isinstance(run.settings.method, NewTokens):
-        files = ", ".join(f"`{word_file(token)}`" for token in run.settings.method.tokens)
+        files = ", ".join(f"`{run.paths.word(token).name}`" for token in run.settings.method.tokens)
         lines += [f"{readers}: copy {files} into the folder of embeddings; there, a word is written like its file.", ""]
     return lines
 

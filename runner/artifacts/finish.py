@@ -45,7 +45,7 @@ def save_artifacts(
         kohya_file, checked = _save_layers(run, layers, use_rows)
     if isinstance(settings.method, NewTokens):
         vectors = {name: words[f"{name}.{WORDS}"] for name in run.adapter.words}
-        files = write_words(folder, base.family, settings.method, vectors, step=run.step)
+        files = write_words(run.paths, base.family, settings.method, vectors, step=run.step)
         checked |= check_words(run, files, use_rows)
     log.info("%s: saved and read back, %s", run.job.id, ", ".join(f"{name} {d:.1e}" for name, d in checked.items()))
     write_card(run, kohya_file, losses, checked)

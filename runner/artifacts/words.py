@@ -17,7 +17,7 @@ from torch import Tensor
 from runner.artifacts.verify import LARGEST_DIFFERENCE
 from runner.errors import ArtifactError
 from runner.families.family import Family, TextStack
-from runner.paths import atomic_file
+from runner.paths import JobPaths, atomic_file
 from runner.schema.method import NewTokens
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ OLD_EOS_ID = 2
 
 
 def write_words(
-    folder: Path, family: Family, settings: NewTokens, words: Mapping[str, Tensor], *, step: int
+    paths: JobPaths, family: Family, settings: NewTokens, words: Mapping[str, Tensor], *, step: int
 ) -> dict[str, Path]:
-    """Word -> its file, which is named like it: that is how people write it in ComfyUI and A1111.
+    """Word -> its file.
 
     Args:
         words: text encoder -> vectors of all words, `[V, D]`.
@@ -40,15 +40,10 @@ def write_words(
     for index, token in enumerate(settings.tokens):
         rows = slice(index * settings.vectors, (index + 1) * settings.vectors)
         tensors = {family.token_keys[name]: vectors[rows].contiguous() for name, vectors in words.items()}
-        files[token] = folder / word_file(token)
+        files[token] = paths.word(token)
         with atomic_file(files[token]) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt", "token": token, "step": str(step)})
     return files
-
-
-def word_file(token: str) -> str:
-    """The name of a word's file."""
-    return f"{token.strip('<>')}.safetensors"
 
 
 def check_words(

@@ -62,7 +62,7 @@ def run_tuning(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
     first = found[0][0]
     require_sagemaker(first)
     jobs = check_all(space.checker, found)
-    base, launcher = jobs[0], jobs[0].experiment.launcher
+    base, launcher = jobs[0], jobs[0].settings.launcher
     assert isinstance(launcher, SageMakerLauncher)
     refuse(faults_of_settings(base.experiment, launcher, chosen))
     ranges = ranges_of(space.parameters, space.composed)

@@ -45,6 +45,6 @@ def take_up(job: Job, sent: Mapping[str, Any]) -> bool:
 
 def lay_beside(job: Job, folder: Path) -> Job:
     """The same job in a folder that nothing is written to but what it is: for the hosts that write no results."""
-    beside = Job(job.id, job.experiment, job.identity, folder / job.id, job.overrides)
+    beside = Job(job.id, job.settings, job.identity, folder / job.id, job.overrides)
     register(beside)
     return beside

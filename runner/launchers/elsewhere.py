@@ -71,10 +71,10 @@ def _groups(folders: Sequence[Path]) -> Iterable[tuple[LauncherSettings, list[Jo
             manifest = read_manifest(folder)
             if manifest.get("submission") and manifest["state"] in OPEN:
                 job = read_job(folder)
-                groups.setdefault(job.experiment.launcher.model_dump_json(), []).append(job)
+                groups.setdefault(job.settings.launcher.model_dump_json(), []).append(job)
         except RunnerError as error:
             log.warning("%s", error)
-    return [(jobs[0].experiment.launcher, jobs) for jobs in groups.values()]
+    return [(jobs[0].settings.launcher, jobs) for jobs in groups.values()]
 
 
 def alive_workers(jobs: Sequence[Job], cluster: Cluster) -> list[str]:

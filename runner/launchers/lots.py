@@ -80,7 +80,7 @@ class Lot:
     def order(self, device: str) -> Order:
         """One of its workers, to be submitted."""
         return Order(
-            title=self.pack.jobs[0].experiment.name,
+            title=self.pack.jobs[0].settings.name,
             queue=self.queue.file,
             at_once=self.pack.at_once,
             processes=self.pack.processes,

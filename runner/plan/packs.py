@@ -106,7 +106,7 @@ def make_plan(
 
 def is_done(job: Job, state: State) -> bool:
     """Whether nothing is left to do; a pruned job is taken up again only by a command that does not prune."""
-    return state is State.COMPLETED or (state is State.PRUNED and job.experiment.pruning.name != "none")
+    return state is State.COMPLETED or (state is State.PRUNED and job.trains and job.experiment.pruning.name != "none")
 
 
 def size_pack(
@@ -120,6 +120,10 @@ def size_pack(
         share_of: jobs of the whole command, which share the places.
     """
     places = places_of(launcher, machine)
+    if not jobs[0].trains:
+        workers = max(1, min(count, places))
+        why = f"shared among {workers} workers" if workers > 1 else "one after the other over one loaded base"
+        return Pack(tuple(jobs), 1, workers, 1, why)
     processes = launcher.fixed_processes or _spread(jobs, places, machine, share_of)
     workers = max(1, min(count, places // processes if machine.has_gpus else places))
     most, why = _most_at_once(jobs, launcher, machine, costs, processes)
@@ -164,7 +168,12 @@ def _most_at_once(
 
 
 def pack_key(job: Job) -> tuple[Any, ...]:
-    """What the jobs of one pack must agree on: the frozen base, its precision, the shape of the latents."""
+    """What the jobs of one pack must agree on: the frozen base, its precision, the shape of the latents.
+
+    Those of other tasks than training are worked through one by one, and share what is loaded.
+    """
+    if not job.trains:
+        return (job.task, job.identity.get("model"), job.settings.precision)
     settings = job.experiment
     return (
         job.identity["model"],
@@ -180,6 +189,8 @@ def pack_key(job: Job) -> tuple[Any, ...]:
 
 def shared_terms(job: Job) -> str:
     """The same in words."""
+    if not job.trains:
+        return f"{job.task}, {job.settings.model.path}, {job.settings.precision}"
     settings = job.experiment
     trained = ", text encoders trained too" if settings.lora.text_encoder else ""
     kept = settings.model.quantization

@@ -72,6 +72,8 @@ class Predictor:
     def predict(self, pack: Pack, machine: Machine) -> Prediction | None:
         """Time and memory of a pack; None where nothing is known of its base."""
         first = pack.jobs[0]
+        if not first.trains:
+            return None
         work = self._work(first)
         device = machine.devices[0]
         known = self._measured(first, pack, machine)
@@ -171,7 +173,7 @@ def _drawing(job: Job) -> float:
     validation = job.experiment.validation
     times = 2 + (_steps(job) - 1) // validation.every if validation.every else 2
     prompts = 4 if validation.prompts is None else len(validation.prompts)
-    guided = 1 + (validation.guidance_scale > 1 and not FAMILIES[job.experiment.model.family].told_guidance)
+    guided = 1 + (validation.guidance_scale > 1 and not FAMILIES[job.settings.model.family].told_guidance)
     drawn = prompts * len(validation.seeds) * validation.inference_steps * guided
     return times * (drawn + validation.timesteps * 4) / 2
 

@@ -68,9 +68,11 @@ def _duration(seconds: float) -> str:
 
 
 def _describe(job: Job, common: Collection[str]) -> str:
-    settings = job.experiment
     elsewhere = [text for text in job.overrides if text.startswith(("launcher.", "launcher="))]
     chosen = own_overrides(job, {*common, *elsewhere}) or "defaults"
+    if not job.trains:
+        return chosen
+    settings = job.experiment
     return f"{chosen}  ({settings.steps} steps of {settings.batch_size}, {_trained(settings)})"
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+from pydantic.fields import FieldInfo
+
 from runner.schema.comparing import SearchSettings
 from runner.schema.experiment import GROUPS, SECTIONS, Experiment
+from runner.schema.job import JobSettings
 from runner.schema.knob import Settings
+from runner.schema.tasks import TASKS
 from runner.schema.tuning import TuningSettings
 
 SEARCHES: dict[str, type[Settings]] = {"optuna": SearchSettings, "sagemaker_tuning": TuningSettings}
@@ -36,6 +40,26 @@ def base_node() -> dict[str, Any]:
 def variant_nodes() -> dict[tuple[str, str], dict[str, Any]]:
     """(group, kind) -> the knobs of that kind with their defaults."""
     return {(group, kind): _node(model) for group in GROUPS for kind, model in variants_of(group).items() if kind}
+
+
+def task_nodes() -> dict[str, dict[str, Any]]:
+    """The knobs that only this task has, with their defaults; the others are those of all tasks, or of groups."""
+    shared = {*JobSettings.model_fields, *GROUPS, "resolution"}
+    return {
+        task: {
+            name: _plain(field.default) if (kind := _section_of(field)) is None else _node(kind)
+            for name, field in settings.model_fields.items()
+            if name not in shared
+        }
+        for task, settings in TASKS.items()
+        if task != "train"
+    }
+
+
+def _section_of(field: FieldInfo) -> type[Settings] | None:
+    """The settings that a knob holds, if it is no single value."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
 
 
 def search_nodes() -> dict[str, dict[str, Any]]:

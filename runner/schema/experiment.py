@@ -7,18 +7,12 @@ from pydantic import model_validator
 from runner.schema.comparing import RECORDED, ObjectiveSettings, PruningSettings
 from runner.schema.family import refuse_what_does_not_fit
 from runner.schema.flow import FlowSettings
-from runner.schema.inputs import DatasetSettings, ModelSettings, Precision
-from runner.schema.knob import Settings, knob, section
-from runner.schema.launchers import LauncherSettings
-from runner.schema.launching import LocalLauncher
+from runner.schema.inputs import DatasetSettings
+from runner.schema.job import JobSettings
+from runner.schema.knob import knob, section
 from runner.schema.loss import LossSettings
 from runner.schema.method import DreamBooth, MethodSettings, NewTokens, TextToImage
-from runner.schema.running import (
-    CheckpointSettings,
-    LoggerSettings,
-    TaskSettings,
-    ValidationSettings,
-)
+from runner.schema.running import CheckpointSettings, ValidationSettings
 from runner.schema.shapes import Shape, bucket_shapes
 from runner.schema.training import (
     AdamW,
@@ -31,16 +25,9 @@ from runner.schema.training import (
 from runner.schema.words import refuse_what_words_do_not_go_with
 
 
-class Experiment(Settings):
-    """Everything a job needs to know, resolved; what `config.yaml` in a run folder holds."""
+class Experiment(JobSettings):
+    """Everything a training needs to know, resolved; what `config.yaml` in a run folder holds."""
 
-    name: str = knob(
-        "dev",
-        identity=False,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        max_length=100,
-        doc="Name of the experiment: the folder under `outputs` and the W&B group.",
-    )
     seed: int = knob(0, ge=0, lt=2**63, doc="Seed of initial weights, order, noise, timesteps and dropout.")
     steps: int = knob(200, ge=1, unit="optimizer steps", doc="Length of the training.")
     batch_size: int = knob(
@@ -65,12 +52,6 @@ class Experiment(Settings):
         unit="px",
         doc="Side of the square training images, or of the square whose area no bucket exceeds (`dataset.buckets`).",
     )
-    precision: Precision = knob(
-        "fp32",
-        doc="Precision of the frozen base and of the computation; adapter weights are always kept in fp32.",
-    )
-    task: TaskSettings = section(TaskSettings)
-    model: ModelSettings = section(ModelSettings)
     dataset: DatasetSettings = section(DatasetSettings)
     method: MethodSettings = section(TextToImage)
     lora: LoraSettings = section(LoraSettings)
@@ -83,8 +64,6 @@ class Experiment(Settings):
     pruning: PruningSettings = section(PruningSettings)
     objective: ObjectiveSettings = section(ObjectiveSettings)
     checkpoint: CheckpointSettings = section(CheckpointSettings)
-    launcher: LauncherSettings = section(LocalLauncher)
-    logger: LoggerSettings = section(LoggerSettings)
 
     @property
     def shapes(self) -> tuple[Shape, ...]:

@@ -10,14 +10,15 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from runner.schema.defaults import variants_of
-from runner.schema.experiment import GROUPS, Experiment
+from runner.schema.experiment import GROUPS
 from runner.schema.inputs import SourceSettings
+from runner.schema.tasks import TASKS
 
 
-def dotted_keys() -> list[str]:
-    """Every key a user can set, such as `lora.rank`, in the order of the schema."""
+def dotted_keys(task: str = "train") -> list[str]:
+    """Every key a user can set for a task, such as `lora.rank`, in the order of the schema."""
     keys: list[str] = []
-    for name, field in Experiment.model_fields.items():
+    for name, field in TASKS[task].model_fields.items():
         if name in GROUPS:
             for model in variants_of(name).values():
                 keys += [f"{name}.{key}" for key in model.model_fields]
@@ -34,9 +35,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f", did you mean {near[0]}?" if near else ""
 
 
-def unknown_key(key: str) -> str:
-    """What to say of a key that is not in the schema: the closest full key, or the same name elsewhere."""
-    known = dotted_keys()
+def unknown_key(key: str, task: str = "train") -> str:
+    """What to say of a key that a task does not have: whose it is, the closest full key, or the same name elsewhere."""
+    owners = [other for other, kind in TASKS.items() if key.partition(".")[0] in kind.model_fields]
+    if owners and task not in owners:
+        return f"has no effect with task={task}, only with {' or '.join(owners)}; remove it"
+    known = dotted_keys(task)
     last = key.rpartition(".")[2]
     same_name = [candidate for candidate in known if candidate.rpartition(".")[2] == last]
     if same_name and "." not in key:
@@ -97,7 +101,8 @@ def _unknown(key: str, raw: Mapping[str, Any]) -> str:
     owners = [kind for kind, model in kinds.items() if last in model.model_fields and kind]
     if owners:
         return f"has no effect with {group}={raw[group].get('name')}, only with {' or '.join(owners)}; remove it"
-    return unknown_key(key)
+    task = raw.get("task")
+    return unknown_key(key, task["name"] if isinstance(task, Mapping) and task.get("name") in TASKS else "train")
 
 
 def _said(message: str) -> str:

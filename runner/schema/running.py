@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
+from runner.schema.drawing import DrawingSettings
 from runner.schema.knob import Settings, knob
 
 
-class TaskSettings(Settings):
-    """Group `task`: what the job does."""
-
-    name: Literal["train"] = knob("train", doc="`train` fine-tunes an adapter.")
-
-
-class ValidationSettings(Settings):
+class ValidationSettings(DrawingSettings):
     """Group `validation`: held-out loss and sample images, before, during and after training."""
 
     every: int = knob(
@@ -39,32 +34,6 @@ class ValidationSettings(Settings):
     prompts: tuple[str, ...] | None = knob(
         None, max_length=64, doc="What to draw; null means the captions of four images, [] draws nothing."
     )
-    negative_prompt: str | None = knob(
-        None, doc="What not to draw; null leaves it out (SDXL then uses zeros, not the empty caption)."
-    )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = knob(
-        (0,), min_length=1, max_length=64, doc="One image per prompt and seed."
-    )
-    guidance_scale: float = knob(
-        5.0,
-        ge=0,
-        doc="Guidance of the sample images: classifier-free, and up to 1 is off; FLUX.1 is told it (3.5 is usual).",
-    )
-    guidance_rescale: float = knob(
-        0.0,
-        ge=0,
-        le=1,
-        doc="Takes back the contrast that guidance adds (arXiv 2305.08891; 0.7 is usual with "
-        "`model.zero_terminal_snr`); 0 is off.",
-    )
-    inference_steps: int = knob(25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler.")
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("should name each seed once")
-        return value
 
     @field_validator("prompts")
     @classmethod

@@ -16,9 +16,9 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from runner.adapter_file import AdapterFile
 from runner.data import Item, read_dataset, split
 from runner.data.captions import as_measured
-from runner.earlier import Earlier
 from runner.errors import CheckpointError, SettingsError
 from runner.schema import Experiment
 from runner.train.adapters.adapter import MAGNITUDE, Adapter
@@ -33,7 +33,7 @@ EARLIER_LOSS = "validation/earlier_loss"
 TEXT_MODEL = "text_model."
 
 
-def start_from(earlier: Earlier, adapter: Adapter) -> None:
+def start_from(earlier: AdapterFile, adapter: Adapter) -> None:
     """Give an adapter the weights of an earlier one.
 
     Raises:
@@ -77,7 +77,7 @@ class Kept:
         return found
 
 
-def earlier_items(earlier: Earlier, experiment: Experiment) -> tuple[Item, ...]:
+def earlier_items(earlier: AdapterFile, experiment: Experiment) -> tuple[Item, ...]:
     """The images that the earlier training's loss was measured on; none where they are not here as they were."""
     if earlier.job is None:
         return ()

@@ -97,7 +97,7 @@ def merge_kohya(pipeline: Any, file: Path) -> int:
 
 
 def test_both_files_mean_the_same_to_independent_readers(job: Job) -> None:
-    model = job.experiment.model.path
+    model = job.settings.model.path
     bare = output(DiffusionPipeline.from_pretrained(model))
     by_diffusers = DiffusionPipeline.from_pretrained(model)
     by_diffusers.load_lora_weights(job.paths.lora, weight_name=DIFFUSERS)

@@ -93,7 +93,7 @@ class OptMl:
 
     def trained(self, job: Job) -> Job:
         """The job as the container has it."""
-        return Job(job.id, job.experiment, job.identity, self.jobs / job.id, job.overrides)
+        return Job(job.id, job.settings, job.identity, self.jobs / job.id, job.overrides)
 
 
 class Entry:

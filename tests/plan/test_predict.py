@@ -115,7 +115,7 @@ def job(seed: int, **settings: Any) -> Job:
 
 def packed(count: int, machine: Machine = GPU, **settings: Any) -> Pack:
     jobs = [job(seed, **settings) for seed in range(count)]
-    return make_plan(jobs, {}, jobs[0].experiment.launcher, machine=machine, costs=Predictor()).packs[0]
+    return make_plan(jobs, {}, jobs[0].settings.launcher, machine=machine, costs=Predictor()).packs[0]
 
 
 def test_unmeasured_packs_are_estimated_and_called_so() -> None:

@@ -104,7 +104,7 @@ def packed(path: str, family: str, resolution: int) -> Pack:
         make_job(Experiment.model_validate(settings | {"seed": seed}), model="m", dataset="d", outputs=Path("outputs"))
         for seed in range(2)
     ]
-    plan = make_plan(jobs, {}, jobs[0].experiment.launcher, machine=GPU, costs=Predictor())
+    plan = make_plan(jobs, {}, jobs[0].settings.launcher, machine=GPU, costs=Predictor())
     (pack,) = plan.packs
     return pack
 

@@ -50,7 +50,7 @@ def plan(count: int, **settings: Any) -> Plan:
             make_job(Experiment.model_validate(raw), model="m", dataset="d", outputs=Path("/shared/my outputs"))
         )
     place = machine(launcher(**settings))
-    return make_plan(jobs, {}, jobs[0].experiment.launcher, machine=place, costs=Predictor())
+    return make_plan(jobs, {}, jobs[0].settings.launcher, machine=place, costs=Predictor())
 
 
 def text(count: int, **settings: Any) -> str:

@@ -52,7 +52,7 @@ def test_validation_changes_nothing_in_the_training(bench: Bench, sdxl_folder: P
 
 
 def held_out_by_hand(job: Job, materials: Materials) -> float:
-    pipeline = DiffusionPipeline.from_pretrained(job.experiment.model.path)
+    pipeline = DiffusionPipeline.from_pretrained(job.settings.model.path)
     schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
     losses = []
     for sample in materials.held_out_samples.samples:
@@ -84,7 +84,7 @@ def test_the_loss_before_training_is_that_of_the_bare_model(
 
 def plain_pictures(job: Job, **arguments: Any) -> dict[str, np.ndarray[Any, Any]]:
     """The same pictures from the folder of the model, the folder of the adapter and the text of the prompts."""
-    pipeline = DiffusionPipeline.from_pretrained(job.experiment.model.path)
+    pipeline = DiffusionPipeline.from_pretrained(job.settings.model.path)
     pipeline.load_lora_weights(job.paths.lora, weight_name="pytorch_lora_weights.safetensors")
     pipeline.set_progress_bar_config(disable=True)
     pictures = {}

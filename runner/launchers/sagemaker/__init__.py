@@ -87,7 +87,7 @@ def ready_here(plan: Plan, settings: SageMakerLauncher) -> Cluster:
     """
     for job in plan.todo:
         for key in ("path", "vae"):
-            if is_s3(value := getattr(job.experiment.model, key) or ""):
+            if is_s3(value := getattr(job.settings.model, key) or ""):
                 raise SettingsError(
                     f"model.{key} = {value!r}: containers of this machine do not reach S3; name a folder, or leave "
                     "out launcher.local"

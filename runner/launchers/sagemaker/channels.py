@@ -61,7 +61,7 @@ def model_folders(job: Job) -> dict[str, Path]:
     """The folders here that `model.path` and `model.vae` name, by these keys; others are read where they are."""
     found = {}
     for key in ("path", "vae"):
-        value = getattr(job.experiment.model, key)
+        value = getattr(job.settings.model, key)
         folder = local_folder(value) if value and value != "embedded" and not is_s3(value) else None
         if folder is not None:
             found[key] = folder

@@ -73,7 +73,7 @@ class Draft:
         Args:
             variables: of the container, besides those that every one gets.
         """
-        experiment = jobs[0].experiment.name
+        experiment = jobs[0].settings.name
         place = self.places.training_job(experiment, name)
         passed = {key: "***" if key in PASSED_SECRETS else each for key, each in environment(self.settings).items()}
         return training_request(

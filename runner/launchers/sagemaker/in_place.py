@@ -28,7 +28,7 @@ class InPlace:
 
 def data_in_place(job: Job) -> InPlace | None:
     """The data set of a checked job, if it lies in S3; a large one is streamed."""
-    launcher = job.experiment.launcher
+    launcher = job.settings.launcher
     assert isinstance(launcher, SageMakerLauncher), job.id
     path = job.experiment.dataset.path
     # Several sources go there as one data set.
@@ -42,7 +42,7 @@ def data_in_place(job: Job) -> InPlace | None:
 
 def models_in_place(job: Job) -> Mapping[str, InPlace]:
     """The base model and VAE of a checked job as far as they lie in S3, by their keys in the group `model`."""
-    named = {key: getattr(job.experiment.model, key) for key in ("path", "vae")}
+    named = {key: getattr(job.settings.model, key) for key in ("path", "vae")}
     return {key: _in_place("model", model_source(uri)) for key, uri in named.items() if uri and is_s3(uri)}
 
 

@@ -53,7 +53,7 @@ def collect_trials(jobs: Sequence[Job], reached: SageMakerCluster) -> None:
     with understood("what launcher=sagemaker needs (docs/sagemaker.md)"):
         for job in jobs:
             submission = read_manifest(job.folder)["submission"]
-            trials = Trials(reached, submission["tuning"], job.experiment.name)
+            trials = Trials(reached, submission["tuning"], job.settings.name)
             for training_job in submission["ids"]:
                 trials.bring(job, training_job)
 

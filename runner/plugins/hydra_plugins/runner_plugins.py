@@ -23,7 +23,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from runner import HOME
-from runner.schema.defaults import base_node, search_nodes, variant_nodes
+from runner.schema.defaults import base_node, search_nodes, task_nodes, variant_nodes
 
 SWEEPERS = {"optuna": "OptunaSweeper", "sagemaker_tuning": "SageMakerTuningSweeper"}
 """The class below that each search is."""
@@ -34,6 +34,8 @@ def _store_schema() -> None:
     store.store(name="schema", node=base_node(), provider="runner")
     for (group, kind), node in variant_nodes().items():
         store.store(group=f"schema/{group}", name=kind, node=node, provider="runner")
+    for task, node in task_nodes().items():
+        store.store(group="schema/task", name=task, node=node, provider="runner")
     store.store(
         group="hydra/launcher",
         name="runner",

@@ -8,11 +8,12 @@ from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any
 
+from runner.adapter_file import AdapterFile
 from runner.data import Dataset, Item, read_dataset, split
 from runner.data.captions import as_measured, captions_of
 from runner.data.classes import Prior, prior_of
 from runner.data.views import View, buckets_of, class_views_of, held_out_crop, repeated, views_of
-from runner.earlier import Earlier, find_earlier
+from runner.earlier import find_earlier
 from runner.encodings import prompts_of
 from runner.errors import SettingsError
 from runner.job import Job
@@ -50,7 +51,7 @@ class Materials:
     """How many images each aspect-ratio bucket has (`runner.data.buckets.bucket_table`); none without buckets."""
     class_images: int = 0
     """Images of the class that are trained beside the subject's."""
-    earlier: Earlier | None = None
+    earlier: AdapterFile | None = None
     """What the job starts from, ..."""
     kept: Kept | None = None
     """... and how much of it is still there, if it can be measured."""
@@ -117,7 +118,7 @@ def prepare(job: Job, base: Base) -> Materials:
     )
 
 
-def _planned_start(job: Job) -> Earlier | None:
+def _planned_start(job: Job) -> AdapterFile | None:
     earlier = find_earlier(job.experiment.lora)
     if earlier is not None and earlier.digest != job.identity.get("init"):
         raise SettingsError(

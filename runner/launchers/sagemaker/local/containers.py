@@ -135,7 +135,7 @@ class LocalContainers:
         folder = jobs[0].folder.parent
         if known := recorded(folder, name):
             return known
-        hosts, place = self._hosts(name), self.places.training_job(jobs[0].experiment.name, name)
+        hosts, place = self._hosts(name), self.places.training_job(jobs[0].settings.name, name)
         states = self._states(name, hosts)
         self._keep_logs(name, hosts, log_file(folder, name))
         is_over = not states or all(state == "exited" for state, _ in states.values())

@@ -1,0 +1,134 @@
+"""A trained adapter that a setting names: its file, the job that trained it, its hash; found without torch.
+
+It is named by the folder of its job, by a file, or by its place on the Hub.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from runner.errors import RunnerError, SettingsError
+from runner.families.files import file_hash
+from runner.job import Job, State, read_job, state_of
+from runner.paths import JobPaths
+from runner.schema.method import NewTokens
+
+LENGTH_BYTES = 8
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+FIX = "name a job's folder, or a .safetensors file that diffusers or this runner wrote"
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterFile:
+    """An adapter that was trained before."""
+
+    file: Path
+    """Its weights; of textual inversion, those of its first word."""
+    job: Job | None
+    """The job that trained it, if its folder is here; a merge trains nothing."""
+    words: tuple[Path, ...] = ()
+    """Files of the words that were taught with it."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file, or of all files together."""
+        files = dict.fromkeys((self.file, *self.words))
+        hashes = [file_hash(file) for file in files]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+    @property
+    def place(self) -> Path:
+        """What to load it by: the folder of its job where it has words, which are found there, or else the file."""
+        return self.job.folder if self.job is not None and self.words else self.file
+
+
+def find_adapter(given: str, *, key: str, words: bool = False) -> AdapterFile:
+    """The adapter that a setting names; from the Hub it is fetched.
+
+    Args:
+        given: folder of a job, folder with the file, file, or Hub id.
+        key: the setting, for what is said where there is none.
+        words: whether the words that a job was taught count, which may be all that it was.
+
+    Raises:
+        SettingsError: there is none, its job is not completed, or it is no safetensors file.
+    """
+    named = f"{key} = {given!r}"
+    path = Path(given).expanduser().absolute()
+    if not path.exists() and HUB_ID.fullmatch(given):
+        return AdapterFile(_from_hub(given, named), None)
+    job = _job_in(path, named)
+    taught = _words_of(job) if job is not None and words and not path.is_file() else ()
+    if taught and job is not None and not job.paths.weights.is_file():
+        return AdapterFile(taught[0], job, taught)
+    file = path if path.is_file() else (path if job is None else job.paths.lora) / JobPaths(path).weights.name
+    if not file.is_file():
+        raise SettingsError(
+            f"{named}: holds no {file.name}; {FIX}" if path.is_dir() else f"{named}: is not there; {FIX}"
+        )
+    header_of(file, named)
+    return AdapterFile(file, job if job is not None and job.trains else None, taught)
+
+
+def _words_of(job: Job) -> tuple[Path, ...]:
+    method = job.experiment.method if job.trains else None
+    return tuple(map(job.paths.word, method.tokens)) if isinstance(method, NewTokens) else ()
+
+
+def _job_in(path: Path, named: str) -> Job | None:
+    """The job whose folder, or whose folder of weights, this is."""
+    folder = next((each for each in (path, path.parent, path.parent.parent) if JobPaths(each).config.is_file()), None)
+    if folder is None:
+        return None
+    try:
+        job, state = read_job(folder), state_of(folder)
+    except RunnerError as error:
+        raise SettingsError(f"{named}: {error}") from error
+    if state is not State.COMPLETED:
+        raise SettingsError(f"{named}: that job is {state.value}, not completed; finish it first")
+    return job
+
+
+def _from_hub(repository: str, named: str) -> Path:
+    """The one adapter of a repository on the Hub."""
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    usual = JobPaths(Path()).weights.name
+    try:
+        files = [name for name in HfApi().list_repo_files(repository) if name.endswith(".safetensors")]
+        if not files or (len(files) > 1 and usual not in files):
+            found = f"holds {', '.join(sorted(files)[:5])}" if files else "holds no .safetensors file"
+            raise SettingsError(f"{named}: that repository {found}; download the one that you mean, and name the file")
+        return Path(hf_hub_download(repository, usual if usual in files else files[0]))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        known = try_to_load_from_cache(repository, usual)
+        if isinstance(known, str):
+            return Path(known)
+        reason = str(error).strip().splitlines()[0]
+        raise SettingsError(f"{named}: is not on this machine, and the Hub says: {reason}; {FIX}") from error
+
+
+def header_of(file: Path, named: str) -> dict[str, Any]:
+    """What a safetensors file says of its tensors, without reading them.
+
+    Args:
+        named: the setting and its value, for what is said where it cannot be read.
+
+    Raises:
+        SettingsError: it is no safetensors file.
+    """
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
+            if length > file.stat().st_size:
+                raise ValueError("not a safetensors file")
+            header: dict[str, Any] = json.loads(stream.read(length))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{named}: cannot be read ({error}); {FIX}") from error
+    return header

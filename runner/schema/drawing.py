@@ -1,0 +1,40 @@
+"""How images are drawn: the same knobs for the samples of a training and for the tasks that draw."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from runner.schema.knob import Settings, knob
+
+
+class DrawingSettings(Settings):
+    """What the sampler is told beside prompts."""
+
+    negative_prompt: str | None = knob(
+        None, doc="What not to draw; null leaves it out (SDXL then uses zeros, not the empty caption)."
+    )
+    guidance_scale: float = knob(
+        5.0,
+        ge=0,
+        doc="Guidance of the sample images: classifier-free, and up to 1 is off; FLUX.1 is told it (3.5 is usual).",
+    )
+    guidance_rescale: float = knob(
+        0.0,
+        ge=0,
+        le=1,
+        doc="Takes back the contrast that guidance adds (arXiv 2305.08891; 0.7 is usual with "
+        "`model.zero_terminal_snr`); 0 is off.",
+    )
+    inference_steps: int = knob(25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler.")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = knob(
+        (0,), min_length=1, max_length=64, doc="One image per prompt and seed."
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("should name each seed once")
+        return value

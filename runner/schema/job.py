@@ -1,0 +1,45 @@
+"""What every job is told, whatever its task: where its result goes, over which model, and where it runs."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from runner.schema.inputs import ModelSettings, Precision
+from runner.schema.knob import Settings, knob, section
+from runner.schema.launchers import LauncherSettings
+from runner.schema.launching import LocalLauncher
+from runner.schema.running import LoggerSettings
+
+Task = Literal["train", "generate", "evaluate", "merge", "export", "deploy", "undeploy"]
+
+
+class TaskSettings(Settings):
+    """Group `task`: what the job does."""
+
+    name: Task = knob(
+        "train",
+        doc="`train` fine-tunes an adapter; the others are about adapters that are trained, and have settings of their "
+        "own.",
+    )
+
+
+class JobSettings(Settings):
+    """What every job is told; each task's settings are one of these."""
+
+    result_files: ClassVar[tuple[str, ...]] = ()
+    """Patterns of files in a completed job's folder: where none is there, its result is lost."""
+    name: str = knob(
+        "dev",
+        identity=False,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        doc="Name of the experiment: the folder under `outputs` and the W&B group.",
+    )
+    precision: Precision = knob(
+        "fp32",
+        doc="Precision of the frozen base and of the computation; adapter weights are always kept in fp32.",
+    )
+    task: TaskSettings = section(TaskSettings)
+    model: ModelSettings = section(ModelSettings)
+    launcher: LauncherSettings = section(LocalLauncher)
+    logger: LoggerSettings = section(LoggerSettings)

@@ -1,0 +1,10 @@
+"""The settings of each task, by its name."""
+
+from __future__ import annotations
+
+from runner.schema.experiment import Experiment
+from runner.schema.job import JobSettings
+from runner.schema.tasks.generate import Generate
+
+TASKS: dict[str, type[JobSettings]] = {"train": Experiment, "generate": Generate}
+"""`task.name` -> what a job of it is told."""

@@ -1,0 +1,55 @@
+"""Which trained adapters a task is about, and how strong each is."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from runner.schema.job import JobSettings
+from runner.schema.knob import knob
+
+Weight = Annotated[float, Field(ge=-10, le=10)]
+
+
+class WithAdapters(JobSettings):
+    """A task over trained adapters. In a job's identity their content stands for their names."""
+
+    adapter: tuple[str, ...] = knob(
+        (),
+        max_length=32,
+        identity=False,
+        doc="Trained adapters: folders of jobs, `.safetensors` files, or Hub ids; one, or a list that is mixed.",
+    )
+    adapter_weight: tuple[Weight, ...] = knob(
+        (1.0,),
+        min_length=1,
+        doc="How strong each adapter is: one number for all, or a list with one for each; 1 is as it was trained.",
+    )
+
+    @property
+    def weighted(self) -> tuple[tuple[str, float], ...]:
+        """(adapter, its weight)."""
+        same = len(self.adapter_weight) == 1
+        weights = self.adapter_weight * len(self.adapter) if same else self.adapter_weight
+        return tuple(zip(self.adapter, weights, strict=True))
+
+    @field_validator("adapter", "adapter_weight", mode="before")
+    @classmethod
+    def _one_alone(cls, value: object) -> object:
+        return (value,) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> WithAdapters:
+        if len(set(self.adapter)) < len(self.adapter):
+            raise ValueError(f"adapter = {list(self.adapter)}: names one twice; name it once, with the sum as weight")
+        if len(self.adapter_weight) not in (1, len(self.adapter)):
+            raise ValueError(
+                f"adapter_weight = {list(self.adapter_weight)}: {len(self.adapter_weight)} weights for "
+                f"{len(self.adapter)} adapters; give one for all, or one for each"
+            )
+        if not self.adapter and self.adapter_weight != (1.0,):
+            raise ValueError(
+                f"adapter_weight = {list(self.adapter_weight)}: has no effect without adapter=...; remove it"
+            )
+        return self

@@ -1,0 +1,67 @@
+"""From what Hydra composed to the settings of a task: only what the task knows, and nothing that has no effect.
+
+Hydra composes all groups whatever the task is. A task after training knows few of them, and takes the base model from
+the adapter's own training unless somebody chooses another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from runner.paths import JobPaths
+from runner.schema.experiment import Experiment
+from runner.schema.job import JobSettings
+from runner.schema.messages import unknown_key
+
+OF_THE_BASE = ("model", "precision", "resolution")
+"""What an adapter's own training says of the base model that it is for."""
+
+
+def task_faults(raw: Mapping[str, Any], overrides: Sequence[str], kind: type[JobSettings]) -> list[str]:
+    """What was said on the command line and has no effect with this task, or that no task knows."""
+    task = raw["task"]["name"]
+    faults = []
+    for text in overrides:
+        key, _, value = text.lstrip("+~").partition("=")
+        top = key.partition(".")[0].partition("@")[0]
+        if top in Experiment.model_fields and top not in kind.model_fields:
+            faults.append(f"{key} = {value}: has no effect with task={task}; remove it")
+    for key in raw:
+        if key not in kind.model_fields and key not in Experiment.model_fields:
+            faults.append(f"{key} = {raw[key]!r}: {unknown_key(key, task)}")
+    launcher = raw.get("launcher")
+    if isinstance(launcher, Mapping) and (launcher.get("processes") or 1) > 1:
+        faults.append(
+            f"launcher.processes = {launcher['processes']}: has no effect with task={task}, which takes one process; "
+            "remove it"
+        )
+    return faults
+
+
+def settings_of(raw: Mapping[str, Any], overrides: Sequence[str], kind: type[JobSettings]) -> dict[str, Any]:
+    """What the task is told, before it is validated."""
+    said = {text.lstrip("+~").partition("=")[0].partition(".")[0] for text in overrides}
+    known = {key: value for key, value in raw.items() if key in kind.model_fields}
+    if not said & {"model", "recipe"}:
+        trained = _training_of(raw.get("adapter"))
+        known |= {key: trained[key] for key in OF_THE_BASE if key in trained and key in known and key not in said}
+    return known
+
+
+def _training_of(adapter: object) -> Mapping[str, Any]:
+    """The configuration that the first adapter was trained with, if its job's folder is here."""
+    first = adapter[0] if isinstance(adapter, (list, tuple)) and adapter else adapter
+    if not isinstance(first, str):
+        return {}
+    path = Path(first).expanduser().absolute()
+    for folder in (path, path.parent, path.parent.parent):
+        try:
+            found = yaml.safe_load(JobPaths(folder).config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        return found if isinstance(found, Mapping) else {}
+    return {}

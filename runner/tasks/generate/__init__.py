@@ -1,0 +1,1 @@
+"""`task=generate`: images of given prompts, and a sheet of all of them."""

@@ -1,0 +1,68 @@
+"""Draws what is asked for and not there yet, a few images at a time, and puts all of them on one sheet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from runner.errors import Interrupted
+from runner.paths import JobPaths, atomic_file
+from runner.schema.tasks.generate import Generate
+from runner.studio import contact_sheet
+from runner.tasks.adapters import find_adapters
+from runner.tasks.studios import studio_of
+from runner.train.drawing import Picture, Sampling, Wish, write_pictures
+from runner.train.place import Place
+
+log = logging.getLogger(__name__)
+
+IMAGES_PER_LOOK = 8
+"""Written at once, so that little is lost when the process is killed."""
+
+
+def work(settings: Generate, paths: JobPaths, place: Place, *, stop: Callable[[], bool]) -> dict[str, Any]:
+    """As `runner.tasks` says; images that are there are not drawn again.
+
+    Raises:
+        Interrupted: a signal asked to stop; what was drawn stays.
+    """
+    wishes = wishes_of(settings)
+    left = [wish for wish in wishes if not (paths.images / wish.name).is_file()]
+    adapters = [
+        (adapter.place, weight)
+        for adapter, (_, weight) in zip(find_adapters(settings), settings.weighted, strict=True)
+    ]
+    sampling = sampling_of(settings)
+    for start in range(0, len(left), IMAGES_PER_LOOK):
+        if stop():
+            raise Interrupted(f"stopped after {len(wishes) - len(left) + start} of {len(wishes)} images")
+        studio = studio_of(settings.model, settings.precision, place)
+        write_pictures(studio.draw(left[start : start + IMAGES_PER_LOOK], sampling, adapters), paths.images)
+        log.info("%d of %d images", len(wishes) - len(left) + min(start + IMAGES_PER_LOOK, len(left)), len(wishes))
+    pictures = [Picture(wish.name, wish.prompt, (paths.images / wish.name).read_bytes()) for wish in wishes]
+    with atomic_file(paths.sheet) as temporary:
+        temporary.write_bytes(contact_sheet(pictures, columns=len(settings.seeds)))
+    log.info("%s", paths.sheet)
+    return {"images": len(wishes), "drawn": len(left)}
+
+
+def wishes_of(settings: Generate) -> list[Wish]:
+    """Every prompt with every seed, named as the samples of a training are."""
+    return [
+        Wish(f"p{index:02d}-s{seed}.png", prompt, seed)
+        for index, prompt in enumerate(settings.prompts)
+        for seed in settings.seeds
+    ]
+
+
+def sampling_of(settings: Generate) -> Sampling:
+    """How the images are drawn."""
+    return Sampling(
+        settings.resolution,
+        settings.scheduler.name,
+        settings.inference_steps,
+        settings.guidance_scale,
+        settings.guidance_rescale,
+        settings.negative_prompt,
+    )

@@ -1,0 +1,80 @@
+"""Works through the jobs of a queue one by one; one that fails does not keep the others from being done."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from runner.errors import Interrupted, RunnerError
+from runner.job import Job, State, now, read_manifest, update_manifest
+from runner.queue import Claims
+from runner.tasks import work_of
+from runner.train.cost import peak_memory_gb
+from runner.train.place import Place
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.2
+
+
+def run_tasks(claims: Claims, place: Place, *, about: Mapping[str, Any], stop_requested: Callable[[], bool]) -> bool:
+    """Do every job that can be claimed; whether all completed.
+
+    Args:
+        about: what is recorded with each job: versions, device.
+
+    Raises:
+        Interrupted: a signal asked to stop; what was made so far stays, and is not made again.
+    """
+    good = True
+    while True:
+        jobs = claims.take(1)
+        if stop_requested():
+            for job in jobs:
+                update_manifest(job.folder, state=State.INTERRUPTED)
+            raise Interrupted("stopped")
+        if not jobs and not claims.more_may_come:
+            return good
+        if not jobs:
+            time.sleep(POLL_S)
+        for job in jobs:
+            good &= _run(job, place, about, stop_requested)
+            claims.release(job)
+
+
+def _run(job: Job, place: Place, about: Mapping[str, Any], stop_requested: Callable[[], bool]) -> bool:
+    known, began = read_manifest(job.folder), time.perf_counter()
+    update_manifest(
+        job.folder,
+        state=State.RUNNING,
+        started=known.get("started") or now(),
+        attempts=known.get("attempts", 0) + 1,
+        error=None,
+        **about,
+    )
+    log.info("%s: task=%s begins", job.id, job.task)
+    try:
+        found = work_of(job.task)(job.settings, job.paths, place, stop=stop_requested)
+    except Interrupted:
+        update_manifest(job.folder, state=State.INTERRUPTED, finished=now())
+        raise
+    except Exception as error:
+        # The folder must say it, whatever it was, and the jobs after it are none the worse.
+        if not isinstance(error, RunnerError):
+            log.exception("%s failed", job.id)
+        reason = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
+        log.error("%s: %s", job.id, reason)
+        update_manifest(job.folder, state=State.FAILED, error=reason, finished=now())
+        return False
+    spent_s = round(known.get("timings_s", {}).get("total", 0.0) + time.perf_counter() - began, 3)
+    update_manifest(
+        job.folder,
+        state=State.COMPLETED,
+        finished=now(),
+        timings_s={"total": spent_s},
+        cost={"peak_memory_gb": round(peak_memory_gb(), 2)},
+        **found,
+    )
+    return True
