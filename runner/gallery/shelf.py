@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,7 +19,7 @@ from runner.schema import ModelSettings
 
 DEPTH = 4
 """Experiments that lie deeper in the folder are not looked for."""
-PICTURES = 6
+PICTURES, ROW = 6, 3
 
 
 class NotThere(Exception):
@@ -102,15 +102,12 @@ class Shelf:
         for job in jobs:
             counted[job.state] = counted.get(job.state, 0) + 1
         best = sorted(jobs, key=lambda job: (job.state != "completed", job.objective is None, job.objective or 0.0))
-        pictures: list[str] = []
-        for each in best[:PICTURES]:
-            shown = _last_pictures(each.folder)
-            pictures += [self.path_of(path) for path in (shown if len(jobs) == 1 else shown[:2])]
+        pictures = next(filter(None, (_last_pictures(each.folder) for each in best)), [])
         return Cover(
             experiment=experiment,
             about=subject(jobs[0]),
             states=list(counted.items()),
-            pictures=pictures[:PICTURES],
+            pictures=[self.path_of(path) for path in pictures[: len(pictures) // ROW * ROW or None]],
         )
 
     def ranking(self, paths: Sequence[str]) -> Ranking:
@@ -133,12 +130,17 @@ class Shelf:
         raise NotThere(path)
 
     def job(self, path: str) -> JobRecord:
-        """A job.
+        """A job, with a title that tells it from those beside it.
 
         Raises:
             NotThere: there is none.
         """
-        return read_job(self.job_folder(path))
+        folder = self.job_folder(path)
+        beside = [folder]
+        if folder != self.root:
+            beside = sorted(each for each in folder.parent.iterdir() if each.is_dir() and is_job_folder(each))
+        titles = {each.folder: each.label for each in labelled([read_briefly(each) for each in beside])}
+        return replace(read_job(folder), label=titles[folder])
 
     def job_folder(self, path: str) -> Path:
         """The folder of a job."""
@@ -168,9 +170,9 @@ class Shelf:
     def bases(self) -> list[BaseModel]:
         """The base models of the completed trainings here, each with its adapters."""
         found: dict[str, BaseModel] = {}
-        for experiment in self.experiments():
+        for experiment in sorted(self.experiments(), key=lambda one: one.name):
             jobs = labelled([read_briefly(folder) for folder in experiment.folders])
-            for job in jobs:
+            for job in sorted(jobs, key=lambda one: one.name):
                 if (base := _base_of(job)) is not None and (usable := self._usable(job, experiment)) is not None:
                     found.setdefault(base.key, base).adapters.append(usable)
         return list(found.values())
@@ -216,8 +218,12 @@ def _prompts_of(job: JobRecord) -> list[str]:
 
 
 def _last_pictures(folder: Path) -> list[Path]:
-    steps = sorted(each for each in (folder / "samples").glob("step-*") if each.is_dir())
-    return sorted(steps[-1].glob("p*-s*.png"))[:PICTURES] if steps else []
+    """Of the end of a training, or drawn by a task; one of each prompt first."""
+    paths = JobPaths(folder)
+    steps = sorted(each for each in paths.samples.glob("step-*") if each.is_dir())
+    found = sorted((steps[-1] if steps else paths.images).glob("p*-s*.png"))
+    first = {each.name.partition("-")[0]: each for each in reversed(found)}
+    return sorted(found, key=lambda each: (first[each.name.partition("-")[0]] != each, each.name))[:PICTURES]
 
 
 def _with_jobs(folder: Path, depth: int) -> Iterable[tuple[Path, list[Path]]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runner.gallery.shelf import Shelf
+from runner.paths import JobPaths
 from runner.report.pictures import prompt_of
 from runner.report.ranking import Ranked
 from runner.report.record import JobRecord
@@ -70,14 +72,15 @@ def side_by_side(entries: Sequence[Ranked], shelf: Shelf) -> Table | None:
         )
         for (prompt, seed), start in keys.items()
     ]
+    lines.sort(key=lambda line: line.pictures.count(""))  # what most of them have drawn comes first
     return Table(heads=heads, lines=lines[:MOST_ROWS], left_out=max(0, len(lines) - MOST_ROWS))
 
 
 def over_steps(job: JobRecord, shelf: Shelf) -> Table | None:
-    """One job's samples, a column for each step; None without any."""
+    """One job's samples, a column for each step, or what a task has drawn; None without any."""
     steps = job.steps_sampled
     if not steps:
-        return None
+        return _of_task(job, shelf)
     lines = [
         Line(
             prompt=prompt_of(job, row),
@@ -90,6 +93,23 @@ def over_steps(job: JobRecord, shelf: Shelf) -> Table | None:
         Head(title="before" if step == 0 else f"step {step:,}", about="step 0" if step == 0 else "") for step in steps
     ]
     return Table(heads=heads, lines=lines[:MOST_ROWS], left_out=max(0, len(lines) - MOST_ROWS))
+
+
+def _of_task(job: JobRecord, shelf: Shelf) -> Table | None:
+    prompts = job.setting("prompts")
+    lines = []
+    for path in sorted(JobPaths(job.folder).images.glob("p*-s*.png")):
+        if found := re.fullmatch(r"p(\d+)-s(\d+)", path.stem):
+            place, seed = int(found[1]), int(found[2])
+            known = isinstance(prompts, list) and place < len(prompts)
+            lines.append(
+                Line(prompt=str(prompts[place]) if known else path.stem, seed=seed, pictures=[shelf.path_of(path)])
+            )
+    if not lines:
+        return None
+    return Table(
+        heads=[Head(title="image", about="")], lines=lines[:MOST_ROWS], left_out=max(0, len(lines) - MOST_ROWS)
+    )
 
 
 def _about(job: JobRecord, entries: Sequence[Ranked]) -> str:

@@ -27,7 +27,15 @@ function takeUp(again) {
 }
 
 document.addEventListener("load", (event) => event.target instanceof HTMLImageElement && sharpen(event.target), true);
-document.addEventListener("input", (event) => event.target.matches("input[type=range]") && show(event.target));
+document.addEventListener("input", (event) => {
+  if (event.target.matches("input[type=range]")) show(event.target);
+  if (event.target.id === "find") {
+    const wanted = event.target.value.toLowerCase();
+    for (const row of document.querySelectorAll(".slider")) {
+      row.hidden = !row.classList.contains("used") && !row.querySelector("label").textContent.toLowerCase().includes(wanted);
+    }
+  }
+});
 document.addEventListener("click", (event) => {
   const again = event.target.closest("[data-again]");
   if (again) takeUp(JSON.parse(again.dataset.again));
@@ -35,6 +43,10 @@ document.addEventListener("click", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) document.getElementById("ask")?.requestSubmit();
+});
+document.addEventListener("htmx:afterSwap", () => {
+  const strip = document.getElementById("strip");
+  if (strip && strip.getBoundingClientRect().top > innerHeight * 0.7) strip.scrollIntoView({ behavior: "smooth" });
 });
 document.addEventListener("htmx:beforeRequest", () => document.querySelector(".fault")?.remove());
 for (const broken of ["htmx:sendError", "htmx:responseError"]) {
