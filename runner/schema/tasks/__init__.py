@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from runner.schema.experiment import Experiment
 from runner.schema.job import JobSettings
+from runner.schema.tasks.evaluate import Evaluate
 from runner.schema.tasks.generate import Generate
 
-TASKS: dict[str, type[JobSettings]] = {"train": Experiment, "generate": Generate}
+TASKS: dict[str, type[JobSettings]] = {"train": Experiment, "generate": Generate, "evaluate": Evaluate}
 """`task.name` -> what a job of it is told."""
