@@ -1,0 +1,260 @@
+"""Reads an adapter's file, in whichever layout, into the factors of each layer's update.
+
+A layer is known by how files spell its name: as in peft with the component before it, as diffusers wrote it before
+peft, or as kohya's scripts do, which for SDXL take the names of the original code. FLUX.1 files whose projections are
+fused go through diffusers' own conversion first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from runner.errors import SettingsError
+from runner.families.exports import Kohya
+from runner.families.family import Family, is_text_encoder
+from runner.families.original import original_names
+from runner.mix.layers import AdapterLayers, LowRank
+from runner.schema.training import matches_layer
+
+METADATA = "lora_adapter_metadata"
+"""Where diffusers keeps the configurations of peft, as JSON."""
+TEXT_MODEL = "text_model."
+DOWN, UP, ALPHA, MAGNITUDE = "down", "up", "alpha", "magnitude"
+ENDINGS = {
+    ".lora_A.weight": DOWN,
+    ".lora_B.weight": UP,
+    ".lora_A.default.weight": DOWN,
+    ".lora_B.default.weight": UP,
+    ".lora_magnitude_vector": MAGNITUDE,
+    ".lora_magnitude_vector.weight": MAGNITUDE,
+    ".lora_magnitude_vector.default.weight": MAGNITUDE,
+    ".lora_down.weight": DOWN,
+    ".lora_up.weight": UP,
+    ".lora_linear_layer.down.weight": DOWN,
+    ".lora_linear_layer.up.weight": UP,
+    ".lora.down.weight": DOWN,
+    ".lora.up.weight": UP,
+    "_lora.down.weight": DOWN,
+    "_lora.up.weight": UP,
+    ".alpha": ALPHA,
+}
+"""How names of tensors end, in any of the layouts -> what the tensor is."""
+OTHER_KINDS = {
+    "hada_w": "a LoHa",
+    "lokr_w": "a LoKr",
+    "lora_mid": "a LoCon with a core (Tucker decomposition)",
+    "oft_": "an OFT",
+    "dora_scale": "a DoRA in kohya's layout, whose norms readers disagree about",
+    ".diff": "a file of whole differences",
+}
+SHOWN = 3
+
+
+@dataclasses.dataclass
+class _Parts:
+    """What a file has of one layer."""
+
+    tensors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    key: str = ""
+    """One of its tensors, for messages."""
+
+
+def read_adapter(file: Path, family: Family, components: Mapping[str, nn.Module]) -> AdapterLayers:
+    """The factors and scale of each layer, fp32 on the CPU, in the order of the modules.
+
+    Args:
+        components: the parts that may carry adapters, by their names in the pipeline; every layer must be in one.
+
+    Raises:
+        SettingsError: the file is none of an adapter, or it is on layers that this model does not have.
+    """
+    tensors, metadata = _load(file)
+    tensors, alphas = _converted(file, tensors, family)
+    found = _by_layer(file, tensors, _spellings(family, components))
+    for layer, alpha in alphas.items():
+        if layer in found:
+            found[layer].tensors[ALPHA] = alpha
+    configs = _configs(file, metadata)
+    return {
+        (component, name): _low_rank(
+            file, found[component, name], module, _scale_said(configs.get(component, {}), name, component)
+        )
+        for component, name, module in _adaptable(components)
+        if (component, name) in found
+    }
+
+
+def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(file, "pt") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (it is no mapping)
+            return tensors, dict(opened.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise SettingsError(f"{file}: is no .safetensors file that can be read ({error})") from error
+
+
+def _configs(file: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Component -> its configuration in peft's words."""
+    try:
+        said = json.loads(metadata.get(METADATA, "{}"))
+    except ValueError as error:
+        raise SettingsError(f"{file}: its {METADATA} is damaged ({error})") from error
+    configs: dict[str, dict[str, Any]] = {}
+    for key, value in said.items():
+        component, _, name = key.partition(".")
+        configs.setdefault(component, {})[name] = value
+    return configs
+
+
+def _adaptable(components: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, nn.Linear | nn.Conv2d]]:
+    for component, root in components.items():
+        for name, module in root.named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                yield component, name, module
+
+
+def _spellings(family: Family, components: Mapping[str, nn.Module]) -> dict[str, tuple[str, str]]:
+    """How files may name a layer -> the layer."""
+    spelled: dict[str, tuple[str, str]] = {}
+    denoiser = family.adapter_components[0]
+    for component, root in components.items():
+        layers = [name for each, name, _ in _adaptable({component: root}) if each == component]
+        original: Mapping[str, str] = {}
+        if component == "unet":
+            config: Any = root.config
+            original = original_names(layers, config["layers_per_block"])
+        for name in layers:
+            layer = (component, name)
+            for path in _paths(component, name):
+                spelled[f"{component}.{path}"] = layer
+                if component == denoiser:
+                    spelled[f"base_model.model.{path}"] = spelled[f"diffusion_model.{path}"] = layer
+                for prefix in _prefixes(family, component):
+                    spelled[f"{prefix}_{path.replace('.', '_')}"] = layer
+            if name in original:
+                spelled[f"lora_unet_{original[name].replace('.', '_')}"] = layer
+                spelled[f"diffusion_model.{original[name]}"] = layer
+    return spelled
+
+
+def _paths(component: str, name: str) -> list[str]:
+    """A layer's name, and the names that it had before transformers 5.6 and diffusers 0.22."""
+    if is_text_encoder(component):
+        bare = name.removeprefix(TEXT_MODEL)
+        return [bare, TEXT_MODEL + bare]
+    old = name
+    for attention in ("attn1", "attn2", "attn"):
+        old = old.replace(f".{attention}.to_", f".{attention}.processor.to_")
+    return [name] if old == name else [name, old, old.replace("to_out.0", "to_out")]
+
+
+def _prefixes(family: Family, component: str) -> list[str]:
+    if isinstance(family.export, Kohya):
+        usual = family.export.prefixes[component]
+        return [usual, "lora_te1"] if usual == "lora_te" else [usual]
+    return [f"lora_{component}"] if not is_text_encoder(component) else [f"lora_te{component[-1:].strip('r') or 1}"]
+
+
+def _converted(
+    file: Path, tensors: dict[str, Tensor], family: Family
+) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
+    """FLUX.1 in the original code's layout under diffusers' names, and the alphas that come with it."""
+    if not any("double_blocks" in key or "single_blocks" in key for key in tensors):
+        return tensors, {}
+    from diffusers import FluxPipeline
+
+    try:
+        converted, alphas = FluxPipeline.lora_state_dict(tensors, return_alphas=True)
+    except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        raise SettingsError(f"{file}: diffusers cannot convert its names ({error})") from error
+    by_layer = {}
+    for key, alpha in (alphas or {}).items():
+        component, _, name = key.removesuffix(".alpha").partition(".")
+        by_layer[component, name] = torch.tensor(float(alpha))
+    return converted, by_layer
+
+
+def _by_layer(
+    file: Path, tensors: Mapping[str, Tensor], spelled: Mapping[str, tuple[str, str]]
+) -> dict[tuple[str, str], _Parts]:
+    found: dict[tuple[str, str], _Parts] = {}
+    unknown = []
+    for key, tensor in tensors.items():
+        for mark, kind in OTHER_KINDS.items():
+            if mark in key:
+                raise SettingsError(f"{file}: is {kind} ({key}); only LoRA is read, and DoRA as diffusers writes it")
+        ending = next((each for each in ENDINGS if key.endswith(each)), None)
+        layer = spelled.get(key.removesuffix(ending)) if ending is not None else None
+        if ending is None or layer is None:
+            unknown.append(key)
+            continue
+        parts = found.setdefault(layer, _Parts(key=key))
+        if ENDINGS[ending] in parts.tensors:
+            raise SettingsError(f"{file}: has two adapters for {'.'.join(layer)} ({parts.key}, {key})")
+        parts.tensors[ENDINGS[ending]] = tensor
+    if unknown:
+        shown = ", ".join(sorted(unknown)[:SHOWN]) + (", ..." if len(unknown) > SHOWN else "")
+        components = ", ".join(dict.fromkeys(component for component, _ in spelled.values()))
+        raise SettingsError(
+            f"{file}: {len(unknown)} of {len(tensors)} tensors belong to no layer of this model's {components} "
+            f"({shown}); is it an adapter, and for this kind of model?"
+        )
+    if not found:
+        raise SettingsError(f"{file}: is empty")
+    return found
+
+
+def _scale_said(config: Mapping[str, Any], name: str, component: str) -> tuple[float | None, bool]:
+    """(alpha of a layer, whether it goes with the root of the rank), as the file's configuration has it."""
+
+    def matching(patterns: Mapping[str, float] | None) -> float | None:
+        paths = _paths(component, name)
+        return next(
+            (value for key, value in (patterns or {}).items() if any(matches_layer(key, path) for path in paths)), None
+        )
+
+    alpha = matching(config.get("alpha_pattern"))
+    return config.get("lora_alpha") if alpha is None else alpha, bool(config.get("use_rslora"))
+
+
+def _low_rank(file: Path, parts: _Parts, module: nn.Linear | nn.Conv2d, said: tuple[float | None, bool]) -> LowRank:
+    down, up = parts.tensors.get(DOWN), parts.tensors.get(UP)
+    if down is None or up is None:
+        raise SettingsError(f"{file}: has only a part of an adapter for a layer ({parts.key})")
+    rank = len(down)
+    wanted = _shapes(module, rank)
+    fitted = [_fitted(tensor, shape) for tensor, shape in zip((down, up), wanted, strict=True)]
+    if fitted[0] is None or fitted[1] is None:
+        raise SettingsError(
+            f"{file}: {parts.key} is of shape {list(down.shape)} and {list(up.shape)}, but the layer of this model "
+            f"needs {list(wanted[0])} and {list(wanted[1])}; is it for another kind of model?"
+        )
+    if not all(bool(torch.isfinite(each).all()) for each in fitted if each is not None):
+        raise SettingsError(f"{file}: {parts.key} holds numbers that are not finite")
+    alpha = float(parts.tensors[ALPHA]) if ALPHA in parts.tensors else said[0]
+    usual = 1.0 if alpha is None else float(alpha) / (math.sqrt(rank) if said[1] else rank)
+    magnitude = parts.tensors.get(MAGNITUDE)
+    return LowRank(fitted[0], fitted[1], usual, None if magnitude is None else magnitude.flatten().float())
+
+
+def _shapes(module: nn.Linear | nn.Conv2d, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the down- and of the up-projection."""
+    if isinstance(module, nn.Linear):
+        return (rank, module.in_features), (module.out_features, rank)
+    height, width = module.kernel_size
+    return (rank, module.in_channels // module.groups, height, width), (module.out_channels, rank, 1, 1)
+
+
+def _fitted(tensor: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    """In fp32 and in the layer's shape: what is linear in one program is a convolution of single pixels in another."""
+    ones_apart = [side for side in tensor.shape if side != 1] == [side for side in shape if side != 1]
+    return tensor.float().reshape(shape).contiguous() if ones_apart else None

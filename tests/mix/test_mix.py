@@ -1,0 +1,43 @@
+"""Several adapters become one whose update is the weighted sum of theirs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from runner.errors import SettingsError
+from runner.mix.mix import concatenate
+from tests.mix.adapters import random_layers
+from tests.mix.conftest import Parts
+
+
+def test_updates_add_up(sdxl_parts: Parts) -> None:
+    unet = {"unet": sdxl_parts["unet"]}
+    first = random_layers(unet, rank=3, seed=1, scale=0.5)
+    second = random_layers(sdxl_parts, rank=5, seed=2, scale=2.0, targets=("to_q", "conv1"))
+    mixed = concatenate([(first, 0.7), (second, -0.2)])
+    assert mixed.keys() == first.keys() | second.keys()
+    assert {each.rank for each in mixed.values()} == {3, 5, 8}
+    for key, each in mixed.items():
+        wanted = torch.zeros_like(each.delta())
+        for layers, weight in ((first, 0.7), (second, -0.2)):
+            if key in layers:
+                wanted += weight * layers[key].delta()
+        assert torch.allclose(each.delta(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_of_one_alone_only_the_scale_changes(sdxl_parts: Parts) -> None:
+    layers = random_layers(sdxl_parts, scale=0.5)
+    for key, each in concatenate([(layers, 0.3)]).items():
+        assert each.down is layers[key].down and each.up is layers[key].up
+        assert each.scale == pytest.approx(0.15)
+
+
+def test_dora_stands_alone(sdxl_parts: Parts) -> None:
+    unet = {"unet": sdxl_parts["unet"]}
+    dora, plain = random_layers(unet, dora=True), random_layers(unet)
+    assert all(each.magnitude is not None for each in concatenate([(dora, 1.0)]).values())
+    with pytest.raises(SettingsError, match="other adapters"):
+        concatenate([(plain, 1.0), (dora, 1.0)])
+    with pytest.raises(SettingsError, match=r"adapter_weight = 0\.5"):
+        concatenate([(dora, 0.5)])

@@ -1,0 +1,160 @@
+"""Adapters are read from whatever layout they were written in, with the scales that their writers meant."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+
+from runner.errors import SettingsError
+from runner.families import find_family
+from runner.families.original import original_names
+from runner.mix.read import read_adapter
+from tests.families.original_layout import _unet
+from tests.mix.adapters import (
+    SD_PREFIXES,
+    SDXL_PREFIXES,
+    random_layers,
+    same_updates,
+    write_kohya_plainly,
+    write_peft_plainly,
+)
+from tests.mix.conftest import Parts
+from tests.train.bench import pipeline_of
+
+
+def test_kohya_files_of_others_have_an_alpha_of_their_own(sdxl_parts: Parts, sd15_parts: Parts, tmp_path: Path) -> None:
+    for name, parts, prefixes in (("sdxl", sdxl_parts, SDXL_PREFIXES), ("sd", sd15_parts, SD_PREFIXES)):
+        layers = random_layers(parts, rank=4, scale=0.25)
+        file = write_kohya_plainly(tmp_path / f"{name}.safetensors", layers, prefixes)
+        read = read_adapter(file, find_family(name), parts)
+        assert {each.scale for each in read.values()} == {0.25}
+        assert all(torch.equal(read[key].down, layers[key].down) for key in layers)
+        assert same_updates(read, layers) == 0
+
+
+def test_kohya_takes_the_names_of_the_original_code_for_sdxl(sdxl_parts: Parts, tmp_path: Path) -> None:
+    unet = sdxl_parts["unet"]
+    modules = [name.removesuffix(".weight") for name, value in unet.named_parameters() if name.endswith(".weight")]
+    names = original_names(modules, 1)
+    # The other direction, written for the tests of single files alone.
+    assert {f"model.diffusion_model.{name}.weight" for name in names.values()} == {
+        key for key in _unet(unet) if key.endswith(".weight")
+    }
+    layers = random_layers(sdxl_parts, scale=0.5)
+    file = write_kohya_plainly(tmp_path / "a.safetensors", layers, SDXL_PREFIXES, names)
+    assert any("input_blocks_" in key for key in load_file(file))
+    assert same_updates(read_adapter(file, find_family("sdxl"), sdxl_parts), layers) == 0
+
+
+def test_a_file_as_those_of_lcm_lora(sdxl_parts: Parts, tmp_path: Path) -> None:
+    """Half precision, alpha 8 at rank 64, also on embeddings of time and the first convolution."""
+    targets = ("to_q", "to_out.0", "ff.net.0.proj", "conv2", "time_emb_proj", "upsamplers.0.conv", "conv_in")
+    layers = random_layers({"unet": sdxl_parts["unet"]}, rank=64, scale=0.125, targets=targets)
+    file = write_kohya_plainly(tmp_path / "pytorch_lora_weights.safetensors", layers, SDXL_PREFIXES)
+    save_file({key: tensor.half() for key, tensor in load_file(file).items()}, file)
+    read = read_adapter(file, find_family("sdxl"), sdxl_parts)
+    assert {each.scale for each in read.values()} == {0.125}
+    assert {each.down.dtype for each in read.values()} == {torch.float32}
+    assert same_updates(read, layers) < 1e-3
+
+
+def test_the_metadata_say_the_scales(sdxl_parts: Parts, tmp_path: Path) -> None:
+    layers = random_layers({"unet": sdxl_parts["unet"]}, rank=4)
+    config = {"r": 4, "lora_alpha": 6.0, "use_rslora": True, "alpha_pattern": {r"mid_block\..*to_q": 2.0, "conv1": 1.0}}
+    file = write_peft_plainly(tmp_path / "a.safetensors", layers, config)
+    for (_, name), each in read_adapter(file, find_family("sdxl"), sdxl_parts).items():
+        alpha = 2.0 if name.startswith("mid_block") and name.endswith("to_q") else 1.0 if "conv1" in name else 6.0
+        assert each.scale == pytest.approx(alpha / 2)
+    plain = write_peft_plainly(tmp_path / "b.safetensors", layers, {})
+    assert {each.scale for each in read_adapter(plain, find_family("sdxl"), sdxl_parts).values()} == {1.0}
+
+
+def test_magnitudes_of_dora_are_kept(sdxl_parts: Parts, tmp_path: Path) -> None:
+    layers = random_layers({"unet": sdxl_parts["unet"]}, dora=True)
+    file = write_peft_plainly(tmp_path / "a.safetensors", layers, {"r": 3, "lora_alpha": 3, "use_dora": True})
+    for key, each in read_adapter(file, find_family("sdxl"), sdxl_parts).items():
+        wanted = layers[key].magnitude
+        assert each.magnitude is not None and wanted is not None
+        assert torch.equal(each.magnitude, wanted)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_what_peft_and_diffusers_save_is_read_as_they_apply_it(
+    sdxl_folder: Path, sdxl_parts: Parts, tmp_path: Path, rslora: bool
+) -> None:
+    model = pipeline_of(sdxl_folder)
+    config = LoraConfig(
+        r=4,
+        lora_alpha=6,
+        use_rslora=rslora,
+        init_lora_weights=False,
+        target_modules=["to_q", "conv1"],
+        rank_pattern={"conv1": 2},
+        alpha_pattern={"conv1": 5},
+    )
+    model.unet.add_adapter(config, "made")
+    wanted = {
+        name: module.get_delta_weight("made").detach()
+        for name, module in model.unet.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    from peft.utils import get_peft_model_state_dict
+
+    StableDiffusionXLPipeline.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=get_peft_model_state_dict(model.unet, adapter_name="made"),
+        unet_lora_adapter_metadata=config.to_dict(),
+    )
+    read = read_adapter(tmp_path / "pytorch_lora_weights.safetensors", find_family("sdxl"), sdxl_parts)
+    assert {name for _, name in read} == wanted.keys()
+    assert {each.scale for each in read.values()} == ({3.0, 5 / math.sqrt(2)} if rslora else {1.5, 2.5})
+    for (_, name), each in read.items():
+        assert torch.allclose(each.delta(), wanted[name], rtol=1e-5, atol=1e-6)
+
+
+def test_old_names_of_diffusers(sd15_parts: Parts, tmp_path: Path) -> None:
+    unet = {"unet": sd15_parts["unet"]}
+    layers = random_layers(unet, targets=("attn1.to_q", "attn2.to_out.0"))
+    tensors = {}
+    for (_, name), each in layers.items():
+        old = name.replace(".to_", ".processor.to_").replace("to_out.0", "to_out")
+        tensors |= {f"unet.{old}_lora.down.weight": each.down, f"unet.{old}_lora.up.weight": each.up}
+    save_file(tensors, tmp_path / "a.safetensors")
+    assert same_updates(read_adapter(tmp_path / "a.safetensors", find_family("sd"), sd15_parts), layers) == 0
+
+
+def test_what_is_no_adapter_of_this_model_is_refused(sdxl_parts: Parts, sd15_parts: Parts, tmp_path: Path) -> None:
+    family, file = find_family("sdxl"), tmp_path / "a.safetensors"
+
+    def said() -> str:
+        with pytest.raises(SettingsError, match=r"a\.safetensors") as caught:
+            read_adapter(file, family, sdxl_parts)
+        return str(caught.value)
+
+    assert "no .safetensors file that can be read" in said()
+    file.write_text("nothing")
+    assert "no .safetensors file that can be read" in said()
+    save_file({}, file)
+    assert "is empty" in said()
+    write_kohya_plainly(file, random_layers(sd15_parts), SD_PREFIXES)
+    assert "belong to no layer of this model's unet, text_encoder, text_encoder_2" in said()
+    layers = random_layers(sdxl_parts)
+    write_kohya_plainly(file, layers, SDXL_PREFIXES)
+    whole = load_file(file)
+    gone = next(key for key in whole if key.endswith("lora_up.weight"))
+    save_file({key: tensor for key, tensor in whole.items() if key != gone}, file)
+    assert "only a part" in said()
+    save_file(whole | {gone: torch.zeros(5, 3)}, file)
+    assert "is of shape" in said() and "another kind of model" in said()
+    save_file(whole | {gone: whole[gone] * math.nan}, file)
+    assert "not finite" in said()
+    save_file(whole | {gone.replace("lora_up.weight", "dora_scale"): torch.ones(3)}, file)
+    assert "is a DoRA in kohya's layout" in said()
+    save_file({"lora_unet_x.hada_w1_a": torch.ones(3)}, file)
+    assert "is a LoHa" in said()
