@@ -20,7 +20,7 @@ def mean_of(scores_B: Tensor, resampling: Resampling) -> Figure:
 def text_score(drawn_BD: Tensor, texts_BD: Tensor, resampling: Resampling) -> Figure:
     """Mean cosine of each image and its own text, from -1 to 1; more is better.
 
-    That is CLIP-T of DreamBooth (arXiv 2208.12242), and a hundredth of CLIPScore (arXiv 2104.08718) where it is positive.
+    That is CLIP-T of DreamBooth (arXiv 2208.12242), and where it is positive a hundredth of torchmetrics' CLIPScore.
     """
     return mean_of((unit(drawn_BD) * unit(texts_BD)).sum(dim=1), resampling)
 

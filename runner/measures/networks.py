@@ -1,4 +1,4 @@
-"""Networks that make features of pictures and texts, from a folder in transformers layout, the Hub, or a TorchScript file.
+"""Networks that make features of pictures and texts: a folder in transformers layout, a Hub id, or a TorchScript file.
 
 Takes Pillow images, gives fp32 features on the CPU: B images, D features. Which network it is decides what a figure
 means; nothing here is fetched but what is named.

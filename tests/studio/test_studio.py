@@ -141,7 +141,9 @@ def test_a_controlnet_is_followed(request: pytest.FixtureRequest, tmp_path: Path
     folder = request.getfixturevalue(f"{family}_folder")
     model = ModelSettings(path=str(folder), family="sd" if family == "sd15" else "sdxl")
     studio = Studio(model, "fp32", CPU)
-    network = ControlNetModel.from_unet(studio.base.denoiser, conditioning_channels=3, conditioning_embedding_out_channels=(16, 32, 96))
+    network = ControlNetModel.from_unet(
+        studio.base.denoiser, conditioning_channels=3, conditioning_embedding_out_channels=(16, 32, 96)
+    )
     torch.manual_seed(0)
     for block in [
         *network.controlnet_down_blocks,

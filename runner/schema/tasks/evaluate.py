@@ -43,7 +43,7 @@ class FeatureSettings(Settings):
         None,
         min_length=1,
         identity=False,
-        doc="For `fid` and `kid`: a TorchScript file that takes bytes and gives features, or a folder or Hub id as below.",
+        doc="For `fid` and `kid`: a TorchScript file from bytes to features, or a folder or Hub id as below.",
     )
     clip: str | None = knob(
         None,
@@ -170,8 +170,8 @@ class Evaluate(WithAdapters, DrawingSettings):
         asks = self.draws_subject and (self.prompts is None or any("{}" in prompt for prompt in self.prompts))
         if asks and self.subject is None:
             raise ValueError(
-                "subject = null: the prompts have a place for it; set subject='sks dog' (the words that the adapter was "
-                "taught), or prompts=[...] without {}"
+                "subject = null: the prompts have a place for it; set subject='sks dog' (the words that the adapter "
+                "was taught), or prompts=[...] without {}"
             )
         idle = [key for key in ("subject", "subject_class") if getattr(self, key) is not None and not asks]
         if idle:
