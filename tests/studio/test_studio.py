@@ -13,7 +13,7 @@ from PIL import Image
 from runner.errors import SettingsError
 from runner.job import Job, read_job
 from runner.schema import ModelSettings
-from runner.studio.studio import Studio
+from runner.studio import Studio
 from runner.train.drawing import Control, Picture, Sampling, Wish, wishes_of
 from tests.train.bench import CPU, Bench
 
@@ -107,7 +107,7 @@ def test_a_mix_is_the_sum_of_its_parts(bench: Bench, job: Job, studio: Studio) -
 
 
 def test_words_of_two_trainings_are_not_confused(bench: Bench) -> None:
-    job = trained(bench, method={**WORDS, "tokens": ["<one>", "<two>"]}, seed=1)
+    job = trained(bench, method=WORDS, seed=1, validation={**DRAWN["validation"], "prompts": ["a <one> <two>"]})
     studio = Studio(job.experiment.model, "fp32", CPU)
     with pytest.raises(SettingsError, match="brings the word <one>"):
         studio.draw([Wish("a", "a <one>", 0)], Sampling(64, "model", 2, 1.0), [(job.folder, 1.0)] * 2)
