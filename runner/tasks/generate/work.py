@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from runner.errors import Interrupted
+from runner.families.control import Control
 from runner.paths import JobPaths, atomic_file
 from runner.schema.tasks.generate import Generate
 from runner.studio import contact_sheet
@@ -57,6 +59,10 @@ def wishes_of(settings: Generate) -> list[Wish]:
 
 def sampling_of(settings: Generate) -> Sampling:
     """How the images are drawn."""
+    control = settings.control
+    followed = None
+    if control.path is not None and control.image is not None:
+        followed = Control(Path(control.image).expanduser(), control.path, control.scale)
     return Sampling(
         settings.resolution,
         settings.scheduler.name,
@@ -64,4 +70,6 @@ def sampling_of(settings: Generate) -> Sampling:
         settings.guidance_scale,
         settings.guidance_rescale,
         settings.negative_prompt,
+        settings.scheduler.eta,
+        followed,
     )
