@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from pydantic import field_validator, model_validator
 
 from runner.schema.drawing import DrawingSettings
+from runner.schema.family import drawing_faults
 from runner.schema.knob import Settings, knob, section
 from runner.schema.tasks.adapters import WithAdapters
 from runner.schema.training import SchedulerSettings
@@ -147,6 +148,12 @@ class Evaluate(WithAdapters, DrawingSettings):
     @classmethod
     def _one_text(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fits_the_family(self) -> Evaluate:
+        if faults := drawing_faults(self, self):
+            raise ValueError("\n".join(faults))
+        return self
 
     @model_validator(mode="after")
     def _can_be_measured(self) -> Evaluate:

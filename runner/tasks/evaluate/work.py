@@ -87,4 +87,5 @@ def sampling_of(settings: Evaluate) -> Sampling:
         settings.guidance_scale,
         settings.guidance_rescale,
         settings.negative_prompt,
+        settings.scheduler.eta,
     )
