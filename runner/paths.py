@@ -38,10 +38,8 @@ class JobPaths:
         self.samples = self.folder / "samples"
         self.prompts = self.samples / "prompts.json"
         self.checkpoints = self.folder / "checkpoints"
-        self.images = self.folder / "images"
-        """What tasks draw."""
         self.sheet = self.folder / "sheet.png"
-        """All of them on one."""
+        """All that task=generate has drawn, on one."""
 
     def word(self, token: str) -> Path:
         """The file of a new word, named like it: that is how people write it in ComfyUI and A1111."""
