@@ -68,7 +68,7 @@ def settings(networks: Networks, job: Job | None = None, **changes: Any) -> Eval
 
 
 def images_of(paths: JobPaths) -> dict[str, bytes]:
-    return {str(file.relative_to(paths.images)): file.read_bytes() for file in paths.images.rglob("*.png")}
+    return {str(file.relative_to(paths.samples)): file.read_bytes() for file in paths.samples.rglob("*.png")}
 
 
 def test_everything_is_measured_and_said_and_nothing_is_drawn_twice(
@@ -86,7 +86,7 @@ def test_everything_is_measured_and_said_and_nothing_is_drawn_twice(
     drawn = images_of(paths)
     assert found["images"] == found["drawn"] == len(drawn) == 4 + 2 * 2 * len(NEUTRAL)
 
-    (paths.images / "subject" / "p01-s1.png").unlink()
+    (paths.samples_at(0) / "p01-s1.png").unlink()
     again = work(asked, paths, CPU, stop=never)
     assert again["drawn"] == 1 and again["figures"] == found["figures"]
     assert images_of(paths) == drawn
@@ -97,13 +97,15 @@ def test_clip_compares_with_the_class_and_not_with_the_taught_word(
 ) -> None:
     asked, paths = settings(networks, job, metrics=["clip_text"], seeds=[3]), JobPaths(tmp_path)
     found = work(asked, paths, CPU, stop=never)
-    images = [Image.open(paths.images / "subject" / name) for name in ("p00-s3.png", "p01-s3.png")]
+    images = [Image.open(paths.samples_at(0) / name) for name in ("p00-s3.png", "p01-s3.png")]
     clip = Clip("", networks.clip, torch.device("cpu"))
     seen, texts = clip.pictures(images), clip.texts(["a red house", "a star"])
     assert found["figures"]["clip_text_score"]["value"] == pytest.approx(
         float(torch.cosine_similarity(seen, texts).mean()), rel=1e-5
     )
-    assert {file.parent.name for file in paths.images.rglob("*.png")} == {"subject"}, "no image that nobody measures"
+    assert {file.parent.name for file in paths.samples.rglob("*.png")} == {"step-000000"}, (
+        "no image that nobody measures"
+    )
 
 
 def test_an_adapter_of_weight_zero_does_not_drift(networks: Networks, job: Job, tmp_path: Path) -> None:
@@ -119,7 +121,7 @@ def test_an_adapter_of_weight_zero_does_not_drift(networks: Networks, job: Job, 
 def test_real_images_that_are_the_drawn_ones_are_no_distance_away(networks: Networks, tmp_path: Path) -> None:
     asked, paths = settings(networks, metrics=["clip_text"]), JobPaths(tmp_path / "job")
     work(asked, paths, CPU, stop=never)
-    shutil.copytree(paths.images / "subject", tmp_path / "real")
+    shutil.copytree(paths.samples_at(0), tmp_path / "real")
     same = settings(networks, metrics=["fid", "dino"], real=str(tmp_path / "real"))
     found = work(same, paths, CPU, stop=never)
     assert found["drawn"] == 0 and found["of"] is None

@@ -12,6 +12,7 @@ from PIL import Image
 
 from runner.errors import Interrupted
 from runner.paths import JobPaths, write_text
+from runner.schema.drawing import DrawingSettings
 from runner.schema.tasks.evaluate import Evaluate
 from runner.tasks.evaluate.prompts import NEUTRAL, SUBJECT
 from runner.train.drawing import Picture, Wish, write_pictures
@@ -49,12 +50,12 @@ def subject_series(settings: Evaluate, paths: JobPaths) -> Series:
     subject = settings.subject or ""
     drawn = [template.replace("{}", subject) for template in templates]
     compared = [template.replace("{}", settings.subject_class or subject) for template in templates]
-    return _series(paths.images / "subject", True, drawn, compared, settings.seeds)
+    return _series(paths.samples_at(0), True, drawn, compared, settings.seeds)
 
 
 def neutral_series(settings: Evaluate, paths: JobPaths, *, adapted: bool) -> Series:
     """The prompts that adapters should not change."""
-    folder = paths.images / ("neutral" if adapted else "neutral-base")
+    folder = paths.samples / ("neutral" if adapted else "neutral-base")
     return _series(folder, adapted, NEUTRAL, NEUTRAL, settings.seeds)
 
 
@@ -73,10 +74,12 @@ def draw_missing(series: Iterable[Series], draw: Draw, *, stop: Callable[[], boo
     return len(left)
 
 
-def write_index(series: Iterable[Series], paths: JobPaths) -> None:
-    """Say beside the images what each was drawn from."""
-    about = {f"{each.folder.name}/{wish.name}": wish.prompt for each in series for wish in each.wishes}
-    write_text(paths.images / "prompts.json", json.dumps(about, indent=2) + "\n")
+def write_about(settings: Evaluate, subject: Series | None, paths: JobPaths) -> None:
+    """Say beside the images what they were drawn from, as beside the samples of a training."""
+    prompts = [wish.prompt for wish in subject.wishes[:: len(settings.seeds)]] if subject else []
+    drawing = {key: getattr(settings, key) for key in DrawingSettings.model_fields}
+    about = {"prompts": prompts, "neutral": list(NEUTRAL), **drawing, "scheduler": settings.scheduler.name}
+    write_text(paths.prompts, json.dumps(about, indent=2) + "\n")
 
 
 def _series(folder: Path, adapted: bool, drawn: Sequence[str], compared: Sequence[str], seeds: Sequence[int]) -> Series:

@@ -12,7 +12,7 @@ from runner.paths import JobPaths
 from runner.schema.tasks.evaluate import Evaluate
 from runner.tasks.adapters import find_adapters
 from runner.tasks.evaluate.check import real_images
-from runner.tasks.evaluate.drawn import Series, draw_missing, neutral_series, subject_series, write_index
+from runner.tasks.evaluate.drawn import Series, draw_missing, neutral_series, subject_series, write_about
 from runner.tasks.evaluate.measuring import Pictures, as_drawn
 from runner.tasks.studios import studio_of
 from runner.train.drawing import Picture, Sampling, Wish
@@ -43,7 +43,7 @@ def work(settings: Evaluate, paths: JobPaths, place: Place, *, stop: Callable[[]
     drift = "base_drift" in settings.measured
     neutral = [neutral_series(settings, paths, adapted=adapted) for adapted in (False, True)] if drift else []
     series = [each for each in (subject, *neutral) if each is not None]
-    write_index(series, paths)
+    write_about(settings, subject, paths)
     drawn = draw_missing(series, draw, stop=stop)
     figures = measured(settings, place, subject, neutral)
     say(figures)
