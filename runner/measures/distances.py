@@ -6,6 +6,7 @@ times, and take it from the products of features instead of their covariances.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import torch
@@ -58,13 +59,15 @@ def fid(drawn_BD: Tensor, real_RD: Tensor, resampling: Resampling) -> Figure:
         return Figure(value, None, None, len(drawn))
     times = max(FEWEST_TIMES, min(resampling.count, int(FID_WORK / (small * small * large))))
     products = drawn @ drawn.T, real @ real.T, drawn @ real.T
-    return resampling.figure(
+    found = resampling.figure(
         value,
         (len(drawn), len(real)),
         lambda one, other: frechet_of_products(*products, one, other),
         centred=True,
         count=min(times, resampling.count),
     )
+    # Moving it may have moved it below what a distance can be.
+    return found if found.low is None else dataclasses.replace(found, low=max(found.low, 0.0))
 
 
 def frechet_of_products(drawn_BB: Tensor, real_RR: Tensor, cross_BR: Tensor, drawn_B: Tensor, real_R: Tensor) -> float:
