@@ -30,8 +30,7 @@ def work(settings: Generate, paths: JobPaths, place: Place, *, stop: Callable[[]
     wishes = wishes_of(settings)
     left = [wish for wish in wishes if not (paths.images / wish.name).is_file()]
     adapters = [
-        (adapter.place, weight)
-        for adapter, (_, weight) in zip(find_adapters(settings), settings.weighted, strict=True)
+        (adapter.place, weight) for adapter, (_, weight) in zip(find_adapters(settings), settings.weighted, strict=True)
     ]
     sampling = sampling_of(settings)
     for start in range(0, len(left), IMAGES_PER_LOOK):
