@@ -24,6 +24,7 @@ adapter_components = ("transformer", "text_encoder")
 target_presets = targets.FLUX
 export = Peft()
 token_keys: dict[str, str] = {}
+controlled_pipeline = None
 classifier_free_guidance = False
 load_noise = load_flow_matching
 T5_TOKENS = 512

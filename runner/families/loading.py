@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from runner.errors import ModelError
+from runner.errors import ModelError, SettingsError
 from runner.families.prediction import STARTS_WITHOUT_IMAGE, Prediction
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -20,6 +21,8 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
     "dpmpp": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "unipc": ("UniPCMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
 }
 
 
@@ -75,6 +78,25 @@ def _shift_and_scale(vae_config: Any, like: Tensor) -> tuple[Any, Any]:
         return float(vae_config.get("shift_factor") or 0), scale
     by_channel = torch.tensor([mean, deviation], device=like.device).view(2, -1, 1, 1)
     return by_channel[0], scale / by_channel[1]
+
+
+def noise_options(eta: float | None, sampler: str, scheduler: Any) -> dict[str, float]:
+    """The pipeline's argument for the share of fresh noise in each step, which would otherwise be 0 for all samplers.
+
+    Args:
+        eta: as it was set; None is the sampler's own.
+
+    Raises:
+        SettingsError: the sampler does not know it.
+    """
+    known = inspect.signature(scheduler.step).parameters.get("eta")
+    if known is None:
+        if eta is not None:
+            raise SettingsError(
+                f"eta = {eta}: has no effect with the sampler {sampler!r}; take ddim or tcd, or leave it"
+            )
+        return {}
+    return {"eta": float(known.default if eta is None else eta)}
 
 
 def load_sampler(folder: Path, name: str, prediction: Prediction) -> Any:

@@ -19,6 +19,8 @@ STARTS_WITHOUT_IMAGE = (
     "EulerDiscrete",
     "EulerAncestralDiscrete",
     "UniPCMultistep",
+    "LCM",
+    "TCD",
 )
 """Samplers, without their suffix `Scheduler`, that know a schedule whose last timestep is noise alone."""
 

@@ -21,6 +21,7 @@ adapter_components = ("unet", "text_encoder")
 target_presets = targets.UNET
 export = Kohya({"unet": "lora_unet", "text_encoder": "lora_te"})
 token_keys = {"text_encoder": "emb_params"}
+controlled_pipeline = "StableDiffusionControlNetPipeline"
 classifier_free_guidance = True
 load_noise = load_noise_schedule
 SD2_TEXT_WIDTH = 1024

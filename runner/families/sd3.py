@@ -24,6 +24,7 @@ adapter_components = ("transformer", "text_encoder", "text_encoder_2")
 target_presets = targets.SD3
 export = Peft()
 token_keys: dict[str, str] = {}
+controlled_pipeline = None
 classifier_free_guidance = True
 load_noise = load_flow_matching
 T5_TOKENS = 256

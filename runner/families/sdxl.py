@@ -22,6 +22,7 @@ adapter_components = ("unet", "text_encoder", "text_encoder_2")
 target_presets = targets.UNET
 export = Kohya({"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"})
 token_keys = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+controlled_pipeline = "StableDiffusionXLControlNetPipeline"
 classifier_free_guidance = True
 load_noise = load_noise_schedule
 

@@ -89,6 +89,11 @@ class NewTokens(Settings):
         1, ge=1, le=32, doc="Embeddings that each word is made of; each takes the room of a token in a caption."
     )
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many vectors each word has."""
+        return (self.vectors,) * len(self.tokens)
+
     @field_validator("tokens")
     @classmethod
     def _are_words(cls, value: tuple[str, ...]) -> tuple[str, ...]:

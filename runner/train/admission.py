@@ -138,7 +138,7 @@ def _start_each(prepared: Sequence[tuple[Job, Materials, float]], base: Base, pa
 
 def _base(job: Job, place: Place) -> Base:
     def planned() -> Base:
-        base = Base(job.experiment, place)
+        base = Base.of(job.experiment, place)
         check_fetched(job.experiment.model, job.identity["model"])
         return base
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from runner.encodings import vae_folder
 from runner.families import find_family
+from runner.families.control import load_controlnet
 from runner.families.family import TextStack, Tokenizers
 from runner.families.files import local_folder, snapshot
 from runner.families.loading import load_vae
@@ -22,6 +23,7 @@ from runner.families.process import NoiseProcess
 from runner.families.stored import fetched
 from runner.s3 import is_s3
 from runner.schema import Experiment, ModelSettings
+from runner.schema.inputs import Precision
 from runner.train.adapters.quantized import quantize
 from runner.train.inputs.tokens import PlacedTokens
 from runner.train.place import Place
@@ -30,14 +32,29 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Base:
-    """The base model that all jobs of a pack share; each part is read when it is first asked for."""
+    """The base model that all jobs of a pack share; each part is read when it is first asked for.
 
-    def __init__(self, experiment: Experiment, place: Place) -> None:
-        self.settings = experiment.model
-        self.trains_text, self.live_text = experiment.lora.text_encoder, experiment.live_text
-        self.checkpointing = experiment.launcher.gradient_checkpointing
+    Args:
+        trains_text: whether the text encoders carry adapters, ...
+        live_text: ... and whether captions are encoded when they are used, not before.
+        checkpointing: whether backward passes compute activations again.
+    """
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        place: Place,
+        *,
+        precision: Precision,
+        trains_text: bool = False,
+        live_text: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        self.settings = settings
+        self.trains_text, self.live_text = trains_text, live_text
+        self.checkpointing = checkpointing
         self.place = place
-        self.dtype = DTYPES[experiment.precision]
+        self.dtype = DTYPES[precision]
         self.family = find_family(self.settings.family)
         self.folder = snapshot(self.settings)
         self.vae_source = vae_source(self.settings)
@@ -45,6 +62,19 @@ class Base:
         """Encodings that several jobs of the pack use, for as long as one of them does."""
         self.untrained: dict[Any, Any] = {}
         """What validation has found of the base without an adapter, which every job starts from."""
+        self._controlnet: tuple[str, nn.Module] | None = None
+
+    @classmethod
+    def of(cls, experiment: Experiment, place: Place) -> Base:
+        """The base of a pack with this job."""
+        return cls(
+            experiment.model,
+            place,
+            precision=experiment.precision,
+            trains_text=experiment.lora.text_encoder,
+            live_text=experiment.live_text,
+            checkpointing=experiment.launcher.gradient_checkpointing,
+        )
 
     @property
     def vae_folder(self) -> Path:
@@ -126,13 +156,24 @@ class Base:
 
     def components(self) -> dict[str, nn.Module]:
         """The parts that carry adapters, by their names in the pipeline."""
+        return self.parts(text=self.trains_text)
+
+    def parts(self, *, text: bool) -> dict[str, nn.Module]:
+        """The denoiser, and the text encoders if they are wanted, by their names in the pipeline."""
         names = self.family.adapter_components
         parts = {names[0]: self.denoiser}
-        if self.trains_text:
+        if text:
             # An encoder without adapters (T5) is beside them: the captions go through all.
             encoders = [encoder.to(self.place.device) for encoder in self.text.encoders]
             parts |= dict(zip(names[1:], encoders, strict=False))
         return parts
+
+    def controlnet(self, path: str) -> nn.Module:
+        """A ControlNet on the device; the last one stays."""
+        if self._controlnet is None or self._controlnet[0] != path:
+            self._controlnet = None
+            self._controlnet = path, load_controlnet(path, self.dtype).to(self.place.device)
+        return self._controlnet[1]
 
     def sampler(self, name: str) -> Any:
         """A fresh sampler for validation images."""

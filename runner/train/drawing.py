@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from runner.families.loading import decode_latents
+from runner.families.control import Control, controlled_by
+from runner.families.loading import decode_latents, noise_options
 from runner.paths import JobPaths, atomic_file, write_text
 from runner.schema import Experiment
 from runner.schema.method import DreamBooth
@@ -41,6 +42,10 @@ class Sampling:
     guidance_scale: float
     guidance_rescale: float = 0.0
     negative_prompt: str | None = None
+    eta: float | None = None
+    """Share of fresh noise in each step, of samplers that know it (DDIM, and TCD, whose paper calls it gamma, arXiv
+    2402.19159); None is the sampler's own."""
+    control: Control | None = None
 
     @classmethod
     def of_samples(cls, experiment: Experiment) -> Sampling:
@@ -94,8 +99,16 @@ def wishes_of(experiment: Experiment, prompts: Sequence[str]) -> list[Wish]:
 def draw(
     wishes: Sequence[Wish], sampling: Sampling, base: Base, conditioner: Conditioner, use_rows: UseRows
 ) -> list[Picture]:
-    """Every image that is wished for, as many at a time as the memory holds."""
+    """Every image that is wished for, as many at a time as the memory holds.
+
+    On a CPU one at a time: so an image is the same to the last bit whatever else is drawn.
+
+    Raises:
+        SettingsError: the sampling is not one for this model.
+    """
     chunk = max(1, min(MOST_ROWS, PIXELS_PER_FORWARD // sampling.resolution**2) // 2)
+    if base.place.device.type == "cpu":
+        chunk = 1
     return within_memory(
         lambda images: _draw(wishes, sampling, base, conditioner, use_rows, images), chunk, collect=base.collect
     )
@@ -116,6 +129,10 @@ def _draw(
         pipeline = base.family.pipeline(
             denoiser=base.denoiser, text=None, vae=base.vae, scheduler=base.sampler(sampling.sampler)
         )
+        options = noise_options(sampling.eta, sampling.sampler, pipeline.scheduler)
+        if sampling.control is not None:
+            pipeline, controlled = controlled_by(sampling.control, pipeline, base.family, base.controlnet)
+            options |= controlled
         pipeline.set_progress_bar_config(disable=True)
         with use_rows(len(part)):
             positive_text = conditioner.text([wish.prompt for wish in part])
@@ -131,6 +148,7 @@ def _draw(
                 num_inference_steps=sampling.inference_steps,
                 guidance_scale=sampling.guidance_scale,
                 **rescaled,
+                **options,
                 generator=[torch.Generator("cpu").manual_seed(wish.seed) for wish in part],
                 output_type="latent",
             ).images

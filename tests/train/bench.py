@@ -122,7 +122,7 @@ class Bench:
 
     def base(self, job: Job) -> Base:
         with self.own_cache():
-            return Base(job.experiment, CPU)
+            return Base.of(job.experiment, CPU)
 
     def materials(self, job: Job, base: Base) -> Materials:
         with self.own_cache():

@@ -20,6 +20,8 @@ from typing import Any
 
 import yaml
 
+from runner.aws.names import Places
+from runner.aws.storage import ObjectStore
 from runner.data import Item, read_dataset
 from runner.data.classes import Prior, prior_of
 from runner.data.dataset import Dataset, in_reading_order
@@ -41,9 +43,7 @@ from runner.launchers.sagemaker.channels import (
     model_folders,
 )
 from runner.launchers.sagemaker.in_place import data_in_place, models_in_place
-from runner.launchers.sagemaker.names import Places
 from runner.launchers.sagemaker.request import CHECKPOINTS, Channel
-from runner.launchers.sagemaker.storage import ObjectStore
 from runner.parcel import CACHE, CODE, CODE_FILE, CONFIG, JOBS, PLAN_FILE, Parcel, in_channel
 from runner.report.words import count
 from runner.s3 import Location

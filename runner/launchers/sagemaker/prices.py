@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from runner import HOME
-from runner.launchers.sagemaker.account import Account
+from runner.aws.account import Account
 from runner.paths import cache_dir, write_text
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,11 @@ from runner.errors import CheckpointError, SettingsError
 from runner.families import targets
 from runner.families.family import is_text_encoder
 from runner.families.targets import Presets
+<<<<<<< HEAD
 from runner.mix import write
+=======
+from runner.mix.layers import AdapterLayers, LowRank
+>>>>>>> main
 from runner.schema import LoraSettings
 from runner.schema.messages import nearest
 from runner.schema.training import matches_layer
@@ -168,6 +172,24 @@ def _site(component: str, name: str, module: nn.Module, targets: str) -> Site:
     )
 
 
+def _site_of(key: tuple[str, str], factors: LowRank, components: Mapping[str, nn.Module]) -> Site:
+    """The layer that a trained update is of."""
+    component, name = key
+    try:
+        site = _site(component, name, components[component].get_submodule(name), name)
+    except (KeyError, AttributeError) as error:
+        raise SettingsError(
+            f"adapter: the model has no layer {component}.{name}; is it of this kind of model?"
+        ) from error
+    down, up = tuple(factors.down.shape[1:]), len(factors.up)
+    if (down, up) != (site.in_shape, site.out):
+        raise SettingsError(
+            f"adapter: of {component}.{name} it is for {list(down)} inputs and {up} outputs, and the model has "
+            f"{list(site.in_shape)} and {site.out}; is it of this kind of model?"
+        )
+    return site
+
+
 def _is_plain(module: nn.Conv2d) -> bool:
     return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
@@ -198,28 +220,12 @@ class Adapter:
         components: Mapping[str, nn.Module] | None = None,
         words: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.sites = tuple(sites)
-        self.ranks = {site: settings.rank_of(site.name) for site in self.sites}
-        self.scales = {site: settings.scale_of(site.name) for site in self.sites}
         self.dropout, self.rank_dropout = settings.dropout, settings.rank_dropout
         self.module_dropout = settings.module_dropout
         self.seed = seed
-        self.kinds = (MAGNITUDE, DOWN, UP) if settings.dora else (DOWN, UP)
-        self.components = tuple(dict.fromkeys(site.component for site in self.sites))
-        self._layout = [
-            (site, kind, site.shape(kind, self.ranks[site]))
-            for component in self.components
-            for kind in self.kinds
-            for site in self.sites
-            if site.component == component
-        ]
-        self.low_rank_length = sum(math.prod(shape) for _, _, shape in self._layout)
-        self.words = {
-            name: Site(WORDS, name, (first.shape[1],), first.shape[0]) for name, first in (words or {}).items()
-        }
-        self._layout += [(site, WORDS, (site.out, *site.in_shape)) for site in self.words.values()]
-        self.weights = torch.zeros(sum(math.prod(shape) for _, _, shape in self._layout), device=device)
-        self.gradient = torch.zeros_like(self.weights)
+        ranks = {site: settings.rank_of(site.name) for site in sites}
+        scales = {site: settings.scale_of(site.name) for site in sites}
+        self._lay_out(ranks, scales, dora=settings.dora, device=device, words=words or {})
         first = {site: _initial(site, self.ranks[site], settings.init, seed) for site in self.sites}
         for site, kind, view in self.parts(self.weights):
             if kind == WORDS:
@@ -231,6 +237,65 @@ class Adapter:
                 assert components is not None
                 frozen = components[site.component].get_submodule(site.name)
                 view.copy_(squared_norms(frozen).sqrt().view(view.shape))
+
+    @classmethod
+    def of_layers(
+        cls,
+        layers: AdapterLayers,
+        components: Mapping[str, nn.Module],
+        *,
+        device: torch.device,
+        words: Mapping[str, Tensor] | None = None,
+    ) -> Adapter:
+        """Trained weights from anywhere, with ranks and scales of their own in each layer; nothing is dropped.
+
+        Raises:
+            SettingsError: a layer is not there, or not of that shape.
+        """
+        found = {_site_of(key, factors, components): factors for key, factors in layers.items()}
+        dora = [factors.magnitude is not None for factors in found.values()]
+        assert all(dora) or not any(dora), "a mix of DoRA and LoRA"
+        adapter = cls.__new__(cls)
+        adapter.dropout = adapter.rank_dropout = adapter.module_dropout = 0.0
+        adapter.seed = 0
+        ranks = {site: factors.rank for site, factors in found.items()}
+        scales = {site: factors.scale for site, factors in found.items()}
+        adapter._lay_out(ranks, scales, dora=any(dora), device=device, words=words or {})
+        for site, kind, view in adapter.parts(adapter.weights):
+            if kind == WORDS:
+                assert words is not None
+                view.copy_(words[site.name])
+                continue
+            factors = found[site]
+            tensor = {DOWN: factors.down, UP: factors.up, MAGNITUDE: factors.magnitude}[kind]
+            assert tensor is not None
+            view.copy_(tensor.view(view.shape))
+        return adapter
+
+    def _lay_out(
+        self,
+        ranks: Mapping[Site, int],
+        scales: Mapping[Site, float],
+        *,
+        dora: bool,
+        device: torch.device,
+        words: Mapping[str, Tensor],
+    ) -> None:
+        self.sites, self.ranks, self.scales = tuple(ranks), dict(ranks), dict(scales)
+        self.kinds = (MAGNITUDE, DOWN, UP) if dora else (DOWN, UP)
+        self.components = tuple(dict.fromkeys(site.component for site in self.sites))
+        self._layout = [
+            (site, kind, site.shape(kind, self.ranks[site]))
+            for component in self.components
+            for kind in self.kinds
+            for site in self.sites
+            if site.component == component
+        ]
+        self.low_rank_length = sum(math.prod(shape) for _, _, shape in self._layout)
+        self.words = {name: Site(WORDS, name, (first.shape[1],), first.shape[0]) for name, first in words.items()}
+        self._layout += [(site, WORDS, (site.out, *site.in_shape)) for site in self.words.values()]
+        self.weights = torch.zeros(sum(math.prod(shape) for _, _, shape in self._layout), device=device)
+        self.gradient = torch.zeros_like(self.weights)
 
     def __len__(self) -> int:
         return self.weights.numel()

@@ -56,9 +56,10 @@ class PackedAdapters:
         for adapter, part in zip(adapters, self._joint_gradient.split([len(a) for a in adapters]), strict=True):
             part.copy_(adapter.gradient)
             adapter.gradient = part
-        self._modules: list[nn.Module] = []
+        self._layers: list[tuple[nn.Module, Layer]] = []
         self._decomposed_layers: list[Layer] = []
-        self._attach(components)
+        self._make_layers(components)
+        self.attach()
         self.refresh()
 
     @staticmethod
@@ -115,7 +116,7 @@ class PackedAdapters:
             places.append(_Place(there[own].to(device), own.to(device), to_magnitudes if len(of_magnitudes) else None))
         return places
 
-    def _attach(self, components: Mapping[str, nn.Module]) -> None:
+    def _make_layers(self, components: Mapping[str, nn.Module]) -> None:
         scales = [[adapter.scales.get(site, 0.0) for adapter in self.adapters] for site in self.sites]
         # fp32 in any precision: a scale such as 0.6 has no value in bf16.
         scale_LK11 = torch.tensor(scales, device=self.weights.device)[..., None, None]
@@ -134,14 +135,19 @@ class PackedAdapters:
                 self._decomposed_layers.append(layer)
             # Autograd adds in place to a gradient that is there already: it lands in the pack's one vector.
             layer.down.grad, layer.up.grad = down_gradient, up_gradient
-            self._modules.append(module)
+            self._layers.append((module, layer))
+
+    def attach(self) -> None:
+        """Take the places of the layers, where they were let go of."""
+        for module, layer in self._layers:
             module.forward = layer.forward
 
-    def detach(self) -> None:
-        """Let go of the layers; the frozen components are as they were."""
-        for module in self._modules:
+    def detach(self, *, for_good: bool = True) -> None:
+        """Let go of the layers; the frozen components are as they were. `attach` is for those not gone for good."""
+        for module, _ in self._layers:
             del module.forward
-        self._modules.clear()
+        if for_good:  # the layers know their pack, which would be kept in memory by them
+            self._layers.clear()
 
     @contextmanager
     def using(self, rows: Sequence[tuple[int, int]], sample_ids: Sequence[Sequence[int]] = ()) -> Iterator[None]:

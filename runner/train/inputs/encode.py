@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 PIXELS_PER_BATCH = 1024 * 1024
 CAPTIONS_PER_BATCH = 32
+"""On a GPU. On a CPU it is one, which takes as long: so an encoding does not depend on what it is encoded beside."""
 
 
 def encode_views(
@@ -85,21 +86,31 @@ def encode_captions(
     cache = caption_cache()
 
     def encode(keys: Sequence[str]) -> None:
-        text = load_text()
-        for encoder in text.encoders:
-            encoder.to(place.device)
-        for start in range(0, len(keys), CAPTIONS_PER_BATCH):
-            part = keys[start : start + CAPTIONS_PER_BATCH]
-            ids = [each.to(place.device) for each in text.tokenizers.ids([wanted[key] for key in part])]
-            with torch.no_grad():
-                rows = family.encode_text(text, ids)
-            for index, key in enumerate(part):
-                entry = {name: tensor[index].cpu() for name, tensor in rows.items()}
-                _refuse_non_finite(*entry.values(), what=f"the encoding of the caption {wanted[key]!r}")
-                cache.put(key, entry)
+        encoded = encode_at_once([wanted[key] for key in keys], family, load_text, place)
+        for key, (_, entry) in zip(keys, encoded, strict=True):
+            cache.put(key, entry)
 
     entries = complete(cache, list(wanted), encode, place=place, what="captions")
     return {wanted[key]: entry for key, entry in entries.items()}
+
+
+def encode_at_once(
+    captions: Sequence[str], family: Family, load_text: Callable[[], TextStack], place: Place
+) -> Iterator[tuple[str, Text]]:
+    """The embeddings of captions, as `encode_captions` gives them, without a cache; nothing is loaded for none."""
+    batch = 1 if place.device.type == "cpu" else CAPTIONS_PER_BATCH
+    for start in range(0, len(captions), batch):
+        text = load_text()
+        for encoder in text.encoders:
+            encoder.to(place.device)
+        part = captions[start : start + batch]
+        ids = [each.to(place.device) for each in text.tokenizers.ids(part)]
+        with torch.no_grad():
+            rows = family.encode_text(text, ids)
+        for index, caption in enumerate(part):
+            entry = {name: tensor[index].cpu() for name, tensor in rows.items()}
+            _refuse_non_finite(*entry.values(), what=f"the encoding of the caption {caption!r}")
+            yield caption, entry
 
 
 def complete(

@@ -8,6 +8,8 @@ replaced. So the pooled state of SDXL's second encoder, which older models take 
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,17 @@ from runner.train.inputs.text import LiveText, sent
 
 NOWHERE = -1
 """In the places of a caption: no new word here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """New words of several trainings: `NewTokens` without its settings for training."""
+
+    tokens: tuple[str, ...]
+    initial: tuple[str, ...]
+    """A known word for each, whose place it takes."""
+    lengths: tuple[int, ...]
+    """How many vectors each has."""
 
 
 class PlacedTokens:
@@ -67,7 +80,7 @@ class TokenText(LiveText):
         family: Family,
         stack: TextStack,
         placed: PlacedTokens,
-        settings: NewTokens,
+        settings: NewTokens | Words,
         captions: Sequence[str],
         *,
         device: torch.device,
@@ -111,13 +124,19 @@ def spoken(caption: str, settings: NewTokens) -> str:
 class _Reader:
     """Turns captions into ids and places, for one tokenizer."""
 
-    def __init__(self, tokenizer: Any, length: int, settings: NewTokens) -> None:
-        self.tokenizer, self.length, self.settings = tokenizer, length, settings
+    def __init__(self, tokenizer: Any, length: int, settings: NewTokens | Words) -> None:
+        self.tokenizer, self.length = tokenizer, length
         self.initial: list[int] = []
         """For each vector of each word, the id that stands in its place: the pieces of its first word in turn."""
-        for word in settings.initial:
+        for word, vectors in zip(settings.initial, settings.lengths, strict=True):
             pieces = tokenizer(word, add_special_tokens=False).input_ids
-            self.initial += [pieces[index % len(pieces)] for index in range(settings.vectors)]
+            self.initial += [pieces[index % len(pieces)] for index in range(vectors)]
+        ends = list(itertools.accumulate(settings.lengths))
+        self.rows = {
+            token: range(end - vectors, end)
+            for token, end, vectors in zip(settings.tokens, ends, settings.lengths, strict=True)
+        }
+        """Where the vectors of each word are among those of all."""
 
     def read(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(ids, places), each `[N, L]`; too long captions are cut."""
@@ -125,14 +144,12 @@ class _Reader:
         return torch.tensor([ids for ids, _ in rows]), torch.tensor([places for _, places in rows])
 
     def _one(self, caption: str) -> tuple[list[int], list[int]]:
-        tokens, vectors = self.settings.tokens, self.settings.vectors
         ids: list[int] = []
         places: list[int] = []
-        for part in re.split(f"({'|'.join(map(re.escape, tokens))})", caption):
-            if part in tokens:
-                start = tokens.index(part) * vectors
-                ids += self.initial[start : start + vectors]
-                places += range(start, start + vectors)
+        for part in re.split(f"({'|'.join(map(re.escape, self.rows))})", caption):
+            if rows := self.rows.get(part):
+                ids += self.initial[rows.start : rows.stop]
+                places += rows
             elif part.strip():
                 pieces = self.tokenizer(part, add_special_tokens=False, truncation=False, verbose=False).input_ids
                 ids += pieces

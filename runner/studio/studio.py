@@ -1,0 +1,193 @@
+"""Draws images with any mix of adapters on one loaded base, through the code that draws a training's samples.
+
+One adapter of weight 1 gives on a CPU, bit for bit, what its training has drawn for the same prompt and seed. Not for
+several threads at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from runner.families.family import Text, TextStack, is_text_encoder
+from runner.mix.layers import AdapterLayers
+from runner.mix.mix import concatenate
+from runner.mix.read import read_adapter
+from runner.schema import ModelSettings
+from runner.schema.inputs import Precision
+from runner.studio.adapters import Found, Identity, find, merged_words
+from runner.train.adapters.adapter import Adapter
+from runner.train.adapters.packed import PackedAdapters
+from runner.train.base import Base
+from runner.train.drawing import Picture, Sampling, Wish, draw
+from runner.train.inputs.encode import encode_at_once, encode_captions
+from runner.train.inputs.samples import EMPTY
+from runner.train.inputs.text import Conditioner, EncodedText, LiveText
+from runner.train.inputs.tokens import TokenText, Words
+from runner.train.place import Place
+
+MIXES, FILES, PROMPTS = 4, 16, 256
+"""How many of each are kept in memory: mixes that were drawn with, adapters read from files, encoded prompts."""
+
+Key = TypeVar("Key", bound=Hashable)
+Kept = TypeVar("Kept")
+
+
+@dataclasses.dataclass
+class Mix:
+    """Adapters put together, on the layers of the base."""
+
+    packed: PackedAdapters | None = None
+    """None is the base alone."""
+    adapts_text: bool = False
+    words: Words | None = None
+
+    def use_rows(self, count: int) -> AbstractContextManager[None]:
+        """Within it, so many rows of a forward pass are drawn with the mix."""
+        return nullcontext() if self.packed is None else self.packed.using([(0, count)])
+
+
+class Studio:
+    """One base model, and adapters that come and go.
+
+    Args:
+        precision: of the denoiser, and of text encoders that an adapter changes.
+        keep_prompts: whether prompts are kept, encoded, on disk as captions are in training; or only in memory.
+    """
+
+    def __init__(self, model: ModelSettings, precision: Precision, place: Place, *, keep_prompts: bool = True) -> None:
+        self.base = Base(model, place, precision=precision, live_text=True)
+        self.keep_prompts = keep_prompts
+        self._shown = Mix()
+        self._mixes: OrderedDict[Hashable, Mix] = OrderedDict()
+        self._files: OrderedDict[Identity, AdapterLayers] = OrderedDict()
+        self._prompts: OrderedDict[str, Text] = OrderedDict()
+
+    def load(self) -> None:
+        """Read all parts of the model now, not when they are first needed."""
+        for part in (self.base.denoiser, self.base.vae, self.base.tokenizers, self._frozen_text):
+            assert part is not None
+
+    def draw(
+        self, wishes: Sequence[Wish], sampling: Sampling, adapters: Sequence[tuple[Path, float]] = ()
+    ) -> list[Picture]:
+        """The images that are wished for.
+
+        Args:
+            adapters: (folder of a job, folder of an adapter's files, or file; weight); those of weight 0 play no part.
+                New words that they bring may stand in the prompts.
+
+        Raises:
+            SettingsError: an adapter cannot be read, or is not for this model; the sampling is not for it.
+        """
+        mix = self._mix(tuple((find(path), float(weight)) for path, weight in adapters if weight != 0))
+        self._show(mix)
+        prompts = [*(wish.prompt for wish in wishes), sampling.negative_prompt or EMPTY]
+        return draw(wishes, sampling, self.base, self._conditioner(mix, prompts), mix.use_rows)
+
+    def mixed(self, adapters: Sequence[tuple[Path, float]]) -> AdapterLayers:
+        """The layers of a mix."""
+        return self._layers([(find(path), float(weight)) for path, weight in adapters if weight != 0])
+
+    # --- adapters ---
+
+    def _mix(self, parts: Sequence[tuple[Found, float]]) -> Mix:
+        if not parts:
+            return Mix()
+        key = tuple((found.identity, weight) for found, weight in parts)
+        return _kept(self._mixes, key, MIXES, lambda: self._mixed(parts))
+
+    def _mixed(self, parts: Sequence[tuple[Found, float]]) -> Mix:
+        self._show(Mix())  # layers must be found as they are without adapters
+        taught = merged_words([found for found, _ in parts], self.base.family)
+        words, vectors = (None, None) if taught is None else taught
+        layers = self._layers(parts)
+        adapts_text = any(is_text_encoder(component) for component, _ in layers)
+        components = self.base.parts(text=adapts_text)
+        adapter = Adapter.of_layers(layers, components, device=self.base.place.device, words=vectors)
+        packed = PackedAdapters(components, [adapter], dtype=self.base.dtype)
+        packed.detach(for_good=False)
+        return Mix(packed, adapts_text, words)
+
+    def _layers(self, parts: Sequence[tuple[Found, float]]) -> AdapterLayers:
+        read = [(self._read(found), weight) for found, weight in parts if found.weights is not None]
+        return concatenate(read) if read else {}
+
+    def _read(self, found: Found) -> AdapterLayers:
+        assert found.weights is not None
+        file, components = found.weights, self.base.parts(text=found.adapts_text)
+        return _kept(self._files, found.identity, FILES, lambda: read_adapter(file, self.base.family, components))
+
+    def _show(self, mix: Mix) -> None:
+        """Let the layers of the base compute with a mix, in place of the one before."""
+        if self._shown is mix:
+            return
+        if self._shown.packed is not None:
+            self._shown.packed.detach(for_good=False)
+        self._shown = mix
+        if mix.packed is not None:
+            mix.packed.attach()
+        if mix.words is not None and mix.packed is not None:
+            self.base.placed_tokens.vectors_in_use = mix.packed.words_in_use
+
+    # --- prompts ---
+
+    @cached_property
+    def _frozen_text(self) -> TextStack:
+        """The text encoders as training has them where it leaves them alone: in fp32."""
+        base = self.base
+        if base.dtype == torch.float32:
+            return base.text
+        return base.family.load_text(base.folder, base.settings.variant, torch.float32)
+
+    def _conditioner(self, mix: Mix, prompts: Sequence[str]) -> Conditioner:
+        base, device = self.base, self.base.place.device
+        if mix.words is not None:
+            return TokenText(base.family, base.text, base.placed_tokens, mix.words, prompts, device=device)
+        if mix.adapts_text:
+            return LiveText(base.family, base.text, prompts, device=device)
+        encoded = self._encoded(tuple(dict.fromkeys([*prompts, EMPTY])))
+        return EncodedText(encoded, zeros_for_empty=base.zeros_for_empty, device=device)
+
+    def _encoded(self, prompts: Sequence[str]) -> dict[str, Text]:
+        base = self.base
+        missing = [prompt for prompt in prompts if prompt not in self._prompts]
+        if missing and self.keep_prompts:
+            found = encode_captions(
+                missing,
+                family=base.family,
+                model_folder=base.folder,
+                load_text=self._without_mix,
+                place=base.place,
+                variant=base.settings.variant,
+            )
+        else:
+            found = dict(encode_at_once(missing, base.family, self._without_mix, base.place))
+        given = {prompt: self._prompts[prompt] if prompt in self._prompts else found[prompt] for prompt in prompts}
+        for prompt, text in given.items():
+            self._prompts[prompt] = text
+            self._prompts.move_to_end(prompt)
+        while len(self._prompts) > PROMPTS:
+            self._prompts.popitem(last=False)
+        return given
+
+    def _without_mix(self) -> TextStack:
+        # No mix is in use outside `use_rows`: the layers of these encoders compute as they are.
+        return self._frozen_text
+
+
+def _kept(kept: OrderedDict[Key, Kept], key: Key, most: int, make: Callable[[], Kept]) -> Kept:
+    """What is kept under a key, made if it is not there; what was used longest ago gives way."""
+    if key not in kept:
+        while len(kept) >= most:
+            kept.popitem(last=False)
+        kept[key] = make()
+    kept.move_to_end(key)
+    return kept[key]

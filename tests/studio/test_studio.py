@@ -1,0 +1,180 @@
+"""What the studio draws is what the training has drawn, to the last bit, and mixes are sums."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runner.errors import SettingsError
+from runner.job import Job, read_job
+from runner.schema import ModelSettings
+from runner.studio import Studio
+from runner.train.drawing import Control, Picture, Sampling, Wish, wishes_of
+from tests.train.bench import CPU, Bench
+
+EMBEDDED = Path("embedded")
+PROMPTS = ["a red house on a white background", "a yellow circle on a gray background"]
+DRAWN: dict[str, Any] = {
+    "model": {"family": "sdxl"},
+    "steps": 4,
+    "optimizer": {"lr": 3e-2},
+    "validation": {"prompts": PROMPTS, "seeds": [0, 7], "inference_steps": 4, "guidance_scale": 3.0},
+}
+WORDS: dict[str, Any] = {"name": "pivotal", "tokens": ["<one>", "<two>"], "initial": ["red", "house"], "vectors": 2}
+
+
+def trained(bench: Bench, **settings: Any) -> Job:
+    job = bench.job(EMBEDDED, **{**DRAWN, **settings})
+    assert bench.train(job)
+    return read_job(job.folder)
+
+
+@pytest.fixture(scope="module")
+def job(bench: Bench) -> Job:
+    return trained(bench, lora={"rank": 4, "targets": "linear_conv", "rank_pattern": {"to_k": 2}, "rslora": True})
+
+
+@pytest.fixture(scope="module")
+def studio(bench: Bench) -> Studio:
+    return Studio(ModelSettings(), "fp32", CPU)
+
+
+def wanted(job: Job) -> tuple[list[Wish], Sampling]:
+    return wishes_of(job.experiment, PROMPTS), Sampling.of_samples(job.experiment)
+
+
+def samples(job: Job, step: int) -> list[bytes]:
+    wishes, _ = wanted(job)
+    return [(job.paths.samples_at(step) / wish.name).read_bytes() for wish in wishes]
+
+
+def pixels(picture: Picture) -> np.ndarray[Any, Any]:
+    return np.asarray(Image.open(io.BytesIO(picture.png)), dtype=np.int16)
+
+
+def test_one_adapter_draws_what_its_training_has_drawn(job: Job, studio: Studio) -> None:
+    wishes, sampling = wanted(job)
+    before, after = samples(job, 0), samples(job, 4)
+    assert before != after
+    assert [each.png for each in studio.draw(wishes, sampling, [(job.folder, 1.0)])] == after
+    assert [each.png for each in studio.draw(wishes, sampling)] == before, "the base is as it was"
+    assert [each.png for each in studio.draw(wishes, sampling, [(job.paths.weights, 0.0)])] == before
+    alone = studio.draw(wishes[3:], sampling, [(job.paths.weights, 1.0)])
+    assert alone[0].png == after[3], "an image has the same bits whatever is drawn beside it"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora": {"rank": 2, "text_encoder": True}, "validation": {**DRAWN["validation"], "negative_prompt": "a star"}},
+        {"method": WORDS, "validation": {**DRAWN["validation"], "prompts": ["a <one> <two>", "a house"]}},
+        {"lora": {"rank": 2, "dora": True}, "precision": "bf16"},
+    ],
+    ids=["text encoders", "new words", "dora in bf16"],
+)
+def test_whatever_is_trained(bench: Bench, settings: dict[str, Any]) -> None:
+    job = trained(bench, **settings)
+    wishes = wishes_of(job.experiment, job.experiment.validation.prompts or ())
+    studio = Studio(job.experiment.model, job.experiment.precision, CPU)
+    for place in (job.folder, job.paths.weights):
+        drawn = studio.draw(wishes, Sampling.of_samples(job.experiment), [(place, 1.0)])
+        assert [each.png for each in drawn] == samples_named(job, wishes)
+    before = studio.draw(wishes, Sampling.of_samples(job.experiment))
+    assert before[0].png != drawn[0].png
+    if job.experiment.precision == "fp32" and "method" not in settings:
+        assert [each.png for each in before] == samples_named(job, wishes, step=0)
+
+
+def samples_named(job: Job, wishes: list[Wish], step: int = 4) -> list[bytes]:
+    return [(job.paths.samples_at(step) / wish.name).read_bytes() for wish in wishes]
+
+
+def test_a_mix_is_the_sum_of_its_parts(bench: Bench, job: Job, studio: Studio) -> None:
+    wishes, sampling = wanted(job)
+    halves = studio.draw(wishes, sampling, [(job.folder, 0.5), (job.folder, 0.5)])
+    whole = studio.draw(wishes, sampling, [(job.folder, 1.0)])
+    assert max(int(abs(pixels(a) - pixels(b)).max()) for a, b in zip(halves, whole, strict=True)) <= 1
+    cancelled = studio.draw(wishes, sampling, [(job.folder, 0.5), (job.folder, -0.5)])
+    base = studio.draw(wishes, sampling)
+    assert max(int(abs(pixels(a) - pixels(b)).max()) for a, b in zip(cancelled, base, strict=True)) <= 1
+    more = studio.draw(wishes, sampling, [(job.folder, 1.5)])
+    assert more[0].png not in (whole[0].png, base[0].png)
+
+
+def test_words_of_two_trainings_are_not_confused(bench: Bench) -> None:
+    job = trained(bench, method=WORDS, seed=1, validation={**DRAWN["validation"], "prompts": ["a <one> <two>"]})
+    studio = Studio(job.experiment.model, "fp32", CPU)
+    with pytest.raises(SettingsError, match="brings the word <one>"):
+        studio.draw([Wish("a", "a <one>", 0)], Sampling(64, "model", 2, 1.0), [(job.folder, 1.0)] * 2)
+    word = job.paths.lora / "one.safetensors"
+    drawn = [
+        studio.draw([Wish("a", "a <one>", 0)], Sampling(64, "model", 2, 1.0), adapters)[0].png
+        for adapters in ([], [(word, 1.0)], [(job.folder, 1.0)])
+    ]
+    assert len(set(drawn)) == 3
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "tcd"])
+def test_samplers_of_few_steps(studio: Studio, sampler: str) -> None:
+    wish = [Wish("a", PROMPTS[0], 3)]
+    drawn = studio.draw(wish, Sampling(64, sampler, 4, 1.0))
+    assert drawn == studio.draw(wish, Sampling(64, sampler, 4, 1.0)), "the fresh noise is of the seed"
+    if sampler == "lcm":
+        with pytest.raises(SettingsError, match=r"eta = 0.5: has no effect with the sampler 'lcm'"):
+            studio.draw(wish, Sampling(64, sampler, 4, 1.0, eta=0.5))
+        return
+    by_eta = [studio.draw(wish, Sampling(64, sampler, 4, 1.0, eta=eta))[0].png for eta in (0.0, 0.3, 1.0)]
+    assert len(set(by_eta)) == 3
+    assert drawn[0].png == by_eta[1], "0.3 is the sampler's own"
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_controlnet_is_followed(request: pytest.FixtureRequest, tmp_path: Path, family: str) -> None:
+    import torch
+    from diffusers import ControlNetModel
+
+    folder = request.getfixturevalue(f"{family}_folder")
+    model = ModelSettings(path=str(folder), family="sd" if family == "sd15" else "sdxl")
+    studio = Studio(model, "fp32", CPU)
+    network = ControlNetModel.from_unet(
+        studio.base.denoiser, conditioning_channels=3, conditioning_embedding_out_channels=(16, 32, 96)
+    )
+    torch.manual_seed(0)
+    for block in [
+        *network.controlnet_down_blocks,
+        network.controlnet_mid_block,
+        network.controlnet_cond_embedding.conv_out,
+    ]:
+        torch.nn.init.normal_(block.weight, std=0.5)
+    network.save_pretrained(tmp_path / "control")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    Image.new("RGB", (96, 64), "blue").save(tmp_path / "blue.png")
+
+    def drawn(image: str | None, scale: float = 1.0) -> bytes:
+        control = None if image is None else Control(tmp_path / image, str(tmp_path / "control"), scale)
+        return studio.draw([Wish("a", "a circle", 0)], Sampling(64, "ddim", 2, 3.0, control=control))[0].png
+
+    assert len({drawn(None), drawn("red.png"), drawn("blue.png"), drawn("red.png", 0.5)}) == 4
+    assert drawn("red.png", 0.0) == drawn(None)
+    with pytest.raises(SettingsError, match=r"control\.image"):
+        drawn("none.png")
+
+
+def test_what_is_not_there_or_for_another_model_is_refused(
+    tmp_path: Path, bench: Bench, job: Job, sdxl_folder: Path
+) -> None:
+    studio = Studio(ModelSettings(path=str(sdxl_folder)), "fp32", CPU)
+    one = [Wish("a", "a circle", 0)], Sampling(64, "model", 1, 1.0)
+    with pytest.raises(SettingsError, match="no adapter is there"):
+        studio.draw(*one, [(tmp_path, 1.0)])
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    with pytest.raises(SettingsError, match=r"torn\.safetensors.*safetensors"):
+        studio.draw(*one, [(tmp_path / "torn.safetensors", 1.0)])
+    with pytest.raises(SettingsError):
+        studio.draw(*one, [(job.folder, 1.0)])
+    assert studio.draw(*one), "it goes on after errors"
