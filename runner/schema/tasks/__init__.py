@@ -5,6 +5,7 @@ from __future__ import annotations
 from runner.schema.experiment import Experiment
 from runner.schema.job import JobSettings
 from runner.schema.tasks.generate import Generate
+from runner.schema.tasks.merge import Merge
 
-TASKS: dict[str, type[JobSettings]] = {"train": Experiment, "generate": Generate}
+TASKS: dict[str, type[JobSettings]] = {"train": Experiment, "generate": Generate, "merge": Merge}
 """`task.name` -> what a job of it is told."""

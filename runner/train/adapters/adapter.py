@@ -20,11 +20,8 @@ from runner.errors import CheckpointError, SettingsError
 from runner.families import targets
 from runner.families.family import is_text_encoder
 from runner.families.targets import Presets
-<<<<<<< HEAD
 from runner.mix import write
-=======
 from runner.mix.layers import AdapterLayers, LowRank
->>>>>>> main
 from runner.schema import LoraSettings
 from runner.schema.messages import nearest
 from runner.schema.training import matches_layer
