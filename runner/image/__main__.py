@@ -14,10 +14,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from runner.aws.pushed import note_pushed
 from runner.errors import RunnerError
 from runner.image.checkout import BASE_IMAGE, DOCKERFILE, checkout, default_tag
 from runner.image.engine import ENGINES, Engine
-from runner.image.pushed import note_pushed
 from runner.image.registry import Repository, login_to
 
 log = logging.getLogger(__name__)

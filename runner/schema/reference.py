@@ -16,6 +16,8 @@ from pydantic.fields import FieldInfo
 from runner.paths import write_text
 from runner.schema.defaults import SEARCHES, variants_of
 from runner.schema.experiment import SECTIONS, Experiment
+from runner.schema.job import JobSettings
+from runner.schema.tasks import TASKS
 
 HEAD = """\
 # Configuration
@@ -44,9 +46,30 @@ def reference() -> str:
             ]
             for key, item in _lists_of_settings(model):
                 parts += [f"### Each of `{section}.{key}`\n", _sentence(item, section), _table("", item, outside=True)]
+    parts += _tasks()
     for name, model in SEARCHES.items():
         parts += [f"## `hydra/sweeper={name}`\n", _sentence(model, ""), _table("hydra.sweeper.", model)]
     return "\n".join(parts)
+
+
+def _tasks() -> Iterator[str]:
+    """What only a task after training can be told, and which of the sections it has."""
+    of_all = {*JobSettings.model_fields, "resolution"}
+    for task, kind in TASKS.items():
+        if task == "train":
+            continue
+        shared = [f"`{name}`" for name in kind.model_fields if name in (*of_all, *SECTIONS) and name != "task"]
+        yield f"## `task={task}`\n"
+        yield _sentence(kind, "")
+        yield f"Of the settings of a training it has {', '.join(shared)}.\n"
+        nested = {name: field.annotation for name, field in kind.model_fields.items() if name not in SECTIONS}
+        inner = {
+            name: found for name, found in nested.items() if isinstance(found, type) and issubclass(found, BaseModel)
+        }
+        shown_elsewhere = (*of_all, *SECTIONS, *inner)
+        if kind.model_fields.keys() - set(shown_elsewhere):
+            yield _table("", kind, skip=shown_elsewhere)
+        yield from (_table(f"{name}.", found) for name, found in inner.items())
 
 
 BY_CONTENT = ("model", "dataset")

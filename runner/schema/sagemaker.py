@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from runner.instances import INSTANCES
+from runner.instances import INSTANCES, instance_fault
+from runner.schema.aws import AwsSettings
 from runner.schema.knob import knob
 from runner.schema.launching import QueuedLauncher
 
-OWN_TAG = "lora-runner:experiment"
-"""Tag of every training job, by which its cost can be found in AWS's bill."""
 
-
-class SageMakerLauncher(QueuedLauncher):
+class SageMakerLauncher(QueuedLauncher, AwsSettings):
     """`launcher=sagemaker`: training jobs on Amazon SageMaker (docs/sagemaker.md)."""
 
     name: Literal["sagemaker"] = knob("sagemaker", doc="Where jobs run.")
@@ -40,17 +36,6 @@ class SageMakerLauncher(QueuedLauncher):
     instances: int = knob(
         1, ge=1, le=20, unit="instances", doc="Instances of each training job, which share every batch if several."
     )
-    region: str | None = knob(None, min_length=1, doc="AWS region; null is that of the environment or profile.")
-    role: str | None = knob(
-        None, min_length=1, doc="Execution role: the ARN, or the name, of what training jobs may do."
-    )
-    image: str | None = knob(
-        None, min_length=1, doc="Image in ECR that jobs run in; null is the last one that `runner.image push` has left."
-    )
-    bucket: str | None = knob(
-        None, min_length=3, doc="S3 bucket for data and results; null is SageMaker's own for the account and region."
-    )
-    prefix: str = knob("lora-runner", min_length=1, doc="Everything in the bucket lies below this.")
     spot: bool = knob(True, doc="Spot instances: about a third of the price; an interrupted job goes on by itself.")
     max_hours: float = knob(
         24.0, gt=0, le=672, unit="hours", doc="Longest that a training job runs; what is unfinished is sent again."
@@ -73,9 +58,6 @@ class SageMakerLauncher(QueuedLauncher):
     fast_file_over_gb: float = knob(
         50.0, ge=0, unit="GB", doc="Larger data sets are streamed (FastFile) instead of being copied first."
     )
-    subnets: tuple[str, ...] = knob((), doc="Subnets of your VPC; none is SageMaker's own network.")
-    security_groups: tuple[str, ...] = knob((), doc="Security groups in that VPC.")
-    kms_key: str | None = knob(None, min_length=1, doc="KMS key for the disks and for what is written to S3.")
     wandb_secret: str | None = knob(
         None, min_length=1, doc="Secrets Manager ARN or name with the W&B API key, which the container fetches itself."
     )
@@ -87,9 +69,6 @@ class SageMakerLauncher(QueuedLauncher):
         doc="Pass WANDB_API_KEY and HF_TOKEN of this environment in the request instead, where whoever may describe "
         "the job can read them.",
     )
-    tags: Annotated[dict[str, str], Field(max_length=40)] | None = knob(
-        None, doc="Tags of every training job, such as `{team: vision}`."
-    )
     logs: Literal["stream", "file"] = knob(
         "stream", doc="`stream` shows the lines of all jobs here, `file` only keeps them beside the results."
     )
@@ -100,16 +79,8 @@ class SageMakerLauncher(QueuedLauncher):
     @field_validator("instance")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in INSTANCES:
-            near = difflib.get_close_matches(value, INSTANCES, n=3) or ["ml.g5.xlarge", "ml.g6e.xlarge"]
-            raise ValueError(f"is no instance type that is known here; did you mean {' or '.join(near)}?")
-        return value
-
-    @field_validator("prefix")
-    @classmethod
-    def _plain(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", value):
-            raise ValueError("should be names with slashes between, such as team/lora")
+        if fault := instance_fault(value):
+            raise ValueError(fault)
         return value
 
     @property
@@ -136,15 +107,10 @@ class SageMakerLauncher(QueuedLauncher):
                 f"max_wait_hours = {self.max_wait_hours}: includes the time that a job runs, so it cannot be below "
                 f"launcher.max_hours = {self.max_hours}; raise it"
             )
-        if bool(self.subnets) != bool(self.security_groups):
-            key, other = ("subnets", "security_groups") if self.subnets else ("security_groups", "subnets")
-            raise ValueError(f"{key}: a VPC needs launcher.{other} too")
         if self.pass_secrets and (self.wandb_secret or self.hub_secret):
             raise ValueError("pass_secrets = True: has no effect on what wandb_secret or hub_secret name; remove one")
         if self.device == "cuda" and not gpus:
             raise ValueError(f"device = 'cuda': {self.instance} has no GPU; choose another launcher.instance")
-        if OWN_TAG in (self.tags or {}):
-            raise ValueError(f"tags: {OWN_TAG} is set by the launcher itself; remove it")
         return self
 
     @model_validator(mode="after")

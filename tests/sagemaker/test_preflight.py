@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runner.launchers.sagemaker.account import Account
+from runner.aws.account import Account
 from runner.launchers.sagemaker.preflight import preflight
 from runner.schema import SageMakerLauncher
 from tests.command_line import runner
@@ -55,7 +55,7 @@ def test_everything_wrong_is_said_at_once(aws: StandIn, faults: Faults) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"role": None}, "launcher.role = None: training jobs need an execution role"),
+        ({"role": None}, "launcher.role = None: SageMaker's containers need an execution role"),
         ({"role": "nobody"}, "account 123456789012 has no such role"),
         ({"image": None}, "launcher.image = None: no image was pushed from here yet"),
         ({"image": "docker.io/lora:1"}, "SageMaker takes images from ECR"),

@@ -12,14 +12,14 @@ import pytest
 from botocore.validate import ParamValidator
 from pydantic import ValidationError
 
+from runner.aws.names import NAME_LENGTH, Places, training_job_name
+from runner.aws.prices import Price, tabled
 from runner.instances import INSTANCES
 from runner.job import Job, make_job
 from runner.launchers.sagemaker import machine
 from runner.launchers.sagemaker.divide import divided
 from runner.launchers.sagemaker.estimate import STARTING_S, estimate
-from runner.launchers.sagemaker.names import NAME_LENGTH, Places, training_job_name
 from runner.launchers.sagemaker.preflight import EXECUTION, SUBMITTER
-from runner.launchers.sagemaker.prices import Price, tabled
 from runner.launchers.sagemaker.request import Channel, training_request
 from runner.plan import Plan, Predictor, make_plan
 from runner.schema import Experiment, SageMakerLauncher
@@ -161,12 +161,12 @@ def test_prices_are_dated_and_of_known_instances() -> None:
         ({"keep_alive_s": 60}, "launcher.spot=false"),
         ({"spot": False, "max_wait_hours": 2}, "no effect with launcher.spot=false"),
         ({"max_hours": 3, "max_wait_hours": 2}, "cannot be below"),
-        ({"subnets": ["subnet-1"]}, "launcher.security_groups"),
+        ({"subnets": ["subnet-1"]}, "a VPC needs security_groups too"),
         ({"pass_secrets": True, "wandb_secret": "x"}, "remove one"),
         ({"device": "cuda", "instance": "ml.m5.xlarge"}, "has no GPU"),
         ({"instances": 2, "processes": 3}, "spread evenly"),
         ({"instance": "ml.g5.12xlarge", "processes": 5}, "has 4 GPUs"),
-        ({"tags": {"lora-runner:experiment": "x"}}, "set by the launcher itself"),
+        ({"tags": {"lora-runner:experiment": "x"}}, "set by the runner itself"),
         ({"prefix": "/x"}, "names with slashes between"),
         ({"wait": False, "resubmissions": 3}, "launcher.wait=false"),
     ],

@@ -13,9 +13,9 @@ from botocore.session import get_session
 from botocore.validate import ParamValidator
 from pydantic import ValidationError
 
+from runner.aws.names import Location
 from runner.errors import SettingsError
 from runner.job import Job
-from runner.launchers.sagemaker.names import Location
 from runner.launchers.sagemaker.request import Channel, training_request
 from runner.schema import Experiment, ObjectiveSettings, SageMakerLauncher, TuningSettings
 from runner.search.tuning.checks import faults_of_inputs, faults_of_settings, require_sagemaker

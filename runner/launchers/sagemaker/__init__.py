@@ -9,6 +9,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from runner.aws.image import image_of
 from runner.errors import SettingsError
 from runner.instances import INSTANCES
 from runner.job import Job, read_manifest
@@ -16,7 +17,6 @@ from runner.launchers import MoreJobs
 from runner.launchers.lots import jobs_of_workers, recorded_lots
 from runner.launchers.sagemaker.divide import divided
 from runner.launchers.sagemaker.estimate import does_not_fit, estimate
-from runner.launchers.sagemaker.image import image_of
 from runner.launchers.sagemaker.in_place import in_other_regions
 from runner.launchers.sagemaker.record import CLUSTER
 from runner.launchers.settle import close
@@ -26,8 +26,8 @@ from runner.s3 import is_s3
 from runner.schema import SageMakerLauncher
 
 if TYPE_CHECKING:
+    from runner.aws.account import Account
     from runner.launchers.cluster import Cluster
-    from runner.launchers.sagemaker.account import Account
     from runner.launchers.sagemaker.local.containers import LocalContainers
     from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 
@@ -53,7 +53,7 @@ def check(settings: SageMakerLauncher) -> list[str]:
 @lru_cache
 def _checked(settings: str) -> tuple[str, ...]:
     """Once for all jobs of a command."""
-    from runner.launchers.sagemaker.account import Account
+    from runner.aws.account import Account
     from runner.launchers.sagemaker.preflight import preflight
 
     known = SageMakerLauncher.model_validate_json(settings)
@@ -154,7 +154,7 @@ def _containers(settings: str) -> LocalContainers:
 @lru_cache
 def _cluster_of(settings: str) -> SageMakerCluster:
     # boto3 is imported only where AWS is asked.
-    from runner.launchers.sagemaker.account import Account
+    from runner.aws.account import Account
     from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 
     known = SageMakerLauncher.model_validate_json(settings)

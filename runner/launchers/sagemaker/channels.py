@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from runner import HOME, PACKAGE
+from runner.aws.names import Places
 from runner.families.files import folder_hash, local_folder
 from runner.job import Job
 from runner.launchers.sagemaker.in_place import data_in_place, models_in_place
-from runner.launchers.sagemaker.names import Places
 from runner.launchers.sagemaker.request import Channel
 from runner.parcel import CODE, CONFIG
 from runner.s3 import Location, is_s3

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runner.aws.names import training_job_name
 from runner.job import Job, now, read_manifest, update_manifest
 from runner.launchers.cluster import Gone, Order
-from runner.launchers.sagemaker.names import training_job_name
 from runner.paths import ExperimentPaths, write_text
 
 CLUSTER = "sagemaker"

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from runner.s3 import Location
 from runner.schema import SageMakerLauncher
-from runner.schema.sagemaker import OWN_TAG
 
 CHECKPOINTS = "checkpoints/"
 """Below a training job's place: what SageMaker keeps the same as /opt/ml/checkpoints at all times."""
@@ -72,7 +71,7 @@ def training_request(
         "ResourceConfig": resources,
         "StoppingCondition": stopping,
         "EnableManagedSpotTraining": settings.spot,
-        "Tags": [{"Key": key, "Value": value} for key, value in {**(settings.tags or {}), OWN_TAG: experiment}.items()],
+        "Tags": settings.all_tags(experiment),
     }
     if environment:
         request["Environment"] = dict(environment)

@@ -8,11 +8,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from runner.aws.names import Location, Places
+from runner.aws.storage import ObjectStore, Stored, differs
 from runner.job import Job, LockedError, State, lock, update_manifest
 from runner.launchers.sagemaker.channels import cache_indexes
-from runner.launchers.sagemaker.names import Location, Places
 from runner.launchers.sagemaker.request import CHECKPOINTS
-from runner.launchers.sagemaker.storage import ObjectStore, Stored, differs
 from runner.measured import MEASUREMENTS, measurements_file
 from runner.parcel import CACHE, JOBS
 from runner.paths import write_text

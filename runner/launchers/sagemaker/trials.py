@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from runner.aws.account import understood
+from runner.aws.names import Location
 from runner.job import Job, LockedError, State, lock, read_manifest, register, state_of, update_manifest
 from runner.launchers.cluster import Gone
-from runner.launchers.sagemaker.account import understood
 from runner.launchers.sagemaker.logs import LogTail
-from runner.launchers.sagemaker.names import Location
 from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded
 from runner.launchers.sagemaker.request import CHECKPOINTS
 from runner.launchers.sagemaker.training_jobs import RUNNING, SageMakerCluster, gone_of

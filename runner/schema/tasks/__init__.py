@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from runner.schema.experiment import Experiment
 from runner.schema.job import JobSettings
+from runner.schema.tasks.deploy import Deploy, Undeploy
+from runner.schema.tasks.evaluate import Evaluate
 from runner.schema.tasks.generate import Generate
+from runner.schema.tasks.merge import Merge
 
-TASKS: dict[str, type[JobSettings]] = {"train": Experiment, "generate": Generate}
+TASKS: dict[str, type[JobSettings]] = {
+    "train": Experiment,
+    "generate": Generate,
+    "evaluate": Evaluate,
+    "merge": Merge,
+    "deploy": Deploy,
+    "undeploy": Undeploy,
+}
 """`task.name` -> what a job of it is told."""

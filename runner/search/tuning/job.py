@@ -10,9 +10,9 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
+from runner.aws.account import code_of, message_of, understood
 from runner.errors import Detached, Interrupted, RunnerError
 from runner.job import Job, state_of
-from runner.launchers.sagemaker.account import code_of, message_of, understood
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 from runner.launchers.sagemaker.trials import Trials, begin, how_to_stop
 from runner.search.tuning.records import TuningRecord

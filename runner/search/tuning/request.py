@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runner.launchers.sagemaker.names import training_job_name
+from runner.aws.names import training_job_name
 from runner.schema import ObjectiveSettings, TuningSettings
 from runner.search.tuning.ranges import Range
 

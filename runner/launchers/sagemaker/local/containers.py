@@ -12,12 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from runner.aws.names import Places
 from runner.job import Job, read_job
 from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
 from runner.launchers.sagemaker.inputs import Inputs, environment
 from runner.launchers.sagemaker.local.folders import FolderStorage
 from runner.launchers.sagemaker.local.tree import Hosts
-from runner.launchers.sagemaker.names import Places
 from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded, unrecorded_name
 from runner.launchers.sagemaker.results import Collector
 from runner.machine import find_gpus

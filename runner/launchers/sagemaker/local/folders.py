@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from runner.launchers.sagemaker.storage import Stored
+from runner.aws.storage import Stored
 from runner.paths import atomic_file
 from runner.s3 import Location
 

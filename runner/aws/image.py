@@ -1,11 +1,11 @@
-"""Which image jobs run in."""
+"""Which image containers run."""
 
 from __future__ import annotations
 
-from runner.image.pushed import last_pushed
-from runner.schema import SageMakerLauncher
+from runner.aws.pushed import last_pushed
+from runner.schema.aws import AwsSettings
 
 
-def image_of(settings: SageMakerLauncher) -> str | None:
+def image_of(settings: AwsSettings) -> str | None:
     """The image of the settings, or the last that was pushed from here; None where there is none."""
     return settings.image or last_pushed(settings.region)

@@ -7,26 +7,24 @@ from functools import cached_property
 from typing import Any
 
 from runner.s3.access import ATTEMPTS, NoAccess, client_config, code_of, message_of, understood
-from runner.schema import SageMakerLauncher
+from runner.schema.aws import AwsSettings
 
 __all__ = ["Account", "NoAccess", "code_of", "message_of", "understood"]
 
 
-NO_ROLE = (
-    "launcher.role = None: training jobs need an execution role; set launcher.role to its ARN or name "
-    "(docs/sagemaker.md has its policy)"
-)
-
-
 class Account:
-    """Clients for one region; made when they are first needed."""
+    """Clients for one region; made when they are first needed.
 
-    def __init__(self, settings: SageMakerLauncher) -> None:
+    Args:
+        section: where its settings stand in the configuration, for what is said of them.
+    """
+
+    def __init__(self, settings: AwsSettings, *, section: str = "launcher") -> None:
         import boto3
 
         # It tells at this level where it has found credentials and endpoints.
         logging.getLogger("botocore").setLevel(logging.WARNING)
-        self.settings = settings
+        self.settings, self.section = settings, section
         self.session = boto3.Session(region_name=settings.region)
 
     @cached_property
@@ -38,7 +36,8 @@ class Account:
         """
         if not self.session.region_name:
             raise NoAccess(
-                "launcher.region = None: nor does AWS_REGION or your AWS profile name one; set launcher.region"
+                f"{self.section}.region = None: nor does AWS_REGION or your AWS profile name one; set "
+                f"{self.section}.region"
             )
         return str(self.session.region_name)
 
@@ -90,6 +89,14 @@ class Account:
         """
         role = self.settings.role
         if role is None:
-            raise NoAccess(NO_ROLE)
+            raise NoAccess(no_role(self.section))
         partition = self.caller_arn.split(":")[1] if not role.startswith("arn:") else ""
         return role if role.startswith("arn:") else f"arn:{partition}:iam::{self.account_id}:role/{role}"
+
+
+def no_role(section: str) -> str:
+    """What to say where no role is named."""
+    return (
+        f"{section}.role = None: SageMaker's containers need an execution role; set {section}.role to its ARN or name "
+        "(docs/sagemaker.md has its policy)"
+    )

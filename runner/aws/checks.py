@@ -1,0 +1,186 @@
+"""What of an account would keep containers from running, each with its fix; found before a cent is spent.
+
+What may not be asked is passed over: whoever may start something need not be allowed to look at roles and quotas.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote
+
+from runner.aws.account import Account, NoAccess, code_of, message_of, no_role, understood
+
+ECR_IMAGE = re.compile(
+    r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/(?P<name>[^:@]+)"
+    r"(?::(?P<tag>[^@]+))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
+)
+QUOTAS = "https://console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas"
+
+Check = Callable[[], Iterable[str]]
+
+
+def faults_of(account: Account, image: str | None, checks: Sequence[Check]) -> list[str]:
+    """What all checks find, a line each; they ask at the same time.
+
+    Args:
+        image: URI of the image that containers would run, if one is known.
+    """
+    try:
+        _ = account.region, account.account_id
+    except NoAccess as error:
+        unnamed = [no_role(account.section)] if account.settings.role is None else []
+        return [str(error), *unnamed, *([no_image(account.section)] if image is None else [])]
+    with ThreadPoolExecutor(len(checks)) as pool:
+        return [fault for faults in pool.map(_asked, checks) for fault in faults]
+
+
+def no_image(section: str) -> str:
+    """What to say where no image is known."""
+    return (
+        f"{section}.image = None: no image was pushed from here yet; python -m runner.image build, then push "
+        f"(docs/sagemaker.md), or set {section}.image"
+    )
+
+
+def _asked(check: Check) -> list[str]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        with understood("what SageMaker needs (docs/sagemaker.md)"):
+            return list(check())
+    except NoAccess as error:
+        return [] if str(error).startswith("AWS permissions") else [str(error)]
+    except (BotoCoreError, ClientError) as error:
+        return [f"AWS: {message_of(error)}"]
+
+
+def caller_faults(account: Account, actions: Sequence[str]) -> Iterable[str]:
+    """Of whoever asks, who must be allowed these actions."""
+    arn = account.caller_arn
+    if found := re.fullmatch(r"arn:([\w-]+):sts::(\d+):assumed-role/([^/]+)/.*", arn):
+        arn = f"arn:{found[1]}:iam::{found[2]}:role/{found[3]}"
+    if denied := _denied(account, arn, actions):
+        yield f"AWS permissions: {arn} may not {', '.join(denied)}; add them to its policy (docs/sagemaker.md)"
+
+
+def quota_faults(account: Account, wanted: str, needed: int, key: str) -> Iterable[str]:
+    """Of the quota of that name, of which so much is needed.
+
+    Args:
+        key: the setting and its value that it is needed for.
+    """
+    pages = account.client("service-quotas", attempts=3).get_paginator("list_service_quotas")
+    for page in pages.paginate(ServiceCode="sagemaker"):
+        for quota in page["Quotas"]:
+            if quota["QuotaName"] == wanted:
+                if quota["Value"] < needed:
+                    yield (
+                        f"{key}: the account's quota '{wanted}' is {quota['Value']:.0f}, and {needed} needed; ask for "
+                        f"more at {QUOTAS}, or choose another type"
+                    )
+                return
+
+
+def role_faults(account: Account, actions: Sequence[str]) -> Iterable[str]:
+    """Of the execution role, which must be allowed these actions."""
+    from botocore.exceptions import ClientError
+
+    try:
+        arn = account.role_arn
+    except NoAccess as error:
+        yield str(error)
+        return
+    key = f"{account.section}.role = {account.settings.role!r}"
+    name = arn.rpartition("/")[2]
+    iam = account.client("iam", attempts=3)
+    try:
+        role = iam.get_role(RoleName=name)["Role"]
+    except ClientError as error:
+        if code_of(error) == "NoSuchEntity":
+            yield f"{key}: account {account.account_id} has no such role; create it (docs/sagemaker.md), or correct it"
+            return
+        if "AccessDenied" not in code_of(error):
+            raise
+    else:
+        trust = role["AssumeRolePolicyDocument"]
+        text = unquote(trust) if isinstance(trust, str) else json.dumps(trust)
+        if "sagemaker.amazonaws.com" not in text:
+            yield (
+                f"{key}: SageMaker may not take on this role; let its trust policy name the service "
+                "sagemaker.amazonaws.com"
+            )
+    if denied := _denied(account, arn, actions):
+        yield f"{key}: its policy does not allow {', '.join(denied)}; add them (docs/sagemaker.md has the policy)"
+
+
+def _denied(account: Account, arn: str, actions: Iterable[str]) -> list[str]:
+    """The actions that a role or user is not allowed, as far as that may be asked."""
+    from botocore.exceptions import ClientError
+
+    bucket = f"arn:{account.caller_arn.split(':')[1]}:s3:::{account.bucket}"
+    in_bucket = [action for action in actions if action.startswith("s3:")]
+    others = [action for action in actions if not action.startswith("s3:")]
+    iam = account.client("iam", attempts=3)
+    denied = []
+    try:
+        for group, resources in ((others, ["*"]), (in_bucket, [bucket, f"{bucket}/{account.settings.prefix}/x"])):
+            answer = iam.simulate_principal_policy(PolicySourceArn=arn, ActionNames=group, ResourceArns=resources)
+            allowed = {
+                each["EvalActionName"] for each in answer["EvaluationResults"] if each["EvalDecision"] == "allowed"
+            }
+            denied += [action for action in group if action not in allowed]
+    except ClientError:
+        return []
+    # A policy that allows passing only certain roles is a good one, and is not seen by asking for all.
+    return [action for action in denied if action != "iam:PassRole" or len(denied) > 1]
+
+
+def bucket_faults(account: Account) -> Iterable[str]:
+    """Of the bucket."""
+    from botocore.exceptions import ClientError
+
+    key = f"{account.section}.bucket = {account.settings.bucket!r}"
+    try:
+        account.client("s3", attempts=3).head_bucket(Bucket=account.bucket)
+    except ClientError as error:
+        code = code_of(error)
+        if code in ("404", "NoSuchBucket"):
+            if account.settings.bucket is not None:
+                yield (
+                    f"{key}: there is no such bucket; create it in {account.region}, or leave "
+                    f"{account.section}.bucket out"
+                )
+        elif code in ("301", "PermanentRedirect"):
+            yield f"{key}: the bucket is in another region than {account.region}; choose one that is there"
+        else:
+            yield f"{key}: {account.bucket} may not be used ({message_of(error)}); choose another, or ask for access"
+
+
+def image_faults(account: Account, image: str | None) -> Iterable[str]:
+    """Of the image, which must be in ECR, in the same region."""
+    from botocore.exceptions import ClientError
+
+    if image is None:
+        yield no_image(account.section)
+        return
+    key = f"{account.section}.image = {image!r}"
+    parts = ECR_IMAGE.fullmatch(image)
+    if parts is None:
+        registry = f"<account>.dkr.ecr.{account.region}.amazonaws.com"
+        yield f"{key}: SageMaker takes images from ECR; write {registry}/<name>:<tag>"
+        return
+    if parts["region"] != account.region:
+        yield f"{key}: is in {parts['region']}, and jobs run in {account.region}; push it there too"
+        return
+    wanted = {"imageDigest": parts["digest"]} if parts["digest"] else {"imageTag": parts["tag"] or "latest"}
+    try:
+        ecr = account.client("ecr", attempts=3)
+        ecr.describe_images(registryId=parts["account"], repositoryName=parts["name"], imageIds=[wanted])
+    except ClientError as error:
+        if code_of(error) in ("ImageNotFoundException", "RepositoryNotFoundException"):
+            yield f"{key}: there is no such image; python -m runner.image push, or correct it"
+        elif "AccessDenied" not in code_of(error):
+            raise

@@ -1,0 +1,57 @@
+"""What of an AWS account is used: the same for training jobs and for endpoints."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from runner.schema.knob import Settings, knob
+
+OWN_TAG = "lora-runner:experiment"
+"""Tag of everything that costs money, by which it can be found in AWS's bill."""
+
+
+class AwsSettings(Settings):
+    """Region, role, image and places of an account."""
+
+    region: str | None = knob(None, min_length=1, doc="AWS region; null is that of the environment or profile.")
+    role: str | None = knob(
+        None, min_length=1, doc="Execution role: the ARN, or the name, of what SageMaker's containers may do."
+    )
+    image: str | None = knob(
+        None,
+        min_length=1,
+        doc="Image in ECR that containers run; null is the last one that `runner.image push` has left.",
+    )
+    bucket: str | None = knob(
+        None, min_length=3, doc="S3 bucket for data and results; null is SageMaker's own for the account and region."
+    )
+    prefix: str = knob("lora-runner", min_length=1, doc="Everything in the bucket lies below this.")
+    subnets: tuple[str, ...] = knob((), doc="Subnets of your VPC; none is SageMaker's own network.")
+    security_groups: tuple[str, ...] = knob((), doc="Security groups in that VPC.")
+    kms_key: str | None = knob(None, min_length=1, doc="KMS key for the disks and for what is written to S3.")
+    tags: Annotated[dict[str, str], Field(max_length=40)] | None = knob(
+        None, doc="Tags of everything that is started, such as `{team: vision}`."
+    )
+
+    @field_validator("prefix")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", value):
+            raise ValueError("should be names with slashes between, such as team/lora")
+        return value
+
+    @model_validator(mode="after")
+    def _whole_network(self) -> AwsSettings:
+        if bool(self.subnets) != bool(self.security_groups):
+            key, other = ("subnets", "security_groups") if self.subnets else ("security_groups", "subnets")
+            raise ValueError(f"{key}: a VPC needs {other} too")
+        if OWN_TAG in (self.tags or {}):
+            raise ValueError(f"tags: {OWN_TAG} is set by the runner itself; remove it")
+        return self
+
+    def all_tags(self, experiment: str) -> list[dict[str, str]]:
+        """The tags as AWS takes them, with our own."""
+        return [{"Key": key, "Value": value} for key, value in {**(self.tags or {}), OWN_TAG: experiment}.items()]
