@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from runner.schema.experiment import Experiment
 from runner.schema.job import JobSettings
+from runner.schema.tasks.deploy import Deploy, Undeploy
 from runner.schema.tasks.evaluate import Evaluate
 from runner.schema.tasks.generate import Generate
 
-TASKS: dict[str, type[JobSettings]] = {"train": Experiment, "generate": Generate, "evaluate": Evaluate}
+TASKS: dict[str, type[JobSettings]] = {
+    "train": Experiment,
+    "generate": Generate,
+    "evaluate": Evaluate,
+    "deploy": Deploy,
+    "undeploy": Undeploy,
+}
 """`task.name` -> what a job of it is told."""
