@@ -40,6 +40,14 @@ class JobPaths:
         self.checkpoints = self.folder / "checkpoints"
         self.sheet = self.folder / "sheet.png"
         """All that task=generate has drawn, on one."""
+        self.model = self.folder / "model"
+        """A base that adapters were merged into, in diffusers layout."""
+        self.model_file = self.folder / "model.safetensors"
+        """The same as a single file, and what it needs beside it."""
+        self.model_config = self.folder / "model-config"
+        self.model_archive = self.folder / "model.tar.gz"
+        self.export = self.folder / "export"
+        """What is ready to be given away."""
 
     def word(self, token: str) -> Path:
         """The file of a new word, named like it: that is how people write it in ComfyUI and A1111."""

@@ -25,21 +25,23 @@ RESIDUAL = {
 
 
 def original_names(layers: Collection[str], layers_per_block: int) -> Mapping[str, str]:
-    """Name of each layer in diffusers -> its name in the original code.
+    """Name of each layer in diffusers -> its name in the original code; what that does not have is left out.
 
     Args:
         layers: names of a UNet2DConditionModel's layers, all of them: where an upsampler stands depends on others.
-        layers_per_block: of the UNet's configuration.
+        layers_per_block: of the UNet's configuration; one number, as all models of the original code have it.
     """
     attended = {name.partition(".attentions.")[0] for name in layers if ".attentions." in name}
-    return {name: _original(name, attended, layers_per_block) for name in layers}
+    found = {name: _original(name, attended, layers_per_block) for name in layers}
+    return {name: original for name, original in found.items() if original is not None}
 
 
-def _original(name: str, attended: Collection[str], layers_per_block: int) -> str:
+def _original(name: str, attended: Collection[str], layers_per_block: int) -> str | None:
     if name in AROUND:
         return AROUND[name]
     found = re.fullmatch(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(\w+)\.(\d+)\.(.+)", name)
-    assert found is not None, name
+    if found is None:  # such as the embedding of the guidance in distilled models
+        return None
     direction, block, part, index, rest = found[1], int(found[2] or 0), found[3], int(found[4]), found[5]
     if part == "resnets":
         first, _, more = rest.partition(".")

@@ -131,7 +131,8 @@ def _spellings(family: Family, components: Mapping[str, nn.Module]) -> dict[str,
         original: Mapping[str, str] = {}
         if component == "unet":
             config: Any = root.config
-            original = original_names(layers, config["layers_per_block"])
+            if isinstance(config["layers_per_block"], int):
+                original = original_names(layers, config["layers_per_block"])
         for name in layers:
             layer = (component, name)
             for path in _paths(component, name):

@@ -57,7 +57,7 @@ class Base:
         self.dtype = DTYPES[precision]
         self.family = find_family(self.settings.family)
         self.folder = snapshot(self.settings)
-        self.vae_source = self._vae_source()
+        self.vae_source = vae_source(self.settings)
         self.shared: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
         """Encodings that several jobs of the pack use, for as long as one of them does."""
         self.untrained: dict[Any, Any] = {}
@@ -75,14 +75,6 @@ class Base:
             live_text=experiment.live_text,
             checkpointing=experiment.launcher.gradient_checkpointing,
         )
-
-    def _vae_source(self) -> Path | None:
-        if self.settings.vae is None:
-            return None
-        if is_s3(self.settings.vae):
-            return fetched("model.vae", self.settings.vae)
-        local = local_folder(self.settings.vae)
-        return local if local is not None else _vae_snapshot(self.settings.vae)
 
     @property
     def vae_folder(self) -> Path:
@@ -186,6 +178,20 @@ class Base:
     def sampler(self, name: str) -> Any:
         """A fresh sampler for validation images."""
         return self.noise.sampler(self.folder, name)
+
+
+def vae_source(settings: ModelSettings) -> Path | None:
+    """The folder of a VAE that takes the place of the model's own; None where none does.
+
+    Raises:
+        ModelError: it is neither on this machine nor reachable.
+    """
+    if settings.vae is None:
+        return None
+    if is_s3(settings.vae):
+        return fetched("model.vae", settings.vae)
+    local = local_folder(settings.vae)
+    return local if local is not None else _vae_snapshot(settings.vae)
 
 
 def _vae_snapshot(path: str) -> Path:

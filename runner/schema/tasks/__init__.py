@@ -7,11 +7,13 @@ from runner.schema.job import JobSettings
 from runner.schema.tasks.deploy import Deploy, Undeploy
 from runner.schema.tasks.evaluate import Evaluate
 from runner.schema.tasks.generate import Generate
+from runner.schema.tasks.merge import Merge
 
 TASKS: dict[str, type[JobSettings]] = {
     "train": Experiment,
     "generate": Generate,
     "evaluate": Evaluate,
+    "merge": Merge,
     "deploy": Deploy,
     "undeploy": Undeploy,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +13,13 @@ from runner.aws.account import Account, NoAccess, message_of
 from runner.aws.endpoints import Endpoints, Wanted
 from runner.aws.image import image_of
 from runner.aws.names import Places
+from runner.aws.prices import Prices
 from runner.aws.sent import send_folder
 from runner.aws.storage import Storage
 from runner.errors import AwsError
 from runner.families.files import folder_hash
 from runner.job import now, update_manifest
+from runner.parcel import HUB_SECRET
 from runner.paths import JobPaths, write_text
 from runner.schema.serving import SERVE_FILE
 from runner.schema.tasks.deploy import Deploy
@@ -54,11 +57,13 @@ def _deploy(settings: Deploy, paths: JobPaths, stop: Callable[[], bool]) -> dict
     name = chosen.name or settings.name
     wanted = _upload(settings, account, name, names, adapters)
     endpoints = Endpoints(account)
+    price = Prices(account, component="Hosting").per_hour(chosen.instance)
     about = {
         "name": name,
         "region": account.region,
         "instance": chosen.instance,
         "instances": chosen.instances,
+        "usd_per_hour": None if price is None else round(price.usd * chosen.instances, 4),
         "max_instances": chosen.max_instances,
         "adapters": names,
         "files": wanted.adapters.uri,
@@ -95,10 +100,8 @@ def _upload(settings: Deploy, account: Account, name: str, names: list[str], ada
 
 
 def _environment(hub_secret: str | None, region: str) -> dict[str, str]:
-    import os
-
     passed = {name: value for name in PASSED_VARIABLES if (value := os.environ.get(name))}
-    return passed | {"AWS_REGION": region} | ({"RUNNER_HUB_SECRET": hub_secret} if hub_secret else {})
+    return passed | {"AWS_REGION": region} | ({HUB_SECRET: hub_secret} if hub_secret else {})
 
 
 def request_example(name: str, region: str, adapters: list[str]) -> str:
@@ -109,5 +112,5 @@ def request_example(name: str, region: str, adapters: list[str]) -> str:
         f"  aws sagemaker-runtime invoke-endpoint --region {region} --endpoint-name {name} \\\n"
         "    --content-type application/json --accept image/png --cli-binary-format raw-in-base64-out \\\n"
         f"    --body '{json.dumps(body)}' image.png\n"
-        f"To end it and its cost: python -m runner task=undeploy endpoint.name={name} endpoint.region={region}\n"
+        f"To end it, and what it costs: python -m runner task=undeploy endpoint.name={name} endpoint.region={region}\n"
     )

@@ -20,6 +20,7 @@ from runner.errors import CheckpointError, SettingsError
 from runner.families import targets
 from runner.families.family import is_text_encoder
 from runner.families.targets import Presets
+from runner.mix import write
 from runner.mix.layers import AdapterLayers, LowRank
 from runner.schema import LoraSettings
 from runner.schema.messages import nearest
@@ -29,8 +30,7 @@ from runner.train.randomness import generator
 
 TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
-DOWN, UP, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
-"""peft's names of what an adapter holds for a layer, behind the layer's own."""
+DOWN, UP, MAGNITUDE = write.DOWN, write.UP, write.MAGNITUDE
 WORDS = "words"
 """Component and kind of the vectors of new words; the text encoder that they are of stands where layers have names."""
 

@@ -43,6 +43,7 @@ class Endpoint(threading.Thread):
         self.removed = threading.Event()
         self.port = _free_port()
         self.host: Host | None = None
+        self.log: LogStream | None = None
         self.folder = account.platform.settings.root / f"endpoint-{name}"
         self.variant = config["ProductionVariants"][0]
 
@@ -60,6 +61,8 @@ class Endpoint(threading.Thread):
         finally:
             if self.host is not None:
                 self.host.close()
+            if self.log is not None:
+                self.log.join()
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self) -> None:
@@ -91,7 +94,8 @@ class Endpoint(threading.Thread):
         pipe = host.start(self.account.images.find(container["Image"]), ([], ["serve"]), environment)
         group = f"/aws/sagemaker/Endpoints/{self.endpoint}"
         create_group(platform.logs, group)
-        LogStream(platform.logs, group, f"{self.variant['VariantName']}/i-0", pipe, lambda _line: None)
+        stream = f"{self.variant['VariantName']}/i-{self.created:%H%M%S}"
+        self.log = LogStream(platform.logs, group, stream, pipe, lambda _line: None)
 
     def _wait_for_ping(self) -> None:
         limit_s = self.variant.get("ContainerStartupHealthCheckTimeoutInSeconds", 480)

@@ -1,0 +1,209 @@
+"""A merged base must do what diffusers does with the base and the adapters beside it; so must a merged adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from runner.artifacts.verify import LARGEST_DIFFERENCE
+from runner.errors import ArtifactError
+from runner.families import find_family
+from runner.families.family import Text, TextStack
+from runner.mix.layers import AdapterLayers
+from runner.schema import ModelSettings
+from runner.train.place import Place
+
+CAPTIONS = ("a photo of a red house on a hill", "a drawing of a cat in the snow")
+TIMESTEPS = (701.0, 201.0)
+LATENT_SIDE = 16
+LEAST_ROUNDING = 1e-6
+"""Of a layer's weight, as a share of its norm: sums in another order, in fp32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """How far two models are apart."""
+
+    output: float
+    """Of the denoiser's output, as a share of its norm."""
+    weights: float
+    """Of the layer that differs most, as a share of its weight's norm."""
+    effect: float
+    """What the adapters change of the output, as a share of its norm."""
+
+
+class Model:
+    """A base model's denoiser and text encoders, to be looked at.
+
+    Args:
+        folder: in diffusers layout, on this machine.
+    """
+
+    def __init__(self, settings: ModelSettings, folder: Path, place: Place, dtype: torch.dtype) -> None:
+        self.family = find_family(settings.family)
+        self.folder, self.settings, self.place = folder, settings, place
+        self.denoiser = self.family.load_denoiser(folder, settings.variant, dtype).to(place.device)
+        self.text: TextStack = self.family.load_text(folder, settings.variant, dtype)
+        for encoder in self.text.encoders:
+            encoder.to(place.device)
+        noise = self.family.load_noise(folder, settings)
+        self.pipeline: Any = self.family.pipeline(
+            denoiser=self.denoiser, text=self.text, vae=None, scheduler=noise.sampler(folder, "model")
+        )
+
+    @property
+    def components(self) -> dict[str, torch.nn.Module]:
+        """The parts that may carry adapters."""
+        return {name: getattr(self.pipeline, name) for name in self.family.adapter_components}
+
+    @torch.no_grad()
+    def output(self) -> Tensor:
+        """What the denoiser makes of the same noise and captions every time, `[B, C, H, W]`, fp32 on the CPU."""
+        draw = torch.Generator().manual_seed(0)
+        channels = AutoencoderKL.load_config(self.folder / "vae")["latent_channels"]
+        noisy = torch.randn(len(CAPTIONS), channels, LATENT_SIDE, LATENT_SIDE, generator=draw).to(self.place.device)
+        ids = [each.to(self.place.device) for each in self.text.tokenizers.ids(CAPTIONS)]
+        text: Text = self.family.encode_text(self.text, ids)
+        side = float(self.settings.resolution)
+        sizes = torch.tensor([[side, side, 0, 0, side, side]] * len(CAPTIONS), device=self.place.device)
+        timesteps = torch.tensor(TIMESTEPS, device=self.place.device)
+        return self.family.predict(self.denoiser, noisy, timesteps, text, sizes).float().cpu()
+
+    def weight(self, component: str, name: str) -> Tensor:
+        """Of a layer, whether diffusers has put adapters around it or not."""
+        module: Any = getattr(self.pipeline, component).get_submodule(name)
+        base = module.get_base_layer() if isinstance(module, LoraLayer) else module
+        weight: Tensor = base.weight.detach()
+        return weight
+
+    @contextmanager
+    def beside(self, adapters: Sequence[tuple[Path, float]]) -> Iterator[None]:
+        """Within it, adapters are loaded by diffusers from their files, with their weights.
+
+        Raises:
+            ArtifactError: diffusers cannot load one.
+        """
+        names = [f"adapter_{index}" for index in range(len(adapters))]
+        try:
+            for name, (file, _) in zip(names, adapters, strict=True):
+                try:
+                    with warnings.catch_warnings():
+                        # That there are several is what is wanted.
+                        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+                        self.pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+                except Exception as error:  # whatever it is, the comparison cannot be made
+                    raise ArtifactError(
+                        f"{file}: diffusers cannot load it ({type(error).__name__}: {error})"
+                    ) from error
+            self.pipeline.set_adapters(names, [weight for _, weight in adapters])
+            for part in self.components.values():
+                part.eval()  # diffusers leaves what it adds in training mode: dropout would be at work
+            yield
+        finally:
+            self.pipeline.unload_lora_weights()
+
+    def fuse(self, components: Sequence[str]) -> None:
+        """Let diffusers put the adapters that are beside it into its weights."""
+        self.pipeline.fuse_lora(components=list(components))
+
+
+def check_merged(
+    settings: ModelSettings,
+    folders: tuple[Path, Path],
+    adapters: Sequence[tuple[Path, float]],
+    layers: AdapterLayers,
+    place: Place,
+    *,
+    computed: torch.dtype,
+    stored: Mapping[str, torch.dtype],
+) -> Compared:
+    """Compare a merged base with the base and the adapters beside it: its output, and every adapted weight.
+
+    Args:
+        folders: of the base, and of the merged one.
+        adapters: (file, weight), as diffusers reads them.
+        layers: which layers are adapted.
+        computed: precision of the computation.
+        stored: component -> precision of its weights in the merged base.
+
+    Raises:
+        ArtifactError: a weight or the output is further away than rounding.
+    """
+    base = Model(settings, folders[0], place, computed)
+    bare = base.output()
+    merged_settings = settings.model_copy(update={"variant": None})
+    with base.beside(adapters):
+        wanted = base.output()
+        base.fuse(sorted({component for component, _ in layers}))
+        merged = Model(merged_settings, folders[1], place, computed)
+        worst = 0.0
+        for component, name in layers:
+            target = base.weight(component, name).float()
+            off = float((merged.weight(component, name).float() - target).norm() / target.norm())
+            allowed = _rounding(stored[component]) + _rounding(computed)
+            if not off <= allowed:
+                raise ArtifactError(
+                    f"{folders[1]}: {component}.{name} is not the base and the adapters: {off:.1e} of its norm is "
+                    f"another, more than rounding ({allowed:.0e})"
+                )
+            worst = max(worst, off)
+        found = merged.output()
+        del base, merged
+        gc.collect()
+    size = torch.linalg.vector_norm(wanted)
+    difference = float(torch.linalg.vector_norm(found - wanted) / size)
+    allowed = max(LARGEST_DIFFERENCE[each] for each in (computed, *stored.values()))
+    if not difference <= allowed:
+        raise ArtifactError(
+            f"{folders[1]}: differs from the base with the adapters beside it by {difference:.1e} of the output's "
+            f"norm, more than rounding ({allowed:.0e})"
+        )
+    return Compared(difference, worst, float(torch.linalg.vector_norm(bare - wanted) / size))
+
+
+def check_put_together(
+    settings: ModelSettings,
+    folder: Path,
+    adapters: Sequence[tuple[Path, float]],
+    merged: Path,
+    place: Place,
+    *,
+    computed: torch.dtype,
+    exact: bool,
+) -> Compared:
+    """Compare one adapter with the several that it was put together from, both loaded by diffusers.
+
+    Args:
+        exact: whether nothing was left out; otherwise the difference is measured, not judged.
+
+    Raises:
+        ArtifactError: the difference is beyond rounding.
+    """
+    base = Model(settings, folder, place, computed)
+    bare = base.output()
+    with base.beside(adapters):
+        wanted = base.output()
+    with base.beside([(merged, 1.0)]):
+        found = base.output()
+    size = torch.linalg.vector_norm(wanted)
+    difference = float(torch.linalg.vector_norm(found - wanted) / size)
+    if exact and not difference <= LARGEST_DIFFERENCE[computed]:
+        raise ArtifactError(
+            f"{merged}: differs from the adapters that it was put together from by {difference:.1e} of the output's "
+            f"norm, more than rounding ({LARGEST_DIFFERENCE[computed]:.0e})"
+        )
+    return Compared(difference, 0.0, float(torch.linalg.vector_norm(bare - wanted) / size))
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    return max(float(torch.finfo(dtype).eps), LEAST_ROUNDING)

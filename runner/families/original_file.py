@@ -1,0 +1,124 @@
+"""Writes a model in diffusers layout as one file in the layout of the original code, as ComfyUI and A1111 read it.
+
+The way back from what `single_file` reads, for Stable Diffusion 1.x and XL.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from runner.errors import ModelError
+from runner.families.original import original_names
+from runner.paths import atomic_file
+
+FAMILIES = ("sd", "sdxl")
+"""Whose models are written."""
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+CLIP = {"sd": "cond_stage_model.transformer.", "sdxl": "conditioner.embedders.0.transformer."}
+OPEN_CLIP = "conditioner.embedders.1.model."
+OPEN_CLIP_LAYERS = {
+    "encoder.layers.": "transformer.resblocks.",
+    ".layer_norm1.": ".ln_1.",
+    ".layer_norm2.": ".ln_2.",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
+    ".self_attn.": ".attn.",
+    "embeddings.token_embedding.": "token_embedding.",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.": "ln_final.",
+}
+VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+SD2_TEXT_WIDTH = 1024
+
+
+def write_single_file(folder: Path, file: Path, family: str, *, about: Mapping[str, str]) -> None:
+    """Write the UNet, the text encoders and the VAE of a folder that `save_pretrained` wrote, in their precision.
+
+    Args:
+        about: what the header says.
+
+    Raises:
+        ModelError: there is no such layout of this model.
+    """
+    tensors = {UNET + key: tensor for key, tensor in _unet(folder / "unet").items()}
+    tensors |= {VAE + key: tensor for key, tensor in _vae(folder / "vae").items()}
+    tensors |= {CLIP[family] + key: tensor for key, tensor in _clip(folder / "text_encoder").items()}
+    if family == "sdxl":
+        tensors |= {OPEN_CLIP + key: tensor for key, tensor in _open_clip(folder / "text_encoder_2").items()}
+    with atomic_file(file) as temporary:
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=dict(about))
+
+
+def single_file_reason(folder: Path, family: str) -> str:
+    """Why a model has no single file; empty if it has."""
+    if family not in FAMILIES:
+        return f"only Stable Diffusion 1.x and XL are written as single files, and this is of the family {family}"
+    config = _config(folder / "unet")
+    if config.get("cross_attention_dim") == SD2_TEXT_WIDTH:
+        return "Stable Diffusion 2.x lost a layer of its text encoder in diffusers, and has no way back"
+    if not isinstance(config.get("layers_per_block"), int):
+        return "its UNet has another number of layers from block to block, which the original code does not know"
+    return ""
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    return {key: tensor for file in sorted(folder.glob("*.safetensors")) for key, tensor in load_file(file).items()}
+
+
+def _unet(folder: Path) -> dict[str, Tensor]:
+    state = _tensors(folder)
+    layers = {key.rpartition(".")[0] for key in state}
+    names = original_names(layers, _config(folder)["layers_per_block"])
+    if unknown := sorted(layers - names.keys()):
+        raise ModelError(f"model: its UNet has {unknown[0]}, which the original code does not; take output=folder")
+    return {f"{names[layer]}.{kind}": state[f"{layer}.{kind}"] for layer, _, kind in (k.rpartition(".") for k in state)}
+
+
+def _vae(folder: Path) -> dict[str, Tensor]:
+    last = len(_config(folder)["block_out_channels"]) - 1
+    written = {}
+    for key, tensor in _tensors(folder).items():
+        name = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", key)
+        name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample.", name)
+        # Counted from the image in the original code, from the latents in diffusers.
+        name = re.sub(r"up_blocks\.(\d+)\.resnets\.", lambda found: f"up.{last - int(found[1])}.block.", name)
+        name = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0\.", lambda found: f"up.{last - int(found[1])}.upsample.", name)
+        name = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", name)
+        if found := re.fullmatch(r"(\w+)\.mid_block\.attentions\.0\.(.+)\.(weight|bias)", name):
+            name = f"{found[1]}.mid.attn_1.{VAE_ATTENTION[found[2]]}.{found[3]}"
+            # Linear in diffusers, a convolution over single pixels in the original code.
+            tensor = tensor[:, :, None, None] if tensor.dim() == 2 else tensor
+        written[name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")] = tensor
+    return written
+
+
+def _clip(folder: Path) -> dict[str, Tensor]:
+    # transformers has dropped the prefix from the names of its modules; some files of it still have it.
+    return {f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in _tensors(folder).items()}
+
+
+def _open_clip(folder: Path) -> dict[str, Tensor]:
+    state = {key.removeprefix("text_model."): tensor for key, tensor in _tensors(folder).items()}
+    written = {"text_projection": state.pop("text_projection.weight").T}
+    for key in [key for key in state if ".q_proj." in key]:
+        parts = [state.pop(key.replace(".q_proj.", f".{each}_proj.")) for each in "qkv"]
+        state[key.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)
+    for key, tensor in state.items():
+        name = key
+        for ours, theirs in OPEN_CLIP_LAYERS.items():
+            name = name.replace(ours, theirs)
+        written[name] = tensor
+    return written

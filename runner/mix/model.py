@@ -1,0 +1,151 @@
+"""A base model with an adapter in its weights, part by part into a folder in diffusers layout.
+
+Everything else that the base had comes along: tokenizers, sampler, configurations.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from runner.errors import ArtifactError, Interrupted
+from runner.families.loading import load_component
+from runner.families.single_file import read_header
+from runner.mix.fuse import fuse
+from runner.mix.layers import AdapterLayers
+from runner.paths import write_text
+
+log = logging.getLogger(__name__)
+
+LIBRARIES = ("diffusers", "transformers")
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".onnx", ".index.json")
+STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+
+def parts_of(base: Path) -> dict[str, type[nn.Module]]:
+    """The networks of a model in diffusers layout, by name."""
+    index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
+    found = {}
+    for name, value in index.items():
+        if isinstance(value, list) and value[0] in LIBRARIES and (base / name / "config.json").is_file():
+            kind = getattr(import_module(value[0]), value[1], None)
+            if isinstance(kind, type) and issubclass(kind, nn.Module):
+                found[name] = kind
+    return found
+
+
+def stored_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
+    """The most exact precision of a part's weights; fp32 where the files do not say."""
+    files = list(folder.glob(f"*.{variant}*.safetensors" if variant else "*.safetensors"))
+    kinds = {str(each["dtype"]) for file in files for each in read_header(file).values()}
+    return next((STORED[kind] for kind in ("F32", "BF16", "F16") if kind in kinds), torch.float32)
+
+
+def write_fused(
+    base: Path,
+    target: Path,
+    layers: AdapterLayers,
+    *,
+    dtype: torch.dtype | None,
+    variant: str | None,
+    vae: Path | None,
+    stop: Callable[[], bool],
+) -> None:
+    """Fill a folder with the model; parts that are in it already are not made again.
+
+    Args:
+        dtype: of the weights; None leaves each part's as it is stored.
+        vae: folder of the VAE that takes the place of the base's.
+
+    Raises:
+        ArtifactError: a weight is beyond the numbers of `dtype`.
+        Interrupted: a signal asked to stop; parts that are written stay.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    parts = parts_of(base)
+    for name, kind in parts.items():
+        if (target / name).is_dir():
+            continue
+        if stop():
+            raise Interrupted(f"stopped before the {name}; the parts before it are written")
+        replaced = vae if name == "vae" else None
+        source, its_variant = (replaced, None) if replaced else (base / name, variant)
+        module = load_component(
+            kind, source, "", variant=its_variant, dtype=(found := stored_dtype(source, its_variant))
+        )
+        fuse({name: module}, layers, dtype or found)
+        _check_finite(name, module, dtype or found)
+        _save(module, target / name)
+        log.info("%s: written", name)
+    _copy_rest(base, target, set(parts))
+
+
+def _check_finite(name: str, module: nn.Module, dtype: torch.dtype) -> None:
+    for key, tensor in module.named_parameters():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ArtifactError(
+                f"{name}.{key} has numbers that are not finite in {str(dtype).removeprefix('torch.')}; take dtype=fp32"
+            )
+
+
+def _save(module: Any, folder: Path) -> None:
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        module.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _copy_rest(base: Path, target: Path, written: set[str]) -> None:
+    index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
+    for entry in base.iterdir():
+        if entry.name in written or entry.name.startswith("."):
+            continue
+        if entry.is_dir() and entry.name in index:
+            shutil.copytree(entry, target / entry.name, dirs_exist_ok=True)
+        elif entry.is_file() and not entry.name.endswith(WEIGHTS):
+            shutil.copyfile(entry, target / entry.name)
+
+
+def set_prediction(folder: Path, kind: str | None, zero_terminal_snr: bool | None) -> None:
+    """Let a model's sampler say what its base was told to predict, where it was told."""
+    said = {"prediction_type": kind, "rescale_betas_zero_snr": zero_terminal_snr}
+    changes = {key: value for key, value in said.items() if value is not None}
+    if not changes:
+        return
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    write_text(file, json.dumps(config | changes, indent=2, sort_keys=True) + "\n")
+
+
+def configuration_of(model: Path, target: Path) -> None:
+    """Write a model's folder without its weights: what readers of its single file want beside it."""
+    shutil.copytree(
+        model, target, dirs_exist_ok=True, ignore=lambda _, names: [n for n in names if n.endswith(WEIGHTS)]
+    )
+
+
+def skeleton(base: Path, names: tuple[str, ...]) -> dict[str, nn.Module]:
+    """Some of a model's parts without weights, from its configurations: names and shapes of layers."""
+    found: dict[str, nn.Module] = {}
+    for name, kind in parts_of(base).items():
+        if name not in names:
+            continue
+        made: Any = kind
+        with torch.device("meta"):
+            if hasattr(made, "load_config"):
+                found[name] = made.from_config(made.load_config(base / name))
+            else:
+                found[name] = made(made.config_class.from_pretrained(base / name))
+    return found

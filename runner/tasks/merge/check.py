@@ -1,0 +1,42 @@
+"""What is wrong with the settings, and what counts of the adapters' content."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner.adapter_file import header_of
+from runner.errors import SettingsError
+from runner.schema.tasks.merge import Merge
+from runner.tasks.adapters import contents_of, find_adapters
+
+MAGNITUDE = "lora_magnitude_vector"
+SINGLE_FILES = ("sd", "sdxl")
+"""Families that are written as single files."""
+
+
+def check(settings: Merge) -> dict[str, Any]:
+    """As `runner.tasks` says."""
+    faults = []
+    if settings.output == "single_file" and settings.model.family not in SINGLE_FILES:
+        faults.append(
+            f"output = 'single_file': only Stable Diffusion 1.x and XL are written so, and model.family is "
+            f"{settings.model.family}; take output=folder"
+        )
+    for given, found, (_, weight) in zip(settings.adapter, find_adapters(settings), settings.weighted, strict=True):
+        if found.words:
+            words = ", ".join(file.stem for file in found.words)
+            fix = f"to merge its layers alone, name {found.file}, and keep the words' files beside"
+            fix = fix if found.file not in found.words else "there is nothing else in it to merge"
+            faults.append(f"adapter = {given!r}: was taught words ({words}), which are not weights of layers; {fix}")
+            continue
+        if not any(MAGNITUDE in key for key in header_of(found.file, f"adapter = {given!r}")):
+            continue
+        if len(settings.adapter) > 1:
+            faults.append(f"adapter = {given!r}: is a DoRA, which cannot be put together with others; merge it alone")
+        if weight != 1:
+            faults.append(f"adapter_weight = {weight:g}: {given} is a DoRA, which has no other weight than 1")
+        if settings.output == "adapter":
+            faults.append(f"output = 'adapter': {given} is a DoRA, which cannot be reduced; take output=folder")
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return contents_of(settings)

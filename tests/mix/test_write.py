@@ -1,0 +1,109 @@
+"""What is written means the same to our reader, to diffusers, and by kohya's plain arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+
+from runner.families import find_family
+from runner.mix.fuse import fuse, fused
+from runner.mix.layers import AdapterLayers
+from runner.mix.read import read_adapter
+from runner.mix.write import write_diffusers, write_kohya
+from tests.artifacts.saved import apart, output
+from tests.mix.adapters import add_kohya, random_layers, same_updates
+from tests.mix.conftest import Parts
+from tests.train.bench import pipeline_of
+
+
+def mixed_layers(parts: Parts) -> AdapterLayers:
+    """Ranks and scales that differ from layer to layer."""
+    layers = random_layers(parts, rank=4, scale=0.5)
+    other = random_layers(parts, rank=2, scale=1.5, targets=("to_v", "conv1"))
+    return layers | {key: each for key, each in other.items() if key[0] == "unet"}
+
+
+def of_folder(model: Path) -> tuple[Any, Any, Parts]:
+    pipeline = pipeline_of(model)
+    family = find_family("sdxl" if hasattr(pipeline, "text_encoder_2") else "sd")
+    return pipeline, family, {name: getattr(pipeline, name) for name in family.adapter_components}
+
+
+@pytest.fixture(params=["sdxl_folder", "sd15_folder"])
+def model(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+def test_all_files_mean_the_same_to_diffusers_and_to_plain_arithmetic(model: Path, tmp_path: Path) -> None:
+    pipeline, family, parts = of_folder(model)
+    layers = mixed_layers(parts)
+    bare = output(pipeline)
+    files = {
+        "folded": write_kohya(tmp_path / "folded.safetensors", family, layers, about={}),
+        "alpha": write_kohya(tmp_path / "alpha.safetensors", family, layers, about={}, folded=False),
+        "diffusers": write_diffusers(tmp_path, family, layers),
+    }
+    for file in files.values():
+        assert same_updates(read_adapter(file, family, parts), layers) < 1e-6
+    alphas = {float(tensor) for key, tensor in load_file(files["alpha"]).items() if key.endswith(".alpha")}
+    assert alphas == {2.0, 3.0}
+    plain = of_folder(model)
+    fuse(plain[2], layers, torch.float32)
+    wanted = output(plain[0])
+    assert apart(bare, wanted) > 1e-2, "the adapter does nothing"
+    for name in ("folded", "alpha"):
+        by_hand = pipeline_of(model)
+        assert add_kohya(by_hand, files[name]) == len(layers)
+        assert apart(output(by_hand), wanted) < 1e-5
+    for name in ("folded", "diffusers"):
+        pipeline.load_lora_weights(tmp_path, weight_name=files[name].name)
+        assert apart(output(pipeline), wanted) < 1e-5, name
+        pipeline.unload_lora_weights()
+
+
+def test_diffusers_gives_every_layer_its_own_rank_and_scale(model: Path, tmp_path: Path) -> None:
+    pipeline, family, parts = of_folder(model)
+    layers = mixed_layers(parts)
+    write_diffusers(tmp_path, family, layers)
+    pipeline.load_lora_weights(tmp_path)
+    found = {
+        (component, name): (next(iter(module.r.values())), next(iter(module.scaling.values())))
+        for component in parts
+        for name, module in getattr(pipeline, component).named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    assert found == {key: (each.rank, pytest.approx(each.scale)) for key, each in layers.items()}
+
+
+def test_dora_is_written_and_fused_as_diffusers_applies_it(model: Path, tmp_path: Path) -> None:
+    pipeline, family, parts = of_folder(model)
+    layers = random_layers(parts, rank=4, scale=1.5, dora=True)
+    file = write_diffusers(tmp_path, family, layers)
+    read = read_adapter(file, family, parts)
+    for key, each in layers.items():
+        wanted, found = each.magnitude, read[key].magnitude
+        assert wanted is not None and found is not None and torch.equal(found, wanted)
+    merged = of_folder(model)
+    fuse(merged[2], read, torch.float32)
+    pipeline.load_lora_weights(tmp_path)
+    assert apart(output(merged[0]), output(pipeline)) < 1e-5
+
+
+def test_the_sum_is_rounded_once(sdxl_parts: Parts, sdxl_folder: Path) -> None:
+    _, _, parts = of_folder(sdxl_folder)
+    layers = {key: dataclasses.replace(each, scale=1e-3) for key, each in random_layers(parts).items()}
+    wanted = {
+        (component, name): fused(sdxl_parts[component].get_submodule(name).weight, each).bfloat16()  # type: ignore[arg-type]
+        for (component, name), each in layers.items()
+    }
+    fuse(parts, layers, torch.bfloat16)
+    for (component, name), weight in wanted.items():
+        assert torch.equal(parts[component].get_parameter(f"{name}.weight"), weight)
+    assert {tensor.dtype for part in parts.values() for tensor in part.parameters()} == {torch.bfloat16}
