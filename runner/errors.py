@@ -48,6 +48,10 @@ class OutOfMemoryError(RunnerError):
     """A single image does not fit into the device's memory."""
 
 
+class AwsError(RunnerError):
+    """AWS has refused something, or what was started there did not come up."""
+
+
 class Interrupted(RunnerError):
     """A signal asked to stop; everything up to the named step is saved."""
 

@@ -6,6 +6,7 @@ For planning only: a container counts the GPUs that it finds. Memory of GPUs as 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 
 GPUS = {
     "g4dn": ("Tesla T4", 16.1),
@@ -84,3 +85,11 @@ def _types() -> dict[str, Instance]:
 
 
 INSTANCES = _types()
+
+
+def instance_fault(name: str) -> str | None:
+    """What is wrong with the name of an instance type; None if nothing is."""
+    if name in INSTANCES:
+        return None
+    near = difflib.get_close_matches(name, INSTANCES, n=3) or ["ml.g5.xlarge", "ml.g6e.xlarge"]
+    return f"is no instance type that is known here; did you mean {' or '.join(near)}?"

@@ -180,6 +180,8 @@ def _wait_for(jobs: Sequence[Job]) -> None:
 def _state(job: Job) -> State:
     """The state of a job's folder; one that says completed and has lost its weights is not."""
     state = state_of(job.folder)
+    if state is State.COMPLETED and not job.settings.done_once:
+        return State.PENDING
     if state is State.COMPLETED and not job.has_result:
         log.warning("%s says that it is completed, but %s has lost its result: it runs again", job.id, job.folder)
         return State.PENDING

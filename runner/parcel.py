@@ -18,6 +18,8 @@ from runner.paths import write_text
 
 CONTAINER_USER = "RUNNER_CONTAINER_USER"
 """Environment variable: the user that root becomes in the container, where it is not that of the image."""
+HUB_SECRET = "RUNNER_HUB_SECRET"
+"""Environment variable of an endpoint's container: the secret with the token for gated models, never the token."""
 CONFIG, CODE, CACHE = "config", "code", "cache"
 """Channels: this list with a folder for each job, the project's package, and encodings that are there already."""
 PLAN_FILE, CODE_FILE = "plan.json", "runner.zip"

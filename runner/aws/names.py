@@ -43,6 +43,10 @@ class Places:
         """The files of a base model from a local folder."""
         return self.root / f"models/{fingerprint[:32]}/"
 
+    def endpoint(self, name: str) -> Location:
+        """What was uploaded for an endpoint."""
+        return self.root / f"endpoints/{name}/"
+
     def code(self, digest: str) -> Location:
         """The project's package."""
         return self.root / f"code/{digest[:16]}/"

@@ -1,10 +1,20 @@
-"""`python -m runner.container [train]`: the image's entry point."""
+"""`python -m runner.container [train | serve]`: the image's entry point."""
 
 from __future__ import annotations
 
 import sys
 
-from runner.container.entry import main
+
+def main(arguments: list[str]) -> int:
+    """Train, or be an endpoint, for which SageMaker says `serve`."""
+    if arguments[:1] == ["serve"]:
+        from runner.container.serving import serve
+
+        return serve(arguments[1:])
+    from runner.container.entry import main as train
+
+    return train(arguments)
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

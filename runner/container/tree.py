@@ -56,7 +56,7 @@ class Tree:
         self.cache = self.checkpoints / CACHE
         self.model = self.root / "model"
         self.failure = self.root / "output" / "failure"
-        self.written = (self.checkpoints, self.model, self.failure.parent)
+        self.written: tuple[Path, ...] = (self.checkpoints, self.model, self.failure.parent)
 
     @classmethod
     def here(cls) -> Tree:

@@ -131,7 +131,7 @@ def differing_keys(experiment_dir: Path) -> list[str]:
         FileNotFoundError: if there is no such folder.
         ValueError: if there is no job in it.
     """
-    jobs = [read_job(folder) for folder in find_jobs(experiment_dir)]
+    jobs = [job for job in map(read_job, find_jobs(experiment_dir)) if job.trains]
     return [one.key for one in most_varied(told_apart(differing_settings(jobs)[0], first=differing_overrides(jobs)[0]))]
 
 

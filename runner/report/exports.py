@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.report.differences import Difference
+from runner.report.evaluations import Figures, exported
 from runner.report.ranking import Ranked, Ranking
 from runner.report.record import JobRecord
 
@@ -22,23 +23,30 @@ SCHEMA_VERSION = 1
 """Of sweep.json; raised when the meaning or the place of something in it changes."""
 
 # Parts of a row that are mappings, and those of them whose names mean nothing without it.
-NESTED = ("settings", "metrics", "timings_s", "cost")
+NESTED = ("settings", "metrics", "figures", "timings_s", "cost")
 PREFIXED = ("timings_s", "cost")
 
 # What makes a spreadsheet take a text for a formula.
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-def export_rows(ranking: Ranking, differing: Sequence[Difference], root: Path) -> list[dict[str, Any]]:
-    """One mapping per job, best first; `root` is the folder of the experiment."""
-    return [_row(entry, differing, root) for entry in ranking.entries]
+def export_rows(
+    ranking: Ranking, differing: Sequence[Difference], root: Path, figures: Mapping[str, Figures]
+) -> list[dict[str, Any]]:
+    """One mapping per job, best first.
+
+    Args:
+        root: the folder of the experiment.
+        figures: what was measured of each job's result, by its id.
+    """
+    return [_row(entry, differing, root) | {"figures": exported(figures[entry.job.id])} for entry in ranking.entries]
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a table with a heading; what only some jobs have is empty for the others.
 
-    Settings and metrics stand under their own names, timings and costs under `timings_s.` and `cost.`. Texts that
-    a spreadsheet would take for a formula begin with an apostrophe.
+    Settings, metrics and figures stand under their own names, timings and costs under `timings_s.` and `cost.`. Texts
+    that a spreadsheet would take for a formula begin with an apostrophe.
     """
     columns = [
         (part, name)
@@ -61,6 +69,7 @@ def as_json(
     shared: Mapping[str, Any],
     experiment: str,
     written: datetime,
+    evaluations: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The rows with what they have in common. Numbers that are not finite become null.
 
@@ -70,6 +79,7 @@ def as_json(
         shared: the settings that are the same in all jobs, by dotted key.
         experiment: its name.
         written: now.
+        evaluations: the jobs that measured the results of others.
     """
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -78,6 +88,7 @@ def as_json(
         "objective": {"name": ranking.aim.name, "direction": ranking.aim.direction},
         "shared_settings": shared,
         "jobs": rows,
+        "evaluations": evaluations,
     }
     return json.dumps(_strict(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -91,6 +102,7 @@ def _row(entry: Ranked, differing: Sequence[Difference], root: Path) -> dict[str
         "place": entry.place,
         "settings": {one.key: one.values[job.id] for one in differing if job.id in one.values},
         "metrics": _last_metrics(job),
+        "figures": {},
         "steps_done": job.steps_done,
         "timings_s": job.section("timings_s"),
         "cost": job.section("cost"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,14 @@ from markupsafe import Markup
 
 from runner.paths import ExperimentPaths, write_text
 from runner.report.differences import differing_settings, labelled
+from runner.report.evaluations import (
+    Figures,
+    apart,
+    expected_pictures,
+    exported_rows,
+    figures_by_job,
+    view_evaluations,
+)
 from runner.report.exports import as_csv, as_json, export_rows
 from runner.report.pictures import MAX_ROWS, MAX_STEPS, PictureBox, progress_grid
 from runner.report.ranking import rank
@@ -43,19 +52,32 @@ def write_report(experiment_dir: Path) -> Path:
         OSError: if a file cannot be written; the older one is then untouched.
     """
     paths = ExperimentPaths(experiment_dir)
-    jobs = labelled([read_job(folder) for folder in find_jobs(experiment_dir)])
+    jobs, evaluations = apart([read_job(folder) for folder in find_jobs(experiment_dir)])
+    jobs = labelled(jobs)
+    figures = figures_by_job(jobs, evaluations)
     ranking = rank(jobs)
     differing, shared = differing_settings(jobs)
     name = str(jobs[0].config.get("name") or experiment_dir.resolve().name)
     now = datetime.now(UTC)
     if len(jobs) == 1:
-        page = _render("single.html.j2", name, now, _single(jobs[0], experiment_dir))
+        page = _render("single.html.j2", name, now, _single(jobs[0], figures, evaluations, experiment_dir))
     else:
-        page = _render("several.html.j2", name, now, view_several(ranking, differing, experiment_dir))
-    rows = export_rows(ranking, differing, experiment_dir)
+        content = view_several(ranking, differing, experiment_dir, figures=figures, evaluations=evaluations)
+        page = _render("several.html.j2", name, now, content)
+    rows = export_rows(ranking, differing, experiment_dir, figures)
     write_text(paths.report, page)
     write_text(paths.table, as_csv(rows))
-    write_text(paths.summary, as_json(rows, ranking=ranking, shared=shared, experiment=name, written=now))
+    write_text(
+        paths.summary,
+        as_json(
+            rows,
+            ranking=ranking,
+            shared=shared,
+            experiment=name,
+            written=now,
+            evaluations=exported_rows(evaluations),
+        ),
+    )
     return paths.report
 
 
@@ -80,7 +102,12 @@ def _environment() -> Environment:
     return environment
 
 
-def _single(job: JobRecord, root: Path) -> dict[str, Any]:
+def _single(
+    job: JobRecord, figures: Mapping[str, Figures], evaluations: Sequence[JobRecord], root: Path
+) -> dict[str, Any]:
     pictures = min(len(job.shots), MAX_ROWS) * min(len(job.steps_sampled), MAX_STEPS)
-    box = PictureBox(expected=pictures, root=root)
-    return {"view": view_job(job, progress_grid(job, box), root=root)}
+    box = PictureBox(expected=pictures + expected_pictures(evaluations), root=root)
+    return {
+        "view": view_job(job, progress_grid(job, box), root=root, figures=figures[job.id]),
+        "evaluations": view_evaluations(evaluations, [job], box),
+    }

@@ -132,7 +132,9 @@ def progress_grid(
             for step in shown_steps
         ]
         rows.append(GridRow(prompt=prompt, seed=row.seed, cells=cells))
-    columns = [_step_column(step, shown_steps, finished=job.state == "completed") for step in shown_steps]
+    columns = [Column(title="drawn", role="after")]
+    if job.trains:
+        columns = [_step_column(step, shown_steps, finished=job.state == "completed") for step in shown_steps]
     left_out = []
     if len(shown_steps) < len(steps):
         left_out.append(f"{len(shown_steps)} of {len(steps)} steps")
@@ -143,30 +145,34 @@ def progress_grid(
 
 
 def comparison_grid(ranked: Sequence[Ranked], box: PictureBox) -> Grid | None:
-    """The last samples of all jobs side by side, after one shared column from before training."""
-    with_samples = [one for one in ranked if one.job.steps_sampled and one.job.steps_sampled[-1] > 0]
+    """The last samples of all jobs side by side, after one shared column from before training, if any trained."""
+    with_samples = [
+        one for one in ranked if one.job.steps_sampled and (one.job.steps_sampled[-1] or not one.job.trains)
+    ]
     if not with_samples:
         return None
     shown = with_samples[:MAX_JOBS]
     jobs = [one.job for one in shown]
+    trained = any(job.trains for job in jobs)
     all_rows = sorted({row for job in jobs for row in job.shots})
     rows = []
     for row in all_rows[:MAX_ROWS]:
-        owner = next((job for job in jobs if row in job.shots and 0 in job.shots[row]), None)
+        owner = next((job for job in jobs if job.trains and row in job.shots and 0 in job.shots[row]), None)
         prompt = next(prompt_of(job, row) for job in jobs if row in job.shots)
-        cells: list[Picture | None] = [
-            box.picture(owner.shots[row][0], f"{prompt}, seed {row.seed}, before training") if owner else None
-        ]
+        cells: list[Picture | None] = []
+        if trained:
+            alt = f"{prompt}, seed {row.seed}, before training"
+            cells.append(box.picture(owner.shots[row][0], alt) if owner else None)
         for job in jobs:
             last = job.shots.get(row, {}).get(job.steps_sampled[-1])
-            alt = f"{prompt}, seed {row.seed}, {job.name}, step {job.steps_sampled[-1]}"
+            alt = f"{prompt}, seed {row.seed}, {job.name}" + (f", step {job.steps_sampled[-1]}" if job.trains else "")
             cells.append(box.picture(last, alt) if last else None)
         rows.append(GridRow(prompt=prompt, seed=row.seed, cells=cells))
-    columns = [Column(title="before", subtitle="step 0", role="before")]
+    columns = [Column(title="before", subtitle="step 0", role="before")] if trained else []
     columns += [
         Column(
             title=one.job.name, role="job", href=f"#job-{one.job.id}",
-            subtitle=f"{number(one.value)} · step {one.job.steps_sampled[-1]:,}",
+            subtitle=f"{number(one.value)} · step {one.job.steps_sampled[-1]:,}" if one.job.trains else "",
         )
         for one in shown
     ]  # fmt: skip

@@ -67,6 +67,11 @@ class JobRecord:
         return str(self.manifest.get("state") or "unknown")
 
     @property
+    def trains(self) -> bool:
+        """Whether it is a training, and not another task."""
+        return str(self.manifest.get("task", "train")) == "train"
+
+    @property
     def objective(self) -> float | None:
         """The job's result where it is a finite number; less is better."""
         return finite(self.manifest.get("objective"))

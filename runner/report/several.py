@@ -5,13 +5,14 @@ Takes job records, gives the ranking with its columns, the charts that compare, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from runner.report.charts import Series, draw, smoothed, sparkline
 from runner.report.cost import cost_of
 from runner.report.differences import Difference, differing_overrides, most_varied, told_apart
+from runner.report.evaluations import Figures, expected_pictures, label_of, named_columns, view_evaluations
 from runner.report.frame import Chart
 from runner.report.parallel import parallel_chart
 from runner.report.pictures import MAX_JOBS, MAX_ROWS, MAX_STEPS, PictureBox, comparison_grid, progress_grid
@@ -29,19 +30,28 @@ FEW_STEPS, FEW_ROWS = 3, 4
 MAX_COLUMNS = 8
 
 
-def view_several(ranking: Ranking, differing: Sequence[Difference], root: Path) -> dict[str, Any]:
+def view_several(
+    ranking: Ranking,
+    differing: Sequence[Difference],
+    root: Path,
+    *,
+    figures: Mapping[str, Figures],
+    evaluations: Sequence[JobRecord],
+) -> dict[str, Any]:
     """All that the page shows of several jobs.
 
     Args:
         ranking: the jobs, best first.
         differing: the resolved settings in which they differ.
         root: the folder that the page lies in.
+        figures: what was measured of each job's result, by its id.
+        evaluations: the jobs that measured, newest first.
     """
     jobs = [entry.job for entry in ranking.entries]
     steps, rows = (FEW_STEPS, FEW_ROWS) if len(jobs) > MANY_JOBS else (MAX_STEPS, MAX_ROWS)
     per_job = sum(min(len(job.shots), rows) * min(len(job.steps_sampled), steps) for job in jobs)
     compared = min(max(len(job.shots) for job in jobs), MAX_ROWS) * min(len(jobs), MAX_JOBS)
-    box = PictureBox(expected=per_job + compared, root=root)
+    box = PictureBox(expected=per_job + compared + expected_pictures(evaluations), root=root)
     overridden, shared = differing_overrides(jobs)
     varied = told_apart(differing, first=overridden)
     keys = overridden or [one.key for one in varied]
@@ -51,7 +61,10 @@ def view_several(ranking: Ranking, differing: Sequence[Difference], root: Path) 
     return {
         "entries": ranking.entries,
         "views": {
-            job.id: view_job(job, progress_grid(job, box, max_steps=steps, max_rows=rows), root=root) for job in jobs
+            job.id: view_job(
+                job, progress_grid(job, box, max_steps=steps, max_rows=rows), root=root, figures=figures[job.id]
+            )
+            for job in jobs
         },
         "objective_label": ranking.aim.label(jobs[0]),
         "sentence": experiment_sentence(ranking),
@@ -66,6 +79,9 @@ def view_several(ranking: Ranking, differing: Sequence[Difference], root: Path) 
         "cells": {job.id: [cell_for(job, key) for key in columns] for job in jobs},
         "overrides_in_one_column": len(overridden) > MAX_COLUMNS,
         "shared": shared,
+        "measured": [(name, label_of(name)) for name in named_columns(figures.values())],
+        "figures": figures,
+        "evaluations": view_evaluations(evaluations, jobs, box),
         "sparks": {job.id: sparkline(job.curve(ranking.aim.name) or job.curve(HELD_OUT)) for job in jobs},
     }
 

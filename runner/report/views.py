@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 import yaml
 
 from runner.report.charts import Series, draw, smoothed
+from runner.report.evaluations import Figures, label_of
 from runner.report.frame import Chart
 from runner.report.pictures import Grid
 from runner.report.ranking import COLOURS
@@ -68,12 +69,18 @@ class JobView:
     links: list[tuple[str, str]]
 
 
-def view_job(job: JobRecord, grid: Grid | None, *, root: Path) -> JobView:
-    """The view of one job; `root` is the folder that the page lies in."""
+def view_job(job: JobRecord, grid: Grid | None, *, root: Path, figures: Figures) -> JobView:
+    """The view of one job.
+
+    Args:
+        grid: its samples.
+        root: the folder that the page lies in.
+        figures: what was measured of its result.
+    """
     return JobView(
         job=job,
         sentence=job_sentence(job),
-        facts=_facts(job),
+        facts=_facts(job) + [(label_of(name), figure.text) for name, figure in figures.items()],
         grid=grid,
         charts=_charts(job),
         settings=_settings(job),

@@ -13,6 +13,8 @@ from runner.s3.location import Location
 
 AT_ONCE = 8
 """Files that travel at the same time."""
+REMOVED_AT_ONCE = 1000
+"""S3 takes no more in one request."""
 
 
 @dataclass(frozen=True)
@@ -58,3 +60,11 @@ def download(
             # What failed for one will fail for thousands of others.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def remove(client: Any, folder: Location) -> int:
+    """Remove everything in a folder; how many objects there were."""
+    keys = [{"Key": folder.key + name} for name in listing(client, folder)]
+    for start in range(0, len(keys), REMOVED_AT_ONCE):
+        client.delete_objects(Bucket=folder.bucket, Delete={"Objects": keys[start : start + REMOVED_AT_ONCE]})
+    return len(keys)

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from runner.schema.knob import Settings, default_of
 
 if TYPE_CHECKING:
+    from runner.schema.drawing import DrawingSettings
     from runner.schema.experiment import Experiment
+    from runner.schema.inputs import ModelSettings
+    from runner.schema.training import SchedulerSettings
+
+
+class Draws(Protocol):
+    """Settings of a job that draws."""
+
+    @property
+    def model(self) -> ModelSettings:
+        """The base model."""
+
+    @property
+    def resolution(self) -> int:
+        """Side of the images in pixels."""
+
+    @property
+    def scheduler(self) -> SchedulerSettings:
+        """The sampler."""
+
 
 TRANSFORMERS = ("sd3", "flux")
 """Families whose denoiser is a transformer over patches of latents, trained by flow matching."""
@@ -25,13 +45,41 @@ def refuse_what_does_not_fit(experiment: Experiment) -> None:
     """
     family = experiment.model.family
     faults = _not_for_transformers(experiment) if family in TRANSFORMERS else _not_for_unets(experiment)
-    if family == "flux" and experiment.validation.negative_prompt is not None:
-        faults.append(
-            f"validation.negative_prompt = {experiment.validation.negative_prompt!r}: has no effect with "
-            "model.family=flux, which is told the guidance scale instead of comparing two predictions; remove it"
-        )
+    faults += drawing_faults(experiment, experiment.validation, where="validation.")
     if faults:
         raise ValueError("\n".join(faults))
+
+
+def drawing_faults(settings: Draws, drawing: DrawingSettings, *, where: str = "") -> list[str]:
+    """What the samplers of the model's family do not know, a line each.
+
+    Args:
+        where: what stands before the keys of `drawing` in the configuration.
+    """
+    family, faults = settings.model.family, []
+    if family == "flux" and drawing.negative_prompt is not None:
+        faults.append(
+            f"{where}negative_prompt = {drawing.negative_prompt!r}: has no effect with model.family=flux, which is "
+            "told the guidance scale instead of comparing two predictions; remove it"
+        )
+    if family not in TRANSFORMERS:
+        return faults
+    if settings.resolution % PATCH_PX:
+        faults.append(
+            f"resolution = {settings.resolution}: should be a multiple of {PATCH_PX} with model.family={family}, "
+            f"which cuts images into squares of {PATCH_PX} px"
+        )
+    if settings.scheduler.name != "model":
+        faults.append(
+            f"scheduler.name = {settings.scheduler.name!r}: belongs to models with a table of noise levels; set "
+            f"scheduler=model, the flow-matching sampler of model.family={family}"
+        )
+    if drawing.guidance_rescale:
+        faults.append(
+            f"{where}guidance_rescale = {drawing.guidance_rescale}: is not known to the sampler of "
+            f"model.family={family}; remove it"
+        )
+    return faults
 
 
 def _not_for_unets(experiment: Experiment) -> list[str]:
@@ -44,11 +92,6 @@ def _not_for_unets(experiment: Experiment) -> list[str]:
 
 def _not_for_transformers(experiment: Experiment) -> list[str]:
     family, faults = experiment.model.family, []
-    if experiment.resolution % PATCH_PX:
-        faults.append(
-            f"resolution = {experiment.resolution}: should be a multiple of {PATCH_PX} with model.family={family}, "
-            f"which cuts images into squares of {PATCH_PX} px"
-        )
     if experiment.dataset.buckets and experiment.dataset.bucket_step % PATCH_PX:
         faults.append(
             f"dataset.bucket_step = {experiment.dataset.bucket_step}: should be a multiple of {PATCH_PX} with "
@@ -58,11 +101,6 @@ def _not_for_transformers(experiment: Experiment) -> list[str]:
         faults.append(
             f"model.prediction_type = {experiment.model.prediction_type!r}: has no effect with model.family={family}, "
             "which always predicts the velocity of flow matching; remove it"
-        )
-    if experiment.scheduler.name != "model":
-        faults.append(
-            f"scheduler.name = {experiment.scheduler.name!r}: belongs to models with a table of noise levels; set "
-            f"scheduler=model, the flow-matching sampler of model.family={family}"
         )
     if experiment.lora.targets == "linear_conv":
         faults.append(
@@ -84,11 +122,6 @@ def _not_for_transformers(experiment: Experiment) -> list[str]:
         faults.append(
             f"model.zero_terminal_snr = {experiment.model.zero_terminal_snr}: has no effect with "
             f"model.family={family}, whose last timestep always is noise alone; remove it"
-        )
-    if experiment.validation.guidance_rescale:
-        faults.append(
-            f"validation.guidance_rescale = {experiment.validation.guidance_rescale}: is not known to the sampler of "
-            f"model.family={family}; remove it"
         )
     return faults
 

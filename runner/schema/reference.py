@@ -66,7 +66,9 @@ def _tasks() -> Iterator[str]:
         inner = {
             name: found for name, found in nested.items() if isinstance(found, type) and issubclass(found, BaseModel)
         }
-        yield _table("", kind, skip=(*of_all, *SECTIONS, *inner))
+        shown_elsewhere = (*of_all, *SECTIONS, *inner)
+        if kind.model_fields.keys() - set(shown_elsewhere):
+            yield _table("", kind, skip=shown_elsewhere)
         yield from (_table(f"{name}.", found) for name, found in inner.items())
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Literal
 
 from pydantic import field_validator, model_validator
 
-from runner.instances import INSTANCES
+from runner.instances import INSTANCES, instance_fault
 from runner.schema.aws import AwsSettings
 from runner.schema.knob import knob
 from runner.schema.launching import QueuedLauncher
@@ -80,9 +79,8 @@ class SageMakerLauncher(QueuedLauncher, AwsSettings):
     @field_validator("instance")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in INSTANCES:
-            near = difflib.get_close_matches(value, INSTANCES, n=3) or ["ml.g5.xlarge", "ml.g6e.xlarge"]
-            raise ValueError(f"is no instance type that is known here; did you mean {' or '.join(near)}?")
+        if fault := instance_fault(value):
+            raise ValueError(fault)
         return value
 
     @property

@@ -260,6 +260,28 @@ class LrSchedulerSettings(Settings):
 class SchedulerSettings(Settings):
     """Group `scheduler`: the sampler that draws validation images (training always adds noise as DDPM does)."""
 
-    name: Literal["model", "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp", "unipc"] = knob(
-        "model", doc="Sampler; `model` is the one saved with the model."
+    name: Literal["model", "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp", "unipc", "lcm", "tcd"] = knob(
+        "model",
+        doc="Sampler; `model` is the one saved with the model. `lcm` and `tcd` need an adapter, or a model, that was "
+        "distilled for them.",
     )
+    eta: float | None = knob(
+        None,
+        ge=0,
+        le=1,
+        doc="Share of fresh noise in each step, with `ddim`, and with `tcd`, whose paper calls it gamma (arXiv "
+        "2402.19159); null is the sampler's own, 0 and 0.3.",
+    )
+
+    @model_validator(mode="after")
+    def _takes_effect(self) -> SchedulerSettings:
+        if self.eta is not None and self.name not in NOISY_SAMPLERS:
+            raise ValueError(
+                f"eta = {self.eta}: has no effect with scheduler={self.name}, only with "
+                f"{' and '.join(NOISY_SAMPLERS)}; remove it"
+            )
+        return self
+
+
+NOISY_SAMPLERS = ("ddim", "tcd")
+"""Those that can be told how much fresh noise to add."""

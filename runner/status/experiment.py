@@ -85,6 +85,7 @@ class ExperimentStatus:
             "where": job.where,
             "silent_s": finite(job.silent_s),
             "error": job.record.error or None,
+            "endpoint": job.record.section("endpoint") or None,
         }
 
 

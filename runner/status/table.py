@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
 from runner.job import State
-from runner.report.record import HELD_OUT
+from runner.report.record import HELD_OUT, finite
 from runner.report.words import MISSING, count, duration, number
 from runner.status.experiment import ExperimentStatus
 from runner.status.look import ACTIVE, DEAD, STARTING, JobStatus
@@ -74,6 +74,7 @@ def _parts(experiment: ExperimentStatus, width: int, height: int | None) -> Iter
     if len(shown) < len(experiment.jobs):
         yield Text(f"and {len(experiment.jobs) - len(shown)} more; --once shows all", style="dim")
     yield Text(totals(experiment))
+    yield from (Text(line, style="bold yellow") for line in costing(experiment))
     yield from (Text(line, style=STYLES[State.FAILED]) for line in reasons)
     yield Text("")
 
@@ -146,6 +147,24 @@ def totals(experiment: ExperimentStatus) -> str:
     return (
         f"{text}; about {duration(left_s)} left, until {end:{'%H:%M' if end.date() == now.date() else '%d %b %H:%M'}}"
     )
+
+
+def costing(experiment: ExperimentStatus) -> list[str]:
+    """A line for each endpoint that was made and not removed: it costs money whether anybody asks it or not."""
+    lines = []
+    for job in experiment.jobs:
+        endpoint = job.record.section("endpoint")
+        if not endpoint.get("name"):
+            continue
+        price = finite(endpoint.get("usd_per_hour"))
+        many = f"{endpoint.get('instances')} x {endpoint.get('instance')}"
+        cost = many if price is None else f"{many}, about {price:.2f} USD an hour"
+        name, region = endpoint["name"], endpoint.get("region")
+        lines.append(
+            f"endpoint {name} in {region} costs money: {cost}, since {endpoint.get('made')}; "
+            f"python -m runner task=undeploy endpoint.name={name} endpoint.region={region}"
+        )
+    return lines
 
 
 def _reasons(experiment: ExperimentStatus) -> list[str]:

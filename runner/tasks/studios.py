@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from runner.schema import ModelSettings
 from runner.schema.inputs import Precision
 from runner.studio import Studio
 from runner.train.place import Place
 
+_LAST: dict[tuple[ModelSettings, Precision], Studio] = {}
 
-@lru_cache(maxsize=1)
+
 def studio_of(model: ModelSettings, precision: Precision, place: Place) -> Studio:
     """A studio over a base model; the one that was asked for last is still there."""
-    return Studio(model, precision, place)
+    key = model, precision
+    if key not in _LAST:
+        _LAST.clear()  # before another is loaded: two might not fit
+        _LAST[key] = Studio(model, precision, place)
+    return _LAST[key]

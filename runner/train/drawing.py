@@ -58,6 +58,7 @@ class Sampling:
             settings.guidance_scale,
             settings.guidance_rescale,
             settings.negative_prompt,
+            experiment.scheduler.eta,
         )
 
     @classmethod
@@ -66,7 +67,8 @@ class Sampling:
         method = experiment.method
         assert isinstance(method, DreamBooth), method
         steps, scale = method.class_inference_steps, method.class_guidance_scale
-        return cls(experiment.resolution, experiment.scheduler.name, steps, scale)
+        sampler = experiment.scheduler
+        return cls(experiment.resolution, sampler.name, steps, scale, eta=sampler.eta)
 
 
 @dataclasses.dataclass(frozen=True)

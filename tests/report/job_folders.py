@@ -217,3 +217,33 @@ def write_sweep(root: Path) -> Path:
         manifest[key] = None
     (waiting / "manifest.json").write_text(json.dumps({**manifest, "state": "pending"}))
     return sweep
+
+
+def write_evaluation(
+    folder: Path,
+    *,
+    of: str | None,
+    figures: dict[str, tuple[float, float | None, float | None]],
+    finished: str = "2026-11-21T10:00:00+00:00",
+    weight: float = 1.0,
+    adapter: str = "outputs/x/job",
+    sampled: bool = True,
+    **changes: Any,
+) -> Path:
+    """A job of task=evaluate, with (value, low, high) of each figure."""
+    folder.mkdir(parents=True)
+    config = {
+        "name": folder.parent.name, "task": {"name": "evaluate"}, "adapter": [adapter], "adapter_weight": [weight],
+        "confidence": 0.95, "seeds": [0, 1],
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    said = {name: {"value": value, "low": low, "high": high, "n": 100} for name, (value, low, high) in figures.items()}
+    manifest = {
+        "id": folder.name, "name": folder.parent.name, "task": "evaluate", "state": "completed", "of": of,
+        "overrides": ["task=evaluate"], "figures": said, "error": None, "finished": finished,
+        "timings_s": {"total": 9.5},
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+    if sampled:
+        write_samples(folder, steps=[0], last=1, quality=1.0)
+    return folder

@@ -13,13 +13,13 @@ from botocore.validate import ParamValidator
 from pydantic import ValidationError
 
 from runner.aws.names import NAME_LENGTH, Places, training_job_name
+from runner.aws.prices import Price, tabled
 from runner.instances import INSTANCES
 from runner.job import Job, make_job
 from runner.launchers.sagemaker import machine
 from runner.launchers.sagemaker.divide import divided
 from runner.launchers.sagemaker.estimate import STARTING_S, estimate
 from runner.launchers.sagemaker.preflight import EXECUTION, SUBMITTER
-from runner.launchers.sagemaker.prices import Price, tabled
 from runner.launchers.sagemaker.request import Channel, training_request
 from runner.plan import Plan, Predictor, make_plan
 from runner.schema import Experiment, SageMakerLauncher

@@ -10,6 +10,7 @@ from typing import Any
 from runner.aws.account import Account, NoAccess
 from runner.aws.image import image_of
 from runner.aws.names import Places, training_job_name
+from runner.aws.prices import Prices
 from runner.job import Job
 from runner.launchers.lots import Lot
 from runner.launchers.sagemaker.channels import planned_channels
@@ -17,7 +18,6 @@ from runner.launchers.sagemaker.divide import divided
 from runner.launchers.sagemaker.estimate import Estimate, estimate
 from runner.launchers.sagemaker.inputs import PASSED_SECRETS, environment
 from runner.launchers.sagemaker.preflight import NEEDED, preflight
-from runner.launchers.sagemaker.prices import Prices
 from runner.launchers.sagemaker.record import CLUSTER
 from runner.launchers.sagemaker.request import training_request
 from runner.plan import Plan

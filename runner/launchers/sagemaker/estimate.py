@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from runner.launchers.sagemaker.prices import SPOT_PAID, Price
+from runner.aws.prices import SPOT_PAID, Price
 from runner.plan import Pack, Plan
 from runner.schema import SageMakerLauncher
 

@@ -6,7 +6,6 @@ models that are in S3 already are read where they are.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import logging
@@ -21,6 +20,7 @@ from typing import Any
 import yaml
 
 from runner.aws.names import Places
+from runner.aws.sent import is_sent, send, send_folder
 from runner.aws.storage import ObjectStore
 from runner.data import Item, read_dataset
 from runner.data.classes import Prior, prior_of
@@ -178,11 +178,11 @@ class Inputs:
 
     def _dataset_channel(self, items: Sequence[Item], fingerprint: str) -> Channel:
         place = self.places.dataset(fingerprint)
-        if not self.storage.has(_complete(place)):
+        if not is_sent(place, self.storage):
             with tempfile.TemporaryDirectory(prefix="runner-dataset-") as folder:
                 log.info("to S3: a data set of %s", count(len(items), "image"))
                 files = export(in_reading_order(items), Path(folder))
-                self._send({file.name: file for file in files}, place)
+                send({file.name: file for file in files}, place, self.storage)
         size_gb = sum(each.size for each in self.storage.listing(place).values()) / 1e9
         return dataset_channel(self.places, fingerprint, streamed=size_gb > self.settings.fast_file_over_gb)
 
@@ -190,22 +190,9 @@ class Inputs:
         digest = folder_hash(folder)
         if digest not in self._models:
             place = self.places.model(digest)
-            if not self.storage.has(_complete(place)):
-                files = {
-                    file.relative_to(folder).as_posix(): file
-                    for file in sorted(folder.rglob("*"))
-                    if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-                }
-                size_gb = sum(file.stat().st_size for file in files.values()) / 1e9
-                log.info("to S3: the base model %s, %.1f GB", folder, size_gb)
-                self._send(files, place)
+            send_folder(folder, place, self.storage, what=f"the base model {folder}")
             self._models[digest] = model_channel(self.places, digest)
         return self._models[digest]
-
-    def _send(self, files: Mapping[str, Path], place: Location) -> None:
-        """Send a folder, and only then say that it is whole."""
-        self.storage.upload(files, place)
-        self.storage.write(_complete(place), b"{}")
 
     def _cached(self, jobs: Sequence[Job], place: Location) -> Channel | None:
         """What earlier training jobs have encoded of the same data with the same model."""
@@ -237,7 +224,3 @@ def code_archive() -> bytes:
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, file.read_bytes(), compresslevel=1)
     return buffer.getvalue()
-
-
-def _complete(place: Location) -> Location:
-    return dataclasses.replace(place, key=f"{place.key.rstrip('/')}.complete")

@@ -11,12 +11,12 @@ from typing import Any
 
 from runner.aws.account import Account, code_of, message_of
 from runner.aws.names import Location, Places
+from runner.aws.prices import Prices
 from runner.aws.storage import Storage
 from runner.job import Job, read_job
 from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
 from runner.launchers.sagemaker.inputs import Inputs, environment
 from runner.launchers.sagemaker.logs import LogTail
-from runner.launchers.sagemaker.prices import Prices
 from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded, unrecorded_name
 from runner.launchers.sagemaker.request import Channel, training_request
 from runner.launchers.sagemaker.results import Collector

@@ -4,21 +4,42 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from runner.schema.drawing import DrawingSettings
-from runner.schema.knob import knob, section
+from runner.schema.family import drawing_faults
+from runner.schema.knob import Settings, default_of, knob, section
 from runner.schema.tasks.adapters import WithAdapters
 from runner.schema.training import SchedulerSettings
+
+
+class ControlSettings(Settings):
+    """Section `control`: an image that a ControlNet makes the others follow (arXiv 2302.05543)."""
+
+    path: str | None = knob(None, min_length=1, doc="ControlNet: folder in diffusers layout, or Hub id; null is none.")
+    image: str | None = knob(
+        None, min_length=1, identity=False, doc="Image that is followed, as the ControlNet takes it, such as edges."
+    )
+    scale: float = knob(1.0, ge=0, le=2, doc="How strictly it is followed.")
+
+    @model_validator(mode="after")
+    def _both(self) -> ControlSettings:
+        if (self.path is None) != (self.image is None):
+            missing, given = ("image", "path") if self.image is None else ("path", "image")
+            raise ValueError(f"{missing} = None: control.{given} needs it; set control.{missing}=...")
+        if self.path is None and self.scale != default_of(self, "scale"):
+            raise ValueError(f"scale = {self.scale}: has no effect without control.path and control.image; remove it")
+        return self
 
 
 class Generate(WithAdapters, DrawingSettings):
     """`task=generate`: draw images with trained adapters."""
 
-    result_files: ClassVar[tuple[str, ...]] = ("images/*.png",)
+    result_files: ClassVar[tuple[str, ...]] = ("samples/*/*.png",)
     prompts: tuple[str, ...] = knob((), max_length=1000, doc="What to draw: one text, or a list of them.")
     resolution: int = knob(64, ge=8, le=8192, multiple_of=8, unit="px", doc="Side of the square images.")
     scheduler: SchedulerSettings = section(SchedulerSettings)
+    control: ControlSettings = section(ControlSettings)
 
     @field_validator("prompts", mode="before")
     @classmethod
@@ -33,3 +54,9 @@ class Generate(WithAdapters, DrawingSettings):
         if any(not prompt.strip() for prompt in value):
             raise ValueError("should not contain an empty prompt")
         return value
+
+    @model_validator(mode="after")
+    def _fits_the_family(self) -> Generate:
+        if faults := drawing_faults(self, self):
+            raise ValueError("\n".join(faults))
+        return self

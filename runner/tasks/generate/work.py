@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from runner.errors import Interrupted
-from runner.paths import JobPaths, atomic_file
+from runner.families.control import Control
+from runner.paths import JobPaths, atomic_file, write_text
+from runner.schema.drawing import DrawingSettings
 from runner.schema.tasks.generate import Generate
 from runner.studio import contact_sheet
 from runner.tasks.adapters import find_adapters
@@ -27,8 +31,9 @@ def work(settings: Generate, paths: JobPaths, place: Place, *, stop: Callable[[]
     Raises:
         Interrupted: a signal asked to stop; what was drawn stays.
     """
-    wishes = wishes_of(settings)
-    left = [wish for wish in wishes if not (paths.images / wish.name).is_file()]
+    wishes, folder = wishes_of(settings), paths.samples_at(0)
+    left = [wish for wish in wishes if not (folder / wish.name).is_file()]
+    write_text(paths.prompts, json.dumps(_about(settings), indent=2) + "\n")
     adapters = [
         (adapter.place, weight) for adapter, (_, weight) in zip(find_adapters(settings), settings.weighted, strict=True)
     ]
@@ -37,13 +42,19 @@ def work(settings: Generate, paths: JobPaths, place: Place, *, stop: Callable[[]
         if stop():
             raise Interrupted(f"stopped after {len(wishes) - len(left) + start} of {len(wishes)} images")
         studio = studio_of(settings.model, settings.precision, place)
-        write_pictures(studio.draw(left[start : start + IMAGES_PER_LOOK], sampling, adapters), paths.images)
+        write_pictures(studio.draw(left[start : start + IMAGES_PER_LOOK], sampling, adapters), folder)
         log.info("%d of %d images", len(wishes) - len(left) + min(start + IMAGES_PER_LOOK, len(left)), len(wishes))
-    pictures = [Picture(wish.name, wish.prompt, (paths.images / wish.name).read_bytes()) for wish in wishes]
+    pictures = [Picture(wish.name, wish.prompt, (folder / wish.name).read_bytes()) for wish in wishes]
     with atomic_file(paths.sheet) as temporary:
         temporary.write_bytes(contact_sheet(pictures, columns=len(settings.seeds)))
     log.info("%s", paths.sheet)
     return {"images": len(wishes), "drawn": len(left)}
+
+
+def _about(settings: Generate) -> dict[str, Any]:
+    """What the images were drawn from, as beside the samples of a training."""
+    drawing = {key: getattr(settings, key) for key in DrawingSettings.model_fields}
+    return {"prompts": list(settings.prompts), **drawing, "scheduler": settings.scheduler.name}
 
 
 def wishes_of(settings: Generate) -> list[Wish]:
@@ -57,6 +68,10 @@ def wishes_of(settings: Generate) -> list[Wish]:
 
 def sampling_of(settings: Generate) -> Sampling:
     """How the images are drawn."""
+    control = settings.control
+    followed = None
+    if control.path is not None and control.image is not None:
+        followed = Control(Path(control.image).expanduser(), control.path, control.scale)
     return Sampling(
         settings.resolution,
         settings.scheduler.name,
@@ -64,4 +79,6 @@ def sampling_of(settings: Generate) -> Sampling:
         settings.guidance_scale,
         settings.guidance_rescale,
         settings.negative_prompt,
+        settings.scheduler.eta,
+        followed,
     )

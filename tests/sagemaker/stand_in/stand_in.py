@@ -14,6 +14,7 @@ from moto.moto_api._internal.models import moto_api_backend
 from .account import Account
 from .calls import Call
 from .capacity import Capacity
+from .endpoints import Endpoints
 from .images import Image, Images
 from .instances import instance_types
 from .jobs import TrainingJob
@@ -62,7 +63,14 @@ class StandIn:
         moto_api_backend.reset()
         types = instance_types()
         self.permissions, self.requests = Permissions(USER_ARN, ACCOUNT), list[Call]()
-        self._door = FrontDoor(self._gate, {"iam:SimulatePrincipalPolicy": self.permissions.simulate})
+        self._door = FrontDoor(
+            self._gate,
+            {
+                "iam:SimulatePrincipalPolicy": self.permissions.simulate,
+                # The runtime's one operation, which has no name in its requests.
+                "sagemaker:POST": lambda call, environ: self.endpoints.invoke(call, environ),
+            },
+        )
         self.faults = self._door.faults
         self.platform = Platform(Settings(root, **settings), self._door.listen(), self._door.listen)
         self.quotas, self.prices, self.capacity = Quotas(types), PriceList(types), Capacity()
@@ -72,9 +80,11 @@ class StandIn:
         )
         self.training = TrainingJobs(self.account)
         self.tuning = TuningJobs(self.account, self.training)
+        self.endpoints = Endpoints(self.account)
         for service, operations in (
             ("sagemaker", self.training.operations),
             ("sagemaker", self.tuning.operations),
+            ("sagemaker", self.endpoints.operations),
             ("sagemaker", self.account.tag_operations),
             ("servicequotas", self.quotas.operations),
             ("pricing", self.prices.operations),
@@ -104,6 +114,7 @@ class StandIn:
             tuning.thread.join()
         for execution in self.training.executions:
             execution.join()
+        self.endpoints.close()
         self._door.close()
 
     # What a test hands to the program under test

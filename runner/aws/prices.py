@@ -8,7 +8,7 @@ import logging
 import time
 from datetime import date
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -37,9 +37,9 @@ class Price:
 class Prices:
     """Prices of a region, each asked for once a day."""
 
-    def __init__(self, account: Account | None) -> None:
-        """`account`: whom to ask; None reads the table alone."""
-        self.account = account
+    def __init__(self, account: Account | None, *, component: Literal["Training", "Hosting"] = "Training") -> None:
+        """`account`: whom to ask; None reads the table alone, which is of training. `component`: what runs there."""
+        self.account, self.component = account, component
         self._found: dict[str, Price | None] = {}
 
     def per_hour(self, instance: str) -> Price | None:
@@ -52,11 +52,15 @@ class Prices:
     def _file(self) -> Any:
         return cache_dir() / "sagemaker-prices.json"
 
+    def _key(self, instance: str) -> str:
+        assert self.account is not None
+        return f"{self.account.region} {instance}" + (f" {self.component}" if self.component != "Training" else "")
+
     def _remembered(self, instance: str) -> Price | None:
         if self.account is None:
             return None
         try:
-            known = json.loads(self._file.read_text(encoding="utf-8"))[f"{self.account.region} {instance}"]
+            known = json.loads(self._file.read_text(encoding="utf-8"))[self._key(instance)]
             if time.time() - known["asked"] < GOOD_FOR_S:
                 return Price(known["usd"], known["source"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -68,7 +72,7 @@ class Prices:
 
         if self.account is None:
             return None
-        wanted = {"instanceName": instance, "regionCode": self.account.region, "component": "Training"}
+        wanted = {"instanceName": instance, "regionCode": self.account.region, "component": self.component}
         filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
         try:
             client = self.account.client("pricing", region=PRICE_LIST_REGION, attempts=2)
@@ -85,7 +89,7 @@ class Prices:
         except (OSError, ValueError):
             known = {}
         entry = {"usd": price.usd, "source": price.source, "asked": time.time()}
-        write_text(self._file, json.dumps(known | {f"{self.account.region} {instance}": entry}))
+        write_text(self._file, json.dumps(known | {self._key(instance): entry}))
         return price
 
 

@@ -1,0 +1,246 @@
+"""Real-time endpoints: the model, the configuration and the endpoint are made and removed together.
+
+Every model and configuration of an endpoint is called like it, with a hash behind; so nothing of it is lost sight of,
+and what is there already is not made twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from runner.aws.account import Account, code_of
+from runner.errors import AwsError, Interrupted
+from runner.s3 import Location
+from runner.schema.tasks.deploy import EndpointSettings
+
+log = logging.getLogger(__name__)
+
+VARIANT = "main"
+BASE_CHANNEL = "base"
+BASE_PATH = f"/opt/ml/additional-model-data-sources/{BASE_CHANNEL}"
+"""Where a container finds the base model that it is given beside the adapters."""
+DIMENSION = "sagemaker:variant:DesiredInstanceCount"
+METRIC = "SageMakerVariantInvocationsPerInstance"
+POLICY = "requests"
+DOWNLOAD_TIMEOUT_S = 3600
+MISSING = ("ValidationException", "ResourceNotFound", "ObjectNotFoundException")
+"""Codes for what is not there: SageMaker says it as a ValidationException."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """An endpoint as it is to be."""
+
+    name: str
+    key: str
+    """Hash of all that matters; models and configurations carry it."""
+    image: str
+    role_arn: str
+    adapters: Location
+    """Folder with what the container is told and the adapters."""
+    base: Location | None
+    """Folder with the base model, where the container does not fetch it itself."""
+    environment: Mapping[str, str]
+
+    @property
+    def full_name(self) -> str:
+        """Of its model and its configuration."""
+        return f"{self.name}-{self.key}"
+
+
+def model_request(wanted: Wanted, settings: EndpointSettings, *, experiment: str) -> dict[str, Any]:
+    """What `create_model` is called with."""
+    container: dict[str, Any] = {
+        "Image": wanted.image,
+        "ModelDataSource": {"S3DataSource": _source(wanted.adapters)},
+        "Environment": dict(wanted.environment),
+    }
+    if wanted.base is not None:
+        container["AdditionalModelDataSources"] = [{"ChannelName": BASE_CHANNEL, "S3DataSource": _source(wanted.base)}]
+    request = {
+        "ModelName": wanted.full_name,
+        "ExecutionRoleArn": wanted.role_arn,
+        "PrimaryContainer": container,
+        "Tags": settings.all_tags(experiment),
+    }
+    if settings.subnets:
+        request["VpcConfig"] = {
+            "Subnets": list(settings.subnets),
+            "SecurityGroupIds": list(settings.security_groups),
+        }
+    return request
+
+
+def _source(place: Location) -> dict[str, str]:
+    return {"S3Uri": place.uri, "S3DataType": "S3Prefix", "CompressionType": "None"}
+
+
+def config_request(wanted: Wanted, settings: EndpointSettings, *, experiment: str) -> dict[str, Any]:
+    """What `create_endpoint_config` is called with."""
+    variant = {
+        "VariantName": VARIANT,
+        "ModelName": wanted.full_name,
+        "InitialInstanceCount": settings.instances,
+        "InstanceType": settings.instance,
+        "InitialVariantWeight": 1.0,
+        "ModelDataDownloadTimeoutInSeconds": DOWNLOAD_TIMEOUT_S,
+        "ContainerStartupHealthCheckTimeoutInSeconds": settings.startup_timeout_s,
+    }
+    request: dict[str, Any] = {
+        "EndpointConfigName": wanted.full_name,
+        "ProductionVariants": [variant],
+        "Tags": settings.all_tags(experiment),
+    }
+    return request | ({"KmsKeyId": settings.kms_key} if settings.kms_key else {})
+
+
+class Endpoints:
+    """The endpoints of an account."""
+
+    def __init__(self, account: Account) -> None:
+        self.account, self.client = account, account.sagemaker
+
+    # --- making ---
+
+    def make(self, wanted: Wanted, settings: EndpointSettings, *, experiment: str) -> None:
+        """Create the endpoint, or bring one of that name to what is wanted; what is there already is left alone."""
+        client = self.client
+        if self._described("model", wanted.full_name) is None:
+            client.create_model(**model_request(wanted, settings, experiment=experiment))
+        if self._described("endpoint_config", wanted.full_name) is None:
+            client.create_endpoint_config(**config_request(wanted, settings, experiment=experiment))
+        known = self._described("endpoint", wanted.name)
+        if known is not None and known["EndpointStatus"] == "Failed":
+            log.info("endpoint %s had failed: it is removed and made anew", wanted.name)
+            self._delete_endpoint(wanted.name, poll_s=settings.poll_s)
+            known = None
+        if known is None:
+            tags = settings.all_tags(experiment)
+            client.create_endpoint(EndpointName=wanted.name, EndpointConfigName=wanted.full_name, Tags=tags)
+        elif known["EndpointConfigName"] != wanted.full_name:
+            log.info("endpoint %s is there: it is brought to the new configuration without a pause", wanted.name)
+            client.update_endpoint(EndpointName=wanted.name, EndpointConfigName=wanted.full_name)
+
+    def wait(self, name: str, *, poll_s: float, stop: Callable[[], bool]) -> None:
+        """Until the endpoint is in service.
+
+        Raises:
+            AwsError: it failed, with SageMaker's reason.
+            Interrupted: a signal asked to stop; the endpoint goes on starting.
+        """
+        said = ""
+        while True:
+            known = self._described("endpoint", name)
+            status = "missing" if known is None else known["EndpointStatus"]
+            if status != said:
+                log.info("endpoint %s: %s", name, status)
+            said = status
+            if status == "InService":
+                return
+            if known is None or status in ("Failed", "OutOfService", "Deleting", "UpdateRollbackFailed"):
+                reason = "it is gone" if known is None else known.get("FailureReason") or status
+                group = f"/aws/sagemaker/Endpoints/{name}"
+                raise AwsError(f"endpoint {name} is not in service: {reason}; its logs are in {group} (CloudWatch)")
+            if stop():
+                raise Interrupted(f"endpoint {name} goes on starting; the same command waits for it again")
+            time.sleep(poll_s)
+
+    def scale(self, name: str, settings: EndpointSettings) -> None:
+        """Set or lift the limits of autoscaling."""
+        client, resource = self._scaling, _resource(name)
+        if settings.max_instances is None:
+            self._unscale(name)
+            return
+        client.register_scalable_target(
+            ServiceNamespace="sagemaker",
+            ResourceId=resource,
+            ScalableDimension=DIMENSION,
+            MinCapacity=settings.instances,
+            MaxCapacity=settings.max_instances,
+        )
+        client.put_scaling_policy(
+            PolicyName=POLICY,
+            ServiceNamespace="sagemaker",
+            ResourceId=resource,
+            ScalableDimension=DIMENSION,
+            PolicyType="TargetTrackingScaling",
+            TargetTrackingScalingPolicyConfiguration={
+                "TargetValue": settings.requests_per_instance,
+                "PredefinedMetricSpecification": {"PredefinedMetricType": METRIC},
+            },
+        )
+
+    # --- removing ---
+
+    def remove(self, name: str, *, poll_s: float) -> list[str]:
+        """Remove the endpoint, and every configuration and model of it; what was there, in words."""
+        removed = [f"autoscaling of {name}"] if self._unscale(name) else []
+        known = self._described("endpoint", name)
+        configs = {known["EndpointConfigName"]} if known is not None else set()
+        configs |= self._named("endpoint_configs", "EndpointConfigs", "EndpointConfigName", name)
+        models = self._named("models", "Models", "ModelName", name)
+        if known is not None:
+            self._delete_endpoint(name, poll_s=poll_s)
+            removed.append(f"endpoint {name}")
+        for config in sorted(configs):
+            if (about := self._described("endpoint_config", config)) is not None:
+                models |= {variant["ModelName"] for variant in about["ProductionVariants"]}
+                self.client.delete_endpoint_config(EndpointConfigName=config)
+                removed.append(f"configuration {config}")
+        for model in sorted(models):
+            if self._described("model", model) is not None:
+                self.client.delete_model(ModelName=model)
+                removed.append(f"model {model}")
+        return removed
+
+    def status(self, name: str) -> str | None:
+        """What SageMaker says of an endpoint; None where there is none."""
+        known = self._described("endpoint", name)
+        return None if known is None else str(known["EndpointStatus"])
+
+    def _delete_endpoint(self, name: str, *, poll_s: float) -> None:
+        self.client.delete_endpoint(EndpointName=name)
+        while self._described("endpoint", name) is not None:
+            time.sleep(min(poll_s, 5.0))
+
+    def _unscale(self, name: str) -> bool:
+        from botocore.exceptions import ClientError
+
+        target = {"ServiceNamespace": "sagemaker", "ResourceId": _resource(name), "ScalableDimension": DIMENSION}
+        try:
+            self._scaling.deregister_scalable_target(**target)
+        except ClientError as error:
+            if code_of(error) in MISSING:
+                return False
+            raise
+        return True
+
+    def _described(self, kind: str, name: str) -> dict[str, Any] | None:
+        from botocore.exceptions import ClientError
+
+        key = "".join(word.title() for word in kind.split("_")) + "Name"
+        try:
+            return dict(getattr(self.client, f"describe_{kind}")(**{key: name}))
+        except ClientError as error:
+            # The code stands for every other fault of a request too, of which there is none here.
+            if code_of(error) in MISSING:
+                return None
+            raise
+
+    def _named(self, listing: str, field: str, key: str, name: str) -> set[str]:
+        """Models or configurations that an endpoint of this name has had: its name, a dash and a hash."""
+        pages = self.client.get_paginator(f"list_{listing}").paginate(NameContains=name)
+        names = [str(each[key]) for page in pages for each in page[field]]
+        return {each for each in names if each.rpartition("-")[0] == name}
+
+    @property
+    def _scaling(self) -> Any:
+        return self.account.client("application-autoscaling")
+
+
+def _resource(name: str) -> str:
+    return f"endpoint/{name}/variant/{VARIANT}"

@@ -1,0 +1,45 @@
+"""Folders in S3 under a name made of their content: sent once, and whole only when that is said beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from runner.aws.storage import ObjectStore
+from runner.s3 import Location
+
+log = logging.getLogger(__name__)
+
+
+def is_sent(place: Location, storage: ObjectStore) -> bool:
+    """Whether all of a folder is there."""
+    return storage.has(_complete(place))
+
+
+def send(files: Mapping[str, Path], place: Location, storage: ObjectStore) -> None:
+    """Send files, by their names in the folder, and only then say that it is whole."""
+    storage.upload(files, place)
+    storage.write(_complete(place), b"{}")
+
+
+def send_folder(folder: Path, place: Location, storage: ObjectStore, *, what: str) -> None:
+    """Send all of a folder but hidden files, unless it is there.
+
+    Args:
+        what: what it is, for the log.
+    """
+    if is_sent(place, storage):
+        return
+    files = {
+        file.relative_to(folder).as_posix(): file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    }
+    log.info("to S3: %s, %.1f GB", what, sum(file.stat().st_size for file in files.values()) / 1e9)
+    send(files, place, storage)
+
+
+def _complete(place: Location) -> Location:
+    return dataclasses.replace(place, key=f"{place.key.rstrip('/')}.complete")

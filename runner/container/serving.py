@@ -1,0 +1,24 @@
+"""The container as an endpoint: as a user without rights, with the model where SageMaker has laid it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from runner.container.secret_values import fetch
+from runner.container.tree import Tree
+from runner.container.user import leave_root
+from runner.parcel import HUB_SECRET
+from runner.serve.__main__ import FOLDER, main
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """Serve until a signal asks to stop; the container's exit code."""
+    tree = Tree.here()
+    # Nothing is written, and all that is read is the model.
+    tree.data, tree.written = tree.model, ()
+    leave_root(tree)
+    if secret := os.environ.get(HUB_SECRET):
+        os.environ.update(fetch({"HF_TOKEN": secret}, os.environ.get("AWS_REGION")))
+    os.environ.setdefault(FOLDER, str(tree.model))
+    return main(arguments)

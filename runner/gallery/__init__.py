@@ -1,0 +1,1 @@
+"""A local page to look at trainings and to draw with them."""

@@ -1,0 +1,126 @@
+"""How far the drawn images are from real ones as a whole: FID and KID, of features that were taken before.
+
+B drawn and R real images, D features each. The arithmetic of both is torchmetrics'; the intervals need it a thousand
+times, and take it from the products of features instead of their covariances.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from runner.measures.interval import Figure, Resampling
+
+log = logging.getLogger(__name__)
+
+MOST_TO_RESAMPLE = 2000
+"""Images, above which the interval of the FID would take hours."""
+FID_WORK = 2e10
+FEWEST_TIMES = 100
+
+
+class Given(nn.Module):
+    """Stands in torchmetrics for a network whose features are there already."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.num_features = features
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """The features."""
+        return features_BD
+
+
+def fid(drawn_BD: Tensor, real_RD: Tensor, resampling: Resampling) -> Figure:
+    """Fréchet distance of two Gaussians through the features (Heusel et al. 2017, arXiv 1706.08500); less is better.
+
+    Of few images it is far too high: it then measures the missing rank of the covariances (Binkowski et al. 2018, arXiv
+    1801.01401). Only values of the same numbers of images can be compared. The interval is that of the bootstrap over
+    both sets, moved onto the value, so it holds the spread and not this bias; there is none above 2000 images.
+
+    Raises:
+        ValueError: a set has less than two images.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    drawn, real = drawn_BD.double(), real_RD.double()
+    if min(len(drawn), len(real)) < 2:
+        raise ValueError(f"the FID needs two images on each side, and has {len(drawn)} drawn and {len(real)} real")
+    metric = FrechetInceptionDistance(feature=Given(drawn.shape[1])).set_dtype(torch.float64)
+    metric.update(real, real=True)
+    metric.update(drawn, real=False)
+    value = float(metric.compute())
+    small, large = sorted((len(drawn), len(real)))
+    if small > MOST_TO_RESAMPLE:
+        log.info("fid_score: no interval for more than %d images", MOST_TO_RESAMPLE)
+        return Figure(value, None, None, len(drawn))
+    times = max(FEWEST_TIMES, min(resampling.count, int(FID_WORK / (small * small * large))))
+    products = drawn @ drawn.T, real @ real.T, drawn @ real.T
+    found = resampling.figure(
+        value,
+        (len(drawn), len(real)),
+        lambda one, other: frechet_of_products(*products, one, other),
+        centred=True,
+        count=min(times, resampling.count),
+    )
+    # Moving it may have moved it below what a distance can be.
+    return found if found.low is None else dataclasses.replace(found, low=max(found.low, 0.0))
+
+
+def frechet_of_products(drawn_BB: Tensor, real_RR: Tensor, cross_BR: Tensor, drawn_B: Tensor, real_R: Tensor) -> float:
+    """The Fréchet distance out of all products of features.
+
+    With A and C the centred features as columns over the root of (count - 1), the covariances are AAᵀ and CCᵀ, and the
+    root of their product has the trace of AᵀC's singular values: small where there are fewer images than features.
+
+    Args:
+        drawn_BB, real_RR, cross_BR: products of the features of each two images.
+        drawn_B, real_R: how often each image counts; sum to B and R.
+    """
+    drawn, real = drawn_B / drawn_B.sum(), real_R / real_R.sum()
+    between = drawn @ drawn_BB @ drawn + real @ real_RR @ real - 2 * (drawn @ cross_BR @ real)
+    scale_drawn, scale_real = drawn_B.sum() / (drawn_B.sum() - 1), real_R.sum() / (real_R.sum() - 1)
+    spread = scale_drawn * (drawn @ drawn_BB.diagonal() - drawn @ drawn_BB @ drawn)
+    spread = spread + scale_real * (real @ real_RR.diagonal() - real @ real_RR @ real)
+    centred = cross_BR - (cross_BR @ real)[:, None] - (drawn @ cross_BR)[None] + drawn @ cross_BR @ real
+    weighted = (drawn * scale_drawn).sqrt()[:, None] * centred * (real * scale_real).sqrt()[None]
+    kept = weighted[drawn_B > 0][:, real_R > 0]
+    return float(between + spread - 2 * torch.linalg.svdvals(kept).sum())
+
+
+def kid(drawn_BD: Tensor, real_RD: Tensor, resampling: Resampling) -> Figure:
+    """Squared maximum mean discrepancy under a cubic kernel of features (arXiv 1801.01401); less is better, about 0 for
+    the same distribution and then often below it.
+
+    The estimator is unbiased at every number of images, of all images instead of random subsets. In the bootstrap a
+    pair of copies of one image does not count, so that it stays unbiased.
+
+    Raises:
+        ValueError: a set has less than two images.
+    """
+    from torchmetrics.image.kid import poly_kernel
+
+    drawn, real = drawn_BD.double(), real_RD.double()
+    if min(len(drawn), len(real)) < 2:
+        raise ValueError(f"the KID needs two images on each side, and has {len(drawn)} drawn and {len(real)} real")
+    kernels = poly_kernel(drawn, drawn), poly_kernel(real, real), poly_kernel(drawn, real)
+    once = torch.ones(len(drawn), dtype=torch.float64), torch.ones(len(real), dtype=torch.float64)
+    return resampling.figure(
+        discrepancy(*kernels, *once),
+        (len(drawn), len(real)),
+        lambda one, other: discrepancy(*kernels, one, other),
+    )
+
+
+def discrepancy(drawn_BB: Tensor, real_RR: Tensor, cross_BR: Tensor, drawn_B: Tensor, real_R: Tensor) -> float:
+    """The unbiased squared discrepancy out of the kernel's values, under weights; nan where one image has them all."""
+
+    def within(kernel: Tensor, weights: Tensor) -> Tensor:
+        pairs = weights.sum() ** 2 - (weights**2).sum()
+        return (weights @ kernel @ weights - (weights**2) @ kernel.diagonal()) / pairs
+
+    between = drawn_B @ cross_BR @ real_R / (drawn_B.sum() * real_R.sum())
+    return float(within(drawn_BB, drawn_B) + within(real_RR, real_R) - 2 * between)

@@ -1,0 +1,54 @@
+"""How alike images are to a text or to other images: mean cosines of features, with intervals.
+
+B drawn images, R real ones, D features each.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from runner.measures.interval import Figure, Resampling
+
+
+def mean_of(scores_B: Tensor, resampling: Resampling) -> Figure:
+    """The mean of one score for each image."""
+    scores = scores_B.double()
+    return resampling.figure(float(scores.mean()), (len(scores),), lambda one: float(one @ scores / one.sum()))
+
+
+def text_score(drawn_BD: Tensor, texts_BD: Tensor, resampling: Resampling) -> Figure:
+    """Mean cosine of each image and its own text, from -1 to 1; more is better.
+
+    That is CLIP-T of DreamBooth (arXiv 2208.12242), and where it is positive a hundredth of torchmetrics' CLIPScore.
+    """
+    return mean_of((unit(drawn_BD) * unit(texts_BD)).sum(dim=1), resampling)
+
+
+def image_score(drawn_BD: Tensor, real_RD: Tensor, resampling: Resampling) -> Figure:
+    """Mean cosine over all pairs of a drawn and a real image, from -1 to 1; more is better.
+
+    With CLIP's features that is CLIP-I of DreamBooth (arXiv 2208.12242), with DINO's it is its DINO. Both sets are
+    resampled.
+    """
+    pairs_BR = unit(drawn_BD) @ unit(real_RD).T
+    return resampling.figure(
+        float(pairs_BR.mean()),
+        tuple(pairs_BR.shape),
+        lambda one, other: float(one @ pairs_BR @ other / (one.sum() * other.sum())),
+    )
+
+
+def feature_drift(base_BD: Tensor, adapted_BD: Tensor, resampling: Resampling) -> Figure:
+    """Mean of 1 - cosine of each two images of the same prompt and seed, from 0 to 2; 0 is no change."""
+    return mean_of(1 - (unit(base_BD) * unit(adapted_BD)).sum(dim=1), resampling)
+
+
+def pixel_drift(base_BCHW: Tensor, adapted_BCHW: Tensor, resampling: Resampling) -> Figure:
+    """Mean over images of the root of the mean squared difference of pixels, as a share of their range."""
+    return mean_of((base_BCHW - adapted_BCHW).double().square().flatten(1).mean(dim=1).sqrt(), resampling)
+
+
+def unit(features_BD: Tensor) -> Tensor:
+    """Features of length 1, fp64."""
+    return torch.nn.functional.normalize(features_BD.double(), dim=1)

@@ -1,0 +1,161 @@
+"""Networks that make features of pictures and texts: a folder in transformers layout, a Hub id, or a TorchScript file.
+
+Takes Pillow images, gives fp32 features on the CPU: B images, D features. Which network it is decides what a figure
+means; nothing here is fetched but what is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from runner.errors import SettingsError
+
+PICTURES_AT_ONCE = 16
+FIX = "give a folder in transformers layout with its preprocessor_config.json, or the id of one on the Hub"
+
+
+class PictureNetwork(Protocol):
+    """Makes features of pictures."""
+
+    def pictures(self, pictures: Sequence[Image]) -> Tensor:
+        """Features_BD of these."""
+
+
+class Vision:
+    """A vision network of transformers, such as DINO, DINOv2 or ViT: the features of its first (class) token; of a
+    network without tokens the mean over all places.
+
+    Raises:
+        SettingsError: it cannot be loaded.
+    """
+
+    def __init__(self, key: str, named: str, device: torch.device) -> None:
+        self.network, self.processor = _of_transformers(key, named, device)
+        self.device = device
+
+    def pictures(self, pictures: Sequence[Image]) -> Tensor:
+        """Features_BD of these."""
+        return _in_parts(pictures, self._some)
+
+    def _some(self, pictures: Sequence[Image]) -> Tensor:
+        given = self.processor(images=list(pictures), return_tensors="pt").to(self.device)
+        hidden: Tensor = self.network(**given).last_hidden_state
+        return hidden[:, 0] if hidden.ndim == 3 else hidden.flatten(2).mean(dim=2)
+
+
+class Clip:
+    """A CLIP of transformers: pictures and texts in one space, projected and not yet of length 1.
+
+    Raises:
+        SettingsError: it cannot be loaded, or is no CLIP.
+    """
+
+    def __init__(self, key: str, named: str, device: torch.device) -> None:
+        from transformers import AutoTokenizer
+
+        self.network, self.processor = _of_transformers(key, named, device)
+        self.device = device
+        if not hasattr(self.network, "get_text_features"):
+            kind = type(self.network).__name__
+            raise SettingsError(f"{key} = {named!r}: is a {kind}, which knows no texts; give a CLIP")
+        self.tokenizer = _loaded(key, named, AutoTokenizer)
+
+    def pictures(self, pictures: Sequence[Image]) -> Tensor:
+        """Features_BD of these."""
+        return _in_parts(pictures, self._some_pictures)
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Features_BD of these; what is longer than the network's context is cut off."""
+        return _in_parts(texts, self._some_texts)
+
+    def _some_pictures(self, pictures: Sequence[Image]) -> Tensor:
+        given = self.processor(images=list(pictures), return_tensors="pt").to(self.device)
+        return _projected(self.network.get_image_features(**given))
+
+    def _some_texts(self, texts: Sequence[str]) -> Tensor:
+        longest = self.network.config.text_config.max_position_embeddings
+        given = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
+        )
+        return _projected(self.network.get_text_features(**given.to(self.device)))
+
+
+class Scripted:
+    """A TorchScript file that takes pictures_B3HW as bytes (0 to 255) in their own size and gives features_BD, as the
+    Inception networks of FID implementations do. One that asks for `return_features` is told so.
+
+    Raises:
+        SettingsError: it is none.
+    """
+
+    def __init__(self, key: str, named: str, device: torch.device) -> None:
+        self.said = f"{key} = {named!r}"
+        self.device = device
+        try:
+            self.network = torch.jit.load(Path(named).expanduser(), map_location=device).eval()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise SettingsError(f"{self.said}: is no TorchScript file ({reason}); {FIX}") from error
+        names = [argument.name for argument in self.network.forward.schema.arguments]
+        self._told = {"return_features": True} if "return_features" in names else {}
+
+    def pictures(self, pictures: Sequence[Image]) -> Tensor:
+        """Features_BD of these, which have one size."""
+        return _in_parts(pictures, self._some)
+
+    def _some(self, pictures: Sequence[Image]) -> Tensor:
+        bytes_B3HW = torch.from_numpy(np.stack([np.asarray(each.convert("RGB")) for each in pictures]))
+        features: Tensor = self.network(bytes_B3HW.permute(0, 3, 1, 2).to(self.device), **self._told)
+        if features.ndim != 2:
+            raise SettingsError(f"{self.said}: gives {tuple(features.shape)} and no row of features for each image")
+        return features
+
+
+def picture_network(key: str, named: str, device: torch.device) -> PictureNetwork:
+    """The network of a file or folder.
+
+    Args:
+        key: the setting that names it, for what is said of it.
+        named: its folder, file or Hub id.
+
+    Raises:
+        SettingsError: it cannot be loaded.
+    """
+    return (Scripted if Path(named).expanduser().is_file() else Vision)(key, named, device)
+
+
+def _of_transformers(key: str, named: str, device: torch.device) -> tuple[Any, Any]:
+    from transformers import AutoImageProcessor, AutoModel
+
+    network = _loaded(key, named, AutoModel).eval().requires_grad_(False).to(device)
+    # The processors that work on Pillow images: the others need torchvision, and round differently.
+    return network, _loaded(key, named, AutoImageProcessor, backend="pil")
+
+
+def _loaded(key: str, named: str, kind: Any, **how: Any) -> Any:
+    local = Path(named).expanduser()
+    try:
+        return kind.from_pretrained(local if local.is_dir() else named, **how)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SettingsError(f"{key} = {named!r}: cannot be loaded ({reason}); {FIX}") from error
+
+
+def _projected(found: Any) -> Tensor:
+    """Features of a CLIP: newer versions of transformers give them with the hidden states."""
+    features: Tensor = getattr(found, "pooler_output", found)
+    return features
+
+
+@torch.no_grad()
+def _in_parts(given: Sequence[Any], make: Any) -> Tensor:
+    starts = range(0, len(given), PICTURES_AT_ONCE)
+    parts = [make(given[start : start + PICTURES_AT_ONCE]) for start in starts]
+    return torch.cat([part.float().cpu() for part in parts])

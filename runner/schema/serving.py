@@ -1,0 +1,99 @@
+"""What an endpoint is told: `serve.json` beside the model, once; and each request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from runner.schema.inputs import ModelSettings, Precision
+from runner.schema.knob import Settings, knob, section
+from runner.schema.messages import nearest
+
+SERVE_FILE, ADAPTERS_FOLDER = "serve.json", "adapters"
+"""Names in the model's folder: what is served, and a folder for each adapter."""
+MOST_PIXELS_SIDE = 4096
+
+Sampler = Literal["model", "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp", "unipc", "lcm", "tcd"]
+Weight = Annotated[float, Field(ge=-10, le=10)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Told = TypeVar("Told", bound=Settings)
+
+
+class Serving(Settings):
+    """`serve.json`: the model that an endpoint draws with, and how, where a request does not say."""
+
+    model: ModelSettings = section(ModelSettings)
+    precision: Precision = knob("fp32", doc="Precision of the denoiser.")
+    resolution: int | None = knob(
+        None,
+        ge=8,
+        le=MOST_PIXELS_SIDE,
+        multiple_of=8,
+        unit="px",
+        doc="Side of the images; null is what the model was made for.",
+    )
+    sampler: Sampler = knob("model", doc="Sampler; `model` is the one saved with the model.")
+    inference_steps: int = knob(25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler.")
+    guidance_scale: float = knob(5.0, ge=0, le=100, doc="Classifier-free guidance; up to 1 is off.")
+    guidance_rescale: float = knob(0.0, ge=0, le=1, doc="Takes back the contrast that guidance adds.")
+    negative_prompt: str | None = knob(None, doc="What not to draw.")
+    eta: float | None = knob(None, ge=0, le=1, doc="Share of fresh noise in each step, of ddim and tcd (its gamma).")
+    adapters: dict[str, Weight] = knob({}, doc="Adapters and weights of requests that name none.")
+    most_images: int = knob(8, ge=1, le=256, unit="images", doc="A request may ask for so many.")
+    most_waiting: int = knob(
+        8, ge=0, le=1000, unit="requests", doc="More than wait behind the one at work are refused."
+    )
+
+
+class Invocation(Settings):
+    """A request: what to draw; what it leaves out is as in `serve.json`."""
+
+    prompt: str | None = knob(None, min_length=1, doc="What to draw; or `prompts`, several.")
+    prompts: tuple[Annotated[str, Field(min_length=1)], ...] = knob((), doc="One image for each prompt and seed.")
+    seed: Seed | None = knob(None, doc="The same seed gives the same image; 0 where none is given. Or `seeds`.")
+    seeds: tuple[Seed, ...] = knob((), doc="One image for each prompt and seed.")
+    adapters: dict[str, Weight] | None = knob(None, doc="Adapter -> weight; `{}` is the base model alone.")
+    negative_prompt: str | None = knob(None, doc="What not to draw.")
+    resolution: int | None = knob(None, ge=8, le=MOST_PIXELS_SIDE, multiple_of=8, unit="px", doc="Side of the images.")
+    sampler: Sampler | None = knob(None, doc="Sampler.")
+    inference_steps: int | None = knob(None, ge=1, le=200, unit="sampling steps", doc="Steps of the sampler.")
+    guidance_scale: float | None = knob(None, ge=0, le=100, doc="Classifier-free guidance; up to 1 is off.")
+    guidance_rescale: float | None = knob(None, ge=0, le=1, doc="Takes back the contrast that guidance adds.")
+    eta: float | None = knob(None, ge=0, le=1, doc="Share of fresh noise in each step, of ddim and tcd.")
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Invocation:
+        if (self.prompt is None) == (not self.prompts):
+            said = "has no value" if self.prompt is None else "goes not with prompts"
+            raise ValueError(f"prompt = {self.prompt!r}: {said}; give either prompt or prompts")
+        if self.seed is not None and self.seeds:
+            raise ValueError(f"seed = {self.seed}: goes not with seeds; give one of the two")
+        return self
+
+    @property
+    def wanted(self) -> list[tuple[str, int]]:
+        """(prompt, seed) of each image."""
+        prompts = self.prompts or (self.prompt or "",)
+        return [(prompt, seed) for prompt in prompts for seed in self.seeds or (self.seed or 0,)]
+
+
+def told(kind: type[Told], raw: object) -> tuple[Told | None, list[str]]:
+    """(settings from JSON, or None; what is wrong with it, a line each: key, value, fault, fix)."""
+    if not isinstance(raw, Mapping):
+        return None, ['should be a JSON object, such as {"prompt": "a photo of a dog"}']
+    try:
+        return kind.model_validate(raw), []
+    except ValidationError as error:
+        return None, [
+            _line(kind, fault["loc"], fault["type"], fault["msg"], fault["input"]) for fault in error.errors()
+        ]
+
+
+def _line(kind: type[Settings], place: Sequence[Any], fault: str, message: str, value: object) -> str:
+    key, said = ".".join(map(str, place)), message.removeprefix("Value error, ").removeprefix("Input ")
+    if fault == "extra_forbidden":
+        near = nearest(key, kind.model_fields)
+        return f"{key} = {value!r}: unknown key{near or '; there are ' + ', '.join(kind.model_fields)}"
+    return f"{key} = {value!r}: {said}" if key else said

@@ -1,0 +1,99 @@
+"""`task=deploy` and `task=undeploy`: an endpoint of SageMaker that draws with a base model and many adapters."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import field_validator, model_validator
+
+from runner.instances import instance_fault
+from runner.schema.aws import AwsSettings
+from runner.schema.drawing import DrawingSettings
+from runner.schema.family import drawing_faults
+from runner.schema.job import JobSettings
+from runner.schema.knob import Settings, default_of, knob, section
+from runner.schema.tasks.adapters import WithAdapters
+from runner.schema.training import SchedulerSettings
+
+NAME = r"^[A-Za-z0-9](-*[A-Za-z0-9]){0,49}$"
+"""Of an endpoint, with room for what its models are called."""
+
+
+class EndpointName(Settings):
+    """Which endpoint."""
+
+    name: str | None = knob(None, pattern=NAME, doc="Name of the endpoint; null is that of the experiment.")
+    poll_s: float = knob(15.0, gt=0, le=600, unit="seconds", identity=False, doc="How often SageMaker is asked.")
+
+
+class EndpointSettings(AwsSettings, EndpointName):
+    """Section `endpoint`: the account and the instances that serve."""
+
+    instance: str = knob("ml.g5.xlarge", doc="Instance type.")
+    instances: int = knob(1, ge=1, le=100, doc="Instances at the start, and the fewest of autoscaling.")
+    max_instances: int | None = knob(None, ge=2, le=100, doc="Most instances of autoscaling; null is none.")
+    requests_per_instance: float = knob(
+        10.0, gt=0, unit="requests a minute", doc="What autoscaling aims for; used with `max_instances`."
+    )
+    startup_timeout_s: int = knob(
+        1800,
+        ge=60,
+        le=3600,
+        unit="seconds",
+        doc="Longest from the start of a container to its first good health check.",
+    )
+    hub_secret: str | None = knob(
+        None, min_length=1, doc="Secrets Manager ARN or name with a Hugging Face token, for gated models."
+    )
+    wait: bool = knob(True, identity=False, doc="Wait until the endpoint is in service.")
+
+    @field_validator("instance")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if fault := instance_fault(value):
+            raise ValueError(fault)
+        return value
+
+    @model_validator(mode="after")
+    def _takes_effect(self) -> EndpointSettings:
+        if self.max_instances is None and self.requests_per_instance != default_of(self, "requests_per_instance"):
+            raise ValueError(
+                f"requests_per_instance = {self.requests_per_instance}: has no effect without "
+                "endpoint.max_instances; add it, or remove this"
+            )
+        if self.max_instances is not None and self.max_instances <= self.instances:
+            raise ValueError(
+                f"max_instances = {self.max_instances}: should be more than endpoint.instances = {self.instances}"
+            )
+        return self
+
+
+class Deploy(WithAdapters, DrawingSettings):
+    """`task=deploy`: serve a base model with adapters, one of which or a mix each request chooses."""
+
+    resolution: int = knob(
+        64, ge=8, le=8192, multiple_of=8, unit="px", doc="Side of the images, where a request names none."
+    )
+    scheduler: SchedulerSettings = section(SchedulerSettings)
+    endpoint: EndpointSettings = section(EndpointSettings)
+
+    @model_validator(mode="after")
+    def _fits_the_family(self) -> Deploy:
+        if faults := drawing_faults(self, self):
+            raise ValueError("\n".join(faults))
+        return self
+
+
+class UndeployedEndpoint(EndpointName):
+    """Section `endpoint`: which one, and where."""
+
+    region: str | None = knob(None, min_length=1, doc="AWS region; null is that of the environment or profile.")
+    bucket: str | None = knob(None, min_length=3, doc="As `endpoint.bucket` of the deployment.")
+    prefix: str = knob("lora-runner", min_length=1, doc="As `endpoint.prefix` of the deployment.")
+
+
+class Undeploy(JobSettings):
+    """`task=undeploy`: remove an endpoint, its configurations, its models and what was uploaded for them."""
+
+    done_once: ClassVar[bool] = False
+    endpoint: UndeployedEndpoint = section(UndeployedEndpoint)

@@ -1,0 +1,56 @@
+"""`python -m runner.serve [--model-dir DIR] [--host HOST] [--port PORT]`: the endpoint of a SageMaker container."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner.errors import RunnerError
+
+log = logging.getLogger(__name__)
+
+PORT, FOLDER = "SAGEMAKER_BIND_TO_PORT", "SM_MODEL_DIR"
+"""Environment variables of SageMaker."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until a signal asks to stop; 1 if the model cannot be served."""
+    parser = argparse.ArgumentParser(prog="python -m runner.serve", description=__doc__)
+    parser.add_argument("--model-dir", type=Path, default=Path(os.environ.get(FOLDER) or "/opt/ml/model"))
+    parser.add_argument("--host", default="0.0.0.0", help="address to listen at; SageMaker needs all (0.0.0.0)")
+    parser.add_argument("--port", type=int, default=int(os.environ.get(PORT) or 8080))
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    import uvicorn
+
+    from runner.serve.app import make_app
+    from runner.serve.service import Service
+
+    reasons: list[BaseException] = []
+
+    def failed(error: BaseException) -> None:
+        reasons.append(error)
+        server.should_exit = True
+
+    try:
+        service = Service(chosen.model_dir, chosen.device)
+    except RunnerError as error:
+        log.error("%s", error)
+        return 1
+    server = uvicorn.Server(
+        uvicorn.Config(make_app(service, failed=failed), chosen.host, chosen.port, log_level="warning")
+    )
+    server.run()
+    for reason in reasons:
+        trace = None if isinstance(reason, RunnerError) else reason
+        log.error("the model cannot be loaded: %s", reason, exc_info=trace)
+    return 1 if reasons or not server.started else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

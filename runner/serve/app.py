@@ -1,0 +1,96 @@
+"""The endpoint's two addresses, as SageMaker calls them.
+
+`GET /ping`: 200 once the model is loaded, 503 before. `POST /invocations`: JSON in, JSON with base64 PNGs out, or
+the PNG alone for `Accept: image/png`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+
+from runner.errors import SettingsError
+from runner.schema.serving import Invocation, told
+from runner.serve.service import Busy, Service
+from runner.train.drawing import Picture
+
+log = logging.getLogger(__name__)
+
+MOST_BYTES = 1 << 20
+"""A request with more is none of ours."""
+RETRY_AFTER_S = "5"
+
+
+def make_app(service: Service, *, failed: Callable[[BaseException], None]) -> FastAPI:
+    """The application.
+
+    Args:
+        failed: is told why the model could not be loaded.
+    """
+
+    @asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(service.load())
+        loading.add_done_callback(lambda task: failed(error) if (error := task.exception()) is not None else None)
+        yield
+
+    app = FastAPI(lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/ping")
+    async def ping() -> Response:
+        return Response(status_code=200 if service.ready else 503)
+
+    @app.post("/invocations")
+    async def invocations(request: Request) -> Response:
+        if not service.ready:
+            return _refused(503, ["the model is being loaded; try again when /ping answers 200"])
+        if int(request.headers.get("content-length") or 0) > MOST_BYTES:
+            return _refused(413, [f"the request is longer than {MOST_BYTES} bytes"])
+        try:
+            raw = json.loads(await request.body())
+        except ValueError as error:
+            return _refused(400, [f"the request is no JSON ({error})"])
+        wanted, faults = told(Invocation, raw)
+        if wanted is None:
+            return _refused(400, faults)
+        alone = request.headers.get("accept", "").partition(";")[0].strip() == "image/png"
+        if alone and len(wanted.wanted) > 1:
+            said = f"Accept = 'image/png': the request is for {len(wanted.wanted)} images; ask for application/json"
+            return _refused(400, [said])
+        start = time.perf_counter()
+        try:
+            pictures = await service.draw(wanted)
+        except SettingsError as error:
+            return _refused(400, str(error).splitlines())
+        except Busy as error:
+            return _refused(503, [str(error)])
+        log.info("%d images in %.1f s", len(pictures), time.perf_counter() - start)
+        if alone:
+            return Response(pictures[0].png, media_type="image/png")
+        return JSONResponse({"images": _images(wanted, pictures), "adapters": _used(service, wanted)})
+
+    return app
+
+
+def _images(wanted: Invocation, pictures: list[Picture]) -> list[dict[str, object]]:
+    return [
+        {"prompt": prompt, "seed": seed, "png": base64.b64encode(picture.png).decode("ascii")}
+        for (prompt, seed), picture in zip(wanted.wanted, pictures, strict=True)
+    ]
+
+
+def _used(service: Service, wanted: Invocation) -> dict[str, float]:
+    return dict(service.serving.adapters if wanted.adapters is None else wanted.adapters)
+
+
+def _refused(code: int, faults: list[str]) -> Response:
+    headers = {"Retry-After": RETRY_AFTER_S} if code == 503 else None
+    return JSONResponse({"errors": faults}, status_code=code, headers=headers)

@@ -1,0 +1,184 @@
+"""What an endpoint draws with: the model and the adapters of a folder, and one thread that uses them.
+
+Takes validated requests, gives pictures; knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from runner.errors import RunnerError, SettingsError
+from runner.schema.messages import nearest
+from runner.schema.serving import ADAPTERS_FOLDER, SERVE_FILE, Invocation, Serving, told
+from runner.studio import Studio
+from runner.studio.adapters import find
+from runner.train.drawing import Picture, Sampling, Wish
+from runner.train.place import Place
+
+log = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
+
+ASKED = (
+    "resolution",
+    "sampler",
+    "inference_steps",
+    "guidance_scale",
+    "guidance_rescale",
+    "negative_prompt",
+    "eta",
+)
+"""What a request may say of the drawing, and `serve.json` says otherwise."""
+
+
+class Busy(Exception):
+    """So many requests wait that this one would wait too long."""
+
+
+class Service:
+    """The model in a folder, drawn with by one request at a time: there is one GPU.
+
+    Args:
+        folder: with `serve.json`, and a folder for each adapter in `adapters`.
+
+    Raises:
+        SettingsError: `serve.json` is not there or is wrong, or an adapter cannot be read.
+    """
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self.serving = read_serving(folder)
+        self.adapters = find_served(folder)
+        self._refuse_unknown(self.serving.adapters, SERVE_FILE)
+        self._device = device
+        self._studio: Studio | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="studio")
+        self._inside = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded."""
+        return self._studio is not None
+
+    async def load(self) -> None:
+        """Read the whole model."""
+
+        def load() -> Studio:
+            studio = Studio(self.serving.model, self.serving.precision, Place.here(self._device), keep_prompts=False)
+            studio.load()
+            return studio
+
+        self._studio = await asyncio.get_running_loop().run_in_executor(self._thread, load)
+        log.info("%s is loaded; %d adapters", self.serving.model.path, len(self.adapters))
+
+    async def draw(self, wanted: Invocation) -> list[Picture]:
+        """The images of a request, when it is its turn.
+
+        Raises:
+            SettingsError: it cannot be done as it says.
+            Busy: too many wait already.
+        """
+        studio, serving = self._studio, self.serving
+        assert studio is not None
+        wishes = [Wish(f"{index}.png", prompt, seed) for index, (prompt, seed) in enumerate(wanted.wanted)]
+        if len(wishes) > serving.most_images:
+            raise SettingsError(
+                f"prompts, seeds: ask for {len(wishes)} images, and this endpoint draws at most {serving.most_images} "
+                "in a request; ask for them in several"
+            )
+        named = serving.adapters if wanted.adapters is None else wanted.adapters
+        self._refuse_unknown(named, "adapters")
+        sampling = self.sampling(wanted)
+        mix = [(self.adapters[name], weight) for name, weight in named.items()]
+        return await self._in_turn(lambda: _drawn(studio, wishes, sampling, mix))
+
+    def sampling(self, wanted: Invocation) -> Sampling:
+        """How the images of a request are drawn."""
+        asked = {key: value for key in ASKED if (value := getattr(wanted, key)) is not None}
+        if asked.get("sampler", self.serving.sampler) != self.serving.sampler:
+            asked.setdefault("eta", None)  # what is said there of it is meant for another sampler
+        said = self.serving.model_copy(update=asked)
+        return Sampling(
+            said.resolution or said.model.resolution,
+            said.sampler,
+            said.inference_steps,
+            said.guidance_scale,
+            said.guidance_rescale,
+            said.negative_prompt,
+            said.eta,
+        )
+
+    def _refuse_unknown(self, named: dict[str, float], key: str) -> None:
+        for name, weight in named.items():
+            if name not in self.adapters:
+                there = ", ".join(self.adapters) or "none"
+                raise SettingsError(
+                    f"{key}.{name} = {weight}: no such adapter{nearest(name, self.adapters)}; there are: {there}"
+                )
+
+    async def _in_turn(self, action: Callable[[], Found]) -> Found:
+        if self._inside > self.serving.most_waiting:
+            raise Busy(f"{self._inside} requests are waiting or at work; try again later")
+        self._inside += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, action)
+        finally:
+            self._inside -= 1
+
+
+def _drawn(studio: Studio, wishes: list[Wish], sampling: Sampling, mix: list[tuple[Path, float]]) -> list[Picture]:
+    try:
+        return studio.draw(wishes, sampling, mix)
+    except torch.OutOfMemoryError as error:
+        studio.base.collect()
+        raise SettingsError(
+            f"resolution = {sampling.resolution}: does not fit into the GPU's memory; ask for smaller images"
+        ) from error
+
+
+def read_serving(folder: Path) -> Serving:
+    """What `serve.json` says; a model beside it is found.
+
+    Raises:
+        SettingsError: it is not there, or wrong.
+    """
+    file = folder / SERVE_FILE
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingsError(f"{file}: is not there; it says which model is served (docs/after-training.md)") from error
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{file}: cannot be read ({error})") from error
+    serving, faults = told(Serving, raw)
+    if serving is None:
+        raise SettingsError("\n".join(f"{file}: {fault}" for fault in faults))
+    beside = folder / serving.model.path
+    if beside.exists() and serving.model.path != "embedded":
+        model = serving.model.model_copy(update={"path": str(beside.absolute())})
+        return serving.model_copy(update={"model": model})
+    return serving
+
+
+def find_served(folder: Path) -> dict[str, Path]:
+    """Name -> folder of the adapters that a request may name.
+
+    Raises:
+        SettingsError: in one of the folders is no adapter.
+    """
+    places = sorted(each for each in (folder / ADAPTERS_FOLDER).glob("*") if each.is_dir())
+    faults = []
+    for place in places:
+        try:
+            find(place)
+        except RunnerError as error:
+            faults.append(str(error))
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return {place.name: place for place in places}

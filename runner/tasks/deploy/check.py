@@ -1,0 +1,68 @@
+"""What would keep the endpoint from coming up, found before anything is uploaded or costs money."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from runner.aws.account import Account
+from runner.aws.checks import bucket_faults, caller_faults, faults_of, image_faults, quota_faults, role_faults
+from runner.aws.image import image_of
+from runner.errors import SettingsError
+from runner.schema.tasks.deploy import Deploy
+from runner.tasks.adapters import find_adapters
+from runner.tasks.deploy.contents import served_names
+
+SECTION = "endpoint"
+CALLER = (
+    "sagemaker:CreateModel", "sagemaker:CreateEndpointConfig", "sagemaker:CreateEndpoint", "sagemaker:UpdateEndpoint",
+    "sagemaker:DescribeModel", "sagemaker:DescribeEndpointConfig", "sagemaker:DescribeEndpoint", "sagemaker:AddTags",
+    "sagemaker:InvokeEndpoint", "iam:PassRole", "s3:GetObject", "s3:PutObject", "s3:ListBucket",
+)  # fmt: skip
+"""What whoever deploys must be allowed."""
+EXECUTION = (
+    "s3:GetObject", "s3:ListBucket", "ecr:GetAuthorizationToken", "ecr:BatchCheckLayerAvailability",
+    "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage", "logs:CreateLogGroup", "logs:CreateLogStream",
+    "logs:PutLogEvents",
+)  # fmt: skip
+"""What the execution role must be allowed."""
+
+
+def check(settings: Deploy) -> dict[str, Any]:
+    """As `runner.tasks` says."""
+    adapters = find_adapters(settings)
+    names = served_names(settings, adapters)
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise SettingsError(
+            f"adapter: {', '.join(repeated)} would be the name of several in the endpoint; rename their files"
+        )
+    if faults := here_faults(settings.launcher.name, settings.task.name):
+        raise SettingsError("\n".join(faults))
+    wanted = settings.endpoint
+    account, image = Account(wanted, section=SECTION), image_of(wanted)
+    most = wanted.max_instances or wanted.instances
+    instance = f"{SECTION}.instance = {wanted.instance!r}"
+    faults = faults_of(
+        account,
+        image,
+        [
+            lambda: role_faults(account, EXECUTION),
+            lambda: bucket_faults(account),
+            lambda: image_faults(account, image),
+            lambda: quota_faults(account, f"{wanted.instance} for endpoint usage", most, instance),
+            lambda: caller_faults(account, CALLER),
+        ],
+    )
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return {"adapters": [adapter.digest for adapter in adapters], "image": image}
+
+
+def here_faults(launcher: str, task: str) -> list[str]:
+    """Why AWS cannot be asked from here, a line each."""
+    if launcher != "local":
+        said = f"has no effect with task={task}, which asks SageMaker from this machine; remove it"
+        return [f"launcher = {launcher!r}: {said}, and say region, role and image in `{SECTION}`"]
+    if find_spec("boto3") is None:
+        return [f"task = {task!r}: needs the package boto3; pip install 'lora-runner[sagemaker]'"]
+    return []

@@ -1,0 +1,1 @@
+"""`task=evaluate`: draws a fixed set of images and measures them."""

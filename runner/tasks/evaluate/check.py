@@ -1,0 +1,96 @@
+"""What is wrong with the settings, and what counts of the content of adapters, networks and real images."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from runner.data import Dataset, read_dataset
+from runner.errors import DatasetError, SettingsError
+from runner.families.files import file_hash, folder_hash, resolution_faults
+from runner.schema import DatasetSettings
+from runner.schema.tasks.evaluate import METRICS, Evaluate
+from runner.tasks.adapters import contents_of
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+DISTANCES = ("fid", "kid")
+
+
+def check(settings: Evaluate) -> dict[str, Any]:
+    """As `runner.tasks` says."""
+    faults = resolution_faults(settings.model, settings.resolution)
+    contents: dict[str, Any] = {}
+    try:
+        contents |= contents_of(settings)
+    except SettingsError as error:
+        faults += str(error).splitlines()
+    for key, named in settings.networks.items():
+        faults += _network_faults(f"features.{key}", named, scripted=key == "inception")
+    if set(DISTANCES) & set(settings.measured) and find_spec("torchmetrics") is None:
+        faults.append("metrics: fid and kid need torchmetrics; pip install 'lora-runner[eval]', or leave them out")
+    try:
+        if (real := real_images(settings)) is not None:
+            faults += _too_few(settings, len(real.items))
+            contents["real"] = real.fingerprint
+    except DatasetError as error:
+        faults += str(error).replace("dataset.path", "real").splitlines()
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return contents | {"networks": {key: network_digest(named) for key, named in settings.networks.items()}}
+
+
+def real_images(settings: Evaluate) -> Dataset | None:
+    """The images to compare with; None where no metric looks at them.
+
+    Raises:
+        DatasetError: they cannot be read.
+    """
+    if settings.real is None or not settings.needs_real:
+        return None
+    # Nobody looks at captions here, and a folder of photographs has none.
+    return read_dataset(DatasetSettings(path=settings.real, instance_prompt="a photo"), resolution=settings.resolution)
+
+
+def network_digest(named: str) -> str:
+    """What stands for a network in a job's identity: its content, or its id on the Hub."""
+    path = Path(named).expanduser()
+    if path.is_file():
+        return file_hash(path)
+    return folder_hash(path) if path.is_dir() else named
+
+
+def _network_faults(key: str, named: str, *, scripted: bool) -> list[str]:
+    path, said = Path(named).expanduser(), f"{key} = {named!r}"
+    if path.is_file():
+        return [] if scripted else [f"{said}: is a file; give a folder in transformers layout, or a Hub id"]
+    if path.is_dir():
+        missing = [name for name in (CONFIG, PROCESSOR) if not (path / name).is_file()]
+        return [f"{said}: has no {missing[0]}; give a folder in transformers layout"] if missing else []
+    owner, slash, name = named.partition("/")
+    if not (slash and owner and name) or "/" in name or named.startswith((".", "~", "/")):
+        return [f"{said}: is not there; give a folder in transformers layout, or a Hub id (owner/name)"]
+    return _hub_faults(said, named)
+
+
+def _hub_faults(said: str, named: str) -> list[str]:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(try_to_load_from_cache(named, CONFIG), str):
+        return []
+    try:
+        get_hf_file_metadata(hf_hub_url(named, CONFIG), timeout=10)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
+        return [f"{said}: neither a folder here, nor in the Hub's local cache, nor reachable ({reason})"]
+    return []
+
+
+def _too_few(settings: Evaluate, images: int) -> list[str]:
+    least = max(METRICS[name].least_images for name in settings.measured)
+    if images >= least:
+        return []
+    return [
+        f"real = {settings.real!r}: holds {images} images, and fid and kid need {least}; give more, or leave them out"
+    ]

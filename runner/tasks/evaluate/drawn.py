@@ -1,0 +1,101 @@
+"""The images that are measured: which there are, and drawing those that are not there yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from runner.errors import Interrupted
+from runner.paths import JobPaths, write_text
+from runner.schema.drawing import DrawingSettings
+from runner.schema.tasks.evaluate import Evaluate
+from runner.tasks.evaluate.prompts import NEUTRAL, SUBJECT
+from runner.train.drawing import Picture, Wish, write_pictures
+
+log = logging.getLogger(__name__)
+
+IMAGES_AT_ONCE = 8
+"""Drawn before anybody asks whether to stop, and written before the next ones are drawn."""
+
+Draw = Callable[[Sequence[Wish], bool], list[Picture]]
+"""Draws with the adapters, or (False) with the base alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Images of one kind: where they are, with or without adapters, and what CLIP compares each with."""
+
+    folder: Path
+    adapted: bool
+    wishes: list[Wish]
+    texts: list[str]
+
+    def files(self) -> list[Path]:
+        """Where they are, drawn or not."""
+        return [self.folder / wish.name for wish in self.wishes]
+
+    def pictures(self) -> list[Image.Image]:
+        """All of them, as they were drawn."""
+        return [_opened(file) for file in self.files()]
+
+
+def subject_series(settings: Evaluate, paths: JobPaths) -> Series:
+    """The prompts of a subject, or those that were given."""
+    templates = settings.prompts or SUBJECT[settings.subject_kind]
+    subject = settings.subject or ""
+    drawn = [template.replace("{}", subject) for template in templates]
+    compared = [template.replace("{}", settings.subject_class or subject) for template in templates]
+    return _series(paths.samples_at(0), True, drawn, compared, settings.seeds)
+
+
+def neutral_series(settings: Evaluate, paths: JobPaths, *, adapted: bool) -> Series:
+    """The prompts that adapters should not change."""
+    folder = paths.samples / ("neutral" if adapted else "neutral-base")
+    return _series(folder, adapted, NEUTRAL, NEUTRAL, settings.seeds)
+
+
+def draw_missing(series: Iterable[Series], draw: Draw, *, stop: Callable[[], bool]) -> int:
+    """Draw what is not there yet; how many that were.
+
+    Raises:
+        Interrupted: `stop` said so; what was drawn stays.
+    """
+    left = [(each, wish) for each in series for wish in each.wishes if not (each.folder / wish.name).is_file()]
+    for each, wishes in _parts(left):
+        if stop():
+            raise Interrupted("stopped between two images; those that are drawn stay")
+        write_pictures(draw(wishes, each.adapted), each.folder)
+        log.info("drawn: %d images of %s", len(wishes), each.folder.name)
+    return len(left)
+
+
+def write_about(settings: Evaluate, subject: Series | None, paths: JobPaths) -> None:
+    """Say beside the images what they were drawn from, as beside the samples of a training."""
+    prompts = [wish.prompt for wish in subject.wishes[:: len(settings.seeds)]] if subject else []
+    drawing = {key: getattr(settings, key) for key in DrawingSettings.model_fields}
+    about = {"prompts": prompts, "neutral": list(NEUTRAL), **drawing, "scheduler": settings.scheduler.name}
+    write_text(paths.prompts, json.dumps(about, indent=2) + "\n")
+
+
+def _series(folder: Path, adapted: bool, drawn: Sequence[str], compared: Sequence[str], seeds: Sequence[int]) -> Series:
+    wishes = [Wish(f"p{index:02d}-s{seed}.png", prompt, seed) for index, prompt in enumerate(drawn) for seed in seeds]
+    return Series(folder, adapted, wishes, [text for text in compared for _ in seeds])
+
+
+def _parts(left: Sequence[tuple[Series, Wish]]) -> Iterator[tuple[Series, list[Wish]]]:
+    """A few wishes of one series at a time."""
+    for folder in dict.fromkeys(each.folder for each, _ in left):
+        own = [(each, wish) for each, wish in left if each.folder == folder]
+        for start in range(0, len(own), IMAGES_AT_ONCE):
+            part = own[start : start + IMAGES_AT_ONCE]
+            yield part[0][0], [wish for _, wish in part]
+
+
+def _opened(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        return image.convert("RGB")

@@ -1,0 +1,59 @@
+"""Small feature networks with random weights, in the layouts that people have theirs in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from runner.embedded import MODEL_DIR
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIDE_PX, PROJECTED, FEATURES = 32, 16, 24
+
+
+def save_clip(folder: Path) -> Path:
+    torch.manual_seed(1)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR / "tokenizer")
+    text = SMALL | {
+        "vocab_size": len(tokenizer), "max_position_embeddings": 24,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
+    vision = SMALL | {"image_size": SIDE_PX, "patch_size": 8}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTED)).save_pretrained(folder)
+    crop = {"height": SIDE_PX, "width": SIDE_PX}
+    CLIPImageProcessorPil(size={"shortest_edge": SIDE_PX}, crop_size=crop).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_dino(folder: Path) -> Path:
+    torch.manual_seed(2)
+    Dinov2Model(Dinov2Config(**SMALL, image_size=SIDE_PX, patch_size=8)).save_pretrained(folder)
+    crop = {"height": SIDE_PX, "width": SIDE_PX}
+    BitImageProcessorPil(size={"shortest_edge": SIDE_PX}, crop_size=crop).save_pretrained(folder)
+    return folder
+
+
+class Inception(nn.Module):
+    """Like those of FID implementations: bytes of any size in, features out, if they are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, FEATURES, 5, stride=3)
+
+    def forward(self, images_B3HW: Tensor, return_features: bool = False) -> Tensor:
+        if not return_features:
+            return torch.zeros(images_B3HW.shape[0], 2)
+        return self.layer(images_B3HW.float() / 127.5 - 1).abs().mean(dim=(2, 3))
+
+
+def save_inception(file: Path) -> Path:
+    torch.manual_seed(3)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.jit.script(Inception().eval()).save(str(file))
+    return file

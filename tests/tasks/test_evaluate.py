@@ -1,0 +1,215 @@
+"""`task=evaluate`: draws once, measures what was asked for, and refuses what cannot be measured."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from runner.errors import Interrupted, SettingsError
+from runner.job import Job, read_job
+from runner.measures.networks import Clip
+from runner.paths import JobPaths
+from runner.schema.tasks.evaluate import METRICS, Evaluate
+from runner.tasks.evaluate.check import check
+from runner.tasks.evaluate.prompts import NEUTRAL, SUBJECT
+from runner.tasks.evaluate.work import work
+from tests.command_line import runner
+from tests.measures.networks import save_clip, save_dino, save_inception
+from tests.train.bench import CPU, Bench, bench
+
+__all__ = ["bench"]
+
+EMBEDDED = Path("embedded")
+FIGURES = {metric.figure for metric in METRICS.values()}
+
+
+def never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Networks:
+    clip: str
+    dino: str
+    inception: str
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
+    root = tmp_path_factory.mktemp("networks")
+    made = save_clip(root / "clip"), save_dino(root / "dino"), save_inception(root / "inception.pt")
+    return Networks(*map(str, made))
+
+
+@pytest.fixture(scope="module")
+def job(bench: Bench) -> Job:
+    made = bench.job(EMBEDDED, model={"family": "sdxl"}, lora={"rank": 2, "targets": "linear"}, optimizer={"lr": 1e-1})
+    assert bench.train(made)
+    return read_job(made.folder)
+
+
+def settings(networks: Networks, job: Job | None = None, **changes: Any) -> Evaluate:
+    features = {"clip": networks.clip, "dino": networks.dino, "inception": networks.inception}
+    given: dict[str, Any] = {
+        "task": {"name": "evaluate"}, "features": features, "real": "embedded", "inference_steps": 1, "seeds": [0, 1],
+        "prompts": ["a red {}", "a star"], "subject": "<one> house", "subject_class": "house", "guidance_scale": 1.0,
+        **({"adapter": str(job.folder)} if job else {}),
+    }  # fmt: skip
+    return Evaluate.model_validate({**given, **changes})
+
+
+def images_of(paths: JobPaths) -> dict[str, bytes]:
+    return {str(file.relative_to(paths.samples)): file.read_bytes() for file in paths.samples.rglob("*.png")}
+
+
+def test_everything_is_measured_and_said_and_nothing_is_drawn_twice(
+    networks: Networks, job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, paths = settings(networks, job), JobPaths(tmp_path)
+    found = work(asked, paths, CPU, stop=never)
+    lines = dict(re.findall(r"^([a-z_]+)=(\S+)$", capsys.readouterr().out, flags=re.MULTILINE))
+    assert set(found["figures"]) == set(lines) == FIGURES
+    assert all(float(lines[name]) == figure["value"] for name, figure in found["figures"].items())
+    for name, figure in found["figures"].items():
+        assert figure["low"] <= figure["value"] <= figure["high"], name
+        assert figure["n"] == (len(NEUTRAL) * 2 if name == "base_drift" else 4)
+    assert found["of"] == job.id and found["figures"]["base_drift"]["value"] > 0
+    drawn = images_of(paths)
+    assert found["images"] == found["drawn"] == len(drawn) == 4 + 2 * 2 * len(NEUTRAL)
+
+    (paths.samples_at(0) / "p01-s1.png").unlink()
+    again = work(asked, paths, CPU, stop=never)
+    assert again["drawn"] == 1 and again["figures"] == found["figures"]
+    assert images_of(paths) == drawn
+
+
+def test_clip_compares_with_the_class_and_not_with_the_taught_word(
+    networks: Networks, job: Job, tmp_path: Path
+) -> None:
+    asked, paths = settings(networks, job, metrics=["clip_text"], seeds=[3]), JobPaths(tmp_path)
+    found = work(asked, paths, CPU, stop=never)
+    images = [Image.open(paths.samples_at(0) / name) for name in ("p00-s3.png", "p01-s3.png")]
+    clip = Clip("", networks.clip, torch.device("cpu"))
+    seen, texts = clip.pictures(images), clip.texts(["a red house", "a star"])
+    assert found["figures"]["clip_text_score"]["value"] == pytest.approx(
+        float(torch.cosine_similarity(seen, texts).mean()), rel=1e-5
+    )
+    assert {file.parent.name for file in paths.samples.rglob("*.png")} == {"step-000000"}, (
+        "no image that nobody measures"
+    )
+
+
+def test_an_adapter_of_weight_zero_does_not_drift(networks: Networks, job: Job, tmp_path: Path) -> None:
+    for space in ("pixels", "dino"):
+        asked = settings(
+            networks, job, metrics="base_drift", adapter_weight=0, drift_in=space,
+            prompts=None, subject=None, subject_class=None, seeds=[0],
+        )  # fmt: skip
+        found = work(asked, JobPaths(tmp_path), CPU, stop=never)
+        assert found["figures"]["base_drift"]["value"] == pytest.approx(0, abs=1e-12)
+
+
+def test_real_images_that_are_the_drawn_ones_are_no_distance_away(networks: Networks, tmp_path: Path) -> None:
+    asked, paths = settings(networks, metrics=["clip_text"]), JobPaths(tmp_path / "job")
+    work(asked, paths, CPU, stop=never)
+    shutil.copytree(paths.samples_at(0), tmp_path / "real")
+    same = settings(networks, metrics=["fid", "dino"], real=str(tmp_path / "real"))
+    found = work(same, paths, CPU, stop=never)
+    assert found["drawn"] == 0 and found["of"] is None
+    assert found["figures"]["fid_score"]["value"] == pytest.approx(0, abs=1e-4)
+    dino = found["figures"]["dino_score"]
+    assert dino["value"] < 1, "all pairs count, not only each image with itself"
+
+
+def test_it_stops_between_images_and_goes_on_there(networks: Networks, job: Job, tmp_path: Path) -> None:
+    asked, paths, looks = settings(networks, job, metrics=["base_drift", "dino"], seeds=[0]), JobPaths(tmp_path), []
+
+    def soon() -> bool:
+        looks.append(True)
+        return len(looks) > 2
+
+    with pytest.raises(Interrupted):
+        work(asked, paths, CPU, stop=soon)
+    before = images_of(paths)
+    assert 0 < len(before) < 2 + 2 * len(NEUTRAL)
+    found = work(asked, paths, CPU, stop=never)
+    assert found["drawn"] == found["images"] - len(before)
+    assert before.items() <= images_of(paths).items()
+
+
+def test_what_has_no_network_is_left_out_unless_it_was_asked_for(networks: Networks, job: Job) -> None:
+    only_clip = settings(networks, job, features={"clip": networks.clip})
+    assert only_clip.measured == ("clip_text", "clip_image", "base_drift")
+    alone = settings(networks, real=None)
+    assert alone.measured == ("clip_text",), "no real images, no adapter"
+    with pytest.raises(ValidationError, match=r"metrics = \['dino'\]: dino needs features.dino=<network>"):
+        settings(networks, job, features={}, metrics=["dino"])
+    with pytest.raises(ValidationError, match=r"fid needs real=<folder of images>; .*base_drift needs adapter=<job>"):
+        settings(networks, real=None, metrics=["fid", "base_drift"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"features": {}, "real": None}, "nothing can be measured; give a network"),
+        ({"prompts": None, "subject": None, "subject_class": None}, "subject = null: the prompts have a place for it"),
+        ({"prompts": ["a star"], "subject_class": None}, "subject = '<one> house': has no effect"),
+        ({"prompts": []}, "prompts = .*: should hold texts"),
+        ({"subject_kind": "live"}, "subject_kind = live: has no effect with prompts"),
+        ({"drift_in": "dino"}, "drift_in = dino: has no effect without base_drift"),
+        ({"confidence": 1.0}, "less than 1"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(networks: Networks, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        settings(networks, **changes)
+
+
+def test_faults_of_files_are_told_together_before_anything_is_drawn(networks: Networks, tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    one.mkdir()
+    Image.fromarray(np.zeros((64, 64, 3), dtype=np.uint8)).save(one / "image.png")
+    features = {"clip": str(one), "dino": "nowhere", "inception": networks.inception}
+    asked = settings(networks, features=features, real=str(one))
+    with pytest.raises(SettingsError) as caught:
+        check(asked)
+    said = str(caught.value)
+    assert "features.clip" in said and "has no config.json" in said
+    assert "features.dino = 'nowhere': is not there" in said
+    assert "holds 1 images, and fid and kid need 2" in said
+
+
+def test_content_makes_the_identity_and_names_do_not(networks: Networks, tmp_path: Path) -> None:
+    before = check(settings(networks, metrics=["dino"]))
+    shutil.copytree(networks.dino, tmp_path / "other-name")
+    moved = Networks(networks.clip, str(tmp_path / "other-name"), networks.inception)
+    assert check(settings(moved, metrics=["dino"])) == before
+    save_clip(tmp_path / "other")
+    assert check(settings(networks, metrics=["clip_image"])) != before
+    assert "clip" not in before["networks"], "a network that nobody uses does not count"
+
+
+def test_dreambooths_lists_have_their_lengths_and_one_place_each() -> None:
+    for prompts in SUBJECT.values():
+        assert len(set(prompts)) == 25 and all(prompt.count("{}") == 1 for prompt in prompts)
+    assert len(set(NEUTRAL)) == 16 and not any("{" in prompt for prompt in NEUTRAL)
+
+
+def test_the_command_measures_a_base_model(networks: Networks, tmp_path: Path) -> None:
+    answer = runner(
+        "task=evaluate", "logger=none", f"features.dino={networks.dino}", "real=embedded", "prompts=[a star]",
+        "inference_steps=1",
+    )  # fmt: skip
+    assert answer.code == 0, answer.output
+    assert re.search(r"^dino_score=0\.\d+$", answer.output, flags=re.MULTILINE)
+    refused = runner("task=evaluate", "logger=none", "metrics=[fid]")
+    assert refused.code != 0 and "features.inception=<network>" in refused.output
