@@ -22,7 +22,7 @@ from runner.mix.write import write_diffusers
 from tests.artifacts.saved import apart, output
 from tests.mix.adapters import SDXL_PREFIXES, add_kohya, random_layers, write_kohya_plainly, write_peft_plainly
 from tests.mix.conftest import Parts
-from tests.tasks.doing import do
+from tests.tasks.doing import do, with_words
 from tests.tasks.hub_stand_in import Hub, serving
 from tests.train.bench import Bench, family_of, pipeline_of
 
@@ -138,6 +138,19 @@ def test_dora_is_exported_for_diffusers_alone(sdxl_parts: Parts, sdxl_folder: Pa
     for given, said in (({}, r"set formats=\[diffusers\]"), ({"formats": "diffusers", "rank": 2}, "cannot be reduced")):
         with pytest.raises(SettingsError, match=said):
             do("export", tmp_path / "other", sdxl_folder, adapter=str(file), **given)
+
+
+@pytest.mark.parametrize("layers", [True, False])
+def test_words_go_along(bench: Bench, sdxl_folder: Path, tmp_path: Path, layers: bool) -> None:
+    job = with_words(bench, sdxl_folder, layers)
+    do("export", tmp_path / "job", sdxl_folder, adapter=str(job.folder))
+    exported = tmp_path / "job" / "export"
+    assert (exported / "sks.safetensors").read_bytes() == job.paths.word("<sks>").read_bytes()
+    assert (exported / "pytorch_lora_weights.safetensors").is_file() is layers
+    assert "copy `sks.safetensors` into the folder of embeddings" in (exported / "README.md").read_text()
+    if not layers:
+        with pytest.raises(SettingsError, match="rank: has no effect"):
+            do("export", tmp_path / "other", sdxl_folder, adapter=str(job.folder), rank=2)
 
 
 def test_what_goes_to_the_hub_arrives_there(hub: Hub, trained: Job, sdxl_folder: Path, tmp_path: Path) -> None:
