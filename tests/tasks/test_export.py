@@ -153,7 +153,10 @@ def test_words_go_along(bench: Bench, sdxl_folder: Path, tmp_path: Path, layers:
             do("export", tmp_path / "other", sdxl_folder, adapter=str(job.folder), rank=2)
 
 
-def test_what_goes_to_the_hub_arrives_there(hub: Hub, trained: Job, sdxl_folder: Path, tmp_path: Path) -> None:
+def test_what_goes_to_the_hub_arrives_there(
+    hub: Hub, trained: Job, sdxl_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     given: dict[str, Any] = {
         "adapter": str(trained.folder),
         "hub": {"push": True, "repo_id": "studio/circle", "private": True, "base_model": "someone/sdxl"},
@@ -179,7 +182,8 @@ def test_what_goes_to_the_hub_arrives_there(hub: Hub, trained: Job, sdxl_folder:
     # Done once; nothing is sent again, and no secret and no place of this machine is anywhere.
     calls = len(hub.calls)
     do("export", job, sdxl_folder, **given)
-    assert {path for _, path in hub.calls[calls:]} == {"/api/whoami-v2"}
+    assert {verb for verb, _ in hub.calls[calls:]} == {"GET"}
+    assert "/storage/" not in caplog.text, "addresses to write to are secrets"
     written = b"".join(file.read_bytes() for file in job.rglob("*") if file.is_file())
     for private in ("hf_writes", str(sdxl_folder), str(trained.folder)):
         assert private.encode() not in written, private
@@ -272,6 +276,7 @@ def test_no_hub_at_all_is_said(
         ({"adapter": ["a", "b"]}, "one is exported at a time"),
         ({"adapter": "a", "formats": ["kohya", "kohya"]}, "names one twice"),
         ({"adapter": "a", "formats": ["webui"]}, "formats"),
+        ({"adapter": "a", "formats": []}, r"formats = \[\]: names none"),
         ({"adapter": "a", "rank": 2, "keep_energy": 0.5}, "keep_energy = 0.5: has no effect"),
         ({"adapter": "a", "hub": {"push": True}}, r"hub\.repo_id: has no value"),
         ({"adapter": "a", "hub": {"repo_id": "a/b"}}, r"hub\.repo_id = a/b: has no effect without hub\.push=true"),

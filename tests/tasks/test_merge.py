@@ -263,6 +263,17 @@ def test_settings_that_do_not_fit_are_refused(
         do("merge", tmp_path / "job", sdxl_folder, **given)
 
 
+def test_a_vae_that_takes_the_place_of_the_models_own_comes_along(
+    two: list[str], sdxl_folder: Path, tmp_path: Path
+) -> None:
+    vae = pipeline_of(sdxl_folder).vae
+    vae.decoder.conv_in.weight.data *= 2
+    vae.save_pretrained(tmp_path / "vae")
+    do("merge", tmp_path / "job", sdxl_folder, adapter=two[1], model={"vae": str(tmp_path / "vae")}, dtype="bf16")
+    found = pipeline_of(tmp_path / "job" / "model").vae.decoder.conv_in.weight
+    assert torch.equal(found, vae.decoder.conv_in.weight.bfloat16().float())
+
+
 def test_words_are_not_merged(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
     job = with_words(bench, sdxl_folder, layers=True)
     with pytest.raises(SettingsError, match=rf"was taught words \(sks\).* name {job.paths.weights}"):

@@ -42,7 +42,6 @@ class Export(WithAdapters):
     result_files: ClassVar[tuple[str, ...]] = ("export/*.safetensors",)
     formats: tuple[Format, ...] = knob(
         ("diffusers", "kohya"),
-        min_length=1,
         doc="Layouts to write: `diffusers`; `kohya` for ComfyUI, A1111 and others, with the scale in the weights, so "
         "that every reader takes it alike; `kohya_alpha`, with alpha beside the factors as they were trained.",
     )
@@ -76,6 +75,8 @@ class Export(WithAdapters):
                 f"adapter = {list(self.adapter)}: one is exported at a time; put them together first with task=merge "
                 "output=adapter, or sweep over them with -m"
             )
+        if not self.formats:
+            raise ValueError("formats = []: names none; take some of diffusers, kohya, kohya_alpha")
         if len(set(self.formats)) < len(self.formats):
             raise ValueError(f"formats = {list(self.formats)}: names one twice")
         if self.rank is not None and self.keep_energy is not None:
