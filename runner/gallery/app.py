@@ -74,9 +74,16 @@ def make_app(folder: Path, *, host: str, port: int, device: str) -> FastAPI:
 
     @app.get("/job/{path:path}")
     def job(path: str) -> Response:
-        record = shelf.job(path)
-        view = view_job(record, None, root=record.folder)
-        return page("job.html.j2", view=view, table=over_steps(record, shelf), path=path, sentence=job_sentence(record))
+        record, figures = shelf.job(path)
+        view = view_job(record, None, root=record.folder, figures=figures)
+        return page(
+            "job.html.j2",
+            view=view,
+            usable=shelf.is_usable(record),
+            table=over_steps(record, shelf),
+            path=path,
+            sentence=job_sentence(record),
+        )
 
     @app.get("/draw")
     def draw(base: str = "", use: str = "") -> Response:
@@ -97,6 +104,13 @@ def make_app(folder: Path, *, host: str, port: int, device: str) -> FastAPI:
             return page("drawn.html.j2", drawn=await easel.draw(form), fault="")
         except RunnerError as error:
             return page("drawn.html.j2", drawn=[], fault=str(error))
+
+    _add_files(app, shelf, easel)
+    return app
+
+
+def _add_files(app: FastAPI, shelf: Shelf, easel: Easel) -> None:
+    """What the pages refer to: pictures, styles and scripts."""
 
     @app.get("/drawn/{number}.png")
     def picture(number: int) -> Response:
@@ -125,8 +139,6 @@ def make_app(folder: Path, *, host: str, port: int, device: str) -> FastAPI:
         kind, files = STATIC[name]
         return Response("\n".join(file.read_text(encoding="utf-8") for file in files), media_type=kind)
 
-    return app
-
 
 STATIC = {
     "style.css": ("text/css", (REPORT / "style.css", HERE / "static" / "gallery.css")),
@@ -138,10 +150,12 @@ STATIC = {
 
 def _compared(ranking: Ranking, shelf: Shelf) -> dict[str, Any]:
     shown = ranking.entries[:MOST_JOBS]
+    values = [entry.value is not None for entry in ranking.entries]
     return {
-        "entries": [(entry, shelf.path_of(entry.job.folder)) for entry in ranking.entries],
+        "entries": [(entry, shelf.path_of(entry.job.folder), shelf.is_usable(entry.job)) for entry in ranking.entries],
         "sentence": experiment_sentence(ranking) if len(ranking.entries) > 1 else job_sentence(shown[0].job),
-        "facts": facts_of_experiment(ranking) if len(ranking.entries) > 1 else [],
+        "facts": facts_of_experiment(ranking) if len(ranking.entries) > 1 and any(values) else [],
+        "measured": any(values),
         "label": ranking.aim.label(shown[0].job),
         "table": side_by_side(shown, shelf),
         "charts": comparison_charts(ranking),

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from runner.errors import RunnerError
 from runner.paths import JobPaths
 from runner.report.differences import labelled
+from runner.report.evaluations import Figures, apart, figures_by_job
 from runner.report.ranking import Ranking, rank
 from runner.report.record import JobRecord, is_job_folder, read_briefly, read_job
 from runner.report.words import subject
@@ -105,7 +106,7 @@ class Shelf:
         pictures = next(filter(None, (_last_pictures(each.folder) for each in best)), [])
         return Cover(
             experiment=experiment,
-            about=subject(jobs[0]),
+            about=subject(jobs[0]) if jobs[0].trains else f"task={jobs[0].manifest['task']}",
             states=list(counted.items()),
             pictures=[self.path_of(path) for path in pictures[: len(pictures) // ROW * ROW or None]],
         )
@@ -129,8 +130,8 @@ class Shelf:
                 return each
         raise NotThere(path)
 
-    def job(self, path: str) -> JobRecord:
-        """A job, with a title that tells it from those beside it.
+    def job(self, path: str) -> tuple[JobRecord, Figures]:
+        """A job, with a title that tells it from those beside it, and what was measured of its result.
 
         Raises:
             NotThere: there is none.
@@ -139,8 +140,10 @@ class Shelf:
         beside = [folder]
         if folder != self.root:
             beside = sorted(each for each in folder.parent.iterdir() if each.is_dir() and is_job_folder(each))
-        titles = {each.folder: each.label for each in labelled([read_briefly(each) for each in beside])}
-        return replace(read_job(folder), label=titles[folder])
+        jobs, evaluations = apart([read_briefly(each) for each in beside])
+        titles = {each.folder: each.label for each in labelled(jobs)}
+        job = replace(read_job(folder), label=titles.get(folder, ""))
+        return job, figures_by_job([job], evaluations)[job.id]
 
     def job_folder(self, path: str) -> Path:
         """The folder of a job."""
@@ -178,17 +181,26 @@ class Shelf:
         return list(found.values())
 
     def _usable(self, job: JobRecord, experiment: Experiment) -> Usable | None:
-        words = job.setting("method.tokens")
-        taught = tuple(map(str, words)) if isinstance(words, list) else ()
-        if job.state != "completed" or not (JobPaths(job.folder).weights.is_file() or taught):
+        if not self.is_usable(job):
             return None
         return Usable(
             path=self.path_of(job.folder),
             folder=job.folder,
             name=job.name if len(experiment.folders) > 1 else experiment.name,
             experiment=experiment.name,
-            words=taught,
+            words=_words_of(job),
         )
+
+    @staticmethod
+    def is_usable(job: JobRecord) -> bool:
+        """Whether there is an adapter of it to draw with."""
+        return job.state == "completed" and (JobPaths(job.folder).weights.is_file() or bool(_words_of(job)))
+
+
+def _words_of(job: JobRecord) -> tuple[str, ...]:
+    """The new words that a training has taught."""
+    words = job.setting("method.tokens")
+    return tuple(map(str, words)) if isinstance(words, list) else ()
 
 
 def _base_of(job: JobRecord) -> BaseModel | None:
@@ -219,9 +231,8 @@ def _prompts_of(job: JobRecord) -> list[str]:
 
 def _last_pictures(folder: Path) -> list[Path]:
     """Of the end of a training, or drawn by a task; one of each prompt first."""
-    paths = JobPaths(folder)
-    steps = sorted(each for each in paths.samples.glob("step-*") if each.is_dir())
-    found = sorted((steps[-1] if steps else paths.images).glob("p*-s*.png"))
+    steps = sorted(each for each in (folder / "samples").glob("step-*") if each.is_dir())
+    found = sorted(steps[-1].glob("p*-s*.png")) if steps else []
     first = {each.name.partition("-")[0]: each for each in reversed(found)}
     return sorted(found, key=lambda each: (first[each.name.partition("-")[0]] != each, each.name))[:PICTURES]
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runner.gallery.shelf import Shelf
-from runner.paths import JobPaths
 from runner.report.pictures import prompt_of
 from runner.report.ranking import Ranked
 from runner.report.record import JobRecord
@@ -45,7 +43,8 @@ class Table:
 
 def side_by_side(entries: Sequence[Ranked], shelf: Shelf) -> Table | None:
     """The last samples of jobs, after a column from before training if they began as the same; None without any."""
-    jobs = [entry.job for entry in entries if entry.job.steps_sampled and entry.job.steps_sampled[-1] > 0]
+    sampled = [entry.job for entry in entries if entry.job.steps_sampled]
+    jobs = [job for job in sampled if job.steps_sampled[-1] > 0 or not job.trains]
     if not jobs:
         return None
     keys: dict[tuple[str, int], str] = {}
@@ -54,7 +53,7 @@ def side_by_side(entries: Sequence[Ranked], shelf: Shelf) -> Table | None:
         mine = {}
         for row, by_step in job.shots.items():
             key = (prompt_of(job, row), row.seed)
-            if 0 in by_step and not keys.get(key):
+            if job.trains and 0 in by_step and not keys.get(key):
                 keys[key] = shelf.path_of(by_step[0])
             keys.setdefault(key, "")
             if (shot := by_step.get(job.steps_sampled[-1])) is not None:
@@ -80,7 +79,8 @@ def over_steps(job: JobRecord, shelf: Shelf) -> Table | None:
     """One job's samples, a column for each step, or what a task has drawn; None without any."""
     steps = job.steps_sampled
     if not steps:
-        return _of_task(job, shelf)
+        return None
+    steps = steps if job.trains else steps[-1:]
     lines = [
         Line(
             prompt=prompt_of(job, row),
@@ -89,29 +89,15 @@ def over_steps(job: JobRecord, shelf: Shelf) -> Table | None:
         )
         for row, by_step in job.shots.items()
     ]
-    heads = [
-        Head(title="before" if step == 0 else f"step {step:,}", about="step 0" if step == 0 else "") for step in steps
-    ]
+    heads = [Head(title="drawn", about="")]
+    if job.trains:
+        names = ["before" if step == 0 else f"step {step:,}" for step in steps]
+        heads = [Head(title=name, about="step 0" if name == "before" else "") for name in names]
     return Table(heads=heads, lines=lines[:MOST_ROWS], left_out=max(0, len(lines) - MOST_ROWS))
 
 
-def _of_task(job: JobRecord, shelf: Shelf) -> Table | None:
-    prompts = job.setting("prompts")
-    lines = []
-    for path in sorted(JobPaths(job.folder).images.glob("p*-s*.png")):
-        if found := re.fullmatch(r"p(\d+)-s(\d+)", path.stem):
-            place, seed = int(found[1]), int(found[2])
-            known = isinstance(prompts, list) and place < len(prompts)
-            lines.append(
-                Line(prompt=str(prompts[place]) if known else path.stem, seed=seed, pictures=[shelf.path_of(path)])
-            )
-    if not lines:
-        return None
-    return Table(
-        heads=[Head(title="image", about="")], lines=lines[:MOST_ROWS], left_out=max(0, len(lines) - MOST_ROWS)
-    )
-
-
 def _about(job: JobRecord, entries: Sequence[Ranked]) -> str:
+    if not job.trains:
+        return ""
     value = next(entry.value for entry in entries if entry.job is job)
     return f"{number(value)} · step {job.steps_sampled[-1]:,}"
