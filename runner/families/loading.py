@@ -80,15 +80,21 @@ def _shift_and_scale(vae_config: Any, like: Tensor) -> tuple[Any, Any]:
     return by_channel[0], scale / by_channel[1]
 
 
-def noise_options(eta: float | None, sampler: str, scheduler: Any) -> dict[str, float]:
+def noise_options(eta: float | None, steps: int, sampler: str, scheduler: Any) -> dict[str, float]:
     """The pipeline's argument for the share of fresh noise in each step, which would otherwise be 0 for all samplers.
 
     Args:
         eta: as it was set; None is the sampler's own.
+        steps: of the sampler.
 
     Raises:
-        SettingsError: the sampler does not know it.
+        SettingsError: the sampler does not know it, or has not so many steps.
     """
+    most = scheduler.config.get("original_inference_steps")
+    if most is not None and steps > most:
+        raise SettingsError(
+            f"inference_steps = {steps}: the sampler {sampler!r} picks its steps out of {most}; take fewer, such as 4"
+        )
     known = inspect.signature(scheduler.step).parameters.get("eta")
     if known is None:
         if eta is not None:

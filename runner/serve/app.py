@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from runner.errors import SettingsError
+from runner.errors import RunnerError
 from runner.schema.serving import Invocation, told
 from runner.serve.service import Busy, Service
 from runner.train.drawing import Picture
@@ -68,7 +68,7 @@ def make_app(service: Service, *, failed: Callable[[BaseException], None]) -> Fa
         start = time.perf_counter()
         try:
             pictures = await service.draw(wanted)
-        except SettingsError as error:
+        except RunnerError as error:
             return _refused(400, str(error).splitlines())
         except Busy as error:
             return _refused(503, [str(error)])

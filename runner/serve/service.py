@@ -13,8 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from runner.errors import RunnerError, SettingsError
 from runner.schema.messages import nearest
 from runner.schema.serving import ADAPTERS_FOLDER, SERVE_FILE, Invocation, Serving, told
@@ -82,7 +80,7 @@ class Service:
         """The images of a request, when it is its turn.
 
         Raises:
-            SettingsError: it cannot be done as it says.
+            RunnerError: it cannot be done as it says.
             Busy: too many wait already.
         """
         studio, serving = self._studio, self.serving
@@ -97,7 +95,7 @@ class Service:
         self._refuse_unknown(named, "adapters")
         sampling = self.sampling(wanted)
         mix = [(self.adapters[name], weight) for name, weight in named.items()]
-        return await self._in_turn(lambda: _drawn(studio, wishes, sampling, mix))
+        return await self._in_turn(lambda: studio.draw(wishes, sampling, mix))
 
     def sampling(self, wanted: Invocation) -> Sampling:
         """How the images of a request are drawn."""
@@ -131,16 +129,6 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._thread, action)
         finally:
             self._inside -= 1
-
-
-def _drawn(studio: Studio, wishes: list[Wish], sampling: Sampling, mix: list[tuple[Path, float]]) -> list[Picture]:
-    try:
-        return studio.draw(wishes, sampling, mix)
-    except torch.OutOfMemoryError as error:
-        studio.base.collect()
-        raise SettingsError(
-            f"resolution = {sampling.resolution}: does not fit into the GPU's memory; ask for smaller images"
-        ) from error
 
 
 def read_serving(folder: Path) -> Serving:

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import torch
 
+from runner.errors import OutOfMemoryError
 from runner.families.family import Text, TextStack, is_text_encoder
 from runner.mix.layers import AdapterLayers
 from runner.mix.mix import concatenate
@@ -86,11 +87,18 @@ class Studio:
 
         Raises:
             SettingsError: an adapter cannot be read, or is not for this model; the sampling is not for it.
+            OutOfMemoryError: a single image does not fit.
         """
         mix = self._mix(tuple((find(path), float(weight)) for path, weight in adapters if weight != 0))
         self._show(mix)
         prompts = [*(wish.prompt for wish in wishes), sampling.negative_prompt or EMPTY]
-        return draw(wishes, sampling, self.base, self._conditioner(mix, prompts), mix.use_rows)
+        try:
+            return draw(wishes, sampling, self.base, self._conditioner(mix, prompts), mix.use_rows)
+        except torch.OutOfMemoryError as error:
+            self.base.collect()
+            raise OutOfMemoryError(
+                f"resolution = {sampling.resolution}: not even one image fits into the GPU's memory; draw smaller ones"
+            ) from error
 
     # --- adapters ---
 

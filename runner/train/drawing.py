@@ -131,7 +131,7 @@ def _draw(
         pipeline = base.family.pipeline(
             denoiser=base.denoiser, text=None, vae=base.vae, scheduler=base.sampler(sampling.sampler)
         )
-        options = noise_options(sampling.eta, sampling.sampler, pipeline.scheduler)
+        options = noise_options(sampling.eta, sampling.inference_steps, sampling.sampler, pipeline.scheduler)
         if sampling.control is not None:
             pipeline, controlled = controlled_by(sampling.control, pipeline, base.family, base.controlnet)
             options |= controlled

@@ -140,6 +140,7 @@ def test_several_images_come_as_json(endpoint: Endpoint) -> None:
         ({"prompt": "a", "inference_steps": 0}, "inference_steps = 0: should be greater than or equal to 1"),
         ({"prompt": "a", "sampler": "eulr"}, "sampler = 'eulr': should be 'model'"),
         ({"prompt": "a", "sampler": "lcm", "eta": 0.5}, "eta = 0.5: has no effect with the sampler 'lcm'"),
+        ({"prompt": "a", "sampler": "tcd", "inference_steps": 60}, "inference_steps = 60: the sampler 'tcd' picks"),
         ({"prompt": "a", "seeds": [1, 2, 3, 4, 5]}, "ask for 5 images, and this endpoint draws at most 4"),
         ({"prompt": "a", "seed": 1, "seeds": [2]}, "seed = 1: goes not with seeds"),
         ([1], "should be a JSON object"),

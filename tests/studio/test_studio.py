@@ -90,6 +90,18 @@ def test_whatever_is_trained(bench: Bench, settings: dict[str, Any]) -> None:
         assert [each.png for each in before] == samples_named(job, wishes, step=0)
 
 
+@pytest.mark.parametrize(("family", "text"), [("sd21", False), ("sd3", True), ("flux", True)])
+def test_every_family(request: pytest.FixtureRequest, bench: Bench, family: str, text: bool) -> None:
+    model = request.getfixturevalue(f"{family}_folder")
+    drawn = {**DRAWN["validation"], "inference_steps": 2}
+    job = bench.job(model, steps=2, optimizer={"lr": 3e-2}, lora={"rank": 2, "text_encoder": text}, validation=drawn)
+    assert bench.train(job)
+    studio, (wishes, sampling) = Studio(job.experiment.model, "fp32", CPU), wanted(job)
+    after = [each.png for each in studio.draw(wishes, sampling, [(job.folder, 1.0)])]
+    assert after == samples_named(job, wishes, step=2)
+    assert [each.png for each in studio.draw(wishes, sampling)] == samples_named(job, wishes, step=0) != after
+
+
 def samples_named(job: Job, wishes: list[Wish], step: int = 4) -> list[bytes]:
     return [(job.paths.samples_at(step) / wish.name).read_bytes() for wish in wishes]
 
@@ -106,7 +118,8 @@ def test_a_mix_is_the_sum_of_its_parts(bench: Bench, job: Job, studio: Studio) -
     assert more[0].png not in (whole[0].png, base[0].png)
 
 
-def test_words_of_two_trainings_are_not_confused(bench: Bench) -> None:
+def test_words_of_two_trainings_are_not_confused(bench: Bench, job: Job) -> None:
+    plain = job
     job = trained(bench, method=WORDS, seed=1, validation={**DRAWN["validation"], "prompts": ["a <one> <two>"]})
     studio = Studio(job.experiment.model, "fp32", CPU)
     with pytest.raises(SettingsError, match="brings the word <one>"):
@@ -117,6 +130,13 @@ def test_words_of_two_trainings_are_not_confused(bench: Bench) -> None:
         for adapters in ([], [(word, 1.0)], [(job.folder, 1.0)])
     ]
     assert len(set(drawn)) == 3
+    # Words of one adapter and layers of another, of which there is almost nothing.
+    wishes, sampling = [Wish("a", "a <one> <two>", 0)], Sampling(64, "model", 2, 3.0)
+    alone = studio.draw(wishes, sampling, [(job.folder, 1.0)])[0]
+    with_other = studio.draw(wishes, sampling, [(job.folder, 1.0), (plain.folder, 1e-6)])[0]
+    assert abs(pixels(alone) - pixels(with_other)).max() <= 1
+    mixed = studio.draw(wishes, sampling, [(job.folder, 1.0), (plain.folder, 1.0)])[0]
+    assert abs(pixels(alone) - pixels(mixed)).max() > 1
 
 
 @pytest.mark.parametrize("sampler", ["lcm", "tcd"])

@@ -49,12 +49,16 @@ document.addEventListener("htmx:afterSwap", () => {
   if (strip && strip.getBoundingClientRect().top > innerHeight * 0.7) strip.scrollIntoView({ behavior: "smooth" });
 });
 document.addEventListener("htmx:beforeRequest", () => document.querySelector(".fault")?.remove());
-for (const broken of ["htmx:sendError", "htmx:responseError"]) {
-  document.addEventListener(broken, () => {
+const BROKEN = {
+  "htmx:sendError": "The gallery does not answer. Is it still running?",
+  "htmx:responseError": "This could not be drawn. The terminal that the gallery was started in says why.",
+};
+for (const [event, words] of Object.entries(BROKEN)) {
+  document.addEventListener(event, () => {
     const fault = document.createElement("div");
     fault.className = "fault";
     fault.setAttribute("role", "alert");
-    fault.innerHTML = '<p>The gallery does not answer. Is it still running?</p><button type="button" class="dismiss" aria-label="Dismiss">×</button>';
+    fault.innerHTML = `<p>${words}</p><button type="button" class="dismiss" aria-label="Dismiss">×</button>`;
     document.getElementById("strip")?.prepend(fault);
   });
 }
