@@ -34,7 +34,7 @@ def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float]
     }
     if settings.dataset.instance_prompt:
         head["instance_prompt"] = settings.dataset.instance_prompt
-    curves = _write_curves(folder, records)
+    curves = write_curves(folder, records)
     measured = "Held-out loss" if run.materials.held_out else "Loss on the training images, at fixed noise,"
     first = next((line["validation/loss"] for line in records if "validation/loss" in line), None)
     lines = [
@@ -48,7 +48,7 @@ def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float]
         + (f" ({first:.4f} before training)." if first is not None else "."),
         "",
         *curves,
-        *_sample_table(samples),
+        *sample_table(samples),
         "## Use",
         "",
         "```python",
@@ -59,7 +59,7 @@ def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float]
         *_for_others(run, kohya_file),
         "## What it was made from",
         "",
-        *_table(_facts(run)),
+        *table(_facts(run)),
         "",
         "The saved files were loaded back into diffusers and compared with the trained adapter: "
         + ", ".join(f"{name} {difference:.1e}" for name, difference in checked.items())
@@ -135,7 +135,7 @@ def _pipeline_code(run: JobRun) -> list[str]:
     return [*imports, "", load]
 
 
-def _write_curves(folder: Path, records: list[dict[str, Any]]) -> list[str]:
+def write_curves(folder: Path, records: list[dict[str, Any]]) -> list[str]:
     """Draw the losses beside the card; the lines that show them."""
 
     def points(key: str) -> list[tuple[float, float]]:
@@ -178,7 +178,8 @@ def _kept(run: JobRun) -> dict[str, Any]:
     return facts if share is None else facts | {"Kept of it": f"{share:.0%} of what it had learned about its images"}
 
 
-def _table(facts: Mapping[str, Any]) -> list[str]:
+def table(facts: Mapping[str, Any]) -> list[str]:
+    """Facts as lines of Markdown."""
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
 
 
@@ -196,7 +197,8 @@ def _copy_samples(run: JobRun, folder: Path) -> list[tuple[str, str]]:
     return copied
 
 
-def _sample_table(samples: list[tuple[str, str]]) -> list[str]:
+def sample_table(samples: list[tuple[str, str]]) -> list[str]:
+    """(prompt, file name) of images, as lines of Markdown."""
     if not samples:
         return []
     cells = [(name, prompt.replace("|", "\\|")) for prompt, name in samples]

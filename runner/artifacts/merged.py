@@ -15,11 +15,12 @@ from diffusers import AutoencoderKL
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from runner.artifacts.verify import LARGEST_DIFFERENCE
+from runner.artifacts.verify import LARGEST_DIFFERENCE, LARGEST_UPDATE_DIFFERENCE
 from runner.errors import ArtifactError
 from runner.families import find_family
-from runner.families.family import Text, TextStack
+from runner.families.family import Family, Text, TextStack
 from runner.mix.layers import AdapterLayers
+from runner.mix.read import read_adapter
 from runner.schema import ModelSettings
 from runner.train.place import Place
 
@@ -203,6 +204,23 @@ def check_put_together(
             f"norm, more than rounding ({LARGEST_DIFFERENCE[computed]:.0e})"
         )
     return Compared(difference, 0.0, float(torch.linalg.vector_norm(bare - wanted) / size))
+
+
+def check_read_back(file: Path, family: Family, parts: Mapping[str, torch.nn.Module], wanted: AdapterLayers) -> None:
+    """Read an adapter's file back and compare it with what was to be written, layer by layer.
+
+    Raises:
+        ArtifactError: a layer's update is another one.
+    """
+    found = read_adapter(file, family, parts)
+    if found.keys() != wanted.keys():
+        raise ArtifactError(f"{file}: read back, it has other layers than were written")
+    for key, each in wanted.items():
+        mine, read = each.magnitude, found[key].magnitude
+        same = read is None if mine is None else read is not None and torch.equal(mine, read)
+        ours, theirs = (dataclasses.replace(update, magnitude=None).delta() for update in (each, found[key]))
+        if not same or not float((theirs - ours).norm()) <= LARGEST_UPDATE_DIFFERENCE * float(ours.norm()):
+            raise ArtifactError(f"{file}: read back, {'.'.join(key)} is not what was written")
 
 
 def _rounding(dtype: torch.dtype) -> float:

@@ -158,3 +158,19 @@ def test_what_is_no_adapter_of_this_model_is_refused(sdxl_parts: Parts, sd15_par
     assert "is a DoRA in kohya's layout" in said()
     save_file({"lora_unet_x.hada_w1_a": torch.ones(3)}, file)
     assert "is a LoHa" in said()
+
+
+def test_kohya_files_of_flux_go_through_the_conversion_of_diffusers(flux_folder: Path, tmp_path: Path) -> None:
+    transformer = pipeline_of(flux_folder).transformer
+    layers = random_layers({"transformer": transformer}, targets=("attn.to_out.0", "ff.net.2"), scale=0.5)
+    layers = {key: each for key, each in layers.items() if key[1].startswith("transformer_blocks.")}
+    assert len(layers) > 1
+    tensors = {}
+    for (_, name), each in layers.items():
+        theirs = {"attn.to_out.0": "img_attn_proj", "ff.net.2": "img_mlp_2"}[name.split(".", 2)[2]]
+        key = f"lora_unet_double_blocks_{name.split('.')[1]}_{theirs}"
+        tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = each.down, each.up
+        tensors[f"{key}.alpha"] = torch.tensor(each.scale * each.rank)
+    save_file(tensors, tmp_path / "a.safetensors")
+    read = read_adapter(tmp_path / "a.safetensors", find_family("flux"), {"transformer": transformer})
+    assert same_updates(read, layers) < 1e-6

@@ -22,7 +22,7 @@ from tests.artifacts.saved import apart, output
 from tests.families.original_layout import write_original
 from tests.mix.adapters import SDXL_PREFIXES, add_kohya, random_layers, write_kohya_plainly, write_peft_plainly
 from tests.mix.conftest import Parts
-from tests.tasks.doing import do
+from tests.tasks.doing import do, with_words
 from tests.train.bench import Bench, family_of, pipeline_of, records
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # that there are several is wanted
@@ -261,6 +261,24 @@ def test_settings_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=said):
         do("merge", tmp_path / "job", sdxl_folder, **given)
+
+
+def test_a_vae_that_takes_the_place_of_the_models_own_comes_along(
+    two: list[str], sdxl_folder: Path, tmp_path: Path
+) -> None:
+    vae = pipeline_of(sdxl_folder).vae
+    vae.decoder.conv_in.weight.data *= 2
+    vae.save_pretrained(tmp_path / "vae")
+    do("merge", tmp_path / "job", sdxl_folder, adapter=two[1], model={"vae": str(tmp_path / "vae")}, dtype="bf16")
+    found = pipeline_of(tmp_path / "job" / "model").vae.decoder.conv_in.weight
+    assert torch.equal(found, vae.decoder.conv_in.weight.bfloat16().float())
+
+
+def test_words_are_not_merged(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
+    job = with_words(bench, sdxl_folder, layers=True)
+    with pytest.raises(SettingsError, match=rf"was taught words \(sks\).* name {job.paths.weights}"):
+        do("merge", tmp_path / "job", sdxl_folder, adapter=str(job.folder))
+    do("merge", tmp_path / "job", sdxl_folder, adapter=str(job.paths.weights))
 
 
 def test_adapters_that_do_not_fit_are_refused_before_anything_starts(

@@ -6,6 +6,7 @@ from runner.schema.experiment import Experiment
 from runner.schema.job import JobSettings
 from runner.schema.tasks.deploy import Deploy, Undeploy
 from runner.schema.tasks.evaluate import Evaluate
+from runner.schema.tasks.export import Export
 from runner.schema.tasks.generate import Generate
 from runner.schema.tasks.merge import Merge
 
@@ -14,6 +15,7 @@ TASKS: dict[str, type[JobSettings]] = {
     "generate": Generate,
     "evaluate": Evaluate,
     "merge": Merge,
+    "export": Export,
     "deploy": Deploy,
     "undeploy": Undeploy,
 }

@@ -1,0 +1,175 @@
+"""The card of an adapter that is given away: as that of its training, without what is only true on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from runner.artifacts.card import sample_table, table, write_curves
+from runner.families.family import Family
+from runner.job import Job, read_manifest
+from runner.mix.write import DIFFUSERS_FILE
+from runner.paths import write_text
+from runner.track.metrics import MetricsFile
+
+NOT_OF_INTEREST = {"launcher", "logger", "checkpoint"}
+"""Sections of the settings that say where and how it ran."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    folder: Path
+    files: Mapping[str, Path]
+    """Format -> file."""
+    words: Sequence[Path]
+    facts: Mapping[str, Any]
+    """What was made of the adapter."""
+
+
+def write_export_card(exported: Exported, job: Job | None, *, title: str, base_model: str | None, family: str) -> Path:
+    """Write README.md beside the files, with the samples and the loss of the training where its folder is here."""
+    folder = exported.folder
+    front, samples = _of_training(job, folder)
+    head = {
+        "library_name": "diffusers",
+        **({"base_model": base_model} if base_model else {}),
+        "pipeline_tag": "text-to-image",
+        "tags": ["lora" if exported.files else "textual_inversion", "diffusers", "text-to-image", family],
+        "widget": [{"text": prompt, "output": {"url": name}} for prompt, name in samples],
+        **({"instance_prompt": front["instance_prompt"]} if "instance_prompt" in front else {}),
+    }
+    lines = [
+        "---",
+        yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(),
+        "---",
+        "",
+        f"# {title}",
+        "",
+        *_trained(job, folder),
+        *sample_table(samples),
+        "## Use",
+        "",
+        *_use(exported, base_model),
+        "## Files",
+        "",
+        *table(_files(exported)),
+        "",
+        *_settings(job),
+    ]
+    write_text(folder / "README.md", "\n".join(lines))
+    return folder / "README.md"
+
+
+def _of_training(job: Job | None, folder: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The head of the training's own card, and (prompt, file name) of its samples, which are copied."""
+    card = None if job is None else job.paths.lora / "README.md"
+    if card is None or not card.is_file():
+        return {}, []
+    front = yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])
+    samples = []
+    for each in front.get("widget") or ():
+        source = card.parent / each["output"]["url"]
+        if source.is_file():
+            shutil.copyfile(source, folder / source.name)
+            samples.append((str(each["text"]), source.name))
+    return front, samples
+
+
+def _trained(job: Job | None, folder: Path) -> list[str]:
+    """The figures of the training."""
+    if job is None:
+        return []
+    records = MetricsFile(job.paths.metrics).read()
+    losses = [line["validation/loss"] for line in records if line.get("validation/loss") is not None]
+    steps = max((line["step"] for line in records), default=job.experiment.steps)
+    manifest = read_manifest(job.folder)
+    data = manifest.get("dataset", {})
+    facts = {
+        "Trained": f"{steps} steps of {job.experiment.batch_size} images",
+        "Images": f"{data['images']} for training, {data['held_out']} held out" if data else None,
+        "Trained weights": f"{manifest['parameters']:,}" if "parameters" in manifest else None,
+        "Base model fingerprint": f"`{job.identity['model']}`",
+        "Data fingerprint": f"`{job.identity['dataset']}`",
+    }
+    said = f"Loss at fixed noise {losses[-1]:.4f} ({losses[0]:.4f} before training)." if losses else ""
+    return [
+        *([said, ""] if said else []),
+        *write_curves(folder, records),
+        *table({key: value for key, value in facts.items() if value is not None}),
+        "",
+    ]
+
+
+def _use(exported: Exported, base_model: str | None) -> list[str]:
+    lines = []
+    if "diffusers" in exported.files:
+        lines += [
+            "```python",
+            "from diffusers import AutoPipelineForText2Image",
+            "",
+            f"pipeline = AutoPipelineForText2Image.from_pretrained({base_model or 'path/to/the/base'!r})",
+            f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")',
+            "```",
+            "",
+        ]
+    others = [file.name for kind, file in exported.files.items() if kind != "diffusers"]
+    if others:
+        lines += [
+            f"ComfyUI and others: copy {' or '.join(f'`{name}`' for name in others)} into the folder of LoRAs.",
+            "",
+        ]
+    if exported.words:
+        names = ", ".join(f"`{file.name}`" for file in exported.words)
+        lines += [
+            f"ComfyUI and A1111: copy {names} into the folder of embeddings; a word is written like its file.",
+            "",
+        ]
+    return lines
+
+
+def _files(exported: Exported) -> dict[str, Any]:
+    rows = {f"`{file.name}`": f"{kind}, {file.stat().st_size:,} bytes" for kind, file in exported.files.items()}
+    rows |= {f"`{file.name}`": f"a word, {file.stat().st_size:,} bytes" for file in exported.words}
+    return rows | dict(exported.facts)
+
+
+def _settings(job: Job | None) -> list[str]:
+    """The recipe; of folders on this machine only what they are called."""
+    if job is None:
+        return []
+    settings = job.experiment.model_dump(mode="json", exclude=NOT_OF_INTEREST)
+    return [
+        "## Settings",
+        "",
+        "```yaml",
+        yaml.safe_dump(_without_places(settings), sort_keys=False).rstrip(),
+        "```",
+        "",
+    ]
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_places(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_places(each) for each in value]
+    if isinstance(value, str) and (value.startswith(("/", "~", "./", "../", "s3://")) or Path(value).is_dir()):
+        return value.rstrip("/").rpartition("/")[2]
+    return value
+
+
+def header_of_kohya(family: Family, denoiser: Any, *, title: str, base_model: str | None) -> dict[str, str]:
+    """What the header of a file for other programs says of it."""
+    return {
+        "ss_base_model_version": family.kohya_version(denoiser),
+        "ss_output_name": title,
+        **({"ss_sd_model_name": base_model} if base_model else {}),
+        "modelspec.title": title,
+    }

@@ -1,0 +1,1 @@
+"""`task=export`: an adapter in the layouts of other programs, with a card, and on the Hub."""

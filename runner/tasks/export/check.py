@@ -1,0 +1,70 @@
+"""What is wrong with the settings, with the adapter, and with what may be done on the Hub."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner.adapter_file import HUB_ID, AdapterFile, header_of
+from runner.errors import SettingsError
+from runner.schema.tasks.export import Export
+from runner.tasks.adapters import contents_of, find_adapters
+from runner.tasks.export.hub import hub_faults
+
+MAGNITUDE = "lora_magnitude_vector"
+WITH_ALPHA = ("sd", "sdxl")
+"""Families whose layout for other programs has alpha tensors."""
+
+
+def check(settings: Export) -> dict[str, Any]:
+    """As `runner.tasks` says."""
+    (found,) = find_adapters(settings)
+    faults = _format_faults(settings, found)
+    if settings.hub.push:
+        if base_model(settings) is None:
+            faults.append(
+                f"hub.base_model: has no value, and model.path = {settings.model.path!r} is no Hub id; set "
+                "hub.base_model=owner/name, which the card names"
+            )
+        faults += hub_faults(settings.hub)
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return contents_of(settings)
+
+
+def base_model(settings: Export) -> str | None:
+    """Where the base is on the Hub, as far as anybody has said."""
+    if settings.hub.base_model is not None:
+        return settings.hub.base_model
+    path = settings.model.path
+    return path if HUB_ID.fullmatch(path) else None
+
+
+def _format_faults(settings: Export, found: AdapterFile) -> list[str]:
+    """What of the chosen formats this adapter cannot have."""
+    given, faults = settings.adapter[0], []
+    (_, weight) = settings.weighted[0]
+    if settings.model.family not in WITH_ALPHA and "kohya_alpha" in settings.formats:
+        faults.append(
+            f"formats = {list(settings.formats)}: no program reads alpha tensors of a {settings.model.family} adapter; "
+            "take kohya"
+        )
+    if found.file in found.words:
+        changed = [key for key in ("rank", "keep_energy") if getattr(settings, key) is not None]
+        changed += ["adapter_weight"] if weight != 1 else []
+        faults += [f"{key}: has no effect on {given}, which is words alone; remove it" for key in changed]
+        return faults
+    if not any(MAGNITUDE in key for key in header_of(found.file, f"adapter = {given!r}")):
+        return faults
+    if set(settings.formats) != {"diffusers"}:
+        faults.append(
+            f"formats = {list(settings.formats)}: {given} is a DoRA, which other programs read in other ways than it "
+            "is trained; set formats=[diffusers]"
+        )
+    if weight != 1:
+        faults.append(f"adapter_weight = {weight:g}: {given} is a DoRA, which has no other weight than 1")
+    faults += [
+        f"{key} = {getattr(settings, key)}: {given} is a DoRA, which cannot be reduced; remove it"
+        for key in ("rank", "keep_energy")
+        if getattr(settings, key) is not None
+    ]
+    return faults
