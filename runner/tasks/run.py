@@ -10,6 +10,7 @@ from typing import Any
 from runner.errors import Interrupted, RunnerError
 from runner.job import Job, State, now, read_manifest, update_manifest
 from runner.queue import Claims
+from runner.schema.experiment import OF_EVALUATION
 from runner.tasks import work_of
 from runner.track import MetricsFile, mirror_folder
 from runner.train.cost import peak_memory_gb
@@ -72,7 +73,7 @@ def _run(job: Job, place: Place, about: Mapping[str, Any], stop_requested: Calla
     if figures := found.get("figures"):
         record = MetricsFile(job.paths.metrics)
         record.truncate_after(-1)
-        record.append(0, {f"evaluation/{name}": figure["value"] for name, figure in figures.items()})
+        record.append(0, {f"{OF_EVALUATION}{name}": figure["value"] for name, figure in figures.items()})
         record.close()
     spent_s = round(known.get("timings_s", {}).get("total", 0.0) + time.perf_counter() - began, 3)
     update_manifest(
