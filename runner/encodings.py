@@ -122,6 +122,52 @@ class Need:
     prior: Prior | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """The names of all encodings that a job uses, and the files of class images that the base model draws for it."""
+
+    posteriors: set[str]
+    captions: set[str]
+    to_draw: set[Path]
+
+
+def keys_of(need: Need, hashes: dict[ModelSettings, tuple[str, list[str]]] | None = None) -> Keys | None:
+    """What a job uses; None where its model's files are not on this machine yet.
+
+    Args:
+        hashes: remembers those of models from one call to the next.
+    """
+    experiment, items, prior = need.job.experiment, need.items, need.prior
+    model, hashes = experiment.model, {} if hashes is None else hashes
+    if model not in hashes:
+        folder = model_folder(model)
+        vae = local_folder(model.vae) if model.vae else None
+        if folder is None or (model.vae and vae is None):
+            return None
+        hashes[model] = folder_hash(vae_folder(folder, vae)), encoder_hashes(folder)
+    vae_hash, encoders = hashes[model]
+    views, to_draw = views_of(items, experiment), set()
+    if prior is not None:
+        views += class_views_of(prior.items, items, experiment)
+        folder = class_images_folder(experiment, prior.prompt, model=need.job.identity["model"])
+        to_draw = {folder / class_image_name(index) for index in range(prior.to_draw)}
+    posteriors = {posterior_key(view, vae=vae_hash, variant=model.variant) for view in views}
+    captions = set()
+    if not experiment.live_text:
+        words = {caption for item in items for caption in captions_of(item, experiment.dataset)}
+        words |= {
+            *prompts_of(experiment, items),
+            "",
+            experiment.validation.negative_prompt or "",
+            prior.prompt if prior else "",
+        }
+        captions = {
+            caption_key(text, encoders=encoders, variant=model.variant, family=f"runner.families.{model.family}")
+            for text in words
+        }
+    return Keys(posteriors, captions, to_draw)
+
+
 def cache_work(needs: Sequence[Need]) -> CacheWork | None:
     """Count what some jobs need and what is missing; None where a model's files are not on this machine yet."""
     posteriors: set[str] = set()
@@ -129,33 +175,12 @@ def cache_work(needs: Sequence[Need]) -> CacheWork | None:
     to_draw: set[Path] = set()
     hashes: dict[ModelSettings, tuple[str, list[str]]] = {}
     for need in needs:
-        experiment, items, prior = need.job.experiment, need.items, need.prior
-        model = experiment.model
-        if model not in hashes:
-            folder = model_folder(model)
-            vae = local_folder(model.vae) if model.vae else None
-            if folder is None or (model.vae and vae is None):
-                return None
-            hashes[model] = folder_hash(vae_folder(folder, vae)), encoder_hashes(folder)
-        vae_hash, encoders = hashes[model]
-        views = views_of(items, experiment)
-        if prior is not None:
-            views += class_views_of(prior.items, items, experiment)
-            folder = class_images_folder(experiment, prior.prompt, model=need.job.identity["model"])
-            to_draw |= {folder / class_image_name(index) for index in range(prior.to_draw)}
-        posteriors |= {posterior_key(view, vae=vae_hash, variant=model.variant) for view in views}
-        if not experiment.live_text:
-            words = {caption for item in items for caption in captions_of(item, experiment.dataset)}
-            words |= {
-                *prompts_of(experiment, items),
-                "",
-                experiment.validation.negative_prompt or "",
-                prior.prompt if prior else "",
-            }
-            captions |= {
-                caption_key(text, encoders=encoders, variant=model.variant, family=f"runner.families.{model.family}")
-                for text in words
-            }
+        keys = keys_of(need, hashes)
+        if keys is None:
+            return None
+        posteriors |= keys.posteriors
+        captions |= keys.captions
+        to_draw |= keys.to_draw
     return CacheWork(
         images=len(posteriors),
         images_missing=sum(not posterior_cache().has(key) for key in posteriors),

@@ -46,9 +46,10 @@ def how_far(jobs: Sequence[Job]) -> str:
     for job in jobs:
         manifest = read_manifest(job.folder)
         states[manifest["state"]] = states.get(manifest["state"], 0) + 1
-        steps += manifest.get("steps_done", 0)
-    total = sum(job.experiment.steps for job in jobs)
-    return f"{', '.join(f'{count} {state}' for state, count in states.items())}; {steps} of {total} steps are saved"
+        steps += manifest.get("steps_done") or 0
+    total = sum(job.experiment.steps for job in jobs if job.trains)
+    text = ", ".join(f"{count} {state}" for state, count in states.items())
+    return f"{text}; {steps} of {total} steps are saved" if total else text
 
 
 def reason(failed: Sequence[tuple[str, str]], *, of: int) -> str:
@@ -76,7 +77,9 @@ def _why(manifest: dict[str, object]) -> str:
 
 def _put_into_model(tree: Tree, job: Job) -> None:
     folder = tree.model / job.id
-    shutil.copytree(job.paths.lora, folder / job.paths.lora.name, dirs_exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if job.paths.lora.is_dir():  # other tasks may give something else, which lies in the job's folder as always
+        shutil.copytree(job.paths.lora, folder / job.paths.lora.name, dirs_exist_ok=True)
     shutil.copyfile(job.paths.config, folder / job.paths.config.name)
 
 

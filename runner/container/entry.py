@@ -122,7 +122,7 @@ def _train(
 
 
 def _said_objective(jobs: Sequence[Job]) -> AbstractContextManager[None]:
-    return ObjectiveLines(jobs[0]).following() if len(jobs) == 1 else nullcontext()
+    return ObjectiveLines(jobs[0]).following() if len(jobs) == 1 and jobs[0].trains else nullcontext()
 
 
 def _machine(parcel: Parcel) -> Machine:

@@ -18,7 +18,9 @@ from runner.parcel import Parcel, unpacked
 from runner.paths import JobPaths
 from runner.schema import Experiment
 from runner.schema.experiment import SECTIONS
+from runner.schema.job import JobSettings
 from runner.schema.messages import explain, unknown_key
+from runner.schema.tasks import TASKS
 
 
 def sent_jobs(
@@ -65,9 +67,10 @@ def _read(folder: Path, data: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return unpacked(raw, data), manifest
 
 
-def _checked(raw: Mapping[str, Any]) -> Experiment:
+def _checked(raw: Mapping[str, Any]) -> JobSettings:
+    task = raw["task"].get("name") if isinstance(raw.get("task"), Mapping) else None
     try:
-        return Experiment.model_validate(raw)
+        return TASKS.get(str(task), Experiment).model_validate(raw)
     except ValidationError as error:
         raise SettingsError("; ".join(explain(error, raw))) from error
 
@@ -85,7 +88,7 @@ def _overridden(sent: Job, raw: Mapping[str, Any], overrides: Mapping[str, str])
     added = {key: value for key, value in job.identity.items() if key not in before or before[key] != value}
     gone = before.keys() - job.identity.keys()
     identity = {key: value for key, value in sent.identity.items() if key not in gone} | added
-    return Job(id_of(identity), job.experiment, identity, folder / id_of(identity), job.overrides)
+    return Job(id_of(identity), job.settings, identity, folder / id_of(identity), job.overrides)
 
 
 def laid_over(raw: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:

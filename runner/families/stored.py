@@ -111,8 +111,13 @@ def laid_out(archive: Path) -> Path:
     Raises:
         BadArchive: it is damaged, or holds what is not unpacked.
     """
+    return lay_out(archive, place_of(archive))
+
+
+def place_of(archive: Path) -> Path:
+    """Where an archive on this machine is unpacked, or would be."""
     status = archive.stat()
-    return lay_out(archive, _place(f"{archive.absolute()}|{status.st_size}|{status.st_mtime_ns}"))
+    return _place(f"{archive.absolute()}|{status.st_size}|{status.st_mtime_ns}")
 
 
 def listing_hash(uri: str, suffixes: Collection[str]) -> str:

@@ -1,1 +1,1 @@
-"""A local page to look at trainings and to draw with them."""
+"""`python -m runner.gallery DIR`: a local page to look at trainings side by side, and to draw with what they made."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -89,6 +90,20 @@ class Mirror:
                 # Also where it was broken off: what has arrived does not travel again.
                 self._write(objects, held)
         return self.path
+
+    def forget(self) -> None:
+        """Remove the copy and its record; the next who needs it copies it again.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        with alone(self._turn, doing=f"removing the copy of {self.source.uri}"):
+            # First what says that it is whole.
+            self._record.unlink(missing_ok=True)
+            if self.path.is_dir():
+                shutil.rmtree(self.path)
+            else:
+                self.path.unlink(missing_ok=True)
 
     def _look(self, client: Any) -> dict[str, Stored]:
         if self.source.is_folder:

@@ -28,6 +28,8 @@ class JobSettings(Settings):
 
     result_files: ClassVar[tuple[str, ...]] = ()
     """Patterns of files in a completed job's folder: where none is there, its result is lost."""
+    local_files: ClassVar[tuple[str, ...]] = ()
+    """Keys of settings that may name files or folders of this machine, besides `model` and `adapter`."""
     done_once: ClassVar[bool] = True
     """Whether a completed job need not be done again: what it has done may have been undone elsewhere."""
     name: str = knob(

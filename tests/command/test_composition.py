@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,6 +18,8 @@ from runner import HOME
 from runner.command.help import choices
 from runner.schema import GROUPS, Experiment
 from runner.schema.reference import reference
+from runner.schema.tasks import TASKS
+from runner.tasks.composed import settings_of
 from tests.command_line import ROOT, environment, runner
 
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "wandb", "sagemaker", "boto3"}
@@ -33,21 +36,43 @@ RECIPES = sorted(file.stem for file in (HOME / "recipes").glob("*.yaml"))
 
 
 def composed(*overrides: str) -> Experiment:
+    return Experiment.model_validate(raw(*overrides))
+
+
+def raw(*overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(HOME / "conf"), version_base=None):
         config = compose("config", list(overrides))
     OmegaConf.resolve(config)
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
     plain.pop("recipe", None)
-    return Experiment.model_validate(plain)
+    return {str(key): value for key, value in plain.items()}
 
 
-@pytest.mark.parametrize(("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)])
+@pytest.mark.parametrize(
+    ("group", "choice"), [(group, choice) for group in GROUPS if group != "task" for choice in choices(group)]
+)
 def test_every_choice_of_every_group_composes(group: str, choice: str) -> None:
     experiment = composed(f"{group}={choice}", *NEEDS_A_VALUE.get((group, choice), []))
 
     section = getattr(experiment, group)
     assert getattr(section, "name", choice) in (choice, getattr(section, "name", None))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_composes_to_what_its_settings_know(task: str) -> None:
+    needed = {
+        "generate": ["prompts=a house"],
+        "evaluate": ["adapter=x"],
+        "merge": ["adapter=x"],
+        "export": ["adapter=x"],
+    }
+    composed_task = raw(f"task={task}", *needed.get(task, []))
+
+    settings = TASKS[task].model_validate(settings_of(composed_task, [], TASKS[task]))
+
+    assert settings.task.name == task
+    assert choices("task") == sorted(TASKS)
 
 
 def test_every_group_has_choices() -> None:

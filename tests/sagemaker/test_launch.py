@@ -224,3 +224,21 @@ def test_an_image_that_cannot_start_fails_all_its_jobs_with_the_reason(aws: Stan
     assert [manifest["state"] for manifest in manifests().values()] == ["failed", "failed"]
     assert "exit code: 127" in answer.output
     assert len(created(aws)) == 1, "it is not tried again by itself"
+
+
+def test_a_task_runs_there_with_what_its_settings_name_and_draws_as_here(aws: StandIn, undisturbed: Path) -> None:
+    drawing = [
+        *("-m", "task=generate", f"adapter={undisturbed}", "adapter_weight=0.5,1.0", "prompts='a red house'"),
+        *("inference_steps=2", "logger=none"),
+    ]
+
+    here, there = runner(*drawing, "name=here"), runner(*drawing, "name=there", *launcher_settings(aws))
+
+    assert here.code == there.code == 0, here.output + there.output
+    assert len(created(aws)) == 1
+    pictures = [
+        {file.parents[2].name: file.read_bytes() for file in outputs().glob(f"{name}/*/samples/*/*.png")}
+        for name in ("here", "there")
+    ]
+    assert len(pictures[0]) == 2
+    assert pictures[0] == pictures[1]

@@ -21,7 +21,9 @@ def planned_channels(jobs: Sequence[Job], places: Places, place: Location) -> li
     channels = {CONFIG: config_channel(place), CODE: code_channel(places, code_digest())}
     for job in jobs:
         found = [each.channel for each in models_in_place(job).values()]
-        if data := data_in_place(job):
+        if not job.trains:
+            pass  # what it reads lies beside its configuration
+        elif data := data_in_place(job):
             found.append(data.channel)
         elif not has_embedded_data(job):
             found.append(dataset_channel(places, job.identity["dataset"]))
@@ -70,7 +72,8 @@ def model_folders(job: Job) -> dict[str, Path]:
 
 def cache_indexes(jobs: Sequence[Job], places: Places) -> list[Location]:
     """Where it is listed what is encoded, for each pair of base model and data set among these jobs."""
-    pairs = {(job.identity["model"], job.identity["dataset"], job.experiment.resolution) for job in jobs}
+    trainings = [job for job in jobs if job.trains]
+    pairs = {(job.identity["model"], job.identity["dataset"], job.experiment.resolution) for job in trainings}
     keys = sorted(hashlib.sha256(repr(pair).encode()).hexdigest()[:32] for pair in pairs)
     return [places.cache / f"indexes/{key}.json" for key in keys]
 

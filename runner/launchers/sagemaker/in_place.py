@@ -59,7 +59,7 @@ def in_other_regions(jobs: Sequence[Job], client: Any, region: str) -> list[str]
         f"{section}.{key} = {uri!r}": uri
         for job in jobs
         for section, key in (("dataset", "path"), ("model", "path"), ("model", "vae"))
-        if is_s3(uri := getattr(getattr(job.experiment, section), key) or "")
+        if (section == "model" or job.trains) and is_s3(uri := getattr(getattr(job.settings, section), key) or "")
     }
     regions: dict[str, str | None] = {}
     faults = []

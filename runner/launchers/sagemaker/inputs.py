@@ -49,6 +49,7 @@ from runner.report.words import count
 from runner.s3 import Location
 from runner.schema import DatasetSettings, SageMakerLauncher
 from runner.schema.knob import default_of
+from runner.tasks.sent import laid, sent_files
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +82,10 @@ class Inputs:
         """
         channels = {CONFIG: config_channel(place), CODE: self._code}
         for job in jobs:
-            settings = job.experiment.model_dump(mode="json")
-            if data := data_in_place(job):
+            settings = job.settings.model_dump(mode="json")
+            if not job.trains:
+                self._send_files(job, settings, place)
+            elif data := data_in_place(job):
                 settings["dataset"]["path"] = data.path
                 channels[data.channel.name] = data.channel
             elif not has_embedded_data(job):
@@ -95,7 +98,7 @@ class Inputs:
                 channels[channel.name] = channel
                 # Images have other names there, and these would choose other captions.
                 settings["validation"]["prompts"] = list(prompts_of(job.experiment, dataset.items))
-            if prior := prior_of(job.experiment, self._read(job)):
+            if job.trains and (prior := prior_of(job.experiment, self._read(job))):
                 settings["method"] |= {"class_prompt": prior.prompt, "class_data_dir": None}
                 if prior.items:
                     channel = self._class_channel(job, prior)
@@ -108,7 +111,7 @@ class Inputs:
                 channel = self._model(folder)
                 settings["model"][key] = in_channel(channel.name)
                 channels[channel.name] = channel
-            if earlier := find_earlier(job.experiment.lora):
+            if job.trains and (earlier := find_earlier(job.experiment.lora)):
                 name = f"adapters/{earlier.digest[:16]}.safetensors"
                 self.storage.upload({name: earlier.file}, place / f"{CONFIG}/")
                 settings["lora"]["init_from"] = in_channel(CONFIG, name)
@@ -119,6 +122,12 @@ class Inputs:
         return [channels[name] for name in sorted(channels)]
 
     # --- settings ---
+
+    def _send_files(self, job: Job, settings: dict[str, Any], place: Location) -> None:
+        """Adapters, and what else a task's settings name; they lie beside the configuration of the job."""
+        for key, name, files in sent_files(job):
+            self.storage.upload({f"{job.id}/files/{each}": file for each, file in files.items()}, place / f"{CONFIG}/")
+            laid(settings, key, in_channel(CONFIG, f"{job.id}/files/{name}"))
 
     def _write_job(self, job: Job, settings: Mapping[str, Any], place: Location) -> None:
         folder = place / f"{CONFIG}/{job.id}/"

@@ -89,5 +89,7 @@ def record(jobs: Sequence[Job], described: Mapping[str, Any], gone: Gone, *, usd
 
 
 def _images(job: Job) -> int:
+    if not job.trains:
+        return 1
     done = read_manifest(job.folder).get("steps_done") or 0
     return int(done) * job.experiment.batch_size

@@ -186,7 +186,7 @@ class SageMakerCluster:
         self._gone[name] = gone
 
     def _place(self, name: str) -> Location:
-        return self.places.training_job(self._jobs[name][0].experiment.name, name)
+        return self.places.training_job(self._jobs[name][0].settings.name, name)
 
     def _tail(self, name: str) -> LogTail:
         if name not in self._tails:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import field_validator, model_validator
 
@@ -63,6 +63,7 @@ class FeatureSettings(Settings):
 class Evaluate(WithAdapters, DrawingSettings):
     """`task=evaluate`: measure what a base model draws with trained adapters, or without any."""
 
+    local_files: ClassVar[tuple[str, ...]] = ("real", "features.inception", "features.clip", "features.dino")
     metrics: tuple[MetricName, ...] | None = knob(
         None,
         min_length=1,

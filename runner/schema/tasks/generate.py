@@ -36,6 +36,7 @@ class Generate(WithAdapters, DrawingSettings):
     """`task=generate`: draw images with trained adapters."""
 
     result_files: ClassVar[tuple[str, ...]] = ("samples/*/*.png",)
+    local_files: ClassVar[tuple[str, ...]] = ("control.path", "control.image")
     prompts: tuple[str, ...] = knob((), max_length=1000, doc="What to draw: one text, or a list of them.")
     resolution: int = knob(64, ge=8, le=8192, multiple_of=8, unit="px", doc="Side of the square images.")
     scheduler: SchedulerSettings = section(SchedulerSettings)

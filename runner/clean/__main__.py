@@ -1,0 +1,158 @@
+"""`python -m runner.clean DIR...`: what could be freed, and freeing what is confirmed."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from runner.clean.account import account_things
+from runner.clean.caches import cache_things
+from runner.clean.jobs import job_things, readable
+from runner.clean.thing import KINDS, Thing, age_text, size_text
+from runner.errors import RunnerError
+from runner.job import Job
+from runner.status.experiment import job_folders
+
+log = logging.getLogger(__name__)
+
+WIDE = 220
+"""Columns of a table that goes to a file or a program: commands are not folded there."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Show the table; remove what is confirmed. 0, 1 if something could not be removed, 2 where there are no jobs."""
+    options = _parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        folders = [job for root in options.folders for job in job_folders(root)]
+    except (OSError, ValueError) as error:
+        print(f"{error}: name outputs/<name>, a job in it, or a folder of experiments", file=sys.stderr)
+        return 2
+    jobs, whole = readable(list(dict.fromkeys(folders)))
+    if not jobs:
+        print(f"no job that can be read in {', '.join(map(str, options.folders))}", file=sys.stderr)
+        return 2
+    things = find(jobs, whole=whole, only=options.only)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDE
+    show(things, console)
+    chosen = _confirmed(things, options, console)
+    return int(not free(chosen)) if chosen else 0
+
+
+def find(jobs: Sequence[Job], *, whole: bool = True, only: Sequence[str] | None = None) -> list[Thing]:
+    """What could be freed of these jobs, by kind.
+
+    Args:
+        whole: whether these are all jobs of their folders: what others use of the caches is not known.
+        only: these kinds; None is all but those that must be named.
+    """
+    wanted = [kind.name for kind in KINDS.values() if not kind.named] if only is None else list(only)
+    found = list(job_things(jobs))
+    if "cache" in wanted and whole:
+        found += cache_things(jobs)
+    elif "cache" in wanted:
+        log.warning("left alone: the caches, as it cannot be said what the jobs above use")
+    if {"s3", "s3-inputs", "endpoints", "images"} & set(wanted):
+        found += account_things(jobs)
+    order = list(KINDS)
+    return sorted((thing for thing in found if thing.kind in wanted), key=lambda thing: order.index(thing.kind))
+
+
+def show(things: Sequence[Thing], console: Console) -> None:
+    """The table, with a sum for each kind."""
+    if not things:
+        console.print("there is nothing to free")
+        return
+    for name, own in _by_kind(things).items():
+        sizes = [thing.size_bytes for thing in own if thing.size_bytes is not None]
+        title = f"{name}: {KINDS[name].doc}" + (f", {size_text(sum(sizes))}" if sizes else "")
+        console.print(Text(title, style="bold"))
+        table = Table(show_edge=False, pad_edge=False, box=None)
+        table.add_column("what", overflow="fold")
+        table.add_column("size", justify="right", no_wrap=True)
+        table.add_column("changed", justify="right", no_wrap=True)
+        for thing in own:
+            table.add_row(Text(thing.what), size_text(thing.size_bytes), age_text(thing.changed_s))
+            if thing.command:
+                table.add_row(Text(f"  {thing.command}"), "", "")
+        console.print(table)
+        console.print()
+
+
+def free(things: Iterable[Thing]) -> bool:
+    """Remove things; whether all went well. One that cannot be removed keeps no other."""
+    good = True
+    for thing in things:
+        assert thing.remove is not None, thing
+        try:
+            thing.remove()
+        except (RunnerError, OSError) as error:
+            log.error("kept: %s: %s", thing.what, error)
+            good = False
+        else:
+            print(f"removed: {thing.what}, {size_text(thing.size_bytes)}")
+    return good
+
+
+def _confirmed(things: Sequence[Thing], options: argparse.Namespace, console: Console) -> list[Thing]:
+    """What shall be removed: all that was named with --yes, or kind by kind what a person says yes to."""
+    free_able = {name: own for name, own in _by_kind(things).items() if not KINDS[name].listed}
+    if options.yes:
+        return [thing for own in free_able.values() for thing in own]
+    if not free_able:
+        return []
+    if not (sys.stdin.isatty() and console.is_terminal):
+        console.print(f"Nothing was removed. To remove: --yes --only {','.join(free_able)}")
+        return []
+    chosen = []
+    for name, own in free_able.items():
+        size = size_text(sum(thing.size_bytes or 0 for thing in own))
+        if input(f"remove {name} ({size})? [y/N] ").strip().lower() in ("y", "yes"):
+            chosen += own
+    return chosen
+
+
+def _by_kind(things: Sequence[Thing]) -> dict[str, list[Thing]]:
+    return {name: own for name in KINDS if (own := [thing for thing in things if thing.kind == name])}
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    kinds = "; ".join(f"{kind.name}: {kind.doc}" for kind in KINDS.values())
+    parser = argparse.ArgumentParser(
+        prog="python -m runner.clean",
+        description="Show what could be freed; nothing is removed without a yes.",
+        epilog=f"Kinds: {kinds}.",
+    )
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="outputs/<name>, a job in it, or a folder of experiments"
+    )
+    parser.add_argument("--only", type=_kinds, metavar="KINDS", help="these kinds alone, with commas between")
+    parser.add_argument("--yes", action="store_true", help="remove the kinds that --only names, without asking")
+    options = parser.parse_args(arguments)
+    if options.yes and options.only is None:
+        parser.error("--yes needs --only: name the kinds that shall be removed")
+    if options.yes and (listed := [name for name in options.only if KINDS[name].listed]):
+        parser.error(f"--yes with {', '.join(listed)}: these are only listed, each with the command that removes it")
+    return options
+
+
+def _kinds(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in KINDS]
+    if unknown or not names:
+        said = f"there is no kind {', '.join(unknown)}" if unknown else "names no kind"
+        raise argparse.ArgumentTypeError(f"{said}; there are {', '.join(KINDS)}")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""What this machine's caches hold that none of some jobs uses: encodings, class images, unpacked models, S3 copies.
+
+Deleting any of it is safe, and costs the time to make it again. Jobs in other folders are not known here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from runner.archive import BadArchive, is_archive
+from runner.clean.thing import Thing, measure
+from runner.data import Dataset, read_dataset
+from runner.data.classes import prior_of
+from runner.data.sources.s3 import source_of as data_source_of
+from runner.encodings import Need, caption_cache, class_images_folder, keys_of, posterior_cache
+from runner.errors import RunnerError
+from runner.families.files import model_folder
+from runner.families.stored import local_copy, place_of
+from runner.families.stored import source_of as model_source_of
+from runner.job import Job, State, state_of
+from runner.paths import cache_dir
+from runner.s3 import Location, is_s3
+from runner.s3.mirror import Mirror
+from runner.schema import DatasetSettings
+
+log = logging.getLogger(__name__)
+
+FINAL = (State.COMPLETED, State.FAILED, State.CANCELLED, State.PRUNED)
+
+
+def cache_things(jobs: Sequence[Job]) -> Iterator[Thing]:
+    """What none of the jobs uses, a line for each store."""
+    trainings = [job for job in jobs if job.trains]
+    yield from _encodings(trainings)
+    used = {place for job in jobs for place in _places(job)}
+    if not any(job.experiment.dataset.masks for job in trainings):
+        yield from _store("masks", _children(cache_dir() / "masks"), set())
+    yield from _store("class images", _children(cache_dir() / "class-images"), used)
+    yield from _store("unpacked archives", _children(cache_dir() / "archives"), used)
+    yield from _store("laid-out single files", _children(cache_dir() / "single-files"), used)
+    yield from _mirrors(jobs)
+
+
+def _encodings(trainings: Sequence[Job]) -> Iterator[Thing]:
+    stores = {"posteriors": posterior_cache().folder, "captions": caption_cache().folder}
+    entries = {name: sorted(folder.glob("*/*.safetensors")) for name, folder in stores.items()}
+    if not any(entries.values()):
+        return
+    used: set[str] = set()
+    known: dict[DatasetSettings, Dataset] = {}
+    # What is drawn of a class is encoded as well, under names that only the drawn images have.
+    drawn = any((job.identity.get("prior") or {}).get("prompt") for job in trainings)
+    for job in trainings:
+        try:
+            keys = keys_of(_need(job, known))
+        except (RunnerError, OSError, ValueError) as error:
+            keys = None
+            log.info("%s: its data cannot be read (%s)", job.folder, str(error).splitlines()[0])
+        if keys is None and state_of(job.folder) not in FINAL:
+            log.warning("left alone: encodings, as it cannot be said which of them %s uses", job.folder)
+            return
+        if keys is not None:
+            used |= keys.posteriors | keys.captions
+    for name, files in entries.items():
+        if name == "posteriors" and drawn:
+            continue
+        yield from _store(f"encoded {name}", files, {file for file in files if file.stem in used})
+
+
+def _need(job: Job, known: dict[DatasetSettings, Dataset]) -> Need:
+    def read(settings: DatasetSettings) -> Dataset:
+        if settings not in known:
+            for path in settings.paths:
+                if is_s3(path) and not Mirror(data_source_of(path)).is_complete:
+                    raise RunnerError(f"{path} is not on this machine")
+            known[settings] = read_dataset(settings, refresh=False)
+        return known[settings]
+
+    dataset = read(job.experiment.dataset)
+    return Need(job, dataset.items, prior_of(job.experiment, dataset, read=read))
+
+
+def _places(job: Job) -> Iterator[Path]:
+    """Folders of the caches that a job uses, or that hold what it uses."""
+    model = job.settings.model
+    if (folder := _quietly(lambda: model_folder(model))) is not None:
+        yield from (folder, folder.parent)
+    for named in (model.path, model.vae or ""):
+        if is_s3(named):
+            if (copy := _quietly(partial(local_copy, named))) is not None:
+                yield from (copy, copy.parent)
+        elif is_archive(named) and Path(named).expanduser().is_file():
+            yield place_of(Path(named).expanduser())
+    prompt = (job.identity.get("prior") or {}).get("prompt")
+    if job.trains and prompt:
+        yield class_images_folder(job.experiment, prompt, model=str(job.identity["model"]))
+
+
+def _quietly(find: Callable[[], Path | None]) -> Path | None:
+    """A place, or None where what is named is no longer there to say it."""
+    try:
+        return find()
+    except (RunnerError, BadArchive, OSError, ValueError):
+        return None
+
+
+def _store(what: str, entries: Sequence[Path], used: set[Path]) -> Iterator[Thing]:
+    free = [entry for entry in entries if entry not in used]
+    if not free:
+        return
+
+    def remove() -> None:
+        for entry in free:
+            if entry.is_dir() and not entry.is_symlink():
+                # Out of the way at once: nobody shall take half of it for the whole.
+                aside = entry.with_name(f".{entry.name}.removed")
+                entry.rename(aside)
+                shutil.rmtree(aside)
+            else:
+                entry.unlink(missing_ok=True)
+
+    count = f"{len(free)} of {len(entries)}" if len(free) < len(entries) else str(len(free))
+    yield Thing("cache", f"{what}: {count}", *measure(free), remove=remove)
+
+
+def _mirrors(jobs: Sequence[Job]) -> Iterator[Thing]:
+    """Copies of what lies in S3, none of which holds, or lies in, one that a job uses."""
+    used = {Mirror(source).path for job in jobs for source in _sources(job)}
+    for record in sorted((cache_dir() / "s3" / ".records").glob("*.json")):
+        try:
+            mirror = Mirror(Location.parse(json.loads(record.read_text(encoding="utf-8"))["uri"]))
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+        apart = not any(mirror.path.is_relative_to(each) or each.is_relative_to(mirror.path) for each in used)
+        if apart and mirror.path.exists():
+            yield Thing("cache", f"copy of {mirror.source.uri}", *measure([mirror.path]), remove=mirror.forget)
+
+
+def _sources(job: Job) -> Iterator[Location]:
+    """What of S3 a job's settings name."""
+    yield from (
+        model_source_of(named) for named in (job.settings.model.path, job.settings.model.vae or "") if is_s3(named)
+    )
+    if job.trains:
+        yield from (data_source_of(named) for named in job.experiment.dataset.paths if is_s3(named))
+    real = getattr(job.settings, "real", None)
+    if isinstance(real, str) and is_s3(real):
+        yield data_source_of(real)
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []

@@ -1,0 +1,101 @@
+"""What job folders hold that nobody needs any more. A job that somebody works on has nothing of that."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+from runner.clean.thing import Thing, measure
+from runner.errors import RunnerError
+from runner.job import Job, State, is_held, lock, read_job, read_manifest, state_of
+from runner.paths import JobPaths
+
+log = logging.getLogger(__name__)
+
+GIVEN_UP = (State.FAILED, State.CANCELLED)
+WAITING = (State.PENDING, State.INTERRUPTED)
+"""Not final, and nobody can be working on it elsewhere without holding it here or having submitted it."""
+
+
+def readable(folders: Sequence[Path]) -> tuple[list[Job], bool]:
+    """(the jobs that can be read, whether these are all). Of the others nothing is found, and that is said.
+
+    A folder without a manifest is no job: other programs write a config.yaml, too.
+    """
+    jobs, registered = [], [folder for folder in folders if JobPaths(folder).manifest.is_file()]
+    for folder in registered:
+        try:
+            jobs.append(read_job(folder))
+        except RunnerError as error:
+            log.warning("left alone: %s", error)
+    return jobs, len(jobs) == len(registered)
+
+
+def job_things(jobs: Sequence[Job]) -> Iterator[Thing]:
+    """What of jobs could be freed, of all kinds that are about folders of jobs."""
+    # A command that works on one of them may take up the others of its experiment next.
+    worked_on = {job.folder.parent for job in jobs if is_held(job.folder)}
+    for job in jobs:
+        manifest = read_manifest(job.folder)
+        state = State(manifest.get("state", State.PENDING))
+        # The folder is all that says what an endpoint costs, and how to end it.
+        if is_held(job.folder) or manifest.get("endpoint"):
+            continue
+        if state is State.COMPLETED and job.has_result:
+            yield from _of_completed(job)
+        elif state in GIVEN_UP:
+            yield _folder(job, "jobs", state, GIVEN_UP)
+        elif state in WAITING and not manifest.get("submission") and job.folder.parent not in worked_on:
+            yield _folder(job, "unfinished", state, WAITING)
+
+
+def _of_completed(job: Job) -> Iterator[Thing]:
+    paths, named = job.paths, _named(job)
+    if paths.checkpoints.is_dir() and not paths.checkpoints.is_symlink():
+        yield _thing("checkpoints", f"{named}: checkpoints", job, [paths.checkpoints], _is_completed(job))
+    between = _between(paths) if job.trains else []
+    if between:
+        text = f"{named}: images of {len(between)} steps"
+        yield _thing("samples", text, job, between, _is_completed(job))
+
+
+def _between(paths: JobPaths) -> list[Path]:
+    """Folders of samples between the first and the last."""
+    steps = sorted(folder for folder in paths.samples.glob("step-*") if folder.is_dir() and not folder.is_symlink())
+    return steps[1:-1]
+
+
+def _folder(job: Job, kind: str, state: State, states: Collection[State]) -> Thing:
+    return _thing(kind, f"{_named(job)}: {state.value}", job, [job.folder], lambda: state_of(job.folder) in states)
+
+
+def _thing(kind: str, what: str, job: Job, paths: Sequence[Path], still: Callable[[], bool]) -> Thing:
+    def remove() -> None:
+        with lock(job.folder):
+            if not still():
+                raise RunnerError(f"{job.folder} is another state than before; look again")
+            for path in paths:
+                _remove_folder(path)
+
+    return Thing(kind, what, *measure(paths), remove=remove)
+
+
+def _remove_folder(folder: Path) -> None:
+    # What says that it is a job goes last: broken off half-way, the folder is found again.
+    last = {JobPaths(folder).manifest, JobPaths(folder).config, JobPaths(folder).lock}
+    for child in folder.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        elif child not in last:
+            child.unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def _is_completed(job: Job) -> Callable[[], bool]:
+    return lambda: state_of(job.folder) is State.COMPLETED and job.has_result
+
+
+def _named(job: Job) -> str:
+    return f"{job.folder.parent.name}/{job.folder.name}"

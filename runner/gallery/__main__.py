@@ -1,0 +1,59 @@
+"""`python -m runner.gallery DIR [--host HOST] [--port PORT] [--device auto|cpu|cuda]`: the page, until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+USUAL_PORT = 7878
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve the page; 1 if there is no such folder or the port is taken."""
+    parser = argparse.ArgumentParser(prog="python -m runner.gallery", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where experiments are: outputs, one experiment, or one job")
+    parser.add_argument("--host", default=LOOPBACK, help="address to listen at; other than this machine's own warns")
+    parser.add_argument("--port", type=int, default=USUAL_PORT)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if not chosen.folder.is_dir():
+        print(f"no folder {chosen.folder}: give the folder with the experiments, such as outputs", file=sys.stderr)
+        return 1
+    try:
+        import uvicorn
+
+        from runner.gallery.app import make_app
+    except ModuleNotFoundError as error:
+        print(f"the gallery needs {error.name}: pip install 'lora-runner[gallery]'", file=sys.stderr)
+        return 1
+    if not _is_loopback(chosen.host):
+        print(
+            f"warning: with --host {chosen.host}, everybody who reaches this machine sees the pictures and prompts and "
+            "may draw; there is no password",
+            file=sys.stderr,
+        )
+    app = make_app(chosen.folder, host=chosen.host, port=chosen.port, device=chosen.device)
+    server = uvicorn.Server(uvicorn.Config(app, chosen.host, chosen.port, log_level="warning", server_header=False))
+    print(f"http://{chosen.host}:{chosen.port}/  (Ctrl-C ends it)", flush=True)
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        return 0
+    return 0 if server.started else 1
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Drawing for the page: a form becomes pictures, one request at a time, and the last pictures stay.
+
+Takes the fields of a form as text, gives `Drawn`; the model is loaded when it is first drawn with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from runner.errors import SettingsError
+from runner.gallery.shelf import BaseModel, Shelf
+from runner.schema.knob import Settings, knob
+from runner.schema.serving import MOST_PIXELS_SIDE, Sampler, Seed
+
+if TYPE_CHECKING:
+    from runner.studio import Studio
+
+WEIGHT = "weight:"
+"""What the names of the sliders begin with, before the path of the adapter's job."""
+MOST_WEIGHT = 1.5
+MOST_KEPT = 200
+MOST_WAITING = 8
+SAMPLERS = tuple(Sampler.__args__)  # type: ignore[attr-defined]
+
+
+class Asked(Settings):
+    """What the form asks for, without adapters."""
+
+    prompt: str = knob(min_length=1, max_length=4000, doc="What to draw.")
+    negative_prompt: str | None = knob(None, max_length=4000, doc="What not to draw.")
+    seed: Seed = knob(0, doc="Of the first image; each further one has the next.")
+    images: int = knob(1, ge=1, le=8, doc="How many.")
+    steps: int = knob(25, ge=1, le=200, doc="Steps of the sampler.")
+    guidance: float = knob(5.0, ge=0, le=30, doc="Classifier-free guidance.")
+    sampler: Sampler = knob("model", doc="Sampler.")
+    size: int = knob(64, ge=8, le=MOST_PIXELS_SIDE, multiple_of=8, doc="Side of the images, in pixels.")
+    base: str = knob("", doc="Which base model.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A picture, and how it was made."""
+
+    number: int
+    png: bytes
+    asked: Asked
+    seed: int
+    mix: tuple[tuple[str, str, float], ...]
+    """(path of the adapter, its name, its weight)."""
+    took_s: float
+
+    @property
+    def again(self) -> str:
+        """The fields of the form that give it again, as JSON."""
+        fields = self.asked.model_dump(exclude={"images"}) | {"seed": self.seed, "images": 1}
+        return json.dumps({"fields": fields, "weights": {path: weight for path, _, weight in self.mix}})
+
+
+class Easel:
+    """What the page draws with."""
+
+    def __init__(self, shelf: Shelf, device: str) -> None:
+        self.shelf, self._device = shelf, device
+        self.drawn: OrderedDict[int, Drawn] = OrderedDict()
+        """The last pictures, by their numbers."""
+        self._count = self._inside = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="easel")
+        self._studio: tuple[str, Studio] | None = None
+
+    async def draw(self, form: Mapping[str, str]) -> list[Drawn]:
+        """The pictures that a form asks for, when it is its turn.
+
+        Raises:
+            SettingsError: it cannot be done as it says.
+        """
+        bases = self.shelf.bases()
+        if not bases:
+            raise SettingsError("there is no completed training to draw with yet")
+        asked = _asked(form)
+        base = next((each for each in bases if each.key == asked.base), bases[0])
+        mix = _mix(form, base)
+        if self._inside > MOST_WAITING:
+            raise SettingsError(f"{self._inside} drawings are waiting already")
+        self._inside += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._draw, asked, base, mix)
+        finally:
+            self._inside -= 1
+
+    def _draw(self, asked: Asked, base: BaseModel, mix: list[tuple[str, str, Path, float]]) -> list[Drawn]:
+        from runner.train.drawing import Sampling, Wish
+
+        start = time.perf_counter()
+        seeds = range(asked.seed, asked.seed + asked.images)
+        sampling = Sampling(
+            asked.size, asked.sampler, asked.steps, asked.guidance, negative_prompt=asked.negative_prompt or None
+        )
+        pictures = self._studio_of(base).draw(
+            [Wish(f"{seed}.png", asked.prompt, seed) for seed in seeds],
+            sampling,
+            [(folder, weight) for _, _, folder, weight in mix],
+        )
+        took_s = (time.perf_counter() - start) / len(pictures)
+        named = tuple((path, name, weight) for path, name, _, weight in mix)
+        new = []
+        for seed, picture in zip(seeds, pictures, strict=True):
+            self._count += 1
+            drawn = Drawn(number=self._count, png=picture.png, asked=asked, seed=seed, mix=named, took_s=took_s)
+            self.drawn[drawn.number] = drawn
+            new.append(drawn)
+        while len(self.drawn) > MOST_KEPT:
+            self.drawn.popitem(last=False)
+        return new[::-1]
+
+    def _studio_of(self, base: BaseModel) -> Studio:
+        """The studio of a base model; the one of another model makes room."""
+        from runner.studio import Studio
+        from runner.train.place import Place
+
+        if self._studio is None or self._studio[0] != base.key:
+            self._studio = None
+            precision: object = base.precision
+            self._studio = base.key, Studio(base.settings, precision, Place.here(self._device))  # type: ignore[arg-type]
+        return self._studio[1]
+
+
+def _asked(form: Mapping[str, str]) -> Asked:
+    given = {key: value for key, value in form.items() if key in Asked.model_fields and value.strip() != ""}
+    try:
+        return Asked.model_validate(given)
+    except ValidationError as error:
+        lines = [_line(str(fault["loc"][0]), fault["input"], fault["msg"], fault["type"]) for fault in error.errors()]
+        raise SettingsError("\n".join(lines)) from error
+
+
+def _line(key: str, value: object, message: str, kind: str) -> str:
+    if kind == "missing":
+        return "Say what to draw." if key == "prompt" else f"{key} is missing"
+    return f"{key} = {value}: {message.removeprefix('Input ')}"
+
+
+def _mix(form: Mapping[str, str], base: BaseModel) -> list[tuple[str, str, Path, float]]:
+    known = {usable.path: usable for usable in base.adapters}
+    mix = []
+    for key, text in form.items():
+        if not key.startswith(WEIGHT):
+            continue
+        path = key.removeprefix(WEIGHT)
+        try:
+            weight = float(text)
+        except ValueError:
+            raise SettingsError(f"weight of {path} = {text!r}: should be a number") from None
+        if weight == 0:
+            continue
+        if not 0 <= weight <= MOST_WEIGHT:
+            raise SettingsError(f"weight of {path} = {weight}: should be from 0 to {MOST_WEIGHT}")
+        if path not in known:
+            raise SettingsError(f"{path}: is no completed adapter of {base.name} in this folder")
+        mix.append((path, known[path].name, known[path].folder, weight))
+    return mix

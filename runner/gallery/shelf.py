@@ -1,0 +1,263 @@
+"""What lies in the folder: experiments, their jobs, the adapters to draw with. Reads folders, changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from runner.errors import RunnerError
+from runner.paths import JobPaths
+from runner.report.differences import labelled
+from runner.report.evaluations import Figures, apart, figures_by_job
+from runner.report.ranking import Ranking, rank
+from runner.report.record import JobRecord, is_job_folder, read_briefly, read_job
+from runner.report.words import subject
+from runner.schema import ModelSettings
+
+DEPTH = 4
+"""Experiments that lie deeper in the folder are not looked for."""
+PICTURES, ROW = 6, 3
+
+
+class NotThere(Exception):
+    """A name of something that is not in the folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A folder with jobs in it."""
+
+    name: str
+    path: str
+    """Below the shelf's folder, as in addresses."""
+    folders: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cover:
+    """How an experiment is shown among others: how its jobs stand, and a few of its pictures."""
+
+    experiment: Experiment
+    about: str
+    states: list[tuple[str, int]]
+    pictures: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usable:
+    """A trained adapter to draw with."""
+
+    path: str
+    folder: Path
+    name: str
+    experiment: str
+    words: tuple[str, ...]
+    """New words that it brings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """A base model, and the adapters here that were trained on it."""
+
+    key: str
+    settings: ModelSettings
+    precision: str
+    resolution: int
+    sampler: str
+    steps: int
+    guidance: float
+    prompt: str
+    adapters: list[Usable]
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        path = self.settings.path
+        return "the embedded miniature" if path == "embedded" else path.rstrip("/").split("/")[-1]
+
+
+class Shelf:
+    """A folder with experiments somewhere in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+
+    def experiments(self) -> list[Experiment]:
+        """All of them, the one that changed last first."""
+        if is_job_folder(self.root):
+            return [self._experiment(self.root, (self.root,))]
+        found = [self._experiment(folder, jobs) for folder, jobs in _with_jobs(self.root, DEPTH)]
+        return sorted(found, key=lambda one: max(map(_changed, one.folders)), reverse=True)
+
+    def _experiment(self, folder: Path, jobs: Iterable[Path]) -> Experiment:
+        return Experiment(name=folder.name, path=self.path_of(folder), folders=tuple(jobs))
+
+    def cover(self, experiment: Experiment) -> Cover:
+        """How it is shown among others."""
+        jobs = [read_briefly(folder) for folder in experiment.folders]
+        counted: dict[str, int] = {}
+        for job in jobs:
+            counted[job.state] = counted.get(job.state, 0) + 1
+        best = sorted(jobs, key=lambda job: (job.state != "completed", job.objective is None, job.objective or 0.0))
+        pictures = next(filter(None, (_last_pictures(each.folder) for each in best)), [])
+        return Cover(
+            experiment=experiment,
+            about=subject(jobs[0]) if jobs[0].trains else f"task={jobs[0].manifest['task']}",
+            states=list(counted.items()),
+            pictures=[self.path_of(path) for path in pictures[: len(pictures) // ROW * ROW or None]],
+        )
+
+    def ranking(self, paths: Sequence[str]) -> Ranking:
+        """Jobs, best first, with titles that tell them apart.
+
+        Raises:
+            NotThere: one is no job in the folder.
+        """
+        return rank(labelled([read_job(self.job_folder(path)) for path in dict.fromkeys(paths)]))
+
+    def experiment(self, path: str) -> Experiment:
+        """The experiment in a folder.
+
+        Raises:
+            NotThere: there is none.
+        """
+        for each in self.experiments():
+            if each.path == path:
+                return each
+        raise NotThere(path)
+
+    def job(self, path: str) -> tuple[JobRecord, Figures]:
+        """A job, with a title that tells it from those beside it, and what was measured of its result.
+
+        Raises:
+            NotThere: there is none.
+        """
+        folder = self.job_folder(path)
+        beside = [folder]
+        if folder != self.root:
+            beside = sorted(each for each in folder.parent.iterdir() if each.is_dir() and is_job_folder(each))
+        jobs, evaluations = apart([read_briefly(each) for each in beside])
+        titles = {each.folder: each.label for each in labelled(jobs)}
+        job = replace(read_job(folder), label=titles.get(folder, ""))
+        return job, figures_by_job([job], evaluations)[job.id]
+
+    def job_folder(self, path: str) -> Path:
+        """The folder of a job."""
+        folder = self.inside(path)
+        if not is_job_folder(folder):
+            raise NotThere(path)
+        return folder
+
+    def inside(self, path: str) -> Path:
+        """Something in the folder, by its path below it; links that lead out of it lead nowhere.
+
+        Raises:
+            NotThere: it is not there, or not in it.
+        """
+        try:
+            found = (self.root / path).resolve()
+            if found.is_relative_to(self.root) and found.exists():
+                return found
+        except (OSError, ValueError):
+            pass
+        raise NotThere(path)
+
+    def path_of(self, path: Path) -> str:
+        """The path below the folder, as in addresses; `.` is the folder itself."""
+        return path.resolve().relative_to(self.root).as_posix()
+
+    def bases(self) -> list[BaseModel]:
+        """The base models of the completed trainings here, each with its adapters."""
+        found: dict[str, BaseModel] = {}
+        for experiment in sorted(self.experiments(), key=lambda one: one.name):
+            jobs = labelled([read_briefly(folder) for folder in experiment.folders])
+            for job in sorted(jobs, key=lambda one: one.name):
+                if (base := _base_of(job)) is not None and (usable := self._usable(job, experiment)) is not None:
+                    found.setdefault(base.key, base).adapters.append(usable)
+        return list(found.values())
+
+    def _usable(self, job: JobRecord, experiment: Experiment) -> Usable | None:
+        if not self.is_usable(job):
+            return None
+        return Usable(
+            path=self.path_of(job.folder),
+            folder=job.folder,
+            name=job.name if len(experiment.folders) > 1 else experiment.name,
+            experiment=experiment.name,
+            words=_words_of(job),
+        )
+
+    @staticmethod
+    def is_usable(job: JobRecord) -> bool:
+        """Whether there is an adapter of it to draw with."""
+        return job.state == "completed" and (JobPaths(job.folder).weights.is_file() or bool(_words_of(job)))
+
+
+def _words_of(job: JobRecord) -> tuple[str, ...]:
+    """The new words that a training has taught."""
+    words = job.setting("method.tokens")
+    return tuple(map(str, words)) if isinstance(words, list) else ()
+
+
+def _base_of(job: JobRecord) -> BaseModel | None:
+    """The base model that a job was trained on; None where its settings are of another version."""
+    given = job.setting("model")
+    try:
+        settings = ModelSettings.model_validate(given if isinstance(given, dict) else {})
+    except (ValidationError, RunnerError):
+        return None
+    prompts = _prompts_of(job)
+    return BaseModel(
+        key=settings.model_dump_json(exclude={"resolution", "precision"}),
+        settings=settings,
+        precision=str(job.setting("precision") or "fp32"),
+        resolution=int(job.setting("resolution") or settings.resolution),
+        sampler=str(job.setting("scheduler.name") or "model"),
+        steps=int(job.setting("validation.inference_steps") or 25),
+        guidance=float(job.setting("validation.guidance_scale") or 5.0),
+        prompt=prompts[0] if prompts else "",
+        adapters=[],
+    )
+
+
+def _prompts_of(job: JobRecord) -> list[str]:
+    prompts = job.setting("validation.prompts")
+    return [str(prompt) for prompt in prompts] if isinstance(prompts, list) else []
+
+
+def _last_pictures(folder: Path) -> list[Path]:
+    """Of the end of a training, or drawn by a task; one of each prompt first."""
+    steps = sorted(each for each in (folder / "samples").glob("step-*") if each.is_dir())
+    found = sorted(steps[-1].glob("p*-s*.png")) if steps else []
+    first = {each.name.partition("-")[0]: each for each in reversed(found)}
+    return sorted(found, key=lambda each: (first[each.name.partition("-")[0]] != each, each.name))[:PICTURES]
+
+
+def _with_jobs(folder: Path, depth: int) -> Iterable[tuple[Path, list[Path]]]:
+    """(folder, jobs in it) for each folder that has any."""
+    try:
+        entries = sorted(
+            Path(entry.path)
+            for entry in os.scandir(folder)
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+        )
+    except OSError:
+        return
+    jobs = [each for each in entries if is_job_folder(each)]
+    if jobs:
+        yield folder, jobs
+    if depth > 1:
+        for each in entries:
+            if each not in jobs:
+                yield from _with_jobs(each, depth - 1)
+
+
+def _changed(folder: Path) -> float:
+    try:
+        return (folder / "manifest.json").stat().st_mtime
+    except OSError:
+        return 0.0

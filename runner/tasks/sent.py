@@ -1,0 +1,55 @@
+"""The files that the settings of a task name, for where they are not: what is sent, and how settings name it there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from runner.adapter_file import AdapterFile
+from runner.job import Job
+from runner.schema.tasks.adapters import WithAdapters
+from runner.tasks.adapters import find_adapters
+
+
+def sent_files(job: Job) -> Iterator[tuple[str, str, Mapping[str, Path]]]:
+    """(dotted key of a setting, its value there, name there -> file here) of all that a job needs besides its model.
+
+    Values are names below a folder in which the files will lie. A list's item has its index as the last part of the
+    key.
+    """
+    settings = job.settings
+    if isinstance(settings, WithAdapters):
+        for index, adapter in enumerate(find_adapters(settings)):
+            yield f"adapter.{index}", *_adapter(f"adapter-{index}", adapter)
+    for key in settings.local_files:
+        value: Any = settings
+        for part in key.split("."):
+            value = getattr(value, part)
+        path = Path(value).expanduser() if isinstance(value, str) else None
+        if path is None or not path.exists():
+            continue
+        name = f"{key}/{path.name}"
+        if path.is_file():
+            yield key, name, {name: path}
+        else:
+            files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+            yield key, name, {f"{name}/{file.relative_to(path).as_posix()}": file for file in files}
+
+
+def _adapter(name: str, adapter: AdapterFile) -> tuple[str, Mapping[str, Path]]:
+    if adapter.job is None:
+        return f"{name}/{adapter.file.name}", {f"{name}/{adapter.file.name}": adapter.file}
+    # The folder of its job, as far as it is looked at: what it was trained for, and which words it was taught.
+    paths, folder = adapter.job.paths, f"{name}/{adapter.job.id}"
+    files = [paths.config, paths.manifest, *dict.fromkeys((adapter.file, *adapter.words))]
+    return folder, {f"{folder}/{file.relative_to(paths.folder).as_posix()}": file for file in files}
+
+
+def laid(raw: dict[str, Any], key: str, value: str) -> None:
+    """Change one setting of a configuration, in place."""
+    *path, last = key.split(".")
+    node: Any = raw
+    for part in path:
+        node = node[part]
+    node[int(last) if isinstance(node, list) else last] = value

@@ -1,0 +1,97 @@
+"""task=generate from the command line: drawn as in training, swept, gone on with, and refused where it is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from runner.check import Checker
+from runner.errors import SettingsError
+from runner.job import read_job
+from tests.command_line import runner, trained
+from tests.conftest import MakeOnce
+from tests.launch.running import manifests, outputs
+
+PROMPT, DRAWING = "a red house", ("inference_steps=3", "seeds=[0,1]", "logger=none")
+
+
+@pytest.fixture(scope="module")
+def adapter(made_once: MakeOnce) -> Path:
+    """The folder of a short training."""
+    samples = (f"validation.prompts=['{PROMPT}']", "validation.inference_steps=3", "validation.seeds=[0,1]")
+    folder = made_once(
+        "generated-from", lambda folder: trained(folder, "steps=3", "lora.rank=2", "logger=none", *samples)
+    )
+    (job,) = folder.glob("outputs/dev/*/manifest.json")
+    return job.parent
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.png"))}
+
+
+def test_a_sweep_over_the_weight_draws_the_samples_of_the_training_and_goes_on(adapter: Path) -> None:
+    command = ("-m", "task=generate", "name=drawn", f"adapter={adapter}", f"prompts='{PROMPT}'", *DRAWING)
+
+    answer = runner(*command, "adapter_weight=0,1.0")
+
+    assert answer.code == 0, answer.output
+    jobs = {read_job(outputs() / "drawn" / each).settings.adapter_weight[0]: each for each in manifests("drawn")}  # type: ignore[attr-defined]
+    drawn = {weight: outputs() / "drawn" / each / "samples" / "step-000000" for weight, each in jobs.items()}
+    assert pictures(drawn[1.0]) == pictures(adapter / "samples" / "step-000003")
+    assert pictures(drawn[0.0]) == pictures(adapter / "samples" / "step-000000")
+    with Image.open(outputs() / "drawn" / jobs[1.0] / "sheet.png") as sheet:
+        assert sheet.width > 2 * 64
+    assert (outputs() / "drawn" / "report.html").is_file()
+
+    # A lost result is drawn again, and nothing else.
+    before = pictures(drawn[1.0])
+    for file in drawn[1.0].glob("*.png"):
+        file.unlink()
+    again = runner(*command, "adapter_weight=0,1.0")
+
+    assert "1 job to run" in again.output
+    assert pictures(drawn[1.0]) == before
+
+
+def told(**changes: object) -> dict[str, object]:
+    return {"name": "x", "task": {"name": "generate"}, "prompts": "a house", **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prompts": []}, "prompts = []: has no value; set prompts="),
+        ({"adapter": "nowhere/at/all"}, "adapter = 'nowhere/at/all': is not there"),
+        ({"adapter_weight": [1, 2]}, "adapter_weight = [1.0, 2.0]: 2 weights for 0 adapters"),
+        ({"adapter_weight": 0.5}, "adapter_weight = [0.5]: has no effect without adapter"),
+        ({"scheduler": {"name": "euler", "eta": 0.5}}, "scheduler.eta = 0.5: has no effect with scheduler=euler"),
+        ({"control": {"path": "x"}}, "control.image = None: control.path needs it"),
+        ({"control": {"path": "x", "image": "no.png"}}, "control.image = 'no.png': is no file"),
+        ({"model": {"family": "flux"}, "scheduler": {"name": "ddim"}}, "scheduler.name = 'ddim': belongs to models"),
+        ({"launcher": {"name": "local", "processes": 2}}, "launcher.processes = 2: has no effect with task=generate"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_drawn(changes: dict[str, object], said: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as refused:
+        Checker(tmp_path).job(told(**changes))
+
+    assert said in str(refused.value)
+
+
+def test_a_training_cannot_be_drawn_with_another_family(adapter: Path, tmp_path: Path, sd15_folder: Path) -> None:
+    raw = told(adapter=str(adapter), model={"family": "sd", "path": str(sd15_folder)})
+
+    with pytest.raises(SettingsError, match="was trained for a model of the family sdxl"):
+        Checker(tmp_path).job(raw, ("model.path=x",))
+
+
+def test_the_model_is_that_of_the_adapter_unless_another_is_chosen(adapter: Path, tmp_path: Path) -> None:
+    raw = told(adapter=str(adapter), resolution=512, model={"family": "sdxl", "path": "elsewhere", "resolution": 1024})
+
+    job = Checker(tmp_path).job(raw)
+
+    assert job.settings.model.path == "embedded"
+    assert job.settings.resolution == 64  # type: ignore[attr-defined]
