@@ -6,8 +6,9 @@ RUN := $(VENV)/bin/python -m
 JOBS ?= 3
 TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -q -n $(JOBS) --dist worksteal
 QUICK := -m 'not slow'
-# What runs jobs in queues, training jobs and containers: as many processes again as all other tests together.
-ELSEWHERE := tests/slurm tests/sagemaker tests/container tests/image
+# What runs jobs in queues, training jobs and containers, and what serves: as many processes again as all other tests
+# together.
+ELSEWHERE := tests/slurm tests/sagemaker tests/container tests/image tests/serve tests/gallery
 
 .PHONY: demo test test-elsewhere test-slow test-container check docs clean
 
@@ -23,7 +24,7 @@ test: $(VENV)/.installed     ## everything that must hold: style, types, import 
 	$(MAKE) check
 	$(TESTS) $(QUICK) $(addprefix --ignore=,$(ELSEWHERE))
 
-test-elsewhere: $(VENV)/.installed   ## Slurm, SageMaker and what runs in its containers, on stand-ins that really run jobs
+test-elsewhere: $(VENV)/.installed   ## Slurm, SageMaker and what runs in its containers, on stand-ins that really run jobs; endpoint and gallery
 	$(TESTS) $(QUICK) $(ELSEWHERE)
 
 test-slow: $(VENV)/.installed   ## what takes long and is much like something quicker

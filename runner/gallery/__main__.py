@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "may draw; there is no password",
             file=sys.stderr,
         )
-    app = make_app(chosen.folder, host=chosen.host, port=chosen.port, device=chosen.device)
+    app = make_app(chosen.folder, host=chosen.host, device=chosen.device)
     server = uvicorn.Server(uvicorn.Config(app, chosen.host, chosen.port, log_level="warning", server_header=False))
     print(f"http://{chosen.host}:{chosen.port}/  (Ctrl-C ends it)", flush=True)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote
 
 from fastapi import FastAPI, Query, Request, Response
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
@@ -34,9 +34,9 @@ PICTURES = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".
 KEPT = {"Cache-Control": "private, max-age=3600"}
 
 
-def make_app(folder: Path, *, host: str, port: int, device: str) -> FastAPI:
+def make_app(folder: Path, *, host: str, device: str) -> FastAPI:
     """The application over a folder of experiments, listening at an address."""
-    shelf, guard = Shelf(folder), Guard(host, port)
+    shelf, guard = Shelf(folder), Guard(host)
     easel = Easel(shelf, device)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     pages = _environment()
@@ -69,7 +69,7 @@ def make_app(folder: Path, *, host: str, port: int, device: str) -> FastAPI:
     @app.get("/compare")
     def compare(job: list[str] = Query(default=[])) -> Response:  # noqa: B008 - it is FastAPI's way
         if not job:
-            raise NotThere("no job")
+            return RedirectResponse("/")  # nothing was chosen
         return page("compare.html.j2", **_compared(shelf.ranking(job), shelf), title="Side by side", whole=False)
 
     @app.get("/job/{path:path}")

@@ -27,12 +27,10 @@ class Guard:
     """Tells the requests that are refused.
 
     Args:
-        host: what is listened at; a name, or an address.
-        port: likewise.
+        host: what is listened at; a name, or an address. At which port is of no account: it may be forwarded.
     """
 
-    def __init__(self, host: str, port: int) -> None:
-        self._port = port
+    def __init__(self, host: str) -> None:
         self._names = {"localhost", host.lower()}
         listened = _address(host)
         self._wide = host.lower() != "localhost" if listened is None else not listened.is_loopback
@@ -54,11 +52,8 @@ class Guard:
 
     def _is_here(self, asked: str) -> bool:
         try:
-            parts = urlsplit(f"//{asked}")
-            name, port = (parts.hostname or "").lower(), parts.port or 80
+            name = (urlsplit(f"//{asked}").hostname or "").lower()
         except ValueError:
-            return False
-        if port != self._port:
             return False
         address = _address(name)
         if address is None:

@@ -92,10 +92,6 @@ class Studio:
         prompts = [*(wish.prompt for wish in wishes), sampling.negative_prompt or EMPTY]
         return draw(wishes, sampling, self.base, self._conditioner(mix, prompts), mix.use_rows)
 
-    def mixed(self, adapters: Sequence[tuple[Path, float]]) -> AdapterLayers:
-        """The layers of a mix."""
-        return self._layers([(find(path), float(weight)) for path, weight in adapters if weight != 0])
-
     # --- adapters ---
 
     def _mix(self, parts: Sequence[tuple[Found, float]]) -> Mix:
@@ -113,6 +109,7 @@ class Studio:
         components = self.base.parts(text=adapts_text)
         adapter = Adapter.of_layers(layers, components, device=self.base.place.device, words=vectors)
         packed = PackedAdapters(components, [adapter], dtype=self.base.dtype)
+        packed.settle()
         packed.detach(for_good=False)
         return Mix(packed, adapts_text, words)
 

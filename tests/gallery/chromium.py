@@ -69,7 +69,8 @@ class Tab:
         return value
 
     def click(self, selector: str) -> None:
-        """Click, as a mouse does, in the middle of an element."""
+        """Click, as a mouse does, in the middle of an element, once everything is in its place."""
+        self.until("document.readyState === 'complete'")
         x, y = self.ask(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center', "
             "behavior: 'instant'}); const b = e.getBoundingClientRect(); "

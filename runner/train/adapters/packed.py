@@ -149,6 +149,18 @@ class PackedAdapters:
         if for_good:  # the layers know their pack, which would be kept in memory by them
             self._layers.clear()
 
+    def settle(self) -> None:
+        """Keep only what draws, a copy of all weights: they are not changed or trained any more."""
+        for _, layer in self._layers:
+            layer.down.grad = layer.up.grad = None
+            if layer.magnitudes is not None:
+                layer.magnitudes.magnitude_KO.grad = None
+        self.gradient, self.magnitude_gradient = self.gradient.new_empty(0), self.magnitude_gradient.new_empty(0)
+        self._joint_gradient = self._joint_gradient.new_empty(0)
+        self._places.clear()
+        for adapter in self.adapters:
+            adapter.weights = adapter.gradient = adapter.weights.new_empty(0)
+
     @contextmanager
     def using(self, rows: Sequence[tuple[int, int]], sample_ids: Sequence[Sequence[int]] = ()) -> Iterator[None]:
         """Within it, forward passes belong to adapters as `rows` says: (adapter, number of rows), in batch order.
