@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import RunnerError, SettingsError
-from runner.families.files import file_hash
+from runner.families.files import file_hash, unreachable
 from runner.job import Job, State, read_job, state_of
 from runner.paths import JobPaths
 from runner.schema.method import NewTokens
@@ -97,21 +97,21 @@ def _job_in(path: Path, named: str) -> Job | None:
 def _from_hub(repository: str, named: str) -> Path:
     """The one adapter of a repository on the Hub."""
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     usual = JobPaths(Path()).weights.name
-    try:
+    known = try_to_load_from_cache(repository, usual)
+    if isinstance(known, str):
+        return Path(known)
+    reason, chosen = unreachable(repository, usual, None), usual
+    if reason and not reason.startswith("EntryNotFound"):
+        raise SettingsError(f"{named}: is not on this machine, nor to be had from the Hub ({reason}); {FIX}")
+    if reason:
         files = [name for name in HfApi().list_repo_files(repository) if name.endswith(".safetensors")]
-        if not files or (len(files) > 1 and usual not in files):
+        if len(files) != 1:
             found = f"holds {', '.join(sorted(files)[:5])}" if files else "holds no .safetensors file"
             raise SettingsError(f"{named}: that repository {found}; download the one that you mean, and name the file")
-        return Path(hf_hub_download(repository, usual if usual in files else files[0]))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        known = try_to_load_from_cache(repository, usual)
-        if isinstance(known, str):
-            return Path(known)
-        reason = str(error).strip().splitlines()[0]
-        raise SettingsError(f"{named}: is not on this machine, and the Hub says: {reason}; {FIX}") from error
+        chosen = files[0]
+    return Path(hf_hub_download(repository, chosen))
 
 
 def header_of(file: Path, named: str) -> dict[str, Any]:

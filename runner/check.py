@@ -28,6 +28,7 @@ from runner.schema.tasks import TASKS
 from runner.schema.training import OPTIMIZER_PACKAGES
 from runner.tasks import check_task
 from runner.tasks.composed import settings_of, task_faults
+from runner.tasks.evaluate.of_training import evaluation_faults
 
 if TYPE_CHECKING:
     from runner.data import Dataset
@@ -76,6 +77,7 @@ class Checker:
         faults += model_faults
         if experiment is not None and not model_faults:
             faults += prediction_faults(experiment)
+            faults += evaluation_faults(experiment) if experiment.evaluation.metrics is not None else []
             longest_px = max(max(shape) for shape in experiment.shapes)
             faults += resolution_faults(experiment.model, experiment.resolution, longest_px=longest_px)
         images = self._dataset(dataset, raw.get("resolution")) if dataset else []

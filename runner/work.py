@@ -14,14 +14,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runner.errors import Interrupted, RunnerError
 from runner.job import Job, State, read_job, update_manifest
 from runner.queue import Claims, FixedQueue, Queue
+
+if TYPE_CHECKING:
+    from runner.train.job_run import JobRun
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +104,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
     _quiet_libraries()
-    from runner.artifacts import save_artifacts
     from runner.tasks.run import run_tasks
     from runner.train.admission import SharedSource
     from runner.train.loop import train
@@ -127,7 +130,7 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
                 at_once=options.at_once or len(options.folders) or 1,
                 startup_s=time.perf_counter() - STARTED_S,
                 about=about,
-                save=save_artifacts,
+                save=_saved,
                 stop_requested=lambda: stop.requested or _orphaned(),
             )
     except Interrupted as error:
@@ -144,6 +147,16 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
     finally:
         claims.release_all()
     return 1 if says_more and not good else 0
+
+
+def _saved(run: JobRun, use_rows: Callable[[int], AbstractContextManager[None]], losses: Mapping[str, float]) -> None:
+    """Write what was trained, and measure it where its settings ask for that."""
+    from runner.artifacts import save_artifacts
+    from runner.tasks.evaluate.work import evaluate_training
+
+    save_artifacts(run, use_rows, losses)
+    if run.settings.evaluation.metrics is not None:
+        evaluate_training(run)
 
 
 def _trains(queue: Queue) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
 import shutil
 import subprocess
 import sys
@@ -135,6 +138,28 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     (made.paths.samples_at(10) / "link").symlink_to(outside)
     clean(tmp_path, "--yes", "--only", "checkpoints,samples")
     assert len(files(outside)) == 4
+
+
+def test_on_a_terminal_each_kind_is_asked_for(tmp_path: Path) -> None:
+    done, failed = job(tmp_path, State.COMPLETED), job(tmp_path, State.FAILED, 1)
+    ours, theirs = pty.openpty()
+    asked = subprocess.Popen(
+        [sys.executable, "-m", "runner.clean", str(tmp_path / "outputs")],
+        stdin=theirs, stdout=theirs, stderr=theirs, env=environment({"TERM": "dumb"}),
+    )  # fmt: skip
+    os.close(theirs)
+    os.write(ours, b"y\nn\n\n")
+    said = b""
+    while asked.poll() is None or select.select([ours], [], [], 0.1)[0]:
+        try:
+            said += os.read(ours, 4096)
+        except OSError:
+            break  # the other end is closed
+    os.close(ours)
+    assert asked.wait(timeout=30) == 0
+    assert b"remove checkpoints (20 kB)? [y/N]" in said and b"remove jobs" in said
+    assert not done.paths.checkpoints.exists()
+    assert len(list(done.paths.samples.iterdir())) == 4 and failed.folder.is_dir()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,11 +175,11 @@ def _hub_faults(key: str, value: str, file: str, revision: str | None, *, ask: b
             return [f"{key} = {value!r}: is a file; give a folder in diffusers layout, or a .tar.gz of one"]
         hint = f", did you mean {parent / near[0]}?" if near else "; give a folder or a Hub id (owner/name)"
         return [f"{key} = {value!r}: there is no such folder{hint}"]
-    reason = _unreachable(value, file, revision) if ask else ""
+    reason = unreachable(value, file, revision) if ask else ""
     return [f"{key} = {value!r}: {_not_to_be_had(reason)}"] if reason else []
 
 
-def _unreachable(repository: str, file: str, revision: str | None) -> str:
+def unreachable(repository: str, file: str, revision: str | None) -> str:
     """Why a file of a Hub repository can be neither found in the local cache nor asked for; empty if it can."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 

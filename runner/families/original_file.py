@@ -37,6 +37,7 @@ OPEN_CLIP_LAYERS = {
 }
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 SD2_TEXT_WIDTH = 1024
+V_PREDICTION = "v_prediction"
 
 
 def write_single_file(folder: Path, file: Path, family: str, *, about: Mapping[str, str]) -> None:
@@ -53,20 +54,41 @@ def write_single_file(folder: Path, file: Path, family: str, *, about: Mapping[s
     tensors |= {CLIP[family] + key: tensor for key, tensor in _clip(folder / "text_encoder").items()}
     if family == "sdxl":
         tensors |= {OPEN_CLIP + key: tensor for key, tensor in _open_clip(folder / "text_encoder_2").items()}
+    tensors |= _prediction_marks(folder, like=next(iter(tensors.values())))
     with atomic_file(file) as temporary:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=dict(about))
 
 
-def single_file_reason(folder: Path, family: str) -> str:
-    """Why a model has no single file; empty if it has."""
+def _prediction_marks(folder: Path, *, like: Tensor) -> dict[str, Tensor]:
+    """Empty tensors by which programs know an SDXL file that predicts velocity, or ends in noise alone."""
+    scheduler = _scheduler(folder)
+    marks = {"v_pred": scheduler.get("prediction_type") == V_PREDICTION}
+    marks["ztsnr"] = bool(scheduler.get("rescale_betas_zero_snr"))
+    return {name: like.new_empty(0) for name, marked in marks.items() if marked}
+
+
+def single_file_reason(folder: Path, family: str, *, prediction: str | None) -> str:
+    """Why a model has no single file; empty if it has.
+
+    Args:
+        prediction: what the model is said to predict; None where its sampler says it.
+    """
     if family not in FAMILIES:
         return f"only Stable Diffusion 1.x and XL are written as single files, and this is of the family {family}"
     config = _config(folder / "unet")
     if config.get("cross_attention_dim") == SD2_TEXT_WIDTH:
         return "Stable Diffusion 2.x lost a layer of its text encoder in diffusers, and has no way back"
+    said = _scheduler(folder).get("prediction_type") if prediction is None else prediction
+    if family == "sd" and said == V_PREDICTION:
+        return "it predicts velocity, which programs cannot tell from a single file of Stable Diffusion 1.x"
     if not isinstance(config.get("layers_per_block"), int):
         return "its UNet has another number of layers from block to block, which the original code does not know"
     return ""
+
+
+def _scheduler(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def fid(drawn_BD: Tensor, real_RD: Tensor, resampling: Resampling) -> Figure:
 
     Of few images it is far too high: it then measures the missing rank of the covariances (Binkowski et al. 2018, arXiv
     1801.01401). Only values of the same numbers of images can be compared. The interval is that of the bootstrap over
-    both sets, moved onto the value, so it holds the spread and not this bias; there is none above 2000 images.
+    both sets, moved onto the value, so it holds the spread and not this bias; there is none above 2000 images. It is
+    1.5 to 2.6 times as wide as the figure spreads between samples of 50 to 100 images.
 
     Raises:
         ValueError: a set has less than two images.
@@ -96,7 +97,8 @@ def kid(drawn_BD: Tensor, real_RD: Tensor, resampling: Resampling) -> Figure:
     the same distribution and then often below it.
 
     The estimator is unbiased at every number of images, of all images instead of random subsets. In the bootstrap a
-    pair of copies of one image does not count, so that it stays unbiased.
+    pair of copies of one image does not count, so that it stays unbiased. The interval is about 1.5 times as wide
+    as the figure spreads between samples of 50 to 100 images.
 
     Raises:
         ValueError: a set has less than two images.

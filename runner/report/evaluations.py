@@ -96,7 +96,8 @@ def figures_of(job: JobRecord) -> dict[str, Figure]:
 
 
 def figures_by_job(jobs: Iterable[JobRecord], evaluations: Sequence[JobRecord]) -> dict[str, Figures]:
-    """The figures of each job, by its id: an evaluation's own, a training's from its newest evaluation.
+    """The figures of each job, by its id: an evaluation's own, a training's from its newest evaluation, or those that
+    it was completed with.
 
     Args:
         evaluations: newest first.
@@ -107,7 +108,7 @@ def figures_by_job(jobs: Iterable[JobRecord], evaluations: Sequence[JobRecord]) 
         if job.manifest.get("of") and set(_weights(job)) <= {1.0}:
             newest.setdefault(str(job.manifest["of"]), figures_of(job))
     own = {job.id: figures_of(job) for job in completed}
-    return {job.id: own.get(job.id) or newest.get(job.id) or {} for job in jobs}
+    return {job.id: own.get(job.id) or newest.get(job.id) or figures_of(job) for job in jobs}
 
 
 def named_columns(figures: Iterable[Figures]) -> list[str]:

@@ -17,8 +17,9 @@ class ObjectiveSettings(Settings):
 
     name: str = knob(
         "validation/loss",
-        pattern=r"^(train|validation)/.+$",
-        doc="A recorded metric; its last value counts.",
+        pattern=r"^(train|validation|evaluation)/.+$",
+        doc="A recorded metric; its last value counts. `evaluation/fid_score` and the like are recorded where "
+        "`evaluation.metrics` asks for them.",
     )
     direction: Literal["minimize", "maximize"] = knob("minimize", doc="Which values are better.")
 

@@ -46,17 +46,13 @@ def task_nodes() -> dict[str, dict[str, Any]]:
     """The knobs that only this task has, with their defaults; the others are those of all tasks, or of groups."""
     shared = {*JobSettings.model_fields, *GROUPS, "resolution"}
     return {
-        task: {
-            name: _plain(field.default) if (kind := _section_of(field)) is None else _node(kind)
-            for name, field in settings.model_fields.items()
-            if name not in shared
-        }
+        task: {name: _default(field) for name, field in settings.model_fields.items() if name not in shared}
         for task, settings in TASKS.items()
         if task != "train"
     }
 
 
-def _section_of(field: FieldInfo) -> type[Settings] | None:
+def section_of(field: FieldInfo) -> type[Settings] | None:
     """The settings that a knob holds, if it is no single value."""
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
@@ -69,7 +65,11 @@ def search_nodes() -> dict[str, dict[str, Any]]:
 
 def _node(model: type[Settings]) -> dict[str, Any]:
     # Read off the declarations: making an instance would build its validators.
-    return {name: _plain(field.default) for name, field in model.model_fields.items()}
+    return {name: _default(field) for name, field in model.model_fields.items()}
+
+
+def _default(field: FieldInfo) -> Any:
+    return _plain(field.default) if (kind := section_of(field)) is None else _node(kind)
 
 
 def _plain(value: Any) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import model_validator
 
 from runner.schema.comparing import RECORDED, ObjectiveSettings, PruningSettings
+from runner.schema.evaluation import METRICS, EvaluationSettings
 from runner.schema.family import refuse_what_does_not_fit
 from runner.schema.flow import FlowSettings
 from runner.schema.inputs import DatasetSettings
@@ -28,6 +31,12 @@ from runner.schema.words import refuse_what_words_do_not_go_with
 class Experiment(JobSettings):
     """Everything a training needs to know, resolved; what `config.yaml` in a run folder holds."""
 
+    local_files: ClassVar[tuple[str, ...]] = (
+        "evaluation.real",
+        "evaluation.features.inception",
+        "evaluation.features.clip",
+        "evaluation.features.dino",
+    )
     seed: int = knob(0, ge=0, lt=2**63, doc="Seed of initial weights, order, noise, timesteps and dropout.")
     steps: int = knob(200, ge=1, unit="optimizer steps", doc="Length of the training.")
     batch_size: int = knob(
@@ -61,6 +70,7 @@ class Experiment(JobSettings):
     loss: LossSettings = section(LossSettings)
     flow: FlowSettings = section(FlowSettings)
     validation: ValidationSettings = section(ValidationSettings)
+    evaluation: EvaluationSettings = section(EvaluationSettings)
     pruning: PruningSettings = section(PruningSettings)
     objective: ObjectiveSettings = section(ObjectiveSettings)
     checkpoint: CheckpointSettings = section(CheckpointSettings)
@@ -146,8 +156,33 @@ class Experiment(JobSettings):
         return self
 
     @model_validator(mode="after")
+    def _is_evaluated(self) -> Experiment:
+        said = {key: getattr(self.evaluation, key) for key in EvaluationSettings.model_fields}
+        idle = [key for key, value in said.items() if key != "metrics" and value != _declared(key)]
+        if idle and self.evaluation.metrics is None:
+            raise ValueError(
+                f"evaluation.{idle[0]} = {said[idle[0]]!r}: has no effect without evaluation.metrics=[...]; add it, or "
+                "remove this"
+            )
+        return self
+
+    def _refuse_unmeasured(self, name: str) -> None:
+        figures = [OF_EVALUATION + METRICS[metric].figure for metric in self.evaluation.metrics or ()]
+        if name not in figures:
+            there = ", ".join(figures) or "none, for evaluation.metrics is null"
+            raise ValueError(f"objective.name = {name!r}: is not measured; of evaluations there are: {there}")
+        if self.pruning.name != "none":
+            raise ValueError(
+                f"objective.name = {name!r}: is measured at the end only, and pruning compares jobs before; choose "
+                "validation/..., or pruning=none"
+            )
+
+    @model_validator(mode="after")
     def _is_recorded(self) -> Experiment:
         name, count = self.objective.name, self.validation.timesteps
+        if name.startswith(OF_EVALUATION):
+            self._refuse_unmeasured(name)
+            return self
         by_timestep = [f"validation/loss_t{timestep:04d}" for timestep in loss_timesteps(count, USUAL_TIMESTEPS)]
         if name not in (*RECORDED, *by_timestep):
             raise ValueError(
@@ -162,6 +197,14 @@ class Experiment(JobSettings):
         return self
 
 
+def _declared(key: str) -> object:
+    """What a setting of evaluations is where nobody chooses."""
+    field = EvaluationSettings.model_fields[key]
+    return field.get_default(call_default_factory=True)
+
+
+OF_EVALUATION = "evaluation/"
+"""What stands before the names of figures in the metrics of a training."""
 USUAL_TIMESTEPS = 1000
 """Training timesteps of every model of the families so far."""
 
@@ -188,5 +231,5 @@ GROUPS = (
 )
 """Sections that are Hydra groups: each has a folder of choices under conf/."""
 
-SECTIONS = (*GROUPS, "flow", "objective", "checkpoint")
+SECTIONS = (*GROUPS, "flow", "evaluation", "objective", "checkpoint")
 """All settings that hold settings."""

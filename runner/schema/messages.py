@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from runner.schema.defaults import variants_of
+from runner.schema.defaults import section_of, variants_of
 from runner.schema.experiment import GROUPS
 from runner.schema.inputs import SourceSettings
 from runner.schema.tasks import TASKS
@@ -22,11 +22,17 @@ def dotted_keys(task: str = "train") -> list[str]:
         if name in GROUPS:
             for model in variants_of(name).values():
                 keys += [f"{name}.{key}" for key in model.model_fields]
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += [f"{name}.{key}" for key in field.annotation.model_fields]
+        elif (kind := section_of(field)) is not None:
+            keys += list(_keys_in(kind, f"{name}."))
         else:
             keys.append(name)
     return list(dict.fromkeys(keys))
+
+
+def _keys_in(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        inner = section_of(field)
+        yield from [f"{prefix}{name}"] if inner is None else _keys_in(inner, f"{prefix}{name}.")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

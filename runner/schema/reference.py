@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from runner.paths import write_text
-from runner.schema.defaults import SEARCHES, variants_of
+from runner.schema.defaults import SEARCHES, section_of, variants_of
 from runner.schema.experiment import SECTIONS, Experiment
 from runner.schema.job import JobSettings
 from runner.schema.tasks import TASKS
@@ -43,6 +43,7 @@ def reference() -> str:
                 f"## {title}\n",
                 _sentence(model, section),
                 _table(f"{section}.", model, outside=outside),
+                *_nested(f"{section}.", model),
             ]
             for key, item in _lists_of_settings(model):
                 parts += [f"### Each of `{section}.{key}`\n", _sentence(item, section), _table("", item, outside=True)]
@@ -62,14 +63,18 @@ def _tasks() -> Iterator[str]:
         yield f"## `task={task}`\n"
         yield _sentence(kind, "")
         yield f"Of the settings of a training it has {', '.join(shared)}.\n"
-        nested = {name: field.annotation for name, field in kind.model_fields.items() if name not in SECTIONS}
-        inner = {
-            name: found for name, found in nested.items() if isinstance(found, type) and issubclass(found, BaseModel)
-        }
-        shown_elsewhere = (*of_all, *SECTIONS, *inner)
-        if kind.model_fields.keys() - set(shown_elsewhere):
+        shown_elsewhere = (*of_all, *SECTIONS)
+        inner = [name for name, field in kind.model_fields.items() if section_of(field)]
+        if kind.model_fields.keys() - {*shown_elsewhere, *inner}:
             yield _table("", kind, skip=shown_elsewhere)
-        yield from (_table(f"{name}.", found) for name, found in inner.items())
+        yield from _nested("", kind, skip=shown_elsewhere)
+
+
+def _nested(prefix: str, model: type[BaseModel], *, skip: tuple[str, ...] = ()) -> Iterator[str]:
+    """The settings that lie in settings, each in a table of its own."""
+    for name, field in model.model_fields.items():
+        if name not in skip and (inner := section_of(field)) is not None:
+            yield _table(f"{prefix}{name}.", inner)
 
 
 BY_CONTENT = ("model", "dataset")
@@ -95,7 +100,7 @@ def _sentence(model: type[BaseModel], section: str) -> str:
 def _table(prefix: str, model: type[BaseModel], *, skip: tuple[str, ...] = (), outside: bool = False) -> str:
     lines = ["| Setting | Type | Default | Unit | Meaning |", "|---|---|---|---|---|"]
     for name, field in model.model_fields.items():
-        if name in skip:
+        if name in skip or section_of(field) is not None:
             continue
         extra = field.json_schema_extra
         assert isinstance(extra, dict), name

@@ -10,7 +10,9 @@ from typing import Any
 from runner.errors import Interrupted, RunnerError
 from runner.job import Job, State, now, read_manifest, update_manifest
 from runner.queue import Claims
+from runner.schema.experiment import OF_EVALUATION
 from runner.tasks import work_of
+from runner.track import MetricsFile, mirror_folder
 from runner.train.cost import peak_memory_gb
 from runner.train.place import Place
 
@@ -68,6 +70,11 @@ def _run(job: Job, place: Place, about: Mapping[str, Any], stop_requested: Calla
         log.error("%s: %s", job.id, reason)
         update_manifest(job.folder, state=State.FAILED, error=reason, finished=now())
         return False
+    if figures := found.get("figures"):
+        record = MetricsFile(job.paths.metrics)
+        record.truncate_after(-1)
+        record.append(0, {f"{OF_EVALUATION}{name}": figure["value"] for name, figure in figures.items()})
+        record.close()
     spent_s = round(known.get("timings_s", {}).get("total", 0.0) + time.perf_counter() - began, 3)
     update_manifest(
         job.folder,
@@ -77,4 +84,6 @@ def _run(job: Job, place: Place, about: Mapping[str, Any], stop_requested: Calla
         cost={"peak_memory_gb": round(peak_memory_gb(), 2)},
         **found,
     )
+    if url := mirror_folder(job.settings.logger, job.folder):
+        update_manifest(job.folder, wandb_url=url)
     return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 from runner.track.metrics import MetricsFile
 from runner.track.mirror import Mirror
 from runner.track.opening import open_mirror
-from runner.track.rebuild import report_to_agent
+from runner.track.rebuild import mirror_folder, report_to_agent
 from runner.track.workspace import Objective, save_workspace
 
-__all__ = ["MetricsFile", "Mirror", "Objective", "open_mirror", "report_to_agent", "save_workspace"]
+__all__ = ["MetricsFile", "Mirror", "Objective", "mirror_folder", "open_mirror", "report_to_agent", "save_workspace"]

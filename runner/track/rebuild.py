@@ -55,6 +55,24 @@ def rebuild(folder: Path, *, mode: str = "auto") -> str | None:
     return _replay(settings, folder, config, manifest, job_id=f"{manifest['id']}-rebuilt-{int(time.time())}")
 
 
+def mirror_folder(settings: LoggerSettings, folder: Path) -> str | None:
+    """Log the folder of a job that is done, of a task that does not log while it works.
+
+    Args:
+        settings: the `logger` section of the job.
+        folder: the job's folder.
+
+    Returns:
+        The page of the run; None where there is none.
+    """
+    try:
+        config, manifest = _read(folder)
+        return _replay(settings, folder, config, manifest, job_id=str(manifest["id"]))
+    except (OSError, ValueError, KeyError) as error:
+        LOG.warning("W&B: %s is not mirrored (%s)", folder, error)
+        return None
+
+
 def report_to_agent(settings: LoggerSettings, folder: Path) -> str | None:
     """Log the folder of a job that was done before to the run of the W&B sweep agent that started this process.
 
@@ -67,14 +85,7 @@ def report_to_agent(settings: LoggerSettings, folder: Path) -> str | None:
     Returns:
         The page of the run; None where there is no agent, no server, or no record that can be read.
     """
-    if AgentRun.of_this_process() is None:
-        return None
-    try:
-        config, manifest = _read(folder)
-        return _replay(settings, folder, config, manifest, job_id=str(manifest["id"]))
-    except (OSError, ValueError, KeyError) as error:
-        LOG.warning("W&B: %s is not reported to the sweep agent (%s)", folder, error)
-        return None
+    return None if AgentRun.of_this_process() is None else mirror_folder(settings, folder)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -224,3 +224,24 @@ def test_a_scripted_network_is_asked_for_features_only_if_it_can_be(tmp_path: Pa
 
     torch.jit.script(Plain()).save(str(tmp_path / "plain.pt"))
     assert Scripted("features.inception", str(tmp_path / "plain.pt"), CPU).pictures(pictures(3)).shape == (3, FEATURES)
+
+
+@pytest.mark.parametrize(
+    ("measure", "samples", "widest"),
+    [(likeness.image_score, 100, 1.5), (distances.kid, 100, 2.0), (distances.fid, 40, 3.0)],
+)
+def test_intervals_are_not_narrower_than_figures_spread_between_samples(
+    measure: Callable[..., Figure], samples: int, widest: float
+) -> None:
+    """What each interval says of the spread, beside the spread that there is between samples of two clouds."""
+    figures = [
+        measure(
+            features(40, 16, seed=2 * at, shift=0.3),
+            features(30, 16, seed=2 * at + 1, scale=1.1, shift=0.25),
+            Resampling(count=120),
+        )
+        for at in range(samples)
+    ]
+    said = np.mean([figure.high - figure.low for figure in figures]) / (2 * 1.96)  # type: ignore[operator]
+    chance = 1.96 / np.sqrt(2 * samples)
+    assert 1 - chance < said / np.std([figure.value for figure in figures]) < widest

@@ -70,6 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         if status >= 400:
             self.send_header("X-Error-Message", str(found.get("error")))
+        if status == 404 and "Repository" in str(found.get("error")):
+            self.send_header("X-Error-Code", "RepoNotFound")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

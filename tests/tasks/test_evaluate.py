@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -14,15 +15,18 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from runner.check import Checker
 from runner.errors import Interrupted, SettingsError
 from runner.job import Job, read_job
 from runner.measures.networks import Clip
 from runner.paths import JobPaths
-from runner.schema.tasks.evaluate import METRICS, Evaluate
+from runner.schema.evaluation import METRICS
+from runner.schema.tasks.evaluate import Evaluate
 from runner.tasks.evaluate.check import check
 from runner.tasks.evaluate.prompts import NEUTRAL, SUBJECT
 from runner.tasks.evaluate.work import work
 from tests.command_line import runner
+from tests.launch.running import outputs
 from tests.measures.networks import save_clip, save_dino, save_inception
 from tests.train.bench import CPU, Bench, bench
 
@@ -213,3 +217,46 @@ def test_the_command_measures_a_base_model(networks: Networks, tmp_path: Path) -
     assert re.search(r"^dino_score=0\.\d+$", answer.output, flags=re.MULTILINE)
     refused = runner("task=evaluate", "logger=none", "metrics=[fid]")
     assert refused.code != 0 and "features.inception=<network>" in refused.output
+
+
+def test_a_search_over_trainings_goes_by_what_is_measured_of_their_results(networks: Networks) -> None:
+    answer = runner(
+        *(
+            "-m",
+            "hydra/sweeper=optuna",
+            "hydra.sweeper.n_trials=2",
+            "name=searched",
+            "optimizer.lr=interval(1e-4,1e-2)",
+        ),
+        *("steps=2", "lora.rank=2", "logger=none", "validation.prompts=[]", "validation.inference_steps=2"),
+        *("evaluation.metrics=[kid,base_drift]", f"evaluation.features.inception={networks.inception}"),
+        *("evaluation.real=embedded", "evaluation.prompts=['a house','a red house']"),
+        "objective.name=evaluation/kid_score",
+    )
+
+    assert answer.code == 0, answer.output
+    assert "best: evaluation/kid_score" in answer.output
+    for folder in (outputs() / "searched").glob("*/manifest.json"):
+        manifest = json.loads(folder.read_text())
+        assert manifest["objective"] == manifest["figures"]["kid_score"]["value"]
+        assert manifest["objective_name"] == "evaluation/kid_score"
+    assert (outputs() / "searched" / "sweep.csv").read_text().splitlines()[0].count("kid_score.low") == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"evaluation": {"subject": "sks dog"}}, "evaluation.subject = 'sks dog': has no effect without"),
+        ({"objective": {"name": "evaluation/kid_score"}}, "there are: none, for evaluation.metrics is null"),
+        ({"evaluation": {"metrics": ["kid"]}}, "evaluation.metrics = ['kid']: kid needs features.inception"),
+        (
+            {"evaluation": {"metrics": ["base_drift"]}, "objective": {"name": "evaluation/dino_score"}},
+            "there are: evaluation/base_drift",
+        ),
+    ],
+)
+def test_a_training_that_cannot_be_measured_so_is_refused(said: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as refused:
+        Checker(tmp_path).job({"name": "x", "task": {"name": "train"}, **said})
+
+    assert expected in str(refused.value)

@@ -23,7 +23,7 @@ from tests.artifacts.saved import apart, output
 from tests.mix.adapters import SDXL_PREFIXES, add_kohya, random_layers, write_kohya_plainly, write_peft_plainly
 from tests.mix.conftest import Parts
 from tests.tasks.doing import do, with_words
-from tests.tasks.hub_stand_in import Hub, serving
+from tests.tasks.hub_stand_in import Hub, Repository, serving
 from tests.train.bench import Bench, family_of, pipeline_of
 
 ALL = ["diffusers", "kohya", "kohya_alpha"]
@@ -200,6 +200,18 @@ def test_a_repository_that_is_there_gets_another_commit(
     weights = (tmp_path / "two" / "export" / "pytorch_lora_weights.safetensors").read_bytes()
     assert repository.files["pytorch_lora_weights.safetensors"] == weights
     assert hashlib.sha256(weights).hexdigest() in hub.objects
+
+
+def test_nothing_goes_to_a_public_repository_unless_that_is_said(
+    hub: Hub, sdxl_parts: Parts, sdxl_folder: Path, tmp_path: Path
+) -> None:
+    file = write_peft_plainly(tmp_path / "a.safetensors", random_layers({"unet": sdxl_parts["unet"]}), {})
+    for private in (False, True):
+        hub.repositories["ann/circle"] = Repository(private=private)
+        push = {"push": True, "repo_id": "ann/circle", "base_model": "someone/sdxl", "private": not private}
+        with pytest.raises(SettingsError, match=f"hub.private = .*; set hub.private={str(private).lower()}"):
+            do("export", tmp_path / "job", sdxl_folder, adapter=str(file), hub=push)
+    assert not hub.repositories["ann/circle"].files
 
 
 @pytest.mark.parametrize(

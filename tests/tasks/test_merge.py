@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from runner.archive import lay_out
-from runner.errors import ArtifactError, Interrupted, SettingsError
+from runner.errors import ArtifactError, Interrupted, ModelError, SettingsError
 from runner.families import find_family
 from runner.families.files import check_model, snapshot
 from runner.job import Job
@@ -261,6 +261,19 @@ def test_settings_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=said):
         do("merge", tmp_path / "job", sdxl_folder, **given)
+
+
+def test_a_single_file_that_predicts_velocity_says_so(
+    two: list[str], sdxl_folder: Path, sd15_folder: Path, sd15_parts: Parts, tmp_path: Path
+) -> None:
+    model = {"prediction_type": "v_prediction", "zero_terminal_snr": True}
+    do("merge", tmp_path / "job", sdxl_folder, adapter=two[1], model=model, output="single_file", dtype="fp16")
+    found = load_file(tmp_path / "job" / "model.safetensors")
+    assert {"v_pred", "ztsnr"} < found.keys()
+    assert {tensor.dtype for tensor in found.values()} == {torch.float16}
+    file = write_diffusers(tmp_path, find_family("sd"), random_layers({"unet": sd15_parts["unet"]}))
+    with pytest.raises(ModelError, match="it predicts velocity, which programs cannot tell"):
+        do("merge", tmp_path / "other", sd15_folder, adapter=str(file), model=model, output="single_file")
 
 
 def test_a_vae_that_takes_the_place_of_the_models_own_comes_along(

@@ -83,8 +83,9 @@ class Inputs:
         channels = {CONFIG: config_channel(place), CODE: self._code}
         for job in jobs:
             settings = job.settings.model_dump(mode="json")
+            self._send_files(job, settings, place)
             if not job.trains:
-                self._send_files(job, settings, place)
+                pass
             elif data := data_in_place(job):
                 settings["dataset"]["path"] = data.path
                 channels[data.channel.name] = data.channel

@@ -8,9 +8,10 @@ from typing import Any
 
 from runner.data import Dataset, read_dataset
 from runner.errors import DatasetError, SettingsError
-from runner.families.files import file_hash, folder_hash, resolution_faults
+from runner.families.files import file_hash, folder_hash, resolution_faults, unreachable
 from runner.schema import DatasetSettings
-from runner.schema.tasks.evaluate import METRICS, Evaluate
+from runner.schema.evaluation import METRICS
+from runner.schema.tasks.evaluate import Evaluate
 from runner.tasks.adapters import contents_of
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
@@ -25,6 +26,17 @@ def check(settings: Evaluate) -> dict[str, Any]:
         contents |= contents_of(settings)
     except SettingsError as error:
         faults += str(error).splitlines()
+    faults += settings_faults(settings)
+    if faults:
+        raise SettingsError("\n".join(faults))
+    if (real := real_images(settings)) is not None:
+        contents["real"] = real.fingerprint
+    return contents | {"networks": {key: network_digest(named) for key, named in settings.networks.items()}}
+
+
+def settings_faults(settings: Evaluate) -> list[str]:
+    """What is wrong with networks and real images, a line each."""
+    faults = []
     for key, named in settings.networks.items():
         faults += _network_faults(f"features.{key}", named, scripted=key == "inception")
     if set(DISTANCES) & set(settings.measured) and find_spec("torchmetrics") is None:
@@ -32,12 +44,9 @@ def check(settings: Evaluate) -> dict[str, Any]:
     try:
         if (real := real_images(settings)) is not None:
             faults += _too_few(settings, len(real.items))
-            contents["real"] = real.fingerprint
     except DatasetError as error:
         faults += str(error).replace("dataset.path", "real").splitlines()
-    if faults:
-        raise SettingsError("\n".join(faults))
-    return contents | {"networks": {key: network_digest(named) for key, named in settings.networks.items()}}
+    return faults
 
 
 def real_images(settings: Evaluate) -> Dataset | None:
@@ -74,17 +83,8 @@ def _network_faults(key: str, named: str, *, scripted: bool) -> list[str]:
 
 
 def _hub_faults(said: str, named: str) -> list[str]:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if isinstance(try_to_load_from_cache(named, CONFIG), str):
-        return []
-    try:
-        get_hf_file_metadata(hf_hub_url(named, CONFIG), timeout=10)
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
-        return [f"{said}: neither a folder here, nor in the Hub's local cache, nor reachable ({reason})"]
-    return []
+    reason = unreachable(named, CONFIG, None)
+    return [f"{said}: neither a folder here, nor in the Hub's local cache, nor reachable ({reason})"] if reason else []
 
 
 def _too_few(settings: Evaluate, images: int) -> list[str]:

@@ -14,7 +14,8 @@ from torch import Tensor
 from runner.measures import distances, likeness
 from runner.measures.interval import Figure, Resampling
 from runner.measures.networks import Clip, PictureNetwork, Vision, picture_network
-from runner.schema.tasks.evaluate import METRICS, Evaluate, MetricName, Network
+from runner.schema.evaluation import METRICS, MetricName, Network
+from runner.schema.tasks.evaluate import Evaluate
 
 
 class Pictures:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from runner.job import update_manifest
 from runner.measures.interval import Figure
 from runner.paths import JobPaths
+from runner.schema.experiment import OF_EVALUATION
+from runner.schema.method import NewTokens
 from runner.schema.tasks.evaluate import Evaluate
+from runner.studio import Studio
 from runner.tasks.adapters import find_adapters
 from runner.tasks.evaluate.check import real_images
 from runner.tasks.evaluate.drawn import Series, draw_missing, neutral_series, subject_series, write_about
 from runner.tasks.evaluate.measuring import Pictures, as_drawn
+from runner.tasks.evaluate.of_training import FOLDER, evaluation_of
 from runner.tasks.studios import studio_of
 from runner.train.drawing import Picture, Sampling, Wish
+from runner.train.job_run import JobRun
 from runner.train.place import Place
 
 log = logging.getLogger(__name__)
@@ -33,11 +40,36 @@ def work(settings: Evaluate, paths: JobPaths, place: Place, *, stop: Callable[[]
     """
     found = find_adapters(settings)
     weighted = [(each.place, weight) for each, (_, weight) in zip(found, settings.weighted, strict=True)]
+
+    def studio() -> Studio:
+        return studio_of(settings.model, settings.precision, place)
+
+    figures, count, drawn = evaluate(settings, paths, place, weighted, studio, stop=stop)
+    of = found[0].job.id if len(found) == 1 and found[0].job is not None else None
+    return {"figures": {name: figure.as_data() for name, figure in figures.items()}, "of": of, "images": count} | {
+        "drawn": drawn
+    }
+
+
+def evaluate(
+    settings: Evaluate,
+    paths: JobPaths,
+    place: Place,
+    adapters: Sequence[tuple[Path, float]],
+    studio: Callable[[], Studio],
+    *,
+    stop: Callable[[], bool],
+) -> tuple[dict[str, Figure], int, int]:
+    """(figures, how many images there are, how many of them were drawn now).
+
+    Args:
+        adapters: what to load each by, and its weight.
+        studio: called only if something is to be drawn.
+    """
     sampling = sampling_of(settings)
 
     def draw(wishes: Sequence[Wish], adapted: bool) -> list[Picture]:
-        studio = studio_of(settings.model, settings.precision, place)
-        return studio.draw(wishes, sampling, weighted if adapted else ())
+        return studio().draw(wishes, sampling, adapters if adapted else ())
 
     subject = subject_series(settings, paths) if settings.draws_subject else None
     drift = "base_drift" in settings.measured
@@ -47,13 +79,34 @@ def work(settings: Evaluate, paths: JobPaths, place: Place, *, stop: Callable[[]
     drawn = draw_missing(series, draw, stop=stop)
     figures = measured(settings, place, subject, neutral)
     say(figures)
-    of = found[0].job.id if len(found) == 1 and found[0].job is not None else None
-    return {
-        "figures": {name: figure.as_data() for name, figure in figures.items()},
-        "of": of,
-        "images": sum(len(each.wishes) for each in series),
-        "drawn": drawn,
-    }
+    return figures, sum(len(each.wishes) for each in series), drawn
+
+
+def evaluate_training(run: JobRun) -> None:
+    """Measure what a training gives, from its own file, before it is completed; its record has the figures then.
+
+    The base is loaded once more for it, without what other jobs of the pack train at this moment.
+
+    Raises:
+        SettingsError: a network cannot be loaded.
+    """
+    settings = evaluation_of(run.settings, run.paths.weights)
+    if settings is None:
+        return
+    held: list[Studio] = []
+
+    def studio() -> Studio:
+        if not held:
+            held.append(Studio(settings.model, settings.precision, run.base.place))
+        return held[0]
+
+    adapter = run.job.folder if isinstance(run.settings.method, NewTokens) else run.paths.weights
+    paths = JobPaths(run.job.folder / FOLDER)
+    figures, _, _ = evaluate(settings, paths, run.base.place, [(adapter, 1.0)], studio, stop=lambda: False)
+    held.clear()
+    run.base.collect()
+    update_manifest(run.job.folder, figures={name: figure.as_data() for name, figure in figures.items()})
+    run.record({f"{OF_EVALUATION}{name}": figure.value for name, figure in figures.items()})
 
 
 def measured(settings: Evaluate, place: Place, subject: Series | None, neutral: Sequence[Series]) -> dict[str, Figure]:

@@ -56,7 +56,24 @@ def hub_faults(settings: HubSettings) -> list[str]:
     if owner not in own:
         name, owners = account.get("name"), " or ".join(sorted(own))
         return [f"hub.repo_id = {repo_id!r}: the token is of {name}, who is not {owner}; take {owners} as owner"]
-    return []
+    return _seen_otherwise(settings)
+
+
+def _seen_otherwise(settings: HubSettings) -> list[str]:
+    """A repository that is there already is seen by whom it is seen by: a push changes nothing about that."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        private = bool(_api().model_info(str(settings.repo_id)).private)
+    except RepositoryNotFoundError:
+        return []
+    except Exception as error:  # noqa: BLE001 (as above)
+        return [f"hub.repo_id = {settings.repo_id!r}: {_reason(error)}"]
+    if private == settings.private:
+        return []
+    said, there = str(settings.private).lower(), "private" if private else "public"
+    fix = f"set hub.private={str(private).lower()}, or take another repository"
+    return [f"hub.private = {said}: {settings.repo_id} is there already, and it is {there}; {fix}"]
 
 
 def _no_write(account: dict[str, Any]) -> str | None:

@@ -59,8 +59,10 @@ def work(settings: Merge, paths: JobPaths, place: Place, *, stop: Callable[[], b
         adapters = list(zip(loadable, weights, strict=True))
         if settings.output == "adapter":
             return _put_together(settings, paths, place, base, adapters, layers)
-        if settings.output == "single_file" and (reason := single_file_reason(base, settings.model.family)):
-            raise ModelError(f"output = 'single_file': {reason}; take output=folder")
+        if settings.output == "single_file":
+            model = settings.model
+            if reason := single_file_reason(base, model.family, prediction=model.prediction_type):
+                raise ModelError(f"output = 'single_file': {reason}; take output=folder")
         return _merge(settings, paths, place, base, adapters, layers, stop)
 
 

@@ -1,0 +1,50 @@
+"""What a training's own `evaluation` asks for, as the settings of the task that measures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from runner.errors import SettingsError
+from runner.schema import Experiment
+from runner.schema.drawing import DrawingSettings
+from runner.schema.evaluation import EvaluationSettings
+from runner.schema.messages import explain
+from runner.schema.tasks.evaluate import Evaluate
+from runner.tasks.evaluate.check import settings_faults
+
+FOLDER = "evaluation"
+"""Of the images that are drawn for it, in the job's folder."""
+
+
+def evaluation_of(experiment: Experiment, adapter: Path) -> Evaluate | None:
+    """The evaluation of a training's result, drawn as its samples are; None where none is asked for.
+
+    Args:
+        adapter: the file that was trained, or will be.
+
+    Raises:
+        SettingsError: it cannot be made so; a line for each fault, with the full key.
+    """
+    if experiment.evaluation.metrics is None:
+        return None
+    drawing = {key: getattr(experiment.validation, key) for key in DrawingSettings.model_fields}
+    shared = {key: getattr(experiment, key) for key in ("name", "precision", "model", "resolution", "scheduler")}
+    asked = {key: getattr(experiment.evaluation, key) for key in EvaluationSettings.model_fields}
+    raw = {**shared, **drawing, **asked, "task": {"name": "evaluate"}, "adapter": (str(adapter),)}
+    try:
+        return Evaluate.model_validate(raw)
+    except ValidationError as error:
+        raise SettingsError("\n".join(f"{FOLDER}.{line}" for line in explain(error, raw))) from error
+
+
+def evaluation_faults(experiment: Experiment) -> list[str]:
+    """What is wrong with the evaluation that a training asks for, a line each."""
+    try:
+        settings = evaluation_of(experiment, Path("to-be-trained.safetensors"))
+    except SettingsError as error:
+        return str(error).splitlines()
+    faults = [] if settings is None else settings_faults(settings)
+    # What is indented goes on about the line before it.
+    return [line if line.startswith(" ") else f"{FOLDER}.{line}" for line in faults]
