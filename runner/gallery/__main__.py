@@ -1,4 +1,4 @@
-"""`python -m runner.gallery DIR [--host HOST] [--port PORT] [--device auto|cpu|cuda]`: the page, until Ctrl-C."""
+"""`python -m runner.gallery DIR [--adapter FILE] [--host HOST] [--port PORT]`: the page, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the page; 1 if there is no such folder or the port is taken."""
     parser = argparse.ArgumentParser(prog="python -m runner.gallery", description=__doc__)
     parser.add_argument("folder", type=Path, help="where experiments are: outputs, one experiment, or one job")
+    parser.add_argument(
+        "--adapter", type=Path, action="append", default=[], metavar="FILE", help="another .safetensors to draw with"
+    )
     parser.add_argument("--host", default=LOOPBACK, help="address to listen at; other than this machine's own warns")
     parser.add_argument("--port", type=int, default=USUAL_PORT)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for file in chosen.adapter:
+        if not file.is_file():
+            print(f"--adapter {file}: no such file", file=sys.stderr)
+            return 1
     if not chosen.folder.is_dir():
         print(f"no folder {chosen.folder}: give the folder with the experiments, such as outputs", file=sys.stderr)
         return 1
@@ -38,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "may draw; there is no password",
             file=sys.stderr,
         )
-    app = make_app(chosen.folder, host=chosen.host, device=chosen.device)
+    app = make_app(chosen.folder, host=chosen.host, device=chosen.device, files=chosen.adapter)
     server = uvicorn.Server(uvicorn.Config(app, chosen.host, chosen.port, log_level="warning", server_header=False))
     print(f"http://{chosen.host}:{chosen.port}/  (Ctrl-C ends it)", flush=True)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote
@@ -34,9 +34,13 @@ PICTURES = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".
 KEPT = {"Cache-Control": "private, max-age=3600"}
 
 
-def make_app(folder: Path, *, host: str, device: str) -> FastAPI:
-    """The application over a folder of experiments, listening at an address."""
-    shelf, guard = Shelf(folder), Guard(host)
+def make_app(folder: Path, *, host: str, device: str, files: Sequence[Path] = ()) -> FastAPI:
+    """The application over a folder of experiments, listening at an address.
+
+    Args:
+        files: further adapters to draw with.
+    """
+    shelf, guard = Shelf(folder, files), Guard(host)
     easel = Easel(shelf, device)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     pages = _environment()

@@ -21,6 +21,8 @@ from runner.schema import ModelSettings
 DEPTH = 4
 """Experiments that lie deeper in the folder are not looked for."""
 PICTURES, ROW = 6, 3
+FILE = "file:"
+"""What the paths of adapters from anywhere begin with."""
 
 
 class NotThere(Exception):
@@ -81,10 +83,18 @@ class BaseModel:
 
 
 class Shelf:
-    """A folder with experiments somewhere in it."""
+    """A folder with experiments somewhere in it.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        files: further adapters to draw with, from anywhere; for which base model is seen when they are used.
+    """
+
+    def __init__(self, root: Path, files: Sequence[Path] = ()) -> None:
         self.root = root.resolve()
+        self._files = [
+            Usable(path=f"{FILE}{file.resolve()}", folder=file.resolve(), name=file.stem, experiment="a file", words=())
+            for file in files
+        ]
 
     def experiments(self) -> list[Experiment]:
         """All of them, the one that changed last first."""
@@ -178,6 +188,8 @@ class Shelf:
             for job in sorted(jobs, key=lambda one: one.name):
                 if (base := _base_of(job)) is not None and (usable := self._usable(job, experiment)) is not None:
                     found.setdefault(base.key, base).adapters.append(usable)
+        for base in found.values():
+            base.adapters.extend(self._files)
         return list(found.values())
 
     def _usable(self, job: JobRecord, experiment: Experiment) -> Usable | None:

@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -60,9 +61,11 @@ def gallery(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     (folder / "broken" / "job" / "manifest.json").write_text('{"state": "failed", "error": "<b>no memory</b>"}')
     (folder / "outside").symlink_to(folder.parent)
     shutil.copy(jobs[0].paths.samples_at(0) / "p00-s0.png", folder.parent / "secret.png")
+    style = Path(shutil.copy(jobs[1].paths.weights, folder.parent / "style.safetensors"))
     port = free_port()
+    options = ("--port", str(port), "--device", "cpu", "--adapter", str(style))
     process = subprocess.Popen(
-        [sys.executable, "-m", "runner.gallery", str(folder), "--port", str(port), "--device", "cpu"],
+        [sys.executable, "-m", "runner.gallery", str(folder), *options],
         cwd=ROOT,
         env=environment({"RUNNER_CACHE": str(bench.cache)}),
         stdout=subprocess.PIPE,
@@ -157,34 +160,45 @@ def test_draws_what_is_typed_with_sliders_and_keeps_it(gallery: Gallery, tab: Ta
     first, second = gallery.jobs
     tab.open(f"{gallery.address}/draw?use={quote(path_of(first))}")
     values = tab.ask("[...document.querySelectorAll('.slider')].map((one) => one.querySelector('output').value)")
-    assert sorted(values) == ["0", "1"], "the one to draw with is there already"
+    assert sorted(values) == ["0", "0", "1"], "the one to draw with is there already"
+    there = len(drawn(tab))
     fill(tab, "prompt", PROMPTS[1])
     fill(tab, "seed", "5")
     tab.click(".go button")
-    tab.until("document.querySelectorAll('#strip .drawn').length === 1")
-    assert drawn(tab) == [sample(first, "p01-s5.png")], "the bits of the training's sample"
+    tab.until(f"document.querySelectorAll('#strip .drawn').length === {there + 1}")
+    assert drawn(tab)[0] == sample(first, "p01-s5.png"), "the bits of the training's sample"
     slide(tab, first, 0)
     slide(tab, second, 14)
     tab.click(".go button")
-    tab.until("document.querySelectorAll('#strip .drawn').length === 2")
+    tab.until(f"document.querySelectorAll('#strip .drawn').length === {there + 2}")
     said = tab.ask("document.querySelector('#strip .drawn').innerText")
     assert "0.7 " in said and "seed 5" in said and "3 steps" in said and PROMPTS[1] in said
     slide(tab, second, 0)
     fill(tab, "seed", "0")
     fill(tab, "images", "2")
     tab.click(".go button")
-    tab.until("document.querySelectorAll('#strip .drawn').length === 4")
+    tab.until(f"document.querySelectorAll('#strip .drawn').length === {there + 4}")
     pictures = drawn(tab)
     assert pictures[1] == sample(first, "p01-s0.png", step=0), "without adapters the base"
-    assert len(set(pictures)) == 4
+    assert len(set(pictures[:4])) == 4
     tab.open(f"{gallery.address}/draw")
     assert drawn(tab) == pictures, "they are still there"
     tab.click("#strip .drawn:nth-child(3) .again")
     assert tab.ask("document.querySelector('[name=seed]').value") == "5"
     assert tab.ask(f"document.querySelector(`[name='weight:{path_of(second)}']`).value") == "0.7"
     tab.click(".go button")
-    tab.until("document.querySelectorAll('#strip .drawn').length === 5")
+    tab.until(f"document.querySelectorAll('#strip .drawn').length === {there + 5}")
     assert drawn(tab)[0] == pictures[2], "the same settings give the same picture"
+
+
+def test_draws_with_a_file_from_elsewhere(gallery: Gallery) -> None:
+    file = quote(f"file:{gallery.folder.parent / 'style.safetensors'}")
+    form = f"prompt={quote(PROMPTS[0])}&seed=0&steps=3&guidance=3&weight:{file}=1"
+    code, page = gallery.ask("/draw", "POST", form)
+    assert code == 200
+    found = re.search(rb'src="(/drawn/\d+.png)"', page)
+    assert found and b"style" in page
+    assert gallery.ask(found[1].decode())[1] == sample(gallery.jobs[1], "p00-s0.png")
 
 
 def test_what_is_wrong_is_said_on_the_page(gallery: Gallery, tab: Tab) -> None:
@@ -274,6 +288,8 @@ def test_a_name_or_an_address_of_this_machine_is_told_when_all_may_ask() -> None
 def test_listening_for_others_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nothing")]) == 1
     assert "no folder" in capsys.readouterr().err
+    assert main([str(tmp_path), "--adapter", "lost.safetensors"]) == 1
+    assert "lost.safetensors: no such file" in capsys.readouterr().err
     command = [sys.executable, "-m", "runner.gallery", str(tmp_path), "--host", "0.0.0.0", "--port", str(free_port())]
     with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
