@@ -12,6 +12,9 @@ from runner.schema.aws import AwsSettings
 __all__ = ["Account", "NoAccess", "code_of", "message_of", "understood"]
 
 
+log = logging.getLogger(__name__)
+
+
 class Account:
     """Clients for one region; made when they are first needed.
 
@@ -79,6 +82,19 @@ class Account:
     def bucket(self) -> str:
         """The bucket for data and results."""
         return self.settings.bucket or f"sagemaker-{self.region}-{self.account_id}"
+
+    def make_bucket(self) -> None:
+        """Make SageMaker's own bucket where it is not there yet, as SageMaker's SDK does; one that is named must be."""
+        from botocore.exceptions import ClientError
+
+        if self.settings.bucket is not None:
+            return
+        try:
+            self.s3.head_bucket(Bucket=self.bucket)
+        except ClientError:
+            where = {"CreateBucketConfiguration": {"LocationConstraint": self.region}}
+            self.s3.create_bucket(Bucket=self.bucket, **({} if self.region == "us-east-1" else where))
+            log.info("made the bucket %s", self.bucket)
 
     @cached_property
     def role_arn(self) -> str:

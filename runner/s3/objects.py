@@ -63,8 +63,11 @@ def download(
 
 
 def remove(client: Any, folder: Location) -> int:
-    """Remove everything in a folder; how many objects there were."""
-    keys = [{"Key": folder.key + name} for name in listing(client, folder)]
+    """Remove everything in a folder; how many objects there were, none where there is no such bucket."""
+    try:
+        keys = [{"Key": folder.key + name} for name in listing(client, folder)]
+    except client.exceptions.NoSuchBucket:
+        return 0
     for start in range(0, len(keys), REMOVED_AT_ONCE):
         client.delete_objects(Bucket=folder.bucket, Delete={"Objects": keys[start : start + REMOVED_AT_ONCE]})
     return len(keys)

@@ -26,7 +26,6 @@ from runner.s3 import is_s3
 from runner.schema import SageMakerLauncher
 
 if TYPE_CHECKING:
-    from runner.aws.account import Account
     from runner.launchers.cluster import Cluster
     from runner.launchers.sagemaker.local.containers import LocalContainers
     from runner.launchers.sagemaker.training_jobs import SageMakerCluster
@@ -109,7 +108,7 @@ def ready(plan: Plan, settings: SageMakerLauncher) -> SageMakerCluster:
     jobs = [job for pack in plan.packs for job in pack.jobs]
     if faults := in_other_regions(jobs, reached.account.s3, reached.account.region):
         raise SettingsError("\n".join(faults))
-    _make_bucket(reached.account)
+    reached.account.make_bucket()
     price = reached.prices.per_hour(settings.instance)
     if price is not None and (found := estimate(plan, settings, price)):
         log.info("%s", found.line(settings))
@@ -176,21 +175,3 @@ def _warn_of_secrets(settings: SageMakerLauncher) -> None:
             "launcher.wandb_secret and launcher.hub_secret keep them in Secrets Manager",
             " and ".join(passed) or "what is set later",
         )
-
-
-def _make_bucket(account: Account) -> None:
-    """SageMaker's own bucket is made where it is not there yet, as SageMaker's SDK does."""
-    from botocore.exceptions import ClientError
-
-    if account.settings.bucket is not None:
-        return
-    try:
-        account.s3.head_bucket(Bucket=account.bucket)
-    except ClientError:
-        where = (
-            {}
-            if account.region == "us-east-1"
-            else {"CreateBucketConfiguration": {"LocationConstraint": account.region}}
-        )
-        account.s3.create_bucket(Bucket=account.bucket, **where)
-        log.info("made the bucket %s", account.bucket)

@@ -52,6 +52,7 @@ def work(settings: Deploy, paths: JobPaths, _place: object, *, stop: Callable[[]
 def _deploy(settings: Deploy, paths: JobPaths, stop: Callable[[], bool]) -> dict[str, Any]:
     chosen = settings.endpoint
     account = Account(chosen, section=SECTION)
+    account.make_bucket()
     adapters = find_adapters(settings)
     names = served_names(settings, adapters)
     name = chosen.name or settings.name
