@@ -152,8 +152,8 @@ def test_the_base_is_untouched_and_free_of_adapters_after_training(
     bases = []
 
     class Remembered(admission.Base):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
             bases.append(self)
 
     monkeypatch.setattr(admission, "Base", Remembered)
