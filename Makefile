@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 # More at a time than there are cores: many of them wait for other processes most of the time.
 JOBS ?= 3
-TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -q -n $(JOBS) --dist worksteal
+TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -q --durations=20 -n $(JOBS) --dist worksteal
 QUICK := -m 'not slow'
 # What runs jobs in queues, training jobs and containers, and what serves: as many processes again as all other tests
 # together.

@@ -100,6 +100,7 @@ def test_an_endpoint_draws_with_the_adapters_that_a_request_names_and_leaves_not
     assert "there is nothing of an endpoint shop in us-east-1" in nothing.output
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_does_not_come_up_says_why_and_is_made_anew(aws: StandIn, settings: list[str]) -> None:
     broken = aws.add_image("broken:1", [sys.executable, "-c", "raise SystemExit(3)"])
 

@@ -33,7 +33,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         {"seed": 2, "steps": 5, "lora": {"rank": 5}, "dataset": {"path": str(others)}},
         {"seed": 3, "steps": 3, "lora": {"targets": "linear_conv"}, "validation": PICTURES},
         {"seed": 4, "steps": 4, "batch_size": 3, "accumulation": 2},
-        {"seed": 5, "steps": 1, "optimizer": {"name": "adafactor"}},
+        {"seed": 5, "steps": 1},
     ]
 
 
