@@ -113,7 +113,7 @@ class ShardStore:
 @lru_cache(maxsize=4096)
 def _place(folder: Path, shard: Shard) -> Path:
     short = hashlib.sha256(f"{shard.repository} {shard.name} {shard.digest}".encode()).hexdigest()[:20]
-    return folder / "files" / shard.repository.replace("/", "--") / shard.name / f"{short}.parquet"
+    return folder / "files" / shard.repository.replace("/", "--") / f"{shard.name}.{short}.parquet"
 
 
 def _downloaded(shard: Shard, folder: Path) -> Path:

@@ -97,7 +97,8 @@ def is_indexed(settings: DatasetSettings) -> bool:
     if (known := _recalled_listing(settings)) is None:
         return False
     faults = Faults(settings.paths[0])
-    chosen = of_split([shard.name for shard in known], settings, Found(Path(settings.paths[0])), faults)
+    tables = _without_other_splits([shard.name for shard in known], settings)
+    chosen = of_split(tables, settings, Found(Path(settings.paths[0])), faults)
     return not len(faults) and all(_index_file(shard, settings).is_file() for shard in known if shard.name in chosen)
 
 
@@ -109,7 +110,7 @@ def _shards(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> tupl
     found = Found(Path(repository))
     known = None if refresh else _recalled_listing(settings)
     files = {shard.name: shard for shard in known or _listed(settings, faults)}
-    tables = [name for name in files if name.lower().endswith(".parquet")]
+    tables = _without_other_splits([name for name in files if name.lower().endswith(".parquet")], settings)
     if not tables or any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in files):
         kinds = {os.path.splitext(name)[1].lower() or name for name in files}
         faults.add(
@@ -164,8 +165,14 @@ def _listed(settings: DatasetSettings, faults: Faults) -> list[Shard]:
 
 def _is_of_data_set(name: str, settings: DatasetSettings) -> bool:
     """Whether a file would be downloaded, and looked at."""
-    wanted, unwanted = ([fnmatch(name, pattern) for pattern in each] for each in patterns(settings))
-    return any(wanted) and not any(unwanted) and not any(part.startswith(".") for part in name.split("/"))
+    wanted, _ = patterns(settings)
+    return any(fnmatch(name, each) for each in wanted) and not any(part.startswith(".") for part in name.split("/"))
+
+
+def _without_other_splits(names: Sequence[str], settings: DatasetSettings) -> list[str]:
+    """What a download would leave out has no say in what belongs to the split; where nothing is left, all has."""
+    _, unwanted = patterns(settings)
+    return [name for name in names if not any(fnmatch(name, each) for each in unwanted)] or list(names)
 
 
 def _recalled_listing(settings: DatasetSettings) -> list[Shard] | None:
@@ -179,7 +186,7 @@ def _recalled_listing(settings: DatasetSettings) -> list[Shard] | None:
 def _listing_file(settings: DatasetSettings) -> Path:
     from huggingface_hub import constants
 
-    about = [constants.ENDPOINT, settings.paths[0], settings.revision, settings.split]
+    about = [constants.ENDPOINT, settings.paths[0], settings.revision]
     return streamed_folder() / "listings" / f"{_hash(about)}.json"
 
 

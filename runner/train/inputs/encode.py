@@ -56,7 +56,9 @@ def encode_views(
     # As they lie on disk: a row of a table is read with its whole group. A data set that was sent elsewhere has this
     # order there, too.
     in_order = sorted(views, key=lambda view: reading_place(view.item))
-    wanted = {posterior_key(view, vae=identity, variant=variant): view for view in in_order}
+    wanted: dict[str, View] = {}
+    for view in in_order:  # of copies of one image the first, which is next on the disk
+        wanted.setdefault(posterior_key(view, vae=identity, variant=variant), view)
     cache = posterior_cache()
 
     def encode(keys: Sequence[str]) -> None:
@@ -71,7 +73,7 @@ def encode_views(
 
     entries = complete(cache, list(wanted), encode, place=place, what="images", on_disk=on_disk)
     if on_disk:
-        names = {view.key: key for key, view in wanted.items()}
+        names = {view.key: key for key, view in wanted.items()}  # copies have the same
         return Stored(names, entries, lambda entry: (entry["mean"], entry["std"]))
     return {wanted[key].key: (entry["mean"], entry["std"]) for key, entry in entries.items()}
 
