@@ -7,8 +7,8 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
@@ -30,6 +30,12 @@ class DataSets:
     requests: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     damaged: set[str] = dataclasses.field(default_factory=set)
     """Files that arrive with another last byte."""
+    stuck: dict[str, threading.Event] = dataclasses.field(default_factory=dict)
+    """Files that are sent only when it is set."""
+    watched: Callable[[], int] = dataclasses.field(default=lambda: 0)
+    """Says how many bytes the client has on its disk ..."""
+    most: int = 0
+    """... and this is the largest number, with the file that was about to be sent."""
     address: str = ""
 
     def commit(self, name: str) -> str:
@@ -65,7 +71,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if verb != "HEAD":
-            self.wfile.write(content)
+            with suppress(ConnectionError):  # whoever asked may be gone
+                self.wfile.write(content)
 
     def _found(self, path: str) -> tuple[int, bytes, dict[str, str]]:
         if status := next((status for part, status in self.hub.refused.items() if part in path), None):
@@ -104,6 +111,10 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             return _fault(404, "EntryNotFound", "Entry not found")
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": self.hub.commit(name)}
+        if self.command == "GET":
+            self.hub.most = max(self.hub.most, self.hub.watched() + len(content))
+            if file in self.hub.stuck:
+                self.hub.stuck[file].wait(60)
         if file in self.hub.damaged:
             content = content[:-1] + bytes([content[-1] ^ 1])
         if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
@@ -131,7 +142,7 @@ def giving(monkeypatch: pytest.MonkeyPatch, cache: str) -> Iterator[DataSets]:
     hub = DataSets()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.address = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "ENDPOINT", hub.address)
