@@ -46,7 +46,7 @@ def cache_things(jobs: Sequence[Job]) -> Iterator[Thing]:
     yield from _store("unpacked archives", _children(cache_dir() / "archives"), used)
     yield from _store("laid-out single files", _children(cache_dir() / "single-files"), used)
     if not any(job.experiment.dataset.streams for job in trainings):
-        yield from _store("parts and indexes of streamed data sets", _children(streamed_folder()), set())
+        yield from _store("folders of streamed data sets", _children(streamed_folder()), set())
     yield from _mirrors(jobs)
 
 

@@ -119,6 +119,7 @@ def _place(folder: Path, shard: Shard) -> Path:
 def _downloaded(shard: Shard, folder: Path) -> Path:
     from huggingface_hub import hf_hub_download
 
+    quieten_client()
     try:
         file = Path(
             hf_hub_download(shard.repository, shard.name, repo_type="dataset", revision=shard.commit, local_dir=folder)
@@ -141,6 +142,12 @@ def _digest(file: Path, shard: Shard) -> str:
         while part := content.read(READ_BYTES):
             known.update(part)
     return f"{kind}:{known.hexdigest()}"
+
+
+def quieten_client() -> None:
+    """Keep the Hub's client from logging every address that it asks: there are many, and some are signed."""
+    for name in ("httpx", "httpx2", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def reason_of(error: Exception) -> str:

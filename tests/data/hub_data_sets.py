@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import huggingface_hub.constants
 import pytest
 
+HANGS_UP = 0
 NAME = r"([\w.-]+/[\w.-]+)"
 
 
@@ -26,7 +27,7 @@ class DataSets:
     files: dict[str, dict[str, bytes]] = dataclasses.field(default_factory=dict)
     gated: set[str] = dataclasses.field(default_factory=set)
     refused: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Part of a path -> status that requests for it get."""
+    """Part of a path -> status that requests for it get; 0 where there is no answer."""
     requests: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     damaged: set[str] = dataclasses.field(default_factory=set)
     """Files that arrive with another last byte."""
@@ -66,6 +67,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(self.path.partition("?")[0])
         self.hub.requests.append((verb, path))
         status, content, headers = self._found(path)
+        if status == HANGS_UP:
+            self.close_connection = True
+            return
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
@@ -75,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(content)
 
     def _found(self, path: str) -> tuple[int, bytes, dict[str, str]]:
-        if status := next((status for part, status in self.hub.refused.items() if part in path), None):
+        if (status := next((status for part, status in self.hub.refused.items() if part in path), None)) is not None:
             return _fault(status, "", "out of order")
         for pattern, call in (
             (rf"/api/datasets/{NAME}(?:/revision/([^/]+))?", self._info),

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,10 +22,11 @@ import pytest
 from PIL import Image
 
 from runner.data import in_reading_order, read_dataset
-from runner.data.sources.streamed import is_indexed, streamed_folder
+from runner.data.dataset import would_fetch
+from runner.data.sources.streamed import streamed_folder
 from runner.errors import DatasetError
 from runner.schema import DatasetSettings, Experiment
-from tests.data.hub_data_sets import DataSets, giving
+from tests.data.hub_data_sets import HANGS_UP, DataSets, giving
 
 Settings = Callable[..., Any]
 NAME = "ann/pictures"
@@ -94,11 +96,11 @@ def test_a_second_look_asks_for_no_images_and_reading_them_in_order_fetches_each
     hub: DataSets, bound_gb: float, settings: Settings
 ) -> None:
     stream = settings(NAME, stream=True, max_cache_gb=bound_gb)
-    assert not is_indexed(stream)
+    assert would_fetch(stream)
     read_dataset(stream)
     hub.fetched()
 
-    assert is_indexed(stream)
+    assert not would_fetch(stream)
     items = read_dataset(stream).items
     assert hub.fetched() == []
     for item in in_reading_order(items):
@@ -107,16 +109,21 @@ def test_a_second_look_asks_for_no_images_and_reading_them_in_order_fetches_each
     assert hub.most <= bound_gb * 1e9
 
 
-def test_the_worker_and_whoever_is_offline_ask_nothing(hub: DataSets, bound_gb: float, settings: Settings) -> None:
+def test_the_worker_asks_nothing_and_whoever_is_offline_takes_it_as_it_was(
+    hub: DataSets, bound_gb: float, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = settings(NAME, stream=True, max_cache_gb=bound_gb)
     first = read_dataset(stream)
     hub.requests.clear()
     assert read_dataset(stream, refresh=False).fingerprint == first.fingerprint
     assert hub.requests == []
 
-    import huggingface_hub.constants
-
-    huggingface_hub.constants.HF_HUB_OFFLINE = True  # put back by the fixture
+    for status in (HANGS_UP, 503):
+        hub.refused["/api/"] = status
+        assert read_dataset(stream).fingerprint == first.fingerprint
+        with pytest.raises(DatasetError, match="can be neither downloaded nor found"):
+            read_dataset(settings("ann/others", stream=True))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert read_dataset(stream).fingerprint == first.fingerprint
 
 

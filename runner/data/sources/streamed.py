@@ -21,7 +21,7 @@ from runner import paths
 from runner.data.address import Address, ParquetAddress, StreamedAddress
 from runner.data.faults import Faults, listed
 from runner.data.inspection import Inspected, inspect_now, version
-from runner.data.shards import NotFetched, Shard, ShardStore
+from runner.data.shards import NotFetched, Shard, ShardStore, quieten_client
 from runner.data.sources.found import Entry, Found
 from runner.data.sources.hub import explain, patterns
 from runner.data.sources.listing import IMAGE_SUFFIXES
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 """Raise when the meaning of an index changes."""
 GB = 10**9
+SERVER_ERRORS = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _shards(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> tupl
         faults.add(
             "stream",
             f"dataset.stream=true: only data sets of parquet files can be streamed, and this one has {listed(kinds)}. "
-            "Remove it, or take the branch that the Hub has converted: dataset.revision=refs/convert/parquet.",
+            "Remove it.",
         )
         raise faults.error()
     if settings.captions_per_line:
@@ -135,18 +136,20 @@ def _shards(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> tupl
 
 def _listed(settings: DatasetSettings, faults: Faults) -> list[Shard]:
     """What the Hub says that there is; what it has said before, while it cannot be reached."""
-    import httpx
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
     (repository,) = settings.paths
+    quieten_client()
     api = HfApi()
     try:
         commit = api.dataset_info(repository, revision=settings.revision).sha
         tree = api.list_repo_tree(repository, recursive=True, revision=commit, repo_type="dataset")
         files = {each.path: each for each in tree if isinstance(each, RepoFile)}
     except Exception as error:  # the client's HTTP library has exceptions of its own, which are no OSErrors
-        unreachable = isinstance(error, (httpx.TransportError, errors.OfflineModeIsEnabled, ConnectionError))
+        # Without an answer, or without one about the data set.
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        unreachable = status is None or status >= SERVER_ERRORS
         if unreachable and (known := _recalled_listing(settings)) is not None:
             log.warning("the Hub cannot be reached; %s is taken as it was the last time", repository)
             return known
