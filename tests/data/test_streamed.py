@@ -176,6 +176,38 @@ def test_many_readers_fetch_a_shard_once(hub: DataSets, bound_gb: float, setting
     assert hub.fetched() == [SHARDS[0]]
 
 
+def test_what_is_held_stays_and_what_was_used_last_goes_last(
+    hub: DataSets, bound_gb: float, settings: Settings
+) -> None:
+    items = in_reading_order(read_dataset(settings(NAME, stream=True, max_cache_gb=bound_gb)).items)
+    store, shards = items[0].address.store, [item.address.shard for item in items[::3]]  # type: ignore[attr-defined]
+
+    def here() -> list[int]:
+        return [number for number, shard in enumerate(shards) if store.place(shard).is_file()]
+
+    assert here() == [4, 5]
+    with store.hold(shards[4]):
+        pass
+    with store.hold(shards[0]):
+        assert here() == [0, 4], "the fourth was used after the fifth"
+    with store.hold(shards[4]):
+        # It is older than the first, but somebody reads it.
+        os.utime(store.place(shards[4]), (1, 1))
+        with ThreadPoolExecutor(1) as other:
+            other.submit(items[3].open).result(60)
+        assert here() == [1, 4]
+
+
+def test_a_shard_that_can_no_longer_be_had_is_an_error_of_the_data_set(
+    hub: DataSets, bound_gb: float, settings: Settings
+) -> None:
+    items = in_reading_order(read_dataset(settings(NAME, stream=True, max_cache_gb=bound_gb)).items)
+    hub.gated.add(NAME)
+    assert items[-1].open().size == (48, 64)
+    with pytest.raises(DatasetError, match=r"train-00000-of-00006.parquet row 0: .* accept the data set's terms"):
+        items[0].open()
+
+
 READER = """
 import sys
 from runner.data import in_reading_order, read_dataset
