@@ -297,6 +297,8 @@ def test_what_cannot_be_streamed_is_refused(
     refused("ann/nothing", "no such public data set on the Hub")
     hub.files["ann/photos"] = {"a.png": picture(1), "metadata.jsonl": b"{}"}
     refused("ann/photos", r"only data sets of parquet files can be streamed, and this one has '.jsonl', '.png'")
+    hub.files["ann/mixed"] = {SHARDS[0]: b"", "data/train-00001-of-00002.arrow": b""}
+    refused("ann/mixed", r"only data sets of parquet files can be streamed, and this one has '.arrow', '.parquet'")
     hub.gated.add(NAME)
     refused(NAME, "the Hub asks to accept the data set's terms. Do so on its page and set HF_TOKEN")
     monkeypatch.setenv("HF_TOKEN", "hf_reads")

@@ -112,8 +112,9 @@ def _shards(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> tupl
     known = None if refresh else _recalled_listing(settings)
     files = {shard.name: shard for shard in known or _listed(settings, faults)}
     tables = _without_other_splits([name for name in files if name.lower().endswith(".parquet")], settings)
-    if not tables or any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in files):
-        kinds = {os.path.splitext(name)[1].lower() or name for name in files}
+    kinds = {os.path.splitext(name)[1].lower() for name in files}
+    # A download would read these, too.
+    if not tables or kinds & (IMAGE_SUFFIXES | {".arrow"}):
         faults.add(
             "stream",
             f"dataset.stream=true: only data sets of parquet files can be streamed, and this one has {listed(kinds)}. "
