@@ -232,6 +232,17 @@ def test_caches_lose_what_no_job_uses_and_nothing_else(bench: Bench, monkeypatch
     assert {file for store in stores for file in store.rglob("*.safetensors")} == left, "nothing was encoded anew"
 
 
+def test_parts_of_streamed_data_sets_stay_while_a_job_streams(tmp_path: Path) -> None:
+    job(tmp_path, State.COMPLETED)
+    part = cache_dir() / "streamed" / "shards" / "files" / "ann--pictures" / "train.parquet"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"0" * 1000)
+    assert [thing.what for thing in things(tmp_path, only=["cache"])] == ["folders of streamed data sets: 1"]
+
+    job(tmp_path, State.COMPLETED, seed=1, dataset={"path": "ann/pictures", "stream": True})
+    assert things(tmp_path, only=["cache"]) == []
+
+
 def test_caches_stay_where_it_cannot_be_said_who_uses_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     entry = posterior_cache().folder / "ab" / "abc.safetensors"
     entry.parent.mkdir(parents=True)

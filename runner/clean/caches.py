@@ -16,7 +16,9 @@ from runner.archive import BadArchive, is_archive
 from runner.clean.thing import Thing, measure
 from runner.data import Dataset, read_dataset
 from runner.data.classes import prior_of
+from runner.data.dataset import would_fetch
 from runner.data.sources.s3 import source_of as data_source_of
+from runner.data.sources.streamed import streamed_folder
 from runner.encodings import Need, caption_cache, class_images_folder, keys_of, posterior_cache
 from runner.errors import RunnerError
 from runner.families.files import model_folder
@@ -43,6 +45,8 @@ def cache_things(jobs: Sequence[Job]) -> Iterator[Thing]:
     yield from _store("class images", _children(cache_dir() / "class-images"), used)
     yield from _store("unpacked archives", _children(cache_dir() / "archives"), used)
     yield from _store("laid-out single files", _children(cache_dir() / "single-files"), used)
+    if not any(job.experiment.dataset.streams for job in trainings):
+        yield from _store("folders of streamed data sets", _children(streamed_folder()), set())
     yield from _mirrors(jobs)
 
 
@@ -78,6 +82,8 @@ def _need(job: Job, known: dict[DatasetSettings, Dataset]) -> Need:
             for path in settings.paths:
                 if is_s3(path) and not Mirror(data_source_of(path)).is_complete:
                     raise RunnerError(f"{path} is not on this machine")
+            if would_fetch(settings):
+                raise RunnerError(f"{', '.join(settings.paths)} would be fetched")
             known[settings] = read_dataset(settings, refresh=False)
         return known[settings]
 

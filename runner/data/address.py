@@ -1,4 +1,4 @@
-"""Where the encoded bytes of one image lie: a file, or a row of a parquet or arrow file.
+"""Where the encoded bytes of one image lie: a file, or a row of a parquet or arrow file, here or on the Hub.
 
 An address is small and can be pickled; the bytes are read when asked for. It does not know what the bytes
 mean.
@@ -12,12 +12,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from runner.data.shards import Shard, ShardStore
+
 if TYPE_CHECKING:
     import pyarrow
 
 # Rows of one group are asked for by several threads at once; without the lock each would read the whole
 # group.
 _table_lock = threading.Lock()
+# Another one: fetching takes long, and keeps nobody from what is here.
+_shard_lock = threading.Lock()
 
 
 class Address(Protocol):
@@ -88,13 +92,40 @@ class ArrowAddress:
         return cell_bytes(cells[self.row].as_py(), folder=self.path.parent)
 
 
-def cell_bytes(cell: Any, *, folder: Path) -> bytes:
-    """The encoded image in one cell: raw bytes, `{bytes, path}`, or a path relative to the table's folder."""
+@dataclass(frozen=True)
+class StreamedAddress:
+    """Row `row` of a shard that may have to be fetched; otherwise like a row of a parquet file."""
+
+    store: ShardStore
+    shard: Shard
+    column: str
+    row_group: int
+    row_in_group: int
+    row: int
+
+    @property
+    def path(self) -> Path:
+        """Where the shard lies while it is on this machine."""
+        return self.store.place(self.shard)
+
+    def read(self) -> bytes:
+        """The image's bytes; its row group stays in memory until two others were read."""
+        with _shard_lock:
+            cells = _shard_cells(self.store, self.shard, self.column, self.row_group)
+        return cell_bytes(cells[self.row_in_group].as_py(), folder=None)
+
+
+def cell_bytes(cell: Any, *, folder: Path | None) -> bytes:
+    """The encoded image in one cell: raw bytes, `{bytes, path}`, or a path relative to the table's folder, if it has
+    one.
+    """
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes):
         return cell
     if isinstance(cell, str) and cell:
+        if folder is None:
+            raise ValueError(f"the image cell names a file, {cell!r}, and streamed tables must hold the images")
         return (folder / cell).read_bytes()
     raise ValueError("the image cell is empty")
 
@@ -118,6 +149,15 @@ def _parquet_cells(path: Path, mtime_ns: int, column: str, row_group: int) -> py
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as parquet:
+        return parquet.read_row_group(row_group, columns=[column]).column(column)
+
+
+# What a shard holds never changes.
+@lru_cache(maxsize=2)
+def _shard_cells(store: ShardStore, shard: Shard, column: str, row_group: int) -> pyarrow.ChunkedArray:
+    import pyarrow.parquet as pq
+
+    with store.hold(shard) as path, pq.ParquetFile(path) as parquet:
         return parquet.read_row_group(row_group, columns=[column]).column(column)
 
 

@@ -24,6 +24,7 @@ from runner.data.item import Item, Mask
 from runner.data.report import InventoryReport, Row, Share
 from runner.data.sources.find import find
 from runner.data.sources.found import Found
+from runner.data.sources.streamed import is_indexed
 from runner.errors import DatasetError, SettingsError
 
 if TYPE_CHECKING:
@@ -95,6 +96,11 @@ def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, re
         about.class_folder if about else None,
         about.class_prompt if about else None,
     )
+
+
+def would_fetch(settings: DatasetSettings) -> bool:
+    """Whether reading the data set would fetch parts of a streamed one from the Hub."""
+    return any(part.stream and not is_indexed(part) for _, part, _ in _parts_of(settings))
 
 
 def fingerprint_of(items: Sequence[Item]) -> str:
@@ -203,7 +209,7 @@ def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> t
     """
     default_caption = (settings.instance_prompt or found.instance_prompt or "").strip()
     items, rows = [], list(found.rows)
-    inspected = inspect_all([entry.address for entry in found.entries], root=found.root)
+    inspected = inspect_all([entry.address for entry in found.entries], root=found.root, known=found.seen)
     masks = _checked_masks(found, inspected, faults)
     for entry, seen in zip(found.entries, inspected, strict=True):
         reason = _unusable(seen, settings.min_side_px)

@@ -12,7 +12,7 @@ SHOWN_PER_KIND = 20
 """Ten thousand missing captions are one mistake: after this many lines of a kind the rest is a number."""
 
 OF_A_SOURCE = re.compile(
-    r"\bdataset\.(path|revision|split|image_column|caption_column|mask_column|instance_prompt|captions_per_line)\b"
+    r"\bdataset\.(path|revision|split|image_column|caption_column|mask_column|instance_prompt|captions_per_line|stream)\b"
 )
 """Settings that each of several sources has for itself; a fault of one of them names its own."""
 

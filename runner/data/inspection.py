@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +41,19 @@ class Inspected:
     height_px: int = 0
     notes: tuple[str, ...] = ()
     error: str | None = None
+    lasting: bool = True
+    """Whether a second look would tell the same: a disk may fail once."""
 
 
-def inspect_all(addresses: Sequence[Address], *, root: Path) -> list[Inspected]:
-    """Inspect each address, in the order given. `root` names the data set whose memory is used."""
+def inspect_all(
+    addresses: Sequence[Address], *, root: Path, known: Mapping[Address, Inspected] | None = None
+) -> list[Inspected]:
+    """Inspect each address, in the order given. `root` names the data set whose memory is used; what is `known` is
+    not looked at again.
+    """
+    if known:
+        rest = iter(inspect_all([address for address in addresses if address not in known], root=root))
+        return [known.get(address) or next(rest) for address in addresses]
     memory_file = _memory_file(root)
     remembered = _recall(memory_file)
     stamps = _stamps(addresses)
@@ -56,9 +65,7 @@ def inspect_all(addresses: Sequence[Address], *, root: Path) -> list[Inspected]:
             results[index] = remembered[key]
         else:
             unknown.append(index)
-    # Decoding leaves Python for C code, so threads run on all cores.
-    with ThreadPoolExecutor(min(THREADS_MAX, (os.cpu_count() or 1) + 2)) as pool:
-        results.update(zip(unknown, pool.map(_inspect, (addresses[index] for index in unknown)), strict=True))
+    results.update(zip(unknown, inspect_now([addresses[index] for index in unknown]), strict=True))
     if unknown:
         now = time.time_ns()
         settled = {path for path, stamp in stamps.items() if now - stamp[1] > SETTLED_NS}
@@ -70,12 +77,19 @@ def inspect_all(addresses: Sequence[Address], *, root: Path) -> list[Inspected]:
     return [results[index] for index in range(len(addresses))]
 
 
+def inspect_now(addresses: Sequence[Address]) -> list[Inspected]:
+    """Inspect each address, without a memory."""
+    # Decoding leaves Python for C code, so threads run on all cores.
+    with ThreadPoolExecutor(min(THREADS_MAX, (os.cpu_count() or 1) + 2)) as pool:
+        return list(pool.map(_inspect, addresses))
+
+
 def _inspect(address: Address) -> Inspected:
     try:
         encoded = address.read()
         seen = inspect(encoded)
     except (OSError, ValueError, LookupError) as error:
-        return Inspected(error=f"cannot be read: {error}")
+        return Inspected(error=f"cannot be read: {error}", lasting=not isinstance(error, OSError))
     except UnreadableImage as error:
         return Inspected(error=f"cannot be decoded: {error}")
     return Inspected(content_id(encoded), seen.width_px, seen.height_px, seen.notes)
@@ -105,7 +119,8 @@ def _memory_file(root: Path) -> Path:
     return paths.cache_dir() / "inspections" / f"{name}.json"
 
 
-def _version() -> list[Any]:
+def version() -> list[Any]:
+    """What the result of a look depends on besides the image."""
     import PIL
 
     return [FORMAT, PIL.__version__]
@@ -114,7 +129,7 @@ def _version() -> list[Any]:
 def _recall(memory_file: Path) -> dict[str, Inspected]:
     try:
         stored = json.loads(memory_file.read_text(encoding="utf-8"))
-        if stored["version"] != _version():
+        if stored["version"] != version():
             return {}
         return dict(_entries(stored["files"]))
     except FileNotFoundError:
@@ -133,7 +148,7 @@ def _entries(files: dict[str, list[Any]]) -> Iterator[tuple[str, Inspected]]:
 def _remember(memory_file: Path, results: dict[str, Inspected]) -> None:
     files = {key: [seen.id, seen.width_px, seen.height_px, list(seen.notes)] for key, seen in results.items()}
     try:
-        paths.write_text(memory_file, json.dumps({"version": _version(), "files": files}))
+        paths.write_text(memory_file, json.dumps({"version": version(), "files": files}))
     except OSError as error:
         # A full or read-only cache folder costs time at the next start, not the run.
         logger.warning("%s cannot be written (%s); the next start reads every image again", memory_file, error)

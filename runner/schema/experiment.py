@@ -143,6 +143,15 @@ class Experiment(JobSettings):
         return self
 
     @model_validator(mode="after")
+    def _can_stream_there(self) -> Experiment:
+        if self.dataset.streams and self.launcher.name == "sagemaker":
+            raise ValueError(
+                "dataset.stream = true: training jobs of launcher=sagemaker get their data from S3; put the parquet "
+                "files there and give dataset.path=s3://..., which is streamed above launcher.fast_file_over_gb"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_buckets(self) -> Experiment:
         data = self.dataset
         if data.buckets and len(self.shapes) < 2:

@@ -91,6 +91,7 @@ class SourceSettings(Settings):
     instance_prompt: str | None = knob(None, doc="As `dataset.instance_prompt`.")
     mask_column: str | None = knob(None, min_length=1, doc="As `dataset.mask_column`.")
     captions_per_line: bool | None = knob(None, doc="As `dataset.captions_per_line`.")
+    stream: bool | None = knob(None, doc="As `dataset.stream`.")
 
 
 class DatasetSettings(Settings):
@@ -110,6 +111,15 @@ class DatasetSettings(Settings):
     )
     revision: str | None = knob(None, identity=False, doc="Branch, tag or commit on the Hub.")
     split: str = knob("train", min_length=1, identity=False, doc="Split of a Hub data set.")
+    stream: bool = knob(
+        False,
+        identity=False,
+        doc="Fetch the parquet files of a Hub data set when they are needed, instead of downloading all of it; only "
+        "`max_cache_gb` of them are on the disk at a time.",
+    )
+    max_cache_gb: float = knob(
+        50.0, gt=0, unit="GB", identity=False, doc="Largest share of the disk for parquet files; used with `stream`."
+    )
     image_column: str = knob(
         "image", min_length=1, identity=False, doc="Column with the image in parquet, arrow and Hub data."
     )
@@ -184,6 +194,12 @@ class DatasetSettings(Settings):
         """Where the images are."""
         return tuple(source.path for source in self.sources) if self.path is None else (self.path,)
 
+    @property
+    def streams(self) -> bool:
+        """Whether any of it is streamed."""
+        sources = [source.stream for source in self.sources if source.stream is not None]
+        return any(sources) or (self.stream and len(sources) < max(1, len(self.sources)))
+
     @field_validator("sources", mode="before")
     @classmethod
     def _paths_alone(cls, value: object) -> object:
@@ -204,6 +220,19 @@ class DatasetSettings(Settings):
         if self.sources and self.revision is not None:
             raise ValueError(
                 f"dataset.revision = {self.revision!r}: has no effect with dataset.sources; give it to one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_stream(self) -> DatasetSettings:
+        if not self.streams and self.max_cache_gb != default_of(self, "max_cache_gb"):
+            raise ValueError(
+                f"dataset.max_cache_gb = {self.max_cache_gb}: has no effect without dataset.stream=true; remove it"
+            )
+        if self.streams and self.masks:
+            raise ValueError(
+                "dataset.masks = true: masks are kept in memory, and a streamed data set is too large for that; remove "
+                "it, or dataset.stream"
             )
         return self
 

@@ -16,6 +16,8 @@ DEFAULTS = {
     "sources": (),
     "revision": None,
     "split": "train",
+    "stream": False,
+    "max_cache_gb": 50.0,
     "image_column": "image",
     "caption_column": "text",
     "instance_prompt": None,

@@ -12,6 +12,7 @@ from runner.data.sources.found import Found
 from runner.data.sources.hub import download
 from runner.data.sources.listing import TABLE_SUFFIXES, list_folder
 from runner.data.sources.s3 import mirrored
+from runner.data.sources.streamed import read_streamed
 from runner.data.sources.tables import read_tables
 from runner.s3 import is_s3
 
@@ -27,6 +28,9 @@ def find(settings: DatasetSettings, faults: Faults, *, refresh: bool = True) -> 
 
     `refresh` asks S3 for changes even where a whole copy of what lies there is on this machine.
     """
+    if settings.stream:
+        _must_be_on_the_hub(settings.paths[0], faults)
+        return read_streamed(settings, faults, refresh=refresh)
     place, from_hub = _place(settings, faults, refresh=refresh)
     if settings.revision is not None and not from_hub:
         faults.add(
@@ -70,9 +74,26 @@ def _place(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> tuple
     local = Path(path).expanduser()
     if local.exists():
         return local, False
-    if HUB_ID.fullmatch(path) and not _looks_local(local):
+    if _may_be_hub_id(path):
         return download(settings, faults), True
     faults.add("path", _not_found(local))
+    raise faults.error()
+
+
+def _may_be_hub_id(path: str) -> bool:
+    return bool(HUB_ID.fullmatch(path)) and not _looks_local(Path(path))
+
+
+def _must_be_on_the_hub(path: str, faults: Faults) -> None:
+    there = "in S3" if is_s3(path) else "here" if path == "embedded" or Path(path).expanduser().exists() else None
+    if there is None and _may_be_hub_id(path):
+        return
+    if there is None:
+        faults.add("path", _not_found(Path(path).expanduser()))
+    else:
+        faults.add(
+            "stream", f"dataset.stream=true has no effect on files that are {there}. Remove it, or give a Hub id."
+        )
     raise faults.error()
 
 

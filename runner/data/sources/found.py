@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.data.address import Address
+from runner.data.inspection import Inspected
 from runner.data.report import Row
 
 KNOWN_SPLITS = frozenset({"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval"})
@@ -38,6 +39,8 @@ class Found:
     instance_prompt: str | None = None
     class_prompt: str | None = None
     class_folder: Path | None = None
+    seen: dict[Address, Inspected] = field(default_factory=dict)
+    """What is known of images from an earlier look at them."""
 
 
 def captions_in(value: Any) -> tuple[str, ...] | None:

@@ -19,11 +19,7 @@ def download(settings: DatasetSettings, faults: Faults) -> Path:
     """Folder with the files of `settings.path` at `settings.revision`. Raises DatasetError."""
     from huggingface_hub import snapshot_download
 
-    suffixes = sorted(IMAGE_SUFFIXES | TABLE_SUFFIXES | {".txt"})
-    wanted = [f"*{suffix}" for suffix in suffixes] + [f"*{suffix.upper()}" for suffix in suffixes]
-    wanted += [f"*{name}" for name in (*METADATA_NAMES, DESCRIPTION_NAME)]
-    # Shards of other splits are often the larger part; their names are fixed by the Hub's own converter.
-    unwanted = [f"*{split}-*-of-*.parquet" for split in sorted(KNOWN_SPLITS - {settings.split})]
+    wanted, unwanted = patterns(settings)
     try:
         folder = snapshot_download(
             settings.paths[0],
@@ -33,7 +29,7 @@ def download(settings: DatasetSettings, faults: Faults) -> Path:
             ignore_patterns=unwanted,
         )
     except Exception as error:  # the client's HTTP library has exceptions of its own, which are no OSErrors
-        faults.add("hub", _explain(settings, error))
+        faults.add("hub", explain(settings, error))
         raise faults.error() from error
     if not Path(folder).is_dir():
         faults.add("hub", "the Hub data set has neither images nor parquet or arrow files. Give another.")
@@ -41,7 +37,17 @@ def download(settings: DatasetSettings, faults: Faults) -> Path:
     return Path(folder)
 
 
-def _explain(settings: DatasetSettings, error: Exception) -> str:
+def patterns(settings: DatasetSettings) -> tuple[list[str], list[str]]:
+    """Names of files that a data set may be made of, and of those that it is not."""
+    suffixes = sorted(IMAGE_SUFFIXES | TABLE_SUFFIXES | {".txt"})
+    wanted = [f"*{suffix}" for suffix in suffixes] + [f"*{suffix.upper()}" for suffix in suffixes]
+    wanted += [f"*{name}" for name in (*METADATA_NAMES, DESCRIPTION_NAME)]
+    # Shards of other splits are often the larger part; their names are fixed by the Hub's own converter.
+    return wanted, [f"*{split}-*-of-*.parquet" for split in sorted(KNOWN_SPLITS - {settings.split})]
+
+
+def explain(settings: DatasetSettings, error: Exception) -> str:
+    """Why the Hub does not give the data set, with the fix."""
     from huggingface_hub import errors
 
     at = f" at dataset.revision={settings.revision!r}" if settings.revision else ""

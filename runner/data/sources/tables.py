@@ -40,10 +40,10 @@ def read_tables(
     found = Found(root)
     if settings.captions_per_line:
         faults.add("lines", "dataset.captions_per_line=true has no effect on tables. Remove it.")
-    chosen = _of_split(names, settings, found, faults) if select_split else names
+    chosen = of_split(names, settings, found, faults) if select_split else names
     for name in chosen:
         try:
-            _read_table(folder / name, name, settings, found, faults)
+            read_table(folder / name, name, settings, found, faults)
         except (OSError, ValueError) as error:
             # pyarrow's errors are ValueErrors; its texts can be long, the first line says what happened.
             reason = str(error).strip().split("\n")[0]
@@ -51,7 +51,8 @@ def read_tables(
     return found
 
 
-def _of_split(names: list[str], settings: DatasetSettings, found: Found, faults: Faults) -> list[str]:
+def of_split(names: list[str], settings: DatasetSettings, found: Found, faults: Faults) -> list[str]:
+    """The tables of `settings.split`; the others get a row in `found`, and none at all is a fault."""
     splits = {name: _split_of(name, settings.split) for name in names}
     named = {split for split in splits.values() if split}
     if settings.split in named or (settings.split == "train" and not named):
@@ -83,10 +84,11 @@ def _split_of(name: str, wanted: str) -> str | None:
     return shard[1] if shard and shard[1] != "data" else None
 
 
-def _read_table(path: Path, name: str, settings: DatasetSettings, found: Found, faults: Faults) -> None:
-    schema = _schema(path)
+def read_table(path: Path, name: str, settings: DatasetSettings, found: Found, faults: Faults) -> None:
+    """Add the rows of one file to `found`. Raises OSError or ValueError where it cannot be read."""
+    schema = schema_of(path)
     image, caption = settings.image_column, settings.caption_column
-    if not _check_columns(schema, name, settings, faults):
+    if not check_columns(schema, name, settings, faults):
         return
     captions: list[Any] = []
     if caption in schema.names:
@@ -127,7 +129,8 @@ def _plain(cells: pyarrow.ChunkedArray) -> Iterator[Any]:
     return (cell.as_py() for cell in cells)
 
 
-def _check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings, faults: Faults) -> bool:
+def check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings, faults: Faults) -> bool:
+    """Whether a table has the columns that are asked for, and of their kinds; adds to `faults`."""
     usable = True
     columns = [("image_column", settings.image_column), ("caption_column", settings.caption_column)]
     columns += [("mask_column", settings.mask_column)] if settings.masks else []
@@ -167,7 +170,8 @@ def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
-def _schema(path: Path) -> pyarrow.Schema:
+def schema_of(path: Path) -> pyarrow.Schema:
+    """The columns of a parquet or arrow file. Raises OSError or ValueError."""
     import pyarrow.parquet as pq
 
     return pq.read_schema(path) if _is_parquet(path) else open_arrow(path).schema

@@ -25,6 +25,7 @@ from runner.errors import DatasetError
 from runner.families.family import Family, Text, TextStack
 from runner.families.files import folder_hash
 from runner.schema.shapes import Shape
+from runner.train.inputs.stored import OnDisk, Stored
 from runner.train.place import Place
 
 log = logging.getLogger(__name__)
@@ -41,10 +42,12 @@ def encode_views(
     load_vae: Callable[[], AutoencoderKL],
     place: Place,
     variant: str | None = None,
-) -> dict[tuple[str, Crop], tuple[Tensor, Tensor]]:
+    on_disk: bool = False,
+) -> Mapping[tuple[str, Crop], tuple[Tensor, Tensor]]:
     """The VAE's posterior of every view: (mean, standard deviation), each `[C, h, w]`, fp32 on the CPU.
 
     Args:
+        on_disk: read each when it is asked for, instead of keeping all in memory.
         vae_folder: the VAE's files; their content is part of the cache key.
         load_vae: called only if something is missing.
         variant: which of the files in the folder are read, where there are several.
@@ -53,20 +56,25 @@ def encode_views(
     # As they lie on disk: a row of a table is read with its whole group. A data set that was sent elsewhere has this
     # order there, too.
     in_order = sorted(views, key=lambda view: reading_place(view.item))
-    wanted = {posterior_key(view, vae=identity, variant=variant): view for view in in_order}
+    wanted: dict[str, View] = {}
+    for view in in_order:  # of copies of one image the first, which is next on the disk
+        wanted.setdefault(posterior_key(view, vae=identity, variant=variant), view)
     cache = posterior_cache()
 
     def encode(keys: Sequence[str]) -> None:
         vae = load_vae()
         for part in _alike(keys, wanted):
-            pixels_B3HW = torch.stack([_pixels(wanted[key]) for key in part]).to(place.device)
+            pixels_B3HW = torch.stack(list(part.values())).to(place.device)
             with torch.no_grad():
                 posterior = vae.encode(pixels_B3HW).latent_dist
             for key, mean, std in zip(part, posterior.mean.cpu(), posterior.std.cpu(), strict=True):
                 _refuse_non_finite(mean, std, what=f"the VAE's encoding of {wanted[key].item.file}")
                 cache.put(key, {"mean": mean, "std": std})
 
-    entries = complete(cache, list(wanted), encode, place=place, what="images")
+    entries = complete(cache, list(wanted), encode, place=place, what="images", on_disk=on_disk)
+    if on_disk:
+        names = {view.key: key for key, view in wanted.items()}  # copies have the same
+        return Stored(names, entries, lambda entry: (entry["mean"], entry["std"]))
     return {wanted[key].key: (entry["mean"], entry["std"]) for key, entry in entries.items()}
 
 
@@ -78,8 +86,9 @@ def encode_captions(
     load_text: Callable[[], TextStack],
     place: Place,
     variant: str | None = None,
-) -> dict[str, Text]:
-    """The embeddings of every caption, without a batch dimension, fp32 on the CPU."""
+    on_disk: bool = False,
+) -> Mapping[str, Text]:
+    """The embeddings of every caption, without a batch dimension, fp32 on the CPU; with `on_disk` as `encode_views`."""
     encoders = encoder_hashes(model_folder)
     name = family.__name__ if hasattr(family, "__name__") else type(family).__name__
     wanted = {caption_key(caption, encoders=encoders, variant=variant, family=name): caption for caption in captions}
@@ -90,7 +99,9 @@ def encode_captions(
         for key, (_, entry) in zip(keys, encoded, strict=True):
             cache.put(key, entry)
 
-    entries = complete(cache, list(wanted), encode, place=place, what="captions")
+    entries = complete(cache, list(wanted), encode, place=place, what="captions", on_disk=on_disk)
+    if on_disk:
+        return Stored({caption: key for key, caption in wanted.items()}, entries, lambda entry: entry)
     return {wanted[key]: entry for key, entry in entries.items()}
 
 
@@ -120,8 +131,13 @@ def complete(
     *,
     place: Place,
     what: str,
+    on_disk: bool = False,
 ) -> Mapping[str, dict[str, Tensor]]:
-    """Every entry of a cache; missing ones are encoded first, each by one of the processes that share the cache."""
+    """Every entry of a cache; missing ones are encoded first, each by one of the processes that share the cache.
+
+    Args:
+        on_disk: entries are read when they are asked for; else they are in memory.
+    """
     beside = place.beside(cache.folder)
     missing = [key for key in keys if not cache.has(key)]
     place.wait()  # all must have looked before the first one writes, or they would share the work differently
@@ -129,6 +145,8 @@ def complete(
     if place.is_main:
         log.info("%d %s: %d in the cache, %d to encode", len(keys), what, len(keys) - len(missing), len(missing))
     place.together(lambda: encode(mine) if mine else None, what=f"encode its {what}")
+    if on_disk:
+        return OnDisk(cache, keys, encode)
     entries = {key: cache.get(key) for key in keys}
     damaged = [key for key, entry in entries.items() if entry is None]
     if damaged:  # a torn disk, or somebody cleaning up at this moment
@@ -137,15 +155,20 @@ def complete(
     return {key: entry for key, entry in entries.items() if entry is not None}
 
 
-def _alike(keys: Sequence[str], wanted: Mapping[str, View]) -> Iterator[list[str]]:
-    """The keys in portions of one shape, as many as may be encoded at once."""
-    shapes: dict[Shape, list[str]] = {}
+def _alike(keys: Sequence[str], wanted: Mapping[str, View]) -> Iterator[dict[str, Tensor]]:
+    """The pixels of the keys in portions of one shape, as many as may be encoded at once.
+
+    Images are read in the order of the keys, which is that of the disk, and wait here for others of their shape.
+    """
+    waiting: dict[Shape, dict[str, Tensor]] = {}
     for key in keys:
         crop = wanted[key].crop
-        shapes.setdefault((crop.height_px, crop.width_px), []).append(key)
-    for (height, width), members in shapes.items():
-        batch = max(1, PIXELS_PER_BATCH // (height * width))
-        yield from (members[start : start + batch] for start in range(0, len(members), batch))
+        shape = crop.height_px, crop.width_px
+        portion = waiting.setdefault(shape, {})
+        portion[key] = _pixels(wanted[key])
+        if len(portion) >= PIXELS_PER_BATCH // (shape[0] * shape[1]):
+            yield waiting.pop(shape)
+    yield from waiting.values()
 
 
 def _pixels(view: View) -> Tensor:

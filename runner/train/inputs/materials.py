@@ -24,8 +24,8 @@ from runner.train.inputs.class_images import draw_class_images
 from runner.train.inputs.encode import encode_captions, encode_views
 from runner.train.inputs.masks import Masks, masks_of
 from runner.train.inputs.prior import OfBase, OfImages, Stream, WithPrior
-from runner.train.inputs.samples import EMPTY, Posteriors, Samples
-from runner.train.inputs.text import Conditioner, EncodedText, LiveText
+from runner.train.inputs.samples import EMPTY, Posteriors, PosteriorsInMemory, Samples
+from runner.train.inputs.text import Conditioner, EncodedText, LiveText, StoredText
 from runner.train.inputs.tokens import TokenText, spoken
 from runner.train.start import Kept, earlier_items
 from runner.train.validation import HeldOut
@@ -97,7 +97,7 @@ def prepare(job: Job, base: Base) -> Materials:
     conditioner = _conditioner(settings, captions, base)
     views = views_of(dataset.items, settings)
     key = (dataset.fingerprint, settings.validation.held_out, *_cut_out(settings))
-    posteriors = _posteriors(views, base, key=("posteriors", *key))
+    posteriors = _posteriors(views, base, key=("posteriors", *key), on_disk=settings.dataset.streams)
     masks = _masks(views, posteriors, base, key=("masks", *key)) if settings.loss.masked else None
     own_samples = _samples(settings, repeated(training), posteriors, base, masks=masks)
     samples, class_images = _beside(job, prior, own_samples, dataset.items, base, conditioner)
@@ -160,7 +160,7 @@ def _beside(
     if settings.method.prior == "base":
         return WithPrior(own, OfBase(prior.prompt), weight=weight), 0
     drawn = draw_class_images(job, prior, base, conditioner) if prior.to_draw else ()
-    of_class = Posteriors()
+    of_class = PosteriorsInMemory()
     # Apart: what is encoded together, which the last digits depend on, must not depend on where the images lie.
     for part in (prior.items, drawn):
         views = class_views_of(part, items, settings)
@@ -200,16 +200,19 @@ def _masks(views: Sequence[View], posteriors: Posteriors, base: Base, *, key: tu
     return found
 
 
-def _posteriors(views: Sequence[View], base: Base, *, key: tuple[Hashable, ...]) -> Posteriors:
-    found: Posteriors | None = base.shared.get(key)
+def _posteriors(views: Sequence[View], base: Base, *, key: tuple[Hashable, ...], on_disk: bool = False) -> Posteriors:
+    found: Posteriors | None = base.shared.get((on_disk, *key))
     if found is None:
-        variant = base.settings.variant
-        found = Posteriors(
-            encode_views(
-                views, vae_folder=base.vae_folder, load_vae=lambda: base.vae, place=base.place, variant=variant
-            )
+        found = encode_views(
+            views,
+            vae_folder=base.vae_folder,
+            load_vae=lambda: base.vae,
+            place=base.place,
+            variant=base.settings.variant,
+            on_disk=on_disk,
         )
-        base.shared[key] = found
+        found = found if on_disk else PosteriorsInMemory(found)
+        base.shared[on_disk, *key] = found
     return found
 
 
@@ -220,7 +223,8 @@ def _conditioner(settings: Experiment, captions: tuple[str, ...], base: Base) ->
         )
     if base.live_text:
         return LiveText(base.family, base.text, captions, device=base.place.device)
-    found: EncodedText | None = base.shared.get(("captions", captions))
+    on_disk = settings.dataset.streams
+    found: EncodedText | StoredText | None = base.shared.get(("captions", on_disk, captions))
     if found is None:
         encoded = encode_captions(
             captions,
@@ -229,7 +233,9 @@ def _conditioner(settings: Experiment, captions: tuple[str, ...], base: Base) ->
             load_text=lambda: base.text,
             place=base.place,
             variant=base.settings.variant,
+            on_disk=on_disk,
         )
-        found = EncodedText(encoded, zeros_for_empty=base.zeros_for_empty, device=base.place.device)
-        base.shared["captions", captions] = found
+        kind = StoredText if on_disk else EncodedText
+        found = kind(encoded, zeros_for_empty=base.zeros_for_empty, device=base.place.device)
+        base.shared["captions", on_disk, captions] = found
     return found

@@ -67,8 +67,12 @@ class Batch:
         return dataclasses.replace(self, **moved)
 
 
-class Posteriors(dict[tuple[str, Crop], tuple[Tensor, Tensor]]):
-    """Mean and deviation of every crop, by image and crop; a class of its own, so that jobs can share one weakly."""
+Posteriors = Mapping[tuple[str, Crop], tuple[Tensor, Tensor]]
+"""Mean and deviation of every crop, by image and crop."""
+
+
+class PosteriorsInMemory(dict[tuple[str, Crop], tuple[Tensor, Tensor]]):
+    """A class of its own, so that jobs can share one weakly."""
 
 
 EMPTY = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -25,7 +25,7 @@ class Conditioner(Protocol):
 class EncodedText:
     """Captions that were encoded before the training: rows of stacked tensors."""
 
-    def __init__(self, encoded: dict[str, Text], *, zeros_for_empty: bool, device: torch.device) -> None:
+    def __init__(self, encoded: Mapping[str, Text], *, zeros_for_empty: bool, device: torch.device) -> None:
         self.device = device
         self.rows: dict[Caption, int] = {caption: index for index, caption in enumerate(encoded)}
         self.rows[None] = len(encoded) if zeros_for_empty else self.rows[EMPTY]
@@ -41,6 +41,23 @@ class EncodedText:
         return {
             name: tensor.index_select(0, sent(rows, tensor.device)).to(self.device, non_blocking=True)
             for name, tensor in self.tensors.items()
+        }
+
+
+class StoredText:
+    """Captions that were encoded before the training, and are read from the disk at every step."""
+
+    def __init__(self, encoded: Mapping[str, Text], *, zeros_for_empty: bool, device: torch.device) -> None:
+        self.encoded, self.zeros_for_empty, self.device = encoded, zeros_for_empty, device
+
+    def text(self, captions: Sequence[Caption]) -> Text:
+        """The embeddings of these captions."""
+        rows = {caption: self.encoded[caption or EMPTY] for caption in dict.fromkeys(captions)}
+        if None in rows and self.zeros_for_empty:
+            rows[None] = {name: torch.zeros_like(tensor) for name, tensor in rows[None].items()}
+        return {
+            name: sent(torch.stack([rows[caption][name] for caption in captions]), self.device)
+            for name in rows[captions[0]]
         }
 
 
