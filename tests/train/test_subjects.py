@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from pydantic import ValidationError
 
+from runner.clean.__main__ import find
 from runner.data import read_dataset
 from runner.data.classes import Prior, prior_of
 from runner.encodings import Need, cache_work, class_images_folder
@@ -157,6 +158,11 @@ def test_images_are_drawn_of_each_class_and_the_loss_is_that_of_the_pairs(
     assert places[0] != places[1]
     assert [sorted(file.name for file in place.glob("*.png")) for place in places] == [["00000.png"]] * 2
     assert read_manifest(job.folder)["dataset"]["class_images"] == 2
+    with bench.own_cache():
+        for thing in find([job], only=["cache"]):
+            if thing.remove and "class images" in thing.what:
+                thing.remove()
+    assert all(place.is_dir() for place in places), "what the job uses is not cleaned away"
 
     batch = stream_of(bench, job).batch(0, range(2))
     assert batch.captions[2:] == tuple(CLASS_OF[str(caption)] for caption in batch.captions[:2])
@@ -198,7 +204,8 @@ def test_who_is_of_which_class_is_part_of_what_a_job_is(folders: dict[str, str])
     dog, cat = sources(folders)
     both = planned(of([dog, cat]), {})[1]
     assert planned(of([cat, dog]), {})[1] == both, "in which order they are named does not count"
-    swapped = [{**dog, "class_prompt": CAT}, {**cat, "class_prompt": DOG}]
+    class_of_dog, class_of_cat = ({key: each[key] for key in each if key.startswith("class")} for each in (dog, cat))
+    swapped = [dog | class_of_cat, cat | class_of_dog]
     others = [{**dog, "class_data_dir": folders["cats"]}, cat]
     assert len({both, planned(of(swapped), {})[1], planned(of(others), {})[1]}) == 3
 
