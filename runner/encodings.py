@@ -146,11 +146,12 @@ def keys_of(need: Need, hashes: dict[ModelSettings, tuple[str, list[str]]] | Non
             return None
         hashes[model] = folder_hash(vae_folder(folder, vae)), encoder_hashes(folder)
     vae_hash, encoders = hashes[model]
-    views, to_draw = views_of(items, experiment), set()
+    views, to_draw = views_of(items, experiment), set[Path]()
     if prior is not None:
-        views += class_views_of(prior.items, items, experiment)
-        folder = class_images_folder(experiment, prior.prompt, model=need.job.identity["model"])
-        to_draw = {folder / class_image_name(index) for index in range(prior.to_draw)}
+        for each in prior.classes:
+            views += class_views_of(each.items, items, experiment)
+            folder = class_images_folder(experiment, each.prompt, model=need.job.identity["model"])
+            to_draw |= {folder / class_image_name(index) for index in range(each.to_draw)}
     posteriors = {posterior_key(view, vae=vae_hash, variant=model.variant) for view in views}
     captions = set()
     if not experiment.live_text:
@@ -159,7 +160,7 @@ def keys_of(need: Need, hashes: dict[ModelSettings, tuple[str, list[str]]] | Non
             *prompts_of(experiment, items),
             "",
             experiment.validation.negative_prompt or "",
-            prior.prompt if prior else "",
+            *(prior.prompts if prior else ()),
         }
         captions = {
             caption_key(text, encoders=encoders, variant=model.variant, family=f"runner.families.{model.family}")

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -35,7 +35,8 @@ SCHEMA_NUMBER = 1
 NOT_IDENTITY = ("launcher", "logger", "checkpoint", "pruning", "objective")
 """Sections that say where a job runs and how it is kept, never what it trains."""
 USUAL_METHOD = "text_to_image"
-
+OfClass = Mapping[str, str | None]
+"""`prompt`, `images`, and with several classes `subjects` (`runner.data.classes`)."""
 
 LOCK_POLL_S = 0.01
 
@@ -85,6 +86,12 @@ class Job:
         return self.settings
 
     @property
+    def classes(self) -> Sequence[OfClass]:
+        """The classes of subjects that a training keeps, as its identity has them."""
+        prior = self.identity.get("prior") or ()
+        return (prior,) if isinstance(prior, Mapping) else prior
+
+    @property
     def has_result(self) -> bool:
         """Whether the file of what was trained, or made, is there."""
         if not self.trains:
@@ -113,7 +120,7 @@ def make_job(
     dataset: str,
     outputs: Path,
     overrides: tuple[str, ...] = (),
-    prior: Mapping[str, str | None] | None = None,
+    prior: OfClass | Sequence[OfClass] | None = None,
     init: str | None = None,
 ) -> Job:
     """Give an experiment its identity and folder.
@@ -122,10 +129,11 @@ def make_job(
         model: fingerprint of the base model.
         dataset: fingerprint of the images and captions.
         outputs: root of all experiments.
-        prior: the class prompt and the fingerprint of given class images, where a prior is kept.
+        prior: the class prompt and the fingerprint of given class images, where a prior is kept; those of each class,
+            with the fingerprint of its subjects, where there are several.
         init: hash of the adapter that the job starts from.
     """
-    contents: dict[str, Any] = {"model": model, "dataset": dataset} | ({"prior": dict(prior)} if prior else {})
+    contents: dict[str, Any] = {"model": model, "dataset": dataset} | ({"prior": prior} if prior else {})
     return make_task_job(experiment, contents | ({"init": init} if init else {}), outputs=outputs, overrides=overrides)
 
 

@@ -261,8 +261,10 @@ def _show(plan: Plan, checker: Checker, preview: Sequence[str] = (), *, as_json:
     for job in trainings:
         dataset = checker.dataset_of(job)
         buckets = tuple(bucket_lines(buckets_of(dataset.items, job.experiment)))
+        prior = checker.prior_of(job)
+        classes = tuple(prior.lines()) if prior else ()
         of_files = (dataset.fingerprint, job.experiment.resolution, job.experiment.dataset.buckets)
-        for key, lines in ((of_files, dataset.report.lines()), (buckets, buckets)):
+        for key, lines in ((of_files, dataset.report.lines()), (buckets, buckets), (classes, classes)):
             if key not in shown:
                 shown.add(key)
                 for line in lines:

@@ -58,7 +58,7 @@ def _encodings(trainings: Sequence[Job]) -> Iterator[Thing]:
     used: set[str] = set()
     known: dict[DatasetSettings, Dataset] = {}
     # What is drawn of a class is encoded as well, under names that only the drawn images have.
-    drawn = any((job.identity.get("prior") or {}).get("prompt") for job in trainings)
+    drawn = any(job.classes for job in trainings)
     for job in trainings:
         try:
             keys = keys_of(_need(job, known))
@@ -102,9 +102,8 @@ def _places(job: Job) -> Iterator[Path]:
                 yield from (copy, copy.parent)
         elif is_archive(named) and Path(named).expanduser().is_file():
             yield place_of(Path(named).expanduser())
-    prompt = (job.identity.get("prior") or {}).get("prompt")
-    if job.trains and prompt:
-        yield class_images_folder(job.experiment, prompt, model=str(job.identity["model"]))
+    for each in job.classes:
+        yield class_images_folder(job.experiment, str(each["prompt"]), model=str(job.identity["model"]))
 
 
 def _quietly(find: Callable[[], Path | None]) -> Path | None:
@@ -153,7 +152,10 @@ def _sources(job: Job) -> Iterator[Location]:
         model_source_of(named) for named in (job.settings.model.path, job.settings.model.vae or "") if is_s3(named)
     )
     if job.trains:
-        yield from (data_source_of(named) for named in job.experiment.dataset.paths if is_s3(named))
+        folders = [source.class_data_dir for source in job.experiment.dataset.sources]
+        folders.append(getattr(job.experiment.method, "class_data_dir", None))
+        named_data = (*job.experiment.dataset.paths, *(folder or "" for folder in folders))
+        yield from (data_source_of(named) for named in named_data if is_s3(named))
     real = getattr(job.settings, "real", None)
     if isinstance(real, str) and is_s3(real):
         yield data_source_of(real)

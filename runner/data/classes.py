@@ -1,13 +1,15 @@
-"""What a subject is one of: the class prompt, images of the class that are there, and how many are to be drawn.
+"""What subjects are one of: class prompts, images of the classes that are there, and how many are to be drawn.
 
-Knows settings and data sets; drawing is for those who have the model.
+Each of several sources may have a subject, and a class, of its own. Knows settings and data sets; drawing is for those
+who have the model.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from runner.data.dataset import Dataset, fingerprint_of, read_dataset
 from runner.data.item import Item
@@ -16,16 +18,23 @@ from runner.s3 import is_s3
 from runner.schema import DatasetSettings, Experiment
 from runner.schema.method import DreamBooth
 
+NO_PROMPT = (
+    "method.class_prompt = null: a prior needs one, such as 'a photo of a dog'; set it, put class_prompt into "
+    "dataset_info.json, or set method.prior=none"
+)
+
 
 @dataclasses.dataclass(frozen=True)
-class Prior:
-    """What a DreamBooth job keeps of the class."""
+class SubjectClass:
+    """A class, and what is kept of it."""
 
     prompt: str
     items: tuple[Item, ...]
     """Images of the class that the user has, captioned with the class prompt."""
     to_draw: int
     """Images that the base model draws beside them."""
+    subjects: tuple[Item, ...]
+    """The images of subjects that are of this class."""
 
     @property
     def identity(self) -> dict[str, str | None]:
@@ -36,6 +45,39 @@ class Prior:
         return {"prompt": self.prompt, "images": fingerprint_of(self.items) if self.items else None}
 
 
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """What a DreamBooth job keeps of the classes of its subjects."""
+
+    classes: tuple[SubjectClass, ...]
+    """Distinct ones, in an order that depends on their content only."""
+    of_source: Mapping[int, int]
+    """Which of them the images of each source are of."""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The class prompts, in their order."""
+        return tuple(dict.fromkeys(each.prompt for each in self.classes))
+
+    @property
+    def identity(self) -> Any:
+        """What tells it from others: the class's identity; with several a list of them, each with its subjects."""
+        if len(self.classes) == 1:
+            return self.classes[0].identity
+        return [each.identity | {"subjects": fingerprint_of(each.subjects)} for each in self.classes]
+
+    def class_of(self, item: Item) -> int:
+        """Which of the classes an image of the data set is of."""
+        return self.of_source[item.source]
+
+    def lines(self) -> Iterator[str]:
+        """For people: which class the subject of each source is of, where there are several classes."""
+        for source, number in self.of_source.items() if len(self.classes) > 1 else ():
+            each = self.classes[number]
+            beside = f": {len(each.items)} images given, {each.to_draw} of the base model's"
+            yield f"class of sources.{source}: {each.prompt!r}{beside if each.items or each.to_draw else ''}"
+
+
 def prior_of(
     experiment: Experiment, dataset: Dataset, *, read: Callable[[DatasetSettings], Dataset] = read_dataset
 ) -> Prior | None:
@@ -43,8 +85,8 @@ def prior_of(
 
     Args:
         experiment: its settings.
-        dataset: its images, whose `dataset_info.json` may name the class.
-        read: reads the images of the class.
+        dataset: its images, whose `dataset_info.json` may name the class; with several sources that of each.
+        read: reads the images of a class.
 
     Raises:
         SettingsError: nothing says what the class is, or where its images come from, or these have faults.
@@ -52,49 +94,155 @@ def prior_of(
     method = experiment.method
     if not isinstance(method, DreamBooth) or method.prior == "none":
         return None
-    prompt = (method.class_prompt or dataset.class_prompt or "").strip()
-    if not prompt:
-        raise SettingsError(
-            "method.class_prompt = null: a prior needs one, such as 'a photo of a dog'; set it, put class_prompt into "
-            "dataset_info.json, or set method.prior=none"
-        )
+    with_images = {item.source for item in dataset.items}
+    said = [each for each in _all_said(experiment, method, dataset) if each.source in with_images]
+    _refuse_without_prompt(said)
     if method.prior == "base":
-        return Prior(prompt, (), 0)
-    items = _class_images(_class_folder(experiment, method, dataset), prompt, read)
-    to_draw = max(0, method.num_class_images - len(items))
-    if not items and not to_draw:
+        given: list[tuple[Item, ...]] = [()] * len(said)
+    else:
+        _refuse_a_shared_folder(said)
+        given = _given(said, experiment, method, dataset, read)
+    keys = [(each.prompt, fingerprint_of(items) if items else "") for each, items in zip(said, given, strict=True)]
+    distinct = sorted(set(keys))
+    of_source = {each.source: distinct.index(key) for each, key in zip(said, keys, strict=True)}
+    _refuse_one_image_in_two_classes(dataset.items, of_source)
+    classes = []
+    for number, key in enumerate(distinct):
+        items = given[keys.index(key)]
+        to_draw = max(0, method.num_class_images - len(items)) if method.prior == "images" else 0
+        subjects = tuple(item for item in dataset.items if of_source[item.source] == number)
+        classes.append(SubjectClass(key[0], items, to_draw, subjects))
+    return Prior(tuple(classes), of_source)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Said:
+    """What is said of the class of one source's subject."""
+
+    source: int
+    section: str
+    """The settings of the source: `method` for a single one, `dataset.sources.1` for one of several."""
+    path: str
+    prompt: str
+    folder: str | None
+    folder_key: str
+    """The setting that names the folder, or would, where `dataset_info.json` does."""
+    described: bool
+    """Whether it is `dataset_info.json` that names it."""
+
+
+def _all_said(experiment: Experiment, method: DreamBooth, dataset: Dataset) -> list[_Said]:
+    """What is said of each source: by itself, by the method for those that say nothing, or in `dataset_info.json`."""
+    settings, found = experiment.dataset, []
+    for number, (path, described) in enumerate(zip(settings.paths, dataset.described, strict=True)):
+        source = settings.sources[number] if settings.sources else None
+        section = f"dataset.sources.{number}" if len(settings.paths) > 1 else "method"
+        own_prompt, own_folder = (source.class_prompt, source.class_data_dir) if source else (None, None)
+        prompt = (own_prompt or method.class_prompt or described.class_prompt or "").strip()
+        # The method's folder is of the method's class: who says to be of another one has other images, too.
+        folder, key = own_folder, f"dataset.sources.{number}.class_data_dir"
+        if folder is None and own_prompt is None:
+            folder, key = method.class_data_dir, "method.class_data_dir"
+        in_file = folder is None
+        if in_file:
+            folder = None if described.class_folder is None else str(described.class_folder)
+            key = f"{section}.class_data_dir"
+        found.append(_Said(number, section, path, prompt, folder, key, in_file))
+    return found
+
+
+def _refuse_without_prompt(said: Sequence[_Said]) -> None:
+    missing = [each for each in said if not each.prompt]
+    if len(missing) == len(said):
+        raise SettingsError(NO_PROMPT)
+    if missing:
         raise SettingsError(
-            "method.num_class_images = 0: there are no images of the class either; set method.class_data_dir, or let "
-            "the base model draw some"
+            "\n".join(
+                f"{each.section}.class_prompt = null: a prior needs the class of each subject, other sources have one, "
+                f"and nothing says that of {each.path!r}; set it, put class_prompt into its dataset_info.json, or set "
+                "method.class_prompt for all sources without one"
+                for each in missing
+            )
         )
-    return Prior(prompt, items, to_draw)
 
 
-def _class_folder(settings: Experiment, method: DreamBooth, dataset: Dataset) -> str | None:
-    path = method.class_data_dir
-    if path is None:
-        return None if dataset.class_folder is None else str(dataset.class_folder)
-    if is_s3(path):
-        return path
+def _refuse_a_shared_folder(said: Sequence[_Said]) -> None:
+    shared = [each for each in said if each.folder_key == "method.class_data_dir" and not each.described]
+    prompts = sorted({each.prompt for each in shared})
+    if len(prompts) > 1:
+        raise SettingsError(
+            f"method.class_data_dir = {shared[0].folder!r}: is one folder for several classes "
+            f"({', '.join(map(repr, prompts))}); give each of dataset.sources a class_data_dir of its own"
+        )
+
+
+def _given(
+    said: Sequence[_Said],
+    experiment: Experiment,
+    method: DreamBooth,
+    dataset: Dataset,
+    read: Callable[[DatasetSettings], Dataset],
+) -> list[tuple[Item, ...]]:
+    """The images of each one's class that the user has."""
+    known: dict[tuple[str | None, str], tuple[Item, ...]] = {}
+    given, faults = [], []
+    for each in said:
+        key = each.folder, each.prompt
+        try:
+            if key not in known:
+                _check_folder(each, experiment.dataset, dataset)
+                known[key] = _class_images(each, read)
+            given.append(known[key])
+            if not known[key] and not method.num_class_images:
+                of_which = f" {each.prompt!r}" if each.section != "method" else ""
+                raise SettingsError(
+                    f"method.num_class_images = 0: there are no images of the class{of_which} either; set "
+                    f"{each.section}.class_data_dir, or let the base model draw some"
+                )
+        except SettingsError as error:
+            faults.append(str(error))
+    if faults:
+        raise SettingsError("\n".join(dict.fromkeys(faults)))
+    return given
+
+
+def _check_folder(said: _Said, settings: DatasetSettings, dataset: Dataset) -> None:
+    path = said.folder
+    if path is None or said.described or is_s3(path):
+        return
     folder = Path(path).expanduser().resolve()
-    subjects = [Path(each).expanduser().resolve() for each in settings.dataset.paths]
     if not folder.exists():
-        raise SettingsError(f"method.class_data_dir = {path!r}: there is no such folder; correct or remove it")
-    known = dataset.class_folder is not None and folder.is_relative_to(dataset.class_folder.resolve())
-    if any(folder.is_relative_to(subject) for subject in subjects) and not known:
-        raise SettingsError(
-            f"method.class_data_dir = {path!r}: lies in dataset.path, where its images are trained as the subject's; "
-            "move it out, or name it as class_data_dir in dataset_info.json"
-        )
-    return path
+        raise SettingsError(f"{said.folder_key} = {path!r}: there is no such folder; correct or remove it")
+    named = [each.class_folder.resolve() for each in dataset.described if each.class_folder is not None]
+    if any(folder.is_relative_to(each) for each in named):
+        return
+    for number, subject in enumerate(settings.paths):
+        if folder.is_relative_to(Path(subject).expanduser().resolve()):
+            of_subject = f"dataset.sources.{number}.path" if len(settings.paths) > 1 else "dataset.path"
+            raise SettingsError(
+                f"{said.folder_key} = {path!r}: lies in {of_subject}, where its images are trained as the subject's; "
+                "move it out, or name it as class_data_dir in dataset_info.json"
+            )
 
 
-def _class_images(folder: str | None, prompt: str, read: Callable[[DatasetSettings], Dataset]) -> tuple[Item, ...]:
-    if folder is None:
+def _class_images(said: _Said, read: Callable[[DatasetSettings], Dataset]) -> tuple[Item, ...]:
+    if said.folder is None:
         return ()
-    settings = DatasetSettings(path=folder, instance_prompt=prompt)
+    settings = DatasetSettings(path=said.folder, instance_prompt=said.prompt)
     try:
         found = read(settings)
     except SettingsError as error:
-        raise SettingsError(str(error).replace("dataset.path", "method.class_data_dir")) from error
-    return tuple(dataclasses.replace(item, caption=prompt, more_captions=()) for item in found.items)
+        raise SettingsError(str(error).replace("dataset.path", said.folder_key)) from error
+    return tuple(dataclasses.replace(item, caption=said.prompt, more_captions=()) for item in found.items)
+
+
+def _refuse_one_image_in_two_classes(items: Sequence[Item], of_source: Mapping[int, int]) -> None:
+    """Nothing would tell such samples apart, wherever the data set is sent."""
+    first: dict[tuple[str, ...], Item] = {}
+    for item in items:
+        other = first.setdefault((item.id, *item.captions), item)
+        if of_source[other.source] != of_source[item.source]:
+            raise SettingsError(
+                f"dataset.sources: {other.file} and {item.file} are the same image with the same caption, and of "
+                "different classes; leave it out of one of them, or give it another caption there"
+            )

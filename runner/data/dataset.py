@@ -34,19 +34,25 @@ MIN_ITEMS_TO_HOLD_OUT = 10
 
 
 @dataclass(frozen=True)
+class Described:
+    """What the `dataset_info.json` of one source says of the class of its subject."""
+
+    class_prompt: str | None = None
+    class_folder: Path | None = None
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Items in an order that depends on their content only, and how they were found.
 
     `fingerprint` changes when an image's bytes, a caption or a count of them changes, and not with names,
-    folders or order. `class_folder` and `class_prompt` come from a `dataset_info.json` and are None without
-    one.
+    folders or order. `described` has an entry for each source, and one for a single `path`.
     """
 
     items: tuple[Item, ...]
     fingerprint: str
     report: InventoryReport
-    class_folder: Path | None = None
-    class_prompt: str | None = None
+    described: tuple[Described, ...] = ()
 
 
 def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, refresh: bool = True) -> Dataset:
@@ -59,25 +65,24 @@ def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, re
     items: list[Item] = []
     rows: list[Row] = []
     faults_of_all: list[str] = []
-    described: list[tuple[str, Found]] = []
+    described: list[Described] = []
     parts = _parts_of(settings)
-    for section, part, repeats in parts:
+    for number, (section, part, repeats) in enumerate(parts):
         faults = Faults(part.paths[0], section=section)
         try:
             found = find(part, faults, refresh=refresh)
             own_items, own_rows = _checked_items(found, part, faults)
             if not own_items and not len(faults):
                 faults.add("empty", _nothing_left(found, own_rows))
-            if found.class_folder or found.class_prompt:
-                described.append((section, found))
+            described.append(Described(found.class_prompt, found.class_folder))
             faults.raise_if_any()
         except DatasetError as error:
             faults_of_all.append(str(error))
             continue
         place = section.removeprefix("dataset").removeprefix(".")
-        items += [_of_source(item, place, repeats) for item in own_items]
+        items += [_of_source(item, number, place, repeats) for item in own_items]
         rows += [dataclasses.replace(row, file=_file_in(place, row.file)) for row in own_rows]
-    faults_of_all += _faults_of_all(items, settings, [section for section, _ in described])
+    faults_of_all += _faults_of_all(items, settings)
     if faults_of_all:
         raise DatasetError("\n".join(faults_of_all))
     items.sort(key=lambda item: (item.id, item.captions, item.file))
@@ -88,14 +93,7 @@ def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, re
     report = InventoryReport(
         tuple(sorted(rows, key=lambda row: (row.file, row.outcome))), resolution, _shares(kept, parts)
     )
-    about = described[0][1] if described else None
-    return Dataset(
-        tuple(kept),
-        fingerprint_of(kept),
-        report,
-        about.class_folder if about else None,
-        about.class_prompt if about else None,
-    )
+    return Dataset(tuple(kept), fingerprint_of(kept), report, tuple(described))
 
 
 def would_fetch(settings: DatasetSettings) -> bool:
@@ -154,7 +152,7 @@ def _parts_of(settings: DatasetSettings) -> list[tuple[str, DatasetSettings, int
         return [("dataset", settings, 1)]
     parts = []
     for number, source in enumerate(settings.sources):
-        own = {key: value for key, value in source if key != "repeats" and value is not None}
+        own = {key: value for key, value in source if key in type(settings).model_fields and value is not None}
         part = settings.model_copy(update={"sources": (), **own})
         parts.append((f"dataset.sources.{number}", part, source.repeats))
     return parts
@@ -164,10 +162,10 @@ def _file_in(place: str, file: str) -> str:
     return f"{place}/{file}" if place else file
 
 
-def _of_source(item: Item, place: str, repeats: int) -> Item:
+def _of_source(item: Item, number: int, place: str, repeats: int) -> Item:
     if not place:
         return item
-    return dataclasses.replace(item, file=_file_in(place, item.file), repeats=item.repeats * repeats)
+    return dataclasses.replace(item, file=_file_in(place, item.file), repeats=item.repeats * repeats, source=number)
 
 
 def _shares(items: Sequence[Item], parts: Sequence[tuple[str, DatasetSettings, int]]) -> tuple[Share, ...]:
@@ -180,14 +178,9 @@ def _shares(items: Sequence[Item], parts: Sequence[tuple[str, DatasetSettings, i
     return tuple(shares)
 
 
-def _faults_of_all(items: Sequence[Item], settings: DatasetSettings, described: Sequence[str]) -> list[str]:
+def _faults_of_all(items: Sequence[Item], settings: DatasetSettings) -> list[str]:
     """What is wrong with all sources together."""
     faults = []
-    if len(described) > 1:
-        faults.append(
-            f"{described[0]}.path and {described[1]}.path both have a dataset_info.json with a class prompt or folder; "
-            "one data set can have only one. Remove it from the other."
-        )
     if settings.masks and items and not any(item.mask for item in items):
         faults.append(
             "dataset.masks=true: no image has a mask. Put photo.mask.png beside photo.jpg, or masks/photo.png, or "

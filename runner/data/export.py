@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from runner.data.item import Item
-from runner.data.sources.tables import REPEATS_COLUMN
+from runner.data.sources.tables import OWN_TABLE, REPEATS_COLUMN
 
 SHARD_BYTES = 512 * 2**20
 ROWS_IN_GROUP = 64
@@ -33,7 +33,7 @@ def export(items: Sequence[Item], folder: Path, *, shard_bytes: int = SHARD_BYTE
     fields = [(IMAGE_COLUMN, image), (CAPTION_COLUMN, pa.list_(pa.string()) if several else pa.string())]
     fields += [(REPEATS_COLUMN, pa.int64())] if repeated else []
     fields += [(MASK_COLUMN, image)] if any(item.mask for item in items) else []
-    schema = pa.schema(fields)
+    schema = pa.schema(fields, metadata={OWN_TABLE: b""})
     shards: list[Path] = []
     for number, rows in enumerate(_shards(items, shard_bytes, several=several)):
         shards.append(folder / f"part-{number:05d}.parquet")

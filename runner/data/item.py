@@ -53,6 +53,8 @@ class Item:
     """Others that it may be trained with instead of `caption`."""
     repeats: int = field(default=1, kw_only=True)
     """How often it comes in an epoch."""
+    source: int = field(default=0, kw_only=True)
+    """Which of the places of a data set it is from."""
     mask: Mask | None = field(default=None, kw_only=True)
     """Without one all of it counts."""
 

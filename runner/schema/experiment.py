@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import model_validator
 
+from runner.schema.classes import refuse_idle_classes
 from runner.schema.comparing import RECORDED, ObjectiveSettings, PruningSettings
 from runner.schema.evaluation import METRICS, EvaluationSettings
 from runner.schema.family import refuse_what_does_not_fit
@@ -132,6 +133,7 @@ class Experiment(JobSettings):
     def _fits_the_family(self) -> Experiment:
         refuse_what_does_not_fit(self)
         refuse_what_words_do_not_go_with(self)
+        refuse_idle_classes(self)
         return self
 
     @model_validator(mode="after")

@@ -89,6 +89,17 @@ class SourceSettings(Settings):
     image_column: str | None = knob(None, min_length=1, doc="As `dataset.image_column`.")
     caption_column: str | None = knob(None, min_length=1, doc="As `dataset.caption_column`.")
     instance_prompt: str | None = knob(None, doc="As `dataset.instance_prompt`.")
+    class_prompt: str | None = knob(
+        None,
+        min_length=1,
+        doc="What the subject of this source is one of, with `method=dreambooth`; null is as in `method`.",
+    )
+    class_data_dir: str | None = knob(
+        None,
+        min_length=1,
+        doc="Folder of images of its class. Null is as in `method` where `class_prompt` is null, too; otherwise that "
+        "of its `dataset_info.json`, if it names one.",
+    )
     mask_column: str | None = knob(None, min_length=1, doc="As `dataset.mask_column`.")
     captions_per_line: bool | None = knob(None, doc="As `dataset.captions_per_line`.")
     stream: bool | None = knob(None, doc="As `dataset.stream`.")

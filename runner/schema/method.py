@@ -36,7 +36,8 @@ class DreamBooth(Settings):
         None,
         min_length=1,
         identity=False,  # a part of the identity of its own, wherever it comes from (runner.data.classes)
-        doc="What the subject is one of, such as `a photo of a dog`; null takes it from `dataset_info.json`.",
+        doc="What the subject is one of, such as `a photo of a dog`; null takes it from `dataset_info.json`. Each of "
+        "several subjects can have its own (`dataset.sources`).",
     )
     class_data_dir: str | None = knob(
         None,
@@ -50,7 +51,7 @@ class DreamBooth(Settings):
         ge=0,
         le=100_000,
         unit="images",
-        doc="How many images of the class there are to be: what the folder lacks is drawn by the base model, once for "
+        doc="How many images of each class there are to be: what the folder lacks is drawn by the base model, once for "
         "all jobs.",
     )
     class_guidance_scale: float = knob(5.0, ge=0, doc="Classifier-free guidance of the images that are drawn.")

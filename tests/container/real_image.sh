@@ -56,7 +56,7 @@ PYTHON
 )
 started=$SECONDS
 "$python" -m runner.image build --engine "$engine" --base-image "$base" --tag test -- \
-    --network host --build-arg EXTRAS=sagemaker "${mounts[@]}"
+    --network host --build-arg EXTRAS=sagemaker,serve,eval "${mounts[@]}"
 echo "built in $((SECONDS - started)) s; $("$engine" image inspect --format '{{.Size}}' lora-runner:test) bytes"
 
 started=$SECONDS

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from runner.data import Dataset, read_dataset
+from runner.data.dataset import Described
 from runner.errors import DatasetError
 
 Settings = Callable[..., Any]
@@ -238,7 +239,7 @@ def test_dreambooth_description(tmp_path: Path, photos: Photos, settings: Settin
     dataset = read_dataset(settings(tmp_path))
 
     assert captions(dataset) == {"mine.png": "a photo of sks cat"}
-    assert (dataset.class_prompt, dataset.class_folder) == ("a cat", tmp_path / "class")
+    assert dataset.described == (Described("a cat", tmp_path / "class"),)
     assert ignored(dataset) == {"class/other.png": "class image"}
     assert captions(read_dataset(settings(tmp_path, instance_prompt="mine")))["mine.png"] == "mine"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from runner.data import Dataset, read_dataset
+from runner.data.dataset import Described
 from runner.data.export import export
 from runner.errors import DatasetError
 from runner.schema import DatasetSettings
@@ -114,9 +116,23 @@ def test_an_image_of_two_sources_is_told(places: list[str]) -> None:
     assert report.as_dict()["rows"][0]["notes"] == ["same content as sources.0/1.png"]
 
 
-def test_two_sources_with_class_images_are_refused(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        write(tmp_path / name, 1, caption="x")
-        (tmp_path / name / "dataset_info.json").write_text('{"class_prompt": "a dog"}')
-    with pytest.raises(DatasetError, match=r"dataset\.sources\.0\.path and dataset\.sources\.1\.path both have"):
-        read(str(tmp_path / "a"), str(tmp_path / "b"))
+def test_each_source_may_describe_its_own_class(tmp_path: Path) -> None:
+    for number, name in enumerate(("dogs", "things", "cats")):
+        write(tmp_path / name, number, caption="x")
+    for name in ("dogs", "cats"):
+        write(tmp_path / name / "class", 9)
+        said = {"class_prompt": f"some {name}", "class_data_dir": "class"}
+        (tmp_path / name / "dataset_info.json").write_text(json.dumps(said))
+
+    found = read(*(str(tmp_path / name) for name in ("dogs", "things", "cats")))
+
+    assert found.described == (
+        Described("some dogs", tmp_path / "dogs" / "class"),
+        Described(),
+        Described("some cats", tmp_path / "cats" / "class"),
+    )
+    assert sorted((item.file, item.source) for item in found.items) == [
+        ("sources.0/0.png", 0),
+        ("sources.1/1.png", 1),
+        ("sources.2/2.png", 2),
+    ]

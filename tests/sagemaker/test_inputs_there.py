@@ -1,16 +1,30 @@
-"""What a method needs beside its images travels along: images of a class, and an adapter to start from."""
+"""What a method needs beside its images travels along: images of classes, and an adapter to start from."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
+from runner.aws.names import Places
+from runner.aws.storage import Storage
+from runner.container.settings import sent_jobs
+from runner.job import Job
+from runner.launchers.cluster import Order
+from runner.launchers.sagemaker.channels import planned_channels
+from runner.launchers.sagemaker.inputs import Inputs
+from runner.parcel import CONFIG, Parcel
+from runner.s3 import Location
+from runner.train.inputs.materials import Materials
 from tests.command_line import runner
 from tests.launch.running import assert_bitwise_equal, manifests, outputs
 from tests.sagemaker.stand_in import StandIn
 from tests.sagemaker.test_launch import launcher_settings
-from tests.train.bench import write_images
+from tests.train.bench import Bench, bench, write_images
+
+__all__ = ["bench"]
 
 
 def test_a_class_and_a_start_travel_along(
@@ -43,3 +57,50 @@ def test_a_class_and_a_start_travel_along(
     about = manifests("there")[found_there]["dataset"]
     assert about["class_images"] == 8, "seven that were sent, and one that was drawn there"
     assert "kept_of_earlier" in manifests("here")[found_here]
+
+
+def test_each_subject_has_its_own_class_there(
+    aws: StandIn, bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sent, read as a container reads it, gives the same pairs to the last bit, with nothing encoded before."""
+    dog, cat, toy, cats = (write_images(tmp_path / name, seed=seed) for seed, name in enumerate("dctk"))
+    Image.new("L", (64, 80), 255).save(dog / "0.mask.png")  # the other class has no masks at all
+    sources = [
+        {"path": str(dog), "class_prompt": "a dog"},
+        {"path": str(cat), "class_prompt": "a cat", "class_data_dir": str(cats), "repeats": 2},
+        {"path": str(toy), "class_prompt": "a dog"},
+    ]
+    here = bench.job(
+        sdxl_folder,
+        dataset={"path": None, "sources": sources, "masks": True},
+        loss={"masked": True},
+        method={"name": "dreambooth", "num_class_images": 7, "class_inference_steps": 1},
+        launcher={"name": "sagemaker", "image": "i", "role": "r", "bucket": aws.bucket, "instance": "ml.m5.xlarge"},
+    )
+    storage, places = Storage(aws.s3), Places(aws.bucket, "p")
+    place = places.training_job("e", "n")
+    inputs = Inputs(here.experiment.launcher, storage, places, "eu-central-1")  # type: ignore[arg-type]
+
+    order = Order(title="e", queue=tmp_path / "queue", at_once=1, processes=1, device="cpu")
+    channels = inputs.bring([here], order, place)
+
+    assert channels == planned_channels([here], places, place)
+    data = tmp_path / "data"
+    for channel in channels:
+        source = Location.parse(channel.uri)
+        storage.download(source, storage.listing(source), data / channel.name)
+    parcel = Parcel.read(data / CONFIG)
+    (there,) = sent_jobs(parcel, data / CONFIG, data, tmp_path / "jobs", {}, models=tmp_path / "models")
+    assert len(there.experiment.dataset.sources) == 2, "as many as there are classes"
+
+    def encoded(job: Job, cache: str) -> Materials:
+        monkeypatch.setattr(bench, "cache", tmp_path / cache)
+        return bench.materials(job, bench.base(job))
+
+    left, right = encoded(here, "cache here"), encoded(there, "cache there")
+    assert left.class_images == right.class_images == 14, "seven that were sent, and seven that were drawn there"
+    for step in range(14):
+        one, other = (each.samples.batch(step, range(2)) for each in (left, right))
+        assert one.captions == other.captions
+        assert torch.equal(one.latents, other.latents) and torch.equal(one.time_ids, other.time_ids)
+        assert one.masks is not None and other.masks is not None and torch.equal(one.masks, other.masks)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 REPEATS_COLUMN = "lora_runner_repeats"
 """In tables that this project has written itself: how often each image comes in an epoch."""
 
+OWN_TABLE = b"lora_runner"
+"""In the metadata of their schema: where images have no masks there is no column of them."""
+
 
 def read_tables(
     folder: Path,
@@ -94,7 +97,7 @@ def read_table(path: Path, name: str, settings: DatasetSettings, found: Found, f
     if caption in schema.names:
         captions = _column(path, caption).to_pylist()
     repeats = _column(path, REPEATS_COLUMN).to_pylist() if REPEATS_COLUMN in schema.names else []
-    masks = _masks(path, name, settings) if settings.masks else {}
+    masks = _masks(path, name, settings) if settings.masks and settings.mask_column in schema.names else {}
     for address in _addresses(path, image):
         row = address.row
         texts = captions_in(captions[row]) if captions else ()
@@ -133,7 +136,8 @@ def check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings, 
     """Whether a table has the columns that are asked for, and of their kinds; adds to `faults`."""
     usable = True
     columns = [("image_column", settings.image_column), ("caption_column", settings.caption_column)]
-    columns += [("mask_column", settings.mask_column)] if settings.masks else []
+    may_lack_masks = OWN_TABLE in (schema.metadata or {}) and settings.mask_column not in schema.names
+    columns += [("mask_column", settings.mask_column)] if settings.masks and not may_lack_masks else []
     for key, column in columns:
         if column in schema.names or (key == "caption_column" and settings.instance_prompt):
             continue

@@ -25,10 +25,11 @@ def planned_channels(jobs: Sequence[Job], places: Places, place: Location) -> li
             pass  # what it reads lies beside its configuration
         elif data := data_in_place(job):
             found.append(data.channel)
+        elif len(job.classes) > 1:
+            found += [dataset_channel(places, str(each["subjects"])) for each in job.classes]
         elif not has_embedded_data(job):
             found.append(dataset_channel(places, job.identity["dataset"]))
-        if images := (job.identity.get("prior") or {}).get("images"):
-            found.append(dataset_channel(places, images))
+        found += [dataset_channel(places, images) for each in job.classes if (images := each["images"])]
         found += [model_channel(places, folder_hash(folder)) for folder in model_folders(job).values()]
         channels |= {channel.name: channel for channel in found}
     return [channels[name] for name in sorted(channels)]

@@ -23,8 +23,8 @@ from runner.aws.names import Places
 from runner.aws.sent import is_sent, send, send_folder
 from runner.aws.storage import ObjectStore
 from runner.data import Item, read_dataset
-from runner.data.classes import Prior, prior_of
-from runner.data.dataset import Dataset, in_reading_order
+from runner.data.classes import prior_of
+from runner.data.dataset import Dataset, fingerprint_of, in_reading_order
 from runner.data.export import CAPTION_COLUMN, IMAGE_COLUMN, export
 from runner.earlier import find_earlier
 from runner.encodings import prompts_of
@@ -68,8 +68,8 @@ class Inputs:
 
     def __init__(self, settings: SageMakerLauncher, storage: ObjectStore, places: Places, region: str) -> None:
         self.settings, self.storage, self.places, self.region = settings, storage, places, region
-        self._datasets: dict[tuple[DatasetSettings, int], tuple[Dataset, Channel]] = {}
-        self._classes: dict[str, Channel] = {}
+        self._datasets: dict[tuple[DatasetSettings, int], Dataset] = {}
+        self._sent: dict[str, Channel] = {}
         self._models: dict[str, Channel] = {}
 
     def bring(self, jobs: Sequence[Job], order: Order, place: Location) -> list[Channel]:
@@ -84,27 +84,8 @@ class Inputs:
         for job in jobs:
             settings = job.settings.model_dump(mode="json")
             self._send_files(job, settings, place)
-            if not job.trains:
-                pass
-            elif data := data_in_place(job):
-                settings["dataset"]["path"] = data.path
-                channels[data.channel.name] = data.channel
-            elif not has_embedded_data(job):
-                dataset, channel = self._dataset(job)
-                kept = {key: value for key, value in settings["dataset"].items() if key not in BY_CONTENT}
-                defaults = {key: default_of(job.experiment.dataset, key) for key in BY_CONTENT}
-                found = {"path": in_channel(channel.name), "min_side_px": 1}
-                columns = {"image_column": IMAGE_COLUMN, "caption_column": CAPTION_COLUMN}
-                settings["dataset"] = kept | defaults | found | columns
-                channels[channel.name] = channel
-                # Images have other names there, and these would choose other captions.
-                settings["validation"]["prompts"] = list(prompts_of(job.experiment, dataset.items))
-            if job.trains and (prior := prior_of(job.experiment, self._read(job))):
-                settings["method"] |= {"class_prompt": prior.prompt, "class_data_dir": None}
-                if prior.items:
-                    channel = self._class_channel(job, prior)
-                    settings["method"]["class_data_dir"] = in_channel(channel.name)
-                    channels[channel.name] = channel
+            if job.trains:
+                channels |= {channel.name: channel for channel in self._images(job, settings)}
             for key, model in models_in_place(job).items():
                 settings["model"][key] = model.path
                 channels[model.channel.name] = model.channel
@@ -123,6 +104,41 @@ class Inputs:
         return [channels[name] for name in sorted(channels)]
 
     # --- settings ---
+
+    def _images(self, job: Job, settings: dict[str, Any]) -> list[Channel]:
+        """Those of a training, and of the classes of its subjects; puts where they are there into its settings."""
+        dataset = self._read(job)
+        prior = prior_of(job.experiment, dataset)
+        kept = prior.classes if prior else ()
+        class_channels = [self._channel(each.items) if each.items else None for each in kept]
+        classes = [
+            {"class_prompt": each.prompt, "class_data_dir": channel and in_channel(channel.name)}
+            for each, channel in zip(kept, class_channels, strict=True)
+        ]
+        if prior:
+            settings["method"] |= classes[0] if len(classes) == 1 else {"class_prompt": None, "class_data_dir": None}
+        if data := data_in_place(job):
+            settings["dataset"]["path"] = data.path
+            own = [data.channel]
+        elif has_embedded_data(job):
+            own = []
+        elif len(classes) > 1:
+            # As many sources as there are classes, whatever they were here.
+            own = [self._channel(each.subjects) for each in kept]
+            sources = [{"path": in_channel(channel.name), **said} for channel, said in zip(own, classes, strict=True)]
+            self._name_images(job, settings, dataset, {"path": None, "sources": sources})
+        else:
+            own = [self._channel(dataset.items)]
+            self._name_images(job, settings, dataset, {"path": in_channel(own[0].name)})
+        return [*own, *(channel for channel in class_channels if channel)]
+
+    def _name_images(self, job: Job, settings: dict[str, Any], dataset: Dataset, place: Mapping[str, Any]) -> None:
+        kept = {key: value for key, value in settings["dataset"].items() if key not in BY_CONTENT}
+        defaults = {key: default_of(job.experiment.dataset, key) for key in BY_CONTENT}
+        columns = {"image_column": IMAGE_COLUMN, "caption_column": CAPTION_COLUMN}
+        settings["dataset"] = {**kept, **defaults, "min_side_px": 1, **columns, **place}
+        # Images have other names there, and these would choose other captions.
+        settings["validation"]["prompts"] = list(prompts_of(job.experiment, dataset.items))
 
     def _send_files(self, job: Job, settings: dict[str, Any], place: Location) -> None:
         """Adapters, and what else a task's settings name; they lie beside the configuration of the job."""
@@ -170,23 +186,20 @@ class Inputs:
             self.storage.write(place / CODE_FILE, archive)
         return code_channel(self.places, digest)
 
-    def _dataset(self, job: Job) -> tuple[Dataset, Channel]:
+    def _read(self, job: Job) -> Dataset:
         key = job.experiment.dataset, job.experiment.resolution
         if key not in self._datasets:
-            dataset = self._read(job)
-            self._datasets[key] = dataset, self._dataset_channel(dataset.items, dataset.fingerprint)
+            self._datasets[key] = read_dataset(job.experiment.dataset, resolution=job.experiment.resolution)
         return self._datasets[key]
 
-    def _read(self, job: Job) -> Dataset:
-        return read_dataset(job.experiment.dataset, resolution=job.experiment.resolution)
+    def _channel(self, items: Sequence[Item]) -> Channel:
+        """Images as a data set of their own, those of subjects and those of a class alike."""
+        fingerprint = fingerprint_of(items)
+        if fingerprint not in self._sent:
+            self._sent[fingerprint] = self._send_images(items, fingerprint)
+        return self._sent[fingerprint]
 
-    def _class_channel(self, job: Job, prior: Prior) -> Channel:
-        fingerprint = str(job.identity["prior"]["images"])
-        if fingerprint not in self._classes:
-            self._classes[fingerprint] = self._dataset_channel(prior.items, fingerprint)
-        return self._classes[fingerprint]
-
-    def _dataset_channel(self, items: Sequence[Item], fingerprint: str) -> Channel:
+    def _send_images(self, items: Sequence[Item], fingerprint: str) -> Channel:
         place = self.places.dataset(fingerprint)
         if not is_sent(place, self.storage):
             with tempfile.TemporaryDirectory(prefix="runner-dataset-") as folder:

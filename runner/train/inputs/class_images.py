@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 from runner.data import Item
 from runner.data.address import FileAddress
-from runner.data.classes import Prior
+from runner.data.classes import SubjectClass
 from runner.data.item import content_id
 from runner.encodings import class_image_name, class_images_folder
 from runner.job import Job
@@ -24,22 +24,22 @@ IMAGES_PER_LOOK = 32
 """Written at once, so that little is lost when the process is killed."""
 
 
-def draw_class_images(job: Job, prior: Prior, base: Base, conditioner: Conditioner) -> tuple[Item, ...]:
-    """The images of the class that a job lacks, captioned with the class prompt.
+def draw_class_images(job: Job, kept: SubjectClass, base: Base, conditioner: Conditioner) -> tuple[Item, ...]:
+    """The images of a class that a job lacks, captioned with the class prompt.
 
     Args:
         conditioner: gives the embeddings of the class prompt and of the empty one.
     """
-    folder = class_images_folder(job.experiment, prior.prompt, model=job.identity["model"])
+    folder = class_images_folder(job.experiment, kept.prompt, model=job.identity["model"])
     sampling = Sampling.of_class(job.experiment)
-    wishes = [Wish(class_image_name(index), prior.prompt, index) for index in range(prior.to_draw)]
+    wishes = [Wish(class_image_name(index), kept.prompt, index) for index in range(kept.to_draw)]
     beside = base.place.beside(folder)
     missing = [wish for wish in wishes if not (folder / wish.name).is_file()]
     base.place.wait()  # all must have looked before the first one writes, or they would share the work differently
     mine = [missing[index] for index in base.place.share(len(missing), beside)]
     if base.place.is_main:
         there = len(wishes) - len(missing)
-        log.info("%d images of the class: %d are there, %d to draw", len(wishes), there, len(missing))
+        log.info("%d images of the class %r: %d are there, %d to draw", len(wishes), kept.prompt, there, len(missing))
 
     def work() -> None:
         for start in range(0, len(mine), IMAGES_PER_LOOK):
@@ -51,6 +51,6 @@ def draw_class_images(job: Job, prior: Prior, base: Base, conditioner: Condition
     side = job.experiment.resolution
     places = {f"class image {wish.name}": FileAddress(folder / wish.name) for wish in wishes}
     return tuple(
-        Item(content_id(address.read()), name, prior.prompt, side, side, address=address)
+        Item(content_id(address.read()), name, kept.prompt, side, side, address=address)
         for name, address in places.items()
     )

@@ -23,8 +23,11 @@ from runner.train.base import Base
 from runner.train.inputs.class_images import draw_class_images
 from runner.train.inputs.encode import encode_captions, encode_views
 from runner.train.inputs.masks import Masks, masks_of
+from runner.train.inputs.pairing import Pairing
 from runner.train.inputs.prior import OfBase, OfImages, Stream, WithPrior
 from runner.train.inputs.samples import EMPTY, Posteriors, PosteriorsInMemory, Samples
+from runner.train.inputs.schedule import Schedule
+from runner.train.inputs.stored import Joined
 from runner.train.inputs.text import Conditioner, EncodedText, LiveText, StoredText
 from runner.train.inputs.tokens import TokenText, spoken
 from runner.train.start import Kept, earlier_items
@@ -84,23 +87,26 @@ def prepare(job: Job, base: Base) -> Materials:
     before = earlier_items(earlier, settings) if earlier else ()
     negative = settings.validation.negative_prompt
     of_images = (caption for item in dataset.items for caption in captions_of(item, settings.dataset))
-    own = list(dict.fromkeys([*of_images, *([prior.prompt] if prior else [])]))
+    said_here = list(dict.fromkeys([*of_images, *(prior.prompts if prior else ())]))
     words = settings.method if isinstance(settings.method, NewTokens) else None
-    said = {spoken(caption, words) if words else caption: caption for caption in own}
+    said = {spoken(caption, words) if words else caption: caption for caption in said_here}
     cut = tuple(said[caption] for caption in base.tokenizers.too_long(list(said)))
     if cut and base.place.is_main:
         log.warning(
             "%d of %d captions are longer than the %d tokens the text encoder takes, and are cut; the first: %r",
-            *(len(cut), len(own), base.tokenizers.limit, cut[0]),
+            *(len(cut), len(said_here), base.tokenizers.limit, cut[0]),
         )
-    captions = tuple(dict.fromkeys([*own, *prompts, *(item.caption for item in before), EMPTY, negative or EMPTY]))
+    captions = tuple(
+        dict.fromkeys([*said_here, *prompts, *(item.caption for item in before), EMPTY, negative or EMPTY])
+    )
     conditioner = _conditioner(settings, captions, base)
     views = views_of(dataset.items, settings)
     key = (dataset.fingerprint, settings.validation.held_out, *_cut_out(settings))
-    posteriors = _posteriors(views, base, key=("posteriors", *key), on_disk=settings.dataset.streams)
+    on_disk = settings.dataset.streams
+    posteriors = _own_posteriors(views, prior, base, key=("posteriors", *key), on_disk=on_disk)
     masks = _masks(views, posteriors, base, key=("masks", *key)) if settings.loss.masked else None
-    own_samples = _samples(settings, repeated(training), posteriors, base, masks=masks)
-    samples, class_images = _beside(job, prior, own_samples, dataset.items, base, conditioner)
+    own = _samples(settings, repeated(training), posteriors, base, masks=masks)
+    samples, class_images = _beside(job, prior, own, dataset.items, base, conditioner)
     return Materials(
         dataset=dataset,
         training=training,
@@ -131,7 +137,7 @@ def _planned_start(job: Job) -> AdapterFile | None:
 def _kept(items: Sequence[Item], settings: Experiment, base: Base) -> Kept:
     views = [View(item, held_out_crop(item, settings)) for item in items]
     key = ("earlier posteriors", tuple(item.id for item in items), *_cut_out(settings))
-    return Kept(HeldOut(settings, items, _posteriors(views, base, key=key), base))
+    return Kept(HeldOut(settings, items, _posteriors([views], base, key=key), base))
 
 
 def _planned(job: Job) -> tuple[Dataset, Prior | None]:
@@ -157,18 +163,24 @@ def _beside(
         return own, 0
     assert isinstance(settings.method, DreamBooth)
     weight = settings.method.prior_loss_weight
+    classes = [prior.class_of(item) for item in own.items]
     if settings.method.prior == "base":
-        return WithPrior(own, OfBase(prior.prompt), weight=weight), 0
-    drawn = draw_class_images(job, prior, base, conditioner) if prior.to_draw else ()
-    of_class = PosteriorsInMemory()
-    # Apart: what is encoded together, which the last digits depend on, must not depend on where the images lie.
-    for part in (prior.items, drawn):
-        views = class_views_of(part, items, settings)
-        shapes = tuple(sorted({(view.crop.height_px, view.crop.width_px) for view in views}))
-        key = ("class posteriors", tuple(item.id for item in part), shapes, *_cut_out(settings))
-        of_class |= _posteriors(views, base, key=key) if part else {}
-    class_items = sorted([*prior.items, *drawn], key=lambda item: item.id)
-    of_images = OfImages(_samples(settings, class_items, of_class, base, stream="class "))
+        return WithPrior(own, OfBase(own, [prior.classes[each].prompt for each in classes]), weight=weight), 0
+    class_items: list[Item] = []
+    sizes, parts = [], []
+    for each in prior.classes:
+        drawn = draw_class_images(job, each, base, conditioner) if each.to_draw else ()
+        # Apart: what is encoded together, which the last digits depend on, must not depend on where the images lie.
+        parts += [class_views_of(part, items, settings) for part in (each.items, drawn) if part]
+        sizes.append(len(each.items) + len(drawn))
+        class_items += sorted([*each.items, *drawn], key=lambda item: item.id)
+    key = ("class posteriors", *(tuple(view.key for view in part) for part in parts))
+    of_class = _posteriors(parts, base, key=key)
+    schedule = None
+    if len(sizes) > 1:
+        assert isinstance(own.schedule, Schedule)
+        schedule = Pairing(own.schedule, classes, sizes, purpose="class order")
+    of_images = OfImages(_samples(settings, class_items, of_class, base, stream="class ", schedule=schedule))
     return WithPrior(own, of_images, weight=weight), len(class_items)
 
 
@@ -180,9 +192,17 @@ def _samples(
     *,
     masks: Masks | None = None,
     stream: str = "",
+    schedule: Pairing | None = None,
 ) -> Samples:
     return Samples(
-        settings, items, posteriors, vae_config=base.vae_config, process=base.noise, masks=masks, stream=stream
+        settings,
+        items,
+        posteriors,
+        vae_config=base.vae_config,
+        process=base.noise,
+        masks=masks,
+        stream=stream,
+        schedule=schedule,
     )
 
 
@@ -200,18 +220,38 @@ def _masks(views: Sequence[View], posteriors: Posteriors, base: Base, *, key: tu
     return found
 
 
-def _posteriors(views: Sequence[View], base: Base, *, key: tuple[Hashable, ...], on_disk: bool = False) -> Posteriors:
+def _own_posteriors(
+    views: Sequence[View], prior: Prior | None, base: Base, *, key: tuple[Hashable, ...], on_disk: bool
+) -> Posteriors:
+    """Those of the subjects' images; of several classes one class after the other, as they may be sent elsewhere."""
+    if prior is None or len(prior.classes) == 1:
+        return _posteriors([views], base, key=key, on_disk=on_disk)
+    classes = tuple(prior.class_of(view.item) for view in views)
+    parts = [
+        [view for view, each in zip(views, classes, strict=True) if each == number]
+        for number in range(len(prior.classes))
+    ]
+    return _posteriors(parts, base, key=(*key, classes), on_disk=on_disk)
+
+
+def _posteriors(
+    parts: Sequence[Sequence[View]], base: Base, *, key: tuple[Hashable, ...], on_disk: bool = False
+) -> Posteriors:
+    """Those of several parts together, which are encoded apart."""
     found: Posteriors | None = base.shared.get((on_disk, *key))
     if found is None:
-        found = encode_views(
-            views,
-            vae_folder=base.vae_folder,
-            load_vae=lambda: base.vae,
-            place=base.place,
-            variant=base.settings.variant,
-            on_disk=on_disk,
-        )
-        found = found if on_disk else PosteriorsInMemory(found)
+        each = [
+            encode_views(
+                views,
+                vae_folder=base.vae_folder,
+                load_vae=lambda: base.vae,
+                place=base.place,
+                variant=base.settings.variant,
+                on_disk=on_disk,
+            )
+            for views in parts
+        ]
+        found = Joined(each) if on_disk else PosteriorsInMemory(pair for part in each for pair in part.items())
         base.shared[on_disk, *key] = found
     return found
 

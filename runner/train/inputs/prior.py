@@ -1,12 +1,14 @@
 """What a DreamBooth job trains beside its subject, so that the class stays what it was (arXiv 2208.12242).
 
-Each image of the subject is followed by one of the class, in the same forward pass. The loss is that of the subject
-plus `method.prior_loss_weight` times that of the class, each a mean over `batch_size` samples.
+Each image of the subject is followed by one of its class, in the same forward pass. The loss is that of the subject
+plus `method.prior_loss_weight` times that of the class, each a mean over `batch_size` samples. Subjects from several
+sources may be of several classes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -26,27 +28,29 @@ class Stream(Protocol):
 
 
 class OfImages:
-    """Images of the class, in an order and with noise of their own."""
+    """Images of the classes, in an order and with noise of their own."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
     def beside(self, own: Batch, step: int, positions: range, shape: Shape) -> Batch:
-        """As many of the class as there are of the subject, cut to the same shape."""
+        """One of its class for each of the subject, cut to the same shape."""
         return self.samples.batch(step, positions, shape)
 
 
 class OfBase:
-    """The subject's noisy images under the class prompt: the target is what the base model predicts for them."""
+    """The subject's noisy images under their class prompts: the target is what the base model predicts for them."""
 
-    def __init__(self, prompt: str) -> None:
-        self.prompt = prompt
+    def __init__(self, own: Samples, prompts: Sequence[str]) -> None:
+        """`prompts`: of each of the subject's images."""
+        self.own, self.prompts = own, tuple(prompts)
 
     def beside(self, own: Batch, step: int, positions: range, shape: Shape) -> Batch:
         """The same samples, called what they are one of."""
         count = len(own.sample_ids)
         # The class shall stay as it was everywhere, not only where the subject is.
-        return dataclasses.replace(own, captions=(self.prompt,) * count, from_base=tuple(range(count)), masks=None)
+        called = tuple(self.prompts[self.own.schedule.image(sample)] for sample in own.sample_ids)
+        return dataclasses.replace(own, captions=called, from_base=tuple(range(count)), masks=None)
 
 
 class WithPrior:

@@ -26,6 +26,7 @@ from runner.families.process import NoiseProcess
 from runner.schema import Experiment
 from runner.schema.shapes import Shape
 from runner.train.inputs.noising import Noising, normal
+from runner.train.inputs.pairing import Pairing
 from runner.train.inputs.schedule import Schedule
 from runner.train.randomness import generator
 
@@ -92,6 +93,7 @@ class Samples:
         process: NoiseProcess,
         masks: Mapping[tuple[str, Crop], Tensor] | None = None,
         stream: str = "",
+        schedule: Schedule | Pairing | None = None,
     ) -> None:
         """Which images there are, and how they are drawn from.
 
@@ -99,6 +101,7 @@ class Samples:
             masks: `[1, h, w]` by mask and crop, where the loss is masked.
             stream: names another stream of the same job, with an order and draws of its own. Its captions are taken
                 as they are, and its images in the shapes that are asked for.
+            schedule: which of the images comes when; without one each comes once in an epoch.
         """
         self.seed, self.purpose = experiment.seed, f"{stream}sample"
         self.batch_size = experiment.batch_size
@@ -113,7 +116,8 @@ class Samples:
         self.noising = Noising(experiment, process, stream=stream)
         square = experiment.resolution, experiment.resolution
         shapes = [square if stream else shape_of(item, experiment) for item in self.items]
-        self.schedule = Schedule(self.seed, shapes, self.batch_size, purpose=f"{stream}order")
+        usual = Schedule(self.seed, shapes, self.batch_size, purpose=f"{stream}order")
+        self.schedule: Schedule | Pairing = schedule or usual
 
     def shape(self, step: int) -> Shape:
         """The shape that all images of a step's batch have, (height, width) in pixels."""

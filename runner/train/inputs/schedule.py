@@ -70,6 +70,10 @@ class Schedule:
         epoch, place = divmod(sample, self.num_images)
         return int(self._epoch(epoch).order[place])
 
+    def order(self, epoch: int) -> Indices:
+        """The image at each place of an epoch."""
+        return self._epoch(epoch).order
+
     def _batch(self, step: int) -> tuple[int, tuple[int, ...]]:
         """(bucket, samples) of a step."""
         if self._found[0] != step:

@@ -1,0 +1,54 @@
+"""Which image of its own class stands beside each sample, where subjects are of several classes: a pure function of
+(seed, sample).
+
+The subjects' samples that are of one class are numbered through all epochs, in the order of the epochs' permutations.
+Number k goes with image `permutation(seed, turn)[k mod n]` of that class's n images, in turn k div n: so each image of
+a class comes as often as any other of it. With one class, and images of one shape, k is the index of the sample.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from runner.schema.shapes import Shape
+from runner.train.inputs.schedule import Schedule
+
+
+class Pairing:
+    """The images of several classes in the order of the subjects' samples."""
+
+    def __init__(self, own: Schedule, classes: Sequence[int], sizes: Sequence[int], *, purpose: str) -> None:
+        """Take the samples of the subjects, and who is of which class.
+
+        Args:
+            own: the batches of the subjects' images.
+            classes: the class of each of these images.
+            sizes: how many images each class has; they are numbered through all classes, one class after the other.
+            purpose: names the permutations of the turns.
+        """
+        self.own = own
+        self._class_of = np.array(classes, dtype=np.int64)
+        self._counts = [int(count) for count in np.bincount(self._class_of, minlength=len(sizes))]
+        self._starts = [0, *itertools.accumulate(sizes)]
+        self._turns = [Schedule(own.seed, [(0, 0)] * size, own.batch_size, purpose=purpose) for size in sizes]
+
+    def samples(self, step: int, positions: range) -> tuple[int, ...]:
+        """The class's samples beside those at `positions` of a step."""
+        return tuple(step * self.own.batch_size + position for position in positions)
+
+    def shape(self, step: int) -> Shape:
+        """That of the subjects' images."""
+        return self.own.shape(step)
+
+    def image(self, sample: int) -> int:
+        """Which image, among those of all classes, a sample is of."""
+        step, position = divmod(sample, self.own.batch_size)
+        (beside,) = self.own.samples(step, range(position, position + 1))
+        epoch, place = divmod(beside, self.own.num_images)
+        classes = self._class_of[self.own.order(epoch)]
+        chosen = int(classes[place])
+        before = int(np.count_nonzero(classes[:place] == chosen))
+        return self._starts[chosen] + self._turns[chosen].image(epoch * self._counts[chosen] + before)
