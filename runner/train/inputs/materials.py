@@ -251,7 +251,10 @@ def _posteriors(
             )
             for views in parts
         ]
-        found = Joined(each) if on_disk else PosteriorsInMemory(pair for part in each for pair in part.items())
+        if on_disk:
+            found = each[0] if len(each) == 1 else Joined(each)
+        else:
+            found = PosteriorsInMemory(pair for part in each for pair in part.items())
         base.shared[on_disk, *key] = found
     return found
 
