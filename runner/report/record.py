@@ -67,9 +67,14 @@ class JobRecord:
         return str(self.manifest.get("state") or "unknown")
 
     @property
+    def task(self) -> str:
+        """What it does."""
+        return str(self.manifest.get("task", "train"))
+
+    @property
     def trains(self) -> bool:
         """Whether it is a training, and not another task."""
-        return str(self.manifest.get("task", "train")) == "train"
+        return self.task == "train"
 
     @property
     def objective(self) -> float | None:

@@ -66,6 +66,8 @@ def view_several(
             )
             for job in jobs
         },
+        # Of what was only drawn there is nothing to rank by.
+        "trained": any(job.trains or job.objective is not None for job in jobs),
         "objective_label": ranking.aim.label(jobs[0]),
         "sentence": experiment_sentence(ranking),
         "facts": facts_of_experiment(ranking),

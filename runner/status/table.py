@@ -60,7 +60,7 @@ def _parts(experiment: ExperimentStatus, width: int, height: int | None) -> Iter
     rows = [_cells(experiment, job) for job in shown]
     columns = _fitting(rows, width)
     for name in columns:
-        text = name in ("job", "state", "progress", "where")
+        text = name in ("job", "task", "state", "progress", "where")
         overflow: Literal["fold", "ellipsis"] = "fold" if name in experiment.columns else "ellipsis"
         table.add_column(
             "" if name == "progress" else name,
@@ -87,12 +87,17 @@ def _cells(experiment: ExperimentStatus, job: JobStatus) -> dict[str, Renderable
     steps = job.steps or max(1, job.steps_done)
     style = STYLES.get(job.state, "")
     diverged = job.value is not None and math.isnan(job.value)
+    # Trainings are what most experiments hold; where there is something else, it is said what.
+    others = any(not each.record.trains for each in experiment.jobs)
+    done = job.state == State.COMPLETED
+    completed = min(job.steps_done, steps) if job.record.trains else steps * done
     return {
         "job": job.record.id,
+        **({"task": job.record.task} if others else {}),
         **dict(zip(experiment.columns, experiment.cells[job.record.id], strict=True)),
         "state": Text(job.state, style=style),
-        "progress": ProgressBar(total=steps, completed=min(job.steps_done, steps), width=BAR_WIDTH),
-        "steps": f"{job.steps_done:,} of {steps:,}",
+        "progress": ProgressBar(total=steps, completed=completed, width=BAR_WIDTH),
+        "steps": f"{job.steps_done:,} of {steps:,}" if job.record.trains else MISSING,
         "held-out loss" if experiment.metric == HELD_OUT else experiment.metric: "nan"
         if diverged
         else number(job.value),
