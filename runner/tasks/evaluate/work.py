@@ -16,12 +16,13 @@ from runner.schema.method import NewTokens
 from runner.schema.tasks.evaluate import Evaluate
 from runner.studio import Studio
 from runner.tasks.adapters import find_adapters
+from runner.tasks.drawing import sampling_of
 from runner.tasks.evaluate.check import real_images
 from runner.tasks.evaluate.drawn import Series, draw_missing, neutral_series, subject_series, write_about
 from runner.tasks.evaluate.measuring import Pictures, as_drawn
 from runner.tasks.evaluate.of_training import FOLDER, evaluation_of
 from runner.tasks.studios import studio_of
-from runner.train.drawing import Picture, Sampling, Wish
+from runner.train.drawing import Picture, Wish
 from runner.train.job_run import JobRun
 from runner.train.place import Place
 
@@ -129,16 +130,3 @@ def say(figures: Mapping[str, Figure]) -> None:
             log.info("%s %.4g, from %.4g to %.4g, of %d images", name, figure.value, figure.low, figure.high, figure.n)
         sys.stdout.write(f"{name}={figure.value!r}\n")
     sys.stdout.flush()
-
-
-def sampling_of(settings: Evaluate) -> Sampling:
-    """How the images are drawn."""
-    return Sampling(
-        settings.resolution,
-        settings.scheduler.name,
-        settings.inference_steps,
-        settings.guidance_scale,
-        settings.guidance_rescale,
-        settings.negative_prompt,
-        settings.scheduler.eta,
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from runner.schema.drawing import DrawingSettings
 from runner.schema.tasks.generate import Generate
 from runner.studio import contact_sheet
 from runner.tasks.adapters import find_adapters
+from runner.tasks.drawing import sampling_of
 from runner.tasks.studios import studio_of
 from runner.train.drawing import Picture, Sampling, Wish, write_pictures
 from runner.train.place import Place
@@ -37,7 +39,7 @@ def work(settings: Generate, paths: JobPaths, place: Place, *, stop: Callable[[]
     adapters = [
         (adapter.place, weight) for adapter, (_, weight) in zip(find_adapters(settings), settings.weighted, strict=True)
     ]
-    sampling = sampling_of(settings)
+    sampling = _sampling(settings)
     for start in range(0, len(left), IMAGES_PER_LOOK):
         if stop():
             raise Interrupted(f"stopped after {len(wishes) - len(left) + start} of {len(wishes)} images")
@@ -66,19 +68,10 @@ def wishes_of(settings: Generate) -> list[Wish]:
     ]
 
 
-def sampling_of(settings: Generate) -> Sampling:
-    """How the images are drawn."""
-    control = settings.control
-    followed = None
-    if control.path is not None and control.image is not None:
-        followed = Control(Path(control.image).expanduser(), control.path, control.scale)
-    return Sampling(
-        settings.resolution,
-        settings.scheduler.name,
-        settings.inference_steps,
-        settings.guidance_scale,
-        settings.guidance_rescale,
-        settings.negative_prompt,
-        settings.scheduler.eta,
-        followed,
-    )
+def _sampling(settings: Generate) -> Sampling:
+    """How the images are drawn, and what they follow."""
+    control, sampling = settings.control, sampling_of(settings)
+    if control.path is None or control.image is None:
+        return sampling
+    followed = Control(Path(control.image).expanduser(), control.path, control.scale)
+    return dataclasses.replace(sampling, control=followed)
