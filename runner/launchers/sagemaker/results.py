@@ -86,6 +86,9 @@ class Collector:
                 # Last of all: a job is what its manifest says only when everything else is there.
                 if manifest is not None and manifest.get("state") not in WAITING:
                     update_manifest(job.folder, **{key: each for key, each in manifest.items() if key not in OURS})
+                # Only now: an object that goes between listing and copy ends a look, and the next must see it.
+                if manifest is not None:
+                    self._seen[folder.uri, "manifest.json"] = files["manifest.json"].etag
         except LockedError:
             log.debug("%s is worked on here", job.id)
 
@@ -98,7 +101,6 @@ class Collector:
             manifest = json.loads(self.storage.read(place))
         except ValueError:
             return None  # it is whole at the next look
-        self._seen[folder.uri, "manifest.json"] = stored.etag
         return dict(manifest)
 
     def _is_new(self, job: Job, folder: Location, name: str, stored: Stored) -> bool:
