@@ -49,6 +49,7 @@ class Checker:
         self.outputs = outputs
         self.datasets: dict[tuple[DatasetSettings, int | None], Dataset | list[str]] = {}
         self.models: dict[ModelSettings, list[str]] = {}
+        self.evaluations: dict[tuple[object, ...], list[str]] = {}
 
     def job(self, raw: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Job:
         """The job that a resolved configuration describes.
@@ -77,7 +78,7 @@ class Checker:
         faults += model_faults
         if experiment is not None and not model_faults:
             faults += prediction_faults(experiment)
-            faults += evaluation_faults(experiment) if experiment.evaluation.metrics is not None else []
+            faults += self._evaluation_faults(experiment)
             longest_px = max(max(shape) for shape in experiment.shapes)
             faults += resolution_faults(experiment.model, experiment.resolution, longest_px=longest_px)
         images = self._dataset(dataset, raw.get("resolution")) if dataset else []
@@ -146,6 +147,16 @@ class Checker:
         if isinstance(found, list):
             raise SettingsError("\n".join(found))
         return found
+
+    def _evaluation_faults(self, experiment: Experiment) -> list[str]:
+        """Of what a training asks to be measured; its images and networks are looked at once for all jobs."""
+        if experiment.evaluation.metrics is None:
+            return []
+        drawn = experiment.resolution, experiment.model, experiment.scheduler, experiment.validation
+        key = (experiment.evaluation, experiment.precision, *drawn)
+        if key not in self.evaluations:
+            self.evaluations[key] = evaluation_faults(experiment)
+        return self.evaluations[key]
 
     def _model_faults(self, settings: ModelSettings, *, used_here: bool) -> list[str]:
         if settings not in self.models:
