@@ -36,6 +36,14 @@ class Machine:
         """Whether jobs run on GPUs."""
         return self.devices[0].kind == "cuda"
 
+    def shared_by(self, count: int) -> Machine:
+        """What each of so many processes has of a CPU and its memory; GPUs are not shared."""
+        if self.has_gpus or count == 1:
+            return self
+        (cpu,) = self.devices
+        memory_gb = None if cpu.memory_gb is None else cpu.memory_gb / count
+        return Machine((dataclasses.replace(cpu, memory_gb=memory_gb),), max(1, self.cores // count))
+
     def line(self) -> str:
         """In words."""
         first, count = self.devices[0], len(self.devices)
@@ -61,10 +69,16 @@ def threads_of(count: int, processes: int) -> int:
     one other busy program made steps of a small model 15 to 35 times slower, and without one the last core gave less
     than half more (measured on two cores).
     """
-    named = os.environ.get("OMP_NUM_THREADS", "")
-    if named.isdigit() and int(named):
-        return int(named)
+    named = named_threads()
+    if named is not None:
+        return named
     return max(1, count - 1 if processes == 1 else count // processes)
+
+
+def named_threads() -> int | None:
+    """What `OMP_NUM_THREADS` says, where it is set to a number."""
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    return int(named) if named.isdigit() and int(named) else None
 
 
 def cpu_name() -> str:

@@ -23,7 +23,6 @@ from runner.launchers.settle import fail, halved, how_it_ended, is_dead, take_up
 from runner.launchers.worker import Worker
 from runner.paths import ExperimentPaths
 from runner.plan import Pack, Plan, pack_key
-from runner.plan.packs import places_of
 from runner.queue import Queue
 from runner.schema import LocalLauncher
 from runner.work import INTERRUPTED_CODE
@@ -103,12 +102,11 @@ class Schedule:
 
     def __init__(self, plan: Plan, settings: LocalLauncher, more: MoreJobs | None, *, keeps_logs: bool = False) -> None:
         self.settings, self.machine, self.more, self.keeps_logs = settings, plan.machine, more, keeps_logs
-        places = places_of(settings, plan.machine)
-        gpus = [device.selector for device in plan.machine.devices[:places]]
-        self.free = gpus if plan.machine.has_gpus else [str(number) for number in range(places)]
+        gpus = [device.selector for device in plan.machine.devices[: plan.places]]
+        self.free = gpus if plan.machine.has_gpus else [str(number) for number in range(plan.places)]
         self.capacity = sum(pack.at_once * pack.workers for pack in plan.packs)
         # On the terminal, a worker that is alone shows its progress itself.
-        self.alone = places == 1 or sum(pack.workers for pack in plan.packs) == 1
+        self.alone = plan.places == 1 or sum(pack.workers for pack in plan.packs) == 1
         self.at_most = 1 if self.alone else len(self.free)
         self.stopping = False
         self._packs = plan.packs

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from runner.job import Job, State
-from runner.machine import Machine
+from runner.machine import Machine, named_threads
 from runner.plan.predict import Prediction
 from runner.schema import LauncherSettings, QueuedLauncher
 
 MOST_AT_ONCE = {"cpu": 8, "cuda": 16}
 """Jobs that `launcher.pack=auto` trains together at most. A CPU is busy with fewer."""
+JOBS_PER_WORKER = 4
+"""Jobs for which one more worker is started on a CPU: so many keep most of what packing saves, and cores that work on
+packs of their own do more than the threads of one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Plan:
 
     packs: tuple[Pack, ...]
     machine: Machine
+    places: int = 1
+    """Where workers may train at the same time: GPUs, or shares of the one CPU."""
     done: tuple[Job, ...] = ()
     """Jobs that are completed, or pruned, already and are left alone."""
     elsewhere: tuple[Job, ...] = ()
@@ -96,12 +101,14 @@ def make_plan(
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in left:
         groups.setdefault(pack_key(job), []).append(job)
+    total = max(len(left), expected)
+    places = places_of(list(groups.values()), launcher, machine, costs, total)
     packs = []
     for group in groups.values():
         count = max(len(group), expected * len(group) // len(left))
-        pack = size_pack(group, launcher, machine, costs, count=count, share_of=max(len(left), expected))
+        pack = size_pack(group, launcher, machine, costs, places=places, count=count, share_of=total)
         packs.append(dataclasses.replace(pack, prediction=costs.predict(pack, machine)))
-    return Plan(tuple(packs), machine, tuple(done), tuple(held), len(jobs) - len(distinct), expected)
+    return Plan(tuple(packs), machine, places, tuple(done), tuple(held), len(jobs) - len(distinct), expected)
 
 
 def is_done(job: Job, state: State) -> bool:
@@ -110,23 +117,33 @@ def is_done(job: Job, state: State) -> bool:
 
 
 def size_pack(
-    jobs: Sequence[Job], launcher: LauncherSettings, machine: Machine, costs: Costs, *, count: int, share_of: int
+    jobs: Sequence[Job],
+    launcher: LauncherSettings,
+    machine: Machine,
+    costs: Costs,
+    *,
+    places: int,
+    count: int,
+    share_of: int,
 ) -> Pack:
     """How the jobs over one base are worked through.
 
     Args:
         jobs: jobs with the same `pack_key`.
+        places: where workers may train at the same time.
         count: how many there are, or will be.
         share_of: jobs of the whole command, which share the places.
     """
-    places = places_of(launcher, machine)
     if not jobs[0].trains:
         workers = max(1, min(count, places))
         why = f"shared among {workers} workers" if workers > 1 else "one after the other over one loaded base"
         return Pack(tuple(jobs), 1, workers, 1, why)
     processes = launcher.fixed_processes or _spread(jobs, places, machine, share_of)
-    workers = max(1, min(count, places // processes if machine.has_gpus else places))
-    most, why = _most_at_once(jobs, launcher, machine, costs, processes)
+    if machine.has_gpus:
+        workers = max(1, min(count, places // processes))
+    else:
+        workers = max(1, min(count if launcher.concurrency else count // JOBS_PER_WORKER, places))
+    most, why = _most_at_once(jobs, launcher, machine.shared_by(workers), costs, processes)
     at_once = min(most, -(-count // workers))
     if at_once < most and workers > 1:
         why = f"shared among {workers} workers"
@@ -137,14 +154,33 @@ def size_pack(
     return Pack(tuple(jobs), at_once, workers, processes, why)
 
 
-def places_of(launcher: LauncherSettings, machine: Machine) -> int:
-    """Where something may train at the same time: GPUs, or shares of the one CPU."""
+def places_of(
+    groups: Sequence[Sequence[Job]], launcher: LauncherSettings, machine: Machine, costs: Costs, total: int
+) -> int:
+    """Where workers may train at the same time: GPUs, or shares of the one CPU.
+
+    Args:
+        groups: the jobs over one base each.
+        total: how many jobs there are, or will be.
+    """
+    # What waits in a queue has a machine made of all its workers' GPUs.
+    chosen = None if machine.has_gpus and isinstance(launcher, QueuedLauncher) else launcher.concurrency
     if machine.has_gpus:
-        # What waits in a queue has a machine made of all its workers' GPUs.
-        if launcher.concurrency is None or isinstance(launcher, QueuedLauncher):
-            return len(machine.devices)
-        return min(launcher.concurrency * (launcher.fixed_processes or 1), len(machine.devices))
-    return launcher.concurrency or 1
+        most = len(machine.devices)
+        return most if chosen is None else min(chosen * (launcher.fixed_processes or 1), most)
+    if chosen is not None or isinstance(launcher, QueuedLauncher):
+        return chosen or 1
+    processes = launcher.fixed_processes or 1
+    places = min(machine.cores // processes // (named_threads() or 1), total // JOBS_PER_WORKER)
+    while places > 1 and not all(_fit(group, machine.shared_by(places), costs, processes) for group in groups):
+        places -= 1
+    return max(1, places)
+
+
+def _fit(jobs: Sequence[Job], share: Machine, costs: Costs, processes: int) -> bool:
+    """Whether a share of the memory is known to hold enough jobs to be worth a worker of its own."""
+    fitting = costs.fitting(jobs, share, processes) if jobs[0].trains else None
+    return fitting is not None and fitting[0] >= min(JOBS_PER_WORKER, len(jobs))
 
 
 def _spread(jobs: Sequence[Job], places: int, machine: Machine, share_of: int) -> int:

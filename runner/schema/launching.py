@@ -23,7 +23,10 @@ class Launcher(Settings):
         doc="Processes each job is spread over; null means one, or the GPUs that would have no job otherwise.",
     )
     concurrency: int | None = knob(
-        None, ge=1, doc="Packs that train at the same time; null means one on the CPU, and as many as the GPUs hold."
+        None,
+        ge=1,
+        doc="Packs that train at the same time; null means as many as the GPUs hold, and on the CPU one for every four "
+        "jobs, as far as there are cores and the memory is known to hold them.",
     )
     pack: Annotated[int, Field(ge=1)] | Literal["auto"] = knob(
         "auto",

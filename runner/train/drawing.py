@@ -117,7 +117,7 @@ def draw(
     on_cpu = base.place.device.type == "cpu"
     if on_cpu:
         chunk = max(1, min(TOGETHER_ON_CPU, PIXELS_ON_CPU // sampling.resolution**2))
-    filled = [*wishes, *wishes[-1:] * (-len(wishes) % chunk)] if on_cpu else wishes
+    filled = [*wishes, *list(wishes[-1:]) * (-len(wishes) % chunk if on_cpu else 0)]
     pictures = within_memory(
         lambda images: _draw(filled, sampling, base, conditioner, use_rows, images), chunk, collect=base.collect
     )

@@ -91,6 +91,50 @@ def test_jobs_are_spread_over_the_places(
     assert shapes(plan(seeds(count), machine, **launcher)) == [expected]
 
 
+class CostsByMemory(Costs):
+    """Jobs that need 1 GB each, over a base of 2 GB."""
+
+    def fitting(self, jobs: Sequence[Job], machine: Machine, processes: int) -> tuple[int, str] | None:
+        memory_gb = machine.devices[0].memory_gb
+        assert memory_gb is not None
+        return int(memory_gb - 2), "as far as the memory holds them"
+
+
+@pytest.mark.parametrize(
+    ("count", "cores", "memory_gb", "launcher", "expected"),
+    [
+        (7, 2, 64, {}, (7, 7, 1, 1)),
+        (8, 2, 64, {}, (8, 4, 2, 1)),
+        (20, 2, 64, {}, (20, 8, 2, 1)),
+        (20, 16, 64, {}, (20, 4, 5, 1)),
+        (20, 16, 64, {"processes": 4}, (20, 5, 4, 4)),
+        (20, 16, 64, {"concurrency": 1}, (20, 8, 1, 1)),
+        (20, 16, 24, {}, (20, 4, 4, 1)),
+        (20, 16, 11, {}, (20, 8, 1, 1)),
+        (20, 16, 11, {"concurrency": 2}, (20, 3, 2, 1)),
+    ],
+)
+def test_a_cpu_has_a_worker_for_every_four_jobs_as_far_as_cores_and_memory_allow(
+    count: int, cores: int, memory_gb: float, launcher: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    machine = Machine((Device("cpu", "a processor", memory_gb),), cores=cores)
+    assert shapes(plan(seeds(count), machine, CostsByMemory(), **launcher)) == [expected]
+
+
+def test_a_cpu_is_not_shared_where_its_memory_is_unknown_or_its_threads_are_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert shapes(plan(seeds(8), CPU, Costs())) == [(8, 8, 1, 1)]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert shapes(plan(seeds(8), CPU, Costs(fitting=8))) == [(8, 8, 1, 1)]
+
+
+def test_small_packs_train_side_by_side_on_a_cpu() -> None:
+    found = plan([*seeds(5), *seeds(5, resolution=128)], CPU, Costs(fitting=8))
+    assert shapes(found) == [(5, 5, 1, 1), (5, 5, 1, 1)]
+    assert found.places == 2
+
+
 def test_a_job_is_spread_over_no_more_gpus_than_it_has_images() -> None:
     assert shapes(plan([job(batch_size=2)], gpus(8))) == [(1, 1, 1, 2)]
     assert shapes(plan([job(batch_size=1)], gpus(8))) == [(1, 1, 1, 1)]
