@@ -1,10 +1,11 @@
 """A sweep of eight demo jobs, packed, against the same eight run one after the other as processes of their own.
 
-    python benchmarks/packed_sweep.py                          # both cases, one round: about 15 minutes on two cores
+    python benchmarks/packed_sweep.py                          # all cases, one round: about half an hour on two cores
     python benchmarks/packed_sweep.py --rounds 3 --result benchmarks/results/packed_sweep.md
 
-Both sides are the project's own command. Each round and side begins with an empty cache and empty outputs; the eight
-single runs of a round share a cache, as they would on anybody's machine. Sides are measured in turn.
+All sides are the project's own command: as it is, with a worker for every four jobs, and with a single worker. Each round
+and side begins with an empty cache and empty outputs; the eight single runs of a round share a cache, as they would on
+anybody's machine. Sides are measured in turn.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -57,14 +59,19 @@ class Timing:
     wall_s: float
     cpu_s: float
     peak_gb: float
-    """Of the process that trains: the largest one where there are several, one after the other."""
+    """Of all processes at one time; what several of them share is counted once."""
     objectives: tuple[float, ...]
 
 
-def packed(case: Case, folder: Path) -> Timing:
-    """One command, one pack."""
+def packed(case: Case, folder: Path, *further: str) -> Timing:
+    """One command."""
     sweep = [f"lora.rank={','.join(map(str, RANKS))}", f"optimizer.lr={','.join(RATES)}"]
-    return measured([["-m", *COMMON, *case.settings, *sweep]], folder)
+    return measured([["-m", *COMMON, *case.settings, *sweep, *further]], folder)
+
+
+def packed_by_one(case: Case, folder: Path) -> Timing:
+    """One command, one pack, one process that trains."""
+    return packed(case, folder, "launcher.concurrency=1")
 
 
 def one_after_the_other(case: Case, folder: Path) -> Timing:
@@ -74,7 +81,48 @@ def one_after_the_other(case: Case, folder: Path) -> Timing:
     return measured(commands, folder)
 
 
-SIDES = {"one after the other": one_after_the_other, "packed": packed}
+SIDES = {"one after the other": one_after_the_other, "packed": packed, "packed, one worker": packed_by_one}
+
+
+class Memory:
+    """Looks twice a second at what this process's descendants hold, and remembers the most."""
+
+    def __init__(self) -> None:
+        self.peak_gb = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.5):
+            self.peak_gb = max(self.peak_gb, sum(map(_held_gb, _descendants(os.getpid()))))
+
+
+def _descendants(process: int) -> list[int]:
+    found = []
+    for file in Path(f"/proc/{process}/task").glob("*/children"):
+        try:
+            children = [int(child) for child in file.read_text().split()]
+        except OSError:
+            continue
+        found += [each for child in children for each in (child, *_descendants(child))]
+    return found
+
+
+def _held_gb(process: int) -> float:
+    """Proportional set size: a page that several processes share counts for each of them in part."""
+    try:
+        text = Path(f"/proc/{process}/smaps_rollup").read_text()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) * 1024 / 1e9 for line in text.splitlines() if line.startswith("Pss:")), 0.0)
 
 
 def measured(commands: Sequence[list[str]], folder: Path) -> Timing:
@@ -82,24 +130,24 @@ def measured(commands: Sequence[list[str]], folder: Path) -> Timing:
     outputs = folder / "outputs"
     places = {"RUNNER_OUTPUTS": str(outputs), "RUNNER_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     start, cpu_start = time.perf_counter(), _children_cpu_s()
-    for command in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", "runner", *command],
-            env=os.environ | places,
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise SystemExit(done.stdout[-4000:])
+    with Memory() as memory:
+        for command in commands:
+            done = subprocess.run(
+                [sys.executable, "-m", "runner", *command],
+                env=os.environ | places,
+                cwd=folder,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                raise SystemExit(done.stdout[-4000:])
     wall_s, cpu_s = time.perf_counter() - start, _children_cpu_s() - cpu_start
     manifests = [json.loads(file.read_text(encoding="utf-8")) for file in outputs.glob("*/*/manifest.json")]
     assert len(manifests) == len(RANKS) * len(RATES), len(manifests)
     by_id = sorted(manifests, key=lambda manifest: manifest["id"])
-    peak_gb = max(manifest["cost"]["peak_memory_gb"] for manifest in manifests)
-    return Timing(wall_s, cpu_s, peak_gb, tuple(manifest["objective"] for manifest in by_id))
+    return Timing(wall_s, cpu_s, memory.peak_gb, tuple(manifest["objective"] for manifest in by_id))
 
 
 def _children_cpu_s() -> float:
@@ -118,24 +166,27 @@ def compare(case: Case, options: argparse.Namespace) -> list[str]:
             finally:
                 shutil.rmtree(folder)
             print(f"{case.name}, round {number + 1}, {side}: {timings[side][-1]}", file=sys.stderr, flush=True)
-    alone, together = timings.values()
     rows = [
         f"| {case.name} | {side} | {_spread([t.wall_s for t in found], 1)} | {_spread([t.cpu_s for t in found], 1)} "
         f"| {_spread([t.peak_gb for t in found], 2)} |"
         for side, found in timings.items()
     ]
+    alone, *others = timings
+    return rows + [row for side in others for row in _ratios(case, side, timings[alone], timings[side])]
+
+
+def _ratios(case: Case, side: str, alone: Sequence[Timing], together: Sequence[Timing]) -> list[str]:
+    pairs = list(zip(alone, together, strict=True))
     ratios = [
-        _spread([one.wall_s / other.wall_s for one, other in zip(alone, together, strict=True)], 2),
-        _spread([one.cpu_s / other.cpu_s for one, other in zip(alone, together, strict=True)], 2),
-        _spread([other.peak_gb / one.peak_gb for one, other in zip(alone, together, strict=True)], 2),
+        _spread([one.wall_s / other.wall_s for one, other in pairs], 2),
+        _spread([one.cpu_s / other.cpu_s for one, other in pairs], 2),
+        _spread([other.peak_gb / one.peak_gb for one, other in pairs], 2),
     ]
-    apart = max(
-        abs(a - b) / a
-        for one, other in zip(alone, together, strict=True)
-        for a, b in zip(one.objectives, other.objectives, strict=True)
-    )
-    rows.append(f"| {case.name} | ratio | **{ratios[0]}** | **{ratios[1]}** | **{ratios[2]}** |")
-    return [*rows, f"| {case.name} | objectives differ by at most | {apart:.1e} | | |"]
+    apart = max(abs(a - b) / a for one, other in pairs for a, b in zip(one.objectives, other.objectives, strict=True))
+    return [
+        f"| {case.name} | {side}: ratio | **{ratios[0]}** | **{ratios[1]}** | **{ratios[2]}** |",
+        f"| {case.name} | {side}: objectives differ by at most | {apart:.1e} | | |",
+    ]
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
@@ -163,9 +214,9 @@ def main() -> None:
         f"- {jobs}; {options.rounds} round(s), sides in turn; load of the machine at the end {load:.1f}",
         "",
         "Medians, (least to most). Ratios are taken round by round: wall and CPU time of one after the other / packed,",
-        "memory of packed / one.",
+        "memory of packed / one. Memory is that of all processes at one time.",
         "",
-        "| case | side | wall, s | CPU, s | peak memory of the worker, GB |",
+        "| case | side | wall, s | CPU, s | peak memory, GB |",
         "|---|---|---|---|---|",
         *rows,
     ]
