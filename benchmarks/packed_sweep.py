@@ -3,9 +3,9 @@
     python benchmarks/packed_sweep.py                          # all cases, one round: about half an hour on two cores
     python benchmarks/packed_sweep.py --rounds 3 --result benchmarks/results/packed_sweep.md
 
-All sides are the project's own command: as it is, with a worker for every four jobs, and with a single worker. Each round
-and side begins with an empty cache and empty outputs; the eight single runs of a round share a cache, as they would on
-anybody's machine. Sides are measured in turn.
+All sides are the project's own command: as it is, with a worker for every four jobs, and with a single worker. Each
+round and side begins with an empty cache and empty outputs; the eight single runs of a round share a cache, as they
+would on anybody's machine. Sides are measured in turn.
 """
 
 from __future__ import annotations
