@@ -35,6 +35,9 @@ PATCH_PX = 16
 """Side of the image squares that are one token of these transformers."""
 NOISE_TABLE_ONLY = ("snr_gamma", "debiased", "noise_offset", "multires_levels", "timestep_bias")
 """Settings of `loss` that mend or weigh a table of noise levels, which flow matching does not have."""
+DISTILLED_SAMPLERS, DISTILLED_STEPS = ("lcm", "tcd"), 50
+"""Samplers that take some of the steps their network was distilled over (arXiv 2310.04378, 2402.19159), and how many
+those are."""
 
 
 def refuse_what_does_not_fit(experiment: Experiment) -> None:
@@ -57,6 +60,12 @@ def drawing_faults(settings: Draws, drawing: DrawingSettings, *, where: str = ""
         where: what stands before the keys of `drawing` in the configuration.
     """
     family, faults = settings.model.family, []
+    sampler = settings.scheduler.name
+    if sampler in DISTILLED_SAMPLERS and drawing.inference_steps > DISTILLED_STEPS:
+        faults.append(
+            f"{where}inference_steps = {drawing.inference_steps}: scheduler={sampler} picks its steps out of "
+            f"{DISTILLED_STEPS}; take fewer, such as 4"
+        )
     if family == "flux" and drawing.negative_prompt is not None:
         faults.append(
             f"{where}negative_prompt = {drawing.negative_prompt!r}: has no effect with model.family=flux, which is "
@@ -69,9 +78,9 @@ def drawing_faults(settings: Draws, drawing: DrawingSettings, *, where: str = ""
             f"resolution = {settings.resolution}: should be a multiple of {PATCH_PX} with model.family={family}, "
             f"which cuts images into squares of {PATCH_PX} px"
         )
-    if settings.scheduler.name != "model":
+    if sampler != "model":
         faults.append(
-            f"scheduler.name = {settings.scheduler.name!r}: belongs to models with a table of noise levels; set "
+            f"scheduler.name = {sampler!r}: belongs to models with a table of noise levels; set "
             f"scheduler=model, the flow-matching sampler of model.family={family}"
         )
     if drawing.guidance_rescale:

@@ -17,11 +17,12 @@ from runner.aws.prices import Price, tabled
 from runner.instances import INSTANCES
 from runner.job import Job, make_job
 from runner.launchers.sagemaker import machine
-from runner.launchers.sagemaker.divide import divided
+from runner.launchers.sagemaker.channels import too_many_channels
+from runner.launchers.sagemaker.divide import divided, parts
 from runner.launchers.sagemaker.estimate import STARTING_S, estimate
 from runner.launchers.sagemaker.preflight import EXECUTION, SUBMITTER
 from runner.launchers.sagemaker.request import Channel, training_request
-from runner.plan import Plan, Predictor, make_plan
+from runner.plan import Pack, Plan, Predictor, make_plan
 from runner.schema import Experiment, SageMakerLauncher
 from tests.command_line import ROOT, runner
 
@@ -129,6 +130,23 @@ def test_jobs_are_divided_among_as_many_training_jobs_as_are_allowed_at_a_time()
     assert [len(part.jobs) for part in parts] == [3, 3, 2]
     assert {job.id for part in parts for job in part.jobs} == {job.id for job in jobs(8)}
     assert {part.at_once for part in parts} == {3}
+
+
+def test_a_training_job_has_no_more_inputs_than_sagemaker_takes() -> None:
+    raw = {"model": {"family": "sdxl", "path": "owner/name"}, "dataset": {"path": "images"}}
+    experiment = Experiment.model_validate({**raw, "launcher": {"name": "sagemaker"}})
+    many = [
+        make_job(experiment, model="m", dataset=f"{number:08x}", outputs=Path("/outputs")) for number in range(16, 36)
+    ]
+    places = Places("our-bucket", "team/lora")
+
+    def said(count: int, training_jobs: int) -> str | None:
+        pack = Pack(tuple(many[:count]), 8, 1, 1, "")
+        return too_many_channels(parts(pack, settings(concurrency=training_jobs)), places)
+
+    assert said(17, 1) is None
+    assert "would need 21 input channels" in (said(18, 1) or "")
+    assert said(20, 2) is None
 
 
 def test_the_cost_is_hours_times_price_and_less_with_spot_instances() -> None:

@@ -71,6 +71,7 @@ def told(**changes: object) -> dict[str, object]:
         ({"control": {"path": "x"}}, "control.image = None: control.path needs it"),
         ({"control": {"path": "x", "image": "no.png"}}, "control.image = 'no.png': is no file"),
         ({"model": {"family": "flux"}, "scheduler": {"name": "ddim"}}, "scheduler.name = 'ddim': belongs to models"),
+        ({"scheduler": {"name": "lcm"}, "inference_steps": 51}, "inference_steps = 51: scheduler=lcm picks its"),
         ({"launcher": {"name": "local", "processes": 2}}, "launcher.processes = 2: has no effect with task=generate"),
     ],
 )

@@ -15,6 +15,7 @@ from runner.instances import INSTANCES
 from runner.job import Job, read_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.lots import jobs_of_workers, recorded_lots
+from runner.launchers.sagemaker.channels import too_many_channels
 from runner.launchers.sagemaker.divide import divided
 from runner.launchers.sagemaker.estimate import does_not_fit, estimate
 from runner.launchers.sagemaker.in_place import in_other_regions
@@ -98,13 +99,15 @@ def ready(plan: Plan, settings: SageMakerLauncher) -> SageMakerCluster:
     """The account's training jobs, with a bucket for what they need; says what the plan will cost.
 
     Raises:
-        SettingsError: a job of the plan is too large for the instances.
+        SettingsError: a job of the plan is too large for the instances; a training job has too many inputs.
     """
     gpu_gb = INSTANCES[settings.instance].gpu_memory_gb
     if faults := [fault for pack in plan.packs if (fault := does_not_fit(pack, settings, gpu_gb))]:
         raise SettingsError("\n".join(faults))
     _warn_of_secrets(settings)
     reached = _cluster(settings)
+    if fault := too_many_channels(divided(plan, settings).packs, reached.places):
+        raise SettingsError(fault)
     jobs = [job for pack in plan.packs for job in pack.jobs]
     if faults := in_other_regions(jobs, reached.account.s3, reached.account.region):
         raise SettingsError("\n".join(faults))

@@ -13,7 +13,25 @@ from runner.job import Job
 from runner.launchers.sagemaker.in_place import data_in_place, models_in_place
 from runner.launchers.sagemaker.request import Channel
 from runner.parcel import CODE, CONFIG
+from runner.plan import Pack
 from runner.s3 import Location, is_s3
+
+MOST_CHANNELS = 20
+"""Of a training job, by SageMaker's reference of CreateTrainingJob."""
+
+
+def too_many_channels(packs: Sequence[Pack], places: Places) -> str | None:
+    """What to say where a training job would have more inputs than SageMaker takes: data sets and base models."""
+    place = places.training_job("any", "any")
+    # One more: what earlier ones have encoded.
+    most = max((len(planned_channels(pack.jobs, places, place)) + 1 for pack in packs), default=0)
+    if most <= MOST_CHANNELS:
+        return None
+    return (
+        f"launcher.concurrency: the jobs of one training job would need {most} input channels (one for each data set, "
+        f"class and base model), and SageMaker takes {MOST_CHANNELS}; raise launcher.concurrency, which divides them "
+        "among several training jobs, or leave out data sets"
+    )
 
 
 def planned_channels(jobs: Sequence[Job], places: Places, place: Location) -> list[Channel]:
