@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -151,3 +152,19 @@ def test_help_lists_every_group_and_recipe() -> None:
     text = runner("--help").output
 
     assert [name for name in (*GROUPS, *RECIPES) if name not in text] == []
+
+
+def test_nobody_who_reads_on_is_no_error(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as nobody:
+        done = subprocess.run(
+            [sys.executable, "-m", "runner", "launcher.dry_run=true"],
+            env=environment({"RUNNER_OUTPUTS": str(tmp_path)}),
+            cwd=ROOT,
+            stdout=nobody,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
