@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from runner.errors import Interrupted
@@ -25,6 +25,7 @@ from runner.paths import ExperimentPaths
 from runner.plan import Pack, Plan, pack_key
 from runner.queue import Queue
 from runner.schema import LocalLauncher
+from runner.status import live_table
 from runner.work import INTERRUPTED_CODE
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class Schedule:
         Raises:
             Interrupted: a signal came; what was training is saved.
         """
-        with tempfile.TemporaryDirectory(prefix="runner-queues-") as folder, self._signals():
+        with tempfile.TemporaryDirectory(prefix="runner-queues-") as folder, self._signals(), self._table():
             self._shares = [_Share(pack, Path(folder), number) for number, pack in enumerate(self._packs, start=1)]
             while True:
                 self._settle()
@@ -134,6 +135,13 @@ class Schedule:
 
     def _unsettled(self) -> int:
         return sum(share.count(State.PENDING, State.RUNNING, State.INTERRUPTED) for share in self._shares)
+
+    def _table(self) -> AbstractContextManager[None]:
+        """What several workers do, for one on the terminal shows it itself."""
+        return nullcontext() if self.alone else live_table(lambda: [job.folder for job in self._all_jobs()])
+
+    def _all_jobs(self) -> list[Job]:
+        return [job for share in list(self._shares) for job in list(share.jobs)]
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

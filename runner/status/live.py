@@ -73,7 +73,7 @@ def _log_above() -> Iterator[None]:
     replaced: list[tuple[logging.StreamHandler[TextIO], TextIO]] = [
         (handler, handler.stream)
         for handler in logging.getLogger().handlers
-        if type(handler) is logging.StreamHandler and handler.stream in proxies
+        if isinstance(handler, logging.StreamHandler) and handler.stream in proxies
     ]
     for handler, stream in replaced:
         handler.setStream(proxies[stream])

@@ -117,6 +117,14 @@ logging.info("all have ended")
     assert "all have ended" in lines
 
 
+def test_several_workers_are_shown_in_one_table() -> None:
+    terminal = Terminal(sys.executable, "-m", "runner", "-m", "seed=1,2", "launcher.concurrency=2", "logger=none")
+    terminal.wait_until(lambda said: "2 jobs: 2 " in said)
+    terminal.process.send_signal(2)
+    assert terminal.end() == 130
+    assert "Traceback" not in terminal.output
+
+
 def test_without_a_terminal_there_is_no_table() -> None:
     job = make(0, State.RUNNING)
     script = f"""
