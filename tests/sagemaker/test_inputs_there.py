@@ -28,19 +28,16 @@ __all__ = ["bench"]
 
 
 def test_a_class_and_a_start_travel_along(
-    aws: StandIn, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    aws: StandIn, bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject, of_class = write_images(tmp_path / "subject"), write_images(tmp_path / "class", seed=5)
-    common = [
-        *(f"model.path={sdxl_folder}", "dataset=folder", f"dataset.path={subject}", "logger=none"),
-        *("validation.prompts=[]", "lora.rank=2", "batch_size=1"),
-    ]
-    first = runner(*common, "name=first", "steps=2")
-    assert first.code == 0, first.output
-    (first_id,) = manifests("first")
+    first = bench.job(sdxl_folder, images=subject, lora={"rank": 2}, steps=2)
+    assert bench.train(first)
 
     second = [
-        *(*common, "steps=3", f"lora.init_from={outputs()}/first/{first_id}", "method=dreambooth"),
+        *(f"model.path={sdxl_folder}", "dataset=folder", f"dataset.path={subject}", "logger=none"),
+        *("validation.prompts=[]", "lora.rank=2", "batch_size=1", "steps=3"),
+        *(f"lora.init_from={first.folder}", "method=dreambooth"),
         *("method.class_prompt='a photo of a cat'", f"method.class_data_dir={of_class}"),
         *("method.num_class_images=8", "method.class_inference_steps=1"),
     ]

@@ -30,23 +30,23 @@ def states() -> list[str]:
 
 
 def test_a_search_ends_after_its_trials_and_goes_on_when_there_are_more(settings: list[str]) -> None:
-    first = runner(*settings, "hydra.sweeper.n_trials=5", "launcher.pack=2")
+    first = runner(*settings, "hydra.sweeper.n_trials=3", "launcher.pack=2")
     assert first.code == 0, first.output
-    assert "up to 5 in all, 2 at once" in first.output
-    assert "search: 5 of 5 trials" in first.output
-    assert states() == ["completed"] * 5
+    assert "up to 3 in all, 2 at once" in first.output
+    assert "search: 3 of 3 trials" in first.output
+    assert states() == ["completed"] * 3
     objectives = {manifest["id"]: manifest["objective"] for manifest in manifests()}
     assert f"best: validation/loss {min(objectives.values()):.4g} with" in first.output
     assert max(manifest["cost"]["packed_with"] for manifest in manifests()) == 2
     assert (Path(os.environ["RUNNER_OUTPUTS"]) / "dev" / "report.html").is_file()
 
-    again = runner(*settings, "hydra.sweeper.n_trials=5")
+    again = runner(*settings, "hydra.sweeper.n_trials=3")
     assert again.code == 0, again.output
     assert "nothing is left to try; raise hydra.sweeper.n_trials to go on" in again.output
 
-    more = runner(*settings, "hydra.sweeper.n_trials=7")
+    more = runner(*settings, "hydra.sweeper.n_trials=5")
     assert more.code == 0, more.output
-    assert states() == ["completed"] * 7
+    assert states() == ["completed"] * 5
     assert {manifest["id"] for manifest in manifests()} > set(objectives)
 
 
@@ -70,9 +70,9 @@ def test_pruned_trials_make_room_for_the_next(settings: list[str]) -> None:
 
 
 def test_a_trial_that_fails_does_not_end_the_search(settings: list[str]) -> None:
-    answer = runner(*settings[:-1], "optimizer.lr=1e-3,1e30", "lora.rank=2,3", "hydra.sweeper.n_trials=6")
+    answer = runner(*settings[:-1], "optimizer.lr=1e-3,1e30", "lora.rank=2,3", "hydra.sweeper.n_trials=4")
     assert answer.code == 1
-    assert "search: 6 of 6 trials" in answer.output
+    assert "search: 4 of 4 trials" in answer.output
     assert "the loss is" in answer.output
     assert set(states()) == {"completed", "failed"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from runner.measures.networks import Clip
 from runner.paths import JobPaths
 from runner.schema.evaluation import METRICS
 from runner.schema.tasks.evaluate import Evaluate
+from runner.studio import Studio
 from runner.tasks.evaluate.check import check
 from runner.tasks.evaluate.prompts import NEUTRAL, SUBJECT
 from runner.tasks.evaluate.work import work
+from runner.train.drawing import Picture, Sampling, Wish
 from tests.command_line import runner
 from tests.launch.running import outputs
 from tests.measures.networks import save_clip, save_dino, save_inception
@@ -120,6 +123,30 @@ def test_an_adapter_of_weight_zero_does_not_drift(networks: Networks, job: Job, 
         )  # fmt: skip
         found = work(asked, JobPaths(tmp_path), CPU, stop=never)
         assert found["figures"]["base_drift"]["value"] == pytest.approx(0, abs=1e-12)
+
+
+def test_what_the_base_draws_is_drawn_once_for_all_weights(
+    networks: Networks, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Wish] = []
+
+    def draw(studio: Studio, wishes: Sequence[Wish], sampling: Sampling, adapters: Any = ()) -> list[Picture]:
+        drawn.extend([] if adapters else wishes)
+        return by_itself(studio, wishes, sampling, adapters)
+
+    by_itself = Studio.draw
+    monkeypatch.setattr(Studio, "draw", draw)
+    of_base = []
+    for weight in (0.5, 1.0):
+        paths = JobPaths(tmp_path / str(weight))
+        asked = settings(
+            networks, job, metrics="base_drift", adapter_weight=weight, seeds=[5],
+            prompts=None, subject=None, subject_class=None,
+        )  # fmt: skip
+        work(asked, paths, CPU, stop=never)
+        of_base.append({file.name: file.read_bytes() for file in paths.samples.glob("neutral-base/*.png")})
+    assert len(drawn) == len(of_base[0]) == len(NEUTRAL)
+    assert of_base[0] == of_base[1]
 
 
 def test_real_images_that_are_the_drawn_ones_are_no_distance_away(networks: Networks, tmp_path: Path) -> None:

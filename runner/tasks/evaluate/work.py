@@ -22,7 +22,7 @@ from runner.tasks.evaluate.drawn import Series, draw_missing, neutral_series, su
 from runner.tasks.evaluate.measuring import Pictures, as_drawn
 from runner.tasks.evaluate.of_training import FOLDER, evaluation_of
 from runner.tasks.studios import studio_of
-from runner.train.drawing import Picture, Wish
+from runner.train.drawing import Picture, Sampling, Wish
 from runner.train.job_run import JobRun
 from runner.train.place import Place
 
@@ -70,7 +70,7 @@ def evaluate(
     sampling = sampling_of(settings)
 
     def draw(wishes: Sequence[Wish], adapted: bool) -> list[Picture]:
-        return studio().draw(wishes, sampling, adapters if adapted else ())
+        return studio().draw(wishes, sampling, adapters) if adapted else drawn_by_base(studio(), wishes, sampling)
 
     subject = subject_series(settings, paths) if settings.draws_subject else None
     drift = "base_drift" in settings.measured
@@ -81,6 +81,14 @@ def evaluate(
     figures = measured(settings, place, subject, neutral)
     say(figures)
     return figures, sum(len(each.wishes) for each in series), drawn
+
+
+def drawn_by_base(studio: Studio, wishes: Sequence[Wish], sampling: Sampling) -> list[Picture]:
+    """What the base alone draws: once for all jobs of a worker that ask for it."""
+    kept = studio.base.untrained
+    missing = [wish for wish in wishes if (sampling, wish) not in kept]
+    kept.update(((sampling, wish), each) for wish, each in zip(missing, studio.draw(missing, sampling), strict=True))
+    return [kept[sampling, wish] for wish in wishes]
 
 
 def evaluate_training(run: JobRun) -> None:
