@@ -66,7 +66,8 @@ def class_images_folder(experiment: Experiment, prompt: str, *, model: str) -> P
         prompt=prompt,
         resolution=experiment.resolution,
         precision=experiment.precision,
-        sampler=experiment.scheduler.name,
+        quantization=experiment.model.quantization,
+        sampler=[experiment.scheduler.name, experiment.scheduler.eta],
         steps=method.class_inference_steps,
         guidance=method.class_guidance_scale,
     )

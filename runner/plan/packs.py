@@ -187,7 +187,7 @@ def _spread(jobs: Sequence[Job], places: int, machine: Machine, share_of: int) -
     """Processes of each worker where the user leaves it open: GPUs that would have no job otherwise lend a hand."""
     if not machine.has_gpus:
         return 1
-    smallest = min(job.experiment.batch_size for job in jobs)
+    smallest = min(job.experiment.smallest_part for job in jobs)
     return max(1, min(places // max(1, share_of), smallest))
 
 

@@ -91,26 +91,33 @@ class Experiment(JobSettings):
         return self.batch_size * (2 if has_prior else 1)
 
     @property
+    def smallest_part(self) -> int:
+        """Images of the smallest forward pass of a step, all processes together: parts that are added up share them."""
+        return self.batch_size // self.accumulation
+
+    @property
     def live_text(self) -> bool:
         """Whether captions are encoded at every step, because something of the text encoders is trained."""
         return self.lora.text_encoder or isinstance(self.method, NewTokens)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Experiment:
-        processes = self.launcher.fixed_processes or 1
-        if processes > self.batch_size:
-            key = next(
-                key for key in ("processes", "gpus_per_node", "nodes", "instances") if getattr(self.launcher, key, None)
-            )
-            raise ValueError(
-                f"launcher.{key} = {getattr(self.launcher, key)}: batch_size = {self.batch_size} leaves "
-                f"{processes - self.batch_size} of {processes} processes without work; raise batch_size or lower "
-                f"launcher.{key}"
-            )
         if self.accumulation > self.batch_size:
             raise ValueError(
                 f"accumulation = {self.accumulation}: batch_size = {self.batch_size} cannot be cut into more "
                 "parts than it has images; lower accumulation"
+            )
+        processes = self.launcher.fixed_processes or 1
+        if processes > self.smallest_part:
+            key = next(
+                key for key in ("processes", "gpus_per_node", "nodes", "instances") if getattr(self.launcher, key, None)
+            )
+            parts = f" in {self.accumulation} parts" if self.accumulation > 1 else ""
+            fix = ", lower accumulation" if self.accumulation > 1 else ""
+            raise ValueError(
+                f"launcher.{key} = {getattr(self.launcher, key)}: batch_size = {self.batch_size}{parts} leaves "
+                f"{processes - self.smallest_part} of {processes} processes without work; raise batch_size{fix} or "
+                f"lower launcher.{key}"
             )
         if self.lr_scheduler.warmup_steps >= self.steps:
             raise ValueError(

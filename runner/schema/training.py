@@ -184,6 +184,10 @@ class AdamW8bit(AdamW):
     name: Literal["adamw8bit"] = knob("adamw8bit", doc="Which optimizer.")  # type: ignore[assignment]
 
 
+LEAST_FACTOR = 0.01
+"""Of Prodigy: below it, nothing would be learnt in any usual number of steps."""
+
+
 class Prodigy(_Optimizer):
     """`optimizer=prodigy`: learning-rate-free (prodigyopt); one estimated rate for all weights."""
 
@@ -192,6 +196,16 @@ class Prodigy(_Optimizer):
     betas: tuple[Decay, Decay] = knob((0.9, 0.999), doc="Decay rates of the two moments.")
     d_coef: float = knob(1.0, gt=0, doc="Factor on the estimate of the distance to the solution.")
     safeguard_warmup: bool = knob(True, doc="Keep warm-up steps out of that estimate.")
+
+    @field_validator("lr")
+    @classmethod
+    def _is_a_factor(cls, value: float) -> float:
+        if value < LEAST_FACTOR:
+            raise ValueError(
+                "looks like the rate of another optimizer (of a recipe?); Prodigy estimates the rate, and this is a "
+                "factor on it: 1, or what is near to it"
+            )
+        return value
 
 
 class Adafactor(_Optimizer):

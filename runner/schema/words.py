@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from runner.schema.family import TRANSFORMERS
 from runner.schema.knob import default_of
-from runner.schema.method import NewTokens, TextualInversion
+from runner.schema.method import NewTokens, Pivotal, TextualInversion
+from runner.schema.training import Prodigy
 
 if TYPE_CHECKING:
     from runner.schema.experiment import Experiment
@@ -33,6 +34,11 @@ def refuse_what_words_do_not_go_with(experiment: Experiment) -> None:
                 f"lora.{idle[0]} = {getattr(lora, idle[0])!r}: has no effect with method.name=textual_inversion, which "
                 "trains no LoRA; remove it, or choose method=pivotal"
             )
+    if isinstance(method, Pivotal) and method.token_lr is not None and isinstance(experiment.optimizer, Prodigy):
+        raise ValueError(
+            f"method.token_lr = {method.token_lr}: Prodigy estimates one rate for all weights; set "
+            "method.token_lr=null, or choose another optimizer"
+        )
     if lora.text_encoder:
         raise ValueError(
             f"lora.text_encoder = True: with method.name={method.name} the new words are what is trained of the text "

@@ -51,7 +51,8 @@ class Passes:
             if not self.base.place.any(fault is not None):
                 return
             forget(adapters, [run for _, run in runs])
-            self._use_less_memory(_most_rows([run for _, run in runs]), fault)
+            # Of all processes: they must come to the same decision.
+            self._use_less_memory(self.base.place.most(_most_rows([run for _, run in runs])), fault)
 
     def _all_parts(self, adapters: PackedAdapters, runs: Sequence[tuple[int, JobRun]]) -> None:
         for part in range(_parts([run for _, run in runs])):
@@ -173,7 +174,7 @@ def _text_of(slices: Sequence[Slice], batches: Sequence[Batch], adapters: Packed
     if len(slices) == 1:
         return slices[0][1].materials.conditioner.text(batches[0].captions)
     texts = []
-    for (index, run, positions), batch in zip(slices, batches, strict=True):
-        with adapters.using([(index, len(positions))], [batch.sample_ids]):
+    for (index, run, _), batch in zip(slices, batches, strict=True):
+        with adapters.using([(index, len(batch.sample_ids))], [batch.sample_ids]):
             texts.append(run.materials.conditioner.text(batch.captions))
     return {name: torch.cat([text[name] for text in texts]) for name in texts[0]}

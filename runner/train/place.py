@@ -82,6 +82,14 @@ class Place:
         dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self._control)
         return [bool(flag) for flag in shared.tolist()]
 
+    def most(self, count: int) -> int:
+        """The largest of what the processes say."""
+        if self.world == 1:
+            return count
+        shared = torch.tensor([count])
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self._control)
+        return int(shared)
+
     def from_main(self, find: Callable[[], Found]) -> Found:
         """What the main process finds, in every process: the others may not see the files that it reads.
 

@@ -41,6 +41,15 @@ WRONG = {
     "a reference to nothing": (["logger.project=${nowhere}"], ["logger.project", "nowhere"]),
     "misspelt group": (["optimzer=adamw"], ["did you mean optimizer?"]),
     "two keys that do not fit": (["batch_size=2", "launcher.processes=3"], ["launcher.processes = 3", "batch_size"]),
+    "parts too small for all": (
+        ["batch_size=4", "accumulation=3", "launcher.processes=2"],
+        ["launcher.processes = 2: batch_size = 4 in 3 parts leaves 1 of 2 processes without work", "accumulation"],
+    ),
+    "a rate for Prodigy": (["optimizer=prodigy", "optimizer.lr=1e-4"], ["optimizer.lr = 0.0001", "factor", "1"]),
+    "two rates for Prodigy": (
+        ["optimizer=prodigy", "method=pivotal", "method.initial=[cat]", "method.token_lr=1e-3"],
+        ["method.token_lr = 0.001: Prodigy estimates one rate", "method.token_lr=null"],
+    ),
     "key of another group": (["lr=3"], ["lr = 3", "did you mean optimizer.lr?"]),
     "unquoted text": (["name=it's"], ["name=it's", "quote"]),
     "swept launcher": (["-m", "launcher.device=cpu,auto"], ["launcher.device=cpu", "cannot be swept"]),

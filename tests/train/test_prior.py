@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from runner.data import read_dataset
 from runner.data.classes import prior_of
 from runner.encodings import class_images_folder
 from runner.errors import SettingsError
+from runner.exclusive import alone
 from runner.job import Job, read_manifest
 from runner.schema import Experiment
 from runner.train.inputs.samples import Batch
@@ -149,7 +152,8 @@ def test_jobs_with_and_without_a_prior_in_one_pack_give_what_they_give_alone(
 
 
 def test_text_encoders_that_are_trained_do_not_move_the_prior_of_the_base(bench: Bench, sdxl_folder: Path) -> None:
-    jobs = [bench.job(sdxl_folder, seed=seed, method=OF_BASE, lora={"text_encoder": True}) for seed in (1, 2, 1)]
+    lora = {"text_encoder": True, "dropout": 0.1}
+    jobs = [bench.job(sdxl_folder, seed=seed, method=OF_BASE, lora=lora) for seed in (1, 2, 1)]
     assert bench.train(*jobs[:2])
     assert bench.train(jobs[2])
     assert difference(weights(jobs[0]), weights(jobs[2])) < ROUNDING
@@ -177,6 +181,46 @@ def test_images_of_the_class_are_drawn_once_and_added_to(bench: Bench, sdxl_fold
     ).images[0]  # fmt: skip
     saved = torch.from_numpy(np.array(Image.open(folder / "00002.png"))).permute(2, 0, 1) / 255
     assert float((drawn - saved).abs().max()) < 2 / 255
+
+
+def test_images_of_the_class_are_not_those_of_other_samplers_or_another_base() -> None:
+    method = {"name": "dreambooth", "class_prompt": "a red star", "num_class_images": 2}
+
+    def folder(**changes: Any) -> Path:
+        return class_images_folder(Experiment.model_validate({"method": method, **changes}), "a red star", model="m")
+
+    others = (
+        {"scheduler": {"name": "ddim"}},
+        {"scheduler": {"name": "ddim", "eta": 1.0}},
+        {"model": {"quantization": "nf4"}},
+        {"method": {**method, "class_guidance_scale": 2.0}},
+    )
+    assert len({folder(), *(folder(**changes) for changes in others)}) == 5
+    assert folder(seed=3, method={**method, "num_class_images": 9}) == folder()
+
+
+def test_images_of_the_class_that_another_pack_draws_are_waited_for(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    method = {"name": "dreambooth", "class_prompt": "a blue star", "num_class_images": 2, "class_inference_steps": 1}
+    assert bench.train(bench.job(sdxl_folder, steps=1, method=method))
+    job = bench.job(sdxl_folder, steps=1, seed=5, method=method)
+    with bench.own_cache():
+        folder = class_images_folder(job.experiment, "a blue star", model=job.identity["model"])
+    drawn = sorted(folder.glob("*.png"))
+    written = [file.stat().st_mtime_ns for file in drawn]
+    with ThreadPoolExecutor(1) as other, caplog.at_level("INFO"):
+        with alone(folder.with_suffix(".lock"), doing="drawing"):
+            for file in drawn:
+                file.rename(tmp_path / file.name)
+            training = other.submit(bench.train, job)
+            while "waiting for another process" not in caplog.text:
+                assert not training.done(), training.result()
+                time.sleep(0.01)
+            for file in drawn:
+                (tmp_path / file.name).rename(file)
+        assert training.result()
+    assert [file.stat().st_mtime_ns for file in drawn] == written
 
 
 def test_a_prior_is_part_of_what_a_job_is(bench: Bench, sdxl_folder: Path, class_images: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from runner.data.address import FileAddress
 from runner.data.classes import SubjectClass
 from runner.data.item import content_id
 from runner.encodings import class_image_name, class_images_folder
+from runner.exclusive import alone
 from runner.job import Job
 from runner.train.base import Base
 from runner.train.drawing import Sampling, Wish, draw, write_pictures
@@ -33,21 +34,26 @@ def draw_class_images(job: Job, kept: SubjectClass, base: Base, conditioner: Con
     folder = class_images_folder(job.experiment, kept.prompt, model=job.identity["model"])
     sampling = Sampling.of_class(job.experiment)
     wishes = [Wish(class_image_name(index), kept.prompt, index) for index in range(kept.to_draw)]
-    beside = base.place.beside(folder)
-    missing = [wish for wish in wishes if not (folder / wish.name).is_file()]
-    base.place.wait()  # all must have looked before the first one writes, or they would share the work differently
-    mine = [missing[index] for index in base.place.share(len(missing), beside)]
-    if base.place.is_main:
-        there = len(wishes) - len(missing)
-        log.info("%d images of the class %r: %d are there, %d to draw", len(wishes), kept.prompt, there, len(missing))
+    place = base.place
+    beside = place.beside(folder)
+    turn = alone(folder.with_suffix(".lock"), doing=f"drawing images of the class {kept.prompt!r}")
+    # One process waits for those of other packs, and the others for it.
+    with turn if place.rank == beside[0] else nullcontext():
+        place.wait()
+        missing = [wish for wish in wishes if not (folder / wish.name).is_file()]
+        place.wait()  # all must have looked before the first one writes, or they would share the work differently
+        mine = [missing[index] for index in place.share(len(missing), beside)]
+        if place.is_main:
+            there, most = len(wishes) - len(missing), len(wishes)
+            log.info("%d images of the class %r: %d are there, %d to draw", most, kept.prompt, there, len(missing))
 
-    def work() -> None:
-        for start in range(0, len(mine), IMAGES_PER_LOOK):
-            part = mine[start : start + IMAGES_PER_LOOK]
-            # Where adapters of other jobs are attached, no row belongs to any of them.
-            write_pictures(draw(part, sampling, base, conditioner, lambda _rows: nullcontext()), folder)
+        def work() -> None:
+            for start in range(0, len(mine), IMAGES_PER_LOOK):
+                part = mine[start : start + IMAGES_PER_LOOK]
+                # Where adapters of other jobs are attached, no row belongs to any of them.
+                write_pictures(draw(part, sampling, base, conditioner, lambda _rows: nullcontext()), folder)
 
-    base.place.together(work, what="draw images of the class")
+        place.together(work, what="draw images of the class")
     side = job.experiment.resolution
     places = {f"class image {wish.name}": FileAddress(folder / wish.name) for wish in wishes}
     return tuple(
