@@ -147,11 +147,8 @@ class Schedule:
     def _signals(self) -> Iterator[None]:
         def stop(number: int, _frame: object) -> None:
             if not self.stopping:
-                self.stopping = True
                 log.info("stopping: every job saves a checkpoint first")
-                for share in self._shares:
-                    for worker in share.workers:
-                        worker.stop(number)
+            self._stop(number)
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -160,16 +157,25 @@ class Schedule:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _stop(self, number: int) -> None:
+        """Pass a signal on to every worker, and start no other."""
+        self.stopping = True
+        for share in list(self._shares):
+            for worker in list(share.workers):
+                worker.stop(number)
+
     # --- starting ---
 
     def _start_workers(self, folder: Path) -> None:
         for share in list(self._shares):
             size = share.pack.processes
-            while share.wants_worker and len(self.free) >= min(size, self._places):
+            while not self.stopping and share.wants_worker and len(self.free) >= min(size, self._places):
                 # On the CPU several processes share one place.
                 taken = self.free[: size if self.machine.has_gpus else 1]
                 self.free = self.free[len(taken) :]
                 share.workers.append(self._start(share, taken))
+                if self.stopping:  # the signal came while it was being started
+                    share.workers[-1].stop(signal.SIGTERM)
         waiting = any(share.wants_worker for share in self._shares)
         for share in self._shares:
             share.write(is_open=self.more is not None and not self.stopping and not waiting)
@@ -232,7 +238,7 @@ class Schedule:
         assert code is not None
         if code in STOPPED:
             # By a signal to it alone, or to all: either way somebody wants it to end.
-            self.stopping = True
+            self._stop(signal.SIGTERM)
         share.look()
         dead = [job for job in share.jobs if is_dead(job)]
         if len(dead) > 1 and not self.stopping:
