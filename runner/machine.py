@@ -37,12 +37,14 @@ class Machine:
         return self.devices[0].kind == "cuda"
 
     def shared_by(self, count: int) -> Machine:
-        """What each of so many processes has of a CPU and its memory; GPUs are not shared."""
+        """What each of so many workers has of the memory of a CPU; GPUs are not shared."""
         if self.has_gpus or count == 1:
             return self
-        (cpu,) = self.devices
-        memory_gb = None if cpu.memory_gb is None else cpu.memory_gb / count
-        return Machine((dataclasses.replace(cpu, memory_gb=memory_gb),), max(1, self.cores // count))
+        shares = [
+            dataclasses.replace(cpu, memory_gb=None if cpu.memory_gb is None else cpu.memory_gb / count)
+            for cpu in self.devices
+        ]
+        return dataclasses.replace(self, devices=tuple(shares))
 
     def line(self) -> str:
         """In words."""
@@ -57,9 +59,37 @@ def this_machine(device: Literal["auto", "cpu", "cuda"]) -> Machine:
     return Machine(gpus or (Device("cpu", cpu_name(), host_memory_gb()),), cores())
 
 
+CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""Which this process is in, and where they are."""
+
+
 def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors that this process may use; of a container with a quota, as many as the quota is worth."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for text in _limits("cpu.max"):
+        quota, _, period = text.partition(" ")
+        if quota != "max":
+            found = min(found, max(1, int(quota) // int(period)))
+    return found
+
+
+def _limits(name: str) -> list[str]:
+    """What the control groups (version 2) that this process is in say, from its own up to the root."""
+    mine, root = CONTROL_GROUPS
+    try:
+        line = next(line for line in mine.read_text(encoding="utf-8").splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return []
+    own = root / line.removeprefix("0::").lstrip("/")
+    # In a container the names above its own are not there.
+    folders = [each for each in (own, *own.parents) if each.is_relative_to(root)]
+    found = []
+    for folder in folders:
+        try:
+            found.append((folder / name).read_text(encoding="utf-8").strip())
+        except OSError:
+            continue
+    return found
 
 
 def threads_of(count: int, processes: int) -> int:
@@ -92,11 +122,12 @@ def cpu_name() -> str:
 
 
 def host_memory_gb() -> float | None:
-    """Memory of the host in 1e9 bytes; None where the system does not say."""
+    """Memory of the host in 1e9 bytes, or what a container may have of it; None where the system does not say."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
+    return min([found, *(int(text) for text in _limits("memory.max") if text != "max")]) / 1e9
 
 
 def find_gpus() -> tuple[Device, ...]:

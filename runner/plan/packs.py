@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from runner.job import Job, State
 from runner.machine import Machine, named_threads
 from runner.plan.predict import Prediction
-from runner.schema import LauncherSettings, QueuedLauncher
+from runner.schema import LauncherSettings, LocalLauncher, QueuedLauncher
 
 MOST_AT_ONCE = {"cpu": 8, "cuda": 16}
 """Jobs that `launcher.pack=auto` trains together at most. A CPU is busy with fewer."""
@@ -69,8 +69,8 @@ class Costs(Protocol):
     def fitting(self, jobs: Sequence[Job], machine: Machine, processes: int) -> tuple[int, str] | None:
         """How many of these jobs fit into a place's memory at once, and how that is known; None if it is not."""
 
-    def predict(self, pack: Pack, machine: Machine) -> Prediction | None:
-        """Time and memory of a pack."""
+    def predict(self, pack: Pack, machine: Machine, places: int) -> Prediction | None:
+        """Time and memory of a pack, where so many workers share a CPU."""
 
 
 def make_plan(
@@ -101,13 +101,14 @@ def make_plan(
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in left:
         groups.setdefault(pack_key(job), []).append(job)
-    total = max(len(left), expected)
-    places = places_of(list(groups.values()), launcher, machine, costs, total)
-    packs = []
-    for group in groups.values():
-        count = max(len(group), expected * len(group) // len(left))
-        pack = size_pack(group, launcher, machine, costs, places=places, count=count, share_of=total)
-        packs.append(dataclasses.replace(pack, prediction=costs.predict(pack, machine)))
+    sized = [(group, max(len(group), expected * len(group) // len(left))) for group in groups.values()]
+    places, total = places_of(sized, launcher, machine, costs), max(len(left), expected)
+    packs = [
+        size_pack(group, launcher, machine, costs, places=places, count=count, share_of=total) for group, count in sized
+    ]
+    if not machine.has_gpus:  # the cores are shared by as many as there are workers
+        places = max(1, min(places, sum(pack.workers for pack in packs)))
+    packs = [dataclasses.replace(pack, prediction=costs.predict(pack, machine, places)) for pack in packs]
     return Plan(tuple(packs), machine, places, tuple(done), tuple(held), len(jobs) - len(distinct), expected)
 
 
@@ -143,7 +144,9 @@ def size_pack(
         workers = max(1, min(count, places // processes))
     else:
         workers = max(1, min(count if launcher.concurrency else count // JOBS_PER_WORKER, places))
-    most, why = _most_at_once(jobs, launcher, machine.shared_by(workers), costs, processes)
+    # What waits in a queue has a machine of its own.
+    share = machine if isinstance(launcher, QueuedLauncher) else machine.shared_by(places)
+    most, why = _most_at_once(jobs, launcher, share, costs, processes)
     at_once = min(most, -(-count // workers))
     if at_once < most and workers > 1:
         why = f"shared among {workers} workers"
@@ -155,32 +158,34 @@ def size_pack(
 
 
 def places_of(
-    groups: Sequence[Sequence[Job]], launcher: LauncherSettings, machine: Machine, costs: Costs, total: int
+    groups: Sequence[tuple[Sequence[Job], int]], launcher: LauncherSettings, machine: Machine, costs: Costs
 ) -> int:
     """Where workers may train at the same time: GPUs, or shares of the one CPU.
 
     Args:
-        groups: the jobs over one base each.
-        total: how many jobs there are, or will be.
+        groups: the jobs over one base each, and how many there are, or will be.
     """
     # What waits in a queue has a machine made of all its workers' GPUs.
     chosen = None if machine.has_gpus and isinstance(launcher, QueuedLauncher) else launcher.concurrency
     if machine.has_gpus:
         most = len(machine.devices)
         return most if chosen is None else min(chosen * (launcher.fixed_processes or 1), most)
-    if chosen is not None or isinstance(launcher, QueuedLauncher):
+    if chosen is not None or not isinstance(launcher, LocalLauncher):
         return chosen or 1
-    processes = launcher.fixed_processes or 1
-    places = min(machine.cores // processes // (named_threads() or 1), total // JOBS_PER_WORKER)
-    while places > 1 and not all(_fit(group, machine.shared_by(places), costs, processes) for group in groups):
+    each = (launcher.fixed_processes or 1) * (named_threads() or 1)
+    places = min(machine.cores // each, sum(count for _, count in groups) // JOBS_PER_WORKER)
+    while places > 1 and not all(_fit(jobs, count, places, launcher, machine, costs) for jobs, count in groups):
         places -= 1
     return max(1, places)
 
 
-def _fit(jobs: Sequence[Job], share: Machine, costs: Costs, processes: int) -> bool:
-    """Whether a share of the memory is known to hold enough jobs to be worth a worker of its own."""
-    fitting = costs.fitting(jobs, share, processes) if jobs[0].trains else None
-    return fitting is not None and fitting[0] >= min(JOBS_PER_WORKER, len(jobs))
+def _fit(jobs: Sequence[Job], count: int, places: int, launcher: LocalLauncher, machine: Machine, costs: Costs) -> bool:
+    """Whether a share of the CPU's memory is known to hold as many jobs as a worker is to train, or is worth it."""
+    if not jobs[0].trains:
+        return False
+    wanted = JOBS_PER_WORKER if launcher.pack == "auto" else min(launcher.pack, count)
+    fitting = costs.fitting(jobs, machine.shared_by(places), launcher.fixed_processes or 1)
+    return fitting is not None and fitting[0] >= min(wanted, count)
 
 
 def _spread(jobs: Sequence[Job], places: int, machine: Machine, share_of: int) -> int:

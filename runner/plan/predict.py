@@ -29,12 +29,14 @@ ADAPTER_BYTES = 20
 """Per trained number: weight, gradient, two moments, and the padded compute copy with its gradient."""
 OVERHEAD_S = 15.0
 """Starting a process and loading a base, where that was never measured."""
+PROCESS_GB = 0.6
+"""Of the host's memory, before anything is loaded: torch and diffusers. Measured."""
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 REACHED_TFLOPS = {"H200": 200.0, "H100": 200.0, "A100": 80.0, "L40S": 80.0, "A10G": 25.0, "L4": 20.0, "T4": 10.0}
 """Assumed for 16-bit training until a step was measured there: a quarter of what large matrix products reach."""
 REACHED_TFLOPS_OTHERWISE = 15.0
-REACHED_TFLOPS_PER_CORE = 0.03
+REACHED_TFLOPS_PER_THREAD = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,37 +67,40 @@ class Predictor:
         if work is None or not sizes_gb:
             return None
         smallest_gb = min(sizes_gb)
-        room_gb = smallest_gb * USABLE_SHARE - _base_gb(jobs[0], work)
+        room_gb = smallest_gb * USABLE_SHARE - _base_gb(jobs[0], work, machine)
         each_gb = max(_job_gb(job, work, processes) for job in jobs)
         return int(room_gb / each_gb), f"as far as {smallest_gb:.0f} GB hold them, by estimate"
 
-    def predict(self, pack: Pack, machine: Machine) -> Prediction | None:
-        """Time and memory of a pack; None where nothing is known of its base."""
+    def predict(self, pack: Pack, machine: Machine, places: int) -> Prediction | None:
+        """Time and memory of a pack, where so many workers share a CPU; None where nothing is known of its base."""
         first = pack.jobs[0]
         if not first.trains:
             return None
         work = self._work(first)
-        device = machine.devices[0]
-        known = self._measured(first, pack, machine)
+        known = self._measured(first, pack, machine, places)
         if work is None and not known:
             return None
         rows = pack.at_once * sum(job.experiment.images_per_step for job in pack.jobs) / len(pack.jobs)
-        seconds_of = _Seconds(known, work, first, device, pack.processes)
+        seconds_of = _Seconds(known, work, first, machine, places, pack.processes)
+        known_alone = self._measured(first, pack, machine, 1) or known
+        alone_of = _Seconds(known_alone, work, first, machine, 1, pack.processes)
         overhead_s = known[-1].overhead_s if known else OVERHEAD_S
         together_s = sum(_steps(job) * job.experiment.images_per_step for job in pack.jobs) * seconds_of(rows) / rows
-        drawing_s = sum(_drawing(job) for job in pack.jobs) * seconds_of(rows) / rows
-        alone_s = sum(_steps(job) * seconds_of(job.experiment.images_per_step) for job in pack.jobs) + drawing_s
+        drawn = sum(_drawing(job) for job in pack.jobs)
+        drawing_s = drawn * seconds_of(rows) / rows
+        alone_s = sum(_steps(job) * alone_of(job.experiment.images_per_step) for job in pack.jobs)
+        alone_s += drawn * alone_of(rows) / rows
         return Prediction(
             seconds=overhead_s + (together_s + drawing_s) / pack.workers,
             alone_s=alone_s + overhead_s * len(pack.jobs),
-            memory_gb=known[-1].peak_memory_gb if known else _memory_gb(pack, work),
+            memory_gb=known[-1].peak_memory_gb if known else _memory_gb(pack, work, machine),
             measured=bool(known),
         )
 
-    def _measured(self, job: Job, pack: Pack, machine: Machine) -> list[Measurement]:
+    def _measured(self, job: Job, pack: Pack, machine: Machine, places: int) -> list[Measurement]:
         device = machine.devices[0].name
         if not machine.has_gpus:
-            device = f"{device}, {threads_of(machine.cores, pack.workers * pack.processes)} threads"
+            device = f"{device}, {threads_of(machine.cores, places * pack.processes)} threads"
         conditions = Conditions.of(job, device=device, processes=pack.processes)
         if conditions not in self._known:
             self._known[conditions] = recall(conditions)
@@ -116,26 +121,32 @@ class _Seconds:
     """Seconds of a step with so many images on one worker."""
 
     def __init__(
-        self, known: Sequence[Measurement], work: Work | None, job: Job, device: Device, processes: int
+        self,
+        known: Sequence[Measurement],
+        work: Work | None,
+        job: Job,
+        machine: Machine,
+        places: int,
+        processes: int,
     ) -> None:
-        self.known = known
+        device, self.known = machine.devices[0], known
         settings = job.experiment
         self.image_s = 0.0
         self.least_s = FAMILIES[settings.model.family].least_step_s if device.kind == "cuda" else 0.0
         if work is not None:
             checkpointing = settings.launcher.gradient_checkpointing
-            speed = reached_tflops(device, settings.precision) * processes
+            threads = threads_of(machine.cores, places * processes)
+            speed = reached_tflops(device, settings.precision, threads) * processes
             self.image_s = work.training_flop(checkpointing=checkpointing) / 1e12 / speed
 
     def __call__(self, rows: float) -> float:
         return step_s(self.known, rows) if self.known else max(self.least_s, self.image_s * rows)
 
 
-def reached_tflops(device: Device, precision: str) -> float:
-    """What a training is assumed to reach on a device nobody has measured one on."""
+def reached_tflops(device: Device, precision: str, threads: int) -> float:
+    """What a training is assumed to reach on a device nobody has measured one on, or with so many threads of a CPU."""
     if device.kind == "cpu":
-        cores = int(device.name.rpartition(", ")[2].partition(" ")[0]) if ", " in device.name else 1
-        return REACHED_TFLOPS_PER_CORE * cores
+        return REACHED_TFLOPS_PER_THREAD * threads
     # The longest name first: L4 is in L40S.
     names = sorted(REACHED_TFLOPS, key=len, reverse=True)
     full = next((REACHED_TFLOPS[name] for name in names if name in device.name), REACHED_TFLOPS_OTHERWISE)
@@ -178,9 +189,10 @@ def _drawing(job: Job) -> float:
     return times * (drawn + validation.timesteps * 4) / 2
 
 
-def _base_gb(job: Job, work: Work) -> float:
+def _base_gb(job: Job, work: Work, machine: Machine) -> float:
     # The encoders are gone by then; the VAE that draws the samples is small beside the denoiser.
-    return 1.05 * work.parameters * BYTES[job.experiment.precision] / 1e9
+    base_gb = 1.05 * work.parameters * BYTES[job.experiment.precision] / 1e9
+    return base_gb if machine.has_gpus else base_gb + PROCESS_GB
 
 
 def _job_gb(job: Job, work: Work, processes: int) -> float:
@@ -192,7 +204,7 @@ def _job_gb(job: Job, work: Work, processes: int) -> float:
     return (kept + trained * ADAPTER_BYTES) / 1e9
 
 
-def _memory_gb(pack: Pack, work: Work | None) -> float:
+def _memory_gb(pack: Pack, work: Work | None, machine: Machine) -> float:
     assert work is not None
     jobs = sorted(pack.jobs, key=lambda job: _job_gb(job, work, pack.processes), reverse=True)[: pack.at_once]
-    return _base_gb(jobs[0], work) + sum(_job_gb(job, work, pack.processes) for job in jobs)
+    return _base_gb(jobs[0], work, machine) + sum(_job_gb(job, work, pack.processes) for job in jobs)

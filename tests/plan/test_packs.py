@@ -11,7 +11,7 @@ import pytest
 
 from runner.encodings import CacheWork
 from runner.job import Job, State, make_job
-from runner.machine import Device, Machine
+from runner.machine import Device, Machine, cores, host_memory_gb
 from runner.plan import Pack, Plan, Prediction, make_plan
 from runner.plan.words import plan_data, plan_lines
 from runner.schema import Experiment
@@ -33,7 +33,7 @@ class Costs:
     def fitting(self, jobs: Sequence[Job], machine: Machine, processes: int) -> tuple[int, str] | None:
         return None if self.fits is None else (self.fits, "as far as the memory holds them")
 
-    def predict(self, pack: Pack, machine: Machine) -> Prediction | None:
+    def predict(self, pack: Pack, machine: Machine, places: int) -> Prediction | None:
         return self.prediction
 
 
@@ -112,6 +112,8 @@ class CostsByMemory(Costs):
         (20, 16, 24, {}, (20, 4, 4, 1)),
         (20, 16, 11, {}, (20, 8, 1, 1)),
         (20, 16, 11, {"concurrency": 2}, (20, 3, 2, 1)),
+        (20, 16, 24, {"pack": 8}, (20, 8, 2, 1)),
+        (20, 16, 24, {"pack": 2}, (20, 2, 5, 1)),
     ],
 )
 def test_a_cpu_has_a_worker_for_every_four_jobs_as_far_as_cores_and_memory_allow(
@@ -129,10 +131,32 @@ def test_a_cpu_is_not_shared_where_its_memory_is_unknown_or_its_threads_are_give
     assert shapes(plan(seeds(8), CPU, Costs(fitting=8))) == [(8, 8, 1, 1)]
 
 
+def test_a_search_has_as_many_workers_as_its_trials_are_worth() -> None:
+    machine = Machine((Device("cpu", "a processor", 24.0),), cores=16)
+    settings = Experiment.model_validate({}).launcher
+    found = make_plan(seeds(1), {}, settings, machine=machine, costs=CostsByMemory(), expected=40)
+    assert shapes(found) == [(1, 4, 4, 1)]
+
+
+def test_packs_beside_each_other_share_the_memory() -> None:
+    machine = Machine((Device("cpu", "a processor", 16.0),), cores=2)
+    found = plan([*seeds(7), *seeds(7, resolution=128)], machine, CostsByMemory())
+    assert shapes(found) == [(7, 6, 1, 1), (7, 6, 1, 1)]
+
+
+def test_workers_of_a_queue_have_a_cpu_each() -> None:
+    machine = Machine((Device("cpu", "a node", 16.0),), cores=2)
+    slurm = {"name": "slurm", "gpus_per_node": 0, "concurrency": 4}
+    assert shapes(plan(seeds(32), machine, CostsByMemory(), **slurm)) == [(32, 8, 4, 1)]
+
+
 def test_small_packs_train_side_by_side_on_a_cpu() -> None:
     found = plan([*seeds(5), *seeds(5, resolution=128)], CPU, Costs(fitting=8))
     assert shapes(found) == [(5, 5, 1, 1), (5, 5, 1, 1)]
     assert found.places == 2
+    machine = Machine((Device("cpu", "a processor", 64.0),), cores=16)
+    many = [each for resolution in (64, 128, 256) for each in seeds(7, resolution=resolution)]
+    assert plan(many, machine, CostsByMemory()).places == 3, "no core is kept for a worker that there is not"
 
 
 def test_a_job_is_spread_over_no_more_gpus_than_it_has_images() -> None:
@@ -201,3 +225,19 @@ def test_the_plan_as_data_is_json() -> None:
     assert (pack["at_once"], pack["workers"], pack["prediction"]["alone_s"]) == (3, 1, 3600)
     assert data["machine"]["devices"][0]["memory_gb"] == 16.0
     assert data["cache"]["images_missing"] == 3
+
+
+def test_a_container_has_what_its_control_groups_leave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outer, own = tmp_path / "slice", tmp_path / "slice" / "job"
+    own.mkdir(parents=True)
+    (own / "memory.max").write_text("max\n")
+    (outer / "memory.max").write_text("2000000000\n")
+    (own / "cpu.max").write_text("150000 100000\n")
+    (outer / "cpu.max").write_text("max 100000\n")
+    mine = tmp_path / "cgroup"
+    mine.write_text("0::/slice/job\n")
+    monkeypatch.setattr("runner.machine.CONTROL_GROUPS", (mine, tmp_path))
+    assert host_memory_gb() == 2.0
+    assert cores() == 1
+    mine.write_text("12:memory:/elsewhere\n")
+    assert (host_memory_gb() or 0) > 2.0
