@@ -157,9 +157,10 @@ def _children_cpu_s() -> float:
 
 def compare(case: Case, options: argparse.Namespace) -> list[str]:
     """All rounds of one case, as lines of a table."""
-    timings: dict[str, list[Timing]] = {side: [] for side in SIDES}
+    sides = {side: run for side, run in SIDES.items() if side not in options.without}
+    timings: dict[str, list[Timing]] = {side: [] for side in sides}
     for number in range(options.rounds):
-        for side, run in SIDES.items():
+        for side, run in sides.items():
             folder = Path(tempfile.mkdtemp(prefix="packed-sweep-"))
             try:
                 timings[side].append(run(case, folder))
@@ -200,6 +201,7 @@ def main() -> None:
     """Run all cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--without", action="append", default=[], choices=list(SIDES)[1:], help="leave a side out")
     parser.add_argument("--cases", default="", help="only cases whose name contains this")
     parser.add_argument("--result", type=Path, help="write the table here as well")
     options = parser.parse_args()

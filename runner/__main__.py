@@ -7,7 +7,7 @@ import os
 import sys
 
 from runner import HOME
-from runner.errors import Detached, Interrupted, RunnerError, SettingsError
+from runner.errors import Defect, Detached, Interrupted, RunnerError, SettingsError
 
 
 def main() -> None:
@@ -31,6 +31,8 @@ def main() -> None:
         sys.stdout.write(f"{error}\n")
     except RunnerError as error:
         _end(str(error), code=1)
+    except Defect as error:
+        raise (error.__cause__ or error) from None
     except OSError as error:
         places = "outputs (RUNNER_OUTPUTS), caches (RUNNER_CACHE) and data must be folders that can be used"
         _end(f"{error}; {places}", code=2)

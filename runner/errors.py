@@ -11,6 +11,8 @@ RunnerError
 ├── Interrupted                         a signal asked to stop; the work is saved
 ├── Detached                            jobs go on elsewhere without this command
 └── JobsFailed                          at least one job did not complete
+
+Defect                                what nobody has foreseen, while jobs ran
 """
 
 from __future__ import annotations
@@ -62,3 +64,7 @@ class Detached(RunnerError):
 
 class JobsFailed(RunnerError):
     """At least one job did not complete; the message is the table of them."""
+
+
+class Defect(Exception):
+    """Something went wrong while jobs ran that no user can mend; its cause says what."""

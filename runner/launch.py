@@ -6,14 +6,15 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from runner.check import Checker
 from runner.data.buckets import bucket_lines
 from runner.data.views import buckets_of
 from runner.encodings import Need, cache_work
-from runner.errors import Interrupted, SettingsError
+from runner.errors import Defect, Interrupted, RunnerError, SettingsError
 from runner.job import Job, LockedError, State, is_held, lock, read_manifest, register, state_of
 from runner.launchers import find_launcher
 from runner.machine import Machine
@@ -59,42 +60,76 @@ class Search(Protocol):
 log = logging.getLogger(__name__)
 
 
-def launch(configs: Sequence[Config], *, search: Search | None = None, expected: int = 0) -> list[Job]:
+def launch(configs: Sequence[Config], *, expected: int = 0) -> list[Job]:
     """Check all configurations, plan, run what is missing, and say how it went.
 
     Args:
         configs: the resolved configuration and the overrides of each job.
-        search: gives further jobs when places are free, and is told of results; None when all jobs are known.
         expected: how many jobs are to come in all, where that is more than `configs`.
 
     Returns:
-        The jobs, in the order of `configs`, and those of the search after them.
+        The jobs, in the order of `configs`.
 
     Raises:
         SettingsError: at least one configuration is wrong; nothing was started.
         JobsFailed: at least one job did not complete.
         Interrupted: a signal stopped the run; what was done is saved.
+        Defect: something else went wrong after that.
     """
     if any(isinstance(raw.get("launcher"), Mapping) and raw["launcher"].get("dry_run") == "json" for raw, _ in configs):
         _leave_stdout_to_json()
     checker = Checker(outputs_dir())
     jobs = check_all(checker, configs)
-    if search is not None:
-        expected = search.left + len(jobs)
-        for (_, overrides), job in zip(configs, jobs, strict=True):
-            search.started(overrides, job)
+    with _defects():
+        _run(jobs, checker, expected=expected)
+    return jobs
+
+
+def launch_search(search: Search) -> list[Job]:
+    """The same for jobs that a search chooses, one after the other; those that it has chosen.
+
+    Raises:
+        As `launch`.
+    """
+    checker = Checker(outputs_dir())
+    jobs: list[Job] = []
+    more = _MoreJobs(search, checker, jobs)
+    with _defects():
+        first = more(1)
+        if first:
+            _run(first, checker, more=more, expected=search.left + 1)
+        search.learn()
+        for line in search.summary():
+            log.info("%s", line)
+        if jobs:
+            conclude(jobs)
+    return jobs
+
+
+@contextmanager
+def _defects() -> Iterator[None]:
+    """From here on, what nobody has foreseen is no mistake of the configuration."""
+    try:
+        yield
+    except (RunnerError, OSError):
+        raise
+    except Exception as error:
+        raise Defect from error
+
+
+def _run(jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None, expected: int) -> None:
+    """Plan some jobs, and run what is missing."""
     settings = jobs[0].settings.launcher
     launcher = find_launcher(settings.name)
     machine, costs = launcher.machine(settings), Predictor()
     if settings.dry_run:
         plan = _plan(jobs, settings, machine, costs, expected)
         _show(plan, checker, launcher.preview(plan, settings), as_json=settings.dry_run == "json")
-        return jobs
+        return
     _refuse_jobs_elsewhere(jobs, settings.name)
     launcher.collect(jobs, settings)
     from runner.track import report_to_agent
 
-    more = None if search is None else _MoreJobs(search, checker, jobs)
     left = list(jobs)
     while left:
         plan = _plan(left, settings, machine, costs, expected)
@@ -104,8 +139,11 @@ def launch(configs: Sequence[Config], *, search: Search | None = None, expected:
         for job in plan.todo:
             _take_up(job)
         try:
-            if plan.packs or more is not None:
+            if plan.packs:
                 launcher.launch(plan, settings, more)
+            elif more is not None and (following := more(1)):
+                left = following
+                continue
         except Interrupted:
             break
         held = [job for job in left if is_held(job.folder)]
@@ -114,12 +152,8 @@ def launch(configs: Sequence[Config], *, search: Search | None = None, expected:
         # What another runner has left unfinished is gone on with here.
         theirs = {job.folder: job for job in (*plan.elsewhere, *held)}.values()
         left = [job for job in theirs if state_of(job.folder) not in FINAL]
-    if search is not None:
-        search.learn()
-        for line in search.summary():
-            log.info("%s", line)
-    conclude(jobs)
-    return jobs
+    if more is None:
+        conclude(jobs)
 
 
 def _take_up(job: Job) -> None:
@@ -139,7 +173,7 @@ def _plan(jobs: Sequence[Job], settings: LauncherSettings, machine: Machine, cos
 
 
 class _MoreJobs:
-    """Further jobs of a search, checked as those of the command were."""
+    """Jobs of a search, checked as those of a sweep are."""
 
     def __init__(self, search: Search, checker: Checker, jobs: list[Job]) -> None:
         self._search, self._checker, self._jobs = search, checker, jobs

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -13,9 +14,11 @@ from runner.check import Checker
 from runner.command.compose import Composer, plain
 from runner.command.grammar import space_of
 from runner.command.trials import checked_settings, examples, fixed_settings
-from runner.launch import Config, check_all, launch
+from runner.errors import SettingsError
+from runner.job import LockedError, lock
+from runner.launch import Config, check_all, launch, launch_search
 from runner.paths import ExperimentPaths, outputs_dir
-from runner.schema import ObjectiveSettings, SearchSettings
+from runner.schema import ObjectiveSettings, QueuedLauncher, SearchSettings
 from runner.search import OptunaSearch
 
 log = logging.getLogger(__name__)
@@ -45,22 +48,38 @@ def run_search(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
     first = found[0][0]
     experiment = check_all(Checker(outputs_dir()), found)[0].experiment
     folder = ExperimentPaths(outputs_dir() / experiment.name)
+    if isinstance(experiment.launcher, QueuedLauncher) and not experiment.launcher.wait:
+        raise SettingsError("launcher.wait = False: a search goes on by results, and has to wait for them; remove it")
     if experiment.launcher.dry_run:
         launch(found[:1], expected=chosen.n_trials)
         return
     folder.folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(master, folder.multirun)
-    search = OptunaSearch(
-        folder,
-        space=space,
-        fixed=fixed_settings(first, space),
-        settings=chosen,
-        objective=ObjectiveSettings.model_validate(first.get("objective", {})),
-        compose=compose,
-    )
-    trials = search.more(1)
-    if trials:
-        launch(trials, search=search)
-        return
-    for line in [*search.summary(), "nothing is left to try; raise hydra.sweeper.n_trials to go on"]:
-        log.info("%s", line)
+    with _alone(folder):
+        search = OptunaSearch(
+            folder,
+            space=space,
+            fixed=fixed_settings(first, space),
+            settings=chosen,
+            objective=ObjectiveSettings.model_validate(first.get("objective", {})),
+            compose=compose,
+        )
+        if search.left:
+            launch_search(search)
+            return
+        for line in [*search.summary(), "nothing is left to try; raise hydra.sweeper.n_trials to go on"]:
+            log.info("%s", line)
+
+
+@contextmanager
+def _alone(folder: ExperimentPaths) -> Iterator[None]:
+    """One search of an experiment at a time: a second one would take the trials of the first for cut off."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock(folder.folder))
+        except LockedError as error:
+            raise SettingsError(
+                f"name = {folder.folder.name!r}: another command searches there at this moment ({error}); or choose "
+                "another name"
+            ) from error
+        yield

@@ -68,15 +68,16 @@ class OptunaSearch:
         self._jobs[self._numbers[tuple(overrides)].pop()] = job
 
     def refused(self, overrides: Sequence[str], reason: str) -> None:
-        """A configuration is wrong: a trial that failed."""
-        self._study.tell(self._numbers[tuple(overrides)].pop(), state="refused", curve={}, value=None)
+        """A configuration is wrong: a trial that failed, and is not asked for again."""
+        self._study.refuse(self._numbers[tuple(overrides)].pop(), reason)
 
     def learn(self) -> None:
         """Tell the study of every job that has ended since."""
         for number, job in list(self._jobs.items()):
             manifest = read_manifest(job.folder)
             state = State(manifest.get("state", State.PENDING))
-            if state in ENDED:
+            # What a worker that is about to end says of its crash is not the last word: others take its jobs up again.
+            if state in ENDED and not manifest.get("crashed"):
                 del self._jobs[number]
                 metric = self.objective.name
                 lines = MetricsFile(job.paths.metrics).read()

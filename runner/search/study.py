@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 RETRY_OF = "retry_of"
 """Names, in a trial, the earlier one that failed or was cut off and whose settings it has."""
+REFUSED = "refused"
+"""Says, in a trial, why its settings are none that a job can have."""
 
 
 class Study:
@@ -35,7 +37,7 @@ class Study:
         objective: what it goes by.
 
     Raises:
-        SettingsError: optuna is not installed.
+        SettingsError: optuna is not installed, or the file is no database.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Study:
     ) -> None:
         try:
             import optuna
+            from sqlalchemy.exc import SQLAlchemyError
         except ImportError as error:
             raise SettingsError(
                 "hydra/sweeper = 'optuna': needs the package optuna, which is not installed; "
@@ -57,13 +60,19 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space = {parameter.key: parameter for parameter in space}
         file.parent.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 60}})
-        study = optuna.create_study(
-            study_name=_name(space, fixed, objective),
-            storage=storage,
-            direction=objective.direction,
-            load_if_exists=True,
-        )
+        try:
+            storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 60}})
+            study = optuna.create_study(
+                study_name=_name(space, fixed, objective),
+                storage=storage,
+                direction=objective.direction,
+                load_if_exists=True,
+            )
+        except SQLAlchemyError as error:
+            raise SettingsError(
+                f"{file}: cannot be read as a study ({str(error).splitlines()[0]}); move it away: jobs that are "
+                "completed are not trained again"
+            ) from error
         # With one seed for every run, a run that goes on would draw again what the one before has drawn.
         seed = settings.seed + len(study.trials)
         study.sampler = (
@@ -78,7 +87,7 @@ class Study:
     def take_up(self) -> None:
         """Ask again for what failed or was cut off in an earlier run; a new run of the same command retries it."""
         for trial in self._study.get_trials(deepcopy=False, states=(self._states.RUNNING, self._states.FAIL)):
-            if trial.number in self._superseded():
+            if trial.number in self._superseded() or REFUSED in trial.user_attrs:
                 continue
             if trial.state is self._states.RUNNING:
                 self._study.tell(trial.number, state=self._states.FAIL)
@@ -120,6 +129,12 @@ class Study:
             self._study.tell(trial, value)
         else:
             self._study.tell(trial, state=self._states.FAIL)
+
+    def refuse(self, number: int, reason: str) -> None:
+        """The settings of a trial that this run has asked for are none that a job can have."""
+        trial = self._open.pop(number)
+        trial.set_user_attr(REFUSED, reason)
+        self._study.tell(trial, state=self._states.FAIL)
 
     def best(self) -> tuple[float, dict[str, Any]] | None:
         """The best value of a completed trial and its settings; None while there is none."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from runner.errors import SettingsError
 from runner.schema import ObjectiveSettings, SearchSettings
 from runner.search import Choices, Interval, Parameter
 from runner.search.study import Study
@@ -111,3 +112,9 @@ def test_the_direction_decides_what_is_best(tmp_path: Path, direction: str, best
     found.tell(number, state="completed", curve={}, value=float("nan"))
     assert found.best() is not None
     assert found.best()[0] == best  # type: ignore[index]
+
+
+def test_a_file_that_is_no_study_is_named(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_text("not a database, but long enough to be looked at as if it were one\n" * 20)
+    with pytest.raises(SettingsError, match=r"study\.db: cannot be read as a study .*move it away"):
+        study(tmp_path / "study.db")

@@ -1,0 +1,128 @@
+"""What a search does between its jobs: nothing that is done, refused or not yet settled ends it. Without workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from runner.check import Checker
+from runner.errors import Defect
+from runner.job import Job, State, lock, register, update_manifest
+from runner.launch import launch_search
+from runner.machine import Device, Machine
+from runner.paths import ExperimentPaths, outputs_dir
+from runner.plan import Plan
+from runner.schema import ObjectiveSettings, SearchSettings
+from runner.search import Choices, OptunaSearch
+from tests.command.test_composition import raw
+from tests.command_line import runner
+
+SEEDS = ("1", "2", "3", "4")
+
+
+def finish(job: Job) -> None:
+    register(job)
+    job.paths.weights.parent.mkdir(parents=True, exist_ok=True)
+    job.paths.weights.touch()
+    job.paths.metrics.write_text('{"step": 1, "validation/loss": 0.5}\n')
+    update_manifest(job.folder, state=State.COMPLETED, objective=0.5)
+
+
+def search(*, trials: int, wrong: str = "") -> OptunaSearch:
+    def compose(overrides: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        refused = ["accumulation=9"] if overrides[0] == f"seed={wrong}" else []
+        return raw("logger=none", *overrides, *refused), tuple(overrides)
+
+    return OptunaSearch(
+        ExperimentPaths(outputs_dir() / "dev"),
+        space=[Choices("seed", SEEDS)],
+        fixed={},
+        settings=SearchSettings(n_trials=trials, sampler="random", seed=3),
+        objective=ObjectiveSettings(),
+        compose=compose,
+    )
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The jobs that are given to a launcher, which completes them at once."""
+    found: list[Job] = []
+
+    def run(plan: Plan, settings: object, more: Any) -> None:
+        jobs = list(plan.todo)
+        while jobs:
+            for job in jobs:
+                finish(job)
+            found.extend(jobs)
+            jobs = more(2)
+
+    fake = SimpleNamespace(
+        machine=lambda settings: Machine((Device("cpu", "a processor", 16.0),), cores=1),
+        collect=lambda jobs, settings: None,
+        launch=run,
+    )
+    monkeypatch.setattr("runner.launch.find_launcher", lambda name: fake)
+    monkeypatch.setattr("runner.launch.conclude", lambda jobs: None)
+    return found
+
+
+def test_a_search_whose_first_trials_are_done_goes_on(launched: list[Job]) -> None:
+    done = [Checker(outputs_dir()).job(raw("logger=none", f"seed={seed}"), (f"seed={seed}",)) for seed in SEEDS[:3]]
+    for job in done:
+        finish(job)
+    launch_search(search(trials=12))
+    assert {job.settings.seed for job in launched} == {4}
+
+
+def test_a_refused_trial_is_not_asked_for_again(launched: list[Job]) -> None:
+    for trials in (6, 9):
+        found = search(trials=trials, wrong="2")
+        launch_search(found)
+        assert f"search: {trials} of {trials} trials" in found.summary()
+    assert {job.settings.seed for job in launched} < {1, 3, 4, 5}
+
+
+def test_what_nobody_has_foreseen_is_no_mistake_of_the_configuration(
+    launched: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(jobs: Sequence[Job]) -> None:
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr("runner.launch.conclude", break_down)
+    with pytest.raises(Defect) as found:
+        launch_search(search(trials=1))
+    assert isinstance(found.value.__cause__, ValueError)
+
+
+def test_a_crash_is_learnt_of_only_when_its_jobs_are_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = search(trials=1)
+    ((config, overrides),) = found.more(1)
+    job = Checker(outputs_dir()).job(config, overrides)
+    found.started(overrides, job)
+    finish(job)
+    update_manifest(job.folder, state=State.FAILED, crashed=True)
+    found.learn()
+    update_manifest(job.folder, state=State.COMPLETED, crashed=False)
+    found.learn()
+    assert found.summary()[1].startswith("best: validation/loss 0.5 with")
+
+
+def test_one_search_at_a_time(tmp_path: Path) -> None:
+    with lock(outputs_dir() / "dev"):
+        answer = runner("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "seed=1,2", "logger=none")
+    assert answer.code == 2, answer.output
+    assert "name = 'dev': another command searches there at this moment" in answer.output
+
+
+def test_a_search_cannot_leave_its_jobs_to_a_queue() -> None:
+    answer = runner(
+        *("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "seed=1,2", "logger=none"),
+        *("launcher=slurm", "launcher.cluster=local", "launcher.gpus_per_node=0", "launcher.wait=false"),
+    )
+    assert answer.code == 2, answer.output
+    assert "launcher.wait = False: a search goes on by results" in answer.output
+    assert not (outputs_dir() / "dev").exists()
