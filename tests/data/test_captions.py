@@ -59,6 +59,21 @@ def test_what_is_no_caption_is_named(tmp_path: Path, settings: Settings, value: 
         read_dataset(settings(tmp_path))
 
 
+def test_half_a_character_is_named_with_its_image(tmp_path: Path, settings: Settings) -> None:
+    """JSON can hold it, and no tokenizer takes it; a whole one from its two halves is as good as any."""
+    write(tmp_path, "a.png", "b.png")
+    lines = [r'{"file_name": "a.png", "text": "a dog \ud83d"}', r'{"file_name": "b.png", "text": "a dog \ud83d\udc36"}']
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DatasetError, match=r"1 fault") as raised:
+        read_dataset(settings(tmp_path))
+    assert r"a.png: its caption 'a dog \ud83d' holds half a character. Write it anew." in str(raised.value)
+
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "dataset_info.json").write_text(r'{"instance_prompt": "x", "class_prompt": "a dog \ud83d"}')
+    with pytest.raises(DatasetError, match=r"dataset_info\.json: class_prompt='a dog \\ud83d' holds half a character"):
+        read_dataset(settings(tmp_path))
+
+
 def test_a_caption_in_each_line_of_a_text_file(tmp_path: Path, settings: Settings) -> None:
     write(tmp_path, "a.png")
     (tmp_path / "a.txt").write_text("one\n\n  two\n")

@@ -52,3 +52,8 @@ def captions_in(value: Any) -> tuple[str, ...] | None:
     if isinstance(value, list) and all(isinstance(each, str) and each.strip() for each in value):
         return tuple(value)
     return None
+
+
+def can_be_encoded(text: str) -> bool:
+    """Whether a text is of whole characters; JSON can hold half an emoji (`"\\ud83d"`), which no tokenizer takes."""
+    return text == text.encode("utf-8", "replace").decode()
