@@ -114,3 +114,16 @@ def test_caches_in_a_saved_data_set_are_not_read(tmp_path: Path, settings: Setti
         assert sorted(item.caption for item in dataset.items) == ["1", "2"]
         notes = [note for name, note in ignored(dataset).items() if "cache" in name]
         assert set(notes) == {"not named in state.json: a cache, not the data set"}
+
+
+def test_folders_of_splits_in_capitals(tmp_path: Path, settings: Settings) -> None:
+    picture(tmp_path / "Train" / "a.png", 1)
+    picture(tmp_path / "Test" / "b.png", 2)
+
+    def files(split: str) -> list[str]:
+        return [item.file for item in read_dataset(settings(tmp_path, instance_prompt="x", split=split)).items]
+
+    assert files("train") == files("Train") == ["Train/a.png"]
+    assert files("test") == ["Test/b.png"]
+    with pytest.raises(DatasetError, match=r"dataset\.split='val': no such folder; splits found: 'Test', 'Train'\."):
+        files("val")
