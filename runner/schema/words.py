@@ -10,6 +10,14 @@ from runner.schema.method import NewTokens, TextualInversion
 
 if TYPE_CHECKING:
     from runner.schema.experiment import Experiment
+    from runner.schema.training import OptimizerSettings
+
+
+IDLE_WITHOUT_LORA = {
+    "lora_plus_ratio": "which trains no up-projections",
+    "weight_decay": "whose vectors are not decayed",
+}
+"""Settings of optimizers that do nothing for new words, with the reason."""
 
 
 def refuse_what_words_do_not_go_with(experiment: Experiment) -> None:
@@ -33,6 +41,7 @@ def refuse_what_words_do_not_go_with(experiment: Experiment) -> None:
                 f"lora.{idle[0]} = {getattr(lora, idle[0])!r}: has no effect with method.name=textual_inversion, which "
                 "trains no LoRA; remove it, or choose method=pivotal"
             )
+        _refuse_what_only_moves_a_lora(experiment.optimizer)
     if lora.text_encoder:
         raise ValueError(
             f"lora.text_encoder = True: with method.name={method.name} the new words are what is trained of the text "
@@ -43,3 +52,13 @@ def refuse_what_words_do_not_go_with(experiment: Experiment) -> None:
             f"lora.init_from = {lora.init_from!r}: cannot be started from with method.name={method.name}, whose words "
             "are no part of that file; remove it"
         )
+
+
+def _refuse_what_only_moves_a_lora(optimizer: OptimizerSettings) -> None:
+    for key, reason in IDLE_WITHOUT_LORA.items():
+        # Prodigy has no LoRA+.
+        if key in type(optimizer).model_fields and getattr(optimizer, key) != default_of(optimizer, key):
+            raise ValueError(
+                f"optimizer.{key} = {getattr(optimizer, key)}: has no effect with method.name=textual_inversion, "
+                f"{reason}; remove it, or choose method=pivotal"
+            )

@@ -169,3 +169,27 @@ def test_nothing_to_shuffle_is_refused(tmp_path: Path, settings: Settings, chang
     read_dataset(settings(tmp_path, caption_shuffle=True))
     with pytest.raises(DatasetError, match=r"dataset\.caption_shuffle=true: with dataset\.caption_separator="):
         read_dataset(settings(tmp_path, caption_shuffle=True, **changed))
+
+
+def test_a_misspelt_column_is_told_though_there_is_a_prompt(tmp_path: Path, settings: Settings) -> None:
+    """Otherwise all images would have the prompt; without a column of nearly that name it is for those without one."""
+    write(tmp_path, "a.png")
+    table = pa.table({"image": [(tmp_path / "a.png").read_bytes()], "caption": ["one"]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    (tmp_path / "f").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "f" / "a.png")
+    (tmp_path / "f" / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "caption": "one"}))
+
+    for name in ("f", "t.parquet"):
+        said = r"no column dataset\.caption_column='captoin' \(did you mean 'caption'\?\); columns: .*\. Set dataset"
+        with pytest.raises(DatasetError, match=said):
+            read_dataset(settings(tmp_path / name, caption_column="captoin", instance_prompt="x"))
+        assert list(captions_read(settings(tmp_path / name, instance_prompt="x")).values()) == [("x",)]
+        assert list(captions_read(settings(tmp_path / name, caption_column="caption")).values()) == [("one",)]
+
+
+def test_a_column_has_no_effect_on_text_files(tmp_path: Path, settings: Settings) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text("one")
+    with pytest.raises(DatasetError, match=r"dataset\.caption_column='caption' has no effect: no metadata\.jsonl or"):
+        read_dataset(settings(tmp_path, caption_column="caption"))

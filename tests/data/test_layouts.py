@@ -127,3 +127,13 @@ def test_folders_of_splits_in_capitals(tmp_path: Path, settings: Settings) -> No
     assert files("test") == ["Test/b.png"]
     with pytest.raises(DatasetError, match=r"dataset\.split='val': no such folder; splits found: 'Test', 'Train'\."):
         files("val")
+
+
+def test_a_split_has_no_effect_on_a_single_file(tmp_path: Path, settings: Settings) -> None:
+    """Unless the file is of that split by its name."""
+    for name in ("a.parquet", "test-00000-of-00001.parquet"):
+        table(tmp_path / name, 1)
+        assert len(read_dataset(settings(tmp_path / name)).items) == 1
+        with pytest.raises(DatasetError, match=r"dataset\.split='walks' has no effect on a single file\. Remove it\."):
+            read_dataset(settings(tmp_path / name, split="walks"))
+    assert len(read_dataset(settings(tmp_path / "test-00000-of-00001.parquet", split="test")).items) == 1

@@ -16,7 +16,7 @@ from runner.data.sources.hub import download
 from runner.data.sources.listing import TABLE_SUFFIXES, Listing, list_folder
 from runner.data.sources.s3 import mirrored
 from runner.data.sources.streamed import read_streamed
-from runner.data.sources.tables import holds_images, is_shard, read_tables
+from runner.data.sources.tables import holds_images, is_shard, read_tables, split_of
 from runner.s3 import is_s3
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def find(settings: DatasetSettings, faults: Faults, *, refresh: bool = True) -> 
             fix = f"Give the folder that holds it: dataset.path={str(place.parent)!r}"
             faults.add("path", f"{place.name}: a single file must be .parquet or .arrow. {fix}.")
             raise faults.error()
+        if settings.split not in ("train", split_of(place.name, settings.split)):
+            faults.add("split", f"dataset.split={settings.split!r} has no effect on a single file. Remove it.")
         return read_tables(place.parent, [place.name], settings, faults, root=place)
     listing = list_folder(place)
     for error in listing.errors:

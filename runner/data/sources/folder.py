@@ -19,7 +19,7 @@ from runner.data.address import FileAddress
 from runner.data.faults import Faults, listed
 from runner.data.report import Row
 from runner.data.sources.description import read_description
-from runner.data.sources.found import KNOWN_SPLITS, Entry, Found
+from runner.data.sources.found import CAPTION_COLUMN, KNOWN_SPLITS, Entry, Found
 from runner.data.sources.listing import Listing
 from runner.data.sources.masks import without_masks
 from runner.data.sources.metadata import read_metadata
@@ -36,6 +36,9 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
     images = _instance_images(listing, found, settings, faults)
     has_default = bool(settings.instance_prompt or found.instance_prompt)
     deciding = [file for file in listing.metadata if _belongs(file, listing, found, settings)]
+    if settings.caption_column != CAPTION_COLUMN and not deciding:
+        said = "has no effect: no metadata.jsonl or metadata.csv has columns"
+        faults.add("column", f"dataset.caption_column={settings.caption_column!r} {said}. Remove it.")
     named, covered = read_metadata(listing, deciding, settings, has_default, faults)
     for name, captions in named.items():
         if _belongs(name, listing, found, settings):

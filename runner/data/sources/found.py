@@ -13,6 +13,9 @@ from runner.data.report import Row
 KNOWN_SPLITS = frozenset({"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval"})
 """Names that mark a folder or a table as one part of a data set."""
 
+CAPTION_COLUMN = "text"
+"""Where captions are when nobody says (`dataset.caption_column`)."""
+
 
 @dataclass(frozen=True)
 class Entry:

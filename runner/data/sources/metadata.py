@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.data.faults import Faults, listed, nearest
-from runner.data.sources.found import captions_in
+from runner.data.sources.found import CAPTION_COLUMN, captions_in
 from runner.data.sources.listing import Listing
 
 if TYPE_CHECKING:
@@ -123,18 +123,23 @@ def _json_line(file: str, number: int, content: str, faults: Faults) -> Line | N
 
 
 def _check_caption_column(lines: list[Line], column: str, has_default: bool, faults: Faults) -> bool:
-    """Whether captions can be looked up; notes one fault when no line has the column and nothing replaces
-    it.
+    """Whether captions can be looked up; notes one fault when no line has the column and nothing replaces it, or when
+    it was meant to be another.
     """
-    if not lines or has_default or any(column in line.values for line in lines):
+    if not lines or any(column in line.values for line in lines):
         return True
     columns = {name for line in lines for name in line.values}
     others = columns - {FILE_COLUMN}
-    hint = nearest(column, others) or nearest("caption", others) or nearest("prompt", others)
+    hint = nearest(column, others)
+    # With a caption for all that have none there need be no column, but one that was set and misspelt was meant.
+    if has_default and not (hint and column != CAPTION_COLUMN):
+        return True
+    hint = hint or nearest("caption", others) or nearest("prompt", others)
+    otherwise = "remove it" if has_default else "dataset.instance_prompt"
     faults.add(
         "column",
         f"{lines[0].file}: no column dataset.caption_column={column!r}{hint}; columns: {listed(columns)}. "
-        "Set dataset.caption_column to one of them, or dataset.instance_prompt.",
+        f"Set dataset.caption_column to one of them, or {otherwise}.",
     )
     return False
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from runner.data.address import Address, ArrowAddress, ParquetAddress, open_arrow
 from runner.data.faults import Faults, listed, nearest
 from runner.data.report import Row
-from runner.data.sources.found import KNOWN_SPLITS, Entry, Found, captions_in
+from runner.data.sources.found import CAPTION_COLUMN, KNOWN_SPLITS, Entry, Found, captions_in
 from runner.data.sources.listing import STATE_NAME
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _named_in_state(folder: Path) -> set[str] | None:
 
 def of_split(names: list[str], settings: DatasetSettings, found: Found, faults: Faults) -> list[str]:
     """The tables of `settings.split`; the others get a row in `found`, and none at all is a fault."""
-    splits = {name: _split_of(name, settings.split) for name in names}
+    splits = {name: split_of(name, settings.split) for name in names}
     named = {split for split in splits.values() if split}
     if settings.split in named or (settings.split == "train" and not named):
         for name, split in splits.items():
@@ -120,7 +120,7 @@ def of_split(names: list[str], settings: DatasetSettings, found: Found, faults: 
     return []
 
 
-def _split_of(name: str, wanted: str) -> str | None:
+def split_of(name: str, wanted: str) -> str | None:
     """The split a table belongs to, by the words of its file name or else of its innermost folder that
     names one.
     """
@@ -187,11 +187,15 @@ def check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings, 
     may_lack_masks = OWN_TABLE in (schema.metadata or {}) and settings.mask_column not in schema.names
     columns += [("mask_column", settings.mask_column)] if settings.masks and not may_lack_masks else []
     for key, column in columns:
-        if column in schema.names or (key == "caption_column" and settings.instance_prompt):
+        if column in schema.names:
+            continue
+        # As in metadata files: who set a name that is nearly one of the table's meant that one.
+        misspelt = column != CAPTION_COLUMN and nearest(column, schema.names)
+        if key == "caption_column" and settings.instance_prompt and not misspelt:
             continue
         usable = False
         hint = nearest(column, schema.names) or nearest(key.removesuffix("_column"), schema.names)
-        also = " or dataset.instance_prompt" if key == "caption_column" else ""
+        also = " or dataset.instance_prompt" if key == "caption_column" and not settings.instance_prompt else ""
         faults.add(
             key,
             f"{name}: no column dataset.{key}={column!r}{hint}; columns: {listed(schema.names)}. "
