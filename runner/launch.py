@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from runner.check import Checker
 from runner.data.buckets import bucket_lines
-from runner.data.views import buckets_of
+from runner.data.views import buckets_of, held_out_lines
 from runner.encodings import Need, cache_work
 from runner.errors import Defect, Interrupted, RunnerError, SettingsError
 from runner.job import Job, LockedError, State, is_held, lock, read_manifest, register, state_of
@@ -298,7 +298,9 @@ def _show(plan: Plan, checker: Checker, preview: Sequence[str] = (), *, as_json:
         prior = checker.prior_of(job)
         classes = tuple(prior.lines()) if prior else ()
         of_files = (dataset.fingerprint, job.experiment.resolution, job.experiment.dataset.buckets)
-        for key, lines in ((of_files, dataset.report.lines()), (buckets, buckets), (classes, classes)):
+        held_out = tuple(held_out_lines(dataset.items, job.experiment))
+        said = ((of_files, dataset.report.lines()), (held_out, held_out), (buckets, buckets), (classes, classes))
+        for key, lines in said:
             if key not in shown:
                 shown.add(key)
                 for line in lines:

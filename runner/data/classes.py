@@ -7,6 +7,7 @@ who have the model.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from runner.errors import SettingsError
 from runner.s3 import is_s3
 from runner.schema import DatasetSettings, Experiment
 from runner.schema.method import DreamBooth
+
+log = logging.getLogger(__name__)
 
 NO_PROMPT = (
     "method.class_prompt = null: a prior needs one, such as 'a photo of a dog'; set it, put class_prompt into "
@@ -191,7 +194,7 @@ def _given(
         try:
             if key not in known:
                 _check_folder(each, experiment.dataset, dataset)
-                known[key] = _class_images(each, read)
+                known[key] = _class_images(each, experiment.dataset, read)
             given.append(known[key])
             if not known[key] and not method.num_class_images:
                 of_which = f" {each.prompt!r}" if each.section != "method" else ""
@@ -217,22 +220,37 @@ def _check_folder(said: _Said, settings: DatasetSettings, dataset: Dataset) -> N
     if any(folder.is_relative_to(each) for each in named):
         return
     for number, subject in enumerate(settings.paths):
-        if folder.is_relative_to(Path(subject).expanduser().resolve()):
-            of_subject = f"dataset.sources.{number}.path" if len(settings.paths) > 1 else "dataset.path"
+        place = Path(subject).expanduser().resolve()
+        of_subject = f"dataset.sources.{number}.path" if len(settings.paths) > 1 else "dataset.path"
+        if place != folder and place.is_relative_to(folder) and place.exists():
+            raise SettingsError(
+                f"{said.folder_key} = {path!r}: holds {of_subject} = {subject!r}, whose images would be trained as "
+                "those of the class, too; move one out of the other"
+            )
+        if folder.is_relative_to(place):
             raise SettingsError(
                 f"{said.folder_key} = {path!r}: lies in {of_subject}, where its images are trained as the subject's; "
                 "move it out, or name it as class_data_dir in dataset_info.json"
             )
 
 
-def _class_images(said: _Said, read: Callable[[DatasetSettings], Dataset]) -> tuple[Item, ...]:
+def _class_images(said: _Said, data: DatasetSettings, read: Callable[[DatasetSettings], Dataset]) -> tuple[Item, ...]:
     if said.folder is None:
         return ()
-    settings = DatasetSettings(path=said.folder, instance_prompt=said.prompt)
+    settings = DatasetSettings(
+        path=said.folder,
+        instance_prompt=said.prompt,
+        skip_unreadable=data.skip_unreadable,
+        min_side_px=data.min_side_px,
+    )
     try:
         found = read(settings)
     except SettingsError as error:
         raise SettingsError(str(error).replace("dataset.path", said.folder_key)) from error
+    left_out = [row for row in found.report.rows if row.outcome == "dropped"]
+    if left_out:
+        shown = "; ".join(f"{row.file}: {', '.join(row.notes)}" for row in left_out[:5])
+        log.warning("%s = %r: %d images are left out, such as %s", said.folder_key, said.folder, len(left_out), shown)
     return tuple(dataclasses.replace(item, caption=said.prompt, more_captions=()) for item in found.items)
 
 

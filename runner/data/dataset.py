@@ -23,7 +23,7 @@ from runner.data.inspection import Inspected, inspect_all
 from runner.data.item import Item, Mask
 from runner.data.report import InventoryReport, Row, Share
 from runner.data.sources.find import find
-from runner.data.sources.found import Found
+from runner.data.sources.found import Found, can_be_encoded
 from runner.data.sources.streamed import is_indexed
 from runner.errors import DatasetError, SettingsError
 
@@ -216,6 +216,11 @@ def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> t
         if not captions[0]:
             fix = f"{entry.caption_fix}, or set dataset.instance_prompt for all without one"
             faults.add("caption", f"{entry.name}: no caption. {fix}.")
+        for caption in captions:
+            if not can_be_encoded(caption):
+                faults.add(
+                    "characters", f"{entry.name}: its caption {caption!r} holds half a character. Write it anew."
+                )
         size = seen.width_px, seen.height_px
         first, *others = captions
         items.append(

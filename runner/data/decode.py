@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MAX_MEGAPIXELS = 500
 OPAQUE = 255
+BLACK, WHITE = 0, 255
 ORIENTATION_TAG = 0x0112
 SWAPS_SIDES = frozenset({5, 6, 7, 8})
 """EXIF orientations that turn the picture by a quarter."""
@@ -75,8 +76,10 @@ def inspect(encoded: bytes) -> Inspection:
     return Inspection(width, height, notes)
 
 
-def decode(encoded: bytes) -> Image.Image:
-    """The first frame as upright 8-bit sRGB, transparency laid over white. Raises `UnreadableImage`."""
+def decode(encoded: bytes, *, under: int = WHITE) -> Image.Image:
+    """The first frame as upright 8-bit sRGB, transparency laid over the grey `under` (0 to 255). Raises
+    `UnreadableImage`.
+    """
     from PIL import ImageOps
 
     image: Image.Image = _open(encoded)
@@ -84,7 +87,7 @@ def decode(encoded: bytes) -> Image.Image:
         image.load()
         if _orientation(image) != 1:
             image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
+        return _to_rgb(image, under)
     except _errors() as error:
         raise UnreadableImage(_reason(error)) from error
 
@@ -165,7 +168,7 @@ def _is_wide_grey(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, under: int) -> Image.Image:
     from PIL import Image
 
     if _is_wide_grey(image):
@@ -174,8 +177,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # Converting a transparent picture straight to RGB shows whatever colour lies hidden under it, often
         # black.
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, OPAQUE))
-        flat = Image.alpha_composite(white, rgba).convert("RGB")
+        ground = Image.new("RGBA", rgba.size, (under, under, under, OPAQUE))
+        flat = Image.alpha_composite(ground, rgba).convert("RGB")
         flat.info = image.info
         return _to_srgb(flat) if image.mode in ("RGBA", "RGB") else flat
     return _to_srgb(image).convert("RGB")

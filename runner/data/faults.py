@@ -45,6 +45,10 @@ class Faults:
         """Note one fault; `text` names the file, what is wrong with it and the fix."""
         self._by_kind.setdefault(kind, []).append(OF_A_SOURCE.sub(rf"{self._section}.\1", text))
 
+    def shows(self, kind: str) -> bool:
+        """Whether the text of one more fault of a kind would be told, and not only counted."""
+        return len(self._by_kind.get(kind, ())) < SHOWN_PER_KIND
+
     def __len__(self) -> int:
         return sum(len(texts) for texts in self._by_kind.values())
 

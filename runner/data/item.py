@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from runner.data.address import Address
-from runner.data.decode import UnreadableImage, decode
+from runner.data.decode import BLACK, WHITE, UnreadableImage, decode
 from runner.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -30,8 +30,10 @@ class Mask:
     address: Address = field(repr=False, kw_only=True)
 
     def open(self) -> Image.Image:
-        """The mask as upright grey, 8 bits, in its own size. Raises DatasetError when its bytes have changed."""
-        return _opened(self.address, self.id, self.file).convert("L")
+        """The mask as upright grey, 8 bits, in its own size, black where it is transparent because nothing was painted
+        there. Raises DatasetError when its bytes have changed.
+        """
+        return _opened(self.address, self.id, self.file, under=BLACK).convert("L")
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,11 @@ class Item:
         return _opened(self.address, self.id, self.file)
 
 
-def _opened(address: Address, identity: str, file: str) -> Image.Image:
+def _opened(address: Address, identity: str, file: str, *, under: int = WHITE) -> Image.Image:
     try:
         encoded = address.read()
         if content_id(encoded) != identity:
             raise UnreadableImage("the content has changed since the data set was read; start again")
-        return decode(encoded)
+        return decode(encoded, under=under)
     except (OSError, ValueError, UnreadableImage) as error:
         raise DatasetError(f"dataset.path: {file}: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,18 @@ def class_views_of(class_items: Sequence[Item], items: Sequence[Item], experimen
     return [
         View(item, crop) for item in class_items for shape in shapes for crop in crops_of(item, experiment, shape=shape)
     ]
+
+
+def held_out_lines(items: Sequence[Item], experiment: Experiment) -> Iterator[str]:
+    """For people: of which sources every image is held out. Images are chosen by content, so that a data set is cut
+    alike wherever it lies, and not by their sources.
+    """
+    training, held_out = split(items, held_out=experiment.validation.held_out)
+    for source in sorted({item.source for item in held_out} - {item.source for item in training}):
+        yield (
+            f"sources.{source}: every image of it is held out, and none is trained on; give it more images, or set "
+            "validation.held_out=0"
+        )
 
 
 def buckets_of(items: Sequence[Item], experiment: Experiment) -> list[dict[str, Any]]:

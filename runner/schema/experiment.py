@@ -19,6 +19,7 @@ from runner.schema.method import DreamBooth, MethodSettings, NewTokens, TextToIm
 from runner.schema.running import CheckpointSettings, ValidationSettings
 from runner.schema.shapes import Shape, bucket_shapes
 from runner.schema.training import (
+    POLYNOMIAL_END,
     AdamW,
     LoraSettings,
     LrSchedulerSettings,
@@ -123,6 +124,11 @@ class Experiment(JobSettings):
             raise ValueError(
                 f"lr_scheduler.warmup_steps = {self.lr_scheduler.warmup_steps}: the training ends after "
                 f"steps = {self.steps}, before the warm-up; lower it"
+            )
+        if self.lr_scheduler.name == "polynomial" and self.optimizer.lr <= POLYNOMIAL_END:
+            raise ValueError(
+                f"optimizer.lr = {self.optimizer.lr:g}: lr_scheduler.name=polynomial falls to {POLYNOMIAL_END:g}, and "
+                "must begin above it; raise it, or choose another schedule"
             )
         text_encoder_lr = None if isinstance(self.optimizer, Prodigy) else self.optimizer.text_encoder_lr
         if text_encoder_lr is not None and not self.lora.text_encoder:

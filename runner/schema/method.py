@@ -22,7 +22,7 @@ class TextToImage(Settings):
 class DreamBooth(Settings):
     """`method=dreambooth`: a subject from a few images, and what its class looked like before (arXiv 2208.12242).
 
-    The images' caption is `dataset.instance_prompt`, or that of their `dataset_info.json`.
+    Images that have no caption of their own get `dataset.instance_prompt`, or that of their `dataset_info.json`.
     """
 
     name: Literal["dreambooth"] = knob("dreambooth", doc="Which method.")

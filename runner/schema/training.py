@@ -223,6 +223,13 @@ OPTIMIZER_PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 OptimizerSettings = Annotated[AdamW | AdamW8bit | Prodigy | Adafactor, Field(discriminator="name")]
 
 
+FACTOR = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+RULES = re.compile(rf"(?:{FACTOR}:[0-9]+,)+{FACTOR}")
+"""Of `piecewise_constant`: factors of at least 0, each but the last with the step that it goes to."""
+POLYNOMIAL_END = 1e-7
+"""The learning rate that `polynomial` falls to, which is diffusers'."""
+
+
 class LrSchedulerSettings(Settings):
     """Group `lr_scheduler`: the learning rate over the optimizer steps."""
 
@@ -237,7 +244,7 @@ class LrSchedulerSettings(Settings):
     ] = knob("constant", doc="Shape of the curve; the names are those of diffusers.")
     warmup_steps: int = knob(0, ge=0, unit="optimizer steps", doc="Rise from 0 to the peak over this many steps.")
     cycles: int = knob(1, ge=1, doc="Number of restarts; used by `cosine_with_restarts`.")
-    power: float = knob(1.0, gt=0, doc="Exponent of `polynomial`.")
+    power: float = knob(1.0, gt=0, doc="Exponent of `polynomial`, which falls to a learning rate of 1e-7.")
     rules: str | None = knob(
         None,
         doc="Rules of `piecewise_constant`, such as `1:10,0.1:20,0.01`: factor 1 to step 10, and so on. On the command "
@@ -257,10 +264,13 @@ class LrSchedulerSettings(Settings):
             raise ValueError(
                 f"{idle[0]} = {getattr(self, idle[0])!r}: has no effect with lr_scheduler.name={self.name}; remove it"
             )
-        if self.name == "piecewise_constant" and not re.fullmatch(r"([\d.eE+-]+:\d+,)+[\d.eE+-]+", self.rules or ""):
+        if self.name == "piecewise_constant" and not RULES.fullmatch(self.rules or ""):
             raise ValueError(
                 f"rules = {self.rules!r}: should read like 1:10,0.1:20,0.01 with lr_scheduler.name=piecewise_constant"
             )
+        factors = [part.partition(":")[0] for part in (self.rules or "0").split(",")]
+        if endless := [factor for factor in factors if not math.isfinite(float(factor))]:
+            raise ValueError(f"rules = {self.rules!r}: {endless[0]} is no factor that can be computed with; lower it")
         ends = [int(part.partition(":")[2]) for part in (self.rules or "").split(",")[:-1]]
         if ends != sorted(set(ends)):
             raise ValueError(f"rules = {self.rules!r}: the steps should rise from rule to rule")

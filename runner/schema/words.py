@@ -11,6 +11,14 @@ from runner.schema.training import Prodigy
 
 if TYPE_CHECKING:
     from runner.schema.experiment import Experiment
+    from runner.schema.training import OptimizerSettings
+
+
+IDLE_WITHOUT_LORA = {
+    "lora_plus_ratio": "which trains no up-projections",
+    "weight_decay": "whose vectors are not decayed",
+}
+"""Settings of optimizers that do nothing for new words, with the reason."""
 
 
 def refuse_what_words_do_not_go_with(experiment: Experiment) -> None:
@@ -34,6 +42,7 @@ def refuse_what_words_do_not_go_with(experiment: Experiment) -> None:
                 f"lora.{idle[0]} = {getattr(lora, idle[0])!r}: has no effect with method.name=textual_inversion, which "
                 "trains no LoRA; remove it, or choose method=pivotal"
             )
+        _refuse_what_only_moves_a_lora(experiment.optimizer)
     if isinstance(method, Pivotal) and method.token_lr is not None and isinstance(experiment.optimizer, Prodigy):
         raise ValueError(
             f"method.token_lr = {method.token_lr}: Prodigy estimates one rate for all weights; set "
@@ -49,3 +58,13 @@ def refuse_what_words_do_not_go_with(experiment: Experiment) -> None:
             f"lora.init_from = {lora.init_from!r}: cannot be started from with method.name={method.name}, whose words "
             "are no part of that file; remove it"
         )
+
+
+def _refuse_what_only_moves_a_lora(optimizer: OptimizerSettings) -> None:
+    for key, reason in IDLE_WITHOUT_LORA.items():
+        # Prodigy has no LoRA+.
+        if key in type(optimizer).model_fields and getattr(optimizer, key) != default_of(optimizer, key):
+            raise ValueError(
+                f"optimizer.{key} = {getattr(optimizer, key)}: has no effect with method.name=textual_inversion, "
+                f"{reason}; remove it, or choose method=pivotal"
+            )

@@ -59,6 +59,21 @@ def test_what_is_no_caption_is_named(tmp_path: Path, settings: Settings, value: 
         read_dataset(settings(tmp_path))
 
 
+def test_half_a_character_is_named_with_its_image(tmp_path: Path, settings: Settings) -> None:
+    """JSON can hold it, and no tokenizer takes it; a whole one from its two halves is as good as any."""
+    write(tmp_path, "a.png", "b.png")
+    lines = [r'{"file_name": "a.png", "text": "a dog \ud83d"}', r'{"file_name": "b.png", "text": "a dog \ud83d\udc36"}']
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DatasetError, match=r"1 fault") as raised:
+        read_dataset(settings(tmp_path))
+    assert r"a.png: its caption 'a dog \ud83d' holds half a character. Write it anew." in str(raised.value)
+
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "dataset_info.json").write_text(r'{"instance_prompt": "x", "class_prompt": "a dog \ud83d"}')
+    with pytest.raises(DatasetError, match=r"dataset_info\.json: class_prompt='a dog \\ud83d' holds half a character"):
+        read_dataset(settings(tmp_path))
+
+
 def test_a_caption_in_each_line_of_a_text_file(tmp_path: Path, settings: Settings) -> None:
     write(tmp_path, "a.png")
     (tmp_path / "a.txt").write_text("one\n\n  two\n")
@@ -154,3 +169,27 @@ def test_nothing_to_shuffle_is_refused(tmp_path: Path, settings: Settings, chang
     read_dataset(settings(tmp_path, caption_shuffle=True))
     with pytest.raises(DatasetError, match=r"dataset\.caption_shuffle=true: with dataset\.caption_separator="):
         read_dataset(settings(tmp_path, caption_shuffle=True, **changed))
+
+
+def test_a_misspelt_column_is_told_though_there_is_a_prompt(tmp_path: Path, settings: Settings) -> None:
+    """Otherwise all images would have the prompt; without a column of nearly that name it is for those without one."""
+    write(tmp_path, "a.png")
+    table = pa.table({"image": [(tmp_path / "a.png").read_bytes()], "caption": ["one"]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    (tmp_path / "f").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "f" / "a.png")
+    (tmp_path / "f" / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "caption": "one"}))
+
+    for name in ("f", "t.parquet"):
+        said = r"no column dataset\.caption_column='captoin' \(did you mean 'caption'\?\); columns: .*\. Set dataset"
+        with pytest.raises(DatasetError, match=said):
+            read_dataset(settings(tmp_path / name, caption_column="captoin", instance_prompt="x"))
+        assert list(captions_read(settings(tmp_path / name, instance_prompt="x")).values()) == [("x",)]
+        assert list(captions_read(settings(tmp_path / name, caption_column="caption")).values()) == [("one",)]
+
+
+def test_a_column_has_no_effect_on_text_files(tmp_path: Path, settings: Settings) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text("one")
+    with pytest.raises(DatasetError, match=r"dataset\.caption_column='caption' has no effect: no metadata\.jsonl or"):
+        read_dataset(settings(tmp_path, caption_column="caption"))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from runner.data import Dataset, read_dataset
 from runner.data.dataset import Described
+from runner.data.sources import metadata
 from runner.errors import DatasetError
 
 Settings = Callable[..., Any]
@@ -44,6 +45,43 @@ def test_metadata_csv(tmp_path: Path, photos: Photos, settings: Settings) -> Non
     dataset = read_dataset(settings(tmp_path, caption_column="caption"))
 
     assert captions(dataset) == {"cat.webp": 'a cat, looking "up"'}
+
+
+@pytest.mark.parametrize(
+    ("lines", "first"),
+    [
+        (['cat.png,"a 5 inch nail', "coffee.png,a cup"], 3),
+        (['cat.png,"a 5 inch nail', 'coffee.png,"a cup"'], 3),
+        (["cat.png,a cat", 'coffee.png,"a', 'cup" of coffee'], 4),
+        (['cat.png,"a 5 inch nail', "x" * 200_000], 3),
+    ],
+)
+def test_a_stray_quote_in_csv_is_one_fault(
+    tmp_path: Path, photos: Photos, settings: Settings, lines: list[str], first: int
+) -> None:
+    """It does not make one caption of all lines that follow, and the line where it begins is told."""
+    for name in ("cat", "coffee"):
+        photos[name].save(tmp_path / f"{name}.png")
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,text", "", *lines]))
+
+    with pytest.raises(DatasetError, match="1 fault") as raised:
+        read_dataset(settings(tmp_path))
+
+    assert f"metadata.csv line {first}: not valid CSV from here on" in str(raised.value)
+
+
+def test_lines_of_csv(tmp_path: Path, photos: Photos, settings: Settings) -> None:
+    """A quoted caption may go over lines, and what only some programs take for the end of a line is part of one."""
+    for name in ("cat", "coffee", "rocket"):
+        photos[name].save(tmp_path / f"{name}.png")
+    text = 'file_name,text\ncat.png,"a\ncat"\ncoffee.png,5" of\u2028coffee\nrocket.png\n'
+    (tmp_path / "metadata.csv").write_text(text, encoding="utf-8")
+
+    dataset = read_dataset(settings(tmp_path, instance_prompt="x"))
+    assert captions(dataset) == {"cat.png": "a\ncat", "coffee.png": '5" of\u2028coffee', "rocket.png": "x"}
+    (tmp_path / "metadata.csv").write_text(text + "rocket.png,b,c\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"metadata\.csv line 6: more cells than columns"):
+        read_dataset(settings(tmp_path, instance_prompt="x"))
 
 
 def test_text_files_beside_images(tmp_path: Path, photos: Photos, settings: Settings) -> None:
@@ -133,6 +171,22 @@ def test_all_faults_of_the_metadata_together(tmp_path: Path, photos: Photos, set
     assert "line 5: 'cat.png' is already in metadata.jsonl line 1" in message
     assert "line 6: text=['a', 3] must be text" in message
     assert "line 7: must be an object" in message
+
+
+def test_names_are_compared_only_for_faults_that_are_shown(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking through all names for each of a thousand wrong ones would look like a hang."""
+    asked = []
+    monkeypatch.setattr(metadata, "nearest", lambda name, names: asked.append(name) or "")
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    lines = [json.dumps({"file_name": f"{number}.jpg", "text": "x"}) for number in range(60)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+
+    with pytest.raises(DatasetError, match="60 faults"):
+        read_dataset(settings(tmp_path))
+
+    assert asked == [f"{number}.jpg" for number in range(20)]
 
 
 def test_missing_caption_column_is_one_fault(captioned: Path, settings: Settings) -> None:

@@ -121,6 +121,20 @@ def test_a_column_has_no_effect_on_a_folder(folder: Path, settings: Settings) ->
         read_dataset(settings(folder, masks=True, mask_column="other", instance_prompt="x"))
 
 
+def test_what_is_transparent_in_a_mask_does_not_count(tmp_path: Path, settings: Settings) -> None:
+    """White painted on a transparent layer counts where it is painted, and half where it is half transparent."""
+    picture(tmp_path / "x" / "a.png", size=(60, 48))
+    layer = np.zeros((48, 60, 4), np.uint8)
+    layer[:, :20] = 255
+    layer[:, 20:40] = (255, 255, 255, 128)
+    Image.fromarray(layer, "RGBA").save(tmp_path / "x" / "a.mask.png")
+
+    (item,) = read_dataset(settings(tmp_path / "x", masks=True, instance_prompt="x")).items
+
+    assert item.mask
+    assert np.asarray(item.mask.open())[0, ::20].tolist() == [255, 128, 0]
+
+
 def test_a_mask_is_cut_exactly_like_its_image(tmp_path: Path, settings: Settings) -> None:
     """Without resizing, pixel for pixel, mirrored where the crop is; a mask of half the size fits, too."""
     picture(tmp_path / "x" / "a.png", size=(60, 48))

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from runner.data import Dataset, read_dataset
+from runner.data import Dataset, read_dataset, split
 from runner.data.dataset import Described
 from runner.data.export import export
 from runner.errors import DatasetError
 from runner.schema import DatasetSettings
+from tests.command_line import runner
 
 
 def write(folder: Path, *colours: int, caption: str = "") -> Path:
@@ -114,6 +115,22 @@ def test_an_image_of_two_sources_is_told(places: list[str]) -> None:
 
     assert report.counts["duplicate"] == 2
     assert report.as_dict()["rows"][0]["notes"] == ["same content as sources.0/1.png"]
+
+
+def test_a_source_that_is_held_out_as_a_whole_is_told(tmp_path: Path) -> None:
+    """Which images are held out depends on their content, so that it is the same where sources are sent as one."""
+    many = write(tmp_path / "many", *range(0, 120, 10), caption="x")
+    _, (chosen,) = split(read(str(many)).items, held_out=0.1)
+    one = tmp_path / "one"
+    one.mkdir()
+    for suffix in (".png", ".txt"):
+        name = Path(chosen.file).with_suffix(suffix).name
+        (many / name).rename(one / name)
+
+    arguments = ["dataset=sources", f"dataset.sources=[{many},{one}]", "launcher.dry_run=true"]
+    said = "sources.1: every image of it is held out, and none is trained on; give it more images, or set validation.he"
+    assert said in runner(*arguments).output
+    assert "held out, and none" not in runner(*arguments, "validation.held_out=0").output
 
 
 def test_each_source_may_describe_its_own_class(tmp_path: Path) -> None:

@@ -277,6 +277,43 @@ def test_images_of_the_class_among_those_of_the_subject_are_refused(bench: Bench
         prior_of(settings, read_dataset(settings.dataset))
 
 
+def test_images_of_the_subject_among_those_of_the_class_are_refused(tmp_path: Path) -> None:
+    """They would be trained as what the class was before; also where there are other images beside them."""
+    write_images(tmp_path / "class")
+    for name in ("one", "two"):
+        write_images(tmp_path / "class" / name)
+    folders = [str(tmp_path / "class" / name) for name in ("one", "two")]
+    for data, key in (({"path": folders[0]}, "path"), ({"path": None, "sources": folders}, r"sources\.0\.path")):
+        settings = Experiment.model_validate({"dataset": data, "method": of_images(tmp_path / "class")})
+        with pytest.raises(
+            SettingsError, match=rf"^method\.class_data_dir = '.*/class': holds dataset\.{key} = '.*/one'"
+        ):
+            prior_of(settings, read_dataset(settings.dataset))
+
+
+def test_what_is_left_out_of_a_class_is_said(bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The settings that a fault of its images advises are those of the data set."""
+    folder = write_images(tmp_path / "class")
+    count = len(list(folder.glob("*.png")))
+    (folder / "damaged.png").write_bytes(b"nothing")
+    Image.new("RGB", (20, 20)).save(folder / "small.png")
+
+    def given(**data: Any) -> int:
+        raw = {"dataset": {"path": str(bench.images), **data}, "method": of_images(folder)}
+        settings = Experiment.model_validate(raw)
+        prior = prior_of(settings, read_dataset(settings.dataset))
+        assert prior
+        return len(prior.classes[0].items)
+
+    with pytest.raises(SettingsError) as raised:
+        given()
+    assert "or set dataset.skip_unreadable=true" in str(raised.value)
+    assert not caplog.records
+    assert given(skip_unreadable=True) == count
+    assert "2 images are left out, such as damaged.png: cannot be decoded" in caplog.text
+    assert given(skip_unreadable=True, min_side_px=20) == count + 1
+
+
 @pytest.mark.parametrize(
     ("method", "said"),
     [

@@ -227,6 +227,14 @@ def test_an_interrupted_training_of_words_goes_on_where_it_was(bench: Bench, sdx
         ({"method": {**WORDS, "tokens": ["<a/b>"]}}, "between angle brackets"),
         ({"method": {**WORDS, "tokens": ["<a>", "<a>"], "initial": ["x", "y"]}}, "name each word once"),
         ({"method": WORDS, "lora": {"rank": 4}}, "lora.rank = 4: has no effect with method.name=textual_inversion"),
+        (
+            {"method": WORDS, "optimizer": {"name": "adamw", "lora_plus_ratio": 16}},
+            "optimizer.lora_plus_ratio = 16.0: has no effect with method.name=textual_inversion",
+        ),
+        (
+            {"method": WORDS, "optimizer": {"name": "prodigy", "weight_decay": 0.3}},
+            "optimizer.weight_decay = 0.3: has no effect with method.name=textual_inversion",
+        ),
         ({"method": PIVOTAL, "lora": {"text_encoder": True}}, "lora.text_encoder = True"),
         ({"method": PIVOTAL, "lora": {"init_from": "x"}}, "lora.init_from = 'x'"),
         ({"method": PIVOTAL, "model": {"family": "sd3"}}, "is not offered with model.family=sd3"),
@@ -236,3 +244,8 @@ def test_what_words_do_not_go_with_is_refused(settings: dict[str, Any], said: st
     with pytest.raises(ValidationError) as raised:
         Experiment.model_validate(settings)
     assert said in str(raised.value)
+
+
+def test_a_lora_beside_words_has_an_optimizer_of_its_own() -> None:
+    settings = {"method": PIVOTAL, "optimizer": {"name": "adamw", "lora_plus_ratio": 16, "weight_decay": 0.3}}
+    assert Experiment.model_validate(settings).optimizer.weight_decay == 0.3

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.data.faults import Faults, listed, nearest
+from runner.data.report import Row
+from runner.data.sources.description import read_description
 from runner.data.sources.folder import read_folder
 from runner.data.sources.found import Found
 from runner.data.sources.hub import download
-from runner.data.sources.listing import TABLE_SUFFIXES, list_folder
+from runner.data.sources.listing import TABLE_SUFFIXES, Listing, list_folder
 from runner.data.sources.s3 import mirrored
 from runner.data.sources.streamed import read_streamed
-from runner.data.sources.tables import read_tables
+from runner.data.sources.tables import holds_images, is_shard, read_tables, split_of
 from runner.s3 import is_s3
 
 if TYPE_CHECKING:
@@ -43,12 +46,17 @@ def find(settings: DatasetSettings, faults: Faults, *, refresh: bool = True) -> 
             fix = f"Give the folder that holds it: dataset.path={str(place.parent)!r}"
             faults.add("path", f"{place.name}: a single file must be .parquet or .arrow. {fix}.")
             raise faults.error()
+        if settings.split not in ("train", split_of(place.name, settings.split)):
+            faults.add("split", f"dataset.split={settings.split!r} has no effect on a single file. Remove it.")
         return read_tables(place.parent, [place.name], settings, faults, root=place)
     listing = list_folder(place)
     for error in listing.errors:
         faults.add("listing", error)
-    if listing.tables and not listing.images:
-        return read_tables(place, listing.tables, settings, faults, root=place, select_split=True)
+    if _is_of_tables(listing, settings, faults):
+        found = read_tables(place, listing.tables, settings, faults, root=place, select_split=True)
+        beside = ("beside tables, which are the data set",)
+        found.rows += [Row(name, "ignored", beside, frozenset({"warning"})) for name in listing.images]
+        return found
     if settings.image_column != "image":
         faults.add(
             "column",
@@ -60,6 +68,33 @@ def find(settings: DatasetSettings, faults: Faults, *, refresh: bool = True) -> 
             f"dataset.mask_column={settings.mask_column!r} has no effect on a folder of images. Remove it.",
         )
     return read_folder(listing, settings, faults)
+
+
+def _is_of_tables(listing: Listing, settings: DatasetSettings, faults: Faults) -> bool:
+    """Whether a folder's data set is its tables, and not its images. Raises DatasetError where it may be either."""
+    if not (listing.tables and listing.images):
+        return bool(listing.tables)
+    described = Found(listing.root)
+    read_description(described, Faults(settings.paths[0]))
+    if listing.metadata or described.instance_prompt or described.class_prompt or described.class_folder:
+        return False
+    tables = [name for name in listing.tables if holds_images(listing.root / name, settings.image_column)]
+    texts = {os.path.splitext(name)[0] for name in listing.texts}
+    captioned = any(os.path.splitext(name)[0] in texts for name in listing.images)
+    # The Hub and the `datasets` library name tables so; what lies beside them shows what is in them.
+    if any(map(is_shard, tables)) and not captioned:
+        return True
+    if tables:
+        common = tables[0] if len(tables) == 1 else os.path.commonpath([os.path.dirname(name) for name in tables])
+        start = settings.paths[0].rstrip("/") if is_s3(settings.paths[0]) else listing.root
+        give = f"give the tables as dataset.path={f'{start}/{common}'!r}, or " if common else ""
+        faults.add(
+            "both",
+            f"holds tables with images ({listed(tables, limit=3)}) and images ({listed(listing.images, limit=3)}), and "
+            f"a data set is one or the other. To train on one of them, {give}move the other out of the folder.",
+        )
+        raise faults.error()
+    return False
 
 
 def _place(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> tuple[Path, bool]:

@@ -19,7 +19,7 @@ from runner.data.address import FileAddress
 from runner.data.faults import Faults, listed
 from runner.data.report import Row
 from runner.data.sources.description import read_description
-from runner.data.sources.found import KNOWN_SPLITS, Entry, Found
+from runner.data.sources.found import CAPTION_COLUMN, KNOWN_SPLITS, Entry, Found
 from runner.data.sources.listing import Listing
 from runner.data.sources.masks import without_masks
 from runner.data.sources.metadata import read_metadata
@@ -36,6 +36,9 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
     images = _instance_images(listing, found, settings, faults)
     has_default = bool(settings.instance_prompt or found.instance_prompt)
     deciding = [file for file in listing.metadata if _belongs(file, listing, found, settings)]
+    if settings.caption_column != CAPTION_COLUMN and not deciding:
+        said = "has no effect: no metadata.jsonl or metadata.csv has columns"
+        faults.add("column", f"dataset.caption_column={settings.caption_column!r} {said}. Remove it.")
     named, covered = read_metadata(listing, deciding, settings, has_default, faults)
     for name, captions in named.items():
         if _belongs(name, listing, found, settings):
@@ -70,9 +73,10 @@ def _instance_images(listing: Listing, found: Found, settings: DatasetSettings, 
             found.rows.append(Row(name, "ignored", (f"in split {split!r}, dataset.split={settings.split!r}",)))
         else:
             kept.append(name)
-    is_there = (listing.root / settings.split).is_dir()
+    is_there = any(each.is_dir() and _is_chosen(each.name, settings) for each in listing.root.glob("*"))
     if (settings.split != "train" and not is_there) or (other_splits and not kept):
-        there = {PurePosixPath(name).parts[0] for name in listing.images} & KNOWN_SPLITS
+        folders = {PurePosixPath(name).parts[0] for name in listing.images if "/" in name}
+        there = {folder for folder in folders if folder.lower() in KNOWN_SPLITS}
         faults.add(
             "split",
             f"dataset.split={settings.split!r}: no such folder; splits found: {listed(there)}. Choose one of them.",
@@ -89,7 +93,12 @@ def _in_other_split(name: str, settings: DatasetSettings) -> str | None:
     """The split an image belongs to, by its topmost folder, when that is not the chosen one."""
     top = PurePosixPath(name).parts[0]
     is_folder = top != name
-    return top if is_folder and top.lower() in KNOWN_SPLITS and top != settings.split else None
+    return top if is_folder and top.lower() in KNOWN_SPLITS and not _is_chosen(top, settings) else None
+
+
+def _is_chosen(folder: str, settings: DatasetSettings) -> bool:
+    # Whether it is written Train or train is a matter of taste.
+    return folder.lower() == settings.split.lower()
 
 
 def _add_captioned_by_text(

@@ -13,6 +13,9 @@ from runner.data.report import Row
 KNOWN_SPLITS = frozenset({"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval"})
 """Names that mark a folder or a table as one part of a data set."""
 
+CAPTION_COLUMN = "text"
+"""Where captions are when nobody says (`dataset.caption_column`)."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -52,3 +55,8 @@ def captions_in(value: Any) -> tuple[str, ...] | None:
     if isinstance(value, list) and all(isinstance(each, str) and each.strip() for each in value):
         return tuple(value)
     return None
+
+
+def can_be_encoded(text: str) -> bool:
+    """Whether a text is of whole characters; JSON can hold half an emoji (`"\\ud83d"`), which no tokenizer takes."""
+    return text == text.encode("utf-8", "replace").decode()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from runner.data.faults import Faults
 from runner.data.sources.found import KNOWN_SPLITS
-from runner.data.sources.listing import DESCRIPTION_NAME, IMAGE_SUFFIXES, METADATA_NAMES, TABLE_SUFFIXES
+from runner.data.sources.listing import DESCRIPTION_NAME, IMAGE_SUFFIXES, METADATA_NAMES, STATE_NAME, TABLE_SUFFIXES
 
 if TYPE_CHECKING:
     from runner.schema import DatasetSettings
@@ -41,7 +41,7 @@ def patterns(settings: DatasetSettings) -> tuple[list[str], list[str]]:
     """Names of files that a data set may be made of, and of those that it is not."""
     suffixes = sorted(IMAGE_SUFFIXES | TABLE_SUFFIXES | {".txt"})
     wanted = [f"*{suffix}" for suffix in suffixes] + [f"*{suffix.upper()}" for suffix in suffixes]
-    wanted += [f"*{name}" for name in (*METADATA_NAMES, DESCRIPTION_NAME)]
+    wanted += [f"*{name}" for name in (*METADATA_NAMES, DESCRIPTION_NAME, STATE_NAME)]
     # Shards of other splits are often the larger part; their names are fixed by the Hub's own converter.
     return wanted, [f"*{split}-*-of-*.parquet" for split in sorted(KNOWN_SPLITS - {settings.split})]
 

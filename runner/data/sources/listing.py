@@ -33,7 +33,9 @@ over.
 TABLE_SUFFIXES = frozenset({".parquet", ".arrow"})
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 DESCRIPTION_NAME = "dataset_info.json"
-SAVED_DATASET_NAMES = frozenset({"state.json", "dataset_dict.json", "dataset_infos.json"})
+STATE_NAME = "state.json"
+"""What `save_to_disk` of the `datasets` library writes beside its arrow files: which they are."""
+SAVED_DATASET_NAMES = frozenset({STATE_NAME, "dataset_dict.json", "dataset_infos.json"})
 """Bookkeeping of the `datasets` library beside its arrow files."""
 
 

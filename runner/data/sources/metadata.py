@@ -5,16 +5,18 @@ images.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.data.faults import Faults, listed, nearest
-from runner.data.sources.found import captions_in
+from runner.data.sources.found import CAPTION_COLUMN, captions_in
 from runner.data.sources.listing import Listing
 
 if TYPE_CHECKING:
@@ -76,13 +78,7 @@ def _lines(root: Path, file: str, faults: Faults) -> Iterator[Line]:
         faults.add("metadata", f"{file}: cannot be read as text ({error}). Save it as UTF-8.")
         return
     if file.endswith(".csv"):
-        reader = csv.DictReader(text.splitlines(keepends=True))
-        for row in reader:
-            # Cells beyond the header come under the key None; they usually are a caption with a comma.
-            if None in row:
-                faults.add("metadata", f"{file} line {reader.line_num}: more cells than columns. Quote the caption.")
-            else:
-                yield Line(file, reader.line_num, dict(row))
+        yield from _csv_lines(file, text, faults)
         return
     # Not splitlines(): a caption may contain characters that it takes for the end of a line.
     for number, content in enumerate(text.split("\n"), start=1):
@@ -90,6 +86,28 @@ def _lines(root: Path, file: str, faults: Faults) -> Iterator[Line]:
             line = _json_line(file, number, content, faults)
             if line:
                 yield line
+
+
+def _csv_lines(file: str, text: str, faults: Faults) -> Iterator[Line]:
+    # Strict, because a quote that nobody closes would make one caption of all lines that follow.
+    reader = csv.reader(io.StringIO(text), strict=True)
+    columns: list[str] | None = None
+    number = 1
+    try:
+        for cells in reader:
+            # A quoted caption may go over several lines; people look for the first.
+            first, number = number, reader.line_num + 1
+            if not cells:
+                continue
+            if columns is None:
+                columns = cells
+            elif len(cells) > len(columns):
+                faults.add("metadata", f"{file} line {first}: more cells than columns. Quote the caption.")
+            else:
+                yield Line(file, first, dict(zip_longest(columns, cells)))
+    except csv.Error as error:
+        fix = 'Close each quote that opens a cell, and write "" for a quote within it'
+        faults.add("metadata", f"{file} line {number}: not valid CSV from here on ({error}). {fix}.")
 
 
 def _json_line(file: str, number: int, content: str, faults: Faults) -> Line | None:
@@ -105,18 +123,23 @@ def _json_line(file: str, number: int, content: str, faults: Faults) -> Line | N
 
 
 def _check_caption_column(lines: list[Line], column: str, has_default: bool, faults: Faults) -> bool:
-    """Whether captions can be looked up; notes one fault when no line has the column and nothing replaces
-    it.
+    """Whether captions can be looked up; notes one fault when no line has the column and nothing replaces it, or when
+    it was meant to be another.
     """
-    if not lines or has_default or any(column in line.values for line in lines):
+    if not lines or any(column in line.values for line in lines):
         return True
     columns = {name for line in lines for name in line.values}
     others = columns - {FILE_COLUMN}
-    hint = nearest(column, others) or nearest("caption", others) or nearest("prompt", others)
+    hint = nearest(column, others)
+    # With a caption for all that have none there need be no column, but one that was set and misspelt was meant.
+    if has_default and not (hint and column != CAPTION_COLUMN):
+        return True
+    hint = hint or nearest("caption", others) or nearest("prompt", others)
+    otherwise = "remove it" if has_default else "dataset.instance_prompt"
     faults.add(
         "column",
         f"{lines[0].file}: no column dataset.caption_column={column!r}{hint}; columns: {listed(columns)}. "
-        "Set dataset.caption_column to one of them, or dataset.instance_prompt.",
+        f"Set dataset.caption_column to one of them, or {otherwise}.",
     )
     return False
 
@@ -138,11 +161,11 @@ def _image_name(line: Line, folder: str, listing: Listing, faults: Faults) -> st
     name = posixpath.normpath(posixpath.join(folder, given))
     if (listing.root / name).is_file():
         return name
-    known = [os.path.relpath(image, folder or ".").replace(os.sep, "/") for image in listing.images]
-    faults.add(
-        "missing",
-        f"{line.place}: there is no file {given!r}{nearest(given, known)}. Correct {FILE_COLUMN} or remove the line.",
-    )
+    hint = ""
+    if faults.shows("missing"):
+        # Each look at all names takes time, and of ten thousand wrong ones few are told.
+        hint = nearest(given, (os.path.relpath(image, folder or ".").replace(os.sep, "/") for image in listing.images))
+    faults.add("missing", f"{line.place}: there is no file {given!r}{hint}. Correct {FILE_COLUMN} or remove the line.")
     return None
 
 

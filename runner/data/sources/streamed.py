@@ -113,7 +113,7 @@ def _shards(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> tupl
     files = {shard.name: shard for shard in known or _listed(settings, faults)}
     tables = _without_other_splits([name for name in files if name.lower().endswith(".parquet")], settings)
     kinds = {os.path.splitext(name)[1].lower() for name in files}
-    # A download would read these, too.
+    # A download may read these, too.
     if not tables or kinds & (IMAGE_SUFFIXES | {".arrow"}):
         faults.add(
             "stream",

@@ -6,6 +6,8 @@ Reads schemas and captions; the images stay in the files until they are asked fo
 
 from __future__ import annotations
 
+import json
+import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from runner.data.address import Address, ArrowAddress, ParquetAddress, open_arrow
 from runner.data.faults import Faults, listed, nearest
 from runner.data.report import Row
-from runner.data.sources.found import KNOWN_SPLITS, Entry, Found, captions_in
+from runner.data.sources.found import CAPTION_COLUMN, KNOWN_SPLITS, Entry, Found, captions_in
+from runner.data.sources.listing import STATE_NAME
 
 if TYPE_CHECKING:
     import pyarrow
@@ -26,6 +29,9 @@ REPEATS_COLUMN = "lora_runner_repeats"
 
 OWN_TABLE = b"lora_runner"
 """In the metadata of their schema: where images have no masks there is no column of them."""
+
+SHARD = re.compile(r"([^/]+)-\d{5}-of-\d{5}")
+"""In the names of tables that the Hub and the `datasets` library write."""
 
 
 def read_tables(
@@ -43,7 +49,7 @@ def read_tables(
     found = Found(root)
     if settings.captions_per_line:
         faults.add("lines", "dataset.captions_per_line=true has no effect on tables. Remove it.")
-    chosen = of_split(names, settings, found, faults) if select_split else names
+    chosen = of_split(_saved(folder, names, found), settings, found, faults) if select_split else names
     for name in chosen:
         try:
             read_table(folder / name, name, settings, found, faults)
@@ -54,9 +60,51 @@ def read_tables(
     return found
 
 
+def is_shard(name: str) -> bool:
+    """Whether a table has a name as the Hub and the `datasets` library give them."""
+    return SHARD.search(name) is not None
+
+
+def holds_images(path: Path, column: str) -> bool:
+    """Whether a table may hold images: in `column`, or in another one of bytes. One that cannot be read holds none."""
+    import pyarrow as pa
+
+    try:
+        schema = schema_of(path)
+    except (OSError, ValueError):
+        return False
+    texts = (pa.string(), pa.large_string())
+    return any((each.name == column or each.type not in texts) and _may_hold_images(each.type) for each in schema)
+
+
+def _saved(folder: Path, names: list[str], found: Found) -> list[str]:
+    """Without what the `datasets` library has left beside the tables of a saved data set, which is copies of rows and
+    indices of them; these get a row in `found`.
+    """
+    listed_there = {parent: _named_in_state(folder / parent) for parent in set(map(posixpath.dirname, names))}
+    kept = []
+    for name in names:
+        parent, base = posixpath.split(name)
+        known = listed_there[parent]
+        if known is None or base in known:
+            kept.append(name)
+        else:
+            found.rows.append(Row(name, "ignored", (f"not named in {STATE_NAME}: a cache, not the data set",)))
+    return kept
+
+
+def _named_in_state(folder: Path) -> set[str] | None:
+    """The tables that a saved data set is made of; None where no such data set is in the folder itself."""
+    try:
+        state = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
+        return {str(each["filename"]) for each in state["_data_files"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def of_split(names: list[str], settings: DatasetSettings, found: Found, faults: Faults) -> list[str]:
     """The tables of `settings.split`; the others get a row in `found`, and none at all is a fault."""
-    splits = {name: _split_of(name, settings.split) for name in names}
+    splits = {name: split_of(name, settings.split) for name in names}
     named = {split for split in splits.values() if split}
     if settings.split in named or (settings.split == "train" and not named):
         for name, split in splits.items():
@@ -72,11 +120,11 @@ def of_split(names: list[str], settings: DatasetSettings, found: Found, faults: 
     return []
 
 
-def _split_of(name: str, wanted: str) -> str | None:
+def split_of(name: str, wanted: str) -> str | None:
     """The split a table belongs to, by the words of its file name or else of its innermost folder that
     names one.
     """
-    shard = re.search(r"([^/]+)-\d{5}-of-\d{5}", name)
+    shard = SHARD.search(name)
     if shard and shard[1] == wanted:
         return wanted
     for part in reversed(name.split("/")):
@@ -139,11 +187,15 @@ def check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings, 
     may_lack_masks = OWN_TABLE in (schema.metadata or {}) and settings.mask_column not in schema.names
     columns += [("mask_column", settings.mask_column)] if settings.masks and not may_lack_masks else []
     for key, column in columns:
-        if column in schema.names or (key == "caption_column" and settings.instance_prompt):
+        if column in schema.names:
+            continue
+        # As in metadata files: who set a name that is nearly one of the table's meant that one.
+        misspelt = column != CAPTION_COLUMN and nearest(column, schema.names)
+        if key == "caption_column" and settings.instance_prompt and not misspelt:
             continue
         usable = False
         hint = nearest(column, schema.names) or nearest(key.removesuffix("_column"), schema.names)
-        also = " or dataset.instance_prompt" if key == "caption_column" else ""
+        also = " or dataset.instance_prompt" if key == "caption_column" and not settings.instance_prompt else ""
         faults.add(
             key,
             f"{name}: no column dataset.{key}={column!r}{hint}; columns: {listed(schema.names)}. "
