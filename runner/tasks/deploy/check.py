@@ -7,6 +7,7 @@ from typing import Any
 
 from runner.aws.account import Account
 from runner.aws.checks import bucket_faults, caller_faults, faults_of, image_faults, quota_faults, role_faults
+from runner.aws.endpoints import Endpoints
 from runner.aws.image import image_of
 from runner.errors import SettingsError
 from runner.schema.tasks.deploy import Deploy
@@ -17,7 +18,7 @@ SECTION = "endpoint"
 CALLER = (
     "sagemaker:CreateModel", "sagemaker:CreateEndpointConfig", "sagemaker:CreateEndpoint", "sagemaker:UpdateEndpoint",
     "sagemaker:DescribeModel", "sagemaker:DescribeEndpointConfig", "sagemaker:DescribeEndpoint", "sagemaker:AddTags",
-    "sagemaker:InvokeEndpoint", "iam:PassRole", "s3:GetObject", "s3:PutObject", "s3:ListBucket",
+    "sagemaker:ListTags", "sagemaker:InvokeEndpoint", "iam:PassRole", "s3:GetObject", "s3:PutObject", "s3:ListBucket",
 )  # fmt: skip
 """What whoever deploys must be allowed."""
 EXECUTION = (
@@ -49,6 +50,7 @@ def check(settings: Deploy) -> dict[str, Any]:
             lambda: role_faults(account, EXECUTION),
             lambda: bucket_faults(account),
             lambda: image_faults(account, image),
+            lambda: _name_faults(account, wanted.name or settings.name),
             lambda: quota_faults(account, f"{wanted.instance} for endpoint usage", most, instance),
             lambda: caller_faults(account, CALLER),
         ],
@@ -56,6 +58,11 @@ def check(settings: Deploy) -> dict[str, Any]:
     if faults:
         raise SettingsError("\n".join(faults))
     return {"adapters": [adapter.digest for adapter in adapters], "image": image}
+
+
+def _name_faults(account: Account, name: str) -> list[str]:
+    fault = Endpoints(account).foreign_fault(name)
+    return [fault] if fault else []
 
 
 def here_faults(launcher: str, task: str) -> list[str]:
