@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from runner.schema.drawing import MOST_GUIDANCE, MOST_PIXELS_SIDE
 from runner.schema.inputs import ModelSettings, Precision
 from runner.schema.knob import Settings, knob, section
 from runner.schema.messages import nearest
 
 SERVE_FILE, ADAPTERS_FOLDER = "serve.json", "adapters"
 """Names in the model's folder: what is served, and a folder for each adapter."""
-MOST_PIXELS_SIDE = 4096
 
 Sampler = Literal["model", "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp", "unipc", "lcm", "tcd"]
 Weight = Annotated[float, Field(ge=-10, le=10)]
@@ -36,7 +36,7 @@ class Serving(Settings):
     )
     sampler: Sampler = knob("model", doc="Sampler; `model` is the one saved with the model.")
     inference_steps: int = knob(25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler.")
-    guidance_scale: float = knob(5.0, ge=0, le=100, doc="Classifier-free guidance; up to 1 is off.")
+    guidance_scale: float = knob(5.0, ge=0, le=MOST_GUIDANCE, doc="Classifier-free guidance; up to 1 is off.")
     guidance_rescale: float = knob(0.0, ge=0, le=1, doc="Takes back the contrast that guidance adds.")
     negative_prompt: str | None = knob(None, doc="What not to draw.")
     eta: float | None = knob(None, ge=0, le=1, doc="Share of fresh noise in each step, of ddim and tcd (its gamma).")
@@ -59,7 +59,7 @@ class Invocation(Settings):
     resolution: int | None = knob(None, ge=8, le=MOST_PIXELS_SIDE, multiple_of=8, unit="px", doc="Side of the images.")
     sampler: Sampler | None = knob(None, doc="Sampler.")
     inference_steps: int | None = knob(None, ge=1, le=200, unit="sampling steps", doc="Steps of the sampler.")
-    guidance_scale: float | None = knob(None, ge=0, le=100, doc="Classifier-free guidance; up to 1 is off.")
+    guidance_scale: float | None = knob(None, ge=0, le=MOST_GUIDANCE, doc="Classifier-free guidance; up to 1 is off.")
     guidance_rescale: float | None = knob(None, ge=0, le=1, doc="Takes back the contrast that guidance adds.")
     eta: float | None = knob(None, ge=0, le=1, doc="Share of fresh noise in each step, of ddim and tcd.")
 
