@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from runner.schema.drawing import MOST_GUIDANCE, MOST_PIXELS_SIDE
+from runner.schema.family import sampling_faults
 from runner.schema.inputs import ModelSettings, Precision
 from runner.schema.knob import Settings, knob, section
 from runner.schema.messages import nearest
@@ -45,6 +46,17 @@ class Serving(Settings):
     most_waiting: int = knob(
         8, ge=0, le=1000, unit="requests", doc="More than wait behind the one at work are refused."
     )
+
+    @property
+    def faults(self) -> list[str]:
+        """What the model's family does not know of how it is drawn with, a line each."""
+        return sampling_faults(self.model.family, self.resolution or self.model.resolution, self.sampler, self)
+
+    @model_validator(mode="after")
+    def _fits_the_family(self) -> Serving:
+        if self.faults:
+            raise ValueError("; ".join(self.faults))
+        return self
 
 
 class Invocation(Settings):
