@@ -11,9 +11,11 @@ import pytest
 
 from runner.aws.account import Account
 from runner.aws.endpoints import Endpoints, Wanted
+from runner.check import Checker
 from runner.deployed import undeploy_command
 from runner.errors import AwsError, SettingsError
 from runner.job import Job, State, make_task_job, read_manifest, register, state_of, update_manifest
+from runner.launch import Config, check_all
 from runner.s3 import Location
 from runner.schema.aws import OWN_TAG
 from runner.schema.tasks.deploy import Deploy, EndpointSettings, Undeploy
@@ -136,6 +138,17 @@ def test_an_endpoint_goes_back_to_an_earlier_deployment(aws: StandIn, image: str
     assert config_of(aws) == as_first
     assert [state_of(folder) for folder in folders] == [State.COMPLETED, State.CANCELLED]
     assert len(costing(Watch(lambda: folders).look()[0])) == 1
+
+
+def test_several_deployments_of_a_command_have_an_endpoint_each(aws: StandIn, image: str, tmp_path: Path) -> None:
+    class Known(Checker):
+        def job(self, raw: Any, overrides: tuple[str, ...] = ()) -> Job:
+            return deployment(aws, image, tmp_path, **raw)
+
+    same: list[Config] = [({"steps": 5}, ()), ({"steps": 6}, ())]
+    with pytest.raises(SettingsError, match="2 jobs would deploy to the endpoint shop"):
+        check_all(Known(tmp_path), same)
+    assert len(check_all(Known(tmp_path), [*same[:1], ({"steps": 6, "name": "other"}, ())])) == 2
 
 
 def test_an_update_that_was_taken_back_is_no_deployment(aws: StandIn, image: str, tmp_path: Path) -> None:
