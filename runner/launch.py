@@ -25,6 +25,7 @@ from runner.plan.packs import is_done
 from runner.plan.words import plan_data, plan_lines
 from runner.schema import LauncherSettings
 from runner.schema.launchers import APART
+from runner.schema.tasks.deploy import Deploy
 
 POLL_S = 1.0
 FINAL = (State.COMPLETED, State.FAILED, State.CANCELLED, State.PRUNED)
@@ -236,6 +237,7 @@ def check_all(checker: Checker, configs: Sequence[Config]) -> list[Job]:
         except SettingsError as error:
             faults.setdefault(str(error), []).append(" ".join(overrides) or "the defaults")
     if not faults:
+        _refuse_one_endpoint_for_several(jobs)
         return jobs
     wrong = sum(map(len, faults.values()))
     lines = []
@@ -245,6 +247,25 @@ def check_all(checker: Checker, configs: Sequence[Config]) -> list[Job]:
         lines += [f"  {line}" for line in text.splitlines()]
     head = "The configuration is invalid" if len(configs) == 1 else f"{wrong} of {len(configs)} jobs are invalid"
     raise SettingsError("\n".join([f"{head}, nothing was started:", *lines]))
+
+
+def _refuse_one_endpoint_for_several(jobs: Sequence[Job]) -> None:
+    """An endpoint can only be what one deployment of a command makes of it.
+
+    Raises:
+        SettingsError: several deployments would each take it from the others.
+    """
+    made: dict[tuple[str, str | None], set[str]] = {}
+    for job in jobs:
+        if isinstance(job.settings, Deploy):
+            endpoint = job.settings.endpoint
+            made.setdefault((endpoint.name or job.settings.name, endpoint.region), set()).add(job.id)
+    for (name, _), ids in made.items():
+        if len(ids) > 1:
+            raise SettingsError(
+                f"endpoint.name: {len(ids)} jobs would deploy to the endpoint {name}, each in place of the other; give "
+                "all adapters to one (adapter=[...]), or each job an endpoint.name of its own"
+            )
 
 
 def _refuse_jobs_elsewhere(jobs: Sequence[Job], launcher: str) -> None:

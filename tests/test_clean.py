@@ -9,12 +9,15 @@ import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runner.aws.names import Places
+from runner.aws.sent import is_sent, send, send_folder
+from runner.aws.storage import Storage
 from runner.clean.__main__ import find, free, main
 from runner.clean.jobs import readable
 from runner.clean.thing import Thing
@@ -289,3 +292,59 @@ def test_s3_loses_what_is_here_and_images_are_named_with_their_command(
         left = [each["Key"] for each in aws.s3.list_objects_v2(Bucket=aws.bucket)["Contents"]]
         assert not any("/x-one/" in key for key in left) and sum("/x-two/" in key for key in left) == 2
     assert not cache_dir().joinpath("s3").exists()
+
+
+@pytest.fixture
+def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[StandIn, Job, Places, Path]]:
+    """A training job's data set and base model in S3, the job, and the folder of that base."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
+    with StandIn(tmp_path / "instances") as aws:
+        for name, value in aws.environment.items():
+            monkeypatch.setenv(name, value)
+        done = job(tmp_path, State.COMPLETED, launcher={"name": "sagemaker", "bucket": aws.bucket, "role": aws.role})
+        places, storage = Places(aws.bucket, "lora-runner"), Storage(aws.s3)
+        send_folder(folder, places.model("m" * 40), storage, what="the base model")
+        send({"0.png": folder / "model_index.json"}, places.dataset("d" * 40), storage)
+        yield aws, done, places, folder
+
+
+def test_inputs_that_were_removed_from_s3_are_sent_again(
+    tmp_path: Path, sent: tuple[StandIn, Job, Places, Path]
+) -> None:
+    aws, _, places, folder = sent
+    storage = Storage(aws.s3)
+    assert clean(tmp_path, "--yes", "--only", "s3-inputs") == 0
+    assert aws.keys() == []
+    assert not is_sent(places.dataset("d" * 40), storage)
+    send_folder(folder, places.model("m" * 40), storage, what="the base model")
+    assert list(storage.listing(places.model("m" * 40))) == ["model_index.json"]
+
+
+def test_inputs_whose_removal_was_broken_off_do_not_count_as_sent(
+    tmp_path: Path, sent: tuple[StandIn, Job, Places, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aws, _, places, _ = sent
+
+    def killed(client: object, place: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("runner.aws.sent.remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        clean(tmp_path, "--yes", "--only", "s3-inputs")
+    assert not is_sent(places.dataset("d" * 40), Storage(aws.s3)), "the first of the two"
+    assert Storage(aws.s3).listing(places.dataset("d" * 40))
+
+
+def test_the_base_of_an_endpoint_stays_in_s3_whoever_has_made_it(
+    tmp_path: Path, sent: tuple[StandIn, Job, Places, Path]
+) -> None:
+    aws, _, places, _ = sent
+    elsewhere = tmp_path / "outputs" / "shop" / "0123456789"
+    elsewhere.mkdir(parents=True)
+    served = {"identity": {"model": "m" * 40}, "endpoint": {"name": "shop", "region": "us-east-1"}}
+    (elsewhere / "manifest.json").write_text(json.dumps(served))
+    assert clean(tmp_path, "--yes", "--only", "s3-inputs") == 0
+    assert is_sent(places.model("m" * 40), Storage(aws.s3)) and Storage(aws.s3).listing(places.model("m" * 40))
+    assert not is_sent(places.dataset("d" * 40), Storage(aws.s3))

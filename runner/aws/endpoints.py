@@ -1,13 +1,14 @@
 """Real-time endpoints: the model, the configuration and the endpoint are made and removed together.
 
 Every model and configuration of an endpoint is called like it, with a hash behind; so nothing of it is lost sight of,
-and what is there already is not made twice.
+and what is there already is not made twice. All have our tag, and nothing without it is changed or removed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from runner.aws.account import Account, code_of
 from runner.errors import AwsError, Interrupted
 from runner.s3 import Location
+from runner.schema.aws import OWN_TAG
 from runner.schema.tasks.deploy import EndpointSettings
 
 log = logging.getLogger(__name__)
@@ -107,8 +109,13 @@ class Endpoints:
     # --- making ---
 
     def make(self, wanted: Wanted, settings: EndpointSettings, *, experiment: str) -> None:
-        """Create the endpoint, or bring one of that name to what is wanted; what is there already is left alone."""
+        """Create the endpoint, or bring one of that name to what is wanted; what is there already is left alone.
+
+        Raises:
+            AwsError: the endpoint of that name is not ours.
+        """
         client = self.client
+        self._refuse_foreign(wanted.name)
         if self._described("model", wanted.full_name) is None:
             client.create_model(**model_request(wanted, settings, experiment=experiment))
         if self._described("endpoint_config", wanted.full_name) is None:
@@ -125,22 +132,28 @@ class Endpoints:
             log.info("endpoint %s is there: it is brought to the new configuration without a pause", wanted.name)
             client.update_endpoint(EndpointName=wanted.name, EndpointConfigName=wanted.full_name)
 
-    def wait(self, name: str, *, poll_s: float, stop: Callable[[], bool]) -> None:
-        """Until the endpoint is in service.
+    def wait(self, wanted: Wanted, *, poll_s: float, stop: Callable[[], bool]) -> None:
+        """Until the endpoint is in service as it is wanted.
 
         Raises:
-            AwsError: it failed, with SageMaker's reason.
+            AwsError: it failed, or SageMaker went back to what it was, with SageMaker's reason.
             Interrupted: a signal asked to stop; the endpoint goes on starting.
         """
-        said = ""
+        name, said = wanted.name, ""
         while True:
             known = self._described("endpoint", name)
             status = "missing" if known is None else known["EndpointStatus"]
             if status != said:
                 log.info("endpoint %s: %s", name, status)
             said = status
-            if status == "InService":
-                return
+            if known is not None and status == "InService":
+                if (config := known["EndpointConfigName"]) == wanted.full_name:
+                    return
+                reason = known.get("FailureReason") or "somebody else has changed it"
+                raise AwsError(
+                    f"endpoint {name} is in service with {config} and not with {wanted.full_name}: {reason}; the same "
+                    "command tries it again"
+                )
             if known is None or status in ("Failed", "OutOfService", "Deleting", "UpdateRollbackFailed"):
                 reason = "it is gone" if known is None else known.get("FailureReason") or status
                 group = f"/aws/sagemaker/Endpoints/{name}"
@@ -177,7 +190,12 @@ class Endpoints:
     # --- removing ---
 
     def remove(self, name: str, *, poll_s: float) -> list[str]:
-        """Remove the endpoint, and every configuration and model of it; what was there, in words."""
+        """Remove the endpoint, and every configuration and model of it that is ours; what was there, in words.
+
+        Raises:
+            AwsError: the endpoint of that name is not ours; nothing is removed.
+        """
+        self._refuse_foreign(name)
         removed = [f"autoscaling of {name}"] if self._unscale(name) else []
         known = self._described("endpoint", name)
         configs = {known["EndpointConfigName"]} if known is not None else set()
@@ -187,15 +205,27 @@ class Endpoints:
             self._delete_endpoint(name, poll_s=poll_s)
             removed.append(f"endpoint {name}")
         for config in sorted(configs):
-            if (about := self._described("endpoint_config", config)) is not None:
+            about = self._described("endpoint_config", config)
+            if about is not None and self._is_ours(about["EndpointConfigArn"]):
                 models |= {variant["ModelName"] for variant in about["ProductionVariants"]}
                 self.client.delete_endpoint_config(EndpointConfigName=config)
                 removed.append(f"configuration {config}")
         for model in sorted(models):
-            if self._described("model", model) is not None:
+            known_model = self._described("model", model)
+            if known_model is not None and self._is_ours(known_model["ModelArn"]):
                 self.client.delete_model(ModelName=model)
                 removed.append(f"model {model}")
         return removed
+
+    def foreign_fault(self, name: str) -> str | None:
+        """Why an endpoint of that name is left alone; None where it is ours, or there is none."""
+        known = self._described("endpoint", name)
+        if known is None or self._is_ours(known["EndpointArn"]):
+            return None
+        return (
+            f"endpoint.name = {name!r}: an endpoint of that name is in {self.account.region} and was not made by "
+            f"task=deploy (it has no tag {OWN_TAG}), so it is left as it is; give another name"
+        )
 
     def status(self, name: str) -> str | None:
         """What SageMaker says of an endpoint; None where there is none."""
@@ -231,11 +261,18 @@ class Endpoints:
                 return None
             raise
 
+    def _refuse_foreign(self, name: str) -> None:
+        if fault := self.foreign_fault(name):
+            raise AwsError(fault)
+
+    def _is_ours(self, arn: str) -> bool:
+        return any(tag["Key"] == OWN_TAG for tag in self.client.list_tags(ResourceArn=arn)["Tags"])
+
     def _named(self, listing: str, field: str, key: str, name: str) -> set[str]:
-        """Models or configurations that an endpoint of this name has had: its name, a dash and a hash."""
+        """Models or configurations that an endpoint of this name may have had: its name, a dash and a hash."""
         pages = self.client.get_paginator(f"list_{listing}").paginate(NameContains=name)
         names = [str(each[key]) for page in pages for each in page[field]]
-        return {each for each in names if each.rpartition("-")[0] == name}
+        return {each for each in names if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{8}}", each)}
 
     @property
     def _scaling(self) -> Any:

@@ -6,9 +6,11 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from runner.aws.storage import ObjectStore
 from runner.s3 import Location
+from runner.s3.objects import remove
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,16 @@ def send_folder(folder: Path, place: Location, storage: ObjectStore, *, what: st
     }
     log.info("to S3: %s, %.1f GB", what, sum(file.stat().st_size for file in files.values()) / 1e9)
     send(files, place, storage)
+
+
+def forget(client: Any, place: Location) -> int:
+    """Remove a folder; how many objects were in it.
+
+    What says that it is whole goes first: a removal that is broken off leaves a folder that is sent again.
+    """
+    whole = _complete(place)
+    client.delete_object(Bucket=whole.bucket, Key=whole.key)
+    return remove(client, place)
 
 
 def _complete(place: Location) -> Location:

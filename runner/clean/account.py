@@ -14,7 +14,9 @@ from typing import Any
 from runner.aws.account import Account, NoAccess, message_of
 from runner.aws.names import Places
 from runner.aws.pushed import last_pushed
+from runner.aws.sent import forget
 from runner.clean.thing import Thing
+from runner.deployed import deployments, endpoint_of, undeploy_command
 from runner.errors import RunnerError
 from runner.image.registry import REGISTRY
 from runner.job import Job, State, read_manifest, state_of
@@ -43,12 +45,9 @@ def account_things(jobs: Sequence[Job]) -> Iterator[Thing]:
 def endpoint_things(jobs: Sequence[Job]) -> Iterator[Thing]:
     """Endpoints by what manifests say of them; AWS is not asked."""
     for job in jobs:
-        about = read_manifest(job.folder).get("endpoint")
-        if isinstance(about, dict) and about.get("name"):
-            where = f" endpoint.region={about['region']}" if about.get("region") else ""
-            command = f"python -m runner task=undeploy endpoint.name={about['name']}{where}"
+        if about := endpoint_of(read_manifest(job.folder)):
             instance = f"{about.get('instances', 1)} {about.get('instance', 'instance')}"
-            yield Thing("endpoints", f"{about['name']}: {instance}", command=command)
+            yield Thing("endpoints", f"{about['name']}: {instance}", command=undeploy_command(about))
 
 
 def _in_account(jobs: Sequence[Job]) -> Iterator[Thing]:
@@ -61,10 +60,19 @@ def _in_account(jobs: Sequence[Job]) -> Iterator[Thing]:
         yield from _prefix(account.s3, "s3", what, place)
     if all(_is_done(job) for job in jobs):
         for fingerprint in sorted({str(job.identity["dataset"]) for job in jobs if job.trains}):
-            yield from _prefix(account.s3, "s3-inputs", f"data set {fingerprint[:8]}", places.dataset(fingerprint))
+            what, place = f"data set {fingerprint[:8]}", places.dataset(fingerprint)
+            yield from _prefix(account.s3, "s3-inputs", what, place, forget)
+        served = _served(jobs, places)
         for fingerprint in sorted({str(job.identity["model"]) for job in jobs}):
-            yield from _prefix(account.s3, "s3-inputs", f"model {fingerprint[:8]}", places.model(fingerprint))
+            if (place := places.model(fingerprint)) not in served:
+                yield from _prefix(account.s3, "s3-inputs", f"model {fingerprint[:8]}", place, forget)
     yield from _images(account, _repositories(jobs, account.region))
+
+
+def _served(jobs: Sequence[Job], places: Places) -> set[Location]:
+    """Where base models lie that an endpoint reads whenever it starts an instance, whatever experiment has made it."""
+    known = [each for outputs in {job.folder.parent.parent for job in jobs} for each in deployments(outputs)]
+    return {places.model(str(manifest.get("identity", {}).get("model"))) for _, manifest in known}
 
 
 def _results(jobs: Sequence[Job], places: Places) -> Iterator[tuple[Location, str]]:
@@ -95,13 +103,15 @@ def _is_done(job: Job) -> bool:
     return state_of(job.folder) is State.COMPLETED and job.has_result
 
 
-def _prefix(client: Any, kind: str, what: str, place: Location) -> Iterator[Thing]:
+def _prefix(
+    client: Any, kind: str, what: str, place: Location, by: Callable[[Any, Location], int] = remove
+) -> Iterator[Thing]:
     found = listing(client, place)
     if found:
         size = sum(each.size for each in found.values())
 
         def free() -> None:
-            for _ in _asked(lambda: [remove(client, place)]):
+            for _ in _asked(lambda: [by(client, place)]):
                 return
             raise RunnerError(f"{place.uri} could not be removed")
 

@@ -19,8 +19,9 @@ from pydantic import ValidationError
 
 from runner.errors import SettingsError
 from runner.gallery.shelf import BaseModel, Shelf
+from runner.schema.drawing import MOST_PIXELS_SIDE
 from runner.schema.knob import Settings, knob
-from runner.schema.serving import MOST_PIXELS_SIDE, Sampler, Seed
+from runner.schema.serving import Sampler, Seed
 
 if TYPE_CHECKING:
     from runner.studio import Studio

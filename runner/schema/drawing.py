@@ -8,6 +8,9 @@ from pydantic import Field, field_validator
 
 from runner.schema.knob import Settings, knob
 
+MOST_PIXELS_SIDE, MOST_GUIDANCE = 4096, 100
+"""Of what an endpoint draws."""
+
 
 class DrawingSettings(Settings):
     """What the sampler is told beside prompts."""

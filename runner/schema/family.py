@@ -29,6 +29,18 @@ class Draws(Protocol):
         """The sampler."""
 
 
+class Drawn(Protocol):
+    """What a sampler is told, of which not every family knows all."""
+
+    @property
+    def negative_prompt(self) -> str | None:
+        """What not to draw."""
+
+    @property
+    def guidance_rescale(self) -> float:
+        """How much of the contrast that guidance adds is taken back."""
+
+
 TRANSFORMERS = ("sd3", "flux")
 """Families whose denoiser is a transformer over patches of latents, trained by flow matching."""
 PATCH_PX = 16
@@ -59,13 +71,27 @@ def drawing_faults(settings: Draws, drawing: DrawingSettings, *, where: str = ""
     Args:
         where: what stands before the keys of `drawing` in the configuration.
     """
-    family, faults = settings.model.family, []
-    sampler = settings.scheduler.name
+    sampler, faults = settings.scheduler.name, []
     if sampler in DISTILLED_SAMPLERS and drawing.inference_steps > DISTILLED_STEPS:
         faults.append(
             f"{where}inference_steps = {drawing.inference_steps}: scheduler={sampler} picks its steps out of "
             f"{DISTILLED_STEPS}; take fewer, such as 4"
         )
+    told = (settings.model.family, settings.resolution, sampler, drawing)
+    return faults + sampling_faults(*told, where=where, sampler_key="scheduler.name")
+
+
+def sampling_faults(
+    family: str, resolution: int, sampler: str, drawing: Drawn, *, where: str = "", sampler_key: str = "sampler"
+) -> list[str]:
+    """What the sampler of a family does not know, a line each.
+
+    Args:
+        resolution: side of the images in pixels.
+        where: what stands before the keys of `drawing`.
+        sampler_key: what the sampler is called where it was chosen.
+    """
+    faults = []
     if family == "flux" and drawing.negative_prompt is not None:
         faults.append(
             f"{where}negative_prompt = {drawing.negative_prompt!r}: has no effect with model.family=flux, which is "
@@ -73,15 +99,15 @@ def drawing_faults(settings: Draws, drawing: DrawingSettings, *, where: str = ""
         )
     if family not in TRANSFORMERS:
         return faults
-    if settings.resolution % PATCH_PX:
+    if resolution % PATCH_PX:
         faults.append(
-            f"resolution = {settings.resolution}: should be a multiple of {PATCH_PX} with model.family={family}, "
+            f"resolution = {resolution}: should be a multiple of {PATCH_PX} with model.family={family}, "
             f"which cuts images into squares of {PATCH_PX} px"
         )
     if sampler != "model":
         faults.append(
-            f"scheduler.name = {sampler!r}: belongs to models with a table of noise levels; set "
-            f"scheduler=model, the flow-matching sampler of model.family={family}"
+            f"{sampler_key} = {sampler!r}: belongs to models with a table of noise levels; set "
+            f"{sampler_key.partition('.')[0]}=model, the flow-matching sampler of model.family={family}"
         )
     if drawing.guidance_rescale:
         faults.append(

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from runner.schema.drawing import MOST_GUIDANCE, MOST_PIXELS_SIDE
+from runner.schema.family import sampling_faults
 from runner.schema.inputs import ModelSettings, Precision
 from runner.schema.knob import Settings, knob, section
 from runner.schema.messages import nearest
 
 SERVE_FILE, ADAPTERS_FOLDER = "serve.json", "adapters"
 """Names in the model's folder: what is served, and a folder for each adapter."""
-MOST_PIXELS_SIDE = 4096
 
 Sampler = Literal["model", "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp", "unipc", "lcm", "tcd"]
 Weight = Annotated[float, Field(ge=-10, le=10)]
@@ -36,7 +37,7 @@ class Serving(Settings):
     )
     sampler: Sampler = knob("model", doc="Sampler; `model` is the one saved with the model.")
     inference_steps: int = knob(25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler.")
-    guidance_scale: float = knob(5.0, ge=0, le=100, doc="Classifier-free guidance; up to 1 is off.")
+    guidance_scale: float = knob(5.0, ge=0, le=MOST_GUIDANCE, doc="Classifier-free guidance; up to 1 is off.")
     guidance_rescale: float = knob(0.0, ge=0, le=1, doc="Takes back the contrast that guidance adds.")
     negative_prompt: str | None = knob(None, doc="What not to draw.")
     eta: float | None = knob(None, ge=0, le=1, doc="Share of fresh noise in each step, of ddim and tcd (its gamma).")
@@ -45,6 +46,17 @@ class Serving(Settings):
     most_waiting: int = knob(
         8, ge=0, le=1000, unit="requests", doc="More than wait behind the one at work are refused."
     )
+
+    @property
+    def faults(self) -> list[str]:
+        """What the model's family does not know of how it is drawn with, a line each."""
+        return sampling_faults(self.model.family, self.resolution or self.model.resolution, self.sampler, self)
+
+    @model_validator(mode="after")
+    def _fits_the_family(self) -> Serving:
+        if self.faults:
+            raise ValueError("; ".join(self.faults))
+        return self
 
 
 class Invocation(Settings):
@@ -59,7 +71,7 @@ class Invocation(Settings):
     resolution: int | None = knob(None, ge=8, le=MOST_PIXELS_SIDE, multiple_of=8, unit="px", doc="Side of the images.")
     sampler: Sampler | None = knob(None, doc="Sampler.")
     inference_steps: int | None = knob(None, ge=1, le=200, unit="sampling steps", doc="Steps of the sampler.")
-    guidance_scale: float | None = knob(None, ge=0, le=100, doc="Classifier-free guidance; up to 1 is off.")
+    guidance_scale: float | None = knob(None, ge=0, le=MOST_GUIDANCE, doc="Classifier-free guidance; up to 1 is off.")
     guidance_rescale: float | None = knob(None, ge=0, le=1, doc="Takes back the contrast that guidance adds.")
     eta: float | None = knob(None, ge=0, le=1, doc="Share of fresh noise in each step, of ddim and tcd.")
 

@@ -52,11 +52,12 @@ def make_app(service: Service, *, failed: Callable[[BaseException], None]) -> Fa
     async def invocations(request: Request) -> Response:
         if not service.ready:
             return _refused(503, ["the model is being loaded; try again when /ping answers 200"])
-        if int(request.headers.get("content-length") or 0) > MOST_BYTES:
+        body = await _body(request)
+        if body is None:
             return _refused(413, [f"the request is longer than {MOST_BYTES} bytes"])
         try:
-            raw = json.loads(await request.body())
-        except ValueError as error:
+            raw = json.loads(body)
+        except (ValueError, RecursionError) as error:  # the latter of brackets in thousands of brackets
             return _refused(400, [f"the request is no JSON ({error})"])
         wanted, faults = told(Invocation, raw)
         if wanted is None:
@@ -80,6 +81,18 @@ def make_app(service: Service, *, failed: Callable[[BaseException], None]) -> Fa
     return app
 
 
+async def _body(request: Request) -> bytes | None:
+    """What a request holds; None where that is too much, of which no more is read."""
+    if int(request.headers.get("content-length") or 0) > MOST_BYTES:
+        return None
+    body = bytearray()
+    async for part in request.stream():  # which may come without a length
+        body += part
+        if len(body) > MOST_BYTES:
+            return None
+    return bytes(body)
+
+
 def _images(wanted: Invocation, pictures: list[Picture]) -> list[dict[str, object]]:
     return [
         {"prompt": prompt, "seed": seed, "png": base64.b64encode(picture.png).decode("ascii")}
@@ -93,4 +106,6 @@ def _used(service: Service, wanted: Invocation) -> dict[str, float]:
 
 def _refused(code: int, faults: list[str]) -> Response:
     headers = {"Retry-After": RETRY_AFTER_S} if code == 503 else None
-    return JSONResponse({"errors": faults}, status_code=code, headers=headers)
+    # A fault may repeat half a character out of a request (a lone surrogate), which no answer can hold.
+    told = [fault.encode("utf-8", "replace").decode("utf-8") for fault in faults]
+    return JSONResponse({"errors": told}, status_code=code, headers=headers)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from runner.errors import RunnerError, SettingsError
+from runner.families.files import resolution_faults
 from runner.schema.messages import nearest
 from runner.schema.serving import ADAPTERS_FOLDER, SERVE_FILE, Invocation, Serving, told
 from runner.studio import Studio
@@ -94,15 +95,24 @@ class Service:
         named = serving.adapters if wanted.adapters is None else wanted.adapters
         self._refuse_unknown(named, "adapters")
         sampling = self.sampling(wanted)
+        loaded = serving.model.model_copy(update={"path": str(studio.base.folder), "config": None})
+        if faults := resolution_faults(loaded, sampling.resolution):
+            raise SettingsError("\n".join(faults))
         mix = [(self.adapters[name], weight) for name, weight in named.items()]
         return await self._in_turn(lambda: studio.draw(wishes, sampling, mix))
 
     def sampling(self, wanted: Invocation) -> Sampling:
-        """How the images of a request are drawn."""
+        """How the images of a request are drawn.
+
+        Raises:
+            SettingsError: the model's family does not know it.
+        """
         asked = {key: value for key in ASKED if (value := getattr(wanted, key)) is not None}
         if asked.get("sampler", self.serving.sampler) != self.serving.sampler:
             asked.setdefault("eta", None)  # what is said there of it is meant for another sampler
         said = self.serving.model_copy(update=asked)
+        if said.faults:
+            raise SettingsError("\n".join(said.faults))
         return Sampling(
             said.resolution or said.model.resolution,
             said.sampler,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
+from runner.deployed import undeploy_command
 from runner.job import State
 from runner.report.record import HELD_OUT, finite
 from runner.report.words import MISSING, count, duration, number
@@ -164,10 +165,9 @@ def costing(experiment: ExperimentStatus) -> list[str]:
         price = finite(endpoint.get("usd_per_hour"))
         many = f"{endpoint.get('instances')} x {endpoint.get('instance')}"
         cost = many if price is None else f"{many}, about {price:.2f} USD an hour"
-        name, region = endpoint["name"], endpoint.get("region")
         lines.append(
-            f"endpoint {name} in {region} costs money: {cost}, since {endpoint.get('made')}; "
-            f"python -m runner task=undeploy endpoint.name={name} endpoint.region={region}"
+            f"endpoint {endpoint['name']} in {endpoint.get('region')} costs money: {cost}, since "
+            f"{endpoint.get('made')}; {undeploy_command(endpoint)}"
         )
     return lines
 

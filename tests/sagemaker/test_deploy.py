@@ -12,6 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from runner.check import Checker
+from runner.errors import SettingsError
+from runner.schema.tasks import TASKS
+from runner.schema.tasks.deploy import Deploy
+from runner.tasks.deploy.contents import serving_of
 from tests.command_line import command, runner, trained
 from tests.conftest import MakeOnce
 from tests.launch.running import manifests, outputs
@@ -133,3 +138,42 @@ def test_what_cannot_be_deployed_is_refused_before_anything_is_made(aws: StandIn
     assert "endpoint.image = None: no image was pushed from here yet" in answer.output
     assert left(aws) == {"endpoints": [], "configs": [], "models": []}
     assert not aws.keys("lora-runner/endpoints/")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": "my_shop"}, "name = 'my_shop': would be the name of the endpoint, .* such as endpoint.name=my-shop"),
+        ({"name": "x" * 51}, "name = 'x+': would be the name of the endpoint"),
+        ({"guidance_scale": 150}, "guidance_scale = 150: should be less than or equal to 100"),
+        ({"resolution": 8192}, "resolution = 8192: should be less than or equal to 4096"),
+    ],
+)
+def test_what_an_endpoint_cannot_be_or_draw_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        Checker(tmp_path).job({"name": "shop", "task": {"name": "deploy"}, **changes})
+
+
+def test_what_may_be_deployed_may_be_served() -> None:
+    largest = {"resolution": 4096, "guidance_scale": 100, "guidance_rescale": 1, "inference_steps": 1000}
+    settings = Deploy.model_validate({"name": "my_shop", "endpoint": {"name": "my-shop"}, **largest})
+    assert serving_of(settings, []).resolution == 4096
+
+
+def test_only_what_could_be_an_endpoint_is_undeployed() -> None:
+    with pytest.raises(ValueError, match="name = 'my_shop': would be the name of the endpoint"):
+        TASKS["undeploy"].model_validate({"name": "my_shop"})
+
+
+def test_a_base_that_the_container_would_not_find_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text("{}")
+    file = tmp_path / "base.safetensors"
+    file.touch()
+    models = {
+        "model.vae = '.*vae': lies on this machine": {"vae": str(tmp_path / "vae")},
+        "model.path = '.*': a single file is laid out on": {"path": str(file), "config": str(tmp_path)},
+    }
+    for said, model in models.items():
+        with pytest.raises(SettingsError, match=said):
+            Checker(tmp_path).job({"name": "shop", "task": {"name": "deploy"}, "model": model}, ("model.path=x",))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from pydantic import field_validator, model_validator
 
 from runner.instances import instance_fault
 from runner.schema.aws import AwsSettings
-from runner.schema.drawing import DrawingSettings
+from runner.schema.drawing import MOST_GUIDANCE, MOST_PIXELS_SIDE, DrawingSettings
 from runner.schema.family import drawing_faults
 from runner.schema.job import JobSettings
 from runner.schema.knob import Settings, default_of, knob, section
@@ -68,14 +69,36 @@ class EndpointSettings(AwsSettings, EndpointName):
         return self
 
 
+def _refuse_no_name(settings: Deploy | Undeploy) -> None:
+    """Refuse an experiment's name that no endpoint can have, where it would be the endpoint's."""
+    if settings.endpoint.name is None and not re.fullmatch(NAME, settings.name):
+        legal = re.sub(r"[^A-Za-z0-9]+", "-", settings.name)[:50].strip("-")
+        raise ValueError(
+            f"name = {settings.name!r}: would be the name of the endpoint, which may have up to 50 letters and digits, "
+            f"and dashes between them; set endpoint.name, such as endpoint.name={legal}"
+        )
+
+
 class Deploy(WithAdapters, DrawingSettings):
     """`task=deploy`: serve a base model with adapters, one of which or a mix each request chooses."""
 
     resolution: int = knob(
-        64, ge=8, le=8192, multiple_of=8, unit="px", doc="Side of the images, where a request names none."
+        64, ge=8, le=MOST_PIXELS_SIDE, multiple_of=8, unit="px", doc="Side of the images, where a request names none."
+    )
+    guidance_scale: float = knob(
+        5.0,
+        ge=0,
+        le=MOST_GUIDANCE,
+        doc="Guidance, where a request says none: classifier-free, and up to 1 is off; FLUX.1 is told it (3.5 is "
+        "usual).",
     )
     scheduler: SchedulerSettings = section(SchedulerSettings)
     endpoint: EndpointSettings = section(EndpointSettings)
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> Deploy:
+        _refuse_no_name(self)
+        return self
 
     @model_validator(mode="after")
     def _fits_the_family(self) -> Deploy:
@@ -97,3 +120,8 @@ class Undeploy(JobSettings):
 
     done_once: ClassVar[bool] = False
     endpoint: UndeployedEndpoint = section(UndeployedEndpoint)
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> Undeploy:
+        _refuse_no_name(self)
+        return self

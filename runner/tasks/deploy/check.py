@@ -7,8 +7,13 @@ from typing import Any
 
 from runner.aws.account import Account
 from runner.aws.checks import bucket_faults, caller_faults, faults_of, image_faults, quota_faults, role_faults
+from runner.aws.endpoints import Endpoints
 from runner.aws.image import image_of
 from runner.errors import SettingsError
+from runner.families.files import local_folder
+from runner.families.single_file import is_single_file, single_file_faults
+from runner.s3 import is_s3
+from runner.schema import ModelSettings
 from runner.schema.tasks.deploy import Deploy
 from runner.tasks.adapters import find_adapters
 from runner.tasks.deploy.contents import served_names
@@ -17,7 +22,7 @@ SECTION = "endpoint"
 CALLER = (
     "sagemaker:CreateModel", "sagemaker:CreateEndpointConfig", "sagemaker:CreateEndpoint", "sagemaker:UpdateEndpoint",
     "sagemaker:DescribeModel", "sagemaker:DescribeEndpointConfig", "sagemaker:DescribeEndpoint", "sagemaker:AddTags",
-    "sagemaker:InvokeEndpoint", "iam:PassRole", "s3:GetObject", "s3:PutObject", "s3:ListBucket",
+    "sagemaker:ListTags", "sagemaker:InvokeEndpoint", "iam:PassRole", "s3:GetObject", "s3:PutObject", "s3:ListBucket",
 )  # fmt: skip
 """What whoever deploys must be allowed."""
 EXECUTION = (
@@ -36,6 +41,8 @@ def check(settings: Deploy) -> dict[str, Any]:
         raise SettingsError(
             f"adapter: {', '.join(repeated)} would be the name of several in the endpoint; rename their files"
         )
+    if faults := _model_faults(settings.model):
+        raise SettingsError("\n".join(faults))
     if faults := here_faults(settings.launcher.name, settings.task.name):
         raise SettingsError("\n".join(faults))
     wanted = settings.endpoint
@@ -49,6 +56,7 @@ def check(settings: Deploy) -> dict[str, Any]:
             lambda: role_faults(account, EXECUTION),
             lambda: bucket_faults(account),
             lambda: image_faults(account, image),
+            lambda: _name_faults(account, wanted.name or settings.name),
             lambda: quota_faults(account, f"{wanted.instance} for endpoint usage", most, instance),
             lambda: caller_faults(account, CALLER),
         ],
@@ -56,6 +64,22 @@ def check(settings: Deploy) -> dict[str, Any]:
     if faults:
         raise SettingsError("\n".join(faults))
     return {"adapters": [adapter.digest for adapter in adapters], "image": image}
+
+
+def _model_faults(model: ModelSettings) -> list[str]:
+    """Why containers could not load the base model, though this machine can: they are sent one folder, and no other."""
+    faults = single_file_faults(model, used_here=False) if is_single_file(model.path) else []
+    if model.vae is not None and not is_s3(model.vae) and local_folder(model.vae) is not None:
+        faults.append(
+            f"model.vae = {model.vae!r}: lies on this machine, and of what lies here an endpoint is sent model.path "
+            "alone; give a Hub id or s3://..., or a model that has it (task=merge output=folder)"
+        )
+    return faults
+
+
+def _name_faults(account: Account, name: str) -> list[str]:
+    fault = Endpoints(account).foreign_fault(name)
+    return [fault] if fault else []
 
 
 def here_faults(launcher: str, task: str) -> list[str]:

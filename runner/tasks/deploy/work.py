@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from runner.adapter_file import AdapterFile
@@ -16,6 +16,7 @@ from runner.aws.names import Places
 from runner.aws.prices import Prices
 from runner.aws.sent import send_folder
 from runner.aws.storage import Storage
+from runner.deployed import take_back, undeploy_command
 from runner.errors import AwsError
 from runner.families.files import folder_hash
 from runner.job import now, update_manifest
@@ -62,6 +63,8 @@ def _deploy(settings: Deploy, paths: JobPaths, stop: Callable[[], bool]) -> dict
     about = {
         "name": name,
         "region": account.region,
+        "bucket": chosen.bucket,
+        "prefix": chosen.prefix,
         "instance": chosen.instance,
         "instances": chosen.instances,
         "usd_per_hour": None if price is None else round(price.usd * chosen.instances, 4),
@@ -72,11 +75,13 @@ def _deploy(settings: Deploy, paths: JobPaths, stop: Callable[[], bool]) -> dict
     }
     # Said before it is there: whatever happens from here on, somebody must find what costs money.
     update_manifest(paths.folder, endpoint=about)
+    outputs, why = paths.folder.parent.parent, f"its endpoint was given to {paths.folder.name} at {now()}"
+    take_back(outputs, name, account.region, why=why, but=paths.folder)
     endpoints.make(wanted, chosen, experiment=settings.name)
     if chosen.wait:
-        endpoints.wait(name, poll_s=chosen.poll_s, stop=stop)
+        endpoints.wait(wanted, poll_s=chosen.poll_s, stop=stop)
     endpoints.scale(name, chosen)
-    example = request_example(name, account.region, names)
+    example = request_example(about)
     write_text(paths.folder / "request.txt", example)
     for line in example.splitlines():
         log.info("%s", line)
@@ -105,13 +110,17 @@ def _environment(hub_secret: str | None, region: str) -> dict[str, str]:
     return passed | {"AWS_REGION": region} | ({HUB_SECRET: hub_secret} if hub_secret else {})
 
 
-def request_example(name: str, region: str, adapters: list[str]) -> str:
-    """A request to the endpoint that can be copied."""
-    body = {"prompt": "a photo of a dog", "seed": 0, "adapters": dict.fromkeys(adapters[:2], 1.0)}
+def request_example(about: Mapping[str, Any]) -> str:
+    """A request to the endpoint that can be copied, and what removes it.
+
+    Args:
+        about: what the manifest says of the endpoint.
+    """
+    body = {"prompt": "a photo of a dog", "seed": 0, "adapters": dict.fromkeys(about["adapters"][:2], 1.0)}
     return (
         "A request:\n"
-        f"  aws sagemaker-runtime invoke-endpoint --region {region} --endpoint-name {name} \\\n"
+        f"  aws sagemaker-runtime invoke-endpoint --region {about['region']} --endpoint-name {about['name']} \\\n"
         "    --content-type application/json --accept image/png --cli-binary-format raw-in-base64-out \\\n"
         f"    --body '{json.dumps(body)}' image.png\n"
-        f"To end it, and what it costs: python -m runner task=undeploy endpoint.name={name} endpoint.region={region}\n"
+        f"To end it, and what it costs: {undeploy_command(about)}\n"
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from runner.aws.account import NoAccess, message_of
 from runner.aws.endpoints import Endpoints
 from runner.aws.names import Places
-from runner.errors import AwsError, RunnerError
-from runner.job import State, now, read_manifest, update_manifest
+from runner.deployed import take_back
+from runner.errors import AwsError
+from runner.job import now
 from runner.paths import JobPaths
 from runner.s3.objects import remove
 from runner.schema.tasks.deploy import Undeploy
@@ -43,18 +43,5 @@ def work(settings: Undeploy, paths: JobPaths, _place: object, *, stop: Callable[
         log.info("removed: %s", line)
     if not removed:
         log.info("there is nothing of an endpoint %s in %s", name, account.region)
-    _note(paths.folder.parent.parent, name, account.region)
+    take_back(paths.folder.parent.parent, name, account.region, why=f"its endpoint was removed at {now()}")
     return {"removed": removed}
-
-
-def _note(outputs: Path, name: str, region: str) -> None:
-    """Take back what the jobs say that have made the endpoint: they can be run again."""
-    for file in outputs.glob("*/*/manifest.json"):
-        try:
-            endpoint = read_manifest(file.parent).get("endpoint")
-        except RunnerError as error:
-            log.warning("%s", error)
-            continue
-        if isinstance(endpoint, dict) and (endpoint.get("name"), endpoint.get("region")) == (name, region):
-            gone = f"its endpoint was removed at {now()}"
-            update_manifest(file.parent, state=State.CANCELLED, endpoint=None, error=gone)

@@ -94,7 +94,7 @@ class Endpoint(threading.Thread):
         pipe = host.start(self.account.images.find(container["Image"]), ([], ["serve"]), environment)
         group = f"/aws/sagemaker/Endpoints/{self.endpoint}"
         create_group(platform.logs, group)
-        stream = f"{self.variant['VariantName']}/i-{self.created:%H%M%S}"
+        stream = f"{self.variant['VariantName']}/i-{self.created:%H%M%S%f}"
         self.log = LogStream(platform.logs, group, stream, pipe, lambda _line: None)
 
     def _wait_for_ping(self) -> None:
@@ -209,7 +209,9 @@ class Endpoints:
         if name in self.endpoints:
             raise ServiceError("ValidationException", f'Cannot create already existing endpoint "{name}".')
         self._begin(name, asked["EndpointConfigName"])
-        return {"EndpointArn": self.account.arn("endpoint", name)}
+        arn = self.account.arn("endpoint", name)
+        self.account.tags[arn] = list(asked.get("Tags", []))
+        return {"EndpointArn": arn}
 
     def _update(self, asked: dict[str, Any], _call: Call) -> dict[str, Any]:
         old = self._endpoint(asked["EndpointName"])

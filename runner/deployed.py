@@ -1,0 +1,59 @@
+"""What manifests say of endpoints: which jobs have made one that is still there, and what ends it.
+
+Takes folders and manifests; AWS is not asked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from runner.errors import RunnerError
+from runner.job import State, read_manifest, update_manifest
+from runner.schema.aws import AwsSettings
+
+log = logging.getLogger(__name__)
+
+
+def deployments(outputs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """(folder, manifest) of the jobs of all experiments that have made an endpoint, until it is taken back."""
+    for file in sorted(outputs.glob("*/*/manifest.json")):
+        try:
+            manifest = read_manifest(file.parent)
+        except RunnerError as error:
+            log.warning("%s", error)
+            continue
+        if endpoint_of(manifest):
+            yield file.parent, manifest
+
+
+def endpoint_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of its endpoint; empty where there is none."""
+    about = manifest.get("endpoint")
+    return about if isinstance(about, dict) and about.get("name") else {}
+
+
+def take_back(outputs: Path, name: str, region: str, *, why: str, but: Path | None = None) -> None:
+    """Let no job say any longer that an endpoint is as it has made it: such jobs can be run again.
+
+    Args:
+        but: the folder of the job that it belongs to now.
+    """
+    for folder, manifest in deployments(outputs):
+        about = endpoint_of(manifest)
+        if folder != but and (about["name"], about.get("region")) == (name, region):
+            update_manifest(folder, state=State.CANCELLED, endpoint=None, error=why)
+
+
+def undeploy_command(about: Mapping[str, Any]) -> str:
+    """What removes an endpoint and all that was uploaded for it, wherever that lies.
+
+    Args:
+        about: what the manifest says of it.
+    """
+    usual = {"bucket": None, "prefix": AwsSettings.model_fields["prefix"].default}
+    places = {key: about.get(key) for key in ("region", *usual)}
+    said = [f"endpoint.{key}={value}" for key, value in places.items() if value and value != usual.get(key)]
+    return " ".join([f"python -m runner task=undeploy endpoint.name={about['name']}", *said])

@@ -1,0 +1,95 @@
+"""What the application answers to wrong requests, in this process: never 500, however they are sent."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from runner.errors import SettingsError
+from runner.serve.app import MOST_BYTES, make_app
+from runner.serve.service import Service, read_serving
+
+
+def told(folder: Path, **serving: Any) -> Path:
+    (folder / "serve.json").write_text(json.dumps({"inference_steps": 1, **serving}))
+    return folder
+
+
+def serving(folder: Path) -> Iterator[TestClient]:
+    """A client of what a folder says, when it is loaded."""
+    failures: list[BaseException] = []
+    app = make_app(Service(folder, "cpu"), failed=failures.append)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        while client.get("/ping").status_code != 200:
+            assert not failures
+            time.sleep(0.02)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def flux(flux_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    model = {"family": "flux", "path": str(flux_folder)}
+    yield from serving(told(tmp_path_factory.mktemp("flux-served"), model=model))
+
+
+@pytest.fixture
+def sd3(sd3_folder: Path, tmp_path: Path) -> Iterator[TestClient]:
+    yield from serving(told(tmp_path, model={"family": "sd3", "path": str(sd3_folder)}))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"sampler": "euler"}, "sampler = 'euler': belongs to models with a table of noise levels; set sampler=model"),
+        ({"guidance_rescale": 0.5}, "guidance_rescale = 0.5: is not known to the sampler of model.family=flux"),
+        ({"negative_prompt": "x"}, "negative_prompt = 'x': has no effect with model.family=flux"),
+        ({"resolution": 24}, "resolution = 24: should be a multiple of 16 with model.family=flux"),
+        ({"adapters": {"\ud800": 1}}, "adapters.? = 1.0: no such adapter"),
+    ],
+)
+def test_what_the_model_does_not_know_is_refused(flux: TestClient, asked: dict[str, Any], said: str) -> None:
+    answer = flux.post("/invocations", content=json.dumps({"prompt": "a house", **asked}))
+    assert answer.status_code == 400
+    assert said in answer.json()["errors"][0]
+    assert flux.post("/invocations", json={"prompt": "a house"}).status_code == 200
+
+
+def test_an_image_that_the_model_has_no_places_for_is_refused(sd3: TestClient) -> None:
+    answer = sd3.post("/invocations", json={"prompt": "a house", "resolution": 4096})
+    assert answer.status_code == 400
+    assert "resolution = 4096: " in answer.text and "has places for images of up to" in answer.text
+
+
+def test_brackets_in_brackets_are_no_request(flux: TestClient) -> None:
+    answer = flux.post("/invocations", content=b"[" * 500_000)
+    assert answer.status_code == 400
+    assert "the request is no JSON" in answer.json()["errors"][0]
+
+
+def test_a_request_that_does_not_say_its_length_may_be_no_longer(flux: TestClient) -> None:
+    def parts(count: int) -> Iterator[bytes]:
+        for _ in range(count):
+            yield b" " * (MOST_BYTES // 4)
+        yield b'{"prompt": "a house"}'
+
+    assert flux.post("/invocations", content=parts(16)).status_code == 413
+    assert flux.post("/invocations", content=parts(3)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("drawing", "said"),
+    [
+        ({"sampler": "ddim"}, "sampler = 'ddim': belongs to models with a table of noise levels"),
+        ({"negative_prompt": "x"}, "negative_prompt = 'x': has no effect with model.family=flux"),
+        ({"resolution": 520}, "resolution = 520: should be a multiple of 16"),
+    ],
+)
+def test_what_is_served_fits_the_family(tmp_path: Path, drawing: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        read_serving(told(tmp_path, model={"family": "flux"}, **drawing))
