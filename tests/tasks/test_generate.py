@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from runner.adapter_file import find_adapter
 from runner.check import Checker
 from runner.errors import SettingsError
 from runner.job import read_job
@@ -54,6 +57,20 @@ def test_a_sweep_over_the_weight_draws_the_samples_of_the_training_and_goes_on(a
 
     assert "1 job to run" in again.output
     assert pictures(drawn[1.0]) == before
+
+
+def test_a_file_of_another_program_may_lie_beside_its_own_configuration(tmp_path: Path) -> None:
+    """Other trainers write a config.yaml, too, which says nothing of a job."""
+    theirs = tmp_path / "aitk"
+    (theirs / "lora").mkdir(parents=True)
+    (theirs / "config.yaml").write_text("job: extension\nmodel: theirs\nprecision: nf4\nresolution: 1000\n")
+    for file in (theirs / "my_lora.safetensors", theirs / "lora" / "my_lora.safetensors"):
+        save_file({"unet.a.lora_A.weight": torch.zeros(2, 3)}, file)
+        found = find_adapter(str(file), key="adapter")
+        assert (found.file, found.job) == (file, None)
+        raw = told(adapter=str(file), model={"family": "sdxl"}, precision="fp32", resolution=64)
+        settings = Checker(tmp_path).job(raw).settings
+        assert (settings.model.path, settings.precision, settings.resolution) == ("embedded", "fp32", 64)  # type: ignore[attr-defined]
 
 
 def told(**changes: object) -> dict[str, object]:
