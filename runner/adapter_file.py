@@ -80,9 +80,19 @@ def _words_of(job: Job) -> tuple[Path, ...]:
     return tuple(map(job.paths.word, method.tokens)) if isinstance(method, NewTokens) else ()
 
 
+def job_folder(path: Path) -> Path | None:
+    """The folder of the job whose folder, folder of weights or file in either this is; None where it is of none.
+
+    A folder without a manifest is no job: other programs write a config.yaml, too.
+    """
+    for folder in (path, path.parent, path.parent.parent):
+        if JobPaths(folder).config.is_file() and JobPaths(folder).manifest.is_file():
+            return folder
+    return None
+
+
 def _job_in(path: Path, named: str) -> Job | None:
-    """The job whose folder, or whose folder of weights, this is."""
-    folder = next((each for each in (path, path.parent, path.parent.parent) if JobPaths(each).config.is_file()), None)
+    folder = job_folder(path)
     if folder is None:
         return None
     try:

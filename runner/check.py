@@ -28,7 +28,7 @@ from runner.schema.tasks import TASKS
 from runner.schema.training import OPTIMIZER_PACKAGES
 from runner.tasks import check_task
 from runner.tasks.composed import settings_of, task_faults
-from runner.tasks.evaluate.of_training import evaluation_faults
+from runner.tasks.evaluate.of_training import evaluation_contents
 
 if TYPE_CHECKING:
     from runner.data import Dataset
@@ -49,7 +49,7 @@ class Checker:
         self.outputs = outputs
         self.datasets: dict[tuple[DatasetSettings, int | None], Dataset | list[str]] = {}
         self.models: dict[ModelSettings, list[str]] = {}
-        self.evaluations: dict[tuple[object, ...], list[str]] = {}
+        self.evaluations: dict[tuple[object, ...], dict[str, Any] | list[str]] = {}
 
     def job(self, raw: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Job:
         """The job that a resolved configuration describes.
@@ -76,9 +76,11 @@ class Checker:
         model = _valid(ModelSettings, raw.get("model"))
         model_faults = self._model_faults(model, used_here=_runs_here(raw)) if model else []
         faults += model_faults
+        evaluation: dict[str, Any] | list[str] = {}
         if experiment is not None and not model_faults:
             faults += prediction_faults(experiment)
-            faults += self._evaluation_faults(experiment)
+            evaluation = self._evaluation(experiment)
+            faults += evaluation if isinstance(evaluation, list) else []
             longest_px = max(max(shape) for shape in experiment.shapes)
             faults += resolution_faults(experiment.model, experiment.resolution, longest_px=longest_px)
         images = self._dataset(dataset, raw.get("resolution")) if dataset else []
@@ -94,7 +96,7 @@ class Checker:
                 prior = self._prior(experiment, images)
             except SettingsError as error:
                 faults += str(error).splitlines()
-        if faults or experiment is None or isinstance(images, list):
+        if faults or experiment is None or isinstance(images, list) or isinstance(evaluation, list):
             raise SettingsError("\n".join(faults))
         return make_job(
             experiment,
@@ -104,6 +106,7 @@ class Checker:
             overrides=overrides,
             prior=prior.identity if prior else None,
             init=earlier.digest if earlier else None,
+            evaluation=evaluation,
         )
 
     def _task_job(self, raw: Mapping[str, Any], overrides: tuple[str, ...], kind: type[JobSettings]) -> Job:
@@ -148,14 +151,19 @@ class Checker:
             raise SettingsError("\n".join(found))
         return found
 
-    def _evaluation_faults(self, experiment: Experiment) -> list[str]:
-        """Of what a training asks to be measured; its images and networks are looked at once for all jobs."""
+    def _evaluation(self, experiment: Experiment) -> dict[str, Any] | list[str]:
+        """What a training is measured with, or what is wrong with that; images and networks are looked at once for all
+        jobs.
+        """
         if experiment.evaluation.metrics is None:
-            return []
+            return {}
         drawn = experiment.resolution, experiment.model, experiment.scheduler, experiment.validation
         key = (experiment.evaluation, experiment.precision, *drawn)
         if key not in self.evaluations:
-            self.evaluations[key] = evaluation_faults(experiment)
+            try:
+                self.evaluations[key] = evaluation_contents(experiment)
+            except SettingsError as error:
+                self.evaluations[key] = str(error).splitlines()
         return self.evaluations[key]
 
     def _model_faults(self, settings: ModelSettings, *, used_here: bool) -> list[str]:

@@ -6,6 +6,9 @@ It may be named by the folder of the job that trained it, which then also says w
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,11 @@ from typing import Any
 from runner.adapter_file import FIX, AdapterFile, find_adapter, header_of
 from runner.errors import SettingsError
 from runner.schema import LoraSettings
+from runner.schema.training import matches_layer
 
 DOWN = ".lora_A.weight"
+TEXT_MODEL = "text_model."
+"""In files before the names of layers of CLIP's text encoders, which transformers no longer has."""
 
 
 def find_earlier(settings: LoraSettings) -> AdapterFile | None:
@@ -32,18 +38,76 @@ def find_earlier(settings: LoraSettings) -> AdapterFile | None:
 
 def _check_fits(file: Path, settings: LoraSettings, named: str) -> None:
     header = header_of(file, named)
-    ranks = {int(about["shape"][0]) for key, about in header.items() if key.endswith(DOWN)}
+    ranks = {key.removesuffix(DOWN): int(about["shape"][0]) for key, about in header.items() if key.endswith(DOWN)}
     if not ranks:
         raise SettingsError(f"{named}: holds no LoRA under peft's names (...{DOWN}); {FIX}")
-    if settings.rank_pattern is None and ranks != {settings.rank}:
-        found = ", ".join(map(str, sorted(ranks)))
-        fix = f"lora.rank={found}" if len(ranks) == 1 else "lora.rank and lora.rank_pattern as in that training"
-        raise SettingsError(f"lora.rank = {settings.rank}: {settings.init_from} has rank {found}; set {fix}")
+    if wrong := [layer for layer, rank in ranks.items() if settings.rank_of(_bare(layer)) != rank]:
+        found = ", ".join(map(str, sorted(set(ranks.values()))))
+        key = "rank" if settings.rank_pattern is None else "rank_pattern"
+        where = "" if key == "rank" else f", in {_bare(wrong[0])} {ranks[wrong[0]]}"
+        raise SettingsError(
+            f"lora.{key} = {getattr(settings, key)}: {settings.init_from} has rank {found}{where}; set "
+            f"{_settings_for('rank', ranks)}"
+        )
     config = json.loads(header.get("__metadata__", {}).get("lora_adapter_metadata", "{}"))
-    alpha = settings.rank if settings.alpha is None else settings.alpha
-    _check_same(settings, "alpha", alpha, _said(config, ".lora_alpha", settings.rank))
-    _check_same(settings, "rslora", settings.rslora, _said(config, ".use_rslora", False))
     _check_same(settings, "dora", settings.dora, _said(config, ".use_dora", False))
+    scales = {layer: _scale(config, layer, rank) for layer, rank in ranks.items()}
+    if wrong := [layer for layer, scale in scales.items() if not _same(settings.scale_of(_bare(layer)), scale)]:
+        alpha = settings.rank if settings.alpha is None else settings.alpha
+        _check_same(settings, "alpha", alpha, _said(config, ".lora_alpha", settings.rank))
+        _check_same(settings, "rslora", settings.rslora, _said(config, ".use_rslora", False))
+        alphas = {
+            layer: scales[layer] * (math.sqrt(rank) if settings.rslora else rank) for layer, rank in ranks.items()
+        }
+        layer = wrong[0]
+        raise SettingsError(
+            f"lora.alpha_pattern = {settings.alpha_pattern}: {settings.init_from} has the scale {scales[layer]:g} in "
+            f"{_bare(layer)}, and this job would have {settings.scale_of(_bare(layer)):g}; set "
+            f"{_settings_for('alpha', alphas)}"
+        )
+
+
+def _same(here: float, there: float) -> bool:
+    """Whether two numbers are the same, as far as what is told of them goes (six digits)."""
+    return math.isclose(here, there, rel_tol=1e-5)
+
+
+def _bare(layer: str) -> str:
+    """The name within its component that a layer has in a job, of `component.name` as files have it."""
+    return layer.partition(".")[2].removeprefix(TEXT_MODEL)
+
+
+def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
+    """The factor on a layer's update that a file's configuration says; 1 where it says nothing."""
+    component, name = layer.partition(".")[0], _bare(layer)
+    patterns = config.get(f"{component}.alpha_pattern") or {}
+    usual = config.get(f"{component}.lora_alpha", rank)
+    alpha = next(
+        (said for key, said in patterns.items() if matches_layer(key, name) or matches_layer(key, TEXT_MODEL + name)),
+        usual,
+    )
+    return float(alpha) / (math.sqrt(rank) if config.get(f"{component}.use_rslora") else rank)
+
+
+def _settings_for(key: str, values: Mapping[str, float]) -> str:
+    """What to set for these ranks or alphas of layers: the usual one, and patterns for those that differ.
+
+    A pattern is the shortest end of a name that only layers of that value have, so that no two match the same layer.
+    """
+    usual = Counter(values.values()).most_common(1)[0][0]
+    named = [(_bare(layer), value) for layer, value in values.items()]
+    patterns = {}
+    for name, value in named:
+        parts = name.split(".")
+        # A number alone would be none of a text to whoever reads the command line.
+        ends = [".".join(parts[start:]) for start in reversed(range(len(parts))) if not parts[start].isdigit()]
+        alike = (
+            end for end in ends if all(other == value for each, other in named if matches_layer(re.escape(end), each))
+        )
+        if value != usual:
+            patterns[next(alike, f"^{name}")] = value
+    said = ", ".join(f"{end}: {value:g}" for end, value in patterns.items())
+    return f"lora.{key}={usual:g}" + (f" and 'lora.{key}_pattern={{{said}}}'" if said else "")
 
 
 def _said(config: Mapping[str, Any], ending: str, usual: Any) -> Any:
@@ -52,7 +116,7 @@ def _said(config: Mapping[str, Any], ending: str, usual: Any) -> Any:
 
 
 def _check_same(settings: LoraSettings, key: str, here: Any, there: Any) -> None:
-    if here != there:
+    if not _same(here, there):
         shown = str(there).lower() if isinstance(there, bool) else f"{there:g}"
         raise SettingsError(
             f"lora.{key} = {getattr(settings, key)}: {settings.init_from} was trained with {shown}; set "

@@ -122,6 +122,7 @@ def make_job(
     overrides: tuple[str, ...] = (),
     prior: OfClass | Sequence[OfClass] | None = None,
     init: str | None = None,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> Job:
     """Give an experiment its identity and folder.
 
@@ -132,9 +133,11 @@ def make_job(
         prior: the class prompt and the fingerprint of given class images, where a prior is kept; those of each class,
             with the fingerprint of its subjects, where there are several.
         init: hash of the adapter that the job starts from.
+        evaluation: fingerprints of the images and networks that its result is measured with, where there are any.
     """
     contents: dict[str, Any] = {"model": model, "dataset": dataset} | ({"prior": prior} if prior else {})
-    return make_task_job(experiment, contents | ({"init": init} if init else {}), outputs=outputs, overrides=overrides)
+    contents |= ({"init": init} if init else {}) | ({"evaluation": evaluation} if evaluation else {})
+    return make_task_job(experiment, contents, outputs=outputs, overrides=overrides)
 
 
 def make_task_job(

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from runner.adapter_file import HUB_ID
 from runner.artifacts.card import sample_table, table, write_curves
 from runner.families.family import Family
 from runner.job import Job, read_manifest
@@ -19,6 +20,12 @@ from runner.track.metrics import MetricsFile
 
 NOT_OF_INTEREST = {"launcher", "logger", "checkpoint"}
 """Sections of the settings that say where and how it ran."""
+FENCE = "---\n"
+"""Around the head of a card."""
+NAMING_PLACES = frozenset(
+    ("path", "config", "vae", "sources", "class_data_dir", "init_from", "real", "inception", "clip", "dino")
+)
+"""Settings, in whichever section, that name a folder, a file or a Hub id."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +79,8 @@ def _of_training(job: Job | None, folder: Path) -> tuple[dict[str, Any], list[tu
     card = None if job is None else job.paths.lora / "README.md"
     if card is None or not card.is_file():
         return {}, []
-    front = yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])
+    # Dashes may stand in prompts, too.
+    front = yaml.safe_load(card.read_text(encoding="utf-8").removeprefix(FENCE).partition(f"\n{FENCE}")[0])
     samples = []
     for each in front.get("widget") or ():
         source = card.parent / each["output"]["url"]
@@ -149,20 +157,38 @@ def _settings(job: Job | None) -> list[str]:
         "## Settings",
         "",
         "```yaml",
-        yaml.safe_dump(_without_places(settings), sort_keys=False).rstrip(),
+        yaml.safe_dump(_without_places(settings, job), sort_keys=False).rstrip(),
         "```",
         "",
     ]
 
 
-def _without_places(value: Any) -> Any:
+def _without_places(value: Any, job: Job, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {key: _without_places(each) for key, each in value.items()}
+        return {name: _without_places(each, job, name) for name, each in value.items()}
     if isinstance(value, list):
-        return [_without_places(each) for each in value]
-    if isinstance(value, str) and (value.startswith(("/", "~", "./", "../", "s3://")) or Path(value).is_dir()):
+        return [_without_places(each, job, key) for each in value]
+    if not isinstance(value, str):
+        return value
+    elsewhere = value.startswith(("/", "~", "./", "../", "s3://"))
+    if elsewhere or (key in NAMING_PLACES and not _is_on_the_hub(value, job)):
         return value.rstrip("/").rpartition("/")[2]
     return value
+
+
+def _is_on_the_hub(value: str, job: Job) -> bool:
+    """Whether a place is known to be a Hub id; a folder that is only not to be found from here may look like one."""
+    if not HUB_ID.fullmatch(value) or Path(value).exists():
+        return False
+    from huggingface_hub import constants
+
+    data = job.experiment.dataset
+    if any(part.startswith(f"{value}@") for part in str(job.identity["model"]).split("+")) or (
+        data.stream and value in data.paths
+    ):
+        return True
+    fetched = value.replace("/", "--")
+    return any((Path(constants.HF_HUB_CACHE) / f"{kind}--{fetched}").is_dir() for kind in ("models", "datasets"))
 
 
 def header_of_kohya(family: Family, denoiser: Any, *, title: str, base_model: str | None) -> dict[str, str]:

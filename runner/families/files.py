@@ -126,7 +126,7 @@ def _model_faults(settings: ModelSettings, *, used_here: bool) -> list[str]:
     except BadArchive as error:
         return [f"model.path = {settings.path!r}: {error}"]
     if folder is None:
-        return _hub_faults("model.path", settings.path, "model_index.json", settings.revision, ask=used_here)
+        return hub_faults("model.path", settings.path, "model_index.json", settings.revision, ask=used_here)
     return _layout_faults(folder, settings)
 
 
@@ -141,7 +141,7 @@ def _vae_faults(path: str, *, used_here: bool) -> list[str]:
     if is_s3(path):
         return stored.look("model.vae", path, one_of=VAE_FILES)
     try:
-        return [] if local_folder(path) else _hub_faults("model.vae", path, "config.json", None, ask=used_here)
+        return [] if local_folder(path) else hub_faults("model.vae", path, "config.json", None, ask=used_here)
     except BadArchive as error:
         return [f"model.vae = {path!r}: {error}"]
 
@@ -165,7 +165,13 @@ def _other_family(folder: Path, settings: ModelSettings) -> list[str]:
     return [f"model.family = {settings.family!r}: {settings.path} holds a {pipeline}; {fix}"]
 
 
-def _hub_faults(key: str, value: str, file: str, revision: str | None, *, ask: bool) -> list[str]:
+def hub_faults(key: str, value: str, file: str, revision: str | None, *, ask: bool) -> list[str]:
+    """What is wrong with what is no folder on this machine, and so should be a Hub id.
+
+    Args:
+        file: one that such a repository has.
+        ask: whether it must be in the local cache or reachable, and not only of the right form.
+    """
     owner, slash, name = value.partition("/")
     if not (slash and owner and name) or "/" in name or value.startswith((".", "~")):
         parent = Path(value).expanduser().parent

@@ -76,7 +76,7 @@ class Easel:
         """The last pictures, by their numbers."""
         self._count = self._inside = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="easel")
-        self._studio: tuple[str, Studio] | None = None
+        self._studio: tuple[tuple[str, str], Studio] | None = None
 
     async def draw(self, form: Mapping[str, str]) -> list[Drawn]:
         """The pictures that a form asks for, when it is its turn.
@@ -106,7 +106,7 @@ class Easel:
         sampling = Sampling(
             asked.size, asked.sampler, asked.steps, asked.guidance, negative_prompt=asked.negative_prompt or None
         )
-        pictures = self._studio_of(base).draw(
+        pictures = self._studio_of(base, _precision(base, mix)).draw(
             [Wish(f"{seed}.png", asked.prompt, seed) for seed in seeds],
             sampling,
             [(folder, weight) for _, _, folder, weight in mix],
@@ -123,15 +123,15 @@ class Easel:
             self.drawn.popitem(last=False)
         return new[::-1]
 
-    def _studio_of(self, base: BaseModel) -> Studio:
-        """The studio of a base model; the one of another model makes room."""
+    def _studio_of(self, base: BaseModel, precision: str) -> Studio:
+        """The studio of a base model; the one of another model, or of another precision, makes room."""
         from runner.studio import Studio
         from runner.train.place import Place
 
-        if self._studio is None or self._studio[0] != base.key:
+        key = (base.key, precision)
+        if self._studio is None or self._studio[0] != key:
             self._studio = None
-            precision: object = base.precision
-            self._studio = base.key, Studio(base.settings, precision, Place.here(self._device))  # type: ignore[arg-type]
+            self._studio = key, Studio(base.settings, precision, Place.here(self._device))  # type: ignore[arg-type]
         return self._studio[1]
 
 
@@ -148,6 +148,12 @@ def _line(key: str, value: object, message: str, kind: str) -> str:
     if kind == "missing":
         return "Say what to draw." if key == "prompt" else f"{key} is missing"
     return f"{key} = {value}: {message.removeprefix('Input ')}"
+
+
+def _precision(base: BaseModel, mix: list[tuple[str, str, Path, float]]) -> str:
+    """That of the training of the first adapter: one alone then gives the picture that its training has drawn."""
+    said = {usable.path: usable.precision for usable in base.adapters}
+    return next(filter(None, (said[path] for path, _, _, _ in mix)), base.precision)
 
 
 def _mix(form: Mapping[str, str], base: BaseModel) -> list[tuple[str, str, Path, float]]:

@@ -13,7 +13,7 @@ from runner.errors import RunnerError
 from runner.paths import JobPaths
 from runner.report.differences import labelled
 from runner.report.evaluations import Figures, apart, figures_by_job
-from runner.report.ranking import Ranking, rank
+from runner.report.ranking import Aim, Ranking, rank
 from runner.report.record import JobRecord, is_job_folder, read_briefly, read_job
 from runner.report.words import subject
 from runner.schema import ModelSettings
@@ -59,6 +59,8 @@ class Usable:
     experiment: str
     words: tuple[str, ...]
     """New words that it brings."""
+    precision: str | None
+    """In which its training computed; of a file nobody knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,7 @@ class BaseModel:
     key: str
     settings: ModelSettings
     precision: str
+    """Of the first of the trainings here: what the base alone is drawn with."""
     resolution: int
     sampler: str
     steps: int
@@ -92,7 +95,14 @@ class Shelf:
     def __init__(self, root: Path, files: Sequence[Path] = ()) -> None:
         self.root = root.resolve()
         self._files = [
-            Usable(path=f"{FILE}{file.resolve()}", folder=file.resolve(), name=file.stem, experiment="a file", words=())
+            Usable(
+                path=f"{FILE}{file.resolve()}",
+                folder=file.resolve(),
+                name=file.stem,
+                experiment="a file",
+                words=(),
+                precision=None,
+            )
             for file in files
         ]
 
@@ -112,8 +122,10 @@ class Shelf:
         counted: dict[str, int] = {}
         for job in jobs:
             counted[job.state] = counted.get(job.state, 0) + 1
-        best = sorted(jobs, key=lambda job: (job.state != "completed", job.objective is None, job.objective or 0.0))
-        pictures = next(filter(None, (_last_pictures(each.folder) for each in best)), [])
+        aim = Aim.of(jobs)
+        results = [(job, aim.result(job)) for job in jobs]
+        results.sort(key=lambda each: (each[0].state != "completed", each[1] is None, aim.cost(each[1] or 0.0)))
+        pictures = next(filter(None, (_last_pictures(job.folder) for job, _ in results)), [])
         return Cover(
             experiment=experiment,
             about=subject(jobs[0]) if jobs[0].trains else f"task={jobs[0].manifest['task']}",
@@ -201,12 +213,17 @@ class Shelf:
             name=job.name if len(experiment.folders) > 1 else experiment.name,
             experiment=experiment.name,
             words=_words_of(job),
+            precision=_precision_of(job),
         )
 
     @staticmethod
     def is_usable(job: JobRecord) -> bool:
         """Whether there is an adapter of it to draw with."""
         return job.state == "completed" and (JobPaths(job.folder).weights.is_file() or bool(_words_of(job)))
+
+
+def _precision_of(job: JobRecord) -> str:
+    return str(job.setting("precision") or "fp32")
 
 
 def _words_of(job: JobRecord) -> tuple[str, ...]:
@@ -226,7 +243,7 @@ def _base_of(job: JobRecord) -> BaseModel | None:
     return BaseModel(
         key=settings.model_dump_json(exclude={"resolution", "precision"}),
         settings=settings,
-        precision=str(job.setting("precision") or "fp32"),
+        precision=_precision_of(job),
         resolution=int(job.setting("resolution") or settings.resolution),
         sampler=str(job.setting("scheduler.name") or "model"),
         steps=int(job.setting("validation.inference_steps") or 25),

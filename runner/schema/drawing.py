@@ -10,6 +10,8 @@ from runner.schema.knob import Settings, knob
 
 MOST_PIXELS_SIDE, MOST_GUIDANCE = 4096, 100
 """Of what an endpoint draws."""
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+"""What torch's generators take; programs that draw choose them from all of it."""
 
 
 class DrawingSettings(Settings):
@@ -31,9 +33,7 @@ class DrawingSettings(Settings):
         "`model.zero_terminal_snr`); 0 is off.",
     )
     inference_steps: int = knob(25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler.")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = knob(
-        (0,), min_length=1, max_length=64, doc="One image per prompt and seed."
-    )
+    seeds: tuple[Seed, ...] = knob((0,), min_length=1, max_length=64, doc="One image per prompt and seed.")
 
     @field_validator("seeds")
     @classmethod

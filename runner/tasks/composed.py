@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from runner.adapter_file import job_folder
 from runner.paths import JobPaths
 from runner.schema.experiment import Experiment
 from runner.schema.job import JobSettings
@@ -57,11 +58,9 @@ def _training_of(adapter: object) -> Mapping[str, Any]:
     first = adapter[0] if isinstance(adapter, (list, tuple)) and adapter else adapter
     if not isinstance(first, str):
         return {}
-    path = Path(first).expanduser().absolute()
-    for folder in (path, path.parent, path.parent.parent):
-        try:
-            found = yaml.safe_load(JobPaths(folder).config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            continue
-        return found if isinstance(found, Mapping) else {}
-    return {}
+    folder = job_folder(Path(first).expanduser().absolute())
+    try:
+        found = None if folder is None else yaml.safe_load(JobPaths(folder).config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, Mapping) else {}

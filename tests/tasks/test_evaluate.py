@@ -219,6 +219,48 @@ def test_faults_of_files_are_told_together_before_anything_is_drawn(networks: Ne
     assert "holds 1 images, and fid and kid need 2" in said
 
 
+def test_a_distance_of_too_few_drawn_images_is_refused_before_anything_is_drawn(networks: Networks) -> None:
+    one = settings(networks, metrics=["kid"], prompts="a star", subject=None, subject_class=None, seeds=[0])
+    with pytest.raises(SettingsError, match=r"prompts = \['a star'\]: 1 x 1 seeds give 1 drawn image, and fid and kid"):
+        check(one)
+    check(one.model_copy(update={"seeds": (0, 1)}))
+    check(one.model_copy(update={"metrics": ("dino",)}))
+
+
+TRAINING: dict[str, Any] = {"name": "x", "task": {"name": "train"}, "model": {}, "dataset": {"path": "embedded"}}
+
+
+def kid_of_training(tmp_path: Path, **changes: Any) -> Job:
+    evaluation = {"metrics": ["kid"], "real": "embedded", "prompts": ["a star", "a circle"], **changes}
+    return Checker(tmp_path).job({**TRAINING, "evaluation": evaluation})
+
+
+def test_a_training_is_refused_a_distance_of_one_drawn_image(networks: Networks, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"evaluation\.prompts = .* more seeds \(of a training validation\.seeds\)"):
+        kid_of_training(tmp_path, features={"inception": networks.inception}, prompts=["a star"])
+
+
+def test_what_a_training_is_measured_with_counts_by_its_content(networks: Networks, tmp_path: Path) -> None:
+    features = {"inception": networks.inception}
+    before = kid_of_training(tmp_path, features=features)
+    copy = shutil.copy(networks.inception, tmp_path / "copy.pt")
+    assert kid_of_training(tmp_path, features={"inception": str(copy)}).id == before.id
+    (tmp_path / "other.pt").write_bytes(Path(networks.inception).read_bytes() + b" ")
+    assert kid_of_training(tmp_path, features={"inception": str(tmp_path / "other.pt")}).id != before.id
+    real = tmp_path / "real"
+    real.mkdir()
+    for shade in (0, 9):
+        Image.fromarray(np.full((64, 64, 3), shade, dtype=np.uint8)).save(real / f"{shade}.png")
+    assert kid_of_training(tmp_path, features=features, real=str(real)).id != before.id
+
+
+def test_a_training_that_is_not_measured_keeps_its_id(tmp_path: Path) -> None:
+    plain = Checker(tmp_path).job(TRAINING)
+    assert {key for key in plain.identity if not key.startswith("settings.")} == {"schema", "model", "dataset"}
+    pixels = Checker(tmp_path).job({**TRAINING, "evaluation": {"metrics": ["base_drift"]}})
+    assert "evaluation" not in pixels.identity, "it is measured with no file"
+
+
 def test_content_makes_the_identity_and_names_do_not(networks: Networks, tmp_path: Path) -> None:
     before = check(settings(networks, metrics=["dino"]))
     shutil.copytree(networks.dino, tmp_path / "other-name")

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 import yaml
 from huggingface_hub import constants
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from runner.artifacts.exported import NAMING_PLACES, NOT_OF_INTEREST, Exported, write_export_card
 from runner.errors import Interrupted, RunnerError, SettingsError
 from runner.families import find_family
 from runner.job import Job
 from runner.mix.write import write_diffusers
+from runner.schema import Experiment
+from runner.schema.tasks.export import Export
+from runner.tasks.export.check import base_model
 from tests.artifacts.saved import apart, output
 from tests.mix.adapters import SDXL_PREFIXES, add_kohya, random_layers, write_kohya_plainly, write_peft_plainly
 from tests.mix.conftest import Parts
@@ -187,6 +194,69 @@ def test_what_goes_to_the_hub_arrives_there(
     written = b"".join(file.read_bytes() for file in job.rglob("*") if file.is_file())
     for private in ("hf_writes", str(sdxl_folder), str(trained.folder)):
         assert private.encode() not in written, private
+
+
+def test_a_prompt_with_dashes_is_a_prompt_on_the_card(trained: Job, sdxl_folder: Path, tmp_path: Path) -> None:
+    job = replace(trained, folder=Path(shutil.copytree(trained.folder, tmp_path / "trained")))
+    card = job.paths.lora / "README.md"
+    prompt = "a house --- at night"
+    card.write_text(card.read_text().replace("a red circle | on a table", prompt))
+    do("export", tmp_path / "job", sdxl_folder, adapter=str(job.folder))
+    written = (tmp_path / "job" / "export" / "README.md").read_text()
+    assert f"![{prompt}](sample-00.png)" in written and "instance_prompt: a photo of sks circle" in written
+
+
+def card_of(trained: Job, folder: Path, **changes: Any) -> dict[str, Any]:
+    """The settings on the card of a training with other places."""
+    folder.mkdir(parents=True)
+    raw = trained.experiment.model_dump(mode="json")
+    for section, values in changes.items():
+        raw[section] |= values
+    job = replace(trained, folder=folder, settings=Experiment.model_validate(raw))
+    exported = Exported(folder, {}, (), {})
+    card = write_export_card(exported, job, title="t", base_model=None, family="sdxl").read_text()
+    found: dict[str, Any] = yaml.safe_load(card.split("```yaml")[1].split("```")[0])
+    return found
+
+
+def test_places_of_this_machine_are_on_no_card(trained: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = "a red/blue house " * 20
+    dataset = {"path": "clients/acme/set.parquet"}
+    said = card_of(trained, tmp_path / "file", dataset=dataset, validation={"prompts": [prompt]})
+    assert said["dataset"]["path"] == "set.parquet" and said["validation"]["prompts"] == [prompt]
+    # A folder that is only not to be found from here looks like a Hub id, and is one where that was fetched.
+    sources = {"path": None, "sources": [{"path": "acme/photos"}, {"path": "acme/more/of it"}]}
+    found = card_of(trained, tmp_path / "sources", dataset=sources)["dataset"]["sources"]
+    assert [source["path"] for source in found] == ["photos", "of it"]
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "hub" / "datasets--someone--cats").mkdir(parents=True)
+    assert card_of(trained, tmp_path / "hub-id", dataset={"path": "someone/cats"})["dataset"]["path"] == "someone/cats"
+    known = replace(trained, identity=trained.identity | {"model": "someone/sdxl@main:"})
+    assert card_of(known, tmp_path / "base", model={"path": "someone/sdxl"})["model"]["path"] == "someone/sdxl"
+    assert card_of(trained, tmp_path / "folder", model={"path": "models/sdxl"})["model"]["path"] == "sdxl"
+
+
+def test_every_setting_that_names_a_place_is_known() -> None:
+    def places(settings: type[BaseModel]) -> Iterator[str]:
+        for name, field in settings.model_fields.items():
+            kinds = [field.annotation, *get_args(field.annotation)]
+            for kind in [*kinds, *(inner for outer in kinds for inner in get_args(outer))]:
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    yield from places(kind) if name not in NOT_OF_INTEREST else ()
+            if re.search(r"\b[Ff]older\b|\bHub id\b", field.description or "") and str in kinds:
+                yield name
+
+    assert {"path", "vae", "class_data_dir", "init_from", "clip"} <= set(places(Experiment))
+    assert set(places(Experiment)) - NAMING_PLACES <= {"name"}
+
+
+def test_a_folder_is_no_base_model_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "sdxl").mkdir(parents=True)
+    given = {"task": {"name": "export"}, "adapter": "a", "model": {"path": "models/sdxl", "family": "sdxl"}}
+    settings = Export.model_validate(given)
+    assert base_model(settings) == "models/sdxl"
+    monkeypatch.chdir(tmp_path)
+    assert base_model(settings) is None
 
 
 def test_a_repository_that_is_there_gets_another_commit(

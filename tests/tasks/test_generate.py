@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from runner.adapter_file import find_adapter
 from runner.check import Checker
 from runner.errors import SettingsError
 from runner.job import read_job
@@ -56,6 +59,20 @@ def test_a_sweep_over_the_weight_draws_the_samples_of_the_training_and_goes_on(a
     assert pictures(drawn[1.0]) == before
 
 
+def test_a_file_of_another_program_may_lie_beside_its_own_configuration(tmp_path: Path) -> None:
+    """Other trainers write a config.yaml, too, which says nothing of a job."""
+    theirs = tmp_path / "aitk"
+    (theirs / "lora").mkdir(parents=True)
+    (theirs / "config.yaml").write_text("job: extension\nmodel: theirs\nprecision: nf4\nresolution: 1000\n")
+    for file in (theirs / "my_lora.safetensors", theirs / "lora" / "my_lora.safetensors"):
+        save_file({"unet.a.lora_A.weight": torch.zeros(2, 3)}, file)
+        found = find_adapter(str(file), key="adapter")
+        assert (found.file, found.job) == (file, None)
+        raw = told(adapter=str(file), model={"family": "sdxl"}, precision="fp32", resolution=64)
+        settings = Checker(tmp_path).job(raw).settings
+        assert (settings.model.path, settings.precision, settings.resolution) == ("embedded", "fp32", 64)  # type: ignore[attr-defined]
+
+
 def told(**changes: object) -> dict[str, object]:
     return {"name": "x", "task": {"name": "generate"}, "prompts": "a house", **changes}
 
@@ -70,6 +87,12 @@ def told(**changes: object) -> dict[str, object]:
         ({"scheduler": {"name": "euler", "eta": 0.5}}, "scheduler.eta = 0.5: has no effect with scheduler=euler"),
         ({"control": {"path": "x"}}, "control.image = None: control.path needs it"),
         ({"control": {"path": "x", "image": "no.png"}}, "control.image = 'no.png': is no file"),
+        ({"control": {"path": "no/such", "image": __file__}}, "control.path = 'no/such': neither a folder on this"),
+        ({"control": {"path": "no/such/one", "image": __file__}}, "control.path = 'no/such/one': there is no such"),
+        ({"control": {"path": str(Path(__file__).parent), "image": __file__}}, "the folder has no config.json, so it"),
+        ({"control": {"path": "x", "image": __file__}}, f"control.image = '{__file__}': cannot be read as an image"),
+        ({"control": {"path": "x", "image": "y"}, "model": {"family": "sd3"}}, "with model.family=sd and sdxl only"),
+        ({"seeds": [2**64]}, "should be less than 18446744073709551616"),
         ({"model": {"family": "flux"}, "scheduler": {"name": "ddim"}}, "scheduler.name = 'ddim': belongs to models"),
         ({"scheduler": {"name": "lcm"}, "inference_steps": 51}, "inference_steps = 51: scheduler=lcm picks its"),
         ({"launcher": {"name": "local", "processes": 2}}, "launcher.processes = 2: has no effect with task=generate"),
@@ -80,6 +103,18 @@ def test_what_is_wrong_is_said_before_anything_is_drawn(changes: dict[str, objec
         Checker(tmp_path).job(told(**changes))
 
     assert said in str(refused.value)
+
+
+def test_what_images_follow_counts_by_its_content(tmp_path: Path) -> None:
+    network, image = tmp_path / "network", tmp_path / "edges.png"
+    network.mkdir()
+    (network / "config.json").write_text("{}")
+    Image.new("RGB", (64, 64)).save(image)
+    raw = told(control={"path": str(network), "image": str(image)}, model={"family": "sdxl"}, seeds=[2**64 - 1])
+    before = Checker(tmp_path).job(raw).id
+    assert Checker(tmp_path).job(raw).id == before
+    (network / "config.json").write_text('{"other": 1}')
+    assert Checker(tmp_path).job(raw).id != before
 
 
 def test_a_training_cannot_be_drawn_with_another_family(adapter: Path, tmp_path: Path, sd15_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,36 @@ def test_an_adapter_that_does_not_fit_is_refused(first: Job, changes: dict[str, 
     settings = LoraSettings.model_validate({"rank": 4, "alpha": 8.0, "init_from": str(first.folder), **changes})
     with pytest.raises(SettingsError, match="^" + said):
         find_earlier(settings)
+
+
+def adapter_file(file: Path, ranks: dict[str, int], **config: Any) -> str:
+    """A file with layers of these ranks and what it says of them."""
+    said = {f"unet.{key}": value for key, value in config.items()}
+    tensors = {f"unet.{name}.lora_A.weight": torch.zeros(rank, 3) for name, rank in ranks.items()}
+    save_file(tensors, file, metadata={"lora_adapter_metadata": json.dumps(said)})
+    return str(file)
+
+
+def test_scales_are_compared_layer_by_layer(tmp_path: Path) -> None:
+    ranks = {"a.0.attn1.to_out.0": 16, "b.0.attn1.to_out.0": 16, "a.0.ff": 16, "b.0.ff": 16}
+    start = adapter_file(tmp_path / "a.safetensors", ranks, lora_alpha=16, alpha_pattern={"b.0.ff": 8})
+    with pytest.raises(SettingsError) as caught:
+        find_earlier(LoraSettings(rank=16, init_from=start))
+    assert "has the scale 0.5 in b.0.ff, and this job would have 1" in str(caught.value)
+    assert str(caught.value).endswith("set lora.alpha=16 and 'lora.alpha_pattern={b.0.ff: 8}'")
+    assert find_earlier(LoraSettings(rank=16, alpha_pattern={"b.0.ff": 8.0}, init_from=start)) is not None
+    # The same scales, said otherwise: alpha / sqrt(rank) instead of alpha / rank.
+    assert find_earlier(LoraSettings(rank=16, alpha=4, rslora=True, alpha_pattern={"b.0.ff": 2}, init_from=start))
+
+
+def test_ranks_are_compared_layer_by_layer_and_the_fix_is_the_shortest_that_fits(tmp_path: Path) -> None:
+    ranks = {"a.0.attn1.to_out.0": 8, "b.0.attn1.to_out.0": 8, "a.0.ff": 4, "b.0.ff": 4, "c.0.ff": 4, "c.1.ff": 2}
+    start = adapter_file(tmp_path / "a.safetensors", ranks)
+    with pytest.raises(SettingsError) as caught:
+        find_earlier(LoraSettings(rank=4, rank_pattern={"to_out.0": 16}, init_from=start))
+    assert "has rank 2, 4, 8, in a.0.attn1.to_out.0 8; set lora.rank=4 and" in str(caught.value)
+    assert str(caught.value).endswith("'lora.rank_pattern={to_out.0: 8, c.1.ff: 2}'")
+    assert find_earlier(LoraSettings(rank=4, rank_pattern={"to_out.0": 8, "c.1.ff": 2}, init_from=start)) is not None
 
 
 def test_an_adapter_of_every_kind_can_be_started_from(bench: Bench, sdxl_folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import field_validator, model_validator
 
 from runner.schema.drawing import DrawingSettings
-from runner.schema.family import drawing_faults
+from runner.schema.family import TRANSFORMERS, drawing_faults
 from runner.schema.knob import Settings, default_of, knob, section
 from runner.schema.tasks.adapters import WithAdapters
 from runner.schema.training import SchedulerSettings
@@ -58,6 +58,12 @@ class Generate(WithAdapters, DrawingSettings):
 
     @model_validator(mode="after")
     def _fits_the_family(self) -> Generate:
-        if faults := drawing_faults(self, self):
+        faults = drawing_faults(self, self)
+        if self.control.path is not None and self.model.family in TRANSFORMERS:
+            faults.append(
+                f"control.path = {self.control.path!r}: ControlNets are used with model.family=sd and sdxl only; "
+                "remove it and control.image"
+            )
+        if faults:
             raise ValueError("\n".join(faults))
         return self

@@ -13,6 +13,7 @@ from runner.schema import DatasetSettings
 from runner.schema.evaluation import METRICS
 from runner.schema.tasks.evaluate import Evaluate
 from runner.tasks.adapters import contents_of
+from runner.tasks.evaluate.prompts import prompts_of
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 DISTANCES = ("fid", "kid")
@@ -29,8 +30,13 @@ def check(settings: Evaluate) -> dict[str, Any]:
     faults += settings_faults(settings)
     if faults:
         raise SettingsError("\n".join(faults))
-    if (real := real_images(settings)) is not None:
-        contents["real"] = real.fingerprint
+    return contents | measured_with(settings)
+
+
+def measured_with(settings: Evaluate) -> dict[str, Any]:
+    """What stands for real images and networks, which are there and can be read, in a job's identity."""
+    real = real_images(settings)
+    contents: dict[str, Any] = {} if real is None else {"real": real.fingerprint}
     return contents | {"networks": {key: network_digest(named) for key, named in settings.networks.items()}}
 
 
@@ -41,6 +47,7 @@ def settings_faults(settings: Evaluate) -> list[str]:
         faults += _network_faults(f"features.{key}", named, scripted=key == "inception")
     if set(DISTANCES) & set(settings.measured) and find_spec("torchmetrics") is None:
         faults.append("metrics: fid and kid need torchmetrics; pip install 'lora-runner[eval]', or leave them out")
+    faults += _too_few_drawn(settings)
     try:
         if (real := real_images(settings)) is not None:
             faults += _too_few(settings, len(real.items))
@@ -87,8 +94,22 @@ def _hub_faults(said: str, named: str) -> list[str]:
     return [f"{said}: neither a folder here, nor in the Hub's local cache, nor reachable ({reason})"] if reason else []
 
 
+def _least(settings: Evaluate) -> int:
+    """How many images there must be on each side."""
+    return max(METRICS[name].least_images for name in settings.measured)
+
+
+def _too_few_drawn(settings: Evaluate) -> list[str]:
+    prompts, seeds = prompts_of(settings), len(settings.seeds)
+    drawn, least = len(prompts) * seeds, _least(settings)
+    if drawn >= least:
+        return []
+    said = f"prompts = {list(prompts)}: {len(prompts)} x {seeds} seeds give {drawn} drawn image, and fid and kid need "
+    return [said + f"{least}; give more prompts, or more seeds (of a training validation.seeds), or leave them out"]
+
+
 def _too_few(settings: Evaluate, images: int) -> list[str]:
-    least = max(METRICS[name].least_images for name in settings.measured)
+    least = _least(settings)
     if images >= least:
         return []
     return [

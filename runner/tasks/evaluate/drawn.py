@@ -14,7 +14,7 @@ from runner.errors import Interrupted
 from runner.paths import JobPaths, write_text
 from runner.schema.drawing import DrawingSettings
 from runner.schema.tasks.evaluate import Evaluate
-from runner.tasks.evaluate.prompts import NEUTRAL, SUBJECT
+from runner.tasks.evaluate.prompts import NEUTRAL, prompts_of
 from runner.train.drawing import Picture, Wish, write_pictures
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Series:
 
 def subject_series(settings: Evaluate, paths: JobPaths) -> Series:
     """The prompts of a subject, or those that were given."""
-    templates = settings.prompts or SUBJECT[settings.subject_kind]
+    templates = prompts_of(settings)
     subject = settings.subject or ""
     drawn = [template.replace("{}", subject) for template in templates]
     compared = [template.replace("{}", settings.subject_class or subject) for template in templates]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -12,7 +13,7 @@ from runner.schema.drawing import DrawingSettings
 from runner.schema.evaluation import EvaluationSettings
 from runner.schema.messages import explain
 from runner.schema.tasks.evaluate import Evaluate
-from runner.tasks.evaluate.check import settings_faults
+from runner.tasks.evaluate.check import measured_with, settings_faults
 
 FOLDER = "evaluation"
 """Of the images that are drawn for it, in the job's folder."""
@@ -39,12 +40,16 @@ def evaluation_of(experiment: Experiment, adapter: Path) -> Evaluate | None:
         raise SettingsError("\n".join(f"{FOLDER}.{line}" for line in explain(error, raw))) from error
 
 
-def evaluation_faults(experiment: Experiment) -> list[str]:
-    """What is wrong with the evaluation that a training asks for, a line each."""
-    try:
-        settings = evaluation_of(experiment, Path("to-be-trained.safetensors"))
-    except SettingsError as error:
-        return str(error).splitlines()
-    faults = [] if settings is None else settings_faults(settings)
-    # What is indented goes on about the line before it.
-    return [line if line.startswith(" ") else f"{FOLDER}.{line}" for line in faults]
+def evaluation_contents(experiment: Experiment) -> dict[str, Any]:
+    """What stands in a training's identity for the files that it is measured with; nothing where there are none.
+
+    Raises:
+        SettingsError: the evaluation cannot be made so; a line for each fault, with the full key.
+    """
+    settings = evaluation_of(experiment, Path("to-be-trained.safetensors"))
+    if settings is None:
+        return {}
+    if faults := settings_faults(settings):
+        # What is indented goes on about the line before it.
+        raise SettingsError("\n".join(line if line.startswith(" ") else f"{FOLDER}.{line}" for line in faults))
+    return {key: content for key, content in measured_with(settings).items() if content}

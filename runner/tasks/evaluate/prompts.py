@@ -6,6 +6,8 @@ things and 25 for people and animals, `{}` for the subject. The neutral ones are
 
 from __future__ import annotations
 
+from runner.schema.tasks.evaluate import Evaluate
+
 PLACES = (
     "in the jungle", "in the snow", "on the beach", "on a cobblestone street", "on top of pink fabric",
     "on top of a wooden floor", "with a city in the background", "with a mountain in the background",
@@ -49,3 +51,8 @@ NEUTRAL = (
     "the skyline of a city at night",
 )
 """For the drift from the base: nothing of these should change."""
+
+
+def prompts_of(settings: Evaluate) -> tuple[str, ...]:
+    """The prompts of a subject, `{}` where it stands: those that were given, or DreamBooth's."""
+    return settings.prompts or SUBJECT[settings.subject_kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from runner.adapter_file import HUB_ID, AdapterFile, header_of
@@ -36,7 +37,7 @@ def base_model(settings: Export) -> str | None:
     if settings.hub.base_model is not None:
         return settings.hub.base_model
     path = settings.model.path
-    return path if HUB_ID.fullmatch(path) else None
+    return path if HUB_ID.fullmatch(path) and not Path(path).exists() else None
 
 
 def _format_faults(settings: Export, found: AdapterFile) -> list[str]:

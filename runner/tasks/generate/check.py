@@ -1,14 +1,17 @@
-"""What is wrong with the settings, and what counts of the adapters' content."""
+"""What is wrong with the settings, and what counts of the content of adapters, ControlNet and its image."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from runner.data.decode import UnreadableImage, inspect
 from runner.errors import SettingsError
-from runner.families.files import file_hash, resolution_faults
+from runner.families.files import file_hash, folder_hash, hub_faults, resolution_faults
 from runner.schema.tasks.generate import Generate
 from runner.tasks.adapters import contents_of
+
+CONFIG = "config.json"
 
 
 def check(settings: Generate) -> dict[str, Any]:
@@ -19,12 +22,34 @@ def check(settings: Generate) -> dict[str, Any]:
         contents = contents_of(settings)
     except SettingsError as error:
         faults += str(error).splitlines()
-    if settings.control.image is not None:
-        image = Path(settings.control.image).expanduser()
-        if not image.is_file():
-            faults.append(f"control.image = {settings.control.image!r}: is no file; give the image to follow")
-        else:
-            contents["control"] = file_hash(image)
+    control = settings.control
+    faults += _image_faults(control.image) if control.image is not None else []
+    faults += _network_faults(control.path) if control.path is not None else []
     if faults:
         raise SettingsError("\n".join(faults))
+    if control.image is not None:
+        contents["control"] = file_hash(Path(control.image).expanduser())
+    if control.path is not None and (folder := Path(control.path).expanduser()).is_dir():
+        contents["controlnet"] = folder_hash(folder)
     return contents
+
+
+def _image_faults(given: str) -> list[str]:
+    image, said = Path(given).expanduser(), f"control.image = {given!r}"
+    if not image.is_file():
+        return [f"{said}: is no file; give the image to follow"]
+    try:
+        inspect(image.read_bytes())
+    except (OSError, UnreadableImage) as error:
+        return [f"{said}: cannot be read as an image ({error}); give the image to follow"]
+    return []
+
+
+def _network_faults(given: str) -> list[str]:
+    folder = Path(given).expanduser()
+    if not folder.is_dir():
+        return hub_faults("control.path", given, CONFIG, None, ask=True)
+    if (folder / CONFIG).is_file():
+        return []
+    said = f"control.path = {given!r}: the folder has no {CONFIG}, so it is no ControlNet in diffusers layout; "
+    return [said + "name the folder that save_pretrained wrote"]

@@ -18,7 +18,7 @@ from runner.studio import contact_sheet
 from runner.tasks.adapters import find_adapters
 from runner.tasks.drawing import sampling_of
 from runner.tasks.studios import studio_of
-from runner.train.drawing import Picture, Sampling, Wish, write_pictures
+from runner.train.drawing import Sampling, Wish, write_pictures
 from runner.train.place import Place
 
 log = logging.getLogger(__name__)
@@ -46,9 +46,9 @@ def work(settings: Generate, paths: JobPaths, place: Place, *, stop: Callable[[]
         studio = studio_of(settings.model, settings.precision, place)
         write_pictures(studio.draw(left[start : start + IMAGES_PER_LOOK], sampling, adapters), folder)
         log.info("%d of %d images", len(wishes) - len(left) + min(start + IMAGES_PER_LOOK, len(left)), len(wishes))
-    pictures = [Picture(wish.name, wish.prompt, (folder / wish.name).read_bytes()) for wish in wishes]
+    shown = [(wish.prompt, folder / wish.name) for wish in wishes]
     with atomic_file(paths.sheet) as temporary:
-        temporary.write_bytes(contact_sheet(pictures, columns=len(settings.seeds)))
+        temporary.write_bytes(contact_sheet(shown, columns=len(settings.seeds)))
     log.info("%s", paths.sheet)
     return {"images": len(wishes), "drawn": len(left)}
 
@@ -73,5 +73,7 @@ def _sampling(settings: Generate) -> Sampling:
     control, sampling = settings.control, sampling_of(settings)
     if control.path is None or control.image is None:
         return sampling
-    followed = Control(Path(control.image).expanduser(), control.path, control.scale)
+    network = Path(control.path).expanduser()
+    path = str(network) if network.is_dir() else control.path
+    followed = Control(Path(control.image).expanduser(), path, control.scale)
     return dataclasses.replace(sampling, control=followed)
