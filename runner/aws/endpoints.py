@@ -100,6 +100,12 @@ def config_request(wanted: Wanted, settings: EndpointSettings, *, experiment: st
     return request | ({"KmsKeyId": settings.kms_key} if settings.kms_key else {})
 
 
+def _config_to_be(known: Mapping[str, Any]) -> str:
+    """The configuration of a described endpoint, or the one it is being brought to: until then it names the old one."""
+    pending: Mapping[str, Any] = known.get("PendingDeploymentSummary") or {}
+    return str(pending.get("EndpointConfigName") or known["EndpointConfigName"])
+
+
 class Endpoints:
     """The endpoints of an account."""
 
@@ -112,7 +118,7 @@ class Endpoints:
         """Create the endpoint, or bring one of that name to what is wanted; what is there already is left alone.
 
         Raises:
-            AwsError: the endpoint of that name is not ours.
+            AwsError: the endpoint of that name is not ours, or is being changed to something else.
         """
         client = self.client
         self._refuse_foreign(wanted.name)
@@ -128,7 +134,12 @@ class Endpoints:
         if known is None:
             tags = settings.all_tags(experiment)
             client.create_endpoint(EndpointName=wanted.name, EndpointConfigName=wanted.full_name, Tags=tags)
-        elif known["EndpointConfigName"] != wanted.full_name:
+        elif (config := _config_to_be(known)) != wanted.full_name:
+            if (status := known["EndpointStatus"]) != "InService":
+                raise AwsError(
+                    f"endpoint {wanted.name} is {status} at this moment, with {config}; the same command tries again "
+                    "when that is over"
+                )
             log.info("endpoint %s is there: it is brought to the new configuration without a pause", wanted.name)
             client.update_endpoint(EndpointName=wanted.name, EndpointConfigName=wanted.full_name)
 

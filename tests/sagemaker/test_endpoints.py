@@ -13,7 +13,7 @@ from runner.aws.account import Account
 from runner.aws.endpoints import Endpoints, Wanted
 from runner.check import Checker
 from runner.deployed import undeploy_command
-from runner.errors import AwsError, SettingsError
+from runner.errors import AwsError, Interrupted, SettingsError
 from runner.job import Job, State, make_task_job, read_manifest, register, state_of, update_manifest
 from runner.launch import Config, check_all
 from runner.s3 import Location
@@ -158,3 +158,20 @@ def test_an_update_that_was_taken_back_is_no_deployment(aws: StandIn, image: str
 
     with pytest.raises(AwsError, match=r"in service with shop-\w{8} and not with shop-0a1b2c3d"):
         Endpoints(Account(EndpointSettings())).wait(other, poll_s=0.05, stop=lambda: False)
+
+
+def test_an_update_that_is_under_way_is_waited_for_and_not_begun_again(
+    aws: StandIn, image: str, tmp_path: Path
+) -> None:
+    slow = aws.add_image("slow:1", [sys.executable, "-c", "import time\ntime.sleep(3)\n" + PING])
+    first, third = (deployment(aws, image, tmp_path, steps=steps) for steps in (25, 26))
+    second = deployment(aws, slow, tmp_path)
+    deployed(first)
+    assert isinstance(second.settings, Deploy)
+    with pytest.raises(Interrupted):
+        work.work(second.settings, second.paths, None, stop=lambda: True)
+    with pytest.raises(AwsError, match=r"endpoint shop is Updating at this moment, with shop-.*tries again"):
+        deployed(third)
+    deployed(second)
+    assert len(aws.asked("UpdateEndpoint")) == 1
+    assert config_of(aws) == aws.asked("UpdateEndpoint")[0]["EndpointConfigName"]

@@ -39,6 +39,8 @@ class Endpoint(threading.Thread):
         super().__init__(daemon=True, name=f"endpoint {name}")
         self.account, self.endpoint, self.config, self.model = account, name, config, model
         self.status, self.reason = "Creating", ""
+        self.before = ""
+        """The configuration that it serves with until an update is through."""
         self.created = datetime.now(UTC)
         self.removed = threading.Event()
         self.port = _free_port()
@@ -220,13 +222,15 @@ class Endpoints:
             raise ServiceError("ValidationException", message)
         old.removed.set()
         old.join()
-        self._begin(old.endpoint, asked["EndpointConfigName"]).status = "Updating"
+        self._begin(old.endpoint, asked["EndpointConfigName"], before=old.config["EndpointConfigName"])
         return {"EndpointArn": self.account.arn("endpoint", old.endpoint)}
 
-    def _begin(self, name: str, config_name: str) -> Endpoint:
+    def _begin(self, name: str, config_name: str, *, before: str = "") -> Endpoint:
         config = _found(self.configs, config_name, "endpoint configuration")
         model = _found(self.models, config["ProductionVariants"][0]["ModelName"], "model")
         endpoint = self.endpoints[name] = Endpoint(self.account, name, config, model)
+        if before:
+            endpoint.status, endpoint.before = "Updating", before
         endpoint.start()
         return endpoint
 
@@ -236,11 +240,13 @@ class Endpoints:
 
     def _describe(self, asked: dict[str, Any], _call: Call) -> dict[str, Any]:
         endpoint = self._endpoint(asked["EndpointName"])
-        return {
+        status, config = endpoint.status, endpoint.config["EndpointConfigName"]
+        pending = {"PendingDeploymentSummary": {"EndpointConfigName": config}} if status == "Updating" else {}
+        return pending | {
             "EndpointName": endpoint.endpoint,
             "EndpointArn": self.account.arn("endpoint", endpoint.endpoint),
-            "EndpointConfigName": endpoint.config["EndpointConfigName"],
-            "EndpointStatus": endpoint.status,
+            "EndpointConfigName": endpoint.before if status == "Updating" else config,
+            "EndpointStatus": status,
             "FailureReason": endpoint.reason or None,
             "CreationTime": endpoint.created,
             "LastModifiedTime": endpoint.created,
