@@ -47,7 +47,7 @@ def test_factors_are_written_in_any_way() -> None:
     assert rates == [1.0, 0.5, 0.25, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "prodigy"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 def test_a_rate_below_the_end_of_polynomial(optimizer: str) -> None:
     def raw(lr: float) -> dict[str, Any]:
         return {"lr_scheduler": {"name": "polynomial"}, "optimizer": {"name": optimizer, "lr": lr}}

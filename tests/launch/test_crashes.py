@@ -15,6 +15,7 @@ import pytest
 from tests.command_line import runner
 from tests.launch.running import Running, assert_bitwise_equal, manifests, outputs, weights
 
+KILLS = 10
 SWEEP = ["-m", "seed=1,2", "lora.rank=2,5"]
 
 
@@ -114,12 +115,12 @@ def test_a_job_that_kills_its_worker_is_found_out_and_fails_alone(settings: list
     assert "1 of 4 jobs failed" in answer.output
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_killed_at_random_the_sweep_ends_as_if_nothing_had_been(settings: list[str], kills: int) -> None:
+@pytest.mark.slow
+def test_killed_at_random_the_sweep_ends_as_if_nothing_had_been(settings: list[str]) -> None:
     calm = runner(*SWEEP, *settings, "name=calm", "launcher.pack=1")
     assert calm.code == 0, calm.output
     draw = random.Random(20261124)
-    for number in range(kills):
+    for number in range(KILLS):
         running = Running([*SWEEP, *settings, "name=wild", "launcher.pack=1", "launcher.concurrency=2"])
         deadline = time.monotonic() + draw.uniform(1.0, 12.0)
         while time.monotonic() < deadline and running.process.poll() is None:

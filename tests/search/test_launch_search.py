@@ -22,6 +22,7 @@ from tests.command.test_composition import raw
 from tests.command_line import runner
 
 SEEDS = ("1", "2", "3", "4")
+FAILS = 9
 
 
 def finish(job: Job) -> None:
@@ -32,14 +33,14 @@ def finish(job: Job) -> None:
     update_manifest(job.folder, state=State.COMPLETED, objective=0.5)
 
 
-def search(*, trials: int, wrong: str = "") -> OptunaSearch:
+def search(*, trials: int, wrong: str = "", seeds: Sequence[str] = SEEDS) -> OptunaSearch:
     def compose(overrides: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
         refused = ["accumulation=9"] if overrides[0] == f"seed={wrong}" else []
         return raw("logger=none", *overrides, *refused), tuple(overrides)
 
     return OptunaSearch(
         ExperimentPaths(outputs_dir() / "dev"),
-        space=[Choices("seed", SEEDS)],
+        space=[Choices("seed", tuple(seeds))],
         fixed={},
         settings=SearchSettings(n_trials=trials, sampler="random", seed=3),
         objective=ObjectiveSettings(),
@@ -57,6 +58,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         while jobs:
             for job in jobs:
                 finish(job)
+                if job.settings.seed == FAILS:
+                    update_manifest(job.folder, state=State.FAILED, error="the loss is nan")
             found.extend(jobs)
             jobs = more(2)
 
@@ -76,6 +79,14 @@ def test_a_search_whose_first_trials_are_done_goes_on(launched: list[Job]) -> No
         finish(job)
     launch_search(search(trials=12))
     assert {job.settings.seed for job in launched} == {4}
+
+
+def test_a_trial_that_fails_does_not_end_the_search(launched: list[Job]) -> None:
+    found = search(trials=8, seeds=("1", "2", str(FAILS)))
+    launch_search(found)
+    assert found.summary()[0] == "search: 8 of 8 trials"
+    assert FAILS in [job.settings.seed for job in launched[:-1]]
+    assert "seed=1" in found.summary()[1] or "seed=2" in found.summary()[1]
 
 
 def test_a_refused_trial_is_not_asked_for_again(launched: list[Job]) -> None:

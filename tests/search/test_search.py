@@ -69,6 +69,7 @@ def test_pruned_trials_make_room_for_the_next(settings: list[str]) -> None:
     assert set(found) == {"completed", "pruned"}
 
 
+@pytest.mark.slow  # tests/search/test_launch_search.py has it without workers
 def test_a_trial_that_fails_does_not_end_the_search(settings: list[str]) -> None:
     answer = runner(*settings[:-1], "optimizer.lr=1e-3,1e30", "lora.rank=2,3", "hydra.sweeper.n_trials=4")
     assert answer.code == 1

@@ -112,7 +112,7 @@ def test_ctrl_c_leaves_the_workers_and_says_how_to_stop_them(settings: list[str]
     assert states() == ["completed"]
 
 
-@pytest.mark.parametrize("order", ["preempt", "requeue"])
+@pytest.mark.parametrize("order", ["preempt", pytest.param("requeue", marks=pytest.mark.slow)])
 def test_a_preempted_worker_saves_and_another_one_goes_on(
     order: str, settings: list[str], slurm: Slurm, uninterrupted: Path
 ) -> None:
