@@ -29,8 +29,8 @@ PIXELS_PER_FORWARD = 8 * 1024 * 1024
 MOST_ROWS = 64
 
 TOGETHER_ON_CPU, PIXELS_ON_CPU = 4, 4 * 64 * 64
-"""Images of one forward pass on a CPU, and all their pixels: small ones take half as long together as one by one; an
-image that is larger than a quarter of these pixels would gain nothing."""
+"""Images of one forward pass on a CPU, and all their pixels: so small ones take half as long together as one by one
+(measured on the miniature at 64 px); larger ones are drawn by themselves."""
 
 UseRows = Callable[[int], Any]
 """Context in which the given number of rows belong to the job's adapter."""
