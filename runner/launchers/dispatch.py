@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from time import monotonic, sleep
 from typing import Any
 
-from runner.errors import Detached, Interrupted
+from runner.errors import Detached, Interrupted, SettingsError
 from runner.job import Job, State, common_overrides, lock, own_overrides, read_manifest, register, update_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.cluster import Cluster, Gone, NoRoom, NotSubmitted
@@ -38,6 +38,10 @@ class Dispatch:
     """Works through a plan on a cluster."""
 
     def __init__(self, plan: Plan, settings: QueuedLauncher, cluster: Cluster, more: MoreJobs | None = None) -> None:
+        if more is not None and not settings.wait:
+            raise SettingsError(
+                "launcher.wait = False: a search goes on by results, and has to wait for them; remove it"
+            )
         self.plan, self.settings, self.cluster, self.more = plan, settings, cluster, more
         self.lots: list[Lot] = []
         self.capacity = sum(pack.at_once * pack.workers for pack in plan.packs)
