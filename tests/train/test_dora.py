@@ -102,6 +102,41 @@ def test_values_and_gradients_are_those_of_the_paper(kind: str, lengths: tuple[i
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("settings", [DORA, PLAIN], ids=["dora", "plain"])
+def test_a_pass_that_trains_nothing_gives_the_same_whatever_else_is_in_the_pack(
+    kind: str, settings: dict[str, Any]
+) -> None:
+    layer = layer_of(kind)
+    x = input_of(layer, 3)  # more positions than the layer has outputs: the update is made part of the weight
+    outputs = []
+    for others in ([], [{**PLAIN, "rank": 11}]):
+        pack = pack_of(layer, settings, *others)
+        disturb(pack)
+        adapter = pack.adapters[0]
+        with pack.using([(0, 3)]), torch.no_grad():
+            outputs.append(layer(x))
+        torch.testing.assert_close(outputs[-1], by_the_paper(layer, adapter, adapter.weights, x))
+        pack.detach()
+    if settings is PLAIN:  # norms are taken of padded ranks, and round by them
+        assert torch.equal(*outputs)
+    torch.testing.assert_close(*outputs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_updates_are_not_rounded_away_in_bf16(kind: str) -> None:
+    layer = layer_of(kind).to(torch.bfloat16)
+    pack = pack_of(layer, PLAIN, dtype=torch.bfloat16)
+    x = input_of(layer, 3).to(torch.bfloat16)
+    disturb(pack)
+    pack.adapters[0].weights.mul_(0.02)  # of the update a 2500th: less than the step of bf16 beside the weight
+    pack.refresh()
+    with pack.using([(0, 3)]):
+        trained = layer(x)
+        with torch.no_grad():
+            assert torch.equal(layer(x), trained)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_inputs_are_dropped_from_all_that_is_changed(kind: str) -> None:
     layer = layer_of(kind)
     pack = pack_of(layer, {**DORA, "dropout": 0.4}, DORA)

@@ -68,9 +68,37 @@ class Layer:
         if not slices.rows:
             return self.frozen(x)  # type: ignore[no-any-return]
         drops = self.pack.drops and bool(slices.sample_ids)
+        if len(slices.rows) == 1 and not drops and self._is_cheaper_merged(x):
+            return self._merged(x, slices.rows[0][0])
         if not drops and slices.alike is not None:
             return self._fused(x, slices.alike)
         return self._sliced(x, self.frozen(x), drops=drops)
+
+    def _is_cheaper_merged(self, x: Tensor) -> bool:
+        """Whether the layer's own weight is smaller than what would be added to its output.
+
+        Nothing is to be trained, and the sum keeps what the update is: in half precision most of it would be rounded
+        away.
+        """
+        channels = 1 if isinstance(self.module, nn.Conv2d) else -1
+        rows = x.numel() // x.shape[channels]
+        return not torch.is_grad_enabled() and self.down.dtype == torch.float32 and rows > self.site.out
+
+    def _merged(self, x: Tensor, index: int) -> Tensor:
+        """The output of a weight that the update is part of, made for this pass and kept by nobody."""
+        rank = self.pack.adapters[index].ranks.get(self.site)
+        if rank is None:
+            return self.frozen(x)  # type: ignore[no-any-return]
+        weight: Any = self.module.weight
+        down_RI, up_OR = self.down[index, :rank].flatten(1), self.up[index, :, :rank].flatten(1)
+        merged_OI = torch.addmm(weight.flatten(1), up_OR, down_RI, alpha=self.scales[index])
+        factors = None if self.magnitudes is None else self.magnitudes.factors(slice(index, index + 1))
+        if factors is not None:
+            merged_OI *= factors.mT
+        bias: Any = self.module.bias
+        if isinstance(self.module, nn.Conv2d):
+            return F.conv2d(x, merged_OI.view_as(weight), bias, *geometry_of(self.module))
+        return F.linear(x, merged_OI, bias)
 
     def measure(self) -> None:
         """Take the norms of DoRA anew, after the weights have changed."""
