@@ -1,8 +1,8 @@
 """Which jobs are trained together, how many at once, and over how many places.
 
 A pack is a set of jobs that share one frozen base; what they must agree on is what the base's forward pass is made
-of. Everything else may differ inside a pack. Workers take a pack's jobs one after the other: when a job ends, the next
-one takes its place.
+of. Everything else may differ inside a pack. Workers take a pack's jobs one after the other, the longest first: when a
+job ends, the next one takes its place.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from runner.job import Job, State
 from runner.machine import Machine, named_threads
-from runner.plan.predict import Prediction
+from runner.plan.predict import Prediction, images_of
 from runner.schema import LauncherSettings, LocalLauncher, QueuedLauncher
 
 MOST_AT_ONCE = {"cpu": 8, "cuda": 16}
@@ -154,7 +154,25 @@ def size_pack(
         why = ""
     elif at_once == count:
         why = "all together"
-    return Pack(tuple(jobs), at_once, workers, processes, why)
+    return Pack(tuple(dealt(jobs, workers, at_once)), at_once, workers, processes, why)
+
+
+def dealt(jobs: Sequence[Job], workers: int, at_once: int) -> list[Job]:
+    """The order in which workers take jobs: those with most to do first, so that none trains alone at the end.
+
+    What the workers begin with, each in one go, is as much for one as for the other. Jobs with as much to do each stay
+    in the order of the command.
+    """
+    amounts = {job.folder: images_of(job) for job in jobs}
+    if len(set(amounts.values())) == 1:
+        return list(jobs)
+    ordered = sorted(jobs, key=lambda job: amounts[job.folder], reverse=True)
+    hands: list[list[Job]] = [[] for _ in range(workers)]
+    for job in ordered[: workers * at_once]:
+        open_hands = [hand for hand in hands if len(hand) < at_once]
+        min(open_hands, key=lambda hand: sum(amounts[each.folder] for each in hand)).append(job)
+    hands.sort(key=len, reverse=True)  # whoever comes first takes as many as it may
+    return [job for hand in hands for job in hand] + ordered[workers * at_once :]
 
 
 def places_of(

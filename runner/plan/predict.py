@@ -85,7 +85,7 @@ class Predictor:
         known_alone = self._measured(first, pack, machine, 1) or known
         alone_of = _Seconds(known_alone, work, first, machine, 1, pack.processes)
         overhead_s = known[-1].overhead_s if known else OVERHEAD_S
-        together_s = sum(_steps(job) * job.experiment.images_per_step for job in pack.jobs) * seconds_of(rows) / rows
+        together_s = sum(map(_trained, pack.jobs)) * seconds_of(rows) / rows
         drawn = sum(_drawing(job) for job in pack.jobs)
         drawing_s = drawn * seconds_of(rows) / rows
         alone_s = sum(_steps(job) * alone_of(job.experiment.images_per_step) for job in pack.jobs)
@@ -173,6 +173,20 @@ def latent_side(model: ModelSettings, resolution: int) -> int:
         return resolution // 8
     blocks = json.loads(config.read_text(encoding="utf-8")).get("block_out_channels", [0] * 4)
     return int(resolution // 2 ** (len(blocks) - 1))
+
+
+def images_of(job: Job) -> float:
+    """How much a training has to do, in images of a training step through the base alone.
+
+    Of a frozen weight a step makes the output and the gradient of the input, of an adapter's its own gradient as well.
+    """
+    settings = job.experiment
+    adapter = 1.5 * FAMILIES[settings.model.family].trained_share * settings.lora.rank
+    return _trained(job) * (1 + adapter) + _drawing(job)
+
+
+def _trained(job: Job) -> int:
+    return _steps(job) * job.experiment.images_per_step
 
 
 def _steps(job: Job) -> int:

@@ -185,6 +185,38 @@ def test_jobs_that_share_no_forward_pass_are_in_packs_of_their_own() -> None:
     assert [len(pack.jobs) for pack in plan(jobs).packs] == [3, 1, 1, 1, 1]
 
 
+def beginnings(found: Plan, key: str) -> list[list[Any]]:
+    """What each worker of the only pack takes first, and last what is left to take."""
+    (pack,) = found.packs
+    values = [getattr(job.experiment, key) for job in pack.jobs]
+    hands = [values[hand * pack.at_once : (hand + 1) * pack.at_once] for hand in range(pack.workers)]
+    return [*hands, values[pack.workers * pack.at_once :]]
+
+
+def test_long_jobs_begin_first_and_every_worker_has_as_much_to_do() -> None:
+    jobs = [job(steps=steps, seed=seed) for steps in (100, 200, 400, 1000) for seed in range(2)]
+    assert beginnings(plan(jobs, gpus(1), pack=3), "steps") == [[1000, 1000, 400], [400, 200, 200, 100, 100]]
+    both = [1000, 400, 200, 100]
+    assert beginnings(plan(jobs, CPU, Costs(fitting=8)), "steps") == [both, both, []]
+    assert beginnings(plan(jobs[1:], gpus(2)), "steps") == [both, [1000, 400, 200], []]
+    assert beginnings(plan(jobs, gpus(2), pack=2), "steps") == [[1000, 400], [1000, 400], [200, 200, 100, 100]]
+
+
+def test_larger_batches_and_adapters_are_more_to_do() -> None:
+    jobs = [job(seed=seed, lora={"rank": rank}) for rank in (4, 8, 16, 32) for seed in range(2)]
+    found = plan(jobs, CPU, Costs(fitting=8))
+    assert [each.experiment.lora.rank for each in found.todo] == [32, 16, 8, 4] * 2
+    assert beginnings(plan([job(batch_size=size) for size in (1, 4, 2)], gpus(1), pack=1), "batch_size") == [
+        [4],
+        [2, 1],
+    ]
+
+
+def test_jobs_with_as_much_to_do_begin_in_the_order_of_the_command() -> None:
+    jobs = [job(seed=seed, optimizer={"name": "adamw", "lr": lr}) for lr in (3e-4, 1e-4) for seed in (5, 2, 9, 1)]
+    assert plan(jobs, CPU, Costs(fitting=8)).todo == tuple(jobs)
+
+
 def test_done_and_repeated_and_held_jobs_are_not_run() -> None:
     one, two, three = seeds(3)
     states = {one.folder: State.COMPLETED, two.folder: State.FAILED}
