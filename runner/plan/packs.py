@@ -69,8 +69,8 @@ class Costs(Protocol):
     def fitting(self, jobs: Sequence[Job], machine: Machine, processes: int) -> tuple[int, str] | None:
         """How many of these jobs fit into a place's memory at once, and how that is known; None if it is not."""
 
-    def predict(self, pack: Pack, machine: Machine, places: int) -> Prediction | None:
-        """Time and memory of a pack, where so many workers share a CPU."""
+    def predict(self, pack: Pack, machine: Machine, places: int, count: int) -> Prediction | None:
+        """Time and memory of a pack that will have so many jobs, where so many workers share a CPU."""
 
 
 def make_plan(
@@ -108,7 +108,10 @@ def make_plan(
     ]
     if not machine.has_gpus:  # the cores are shared by as many as there are workers
         places = max(1, min(places, sum(pack.workers for pack in packs)))
-    packs = [dataclasses.replace(pack, prediction=costs.predict(pack, machine, places)) for pack in packs]
+    packs = [
+        dataclasses.replace(pack, prediction=costs.predict(pack, machine, places, count))
+        for pack, (_, count) in zip(packs, sized, strict=True)
+    ]
     return Plan(tuple(packs), machine, places, tuple(done), tuple(held), len(jobs) - len(distinct), expected)
 
 

@@ -71,8 +71,12 @@ class Predictor:
         each_gb = max(_job_gb(job, work, processes) for job in jobs)
         return int(room_gb / each_gb), f"as far as {smallest_gb:.0f} GB hold them, by estimate"
 
-    def predict(self, pack: Pack, machine: Machine, places: int) -> Prediction | None:
-        """Time and memory of a pack, where so many workers share a CPU; None where nothing is known of its base."""
+    def predict(self, pack: Pack, machine: Machine, places: int, count: int) -> Prediction | None:
+        """Time and memory of a pack, where so many workers share a CPU; None where nothing is known of its base.
+
+        Args:
+            count: how many jobs like those that are there it will have in all.
+        """
         first = pack.jobs[0]
         if not first.trains:
             return None
@@ -85,15 +89,16 @@ class Predictor:
         known_alone = self._measured(first, pack, machine, 1) or known
         alone_of = _Seconds(known_alone, work, first, machine, 1, pack.processes)
         overhead_s = known[-1].overhead_s if known else OVERHEAD_S
-        together_s = sum(map(_trained, pack.jobs)) * seconds_of(rows) / rows
-        drawn = sum(_drawing(job) for job in pack.jobs)
+        share = count / len(pack.jobs)
+        together_s = share * sum(map(_trained, pack.jobs)) * seconds_of(rows) / rows
+        drawn = share * sum(map(_drawing, pack.jobs))
         drawing_s = drawn * seconds_of(rows) / rows
-        alone_s = sum(_steps(job) * alone_of(job.experiment.images_per_step) for job in pack.jobs)
+        alone_s = share * sum(_steps(job) * alone_of(job.experiment.images_per_step) for job in pack.jobs)
         alone_s += drawn * alone_of(rows) / rows
         return Prediction(
             seconds=overhead_s + (together_s + drawing_s) / pack.workers,
-            alone_s=alone_s + overhead_s * len(pack.jobs),
-            memory_gb=known[-1].peak_memory_gb if known else _memory_gb(pack, work, machine),
+            alone_s=alone_s + overhead_s * count,
+            memory_gb=known[-1].peak_memory_gb if known else _memory_gb(pack, work, machine, count),
             measured=bool(known),
         )
 
@@ -218,7 +223,8 @@ def _job_gb(job: Job, work: Work, processes: int) -> float:
     return (kept + trained * ADAPTER_BYTES) / 1e9
 
 
-def _memory_gb(pack: Pack, work: Work | None, machine: Machine) -> float:
+def _memory_gb(pack: Pack, work: Work | None, machine: Machine, count: int) -> float:
     assert work is not None
-    jobs = sorted(pack.jobs, key=lambda job: _job_gb(job, work, pack.processes), reverse=True)[: pack.at_once]
-    return _base_gb(jobs[0], work, machine) + sum(_job_gb(job, work, pack.processes) for job in jobs)
+    largest = sorted((_job_gb(job, work, pack.processes) for job in pack.jobs), reverse=True)[: pack.at_once]
+    together = sum(largest) / len(largest) * min(pack.at_once, count)
+    return _base_gb(pack.jobs[0], work, machine) + together

@@ -23,11 +23,13 @@ def plan_lines(plan: Plan, work: CacheWork | None) -> list[str]:
     head += f", {plan.repeated} repeated in the command and run once" if plan.repeated else ""
     lines = [head]
     common = common_overrides((*plan.todo, *plan.done, *plan.elsewhere))
+    like = ""
     if plan.expected > jobs:
         at_once = max((pack.at_once * pack.workers for pack in plan.packs), default=1)
         lines.append(
             f"  up to {plan.expected} in all, {at_once} at once: the search chooses the others as results come in"
         )
+        like = ", if every trial takes as long and none is pruned"
     if plan.packs:
         lines.append(f"  on {plan.machine.line()}")
     if len(plan.packs) > 1:
@@ -35,7 +37,7 @@ def plan_lines(plan: Plan, work: CacheWork | None) -> list[str]:
     for number, pack in enumerate(plan.packs, start=1):
         lines.append(f"  pack {number}: {_pack(pack)}")
         if pack.prediction is not None:
-            lines.append(f"    {_prediction(pack.prediction, len(pack.jobs))}")
+            lines.append(f"    {_prediction(pack.prediction, max(len(pack.jobs), plan.expected))}{like}")
         lines += [f"    {job.id}  {_describe(job, common)}" for job in pack.jobs]
     lines += [f"  done: {job.id}  {_describe(job, common)}" for job in plan.done]
     lines += [f"  elsewhere: {job.id}  {_describe(job, common)}" for job in plan.elsewhere]

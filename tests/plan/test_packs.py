@@ -33,7 +33,7 @@ class Costs:
     def fitting(self, jobs: Sequence[Job], machine: Machine, processes: int) -> tuple[int, str] | None:
         return None if self.fits is None else (self.fits, "as far as the memory holds them")
 
-    def predict(self, pack: Pack, machine: Machine, places: int) -> Prediction | None:
+    def predict(self, pack: Pack, machine: Machine, places: int, count: int) -> Prediction | None:
         return self.prediction
 
 
@@ -246,6 +246,18 @@ def test_the_plan_in_words_says_what_why_and_how_long() -> None:
     assert "about 10 min and 31.4 GB, one after the other 60 min (estimated; not measured here yet)" in text
     assert "cache: 32 crops, 3 of them to encode; 5 captions, 0 to encode" in text
     assert all(f"seed={seed} " in text for seed in range(20))
+
+
+def test_the_plan_of_a_search_says_what_its_time_supposes() -> None:
+    prediction = Prediction(seconds=600, alone_s=3600, memory_gb=31.4, measured=True)
+    settings = Experiment.model_validate({}).launcher
+    found = make_plan(seeds(1), {}, settings, machine=gpus(1), costs=Costs(prediction=prediction), expected=40)
+    text = "\n".join(plan_lines(found, None))
+    assert "up to 40 in all, 16 at once" in text
+    assert (
+        "about 10 min and 31.4 GB, one after the other 60 min (from steps measured here), "
+        "if every trial takes as long and none is pruned" in text
+    )
 
 
 def test_the_plan_as_data_is_json() -> None:

@@ -113,9 +113,10 @@ def job(seed: int, **settings: Any) -> Job:
     return make_job(experiment, model="sdxl", dataset="images", outputs=Path("outputs"))
 
 
-def packed(count: int, machine: Machine = GPU, **settings: Any) -> Pack:
+def packed(count: int, machine: Machine = GPU, expected: int = 0, **settings: Any) -> Pack:
     jobs = [job(seed, **settings) for seed in range(count)]
-    return make_plan(jobs, {}, jobs[0].settings.launcher, machine=machine, costs=Predictor()).packs[0]
+    launcher = jobs[0].settings.launcher
+    return make_plan(jobs, {}, launcher, machine=machine, costs=Predictor(), expected=expected).packs[0]
 
 
 def test_unmeasured_packs_are_estimated_and_called_so() -> None:
@@ -124,6 +125,11 @@ def test_unmeasured_packs_are_estimated_and_called_so() -> None:
     assert not pack.prediction.measured
     assert pack.prediction.alone_s > pack.prediction.seconds > 60
     assert 8 * 5.6 < pack.prediction.memory_gb < 85
+
+
+def test_a_search_is_predicted_as_so_many_jobs_like_the_first_one() -> None:
+    assert packed(1, expected=9).prediction == packed(9).prediction
+    assert packed(1).prediction != packed(9).prediction
 
 
 def test_packs_are_no_larger_than_the_memory() -> None:
