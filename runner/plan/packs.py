@@ -170,12 +170,14 @@ def dealt(jobs: Sequence[Job], workers: int, at_once: int) -> list[Job]:
     if len(set(amounts.values())) == 1:
         return list(jobs)
     ordered = sorted(jobs, key=lambda job: amounts[job.folder], reverse=True)
-    hands: list[list[Job]] = [[] for _ in range(workers)]
-    for job in ordered[: workers * at_once]:
-        open_hands = [hand for hand in hands if len(hand) < at_once]
+    first = ordered[: workers * at_once]
+    # Whoever comes takes as many as it may: only the last one is left with fewer.
+    full, rest = divmod(len(first), at_once)
+    hands = [(size, list[Job]()) for size in [at_once] * full + [rest] * (rest > 0)]
+    for job in first:
+        open_hands = [hand for size, hand in hands if len(hand) < size]
         min(open_hands, key=lambda hand: sum(amounts[each.folder] for each in hand)).append(job)
-    hands.sort(key=len, reverse=True)  # whoever comes first takes as many as it may
-    return [job for hand in hands for job in hand] + ordered[workers * at_once :]
+    return [job for _, hand in hands for job in hand] + ordered[workers * at_once :]
 
 
 def places_of(

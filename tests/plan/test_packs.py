@@ -199,6 +199,8 @@ def test_long_jobs_begin_first_and_every_worker_has_as_much_to_do() -> None:
     both = [1000, 400, 200, 100]
     assert beginnings(plan(jobs, CPU, Costs(fitting=8)), "steps") == [both, both, []]
     assert beginnings(plan(jobs[1:], gpus(2)), "steps") == [both, [1000, 400, 200], []]
+    assert beginnings(plan([*jobs[2:4], *jobs[6:]], gpus(3)), "steps") == [[1000, 200], [1000, 200], [], []]
+    assert beginnings(plan([*jobs[2:5], *jobs[6:]], gpus(3)), "steps") == [[1000, 200], [1000, 200], [400], []]
     assert beginnings(plan(jobs, gpus(2), pack=2), "steps") == [[1000, 400], [1000, 400], [200, 200, 100, 100]]
 
 
