@@ -6,6 +6,7 @@ No torch: the plan counts what is cached already, the worker encodes what is not
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,9 +51,11 @@ def vae_folder(model: Path, vae: Path | None) -> Path:
 
 
 def encoder_hashes(model: Path) -> list[str]:
-    """Hashes of a model's text encoders and tokenizers."""
-    folders = [folder for folder in sorted(model.iterdir()) if folder.name.startswith(("text_", "tokenizer"))]
-    return [folder_hash(folder) for folder in folders]
+    """Hashes of a model's text encoders and tokenizers, but for those that its index leaves out."""
+    index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+    left_out = {name for name, kind in index.items() if isinstance(kind, list) and kind[:1] == [None]}
+    names = sorted(folder.name for folder in model.iterdir() if folder.name.startswith(("text_", "tokenizer")))
+    return [folder_hash(model / name) for name in names if name not in left_out]
 
 
 def class_images_folder(experiment: Experiment, prompt: str, *, model: str) -> Path:

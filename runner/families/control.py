@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import torch
 from diffusers import ControlNetModel
-from PIL import Image, UnidentifiedImageError
 from torch import nn
 
+from runner.data.decode import BLACK, UnreadableImage, decode
 from runner.errors import ModelError, SettingsError
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def controlled_by(
         {"requires_safety_checker": False} if "safety_checker" in pipeline.components else {"add_watermarker": False}
     )
     try:
-        image = Image.open(control.image).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+        image = decode(control.image.read_bytes(), under=BLACK)
+    except (OSError, UnreadableImage) as error:
         raise SettingsError(f"control.image = {str(control.image)!r}: cannot be read as an image ({error})") from error
     controlled = kind(**pipeline.components, controlnet=load(control.path), **quiet)
     return controlled, {"image": image, "controlnet_conditioning_scale": control.scale}

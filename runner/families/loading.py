@@ -115,4 +115,7 @@ def load_sampler(folder: Path, name: str, prediction: Prediction) -> Any:
     if zero:  # a sampler that leaves out the last timestep would expect a signal where there is none
         options = options | {"timestep_spacing": "trailing"}
     kind = getattr(diffusers, class_name)
+    if "clip_sample" in inspect.signature(kind).parameters:
+        # On by default in diffusers, for images: latents reach far beyond the range that it would clip them to.
+        options = options | {"clip_sample": False}
     return kind.from_pretrained(folder, subfolder="scheduler", prediction_type=prediction.kind, **options)

@@ -12,6 +12,9 @@ from runner.schema.family import TRANSFORMERS
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 """Noise, velocity (arXiv 2202.00512), and the image itself, as diffusers calls them."""
+OTHER_PROCESSES = ("EDM", "FlowMatch")
+"""How the names of samplers begin whose models learn something else (arXiv 2206.00364, 2209.03003): what diffusers
+makes of their configuration for DDPM are its own defaults."""
 STARTS_WITHOUT_IMAGE = (
     "DDIM",
     "DDPM",
@@ -31,10 +34,19 @@ class Prediction:
 
     kind: str
     zero_terminal_snr: bool
+    scheduler: str = "DDPMScheduler"
+    """Class of the scheduler that the model comes with, ..."""
+    has_betas: bool = True
+    """... and whether its configuration says how much noise each timestep has."""
 
     @property
     def fault(self) -> str:
         """Why this cannot be trained; empty if it can."""
+        if self.scheduler.startswith(OTHER_PROCESSES) or not self.has_betas:
+            return (
+                f"model.path: its scheduler, {self.scheduler}, is not one of noise in steps of beta (DDPM), which "
+                "model.family=sd and sdxl are trained with; take another model"
+            )
         if self.kind not in PREDICTIONS:
             return f"model.prediction_type = {self.kind!r}: should be one of {', '.join(PREDICTIONS)}"
         if self.zero_terminal_snr and self.kind == "epsilon":
@@ -53,6 +65,8 @@ def prediction_of(folder: Path, settings: ModelSettings) -> Prediction:
     return Prediction(
         settings.prediction_type or str(config.get("prediction_type", "epsilon")),
         bool(config.get("rescale_betas_zero_snr", False)) if zero is None else zero,
+        str(config.get("_class_name", "its scheduler_config.json")),
+        "beta_start" in config or bool(config.get("trained_betas")),
     )
 
 

@@ -97,6 +97,10 @@ class Base:
         dtype = self.dtype if self.live_text else torch.float32
         return self.family.load_text(self.folder, self.settings.variant, dtype)
 
+    def frozen_text(self) -> TextStack:
+        """The text encoders in fp32 and without adapters, in any training; a copy of their own where they train."""
+        return self.family.load_text(self.folder, self.settings.variant, torch.float32) if self.live_text else self.text
+
     @cached_property
     def tokenizers(self) -> Tokenizers:
         """The tokenizers alone."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from runner.errors import ModelError
-from runner.families.loading import decode_latents, load_vae, scale_latents
+from runner.families.loading import decode_latents, load_sampler, load_vae, scale_latents
 from runner.families.noise import NoiseSchedule, load_noise_schedule
 from runner.schema import ModelSettings
 
@@ -103,6 +103,28 @@ def test_other_predictions_are_refused(sdxl_folder: Path, tmp_path: Path) -> Non
     model = changed(sdxl_folder, tmp_path / "model", "scheduler", prediction_type="score")
     with pytest.raises(ModelError, match="'score'"):
         schedule_of(model)
+
+
+@pytest.mark.parametrize("scheduler", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_models_of_another_noise_are_refused(sdxl_folder: Path, tmp_path: Path, scheduler: str) -> None:
+    folder = changed(sdxl_folder, tmp_path / "model", "scheduler", _class_name=scheduler)
+    with pytest.raises(ModelError, match=f"its scheduler, {scheduler}, is not one of noise in steps of beta"):
+        schedule_of(folder)
+
+
+def test_a_scheduler_that_does_not_say_its_noise_is_refused(sdxl_folder: Path, tmp_path: Path) -> None:
+    folder = changed(sdxl_folder, tmp_path / "model", "scheduler")
+    file = folder / "scheduler" / "scheduler_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in settings.items() if key != "beta_start"}))
+    with pytest.raises(ModelError, match="is not one of noise in steps of beta"):
+        schedule_of(folder)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "lcm", "tcd"])
+def test_latents_are_never_clipped(sdxl_folder: Path, tmp_path: Path, name: str) -> None:
+    folder = changed(sdxl_folder, tmp_path / "model", "scheduler", clip_sample=True)
+    assert not load_sampler(folder, name, schedule_of(folder).prediction).config.clip_sample
 
 
 def test_latents_are_normalised_as_the_vae_says() -> None:

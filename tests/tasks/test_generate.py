@@ -91,6 +91,10 @@ def told(**changes: object) -> dict[str, object]:
         ({"control": {"path": "no/such/one", "image": __file__}}, "control.path = 'no/such/one': there is no such"),
         ({"control": {"path": str(Path(__file__).parent), "image": __file__}}, "the folder has no config.json, so it"),
         ({"control": {"path": "x", "image": __file__}}, f"control.image = '{__file__}': cannot be read as an image"),
+        (
+            {"control": {"path": "x", "image": "wide.png"}},
+            "control.image = 'wide.png': is 64 x 32, and what is drawn is",
+        ),
         ({"control": {"path": "x", "image": "y"}, "model": {"family": "sd3"}}, "with model.family=sd and sdxl only"),
         ({"seeds": [2**64]}, "should be less than 18446744073709551616"),
         ({"model": {"family": "flux"}, "scheduler": {"name": "ddim"}}, "scheduler.name = 'ddim': belongs to models"),
@@ -98,7 +102,11 @@ def told(**changes: object) -> dict[str, object]:
         ({"launcher": {"name": "local", "processes": 2}}, "launcher.processes = 2: has no effect with task=generate"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_drawn(changes: dict[str, object], said: str, tmp_path: Path) -> None:
+def test_what_is_wrong_is_said_before_anything_is_drawn(
+    changes: dict[str, object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 32)).save("wide.png")
     with pytest.raises(SettingsError) as refused:
         Checker(tmp_path).job(told(**changes))
 

@@ -199,6 +199,20 @@ def test_images_of_the_class_are_not_those_of_other_samplers_or_another_base() -
     assert folder(seed=3, method={**method, "num_class_images": 9}) == folder()
 
 
+def test_images_of_the_class_know_nothing_of_text_encoders_that_are_trained(bench: Bench, sdxl_folder: Path) -> None:
+    method = {"name": "dreambooth", "class_prompt": "a pink star", "num_class_images": 1, "class_inference_steps": 2}
+    common = {"steps": 1, "method": method, "precision": "bf16"}
+    frozen = bench.job(sdxl_folder, **common)
+    assert bench.train(frozen)
+    with bench.own_cache():
+        folder = class_images_folder(frozen.experiment, "a pink star", model=frozen.identity["model"])
+    (image,) = folder.glob("*.png")
+    drawn = image.read_bytes()
+    image.unlink()
+    assert bench.train(bench.job(sdxl_folder, lora={"text_encoder": True}, **common))
+    assert image.read_bytes() == drawn
+
+
 def test_images_of_the_class_that_another_pack_draws_are_waited_for(
     bench: Bench, sdxl_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -39,9 +39,11 @@ def _image_faults(given: str) -> list[str]:
     if not image.is_file():
         return [f"{said}: is no file; give the image to follow"]
     try:
-        inspect(image.read_bytes())
+        found = inspect(image.read_bytes())
     except (OSError, UnreadableImage) as error:
         return [f"{said}: cannot be read as an image ({error}); give the image to follow"]
+    if found.width_px != found.height_px:  # the pipeline would stretch it
+        return [f"{said}: is {found.width_px} x {found.height_px}, and what is drawn is square; cut it to a square"]
     return []
 
 

@@ -109,11 +109,13 @@ def encode_at_once(
     captions: Sequence[str], family: Family, load_text: Callable[[], TextStack], place: Place
 ) -> Iterator[tuple[str, Text]]:
     """The embeddings of captions, as `encode_captions` gives them, without a cache; nothing is loaded for none."""
+    if not captions:
+        return
+    text = load_text()
+    for encoder in text.encoders:
+        encoder.to(place.device)
     batch = 1 if place.device.type == "cpu" else CAPTIONS_PER_BATCH
     for start in range(0, len(captions), batch):
-        text = load_text()
-        for encoder in text.encoders:
-            encoder.to(place.device)
         part = captions[start : start + batch]
         ids = [each.to(place.device) for each in text.tokenizers.ids(part)]
         with torch.no_grad():

@@ -169,7 +169,9 @@ def _beside(
     class_items: list[Item] = []
     sizes, parts = [], []
     for each in prior.classes:
-        drawn = draw_class_images(job, each, base, conditioner) if each.to_draw else ()
+        # They are the same for every job, so they know nothing of encoders that one of them trains.
+        by = _encoded_text((each.prompt, EMPTY), base) if base.live_text else conditioner
+        drawn = draw_class_images(job, each, base, by) if each.to_draw else ()
         # Apart: what is encoded together, which the last digits depend on, must not depend on where the images lie.
         parts += [class_views_of(part, items, settings) for part in (each.items, drawn) if part]
         sizes.append(len(each.items) + len(drawn))
@@ -266,14 +268,17 @@ def _conditioner(settings: Experiment, captions: tuple[str, ...], base: Base) ->
         )
     if base.live_text:
         return LiveText(base.family, base.text, captions, device=base.place.device)
-    on_disk = settings.dataset.streams
+    return _encoded_text(captions, base, on_disk=settings.dataset.streams)
+
+
+def _encoded_text(captions: tuple[str, ...], base: Base, *, on_disk: bool = False) -> Conditioner:
     found: EncodedText | StoredText | None = base.shared.get(("captions", on_disk, captions))
     if found is None:
         encoded = encode_captions(
             captions,
             family=base.family,
             model_folder=base.folder,
-            load_text=lambda: base.text,
+            load_text=base.frozen_text,
             place=base.place,
             variant=base.settings.variant,
             on_disk=on_disk,
