@@ -227,8 +227,8 @@ def update_manifest(folder: Path, **fields: Any) -> None:
     write_text(JobPaths(folder).manifest, json.dumps(manifest, indent=2) + "\n")
 
 
-def register(job: Job) -> None:
-    """Make the job's folder, or take it up again, as pending."""
+def register(job: Job, state: State = State.PENDING) -> None:
+    """Make the job's folder, or take it up again, as pending unless it is known to be in another state."""
     write_config(job)
     fresh = {
         "id": job.id,
@@ -241,7 +241,7 @@ def register(job: Job) -> None:
     update_manifest(
         job.folder,
         **fresh,
-        state=State.PENDING,
+        state=state,
         error=None,
         crashed=False,
         created=known.get("created", now()),

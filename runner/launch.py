@@ -23,7 +23,7 @@ from runner.paths import outputs_dir
 from runner.plan import Plan, Predictor, make_plan
 from runner.plan.packs import is_done
 from runner.plan.words import plan_data, plan_lines
-from runner.schema import LauncherSettings
+from runner.schema import LauncherSettings, QueuedLauncher
 from runner.schema.launchers import APART
 from runner.schema.tasks.deploy import Deploy
 
@@ -138,7 +138,7 @@ def _run(jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None
         for job in plan.done:
             report_to_agent(job.settings.logger, job.folder)
         for job in plan.todo:
-            _take_up(job)
+            _take_up(job, settings)
         try:
             if plan.packs:
                 launcher.launch(plan, settings, more)
@@ -157,14 +157,22 @@ def _run(jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None
         conclude(jobs)
 
 
-def _take_up(job: Job) -> None:
+def _take_up(job: Job, settings: LauncherSettings) -> None:
     """Make a job's folder ready for a worker, unless another runner is faster."""
     try:
         with lock(job.folder):
             if not is_done(job, _state(job)):
-                register(job)
+                register(job, _state_elsewhere(job, settings))
     except LockedError:
         log.info("%s: another runner has just begun with it", job.id)
+
+
+def _state_elsewhere(job: Job, settings: LauncherSettings) -> State:
+    """Of a job with workers in a queue what it is there: it costs money, and is to be found also if this one dies."""
+    manifest = _manifest(job)
+    state = State(manifest.get("state", State.PENDING))
+    submitted = isinstance(settings, QueuedLauncher) and (manifest.get("submission") or {}).get("ids")
+    return state if submitted and state in (State.SUBMITTED, State.RUNNING, State.INTERRUPTED) else State.PENDING
 
 
 def _plan(jobs: Sequence[Job], settings: LauncherSettings, machine: Machine, costs: Predictor, expected: int) -> Plan:

@@ -78,6 +78,10 @@ class ExperimentPaths:
         """Folder of the lists that workers on a cluster take from, and of what they say."""
         return self.folder / name
 
+    def turn(self, cluster: str) -> Path:
+        """What is locked by the command that submits to it."""
+        return self.cluster(cluster) / "submitting.lock"
+
     def queue(self, cluster: str, key: str) -> Path:
         """One such list."""
         return self.cluster(cluster) / f"queue-{key}.json"

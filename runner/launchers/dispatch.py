@@ -10,16 +10,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from time import monotonic, sleep
 from typing import Any
 
 from runner.errors import Detached, Interrupted, SettingsError
+from runner.exclusive import alone
 from runner.job import Job, State, common_overrides, lock, own_overrides, read_manifest, register, update_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.cluster import Cluster, Gone, NoRoom, NotSubmitted
 from runner.launchers.lots import OPEN_FOR_S, SETTLED, UNSETTLED, Lot, jobs_of_workers, recorded_lots
 from runner.launchers.settle import fail, halved, is_dead, last_words, take_up_again
+from runner.paths import ExperimentPaths
 from runner.plan import Plan, pack_key
 from runner.report.words import count
 from runner.schema import QueuedLauncher
@@ -70,13 +73,24 @@ class Dispatch:
             raise Interrupted("jobs were interrupted")
 
     def _submit_missing(self) -> None:
-        self._attach()
-        attached = {job.folder for lot in self.lots for job in lot.jobs}
-        for pack in self.plan.packs:
-            if missing := [job for job in pack.jobs if job.folder not in attached]:
-                self._submit(Lot(dataclasses.replace(pack, jobs=tuple(missing)), self.cluster.name))
+        with self._turn():
+            self._attach()
+            attached = {job.folder for lot in self.lots for job in lot.jobs}
+            for pack in self.plan.packs:
+                if missing := [job for job in pack.jobs if job.folder not in attached]:
+                    self._submit(Lot(dataclasses.replace(pack, jobs=tuple(missing)), self.cluster.name))
         if not self.settings.wait and any(lot.is_unsettled for lot in self.lots):
             raise Detached(self._how_it_goes_on())
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Within it no other command submits jobs of these experiments: sending what they need may take minutes."""
+        folders = sorted({job.folder.parent for job in (*self.plan.todo, *self.plan.elsewhere)})
+        with ExitStack() as stack:
+            for folder in folders:
+                turn = ExperimentPaths(folder).turn(self.cluster.name)
+                stack.enter_context(alone(turn, doing=f"submitting jobs of {folder.name}"))
+            yield
 
     def _leave(self) -> None:
         """Say how everything goes on; on a terminal, ask whether it shall."""
@@ -115,8 +129,10 @@ class Dispatch:
     # --- submitting ---
 
     def _attach(self) -> None:
-        """Take up what earlier commands have submitted and what is not over yet."""
-        lots = recorded_lots((*self.plan.todo, *self.plan.elsewhere), self.cluster.name)
+        """Take up what other commands have submitted and what is not over yet."""
+        here = {job.folder for lot in self.lots for job in lot.jobs}
+        jobs = [job for job in (*self.plan.todo, *self.plan.elsewhere) if job.folder not in here]
+        lots = recorded_lots(jobs, self.cluster.name)
         gone = self.cluster.gone(jobs_of_workers(lots))
         for lot in lots:
             alive = [worker for worker in lot.alive if worker not in gone]
@@ -165,10 +181,16 @@ class Dispatch:
         if monotonic() - self._tried < TRY_AGAIN_S:
             return
         self._tried = monotonic()
+        if not self._waiting:
+            return
+        with self._turn():
+            self._submit_waiting()
+
+    def _submit_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         for number, lot in enumerate(waiting):
             lot.look()
-            lot.drop(lot.in_state(*SETTLED))
+            lot.drop([*lot.in_state(*SETTLED), *lot.given_to_others()])
             if lot.jobs:
                 self._waiting.append(lot)  # so that it is said only once
                 self._submit_workers(lot)
@@ -176,7 +198,8 @@ class Dispatch:
                     self._waiting.remove(lot)
                 else:
                     self._waiting += waiting[number + 1 :]
-                    return
+                    break
+        self._attach()  # to what others have taken meanwhile
 
     def _ask_for_more(self) -> None:
         if self.more is None:

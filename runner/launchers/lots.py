@@ -44,12 +44,13 @@ class Lot:
         self.look()
 
     def begin(self, jobs: Sequence[Job]) -> None:
-        """Mark jobs as submitted, before a worker could take one; what somebody else holds is not ours."""
+        """Mark jobs as submitted, before a worker could take one; what somebody else holds or has done is not ours."""
         for job in jobs:
             try:
                 with lock(job.folder):
-                    state = state_of(job.folder)
-                    if state not in (State.COMPLETED, State.PRUNED):
+                    if state_of(job.folder) in (State.COMPLETED, State.PRUNED):
+                        self.drop([job])
+                    else:
                         submission = {"cluster": self.cluster, "queue": str(self.queue.file), "ids": self.workers}
                         update_manifest(job.folder, state=State.SUBMITTED, submission=submission)
             except LockedError:
@@ -98,6 +99,13 @@ class Lot:
         gone = {job.folder for job in jobs}
         self.jobs = [job for job in self.jobs if job.folder not in gone]
         self.states = {folder: state for folder, state in self.states.items() if folder not in gone}
+
+    def given_to_others(self) -> list[Job]:
+        """Jobs that another command has submitted, in a list of its own."""
+        submissions = {job.folder: read_manifest(job.folder).get("submission") or {} for job in self.jobs}
+        mine = str(self.queue.file)
+        with_workers = self.in_state(State.SUBMITTED, State.RUNNING)
+        return [job for job in with_workers if submissions[job.folder].get("queue") != mine]
 
     def in_state(self, *states: State) -> list[Job]:
         """The jobs in one of these states, at the last look."""

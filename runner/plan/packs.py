@@ -143,6 +143,8 @@ def size_pack(
         why = f"shared among {workers} workers" if workers > 1 else "one after the other over one loaded base"
         return Pack(tuple(jobs), 1, workers, 1, why)
     processes = launcher.fixed_processes or _spread(jobs, places, machine, share_of)
+    if machine.has_gpus and isinstance(launcher, QueuedLauncher):  # a worker there has its own GPUs, and no others
+        processes = max(1, min(processes, len(machine.devices) // (launcher.concurrency or 1)))
     if machine.has_gpus:
         workers = max(1, min(count, places // processes))
     else:

@@ -159,6 +159,13 @@ def test_small_packs_train_side_by_side_on_a_cpu() -> None:
     assert plan(many, machine, CostsByMemory()).places == 3, "no core is kept for a worker that there is not"
 
 
+def test_workers_of_a_queue_are_spread_over_their_own_gpus_only() -> None:
+    settings = {"name": "sagemaker", "instance": "ml.g5.12xlarge", "concurrency": 3}
+    assert shapes(plan([job(batch_size=12)], gpus(12), **settings)) == [(1, 1, 1, 4)]
+    assert shapes(plan(seeds(2, batch_size=12), gpus(12), **settings)) == [(2, 1, 2, 4)]
+    assert shapes(plan(seeds(1, batch_size=4), gpus(4), **{**settings, "concurrency": 4})) == [(1, 1, 1, 1)]
+
+
 def test_a_job_is_spread_over_no_more_gpus_than_it_has_images() -> None:
     assert shapes(plan([job(batch_size=2)], gpus(8))) == [(1, 1, 1, 2)]
     assert shapes(plan([job(batch_size=1)], gpus(8))) == [(1, 1, 1, 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from runner.schema import Experiment, SlurmLauncher
 
 ENDED, TAKEN = Gone(words="ended as FAILED"), Gone(words="ended as PREEMPTED", reason="taken")
 CANCELLED = Gone(words="was cancelled", reason="cancelled")
+LAUNCHER = SlurmLauncher.model_validate({"name": "slurm", "gpus_per_node": 0})
 MACHINE = Machine((Device("cpu", "a node", None),), cores=1)
 
 
@@ -272,6 +274,52 @@ def test_a_job_whose_workers_have_all_gone_is_submitted_anew(monkeypatch: pytest
     assert states(jobs) == ["completed"] * 2
     assert [lot.workers for lot in recorded_lots(jobs, "script")] == [["w2"]]
     assert recorded_lots(jobs, "another") == []
+
+
+def test_two_commands_at_once_submit_a_job_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(2)
+    cluster = Script()
+    submit = cluster.submit
+    outcomes, waits = [], []
+
+    def command(*chosen: Job) -> None:
+        with pytest.raises(Detached) as detached:
+            run(cluster, make_plan(chosen), monkeypatch, wait=False)
+        outcomes.append(str(detached.value))
+
+    second = Thread(target=command, args=jobs)
+
+    def slowly(order: Order, *, after: str | None) -> str:
+        monkeypatch.setattr(cluster, "submit", submit)
+        second.start()
+        second.join(0.3)
+        waits.append(second.is_alive())
+        return submit(order, after=after)
+
+    monkeypatch.setattr(cluster, "submit", slowly)
+    command(jobs[0])
+    second.join()
+
+    assert waits == [True]
+    assert [Queue(order.queue).read()[0] for order, _ in cluster.orders] == [[jobs[0].folder], [jobs[1].folder]]
+    assert "w1 go on" in outcomes[0] and "w1, w2 go on" in outcomes[1]
+
+
+def test_what_had_to_wait_and_another_command_has_submitted_is_not_submitted_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs = make_jobs(1)
+    monkeypatch.setattr(dispatch, "TRY_AGAIN_S", 0.0)
+
+    def another(cluster: Script) -> None:
+        with pytest.raises(Detached):
+            Dispatch(make_plan(jobs), LAUNCHER.model_copy(update={"wait": False}), cluster).run()
+
+    cluster = Script(another, finish(jobs), full="1")
+    run(cluster, make_plan(jobs), monkeypatch)
+
+    assert len(cluster.orders) == 1
+    assert states(jobs) == ["completed"]
 
 
 def test_what_another_runner_holds_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
