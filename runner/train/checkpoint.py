@@ -1,7 +1,8 @@
 """What a killed job continues from: a folder per checkpoint, whole or absent, a few of them kept.
 
-The adapter, its average, the optimizer and the schedule are the whole state: order, noise and dropout are functions of
-the step, and every process holds the same weights, so one process's files are complete for any number of them.
+The adapter, its average, the optimizer, the schedule and the sums for the next record are the whole state: order, noise
+and dropout are functions of the step, and every process holds the same weights, so one process's files are complete for
+any number of them.
 """
 
 from __future__ import annotations

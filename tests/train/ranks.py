@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from runner.train.place import Place
+from runner.train.place import Found, Place
 
 Given = TypeVar("Given")
 
@@ -26,6 +27,13 @@ class Rank(Place):
 
     def any_of(self, flags: Sequence[bool]) -> list[bool]:
         return [any(each) for each in zip(*self._exchanged(flags), strict=True)]
+
+    def sum(self, tensor: Tensor) -> None:
+        tensor.copy_(torch.stack(self._exchanged(tensor.clone())).sum(dim=0))
+
+    def from_main(self, find: Callable[[], Found]) -> Found:
+        found: Found = self._exchanged(find() if self.is_main else None)[0]
+        return found
 
     def _exchanged(self, own: Any) -> list[Any]:
         self._said[self.rank] = own
