@@ -1,7 +1,8 @@
 """What a killed job continues from: a folder per checkpoint, whole or absent, a few of them kept.
 
-The adapter, its average, the optimizer and the schedule are the whole state: order, noise and dropout are functions of
-the step, and every process holds the same weights, so one process's files are complete for any number of them.
+The adapter, its average, the optimizer, the schedule and the sums for the next record are the whole state: order, noise
+and dropout are functions of the step, and every process holds the same weights, so one process's files are complete for
+any number of them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ DAMAGES = (
 def save_checkpoint(
     job: Job, step: int, adapter: Mapping[str, Mapping[str, Tensor]], optimizer: Mapping[str, Any]
 ) -> Path:
-    """Write a checkpoint of `step` atomically, and remove the oldest beyond `checkpoint.keep`."""
+    """Write a checkpoint of `step` atomically; then remove the oldest beyond `checkpoint.keep`, and all later ones."""
     target = job.paths.checkpoint_at(step)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".writing-"))
@@ -58,8 +59,12 @@ def save_checkpoint(
         temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in _steps(job.paths.checkpoints)[: -job.experiment.checkpoint.keep]:
+    steps = _steps(job.paths.checkpoints)
+    until = steps.index(target) + 1
+    for old in steps[:until][: -job.experiment.checkpoint.keep]:
         shutil.rmtree(old)
+    for unreadable in steps[until:]:  # or the job would have gone on from there
+        shutil.rmtree(unreadable, ignore_errors=True)
     for torn in job.paths.checkpoints.glob(".writing-*"):
         shutil.rmtree(torn, ignore_errors=True)
     return target

@@ -78,6 +78,8 @@ class JobRun:
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.weights.copy_(state["average"])
+        if window := state.get("window"):  # checkpoints did not always have it
+            self._restore_window(window)
         log.info("%s: continues after step %d", self.job.id, self.step)
 
     def open_record(self, about: Mapping[str, Any]) -> None:
@@ -260,7 +262,8 @@ class JobRun:
         return {"kept_of_earlier": kept_share(losses, kept.of_base(self.base, self.materials.conditioner))}
 
     def checkpoint(self) -> None:
-        """Save all that a later process needs to go on from here, once; in the main process only."""
+        """Save all that a later process needs to go on from here, once; all take part, and the main process writes."""
+        self._gather_loss()
         if not self.is_main or self._saved_step == self.step:
             return
         with self.clock.charging("artifacts", [self]):
@@ -268,12 +271,31 @@ class JobRun:
                 "optimizer": self.optimizer.state_dict(),
                 "lr_scheduler": self.lr_scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
+                "window": self._window(),
             }
             if self.average is not None:
                 state["average"] = self.average.weights.cpu()
             save_checkpoint(self.job, self.step, self.adapter.state(), state)
             self._saved_step = self.step
             update_manifest(self.job.folder, steps_done=self.step, timings_s=self._timings_s())
+
+    def _gather_loss(self) -> None:
+        """Bring what all processes have seen since the last record to the main one, where the next record finds it."""
+        self.base.place.sum(self._loss)
+        if not self.is_main:
+            self._loss.zero_()
+
+    def _window(self) -> dict[str, Any]:
+        """The sums since the last record; a signal or a rung may come between two, and must not show in the next."""
+        elapsed_s = self.trained_s - self._trained_before_s
+        sums = {"loss": self._loss.cpu(), "norm": self._norm.cpu()}
+        return {"steps": self._steps_since, "elapsed_s": elapsed_s, **sums}
+
+    def _restore_window(self, window: Mapping[str, Any]) -> None:
+        self._steps_since, self._trained_before_s = window["steps"], self.trained_s - window["elapsed_s"]
+        self._norm.copy_(window["norm"])
+        if self.is_main:  # it is that of all processes, and will be summed over them
+            self._loss.copy_(window["loss"])
 
     def interrupt(self) -> None:
         """Save everything and end as interrupted."""

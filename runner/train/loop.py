@@ -125,8 +125,12 @@ def _prune(run: JobRun) -> object:
     """After all jobs of the round were measured, so that those in one pack are judged together."""
     if not run.at_rung:
         return None
-    reason = falls_behind(run.job, run.step) if run.is_main else None
-    leaves = run.base.place.any(reason is not None)
+    place = run.base.place
+    # Only the main process reads the others' folders; what it fails at, all must hear of before it raises.
+    reason = place.together(
+        lambda: falls_behind(run.job, run.step) if run.is_main else None, what="compare the job with the others"
+    )
+    leaves = place.any(reason is not None)
     if leaves:
         log.info("%s is pruned: %s", run.job.id, reason or "others do better")
         run.prune(reason or "")

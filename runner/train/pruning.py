@@ -7,11 +7,17 @@ reached it so far go on. It reads the folders of the experiment, so it needs nob
 
 from __future__ import annotations
 
+import logging
 import math
+from functools import lru_cache
+from pathlib import Path
 
+from runner.errors import RunnerError
 from runner.job import Job, read_manifest
 from runner.schema import PruningSettings
 from runner.track import MetricsFile
+
+log = logging.getLogger(__name__)
 
 
 def rungs(settings: PruningSettings, steps: int) -> list[int]:
@@ -42,15 +48,35 @@ def falls_behind(job: Job, step: int) -> str | None:
 
 
 def _values_at(job: Job, step: int) -> dict[str, float]:
-    fingerprint, metric = job.identity["dataset"], job.experiment.objective.name
     values = {}
     for folder in sorted(job.folder.parent.iterdir()):
-        if not (folder / job.paths.metrics.name).is_file():
+        try:
+            value = _value_at(folder, job, step)
+        except (RunnerError, OSError) as error:
+            if folder == job.folder:
+                raise
+            _warn(folder, str(error))
             continue
-        identity = read_manifest(folder).get("identity", {})
-        if identity.get("dataset") != fingerprint:
-            continue
-        for line in MetricsFile(folder / job.paths.metrics.name).read():
-            if line["step"] == step and metric in line:
-                values[folder.name] = float(line[metric])
+        if value is not None:
+            values[folder.name] = value
     return values
+
+
+def _value_at(folder: Path, job: Job, step: int) -> float | None:
+    """What the job of a folder was measured at; None where it has no part in the comparison."""
+    metrics = folder / job.paths.metrics.name
+    if not metrics.is_file():
+        return None
+    # A job's own manifest has nothing to say that it does not know.
+    if folder != job.folder and read_manifest(folder).get("identity", {}).get("dataset") != job.identity["dataset"]:
+        return None
+    name, value = job.experiment.objective.name, None
+    for line in MetricsFile(metrics).read():
+        if line["step"] == step and name in line:
+            value = float(line[name])
+    return value
+
+
+@lru_cache(maxsize=1024)  # once: every job looks at every rung
+def _warn(folder: Path, why: str) -> None:
+    log.warning("%s is not compared with the others: %s", folder, why)

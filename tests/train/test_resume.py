@@ -16,7 +16,7 @@ import torch
 
 from runner.errors import Interrupted
 from runner.job import Job, State, read_manifest, state_of
-from runner.train.checkpoint import load_checkpoint
+from runner.train.checkpoint import load_checkpoint, save_checkpoint
 from tests.train.bench import Bench, difference, records, weights
 
 COMMON: dict[str, Any] = {"steps": 6, "checkpoint": {"every": 2}, "dataset": {"caption_dropout": 0.3}}
@@ -156,6 +156,40 @@ def test_a_job_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert bench.train(half_done)
     assert difference(weights(straight), weights(half_done)) == 0.0
     assert sorted(records(half_done, "train/loss")) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"), [(1, ["step-000004"]), (2, ["step-000003", "step-000004"]), (3, ["step-000003", "step-000004"])]
+)
+def test_what_is_saved_after_a_damaged_checkpoint_is_kept_and_the_damaged_one_goes(
+    half_done: Job, monkeypatch: pytest.MonkeyPatch, keep: int, left: list[str]
+) -> None:
+    paths = half_done.paths
+    paths.checkpoint_at(5).rename(paths.checkpoint_at(8))
+    paths.checkpoint_at(4).rename(paths.checkpoint_at(3))
+    about = paths.checkpoint_at(3) / "about.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "step": 3}))
+    _cut(paths.checkpoint_at(8) / "optimizer.pt")
+    found = load_checkpoint(half_done)
+    assert found is not None
+    step, adapter, optimizer = found
+    assert step == 3
+    seen: list[int] = []
+    remove = shutil.rmtree
+
+    def looking(path: Path, **options: Any) -> None:
+        if path.name.startswith("step-"):
+            newest = load_checkpoint(half_done)
+            seen.append(newest[0] if newest is not None else -1)
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", looking)
+    experiment = half_done.experiment
+    checkpoint = experiment.checkpoint.model_copy(update={"keep": keep})
+    job = dataclasses.replace(half_done, settings=experiment.model_copy(update={"checkpoint": checkpoint}))
+    save_checkpoint(job, 4, adapter, optimizer)
+    assert checkpoints(job) == left
+    assert set(seen) == {4}, "nothing is removed before the new one can be read"
 
 
 def test_a_checkpoint_torn_while_it_was_written_does_no_harm(bench: Bench, half_done: Job) -> None:

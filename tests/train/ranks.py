@@ -1,0 +1,50 @@
+"""Two processes of one pack that are threads here: a place for each, which meet in every collective."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from runner.train.place import Found, Place
+
+Given = TypeVar("Given")
+
+PATIENCE_S = 10
+"""After it, a process that waits for one which is elsewhere fails with a BrokenBarrierError."""
+
+
+class Rank(Place):
+    """One of them."""
+
+    def __init__(self, rank: int, meeting: threading.Barrier, said: list[Any]) -> None:
+        super().__init__(torch.device("cpu"), rank, 2)
+        self._meeting, self._said = meeting, said
+
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+        return [any(each) for each in zip(*self._exchanged(flags), strict=True)]
+
+    def sum(self, tensor: Tensor) -> None:
+        tensor.copy_(torch.stack(self._exchanged(tensor.clone())).sum(dim=0))
+
+    def from_main(self, find: Callable[[], Found]) -> Found:
+        found: Found = self._exchanged(find() if self.is_main else None)[0]
+        return found
+
+    def _exchanged(self, own: Any) -> list[Any]:
+        self._said[self.rank] = own
+        self._meeting.wait()
+        said = list(self._said)
+        self._meeting.wait()
+        return said
+
+
+def in_both(action: Callable[[Place], Given]) -> list[Given]:
+    """What an action gives in the main process and in the other one."""
+    meeting, said = threading.Barrier(2, timeout=PATIENCE_S), [None, None]
+    with ThreadPoolExecutor(2) as processes:
+        return list(processes.map(lambda rank: action(Rank(rank, meeting, said)), range(2)))

@@ -1,0 +1,107 @@
+"""A job at a rung is judged by the folders that can be read, and all processes hear of it when none can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from runner.job import Job
+from runner.paths import JobPaths
+from runner.track import MetricsFile
+from runner.train import loop
+from runner.train.loop import _prune
+from runner.train.pack import tried
+from runner.train.place import Place
+from runner.train.pruning import falls_behind
+from tests.train.bench import Bench
+from tests.train.ranks import in_both
+
+PRUNING: dict[str, Any] = {"steps": 12, "pruning": {"name": "asha", "first": 2, "reduction": 2}}
+
+
+def measured(bench: Bench, model: Path, outputs: Path, losses: Sequence[float]) -> list[Job]:
+    """Jobs of one experiment that have come to step 2, each with its loss there."""
+    jobs = [bench.job(model, outputs=outputs, seed=seed, **PRUNING) for seed in range(len(losses))]
+    for job, loss in zip(jobs, losses, strict=True):
+        MetricsFile(job.paths.metrics).append(2, {"validation/loss": loss})
+    return jobs
+
+
+def _as_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut": lambda file: file.write_text(file.read_text()[:40]),
+    "empty": lambda file: file.write_bytes(b""),
+    "a folder": _as_folder,
+    "gone": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_a_job_whose_manifest_cannot_be_read_is_left_out(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, damage: str
+) -> None:
+    good, damaged, worse, worst = measured(bench, sdxl_folder, tmp_path, [0.1, 0.2, 0.3, 0.4])
+    DAMAGES[damage](damaged.paths.manifest)
+    assert falls_behind(good, 2) is None
+    for behind in (worse, worst):
+        assert "not among the best 1 of 3" in str(falls_behind(behind, 2))
+
+
+def test_what_is_left_out_is_said_once(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    *others, damaged = measured(bench, sdxl_folder, tmp_path, [0.1, 0.2, 0.3])
+    damaged.paths.manifest.write_text("{")
+    for job in others * 2:
+        falls_behind(job, 2)
+    assert caplog.text.count(f"{damaged.folder} is not compared with the others") == 1
+
+
+def test_a_folder_that_the_system_refuses_to_show_is_left_out_unless_it_is_the_jobs_own(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, other = measured(bench, sdxl_folder, tmp_path, [0.2, 0.1])
+    read = MetricsFile.read
+
+    def refusing(file: MetricsFile) -> list[dict[str, Any]]:
+        if file.path == JobPaths(other.folder).metrics:
+            raise PermissionError(f"{file.path} is another user's")
+        return read(file)
+
+    monkeypatch.setattr(MetricsFile, "read", refusing)
+    assert falls_behind(own, 2) is None
+    with pytest.raises(PermissionError):
+        falls_behind(other, 2)
+
+
+def test_a_comparison_that_fails_in_the_main_process_leaves_all_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_job: Job, _step: int) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(loop, "falls_behind", failing)
+    pruned: list[str] = []
+
+    def process(place: Place) -> tuple[Any, bool]:
+        run: Any = SimpleNamespace(
+            at_rung=True,
+            is_main=place.is_main,
+            base=SimpleNamespace(place=place),
+            job=SimpleNamespace(id="job"),
+            step=2,
+            prune=pruned.append,
+        )
+        outcome = tried(partial(_prune, run))
+        return outcome, place.any(isinstance(outcome, Exception))  # as `Pack.each` asks
+
+    (main, main_heard), (_, other_heard) = in_both(process)
+    assert isinstance(main, OSError)
+    assert (main_heard, other_heard, pruned) == (True, True, [])
