@@ -88,7 +88,7 @@ class Spread:
             node=Node(self.host.rank, len(self.host.names), self.host.names[0], port),
         )
         if self._stopping:  # the signal came while it was being started
-            self._worker.stop(signal.SIGTERM)
+            self._worker.stop()
         while self._worker.exit_code is None:
             time.sleep(POLL_S)
         return self._worker.exit_code
@@ -103,12 +103,12 @@ class Spread:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        def stop(number: int, _frame: object) -> None:
+        def stop(_number: int, _frame: object) -> None:
             if not self._stopping:
                 self._stopping = True
                 log.info("stopping: every job saves a checkpoint first")
                 if self._worker is not None:
-                    self._worker.stop(number)
+                    self._worker.stop()
 
         before = signal.signal(signal.SIGTERM, stop)
         try:

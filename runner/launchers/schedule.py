@@ -145,10 +145,10 @@ class Schedule:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        def stop(number: int, _frame: object) -> None:
+        def stop(_number: int, _frame: object) -> None:
             if not self.stopping:
                 log.info("stopping: every job saves a checkpoint first")
-            self._stop(number)
+            self._stop()
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -157,12 +157,12 @@ class Schedule:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _stop(self, number: int) -> None:
-        """Pass a signal on to every worker, and start no other."""
+    def _stop(self) -> None:
+        """Ask every worker to end, and start no other."""
         self.stopping = True
         for share in list(self._shares):
             for worker in list(share.workers):
-                worker.stop(number)
+                worker.stop()
 
     # --- starting ---
 
@@ -175,7 +175,7 @@ class Schedule:
                 self.free = self.free[len(taken) :]
                 share.workers.append(self._start(share, taken))
                 if self.stopping:  # the signal came while it was being started
-                    share.workers[-1].stop(signal.SIGTERM)
+                    share.workers[-1].stop()
         waiting = any(share.wants_worker for share in self._shares)
         for share in self._shares:
             share.write(is_open=self.more is not None and not self.stopping and not waiting)
@@ -238,7 +238,7 @@ class Schedule:
         assert code is not None
         if code in STOPPED:
             # By a signal to it alone, or to all: either way somebody wants it to end.
-            self._stop(signal.SIGTERM)
+            self._stop()
         share.look()
         dead = [job for job in share.jobs if is_dead(job)]
         if len(dead) > 1 and not self.stopping:

@@ -85,15 +85,14 @@ class Worker:
         """How it ended, as `subprocess` has it; None while it runs."""
         return self.process.poll()
 
-    def stop(self, number: int) -> None:
-        """Pass on a signal, after which every job saves its work; Ctrl-C has reached a worker on the terminal."""
-        if number == signal.SIGTERM or self.log is not None:
-            # torchrun would kill what it has started half a minute later, however long the saving takes.
-            members = _children(self.process.pid) if self._is_group else []
-            for pid in members:
-                _terminate(pid)
-            if not members:
-                self.process.send_signal(signal.SIGTERM)
+    def stop(self) -> None:
+        """Ask it to end, before which every job saves its work. May be asked again: Ctrl-C reaches it by itself too."""
+        # torchrun would kill what it has started half a minute later, however long the saving takes.
+        members = _children(self.process.pid) if self._is_group else []
+        for pid in members:
+            _terminate(pid)
+        if not members:
+            self.process.send_signal(signal.SIGTERM)
 
 
 def _children(pid: int) -> list[int]:

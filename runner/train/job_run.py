@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
@@ -208,9 +209,14 @@ class JobRun:
         self._loss.zero_()
         self._norm.zero_()
         self._trained_before_s, self._steps_since = self.trained_s, 0
-        if loss != loss or loss in (float("inf"), float("-inf")):
+        if not math.isfinite(loss):
             raise DivergedError(
                 f"the loss is {loss} at step {self.step}; try a lower optimizer.lr or precision=bf16 or fp32"
+            )
+        # Cut to a length, a gradient without end trains nothing. In fp16 such steps are left out, and scaled down.
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise DivergedError(
+                f"the gradient has the norm {norm} at step {self.step}; try a lower lora.alpha or optimizer.lr"
             )
         self.last_loss = loss
         self.record(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from runner.errors import Interrupted
 from runner.job import register
-from runner.launchers import schedule
+from runner.launchers import schedule, worker
 from runner.machine import Device, Machine
 from runner.plan import Pack, Plan
 from runner.schema import LocalLauncher
@@ -36,8 +37,8 @@ class IdleWorker:
 
     exit_code: int | None
 
-    def stop(self, number: int) -> None:
-        self.exit_code = -number
+    def stop(self) -> None:
+        self.exit_code = -signal.SIGTERM
 
 
 @pytest.fixture
@@ -52,6 +53,17 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Plan:
     return Plan((Pack(tuple(jobs), 1, 3, 1, ""),), MACHINE, places=3)
 
 
+def test_a_worker_on_the_terminal_hears_of_a_signal_to_the_runner_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(worker, "worker_command", lambda *_, **__: sleeps)
+    queue = tmp_path / "queue.json"
+    made = worker.Worker(queue, at_once=1, places=["0"], machine=MACHINE, device="cpu", log=None, at_most=1)
+    made.stop()
+    assert made.process.wait(timeout=30) == -signal.SIGTERM
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_workers_are_being_started_reaches_all_of_them(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
@@ -60,7 +72,7 @@ def test_a_signal_while_workers_are_being_started_reaches_all_of_them(
     with pytest.raises(Interrupted):
         schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
     assert len(IdleWorker.made) == 2, "none is started after it"
-    assert all(worker.exit_code is not None for worker in IdleWorker.made)
+    assert all(each.exit_code is not None for each in IdleWorker.made)
 
 
 def test_when_one_worker_is_stopped_the_others_are_too(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,5 +84,5 @@ def test_when_one_worker_is_stopped_the_others_are_too(plan: Plan, monkeypatch: 
     begun = time.monotonic()
     with pytest.raises(Interrupted):
         schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
-    assert [worker.exit_code for worker in IdleWorker.made] == [INTERRUPTED_CODE, -signal.SIGTERM, -signal.SIGTERM]
+    assert [each.exit_code for each in IdleWorker.made] == [INTERRUPTED_CODE, -signal.SIGTERM, -signal.SIGTERM]
     assert time.monotonic() - begun < 30

@@ -51,6 +51,7 @@ def test_a_job_trains_in_the_queue_and_gives_the_weights_of_a_local_one(
         "101_0_log.out",
         "101_submission.sh",
         Path(manifest["submission"]["queue"]).name,
+        "submitting.lock",
     ]
     assert "saved and read back" in (outputs() / "dev" / "slurm" / "101_0_log.out").read_text()
 

@@ -109,9 +109,16 @@ def test_each_job_ends_after_its_own_steps(packed: list[Job]) -> None:
 
 def test_a_job_that_diverges_fails_alone(bench: Bench, sdxl_folder: Path) -> None:
     settings: list[dict[str, Any]] = [{"seed": 1}, {"seed": 2, "optimizer": {"lr": 1e30}}, {"seed": 3, "steps": 4}]
+    settings.append({"seed": 4, "lora": {"alpha": 1e25}})
     jobs = [bench.job(sdxl_folder, **each) for each in settings]
     assert not bench.train(*jobs)
-    assert [state_of(job.folder) for job in jobs] == [State.COMPLETED, State.FAILED, State.COMPLETED]
+    assert [state_of(job.folder) for job in jobs] == [
+        State.COMPLETED,
+        State.FAILED,
+        State.COMPLETED,
+        State.FAILED,
+    ]
+    assert "the gradient has the norm inf at step 1; try a lower lora.alpha" in read_manifest(jobs[3].folder)["error"]
     assert "lower optimizer.lr" in read_manifest(jobs[1].folder)["error"]
     alone = bench.job(sdxl_folder, **settings[2])
     assert bench.train(alone)
