@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from runner.data.sources.found import can_be_encoded
 from runner.earlier import find_earlier
 from runner.errors import SettingsError
 from runner.families.files import check_model, fingerprint, resolution_faults
 from runner.families.prediction import prediction_faults
+from runner.families.targeted import target_faults
 from runner.job import Job, make_job, make_task_job
 from runner.schema import DatasetSettings, Experiment, ModelSettings
 from runner.schema.job import JobSettings
 from runner.schema.launchers import APART
 from runner.schema.messages import explain
-from runner.schema.method import NewTokens
+from runner.schema.method import NewTokens, TextualInversion
 from runner.schema.tasks import TASKS
 from runner.schema.training import OPTIMIZER_PACKAGES
 from runner.tasks import check_task
@@ -61,6 +63,11 @@ class Checker:
             f"{key}: holds the value of the environment variable {name}; remove it" for key, name in _secrets(raw)
         ]
         faults += [f"{key}: has no value; set {key}=..." for key, text in _strings(raw, "") if text == MISSING]
+        faults += [
+            f"{key} = {text!r}: holds what is no character in UTF-8; write it anew, in a terminal with a UTF-8 locale"
+            for key, text in _strings(raw, "")
+            if not can_be_encoded(text)
+        ]
         if faults:
             raise SettingsError("\n".join(faults))
         task = raw["task"].get("name") if isinstance(raw.get("task"), Mapping) else None
@@ -83,6 +90,8 @@ class Checker:
             faults += evaluation if isinstance(evaluation, list) else []
             longest_px = max(max(shape) for shape in experiment.shapes)
             faults += resolution_faults(experiment.model, experiment.resolution, longest_px=longest_px)
+            if not isinstance(experiment.method, TextualInversion):  # which adapts no layer
+                faults += target_faults(experiment.lora, experiment.model)
         images = self._dataset(dataset, raw.get("resolution")) if dataset else []
         faults += images if isinstance(images, list) else []
         prior = earlier = None

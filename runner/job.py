@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import yaml
 from pydantic import BaseModel
 
-from runner.errors import RunnerError
+from runner.errors import RunnerError, SettingsError
 from runner.paths import JobPaths, write_text
 from runner.schema import Experiment
 from runner.schema.job import JobSettings
@@ -202,7 +202,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a job's folder; empty where there is none yet.
 
     Raises:
-        RunnerError: it is damaged.
+        SettingsError: it is damaged.
     """
     file = JobPaths(folder).manifest
     try:
@@ -211,7 +211,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (IsADirectoryError, ValueError, AttributeError) as error:
-        raise RunnerError(f"{file} is damaged ({error}); remove it, and the job runs anew") from error
+        raise SettingsError(
+            f"{file} is damaged ({error}); remove it, and the job goes on from its newest checkpoint"
+        ) from error
     assert isinstance(manifest, dict), folder
     return manifest
 

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from runner.families import shapes
+from runner.families import shapes, targets
 from runner.families.arithmetic import Work, count_unet
 from runner.families.dit import count_flux, count_sd3
+from runner.families.targets import Presets
 
 
 class Count(Protocol):
@@ -29,6 +30,8 @@ class Known:
     config: Mapping[str, Any]
     """The denoiser's usual configuration, for predictions before a model is on this machine."""
     count: Count
+    presets: Presets
+    """What the names in `lora.targets` stand for."""
     trained_share: float
     """Of the base's parameters, for each unit of rank: adapters on the attention layers."""
     least_step_s: float = 0.0
@@ -39,8 +42,10 @@ class Known:
 
 
 FAMILIES = {
-    "sd": Known("StableDiffusionPipeline", "unet", shapes.SD15_UNET, count_unet, 6e-4, 0.15),
-    "sdxl": Known("StableDiffusionXLPipeline", "unet", shapes.SDXL_UNET, count_unet, 6e-4, 0.45),
-    "sd3": Known("StableDiffusion3Pipeline", "transformer", shapes.SD3_TRANSFORMER, count_sd3, 2.9e-4),
-    "flux": Known("FluxPipeline", "transformer", shapes.FLUX_TRANSFORMER, count_flux, 1.4e-4, told_guidance=True),
+    "sd": Known("StableDiffusionPipeline", "unet", shapes.SD15_UNET, count_unet, targets.UNET, 6e-4, 0.15),
+    "sdxl": Known("StableDiffusionXLPipeline", "unet", shapes.SDXL_UNET, count_unet, targets.UNET, 6e-4, 0.45),
+    "sd3": Known("StableDiffusion3Pipeline", "transformer", shapes.SD3_TRANSFORMER, count_sd3, targets.SD3, 2.9e-4),
+    "flux": Known(
+        "FluxPipeline", "transformer", shapes.FLUX_TRANSFORMER, count_flux, targets.FLUX, 1.4e-4, told_guidance=True
+    ),
 }

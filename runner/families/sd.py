@@ -11,14 +11,14 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from runner.families import targets
 from runner.families.exports import Kohya
 from runner.families.family import Text, TextStack, Tokenizers
+from runner.families.known import FAMILIES
 from runner.families.loading import load_component
 from runner.families.noise import load_noise_schedule
 
 adapter_components = ("unet", "text_encoder")
-target_presets = targets.UNET
+target_presets = FAMILIES["sd"].presets
 export = Kohya({"unet": "lora_unet", "text_encoder": "lora_te"})
 token_keys = {"text_encoder": "emb_params"}
 controlled_pipeline = "StableDiffusionControlNetPipeline"

@@ -14,14 +14,14 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from runner.families import targets
 from runner.families.exports import Peft
 from runner.families.family import Text, TextStack, Tokenizers
 from runner.families.flow import load_flow_matching
+from runner.families.known import FAMILIES
 from runner.families.loading import load_component
 
 adapter_components = ("transformer", "text_encoder", "text_encoder_2")
-target_presets = targets.SD3
+target_presets = FAMILIES["sd3"].presets
 export = Peft()
 token_keys: dict[str, str] = {}
 controlled_pipeline = None

@@ -12,14 +12,14 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from runner.families import targets
 from runner.families.exports import Kohya
 from runner.families.family import Text, TextStack, Tokenizers
+from runner.families.known import FAMILIES
 from runner.families.loading import load_component
 from runner.families.noise import load_noise_schedule
 
 adapter_components = ("unet", "text_encoder", "text_encoder_2")
-target_presets = targets.UNET
+target_presets = FAMILIES["sdxl"].presets
 export = Kohya({"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"})
 token_keys = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 controlled_pipeline = "StableDiffusionXLControlNetPipeline"

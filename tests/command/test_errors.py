@@ -53,6 +53,11 @@ WRONG = {
     "key of another group": (["lr=3"], ["lr = 3", "did you mean optimizer.lr?"]),
     "unquoted text": (["name=it's"], ["name=it's", "quote"]),
     "swept launcher": (["-m", "launcher.device=cpu,auto"], ["launcher.device=cpu", "cannot be swept"]),
+    "no such layer": (["lora.targets=to_x"], ["lora.targets = 'to_x'", "matches no layer of the unet"]),
+    "not UTF-8": (
+        ["name=ok", "+validation.negative_prompt='caf\udce9'"],
+        ["validation.negative_prompt = 'caf", "UTF-8"],
+    ),
     "no such model": (["model.path=no/such/model/folder"], ["model.path", "no such folder"]),
 }
 

@@ -114,6 +114,23 @@ def test_links_are_followed_once(tmp_path: Path, photos: Photos, settings: Setti
     assert [item.file for item in dataset.items] == ["linked/cat.png"]
 
 
+def test_results_of_trainings_are_no_data(
+    tmp_path: Path, photos: Photos, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos["cat"].save(tmp_path / "a.png")
+    results = tmp_path / "outputs" / "dev" / "0123456789" / "samples"
+    results.mkdir(parents=True)
+    photos["rocket"].save(results / "p00-s0.png")
+    monkeypatch.setenv("RUNNER_OUTPUTS", str(tmp_path / "outputs"))
+    found = read_dataset(settings(tmp_path, instance_prompt="a dog"), resolution=64)
+    assert [item.file for item in found.items] == ["a.png"]
+    assert "ignored  outputs/  results of trainings" in "\n".join(found.report.lines())
+    monkeypatch.setenv("RUNNER_OUTPUTS", str(tmp_path / "elsewhere"))
+    assert len(read_dataset(settings(tmp_path, instance_prompt="a dog"), resolution=64).items) == 2
+    chosen = read_dataset(settings(results, instance_prompt="a dog"), resolution=64)
+    assert [item.file for item in chosen.items] == ["p00-s0.png"]
+
+
 def test_names_that_are_not_text(tmp_path: Path, photos: Photos, settings: Settings) -> None:
     """A name in an old encoding is refused where it can be shown, not where a report is written."""
     photos["cat"].save(tmp_path / "cat.png")

@@ -107,7 +107,7 @@ def test_a_completed_job_without_its_weights_runs_again(settings: list[str], uni
     assert all(torch.equal(before[key], tensor) for key, tensor in weights(folder).items())
     (folder / "manifest.json").write_text("{bad")
     damaged = runner(*settings)
-    assert damaged.code == 1
+    assert damaged.code == 2
     assert "manifest.json is damaged" in damaged.output
 
 

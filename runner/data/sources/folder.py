@@ -56,6 +56,7 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
         said = "has no effect: no caption comes from a text file"
         faults.add("lines", f"dataset.captions_per_line=true {said}. Remove it.")
     _add_unused(listing, found, texts_read, named.keys())
+    found.rows += [Row(f"{name}/", "ignored", ("results of trainings (RUNNER_OUTPUTS)",)) for name in listing.results]
     for place, entry in enumerate(found.entries):
         if mask := masks.get(os.path.splitext(entry.name)[0]):
             found.entries[place] = dataclasses.replace(entry, mask=(mask, FileAddress(listing.root / mask)))

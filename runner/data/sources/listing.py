@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runner.paths import outputs_dir
+
 IMAGE_SUFFIXES = frozenset(
     (
         ".png",
@@ -49,16 +51,19 @@ class Listing:
     tables: list[str] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    results: list[str] = field(default_factory=list)
+    """The folder of all results, where it lies below `root`; nothing in it is listed."""
     errors: list[str] = field(default_factory=list)
     """Folders that cannot be opened and names that cannot be written down; their images would be missed."""
 
 
 def list_folder(root: Path) -> Listing:
     """All files below `root`; links are followed, each folder once; names that begin with a dot are passed
-    over.
+    over, and so are the results of trainings, which would be data of the next one.
     """
     listing = Listing(root)
     seen: set[str] = set()
+    results = os.path.realpath(outputs_dir())
 
     def failed(error: OSError) -> None:
         fix = "Make it readable or remove it"
@@ -71,6 +76,10 @@ def list_folder(root: Path) -> Listing:
             folders.clear()
             continue
         seen.add(real)
+        if real == results and Path(folder) != root:
+            listing.results.append(Path(folder).relative_to(root).as_posix())
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             if not name.startswith("."):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -17,14 +16,12 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
 from runner.errors import CheckpointError, SettingsError
-from runner.families import targets
+from runner.families import targeted
 from runner.families.family import is_text_encoder
-from runner.families.targets import Presets
+from runner.families.targets import UNET, Presets
 from runner.mix import write
 from runner.mix.layers import AdapterLayers, LowRank
 from runner.schema import LoraSettings
-from runner.schema.messages import nearest
-from runner.schema.training import matches_layer
 from runner.train.adapters.dora import squared_norms
 from runner.train.randomness import generator
 
@@ -65,9 +62,8 @@ def peft_config(settings: LoraSettings, component: str, presets: Presets, layers
         presets: what the names in `lora.targets` stand for in the model's family.
         layers: names of the adapted layers, for the ranks and alphas that differ from layer to layer.
     """
-    chosen = TEXT_ENCODER_TARGETS if is_text_encoder(component) else presets.get(settings.targets, settings.targets)
-    if settings.blocks is not None and not is_text_encoder(component):
-        chosen = _inside(settings.blocks, chosen)
+    of_text = is_text_encoder(component)
+    chosen = TEXT_ENCODER_TARGETS if of_text else targeted.targets_of(settings, presets)
     alpha = settings.rank if settings.alpha is None else settings.alpha
     # By the layers' own names: diffusers sorts the patterns, and the first that matches is the one that counts.
     return LoraConfig(
@@ -85,12 +81,6 @@ def peft_config(settings: LoraSettings, component: str, presets: Presets, layers
     )
 
 
-def _inside(blocks: Sequence[str], targets: Sequence[str] | str) -> str:
-    """An expression for those of the targets, whole names or ends of names, that lie in one of the blocks."""
-    ends = targets if isinstance(targets, str) else rf"(.*\.)?({'|'.join(map(re.escape, targets))})"
-    return rf"(?=({'|'.join(map(re.escape, blocks))})\.)({ends})"
-
-
 def _different(values: Mapping[str, float], usual: float) -> dict[str, float]:
     """The layers whose value is not the usual one, by expressions that match no other layer."""
 
@@ -100,9 +90,7 @@ def _different(values: Mapping[str, float], usual: float) -> dict[str, float]:
     return {f"^{name}" if ends_another(name) else name: value for name, value in values.items() if value != usual}
 
 
-def find_sites(
-    settings: LoraSettings, components: Mapping[str, nn.Module], presets: Presets = targets.UNET
-) -> list[Site]:
+def find_sites(settings: LoraSettings, components: Mapping[str, nn.Module], presets: Presets = UNET) -> list[Site]:
     """The layers of the given components that `settings` targets, in the order of the modules.
 
     Args:
@@ -119,42 +107,20 @@ def find_sites(
         for name, module in root.named_modules():
             if name and check_target_module_exists(config, name):
                 sites.append(_site(component, name, module, settings.targets))
+        names = [site.name for site in sites[before:]]
         if not is_text_encoder(component):
-            _check_blocks(settings, root, [site.name for site in sites])
-        if len(sites) == before:
-            raise SettingsError(
-                f"lora.targets = {settings.targets!r}: matches no layer of the {component}; its layers are named "
-                f"like {', '.join(_examples(root))}"
-            )
-    for key in ("rank_pattern", "alpha_pattern"):
-        _check_patterns(f"lora.{key}", getattr(settings, key) or {}, [site.name for site in sites])
+            modules = [name for name, module in root.named_modules() if name and any(module.children())]
+            _refuse(targeted.block_faults(settings, names, modules))
+        if not names:
+            layers = [name for name, module in root.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+            _refuse([targeted.matches_nothing(settings, component, layers)])
+    _refuse(targeted.pattern_faults(settings, [site.name for site in sites]))
     return sites
 
 
-def _check_blocks(settings: LoraSettings, root: nn.Module, layers: Sequence[str]) -> None:
-    for block in settings.blocks or ():
-        if not any(layer.startswith(f"{block}.") for layer in layers):
-            known = [name for name, module in root.named_modules() if name and any(module.children())]
-            raise SettingsError(
-                f"lora.blocks = {block!r}: holds no layer of lora.targets = {settings.targets!r}"
-                f"{nearest(block, known) if block not in known else ''}"
-            )
-
-
-def _check_patterns(key: str, patterns: Mapping[str, float], layers: Sequence[str]) -> None:
-    matched = {pattern: {name for name in layers if matches_layer(pattern, name)} for pattern in patterns}
-    for pattern, names in matched.items():
-        if not names:
-            ends = {".".join(name.split(".")[start:]): None for name in layers for start in range(name.count(".") + 1)}
-            raise SettingsError(
-                f"{key}.{pattern} = {patterns[pattern]}: matches none of the adapted layers, which are named like "
-                f"{layers[0]} and {layers[-1]}{nearest(pattern, ends)}"
-            )
-        for other in patterns:
-            if other != pattern and (both := names & matched[other]):
-                raise SettingsError(
-                    f"{key}: {pattern} and {other} both match {min(both)}; let each layer be matched by one of them"
-                )
+def _refuse(faults: Sequence[str]) -> None:
+    if faults:
+        raise SettingsError("\n".join(faults))
 
 
 def _site(component: str, name: str, module: nn.Module, targets: str) -> Site:
@@ -163,10 +129,7 @@ def _site(component: str, name: str, module: nn.Module, targets: str) -> Site:
     if isinstance(module, nn.Conv2d) and _is_plain(module):
         height, width = module.kernel_size
         return Site(component, name, (module.in_channels, height, width), module.out_channels)
-    raise SettingsError(
-        f"lora.targets = {targets!r}: matches {name}, a {type(module).__name__}, which cannot carry a LoRA; "
-        "match only linear and convolution layers"
-    )
+    raise SettingsError(targeted.cannot_carry(targets, name, f"a {type(module).__name__}"))
 
 
 def _site_of(key: tuple[str, str], factors: LowRank, components: Mapping[str, nn.Module]) -> Site:
@@ -189,11 +152,6 @@ def _site_of(key: tuple[str, str], factors: LowRank, components: Mapping[str, nn
 
 def _is_plain(module: nn.Conv2d) -> bool:
     return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-
-
-def _examples(root: nn.Module) -> list[str]:
-    names = [name for name, module in root.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    return [names[0], names[len(names) // 2], names[-1]] if names else []
 
 
 class Adapter:

@@ -1,0 +1,133 @@
+"""Which layers of a denoiser carry an adapter, and what is wrong with how they were named; without torch.
+
+The names are in the headers of the model's files, so that nothing has to be loaded to say that a name is mistyped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from runner.families.files import model_folder
+from runner.families.known import FAMILIES
+from runner.families.single_file import read_header
+from runner.families.targets import Presets
+from runner.schema import LoraSettings, ModelSettings
+from runner.schema.messages import nearest
+from runner.schema.training import matches_layer
+
+WEIGHT = ".weight"
+OF_LAYERS = (2, 4)
+"""Dimensions of the weights of linear layers and convolutions."""
+
+Targets = Sequence[str] | str
+
+
+def targets_of(settings: LoraSettings, presets: Presets) -> Targets:
+    """Ends of layer names, or an expression for whole names, in the blocks that are chosen."""
+    chosen = presets.get(settings.targets, settings.targets)
+    return chosen if settings.blocks is None else _inside(settings.blocks, chosen)
+
+
+def _inside(blocks: Sequence[str], targets: Targets) -> str:
+    """An expression for those of the targets, whole names or ends of names, that lie in one of the blocks."""
+    ends = targets if isinstance(targets, str) else rf"(.*\.)?({'|'.join(map(re.escape, targets))})"
+    return rf"(?=({'|'.join(map(re.escape, blocks))})\.)({ends})"
+
+
+def matched(targets: Targets, names: Collection[str]) -> list[str]:
+    """The names that are targeted, as peft finds them."""
+    if isinstance(targets, str):
+        return [name for name in names if re.fullmatch(targets, name)]
+    ends = tuple(f".{each}" for each in targets)
+    return [name for name in names if name in targets or name.endswith(ends)]
+
+
+def target_faults(settings: LoraSettings, model: ModelSettings) -> list[str]:
+    """What names nothing in a checked model, one line each; none where its weights are not here yet."""
+    known, folder = FAMILIES[model.family], model_folder(model)
+    layers, modules = _names(folder / known.denoiser) if folder is not None else ((), ())
+    if not layers:
+        return []
+    targets = targets_of(settings, known.presets)
+    adapted, unfit = matched(targets, layers), matched(targets, [name for name in modules if name not in layers])
+    if unfit:
+        return [cannot_carry(settings.targets, unfit[0], "no linear layer or convolution")]
+    if faults := block_faults(settings, adapted, modules):
+        return faults
+    if not adapted:
+        return [matches_nothing(settings, known.denoiser, layers)]
+    # Patterns may be about the layers of text encoders, which are not looked at here.
+    return [] if settings.text_encoder else pattern_faults(settings, adapted)
+
+
+@lru_cache
+def _names(denoiser: Path) -> tuple[Collection[str], Collection[str]]:
+    """(linear layers and convolutions, all modules with weights and what they are in), by name."""
+    dimensions: dict[str, int] = {}
+    try:
+        for file in sorted(denoiser.glob("*.safetensors")):
+            dimensions |= {key: len(about["shape"]) for key, about in read_header(file).items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return (), ()  # it is said when the model is loaded
+    layers = {key.removesuffix(WEIGHT): None for key, count in dimensions.items() if key.endswith(WEIGHT)}
+    layers = {name: None for name in layers if dimensions[name + WEIGHT] in OF_LAYERS}
+    parts = [key.split(".")[:-1] for key in dimensions]
+    modules = {".".join(part[: end + 1]): None for part in parts for end in range(len(part))}
+    return layers.keys(), modules.keys()
+
+
+def matches_nothing(settings: LoraSettings, component: str, layers: Collection[str]) -> str:
+    """That nothing is targeted, with examples of what there is."""
+    names = list(layers)
+    examples = dict.fromkeys((names[0], names[len(names) // 2], names[-1])) if names else ()
+    return (
+        f"lora.targets = {settings.targets!r}: matches no layer of the {component}; its layers are named "
+        f"like {', '.join(examples)}"
+    )
+
+
+def cannot_carry(targets: str, name: str, kind: str) -> str:
+    """That something else than a layer is targeted."""
+    return (
+        f"lora.targets = {targets!r}: matches {name}, {kind}, which cannot carry a LoRA; "
+        "match only linear and convolution layers"
+    )
+
+
+def block_faults(settings: LoraSettings, adapted: Collection[str], modules: Collection[str]) -> list[str]:
+    """Blocks without any of the layers that are adapted."""
+    return [
+        f"lora.blocks = {block!r}: holds no layer of lora.targets = {settings.targets!r}"
+        f"{nearest(block, list(modules)) if block not in modules else ''}"
+        for block in settings.blocks or ()
+        if not any(layer.startswith(f"{block}.") for layer in adapted)
+    ]
+
+
+def pattern_faults(settings: LoraSettings, adapted: Sequence[str]) -> list[str]:
+    """Patterns for ranks and alphas that are about no adapted layer, or two of them about the same one."""
+    faults = []
+    for key in ("rank_pattern", "alpha_pattern"):
+        faults += _pattern_faults(f"lora.{key}", getattr(settings, key) or {}, adapted)
+    return faults
+
+
+def _pattern_faults(key: str, patterns: Mapping[str, float], adapted: Sequence[str]) -> list[str]:
+    found = {pattern: {name for name in adapted if matches_layer(pattern, name)} for pattern in patterns}
+    faults = []
+    for number, (pattern, names) in enumerate(found.items()):
+        if not names:
+            ends = {".".join(name.split(".")[start:]): None for name in adapted for start in range(name.count(".") + 1)}
+            faults.append(
+                f"{key}.{pattern} = {patterns[pattern]}: matches none of the adapted layers, which are named like "
+                f"{adapted[0]} and {adapted[-1]}{nearest(pattern, list(ends))}"
+            )
+        faults += [
+            f"{key}: {pattern} and {other} both match {min(both)}; let each layer be matched by one of them"
+            for other in list(found)[number + 1 :]
+            if (both := names & found[other])
+        ]
+    return faults
