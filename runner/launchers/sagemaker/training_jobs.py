@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from runner.aws.account import Account, code_of, message_of
+from runner.aws.account import Account, aws_errors, code_of, may_pass, message_of
 from runner.aws.names import Location, Places
 from runner.aws.prices import Prices
 from runner.aws.storage import Storage
@@ -59,8 +59,6 @@ class SageMakerCluster:
 
     def submit(self, order: Order, *, after: str | None) -> str:
         """Create a training job, or take up the one of the same jobs that is there; its name."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
         if after is not None:
             raise NoRoom(f"launcher.concurrency = {self.settings.concurrency} is reached")
         jobs = [read_job(folder) for folder in Queue(order.queue).read()[0]]
@@ -68,11 +66,9 @@ class SageMakerCluster:
         try:
             self._create(name, order, jobs)
             log.info("%s", self.console_url(name))
-        except ClientError as error:
+        except aws_errors() as error:
             if code_of(error) != "ResourceInUse":
                 raise self._refusal(error) from error
-        except BotoCoreError as error:
-            raise NotSubmitted(" ".join(str(error).split())) from error
         self._jobs[name] = jobs
         self._gone.pop(name, None)
         return name
@@ -96,7 +92,7 @@ class SageMakerCluster:
     def _refusal(self, error: Exception) -> NotSubmitted:
         """What a refusal means: wait, or give up."""
         message = message_of(error)
-        if code_of(error) in ("ThrottlingException", "Throttling", "TooManyRequestsException"):
+        if may_pass(error):
             return NoRoom(message)
         if code_of(error) == "ResourceLimitExceeded":
             limit = re.search(r"is (\d+) Instances", message)
@@ -105,7 +101,7 @@ class SageMakerCluster:
             return NotSubmitted(
                 f"{message} (https://console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas)"
             )
-        return NotSubmitted(f"{code_of(error)}: {message}")
+        return NotSubmitted(f"{code_of(error)}: {message}".removeprefix(": "))
 
     def console_url(self, name: str) -> str:
         """Where a person can look at a training job."""
@@ -130,8 +126,6 @@ class SageMakerCluster:
         return {name: self._gone[name] for name in workers if name in self._gone}
 
     def _look(self, names: Sequence[str]) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError
-
         try:
             statuses = self._statuses(names)
             for name in names:
@@ -140,7 +134,7 @@ class SageMakerCluster:
                     self.collector.look(self._jobs[name], self._place(name))
                 else:
                     self._end(name)
-        except (BotoCoreError, ClientError) as error:
+        except aws_errors() as error:
             # A network that is away for a while is no reason to give up a sweep.
             log.warning("SageMaker cannot be asked: %s", message_of(error))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from runner.aws.account import code_of, message_of, understood
+from runner.aws.account import aws_errors, code_of, message_of, understood
 from runner.errors import Detached, Interrupted, RunnerError
 from runner.job import Job, state_of
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
@@ -129,14 +129,12 @@ class TuningJob:
 
     def _look(self) -> Mapping[str, Any] | None:
         """Bring what is new; the description of the tuning job, if nothing more will come."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
         try:
             described = self._describe()
             status = str(described["HyperParameterTuningJobStatus"])
             for summary in self._summaries():
                 self._look_at(summary, status)
-        except (BotoCoreError, ClientError) as error:
+        except aws_errors() as error:
             # A network that is away for a while is no reason to give up a search.
             log.warning("SageMaker cannot be asked: %s", message_of(error))
             return None
