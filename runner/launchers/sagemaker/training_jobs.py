@@ -20,6 +20,7 @@ from runner.launchers.sagemaker.logs import LogTail
 from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded, unrecorded_name
 from runner.launchers.sagemaker.request import Channel, training_request
 from runner.launchers.sagemaker.results import Collector
+from runner.launchers.sagemaker.stopping import stop_searches, stop_training_jobs
 from runner.queue import Queue
 from runner.schema import SageMakerLauncher
 from runner.work import WORKER_NAME
@@ -196,21 +197,12 @@ class SageMakerCluster:
     # --- ending ---
 
     def cancel(self, workers: Sequence[str]) -> None:
-        """Ask training jobs, or tuning jobs with all theirs, to save and end; SageMaker gives them two minutes."""
-        from botocore.exceptions import ClientError
+        """Ask training jobs to save and end."""
+        stop_training_jobs(self.account, workers)
 
-        client = self.account.sagemaker
-        for name in workers:
-            for stop, key in (
-                (client.stop_training_job, "TrainingJobName"),
-                (client.stop_hyper_parameter_tuning_job, "HyperParameterTuningJobName"),
-            ):
-                try:
-                    stop(**{key: name})
-                except ClientError as error:
-                    # It is the other of the two, or has ended meanwhile.
-                    if code_of(error) not in ("ValidationException", "ResourceNotFound"):
-                        raise
+    def cancel_searches(self, searches: Sequence[str]) -> None:
+        """Ask tuning jobs, with all their training jobs."""
+        stop_searches(self.account, searches)
 
     def how_to_cancel(self, workers: Sequence[str]) -> str:
         """Our own command: AWS's stops one at a time."""
