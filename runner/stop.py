@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.errors import RunnerError
 from runner.job import State, is_held, state_of
 from runner.launchers.elsewhere import Elsewhere
 from runner.status.experiment import job_folders
@@ -17,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Ask all workers to end; 0, 1 if a cluster could not be asked, 2 if there are no jobs in these folders."""
+    """Ask all workers to end; 0, 1 if some could not be asked, 2 if there are no jobs in these folders."""
     parser = argparse.ArgumentParser(prog="python -m runner.stop", description="End jobs that run elsewhere.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="outputs/<name>, or a job in it")
     options = parser.parse_args(arguments)
@@ -27,21 +26,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         log.error("%s: name outputs/<name>, or a job in it", error)
         return 2
-    try:
-        stopped = Elsewhere().stop(folders)
-    except RunnerError as error:
-        log.error("%s", error)
-        return 1
+    stopped, faults = Elsewhere().stop(folders)
     here = [folder for folder in folders if state_of(folder) is State.RUNNING and is_held(folder)]
     for name in stopped:
         log.info("asked to save and end: %s", name)
     if stopped:
         log.info("The command that started them continues them later, from where they were.")
-    elif not here:
+    elif not here and not faults:
         log.info("nothing runs elsewhere for these jobs")
     for folder in here:
         log.info("trained by a command on this machine, where Ctrl-C saves and ends it: %s", folder)
-    return 0
+    for fault in faults:
+        log.error("%s", fault)
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

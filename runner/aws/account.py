@@ -6,10 +6,19 @@ import logging
 from functools import cached_property
 from typing import Any
 
-from runner.s3.access import ATTEMPTS, NoAccess, client_config, code_of, message_of, understood
+from runner.s3.access import (
+    ATTEMPTS,
+    NoAccess,
+    aws_errors,
+    client_config,
+    code_of,
+    may_pass,
+    message_of,
+    understood,
+)
 from runner.schema.aws import AwsSettings
 
-__all__ = ["Account", "NoAccess", "code_of", "message_of", "understood"]
+__all__ = ["Account", "NoAccess", "aws_errors", "code_of", "may_pass", "message_of", "understood"]
 
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from runner.s3 import Location
+from runner.s3.access import code_of
 from runner.s3.objects import AT_ONCE, Stored, download, listing
 
 __all__ = ["ObjectStore", "Storage", "Stored", "differs"]
@@ -57,9 +58,12 @@ class Storage:
         try:
             self.client.head_object(Bucket=place.bucket, Key=place.key)
         except ClientError as error:
-            if error.response["Error"]["Code"] in ("404", "NoSuchKey", "NotFound"):
+            if code_of(error) in ("404", "NoSuchKey", "NotFound"):
                 return False
-            raise
+            if code_of(error) not in ("400", "403"):
+                raise
+            # The answer to HEAD has no words: whether a login has expired, or something is not allowed, GET says.
+            self.client.get_object(Bucket=place.bucket, Key=place.key)["Body"].close()
         return True
 
     def read(self, place: Location) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from runner.errors import RunnerError
 from runner.job import Job
@@ -22,6 +22,18 @@ class NotSubmitted(RunnerError):
 
 class NoRoom(NotSubmitted):
     """It cannot take a worker at this moment, and may later."""
+
+
+class NotStopped(RunnerError):
+    """Some workers could not be asked to end; the message has a line for each, with how to end it.
+
+    Args:
+        workers: these.
+    """
+
+    def __init__(self, message: str, workers: Sequence[str]) -> None:
+        super().__init__(message)
+        self.workers = tuple(workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +102,23 @@ class Cluster(Protocol):
         """Where a worker's output is; its list lies in that folder."""
 
     def cancel(self, workers: Sequence[str]) -> None:
-        """Ask workers to save and end, those that wait too."""
+        """Ask workers to save and end, those that wait too.
+
+        Raises:
+            NotStopped: not all of them could be asked; all others were.
+        """
 
     def how_to_cancel(self, workers: Sequence[str]) -> str:
         """The command that ends these workers."""
+
+
+@runtime_checkable
+class Searching(Protocol):
+    """What a cluster is besides that starts workers by itself, for searches of its own."""
+
+    def cancel_searches(self, searches: Sequence[str]) -> None:
+        """Ask searches to end, after all their workers have saved.
+
+        Raises:
+            NotStopped: as `Cluster.cancel`.
+        """

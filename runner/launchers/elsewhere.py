@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from time import monotonic
 
 from runner.errors import RunnerError
 from runner.job import Job, State, read_job, read_manifest, state_of
 from runner.launchers import find_launcher
-from runner.launchers.cluster import Cluster
+from runner.launchers.cluster import Cluster, NotStopped, Searching
 from runner.launchers.lots import jobs_of_workers, recorded_lots
 from runner.report import write_report
 from runner.schema import LauncherSettings
@@ -18,6 +18,7 @@ from runner.schema import LauncherSettings
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 5.0
+Cancel = Callable[[Sequence[str]], None]
 OPEN = (State.SUBMITTED, State.RUNNING, State.INTERRUPTED)
 
 
@@ -48,19 +49,34 @@ class Elsewhere:
                 write_report(folder)
         self._looked_s = monotonic()
 
-    def stop(self, folders: Sequence[Path]) -> list[str]:
-        """Ask their workers to save and end; these workers, by the names that their clusters know.
+    def stop(self, folders: Sequence[Path]) -> tuple[list[str], list[str]]:
+        """Ask their workers to save and end.
 
-        Raises:
-            RunnerError: a cluster cannot be asked.
+        Returns:
+            The workers that were asked, by the names that their clusters know; and what to say of those that were not.
         """
-        stopped = []
+        stopped, faults = [], []
         for settings, jobs in _groups(folders):
-            cluster = find_launcher(settings.name).cluster(settings)
-            if cluster is not None and (workers := alive_workers(jobs, cluster)):
-                cluster.cancel(workers)
-                stopped += [f"{cluster.name} {worker}" for worker in workers]
-        return stopped
+            try:
+                cluster = find_launcher(settings.name).cluster(settings)
+                if cluster is None:
+                    continue
+                alive = alive_workers(jobs, cluster)
+            except RunnerError as error:
+                faults.append(str(error))
+                continue
+            for cancel, names in alive:
+                missed: tuple[str, ...] = ()
+                try:
+                    cancel(names)
+                except NotStopped as error:
+                    faults.append(str(error))
+                    missed = error.workers
+                except RunnerError as error:
+                    faults.append(str(error))
+                    missed = tuple(names)
+                stopped += [f"{cluster.name} {name}" for name in names if name not in missed]
+        return stopped, faults
 
 
 def _groups(folders: Sequence[Path]) -> Iterable[tuple[LauncherSettings, list[Job]]]:
@@ -77,10 +93,18 @@ def _groups(folders: Sequence[Path]) -> Iterable[tuple[LauncherSettings, list[Jo
     return [(jobs[0].settings.launcher, jobs) for jobs in groups.values()]
 
 
-def alive_workers(jobs: Sequence[Job], cluster: Cluster) -> list[str]:
-    """The workers of these jobs that wait or run, and the searches that start workers by themselves."""
+def alive_workers(jobs: Sequence[Job], cluster: Cluster) -> list[tuple[Cancel, list[str]]]:
+    """The workers of these jobs that wait or run, and the searches that start workers by themselves.
+
+    Returns:
+        For each kind that there are any of: what asks them to end, and their names.
+    """
     workers = jobs_of_workers(recorded_lots(jobs, cluster.name))
     gone = cluster.gone(workers)
+    alive = [worker for worker in workers if worker not in gone]
+    found: list[tuple[Cancel, list[str]]] = [(cluster.cancel, alive)] if alive else []
     submissions = [read_manifest(job.folder).get("submission") or {} for job in jobs]
     searches = {str(each["tuning"]) for each in submissions if each.get("tuning") and each["cluster"] == cluster.name}
-    return [*(worker for worker in workers if worker not in gone), *sorted(searches)]
+    if searches and isinstance(cluster, Searching):
+        found.append((cluster.cancel_searches, sorted(searches)))
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -16,6 +16,14 @@ FEW_ATTEMPTS = 3
 """Of what a user waits for."""
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
+EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired")
+"""Refusals of credentials that were good before: whoever logs in again renews them."""
+BUSY = (
+    "SlowDown", "Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled",
+    "RequestThrottledException", "RequestLimitExceeded", "TooManyRequestsException", "RequestTimeout",
+)  # fmt: skip
+"""Refusals of a request that is good, and comes too often or too slowly; other services say it with HTTP's status."""
+TOO_MANY_REQUESTS, SERVER_ERROR = 429, 500
 
 
 class NoAccess(SettingsError):
@@ -52,16 +60,55 @@ def s3_client() -> Any:
     return session.client("s3", region_name=session.region_name or "us-east-1", config=client_config(FEW_ATTEMPTS))
 
 
+def aws_errors() -> tuple[type[Exception], ...]:
+    """All that AWS's library ends a call with: refusals, no way there, and what transfers of files make of both."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return Boto3Error, BotoCoreError, ClientError
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether one of these is over after a while: a network that is away, too many requests, an expired login."""
+    from boto3.exceptions import RetriesExceededError
+    from botocore import exceptions
+
+    if response := _response(error):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return code_of(error) in (*EXPIRED, *BUSY) or status == TOO_MANY_REQUESTS or status >= SERVER_ERROR
+    kinds = (
+        RetriesExceededError,
+        exceptions.ConnectionError,
+        exceptions.HTTPClientError,
+        exceptions.IncompleteReadError,
+        exceptions.SSOError,
+        exceptions.TokenRetrievalError,
+        exceptions.CredentialRetrievalError,
+    )
+    return isinstance(error, kinds)
+
+
 def code_of(error: Exception) -> str:
-    """AWS's name of an error; empty if it is none of AWS's."""
-    response = getattr(error, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
+    """AWS's name of an error, also of one that a transfer has ended with; empty if it is none of AWS's."""
+    return str(_response(error).get("Error", {}).get("Code", ""))
+
+
+def _response(error: Exception) -> Mapping[str, Any]:
+    """What AWS has answered; nothing where it has not."""
+    from boto3.exceptions import Boto3Error
+
+    # A transfer's error has AWS's own only as what it was raised for.
+    told = error.__context__ if isinstance(error, Boto3Error) else error
+    return getattr(told, "response", None) or {}
 
 
 def message_of(error: Exception) -> str:
     """AWS's words, in one line."""
     response = getattr(error, "response", None) or {}
-    return " ".join(str(response.get("Error", {}).get("Message") or error).split())
+    words = response.get("Error", {}).get("Message") or str(error)
+    # A transfer that was tried several times does not say itself why it failed.
+    last = getattr(error, "last_exception", None)
+    return " ".join((f"{words}: {last}" if last else words).split())
 
 
 @contextmanager
@@ -71,6 +118,7 @@ def understood(what: str) -> Iterator[None]:
     Raises:
         NoAccess: no credentials, expired or refused ones, no network, no permission.
     """
+    from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     try:
@@ -79,12 +127,14 @@ def understood(what: str) -> Iterator[None]:
         raise NoAccess(
             "AWS credentials: there are none; `aws configure`, `aws sso login`, or set AWS_PROFILE"
         ) from None
-    except ClientError as error:
+    except (Boto3Error, ClientError) as error:
         code = code_of(error)
-        if code in ("ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException"):
+        if code in (*EXPIRED, "InvalidClientTokenId", "UnrecognizedClientException"):
             raise NoAccess(f"AWS credentials: {message_of(error)}; log in again, or set AWS_PROFILE") from None
         if "AccessDenied" in code or "Unauthorized" in code or code == "403":
             raise NoAccess(f"AWS permissions: {message_of(error)}; add {what} to your policy") from None
-        raise
+        if isinstance(error, ClientError):
+            raise
+        raise NoAccess(f"AWS cannot be reached for {what}: {message_of(error)}") from error
     except BotoCoreError as error:
-        raise NoAccess(f"AWS cannot be reached for {what}: {' '.join(str(error).split())}") from None
+        raise NoAccess(f"AWS cannot be reached for {what}: {message_of(error)}") from None

@@ -187,7 +187,6 @@ class Mirror:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        from boto3.exceptions import Boto3Error
         from botocore.exceptions import ClientError
 
         what = f"s3:ListBucket on {self.source.bucket} and s3:GetObject on {self.source.uri}"
@@ -198,8 +197,6 @@ class Mirror:
             if code_of(error) == "NoSuchBucket":
                 raise no_such_bucket(self.source.bucket) from None
             raise NoAccess(f"S3 refuses: {message_of(error)} ({code_of(error)}); correct the address") from None
-        except Boto3Error as error:
-            raise NoAccess(f"AWS cannot be reached for {what}: {' '.join(str(error).split())}") from error
         except OSError as error:
             raise NoAccess(f"cannot be copied to {self._folder}: {error}; make room, or set RUNNER_CACHE") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ from PIL import Image
 from runner.aws.names import Places
 from runner.aws.storage import Storage
 from runner.container.settings import sent_jobs
-from runner.job import Job
+from runner.job import Job, make_job, register
 from runner.launchers.cluster import Order
-from runner.launchers.sagemaker.channels import planned_channels
+from runner.launchers.sagemaker.channels import cache_indexes, planned_channels
 from runner.launchers.sagemaker.inputs import Inputs
-from runner.parcel import CONFIG, Parcel
+from runner.parcel import CACHE, CONFIG, Parcel
 from runner.s3 import Location
+from runner.schema import Experiment
 from runner.train.inputs.materials import Materials
 from tests.command_line import runner
 from tests.launch.running import assert_bitwise_equal, manifests, outputs
@@ -101,3 +103,26 @@ def test_each_subject_has_its_own_class_there(
         assert one.captions == other.captions
         assert torch.equal(one.latents, other.latents) and torch.equal(one.time_ids, other.time_ids)
         assert one.masks is not None and other.masks is not None and torch.equal(one.masks, other.masks)
+
+
+def test_what_was_encoded_and_is_gone_is_in_no_training_job(aws: StandIn, tmp_path: Path) -> None:
+    """A lifecycle rule removes encodings, but not the list of them, which is written again with each new one."""
+    launcher = {"name": "sagemaker", "image": "i", "role": "r", "bucket": aws.bucket, "instance": "ml.m5.xlarge"}
+    job = make_job(Experiment.model_validate({"launcher": launcher}), model="m", dataset="d", outputs=tmp_path / "out")
+    register(job)
+    storage, places = Storage(aws.s3), Places(aws.bucket, "p")
+    inputs = Inputs(job.experiment.launcher, storage, places, "eu-central-1")  # type: ignore[arg-type]
+    (index,) = cache_indexes([job], places)
+    storage.write(index, json.dumps(["latents/gone.safetensors", "latents/here.safetensors"]).encode())
+    storage.write(places.cache / "latents/here.safetensors", b"x")
+
+    def cached(name: str) -> list[Location]:
+        order = Order(title="e", queue=tmp_path / "queue", at_once=1, processes=1, device="cpu")
+        channels = inputs.bring([job], order, places.training_job("e", name))
+        return [Location.parse(channel.uri) for channel in channels if channel.name == CACHE]
+
+    (manifest,) = cached("one")
+    assert json.loads(storage.read(manifest)) == [{"prefix": places.cache.uri}, "latents/here.safetensors"]
+    here = places.cache / "latents/here.safetensors"
+    aws.s3.delete_object(Bucket=here.bucket, Key=here.key)
+    assert cached("two") == [], "an empty list is none that SageMaker takes"

@@ -51,7 +51,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
     deadline = time.monotonic() + DEADLINE_S
     while (running := [job for job in jobs() if job.state not in ENDED]) and time.monotonic() < deadline:
         for job in running:
-            job.order("break")
+            job.order("exhaust")  # what breaks may be started again
         time.sleep(0.2)
 
 

@@ -62,7 +62,7 @@ class FakeJob:
         return str(self.read()["state"])
 
     def order(self, what: str) -> None:
-        """preempt, requeue, cancel, break (the node), exhaust (the memory)."""
+        """preempt, requeue (preempt, but start it again), cancel, break (the node), exhaust (the memory)."""
         (self.folder / "order").write_text(what)
 
     def take_order(self) -> str:
@@ -91,7 +91,7 @@ def sbatch(arguments: list[str]) -> int:
         sys.stderr.write(f"sbatch: error: {refusal}" + "\n")
         return 1
     script = Path(arguments[0]).read_text()
-    options = dict(re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", script, re.MULTILINE))
+    options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", script, re.MULTILINE))
     with (root().parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         job = FakeJob(str(101 + len(jobs())))
@@ -155,14 +155,19 @@ def run_once(job: FakeJob, options: dict[str, str]) -> str:
             case "preempt":
                 return end(job, batch, "PREEMPTED", GRACE_S)
             case "requeue":
-                return end(job, batch, "REQUEUED", GRACE_S)
+                return end(job, batch, "REQUEUED" if is_requeued(options) else "PREEMPTED", GRACE_S)
             case "cancel":
                 return end(job, batch, "CANCELLED", GRACE_S)
             case "break":
-                return end(job, batch, "NODE_FAIL", 0)
+                return end(job, batch, "REQUEUED" if is_requeued(options) else "NODE_FAIL", 0)
             case "exhaust":
                 return end(job, batch, "OUT_OF_MEMORY", 0)
     return "COMPLETED" if batch.returncode == 0 else "FAILED"
+
+
+def is_requeued(options: dict[str, str]) -> bool:
+    """As clusters are set up by default (JobRequeue=1): of both words the later one counts."""
+    return [name for name in options if name in ("requeue", "no-requeue")][-1:] != ["no-requeue"]
 
 
 def end(job: FakeJob, batch: subprocess.Popen[bytes], state: str, grace_s: float) -> str:

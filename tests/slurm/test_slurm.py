@@ -113,8 +113,10 @@ def test_ctrl_c_leaves_the_workers_and_says_how_to_stop_them(settings: list[str]
     assert states() == ["completed"]
 
 
-@pytest.mark.parametrize("order", ["preempt", pytest.param("requeue", marks=pytest.mark.slow)])
-def test_a_preempted_worker_saves_and_another_one_goes_on(
+@pytest.mark.parametrize(
+    "order", ["preempt", pytest.param("requeue", marks=pytest.mark.slow), pytest.param("break", marks=pytest.mark.slow)]
+)
+def test_another_worker_goes_on_with_what_one_that_is_taken_away_has_saved(
     order: str, settings: list[str], slurm: Slurm, uninterrupted: Path
 ) -> None:
     running = Running(settings)
@@ -123,7 +125,8 @@ def test_a_preempted_worker_saves_and_another_one_goes_on(
     answer = running.end()
 
     assert answer.code == 0, answer.output
-    assert len(slurm.jobs) == (2 if order == "preempt" else 1), "what Slurm itself starts again is not submitted"
+    assert slurm.states[0] == ("NODE_FAIL" if order == "break" else "PREEMPTED"), "Slurm does not start it again"
+    assert len(slurm.jobs) == 2
     assert attempts() == [2]
     assert_bitwise_equal(only_folder(), uninterrupted)
 

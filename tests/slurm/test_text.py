@@ -77,6 +77,12 @@ def test_the_file_for_sbatch(name: str, count: int, settings: dict[str, Any]) ->
     assert text(count, **settings) == (GOLDEN / f"{name}.txt").read_text(), "if this is meant, copy it there"
 
 
+def test_slurm_starts_a_worker_again_only_where_somebody_asks_for_it() -> None:
+    assert "#SBATCH --no-requeue\n" in text(1)
+    asked = text(1, sbatch={"requeue": True})
+    assert "#SBATCH --requeue\n" in asked and "no-requeue" not in asked
+
+
 def test_nothing_is_shown_where_nothing_goes_to_sbatch() -> None:
     settings = {"cluster": "local", "gpus_per_node": 0}
     assert preview(plan(1, **settings), launcher(**settings)) == []

@@ -223,6 +223,9 @@ class Inputs:
         for index in cache_indexes(jobs, self.places):
             if self.storage.has(index):
                 names |= set(json.loads(self.storage.read(index)))
+        if names:
+            # A list outlives what is in it where objects are removed by their age; what is gone is encoded again.
+            names &= self.storage.listing(self.places.cache).keys()
         if not names:
             return None
         manifest = [{"prefix": self.places.cache.uri}, *sorted(names)[:MOST_CACHED]]

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from runner.aws.account import Account, code_of, message_of
+from runner.aws.account import Account, aws_errors, code_of, may_pass, message_of
 from runner.aws.names import Location, Places
 from runner.aws.prices import Prices
 from runner.aws.storage import Storage
@@ -20,6 +20,7 @@ from runner.launchers.sagemaker.logs import LogTail
 from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded, unrecorded_name
 from runner.launchers.sagemaker.request import Channel, training_request
 from runner.launchers.sagemaker.results import Collector
+from runner.launchers.sagemaker.stopping import stop_searches, stop_training_jobs
 from runner.queue import Queue
 from runner.schema import SageMakerLauncher
 from runner.work import WORKER_NAME
@@ -59,8 +60,6 @@ class SageMakerCluster:
 
     def submit(self, order: Order, *, after: str | None) -> str:
         """Create a training job, or take up the one of the same jobs that is there; its name."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
         if after is not None:
             raise NoRoom(f"launcher.concurrency = {self.settings.concurrency} is reached")
         jobs = [read_job(folder) for folder in Queue(order.queue).read()[0]]
@@ -68,11 +67,9 @@ class SageMakerCluster:
         try:
             self._create(name, order, jobs)
             log.info("%s", self.console_url(name))
-        except ClientError as error:
+        except aws_errors() as error:
             if code_of(error) != "ResourceInUse":
                 raise self._refusal(error) from error
-        except BotoCoreError as error:
-            raise NotSubmitted(" ".join(str(error).split())) from error
         self._jobs[name] = jobs
         self._gone.pop(name, None)
         return name
@@ -96,7 +93,7 @@ class SageMakerCluster:
     def _refusal(self, error: Exception) -> NotSubmitted:
         """What a refusal means: wait, or give up."""
         message = message_of(error)
-        if code_of(error) in ("ThrottlingException", "Throttling", "TooManyRequestsException"):
+        if may_pass(error):
             return NoRoom(message)
         if code_of(error) == "ResourceLimitExceeded":
             limit = re.search(r"is (\d+) Instances", message)
@@ -105,7 +102,7 @@ class SageMakerCluster:
             return NotSubmitted(
                 f"{message} (https://console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas)"
             )
-        return NotSubmitted(f"{code_of(error)}: {message}")
+        return NotSubmitted(f"{code_of(error)}: {message}".removeprefix(": "))
 
     def console_url(self, name: str) -> str:
         """Where a person can look at a training job."""
@@ -130,8 +127,6 @@ class SageMakerCluster:
         return {name: self._gone[name] for name in workers if name in self._gone}
 
     def _look(self, names: Sequence[str]) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError
-
         try:
             statuses = self._statuses(names)
             for name in names:
@@ -140,7 +135,7 @@ class SageMakerCluster:
                     self.collector.look(self._jobs[name], self._place(name))
                 else:
                     self._end(name)
-        except (BotoCoreError, ClientError) as error:
+        except aws_errors() as error:
             # A network that is away for a while is no reason to give up a sweep.
             log.warning("SageMaker cannot be asked: %s", message_of(error))
 
@@ -202,21 +197,12 @@ class SageMakerCluster:
     # --- ending ---
 
     def cancel(self, workers: Sequence[str]) -> None:
-        """Ask training jobs, or tuning jobs with all theirs, to save and end; SageMaker gives them two minutes."""
-        from botocore.exceptions import ClientError
+        """Ask training jobs to save and end."""
+        stop_training_jobs(self.account, workers)
 
-        client = self.account.sagemaker
-        for name in workers:
-            for stop, key in (
-                (client.stop_training_job, "TrainingJobName"),
-                (client.stop_hyper_parameter_tuning_job, "HyperParameterTuningJobName"),
-            ):
-                try:
-                    stop(**{key: name})
-                except ClientError as error:
-                    # It is the other of the two, or has ended meanwhile.
-                    if code_of(error) not in ("ValidationException", "ResourceNotFound"):
-                        raise
+    def cancel_searches(self, searches: Sequence[str]) -> None:
+        """Ask tuning jobs, with all their training jobs."""
+        stop_searches(self.account, searches)
 
     def how_to_cancel(self, workers: Sequence[str]) -> str:
         """Our own command: AWS's stops one at a time."""

@@ -24,11 +24,6 @@ log = logging.getLogger(__name__)
 ENDED_EARLY = "ended early by SageMaker, others do better"
 
 
-def how_to_stop(tuning: str) -> str:
-    """The command that ends a tuning job, after each of its trials has saved."""
-    return f"aws sagemaker stop-hyper-parameter-tuning-job --hyper-parameter-tuning-job-name {tuning}"
-
-
 def begin(job: Job, tuning: str, training_job: str) -> None:
     """Note in a job's folder that a trial trains it, unless it is done, or was noted before."""
     try:

@@ -44,6 +44,9 @@ def parameters(settings: SlurmLauncher, order: Order, *, after: str | None = Non
     others = {key.replace("-", "_"): value for key, value in (settings.sbatch or {}).items()}
     asks_itself = any(key in others for key in GPU_PARAMETERS)
     cores = settings.cpus_per_task
+    # A worker that Slurm starts again under the same id finds its jobs as the killed one left them, and takes none of
+    # them for its own: a new one is submitted instead, once it is known what has become of the first.
+    restarts = {} if "requeue" in others else {"no_requeue": True}
     return {
         "job_name": order.title,
         "partition": settings.partition,
@@ -60,7 +63,7 @@ def parameters(settings: SlurmLauncher, order: Order, *, after: str | None = Non
         "wckey": None,
         "stderr_to_stdout": True,
         # TERM is what a worker saves at; Slurm sends it to what srun has started.
-        "additional_parameters": {"signal": f"TERM@{settings.save_before_s}", **others},
+        "additional_parameters": {"signal": f"TERM@{settings.save_before_s}", **restarts, **others},
         "setup": [*_exports(settings, order), *settings.setup],
         # Since Slurm 22.05 srun no longer takes the number of cores over from sbatch.
         "srun_args": ["--kill-on-bad-exit=1", *([] if cores is None else [f"--cpus-per-task={cores}"])],

@@ -10,11 +10,12 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from runner.aws.account import code_of, message_of, understood
+from runner.aws.account import aws_errors, code_of, message_of, understood
 from runner.errors import Detached, Interrupted, RunnerError
 from runner.job import Job, state_of
+from runner.launchers.sagemaker.stopping import how_to_stop_search
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
-from runner.launchers.sagemaker.trials import Trials, begin, how_to_stop
+from runner.launchers.sagemaker.trials import Trials, begin
 from runner.search.tuning.records import TuningRecord
 from runner.status import live_table
 
@@ -129,14 +130,12 @@ class TuningJob:
 
     def _look(self) -> Mapping[str, Any] | None:
         """Bring what is new; the description of the tuning job, if nothing more will come."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
         try:
             described = self._describe()
             status = str(described["HyperParameterTuningJobStatus"])
             for summary in self._summaries():
                 self._look_at(summary, status)
-        except (BotoCoreError, ClientError) as error:
+        except aws_errors() as error:
             # A network that is away for a while is no reason to give up a search.
             log.warning("SageMaker cannot be asked: %s", message_of(error))
             return None
@@ -213,14 +212,15 @@ class TuningJob:
         except (EOFError, KeyboardInterrupt):
             return
         if answer.strip().lower() in ("n", "no"):
-            self.client.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=self.name)
+            self.reached.cancel_searches([self.name])
             log.info("asked to end: tuning job %s", self.name)
 
     def _how_it_goes_on(self) -> str:
+        how = how_to_stop_search(self.name, self.reached.account.region)
         return "\n".join(
             [
                 f"tuning job {self.name} goes on without this command.",
                 "The same command again waits for the results, and submits nothing twice.",
-                f"To look: python -m runner.status. To stop it: {how_to_stop(self.name)}",
+                f"To look: python -m runner.status. To stop it: {how}",
             ]
         )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from runner.adapter_file import AdapterFile
-from runner.aws.account import Account, NoAccess, message_of
+from runner.aws.account import Account, NoAccess, aws_errors, message_of
 from runner.aws.endpoints import Endpoints, Wanted
 from runner.aws.image import image_of
 from runner.aws.names import Places
@@ -40,11 +40,9 @@ def work(settings: Deploy, paths: JobPaths, _place: object, *, stop: Callable[[]
         AwsError: AWS refuses something, or the endpoint does not come up.
         Interrupted: a signal asked to stop; the endpoint goes on starting.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
-
     try:
         return _deploy(settings, paths, stop)
-    except (BotoCoreError, ClientError) as error:
+    except aws_errors() as error:
         raise AwsError(f"AWS: {message_of(error)}") from error
     except NoAccess as error:
         raise AwsError(str(error)) from error

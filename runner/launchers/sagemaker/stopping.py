@@ -1,0 +1,61 @@
+"""Asks training jobs and tuning jobs to save and end: each by the call for its kind, and all, whatever one answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from runner.aws.account import Account, aws_errors, code_of, message_of
+from runner.launchers.cluster import NotStopped
+from runner.launchers.sagemaker.record import CLUSTER
+
+OVER = ("ValidationException", "ResourceNotFound")
+"""How SageMaker refuses to stop what has ended meanwhile."""
+
+
+def stop_training_jobs(account: Account, names: Sequence[str]) -> None:
+    """SageMaker gives them two minutes.
+
+    Raises:
+        NotStopped: some of them may still run.
+    """
+    client = account.sagemaker
+    _stop(names, lambda name: client.stop_training_job(TrainingJobName=name), account, "training-job")
+
+
+def stop_searches(account: Account, names: Sequence[str]) -> None:
+    """Tuning jobs, with all training jobs of theirs.
+
+    Raises:
+        NotStopped: some of them may still run.
+    """
+    client = account.sagemaker
+    _stop(
+        names,
+        lambda name: client.stop_hyper_parameter_tuning_job(HyperParameterTuningJobName=name),
+        account,
+        "hyper-parameter-tuning-job",
+    )
+
+
+def how_to_stop_search(name: str, region: str) -> str:
+    """AWS's own command."""
+    return _command("hyper-parameter-tuning-job", name, region)
+
+
+def _stop(names: Sequence[str], ask: Callable[[str], object], account: Account, kind: str) -> None:
+    faults: dict[str, str] = {}
+    for name in names:
+        try:
+            ask(name)
+        except aws_errors() as error:
+            if code_of(error) not in OVER:
+                faults[name] = (
+                    f"{CLUSTER} {name} was not stopped: {message_of(error)}; stop it in SageMaker's console, or with: "
+                    + _command(kind, name, account.region)
+                )
+    if faults:
+        raise NotStopped("\n".join(faults.values()), list(faults))
+
+
+def _command(kind: str, name: str, region: str) -> str:
+    return f"aws sagemaker stop-{kind} --{kind}-name {name} --region {region}"

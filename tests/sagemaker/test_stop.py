@@ -1,0 +1,93 @@
+"""Stopping asks each by the call for its kind, goes on after a refusal, and says who was not stopped, and how to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runner import stop
+from runner.aws.account import Account
+from runner.job import Job, State, make_job, register, update_manifest
+from runner.launchers.cluster import NotStopped
+from runner.launchers.lots import Lot
+from runner.launchers.sagemaker.training_jobs import SageMakerCluster
+from runner.plan import Pack
+from runner.schema import Experiment, SageMakerLauncher
+from tests.sagemaker.stand_in import StandIn
+
+DENIED = "sagemaker:StopHyperParameterTuningJob"
+
+
+@pytest.fixture
+def settings(aws: StandIn) -> SageMakerLauncher:
+    place = {"image": "i", "role": "r", "bucket": aws.bucket, "instance": "ml.m5.xlarge"}
+    return SageMakerLauncher.model_validate({"name": "sagemaker", **place})
+
+
+@pytest.fixture
+def reached(settings: SageMakerLauncher) -> SageMakerCluster:
+    """The cluster; its client tries once, so that a refusal is one."""
+    account = Account(settings)
+    account.sagemaker = account.client("sagemaker", attempts=0)
+    return SageMakerCluster(settings, account)
+
+
+def made(settings: SageMakerLauncher, seed: int, outputs: Path) -> Job:
+    experiment = Experiment.model_validate({"seed": seed, "launcher": settings.model_dump(mode="json")})
+    job = make_job(experiment, model="m", dataset="d", outputs=outputs)
+    register(job)
+    return job
+
+
+def asked(aws: StandIn, kind: str) -> list[str]:
+    return [request[f"{kind}Name"] for request in aws.asked(f"Stop{kind}")]
+
+
+def test_training_jobs_are_stopped_without_the_right_to_stop_searches(aws: StandIn, reached: SageMakerCluster) -> None:
+    aws.permissions.deny(DENIED)
+    reached.cancel(["photos-1", "photos-2"])
+    assert asked(aws, "TrainingJob") == ["photos-1", "photos-2"]
+    assert asked(aws, "HyperParameterTuningJob") == []
+
+
+def test_one_refusal_keeps_no_other_from_being_stopped(aws: StandIn, reached: SageMakerCluster) -> None:
+    aws.permissions.throttle("StopTrainingJob", 2)
+    with pytest.raises(NotStopped) as caught:
+        reached.cancel(["photos-1", "photos-2", "photos-3"])
+    assert asked(aws, "TrainingJob") == ["photos-1", "photos-2", "photos-3"]
+    assert caught.value.workers == ("photos-2",)
+    assert str(caught.value) == (
+        "sagemaker photos-2 was not stopped: Rate exceeded; stop it in SageMaker's console, or with: aws sagemaker "
+        f"stop-training-job --training-job-name photos-2 --region {reached.account.region}"
+    )
+
+
+def test_the_command_stops_what_it_may_and_names_the_rest(
+    aws: StandIn,
+    reached: SageMakerCluster,
+    settings: SageMakerLauncher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    aws.permissions.deny(DENIED)
+    monkeypatch.setattr("runner.launchers.sagemaker.cluster", lambda known: reached)
+    monkeypatch.setattr(reached, "gone", lambda workers: {})
+    trial, other = made(settings, 1, tmp_path), made(settings, 2, tmp_path)
+    submission = {"cluster": "sagemaker", "tuning": "search-1", "ids": ["search-1-001"]}
+    update_manifest(trial.folder, state=State.RUNNING, submission=submission)
+    lot = Lot(Pack((other,), 1, 1, 1, ""), "sagemaker")
+    lot.begin(lot.jobs)
+    lot.add_worker("photos-1")
+
+    with caplog.at_level("INFO"):
+        code = stop.main([str(trial.folder.parent)])
+
+    assert code == 1
+    assert asked(aws, "TrainingJob") == ["photos-1"]
+    said = [record.message for record in caplog.records if record.name.startswith("runner.stop")]
+    assert said[0] == "asked to save and end: sagemaker photos-1"
+    assert said[-1].startswith("sagemaker search-1 was not stopped: ") and DENIED in said[-1]
+    assert "stop-hyper-parameter-tuning-job --hyper-parameter-tuning-job-name search-1" in said[-1]
+    assert not any("search-1" in line for line in said[:-1])
