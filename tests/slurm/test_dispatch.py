@@ -2,120 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 
 from runner.errors import Detached, Interrupted
-from runner.job import Job, State, lock, make_job, read_manifest, register, state_of, update_manifest
+from runner.job import Job, State, lock, read_manifest, register, state_of
 from runner.launchers import dispatch
-from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
-from runner.launchers.dispatch import Dispatch
+from runner.launchers.cluster import Gone
 from runner.launchers.lots import Lot, recorded_lots
-from runner.machine import Device, Machine
-from runner.paths import outputs_dir
 from runner.plan import Pack, Plan
 from runner.queue import Queue
-from runner.schema import Experiment, SlurmLauncher
-
-ENDED, TAKEN = Gone(words="ended as FAILED"), Gone(words="ended as PREEMPTED", reason="taken")
-CANCELLED = Gone(words="was cancelled", reason="cancelled")
-LAUNCHER = SlurmLauncher.model_validate({"name": "slurm", "gpus_per_node": 0})
-MACHINE = Machine((Device("cpu", "a node", None),), cores=1)
-
-
-class Script:
-    """A cluster on which at each look the next move is made, and nothing else."""
-
-    name = "script"
-
-    def __init__(
-        self, *moves: Callable[[Script], None], refuses: str = "", full: str = "", apart: bool = False
-    ) -> None:
-        self.moves, self.refuses, self.full = list(moves), refuses, full
-        self.shares_files = not apart
-        self.cancelled: list[str] = []
-        self.tries = 0
-        self.orders: list[tuple[Order, str | None]] = []
-        self.ended: dict[str, Gone] = {}
-
-    def submit(self, order: Order, *, after: str | None) -> str:
-        self.tries += 1
-        if str(self.tries) in self.full.split():
-            raise NoRoom("full")
-        if str(len(self.orders)) in self.refuses.split():
-            raise NotSubmitted("no more")
-        self.orders.append((order, after))
-        return f"w{len(self.orders)}"
-
-    def gone(self, workers: Mapping[str, Sequence[Job]]) -> Mapping[str, Gone]:
-        return {worker: self.ended[worker] for worker in workers if worker in self.ended}
-
-    def log(self, worker: str, folder: Path) -> Path:
-        return folder / f"{worker}.log"
-
-    def cancel(self, workers: Sequence[str]) -> None:
-        self.cancelled += workers
-
-    def how_to_cancel(self, workers: Sequence[str]) -> str:
-        return " ".join(["cancel", *workers])
+from tests.slurm.script import (
+    CANCELLED,
+    ENDED,
+    MACHINE,
+    TAKEN,
+    Script,
+    die,
+    finish,
+    make_jobs,
+    make_plan,
+    run,
+    states,
+    write,
+)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every wait between two looks is the next move of the script."""
     monkeypatch.setattr(dispatch, "GRACE_S", 0.0)
-
-
-def make_jobs(count: int) -> list[Job]:
-    jobs = []
-    for seed in range(count):
-        experiment = Experiment.model_validate({"name": "sweep", "seed": seed})
-        jobs.append(make_job(experiment, model="m", dataset="d", outputs=outputs_dir(), overrides=(f"seed={seed}",)))
-        register(jobs[-1])
-    return jobs
-
-
-def make_plan(jobs: Sequence[Job], *, at_once: int = 8, workers: int = 1) -> Plan:
-    return Plan((Pack(tuple(jobs), at_once, workers, 1, ""),), MACHINE)
-
-
-def run(cluster: Script, plan: Plan, monkeypatch: pytest.MonkeyPatch, more: Any = None, **settings: Any) -> Dispatch:
-    def next_move(seconds: float) -> None:
-        assert cluster.moves, "it waits for something that will never happen"
-        cluster.moves.pop(0)(cluster)
-
-    monkeypatch.setattr(dispatch, "sleep", next_move)
-    launcher = SlurmLauncher.model_validate({"name": "slurm", "gpus_per_node": 0, **settings})
-    made = Dispatch(plan, launcher, cluster, more)
-    made.run()
-    return made
-
-
-def write(jobs: Sequence[Job], state: State, **fields: Any) -> None:
-    for job in jobs:
-        update_manifest(job.folder, state=state, **fields)
-
-
-def states(jobs: Sequence[Job]) -> list[str]:
-    return [state_of(job.folder).value for job in jobs]
-
-
-def finish(jobs: Sequence[Job]) -> Callable[[Script], None]:
-    return lambda cluster: write(jobs, State.COMPLETED)
-
-
-def die(jobs: Sequence[Job], worker: str, gone: Gone) -> Callable[[Script], None]:
-    """A worker is killed in the middle of these jobs."""
-
-    def move(cluster: Script) -> None:
-        write(jobs, State.RUNNING, worker=worker)
-        cluster.ended[worker] = gone
-
-    return move
 
 
 def test_jobs_are_submitted_with_the_ids_of_their_workers_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,52 +191,6 @@ def test_a_job_whose_workers_have_all_gone_is_submitted_anew(monkeypatch: pytest
     assert states(jobs) == ["completed"] * 2
     assert [lot.workers for lot in recorded_lots(jobs, "script")] == [["w2"]]
     assert recorded_lots(jobs, "another") == []
-
-
-def test_two_commands_at_once_submit_a_job_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = make_jobs(2)
-    cluster = Script()
-    submit = cluster.submit
-    outcomes, waits = [], []
-
-    def command(*chosen: Job) -> None:
-        with pytest.raises(Detached) as detached:
-            run(cluster, make_plan(chosen), monkeypatch, wait=False)
-        outcomes.append(str(detached.value))
-
-    second = Thread(target=command, args=jobs)
-
-    def slowly(order: Order, *, after: str | None) -> str:
-        monkeypatch.setattr(cluster, "submit", submit)
-        second.start()
-        second.join(0.3)
-        waits.append(second.is_alive())
-        return submit(order, after=after)
-
-    monkeypatch.setattr(cluster, "submit", slowly)
-    command(jobs[0])
-    second.join()
-
-    assert waits == [True]
-    assert [Queue(order.queue).read()[0] for order, _ in cluster.orders] == [[jobs[0].folder], [jobs[1].folder]]
-    assert "w1 go on" in outcomes[0] and "w1, w2 go on" in outcomes[1]
-
-
-def test_what_had_to_wait_and_another_command_has_submitted_is_not_submitted_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    jobs = make_jobs(1)
-    monkeypatch.setattr(dispatch, "TRY_AGAIN_S", 0.0)
-
-    def another(cluster: Script) -> None:
-        with pytest.raises(Detached):
-            Dispatch(make_plan(jobs), LAUNCHER.model_copy(update={"wait": False}), cluster).run()
-
-    cluster = Script(another, finish(jobs), full="1")
-    run(cluster, make_plan(jobs), monkeypatch)
-
-    assert len(cluster.orders) == 1
-    assert states(jobs) == ["completed"]
 
 
 def test_what_another_runner_holds_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:

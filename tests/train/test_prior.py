@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,9 +15,7 @@ from pydantic import ValidationError
 
 from runner.data import read_dataset
 from runner.data.classes import prior_of
-from runner.encodings import class_images_folder
 from runner.errors import SettingsError
-from runner.exclusive import alone
 from runner.job import Job, read_manifest
 from runner.schema import Experiment
 from runner.train.inputs.samples import Batch
@@ -157,84 +152,6 @@ def test_text_encoders_that_are_trained_do_not_move_the_prior_of_the_base(bench:
     assert bench.train(*jobs[:2])
     assert bench.train(jobs[2])
     assert difference(weights(jobs[0]), weights(jobs[2])) < ROUNDING
-
-
-def test_images_of_the_class_are_drawn_once_and_added_to(bench: Bench, sdxl_folder: Path) -> None:
-    method = {"name": "dreambooth", "class_prompt": "a red star", "num_class_images": 2, "class_inference_steps": 2}
-    first = bench.job(sdxl_folder, steps=1, method=method)
-    assert bench.train(first)
-    with bench.own_cache():
-        folder = class_images_folder(first.experiment, "a red star", model=first.identity["model"])
-    written = {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.suffix == ".png"}
-    assert sorted(written) == ["00000.png", "00001.png"]
-
-    more = bench.job(sdxl_folder, steps=1, seed=5, method={**method, "num_class_images": 3})
-    assert bench.train(more)
-    assert {name: (folder / name).stat().st_mtime_ns for name in written} == written
-    assert read_manifest(more.folder)["dataset"]["class_images"] == 3
-
-    # Image i is the one that the pipeline draws from seed i.
-    pipeline = DiffusionPipeline.from_pretrained(sdxl_folder)
-    drawn = pipeline(
-        "a red star", height=64, width=64, num_inference_steps=2, guidance_scale=5.0,
-        generator=torch.Generator().manual_seed(2), output_type="pt",
-    ).images[0]  # fmt: skip
-    saved = torch.from_numpy(np.array(Image.open(folder / "00002.png"))).permute(2, 0, 1) / 255
-    assert float((drawn - saved).abs().max()) < 2 / 255
-
-
-def test_images_of_the_class_are_not_those_of_other_samplers_or_another_base() -> None:
-    method = {"name": "dreambooth", "class_prompt": "a red star", "num_class_images": 2}
-
-    def folder(**changes: Any) -> Path:
-        return class_images_folder(Experiment.model_validate({"method": method, **changes}), "a red star", model="m")
-
-    others = (
-        {"scheduler": {"name": "ddim"}},
-        {"scheduler": {"name": "ddim", "eta": 1.0}},
-        {"model": {"quantization": "nf4"}},
-        {"method": {**method, "class_guidance_scale": 2.0}},
-    )
-    assert len({folder(), *(folder(**changes) for changes in others)}) == 5
-    assert folder(seed=3, method={**method, "num_class_images": 9}) == folder()
-
-
-def test_images_of_the_class_know_nothing_of_text_encoders_that_are_trained(bench: Bench, sdxl_folder: Path) -> None:
-    method = {"name": "dreambooth", "class_prompt": "a pink star", "num_class_images": 1, "class_inference_steps": 2}
-    common = {"steps": 1, "method": method, "precision": "bf16"}
-    frozen = bench.job(sdxl_folder, **common)
-    assert bench.train(frozen)
-    with bench.own_cache():
-        folder = class_images_folder(frozen.experiment, "a pink star", model=frozen.identity["model"])
-    (image,) = folder.glob("*.png")
-    drawn = image.read_bytes()
-    image.unlink()
-    assert bench.train(bench.job(sdxl_folder, lora={"text_encoder": True}, **common))
-    assert image.read_bytes() == drawn
-
-
-def test_images_of_the_class_that_another_pack_draws_are_waited_for(
-    bench: Bench, sdxl_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    method = {"name": "dreambooth", "class_prompt": "a blue star", "num_class_images": 2, "class_inference_steps": 1}
-    assert bench.train(bench.job(sdxl_folder, steps=1, method=method))
-    job = bench.job(sdxl_folder, steps=1, seed=5, method=method)
-    with bench.own_cache():
-        folder = class_images_folder(job.experiment, "a blue star", model=job.identity["model"])
-    drawn = sorted(folder.glob("*.png"))
-    written = [file.stat().st_mtime_ns for file in drawn]
-    with ThreadPoolExecutor(1) as other, caplog.at_level("INFO"):
-        with alone(folder.with_suffix(".lock"), doing="drawing"):
-            for file in drawn:
-                file.rename(tmp_path / file.name)
-            training = other.submit(bench.train, job)
-            while "waiting for another process" not in caplog.text:
-                assert not training.done(), training.result()
-                time.sleep(0.01)
-            for file in drawn:
-                (tmp_path / file.name).rename(file)
-        assert training.result()
-    assert [file.stat().st_mtime_ns for file in drawn] == written
 
 
 def test_a_prior_is_part_of_what_a_job_is(bench: Bench, sdxl_folder: Path, class_images: Path, tmp_path: Path) -> None:
