@@ -12,11 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote
 
 from runner.aws.account import Account, NoAccess, code_of, message_of, no_role, understood
+from runner.aws.image import ECR_IMAGE
+from runner.aws.permissions import Actions, Things, denied
 
-ECR_IMAGE = re.compile(
-    r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/(?P<name>[^:@]+)"
-    r"(?::(?P<tag>[^@]+))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
-)
 QUOTAS = "https://console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas"
 
 Check = Callable[[], Iterable[str]]
@@ -57,13 +55,13 @@ def _asked(check: Check) -> list[str]:
         return [f"AWS: {message_of(error)}"]
 
 
-def caller_faults(account: Account, actions: Sequence[str]) -> Iterable[str]:
+def caller_faults(account: Account, actions: Actions, things: Things) -> Iterable[str]:
     """Of whoever asks, who must be allowed these actions."""
     arn = account.caller_arn
     if found := re.fullmatch(r"arn:([\w-]+):sts::(\d+):assumed-role/([^/]+)/.*", arn):
         arn = f"arn:{found[1]}:iam::{found[2]}:role/{found[3]}"
-    if denied := _denied(account, arn, actions):
-        yield f"AWS permissions: {arn} may not {', '.join(denied)}; add them to its policy (docs/sagemaker.md)"
+    if refused := denied(account, arn, actions, things):
+        yield f"AWS permissions: {arn} may not {', nor '.join(refused)}; add them to its policy (docs/sagemaker.md)"
 
 
 def quota_faults(account: Account, wanted: str, needed: int, key: str) -> Iterable[str]:
@@ -84,7 +82,7 @@ def quota_faults(account: Account, wanted: str, needed: int, key: str) -> Iterab
                 return
 
 
-def role_faults(account: Account, actions: Sequence[str]) -> Iterable[str]:
+def role_faults(account: Account, actions: Actions, things: Things) -> Iterable[str]:
     """Of the execution role, which must be allowed these actions."""
     from botocore.exceptions import ClientError
 
@@ -112,30 +110,8 @@ def role_faults(account: Account, actions: Sequence[str]) -> Iterable[str]:
                 f"{key}: SageMaker may not take on this role; let its trust policy name the service "
                 "sagemaker.amazonaws.com"
             )
-    if denied := _denied(account, arn, actions):
-        yield f"{key}: its policy does not allow {', '.join(denied)}; add them (docs/sagemaker.md has the policy)"
-
-
-def _denied(account: Account, arn: str, actions: Iterable[str]) -> list[str]:
-    """The actions that a role or user is not allowed, as far as that may be asked."""
-    from botocore.exceptions import ClientError
-
-    bucket = f"arn:{account.caller_arn.split(':')[1]}:s3:::{account.bucket}"
-    in_bucket = [action for action in actions if action.startswith("s3:")]
-    others = [action for action in actions if not action.startswith("s3:")]
-    iam = account.client("iam", attempts=3)
-    denied = []
-    try:
-        for group, resources in ((others, ["*"]), (in_bucket, [bucket, f"{bucket}/{account.settings.prefix}/x"])):
-            answer = iam.simulate_principal_policy(PolicySourceArn=arn, ActionNames=group, ResourceArns=resources)
-            allowed = {
-                each["EvalActionName"] for each in answer["EvaluationResults"] if each["EvalDecision"] == "allowed"
-            }
-            denied += [action for action in group if action not in allowed]
-    except ClientError:
-        return []
-    # A policy that allows passing only certain roles is a good one, and is not seen by asking for all.
-    return [action for action in denied if action != "iam:PassRole" or len(denied) > 1]
+    if refused := denied(account, arn, actions, things):
+        yield f"{key}: its policy does not allow {', nor '.join(refused)}; add them (docs/sagemaker.md has the policy)"
 
 
 def bucket_faults(account: Account) -> Iterable[str]:
