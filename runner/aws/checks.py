@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from runner.aws.account import Account, NoAccess, code_of, message_of, no_role, understood
 from runner.aws.image import ECR_IMAGE
 from runner.aws.permissions import Actions, Things, denied
+from runner.s3.access import bucket_region
 
 QUOTAS = "https://console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas"
 
@@ -120,7 +121,7 @@ def bucket_faults(account: Account) -> Iterable[str]:
 
     key = f"{account.section}.bucket = {account.settings.bucket!r}"
     try:
-        account.client("s3", attempts=3).head_bucket(Bucket=account.bucket)
+        answer = account.client("s3", attempts=3).head_bucket(Bucket=account.bucket)
     except ClientError as error:
         code = code_of(error)
         if code in ("404", "NoSuchBucket"):
@@ -129,10 +130,14 @@ def bucket_faults(account: Account) -> Iterable[str]:
                     f"{key}: there is no such bucket; create it in {account.region}, or leave "
                     f"{account.section}.bucket out"
                 )
-        elif code in ("301", "PermanentRedirect"):
-            yield f"{key}: the bucket is in another region than {account.region}; choose one that is there"
         else:
             yield f"{key}: {account.bucket} may not be used ({message_of(error)}); choose another, or ask for access"
+        return
+    if (region := bucket_region(answer)) not in (None, account.region):
+        yield (
+            f"{key}: {account.bucket} is in {region}, and jobs run in {account.region}; choose a bucket that is there, "
+            f"or set {account.section}.region={region}"
+        )
 
 
 def image_faults(account: Account, image: str | None) -> Iterable[str]:

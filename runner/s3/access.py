@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -62,6 +62,16 @@ def message_of(error: Exception) -> str:
     """AWS's words, in one line."""
     response = getattr(error, "response", None) or {}
     return " ".join(str(response.get("Error", {}).get("Message") or error).split())
+
+
+def bucket_region(answer: Mapping[str, Any]) -> str | None:
+    """Where a bucket is by the answer of HeadBucket, which boto3 sends on to whatever region that is.
+
+    The parameter is newer than the header.
+    """
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    region: str | None = answer.get("BucketRegion") or headers.get("x-amz-bucket-region")
+    return region
 
 
 @contextmanager

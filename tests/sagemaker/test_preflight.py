@@ -11,6 +11,7 @@ import pytest
 
 from runner.aws.account import Account
 from runner.launchers.sagemaker.preflight import preflight
+from runner.s3.access import bucket_region
 from runner.schema import SageMakerLauncher
 from tests.command_line import runner
 from tests.sagemaker.stand_in import Image, StandIn
@@ -68,6 +69,21 @@ def test_everything_wrong_is_said_at_once(aws: StandIn, faults: Faults) -> None:
 def test_each_has_its_fix(faults: Faults, changes: dict[str, Any], said: str) -> None:
     (fault,) = faults(**changes)
     assert said in fault
+
+
+def test_a_bucket_of_another_region(aws: StandIn, faults: Faults) -> None:
+    """boto3 follows where it is on its own, so that to ask for it is no error."""
+    aws.s3.create_bucket(Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    (fault,) = faults(bucket="far-away")
+    assert fault.startswith("launcher.bucket = 'far-away': far-away is in eu-west-1, and jobs run in us-east-1; ")
+    assert fault.endswith("or set launcher.region=eu-west-1")
+
+
+def test_older_libraries_name_the_region_of_a_bucket_in_a_header_alone() -> None:
+    headers = {"x-amz-bucket-region": "eu-west-1"}
+    assert bucket_region({"ResponseMetadata": {"HTTPHeaders": headers}}) == "eu-west-1"
+    assert bucket_region({"BucketRegion": "us-west-2", "ResponseMetadata": {"HTTPHeaders": headers}}) == "us-west-2"
+    assert bucket_region({"ResponseMetadata": {"HTTPHeaders": {}}}) is None
 
 
 def test_a_role_that_sagemaker_may_not_take_on(aws: StandIn, faults: Faults) -> None:
