@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote
 
-from runner.aws.account import Account, NoAccess, code_of, message_of, no_role, understood
+from runner.aws.account import NO_BUCKET, Account, NoAccess, code_of, message_of, no_role, understood
 from runner.aws.image import ECR_IMAGE
 from runner.aws.permissions import Actions, Things, denied
 from runner.s3.access import bucket_region
@@ -58,11 +58,17 @@ def _asked(check: Check) -> list[str]:
 
 def caller_faults(account: Account, actions: Actions, things: Things) -> Iterable[str]:
     """Of whoever asks, who must be allowed these actions."""
-    arn = account.caller_arn
-    if found := re.fullmatch(r"arn:([\w-]+):sts::(\d+):assumed-role/([^/]+)/.*", arn):
-        arn = f"arn:{found[1]}:iam::{found[2]}:role/{found[3]}"
+    arn = _caller(account)
     if refused := denied(account, arn, actions, things):
         yield f"AWS permissions: {arn} may not {', nor '.join(refused)}; add them to its policy (docs/sagemaker.md)"
+
+
+def _caller(account: Account) -> str:
+    """Who has the policies: of a session its role."""
+    arn = account.caller_arn
+    if found := re.fullmatch(r"arn:([\w-]+):sts::(\d+):assumed-role/([^/]+)/.*", arn):
+        return f"arn:{found[1]}:iam::{found[2]}:role/{found[3]}"
+    return arn
 
 
 def quota_faults(account: Account, wanted: str, needed: int, key: str) -> Iterable[str]:
@@ -124,8 +130,10 @@ def bucket_faults(account: Account) -> Iterable[str]:
         answer = account.client("s3", attempts=3).head_bucket(Bucket=account.bucket)
     except ClientError as error:
         code = code_of(error)
-        if code in ("404", "NoSuchBucket"):
-            if account.settings.bucket is not None:
+        if code in NO_BUCKET:
+            if account.settings.bucket is None:
+                yield from _making_faults(account)
+            else:
                 yield (
                     f"{key}: there is no such bucket; create it in {account.region}, or leave "
                     f"{account.section}.bucket out"
@@ -137,6 +145,16 @@ def bucket_faults(account: Account) -> Iterable[str]:
         yield (
             f"{key}: {account.bucket} is in {region}, and jobs run in {account.region}; choose a bucket that is there, "
             f"or set {account.section}.region={region}"
+        )
+
+
+def _making_faults(account: Account) -> Iterable[str]:
+    """Of SageMaker's own bucket where it is to be made."""
+    arn = _caller(account)
+    if refused := denied(account, arn, {"bucket": ("s3:CreateBucket",)}, Things()):
+        yield (
+            f"{account.section}.bucket = None: there is no {account.bucket} yet, and {arn} may not {refused[0]}; add "
+            f"that to its policy (docs/sagemaker.md), or set {account.section}.bucket to one that is there"
         )
 
 

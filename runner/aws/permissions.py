@@ -27,7 +27,7 @@ NAMED = "x"
 class Things:
     """What containers are started from, as far as it is known."""
 
-    log_group: str
+    log_group: str = NAMED
     """That SageMaker writes to."""
     image: str | None = None
     """Its URI."""

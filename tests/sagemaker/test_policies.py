@@ -25,10 +25,10 @@ from tests.sagemaker.stand_in.stand_in import TRUST
 ROLE = "lora-runner-execution"
 
 
-def documented(aws: StandIn, name: str) -> dict[str, Any]:
+def documented(aws: StandIn, name: str, bucket: str = StandIn.bucket) -> dict[str, Any]:
     """A policy of the docs, its placeholders filled as they say."""
     text = (ROOT / "docs" / "policies" / f"sagemaker-{name}.json").read_text()
-    filled = {"REGION": aws.platform.settings.region, "ACCOUNT": ACCOUNT, "BUCKET": aws.bucket}
+    filled = {"REGION": aws.platform.settings.region, "ACCOUNT": ACCOUNT, "BUCKET": bucket}
     policy: dict[str, Any] = json.loads(re.sub("|".join(filled), lambda found: filled[found[0]], text))
     for statement in policy["Statement"]:
         actions = statement["Action"]
@@ -108,6 +108,24 @@ def test_what_they_do_not_reach_is_said_with_its_name(
     found = faults(settings | changes | ({"image": other} if "image" in changes else {}))
 
     assert re.search(f"launcher.role = '{ROLE}': its policy does not allow .*{said}", "\n".join(found))
+
+
+def test_the_bucket_of_sagemaker_may_be_made_where_it_is_missing(aws: StandIn, settings: dict[str, Any]) -> None:
+    bucket = f"sagemaker-us-east-1-{ACCOUNT}"
+    aws.permissions.policies = {
+        "": documented(aws, "submitter", bucket),
+        ROLE: documented(aws, "execution", bucket),
+    }
+    assert faults(settings | {"bucket": None}) == []
+    assert ("s3:CreateBucket", f"arn:aws:s3:::{bucket}") in questions(aws)
+    assert allows(documented(aws, "deployer", bucket), "s3:CreateBucket", f"arn:aws:s3:::{bucket}", {})
+
+    aws.permissions.deny("s3:CreateBucket")
+    (fault,) = faults(settings | {"bucket": None})
+    assert re.match(rf"launcher.bucket = None: there is no {bucket} yet, and arn:.* may not s3:CreateBucket on ", fault)
+
+    aws.s3.create_bucket(Bucket=bucket)
+    assert faults(settings | {"bucket": None}) == [], "nobody needs to make it"
 
 
 def test_a_role_that_may_not_be_passed(aws: StandIn, settings: dict[str, Any]) -> None:
