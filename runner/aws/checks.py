@@ -16,6 +16,8 @@ from runner.aws.image import ECR_IMAGE
 from runner.aws.permissions import Actions, Things, denied
 from runner.s3.access import bucket_region
 
+OCI = "application/vnd.oci."
+"""What media types of the Open Container Initiative begin with."""
 QUOTAS = "https://console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas"
 
 Check = Callable[[], Iterable[str]]
@@ -158,8 +160,12 @@ def _making_faults(account: Account) -> Iterable[str]:
         )
 
 
-def image_faults(account: Account, image: str | None) -> Iterable[str]:
-    """Of the image, which must be in ECR, in the same region."""
+def image_faults(account: Account, image: str | None, *, served: bool = False) -> Iterable[str]:
+    """Of the image, which must be in ECR, in the same region.
+
+    Args:
+        served: it is for an endpoint, which takes less than a training job.
+    """
     from botocore.exceptions import ClientError
 
     if image is None:
@@ -177,9 +183,16 @@ def image_faults(account: Account, image: str | None) -> Iterable[str]:
     wanted = {"imageDigest": parts["digest"]} if parts["digest"] else {"imageTag": parts["tag"] or "latest"}
     try:
         ecr = account.client("ecr", attempts=3)
-        ecr.describe_images(registryId=parts["account"], repositoryName=parts["name"], imageIds=[wanted])
+        answer = ecr.describe_images(registryId=parts["account"], repositoryName=parts["name"], imageIds=[wanted])
     except ClientError as error:
         if code_of(error) in ("ImageNotFoundException", "RepositoryNotFoundException"):
             yield f"{key}: there is no such image; python -m runner.image push, or correct it"
         elif "AccessDenied" not in code_of(error):
             raise
+        return
+    kind = answer["imageDetails"][0].get("imageManifestMediaType", "")
+    if served and kind.startswith(OCI):
+        yield (
+            f"{key}: is of the type {kind}, and endpoints take Docker's alone; python -m runner.image build --tag NEW "
+            "makes one of that, then push --tag NEW (a tag that is there is not moved)"
+        )

@@ -71,7 +71,7 @@ def check(settings: Deploy) -> dict[str, Any]:
         [
             lambda: role_faults(account, EXECUTION, things),
             lambda: bucket_faults(account),
-            lambda: image_faults(account, image),
+            lambda: image_faults(account, image, served=True),
             lambda: _name_faults(account, name),
             lambda: quota_faults(account, f"{wanted.instance} for endpoint usage", most, instance),
             lambda: caller_faults(account, CALLER, things),
