@@ -7,6 +7,7 @@ allows nothing. So each action is asked about on a thing of its own kind, and "*
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -15,7 +16,7 @@ from runner.aws.image import ECR_IMAGE
 
 Kind = Literal[
     "any", "training-job", "model", "endpoint-config", "endpoint", "role", "bucket", "objects", "repository", "logs",
-    "secrets",
+    "secrets", "key", "volume-key",
 ]  # fmt: skip
 Actions = Mapping[Kind, tuple[str, ...]]
 """By the kind of what they are done to."""
@@ -35,6 +36,10 @@ class Things:
     """Names or ARNs."""
     name: str = NAMED
     """Of what is started in SageMaker."""
+    key: str | None = None
+    """Of KMS, by its id, ARN or alias."""
+    key_for_volumes: bool = False
+    """Whether volumes of instances are encrypted with the key, too."""
 
 
 def denied(account: Account, who: str, actions: Actions, things: Things) -> list[str]:
@@ -57,6 +62,8 @@ def denied(account: Account, who: str, actions: Actions, things: Things) -> list
                 PolicySourceArn=who, ActionNames=asked, ResourceArns=[arn], ContextEntries=context
             )
         except ClientError:
+            continue
+        if arn.split(":")[2:3] == ["kms"] and _lets_in(account, arn, who):
             continue
         allowed = {each["EvalActionName"] for each in answer["EvaluationResults"] if each["EvalDecision"] == "allowed"}
         if refused := [action for action in asked if action not in allowed]:
@@ -98,6 +105,33 @@ def _arns(account: Account, kind: Kind, things: Things) -> Iterator[str]:
         case "secrets":
             for secret in things.secrets:
                 yield _secret_arn(account, secret, f"arn:{partition}:secretsmanager:{here}")
+        case "key" | "volume-key":
+            if things.key and (kind == "key" or things.key_for_volumes) and (key := _key_arn(account, things.key)):
+                yield key
+
+
+def _key_arn(account: Account, key: str) -> str | None:
+    """Policies name keys by ARN; None where nobody says which key has an alias."""
+    from botocore.exceptions import ClientError
+
+    if ":key/" in key:
+        return key
+    try:
+        return str(account.client("kms", attempts=3).describe_key(KeyId=key)["KeyMetadata"]["Arn"])
+    except ClientError:
+        return None
+
+
+def _lets_in(account: Account, key: str, who: str) -> bool:
+    """Whether a key's own policy names somebody, which needs no policy of theirs then; or may not be looked at."""
+    from botocore.exceptions import ClientError
+
+    try:
+        policy = account.client("kms", attempts=3).get_key_policy(KeyId=key, PolicyName="default")["Policy"]
+    except ClientError:
+        return True
+    named = [each.get("Principal") for each in json.loads(policy)["Statement"] if each["Effect"] == "Allow"]
+    return any(f'"{each}"' in json.dumps(named) for each in (who, "*"))
 
 
 def _secret_arn(account: Account, secret: str, here: str) -> str:

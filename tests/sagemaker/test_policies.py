@@ -25,10 +25,10 @@ from tests.sagemaker.stand_in.stand_in import TRUST
 ROLE = "lora-runner-execution"
 
 
-def documented(aws: StandIn, name: str, bucket: str = StandIn.bucket) -> dict[str, Any]:
+def documented(aws: StandIn, name: str, bucket: str = StandIn.bucket, key: str = "KEY") -> dict[str, Any]:
     """A policy of the docs, its placeholders filled as they say."""
     text = (ROOT / "docs" / "policies" / f"sagemaker-{name}.json").read_text()
-    filled = {"REGION": aws.platform.settings.region, "ACCOUNT": ACCOUNT, "BUCKET": bucket}
+    filled = {"REGION": aws.platform.settings.region, "ACCOUNT": ACCOUNT, "BUCKET": bucket, "KEY": key}
     policy: dict[str, Any] = json.loads(re.sub("|".join(filled), lambda found: filled[found[0]], text))
     for statement in policy["Statement"]:
         actions = statement["Action"]
@@ -126,6 +126,45 @@ def test_the_bucket_of_sagemaker_may_be_made_where_it_is_missing(aws: StandIn, s
 
     aws.s3.create_bucket(Bucket=bucket)
     assert faults(settings | {"bucket": None}) == [], "nobody needs to make it"
+
+
+def test_a_key_is_asked_about_where_one_is_named(aws: StandIn, settings: dict[str, Any], tmp_path: Path) -> None:
+    kms = aws.platform.client("kms")
+    made = kms.create_key()["KeyMetadata"]
+    kms.create_alias(AliasName="alias/ours", TargetKeyId=made["KeyId"])
+    assert faults(settings) == []
+    assert not [action for action, _ in questions(aws) if action.startswith("kms:")]
+
+    with_key = settings | {"kms_key": "alias/ours"}
+    refused = faults(with_key)
+    assert len(refused) == 2
+    assert f"may not kms:Decrypt, kms:GenerateDataKey on {made['Arn']}; add" in refused[1]
+    assert f"does not allow kms:Decrypt, kms:Encrypt, kms:GenerateDataKey on {made['Arn']}; add" in refused[0]
+
+    for who, name in (("", "submitter"), (ROLE, "execution")):
+        aws.permissions.policies[who] = documented(aws, name, key=made["KeyId"])
+    assert faults(with_key) == []
+    assert ("kms:CreateGrant", made["Arn"]) not in questions(aws), "a GPU instance has no volume that takes a key"
+    assert faults(with_key | {"instance": "ml.m5.xlarge"}) == []
+    assert ("kms:CreateGrant", made["Arn"]) in questions(aws)
+
+    aws.permissions.policies[""] = documented(aws, "deployer", key=made["KeyId"])
+    endpoint = {"instance": "ml.m5.xlarge", **with_key}
+    raw = {"name": "shop", "task": {"name": "deploy"}, "inference_steps": 2, "endpoint": endpoint}
+    check.check(Deploy.model_validate(raw))
+
+
+def test_a_key_may_let_somebody_in_by_its_own_policy(aws: StandIn, settings: dict[str, Any]) -> None:
+    role = f"arn:aws:iam::{ACCOUNT}:role/{ROLE}"
+    statement = {"Effect": "Allow", "Principal": {"AWS": [role]}, "Action": "kms:*", "Resource": "*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    made = aws.platform.client("kms").create_key(Policy=policy)["KeyMetadata"]
+
+    (fault,) = faults(settings | {"kms_key": made["Arn"]})
+    assert fault.startswith("AWS permissions: "), "the role is let in, the person who submits is not"
+
+    aws.permissions.deny("kms:GetKeyPolicy")
+    assert faults(settings | {"kms_key": made["Arn"]}) == [], "what may not be looked at is passed over"
 
 
 def test_a_role_that_may_not_be_passed(aws: StandIn, settings: dict[str, Any]) -> None:

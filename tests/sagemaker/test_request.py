@@ -22,7 +22,8 @@ from runner.launchers.sagemaker.divide import divided, parts
 from runner.launchers.sagemaker.estimate import STARTING_S, estimate
 from runner.launchers.sagemaker.request import Channel, training_request
 from runner.plan import Pack, Plan, Predictor, make_plan
-from runner.schema import Experiment, SageMakerLauncher
+from runner.schema import Experiment, ObjectiveSettings, SageMakerLauncher, TuningSettings
+from runner.search.tuning.request import tuning_request
 from tests.command_line import runner
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -65,6 +66,19 @@ def request(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(("name", "changes"), [("plain", {}), ("full", FULL)])
 def test_the_request_is_the_one_of_the_golden_file(name: str, changes: dict[str, Any]) -> None:
     assert request(**changes) == json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("instance", ["ml.g6e.xlarge", "ml.p5.48xlarge", "ml.m5.xlarge", "ml.c5.large"])
+def test_a_key_encrypts_what_is_written_and_volumes_but_no_disks_of_an_instance_itself(instance: str) -> None:
+    asked = request(instance=instance, kms_key="k")
+    definition = tuning_request(TuningSettings(), asked, name="x", trials=1, ranges=[], objective=ObjectiveSettings())[
+        "TrainingJobDefinition"
+    ]
+
+    for each in (asked, definition):
+        assert each["OutputDataConfig"]["KmsKeyId"] == "k"
+        volumes = {"VolumeKmsKeyId": "k"} if instance.startswith(("ml.m5.", "ml.c5.")) else {}
+        assert {key: value for key, value in each["ResourceConfig"].items() if key == "VolumeKmsKeyId"} == volumes
 
 
 @pytest.mark.parametrize("changes", [{}, FULL])

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from runner.aws.account import Account, code_of
 from runner.aws.checks import Check, bucket_faults, caller_faults, faults_of, image_faults, quota_faults, role_faults
 from runner.aws.permissions import Actions, Things
+from runner.instances import INSTANCES
 from runner.launchers.sagemaker.logs import GROUP
 from runner.schema import SageMakerLauncher
 
@@ -23,6 +24,8 @@ SUBMITTER: Actions = {
     "objects": ("s3:GetObject", "s3:PutObject"),
     "bucket": ("s3:ListBucket",),
     "logs": ("logs:DescribeLogStreams", "logs:GetLogEvents"),
+    "key": ("kms:Decrypt", "kms:GenerateDataKey"),
+    "volume-key": ("kms:CreateGrant",),
 }  # fmt: skip
 """What whoever submits must be allowed."""
 EXECUTION: Actions = {
@@ -32,6 +35,7 @@ EXECUTION: Actions = {
     "repository": ("ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"),
     "logs": ("logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents", "logs:DescribeLogStreams"),
     "secrets": ("secretsmanager:GetSecretValue",),
+    "key": ("kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey"),
 }
 """What the execution role must be allowed."""
 NEEDED = "credentials, execution role, both policies, bucket, image, quota of the instance type, secrets"
@@ -44,7 +48,8 @@ def preflight(settings: SageMakerLauncher, account: Account, image: str | None) 
         image: URI of the image that jobs would run in, if one is known.
     """
     secrets = [secret for secret in (settings.wandb_secret, settings.hub_secret) if secret]
-    things = Things(GROUP, image, secrets)
+    volumes = not INSTANCES[settings.instance].has_disks
+    things = Things(GROUP, image, secrets, key=settings.kms_key, key_for_volumes=volumes)
     usage = "spot training job usage" if settings.spot else "training job usage"
     instance = f"launcher.instance = {settings.instance!r}"
     checks: list[Check] = [

@@ -34,6 +34,8 @@ CALLER: Actions = {
     "role": ("iam:PassRole",),
     "objects": ("s3:GetObject", "s3:PutObject"),
     "bucket": ("s3:ListBucket",),
+    "key": ("kms:Decrypt", "kms:GenerateDataKey"),
+    "volume-key": ("kms:CreateGrant",),
 }  # fmt: skip
 """What whoever deploys must be allowed."""
 EXECUTION: Actions = {
@@ -43,6 +45,7 @@ EXECUTION: Actions = {
     "repository": ("ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"),
     "logs": ("logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"),
     "secrets": ("secretsmanager:GetSecretValue",),
+    "key": ("kms:Decrypt",),
 }
 """What the execution role must be allowed."""
 
@@ -64,7 +67,8 @@ def check(settings: Deploy) -> dict[str, Any]:
     most = wanted.max_instances or wanted.instances
     instance = f"{SECTION}.instance = {wanted.instance!r}"
     name = wanted.name or settings.name
-    things = Things(log_group(name), image, [wanted.hub_secret] if wanted.hub_secret else [], name)
+    secrets = [wanted.hub_secret] if wanted.hub_secret else []
+    things = Things(log_group(name), image, secrets, name, key=wanted.kms_key, key_for_volumes=True)
     faults = faults_of(
         account,
         image,
