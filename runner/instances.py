@@ -59,6 +59,10 @@ SIZES: dict[str, dict[str, tuple[int, int, int]]] = {
 """GPUs, virtual processors and GiB of host memory."""
 
 
+WITH_DISKS = frozenset({"g4dn", "g5", "g6", "g6e", "g7e", "p4d", "p4de", "p5", "p5e", "p5en", "p6-b200"})
+"""Families with NVMe disks of their own, by AWS's table of instance store volumes; others have volumes alone."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Instance:
     """One type."""
@@ -72,6 +76,8 @@ class Instance:
     cores: int
     memory_gb: float
     """Of the host (1e9 bytes)."""
+    has_disks: bool
+    """Of its own; its hardware encrypts them, and no training job may name a key for them."""
 
 
 def _types() -> dict[str, Instance]:
@@ -80,7 +86,9 @@ def _types() -> dict[str, Instance]:
         gpu_name, gpu_memory_gb = GPUS.get(family, ("", 0.0))
         for size, (gpus, processors, gibibytes) in sizes.items():
             name = f"ml.{family}.{size}"
-            found[name] = Instance(name, gpus, gpu_name, gpu_memory_gb, processors, gibibytes * 2**30 / 1e9)
+            found[name] = Instance(
+                name, gpus, gpu_name, gpu_memory_gb, processors, gibibytes * 2**30 / 1e9, family in WITH_DISKS
+            )
     return found
 
 

@@ -6,6 +6,7 @@ import logging
 from functools import cached_property
 from typing import Any
 
+from runner.errors import AwsError
 from runner.s3.access import (
     ATTEMPTS,
     NoAccess,
@@ -18,8 +19,10 @@ from runner.s3.access import (
 )
 from runner.schema.aws import AwsSettings
 
-__all__ = ["Account", "NoAccess", "aws_errors", "code_of", "may_pass", "message_of", "understood"]
+__all__ = ["NO_BUCKET", "Account", "NoAccess", "aws_errors", "code_of", "may_pass", "message_of", "understood"]
 
+NO_BUCKET = ("404", "NoSuchBucket")
+"""Codes of S3 for a bucket that is not there."""
 
 log = logging.getLogger(__name__)
 
@@ -93,17 +96,40 @@ class Account:
         return self.settings.bucket or f"sagemaker-{self.region}-{self.account_id}"
 
     def make_bucket(self) -> None:
-        """Make SageMaker's own bucket where it is not there yet, as SageMaker's SDK does; one that is named must be."""
+        """Make SageMaker's own bucket where it is not there yet, as SageMaker's SDK does; one that is named must be.
+
+        Raises:
+            NoAccess: not allowed.
+            AwsError: it cannot be made.
+        """
         from botocore.exceptions import ClientError
 
         if self.settings.bucket is not None:
             return
         try:
+            with understood(f"s3:ListBucket and s3:CreateBucket on {self.bucket}"):
+                self._make_missing_bucket()
+        except ClientError as error:
+            raise AwsError(
+                f"{self.section}.bucket = None: {self.bucket} cannot be made ({message_of(error)}); name a bucket of "
+                "yours"
+            ) from error
+
+    def _make_missing_bucket(self) -> None:
+        from botocore.exceptions import ClientError
+
+        try:
             self.s3.head_bucket(Bucket=self.bucket)
-        except ClientError:
-            where = {"CreateBucketConfiguration": {"LocationConstraint": self.region}}
+            return
+        except ClientError as error:
+            if code_of(error) not in NO_BUCKET:
+                raise
+        where = {"CreateBucketConfiguration": {"LocationConstraint": self.region}}
+        try:
             self.s3.create_bucket(Bucket=self.bucket, **({} if self.region == "us-east-1" else where))
-            log.info("made the bucket %s", self.bucket)
+        except self.s3.exceptions.BucketAlreadyOwnedByYou:
+            return  # another command was faster
+        log.info("made the bucket %s", self.bucket)
 
     @cached_property
     def role_arn(self) -> str:

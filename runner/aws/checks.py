@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote
 
-from runner.aws.account import Account, NoAccess, code_of, message_of, no_role, understood
+from runner.aws.account import NO_BUCKET, Account, NoAccess, code_of, message_of, no_role, understood
+from runner.aws.image import ECR_IMAGE
+from runner.aws.permissions import Actions, Things, denied
+from runner.s3.access import bucket_region
 
-ECR_IMAGE = re.compile(
-    r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/(?P<name>[^:@]+)"
-    r"(?::(?P<tag>[^@]+))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
-)
+OCI = "application/vnd.oci."
+"""What media types of the Open Container Initiative begin with."""
 QUOTAS = "https://console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas"
 
 Check = Callable[[], Iterable[str]]
@@ -57,13 +58,19 @@ def _asked(check: Check) -> list[str]:
         return [f"AWS: {message_of(error)}"]
 
 
-def caller_faults(account: Account, actions: Sequence[str]) -> Iterable[str]:
+def caller_faults(account: Account, actions: Actions, things: Things) -> Iterable[str]:
     """Of whoever asks, who must be allowed these actions."""
+    arn = _caller(account)
+    if refused := denied(account, arn, actions, things):
+        yield f"AWS permissions: {arn} may not {', nor '.join(refused)}; add them to its policy (docs/sagemaker.md)"
+
+
+def _caller(account: Account) -> str:
+    """Who has the policies: of a session its role."""
     arn = account.caller_arn
     if found := re.fullmatch(r"arn:([\w-]+):sts::(\d+):assumed-role/([^/]+)/.*", arn):
-        arn = f"arn:{found[1]}:iam::{found[2]}:role/{found[3]}"
-    if denied := _denied(account, arn, actions):
-        yield f"AWS permissions: {arn} may not {', '.join(denied)}; add them to its policy (docs/sagemaker.md)"
+        return f"arn:{found[1]}:iam::{found[2]}:role/{found[3]}"
+    return arn
 
 
 def quota_faults(account: Account, wanted: str, needed: int, key: str) -> Iterable[str]:
@@ -84,7 +91,7 @@ def quota_faults(account: Account, wanted: str, needed: int, key: str) -> Iterab
                 return
 
 
-def role_faults(account: Account, actions: Sequence[str]) -> Iterable[str]:
+def role_faults(account: Account, actions: Actions, things: Things) -> Iterable[str]:
     """Of the execution role, which must be allowed these actions."""
     from botocore.exceptions import ClientError
 
@@ -112,30 +119,8 @@ def role_faults(account: Account, actions: Sequence[str]) -> Iterable[str]:
                 f"{key}: SageMaker may not take on this role; let its trust policy name the service "
                 "sagemaker.amazonaws.com"
             )
-    if denied := _denied(account, arn, actions):
-        yield f"{key}: its policy does not allow {', '.join(denied)}; add them (docs/sagemaker.md has the policy)"
-
-
-def _denied(account: Account, arn: str, actions: Iterable[str]) -> list[str]:
-    """The actions that a role or user is not allowed, as far as that may be asked."""
-    from botocore.exceptions import ClientError
-
-    bucket = f"arn:{account.caller_arn.split(':')[1]}:s3:::{account.bucket}"
-    in_bucket = [action for action in actions if action.startswith("s3:")]
-    others = [action for action in actions if not action.startswith("s3:")]
-    iam = account.client("iam", attempts=3)
-    denied = []
-    try:
-        for group, resources in ((others, ["*"]), (in_bucket, [bucket, f"{bucket}/{account.settings.prefix}/x"])):
-            answer = iam.simulate_principal_policy(PolicySourceArn=arn, ActionNames=group, ResourceArns=resources)
-            allowed = {
-                each["EvalActionName"] for each in answer["EvaluationResults"] if each["EvalDecision"] == "allowed"
-            }
-            denied += [action for action in group if action not in allowed]
-    except ClientError:
-        return []
-    # A policy that allows passing only certain roles is a good one, and is not seen by asking for all.
-    return [action for action in denied if action != "iam:PassRole" or len(denied) > 1]
+    if refused := denied(account, arn, actions, things):
+        yield f"{key}: its policy does not allow {', nor '.join(refused)}; add them (docs/sagemaker.md has the policy)"
 
 
 def bucket_faults(account: Account) -> Iterable[str]:
@@ -144,23 +129,43 @@ def bucket_faults(account: Account) -> Iterable[str]:
 
     key = f"{account.section}.bucket = {account.settings.bucket!r}"
     try:
-        account.client("s3", attempts=3).head_bucket(Bucket=account.bucket)
+        answer = account.client("s3", attempts=3).head_bucket(Bucket=account.bucket)
     except ClientError as error:
         code = code_of(error)
-        if code in ("404", "NoSuchBucket"):
-            if account.settings.bucket is not None:
+        if code in NO_BUCKET:
+            if account.settings.bucket is None:
+                yield from _making_faults(account)
+            else:
                 yield (
                     f"{key}: there is no such bucket; create it in {account.region}, or leave "
                     f"{account.section}.bucket out"
                 )
-        elif code in ("301", "PermanentRedirect"):
-            yield f"{key}: the bucket is in another region than {account.region}; choose one that is there"
         else:
             yield f"{key}: {account.bucket} may not be used ({message_of(error)}); choose another, or ask for access"
+        return
+    if (region := bucket_region(answer)) not in (None, account.region):
+        yield (
+            f"{key}: {account.bucket} is in {region}, and jobs run in {account.region}; choose a bucket that is there, "
+            f"or set {account.section}.region={region}"
+        )
 
 
-def image_faults(account: Account, image: str | None) -> Iterable[str]:
-    """Of the image, which must be in ECR, in the same region."""
+def _making_faults(account: Account) -> Iterable[str]:
+    """Of SageMaker's own bucket where it is to be made."""
+    arn = _caller(account)
+    if refused := denied(account, arn, {"bucket": ("s3:CreateBucket",)}, Things()):
+        yield (
+            f"{account.section}.bucket = None: there is no {account.bucket} yet, and {arn} may not {refused[0]}; add "
+            f"that to its policy (docs/sagemaker.md), or set {account.section}.bucket to one that is there"
+        )
+
+
+def image_faults(account: Account, image: str | None, *, served: bool = False) -> Iterable[str]:
+    """Of the image, which must be in ECR, in the same region.
+
+    Args:
+        served: it is for an endpoint, which takes less than a training job.
+    """
     from botocore.exceptions import ClientError
 
     if image is None:
@@ -178,9 +183,16 @@ def image_faults(account: Account, image: str | None) -> Iterable[str]:
     wanted = {"imageDigest": parts["digest"]} if parts["digest"] else {"imageTag": parts["tag"] or "latest"}
     try:
         ecr = account.client("ecr", attempts=3)
-        ecr.describe_images(registryId=parts["account"], repositoryName=parts["name"], imageIds=[wanted])
+        answer = ecr.describe_images(registryId=parts["account"], repositoryName=parts["name"], imageIds=[wanted])
     except ClientError as error:
         if code_of(error) in ("ImageNotFoundException", "RepositoryNotFoundException"):
             yield f"{key}: there is no such image; python -m runner.image push, or correct it"
         elif "AccessDenied" not in code_of(error):
             raise
+        return
+    kind = answer["imageDetails"][0].get("imageManifestMediaType", "")
+    if served and kind.startswith(OCI):
+        yield (
+            f"{key}: is of the type {kind}, and endpoints take Docker's alone; python -m runner.image build --tag NEW "
+            "makes one of that, then push --tag NEW (a tag that is there is not moved)"
+        )

@@ -100,6 +100,11 @@ def config_request(wanted: Wanted, settings: EndpointSettings, *, experiment: st
     return request | ({"KmsKeyId": settings.kms_key} if settings.kms_key else {})
 
 
+def log_group(name: str) -> str:
+    """Where CloudWatch keeps what the containers of an endpoint print."""
+    return f"/aws/sagemaker/Endpoints/{name}"
+
+
 def _config_to_be(known: Mapping[str, Any]) -> str:
     """The configuration of a described endpoint, or the one it is being brought to: until then it names the old one."""
     pending: Mapping[str, Any] = known.get("PendingDeploymentSummary") or {}
@@ -167,7 +172,7 @@ class Endpoints:
                 )
             if known is None or status in ("Failed", "OutOfService", "Deleting", "UpdateRollbackFailed"):
                 reason = "it is gone" if known is None else known.get("FailureReason") or status
-                group = f"/aws/sagemaker/Endpoints/{name}"
+                group = log_group(name)
                 raise AwsError(f"endpoint {name} is not in service: {reason}; its logs are in {group} (CloudWatch)")
             if stop():
                 raise Interrupted(f"endpoint {name} goes on starting; the same command waits for it again")

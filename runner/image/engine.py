@@ -12,6 +12,8 @@ from runner.errors import RunnerError
 ENGINES = ("docker", "podman", "buildah")
 PLATFORM = "linux/amd64"
 """What SageMaker's instances are, whatever the image is built on."""
+OUTPUTS = ("--output", "-o", "--load", "--push")
+"""Options of docker that say what becomes of an image; there may be one."""
 
 
 class Engine:
@@ -45,7 +47,24 @@ class Engine:
         """
         told = [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]
         command = ["build", "--platform", PLATFORM, "--file", str(root / dockerfile), "--tag", tag, *told]
-        self._run([*command, *options, str(root)])
+        self._run([*command, *self._as_docker(options), *options, str(root)])
+
+    def _as_docker(self, options: Sequence[str]) -> list[str]:
+        """Options for an image of Docker's own media types: SageMaker's endpoints take no image of OCI's.
+
+        Args:
+            options: others; who says where the image goes says in what types.
+        """
+        if self.name != "docker":
+            return ["--format", "docker"]
+        asked = subprocess.run([self.name, "build", "--help"], capture_output=True, text=True, check=False)
+        if "--provenance" not in asked.stdout:
+            return []  # a builder of before BuildKit, which writes no other types
+        # With attestations, an image becomes an index of several things, which is of OCI's types whatever is said.
+        plain = ["--provenance=false"]
+        if any(option.partition("=")[0] in OUTPUTS for option in options):
+            return plain
+        return [*plain, "--output", "type=image,oci-mediatypes=false"]
 
     def size_bytes(self, tag: str) -> int | None:
         """Of an image of this machine, uncompressed; None where the engine does not say."""

@@ -111,6 +111,16 @@ def message_of(error: Exception) -> str:
     return " ".join((f"{words}: {last}" if last else words).split())
 
 
+def bucket_region(answer: Mapping[str, Any]) -> str | None:
+    """Where a bucket is by the answer of HeadBucket, which boto3 sends on to whatever region that is.
+
+    The parameter is newer than the header.
+    """
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    region: str | None = answer.get("BucketRegion") or headers.get("x-amz-bucket-region")
+    return region
+
+
 @contextmanager
 def understood(what: str) -> Iterator[None]:
     """Turn what keeps AWS from being asked into an error for the user.

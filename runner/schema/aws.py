@@ -31,7 +31,11 @@ class AwsSettings(Settings):
     prefix: str = knob("lora-runner", min_length=1, doc="Everything in the bucket lies below this.")
     subnets: tuple[str, ...] = knob((), doc="Subnets of your VPC; none is SageMaker's own network.")
     security_groups: tuple[str, ...] = knob((), doc="Security groups in that VPC.")
-    kms_key: str | None = knob(None, min_length=1, doc="KMS key for the disks and for what is written to S3.")
+    kms_key: str | None = knob(
+        None,
+        min_length=1,
+        doc="KMS key for what is written to S3 and for volumes; disks of an instance's own take none.",
+    )
     tags: Annotated[dict[str, str], Field(max_length=40)] | None = knob(
         None, doc="Tags of everything that is started, such as `{team: vision}`."
     )

@@ -27,6 +27,9 @@ from tests.command_line import ROOT
 REGION = "eu-west-1"
 ENGINE = """#!{python}
 import hashlib, json, sys
+if sys.argv[1:] == ["build", "--help"]:
+    print({knows!r})
+    sys.exit(0)
 given = sys.stdin.read() if "--password-stdin" in sys.argv else ""
 with open({log!r}, "a") as log:
     log.write(json.dumps([sys.argv[1:], given]) + "\\n")
@@ -60,14 +63,19 @@ def ecr(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 class FakeEngine:
-    """Podman, as far as it is asked for anything."""
+    """Podman or another, as far as it is asked for anything.
 
-    def __init__(self, folder: Path) -> None:
-        self.log, self.program = folder / "engine.jsonl", folder / "podman"
+    Args:
+        knows: what it says of its options for builds.
+    """
+
+    def __init__(self, folder: Path, name: str = "podman", knows: str = "") -> None:
+        self.log, self.program, self.knows = folder / "engine.jsonl", folder / name, knows
         self.fails(0)
 
     def fails(self, code: int) -> None:
-        self.program.write_text(ENGINE.format(python=sys.executable, log=str(self.log), code=code))
+        script = ENGINE.format(python=sys.executable, log=str(self.log), code=code, knows=self.knows)
+        self.program.write_text(script)
         self.program.chmod(0o755)
 
     @property
@@ -92,8 +100,29 @@ def test_build_tells_the_engine_what_to_build(engine: FakeEngine) -> None:
     assert arguments == [
         *("build", "--platform", "linux/amd64", "--file", str(ROOT / "container" / "Dockerfile")),
         *("--tag", f"lora-runner:{default_tag(ROOT, base)}", "--build-arg", f"BASE_IMAGE={base}"),
-        *("--network", "host", str(ROOT)),
+        *("--format", "docker", "--network", "host", str(ROOT)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "knows", "options", "said"),
+    [
+        ("podman", "", [], ["--format", "docker"]),
+        ("buildah", "", [], ["--format", "docker"]),
+        ("docker", "--provenance string", [], ["--provenance=false", "--output", "type=image,oci-mediatypes=false"]),
+        ("docker", "--provenance string", ["--output=type=oci"], ["--provenance=false", "--output=type=oci"]),
+        ("docker", "--provenance string", ["--push"], ["--provenance=false", "--push"]),
+        ("docker", "--platform string", [], []),
+    ],
+)
+def test_an_image_is_of_the_types_that_endpoints_take(
+    engine: FakeEngine, name: str, knows: str, options: list[str], said: list[str]
+) -> None:
+    other = FakeEngine(engine.program.parent, name, knows)
+
+    assert main(["build", "--engine", name, "--base-image", "debian", "--", *options]) == 0
+    arguments, _ = other.calls[0]
+    assert arguments[arguments.index("BASE_IMAGE=debian") + 1 : -1] == said
 
 
 def test_a_base_image_in_ecr_is_logged_in_for(ecr: Any, engine: FakeEngine) -> None:

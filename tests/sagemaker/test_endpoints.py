@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from runner.aws.account import Account
+from runner.aws.checks import image_faults
 from runner.aws.endpoints import Endpoints, Wanted
 from runner.check import Checker
 from runner.deployed import undeploy_command
@@ -17,6 +19,7 @@ from runner.errors import AwsError, Interrupted, SettingsError
 from runner.job import Job, State, make_task_job, read_manifest, register, state_of, update_manifest
 from runner.launch import Config, check_all
 from runner.s3 import Location
+from runner.schema import SageMakerLauncher
 from runner.schema.aws import OWN_TAG
 from runner.schema.tasks.deploy import Deploy, EndpointSettings, Undeploy
 from runner.status.experiment import Watch
@@ -95,6 +98,20 @@ def test_an_endpoint_of_somebody_else_is_neither_changed_nor_removed(aws: StandI
     with pytest.raises(AwsError, match=said):
         Endpoints(Account(EndpointSettings())).remove("shop", poll_s=0.05)
     assert config_of(aws) in aws.endpoints.configs and len(aws.endpoints.models) == 1
+
+
+@pytest.mark.parametrize("kind", ["index", "manifest"])
+def test_an_image_of_a_type_that_endpoints_refuse(aws: StandIn, image: str, tmp_path: Path, kind: str) -> None:
+    manifest = {"schemaVersion": 2, "mediaType": f"application/vnd.oci.image.{kind}.v1+json", "layers": []}
+    aws.platform.ecr.put_image(repositoryName="ping", imageTag="oci", imageManifest=json.dumps(manifest))
+    job = deployment(aws, image.replace(":1", ":oci"), tmp_path)
+    assert isinstance(job.settings, Deploy)
+    said = rf"endpoint.image = '.*/ping:oci': is of the type application/vnd.oci.image.{kind}.v1\+json, .* build --tag"
+
+    with pytest.raises(SettingsError, match=said):
+        check.check(job.settings)
+    training = SageMakerLauncher(image=job.settings.endpoint.image)
+    assert [*image_faults(Account(training), training.image)] == [], "training jobs take it"
 
 
 @pytest.mark.parametrize("prefix", ["lora-runner", "team/lora"])

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.stub import Stubber
 
-from runner.aws.account import Account
+from runner.aws.account import Account, NoAccess
+from runner.errors import AwsError
 from runner.launchers.sagemaker.preflight import preflight
+from runner.s3.access import bucket_region
 from runner.schema import SageMakerLauncher
 from tests.command_line import runner
 from tests.sagemaker.stand_in import Image, StandIn
@@ -68,6 +72,55 @@ def test_everything_wrong_is_said_at_once(aws: StandIn, faults: Faults) -> None:
 def test_each_has_its_fix(faults: Faults, changes: dict[str, Any], said: str) -> None:
     (fault,) = faults(**changes)
     assert said in fault
+
+
+def test_a_bucket_of_another_region(aws: StandIn, faults: Faults) -> None:
+    """boto3 follows where it is on its own, so that to ask for it is no error."""
+    aws.s3.create_bucket(Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    (fault,) = faults(bucket="far-away")
+    assert fault.startswith("launcher.bucket = 'far-away': far-away is in eu-west-1, and jobs run in us-east-1; ")
+    assert fault.endswith("or set launcher.region=eu-west-1")
+
+
+def test_the_bucket_of_sagemaker_is_made_only_where_it_is_missing(aws: StandIn) -> None:
+    account = Account(SageMakerLauncher(name="sagemaker"))
+    aws.permissions.deny("s3:ListBucket")
+    with pytest.raises(NoAccess, match=r"AWS permissions: .*; add s3:ListBucket and s3:CreateBucket on sagemaker-us-"):
+        account.make_bucket()
+    assert aws.asked("CreateBucket") == [], "what may not be looked at may be there"
+
+    aws.permissions.allow_all()
+    aws.permissions.deny("s3:CreateBucket")
+    with pytest.raises(NoAccess, match="not authorized to perform: s3:CreateBucket"):
+        account.make_bucket()
+
+    aws.permissions.allow_all()
+    for _ in range(2):
+        account.make_bucket()
+    assert len(aws.asked("CreateBucket")) == 2, "one that was refused, and one that was not"
+    assert account.bucket in [each["Name"] for each in aws.s3.list_buckets()["Buckets"]]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("BucketAlreadyOwnedByYou", None),
+        ("BucketAlreadyExists", "launcher.bucket = None: sagemaker-us-east-1-123456789012 cannot be made .because.;"),
+    ],
+)
+def test_a_bucket_that_is_somebody_elses_by_now(aws: StandIn, code: str, said: str | None) -> None:
+    account = Account(SageMakerLauncher(name="sagemaker"))
+    with Stubber(account.s3) as s3, pytest.raises(AwsError, match=said) if said else nullcontext():
+        s3.add_client_error("head_bucket", "404", http_status_code=404)
+        s3.add_client_error("create_bucket", code, "because", 409)
+        account.make_bucket()
+
+
+def test_older_libraries_name_the_region_of_a_bucket_in_a_header_alone() -> None:
+    headers = {"x-amz-bucket-region": "eu-west-1"}
+    assert bucket_region({"ResponseMetadata": {"HTTPHeaders": headers}}) == "eu-west-1"
+    assert bucket_region({"BucketRegion": "us-west-2", "ResponseMetadata": {"HTTPHeaders": headers}}) == "us-west-2"
+    assert bucket_region({"ResponseMetadata": {"HTTPHeaders": {}}}) is None
 
 
 def test_a_role_that_sagemaker_may_not_take_on(aws: StandIn, faults: Faults) -> None:

@@ -20,11 +20,11 @@ from runner.launchers.sagemaker import machine
 from runner.launchers.sagemaker.channels import too_many_channels
 from runner.launchers.sagemaker.divide import divided, parts
 from runner.launchers.sagemaker.estimate import STARTING_S, estimate
-from runner.launchers.sagemaker.preflight import EXECUTION, SUBMITTER
 from runner.launchers.sagemaker.request import Channel, training_request
 from runner.plan import Pack, Plan, Predictor, make_plan
-from runner.schema import Experiment, SageMakerLauncher
-from tests.command_line import ROOT, runner
+from runner.schema import Experiment, ObjectiveSettings, SageMakerLauncher, TuningSettings
+from runner.search.tuning.request import tuning_request
+from tests.command_line import runner
 
 GOLDEN = Path(__file__).parent / "golden"
 FULL: dict[str, Any] = {
@@ -66,6 +66,19 @@ def request(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(("name", "changes"), [("plain", {}), ("full", FULL)])
 def test_the_request_is_the_one_of_the_golden_file(name: str, changes: dict[str, Any]) -> None:
     assert request(**changes) == json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("instance", ["ml.g6e.xlarge", "ml.p5.48xlarge", "ml.m5.xlarge", "ml.c5.large"])
+def test_a_key_encrypts_what_is_written_and_volumes_but_no_disks_of_an_instance_itself(instance: str) -> None:
+    asked = request(instance=instance, kms_key="k")
+    definition = tuning_request(TuningSettings(), asked, name="x", trials=1, ranges=[], objective=ObjectiveSettings())[
+        "TrainingJobDefinition"
+    ]
+
+    for each in (asked, definition):
+        assert each["OutputDataConfig"]["KmsKeyId"] == "k"
+        volumes = {"VolumeKmsKeyId": "k"} if instance.startswith(("ml.m5.", "ml.c5.")) else {}
+        assert {key: value for key, value in each["ResourceConfig"].items() if key == "VolumeKmsKeyId"} == volumes
 
 
 @pytest.mark.parametrize("changes", [{}, FULL])
@@ -206,18 +219,3 @@ def test_a_dry_run_without_an_account_shows_plan_requests_and_cost(monkeypatch: 
     assert re.search(r"cost: about \$\d+\.\d\d for .* of ml\.g6e\.xlarge with spot instances", answer.output)
     assert '"TrainingJobName": "dev-' in answer.output
     assert "no AWS credentials here: a run would need them" in answer.output
-
-
-def test_the_policies_of_the_docs_allow_what_is_looked_for() -> None:
-    allowed = {}
-    for name in ("execution", "submitter"):
-        policy = json.loads((ROOT / "docs" / "policies" / f"sagemaker-{name}.json").read_text())
-        found = set()
-        for statement in policy["Statement"]:
-            assert statement["Effect"] == "Allow"
-            actions = statement["Action"]
-            found |= {actions} if isinstance(actions, str) else set(actions)
-        assert not [action for action in found if "*" in action], "least privilege"
-        allowed[name] = found
-    assert set(EXECUTION) <= allowed["execution"]
-    assert set(SUBMITTER) <= allowed["submitter"]

@@ -13,6 +13,7 @@ from runner.job import Job
 from runner.launchers.sagemaker.request import Channel
 from runner.parcel import in_channel
 from runner.s3 import Location, is_s3
+from runner.s3.access import bucket_region
 from runner.s3.mirror import Mirror
 from runner.schema import SageMakerLauncher
 
@@ -67,7 +68,7 @@ def in_other_regions(jobs: Sequence[Job], client: Any, region: str) -> list[str]
         bucket = Location.parse(uri).bucket
         if bucket not in regions:
             try:
-                regions[bucket] = client.head_bucket(Bucket=bucket).get("BucketRegion")
+                regions[bucket] = bucket_region(client.head_bucket(Bucket=bucket))
             except ClientError:
                 regions[bucket] = None  # whoever may read it need not be allowed to ask
         if regions[bucket] not in (None, region):

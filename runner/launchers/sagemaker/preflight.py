@@ -9,19 +9,34 @@ from collections.abc import Iterable
 
 from runner.aws.account import Account, code_of
 from runner.aws.checks import Check, bucket_faults, caller_faults, faults_of, image_faults, quota_faults, role_faults
+from runner.aws.permissions import Actions, Things
+from runner.instances import INSTANCES
+from runner.launchers.sagemaker.logs import GROUP
 from runner.schema import SageMakerLauncher
 
-SUBMITTER = (
-    "sagemaker:CreateTrainingJob", "sagemaker:DescribeTrainingJob", "sagemaker:ListTrainingJobs",
-    "sagemaker:StopTrainingJob", "sagemaker:AddTags", "iam:PassRole", "s3:GetObject", "s3:PutObject", "s3:ListBucket",
-    "logs:DescribeLogStreams", "logs:GetLogEvents",
-)  # fmt: skip
+SUBMITTER: Actions = {
+    "training-job": (
+        "sagemaker:CreateTrainingJob", "sagemaker:DescribeTrainingJob", "sagemaker:StopTrainingJob",
+        "sagemaker:AddTags",
+    ),
+    "any": ("sagemaker:ListTrainingJobs",),
+    "role": ("iam:PassRole",),
+    "objects": ("s3:GetObject", "s3:PutObject"),
+    "bucket": ("s3:ListBucket",),
+    "logs": ("logs:DescribeLogStreams", "logs:GetLogEvents"),
+    "key": ("kms:Decrypt", "kms:GenerateDataKey"),
+    "volume-key": ("kms:CreateGrant",),
+}  # fmt: skip
 """What whoever submits must be allowed."""
-EXECUTION = (
-    "s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket", "ecr:GetAuthorizationToken",
-    "ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage", "logs:CreateLogGroup",
-    "logs:CreateLogStream", "logs:PutLogEvents", "logs:DescribeLogStreams",
-)  # fmt: skip
+EXECUTION: Actions = {
+    "objects": ("s3:GetObject", "s3:PutObject", "s3:DeleteObject"),
+    "bucket": ("s3:ListBucket",),
+    "any": ("ecr:GetAuthorizationToken",),
+    "repository": ("ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"),
+    "logs": ("logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents", "logs:DescribeLogStreams"),
+    "secrets": ("secretsmanager:GetSecretValue",),
+    "key": ("kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey"),
+}
 """What the execution role must be allowed."""
 NEEDED = "credentials, execution role, both policies, bucket, image, quota of the instance type, secrets"
 
@@ -32,16 +47,18 @@ def preflight(settings: SageMakerLauncher, account: Account, image: str | None) 
     Args:
         image: URI of the image that jobs would run in, if one is known.
     """
-    secret = ["secretsmanager:GetSecretValue"] if settings.wandb_secret or settings.hub_secret else []
+    secrets = [secret for secret in (settings.wandb_secret, settings.hub_secret) if secret]
+    volumes = not INSTANCES[settings.instance].has_disks
+    things = Things(GROUP, image, secrets, key=settings.kms_key, key_for_volumes=volumes)
     usage = "spot training job usage" if settings.spot else "training job usage"
     instance = f"launcher.instance = {settings.instance!r}"
     checks: list[Check] = [
-        lambda: role_faults(account, [*EXECUTION, *secret]),
+        lambda: role_faults(account, EXECUTION, things),
         lambda: bucket_faults(account),
         lambda: image_faults(account, image),
         lambda: quota_faults(account, f"{settings.instance} for {usage}", settings.instances, instance),
         lambda: _secrets(settings, account),
-        lambda: caller_faults(account, SUBMITTER),
+        lambda: caller_faults(account, SUBMITTER, things),
     ]
     return faults_of(account, image, checks)
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from runner.instances import INSTANCES
 from runner.s3 import Location
 from runner.schema import SageMakerLauncher
 
@@ -58,7 +59,10 @@ def training_request(
     if settings.keep_alive_s:
         resources["KeepAlivePeriodInSeconds"] = settings.keep_alive_s
     if settings.kms_key:
-        resources["VolumeKmsKeyId"] = output["KmsKeyId"] = settings.kms_key
+        output["KmsKeyId"] = settings.kms_key
+        # SageMaker refuses a key for disks that are encrypted by the instance itself.
+        if not INSTANCES[settings.instance].has_disks:
+            resources["VolumeKmsKeyId"] = settings.kms_key
     if settings.spot:
         stopping["MaxWaitTimeInSeconds"] = settings.max_wait_s
     request: dict[str, Any] = {

@@ -7,8 +7,9 @@ from typing import Any
 
 from runner.aws.account import Account
 from runner.aws.checks import bucket_faults, caller_faults, faults_of, image_faults, quota_faults, role_faults
-from runner.aws.endpoints import Endpoints
+from runner.aws.endpoints import Endpoints, log_group
 from runner.aws.image import image_of
+from runner.aws.permissions import Actions, Things
 from runner.errors import SettingsError
 from runner.families.files import local_folder
 from runner.families.single_file import is_single_file, single_file_faults
@@ -19,17 +20,33 @@ from runner.tasks.adapters import find_adapters
 from runner.tasks.deploy.contents import served_names
 
 SECTION = "endpoint"
-CALLER = (
-    "sagemaker:CreateModel", "sagemaker:CreateEndpointConfig", "sagemaker:CreateEndpoint", "sagemaker:UpdateEndpoint",
-    "sagemaker:DescribeModel", "sagemaker:DescribeEndpointConfig", "sagemaker:DescribeEndpoint", "sagemaker:AddTags",
-    "sagemaker:ListTags", "sagemaker:InvokeEndpoint", "iam:PassRole", "s3:GetObject", "s3:PutObject", "s3:ListBucket",
-)  # fmt: skip
+OF_EACH = ("sagemaker:AddTags", "sagemaker:ListTags")
+CALLER: Actions = {
+    "model": ("sagemaker:CreateModel", "sagemaker:DescribeModel", *OF_EACH),
+    "endpoint-config": (
+        "sagemaker:CreateEndpointConfig", "sagemaker:DescribeEndpointConfig", "sagemaker:CreateEndpoint",
+        "sagemaker:UpdateEndpoint", *OF_EACH,
+    ),
+    "endpoint": (
+        "sagemaker:CreateEndpoint", "sagemaker:UpdateEndpoint", "sagemaker:DescribeEndpoint",
+        "sagemaker:InvokeEndpoint", *OF_EACH,
+    ),
+    "role": ("iam:PassRole",),
+    "objects": ("s3:GetObject", "s3:PutObject"),
+    "bucket": ("s3:ListBucket",),
+    "key": ("kms:Decrypt", "kms:GenerateDataKey"),
+    "volume-key": ("kms:CreateGrant",),
+}  # fmt: skip
 """What whoever deploys must be allowed."""
-EXECUTION = (
-    "s3:GetObject", "s3:ListBucket", "ecr:GetAuthorizationToken", "ecr:BatchCheckLayerAvailability",
-    "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage", "logs:CreateLogGroup", "logs:CreateLogStream",
-    "logs:PutLogEvents",
-)  # fmt: skip
+EXECUTION: Actions = {
+    "objects": ("s3:GetObject",),
+    "bucket": ("s3:ListBucket",),
+    "any": ("ecr:GetAuthorizationToken",),
+    "repository": ("ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"),
+    "logs": ("logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"),
+    "secrets": ("secretsmanager:GetSecretValue",),
+    "key": ("kms:Decrypt",),
+}
 """What the execution role must be allowed."""
 
 
@@ -49,16 +66,19 @@ def check(settings: Deploy) -> dict[str, Any]:
     account, image = Account(wanted, section=SECTION), image_of(wanted)
     most = wanted.max_instances or wanted.instances
     instance = f"{SECTION}.instance = {wanted.instance!r}"
+    name = wanted.name or settings.name
+    secrets = [wanted.hub_secret] if wanted.hub_secret else []
+    things = Things(log_group(name), image, secrets, name, key=wanted.kms_key, key_for_volumes=True)
     faults = faults_of(
         account,
         image,
         [
-            lambda: role_faults(account, EXECUTION),
+            lambda: role_faults(account, EXECUTION, things),
             lambda: bucket_faults(account),
-            lambda: image_faults(account, image),
-            lambda: _name_faults(account, wanted.name or settings.name),
+            lambda: image_faults(account, image, served=True),
+            lambda: _name_faults(account, name),
             lambda: quota_faults(account, f"{wanted.instance} for endpoint usage", most, instance),
-            lambda: caller_faults(account, CALLER),
+            lambda: caller_faults(account, CALLER, things),
         ],
     )
     if faults:

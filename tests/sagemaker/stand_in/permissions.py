@@ -1,6 +1,7 @@
 """Who may do what: denied actions, refused credentials, unreachable services, throttled operations; IAM's simulation.
 
-Everything is allowed until a test says otherwise. Policies are not evaluated: a test names the actions that are denied.
+Everything is allowed until a test says otherwise: it names the actions that are denied, or gives somebody a policy, by
+which the simulation goes. Calls themselves are checked against no policy.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import threading
 from collections import Counter
 from xml.sax.saxutils import escape
 
+from . import policies
 from .calls import Call
 from .protocol import ServiceError
 from .server import Reply
@@ -33,6 +35,8 @@ class Permissions:
         """Services (`pricing`, `sagemaker`, ...) whose connections are dropped without an answer."""
         self.refused = ""
         """Why no credentials are accepted: `invalid` or `expired`; empty: they are."""
+        self.policies: dict[str, policies.Policy] = {}
+        """By role, or empty for the person who submits: what the simulation goes by."""
         self._denied: list[tuple[str, str]] = []
         self._throttled: dict[str, int] = {}
         self._counts: Counter[str] = Counter()
@@ -99,9 +103,14 @@ class Permissions:
         role = source.rpartition("/")[2] if ":role/" in source else ""
         actions = [value for name, value in form.items() if name.startswith("ActionNames.member.")]
         resources = [value for name, value in form.items() if name.startswith("ResourceArns.member.")] or ["*"]
+        entries = [
+            (value, form[name.replace("ContextKeyName", "ContextKeyValues.member.1")])
+            for name, value in form.items()
+            if name.endswith(".ContextKeyName")
+        ]
         members = "".join(
             f"<member><EvalActionName>{escape(action)}</EvalActionName><EvalResourceName>{escape(resource)}"
-            f"</EvalResourceName><EvalDecision>{'allowed' if self.allows(action, role) else 'implicitDeny'}"
+            f"</EvalResourceName><EvalDecision>{self._decision(role, action, resource, dict(entries))}"
             "</EvalDecision><MatchedStatements/><MissingContextValues/></member>"
             for action in actions
             for resource in resources
@@ -113,3 +122,8 @@ class Permissions:
             "<ResponseMetadata><RequestId>0</RequestId></ResponseMetadata></SimulatePrincipalPolicyResponse>"
         )
         return Reply(text.encode(), "text/xml")
+
+    def _decision(self, role: str, action: str, resource: str, context: dict[str, str]) -> str:
+        policy = self.policies.get(role)
+        granted = policy is None or policies.allows(policy, action, resource, context)
+        return "allowed" if granted and self.allows(action, role) else "implicitDeny"
