@@ -15,8 +15,8 @@ from runner.aws.account import Account
 from runner.aws.image import ECR_IMAGE
 
 Kind = Literal[
-    "any", "training-job", "model", "endpoint-config", "endpoint", "role", "bucket", "objects", "repository", "logs",
-    "secrets", "key", "volume-key",
+    "any", "training-job", "hyper-parameter-tuning-job", "model", "endpoint-config", "endpoint", "role", "bucket",
+    "objects", "repository", "logs", "secrets", "key", "volume-key",
 ]  # fmt: skip
 Actions = Mapping[Kind, tuple[str, ...]]
 """By the kind of what they are done to."""
@@ -85,7 +85,7 @@ def _arns(account: Account, kind: Kind, things: Things) -> Iterator[str]:
     match kind:
         case "any":
             yield "*"
-        case "training-job" | "endpoint":
+        case "training-job" | "hyper-parameter-tuning-job" | "endpoint":
             yield f"arn:{partition}:sagemaker:{here}:{kind}/{things.name}"
         case "model" | "endpoint-config":
             yield f"arn:{partition}:sagemaker:{here}:{kind}/{things.name}-{NAMED}"

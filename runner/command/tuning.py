@@ -22,7 +22,13 @@ from runner.launchers import sagemaker
 from runner.paths import ExperimentPaths, outputs_dir
 from runner.plan import Plan, Predictor, make_plan
 from runner.schema import SageMakerLauncher, TuningSettings
-from runner.search.tuning.checks import faults_of_inputs, faults_of_settings, refuse, require_sagemaker
+from runner.search.tuning.checks import (
+    faults_of_inputs,
+    faults_of_permissions,
+    faults_of_settings,
+    refuse,
+    require_sagemaker,
+)
 from runner.search.tuning.preview import all_trials, preview_data, preview_lines, search_lines
 from runner.search.tuning.ranges import Range, ranges_of
 from runner.search.tuning.request import search_key
@@ -86,6 +92,7 @@ def run_tuning(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
     if launcher.dry_run:
         _say([*preview_lines(search, plan, launcher), *data])
         return
+    refuse(faults_of_permissions(launcher))
     _say([*search_lines(search), *data])
     reached = sagemaker.ready(all_trials(plan, chosen.n_trials), launcher)
     folder = ExperimentPaths(base.folder.parent)

@@ -15,6 +15,7 @@ from runner.errors import SettingsError
 from runner.launchers.sagemaker.preflight import preflight
 from runner.schema import SageMakerLauncher
 from runner.schema.tasks.deploy import Deploy
+from runner.search.tuning.checks import faults_of_permissions
 from runner.tasks.deploy import check
 from tests.command_line import ROOT
 from tests.sagemaker.stand_in import Image, StandIn
@@ -90,6 +91,18 @@ def test_an_account_as_the_docs_set_it_up_may_deploy(aws: StandIn, settings: dic
     aws.permissions.policies[""] = documented(aws, "submitter")
     with pytest.raises(SettingsError, match=r"may not sagemaker:CreateModel, .* on arn:.*:model/shop-x"):
         check.check(Deploy.model_validate(raw))
+
+
+def test_an_account_as_the_docs_set_it_up_may_search(aws: StandIn, settings: dict[str, Any]) -> None:
+    launcher = SageMakerLauncher.model_validate({"name": "sagemaker", **settings})
+    assert faults_of_permissions(launcher) == []
+    assert {resource for _, resource in questions(aws)} == {
+        f"arn:aws:sagemaker:us-east-1:{ACCOUNT}:hyper-parameter-tuning-job/x"
+    }
+
+    aws.permissions.deny("sagemaker:CreateHyperParameterTuningJob")
+    (fault,) = faults_of_permissions(launcher)
+    assert "may not sagemaker:CreateHyperParameterTuningJob on arn:" in fault
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,16 @@ def test_trials_go_on_without_their_command_and_become_jobs(aws: StandIn, settin
     assert len(aws.asked("CreateHyperParameterTuningJob")) == 1
 
 
+def test_a_search_that_may_not_be_started_is_refused_before_anything_is_sent(aws: StandIn, settings: list[str]) -> None:
+    aws.permissions.deny("sagemaker:CreateHyperParameterTuningJob")
+
+    answer = runner(*SEARCH, *settings, *SPACE)
+
+    assert answer.code == 2, answer.output
+    assert "may not sagemaker:CreateHyperParameterTuningJob on arn:" in answer.output
+    assert aws.keys("") == []
+
+
 def _key(aws: StandIn, end: str) -> str:
     (key,) = [key for key in aws.keys("") if key.endswith(end)]
     return str(key)

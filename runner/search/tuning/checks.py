@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from runner.aws.account import Account
+from runner.aws.checks import caller_faults, faults_of
+from runner.aws.image import image_of
+from runner.aws.permissions import Actions, Things
 from runner.errors import SettingsError
 from runner.job import Job
 from runner.schema import Experiment, SageMakerLauncher, TuningSettings
 from runner.schema.knob import default_of
 
+TUNER: Actions = {
+    "hyper-parameter-tuning-job": (
+        "sagemaker:CreateHyperParameterTuningJob", "sagemaker:DescribeHyperParameterTuningJob",
+        "sagemaker:StopHyperParameterTuningJob", "sagemaker:ListTrainingJobsForHyperParameterTuningJob",
+        "sagemaker:AddTags",
+    ),
+}  # fmt: skip
+"""What whoever searches must be allowed, besides what a training job takes."""
 SWEEPER = "hydra/sweeper = sagemaker_tuning"
 INPUTS = {"model": "the base model", "dataset": "the data set"}
 """Parts of a job's identity that are inputs of its training job."""
@@ -65,6 +77,12 @@ def faults_of_settings(experiment: Experiment, launcher: SageMakerLauncher, sett
             "measured at the end alone; set it to some of the steps"
         )
     return faults
+
+
+def faults_of_permissions(launcher: SageMakerLauncher) -> list[str]:
+    """What whoever asks may not do with tuning jobs, as far as that may be asked."""
+    account = Account(launcher)
+    return faults_of(account, image_of(launcher), [lambda: caller_faults(account, TUNER, Things())])
 
 
 def faults_of_inputs(jobs: Sequence[Job], chosen: Sequence[str]) -> list[str]:
