@@ -57,20 +57,23 @@ def _parts(experiment: ExperimentStatus, width: int, height: int | None) -> Iter
     reasons = _reasons(experiment)
     room = None if height is None else max(FEWEST_ROWS, height - FRAME_LINES - len(reasons))
     shown = _most_active(experiment.jobs, room)
-    table = Table(title=experiment.folder.name, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    # Names and values are the user's: as str, rich would read what stands in brackets as its markup.
+    title = Text(experiment.folder.name, style="bold")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     rows = [_cells(experiment, job) for job in shown]
     columns = _fitting(rows, width)
     for name in columns:
         text = name in ("job", "task", "state", "progress", "where")
         overflow: Literal["fold", "ellipsis"] = "fold" if name in experiment.columns else "ellipsis"
         table.add_column(
-            "" if name == "progress" else name,
+            Text("" if name == "progress" else name),
             justify="left" if text else "right",
             no_wrap=name not in experiment.columns,
             overflow=overflow,
         )
     for row in rows:
-        table.add_row(*(row[name] for name in columns))
+        cells = (row[name] for name in columns)
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
     yield table
     if len(shown) < len(experiment.jobs):
         yield Text(f"and {len(experiment.jobs) - len(shown)} more; --once shows all", style="dim")

@@ -16,6 +16,8 @@ import pytest
 
 from runner.job import Job, State, lock, make_job, register, update_manifest
 from runner.paths import outputs_dir
+from runner.schema import Experiment
+from runner.status.__main__ import main
 from runner.status.experiment import ExperimentStatus, Watch, job_folders
 from runner.status.look import JobStatus
 from runner.status.table import totals
@@ -28,8 +30,6 @@ LONG_AGO_S = 7200.0
 def make(seed: int = 0, state: State = State.PENDING, *, name: str = "sweep", rank: int = 8, **fields: Any) -> Job:
     settings = {"name": name, "seed": seed, "steps": 100, "lora": {"rank": rank}}
     overrides = (f"seed={seed}", f"lora.rank={rank}", "batch_size=4")
-    from runner.schema import Experiment
-
     experiment = Experiment.model_validate(settings)
     job = make_job(experiment, model="m", dataset="d", outputs=outputs_dir(), overrides=overrides)
     register(job)
@@ -93,6 +93,19 @@ def test_a_row_tells_a_job_from_the_others_and_how_far_it_is() -> None:
     assert other.split()[:4] == [second.id, "2", "16", "completed"]
     assert "100 of 100" in other and "0.125" in other
     assert total.startswith("2 jobs: 1 completed, 1 running; about 30 s left, until ")
+
+
+def test_brackets_in_values_and_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, targets in enumerate((".*to_[qkv]", ".*to_q([/]|x)?")):
+        experiment = Experiment.model_validate({"name": "sweep", "seed": seed, "lora": {"targets": targets}})
+        overrides = (f"seed={seed}", f'lora.targets="{targets}"')
+        register(make_job(experiment, model="m", dataset="d", outputs=outputs_dir(), overrides=overrides))
+    folder = (outputs_dir() / "sweep").rename(outputs_dir() / "of [red] things")
+
+    assert main(["--once", str(folder)]) == 0
+
+    shown = capsys.readouterr().out
+    assert ".*to_[qkv]" in shown and ".*to_q([/]|x)?" in shown and "of [red] things" in shown
 
 
 def test_states_are_counted_and_a_failure_says_why_and_is_the_exit_code() -> None:
