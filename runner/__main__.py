@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 
 from runner import HOME
 from runner.errors import Defect, Detached, Interrupted, RunnerError, SettingsError
@@ -52,6 +53,7 @@ def _compose_and_launch() -> None:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    _refuse_missing_folder(sys.argv[1:])
     failure: list[RunnerError | OSError] = []
 
     @hydra.main(version_base=None, config_path=str(HOME / "conf"), config_name="config")
@@ -73,6 +75,19 @@ def _compose_and_launch() -> None:
         raise SettingsError(diagnose(sys.argv[1:], error)) from error
     if failure:
         raise failure[0]
+
+
+def _refuse_missing_folder(arguments: list[str]) -> None:
+    # Hydra would warn in its own way, with a line of its source, before it fails.
+    from hydra._internal.utils import get_args_parser
+
+    folder = get_args_parser().parse_args(arguments).config_dir
+    if folder is not None and not Path(folder).is_dir():
+        choice = Path(folder) / "lora" / "mine.yaml"
+        raise SettingsError(
+            f"--config-dir {folder}: there is no such folder, nothing was started; name the one that your own choices "
+            f"lie in, such as {choice} of lora=mine"
+        )
 
 
 def _end(message: str, *, code: int) -> None:

@@ -17,7 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
+from yaml.reader import ReaderError
 
 from runner import HOME
 from runner.check import Checker
@@ -54,7 +55,7 @@ def diagnose(arguments: Sequence[str], error: Exception) -> str:
             good += [] if found else [text]
         faults += _faults_of_values(good, search)
     if not faults:
-        faults = [str(error)]
+        faults = [_of_file(error) if isinstance(error, YAMLError) else str(error)]
     lines = "\n".join(f"  {line}" for line in dict.fromkeys(faults))
     return f"The configuration is invalid, nothing was started:\n{lines}"
 
@@ -127,6 +128,21 @@ def _single_values(override: Override, text: str) -> list[str]:
     return [f"{force}{name if force else key}={single}" for single in values]
 
 
+def _of_file(error: YAMLError) -> str:
+    """What is wrong with a file that is no YAML, and where."""
+    if isinstance(error, ReaderError):
+        return f"{error.name}, character {error.position + 1}: {error.reason}; remove it"
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    mark, began = error.problem_mark, error.context_mark
+    # What was left open is often noticed in a later line only.
+    since = f" in line {began.line + 1}" if began is not None and began.line != mark.line else ""
+    while_doing = f" ({error.context}{since})" if error.context else ""
+    return f"{mark.name}, line {mark.line + 1}: {error.problem}{while_doing}; mend the file"
+
+
 def _first_line(error: Exception) -> str:
+    if isinstance(error, YAMLError):
+        return _of_file(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

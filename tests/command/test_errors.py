@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
+from runner.__main__ import main
+from runner.command.diagnose import diagnose
 from tests.command_line import runner
 
 WRONG = {
@@ -93,6 +96,38 @@ def test_all_mistakes_of_all_kinds_are_named_together(tmp_path: Path) -> None:
     assert answer.code == 2
     for words in ("lora.rnk = 8", "model = sdx", "steps = 0", "/nowhere"):
         assert words in answer.output
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rank: 4\na: [1\n", "line 3: expected ',' or ']', but got '<stream end>' (while parsing a flow sequence in"),
+        ("rank: 4\n  x: 3\n", "line 2: mapping values are not allowed here; mend the file"),
+        ("rank: \x01\n", "character 7: special characters are not allowed; remove it"),
+    ],
+)
+def test_a_file_of_the_user_that_is_no_yaml_is_named_with_its_line(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "lora" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text(text)
+
+    answer = diagnose(["--config-dir", str(tmp_path), "lora=mine"], yaml.YAMLError("which Hydra raised"))
+
+    assert f"{file}, {said}" in answer
+
+
+def test_a_folder_of_choices_that_does_not_exist_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr("sys.argv", ["runner", "--config-dir", f"{tmp_path}/none", "launcher.dry_run=true"])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert line.startswith(f"--config-dir {tmp_path}/none: there is no such folder, nothing was started; name the one")
 
 
 def test_every_wrong_job_of_a_sweep_is_named_and_the_right_ones_do_not_start(tmp_path: Path) -> None:
