@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from runner.port import port
+
 LOOPBACK = "127.0.0.1"
 USUAL_PORT = 7878
 
@@ -21,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--adapter", type=Path, action="append", default=[], metavar="FILE", help="another .safetensors to draw with"
     )
     parser.add_argument("--host", default=LOOPBACK, help="address to listen at; other than this machine's own warns")
-    parser.add_argument("--port", type=int, default=USUAL_PORT)
+    parser.add_argument("--port", type=port, default=USUAL_PORT)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.errors import RunnerError
+from runner.port import port
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m runner.serve", description=__doc__)
     parser.add_argument("--model-dir", type=Path, default=Path(os.environ.get(FOLDER) or "/opt/ml/model"))
     parser.add_argument("--host", default="0.0.0.0", help="address to listen at; SageMaker needs all (0.0.0.0)")
-    parser.add_argument("--port", type=int, default=int(os.environ.get(PORT) or 8080))
+    # A default that is text is read as if it had been typed, and refused in the same words.
+    parser.add_argument("--port", type=port, default=os.environ.get(PORT) or "8080")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)

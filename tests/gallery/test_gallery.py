@@ -285,6 +285,14 @@ def test_a_name_or_an_address_of_this_machine_is_told_when_all_may_ask() -> None
     assert Guard("::1").refused("GET", {"host": "[fe80::1]:7878"})
 
 
+@pytest.mark.parametrize("port", ["99999", "-1", "0", "http"])
+def test_what_is_no_port_is_refused(port: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path), "--port", port])
+    assert ended.value.code == 2
+    assert f"--port: '{port}' is no port; give a whole number from 1 to 65535" in capsys.readouterr().err
+
+
 def test_listening_for_others_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nothing")]) == 1
     assert "no folder" in capsys.readouterr().err

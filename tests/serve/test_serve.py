@@ -191,6 +191,17 @@ def test_what_cannot_be_served_ends_the_process(
     assert said in caplog.text
 
 
+def test_what_is_no_port_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SAGEMAKER_BIND_TO_PORT", "8o80")
+    for arguments, said in (([], "'8o80' is no port"), (["--port", "99999"], "'99999' is no port")):
+        with pytest.raises(SystemExit) as ended:
+            main(["--model-dir", str(tmp_path), *arguments])
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "model_index.json").write_text("{}")
