@@ -58,8 +58,13 @@ def unknown_key(key: str, task: str = "train") -> str:
 
 def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
     """One line for each fault that pydantic found in the resolved configuration `raw`."""
+    faults = error.errors()
+    wrong_inside = {fault["loc"][:depth] for fault in faults for depth in range(len(fault["loc"]))}
     lines = []
-    for fault in error.errors():
+    for fault in faults:
+        # What is wrong in a list is not counted in it, so pydantic calls the list too short besides.
+        if fault["type"] == "too_short" and fault["loc"] in wrong_inside:
+            continue
         location = [str(part) for part in fault["loc"]]
         if len(location) > 1 and location[0] in GROUPS and location[1] in variants_of(location[0]):
             del location[1]  # the kind of a group with several kinds is not part of the key
