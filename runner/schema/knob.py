@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Settings(BaseModel):
@@ -14,6 +15,48 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
     )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Knobs that take numbers refuse true and false, which Python counts with, and pydantic takes for 1 and 0."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for field in cls.model_fields.values():
+            # Not a validator of all fields: pydantic allows none where a name says which kind of a group is meant.
+            refusal = REFUSALS.get(_kind_of_number(field.annotation))
+            if refusal is not None and refusal not in field.metadata:
+                field.metadata.append(refusal)
+
+
+def _kind_of_number(annotation: Any) -> type | None:
+    """What kind of number a knob takes, if it takes any, and no truth value."""
+    kinds = set(_kinds_in(annotation))
+    if bool in kinds:
+        return None
+    return next((kind for kind in (float, int) if kind in kinds), None)
+
+
+def _kinds_in(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _kinds_in(inner)
+
+
+def _refusal(of: str) -> BeforeValidator:
+    def refuse(value: object) -> object:
+        if isinstance(value, bool):
+            raise ValueError(f"should be a {of}, not true or false")
+        if isinstance(value, Mapping):
+            for key, each in value.items():
+                if isinstance(each, bool):
+                    raise ValueError(f"{key} = {each}: should be a {of}, not true or false")
+        elif isinstance(value, (list, tuple)) and any(isinstance(each, bool) for each in value):
+            raise ValueError(f"should hold {of}s, not true or false")
+        return value
+
+    return BeforeValidator(refuse)
+
+
+REFUSALS: dict[type | None, BeforeValidator] = {int: _refusal("whole number"), float: _refusal("number")}
 
 
 def default_of(settings: Settings, key: str) -> object:

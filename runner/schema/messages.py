@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,6 +13,13 @@ from runner.schema.defaults import section_of, variants_of
 from runner.schema.experiment import GROUPS
 from runner.schema.inputs import SourceSettings
 from runner.schema.tasks import TASKS
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+PLAIN_KINDS = ("bool", "int", "float", "str")
+"""What pydantic puts behind the key of a value that may be of several kinds."""
+TRUTH, WHOLE, NUMBER = "should be true or false", "should be a valid integer", "should be a valid number"
 
 
 def dotted_keys(task: str = "train") -> list[str]:
@@ -65,10 +72,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
         # What is wrong in a list is not counted in it, so pydantic calls the list too short besides.
         if fault["type"] == "too_short" and fault["loc"] in wrong_inside:
             continue
-        location = [str(part) for part in fault["loc"]]
-        if len(location) > 1 and location[0] in GROUPS and location[1] in variants_of(location[0]):
-            del location[1]  # the kind of a group with several kinds is not part of the key
-        key = ".".join(part for part in location if not part.startswith(("function-", "literal[", "constrained-")))
+        key = _key(fault["loc"], raw)
         if fault["type"] == "extra_forbidden":
             lines.append(f"{key} = {fault['input']!r}: {_unknown(key, raw)}")
         elif not key:
@@ -78,7 +82,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
             name = raw.get(key, {}).get("name") if isinstance(raw.get(key), Mapping) else raw.get(key)
             lines.append(f"{key}.name = {name!r}: should be one of {kinds}{nearest(str(name), variants_of(key))}")
         elif fault["type"] == "missing" and key.rpartition(".")[2].isdigit():
-            lines.append(f"{key.rpartition('.')[0]}: has too few values")
+            lines.append(_too_few(key.rpartition(".")[0], fault, faults))
         elif fault["type"] == "missing" or (fault["input"] is None and fault["type"] == "string_type"):
             lines.append(f"{key}: has no value; set {key}=...")
         elif isinstance(fault["input"], (Mapping, BaseModel)):
@@ -86,8 +90,35 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
             said = _said(fault["msg"])
             lines.append(said if said.startswith(f"{key}.") else f"{key}.{said}")
         else:
-            lines.append(f"{key} = {fault['input']!r}: {_said(fault['msg'])}")
+            lines.append(f"{key} = {fault['input']!r}: {_wanted(fault['type']) or _said(fault['msg'])}")
     return _joined(lines)
+
+
+def _key(place: Sequence[int | str], raw: Mapping[str, Any]) -> str:
+    """The key that a user can set, without what pydantic adds to say which of several kinds of value it tried."""
+    location = [str(part) for part in place]
+    if len(location) > 1 and location[0] in GROUPS and location[1] in variants_of(location[0]):
+        del location[1]  # the kind of a group with several kinds is not part of the key
+    if location and location[-1] in PLAIN_KINDS:
+        holder: Any = raw
+        for part in location[:-1]:
+            holder = holder.get(part) if isinstance(holder, Mapping) else None
+        if not isinstance(holder, Mapping):
+            location.pop()
+    return ".".join(part for part in location if not part.startswith(("function-", "literal[", "constrained-")))
+
+
+def _too_few(key: str, fault: ErrorDetails, faults: Sequence[ErrorDetails]) -> str:
+    """What to say of a list of a fixed length: pydantic names each place that is empty."""
+    *place, _ = fault["loc"]
+    wanted = 1 + max(int(each["loc"][-1]) for each in faults if [*each["loc"][:-1]] == place)
+    found = len(fault["input"])
+    return f"{key} = {fault['input']!r}: has {found} value{'' if found == 1 else 's'}, and should have {wanted}"
+
+
+def _wanted(fault: str) -> str | None:
+    """What a value should be, where pydantic's own words are not for users."""
+    return {"bool_parsing": TRUTH, "bool_type": TRUTH, "int_parsing": WHOLE, "float_parsing": NUMBER}.get(fault)
 
 
 def _joined(lines: list[str]) -> list[str]:
@@ -97,11 +128,18 @@ def _joined(lines: list[str]) -> list[str]:
         subject, colon, rest = line.partition(": ")
         said.setdefault(subject + colon, []).append(rest)
     return [
-        subject + " or ".join([rests[0], *(rest.removeprefix("should be ") for rest in rests[1:])])
-        if all(rest.startswith("should be") for rest in rests)
-        else subject + "; ".join(rests)
+        subject + (_either(rests) if all(rest.startswith("should be ") for rest in rests) else "; ".join(rests))
         for subject, rests in said.items()
     ]
+
+
+def _either(wants: Sequence[str]) -> str:
+    if len(wants) == 1:
+        return wants[0]
+    choices: list[str] = []
+    for want in wants:
+        choices += ["true", "false"] if want == TRUTH else [want.removeprefix("should be ").strip("'")]
+    return f"should be {', '.join(choices[:-1])} or {choices[-1]}"
 
 
 def _unknown(key: str, raw: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ WRONG = {
     ),
     "no GPU": (["launcher.device=cuda"], ["launcher.device = 'cuda'", "no NVIDIA GPU"]),
     "bad betas": (["optimizer.betas=[0.9,2]"], ["optimizer.betas.1 = 2", "less than 1"]),
-    "one beta": (["optimizer.betas=[0.9]"], ["optimizer.betas: has too few values"]),
+    "one beta": (["optimizer.betas=[0.9]"], ["optimizer.betas = [0.9]: has 1 value, and should have 2"]),
     "idle variants": (["dataset.variants=9"], ["dataset.variants = 9", "no effect"]),
     "idle warm-up": (["lr_scheduler.warmup_steps=5"], ["lr_scheduler.warmup_steps = 5", "no effect"]),
     "a seed twice": (["validation.seeds=[0,0]"], ["validation.seeds = [0, 0]", "once"]),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 from pydantic import ValidationError
 
 from runner.schema import Experiment
@@ -38,3 +40,62 @@ def test_a_wrong_item_does_not_make_a_list_too_short_as_well() -> None:
     assert of_drawing(adapter=["a"], adapter_weight=nan) == ["adapter_weight.0 = nan: should be a finite number"]
     (line,) = of_drawing(adapter=["a"], adapter_weight=[])
     assert line.startswith("adapter_weight = []: should have at least 1 item")
+
+
+def test_a_value_of_several_kinds_is_one_fault_of_a_key_that_there_is() -> None:
+    local = {"name": "local"}
+    assert of_training(launcher=local | {"dry_run": "yess"}) == [
+        "launcher.dry_run = 'yess': should be true, false or json"
+    ]
+    assert of_training(launcher=local | {"pack": "all"}) == ["launcher.pack = 'all': should be a valid integer or auto"]
+    assert of_training(loss={"masked": "yess"}) == ["loss.masked = 'yess': should be true or false"]
+    assert of_training(lora={"rank_pattern": {"int": "x"}}) == [
+        "lora.rank_pattern.int = 'x': should be a valid integer"
+    ]
+
+
+def test_a_list_with_too_few_values_is_shown_and_it_is_said_how_many() -> None:
+    for betas, found in (([], "0 values"), ([0.9], "1 value")):
+        (line,) = of_training(optimizer={"name": "adamw", "betas": betas})
+        assert line == f"optimizer.betas = {betas}: has {found}, and should have 2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": True}, "steps = True: should be a whole number"),
+        ({"lora": {"rank": True}}, "lora.rank = True: should be a whole number"),
+        ({"lora": {"alpha": False}}, "lora.alpha = False: should be a number"),
+        ({"lora": {"rank_pattern": {"to_k": True}}}, "lora.rank_pattern.to_k = True: should be a whole number"),
+        ({"optimizer": {"name": "adamw", "lr": True}}, "optimizer.lr = True: should be a number"),
+        (
+            {"optimizer": {"name": "adamw", "betas": [0.9, False]}},
+            "optimizer.betas = [0.9, False]: should hold numbers",
+        ),
+        ({"validation": {"seeds": [True]}}, "validation.seeds = [True]: should hold whole numbers"),
+        ({"launcher": {"name": "local", "pack": True}}, "launcher.pack = True: should be a whole number"),
+    ],
+)
+def test_true_and_false_are_no_numbers(changes: dict[str, Any], said: str) -> None:
+    assert of_training(**changes) == [f"{said}, not true or false"]
+
+
+def test_no_knob_counts_with_true_and_false() -> None:
+    kinds, seen = [Settings], 0
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        for key, field in kind.model_fields.items():
+            written = str(field.annotation)
+            if re.search(r"\b(int|float)\b", written) and not re.search(r"\bbool\b", written):
+                seen += 1
+                with pytest.raises(ValidationError) as caught:
+                    kind.model_validate({key: True})
+                assert any(fault["loc"] == (key,) for fault in caught.value.errors()), (kind, key)
+    assert seen > 100
+
+
+def test_numbers_written_in_other_ways_are_still_numbers() -> None:
+    raw = TRAINING | {"optimizer": {"name": "adamw", "lr": 1, "weight_decay": "0.5"}, "lora": {"rank": "16"}}
+    experiment = Experiment.model_validate(raw)
+    assert (experiment.optimizer.lr, experiment.lora.rank) == (1.0, 16)
+    assert Experiment.model_validate(TRAINING | {"launcher": {"name": "local", "dry_run": True}}).launcher.dry_run
