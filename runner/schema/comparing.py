@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import model_validator
 
-from runner.schema.knob import Settings, default_of, knob
+from runner.schema.knob import Settings, default_of, knob, spelt
 
 RECORDED = ("validation/loss", "train/loss", "train/grad_norm", "train/images_per_s")
 """Metrics that every job records; `validation/loss_t<timestep>` are recorded too."""
 
 
+METRIC = spelt(
+    r"(train|validation|evaluation)/.+",
+    "train/..., validation/... or evaluation/...",
+    lambda text: f"objective.name={next((name for name in RECORDED if name.endswith(f'/{text}')), RECORDED[0])}",
+)
+
+
 class ObjectiveSettings(Settings):
     """Section `objective`: the result of a job, which rankings and searches go by."""
 
-    name: str = knob(
+    name: Annotated[str, METRIC] = knob(
         "validation/loss",
-        pattern=r"^(train|validation|evaluation)/.+$",
         doc="A recorded metric; its last value counts. `evaluation/fid_score` and the like are recorded where "
         "`evaluation.metrics` asks for them.",
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import re
+from typing import Annotated, ClassVar, Literal
 
 from runner.schema.inputs import ModelSettings, Precision
-from runner.schema.knob import Settings, knob, section
+from runner.schema.knob import Settings, knob, section, spelt
 from runner.schema.launchers import LauncherSettings
 from runner.schema.launching import LocalLauncher
 from runner.schema.running import LoggerSettings
@@ -23,6 +24,14 @@ class TaskSettings(Settings):
     )
 
 
+EXPERIMENT = spelt(
+    r"[A-Za-z0-9][A-Za-z0-9._-]*",
+    "letters, digits, '.', '_' and '-', beginning with a letter or digit",
+    lambda text: f"name={re.sub(r'[^A-Za-z0-9._-]+', '-', text).strip('._-') or 'dev'}",
+)
+"""Names that can be folders everywhere."""
+
+
 class JobSettings(Settings):
     """What every job is told; each task's settings are one of these."""
 
@@ -32,10 +41,9 @@ class JobSettings(Settings):
     """Keys of settings that may name files or folders of this machine, besides `model` and `adapter`."""
     done_once: ClassVar[bool] = True
     """Whether a completed job need not be done again: what it has done may have been undone elsewhere."""
-    name: str = knob(
+    name: Annotated[str, EXPERIMENT] = knob(
         "dev",
         identity=False,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=100,
         doc="Name of the experiment: the folder under `outputs` and the W&B group.",
     )

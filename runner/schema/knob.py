@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Settings(BaseModel):
@@ -75,6 +76,28 @@ def knob(default: Any = ..., *, doc: str, unit: str = "", identity: bool = True,
         limits: pydantic constraints (`ge`, `le`, `pattern`, `min_length`, ...).
     """
     return Field(default, description=doc, json_schema_extra={"unit": unit, "identity": identity}, **limits)
+
+
+def spelt(pattern: str, wanted: str, such_as: Callable[[str], str]) -> AfterValidator:
+    """How a text must be spelt, for an annotation; unlike a bare `pattern`, it is refused in words.
+
+    Args:
+        pattern: a regular expression for the whole text.
+        wanted: what it should be, behind "should be".
+        such_as: gives something that can be set instead of a wrong text.
+    """
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"should be {wanted}, such as {such_as(text)}")
+        return text
+
+    return AfterValidator(check)
+
+
+def dashed(text: str, longest: int) -> str:
+    """The text with dashes for all that is neither letter nor digit; empty where nothing is left."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:longest].rstrip("-")
 
 
 def section(kind: type[Settings]) -> Any:

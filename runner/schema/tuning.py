@@ -6,11 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from runner.schema.knob import Settings, default_of, knob
+from runner.schema.knob import Settings, dashed, default_of, knob, spelt
 
 MOST_PARENTS = 5
 """Earlier tuning jobs that one may learn from."""
-TUNING_JOB_NAME = r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,31}$"
+TUNING_JOB = spelt(
+    r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,31}",
+    "the name of a tuning job: up to 32 letters and digits, and dashes between them",
+    lambda text: dashed(text, 32) or "dev-tuning",
+)
 
 
 class TuningSettings(Settings):
@@ -38,9 +42,9 @@ class TuningSettings(Settings):
     max_resource: int | None = knob(
         None, ge=1, unit="measurements", doc="Longest that `Hyperband` lets a trial run; null leaves it to SageMaker."
     )
-    warm_start: Annotated[
-        tuple[Annotated[str, Field(pattern=TUNING_JOB_NAME)], ...], Field(max_length=MOST_PARENTS)
-    ] = knob((), doc="Names of earlier tuning jobs, at most five, to learn from.")
+    warm_start: Annotated[tuple[Annotated[str, TUNING_JOB], ...], Field(max_length=MOST_PARENTS)] = knob(
+        (), doc="Names of earlier tuning jobs, at most five, to learn from."
+    )
     warm_start_type: Literal["IdenticalDataAndAlgorithm", "TransferLearning"] = knob(
         "IdenticalDataAndAlgorithm",
         doc="Whether those had the same data and image, so that their trials count as this search's own, or others.",

@@ -13,6 +13,7 @@ from runner.schema import Experiment
 from runner.schema.knob import Settings
 from runner.schema.messages import explain
 from runner.schema.tasks import TASKS
+from runner.schema.tuning import TuningSettings
 
 TRAINING = {"model": {"path": "embedded", "family": "sdxl"}, "dataset": {"path": "embedded"}}
 DRAWING = {"model": TRAINING["model"], "task": {"name": "generate"}}
@@ -99,3 +100,21 @@ def test_numbers_written_in_other_ways_are_still_numbers() -> None:
     experiment = Experiment.model_validate(raw)
     assert (experiment.optimizer.lr, experiment.lora.rank) == (1.0, 16)
     assert Experiment.model_validate(TRAINING | {"launcher": {"name": "local", "dry_run": True}}).launcher.dry_run
+
+
+def test_spellings_are_asked_for_in_words() -> None:
+    name = "should be letters, digits, '.', '_' and '-', beginning with a letter or digit, such as name="
+    for wrong, right in (("a b", "a-b"), ("_x", "x"), ("", "dev"), ("dev\n", "dev"), ("ä", "dev")):
+        assert of_training(name=wrong) == [f"name = {wrong!r}: {name}{right}"]
+    metric = "should be train/..., validation/... or evaluation/..., such as objective.name="
+    for wrong, right in (("nope", "validation/loss"), ("grad_norm", "train/grad_norm"), ("train/", "validation/loss")):
+        assert of_training(objective={"name": wrong}) == [f"objective.name = {wrong!r}: {metric}{right}"]
+    endpoint = {"task": {"name": "undeploy"}, "endpoint": {"name": "my shop!"}}
+    (line,) = said_of(TASKS["undeploy"], DRAWING | endpoint)
+    assert line.startswith("endpoint.name = 'my shop!': should be up to 50 letters and digits, and dashes between them")
+    assert line.endswith(", such as endpoint.name=my-shop")
+    (line,) = said_of(TuningSettings, {"warm_start": ["no name"]})
+    assert line.startswith("warm_start.0 = 'no name': should be the name of a tuning job: up to 32 letters and digits")
+    assert line.endswith(", such as no-name")
+    for right in ("dev", "2024_a.b-c"):
+        assert of_training(name=right) == []

@@ -107,7 +107,7 @@ def test_the_same_search_has_the_same_name() -> None:
         ({"min_resource": 2}, "min_resource = 2: has no effect without strategy=Hyperband"),
         ({"strategy": "Hyperband", "min_resource": 9, "max_resource": 3}, "is above max_resource = 3"),
         ({"warm_start_type": "TransferLearning"}, "has no effect without warm_start"),
-        ({"warm_start": ["no name"]}, "should match pattern"),
+        ({"warm_start": ["no name"]}, "should be the name of a tuning job: up to 32 letters and digits"),
         ({"warm_start": list("abcdef")}, "at most 5"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import field_validator, model_validator
 
@@ -12,18 +12,24 @@ from runner.schema.aws import AwsSettings
 from runner.schema.drawing import MOST_GUIDANCE, MOST_PIXELS_SIDE, DrawingSettings
 from runner.schema.family import drawing_faults
 from runner.schema.job import JobSettings
-from runner.schema.knob import Settings, default_of, knob, section
+from runner.schema.knob import Settings, dashed, default_of, knob, section, spelt
 from runner.schema.tasks.adapters import WithAdapters
 from runner.schema.training import SchedulerSettings
 
-NAME = r"^[A-Za-z0-9](-*[A-Za-z0-9]){0,49}$"
+LONGEST = 50
+NAME = rf"[A-Za-z0-9](-*[A-Za-z0-9]){{0,{LONGEST - 1}}}"
 """Of an endpoint, with room for what its models are called."""
+ENDPOINT = spelt(
+    NAME,
+    f"up to {LONGEST} letters and digits, and dashes between them",
+    lambda text: f"endpoint.name={dashed(text, LONGEST) or 'dev'}",
+)
 
 
 class EndpointName(Settings):
     """Which endpoint."""
 
-    name: str | None = knob(None, pattern=NAME, doc="Name of the endpoint; null is that of the experiment.")
+    name: Annotated[str, ENDPOINT] | None = knob(None, doc="Name of the endpoint; null is that of the experiment.")
     poll_s: float = knob(15.0, gt=0, le=600, unit="seconds", identity=False, doc="How often SageMaker is asked.")
 
 
@@ -72,10 +78,10 @@ class EndpointSettings(AwsSettings, EndpointName):
 def _refuse_no_name(settings: Deploy | Undeploy) -> None:
     """Refuse an experiment's name that no endpoint can have, where it would be the endpoint's."""
     if settings.endpoint.name is None and not re.fullmatch(NAME, settings.name):
-        legal = re.sub(r"[^A-Za-z0-9]+", "-", settings.name)[:50].strip("-")
         raise ValueError(
-            f"name = {settings.name!r}: would be the name of the endpoint, which may have up to 50 letters and digits, "
-            f"and dashes between them; set endpoint.name, such as endpoint.name={legal}"
+            f"name = {settings.name!r}: would be the name of the endpoint, which may have up to {LONGEST} letters and "
+            f"digits, and dashes between them; set endpoint.name, such as "
+            f"endpoint.name={dashed(settings.name, LONGEST)}"
         )
 
 
