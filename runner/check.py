@@ -213,14 +213,14 @@ def _runs_here(raw: Mapping[str, Any]) -> bool:
 
 def _unused_words(experiment: Experiment, dataset: Dataset) -> list[str]:
     """New words that no caption has, so that nothing would train them."""
-    from runner.data.captions import captions_of
+    from runner.data.captions import captions_of, shown
 
     if not isinstance(experiment.method, NewTokens):
         return []
     captions = [caption for item in dataset.items for caption in captions_of(item, experiment.dataset)]
     return [
-        f"method.tokens = {token!r}: is in none of the {len(captions)} captions, such as {captions[0]!r}; write it "
-        "into them, for example with dataset.instance_prompt"
+        f"method.tokens = {token!r}: is in none of the {len(captions)} captions, such as {shown(captions[0])}; write "
+        "it into them, for example with dataset.instance_prompt"
         for token in experiment.method.tokens
         if not any(token in caption for caption in captions)
     ]

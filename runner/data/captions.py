@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from runner.data.item import Item
     from runner.schema import DatasetSettings
 
+SHOWN_CHARACTERS = 80
 PUNCTUATION = tuple(",.;:!?")
 
 
@@ -35,6 +36,11 @@ def captions_of(item: Item, data: DatasetSettings) -> tuple[str, ...]:
 def as_measured(items: Sequence[Item], data: DatasetSettings) -> tuple[Item, ...]:
     """The items with the one caption each that they are measured with."""
     return tuple(dataclasses.replace(item, caption=captions_of(item, data)[0], more_captions=()) for item in items)
+
+
+def shown(caption: str) -> str:
+    """A caption as it is written into a message: in quotes, and only its beginning where it is long."""
+    return repr(caption if len(caption) <= SHOWN_CHARACTERS else f"{caption[: SHOWN_CHARACTERS - 3].rstrip()}...")
 
 
 def tags_of(caption: str, data: DatasetSettings) -> tuple[list[str], list[str]]:

@@ -87,6 +87,22 @@ def test_caption_options_shift_nothing_else(bench: Bench, sdxl_folder: Path, ima
     assert batches[0].timesteps.equal(batches[1].timesteps)
 
 
+def test_a_long_caption_is_shown_by_its_beginning(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = write_images(tmp_path)
+    (images / "0.txt").write_text("a red circle " * 500)
+    job = bench.job(sdxl_folder, images=images)
+    with caplog.at_level("WARNING"):
+        materials = bench.materials(job, bench.base(job))
+    (line,) = [record.getMessage() for record in caplog.records if "are cut" in record.getMessage()]
+    assert len(line) < 200
+    assert line.endswith(
+        "the first: 'a red circle a red circle a red circle a red circle a red circle a red circle...'"
+    )
+    assert [len(caption) for caption in materials.cut_captions] == [6499], "the record has all of it"
+
+
 def test_trained_text_encoders_know_all_captions(bench: Bench, sdxl_folder: Path, images: Path) -> None:
     settings: dict[str, Any] = {"dataset": OPTIONS, "lora": {"text_encoder": True}, "batch_size": 6}
     packed = [bench.job(sdxl_folder, images=images, seed=seed, **settings) for seed in (1, 2)]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from runner.cache import TensorCache
 from runner.data import Crop, render
+from runner.data.captions import shown
 from runner.data.dataset import reading_place
 from runner.data.views import View
 from runner.encodings import caption_cache, caption_key, encoder_hashes, posterior_cache, posterior_key
@@ -122,7 +123,7 @@ def encode_at_once(
             rows = family.encode_text(text, ids)
         for index, caption in enumerate(part):
             entry = {name: tensor[index].cpu() for name, tensor in rows.items()}
-            _refuse_non_finite(*entry.values(), what=f"the encoding of the caption {caption!r}")
+            _refuse_non_finite(*entry.values(), what=f"the encoding of the caption {shown(caption)}")
             yield caption, entry
 
 

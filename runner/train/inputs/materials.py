@@ -10,7 +10,7 @@ from typing import Any
 
 from runner.adapter_file import AdapterFile
 from runner.data import Dataset, Item, read_dataset, split
-from runner.data.captions import as_measured, captions_of
+from runner.data.captions import as_measured, captions_of, shown
 from runner.data.classes import Prior, prior_of
 from runner.data.views import View, buckets_of, class_views_of, held_out_crop, repeated, views_of
 from runner.earlier import find_earlier
@@ -93,8 +93,8 @@ def prepare(job: Job, base: Base) -> Materials:
     cut = tuple(said[caption] for caption in base.tokenizers.too_long(list(said)))
     if cut and base.place.is_main:
         log.warning(
-            "%d of %d captions are longer than the %d tokens the text encoder takes, and are cut; the first: %r",
-            *(len(cut), len(said_here), base.tokenizers.limit, cut[0]),
+            "%d of %d captions are longer than the %d tokens the text encoder takes, and are cut; the first: %s",
+            *(len(cut), len(said_here), base.tokenizers.limit, shown(cut[0])),
         )
     captions = tuple(
         dict.fromkeys([*said_here, *prompts, *(item.caption for item in before), EMPTY, negative or EMPTY])
