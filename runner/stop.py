@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.job import State, is_held, state_of
+from runner.job_folders import faults_of, job_folders
 from runner.launchers.elsewhere import Elsewhere
-from runner.status.experiment import job_folders
 
 log = logging.getLogger(__name__)
 
@@ -21,11 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="outputs/<name>, or a job in it")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        folders = [job for root in options.folders for job in job_folders(root)]
-    except (OSError, ValueError) as error:
-        log.error("%s: name outputs/<name>, or a job in it", error)
+    if faults := faults_of(options.folders, job_folders):
+        log.error("%s", "\n".join(faults))
         return 2
+    folders = [job for root in options.folders for job in job_folders(root)]
     stopped, faults = Elsewhere().stop(folders)
     here = [folder for folder in folders if state_of(folder) is State.RUNNING and is_held(folder)]
     for name in stopped:

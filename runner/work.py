@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from runner.errors import Interrupted, RunnerError
 from runner.job import Job, State, read_job, update_manifest
+from runner.job_folders import faults_of, the_job
 from runner.queue import Claims, FixedQueue, Queue
 
 if TYPE_CHECKING:
@@ -75,9 +76,16 @@ class StopSignal:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train; 0 if every job completed, 1 if some failed, 70 if all that were training did, 130 if a signal came."""
+    """Train; 0 if every job completed, 1 if some failed, 70 if all that were training did, 130 if a signal came.
+
+    2 if a folder is no job's.
+    """
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Before the libraries are loaded, which takes many seconds.
+    if faults := faults_of(options.folders, the_job):
+        log.error("%s", "\n".join(faults))
+        return 2
     queue = Queue(options.queue) if options.queue else FixedQueue(options.folders)
     with StopSignal() as stop:
         try:
@@ -140,6 +148,8 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
         # Whatever it was, the folders must say it; the log has the rest.
         if not isinstance(error, RunnerError):
             log.exception("the pack failed")
+        elif not claims.held:
+            log.error("%s", error)  # no job's manifest will say it
         for job in claims.held:
             reason = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
             update_manifest(job.folder, state=State.FAILED, error=reason, crashed=True)

@@ -18,7 +18,7 @@ from runner.clean.jobs import job_things, readable
 from runner.clean.thing import KINDS, Thing, age_text, size_text
 from runner.errors import RunnerError
 from runner.job import Job
-from runner.status.experiment import job_folders
+from runner.job_folders import faults_of, job_folders
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Show the table; remove what is confirmed. 0, 1 if something could not be removed, 2 where there are no jobs."""
     options = _parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        folders = [job for root in options.folders for job in job_folders(root)]
-    except (OSError, ValueError) as error:
-        print(f"{error}: name outputs/<name>, a job in it, or a folder of experiments", file=sys.stderr)
+    if faults := faults_of(options.folders, job_folders):
+        print(*faults, sep="\n", file=sys.stderr)
         return 2
+    folders = [job for root in options.folders for job in job_folders(root)]
     jobs, whole = readable(list(dict.fromkeys(folders)))
     if not jobs:
         print(f"no job that can be read in {', '.join(map(str, options.folders))}", file=sys.stderr)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from runner.job_folders import NAME_ANY
 from runner.port import port
 
 LOOPBACK = "127.0.0.1"
@@ -16,7 +17,7 @@ USUAL_PORT = 7878
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve the page; 1 if there is no such folder or the port is taken."""
+    """Serve the page; 1 if the port is taken, 2 if there is no such folder or file."""
     parser = argparse.ArgumentParser(prog="python -m runner.gallery", description=__doc__)
     parser.add_argument("folder", type=Path, help="where experiments are: outputs, one experiment, or one job")
     parser.add_argument(
@@ -30,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for file in chosen.adapter:
         if not file.is_file():
             print(f"--adapter {file}: no such file", file=sys.stderr)
-            return 1
+            return 2
     if not chosen.folder.is_dir():
-        print(f"no folder {chosen.folder}: give the folder with the experiments, such as outputs", file=sys.stderr)
-        return 1
+        print(f"no folder {chosen.folder.absolute()}: {NAME_ANY}", file=sys.stderr)
+        return 2
     try:
         import uvicorn
 

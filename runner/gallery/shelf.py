@@ -10,11 +10,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from runner.errors import RunnerError
+from runner.job_folders import is_job_folder
 from runner.paths import JobPaths
 from runner.report.differences import labelled
 from runner.report.evaluations import Figures, apart, figures_by_job
 from runner.report.ranking import Aim, Ranking, rank
-from runner.report.record import JobRecord, is_job_folder, read_briefly, read_job
+from runner.report.record import JobRecord, read_briefly, read_job
 from runner.report.words import subject
 from runner.schema import ModelSettings
 

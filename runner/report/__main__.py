@@ -5,20 +5,25 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from runner.job_folders import faults_of, find_jobs
 from runner.paths import ExperimentPaths
 from runner.report.page import write_report
 
 
-def main() -> int:
-    """Write the report and the exports of each folder in turn, and say where they are; 1 where one cannot be."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write reports and exports, and say where they are; 1 where one cannot be, 2 where there are no jobs."""
     parser = argparse.ArgumentParser(prog="python -m runner.report", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="outputs/<name>, or one job in it")
-    arguments = parser.parse_args()
+    folders: list[Path] = parser.parse_args(arguments).folders
+    if faults := faults_of(folders, find_jobs):
+        print(*faults, sep="\n", file=sys.stderr)
+        return 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     failed = 0
-    for folder in arguments.folders:
+    for folder in folders:
         try:
             write_report(folder)
         except (OSError, ValueError) as error:

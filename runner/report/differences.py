@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runner.report.record import JobRecord, as_mapping, find_jobs, read_job
+from runner.job_folders import find_jobs
+from runner.report.record import JobRecord, as_mapping, read_job
 from runner.report.words import plain
 
 # What cannot change a result: names, places, how a batch is split, and the model's own defaults of other settings.

@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from runner.job_folders import find_jobs
 from runner.paths import ExperimentPaths, write_text
 from runner.report.differences import differing_settings, labelled
 from runner.report.evaluations import (
@@ -29,7 +30,7 @@ from runner.report.evaluations import (
 from runner.report.exports import as_csv, as_json, export_rows
 from runner.report.pictures import MAX_ROWS, MAX_STEPS, PictureBox, progress_grid
 from runner.report.ranking import rank
-from runner.report.record import JobRecord, find_jobs, read_job
+from runner.report.record import JobRecord, read_job
 from runner.report.several import view_several
 from runner.report.views import view_job
 from runner.report.words import duration, number, plain

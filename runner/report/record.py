@@ -148,28 +148,6 @@ def as_mapping(value: Any) -> dict[str, Any]:
     return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else {}
 
 
-def is_job_folder(folder: Path) -> bool:
-    """Whether a folder is a job's."""
-    return (folder / "manifest.json").is_file() or (folder / "config.yaml").is_file()
-
-
-def find_jobs(folder: Path) -> list[Path]:
-    """The folder itself where it is a job's, else the job folders in it, by name.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if there is no job in it.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: give an experiment (outputs/<name>) or one job in it")
-    if is_job_folder(folder):
-        return [folder]
-    found = sorted(child for child in folder.iterdir() if child.is_dir() and is_job_folder(child))
-    if not found:
-        raise ValueError(f"no job in {folder}: none of its folders has a manifest.json or config.yaml")
-    return found
-
-
 def read_job(folder: Path) -> JobRecord:
     """Read one job folder, whatever state it is in."""
     problems: list[str] = []

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from runner.job_folders import faults_of, job_folders
 from runner.paths import outputs_dir
-from runner.status.experiment import ExperimentStatus, Watch, as_data, job_folders
+from runner.status.experiment import ExperimentStatus, Watch, as_data
 from runner.status.live import follow
 from runner.status.table import tables
 
@@ -24,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Show the table; 0, 1 if a job failed or died, 2 if there is nothing to show."""
     options = _parse(arguments)
     roots: list[Path] = options.folders or [outputs_dir()]
-    faults = [fault for root in roots if (fault := _fault(root))]
-    if faults:
+    if faults := faults_of(roots, job_folders):
+        faults = [f"{fault}; the default is {outputs_dir()}" for fault in faults]
         print(*faults, sep="\n", file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -67,15 +68,6 @@ def _show(watch: Watch, *, once: bool, as_json: bool) -> list[ExperimentStatus]:
     looked = watch.look()
     console.print(tables(looked, width=console.width))
     return looked
-
-
-def _fault(root: Path) -> str | None:
-    """What is wrong with a folder that shall be looked at."""
-    try:
-        job_folders(root)
-    except (OSError, ValueError) as error:
-        return f"{error}: name outputs/<name>, a job in it, or a folder of experiments; the default is {outputs_dir()}"
-    return None
 
 
 def _jobs(root: Path) -> list[Path]:

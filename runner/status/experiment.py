@@ -14,7 +14,7 @@ from typing import Any
 
 from runner.job import State
 from runner.report.differences import differing_overrides, differing_settings, told_apart
-from runner.report.record import JobRecord, finite, is_job_folder
+from runner.report.record import JobRecord, finite
 from runner.report.several import cell_for
 from runner.status.look import ACTIVE, DEAD, JobStatus, WatchedJob, ends_in_s
 
@@ -141,27 +141,6 @@ def _order(cell: str) -> tuple[bool, float, str]:
     except ValueError:
         return True, 0.0, cell
     return math.isnan(value), value, cell
-
-
-def job_folders(folder: Path) -> list[Path]:
-    """The jobs in an experiment, in all experiments of a folder, or the folder itself where it is a job's.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: there is no job in it.
-    """
-    folder = folder.absolute()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
-    if is_job_folder(folder):
-        return [folder]
-    children = sorted(child for child in folder.iterdir() if child.is_dir())
-    jobs = list(filter(is_job_folder, children)) or [
-        job for child in children for job in sorted(child.iterdir()) if is_job_folder(job)
-    ]
-    if not jobs:
-        raise ValueError(f"no job in {folder}")
-    return jobs
 
 
 def as_data(experiments: Sequence[ExperimentStatus]) -> dict[str, Any]:

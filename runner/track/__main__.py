@@ -5,21 +5,26 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from runner.job_folders import faults_of, the_job
 from runner.track.rebuild import rebuild
 
 
-def main() -> int:
-    """Rebuild each run in turn; 1 where a folder cannot be read."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rebuild each run in turn; 1 where a folder cannot be read, 2 where one is no job's."""
     parser = argparse.ArgumentParser(prog="python -m runner.track", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="JOBDIR")
     parser.add_argument("--mode", choices=("auto", "online", "offline"), default="auto")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if faults := faults_of(options.folders, the_job):
+        print(*faults, sep="\n", file=sys.stderr)
+        return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for folder in arguments.folders:
+    for folder in options.folders:
         try:
-            rebuild(folder, mode=arguments.mode)
+            rebuild(folder, mode=options.mode)
         except (OSError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -294,9 +294,9 @@ def test_what_is_no_port_is_refused(port: str, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_listening_for_others_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "nothing")]) == 1
+    assert main([str(tmp_path / "nothing")]) == 2
     assert "no folder" in capsys.readouterr().err
-    assert main([str(tmp_path), "--adapter", "lost.safetensors"]) == 1
+    assert main([str(tmp_path), "--adapter", "lost.safetensors"]) == 2
     assert "lost.safetensors: no such file" in capsys.readouterr().err
     command = [sys.executable, "-m", "runner.gallery", str(tmp_path), "--host", "0.0.0.0", "--port", str(free_port())]
     with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:

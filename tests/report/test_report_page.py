@@ -201,7 +201,7 @@ def test_a_wrong_folder_is_an_error_with_a_reason(tmp_path: Path) -> None:
         write_report(tmp_path)
     command = [sys.executable, "-m", "runner.report", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "no job in" in done.stderr
 
 

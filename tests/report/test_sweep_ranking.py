@@ -6,10 +6,11 @@ import json
 import re
 from pathlib import Path
 
+from runner.job_folders import find_jobs
 from runner.report import write_report
 from runner.report.cost import cost_of
 from runner.report.ranking import Ranking, rank
-from runner.report.record import find_jobs, read_job
+from runner.report.record import read_job
 
 from .job_folders import change_manifest, give_cost, write_job, write_search
 from .page_reader import Page

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from runner.job import NOT_IDENTITY
+from runner.job_folders import find_jobs
 from runner.report import differing_keys, write_report
 from runner.report.axes import Axis, Categories, fitting, setting_axis, shortened, width_px
 from runner.report.differences import NO_EFFECT, differing_settings, labelled, most_varied, told_apart
-from runner.report.record import find_jobs, read_job
+from runner.report.record import read_job
 from runner.report.scatter import DOT_PX, side_by_side
 
 from .job_folders import change_config, change_manifest, write_job, write_search

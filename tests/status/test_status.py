@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from runner.job import Job, State, lock, make_job, register, update_manifest
+from runner.job_folders import job_folders
 from runner.paths import outputs_dir
 from runner.schema import Experiment
 from runner.status.__main__ import main
-from runner.status.experiment import ExperimentStatus, Watch, job_folders
+from runner.status.experiment import ExperimentStatus, Watch
 from runner.status.look import JobStatus
 from runner.status.table import totals
 from runner.track import MetricsFile

@@ -1,0 +1,87 @@
+"""The folders of jobs that a command names, and what to say of folders that are none.
+
+Knows what files make a folder a job's, and nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+NAME_ANY = "name outputs/<name>, a job in it, or a folder of experiments"
+NAME_ONE = "name outputs/<name>, or a job in it"
+NAME_JOB = "name a job in outputs/<name>"
+"""What to do about a folder in which nothing is found, for commands that take all of these, or less."""
+
+
+def is_job_folder(folder: Path) -> bool:
+    """Whether a folder is a job's."""
+    return (folder / "manifest.json").is_file() or (folder / "config.yaml").is_file()
+
+
+def job_folders(folder: Path) -> list[Path]:
+    """The jobs in an experiment, in all experiments of a folder, or the folder itself where it is a job's.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: there is no job in it.
+    """
+    folder = _checked(folder, NAME_ANY)
+    if is_job_folder(folder):
+        return [folder]
+    jobs = _jobs_in(folder) or [job for child in sorted(folder.iterdir()) if child.is_dir() for job in _jobs_in(child)]
+    if not jobs:
+        raise ValueError(f"no job in {folder}: {NAME_ANY}")
+    return jobs
+
+
+def find_jobs(folder: Path) -> list[Path]:
+    """The folder itself where it is a job's, else the job folders in it, by name.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: there is no job in it.
+    """
+    _checked(folder, NAME_ONE)
+    jobs = [folder] if is_job_folder(folder) else _jobs_in(folder)
+    if not jobs:
+        raise ValueError(f"no job in {folder.absolute()}: {NAME_ONE}")
+    return jobs
+
+
+def the_job(folder: Path) -> Path:
+    """The folder, which is a job's.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it is no job's.
+    """
+    if not is_job_folder(_checked(folder, NAME_JOB)):
+        raise ValueError(f"no job in {folder.absolute()}: {NAME_JOB}")
+    return folder
+
+
+def faults_of(folders: Sequence[Path], find: Callable[[Path], object]) -> list[str]:
+    """What is wrong with the folders of a command line, a line each.
+
+    Args:
+        find: finds the jobs in one, or raises; one of the functions above.
+    """
+    faults = []
+    for folder in folders:
+        try:
+            find(folder)
+        except (OSError, ValueError) as error:
+            faults.append(str(error))
+    return faults
+
+
+def _checked(folder: Path, fix: str) -> Path:
+    folder = folder.absolute()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}: {fix}")
+    return folder
+
+
+def _jobs_in(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if child.is_dir() and is_job_folder(child))

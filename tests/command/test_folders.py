@@ -1,0 +1,66 @@
+"""Every command says the same of a folder that is not there, or has no job in it: at once, and with exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from runner import stop, work
+from runner.clean import __main__ as clean
+from runner.gallery import __main__ as gallery
+from runner.report import __main__ as report
+from runner.status import __main__ as status
+from runner.track import __main__ as track
+
+Main = Callable[[Sequence[str]], int]
+COMMANDS: dict[str, Main] = {
+    "clean": clean.main,
+    "gallery": gallery.main,
+    "report": report.main,
+    "status": status.main,
+    "stop": stop.main,
+    "track": track.main,
+    "work": work.main,
+}
+
+
+@pytest.mark.parametrize("main", COMMANDS.values(), ids=COMMANDS.keys())
+def test_a_folder_that_is_not_there(
+    main: Main,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delattr(work, "_work")  # which loads torch
+
+    assert main(["none"]) == 2
+
+    said = capsys.readouterr().err + caplog.text
+    assert f"no folder {tmp_path / 'none'}: name " in said
+    assert "outputs/<name>" in said
+    assert not list(tmp_path.iterdir()), "nor is it made"
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"gallery"}))  # a page may be opened before the first job
+def test_a_folder_without_jobs(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.delattr(work, "_work")
+
+    assert COMMANDS[name]([str(tmp_path)]) == 2
+    assert f"no job in {tmp_path}: name " in capsys.readouterr().err + caplog.text
+
+
+def test_a_job_that_cannot_be_read_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "config.yaml").write_text("a: [1\n")
+
+    assert work.main(["--device", "cpu", str(tmp_path)]) == work.CRASHED_CODE
+    assert f"{tmp_path} holds no job that can be read" in caplog.text
