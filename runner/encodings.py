@@ -64,6 +64,8 @@ def class_images_folder(experiment: Experiment, prompt: str, *, model: str) -> P
     assert isinstance(method, DreamBooth), method
     key = entry_key(
         "class images",
+        # How, where that was changed: what was drawn otherwise is not taken.
+        drawn="by frozen encoders, unclipped",
         model=model,
         prediction=[experiment.model.prediction_type, experiment.model.zero_terminal_snr],
         prompt=prompt,

@@ -6,7 +6,7 @@ RunnerError
 │   └── ModelError                      the base model is missing or of another kind
 ├── CheckpointError                     a checkpoint belongs to another configuration, or is damaged
 ├── ArtifactError                       what was saved is not what was trained
-├── DivergedError                       a job's loss is no longer finite
+├── DivergedError                       a job's loss or gradient is not finite
 ├── OutOfMemoryError                    not even one image fits into memory
 ├── Interrupted                         a signal asked to stop; the work is saved
 ├── Detached                            jobs go on elsewhere without this command
@@ -43,7 +43,7 @@ class ArtifactError(RunnerError):
 
 
 class DivergedError(RunnerError):
-    """A job's loss or weights are no longer finite numbers."""
+    """A job's loss, gradient or weights are not finite numbers."""
 
 
 class OutOfMemoryError(RunnerError):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+from runner.errors import ModelError
 from runner.families.files import planning_folder
 from runner.schema import Experiment, ModelSettings
 from runner.schema.family import TRANSFORMERS
@@ -42,11 +43,6 @@ class Prediction:
     @property
     def fault(self) -> str:
         """Why this cannot be trained; empty if it can."""
-        if self.scheduler.startswith(OTHER_PROCESSES) or not self.has_betas:
-            return (
-                f"model.path: its scheduler, {self.scheduler}, is not one of noise in steps of beta (DDPM), which "
-                "model.family=sd and sdxl are trained with; take another model"
-            )
         if self.kind not in PREDICTIONS:
             return f"model.prediction_type = {self.kind!r}: should be one of {', '.join(PREDICTIONS)}"
         if self.zero_terminal_snr and self.kind == "epsilon":
@@ -56,6 +52,16 @@ class Prediction:
                 "model.zero_terminal_snr=false"
             )
         return ""
+
+    @property
+    def untrained(self) -> str:
+        """Why the model is none that learns what is trained here, though it can draw; empty if it is one."""
+        if not self.scheduler.startswith(OTHER_PROCESSES) and self.has_betas:
+            return ""
+        return (
+            f"model.path: its scheduler, {self.scheduler}, is not one of noise in steps of beta (DDPM), which "
+            "model.family=sd and sdxl are trained with; take another model"
+        )
 
 
 def prediction_of(folder: Path, settings: ModelSettings) -> Prediction:
@@ -70,6 +76,16 @@ def prediction_of(folder: Path, settings: ModelSettings) -> Prediction:
     )
 
 
+def check_noise(folder: Path, settings: ModelSettings) -> None:
+    """Whether the model in `folder`, which may not have been here before, learns what is trained.
+
+    Raises:
+        ModelError: it does not.
+    """
+    if settings.family not in TRANSFORMERS and (fault := prediction_of(folder, settings).untrained):
+        raise ModelError(fault)
+
+
 def prediction_faults(experiment: Experiment) -> list[str]:
     """What of a job does not fit the noise schedule of its checked model, one line each; none where it is not here."""
     folder = planning_folder(experiment.model)
@@ -79,8 +95,8 @@ def prediction_faults(experiment: Experiment) -> list[str]:
         found = prediction_of(folder, experiment.model)
     except (OSError, ValueError):
         return []  # it is read again, and said, when the model is loaded
-    if found.fault:
-        return [found.fault]
+    if fault := found.untrained or found.fault:
+        return [fault]
     if found.zero_terminal_snr and experiment.scheduler.name == "model" and experiment.validation.prompts != ():
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         own = str(index["scheduler"][1])

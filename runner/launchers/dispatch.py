@@ -19,7 +19,7 @@ from runner.errors import Detached, Interrupted, SettingsError
 from runner.exclusive import alone
 from runner.job import Job, State, common_overrides, lock, own_overrides, read_manifest, register, update_manifest
 from runner.launchers import MoreJobs
-from runner.launchers.cluster import Cluster, Gone, NoRoom, NotSubmitted
+from runner.launchers.cluster import Cluster, Gone, NoRoom, NotStopped, NotSubmitted
 from runner.launchers.lots import OPEN_FOR_S, SETTLED, UNSETTLED, Lot, jobs_of_workers, recorded_lots
 from runner.launchers.settle import fail, halved, is_dead, last_words, take_up_again
 from runner.paths import ExperimentPaths
@@ -84,7 +84,11 @@ class Dispatch:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Within it no other command submits jobs of these experiments: sending what they need may take minutes."""
+        """Within it no other command submits jobs of these experiments: sending what they need may take minutes.
+
+        From other machines on the same disk too, as far as its file system passes locks on. What is submitted later, of
+        a search or again, belongs to this command already.
+        """
         folders = sorted({job.folder.parent for job in (*self.plan.todo, *self.plan.elsewhere)})
         with ExitStack() as stack:
             for folder in folders:
@@ -103,8 +107,13 @@ class Dispatch:
         except (EOFError, KeyboardInterrupt):
             return
         if answer.strip().lower() in ("n", "no"):
-            self.cluster.cancel(alive)
-            log.info("asked to end: %s", self._names(alive))
+            try:
+                self.cluster.cancel(alive)
+            except NotStopped as error:
+                log.error("%s", error)
+                alive = [worker for worker in alive if worker not in error.workers]
+            if alive:
+                log.info("asked to end: %s", self._names(alive))
 
     def _watch(self) -> None:
         while True:
@@ -194,7 +203,7 @@ class Dispatch:
             if lot.jobs:
                 self._waiting.append(lot)  # so that it is said only once
                 self._submit_workers(lot)
-                if lot.alive:
+                if lot.alive or not lot.jobs:
                     self._waiting.remove(lot)
                 else:
                     self._waiting += waiting[number + 1 :]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from runner.launchers.cluster import Order
 from runner.paths import ExperimentPaths
 from runner.plan import Pack
 from runner.queue import Queue
+
+log = logging.getLogger(__name__)
 
 UNSETTLED = (State.PENDING, State.SUBMITTED, State.RUNNING)
 SETTLED = (State.COMPLETED, State.PRUNED, State.FAILED, State.CANCELLED)
@@ -48,7 +51,8 @@ class Lot:
         for job in jobs:
             try:
                 with lock(job.folder):
-                    if state_of(job.folder) in (State.COMPLETED, State.PRUNED):
+                    if (state := state_of(job.folder)) in (State.COMPLETED, State.PRUNED):
+                        log.info("%s  %s meanwhile, by another command", job.id, state.value)
                         self.drop([job])
                     else:
                         submission = {"cluster": self.cluster, "queue": str(self.queue.file), "ids": self.workers}
@@ -101,11 +105,14 @@ class Lot:
         self.states = {folder: state for folder, state in self.states.items() if folder not in gone}
 
     def given_to_others(self) -> list[Job]:
-        """Jobs that another command has submitted, in a list of its own."""
-        submissions = {job.folder: read_manifest(job.folder).get("submission") or {} for job in self.jobs}
-        mine = str(self.queue.file)
-        with_workers = self.in_state(State.SUBMITTED, State.RUNNING)
-        return [job for job in with_workers if submissions[job.folder].get("queue") != mine]
+        """Jobs that another command has submitted meanwhile: in a list of its own, or the same jobs in the same one."""
+
+        def is_ours(job: Job) -> bool:
+            submission = read_manifest(job.folder).get("submission") or {}
+            ids = set(submission.get("ids") or ())
+            return submission.get("queue") == str(self.queue.file) and ids <= set(self.workers)
+
+        return [job for job in self.in_state(State.SUBMITTED, State.RUNNING) if not is_ours(job)]
 
     def in_state(self, *states: State) -> list[Job]:
         """The jobs in one of these states, at the last look."""

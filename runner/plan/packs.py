@@ -165,8 +165,8 @@ def size_pack(
 def dealt(jobs: Sequence[Job], workers: int, at_once: int) -> list[Job]:
     """The order in which workers take jobs: those with most to do first, so that none trains alone at the end.
 
-    What the workers begin with, each in one go, is as much for one as for the other. Jobs with as much to do each stay
-    in the order of the command.
+    What the workers begin with, each in one go, is as much for one as for the other. Where all jobs have as much to do,
+    they stay in the order of the command.
     """
     amounts = {job.folder: images_of(job) for job in jobs}
     if len(set(amounts.values())) == 1:
@@ -180,6 +180,18 @@ def dealt(jobs: Sequence[Job], workers: int, at_once: int) -> list[Job]:
         open_hands = [hand for size, hand in hands if len(hand) < size]
         min(open_hands, key=lambda hand: sum(amounts[each.folder] for each in hand)).append(job)
     return [job for _, hand in hands for job in hand] + ordered[workers * at_once :]
+
+
+def shared_out(jobs: Sequence[Job], count: int) -> list[list[Job]]:
+    """The jobs in so many parts with as much to do each, where every part goes its own way from the start.
+
+    Where all jobs have as much to do, they are given to the parts in turn.
+    """
+    amounts = {job.folder: images_of(job) if job.trains else 1.0 for job in jobs}
+    shares: list[list[Job]] = [[] for _ in range(count)]
+    for job in sorted(jobs, key=lambda job: amounts[job.folder], reverse=True):
+        min(shares, key=lambda share: sum(amounts[each.folder] for each in share)).append(job)
+    return shares
 
 
 def places_of(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from runner.families.files import check_fetched
+from runner.families.prediction import check_noise
 from runner.job import Job, State, update_manifest
 from runner.measured import Conditions
 from runner.schema.method import NewTokens, TextualInversion
@@ -140,6 +141,7 @@ def _base(job: Job, place: Place) -> Base:
     def planned() -> Base:
         base = Base.of(job.experiment, place)
         check_fetched(job.experiment.model, job.identity["model"])
+        check_noise(base.folder, job.experiment.model)
         return base
 
     return place.together(planned, what="load the base model")

@@ -198,7 +198,7 @@ class JobRun:
         """Read the losses of the steps since the last call, in one wait for the device, and record them.
 
         Raises:
-            DivergedError: they are not finite.
+            DivergedError: they are not finite, or the gradient was not.
         """
         count = max(1, self._steps_since)
         self.base.place.sum(self._loss)  # each process has seen its own samples only

@@ -12,6 +12,7 @@ import torch
 from runner.errors import ModelError
 from runner.families.loading import decode_latents, load_sampler, load_vae, scale_latents
 from runner.families.noise import NoiseSchedule, load_noise_schedule
+from runner.families.prediction import check_noise
 from runner.schema import ModelSettings
 
 TIMESTEPS = torch.tensor([0, 100, 400, 999])
@@ -109,7 +110,7 @@ def test_other_predictions_are_refused(sdxl_folder: Path, tmp_path: Path) -> Non
 def test_models_of_another_noise_are_refused(sdxl_folder: Path, tmp_path: Path, scheduler: str) -> None:
     folder = changed(sdxl_folder, tmp_path / "model", "scheduler", _class_name=scheduler)
     with pytest.raises(ModelError, match=f"its scheduler, {scheduler}, is not one of noise in steps of beta"):
-        schedule_of(folder)
+        check_noise(folder, ModelSettings.model_validate({}))
 
 
 def test_a_scheduler_that_does_not_say_its_noise_is_refused(sdxl_folder: Path, tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_a_scheduler_that_does_not_say_its_noise_is_refused(sdxl_folder: Path, t
     settings = json.loads(file.read_text())
     file.write_text(json.dumps({key: value for key, value in settings.items() if key != "beta_start"}))
     with pytest.raises(ModelError, match="is not one of noise in steps of beta"):
-        schedule_of(folder)
+        check_noise(folder, ModelSettings.model_validate({}))
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "lcm", "tcd"])

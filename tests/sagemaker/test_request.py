@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,12 @@ def test_folders_in_s3_end_with_a_slash_so_that_no_other_begins_like_them() -> N
         assert place.uri.endswith("/")
 
 
-def jobs(count: int, **launcher: Any) -> list[Job]:
+def jobs(count: int, steps: Sequence[int] = (1000,), **launcher: Any) -> list[Job]:
     raw = {"model": {"family": "sdxl", "path": "owner/name"}, "resolution": 1024, "precision": "bf16", "batch_size": 1}
     launcher = {"name": "sagemaker", "gradient_checkpointing": True, **launcher}
     return [
         make_job(
-            Experiment.model_validate({**raw, "seed": seed, "steps": 1000, "launcher": launcher}),
+            Experiment.model_validate({**raw, "seed": seed, "steps": steps[seed % len(steps)], "launcher": launcher}),
             model="m",
             dataset="d",
             outputs=Path("/outputs"),
@@ -124,11 +125,11 @@ def jobs(count: int, **launcher: Any) -> list[Job]:
     ]
 
 
-def plan(count: int, **launcher: Any) -> Plan:
-    found = jobs(count, **launcher)
+def plan(count: int, steps: Sequence[int] = (1000,), expected: int = 0, **launcher: Any) -> Plan:
+    found = jobs(count, steps, **launcher)
     chosen = found[0].experiment.launcher
     assert isinstance(chosen, SageMakerLauncher)
-    return make_plan(found, {}, chosen, machine=machine(chosen), costs=Predictor())
+    return make_plan(found, {}, chosen, machine=machine(chosen), costs=Predictor(), expected=expected)
 
 
 def test_sixteen_jobs_on_eight_gpus_are_one_training_job_with_two_on_each() -> None:
@@ -143,6 +144,14 @@ def test_jobs_are_divided_among_as_many_training_jobs_as_are_allowed_at_a_time()
     assert [len(part.jobs) for part in parts] == [3, 3, 2]
     assert {job.id for part in parts for job in part.jobs} == {job.id for job in jobs(8)}
     assert {part.at_once for part in parts} == {3}
+
+
+@pytest.mark.parametrize("instance", ["ml.g6e.xlarge", "ml.g6e.12xlarge"])
+def test_training_jobs_have_as_much_to_do_each(instance: str) -> None:
+    chosen = {"instance": instance, "concurrency": 2}
+    steps = [100 * number for number in range(1, 9)]
+    parts = divided(plan(8, steps, **chosen), settings(**chosen)).packs
+    assert [sum(job.experiment.steps for job in part.jobs) for part in parts] == [1800, 1800]
 
 
 def test_a_training_job_has_no_more_inputs_than_sagemaker_takes() -> None:
@@ -176,6 +185,17 @@ def test_the_cost_is_hours_times_price_and_less_with_spot_instances() -> None:
     assert spot.usd_on_demand == pytest.approx(full.usd)
     assert spot.usd == pytest.approx(0.35 * full.usd)
     assert full.usd_apart == pytest.approx((prediction.alone_s + 8 * STARTING_S) / 3600 * 2.0)
+
+
+def test_a_search_costs_what_all_its_trials_do() -> None:
+    price = Price(2.0, "a test")
+    chosen = {"instance": "ml.g6e.xlarge", "concurrency": 4}
+    search = estimate(plan(1, expected=16, **chosen), settings(**chosen), price)
+    sweep = estimate(plan(16, **chosen), settings(**chosen), price)
+    assert search is not None
+    assert sweep is not None
+    assert (search.usd, search.usd_apart) == pytest.approx((sweep.usd, sweep.usd_apart))
+    assert search.training_jobs == sweep.training_jobs == 4
 
 
 def test_prices_are_dated_and_of_known_instances() -> None:

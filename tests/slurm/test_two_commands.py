@@ -62,7 +62,7 @@ def test_what_had_to_wait_and_another_command_has_submitted_is_not_submitted_aga
         with pytest.raises(Detached):
             Dispatch(make_plan(jobs), LAUNCHER.model_copy(update={"wait": False}), cluster).run()
 
-    cluster = Script(another, finish(jobs), full="1")
+    cluster = Script(another, finish(jobs), full="1 2")
     run(cluster, make_plan(jobs), monkeypatch)
 
     assert len(cluster.orders) == 1

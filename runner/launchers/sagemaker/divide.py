@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from runner.plan import Pack, Plan
+from runner.plan.packs import shared_out
 from runner.schema import SageMakerLauncher
 
 
@@ -14,6 +15,6 @@ def divided(plan: Plan, settings: SageMakerLauncher) -> Plan:
 
 
 def parts(pack: Pack, settings: SageMakerLauncher) -> list[Pack]:
-    """A pack's jobs in turn to so many training jobs."""
+    """A pack's jobs, shared out among so many training jobs."""
     count = min(settings.concurrency or 1, len(pack.jobs))
-    return [dataclasses.replace(pack, jobs=pack.jobs[number::count], workers=1) for number in range(count)]
+    return [dataclasses.replace(pack, jobs=tuple(jobs), workers=1) for jobs in shared_out(pack.jobs, count)]

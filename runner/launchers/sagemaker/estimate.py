@@ -49,9 +49,10 @@ def estimate(plan: Plan, settings: SageMakerLauncher, price: Price) -> Estimate 
     for pack in plan.packs:
         if pack.prediction is None:
             return None
-        number = min(settings.concurrency or 1, len(pack.jobs))
+        jobs = max(len(pack.jobs), plan.expected * len(pack.jobs) // len(plan.todo))  # of a search, those to come too
+        number = min(settings.concurrency or 1, jobs)
         hours += _hours([pack.prediction.seconds] * number, settings)
-        apart_hours += _hours([pack.prediction.alone_s / len(pack.jobs)] * len(pack.jobs), settings)
+        apart_hours += _hours([pack.prediction.alone_s / jobs] * jobs, settings)
         count += number
         measured = measured and pack.prediction.measured
     if not plan.packs:

@@ -217,6 +217,11 @@ class Inputs:
             self._models[digest] = model_channel(self.places, digest)
         return self._models[digest]
 
+    @cached_property
+    def _in_cache(self) -> frozenset[str]:
+        """What the cache holds, looked at once for all jobs of a command."""
+        return frozenset(self.storage.listing(self.places.cache))
+
     def _cached(self, jobs: Sequence[Job], place: Location) -> Channel | None:
         """What earlier training jobs have encoded of the same data with the same model."""
         names: set[str] = set()
@@ -225,7 +230,7 @@ class Inputs:
                 names |= set(json.loads(self.storage.read(index)))
         if names:
             # A list outlives what is in it where objects are removed by their age; what is gone is encoded again.
-            names &= self.storage.listing(self.places.cache).keys()
+            names &= self._in_cache
         if not names:
             return None
         manifest = [{"prefix": self.places.cache.uri}, *sorted(names)[:MOST_CACHED]]

@@ -13,6 +13,7 @@ from typing import Any
 from runner.aws.account import aws_errors, code_of, message_of, understood
 from runner.errors import Detached, Interrupted, RunnerError
 from runner.job import Job, state_of
+from runner.launchers.cluster import NotStopped
 from runner.launchers.sagemaker.stopping import how_to_stop_search
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 from runner.launchers.sagemaker.trials import Trials, begin
@@ -212,8 +213,12 @@ class TuningJob:
         except (EOFError, KeyboardInterrupt):
             return
         if answer.strip().lower() in ("n", "no"):
-            self.reached.cancel_searches([self.name])
-            log.info("asked to end: tuning job %s", self.name)
+            try:
+                self.reached.cancel_searches([self.name])
+            except NotStopped as error:
+                log.error("%s", error)
+            else:
+                log.info("asked to end: tuning job %s", self.name)
 
     def _how_it_goes_on(self) -> str:
         how = how_to_stop_search(self.name, self.reached.account.region)
