@@ -144,7 +144,13 @@ def test_the_base_keeps_each_subject_under_its_own_class_prompt(
 def test_images_are_drawn_of_each_class_and_the_loss_is_that_of_the_pairs(
     bench: Bench, sdxl_folder: Path, folders: dict[str, str]
 ) -> None:
-    method = {"name": "dreambooth", "num_class_images": 1, "class_inference_steps": 1, "prior_loss_weight": 0.3}
+    method = {
+        "name": "dreambooth",
+        "num_class_images": 1,
+        "class_inference_steps": 1,
+        "class_guidance_scale": 4.0,
+        "prior_loss_weight": 0.3,
+    }
     job = bench.job(sdxl_folder, steps=1, method=method, dataset=of(sources(folders, images=False)))
     with bench.own_cache():
         dataset = read_dataset(job.experiment.dataset)
