@@ -125,12 +125,14 @@ def test_ctrl_c_ends_cleanly_with_a_checkpoint(settings: list[str]) -> None:
 def test_two_runners_cannot_work_on_the_same_job(settings: list[str]) -> None:
     running = Running([*settings, "checkpoint.every=1"])
     running.wait_for("dev/*/checkpoints/step-000001")
-    second = runner("-m", *settings, "checkpoint.every=1", "seed=0,1")
-    first = running.end()
+    os.killpg(running.process.pid, signal.SIGSTOP)  # until the other one has seen it, however long that takes
+    other = Running(["-m", *settings, "checkpoint.every=1", "seed=0,1"])
+    other.wait_for_line("1 worked on by another runner")
+    os.killpg(running.process.pid, signal.SIGCONT)
+    first, second = running.end(), other.end()
 
     assert first.code == 0, first.output
     assert second.code == 0, second.output
-    assert "1 worked on by another runner" in second.output
     assert {manifest["attempts"] for manifest in manifests().values()} == {1}
     assert [manifest["state"] for manifest in manifests().values()] == ["completed", "completed"]
 

@@ -111,12 +111,13 @@ def test_what_was_encoded_and_is_gone_is_in_no_training_job(aws: StandIn, tmp_pa
     job = make_job(Experiment.model_validate({"launcher": launcher}), model="m", dataset="d", outputs=tmp_path / "out")
     register(job)
     storage, places = Storage(aws.s3), Places(aws.bucket, "p")
-    inputs = Inputs(job.experiment.launcher, storage, places, "eu-central-1")  # type: ignore[arg-type]
     (index,) = cache_indexes([job], places)
     storage.write(index, json.dumps(["latents/gone.safetensors", "latents/here.safetensors"]).encode())
     storage.write(places.cache / "latents/here.safetensors", b"x")
 
     def cached(name: str) -> list[Location]:
+        """Of a command of its own, which looks once at what there is."""
+        inputs = Inputs(job.experiment.launcher, storage, places, "eu-central-1")  # type: ignore[arg-type]
         order = Order(title="e", queue=tmp_path / "queue", at_once=1, processes=1, device="cpu")
         channels = inputs.bring([job], order, places.training_job("e", name))
         return [Location.parse(channel.uri) for channel in channels if channel.name == CACHE]
