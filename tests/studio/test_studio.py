@@ -173,7 +173,14 @@ def test_a_controlnet_is_followed(request: pytest.FixtureRequest, tmp_path: Path
         torch.nn.init.normal_(block.weight, std=0.5)
     network.save_pretrained(tmp_path / "control")
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
-    Image.new("RGB", (96, 64), "blue").save(tmp_path / "blue.png")
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "blue.png")
+    upright = Image.new("RGB", (64, 64), "blue")
+    upright.paste("red", (0, 0, 64, 32))
+    upright.save(tmp_path / "upright.png")
+    turned = Image.Exif()
+    turned[0x0112] = 3  # by half a turn
+    upright.rotate(180).save(tmp_path / "turned.png", exif=turned)
+    upright.rotate(180).save(tmp_path / "down.png")
 
     def drawn(image: str | None, scale: float = 1.0) -> bytes:
         control = None if image is None else Control(tmp_path / image, str(tmp_path / "control"), scale)
@@ -181,6 +188,7 @@ def test_a_controlnet_is_followed(request: pytest.FixtureRequest, tmp_path: Path
 
     assert len({drawn(None), drawn("red.png"), drawn("blue.png"), drawn("red.png", 0.5)}) == 4
     assert drawn("red.png", 0.0) == drawn(None)
+    assert drawn("turned.png") == drawn("upright.png") != drawn("down.png")
     with pytest.raises(SettingsError, match=r"control\.image"):
         drawn("none.png")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from runner.data import Crop, Item, read_dataset
 from runner.data.address import ParquetAddress
 from runner.data.export import export
 from runner.data.views import View
+from runner.encodings import encoder_hashes
 from runner.errors import DatasetError
 from runner.families import find_family
 from runner.job import State, read_manifest, state_of
@@ -194,6 +196,18 @@ def test_many_captions_stay_on_the_host_and_mean_the_same(
     monkeypatch.setattr(text, "LARGEST_ON_DEVICE_BYTES", 0)
     found = bench.materials(job, base).conditioner.text(["a red circle 0", None])
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_encoders_that_the_index_leaves_out_count_for_nothing(sd3_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(sd3_folder, folder)
+    whole = encoder_hashes(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    without = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index | without))
+    assert encoder_hashes(folder) == whole[:2] + whole[3:-1], "all but the third encoder and its tokenizer"
+    shutil.rmtree(folder / "text_encoder_3")
+    assert encoder_hashes(folder) == whole[:2] + whole[3:-1]
 
 
 def test_an_entrys_name_depends_on_all_its_content() -> None:
