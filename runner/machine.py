@@ -59,6 +59,11 @@ def this_machine(device: Literal["auto", "cpu", "cuda"]) -> Machine:
     return Machine(gpus or (Device("cpu", cpu_name(), host_memory_gb()),), cores())
 
 
+def with_threads(cpu: str, threads: int) -> str:
+    """A CPU and how much of it a process uses, which is what measurements on it are known by."""
+    return f"{cpu}, {threads} thread{'s' * (threads != 1)}"
+
+
 CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 """Which this process is in, and where they are."""
 

@@ -16,7 +16,7 @@ from runner.families.arithmetic import Work
 from runner.families.files import planning_folder
 from runner.families.known import FAMILIES, Known
 from runner.job import Job
-from runner.machine import Device, Machine, threads_of
+from runner.machine import Device, Machine, threads_of, with_threads
 from runner.measured import Conditions, Measurement, recall, step_s
 from runner.schema import ModelSettings
 
@@ -105,7 +105,7 @@ class Predictor:
     def _measured(self, job: Job, pack: Pack, machine: Machine, places: int) -> list[Measurement]:
         device = machine.devices[0].name
         if not machine.has_gpus:
-            device = f"{device}, {threads_of(machine.cores, places * pack.processes)} threads"
+            device = with_threads(device, threads_of(machine.cores, places * pack.processes))
         conditions = Conditions.of(job, device=device, processes=pack.processes)
         if conditions not in self._known:
             self._known[conditions] = recall(conditions)

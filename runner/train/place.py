@@ -15,7 +15,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from runner.errors import RunnerError
-from runner.machine import cpu_name
+from runner.machine import cpu_name, with_threads
 
 Found = TypeVar("Found")
 
@@ -160,7 +160,7 @@ class Place:
         """The device as a plan names it (`runner.machine`); on a CPU, how many threads are used matters too."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
-        return f"{cpu_name()}, {torch.get_num_threads()} threads"
+        return with_threads(cpu_name(), torch.get_num_threads())
 
     def describe(self) -> str:
         """The devices in words, for the manifest."""
