@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.forked_command import ROOT, can_fork, run_forked
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,13 @@ def command(name: str, *arguments: str, extra: Mapping[str, str] | None = None, 
 def _run(
     module: str, arguments: Sequence[str], *, cwd: Path | None, extra: Mapping[str, str] | None, timeout_s: float
 ) -> Answer:
+    whole = environment(extra)
+    if can_fork(whole):
+        return Answer(*run_forked(module, arguments, cwd=cwd or ROOT, environment=whole, timeout_s=timeout_s))
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd or ROOT,
-        env=environment(extra),
+        env=whole,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -19,6 +19,7 @@ from runner.errors import Interrupted
 from runner.job import Job, State, is_held, lock, register, state_of
 from runner.launchers import MoreJobs
 from runner.launchers.ending import ending
+from runner.launchers.forked import forget_libraries
 from runner.launchers.settle import fail, halved, how_it_ended, is_dead, take_up_again
 from runner.launchers.worker import Worker
 from runner.paths import ExperimentPaths
@@ -130,8 +131,9 @@ class Schedule:
                     if self.stopping:
                         raise Interrupted("stopped by a signal")
                     if not self._unsettled():
-                        return
+                        break
                 time.sleep(POLL_S)
+        forget_libraries()
 
     def _unsettled(self) -> int:
         return sum(share.count(State.PENDING, State.RUNNING, State.INTERRUPTED) for share in self._shares)

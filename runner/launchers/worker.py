@@ -7,11 +7,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.launchers.forked import CAN_FORK, Forked
 from runner.machine import Machine, threads_of
 from runner.work import LAUNCHER_PID
+
+FORKED_FROM = 2
+"""So many workers at the same time, or more, are forked. One alone would share nothing, and hold 80 MB more for it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,12 @@ class Worker:
         environment = worker_environment(threads)
         if machine.has_gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(places)
+        self.process: subprocess.Popen[bytes] | Forked
+        if CAN_FORK and at_most >= FORKED_FROM and not machine.has_gpus and not self._is_group:
+            options = worker_options(queue, at_once=at_once, device=device)
+            with suppress(OSError):  # a TMPDIR that is too long for a socket's name: then it loads its own libraries
+                self.process = Forked(options, environment=environment, log=log)
+                return
         command = worker_command(queue, at_once=at_once, processes=len(places), device=device, node=node)
         if self._is_group:
             # torchrun takes any other code for a crash, and writes a page about it.
@@ -125,8 +136,12 @@ def worker_command(queue: Path, *, at_once: int, processes: int, device: str, no
 
 def worker_arguments(queue: Path, *, at_once: int, device: str) -> list[str]:
     """The same for a single process; what starts several puts itself after the interpreter."""
-    worker = ["-m", "runner.work", "--device", device, "--at-once", str(at_once), "--queue", str(queue)]
-    return [sys.executable, *worker]
+    return [sys.executable, "-m", "runner.work", *worker_options(queue, at_once=at_once, device=device)]
+
+
+def worker_options(queue: Path, *, at_once: int, device: str) -> list[str]:
+    """What `python -m runner.work` is told."""
+    return ["--device", device, "--at-once", str(at_once), "--queue", str(queue)]
 
 
 def torch_arguments(processes: int, *, nodes: int = 1) -> list[str]:

@@ -1,0 +1,80 @@
+"""Commands that are forked from a process which has loaded everything, instead of loading it again for each.
+
+A command takes half a second to begin and a worker four; a run of the tests starts hundreds of both. What a process
+does when it really begins is tested where `tests.launch.running` and others start it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from multiprocessing import forkserver
+from pathlib import Path
+from subprocess import TimeoutExpired
+
+from runner.launchers import worker
+from runner.launchers.forked import Forked, as_a_command
+
+READ_WHEN_LOADED = ("HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "OMP_", "GOMP_", "PYTHON", "CUDA_", "LD_", "TORCH")
+"""Libraries read such variables when they are loaded: where these differ, a command must load its own."""
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# One for all tests of a process, whatever has started it; it ends with the tests.
+forkserver._forkserver._stop = lambda: None  # type: ignore[attr-defined]
+forkserver.set_forkserver_preload(["tests.preloaded"])
+
+
+def _when_loaded(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(READ_WHEN_LOADED)}
+
+
+AT_FIRST = _when_loaded({**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def can_fork(environment: Mapping[str, str]) -> bool:
+    """Whether a command with this environment may be forked."""
+    return _when_loaded(environment) == AT_FIRST
+
+
+def run_forked(
+    module: str, arguments: Sequence[str], *, cwd: Path, environment: Mapping[str, str], timeout_s: float
+) -> tuple[int, str]:
+    """Run `python -m MODULE`; its exit code, and what it has written."""
+    with tempfile.NamedTemporaryFile(prefix="command-") as output:
+        context = multiprocessing.get_context("forkserver")
+        process = context.Process(
+            target=_begin, args=(module, list(arguments), cwd, dict(environment), Path(output.name))
+        )
+        process.start()
+        process.join(timeout_s)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise TimeoutExpired([module, *arguments], timeout_s)
+        return process.exitcode, output.read().decode()
+
+
+def _begin(module: str, arguments: list[str], cwd: Path, environment: dict[str, str], output: Path) -> None:
+    os.chdir(cwd)
+    sys.argv = [module, *arguments]
+    sys.path[0] = str(cwd)
+    # Its workers are forked from the same process, even one that is alone; that has no log, and writes what this does.
+    forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
+    worker.FORKED_FROM = 1
+
+    def fork(options: Sequence[str], *, environment: Mapping[str, str], log: Path | None) -> Forked:
+        return Forked(options, environment=environment, log=log or output)
+
+    worker.Forked = fork  # type: ignore[misc, assignment]
+    as_a_command(partial(_run_module, module), environment, output)
+
+
+def _run_module(module: str) -> int:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return 0

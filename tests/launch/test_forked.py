@@ -1,0 +1,126 @@
+"""Workers that are forked from a process which has loaded the libraries."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+
+from runner.launchers import forked, worker
+from runner.launchers.forked import Forked
+from runner.machine import Device, Machine
+from runner.queue import Queue
+from tests.command_line import environment
+
+DEADLINE_S = 60.0
+CPU = Machine((Device("cpu", "a CPU", None),), cores=2)
+GPU = Machine((Device("cuda", "a GPU", 80.0, "0"),), cores=2)
+
+
+def ended(process: Forked) -> int:
+    """Its exit code, once it has one."""
+    deadline = time.monotonic() + DEADLINE_S
+    while (code := process.poll()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return code
+
+
+def waiting(tmp_path: Path) -> Forked:
+    """A worker that waits for jobs."""
+    queue = Queue(tmp_path / "queue.json")
+    queue.write([], is_open=True)
+    options = worker.worker_options(queue.file, at_once=1, device="cpu")
+    return Forked(options, environment=environment(), log=tmp_path / "worker.log")
+
+
+def test_it_writes_into_its_log_and_ends_with_its_own_code(tmp_path: Path) -> None:
+    process = Forked([str(tmp_path / "nowhere")], environment=environment(), log=tmp_path / "worker.log")
+    assert ended(process) == 2
+    assert str(tmp_path / "nowhere") in (tmp_path / "worker.log").read_text()
+
+
+def test_it_is_known_which_signal_has_ended_it(tmp_path: Path) -> None:
+    process = waiting(tmp_path)
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    assert ended(process) == -signal.SIGKILL
+    process.send_signal(signal.SIGTERM)  # as to one that has ended: nothing
+
+
+def test_it_is_a_session_of_its_own_so_that_ctrl_c_reaches_the_runner_alone(tmp_path: Path) -> None:
+    process = waiting(tmp_path)
+    deadline = time.monotonic() + DEADLINE_S
+    while os.getsid(process.pid) != process.pid:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    ended(process)
+
+
+def test_where_the_process_that_workers_are_forked_from_is_killed_the_next_worker_has_another(tmp_path: Path) -> None:
+    first = waiting(tmp_path)
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    assert ended(first) not in (0, 1), "taken for crashed: nobody can say how it goes on"
+    second = waiting(tmp_path)
+    second.send_signal(signal.SIGKILL)
+    assert ended(second) == -signal.SIGKILL
+    os.kill(first.pid, signal.SIGKILL)
+
+
+def test_what_it_loads_is_loaded_in_its_own_environment_and_not_in_the_runners(tmp_path: Path) -> None:
+    before = dict(os.environ)
+    with forked._environment({"ONLY": "this"}):
+        assert dict(os.environ) == {"ONLY": "this"}
+    assert dict(os.environ) == before
+
+
+class Starts:
+    """Which way workers were started."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.queue, self.begun = folder / "queue.json", []
+        monkeypatch.setattr(worker, "Forked", lambda *_, **__: self.begun.append("forked"))
+        monkeypatch.setattr(worker.subprocess, "Popen", lambda *_, **__: self.begun.append("started"))
+
+    begun: list[str]
+
+    def worker(self, machine: Machine, places: list[str], at_most: int) -> None:
+        worker.Worker(self.queue, at_once=1, places=places, machine=machine, device="auto", log=None, at_most=at_most)
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Starts:
+    return Starts(monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("machine", "places", "at_most", "way"),
+    [
+        (CPU, ["0"], 2, "forked"),
+        (CPU, ["0"], 1, "started"),
+        (CPU, ["0", "0"], 2, "started"),
+        (GPU, ["0"], 2, "started"),
+    ],
+    ids=["one of several", "alone", "several processes", "on a GPU"],
+)
+def test_workers_of_which_several_run_on_the_cpu_are_forked(
+    starts: Starts, machine: Machine, places: list[str], at_most: int, way: str
+) -> None:
+    starts.worker(machine, places, at_most)
+    assert starts.begun == [way]
+
+
+def test_where_no_process_can_be_forked_workers_load_their_own_libraries(
+    starts: Starts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fork(*_: object, **__: object) -> Forked:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr(worker, "Forked", fork)
+    starts.worker(CPU, ["0"], 2)
+    assert starts.begun == ["started"]
