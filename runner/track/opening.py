@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from runner.track.agent import AgentRun
 from runner.track.mirror import OPEN_RUN_IDS, STEP_METRIC, Mirror, NullMirror, WandbMirror
@@ -130,9 +130,8 @@ def _start(arguments: dict[str, Any], mode: RunMode, *, timeout_s: float) -> Run
             sagemaker_disable=True, console="off", silent=True, disable_job_creation=True,
             init_timeout=patience_s, finish_timeout=patience_s, finish_timeout_raises=True,
         )  # fmt: skip
-        # Offline there is nothing to resume: each attempt writes its own log, and a sync joins them by id.
-        resume: Literal["allow"] | None = "allow" if run_mode == "online" else None
-        return wandb.init(**arguments, mode=run_mode, resume=resume, settings=settings)
+        # Offline too: each attempt writes a log of its own, and a sync lets the steps of one follow the other's.
+        return wandb.init(**arguments, mode=run_mode, resume="allow", settings=settings)
 
     if mode == "online":
         reason = unreachable_because(server_url(), min(PROBE_TIMEOUT_S, timeout_s / 2))

@@ -123,6 +123,23 @@ def test_a_resumed_job_continues_its_run_even_from_an_earlier_step(tmp_path: Pat
     assert server.runs["abc123"]["exit_code"] == 0
 
 
+def test_attempts_that_were_logged_offline_are_one_run_when_they_are_synced(
+    tmp_path: Path, server: WandbServer
+) -> None:
+    for state, steps in (("interrupted", (1, 2, 3)), ("completed", (3, 4))):
+        mirror = open_for(tmp_path / "job", mode="offline")
+        for step in steps:
+            mirror.log(step, {"train/loss": 1.0 / step})
+        mirror.finish(state, {})
+    logs = sorted(map(str, (tmp_path / "job").glob("wandb/offline-run-*")))
+    subprocess.run([sys.executable, "-m", "wandb", "sync", *logs], cwd=tmp_path, capture_output=True, check=True)
+    ((name, run),) = server.runs.items()
+    assert name == "abc123"
+    # W&B's own count of steps goes on, or the second attempt would take the place of the first.
+    assert [(line["_step"], line["global_step"]) for line in run["history"]] == [(0, 1), (1, 2), (2, 3), (3, 3), (4, 4)]
+    assert (run["summary"]["state"], run["exit_code"]) == ("completed", 0)
+
+
 def test_a_wrong_key_or_mode_never_stops_the_job(
     tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
