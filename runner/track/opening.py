@@ -66,7 +66,8 @@ def open_mirror(
 ) -> Mirror:
     """Open the W&B run of one job, in at most `settings.timeout_s` plus about a second. Never raises.
 
-    The run's id is WANDB_RUN_ID, or the job's id, so that a resumed job continues the same run. Several runs
+    The run's id is WANDB_RUN_ID, or of the job's id and the experiment's name: a resumed job continues the same run,
+    and the same job of another experiment, which is trained in another folder, has a run of its own. Several runs
     may be open in one process. When the server cannot be had, the run is offline. In a process that a W&B sweep
     agent started, the run is the agent's, in the sweep's project; there only one job has a mirror.
 
@@ -97,7 +98,8 @@ def open_mirror(
         }  # fmt: skip
         if agent is None:
             # An agent's run has them from the agent: id and place are those of the sweep.
-            arguments |= {"id": _run_id(job_id), "project": settings.project, "entity": settings.entity}
+            run_id = _run_id(f"{job_id}-{experiment_name}")
+            arguments |= {"id": run_id, "project": settings.project, "entity": settings.entity}
         run = _start(arguments, mode, timeout_s=settings.timeout_s)
         run.define_metric("*", step_metric=STEP_METRIC)
     except Exception as error:  # noqa: BLE001 - never fatal, whatever wandb raises
@@ -111,12 +113,12 @@ def open_mirror(
     return mirror
 
 
-def _run_id(job_id: str) -> str:
+def _run_id(own: str) -> str:
     named = os.environ.get("WANDB_RUN_ID")
     if named and named in OPEN_RUN_IDS:
-        LOG.warning("W&B: WANDB_RUN_ID=%s is taken by another job of this process; using %s", named, job_id)
-        return job_id
-    return named or job_id
+        LOG.warning("W&B: WANDB_RUN_ID=%s is taken by another job of this process; using %s", named, own)
+        return own
+    return named or own
 
 
 def _start(arguments: dict[str, Any], mode: RunMode, *, timeout_s: float) -> Run:

@@ -39,7 +39,7 @@ def test_offline_run_reads_back_whole(tmp_path: Path, caplog: pytest.LogCaptureF
 
     (logged,) = read_logs(job)
     assert logged.run == {
-        "id": "abc123", "name": "rank 8", "group": "houses", "job_type": "train", "project": "lora",
+        "id": "abc123-houses", "name": "rank 8", "group": "houses", "job_type": "train", "project": "lora",
         "tags": ["rank-8", "sd15"],
     }  # fmt: skip
     assert {key: logged.config[key] for key in CONFIG} == CONFIG
@@ -78,7 +78,7 @@ def test_a_pack_of_runs_in_one_process_stays_apart(
     for mirror in mirrors:
         mirror.finish("completed", {})
     logged = [read_logs(tmp_path / str(k))[0] for k in range(3)]
-    assert [one.run["id"] for one in logged] == ["named", "job1", "job2"]
+    assert [one.run["id"] for one in logged] == ["named", "job1-houses", "job2-houses"]
     assert "WANDB_RUN_ID" in caplog.text
     for k, one in enumerate(logged):
         assert [line["train/loss"] for line in one.history] == [10.0 * k + 1, 10.0 * k + 2]
@@ -87,10 +87,10 @@ def test_a_pack_of_runs_in_one_process_stays_apart(
 def test_online_run_tells_the_server_everything(tmp_path: Path, server: WandbServer) -> None:
     job = tmp_path / "job"
     mirror = open_for(job)
-    assert mirror.url == f"{server.url}/me/lora/runs/abc123"
+    assert mirror.url == f"{server.url}/me/lora/runs/abc123-houses"
     log_a_whole_job(mirror, job)
 
-    run = server.runs["abc123"]
+    run = server.runs["abc123-houses"]
     assert (run["displayName"], run["groupName"], run["jobType"]) == ("rank 8", "houses", "train")
     assert run["tags"] == ["rank-8", "sd15"]
     assert run["config"]["lora"]["value"] == {"rank": 8}
@@ -116,11 +116,20 @@ def test_a_resumed_job_continues_its_run_even_from_an_earlier_step(tmp_path: Pat
     for step in (3, 4):
         second.log(step, {"train/loss": 10.0 + step})
     second.finish("completed", {"objective": 0.5})
-    assert list(server.runs) == ["abc123"]
-    history = server.runs["abc123"]["history"]
+    assert list(server.runs) == ["abc123-houses"]
+    history = server.runs["abc123-houses"]["history"]
     assert [line["global_step"] for line in history] == [1, 2, 3, 3, 4]
     assert [line["_step"] for line in history] == [0, 1, 2, 3, 4]
-    assert server.runs["abc123"]["exit_code"] == 0
+    assert server.runs["abc123-houses"]["exit_code"] == 0
+
+
+def test_a_job_of_two_experiments_has_a_run_in_each(tmp_path: Path, server: WandbServer) -> None:
+    for experiment in ("houses", "baseline"):
+        mirror = open_for(tmp_path / experiment, experiment=experiment)
+        mirror.log(1, {"train/loss": 0.5})
+        mirror.finish("completed", {})
+    told = {name: (run["groupName"], len(run["history"])) for name, run in server.runs.items()}
+    assert told == {"abc123-houses": ("houses", 1), "abc123-baseline": ("baseline", 1)}
 
 
 def test_attempts_that_were_logged_offline_are_one_run_when_they_are_synced(
@@ -134,7 +143,7 @@ def test_attempts_that_were_logged_offline_are_one_run_when_they_are_synced(
     logs = sorted(map(str, (tmp_path / "job").glob("wandb/offline-run-*")))
     subprocess.run([sys.executable, "-m", "wandb", "sync", *logs], cwd=tmp_path, capture_output=True, check=True)
     ((name, run),) = server.runs.items()
-    assert name == "abc123"
+    assert name == "abc123-houses"
     # W&B's own count of steps goes on, or the second attempt would take the place of the first.
     assert [(line["_step"], line["global_step"]) for line in run["history"]] == [(0, 1), (1, 2), (2, 3), (3, 3), (4, 4)]
     assert (run["summary"]["state"], run["exit_code"]) == ("completed", 0)
@@ -193,7 +202,7 @@ def test_server_that_denies_the_key_falls_back_to_offline(
     logged = read_logs(tmp_path / "job")
     assert [line["train/loss"] for one in logged for line in one.history] == [0.5]
     assert "401" in caplog.text
-    assert "abc123-offline" in caplog.text
+    assert "abc123-houses-offline" in caplog.text
 
 
 def test_server_that_dies_mid_run_costs_no_more_than_the_timeout(tmp_path: Path, server: WandbServer) -> None:
