@@ -250,6 +250,7 @@ def test_a_lost_run_is_rebuilt_from_the_folder(tmp_path: Path, server: WandbServ
     assert url.endswith(name)
     told = [(line["global_step"], "samples" in line) for line in run["history"]]
     assert told == [(1, False), (2, False), (2, True), (3, False), (3, False)]
+    assert {name for name in run["history"][0] if name[0] != "_"} == {"global_step", "train/loss"}
     assert table_of(server) == [[2, "a red house", 0, "p00-s0.png"], [2, "prompt 1", 0, "p01-s0.png"]]
     assert run["history"][2]["samples"]["captions"] == ["a red house (seed 0)", "prompt 1 (seed 0)"]
     assert run["tags"] == ["x", "rebuilt"]
