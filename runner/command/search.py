@@ -37,7 +37,7 @@ def run_search(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
         SettingsError: the space, the settings or one of the ends of the space is wrong; nothing was started.
     """
     chosen = checked_settings(SearchSettings, settings)
-    space, fixed = space_of(arguments)
+    space, fixed = space_of(arguments, loader)
     composer = Composer(loader)
 
     def compose(overrides: Sequence[str]) -> Config:

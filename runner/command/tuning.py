@@ -41,7 +41,7 @@ class _Space:
     """The space of a command, and the jobs in it."""
 
     def __init__(self, loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> None:
-        self.parameters, self.fixed = space_of(arguments)
+        self.parameters, self.fixed = space_of(arguments, loader)
         self.checker = Checker(outputs_dir())
         self._composer, self._master = Composer(loader), master
 
