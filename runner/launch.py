@@ -45,8 +45,8 @@ class Search(Protocol):
     def more(self, count: int) -> Sequence[Config]:
         """Up to so many further configurations; none if it has no more, or waits for results."""
 
-    def started(self, overrides: Sequence[str], job: Job) -> None:
-        """A configuration has become this job, which may be completed already."""
+    def started(self, overrides: Sequence[str], job: Job, *, again: bool) -> None:
+        """A configuration has become this job: one that is done already, or (`again`) to be done, however it ended."""
 
     def refused(self, overrides: Sequence[str], reason: str) -> None:
         """A configuration is wrong, and no job."""
@@ -201,9 +201,10 @@ class _MoreJobs:
             log.warning("%s: %s", " ".join(overrides), error)
             self._search.refused(overrides, str(error))
             return None
-        self._search.started(overrides, job)
+        done = is_done(job, _state(job))
+        self._search.started(overrides, job, again=not done)
         self._jobs.append(job)
-        return None if is_done(job, _state(job)) or is_held(job.folder) else job
+        return None if done or is_held(job.folder) else job
 
 
 def _wait_for(jobs: Sequence[Job]) -> None:

@@ -122,6 +122,28 @@ def test_a_crash_is_learnt_of_only_when_its_jobs_are_settled(monkeypatch: pytest
     assert found.summary()[1].startswith("best: validation/loss 0.5 with")
 
 
+def test_a_failure_of_an_earlier_command_is_not_that_of_the_trial_that_tries_again(launched: list[Job]) -> None:
+    """Also where the search is asked again, because another trial is done already, before the launcher has begun."""
+    seeds = tuple(str(seed) for seed in range(10, 10_000))
+    first = search(trials=4, seeds=seeds)
+    jobs = []
+    for config, overrides in first.more(4):
+        jobs.append(Checker(outputs_dir()).job(config, overrides))
+        first.started(overrides, jobs[-1])
+        finish(jobs[-1])
+    for job in jobs[:3]:
+        update_manifest(job.folder, state=State.FAILED, error="the disk is full")
+    update_manifest(jobs[2].folder, state=State.RUNNING)
+    first.learn()
+    finish(jobs[2])
+
+    again = search(trials=4, seeds=seeds)
+    launch_search(again)
+    assert [job.id for job in launched] == [job.id for job in jobs[:2]]
+    assert again.summary()[0] == "search: 4 of 4 trials"
+    assert search(trials=4, seeds=seeds).left == 0, "nothing is to be tried again"
+
+
 def test_one_search_at_a_time(tmp_path: Path) -> None:
     with lock(outputs_dir() / "dev"):
         answer = runner("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "seed=1,2", "logger=none")
