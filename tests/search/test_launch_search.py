@@ -8,8 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from PIL import Image
 
+from runner import HOME
 from runner.check import Checker
+from runner.command.search import run_search
 from runner.errors import Defect
 from runner.job import Job, State, lock, register, update_manifest
 from runner.launch import launch_search
@@ -142,6 +148,35 @@ def test_a_failure_of_an_earlier_command_is_not_that_of_the_trial_that_tries_aga
     assert [job.id for job in launched] == [job.id for job in jobs[:2]]
     assert again.summary()[0] == "search: 4 of 4 trials"
     assert search(trials=4, seeds=seeds).left == 0, "nothing is to be tried again"
+
+
+def test_other_images_under_the_same_name_are_another_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results on the images that were there before say nothing of those that are there now."""
+    left: list[int] = []
+
+    def one_trial(found: OptunaSearch) -> None:
+        left.append(found.left)
+        ((config, overrides),) = found.more(1)
+        job = Checker(outputs_dir()).job(config, overrides)
+        found.started(overrides, job)
+        finish(job)
+        found.learn()
+
+    monkeypatch.setattr("runner.command.search.launch_search", one_trial)
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64), (80 * number, 0, 0)).save(images / f"{number}.png")
+    given = ["model=embedded", "dataset=folder", f"dataset.path={images}"]
+    given += ["dataset.instance_prompt=a square", "logger=none"]
+    for _ in range(3):
+        with initialize_config_dir(str(HOME / "conf"), version_base=None):
+            loader = GlobalHydra.instance().config_loader()
+            master = loader.load_configuration("config", given, run_mode=RunMode.MULTIRUN)
+            run_search(loader, master, [*given, "seed=int(interval(1,9))"], {"n_trials": 5})
+        if len(left) == 2:
+            (images / "0.png").unlink()
+    assert left == [5, 4, 5]
 
 
 def test_one_search_at_a_time(tmp_path: Path) -> None:
