@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.multimodal import clip_score
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
-from transformers import CLIPModel, Dinov2Model
+from transformers import AutoModel, CLIPModel, Dinov2Model
 
 from runner.errors import SettingsError
 from runner.measures import distances, likeness
@@ -149,6 +149,24 @@ def test_the_features_of_dino_are_those_of_its_class_token(tmp_path: Path) -> No
     assert pairs == pytest.approx([1, 1, 1])
     own = likeness.image_score(wanted[:1], wanted[:1], USUAL)
     assert own.value == pytest.approx(1)
+
+
+def test_a_network_that_is_stored_in_half_precision_computes_in_whole(tmp_path: Path) -> None:
+    """With bytes of weights that are the same, so that only the arithmetic can differ."""
+    for stored, make in ((save_dino(tmp_path / "dino"), Vision), (save_clip(tmp_path / "clip"), Clip)):
+        half = AutoModel.from_pretrained(stored).half()
+        half.save_pretrained(stored)
+        seen = make("", str(stored), CPU)
+        expected = make("", str(stored), CPU)
+        expected.network.load_state_dict(half.float().state_dict())
+        expected.network.float()
+        assert seen.pictures(pictures(3)).equal(expected.pictures(pictures(3)))
+
+
+def test_a_clip_sees_pictures_where_texts_do_not_matter(tmp_path: Path) -> None:
+    clip = save_clip(tmp_path / "clip")
+    seen = picture_network("features.inception", str(clip), CPU).pictures(pictures(3))
+    assert seen.equal(Clip("features.clip", str(clip), CPU).pictures(pictures(3)))
 
 
 def test_image_scores_are_means_over_all_pairs() -> None:
