@@ -150,9 +150,12 @@ def _run(jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None
         held = [job for job in left if is_held(job.folder)]
         if held:
             _wait_for(held)
-        # What another runner has left unfinished is gone on with here.
-        theirs = {job.folder: job for job in (*plan.elsewhere, *held)}.values()
-        left = [job for job in theirs if state_of(job.folder) not in FINAL]
+        left = []
+        for job in {job.folder: job for job in (*plan.elsewhere, *held)}.values():
+            if state_of(job.folder) in FINAL:
+                report_to_agent(job.settings.logger, job.folder)
+            else:  # what another runner has left unfinished is gone on with here
+                left.append(job)
     if more is None:
         conclude(jobs)
 
