@@ -76,7 +76,7 @@ def open_mirror(
         job_id: the job's id.
         experiment_name: the group of the run.
         job_name: the title of the run.
-        config: the resolved settings, without secrets; they are passed on as they are.
+        config: the resolved settings, without secrets; they are passed on as they are. The type of the run is the task.
         folder: the job's folder; wandb writes into `folder/wandb`.
     """
     if settings.name == "none":
@@ -92,8 +92,9 @@ def open_mirror(
             LOG.warning("W&B: %s is not mirrored: the sweep agent's run %s is that of %s", job_id, agent.run_id,
                         _job_of_agent_run[agent.run_id])  # fmt: skip
             return NullMirror()
+        task = config.get("task", {}).get("name", "train")
         arguments: dict[str, Any] = {
-            "group": experiment_name, "name": job_name, "tags": list(settings.tags), "job_type": "train",
+            "group": experiment_name, "name": job_name, "tags": list(settings.tags), "job_type": task,
             "config": config, "dir": str(folder), "reinit": "create_new",
         }  # fmt: skip
         if agent is None:

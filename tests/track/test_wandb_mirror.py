@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from runner.track.rebuild import rebuild
+from runner.track.rebuild import mirror_folder, rebuild
 
-from .wandb_jobs import CONFIG, SECRET, adapter, log_a_whole_job, open_for, samples, table_of
+from .wandb_jobs import CONFIG, SECRET, Settings, adapter, log_a_whole_job, open_for, samples, table_of
 from .wandb_log import read_logs
 from .wandb_server import WandbServer
 
@@ -255,6 +255,13 @@ def test_a_lost_run_is_rebuilt_from_the_folder(tmp_path: Path, server: WandbServ
     assert run["history"][2]["samples"]["captions"] == ["a red house (seed 0)", "prompt 1 (seed 0)"]
     assert run["tags"] == ["x", "rebuilt"]
     assert [one["state"] for one in server.artifacts.values() if one["type"] == "lora"] == ["COMMITTED"]
+
+
+def test_a_task_is_told_from_the_trainings_of_its_group(tmp_path: Path, server: WandbServer) -> None:
+    (tmp_path / "config.yaml").write_text(json.dumps({**CONFIG, "task": {"name": "evaluate"}}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"id": "abc123", "state": "completed"}))
+    assert mirror_folder(Settings(), tmp_path) == f"{server.url}/me/lora/runs/abc123-houses"
+    assert server.runs["abc123-houses"]["jobType"] == "evaluate"
 
 
 def test_importing_the_room_does_not_import_wandb() -> None:
