@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from runner.check import Checker
 from runner.command.compose import Composer, plain
 from runner.command.grammar import space_of
-from runner.command.trials import checked_settings, contents_of, examples, fixed_settings
+from runner.command.trials import checked_settings, contents_of, examples, fixed_settings, require_trainings
 from runner.errors import SettingsError
 from runner.job import LockedError, lock
 from runner.launch import Config, check_all, launch, launch_search
@@ -46,6 +46,7 @@ def run_search(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
 
     found = examples(space, compose)
     first = found[0][0]
+    require_trainings(first)
     jobs = check_all(Checker(outputs_dir()), found)
     experiment = jobs[0].experiment
     folder = ExperimentPaths(outputs_dir() / experiment.name)

@@ -65,6 +65,16 @@ def fixed_settings(config: Mapping[str, Any], space: Sequence[Parameter]) -> dic
     }
 
 
+def require_trainings(config: Mapping[str, Any]) -> None:
+    """Raises SettingsError where jobs have no objective that a search could go by."""
+    task = config.get("task", {}).get("name")
+    if task != "train":
+        raise SettingsError(
+            f"task = {task!r}: cannot be searched, only trainings have an objective; sweep its values without "
+            "hydra/sweeper, or search trainings that are measured by evaluation.metrics=[...]"
+        )
+
+
 def contents_of(jobs: Sequence[Job]) -> dict[str, list[str]]:
     """What the files hold that jobs read, by the part of their identity: it may change under the same names."""
     found: dict[str, set[str]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,8 @@ from PIL import Image
 from runner import HOME
 from runner.check import Checker
 from runner.command.search import run_search
-from runner.errors import Defect
+from runner.command.tuning import run_tuning
+from runner.errors import Defect, SettingsError
 from runner.job import Job, State, lock, register, update_manifest
 from runner.launch import launch_search
 from runner.machine import Device, Machine
@@ -52,6 +53,14 @@ def search(*, trials: int, wrong: str = "", seeds: Sequence[str] = SEEDS) -> Opt
         objective=ObjectiveSettings(),
         compose=compose,
     )
+
+
+def command(search_by: Callable[..., None], *given: str) -> None:
+    """Search as the sweeper of the command line does."""
+    with initialize_config_dir(str(HOME / "conf"), version_base=None):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", list(given), run_mode=RunMode.MULTIRUN)
+        search_by(loader, master, given, {"n_trials": 5})
 
 
 @pytest.fixture
@@ -170,13 +179,16 @@ def test_other_images_under_the_same_name_are_another_search(tmp_path: Path, mon
     given = ["model=embedded", "dataset=folder", f"dataset.path={images}"]
     given += ["dataset.instance_prompt=a square", "logger=none"]
     for _ in range(3):
-        with initialize_config_dir(str(HOME / "conf"), version_base=None):
-            loader = GlobalHydra.instance().config_loader()
-            master = loader.load_configuration("config", given, run_mode=RunMode.MULTIRUN)
-            run_search(loader, master, [*given, "seed=int(interval(1,9))"], {"n_trials": 5})
+        command(run_search, *given, "seed=int(interval(1,9))")
         if len(left) == 2:
             (images / "0.png").unlink()
     assert left == [5, 4, 5]
+
+
+@pytest.mark.parametrize("search_by", [run_search, run_tuning])
+def test_only_trainings_are_searched(search_by: Callable[..., None]) -> None:
+    with pytest.raises(SettingsError, match="task = 'evaluate': cannot be searched, only trainings have an objective"):
+        command(search_by, "task=evaluate", "adapter_weight=interval(0.1,1.0)")
 
 
 def test_one_search_at_a_time(tmp_path: Path) -> None:
