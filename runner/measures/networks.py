@@ -67,6 +67,9 @@ class Clip(Vision):
             kind = type(self.network).__name__
             raise SettingsError(f"{key} = {named!r}: is a {kind}, which knows no texts; give a CLIP")
         self.tokenizer = _loaded(key, named, AutoTokenizer)
+        # Without its files transformers makes one that takes all words for the same.
+        if len(self.tokenizer) <= len(self.tokenizer.all_special_tokens):
+            raise SettingsError(f"{key} = {named!r}: has no tokenizer that knows any words; give a CLIP with its own")
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Features_BD of these; what is longer than the network's context is cut off."""
