@@ -334,6 +334,20 @@ def test_a_search_over_trainings_goes_by_what_is_measured_of_their_results(netwo
             {"evaluation": {"metrics": ["base_drift"]}, "objective": {"name": "evaluation/dino_score"}},
             "there are: evaluation/base_drift",
         ),
+        (
+            {
+                "evaluation": {"metrics": ["dino"], "features": {"dino": "a/b"}, "real": "x"},
+                "objective": {"name": "evaluation/dino_score"},
+            },
+            "more of evaluation/dino_score is better; set objective.direction=maximize",
+        ),
+        (
+            {
+                "evaluation": {"metrics": ["base_drift"]},
+                "objective": {"name": "evaluation/base_drift", "direction": "maximize"},
+            },
+            "less of evaluation/base_drift is better; set objective.direction=minimize",
+        ),
     ],
 )
 def test_a_training_that_cannot_be_measured_so_is_refused(said: dict[str, Any], expected: str, tmp_path: Path) -> None:
