@@ -208,6 +208,15 @@ def test_one_image_has_no_interval(measure: Callable[[Tensor], Figure]) -> None:
     assert figure.as_data()["low"] is None
 
 
+def test_kid_of_two_images_has_no_interval() -> None:
+    """Resampled, two are themselves or one twice, which has no pair: the interval would have no width."""
+    for drawn, real in ((2, 2), (2, 30), (30, 2)):
+        found = distances.kid(features(drawn, 8, seed=1), features(real, 8, seed=2), USUAL)
+        assert (found.low, found.high) == (None, None)
+    few = distances.kid(features(3, 8, seed=1), features(3, 8, seed=2), USUAL)
+    assert few.low is not None and few.high is not None and few.low < few.high
+
+
 def test_no_change_is_no_drift_and_pixels_count_as_shares_of_their_range() -> None:
     black, white = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
     assert likeness.pixel_drift(black, black, USUAL).value == 0
