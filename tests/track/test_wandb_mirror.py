@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.track.reach import unreachable_because
 from runner.track.rebuild import mirror_folder, rebuild
 
 from .wandb_jobs import CONFIG, SECRET, Settings, adapter, log_a_whole_job, open_for, samples, table_of
@@ -190,6 +191,21 @@ def test_server_that_accepts_and_never_answers_falls_back_to_offline(
     mirror.log(1, {"train/loss": 0.5})
     mirror.finish("completed", {})
     assert read_logs(tmp_path / "job")[-1].history[0]["train/loss"] == 0.5
+
+
+def test_a_pack_waits_once_for_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a cluster has no way out: the jobs that start together must not wait for it one after the other."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        reasons = {unreachable_because(url, 0.2) for _ in range(4)}
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):  # nobody else has called
+            silent.accept()
+        assert reasons == {f"{url}: timed out"}
+        monkeypatch.setattr("runner.track.reach.ASK_AGAIN_S", 0.0)
+        assert unreachable_because(url, 0.2) == f"{url}: timed out"
+        silent.accept()[0].close()
 
 
 def test_server_that_denies_the_key_falls_back_to_offline(
