@@ -35,6 +35,9 @@ def space_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> tu
     faults = []
     for override in OverridesParser.create(loader).parse_overrides(list(overrides)):
         key = override.get_key_element()
+        # What is given twice counts as it was given last: the command line comes after hydra.sweeper.params.
+        space.pop(key, None)
+        fixed.pop(key, None)
         if not override.is_sweep_override():
             fixed[key] = str(override.input_line)
             continue
@@ -50,8 +53,7 @@ def space_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> tu
         faults = [f"hydra/sweeper: nothing to search; name ranges, such as {ranges}"]
     if faults:
         raise SettingsError("\n".join(["The search is invalid, nothing was started:", *(f"  {f}" for f in faults)]))
-    # What is given twice counts as it was given last: the command line comes after hydra.sweeper.params.
-    return [each for each in space.values() if each.key not in fixed], list(fixed.values())
+    return list(space.values()), list(fixed.values())
 
 
 def _parameter(key: str, override: Override) -> Parameter:

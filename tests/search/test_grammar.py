@@ -45,6 +45,9 @@ def test_what_is_said_last_counts() -> None:
     space, fixed = space_of(["lora.rank=4,8", "steps=3", "lora.rank=int(interval(1,9))", "steps=4"])
     assert (space, fixed) == ([Interval("lora.rank", 1, 9, integer=True)], ["steps=4"])
     assert space_of(["lora.rank=4,8", "optimizer.lr=1,2", "lora.rank=16"])[1] == ["lora.rank=16"]
+    assert space_of(["lora.rank=16", "lora.rank=4,8"]) == ([Choices("lora.rank", ("4", "8"))], [])
+    with pytest.raises(SettingsError, match="nothing to search"):
+        space_of(["lora.rank=4,8", "lora.rank=16"])
 
 
 def test_whatever_cannot_be_searched_is_named_at_once() -> None:
