@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from runner.track.agent import AgentRun
 from runner.track.mirror import OPEN_RUN_IDS, STEP_METRIC, Mirror, NullMirror, WandbMirror
-from runner.track.reach import RunMode, choose_mode, server_url, unreachable_because, within
+from runner.track.reach import PROBE_TIMEOUT_S, RunMode, choose_mode, server_url, unreachable_because, within
 
 if TYPE_CHECKING:
     from wandb import Run
 
 LOG = logging.getLogger(__name__)
-
-# How long the question "is there a server at all" may take, out of logger.timeout_s.
-PROBE_TIMEOUT_S = 5.0
 
 # The job that has the run of a sweep agent, by the id of that run.
 _job_of_agent_run: dict[str, str] = {}

@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from runner.track.reach import unreachable_because
+from runner.track.reach import unreachable_because, within
 from runner.track.rebuild import mirror_folder, rebuild
 
 from .wandb_jobs import CONFIG, SECRET, Settings, adapter, log_a_whole_job, open_for, samples, table_of
@@ -234,6 +235,28 @@ def test_server_that_dies_mid_run_costs_no_more_than_the_timeout(tmp_path: Path,
     mirror.finish("completed", {"objective": 0.1})
     assert time.monotonic() - start < 4.5
     assert len(read_logs(job)[0].history) == 50
+
+
+def test_a_pack_that_ends_without_its_server_waits_once_for_it(
+    tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    def noting(timeout_s: float, call: Callable[[], None]) -> None:
+        waited.append(timeout_s)
+        within(timeout_s, call)
+
+    monkeypatch.setattr("runner.track.mirror.within", noting)
+    monkeypatch.setattr("runner.track.mirror.AGAIN_TIMEOUT_S", 0.5)
+    mirrors = [open_for(tmp_path / str(number), job_id=f"job{number}", timeout_s=2.0) for number in range(3)]
+    for mirror in mirrors:
+        mirror.log(1, {"train/loss": 0.5})
+    server.stop()
+    for mirror in mirrors:
+        mirror.finish("completed", {"objective": 0.5})
+    assert waited == [pytest.approx(2.0, abs=0.5), 0.5, 0.5]
+    logged = [read_logs(tmp_path / str(number))[0] for number in range(3)]
+    assert [(len(one.history), one.summary["objective"]) for one in logged] == [(1, 0.5)] * 3
 
 
 def test_a_broken_mirror_says_why_once_and_goes_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
