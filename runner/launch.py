@@ -45,8 +45,8 @@ class Search(Protocol):
     def more(self, count: int) -> Sequence[Config]:
         """Up to so many further configurations; none if it has no more, or waits for results."""
 
-    def started(self, overrides: Sequence[str], job: Job) -> None:
-        """A configuration has become this job, which may be completed already."""
+    def started(self, overrides: Sequence[str], job: Job, *, again: bool) -> None:
+        """A configuration has become this job: one that is done already, or (`again`) to be done, however it ended."""
 
     def refused(self, overrides: Sequence[str], reason: str) -> None:
         """A configuration is wrong, and no job."""
@@ -150,9 +150,12 @@ def _run(jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None
         held = [job for job in left if is_held(job.folder)]
         if held:
             _wait_for(held)
-        # What another runner has left unfinished is gone on with here.
-        theirs = {job.folder: job for job in (*plan.elsewhere, *held)}.values()
-        left = [job for job in theirs if state_of(job.folder) not in FINAL]
+        left = []
+        for job in {job.folder: job for job in (*plan.elsewhere, *held)}.values():
+            if state_of(job.folder) in FINAL:
+                report_to_agent(job.settings.logger, job.folder)
+            else:  # what another runner has left unfinished is gone on with here
+                left.append(job)
     if more is None:
         conclude(jobs)
 
@@ -201,9 +204,10 @@ class _MoreJobs:
             log.warning("%s: %s", " ".join(overrides), error)
             self._search.refused(overrides, str(error))
             return None
-        self._search.started(overrides, job)
+        done = is_done(job, _state(job))
+        self._search.started(overrides, job, again=not done)
         self._jobs.append(job)
-        return None if is_done(job, _state(job)) or is_held(job.folder) else job
+        return None if done or is_held(job.folder) else job
 
 
 def _wait_for(jobs: Sequence[Job]) -> None:

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from runner.errors import SettingsError
 from runner.search.space import Choices, Interval, Parameter
 
+NO_VALUE = "fits no value; give some, or a pattern that fits"
 
-def space_of(overrides: Sequence[str]) -> tuple[list[Parameter], list[str]]:
+
+def empty_sweeps(overrides: Sequence[str], loader: ConfigLoader) -> list[str]:
+    """What is wrong with the sweeps among overrides that have no value, so that there is no job; a line each."""
+    parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
+    discrete = [each for each in parsed if each.is_sweep_override() and each.is_discrete_sweep()]
+    return [f"{each.input_line}: {NO_VALUE}" for each in discrete if not tuple(each.sweep_string_iterator())]
+
+
+def space_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> tuple[list[Parameter], list[str]]:
     """(what is to be chosen, overrides that all jobs share).
+
+    Args:
+        loader: knows the choices of groups, for glob(...).
 
     Raises:
         SettingsError: a sweep in it cannot be searched; all faults at once.
@@ -20,8 +33,11 @@ def space_of(overrides: Sequence[str]) -> tuple[list[Parameter], list[str]]:
     space: dict[str, Parameter] = {}
     fixed: dict[str, str] = {}
     faults = []
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in OverridesParser.create(loader).parse_overrides(list(overrides)):
         key = override.get_key_element()
+        # What is given twice counts as it was given last: the command line comes after hydra.sweeper.params.
+        space.pop(key, None)
+        fixed.pop(key, None)
         if not override.is_sweep_override():
             fixed[key] = str(override.input_line)
             continue
@@ -37,8 +53,7 @@ def space_of(overrides: Sequence[str]) -> tuple[list[Parameter], list[str]]:
         faults = [f"hydra/sweeper: nothing to search; name ranges, such as {ranges}"]
     if faults:
         raise SettingsError("\n".join(["The search is invalid, nothing was started:", *(f"  {f}" for f in faults)]))
-    # What is given twice counts as it was given last: the command line comes after hydra.sweeper.params.
-    return [each for each in space.values() if each.key not in fixed], list(fixed.values())
+    return list(space.values()), list(fixed.values())
 
 
 def _parameter(key: str, override: Override) -> Parameter:
@@ -57,7 +72,9 @@ def _parameter(key: str, override: Override) -> Parameter:
         return _checked(
             Interval(key, float(start), float(numbers[-1]), log="log" in value.tags, integer=integer, step=float(step))
         )
-    return Choices(key, tuple(override.sweep_string_iterator()))
+    if not (values := tuple(override.sweep_string_iterator())):
+        raise ValueError(NO_VALUE)
+    return Choices(key, values)
 
 
 def _checked(interval: Interval) -> Interval:

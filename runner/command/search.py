@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from runner.check import Checker
 from runner.command.compose import Composer, plain
 from runner.command.grammar import space_of
-from runner.command.trials import checked_settings, examples, fixed_settings
+from runner.command.trials import checked_settings, contents_of, examples, fixed_settings, require_trainings
 from runner.errors import SettingsError
 from runner.job import LockedError, lock
 from runner.launch import Config, check_all, launch, launch_search
@@ -37,7 +37,7 @@ def run_search(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
         SettingsError: the space, the settings or one of the ends of the space is wrong; nothing was started.
     """
     chosen = checked_settings(SearchSettings, settings)
-    space, fixed = space_of(arguments)
+    space, fixed = space_of(arguments, loader)
     composer = Composer(loader)
 
     def compose(overrides: Sequence[str]) -> Config:
@@ -46,7 +46,9 @@ def run_search(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
 
     found = examples(space, compose)
     first = found[0][0]
-    experiment = check_all(Checker(outputs_dir()), found)[0].experiment
+    require_trainings(first)
+    jobs = check_all(Checker(outputs_dir()), found)
+    experiment = jobs[0].experiment
     folder = ExperimentPaths(outputs_dir() / experiment.name)
     if isinstance(experiment.launcher, QueuedLauncher) and not experiment.launcher.wait:
         raise SettingsError("launcher.wait = False: a search goes on by results, and has to wait for them; remove it")
@@ -59,7 +61,7 @@ def run_search(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
         search = OptunaSearch(
             folder,
             space=space,
-            fixed=fixed_settings(first, space),
+            fixed=fixed_settings(first, space) | contents_of(jobs),
             settings=chosen,
             objective=ObjectiveSettings.model_validate(first.get("objective", {})),
             compose=compose,

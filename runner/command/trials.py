@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from runner.errors import SettingsError
+from runner.job import Job
 from runner.launch import Config
 from runner.schema.knob import Settings
 from runner.schema.messages import explain
@@ -61,6 +63,26 @@ def fixed_settings(config: Mapping[str, Any], space: Sequence[Parameter]) -> dic
         if key.partition(".")[0] not in WITHOUT_EFFECT
         and not any(key == name or key.startswith(f"{name}.") for name in chosen)
     }
+
+
+def require_trainings(config: Mapping[str, Any]) -> None:
+    """Raises SettingsError where jobs have no objective that a search could go by."""
+    task = config.get("task", {}).get("name")
+    if task != "train":
+        raise SettingsError(
+            f"task = {task!r}: cannot be searched, only trainings have an objective; sweep its values without "
+            "hydra/sweeper, or search trainings that are measured by evaluation.metrics=[...]"
+        )
+
+
+def contents_of(jobs: Sequence[Job]) -> dict[str, list[str]]:
+    """What the files hold that jobs read, by the part of their identity: it may change under the same names."""
+    found: dict[str, set[str]] = {}
+    for job in jobs:
+        for part, content in job.identity.items():
+            if not part.startswith("settings."):
+                found.setdefault(part, set()).add(json.dumps(content, sort_keys=True))
+    return {part: sorted(contents) for part, contents in found.items()}
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

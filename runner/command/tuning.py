@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from runner.check import Checker
 from runner.command.compose import Composer, plain
 from runner.command.grammar import space_of
-from runner.command.trials import checked_settings, examples, first_values, flat, other_values
+from runner.command.trials import checked_settings, examples, first_values, flat, other_values, require_trainings
 from runner.container.settings import laid_over
 from runner.errors import RunnerError
 from runner.job import Job
@@ -41,7 +41,7 @@ class _Space:
     """The space of a command, and the jobs in it."""
 
     def __init__(self, loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> None:
-        self.parameters, self.fixed = space_of(arguments)
+        self.parameters, self.fixed = space_of(arguments, loader)
         self.checker = Checker(outputs_dir())
         self._composer, self._master = Composer(loader), master
 
@@ -66,6 +66,7 @@ def run_tuning(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
     space = _Space(loader, master, arguments)
     found = examples(space.parameters, space.compose)
     first = found[0][0]
+    require_trainings(first)
     require_sagemaker(first)
     jobs = check_all(space.checker, found)
     base, launcher = jobs[0], jobs[0].settings.launcher

@@ -16,6 +16,8 @@ from runner.measures.interval import Figure, Resampling
 
 log = logging.getLogger(__name__)
 
+LEAST_FOR_PAIRS = 3
+"""Of two images only one pair has a meaning: it would be the same in every resampling."""
 MOST_TO_RESAMPLE = 2000
 """Images, above which the interval of the FID would take hours."""
 FID_WORK = 2e10
@@ -98,7 +100,7 @@ def kid(drawn_BD: Tensor, real_RD: Tensor, resampling: Resampling) -> Figure:
 
     The estimator is unbiased at every number of images, of all images instead of random subsets. In the bootstrap a
     pair of copies of one image does not count, so that it stays unbiased. The interval is about 1.5 times as wide
-    as the figure spreads between samples of 50 to 100 images.
+    as the figure spreads between samples of 50 to 100 images; there is none of two.
 
     Raises:
         ValueError: a set has less than two images.
@@ -114,6 +116,7 @@ def kid(drawn_BD: Tensor, real_RD: Tensor, resampling: Resampling) -> Figure:
         discrepancy(*kernels, *once),
         (len(drawn), len(real)),
         lambda one, other: discrepancy(*kernels, one, other),
+        least=LEAST_FOR_PAIRS,
     )
 
 

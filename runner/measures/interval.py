@@ -55,6 +55,7 @@ class Resampling:
         *,
         centred: bool = False,
         count: int | None = None,
+        least: int = LEAST_TO_RESAMPLE,
     ) -> Figure:
         """The value with the percentiles of what `again` gives for resampled images.
 
@@ -66,8 +67,9 @@ class Resampling:
                 resampling raises, as a copy of an image tells nothing new: the interval then says how far the value
                 spreads, and nothing of its bias.
             count: another number of times than usual.
+            least: images of a set, below which there is no interval.
         """
-        if min(sizes) < LEAST_TO_RESAMPLE:
+        if min(sizes) < least:
             return Figure(value, None, None, sizes[0])
         found = np.array([again(*weights) for weights in self.weights(*sizes, count=count)])
         found = found[np.isfinite(found)]

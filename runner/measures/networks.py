@@ -30,7 +30,7 @@ class PictureNetwork(Protocol):
 
 class Vision:
     """A vision network of transformers, such as DINO, DINOv2 or ViT: the features of its first (class) token; of a
-    network without tokens the mean over all places.
+    network without tokens the mean over all places, and of one that knows texts too what it compares with them.
 
     Raises:
         SettingsError: it cannot be loaded.
@@ -46,11 +46,13 @@ class Vision:
 
     def _some(self, pictures: Sequence[Image]) -> Tensor:
         given = self.processor(images=list(pictures), return_tensors="pt").to(self.device)
+        if hasattr(self.network, "get_image_features"):
+            return _projected(self.network.get_image_features(**given))
         hidden: Tensor = self.network(**given).last_hidden_state
         return hidden[:, 0] if hidden.ndim == 3 else hidden.flatten(2).mean(dim=2)
 
 
-class Clip:
+class Clip(Vision):
     """A CLIP of transformers: pictures and texts in one space, projected and not yet of length 1.
 
     Raises:
@@ -60,24 +62,18 @@ class Clip:
     def __init__(self, key: str, named: str, device: torch.device) -> None:
         from transformers import AutoTokenizer
 
-        self.network, self.processor = _of_transformers(key, named, device)
-        self.device = device
+        super().__init__(key, named, device)
         if not hasattr(self.network, "get_text_features"):
             kind = type(self.network).__name__
             raise SettingsError(f"{key} = {named!r}: is a {kind}, which knows no texts; give a CLIP")
         self.tokenizer = _loaded(key, named, AutoTokenizer)
-
-    def pictures(self, pictures: Sequence[Image]) -> Tensor:
-        """Features_BD of these."""
-        return _in_parts(pictures, self._some_pictures)
+        # Without its files transformers makes one that takes all words for the same.
+        if len(self.tokenizer) <= len(self.tokenizer.all_special_tokens):
+            raise SettingsError(f"{key} = {named!r}: has no tokenizer that knows any words; give a CLIP with its own")
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Features_BD of these; what is longer than the network's context is cut off."""
         return _in_parts(texts, self._some_texts)
-
-    def _some_pictures(self, pictures: Sequence[Image]) -> Tensor:
-        given = self.processor(images=list(pictures), return_tensors="pt").to(self.device)
-        return _projected(self.network.get_image_features(**given))
 
     def _some_texts(self, texts: Sequence[str]) -> Tensor:
         longest = self.network.config.text_config.max_position_embeddings
@@ -134,7 +130,8 @@ def picture_network(key: str, named: str, device: torch.device) -> PictureNetwor
 def _of_transformers(key: str, named: str, device: torch.device) -> tuple[Any, Any]:
     from transformers import AutoImageProcessor, AutoModel
 
-    network = _loaded(key, named, AutoModel).eval().requires_grad_(False).to(device)
+    # In fp32, however it is stored: what half precision rounds away would be in every figure.
+    network = _loaded(key, named, AutoModel).float().eval().requires_grad_(False).to(device)
     # The processors that work on Pillow images: the others need torchvision, and round differently.
     return network, _loaded(key, named, AutoImageProcessor, backend="pil")
 

@@ -11,20 +11,21 @@ Network = Literal["inception", "clip", "dino"]
 
 
 class Metric(NamedTuple):
-    """What a metric is called in figures, and what it needs."""
+    """What a metric is called in figures, what it needs, and which way is better."""
 
     figure: str
     network: Network | None
     of_real_images: bool
     least_images: int = 1
+    more_is_better: bool = False
 
 
 METRICS: dict[MetricName, Metric] = {
     "fid": Metric("fid_score", "inception", True, 2),
     "kid": Metric("kid_score", "inception", True, 2),
-    "clip_text": Metric("clip_text_score", "clip", False),
-    "clip_image": Metric("clip_image_score", "clip", True),
-    "dino": Metric("dino_score", "dino", True),
+    "clip_text": Metric("clip_text_score", "clip", False, more_is_better=True),
+    "clip_image": Metric("clip_image_score", "clip", True, more_is_better=True),
+    "dino": Metric("dino_score", "dino", True, more_is_better=True),
     "base_drift": Metric("base_drift", None, False),
 }
 

@@ -191,10 +191,16 @@ class Experiment(JobSettings):
         return self
 
     def _refuse_unmeasured(self, name: str) -> None:
-        figures = [OF_EVALUATION + METRICS[metric].figure for metric in self.evaluation.metrics or ()]
+        figures = {OF_EVALUATION + METRICS[metric].figure: METRICS[metric] for metric in self.evaluation.metrics or ()}
         if name not in figures:
             there = ", ".join(figures) or "none, for evaluation.metrics is null"
             raise ValueError(f"objective.name = {name!r}: is not measured; of evaluations there are: {there}")
+        more, direction = figures[name].more_is_better, self.objective.direction
+        if more != (direction == "maximize"):
+            which, right = ("more", "maximize") if more else ("less", "minimize")
+            raise ValueError(
+                f"objective.direction = {direction!r}: {which} of {name} is better; set objective.direction={right}"
+            )
         if self.pruning.name != "none":
             raise ValueError(
                 f"objective.name = {name!r}: is measured at the end only, and pruning compares jobs before; choose "

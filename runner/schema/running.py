@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from runner.schema.drawing import DrawingSettings
-from runner.schema.knob import Settings, knob
+from runner.schema.knob import Settings, knob, spelt
 
 
 class ValidationSettings(DrawingSettings):
@@ -55,6 +56,18 @@ class CheckpointSettings(Settings):
     keep: int = knob(2, ge=1, unit="checkpoints", doc="How many to keep; older ones are removed.")
 
 
+def _project_such_as(text: str) -> str:
+    entity, _, project = text.rpartition("/")
+    named = re.sub(r"[/\\#?%:]+", "-", project)[:128].strip("-") or "lora"
+    return f"logger.project={named}" + (f" with logger.entity={entity}" if entity else "")
+
+
+PROJECT = spelt(r"[^/\\#?%:]{1,128}", "up to 128 characters without / \\ # ? % and :", _project_such_as)
+"""What W&B takes: of another project it says so only when the training has begun, which then has no mirror."""
+TAG = Field(min_length=1, max_length=64)
+"""What W&B takes, as above."""
+
+
 class LoggerSettings(Settings):
     """Group `logger`: the mirror of `metrics.jsonl` in Weights & Biases."""
 
@@ -62,8 +75,8 @@ class LoggerSettings(Settings):
     mode: Literal["auto", "online", "offline", "disabled"] = knob(
         "auto", doc="`auto` is online where an API key is found, offline otherwise."
     )
-    project: str = knob("lora", min_length=1, doc="W&B project.")
+    project: Annotated[str, PROJECT] = knob("lora", min_length=1, doc="W&B project.")
     entity: str | None = knob(None, doc="W&B user or team; null is the key's own.")
-    tags: tuple[str, ...] = knob((), doc="Tags of the W&B run.")
+    tags: tuple[Annotated[str, TAG], ...] = knob((), doc="Tags of the W&B run.")
     every: int = knob(10, ge=1, unit="optimizer steps", doc="Period of the training metrics.")
     timeout_s: float = knob(30.0, gt=0, unit="seconds", doc="Longest that starting or ending W&B may block.")

@@ -46,6 +46,8 @@ class OptunaSearch:
         """Trials that are not jobs yet, by their overrides."""
         self._jobs: dict[int, Job] = {}
         """Trials whose jobs have not ended."""
+        self._before: dict[int, dict[str, Any]] = {}
+        """What the manifests of those that are done again said of an earlier command, until they are begun with."""
 
     @property
     def left(self) -> int:
@@ -63,9 +65,16 @@ class OptunaSearch:
             found.append((config, every))
         return found
 
-    def started(self, overrides: Sequence[str], job: Job) -> None:
-        """A configuration has become this job; the same settings twice are the same job."""
-        self._jobs[self._numbers[tuple(overrides)].pop()] = job
+    def started(self, overrides: Sequence[str], job: Job, *, again: bool = False) -> None:
+        """A configuration has become this job; the same settings twice are the same job.
+
+        Args:
+            again: whether how it ended before is not the answer, because it is tried again.
+        """
+        number = self._numbers[tuple(overrides)].pop()
+        self._jobs[number] = job
+        if again:
+            self._before[number] = read_manifest(job.folder)
 
     def refused(self, overrides: Sequence[str], reason: str) -> None:
         """A configuration is wrong: a trial that failed, and is not asked for again."""
@@ -77,7 +86,7 @@ class OptunaSearch:
             manifest = read_manifest(job.folder)
             state = State(manifest.get("state", State.PENDING))
             # What a worker that is about to end says of its crash is not the last word: others take its jobs up again.
-            if state in ENDED and not manifest.get("crashed"):
+            if state in ENDED and not manifest.get("crashed") and manifest != self._before.get(number):
                 del self._jobs[number]
                 metric = self.objective.name
                 lines = MetricsFile(job.paths.metrics).read()

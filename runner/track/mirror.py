@@ -8,12 +8,13 @@ once, with its reason, and the mirror goes quiet. It does not read the record; `
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runner.track.agent import AgentRun
-from runner.track.reach import within
+from runner.track.reach import PROBE_TIMEOUT_S, silent_because, unreachable_because, within
 from runner.track.samples import for_table, read_samples, samples_table
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ OBJECTIVE = "validation/loss"
 
 # W&B knows a run as finished or failed by its exit code; these states are no failure.
 GOOD_STATES = frozenset({"completed", "pruned"})
+
+AGAIN_TIMEOUT_S = 5.0
+"""How long a run waits for its end where another one has waited in vain a short while ago: nothing is lost by it."""
 
 OPEN_RUN_IDS: set[str] = set()
 """The runs of this process that are not finished."""
@@ -149,11 +153,19 @@ class WandbMirror:
                 self._run.mark_preempting()
             self._run.finish(exit_code=0 if state in GOOD_STATES else 1)
 
-        def close() -> None:
-            within(self._timeout_s, send)
-
         self._quiet = False
-        self._guarded("finishing", close)
+        self._guarded("finishing", lambda: within(self._patience_s(), send))
+
+    def _patience_s(self) -> float:
+        """How long to wait for the end of the run; short where another one has waited in vain a short while ago."""
+        if self._run.offline:
+            return self._timeout_s
+        url, began_s = self._run.settings.base_url, time.monotonic()
+        known = silent_because(url)
+        # Asked for the runs that end next.
+        unreachable_because(url, min(PROBE_TIMEOUT_S, self._timeout_s / 2))
+        left_s = self._timeout_s - (time.monotonic() - began_s)
+        return left_s if known is None else min(left_s, AGAIN_TIMEOUT_S)
 
     def _log_samples_table(self) -> None:
         if samples := for_table(read_samples(self._folder)):

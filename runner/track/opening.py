@@ -9,19 +9,16 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from runner.track.agent import AgentRun
 from runner.track.mirror import OPEN_RUN_IDS, STEP_METRIC, Mirror, NullMirror, WandbMirror
-from runner.track.reach import RunMode, choose_mode, server_url, unreachable_because, within
+from runner.track.reach import PROBE_TIMEOUT_S, RunMode, choose_mode, server_url, unreachable_because, within
 
 if TYPE_CHECKING:
     from wandb import Run
 
 LOG = logging.getLogger(__name__)
-
-# How long the question "is there a server at all" may take, out of logger.timeout_s.
-PROBE_TIMEOUT_S = 5.0
 
 # The job that has the run of a sweep agent, by the id of that run.
 _job_of_agent_run: dict[str, str] = {}
@@ -66,7 +63,8 @@ def open_mirror(
 ) -> Mirror:
     """Open the W&B run of one job, in at most `settings.timeout_s` plus about a second. Never raises.
 
-    The run's id is WANDB_RUN_ID, or the job's id, so that a resumed job continues the same run. Several runs
+    The run's id is WANDB_RUN_ID, or of the job's id and the experiment's name: a resumed job continues the same run,
+    and the same job of another experiment, which is trained in another folder, has a run of its own. Several runs
     may be open in one process. When the server cannot be had, the run is offline. In a process that a W&B sweep
     agent started, the run is the agent's, in the sweep's project; there only one job has a mirror.
 
@@ -75,7 +73,7 @@ def open_mirror(
         job_id: the job's id.
         experiment_name: the group of the run.
         job_name: the title of the run.
-        config: the resolved settings, without secrets; they are passed on as they are.
+        config: the resolved settings, without secrets; they are passed on as they are. The type of the run is the task.
         folder: the job's folder; wandb writes into `folder/wandb`.
     """
     if settings.name == "none":
@@ -91,13 +89,15 @@ def open_mirror(
             LOG.warning("W&B: %s is not mirrored: the sweep agent's run %s is that of %s", job_id, agent.run_id,
                         _job_of_agent_run[agent.run_id])  # fmt: skip
             return NullMirror()
+        task = config.get("task", {}).get("name", "train")
         arguments: dict[str, Any] = {
-            "group": experiment_name, "name": job_name, "tags": list(settings.tags), "job_type": "train",
+            "group": experiment_name, "name": job_name, "tags": list(settings.tags), "job_type": task,
             "config": config, "dir": str(folder), "reinit": "create_new",
         }  # fmt: skip
         if agent is None:
             # An agent's run has them from the agent: id and place are those of the sweep.
-            arguments |= {"id": _run_id(job_id), "project": settings.project, "entity": settings.entity}
+            run_id = _run_id(f"{job_id}-{experiment_name}")
+            arguments |= {"id": run_id, "project": settings.project, "entity": settings.entity}
         run = _start(arguments, mode, timeout_s=settings.timeout_s)
         run.define_metric("*", step_metric=STEP_METRIC)
     except Exception as error:  # noqa: BLE001 - never fatal, whatever wandb raises
@@ -111,12 +111,12 @@ def open_mirror(
     return mirror
 
 
-def _run_id(job_id: str) -> str:
+def _run_id(own: str) -> str:
     named = os.environ.get("WANDB_RUN_ID")
     if named and named in OPEN_RUN_IDS:
-        LOG.warning("W&B: WANDB_RUN_ID=%s is taken by another job of this process; using %s", named, job_id)
-        return job_id
-    return named or job_id
+        LOG.warning("W&B: WANDB_RUN_ID=%s is taken by another job of this process; using %s", named, own)
+        return own
+    return named or own
 
 
 def _start(arguments: dict[str, Any], mode: RunMode, *, timeout_s: float) -> Run:
@@ -130,9 +130,8 @@ def _start(arguments: dict[str, Any], mode: RunMode, *, timeout_s: float) -> Run
             sagemaker_disable=True, console="off", silent=True, disable_job_creation=True,
             init_timeout=patience_s, finish_timeout=patience_s, finish_timeout_raises=True,
         )  # fmt: skip
-        # Offline there is nothing to resume: each attempt writes its own log, and a sync joins them by id.
-        resume: Literal["allow"] | None = "allow" if run_mode == "online" else None
-        return wandb.init(**arguments, mode=run_mode, resume=resume, settings=settings)
+        # Offline too: each attempt writes a log of its own, and a sync lets the steps of one follow the other's.
+        return wandb.init(**arguments, mode=run_mode, resume="allow", settings=settings)
 
     if mode == "online":
         reason = unreachable_because(server_url(), min(PROBE_TIMEOUT_S, timeout_s / 2))

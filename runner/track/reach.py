@@ -6,9 +6,11 @@ Takes settings, gives yes or no. It asks no question at the terminal and logs in
 from __future__ import annotations
 
 import json
+import math
 import os
 import ssl
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -18,6 +20,21 @@ from typing import Literal, TypeVar, cast, get_args
 RunMode = Literal["online", "offline", "disabled"]
 
 Result = TypeVar("Result")
+
+PROBE_TIMEOUT_S = 5.0
+"""How long the question may take whether there is a server at all."""
+
+ASK_AGAIN_S = 60.0
+"""So long a server that did not answer is not asked again, or the jobs of a pack would wait one after the other."""
+
+_silent: dict[str, tuple[float, str]] = {}
+"""When, by the monotonic clock, which server did not answer, and why."""
+
+
+def silent_because(url: str) -> str | None:
+    """Why the server at `url` did not answer a short while ago; None where it did, or was not asked."""
+    noted_s, reason = _silent.get(url, (-math.inf, None))
+    return reason if time.monotonic() - noted_s < ASK_AGAIN_S else None
 
 
 def choose_mode(wanted: str) -> RunMode:
@@ -67,6 +84,13 @@ def unreachable_because(url: str, timeout_s: float) -> str | None:
 
     Asked before wandb is, because a run that wandb failed to open keeps its id taken in this process.
     """
+    reason = silent_because(url)
+    if reason is None and (reason := _asked(url, timeout_s)) is not None:
+        _silent[url] = time.monotonic(), reason
+    return reason
+
+
+def _asked(url: str, timeout_s: float) -> str | None:
     query = json.dumps({"query": "query Probe { __typename }"}).encode()
     request = urllib.request.Request(f"{url}/graphql", query, {"Content-Type": "application/json"})
     try:

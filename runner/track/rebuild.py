@@ -113,8 +113,12 @@ def _replay(
     for sample in read_samples(folder):
         images.setdefault(sample.step, []).append((sample.path, sample.caption))
     for line in MetricsFile(folder / "metrics.jsonl").read():
-        values = {name: value for name, value in line.items() if isinstance(value, (int, float))}
-        step = int(values.pop("step"))
+        step = int(line["step"])
+        values = {
+            name: value
+            for name, value in line.items()
+            if isinstance(value, (int, float)) and name not in ("step", "time")
+        }
         for earlier in [known for known in images if known < step]:
             mirror.images(earlier, images.pop(earlier))
         mirror.log(step, values)

@@ -18,8 +18,8 @@ from urllib.parse import unquote, urlsplit
 
 from runner.paths import ExperimentPaths, JobPaths, write_text
 from runner.track.mirror import OBJECTIVE, SAMPLES_TABLE, STEP_METRIC
-from runner.track.opening import PROBE_TIMEOUT_S, LoggerSettings
-from runner.track.reach import server_url, unreachable_because, within
+from runner.track.opening import LoggerSettings
+from runner.track.reach import PROBE_TIMEOUT_S, server_url, unreachable_because, within
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace

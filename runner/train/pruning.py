@@ -19,6 +19,16 @@ from runner.track import MetricsFile
 
 log = logging.getLogger(__name__)
 
+MEASURED_BY = (
+    "model",
+    "dataset",
+    "settings.resolution",
+    "settings.validation.held_out",
+    "settings.validation.timesteps",
+    "settings.validation.max_images",
+)
+"""What of a job's identity makes its held-out loss another figure, and not a better or worse one."""
+
 
 def rungs(settings: PruningSettings, steps: int) -> list[int]:
     """The optimizer steps at which a job of `steps` steps is compared with the others; none when pruning is off."""
@@ -34,7 +44,7 @@ def rungs(settings: PruningSettings, steps: int) -> list[int]:
 def falls_behind(job: Job, step: int) -> str | None:
     """Why a job is not among those that go on after this rung, or None if it is.
 
-    Compared with all jobs of the experiment on the same data that were measured at the same step.
+    Compared with all jobs of the experiment that were measured alike, at the same step.
     """
     values = _values_at(job, step)
     own = values[job.id]
@@ -68,7 +78,8 @@ def _value_at(folder: Path, job: Job, step: int) -> float | None:
     if not metrics.is_file():
         return None
     # A job's own manifest has nothing to say that it does not know.
-    if folder != job.folder and read_manifest(folder).get("identity", {}).get("dataset") != job.identity["dataset"]:
+    identity = job.identity if folder == job.folder else read_manifest(folder).get("identity", {})
+    if any(identity.get(part) != job.identity.get(part) for part in MEASURED_BY):
         return None
     name, value = job.experiment.objective.name, None
     for line in MetricsFile(metrics).read():

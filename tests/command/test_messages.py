@@ -109,6 +109,13 @@ def test_spellings_are_asked_for_in_words() -> None:
     metric = "should be train/..., validation/... or evaluation/..., such as objective.name="
     for wrong, right in (("nope", "validation/loss"), ("grad_norm", "train/grad_norm"), ("train/", "validation/loss")):
         assert of_training(objective={"name": wrong}) == [f"objective.name = {wrong!r}: {metric}{right}"]
+    project = "should be up to 128 characters without / \\ # ? % and :, such as logger.project="
+    for wrong, right in (("me/photos", "photos with logger.entity=me"), ("a:b?", "a-b"), ("%", "lora")):
+        assert of_training(logger={"project": wrong}) == [f"logger.project = {wrong!r}: {project}{right}"]
+    assert of_training(logger={"project": "my photos", "tags": ["a b", "x" * 64]}) == []
+    assert of_training(logger={"tags": ["x" * 65]}) == [
+        f"logger.tags.0 = '{'x' * 65}': should have at most 64 characters"
+    ]
     endpoint = {"task": {"name": "undeploy"}, "endpoint": {"name": "my shop!"}}
     (line,) = said_of(TASKS["undeploy"], DRAWING | endpoint)
     assert line.startswith("endpoint.name = 'my shop!': should be up to 50 letters and digits, and dashes between them")

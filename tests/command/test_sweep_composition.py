@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 
 from runner import HOME
 from runner.command.compose import Composer, plain
+from runner.command.entry import sweep
+from runner.errors import SettingsError
 
 MASTER = ["recipe=demo", "name=sweep"]
 JOBS = [
@@ -63,3 +65,16 @@ def test_equal_overrides_are_composed_once_and_templates_stay_as_they_were() -> 
         other = composer.load_sweep_config(master, ["lora.rank=5"])
     assert (first.lora.rank, other.lora.rank) == (4, 5)
     assert OmegaConf.to_container(first) == OmegaConf.to_container(before)
+
+
+def test_a_sweep_without_any_job_says_what_fits_no_value() -> None:
+    with initialize_config_dir(str(HOME / "conf"), version_base=None):
+        loader = GlobalHydra.instance().config_loader()
+        given = [*MASTER, "lora=glob(x*)", "lora.rank=2,3", "steps=range(4,4)"]
+        master = loader.load_configuration("config", given, run_mode=RunMode.MULTIRUN)
+        with pytest.raises(SettingsError) as error:
+            sweep(loader, master, [])
+    head, *lines = str(error.value).splitlines()
+    assert head == "The sweep has no jobs, nothing was started:"
+    fault = "fits no value; give some, or a pattern that fits"
+    assert lines == [f"  lora=glob(x*): {fault}", f"  steps=range(4,4): {fault}"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.multimodal import clip_score
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
-from transformers import CLIPModel, Dinov2Model
+from transformers import AutoModel, CLIPModel, Dinov2Model
 
 from runner.errors import SettingsError
 from runner.measures import distances, likeness
@@ -151,6 +151,24 @@ def test_the_features_of_dino_are_those_of_its_class_token(tmp_path: Path) -> No
     assert own.value == pytest.approx(1)
 
 
+def test_a_network_that_is_stored_in_half_precision_computes_in_whole(tmp_path: Path) -> None:
+    """With bytes of weights that are the same, so that only the arithmetic can differ."""
+    for stored, make in ((save_dino(tmp_path / "dino"), Vision), (save_clip(tmp_path / "clip"), Clip)):
+        half = AutoModel.from_pretrained(stored).half()
+        half.save_pretrained(stored)
+        seen = make("", str(stored), CPU)
+        expected = make("", str(stored), CPU)
+        expected.network.load_state_dict(half.float().state_dict())
+        expected.network.float()
+        assert seen.pictures(pictures(3)).equal(expected.pictures(pictures(3)))
+
+
+def test_a_clip_sees_pictures_where_texts_do_not_matter(tmp_path: Path) -> None:
+    clip = save_clip(tmp_path / "clip")
+    seen = picture_network("features.inception", str(clip), CPU).pictures(pictures(3))
+    assert seen.equal(Clip("features.clip", str(clip), CPU).pictures(pictures(3)))
+
+
 def test_image_scores_are_means_over_all_pairs() -> None:
     drawn, real = features(4, 6, seed=4), features(3, 6, seed=5)
     cosines = [float(torch.cosine_similarity(one, other, dim=0)) for one in drawn for other in real]
@@ -188,6 +206,15 @@ def test_one_image_has_no_interval(measure: Callable[[Tensor], Figure]) -> None:
     figure = measure(features(1, 6, seed=8))
     assert (figure.low, figure.high, figure.n) == (None, None, 1)
     assert figure.as_data()["low"] is None
+
+
+def test_kid_of_two_images_has_no_interval() -> None:
+    """Resampled, two are themselves or one twice, which has no pair: the interval would have no width."""
+    for drawn, real in ((2, 2), (2, 30), (30, 2)):
+        found = distances.kid(features(drawn, 8, seed=1), features(real, 8, seed=2), USUAL)
+        assert (found.low, found.high) == (None, None)
+    few = distances.kid(features(3, 8, seed=1), features(3, 8, seed=2), USUAL)
+    assert few.low is not None and few.high is not None and few.low < few.high
 
 
 def test_no_change_is_no_drift_and_pixels_count_as_shares_of_their_range() -> None:

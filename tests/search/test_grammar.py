@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
+from runner import HOME
 from runner.command.grammar import space_of
 from runner.errors import SettingsError
 from runner.search import Choices, Interval
@@ -30,10 +33,21 @@ def test_a_sweep_is_a_parameter(override: str, expected: object) -> None:
     assert space_of(["steps=3", override]) == ([expected], ["steps=3"])
 
 
+def test_a_pattern_stands_for_the_choices_of_a_group_that_fit_it() -> None:
+    with initialize_config_dir(str(HOME / "conf"), version_base=None):
+        loader = GlobalHydra.instance().config_loader()
+        assert space_of(["lora=glob(linear*)"], loader)[0] == [Choices("lora", ("linear", "linear_conv"))]
+        with pytest.raises(SettingsError, match=r"lora=glob\(x\*\): fits no value"):
+            space_of(["lora=glob(x*)"], loader)
+
+
 def test_what_is_said_last_counts() -> None:
     space, fixed = space_of(["lora.rank=4,8", "steps=3", "lora.rank=int(interval(1,9))", "steps=4"])
     assert (space, fixed) == ([Interval("lora.rank", 1, 9, integer=True)], ["steps=4"])
     assert space_of(["lora.rank=4,8", "optimizer.lr=1,2", "lora.rank=16"])[1] == ["lora.rank=16"]
+    assert space_of(["lora.rank=16", "lora.rank=4,8"]) == ([Choices("lora.rank", ("4", "8"))], [])
+    with pytest.raises(SettingsError, match="nothing to search"):
+        space_of(["lora.rank=4,8", "lora.rank=16"])
 
 
 def test_whatever_cannot_be_searched_is_named_at_once() -> None:

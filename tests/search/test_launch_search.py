@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from PIL import Image
 
+from runner import HOME
 from runner.check import Checker
-from runner.errors import Defect
+from runner.command.search import run_search
+from runner.command.tuning import run_tuning
+from runner.errors import Defect, SettingsError
 from runner.job import Job, State, lock, register, update_manifest
 from runner.launch import launch_search
 from runner.machine import Device, Machine
@@ -46,6 +53,14 @@ def search(*, trials: int, wrong: str = "", seeds: Sequence[str] = SEEDS) -> Opt
         objective=ObjectiveSettings(),
         compose=compose,
     )
+
+
+def command(search_by: Callable[..., None], *given: str) -> None:
+    """Search as the sweeper of the command line does."""
+    with initialize_config_dir(str(HOME / "conf"), version_base=None):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", list(given), run_mode=RunMode.MULTIRUN)
+        search_by(loader, master, given, {"n_trials": 5})
 
 
 @pytest.fixture
@@ -120,6 +135,60 @@ def test_a_crash_is_learnt_of_only_when_its_jobs_are_settled(monkeypatch: pytest
     update_manifest(job.folder, state=State.COMPLETED, crashed=False)
     found.learn()
     assert found.summary()[1].startswith("best: validation/loss 0.5 with")
+
+
+def test_a_failure_of_an_earlier_command_is_not_that_of_the_trial_that_tries_again(launched: list[Job]) -> None:
+    """Also where the search is asked again, because another trial is done already, before the launcher has begun."""
+    seeds = tuple(str(seed) for seed in range(10, 10_000))
+    first = search(trials=4, seeds=seeds)
+    jobs = []
+    for config, overrides in first.more(4):
+        jobs.append(Checker(outputs_dir()).job(config, overrides))
+        first.started(overrides, jobs[-1])
+        finish(jobs[-1])
+    for job in jobs[:3]:
+        update_manifest(job.folder, state=State.FAILED, error="the disk is full")
+    update_manifest(jobs[2].folder, state=State.RUNNING)
+    first.learn()
+    finish(jobs[2])
+
+    again = search(trials=4, seeds=seeds)
+    launch_search(again)
+    assert [job.id for job in launched] == [job.id for job in jobs[:2]]
+    assert again.summary()[0] == "search: 4 of 4 trials"
+    assert search(trials=4, seeds=seeds).left == 0, "nothing is to be tried again"
+
+
+def test_other_images_under_the_same_name_are_another_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results on the images that were there before say nothing of those that are there now."""
+    left: list[int] = []
+
+    def one_trial(found: OptunaSearch) -> None:
+        left.append(found.left)
+        ((config, overrides),) = found.more(1)
+        job = Checker(outputs_dir()).job(config, overrides)
+        found.started(overrides, job)
+        finish(job)
+        found.learn()
+
+    monkeypatch.setattr("runner.command.search.launch_search", one_trial)
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64), (80 * number, 0, 0)).save(images / f"{number}.png")
+    given = ["model=embedded", "dataset=folder", f"dataset.path={images}"]
+    given += ["dataset.instance_prompt=a square", "logger=none"]
+    for _ in range(3):
+        command(run_search, *given, "seed=int(interval(1,9))")
+        if len(left) == 2:
+            (images / "0.png").unlink()
+    assert left == [5, 4, 5]
+
+
+@pytest.mark.parametrize("search_by", [run_search, run_tuning])
+def test_only_trainings_are_searched(search_by: Callable[..., None]) -> None:
+    with pytest.raises(SettingsError, match="task = 'evaluate': cannot be searched, only trainings have an objective"):
+        command(search_by, "task=evaluate", "adapter_weight=interval(0.1,1.0)")
 
 
 def test_one_search_at_a_time(tmp_path: Path) -> None:

@@ -219,6 +219,18 @@ def test_faults_of_files_are_told_together_before_anything_is_drawn(networks: Ne
     assert "holds 1 images, and fid and kid need 2" in said
 
 
+def test_a_network_that_cannot_read_texts_is_refused_before_anything_is_drawn(
+    networks: Networks, tmp_path: Path
+) -> None:
+    mute = tmp_path / "mute"
+    shutil.copytree(networks.clip, mute, ignore=shutil.ignore_patterns("tokenizer*"))
+    for named, fault in ((networks.dino, "is a network that knows no texts"), (str(mute), "has no tokenizer")):
+        with pytest.raises(SettingsError, match=rf"features\.clip = '{named}': {fault}"):
+            check(settings(networks, features={"clip": named}, metrics=["clip_text"]))
+    with pytest.raises(SettingsError, match="has no tokenizer that knows any words"):
+        Clip("features.clip", str(mute), torch.device("cpu"))
+
+
 def test_a_distance_of_too_few_drawn_images_is_refused_before_anything_is_drawn(networks: Networks) -> None:
     one = settings(networks, metrics=["kid"], prompts="a star", subject=None, subject_class=None, seeds=[0])
     with pytest.raises(SettingsError, match=r"prompts = \['a star'\]: 1 x 1 seeds give 1 drawn image, and fid and kid"):
@@ -321,6 +333,20 @@ def test_a_search_over_trainings_goes_by_what_is_measured_of_their_results(netwo
         (
             {"evaluation": {"metrics": ["base_drift"]}, "objective": {"name": "evaluation/dino_score"}},
             "there are: evaluation/base_drift",
+        ),
+        (
+            {
+                "evaluation": {"metrics": ["dino"], "features": {"dino": "a/b"}, "real": "x"},
+                "objective": {"name": "evaluation/dino_score"},
+            },
+            "more of evaluation/dino_score is better; set objective.direction=maximize",
+        ),
+        (
+            {
+                "evaluation": {"metrics": ["base_drift"]},
+                "objective": {"name": "evaluation/base_drift", "direction": "maximize"},
+            },
+            "less of evaluation/base_drift is better; set objective.direction=minimize",
         ),
     ],
 )

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ import pytest
 import wandb
 import yaml
 
+from runner.check import Checker
+from runner.job import State, lock, register, update_manifest
+from runner.launch import launch
+from runner.paths import outputs_dir
 from runner.track import report_to_agent
+from tests.command.test_composition import raw
 from tests.command_line import ROOT
 
 from .wandb_jobs import CONFIG, Settings, adapter, open_for, samples
@@ -98,6 +104,29 @@ def test_a_job_that_was_done_before_is_reported_and_not_trained_again(
     monkeypatch.delenv("WANDB_SWEEP_ID")
     assert report_to_agent(Settings(), job) is None
     assert list(in_a_sweep.runs) == ["drawn"]
+
+
+def test_a_job_that_another_agent_trains_at_this_moment_is_reported_when_it_is_done(
+    in_a_sweep: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "second")
+    config = raw("model=embedded")
+    job = Checker(outputs_dir()).job(config, ())
+    register(job, State.RUNNING)
+    with ExitStack() as other:
+        other.enter_context(lock(job.folder))
+
+        def finish(_seconds: float) -> None:
+            job.paths.metrics.write_text('{"step": 2, "time": 1.0, "validation/loss": 0.2}\n')
+            job.paths.weights.parent.mkdir()
+            job.paths.weights.touch()
+            update_manifest(job.folder, state=State.COMPLETED, objective=0.2, objective_name="validation/loss")
+            other.close()
+
+        monkeypatch.setattr("runner.launch.time.sleep", finish)
+        launch([(config, ())])
+    run = in_a_sweep.runs["second"]
+    assert (run["summary"]["validation/loss"], run["exit_code"]) == (0.2, 0)
 
 
 def test_only_one_job_of_a_process_is_the_run_of_the_agent(

@@ -8,13 +8,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from runner.track.rebuild import rebuild
+from runner.track.reach import unreachable_because, within
+from runner.track.rebuild import mirror_folder, rebuild
 
-from .wandb_jobs import CONFIG, SECRET, adapter, log_a_whole_job, open_for, samples, table_of
+from .wandb_jobs import CONFIG, SECRET, Settings, adapter, log_a_whole_job, open_for, samples, table_of
 from .wandb_log import read_logs
 from .wandb_server import WandbServer
 
@@ -39,7 +41,7 @@ def test_offline_run_reads_back_whole(tmp_path: Path, caplog: pytest.LogCaptureF
 
     (logged,) = read_logs(job)
     assert logged.run == {
-        "id": "abc123", "name": "rank 8", "group": "houses", "job_type": "train", "project": "lora",
+        "id": "abc123-houses", "name": "rank 8", "group": "houses", "job_type": "train", "project": "lora",
         "tags": ["rank-8", "sd15"],
     }  # fmt: skip
     assert {key: logged.config[key] for key in CONFIG} == CONFIG
@@ -78,7 +80,7 @@ def test_a_pack_of_runs_in_one_process_stays_apart(
     for mirror in mirrors:
         mirror.finish("completed", {})
     logged = [read_logs(tmp_path / str(k))[0] for k in range(3)]
-    assert [one.run["id"] for one in logged] == ["named", "job1", "job2"]
+    assert [one.run["id"] for one in logged] == ["named", "job1-houses", "job2-houses"]
     assert "WANDB_RUN_ID" in caplog.text
     for k, one in enumerate(logged):
         assert [line["train/loss"] for line in one.history] == [10.0 * k + 1, 10.0 * k + 2]
@@ -87,10 +89,10 @@ def test_a_pack_of_runs_in_one_process_stays_apart(
 def test_online_run_tells_the_server_everything(tmp_path: Path, server: WandbServer) -> None:
     job = tmp_path / "job"
     mirror = open_for(job)
-    assert mirror.url == f"{server.url}/me/lora/runs/abc123"
+    assert mirror.url == f"{server.url}/me/lora/runs/abc123-houses"
     log_a_whole_job(mirror, job)
 
-    run = server.runs["abc123"]
+    run = server.runs["abc123-houses"]
     assert (run["displayName"], run["groupName"], run["jobType"]) == ("rank 8", "houses", "train")
     assert run["tags"] == ["rank-8", "sd15"]
     assert run["config"]["lora"]["value"] == {"rank": 8}
@@ -116,11 +118,37 @@ def test_a_resumed_job_continues_its_run_even_from_an_earlier_step(tmp_path: Pat
     for step in (3, 4):
         second.log(step, {"train/loss": 10.0 + step})
     second.finish("completed", {"objective": 0.5})
-    assert list(server.runs) == ["abc123"]
-    history = server.runs["abc123"]["history"]
+    assert list(server.runs) == ["abc123-houses"]
+    history = server.runs["abc123-houses"]["history"]
     assert [line["global_step"] for line in history] == [1, 2, 3, 3, 4]
     assert [line["_step"] for line in history] == [0, 1, 2, 3, 4]
-    assert server.runs["abc123"]["exit_code"] == 0
+    assert server.runs["abc123-houses"]["exit_code"] == 0
+
+
+def test_a_job_of_two_experiments_has_a_run_in_each(tmp_path: Path, server: WandbServer) -> None:
+    for experiment in ("houses", "baseline"):
+        mirror = open_for(tmp_path / experiment, experiment=experiment)
+        mirror.log(1, {"train/loss": 0.5})
+        mirror.finish("completed", {})
+    told = {name: (run["groupName"], len(run["history"])) for name, run in server.runs.items()}
+    assert told == {"abc123-houses": ("houses", 1), "abc123-baseline": ("baseline", 1)}
+
+
+def test_attempts_that_were_logged_offline_are_one_run_when_they_are_synced(
+    tmp_path: Path, server: WandbServer
+) -> None:
+    for state, steps in (("interrupted", (1, 2, 3)), ("completed", (3, 4))):
+        mirror = open_for(tmp_path / "job", mode="offline")
+        for step in steps:
+            mirror.log(step, {"train/loss": 1.0 / step})
+        mirror.finish(state, {})
+    logs = sorted(map(str, (tmp_path / "job").glob("wandb/offline-run-*")))
+    subprocess.run([sys.executable, "-m", "wandb", "sync", *logs], cwd=tmp_path, capture_output=True, check=True)
+    ((name, run),) = server.runs.items()
+    assert name == "abc123-houses"
+    # W&B's own count of steps goes on, or the second attempt would take the place of the first.
+    assert [(line["_step"], line["global_step"]) for line in run["history"]] == [(0, 1), (1, 2), (2, 3), (3, 3), (4, 4)]
+    assert (run["summary"]["state"], run["exit_code"]) == ("completed", 0)
 
 
 def test_a_wrong_key_or_mode_never_stops_the_job(
@@ -166,6 +194,21 @@ def test_server_that_accepts_and_never_answers_falls_back_to_offline(
     assert read_logs(tmp_path / "job")[-1].history[0]["train/loss"] == 0.5
 
 
+def test_a_pack_waits_once_for_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a cluster has no way out: the jobs that start together must not wait for it one after the other."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        reasons = {unreachable_because(url, 0.2) for _ in range(4)}
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):  # nobody else has called
+            silent.accept()
+        assert reasons == {f"{url}: timed out"}
+        monkeypatch.setattr("runner.track.reach.ASK_AGAIN_S", 0.0)
+        assert unreachable_because(url, 0.2) == f"{url}: timed out"
+        silent.accept()[0].close()
+
+
 def test_server_that_denies_the_key_falls_back_to_offline(
     tmp_path: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -176,7 +219,7 @@ def test_server_that_denies_the_key_falls_back_to_offline(
     logged = read_logs(tmp_path / "job")
     assert [line["train/loss"] for one in logged for line in one.history] == [0.5]
     assert "401" in caplog.text
-    assert "abc123-offline" in caplog.text
+    assert "abc123-houses-offline" in caplog.text
 
 
 def test_server_that_dies_mid_run_costs_no_more_than_the_timeout(tmp_path: Path, server: WandbServer) -> None:
@@ -192,6 +235,28 @@ def test_server_that_dies_mid_run_costs_no_more_than_the_timeout(tmp_path: Path,
     mirror.finish("completed", {"objective": 0.1})
     assert time.monotonic() - start < 4.5
     assert len(read_logs(job)[0].history) == 50
+
+
+def test_a_pack_that_ends_without_its_server_waits_once_for_it(
+    tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    def noting(timeout_s: float, call: Callable[[], None]) -> None:
+        waited.append(timeout_s)
+        within(timeout_s, call)
+
+    monkeypatch.setattr("runner.track.mirror.within", noting)
+    monkeypatch.setattr("runner.track.mirror.AGAIN_TIMEOUT_S", 0.5)
+    mirrors = [open_for(tmp_path / str(number), job_id=f"job{number}", timeout_s=2.0) for number in range(3)]
+    for mirror in mirrors:
+        mirror.log(1, {"train/loss": 0.5})
+    server.stop()
+    for mirror in mirrors:
+        mirror.finish("completed", {"objective": 0.5})
+    assert waited == [pytest.approx(2.0, abs=0.5), 0.5, 0.5]
+    logged = [read_logs(tmp_path / str(number))[0] for number in range(3)]
+    assert [(len(one.history), one.summary["objective"]) for one in logged] == [(1, 0.5)] * 3
 
 
 def test_a_broken_mirror_says_why_once_and_goes_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -224,10 +289,18 @@ def test_a_lost_run_is_rebuilt_from_the_folder(tmp_path: Path, server: WandbServ
     assert url.endswith(name)
     told = [(line["global_step"], "samples" in line) for line in run["history"]]
     assert told == [(1, False), (2, False), (2, True), (3, False), (3, False)]
+    assert {name for name in run["history"][0] if name[0] != "_"} == {"global_step", "train/loss"}
     assert table_of(server) == [[2, "a red house", 0, "p00-s0.png"], [2, "prompt 1", 0, "p01-s0.png"]]
     assert run["history"][2]["samples"]["captions"] == ["a red house (seed 0)", "prompt 1 (seed 0)"]
     assert run["tags"] == ["x", "rebuilt"]
     assert [one["state"] for one in server.artifacts.values() if one["type"] == "lora"] == ["COMMITTED"]
+
+
+def test_a_task_is_told_from_the_trainings_of_its_group(tmp_path: Path, server: WandbServer) -> None:
+    (tmp_path / "config.yaml").write_text(json.dumps({**CONFIG, "task": {"name": "evaluate"}}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"id": "abc123", "state": "completed"}))
+    assert mirror_folder(Settings(), tmp_path) == f"{server.url}/me/lora/runs/abc123-houses"
+    assert server.runs["abc123-houses"]["jobType"] == "evaluate"
 
 
 def test_importing_the_room_does_not_import_wandb() -> None:

@@ -24,7 +24,7 @@ def test_a_run_ends_with_a_table_of_its_samples(tmp_path: Path, server: WandbSer
         for prompt in ("a red house", "a blue house")
         for seed in (3, 4)
     ]  # fmt: skip
-    run = server.runs["abc123"]
+    run = server.runs["abc123-houses"]
     assert (run["history"][-1]["samples_table"]["nrows"], run["history"][-1]["global_step"]) == (8, 10)
     assert (run["summary"]["validation/loss"], run["summary"]["objective"]) == (0.25, 0.25)
     assert [one["state"] for one in server.artifacts.values()] == ["COMMITTED"]
@@ -59,5 +59,6 @@ def test_a_table_that_cannot_be_made_does_not_keep_a_run_open(
     job = job_with_samples(tmp_path / "job", steps=1)
     (job / "samples" / "step-000000" / "p00-s3.png").write_bytes(b"not an image")
     open_for(job).finish("completed", {"objective": 0.25})
-    assert (server.runs["abc123"]["summary"]["objective"], server.runs["abc123"]["exit_code"]) == (0.25, 0)
+    run = server.runs["abc123-houses"]
+    assert (run["summary"]["objective"], run["exit_code"]) == (0.25, 0)
     assert "logging the table of samples failed" in caplog.text

@@ -27,12 +27,12 @@ class Settings:
     timeout_s: float = 20.0
 
 
-def open_for(folder: Path, *, job_id: str = "abc123", **settings: Any) -> Mirror:
+def open_for(folder: Path, *, job_id: str = "abc123", experiment: str = "houses", **settings: Any) -> Mirror:
     folder.mkdir(parents=True, exist_ok=True)
     return open_mirror(
         Settings(**settings),
         job_id=job_id,
-        experiment_name="houses",
+        experiment_name=experiment,
         job_name="rank 8",
         config=CONFIG,
         folder=folder,

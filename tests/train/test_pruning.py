@@ -56,6 +56,22 @@ def test_a_job_whose_manifest_cannot_be_read_is_left_out(
         assert "not among the best 1 of 3" in str(falls_behind(behind, 2))
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"validation": {"timesteps": 2}}, {"validation": {"max_images": 2}}, {"resolution": 32}],
+    ids=["timesteps", "images", "resolution"],
+)
+def test_only_jobs_whose_loss_is_measured_alike_are_compared(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    better, job = measured(bench, sdxl_folder, tmp_path, [0.3, 0.4])
+    for seed in (1, 2):
+        measured_otherwise = bench.job(sdxl_folder, outputs=tmp_path, seed=seed, **PRUNING, **other)
+        MetricsFile(measured_otherwise.paths.metrics).append(2, {"validation/loss": 0.1})
+    assert falls_behind(better, 2) is None
+    assert "not among the best 1 of 2" in str(falls_behind(job, 2))
+
+
 def test_what_is_left_out_is_said_once(
     bench: Bench, sdxl_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,15 @@ from runner.tasks.adapters import contents_of
 from runner.tasks.evaluate.prompts import prompts_of
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
+"""Files that tokenizers read their words from; a network that knows texts has one of them."""
 DISTANCES = ("fid", "kid")
 
 
@@ -44,7 +54,7 @@ def settings_faults(settings: Evaluate) -> list[str]:
     """What is wrong with networks and real images, a line each."""
     faults = []
     for key, named in settings.networks.items():
-        faults += _network_faults(f"features.{key}", named, scripted=key == "inception")
+        faults += _network_faults(f"features.{key}", named, scripted=key == "inception", texts=key == "clip")
     if set(DISTANCES) & set(settings.measured) and find_spec("torchmetrics") is None:
         faults.append("metrics: fid and kid need torchmetrics; pip install 'lora-runner[eval]', or leave them out")
     faults += _too_few_drawn(settings)
@@ -76,17 +86,32 @@ def network_digest(named: str) -> str:
     return folder_hash(path) if path.is_dir() else named
 
 
-def _network_faults(key: str, named: str, *, scripted: bool) -> list[str]:
+def _network_faults(key: str, named: str, *, scripted: bool, texts: bool) -> list[str]:
     path, said = Path(named).expanduser(), f"{key} = {named!r}"
     if path.is_file():
         return [] if scripted else [f"{said}: is a file; give a folder in transformers layout, or a Hub id"]
     if path.is_dir():
         missing = [name for name in (CONFIG, PROCESSOR) if not (path / name).is_file()]
-        return [f"{said}: has no {missing[0]}; give a folder in transformers layout"] if missing else []
+        if missing:
+            return [f"{said}: has no {missing[0]}; give a folder in transformers layout"]
+        return _text_faults(said, path) if texts else []
     owner, slash, name = named.partition("/")
     if not (slash and owner and name) or "/" in name or named.startswith((".", "~", "/")):
         return [f"{said}: is not there; give a folder in transformers layout, or a Hub id (owner/name)"]
     return _hub_faults(said, named)
+
+
+def _text_faults(said: str, folder: Path) -> list[str]:
+    """Why the network of a folder cannot compare pictures with texts."""
+    try:
+        knows_texts = "text_config" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError) as error:
+        return [f"{said}: its {CONFIG} cannot be read ({error}); give a folder in transformers layout"]
+    if not knows_texts:
+        return [f"{said}: is a network that knows no texts; give a CLIP"]
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        return [f"{said}: has no tokenizer; put the network's own beside it ({VOCABULARIES[0]}, or its vocabulary)"]
+    return []
 
 
 def _hub_faults(said: str, named: str) -> list[str]:
