@@ -63,10 +63,12 @@ def find_adapter(given: str, *, key: str, words: bool = False) -> AdapterFile:
     if not path.exists() and HUB_ID.fullmatch(given):
         return AdapterFile(_from_hub(given, named), None)
     job = _job_in(path, named)
-    taught = _words_of(job) if job is not None and words and not path.is_file() else ()
-    if taught and job is not None and not job.paths.weights.is_file():
-        return AdapterFile(taught[0], job, taught)
-    file = path if path.is_file() else (path if job is None else job.paths.lora) / JobPaths(path).weights.name
+    # Another folder in a job's own, such as that of a checkpoint, must not stand for what came out at the end.
+    whole = job if job is not None and path in (job.folder, job.paths.lora) else None
+    taught = _words_of(whole) if whole is not None and words else ()
+    if taught and whole is not None and not whole.paths.weights.is_file():
+        return AdapterFile(taught[0], whole, taught)
+    file = path if path.is_file() else (path if whole is None else whole.paths.lora) / JobPaths(path).weights.name
     if not file.is_file():
         raise SettingsError(
             f"{named}: holds no {file.name}; {FIX}" if path.is_dir() else f"{named}: is not there; {FIX}"
