@@ -34,6 +34,9 @@ CLIP = ("cond_stage_model.", "conditioner.embedders.", "text_encoders.clip_")
 PRECISIONS = ("F16", "BF16", "F32")
 """From the least to the most exact; where a file has several, all become the last of them."""
 WHOLE_NUMBERS = ("I8", "I16", "I32", "I64", "U8", "BOOL")
+V_PREDICTION = "v_prediction"
+VELOCITY_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
+"""Tensors of no meaning by which programs know an SDXL file that predicts velocity, or ends in noise alone."""
 
 
 def is_single_file(path: str) -> bool:
@@ -64,12 +67,31 @@ def single_file_faults(settings: ModelSettings, *, used_here: bool) -> list[str]
     strange = kinds - {*PRECISIONS, *WHOLE_NUMBERS} or (set() if kinds & {*PRECISIONS} else kinds)
     if strange:
         return [f"{said}: its weights are quantised ({min(strange)}); give the file in bf16, fp16 or fp32"]
-    return [
+    return _other_prediction(settings, header, folder) + [
         f"model.config = {settings.config!r}: {settings.path} holds no weights of the {name}, and neither does this "
         f"folder; put them into its {name}/"
         for name in _apart(header, folder)
         if not _has_weights(folder / name)
     ]
+
+
+def _other_prediction(settings: ModelSettings, header: dict[str, dict[str, Any]], folder: Path) -> list[str]:
+    """What the file's marks say of what it predicts, where neither the sampler beside it nor a setting does."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    sampler = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    told = f"model.config = {settings.config!r}: {settings.path} is marked as a model that"
+    faults = []
+    if VELOCITY_MARK in header and settings.prediction_type is None and sampler.get("prediction_type") != V_PREDICTION:
+        faults.append(
+            f"{told} predicts velocity, and the scheduler of this folder says otherwise; set "
+            "model.prediction_type=v_prediction"
+        )
+    if ZERO_SNR_MARK in header and settings.zero_terminal_snr is None and not sampler.get("rescale_betas_zero_snr"):
+        faults.append(
+            f"{told} ends in noise alone, and the scheduler of this folder says otherwise; set "
+            "model.zero_terminal_snr=true"
+        )
+    return faults
 
 
 def read_header(file: Path) -> dict[str, dict[str, Any]]:
