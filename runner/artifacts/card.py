@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from runner.artifacts.files import DIFFUSERS_FILE
+from runner.families.known import FAMILIES
+from runner.families.single_file import is_single_file
 from runner.paths import write_text
 from runner.report.charts import Series, draw, smoothed, standalone
+from runner.schema import ModelSettings
 from runner.schema.method import NewTokens
 
 if TYPE_CHECKING:
+    import torch
+
     from runner.train.job_run import JobRun
 
 MOST_SAMPLES = 8
@@ -52,7 +57,7 @@ def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float]
         "## Use",
         "",
         "```python",
-        *_pipeline_code(run),
+        *pipeline_code(settings.model, run.base.dtype),
         *_loading_code(run),
         "```",
         "",
@@ -124,15 +129,32 @@ def _for_others(run: JobRun, kohya_file: Path | None) -> list[str]:
     return lines
 
 
-def _pipeline_code(run: JobRun) -> list[str]:
-    """Python that loads the base model; the type is said because a model's files may have several."""
-    path, imports = repr(run.settings.model.path), ["import torch", "from diffusers import AutoPipelineForText2Image"]
-    if run.settings.model.path == "embedded":
+def pipeline_code(model: ModelSettings, dtype: torch.dtype) -> list[str]:
+    """Python that loads the base model as it was trained on; the type is said because a model's files may have several."""
+    kind, load, path = "AutoPipelineForText2Image", "from_pretrained", repr(model.path)
+    given: dict[str, Any] = {"variant": model.variant, "revision": model.revision}
+    if is_single_file(model.path):
+        kind, load, given = FAMILIES[model.family].pipeline, "from_single_file", {"config": model.config}
+    imports = ["import torch", f"from diffusers import {kind}"]
+    if model.path == "embedded":
         path = "MODEL_DIR"
         imports.append("from runner.embedded import MODEL_DIR")
-    dtype = str(run.base.dtype)
-    load = f"pipeline = AutoPipelineForText2Image.from_pretrained({path}, torch_dtype={dtype})"
-    return [*imports, "", load]
+    code = [*imports, "", f"pipeline = {kind}.{load}({path}{_arguments(given)}, torch_dtype={dtype})"]
+    said = _arguments(
+        {
+            "prediction_type": model.prediction_type,
+            "rescale_betas_zero_snr": model.zero_terminal_snr,
+            "timestep_spacing": "trailing" if model.zero_terminal_snr else None,
+        }
+    )
+    if said:
+        code.append(f"pipeline.scheduler = pipeline.scheduler.from_config(pipeline.scheduler.config{said})")
+    return code
+
+
+def _arguments(given: Mapping[str, Any]) -> str:
+    """Those that have a value, behind others."""
+    return "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
 
 
 def write_curves(folder: Path, records: list[dict[str, Any]]) -> list[str]:
@@ -201,7 +223,8 @@ def sample_table(samples: list[tuple[str, str]]) -> list[str]:
     """(prompt, file name) of images, as lines of Markdown."""
     if not samples:
         return []
-    cells = [(name, prompt.replace("|", "\\|")) for prompt, name in samples]
+    # A caption may go over several lines, and a row of a table may not.
+    cells = [(name, " ".join(prompt.split()).replace("|", "\\|")) for prompt, name in samples]
     return [
         "| " + " | ".join(f"![{prompt}]({name})" for name, prompt in cells) + " |",
         "|" + "---|" * len(cells),
