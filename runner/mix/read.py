@@ -174,7 +174,9 @@ def _converted(
     from diffusers import FluxPipeline
 
     try:
-        converted, alphas = FluxPipeline.lora_state_dict(tensors, return_alphas=True)
+        # It multiplies the scale into the factors, which must not be rounded to the file's precision again.
+        exact = {key: tensor.float() for key, tensor in tensors.items()}
+        converted, alphas = FluxPipeline.lora_state_dict(exact, return_alphas=True)
     except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         raise SettingsError(f"{file}: diffusers cannot convert its names ({error})") from error
     by_layer = {}
