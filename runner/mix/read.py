@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,7 @@ def _converted(
     file: Path, tensors: dict[str, Tensor], family: Family
 ) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
     """FLUX.1 in the original code's layout under diffusers' names, and the alphas that come with it."""
-    if not any("double_blocks" in key or "single_blocks" in key for key in tensors):
+    if not is_of_original_flux(tensors):
         return tensors, {}
     from diffusers import FluxPipeline
 
@@ -184,6 +184,11 @@ def _converted(
         component, _, name = key.removesuffix(".alpha").partition(".")
         by_layer[component, name] = torch.tensor(float(alpha))
     return converted, by_layer
+
+
+def is_of_original_flux(names: Iterable[str]) -> bool:
+    """Whether tensors are named as in the original code of FLUX.1, which diffusers converts."""
+    return any("double_blocks" in name or "single_blocks" in name for name in names)
 
 
 def _by_layer(

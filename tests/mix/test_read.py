@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from tests.mix.adapters import (
     SDXL_PREFIXES,
     random_layers,
     same_updates,
+    write_kohya_of_flux,
     write_kohya_plainly,
     write_peft_plainly,
 )
@@ -167,19 +167,6 @@ def test_kohya_files_of_flux_go_through_the_conversion_of_diffusers(
 ) -> None:
     """Their scale is multiplied in, and must not be rounded to the file's precision."""
     transformer = pipeline_of(flux_folder).transformer
-    layers = random_layers({"transformer": transformer}, targets=("attn.to_out.0", "ff.net.2"), scale=scale)
-    layers = {
-        key: replace(each, down=each.down.to(stored).float(), up=each.up.to(stored).float())
-        for key, each in layers.items()
-        if key[1].startswith("transformer_blocks.")
-    }
-    assert len(layers) > 1
-    tensors = {}
-    for (_, name), each in layers.items():
-        theirs = {"attn.to_out.0": "img_attn_proj", "ff.net.2": "img_mlp_2"}[name.split(".", 2)[2]]
-        key = f"lora_unet_double_blocks_{name.split('.')[1]}_{theirs}"
-        tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = each.down.to(stored), each.up.to(stored)
-        tensors[f"{key}.alpha"] = torch.tensor(each.scale * each.rank)
-    save_file(tensors, tmp_path / "a.safetensors")
-    read = read_adapter(tmp_path / "a.safetensors", find_family("flux"), {"transformer": transformer})
+    file, layers = write_kohya_of_flux(tmp_path / "a.safetensors", transformer, scale, stored)
+    read = read_adapter(file, find_family("flux"), {"transformer": transformer})
     assert same_updates(read, layers) < 1e-6

@@ -20,7 +20,14 @@ from runner.mix.write import write_diffusers, write_kohya
 from runner.schema import ModelSettings
 from tests.artifacts.saved import apart, output
 from tests.families.original_layout import write_original
-from tests.mix.adapters import SDXL_PREFIXES, add_kohya, random_layers, write_kohya_plainly, write_peft_plainly
+from tests.mix.adapters import (
+    SDXL_PREFIXES,
+    add_kohya,
+    random_layers,
+    write_kohya_of_flux,
+    write_kohya_plainly,
+    write_peft_plainly,
+)
 from tests.mix.conftest import Parts
 from tests.tasks.doing import do, with_words
 from tests.train.bench import Bench, family_of, pipeline_of, records
@@ -153,6 +160,13 @@ def test_transformers_are_merged_too(name: str, tmp_path: Path, request: pytest.
     assert pipeline_of(tmp_path / "job" / "model").transformer is not None
     with pytest.raises(SettingsError, match=r"output = 'single_file'.*take output=folder"):
         do("merge", tmp_path / "other", model, adapter=str(file), output="single_file")
+
+
+def test_an_adapter_of_flux_that_diffusers_would_round_is_merged_exactly(flux_folder: Path, tmp_path: Path) -> None:
+    transformer = pipeline_of(flux_folder).transformer
+    file, layers = write_kohya_of_flux(tmp_path / "a.safetensors", transformer, 0.3, torch.bfloat16)
+    found = do("merge", tmp_path / "job", flux_folder, adapter=str(file))["merge"]
+    assert (found["layers"], found["dtype"]) == (len(layers), {"transformer": "float32"})
 
 
 def test_adapters_put_together_are_one(two: list[str], sdxl_folder: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from runner.families.single_file import lay_out_single_file
 from runner.mix.layers import AdapterLayers
 from runner.mix.mix import concatenate
 from runner.mix.model import configuration_of, parts_of, set_prediction, skeleton, stored_dtype, write_fused
-from runner.mix.read import METADATA, read_adapter
+from runner.mix.read import METADATA, is_of_original_flux, read_adapter
 from runner.mix.reduce import Reduced, reduce
 from runner.mix.write import write_diffusers
 from runner.paths import JobPaths, atomic_file
@@ -72,14 +72,16 @@ def _as_diffusers_reads(
 ) -> Iterator[list[Path]]:
     """Files for the comparison: the adapters' own, or copies of those whose scales diffusers would lose.
 
-    Of files without its metadata, diffusers (0.42.1) takes one alpha for all layers.
+    Of files without its metadata, diffusers (0.42.1) takes one alpha for all layers; of FLUX.1 in the original layout it
+    rounds what it multiplies.
     """
     with tempfile.TemporaryDirectory(prefix="adapters-") as temporary:
         loadable = []
         for index, (file, layers) in enumerate(zip(files, read, strict=True)):
-            said = METADATA in header_of(file, f"adapter = {str(file)!r}").get("__metadata__", {})
+            header = header_of(file, f"adapter = {str(file)!r}")
+            said = METADATA in header.get("__metadata__", {})
             alike = len({(each.rank, each.scale) for each in layers.values()}) == 1
-            if said or alike:
+            if said or (alike and not is_of_original_flux(header)):
                 loadable.append(file)
                 continue
             (folder := Path(temporary) / str(index)).mkdir()
