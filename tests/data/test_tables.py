@@ -79,6 +79,21 @@ def test_all_layouts_are_one_data_set(
     assert (counts["used"], counts["ignored"]) == (4, 1)
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_columns_as_polars_writes_them(
+    suffix: str, tmp_path: Path, rows: list[dict[str, Any]], photos: Photos, settings: Settings
+) -> None:
+    images = pa.array([row["image"]["bytes"] for row in rows], type=pa.binary_view())
+    table = pa.table({"image": images, "text": pa.array([row["text"] for row in rows], type=pa.string_view())})
+    file = tmp_path / f"photos.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, file)
+    else:
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    check(read_dataset(settings(file)), photos)
+
+
 def test_save_to_disk(tmp_path: Path, rows: list[dict[str, Any]], photos: Photos, settings: Settings) -> None:
     """What the `datasets` library saves is read, a single data set and one with splits."""
     datasets = pytest.importorskip("datasets")
