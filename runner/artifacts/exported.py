@@ -18,6 +18,7 @@ from runner.mix.write import DIFFUSERS_FILE
 from runner.paths import write_text
 from runner.track.metrics import MetricsFile
 
+SD2 = "sd_v2"
 NOT_OF_INTEREST = {"launcher", "logger", "checkpoint"}
 """Sections of the settings that say where and how it ran."""
 FENCE = "---\n"
@@ -193,8 +194,11 @@ def _is_on_the_hub(value: str, job: Job) -> bool:
 
 def header_of_kohya(family: Family, denoiser: Any, *, title: str, base_model: str | None) -> dict[str, str]:
     """What the header of a file for other programs says of it."""
+    version = family.kohya_version(denoiser)
     return {
-        "ss_base_model_version": family.kohya_version(denoiser),
+        "ss_base_model_version": version,
+        # A1111 knows the files for Stable Diffusion 2.x by this alone, and shows no others beside such a model.
+        **({"ss_v2": "True"} if version == SD2 else {}),
         "ss_output_name": title,
         **({"ss_sd_model_name": base_model} if base_model else {}),
         "modelspec.title": title,

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from runner.artifacts.exported import NAMING_PLACES, NOT_OF_INTEREST, Exported, write_export_card
+from runner.artifacts.exported import NAMING_PLACES, NOT_OF_INTEREST, Exported, header_of_kohya, write_export_card
 from runner.errors import Interrupted, RunnerError, SettingsError
 from runner.families import find_family
 from runner.job import Job
@@ -92,6 +93,13 @@ def test_every_format_means_the_same_to_independent_readers(
         about = opened.metadata()
     assert about["ss_base_model_version"] == ("sd_v1" if name == "sd15_folder" else "sdxl_base_v1-0")
     assert str(tmp_path) not in str(about) and str(model) not in str(about)
+
+
+@pytest.mark.parametrize(("width", "wanted"), [(768, {}), (1024, {"ss_v2": "True"})])
+def test_programs_know_a_file_for_stable_diffusion_2(width: int, wanted: dict[str, str]) -> None:
+    denoiser = SimpleNamespace(config=SimpleNamespace(cross_attention_dim=width))
+    about = header_of_kohya(find_family("sd"), denoiser, title="x", base_model=None)
+    assert {key: value for key, value in about.items() if key == "ss_v2"} == wanted
 
 
 def test_files_of_others_are_exported_with_a_weight_of_their_own(
