@@ -63,7 +63,7 @@ def single_file_faults(settings: ModelSettings, *, used_here: bool) -> list[str]
         return [f"{said}: is no {SUFFIX} file that can be read ({error})"]
     if not any(name.startswith(DENOISER) and "lora" not in name for name in header):
         return [f"{said}: holds no UNet or transformer; it may be a LoRA or a VAE, but not a base model"]
-    kinds = {str(entry["dtype"]) for entry in header.values()}
+    kinds = _precisions(header)
     strange = kinds - {*PRECISIONS, *WHOLE_NUMBERS} or (set() if kinds & {*PRECISIONS} else kinds)
     if strange:
         return [f"{said}: its weights are quantised ({min(strange)}); give the file in bf16, fp16 or fp32"]
@@ -110,6 +110,12 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
     return header
 
 
+def _precisions(header: dict[str, dict[str, Any]]) -> set[str]:
+    """Those of the model's weights; beside them there may be marks, and a table of the noise schedule."""
+    parts = (*DENOISER, *VAE, *T5, *CLIP)
+    return {str(entry["dtype"]) for name, entry in header.items() if name.startswith(parts)}
+
+
 def _apart(header: dict[str, dict[str, Any]], folder: Path) -> list[str]:
     """The model's parts with weights that the file does not hold."""
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
@@ -152,7 +158,8 @@ def _read(settings: ModelSettings) -> Any:
 
     file, folder = Path(settings.path).expanduser(), Path(str(settings.config)).expanduser()
     header = read_header(file)
-    found = [precision for precision in PRECISIONS if any(each["dtype"] == precision for each in header.values())]
+    kinds = _precisions(header)
+    found = [precision for precision in PRECISIONS if precision in kinds]
     dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[found[-1]]
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     try:

@@ -117,6 +117,15 @@ def test_half_precision_stays_half(sd15_file: Path, sd15_folder: Path, tmp_path:
     assert {tensor.dtype for tensor in parameters(folder, "unet").values()} == {torch.bfloat16}
 
 
+def test_what_is_no_weight_has_no_say_in_the_precision(sd15_file: Path, sd15_folder: Path, tmp_path: Path) -> None:
+    halves = {key: tensor.half() for key, tensor in load_file(sd15_file).items()}
+    beside = {"alphas_cumprod": torch.ones(1000, dtype=torch.float64), "betas": torch.ones(1000)}
+    save_file(halves | beside, sd15_file)
+    settings = settings_of(sd15_file, configurations(sd15_folder, tmp_path / "sd15-config"))
+    assert check_model(settings) == []
+    assert {tensor.dtype for tensor in parameters(snapshot(settings), "unet").values()} == {torch.float16}
+
+
 def test_files_that_cannot_be_read_are_refused_before_anything_starts(
     sd15_file: Path, sd15_folder: Path, sdxl_folder: Path, tmp_path: Path
 ) -> None:
