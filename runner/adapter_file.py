@@ -20,6 +20,8 @@ from runner.schema.method import NewTokens
 
 LENGTH_BYTES = 8
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+NO_SUCH_FILE = ("EntryNotFound", "RemoteEntryNotFound")
+"""How the Hub's client, an older one and this, calls it where a repository has no file of a name."""
 FIX = "name a job's folder, or a .safetensors file that diffusers or this runner wrote"
 
 
@@ -115,7 +117,9 @@ def _from_hub(repository: str, named: str) -> Path:
     if isinstance(known, str):
         return Path(known)
     reason, chosen = unreachable(repository, usual, None), usual
-    if reason and not reason.startswith("EntryNotFound"):
+    if reason and not reason.startswith(NO_SUCH_FILE):
+        if (alone := _only_fetched(repository)) is not None:
+            return alone
         raise SettingsError(f"{named}: is not on this machine, nor to be had from the Hub ({reason}); {FIX}")
     if reason:
         files = [name for name in HfApi().list_repo_files(repository) if name.endswith(".safetensors")]
@@ -124,6 +128,19 @@ def _from_hub(repository: str, named: str) -> Path:
             raise SettingsError(f"{named}: that repository {found}; download the one that you mean, and name the file")
         chosen = files[0]
     return Path(hf_hub_download(repository, chosen))
+
+
+def _only_fetched(repository: str) -> Path | None:
+    """The adapter that an earlier command has fetched, where it is the only one; for machines without a network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repository, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    files = list(folder.rglob("*.safetensors"))
+    return files[0] if len(files) == 1 else None
 
 
 def header_of(file: Path, named: str) -> dict[str, Any]:
