@@ -130,7 +130,7 @@ def _for_others(run: JobRun, kohya_file: Path | None) -> list[str]:
 
 
 def pipeline_code(model: ModelSettings, dtype: torch.dtype) -> list[str]:
-    """Python that loads the base model as it was trained on; the type is said because a model's files may have several."""
+    """Python that loads the base as it was trained on; the type is said because a model's files may have several."""
     kind, load, path = "AutoPipelineForText2Image", "from_pretrained", repr(model.path)
     given: dict[str, Any] = {"variant": model.variant, "revision": model.revision}
     if is_single_file(model.path):

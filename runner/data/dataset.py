@@ -315,7 +315,7 @@ def _used_rows(items: list[Item], settings: DatasetSettings, resolution: int | N
 
 def _like_masks(items: Sequence[Item]) -> dict[str, str]:
     """Images that are files and named like the mask of another one: their names, and its name without suffix."""
-    found = {}
+    found = dict[str, str]()
     for number in {item.source for item in items}:
         files = [item.file for item in items if item.source == number and not item.address.column]
         within = {file.removeprefix(f"sources.{number}/"): file for file in files}

@@ -21,7 +21,7 @@ def test_the_code_of_the_card_loads_a_single_file_as_it_was_trained_on(sd15_fold
     told = {"prediction_type": "v_prediction", "zero_terminal_snr": True}
     model = ModelSettings(path=str(file), config=str(config), family="sd", **told)
     found: dict[str, Any] = {}
-    exec("\n".join(pipeline_code(model, torch.float32)), found)  # noqa: S102 (it is what people copy)
+    exec("\n".join(pipeline_code(model, torch.float32)), found)  # it is what people copy
     scheduler = found["pipeline"].scheduler.config
     assert (scheduler["prediction_type"], scheduler["timestep_spacing"]) == ("v_prediction", "trailing")
 

@@ -75,9 +75,7 @@ def write_kohya_plainly(
     return file
 
 
-def write_kohya_of_flux(
-    file: Path, transformer: Any, scale: float, stored: torch.dtype
-) -> tuple[Path, AdapterLayers]:
+def write_kohya_of_flux(file: Path, transformer: Any, scale: float, stored: torch.dtype) -> tuple[Path, AdapterLayers]:
     """A file of some layers under the names of the original code of FLUX.1, and its updates."""
     theirs = {"attn.to_out.0": "img_attn_proj", "ff.net.2": "img_mlp_2"}
     layers, tensors = dict[tuple[str, str], LowRank](), dict[str, Tensor]()

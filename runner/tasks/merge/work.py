@@ -72,7 +72,7 @@ def _as_diffusers_reads(
 ) -> Iterator[list[Path]]:
     """Files for the comparison: the adapters' own, or copies of those whose scales diffusers would lose.
 
-    Of files without its metadata, diffusers (0.42.1) takes one alpha for all layers; of FLUX.1 in the original layout it
+    Of files without its metadata, diffusers (0.42.1) takes one alpha for all layers; of FLUX.1 in kohya's layout it
     rounds what it multiplies.
     """
     with tempfile.TemporaryDirectory(prefix="adapters-") as temporary:
