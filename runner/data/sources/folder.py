@@ -152,4 +152,5 @@ def _is_within(name: str, folder: str) -> bool:
 
 
 def _below(folder: Path | None, path: Path) -> bool:
-    return folder is not None and path.resolve().is_relative_to(folder.resolve())
+    # Where the file itself is a link to says nothing: in the Hub's cache all are, to one folder of contents.
+    return folder is not None and path.parent.resolve().is_relative_to(folder.resolve())
