@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from runner.adapter_file import find_adapter
 from runner.archive import lay_out
 from runner.errors import ArtifactError, Interrupted, ModelError, SettingsError
 from runner.families import find_family
@@ -18,6 +20,8 @@ from runner.families.files import check_model, snapshot
 from runner.job import Job
 from runner.mix.write import write_diffusers, write_kohya
 from runner.schema import ModelSettings
+from runner.schema.tasks import TASKS
+from runner.tasks.sent import sent_files
 from tests.artifacts.saved import apart, output
 from tests.families.original_layout import write_original
 from tests.mix.adapters import (
@@ -306,6 +310,23 @@ def test_words_are_not_merged(bench: Bench, sdxl_folder: Path, tmp_path: Path) -
     with pytest.raises(SettingsError, match=rf"was taught words \(sks\).* name {job.paths.weights}"):
         do("merge", tmp_path / "job", sdxl_folder, adapter=str(job.folder))
     do("merge", tmp_path / "job", sdxl_folder, adapter=str(job.paths.weights))
+
+
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_an_adapter_is_the_same_where_it_is_sent_to(named: str, bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
+    """Also the layers alone of one that was taught words besides."""
+    trained = with_words(bench, sdxl_folder, layers=True)
+    given = {"folder": trained.folder, "file": trained.paths.weights}[named]
+    settings = TASKS["merge"].model_validate({"task": {"name": "merge"}, "adapter": str(given)})
+    ((_, place, files),) = sent_files(Job("x", settings, {}, tmp_path, ()))
+    for name, file in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, tmp_path / name)
+    here, there = (find_adapter(str(each), key="adapter", words=True) for each in (given, tmp_path / place))
+    assert bool(here.words) == (named == "folder")
+    assert (there.digest, len(there.words)) == (here.digest, len(here.words))
+    assert there.job is not None
+    assert there.job.id == trained.id
 
 
 def test_adapters_that_do_not_fit_are_refused_before_anything_starts(
