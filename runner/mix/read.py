@@ -29,25 +29,29 @@ METADATA = "lora_adapter_metadata"
 """Where diffusers keeps the configurations of peft, as JSON."""
 TEXT_MODEL = "text_model."
 DOWN, UP, ALPHA, MAGNITUDE = "down", "up", "alpha", "magnitude"
-ENDINGS = {
+OF_DIFFUSERS = {
     ".lora_A.weight": DOWN,
     ".lora_B.weight": UP,
-    ".lora_A.default.weight": DOWN,
-    ".lora_B.default.weight": UP,
     ".lora_magnitude_vector": MAGNITUDE,
     ".lora_magnitude_vector.weight": MAGNITUDE,
-    ".lora_magnitude_vector.default.weight": MAGNITUDE,
-    ".lora_down.weight": DOWN,
-    ".lora_up.weight": UP,
     ".lora_linear_layer.down.weight": DOWN,
     ".lora_linear_layer.up.weight": UP,
     ".lora.down.weight": DOWN,
     ".lora.up.weight": UP,
     "_lora.down.weight": DOWN,
     "_lora.up.weight": UP,
+}
+"""How names of tensors end in files of diffusers, of any age -> what the tensor is."""
+ENDINGS = {
+    **OF_DIFFUSERS,
+    ".lora_A.default.weight": DOWN,
+    ".lora_B.default.weight": UP,
+    ".lora_magnitude_vector.default.weight": MAGNITUDE,
+    ".lora_down.weight": DOWN,
+    ".lora_up.weight": UP,
     ".alpha": ALPHA,
 }
-"""How names of tensors end, in any of the layouts -> what the tensor is."""
+"""The same in any of the layouts."""
 OTHER_KINDS = {
     "hada_w": "a LoHa",
     "lokr_w": "a LoKr",
@@ -169,7 +173,7 @@ def _converted(
     file: Path, tensors: dict[str, Tensor], family: Family
 ) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
     """FLUX.1 in the original code's layout under diffusers' names, and the alphas that come with it."""
-    if not is_of_original_flux(tensors):
+    if not any("double_blocks" in key or "single_blocks" in key for key in tensors):
         return tensors, {}
     from diffusers import FluxPipeline
 
@@ -186,9 +190,15 @@ def _converted(
     return converted, by_layer
 
 
-def is_of_original_flux(names: Iterable[str]) -> bool:
-    """Whether tensors are named as in the original code of FLUX.1, which diffusers converts."""
-    return any("double_blocks" in name or "single_blocks" in name for name in names)
+def is_named_for_diffusers(names: Iterable[str], family: Family) -> bool:
+    """Whether diffusers (0.42.1) takes all of a file's tensors by these names, and their factors as they are.
+
+    It knows its own names and kohya's; what FLUX.1 has in kohya's layout, it multiplies in the file's precision.
+    """
+    listed, own = list(names), tuple(f"{component}." for component in family.adapter_components)
+    if isinstance(family.export, Kohya) and all(name.startswith("lora_") for name in listed):
+        return True
+    return all(name.startswith(own) and name.endswith(tuple(OF_DIFFUSERS)) for name in listed)
 
 
 def _by_layer(

@@ -166,6 +166,29 @@ def test_transformers_are_merged_too(name: str, tmp_path: Path, request: pytest.
         do("merge", tmp_path / "other", model, adapter=str(file), output="single_file")
 
 
+@pytest.mark.parametrize(
+    ("before", "endings"),
+    [
+        ("base_model.model.", ("lora_A.weight", "lora_B.weight")),
+        ("diffusion_model.", ("lora_down.weight", "lora_up.weight")),
+        ("unet.", ("lora_A.default.weight", "lora_B.default.weight")),
+        ("unet.", ("lora_A.weight", "lora_B.weight", "alpha")),
+    ],
+)
+def test_names_that_diffusers_does_not_know_are_merged_too(
+    before: str, endings: tuple[str, ...], sdxl_parts: Parts, sdxl_folder: Path, tmp_path: Path
+) -> None:
+    """Those of peft, of ComfyUI, and of trainers that put alphas beside the names of peft."""
+    layers = random_layers({"unet": sdxl_parts["unet"]}, targets=("to_q", "conv1"))
+    tensors = {}
+    for (_, name), each in layers.items():
+        values = (each.down, each.up, torch.tensor(1.5))
+        tensors |= {f"{before}{name}.{ending}": value for ending, value in zip(endings, values, strict=False)}
+    save_file(tensors, file := tmp_path / "theirs.safetensors")
+    found = do("merge", tmp_path / "job", sdxl_folder, adapter=str(file))["merge"]
+    assert found["layers"] == len(layers)
+
+
 def test_an_adapter_of_flux_that_diffusers_would_round_is_merged_exactly(flux_folder: Path, tmp_path: Path) -> None:
     transformer = pipeline_of(flux_folder).transformer
     file, layers = write_kohya_of_flux(tmp_path / "a.safetensors", transformer, 0.3, torch.bfloat16)
