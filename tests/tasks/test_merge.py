@@ -336,7 +336,9 @@ def test_words_are_not_merged(bench: Bench, sdxl_folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("named", ["folder", "file"])
-def test_an_adapter_is_the_same_where_it_is_sent_to(named: str, bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_the_same_where_it_is_sent_to(
+    named: str, bench: Bench, sdxl_folder: Path, tmp_path: Path
+) -> None:
     """Also the layers alone of one that was taught words besides."""
     trained = with_words(bench, sdxl_folder, layers=True)
     given = {"folder": trained.folder, "file": trained.paths.weights}[named]
