@@ -52,6 +52,8 @@ ENDINGS = {
     ".alpha": ALPHA,
 }
 """The same in any of the layouts."""
+OF_TEXT = "lora_te"
+"""How kohya's names of text encoders' layers begin."""
 OTHER_KINDS = {
     "hada_w": "a LoHa",
     "lokr_w": "a LoKr",
@@ -179,7 +181,7 @@ def _converted(
 
     try:
         # It multiplies the scale into the factors, which must not be rounded to the file's precision again.
-        exact = {key: tensor.float() for key, tensor in tensors.items()}
+        exact = {key: tensor.float() for key, tensor in tensors.items() if not key.startswith(OF_TEXT)}
         converted, alphas = FluxPipeline.lora_state_dict(exact, return_alphas=True)
     except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         raise SettingsError(f"{file}: diffusers cannot convert its names ({error})") from error
@@ -187,7 +189,8 @@ def _converted(
     for key, alpha in (alphas or {}).items():
         component, _, name = key.removesuffix(".alpha").partition(".")
         by_layer[component, name] = torch.tensor(float(alpha))
-    return converted, by_layer
+    # Those of text encoders have names of their own in this layout, which need no conversion.
+    return converted | {key: tensor for key, tensor in tensors.items() if key.startswith(OF_TEXT)}, by_layer
 
 
 def is_named_for_diffusers(names: Iterable[str], family: Family) -> bool:

@@ -170,3 +170,13 @@ def test_kohya_files_of_flux_go_through_the_conversion_of_diffusers(
     file, layers = write_kohya_of_flux(tmp_path / "a.safetensors", transformer, scale, stored)
     read = read_adapter(file, find_family("flux"), {"transformer": transformer})
     assert same_updates(read, layers) < 1e-6
+
+
+def test_kohya_files_of_flux_have_layers_of_the_text_encoder(flux_folder: Path, tmp_path: Path) -> None:
+    pipeline = pipeline_of(flux_folder)
+    parts = {"transformer": pipeline.transformer, "text_encoder": pipeline.text_encoder}
+    file, layers = write_kohya_of_flux(tmp_path / "a.safetensors", pipeline.transformer, 0.5, torch.float32)
+    of_text = random_layers({"text_encoder": pipeline.text_encoder}, scale=0.25)
+    beside = write_kohya_plainly(tmp_path / "text.safetensors", of_text, {"text_encoder": "lora_te1"})
+    save_file(load_file(file) | load_file(beside), file)
+    assert same_updates(read_adapter(file, find_family("flux"), parts), layers | of_text) < 1e-6
