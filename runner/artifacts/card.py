@@ -20,6 +20,7 @@ from runner.schema.method import NewTokens
 if TYPE_CHECKING:
     import torch
 
+    from runner.families.family import Family
     from runner.train.job_run import JobRun
 
 MOST_SAMPLES = 8
@@ -94,21 +95,25 @@ def _what(run: JobRun) -> str:
 
 def _loading_code(run: JobRun) -> list[str]:
     """Python that teaches the pipeline what was trained."""
-    method, keys = run.settings.method, run.base.family.token_keys
-    lines = []
+    method, lines = run.settings.method, list[str]()
     if run.adapter.sites:
         lines.append(f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")')
     if not isinstance(method, NewTokens):
         return lines
-    lines.append("from safetensors.torch import load_file")
-    for token in method.tokens:
-        lines.append(f'vectors = load_file("path/to/this/folder/{run.paths.word(token).name}")')
+    return lines + words_code({token: run.paths.word(token).name for token in method.tokens}, run.base.family)
+
+
+def words_code(files: Mapping[str, str], family: Family) -> list[str]:
+    """Python that teaches the pipeline words, each from the file of that name."""
+    lines = ["from safetensors.torch import load_file"]
+    for token, file in files.items():
+        lines.append(f'vectors = load_file("path/to/this/folder/{file}")')
         lines += [
             f'pipeline.load_textual_inversion(vectors["{key}"], token="{token}", text_encoder=pipeline.{name}, '
             f"tokenizer=pipeline.{name.replace('text_encoder', 'tokenizer')})"
-            for name, key in keys.items()
+            for name, key in family.token_keys.items()
         ]
-    if "text_encoder_2" in keys:
+    if "text_encoder_2" in family.token_keys:
         lines += [
             "# Older models take the state at the largest id for that of the text, which would be that of a new word.",
             "pipeline.text_encoder_2.text_model.eos_token_id = pipeline.tokenizer_2.eos_token_id",

@@ -11,11 +11,13 @@ from typing import Any
 import yaml
 
 from runner.adapter_file import HUB_ID
-from runner.artifacts.card import sample_table, table, write_curves
+from runner.artifacts.card import sample_table, table, words_code, write_curves
+from runner.families import find_family
 from runner.families.family import Family
 from runner.job import Job, read_manifest
 from runner.mix.write import DIFFUSERS_FILE
 from runner.paths import write_text
+from runner.schema.method import NewTokens
 from runner.track.metrics import MetricsFile
 
 SD2 = "sd_v2"
@@ -64,7 +66,7 @@ def write_export_card(exported: Exported, job: Job | None, *, title: str, base_m
         *sample_table(samples),
         "## Use",
         "",
-        *_use(exported, base_model),
+        *_use(exported, job, base_model, family),
         "## Files",
         "",
         *table(_files(exported)),
@@ -116,15 +118,21 @@ def _trained(job: Job | None, folder: Path) -> list[str]:
     ]
 
 
-def _use(exported: Exported, base_model: str | None) -> list[str]:
-    lines = []
+def _use(exported: Exported, job: Job | None, base_model: str | None, family: str) -> list[str]:
+    lines, code = list[str](), list[str]()
     if "diffusers" in exported.files:
+        code.append(f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")')
+    method = None if job is None else job.experiment.method
+    if exported.words and isinstance(method, NewTokens):
+        names = [file.name for file in exported.words]
+        code += words_code(dict(zip(method.tokens, names, strict=True)), find_family(family))
+    if code:
         lines += [
             "```python",
             "from diffusers import AutoPipelineForText2Image",
             "",
             f"pipeline = AutoPipelineForText2Image.from_pretrained({base_model or 'path/to/the/base'!r})",
-            f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")',
+            *code,
             "```",
             "",
         ]
