@@ -144,7 +144,16 @@ def pipeline_code(model: ModelSettings, dtype: torch.dtype) -> list[str]:
     if model.path == "embedded":
         path = "MODEL_DIR"
         imports.append("from runner.embedded import MODEL_DIR")
-    code = [*imports, "", f"pipeline = {kind}.{load}({path}{_arguments(given)}, torch_dtype={dtype})"]
+    return [
+        *imports,
+        "",
+        f"pipeline = {kind}.{load}({path}{_arguments(given)}, torch_dtype={dtype})",
+        *sampler_code(model),
+    ]
+
+
+def sampler_code(model: ModelSettings) -> list[str]:
+    """Python that tells the pipeline's sampler what the base was told to predict; none where its files say it."""
     said = _arguments(
         {
             "prediction_type": model.prediction_type,
@@ -152,9 +161,7 @@ def pipeline_code(model: ModelSettings, dtype: torch.dtype) -> list[str]:
             "timestep_spacing": "trailing" if model.zero_terminal_snr else None,
         }
     )
-    if said:
-        code.append(f"pipeline.scheduler = pipeline.scheduler.from_config(pipeline.scheduler.config{said})")
-    return code
+    return [f"pipeline.scheduler = pipeline.scheduler.from_config(pipeline.scheduler.config{said})"] if said else []
 
 
 def _arguments(given: Mapping[str, Any]) -> str:

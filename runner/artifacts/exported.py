@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from runner.adapter_file import HUB_ID
-from runner.artifacts.card import sample_table, table, words_code, write_curves
+from runner.artifacts.card import sample_table, sampler_code, table, words_code, write_curves
 from runner.families import find_family
 from runner.families.family import Family
 from runner.job import Job, read_manifest
@@ -132,6 +132,7 @@ def _use(exported: Exported, job: Job | None, base_model: str | None, family: st
             "from diffusers import AutoPipelineForText2Image",
             "",
             f"pipeline = AutoPipelineForText2Image.from_pretrained({base_model or 'path/to/the/base'!r})",
+            *(sampler_code(job.experiment.model) if job is not None else []),
             *code,
             "```",
             "",
