@@ -124,8 +124,8 @@ def _use(exported: Exported, job: Job | None, base_model: str | None, family: st
         code.append(f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")')
     method = None if job is None else job.experiment.method
     if exported.words and isinstance(method, NewTokens):
-        names = [file.name for file in exported.words]
-        code += words_code(dict(zip(method.tokens, names, strict=True)), find_family(family))
+        files = [file.name for file in exported.words]
+        code += words_code(dict(zip(method.tokens, files, strict=True)), find_family(family))
     if code:
         lines += [
             "```python",
