@@ -20,6 +20,8 @@ from runner.schema.method import NewTokens
 
 LENGTH_BYTES = 8
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+NO_SUCH_FILE = ("EntryNotFound", "RemoteEntryNotFound")
+"""How the Hub's client, an older one and this, calls it where a repository has no file of a name."""
 FIX = "name a job's folder, or a .safetensors file that diffusers or this runner wrote"
 
 
@@ -63,10 +65,12 @@ def find_adapter(given: str, *, key: str, words: bool = False) -> AdapterFile:
     if not path.exists() and HUB_ID.fullmatch(given):
         return AdapterFile(_from_hub(given, named), None)
     job = _job_in(path, named)
-    taught = _words_of(job) if job is not None and words and not path.is_file() else ()
-    if taught and job is not None and not job.paths.weights.is_file():
-        return AdapterFile(taught[0], job, taught)
-    file = path if path.is_file() else (path if job is None else job.paths.lora) / JobPaths(path).weights.name
+    # Another folder in a job's own, such as that of a checkpoint, must not stand for what came out at the end.
+    whole = job if job is not None and path in (job.folder, job.paths.lora) else None
+    taught = _words_of(whole) if whole is not None and words else ()
+    if taught and whole is not None and not whole.paths.weights.is_file():
+        return AdapterFile(taught[0], whole, taught)
+    file = path if path.is_file() else (path if whole is None else whole.paths.lora) / JobPaths(path).weights.name
     if not file.is_file():
         raise SettingsError(
             f"{named}: holds no {file.name}; {FIX}" if path.is_dir() else f"{named}: is not there; {FIX}"
@@ -113,7 +117,9 @@ def _from_hub(repository: str, named: str) -> Path:
     if isinstance(known, str):
         return Path(known)
     reason, chosen = unreachable(repository, usual, None), usual
-    if reason and not reason.startswith("EntryNotFound"):
+    if reason and not reason.startswith(NO_SUCH_FILE):
+        if (alone := _only_fetched(repository)) is not None:
+            return alone
         raise SettingsError(f"{named}: is not on this machine, nor to be had from the Hub ({reason}); {FIX}")
     if reason:
         files = [name for name in HfApi().list_repo_files(repository) if name.endswith(".safetensors")]
@@ -122,6 +128,19 @@ def _from_hub(repository: str, named: str) -> Path:
             raise SettingsError(f"{named}: that repository {found}; download the one that you mean, and name the file")
         chosen = files[0]
     return Path(hf_hub_download(repository, chosen))
+
+
+def _only_fetched(repository: str) -> Path | None:
+    """The adapter that an earlier command has fetched, where it is the only one; for machines without a network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repository, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    files = list(folder.rglob("*.safetensors"))
+    return files[0] if len(files) == 1 else None
 
 
 def header_of(file: Path, named: str) -> dict[str, Any]:

@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from runner.artifacts.files import DIFFUSERS_FILE
+from runner.families.known import FAMILIES
+from runner.families.single_file import is_single_file
 from runner.paths import write_text
 from runner.report.charts import Series, draw, smoothed, standalone
+from runner.schema import ModelSettings
 from runner.schema.method import NewTokens
 
 if TYPE_CHECKING:
+    import torch
+
+    from runner.families.family import Family
     from runner.train.job_run import JobRun
 
 MOST_SAMPLES = 8
@@ -52,7 +58,7 @@ def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float]
         "## Use",
         "",
         "```python",
-        *_pipeline_code(run),
+        *pipeline_code(settings.model, run.base.dtype),
         *_loading_code(run),
         "```",
         "",
@@ -89,21 +95,25 @@ def _what(run: JobRun) -> str:
 
 def _loading_code(run: JobRun) -> list[str]:
     """Python that teaches the pipeline what was trained."""
-    method, keys = run.settings.method, run.base.family.token_keys
-    lines = []
+    method, lines = run.settings.method, list[str]()
     if run.adapter.sites:
         lines.append(f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")')
     if not isinstance(method, NewTokens):
         return lines
-    lines.append("from safetensors.torch import load_file")
-    for token in method.tokens:
-        lines.append(f'vectors = load_file("path/to/this/folder/{run.paths.word(token).name}")')
+    return lines + words_code({token: run.paths.word(token).name for token in method.tokens}, run.base.family)
+
+
+def words_code(files: Mapping[str, str], family: Family) -> list[str]:
+    """Python that teaches the pipeline words, each from the file of that name."""
+    lines = ["from safetensors.torch import load_file"]
+    for token, file in files.items():
+        lines.append(f'vectors = load_file("path/to/this/folder/{file}")')
         lines += [
             f'pipeline.load_textual_inversion(vectors["{key}"], token="{token}", text_encoder=pipeline.{name}, '
             f"tokenizer=pipeline.{name.replace('text_encoder', 'tokenizer')})"
-            for name, key in keys.items()
+            for name, key in family.token_keys.items()
         ]
-    if "text_encoder_2" in keys:
+    if "text_encoder_2" in family.token_keys:
         lines += [
             "# Older models take the state at the largest id for that of the text, which would be that of a new word.",
             "pipeline.text_encoder_2.text_model.eos_token_id = pipeline.tokenizer_2.eos_token_id",
@@ -124,15 +134,39 @@ def _for_others(run: JobRun, kohya_file: Path | None) -> list[str]:
     return lines
 
 
-def _pipeline_code(run: JobRun) -> list[str]:
-    """Python that loads the base model; the type is said because a model's files may have several."""
-    path, imports = repr(run.settings.model.path), ["import torch", "from diffusers import AutoPipelineForText2Image"]
-    if run.settings.model.path == "embedded":
+def pipeline_code(model: ModelSettings, dtype: torch.dtype) -> list[str]:
+    """Python that loads the base as it was trained on; the type is said because a model's files may have several."""
+    kind, load, path = "AutoPipelineForText2Image", "from_pretrained", repr(model.path)
+    given: dict[str, Any] = {"variant": model.variant, "revision": model.revision}
+    if is_single_file(model.path):
+        kind, load, given = FAMILIES[model.family].pipeline, "from_single_file", {"config": model.config}
+    imports = ["import torch", f"from diffusers import {kind}"]
+    if model.path == "embedded":
         path = "MODEL_DIR"
         imports.append("from runner.embedded import MODEL_DIR")
-    dtype = str(run.base.dtype)
-    load = f"pipeline = AutoPipelineForText2Image.from_pretrained({path}, torch_dtype={dtype})"
-    return [*imports, "", load]
+    return [
+        *imports,
+        "",
+        f"pipeline = {kind}.{load}({path}{_arguments(given)}, torch_dtype={dtype})",
+        *sampler_code(model),
+    ]
+
+
+def sampler_code(model: ModelSettings) -> list[str]:
+    """Python that tells the pipeline's sampler what the base was told to predict; none where its files say it."""
+    said = _arguments(
+        {
+            "prediction_type": model.prediction_type,
+            "rescale_betas_zero_snr": model.zero_terminal_snr,
+            "timestep_spacing": "trailing" if model.zero_terminal_snr else None,
+        }
+    )
+    return [f"pipeline.scheduler = pipeline.scheduler.from_config(pipeline.scheduler.config{said})"] if said else []
+
+
+def _arguments(given: Mapping[str, Any]) -> str:
+    """Those that have a value, behind others."""
+    return "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
 
 
 def write_curves(folder: Path, records: list[dict[str, Any]]) -> list[str]:
@@ -201,7 +235,8 @@ def sample_table(samples: list[tuple[str, str]]) -> list[str]:
     """(prompt, file name) of images, as lines of Markdown."""
     if not samples:
         return []
-    cells = [(name, prompt.replace("|", "\\|")) for prompt, name in samples]
+    # A caption may go over several lines, and a row of a table may not.
+    cells = [(name, " ".join(prompt.split()).replace("|", "\\|")) for prompt, name in samples]
     return [
         "| " + " | ".join(f"![{prompt}]({name})" for name, prompt in cells) + " |",
         "|" + "---|" * len(cells),

@@ -11,13 +11,16 @@ from typing import Any
 import yaml
 
 from runner.adapter_file import HUB_ID
-from runner.artifacts.card import sample_table, table, write_curves
+from runner.artifacts.card import sample_table, sampler_code, table, words_code, write_curves
+from runner.families import find_family
 from runner.families.family import Family
 from runner.job import Job, read_manifest
 from runner.mix.write import DIFFUSERS_FILE
 from runner.paths import write_text
+from runner.schema.method import NewTokens
 from runner.track.metrics import MetricsFile
 
+SD2 = "sd_v2"
 NOT_OF_INTEREST = {"launcher", "logger", "checkpoint"}
 """Sections of the settings that say where and how it ran."""
 FENCE = "---\n"
@@ -63,7 +66,7 @@ def write_export_card(exported: Exported, job: Job | None, *, title: str, base_m
         *sample_table(samples),
         "## Use",
         "",
-        *_use(exported, base_model),
+        *_use(exported, job, base_model, family),
         "## Files",
         "",
         *table(_files(exported)),
@@ -115,15 +118,22 @@ def _trained(job: Job | None, folder: Path) -> list[str]:
     ]
 
 
-def _use(exported: Exported, base_model: str | None) -> list[str]:
-    lines = []
+def _use(exported: Exported, job: Job | None, base_model: str | None, family: str) -> list[str]:
+    lines, code = list[str](), list[str]()
     if "diffusers" in exported.files:
+        code.append(f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")')
+    method = None if job is None else job.experiment.method
+    if exported.words and isinstance(method, NewTokens):
+        files = [file.name for file in exported.words]
+        code += words_code(dict(zip(method.tokens, files, strict=True)), find_family(family))
+    if code:
         lines += [
             "```python",
             "from diffusers import AutoPipelineForText2Image",
             "",
             f"pipeline = AutoPipelineForText2Image.from_pretrained({base_model or 'path/to/the/base'!r})",
-            f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")',
+            *(sampler_code(job.experiment.model) if job is not None else []),
+            *code,
             "```",
             "",
         ]
@@ -193,8 +203,11 @@ def _is_on_the_hub(value: str, job: Job) -> bool:
 
 def header_of_kohya(family: Family, denoiser: Any, *, title: str, base_model: str | None) -> dict[str, str]:
     """What the header of a file for other programs says of it."""
+    version = family.kohya_version(denoiser)
     return {
-        "ss_base_model_version": family.kohya_version(denoiser),
+        "ss_base_model_version": version,
+        # A1111 knows the files for Stable Diffusion 2.x by this alone, and shows no others beside such a model.
+        **({"ss_v2": "True"} if version == SD2 else {}),
         "ss_output_name": title,
         **({"ss_sd_model_name": base_model} if base_model else {}),
         "modelspec.title": title,

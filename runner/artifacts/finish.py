@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.artifacts.card import write_card
+from runner.artifacts.exported import header_of_kohya
 from runner.artifacts.files import Layers, write_diffusers, write_kohya
 from runner.artifacts.verify import ScaleOf, check_behaviour, check_kohya, check_tensors
 from runner.artifacts.words import check_words, write_words
@@ -76,12 +77,7 @@ def _kohya_file(run: JobRun, layers: Layers) -> Path:
         base.family,
         layers,
         settings.lora,
-        about={
-            "ss_base_model_version": base.family.kohya_version(base.denoiser),
-            "ss_output_name": title,
-            "ss_sd_model_name": settings.model.path,
-            "modelspec.title": title,
-        },
+        about=header_of_kohya(base.family, base.denoiser, title=title, base_model=settings.model.path),
     )
     check_kohya(file, base.family, layers, settings.lora.scale_of)
     return file

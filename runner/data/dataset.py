@@ -24,6 +24,7 @@ from runner.data.item import Item, Mask
 from runner.data.report import InventoryReport, Row, Share
 from runner.data.sources.find import find
 from runner.data.sources.found import Found, can_be_encoded
+from runner.data.sources.masks import masks_among
 from runner.data.sources.streamed import is_indexed
 from runner.errors import DatasetError, SettingsError
 
@@ -280,9 +281,16 @@ def _nothing_left(found: Found, rows: list[Row]) -> str:
 def _used_rows(items: list[Item], settings: DatasetSettings, resolution: int | None) -> list[Row]:
     """A row for each item that is trained on, with all that happens to it."""
     first: dict[str, str] = {}
+    like_masks = {} if settings.masks else _like_masks(items)
     rows = []
     for item in items:
         notes, kinds = list(item.notes), set()
+        if item.file in like_masks:
+            kinds.add("warning")
+            subject = like_masks[item.file]
+            notes.append(
+                f"trained as an image, and named like the mask of {subject}: dataset.masks=true reads it as that"
+            )
         if any(note.startswith("turned") for note in item.notes):
             kinds.add("rotated")
         if any(not note.startswith("turned") for note in item.notes):
@@ -303,3 +311,13 @@ def _used_rows(items: list[Item], settings: DatasetSettings, resolution: int | N
                 notes.append(f"{verb} from {item.width_px}x{item.height_px} to {resized_w}x{resized_h}")
         rows.append(Row(item.file, "used", tuple(notes), frozenset(kinds)))
     return rows
+
+
+def _like_masks(items: Sequence[Item]) -> dict[str, str]:
+    """Images that are files and named like the mask of another one: their names, and its name without suffix."""
+    found = dict[str, str]()
+    for number in {item.source for item in items}:
+        files = [item.file for item in items if item.source == number and not item.address.column]
+        within = {file.removeprefix(f"sources.{number}/"): file for file in files}
+        found |= {within[name]: subject for name, subject in masks_among(list(within)).items()}
+    return found

@@ -10,7 +10,8 @@ from runner.data.sources.tables import OWN_TABLE, REPEATS_COLUMN
 
 SHARD_BYTES = 512 * 2**20
 ROWS_IN_GROUP = 64
-"""A reader that wants one image holds a whole row group in memory."""
+GROUP_BYTES = 256 * 2**20
+"""A reader that wants one image holds a whole row group in memory, and pyarrow reads none above 2 GiB."""
 IMAGE_COLUMN, CAPTION_COLUMN, MASK_COLUMN = "image", "text", "mask"
 
 
@@ -55,7 +56,10 @@ def _shards(items: Sequence[Item], shard_bytes: int, *, several: bool) -> Iterat
         size = 0
         while position < len(items) and size < shard_bytes:
             group: list[dict[str, object]] = []
+            before = size
             for item in items[position : position + ROWS_IN_GROUP]:
+                if size - before >= GROUP_BYTES:
+                    break
                 content = item.address.read()
                 size += len(content)
                 text = list(item.captions) if several else item.caption

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from runner.errors import ModelError
 from runner.families.original import original_names
+from runner.families.single_file import V_PREDICTION, VELOCITY_MARK, ZERO_SNR_MARK
 from runner.paths import atomic_file
 
 FAMILIES = ("sd", "sdxl")
@@ -37,7 +38,6 @@ OPEN_CLIP_LAYERS = {
 }
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 SD2_TEXT_WIDTH = 1024
-V_PREDICTION = "v_prediction"
 
 
 def write_single_file(folder: Path, file: Path, family: str, *, about: Mapping[str, str]) -> None:
@@ -60,10 +60,9 @@ def write_single_file(folder: Path, file: Path, family: str, *, about: Mapping[s
 
 
 def _prediction_marks(folder: Path, *, like: Tensor) -> dict[str, Tensor]:
-    """Empty tensors by which programs know an SDXL file that predicts velocity, or ends in noise alone."""
     scheduler = _scheduler(folder)
-    marks = {"v_pred": scheduler.get("prediction_type") == V_PREDICTION}
-    marks["ztsnr"] = bool(scheduler.get("rescale_betas_zero_snr"))
+    marks = {VELOCITY_MARK: scheduler.get("prediction_type") == V_PREDICTION}
+    marks[ZERO_SNR_MARK] = bool(scheduler.get("rescale_betas_zero_snr"))
     return {name: like.new_empty(0) for name, marked in marks.items() if marked}
 
 

@@ -34,6 +34,9 @@ CLIP = ("cond_stage_model.", "conditioner.embedders.", "text_encoders.clip_")
 PRECISIONS = ("F16", "BF16", "F32")
 """From the least to the most exact; where a file has several, all become the last of them."""
 WHOLE_NUMBERS = ("I8", "I16", "I32", "I64", "U8", "BOOL")
+V_PREDICTION = "v_prediction"
+VELOCITY_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
+"""Tensors of no meaning by which programs know an SDXL file that predicts velocity, or ends in noise alone."""
 
 
 def is_single_file(path: str) -> bool:
@@ -60,16 +63,35 @@ def single_file_faults(settings: ModelSettings, *, used_here: bool) -> list[str]
         return [f"{said}: is no {SUFFIX} file that can be read ({error})"]
     if not any(name.startswith(DENOISER) and "lora" not in name for name in header):
         return [f"{said}: holds no UNet or transformer; it may be a LoRA or a VAE, but not a base model"]
-    kinds = {str(entry["dtype"]) for entry in header.values()}
+    kinds = _precisions(header)
     strange = kinds - {*PRECISIONS, *WHOLE_NUMBERS} or (set() if kinds & {*PRECISIONS} else kinds)
     if strange:
         return [f"{said}: its weights are quantised ({min(strange)}); give the file in bf16, fp16 or fp32"]
-    return [
+    return _other_prediction(settings, header, folder) + [
         f"model.config = {settings.config!r}: {settings.path} holds no weights of the {name}, and neither does this "
         f"folder; put them into its {name}/"
         for name in _apart(header, folder)
         if not _has_weights(folder / name)
     ]
+
+
+def _other_prediction(settings: ModelSettings, header: dict[str, dict[str, Any]], folder: Path) -> list[str]:
+    """What the file's marks say of what it predicts, where neither the sampler beside it nor a setting does."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    sampler = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    told = f"model.config = {settings.config!r}: {settings.path} is marked as a model that"
+    faults = []
+    if VELOCITY_MARK in header and settings.prediction_type is None and sampler.get("prediction_type") != V_PREDICTION:
+        faults.append(
+            f"{told} predicts velocity, and the scheduler of this folder says otherwise; set "
+            "model.prediction_type=v_prediction"
+        )
+    if ZERO_SNR_MARK in header and settings.zero_terminal_snr is None and not sampler.get("rescale_betas_zero_snr"):
+        faults.append(
+            f"{told} ends in noise alone, and the scheduler of this folder says otherwise; set "
+            "model.zero_terminal_snr=true"
+        )
+    return faults
 
 
 def read_header(file: Path) -> dict[str, dict[str, Any]]:
@@ -86,6 +108,12 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
         header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
     header.pop("__metadata__", None)
     return header
+
+
+def _precisions(header: dict[str, dict[str, Any]]) -> set[str]:
+    """Those of the model's weights; beside them there may be marks, and a table of the noise schedule."""
+    parts = (*DENOISER, *VAE, *T5, *CLIP)
+    return {str(entry["dtype"]) for name, entry in header.items() if name.startswith(parts)}
 
 
 def _apart(header: dict[str, dict[str, Any]], folder: Path) -> list[str]:
@@ -130,7 +158,8 @@ def _read(settings: ModelSettings) -> Any:
 
     file, folder = Path(settings.path).expanduser(), Path(str(settings.config)).expanduser()
     header = read_header(file)
-    found = [precision for precision in PRECISIONS if any(each["dtype"] == precision for each in header.values())]
+    kinds = _precisions(header)
+    found = [precision for precision in PRECISIONS if precision in kinds]
     dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[found[-1]]
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     try:

@@ -86,7 +86,7 @@ def write_fused(
         _check_finite(name, module, dtype or found)
         _save(module, target / name)
         log.info("%s: written", name)
-    _copy_rest(base, target, set(parts))
+    _copy_rest(base, target, set(parts), variant)
 
 
 def _check_finite(name: str, module: nn.Module, dtype: torch.dtype) -> None:
@@ -107,13 +107,17 @@ def _save(module: Any, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _copy_rest(base: Path, target: Path, written: set[str]) -> None:
+def _copy_rest(base: Path, target: Path, written: set[str], variant: str | None) -> None:
     index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
     for entry in base.iterdir():
         if entry.name in written or entry.name.startswith("."):
             continue
         if entry.is_dir() and entry.name in index:
             shutil.copytree(entry, target / entry.name, dirs_exist_ok=True)
+            for file in (target / entry.name).glob(f"*.{variant}.*"):  # the parts that are written are of no variant
+                plain = file.with_name(file.name.replace(f".{variant}.", "."))
+                if not plain.exists():
+                    file.rename(plain)
         elif entry.is_file() and not entry.name.endswith(WEIGHTS):
             shutil.copyfile(entry, target / entry.name)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +29,31 @@ METADATA = "lora_adapter_metadata"
 """Where diffusers keeps the configurations of peft, as JSON."""
 TEXT_MODEL = "text_model."
 DOWN, UP, ALPHA, MAGNITUDE = "down", "up", "alpha", "magnitude"
-ENDINGS = {
+OF_DIFFUSERS = {
     ".lora_A.weight": DOWN,
     ".lora_B.weight": UP,
-    ".lora_A.default.weight": DOWN,
-    ".lora_B.default.weight": UP,
     ".lora_magnitude_vector": MAGNITUDE,
     ".lora_magnitude_vector.weight": MAGNITUDE,
-    ".lora_magnitude_vector.default.weight": MAGNITUDE,
-    ".lora_down.weight": DOWN,
-    ".lora_up.weight": UP,
     ".lora_linear_layer.down.weight": DOWN,
     ".lora_linear_layer.up.weight": UP,
     ".lora.down.weight": DOWN,
     ".lora.up.weight": UP,
     "_lora.down.weight": DOWN,
     "_lora.up.weight": UP,
+}
+"""How names of tensors end in files of diffusers, of any age -> what the tensor is."""
+ENDINGS = {
+    **OF_DIFFUSERS,
+    ".lora_A.default.weight": DOWN,
+    ".lora_B.default.weight": UP,
+    ".lora_magnitude_vector.default.weight": MAGNITUDE,
+    ".lora_down.weight": DOWN,
+    ".lora_up.weight": UP,
     ".alpha": ALPHA,
 }
-"""How names of tensors end, in any of the layouts -> what the tensor is."""
+"""The same in any of the layouts."""
+OF_TEXT = "lora_te"
+"""How kohya's names of text encoders' layers begin."""
 OTHER_KINDS = {
     "hada_w": "a LoHa",
     "lokr_w": "a LoKr",
@@ -174,14 +180,28 @@ def _converted(
     from diffusers import FluxPipeline
 
     try:
-        converted, alphas = FluxPipeline.lora_state_dict(tensors, return_alphas=True)
+        # It multiplies the scale into the factors, which must not be rounded to the file's precision again.
+        exact = {key: tensor.float() for key, tensor in tensors.items() if not key.startswith(OF_TEXT)}
+        converted, alphas = FluxPipeline.lora_state_dict(exact, return_alphas=True)
     except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         raise SettingsError(f"{file}: diffusers cannot convert its names ({error})") from error
     by_layer = {}
     for key, alpha in (alphas or {}).items():
         component, _, name = key.removesuffix(".alpha").partition(".")
         by_layer[component, name] = torch.tensor(float(alpha))
-    return converted, by_layer
+    # Those of text encoders have names of their own in this layout, which need no conversion.
+    return converted | {key: tensor for key, tensor in tensors.items() if key.startswith(OF_TEXT)}, by_layer
+
+
+def is_named_for_diffusers(names: Iterable[str], family: Family) -> bool:
+    """Whether diffusers (0.42.1) takes all of a file's tensors by these names, and their factors as they are.
+
+    It knows its own names and kohya's; what FLUX.1 has in kohya's layout, it multiplies in the file's precision.
+    """
+    listed, own = list(names), tuple(f"{component}." for component in family.adapter_components)
+    if isinstance(family.export, Kohya) and all(name.startswith("lora_") for name in listed):
+        return True
+    return all(name.startswith(own) and name.endswith(tuple(OF_DIFFUSERS)) for name in listed)
 
 
 def _by_layer(

@@ -42,8 +42,12 @@ def _adapter(name: str, adapter: AdapterFile) -> tuple[str, Mapping[str, Path]]:
         return f"{name}/{adapter.file.name}", {f"{name}/{adapter.file.name}": adapter.file}
     # The folder of its job, as far as it is looked at: what it was trained for, and which words it was taught.
     paths, folder = adapter.job.paths, f"{name}/{adapter.job.id}"
-    files = [paths.config, paths.manifest, *dict.fromkeys((adapter.file, *adapter.words))]
-    return folder, {f"{folder}/{file.relative_to(paths.folder).as_posix()}": file for file in files}
+    names = {
+        file: f"{folder}/{file.relative_to(paths.folder).as_posix()}"
+        for file in (paths.config, paths.manifest, adapter.file, *adapter.words)
+    }
+    # Without the words a file of its layers was named, and not the folder, in which they would be looked for.
+    return folder if adapter.words else names[adapter.file], {name: file for file, name in names.items()}
 
 
 def laid(raw: dict[str, Any], key: str, value: str) -> None:

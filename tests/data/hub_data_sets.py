@@ -1,4 +1,4 @@
-"""A stand-in of the Hub over HTTP that gives away data sets: what there is, and files as a whole or in part."""
+"""A stand-in of the Hub over HTTP that gives away data sets and models: what there is, and files whole or in part."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ class _Handler(BaseHTTPRequestHandler):
         if (status := next((status for part, status in self.hub.refused.items() if part in path), None)) is not None:
             return _fault(status, "", "out of order")
         for pattern, call in (
-            (rf"/api/datasets/{NAME}(?:/revision/([^/]+))?", self._info),
-            (rf"/api/datasets/{NAME}/tree/([^/]+)", self._tree),
-            (rf"/datasets/{NAME}/resolve/([^/]+)/(.+)", self._file),
+            (rf"/api/(?:datasets|models)/{NAME}(?:/revision/([^/]+))?", self._info),
+            (rf"/api/(?:datasets|models)/{NAME}/tree/([^/]+)", self._tree),
+            (rf"(?:/datasets)?/{NAME}/resolve/([^/]+)/(.+)", self._file),
         ):
             if found := re.fullmatch(pattern, path):
                 name, revision, *rest = found.groups()

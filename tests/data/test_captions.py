@@ -81,6 +81,12 @@ def test_a_caption_in_each_line_of_a_text_file(tmp_path: Path, settings: Setting
     assert captions_read(settings(tmp_path)) == {"a.png": ("one\n\n  two",)}
     assert captions_read(settings(tmp_path, captions_per_line=True)) == {"a.png": ("one", "two")}
 
+    # Web pages and word processors have other ends of lines, which no editor shows as such.
+    (tmp_path / "a.txt").write_bytes("a house\u2028on a hill\r\nstill\x0ba house\n".encode())
+    assert captions_read(settings(tmp_path, captions_per_line=True)) == {
+        "a.png": ("a house\u2028on a hill", "still\x0ba house")
+    }
+
 
 def test_lines_that_nobody_reads_are_refused(captioned: Path, settings: Settings) -> None:
     with pytest.raises(DatasetError, match=r"dataset\.captions_per_line=true has no effect: no caption comes from"):

@@ -315,6 +315,19 @@ def test_dreambooth_description(tmp_path: Path, photos: Photos, settings: Settin
     assert captions(read_dataset(settings(tmp_path, instance_prompt="mine")))["mine.png"] == "mine"
 
 
+def test_class_images_may_be_links_as_in_the_cache_of_the_hub(tmp_path: Path, settings: Settings) -> None:
+    (contents := tmp_path / "blobs").mkdir()
+    (snapshot := tmp_path / "snapshot" / "class").mkdir(parents=True)
+    for number, file in enumerate((snapshot.parent / "mine.png", snapshot / "other.png")):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(contents / file.name)
+        file.symlink_to(contents / file.name)
+    info = {"instance_prompt": "a photo of sks cat", "class_prompt": "a cat", "class_data_dir": "class"}
+    (snapshot.parent / "dataset_info.json").write_text(json.dumps(info))
+    dataset = read_dataset(settings(snapshot.parent))
+    assert [item.file for item in dataset.items] == ["mine.png"]
+    assert dataset.report.counts["ignored"] == 1
+
+
 def test_dreambooth_description_faults(tmp_path: Path, photos: Photos, settings: Settings) -> None:
     """Misspelt keys, wrong types and missing folders in `dataset_info.json` are named."""
     photos["cat"].save(tmp_path / "mine.png")

@@ -15,6 +15,7 @@ from PIL import Image
 from runner.data import Crop, Dataset, crops_for, read_dataset, render_mask
 from runner.data.export import export
 from runner.errors import DatasetError
+from runner.schema import DatasetSettings
 
 Settings = Callable[..., Any]
 
@@ -57,6 +58,17 @@ def test_masks_of_images_that_metadata_name(folder: Path, settings: Settings) ->
     (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}')
 
     assert masks(read_dataset(settings(folder, masks=True))) == {"a.png": "a.mask.png"}
+
+
+@pytest.mark.parametrize("place", ["", "sources.0/"])
+def test_masks_that_are_trained_as_images_are_told(place: str, folder: Path) -> None:
+    picture(folder / "other.mask.png", mode="L")  # the mask of no image
+    source = {"path": str(folder), "instance_prompt": "x"}
+    given = DatasetSettings(path=None, sources=[source]) if place else DatasetSettings(**source)
+    warned = {row.file: row.notes for row in read_dataset(given).report.rows if "warning" in row.kinds}
+    assert warned.keys() == {f"{place}{name}" for name in ("a.mask.png", "b-masklabel.png", "masks/sub/c.webp")}
+    note = "trained as an image, and named like the mask of a: dataset.masks=true reads it as that"
+    assert note in warned[f"{place}a.mask.png"]
 
 
 def test_the_fingerprint_covers_masks(folder: Path, settings: Settings) -> None:

@@ -92,6 +92,18 @@ def test_it_is_what_the_download_is(hub: DataSets, bound_gb: float, settings: Se
     assert places[0] == places[1]
 
 
+def test_folders_with_a_word_of_another_split_in_their_names_belong_to_it(hub: DataSets, settings: Settings) -> None:
+    hub.files["ann/runs"] = {
+        "latest-run/train-00000-of-00001.parquet": table([row(0)]),
+        "other/train-00000-of-00001-0a1b2c3d4e5f6071.parquet": table([row(1)]),
+        "other/test-00000-of-00001-0a1b2c3d4e5f6071.parquet": table([row(2)]),
+    }
+    for more in ({}, {"stream": True, "max_cache_gb": 1.0}):
+        found = read_dataset(settings("ann/runs", **more))
+        assert sorted(item.caption for item in found.items) == ["picture 0", "picture 1"]
+    assert not any("test-" in path.rpartition("/")[2] for _, path in hub.requests), "what is not wanted stays there"
+
+
 def test_a_second_look_asks_for_no_images_and_reading_them_in_order_fetches_each_shard_once(
     hub: DataSets, bound_gb: float, settings: Settings
 ) -> None:

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from runner.data import Dataset, in_reading_order, read_dataset
+from runner.data import export as sending
 from runner.errors import DatasetError
 
 Settings = Callable[..., Any]
@@ -77,6 +78,38 @@ def test_all_layouts_are_one_data_set(
     assert len(read_dataset(settings(tmp_path / "hub", split="test")).items) == 1
     counts = read_dataset(settings(tmp_path / "hub")).report.counts
     assert (counts["used"], counts["ignored"]) == (4, 1)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_columns_as_polars_writes_them(
+    suffix: str, tmp_path: Path, rows: list[dict[str, Any]], photos: Photos, settings: Settings
+) -> None:
+    images = pa.array([row["image"]["bytes"] for row in rows], type=pa.binary_view())
+    table = pa.table({"image": images, "text": pa.array([row["text"] for row in rows], type=pa.string_view())})
+    file = tmp_path / f"photos.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, file)
+    else:
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    check(read_dataset(settings(file)), photos)
+
+
+def test_large_images_are_sent_in_small_row_groups(
+    tmp_path: Path, captioned: Path, photos: Photos, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above 2 GiB pyarrow could not read one again."""
+    here = read_dataset(settings(captioned))
+    sizes = [len(item.address.read()) for item in here.items]
+    monkeypatch.setattr(sending, "GROUP_BYTES", sizes[0] + 1)
+    (tmp_path / "sent").mkdir()
+    (file,) = sending.export(here.items, tmp_path / "sent")
+    groups = pq.ParquetFile(file).metadata
+    assert groups.row_group(0).num_rows == 2
+    assert groups.num_row_groups > 1
+    there = read_dataset(settings(tmp_path / "sent"))
+    check(there, photos)
+    assert there.fingerprint == here.fingerprint
 
 
 def test_save_to_disk(tmp_path: Path, rows: list[dict[str, Any]], photos: Photos, settings: Settings) -> None:

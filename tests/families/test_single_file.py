@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,15 @@ def test_half_precision_stays_half(sd15_file: Path, sd15_folder: Path, tmp_path:
     assert {tensor.dtype for tensor in parameters(folder, "unet").values()} == {torch.bfloat16}
 
 
+def test_what_is_no_weight_has_no_say_in_the_precision(sd15_file: Path, sd15_folder: Path, tmp_path: Path) -> None:
+    halves = {key: tensor.half() for key, tensor in load_file(sd15_file).items()}
+    beside = {"alphas_cumprod": torch.ones(1000, dtype=torch.float64), "betas": torch.ones(1000)}
+    save_file(halves | beside, sd15_file)
+    settings = settings_of(sd15_file, configurations(sd15_folder, tmp_path / "sd15-config"))
+    assert check_model(settings) == []
+    assert {tensor.dtype for tensor in parameters(snapshot(settings), "unet").values()} == {torch.float16}
+
+
 def test_files_that_cannot_be_read_are_refused_before_anything_starts(
     sd15_file: Path, sd15_folder: Path, sdxl_folder: Path, tmp_path: Path
 ) -> None:
@@ -141,6 +151,22 @@ def test_files_that_cannot_be_read_are_refused_before_anything_starts(
     assert "quantised (F8_E4M3)" in said(quantised)
     (fault,) = check_model(settings_of(sd15_file, config), used_here=False)
     assert "jobs that run elsewhere are sent folders" in fault
+
+
+def test_a_file_that_is_marked_as_of_velocity_is_not_trained_as_one_of_noise(
+    sd15_file: Path, sd15_folder: Path, tmp_path: Path
+) -> None:
+    config = configurations(sd15_folder, tmp_path / "sd15-config")
+    save_file(load_file(sd15_file) | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, sd15_file)
+    velocity, noise_alone = check_model(settings_of(sd15_file, config))
+    assert "predicts velocity" in velocity
+    assert velocity.endswith("set model.prediction_type=v_prediction")
+    assert noise_alone.endswith("set model.zero_terminal_snr=true")
+    assert check_model(settings_of(sd15_file, config, prediction_type="v_prediction", zero_terminal_snr=True)) == []
+    said = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    scheduler = config / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | said))
+    assert check_model(settings_of(sd15_file, config)) == []
 
 
 def test_a_file_of_another_model_is_refused(sd15_file: Path, sd15_folder: Path, tmp_path: Path) -> None:

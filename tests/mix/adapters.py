@@ -75,6 +75,23 @@ def write_kohya_plainly(
     return file
 
 
+def write_kohya_of_flux(file: Path, transformer: Any, scale: float, stored: torch.dtype) -> tuple[Path, AdapterLayers]:
+    """A file of some layers under the names of the original code of FLUX.1, and its updates."""
+    theirs = {"attn.to_out.0": "img_attn_proj", "ff.net.2": "img_mlp_2"}
+    layers, tensors = dict[tuple[str, str], LowRank](), dict[str, Tensor]()
+    for (component, name), each in random_layers({"transformer": transformer}, targets=tuple(theirs)).items():
+        if name.startswith("transformer_blocks."):
+            _, block, layer = name.split(".", 2)
+            key = f"lora_unet_double_blocks_{block}_{theirs[layer]}"
+            down, up = each.down.to(stored), each.up.to(stored)
+            tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+            tensors[f"{key}.alpha"] = torch.tensor(scale * each.rank)
+            layers[component, name] = LowRank(down.float(), up.float(), scale)
+    assert len(layers) > 1
+    save_file(tensors, file)
+    return file, layers
+
+
 def write_peft_plainly(file: Path, layers: AdapterLayers, config: Mapping[str, Any]) -> Path:
     tensors = {}
     for (component, name), each in layers.items():

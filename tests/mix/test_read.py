@@ -21,6 +21,7 @@ from tests.mix.adapters import (
     SDXL_PREFIXES,
     random_layers,
     same_updates,
+    write_kohya_of_flux,
     write_kohya_plainly,
     write_peft_plainly,
 )
@@ -160,17 +161,22 @@ def test_what_is_no_adapter_of_this_model_is_refused(sdxl_parts: Parts, sd15_par
     assert "is a LoHa" in said()
 
 
-def test_kohya_files_of_flux_go_through_the_conversion_of_diffusers(flux_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("scale", "stored"), [(0.5, torch.float32), (0.3, torch.bfloat16)])
+def test_kohya_files_of_flux_go_through_the_conversion_of_diffusers(
+    scale: float, stored: torch.dtype, flux_folder: Path, tmp_path: Path
+) -> None:
+    """Their scale is multiplied in, and must not be rounded to the file's precision."""
     transformer = pipeline_of(flux_folder).transformer
-    layers = random_layers({"transformer": transformer}, targets=("attn.to_out.0", "ff.net.2"), scale=0.5)
-    layers = {key: each for key, each in layers.items() if key[1].startswith("transformer_blocks.")}
-    assert len(layers) > 1
-    tensors = {}
-    for (_, name), each in layers.items():
-        theirs = {"attn.to_out.0": "img_attn_proj", "ff.net.2": "img_mlp_2"}[name.split(".", 2)[2]]
-        key = f"lora_unet_double_blocks_{name.split('.')[1]}_{theirs}"
-        tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = each.down, each.up
-        tensors[f"{key}.alpha"] = torch.tensor(each.scale * each.rank)
-    save_file(tensors, tmp_path / "a.safetensors")
-    read = read_adapter(tmp_path / "a.safetensors", find_family("flux"), {"transformer": transformer})
+    file, layers = write_kohya_of_flux(tmp_path / "a.safetensors", transformer, scale, stored)
+    read = read_adapter(file, find_family("flux"), {"transformer": transformer})
     assert same_updates(read, layers) < 1e-6
+
+
+def test_kohya_files_of_flux_have_layers_of_the_text_encoder(flux_folder: Path, tmp_path: Path) -> None:
+    pipeline = pipeline_of(flux_folder)
+    parts = {"transformer": pipeline.transformer, "text_encoder": pipeline.text_encoder}
+    file, layers = write_kohya_of_flux(tmp_path / "a.safetensors", pipeline.transformer, 0.5, torch.float32)
+    of_text = random_layers({"text_encoder": pipeline.text_encoder}, scale=0.25)
+    beside = write_kohya_plainly(tmp_path / "text.safetensors", of_text, {"text_encoder": "lora_te1"})
+    save_file(load_file(file) | load_file(beside), file)
+    assert same_updates(read_adapter(file, find_family("flux"), parts), layers | of_text) < 1e-6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from runner.families import find_family
 from runner.mix.fuse import fuse, fused
 from runner.mix.layers import AdapterLayers
+from runner.mix.model import write_fused
 from runner.mix.read import read_adapter
 from runner.mix.write import write_diffusers, write_kohya
 from tests.artifacts.saved import apart, output
@@ -107,3 +109,17 @@ def test_the_sum_is_rounded_once(sdxl_parts: Parts, sdxl_folder: Path) -> None:
     for (component, name), weight in wanted.items():
         assert torch.equal(parts[component].get_parameter(f"{name}.weight"), weight)
     assert {tensor.dtype for part in parts.values() for tensor in part.parameters()} == {torch.bfloat16}
+
+
+def test_what_comes_along_of_a_variant_is_found_beside_the_parts_that_are_written(tmp_path: Path) -> None:
+    """A safety checker is no network that adapters are for, so it is copied."""
+    checker = tmp_path / "base" / "safety_checker"
+    checker.mkdir(parents=True)
+    index = {"_class_name": "StableDiffusionPipeline", "safety_checker": ["stable_diffusion", "StableDiffusionSafety"]}
+    (tmp_path / "base" / "model_index.json").write_text(json.dumps(index))
+    for name in ("config.json", "model.fp16.safetensors", "other.fp16.bin", "other.bin"):
+        (checker / name).write_text(name)
+    write_fused(tmp_path / "base", tmp_path / "merged", {}, dtype=None, variant="fp16", vae=None, stop=lambda: False)
+    written = {file.name: file.read_text() for file in (tmp_path / "merged" / "safety_checker").iterdir()}
+    assert written["model.safetensors"] == "model.fp16.safetensors"
+    assert written["other.bin"] == "other.bin"

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from runner.artifacts.exported import NAMING_PLACES, NOT_OF_INTEREST, Exported, write_export_card
+from runner.artifacts.exported import NAMING_PLACES, NOT_OF_INTEREST, Exported, header_of_kohya, write_export_card
 from runner.errors import Interrupted, RunnerError, SettingsError
 from runner.families import find_family
 from runner.job import Job
@@ -94,12 +95,20 @@ def test_every_format_means_the_same_to_independent_readers(
     assert str(tmp_path) not in str(about) and str(model) not in str(about)
 
 
+@pytest.mark.parametrize(("width", "wanted"), [(768, {}), (1024, {"ss_v2": "True"})])
+def test_programs_know_a_file_for_stable_diffusion_2(width: int, wanted: dict[str, str]) -> None:
+    denoiser = SimpleNamespace(config=SimpleNamespace(cross_attention_dim=width))
+    about = header_of_kohya(find_family("sd"), denoiser, title="x", base_model=None)
+    assert {key: value for key, value in about.items() if key == "ss_v2"} == wanted
+
+
 def test_files_of_others_are_exported_with_a_weight_of_their_own(
     sdxl_parts: Parts, sdxl_folder: Path, tmp_path: Path
 ) -> None:
     layers = random_layers(sdxl_parts, rank=4, scale=0.25)
     file = write_kohya_plainly(tmp_path / "theirs.safetensors", layers, SDXL_PREFIXES)
     do("export", tmp_path / "job", sdxl_folder, adapter=str(file), adapter_weight=0.5)
+    assert "| Strength | 0.5 of what was trained |" in (tmp_path / "job" / "export" / "README.md").read_text()
     by_hand, by_diffusers = pipeline_of(sdxl_folder), pipeline_of(sdxl_folder)
     add_kohya(by_hand, file, 0.5)
     by_diffusers.load_lora_weights(tmp_path / "job" / "export", weight_name="pytorch_lora_weights.safetensors")
@@ -154,7 +163,14 @@ def test_words_go_along(bench: Bench, sdxl_folder: Path, tmp_path: Path, layers:
     exported = tmp_path / "job" / "export"
     assert (exported / "sks.safetensors").read_bytes() == job.paths.word("<sks>").read_bytes()
     assert (exported / "pytorch_lora_weights.safetensors").is_file() is layers
-    assert "copy `sks.safetensors` into the folder of embeddings" in (exported / "README.md").read_text()
+    card = (exported / "README.md").read_text()
+    assert "copy `sks.safetensors` into the folder of embeddings" in card
+    code = card.partition("```python")[2].partition("```")[0]
+    code = code.replace("path/to/the/base", str(sdxl_folder)).replace("path/to/this/folder", str(exported))
+    found: dict[str, Any] = {}
+    exec(code, found)  # it is what people copy
+    assert "<sks>" in found["pipeline"].tokenizer_2.get_vocab()
+    assert bool(found["pipeline"].get_active_adapters()) is layers
     if not layers:
         with pytest.raises(SettingsError, match="rank: has no effect"):
             do("export", tmp_path / "other", sdxl_folder, adapter=str(job.folder), rank=2)

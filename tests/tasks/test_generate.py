@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from runner.adapter_file import find_adapter
 from runner.check import Checker
+from runner.embedded import MODEL_DIR
 from runner.errors import SettingsError
-from runner.job import read_job
+from runner.job import State, read_job, update_manifest
 from tests.command_line import runner, trained
 from tests.conftest import MakeOnce
+from tests.data.hub_data_sets import giving
 from tests.launch.running import manifests, outputs
+from tests.train.bench import Bench
 
 PROMPT, DRAWING = "a red house", ("inference_steps=3", "seeds=[0,1]", "logger=none")
 
@@ -71,6 +75,38 @@ def test_a_file_of_another_program_may_lie_beside_its_own_configuration(tmp_path
         raw = told(adapter=str(file), model={"family": "sdxl"}, precision="fp32", resolution=64)
         settings = Checker(tmp_path).job(raw).settings
         assert (settings.model.path, settings.precision, settings.resolution) == ("embedded", "fp32", 64)  # type: ignore[attr-defined]
+
+
+def test_a_folder_in_a_job_stands_for_itself_and_not_for_what_came_out_at_the_end(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    job = bench.job(MODEL_DIR)
+    job.paths.lora.mkdir()
+    save_file({"unet.a.lora_A.weight": torch.zeros(2, 3)}, job.paths.weights)
+    update_manifest(job.folder, state=State.COMPLETED)
+    for folder in (job.folder, job.paths.lora):
+        assert find_adapter(str(folder), key="adapter").file == job.paths.weights
+    (checkpoint := job.paths.checkpoint_at(500)).mkdir(parents=True)
+    with pytest.raises(SettingsError, match=r"step-000500': holds no pytorch_lora_weights\.safetensors; name a job's"):
+        find_adapter(str(checkpoint), key="adapter")
+    (exported := job.paths.export).mkdir()
+    shutil.copy(job.paths.weights, exported)
+    assert find_adapter(str(exported), key="adapter").file == exported / job.paths.weights.name
+
+
+def test_an_adapter_on_the_hub_may_have_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with giving(monkeypatch, str(tmp_path / "hub")) as hub:
+        content = save({"unet.a.lora_A.weight": torch.zeros(2, 3)})
+        hub.files["ann/pixels"] = {"pixels.safetensors": content, "README.md": b"of pixels"}
+        hub.files["ann/several"] = {"one.safetensors": content, "two.safetensors": content}
+        found = find_adapter("ann/pixels", key="adapter").file
+        assert (found.name, found.read_bytes()) == ("pixels.safetensors", content)
+        with pytest.raises(SettingsError, match=r"holds one\.safetensors, two\.safetensors; download the one"):
+            find_adapter("ann/several", key="adapter")
+        # A worker may have no way to the Hub, and the file from whoever has planned the job.
+        hub.refused["/"] = 0
+        assert find_adapter("ann/pixels", key="adapter").file == found
+        with pytest.raises(SettingsError, match=r"is not on this machine, nor to be had from the Hub"):
+            find_adapter("ann/several", key="adapter")
 
 
 def told(**changes: object) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from runner.adapter_file import find_adapter
 from runner.archive import lay_out
 from runner.errors import ArtifactError, Interrupted, ModelError, SettingsError
 from runner.families import find_family
@@ -18,9 +20,18 @@ from runner.families.files import check_model, snapshot
 from runner.job import Job
 from runner.mix.write import write_diffusers, write_kohya
 from runner.schema import ModelSettings
+from runner.schema.tasks import TASKS
+from runner.tasks.sent import sent_files
 from tests.artifacts.saved import apart, output
 from tests.families.original_layout import write_original
-from tests.mix.adapters import SDXL_PREFIXES, add_kohya, random_layers, write_kohya_plainly, write_peft_plainly
+from tests.mix.adapters import (
+    SDXL_PREFIXES,
+    add_kohya,
+    random_layers,
+    write_kohya_of_flux,
+    write_kohya_plainly,
+    write_peft_plainly,
+)
 from tests.mix.conftest import Parts
 from tests.tasks.doing import do, with_words
 from tests.train.bench import Bench, family_of, pipeline_of, records
@@ -153,6 +164,36 @@ def test_transformers_are_merged_too(name: str, tmp_path: Path, request: pytest.
     assert pipeline_of(tmp_path / "job" / "model").transformer is not None
     with pytest.raises(SettingsError, match=r"output = 'single_file'.*take output=folder"):
         do("merge", tmp_path / "other", model, adapter=str(file), output="single_file")
+
+
+@pytest.mark.parametrize(
+    ("before", "endings"),
+    [
+        ("base_model.model.", ("lora_A.weight", "lora_B.weight")),
+        ("diffusion_model.", ("lora_down.weight", "lora_up.weight")),
+        ("unet.", ("lora_A.default.weight", "lora_B.default.weight")),
+        ("unet.", ("lora_A.weight", "lora_B.weight", "alpha")),
+    ],
+)
+def test_names_that_diffusers_does_not_know_are_merged_too(
+    before: str, endings: tuple[str, ...], sdxl_parts: Parts, sdxl_folder: Path, tmp_path: Path
+) -> None:
+    """Those of peft, of ComfyUI, and of trainers that put alphas beside the names of peft."""
+    layers = random_layers({"unet": sdxl_parts["unet"]}, targets=("to_q", "conv1"))
+    tensors = {}
+    for (_, name), each in layers.items():
+        values = (each.down, each.up, torch.tensor(1.5))
+        tensors |= {f"{before}{name}.{ending}": value for ending, value in zip(endings, values, strict=False)}
+    save_file(tensors, file := tmp_path / "theirs.safetensors")
+    found = do("merge", tmp_path / "job", sdxl_folder, adapter=str(file))["merge"]
+    assert found["layers"] == len(layers)
+
+
+def test_an_adapter_of_flux_that_diffusers_would_round_is_merged_exactly(flux_folder: Path, tmp_path: Path) -> None:
+    transformer = pipeline_of(flux_folder).transformer
+    file, layers = write_kohya_of_flux(tmp_path / "a.safetensors", transformer, 0.3, torch.bfloat16)
+    found = do("merge", tmp_path / "job", flux_folder, adapter=str(file))["merge"]
+    assert (found["layers"], found["dtype"]) == (len(layers), {"transformer": "float32"})
 
 
 def test_adapters_put_together_are_one(two: list[str], sdxl_folder: Path, tmp_path: Path) -> None:
@@ -292,6 +333,25 @@ def test_words_are_not_merged(bench: Bench, sdxl_folder: Path, tmp_path: Path) -
     with pytest.raises(SettingsError, match=rf"was taught words \(sks\).* name {job.paths.weights}"):
         do("merge", tmp_path / "job", sdxl_folder, adapter=str(job.folder))
     do("merge", tmp_path / "job", sdxl_folder, adapter=str(job.paths.weights))
+
+
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_an_adapter_is_the_same_where_it_is_sent_to(
+    named: str, bench: Bench, sdxl_folder: Path, tmp_path: Path
+) -> None:
+    """Also the layers alone of one that was taught words besides."""
+    trained = with_words(bench, sdxl_folder, layers=True)
+    given = {"folder": trained.folder, "file": trained.paths.weights}[named]
+    settings = TASKS["merge"].model_validate({"task": {"name": "merge"}, "adapter": str(given)})
+    ((_, place, files),) = sent_files(Job("x", settings, {}, tmp_path, ()))
+    for name, file in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, tmp_path / name)
+    here, there = (find_adapter(str(each), key="adapter", words=True) for each in (given, tmp_path / place))
+    assert bool(here.words) == (named == "folder")
+    assert (there.digest, len(there.words)) == (here.digest, len(here.words))
+    assert there.job is not None
+    assert there.job.id == trained.id
 
 
 def test_adapters_that_do_not_fit_are_refused_before_anything_starts(

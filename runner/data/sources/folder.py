@@ -114,7 +114,8 @@ def _add_captioned_by_text(
         if text:
             texts_read.add(text)
             content = _read_text(listing.root / text, text, faults)
-            captions = tuple(content.splitlines()) if settings.captions_per_line else (content,)
+            # Not splitlines(): a caption may contain characters that it takes for the end of a line.
+            captions = tuple(content.split("\n")) if settings.captions_per_line else (content,)
         fix = f"Write one into {text or PurePosixPath(name).stem + '.txt beside it'}"
         found.entries.append(Entry(name, FileAddress(listing.root / name), captions, fix))
     return texts_read
@@ -151,4 +152,5 @@ def _is_within(name: str, folder: str) -> bool:
 
 
 def _below(folder: Path | None, path: Path) -> bool:
-    return folder is not None and path.resolve().is_relative_to(folder.resolve())
+    # Where the file itself is a link to says nothing: in the Hub's cache all are, to one folder of contents.
+    return folder is not None and path.parent.resolve().is_relative_to(folder.resolve())

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from runner.schema import DatasetSettings
 
 
+DIGITS = "[0-9]" * 5
+"""In the names of shards."""
+
+
 def download(settings: DatasetSettings, faults: Faults) -> Path:
     """Folder with the files of `settings.path` at `settings.revision`. Raises DatasetError."""
     from huggingface_hub import snapshot_download
@@ -42,8 +46,9 @@ def patterns(settings: DatasetSettings) -> tuple[list[str], list[str]]:
     suffixes = sorted(IMAGE_SUFFIXES | TABLE_SUFFIXES | {".txt"})
     wanted = [f"*{suffix}" for suffix in suffixes] + [f"*{suffix.upper()}" for suffix in suffixes]
     wanted += [f"*{name}" for name in (*METADATA_NAMES, DESCRIPTION_NAME, STATE_NAME)]
-    # Shards of other splits are often the larger part; their names are fixed by the Hub's own converter.
-    return wanted, [f"*{split}-*-of-*.parquet" for split in sorted(KNOWN_SPLITS - {settings.split})]
+    # Shards of other splits are often the larger part; their names are fixed by the Hub's own converter. With the
+    # digits, because a star matches folders too: those of `test-run/train-00000-of-00001.parquet` are no split.
+    return wanted, [f"*{split}-{DIGITS}-of-{DIGITS}*.parquet" for split in sorted(KNOWN_SPLITS - {settings.split})]
 
 
 def explain(settings: DatasetSettings, error: Exception) -> str:

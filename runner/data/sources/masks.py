@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 
 from runner.data.faults import Faults
 from runner.data.sources.listing import Listing
@@ -35,6 +36,13 @@ def without_masks(listing: Listing, faults: Faults) -> tuple[Listing, dict[str, 
     for subject in sorted(masks.keys() - stems):
         faults.add("mask", f"{masks[subject]}: a mask of no image, for there is no {subject}. Rename or remove it.")
     return dataclasses.replace(listing, images=images), masks
+
+
+def masks_among(images: Sequence[str]) -> dict[str, str]:
+    """Those of the images whose names say that they are the mask of another, and that one without suffix."""
+    stems = {os.path.splitext(name)[0] for name in images}
+    named = {name: _subject_of(os.path.splitext(name)[0]) for name in images}
+    return {name: subject for name, subject in named.items() if subject is not None and subject in stems}
 
 
 def _subject_of(stem: str) -> str | None:

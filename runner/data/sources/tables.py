@@ -67,14 +67,11 @@ def is_shard(name: str) -> bool:
 
 def holds_images(path: Path, column: str) -> bool:
     """Whether a table may hold images: in `column`, or in another one of bytes. One that cannot be read holds none."""
-    import pyarrow as pa
-
     try:
         schema = schema_of(path)
     except (OSError, ValueError):
         return False
-    texts = (pa.string(), pa.large_string())
-    return any((each.name == column or each.type not in texts) and _may_hold_images(each.type) for each in schema)
+    return any((each.name == column or not _is_text(each.type)) and _may_hold_images(each.type) for each in schema)
 
 
 def _saved(folder: Path, names: list[str], found: Found) -> list[str]:
@@ -218,8 +215,14 @@ def _may_hold_images(kind: pyarrow.DataType) -> bool:
 
     if pa.types.is_struct(kind):
         return bool({"bytes", "path"} & {kind.field(index).name for index in range(kind.num_fields)})
-    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string)
-    return any(check(kind) for check in checks)
+    # polars writes views.
+    return kind in (pa.binary(), pa.large_binary(), pa.binary_view()) or _is_text(kind)
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    import pyarrow as pa
+
+    return kind in (pa.string(), pa.large_string(), pa.string_view())
 
 
 def _is_parquet(path: Path) -> bool:

@@ -76,7 +76,7 @@ def _write(settings: Export, found: AdapterFile, folder: Path, title: str) -> tu
     parts = skeleton(_configurations(settings.model), family.adapter_components)
     ((_, weight),) = settings.weighted
     layers = concatenate([(read_adapter(found.file, family, parts), weight)])
-    facts: dict[str, Any] = {"layers": len(layers)}
+    facts: dict[str, Any] = {"layers": len(layers)} | ({} if weight == 1 else {"weight": weight})
     if settings.rank is not None or settings.keep_energy is not None:
         reduced = reduce(layers, rank=settings.rank, energy=settings.keep_energy)
         log.info("%s", reduced.described())
@@ -131,6 +131,8 @@ def _push(settings: Export, paths: JobPaths, title: str) -> dict[str, Any]:
 def _shown(facts: dict[str, Any]) -> dict[str, Any]:
     """For people."""
     shown = {"Layers": facts.get("layers"), "Largest rank": facts.get("rank")}
+    if "weight" in facts:
+        shown["Strength"] = f"{facts['weight']:g} of what was trained"
     if "kept_energy" in facts:
         shown["Kept of the update"] = f"{facts['kept_energy']:.2%} of its squared norm, after reducing the rank"
     return {key: value for key, value in shown.items() if value is not None}

@@ -25,7 +25,7 @@ from runner.families.single_file import lay_out_single_file
 from runner.mix.layers import AdapterLayers
 from runner.mix.mix import concatenate
 from runner.mix.model import configuration_of, parts_of, set_prediction, skeleton, stored_dtype, write_fused
-from runner.mix.read import METADATA, read_adapter
+from runner.mix.read import METADATA, is_named_for_diffusers, read_adapter
 from runner.mix.reduce import Reduced, reduce
 from runner.mix.write import write_diffusers
 from runner.paths import JobPaths, atomic_file
@@ -70,20 +70,22 @@ def work(settings: Merge, paths: JobPaths, place: Place, *, stop: Callable[[], b
 def _as_diffusers_reads(
     files: Sequence[Path], read: Sequence[AdapterLayers], model: ModelSettings
 ) -> Iterator[list[Path]]:
-    """Files for the comparison: the adapters' own, or copies of those whose scales diffusers would lose.
+    """Files for the comparison: the adapters' own, or copies of those that diffusers would not read as they are meant.
 
     Of files without its metadata, diffusers (0.42.1) takes one alpha for all layers.
     """
+    family = find_family(model.family)
     with tempfile.TemporaryDirectory(prefix="adapters-") as temporary:
         loadable = []
         for index, (file, layers) in enumerate(zip(files, read, strict=True)):
-            said = METADATA in header_of(file, f"adapter = {str(file)!r}").get("__metadata__", {})
+            header = header_of(file, f"adapter = {str(file)!r}")
+            said = METADATA in header.pop("__metadata__", {})
             alike = len({(each.rank, each.scale) for each in layers.values()}) == 1
-            if said or alike:
+            if (said or alike) and is_named_for_diffusers(header, family):
                 loadable.append(file)
                 continue
             (folder := Path(temporary) / str(index)).mkdir()
-            loadable.append(write_diffusers(folder, find_family(model.family), layers))
+            loadable.append(write_diffusers(folder, family, layers))
         yield loadable
 
 
