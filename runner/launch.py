@@ -160,14 +160,17 @@ def _run(jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None
         conclude(jobs)
 
 
-def _take_up(job: Job, settings: LauncherSettings) -> None:
-    """Make a job's folder ready for a worker, unless another runner is faster."""
+def _take_up(job: Job, settings: LauncherSettings) -> bool:
+    """Make a job's folder ready for a worker, unless another runner is faster; whether it is."""
     try:
         with lock(job.folder):
-            if not is_done(job, _state(job)):
-                register(job, _state_elsewhere(job, settings))
+            if is_done(job, _state(job)):
+                return False
+            register(job, _state_elsewhere(job, settings))
+            return True
     except LockedError:
         log.info("%s: another runner has just begun with it", job.id)
+        return False
 
 
 def _state_elsewhere(job: Job, settings: LauncherSettings) -> State:
@@ -185,7 +188,7 @@ def _plan(jobs: Sequence[Job], settings: LauncherSettings, machine: Machine, cos
 
 
 class _MoreJobs:
-    """Jobs of a search, checked as those of a sweep are."""
+    """Jobs of a search, checked and taken up as those of a sweep are."""
 
     def __init__(self, search: Search, checker: Checker, jobs: list[Job]) -> None:
         self._search, self._checker, self._jobs = search, checker, jobs
@@ -207,7 +210,7 @@ class _MoreJobs:
         done = is_done(job, _state(job))
         self._search.started(overrides, job, again=not done)
         self._jobs.append(job)
-        return None if done or is_held(job.folder) else job
+        return job if not done and _take_up(job, job.settings.launcher) else None
 
 
 def _wait_for(jobs: Sequence[Job]) -> None:

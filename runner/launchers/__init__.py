@@ -21,7 +21,8 @@ LAUNCHERS = {
 }
 
 MoreJobs = Callable[[int], Sequence[Job]]
-"""Asked for so many further jobs when places are free; fewer or none mean that there are no more at this moment."""
+"""Asked for so many further jobs, whose folders are ready for workers, when places are free; fewer or none mean that
+there are no more at this moment."""
 
 
 class Launcher(Protocol):

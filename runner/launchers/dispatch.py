@@ -17,7 +17,7 @@ from typing import Any
 
 from runner.errors import Detached, Interrupted, SettingsError
 from runner.exclusive import alone
-from runner.job import Job, State, common_overrides, lock, own_overrides, read_manifest, register, update_manifest
+from runner.job import Job, State, common_overrides, own_overrides, read_manifest, update_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.cluster import Cluster, Gone, NoRoom, NotStopped, NotSubmitted
 from runner.launchers.lots import OPEN_FOR_S, SETTLED, UNSETTLED, Lot, jobs_of_workers, recorded_lots
@@ -230,8 +230,6 @@ class Dispatch:
         """Give further jobs to the workers that there are, or submit those that have none together."""
         new: dict[tuple[Any, ...], list[Job]] = {}
         for job in jobs:
-            with lock(job.folder):
-                register(job)
             key = pack_key(job)
             lots = (
                 lot for lot in self.lots if lot.alive and self.cluster.shares_files and pack_key(lot.jobs[0]) == key

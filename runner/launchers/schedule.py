@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from runner.errors import Interrupted
-from runner.job import Job, State, is_held, lock, register, state_of
+from runner.job import Job, State, is_held, state_of
 from runner.launchers import MoreJobs
 from runner.launchers.ending import ending
 from runner.launchers.forked import forget_libraries
@@ -210,8 +210,6 @@ class Schedule:
             self.more = None
 
     def _take_in(self, job: Job) -> None:
-        with lock(job.folder):
-            register(job)
         for share in self._shares:
             if pack_key(share.pack.jobs[0]) == pack_key(job):
                 share.add(job)

@@ -96,6 +96,21 @@ def test_a_search_whose_first_trials_are_done_goes_on(launched: list[Job]) -> No
     assert {job.settings.seed for job in launched} == {4}
 
 
+def test_a_trial_that_another_runner_completes_meanwhile_is_not_done_again(
+    launched: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = OptunaSearch.started
+
+    def completed_elsewhere(self: OptunaSearch, overrides: Sequence[str], job: Job, *, again: bool) -> None:
+        started(self, overrides, job, again=again)
+        if job.settings.seed == 2:
+            finish(job)
+
+    monkeypatch.setattr(OptunaSearch, "started", completed_elsewhere)
+    launch_search(search(trials=12))
+    assert {job.settings.seed for job in launched} == {1, 3, 4}
+
+
 def test_a_trial_that_fails_does_not_end_the_search(launched: list[Job]) -> None:
     found = search(trials=8, seeds=("1", "2", str(FAILS)))
     launch_search(found)
