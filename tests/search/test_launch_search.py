@@ -99,16 +99,18 @@ def test_a_search_whose_first_trials_are_done_goes_on(launched: list[Job]) -> No
 def test_a_trial_that_another_runner_completes_meanwhile_is_not_done_again(
     launched: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = OptunaSearch.started
+    started, elsewhere = OptunaSearch.started, set[str]()
 
-    def completed_elsewhere(self: OptunaSearch, overrides: Sequence[str], job: Job, *, again: bool) -> None:
+    def complete(self: OptunaSearch, overrides: Sequence[str], job: Job, *, again: bool) -> None:
         started(self, overrides, job, again=again)
-        if job.settings.seed == 2:
+        if launched and again:
             finish(job)
+            elsewhere.add(job.id)
 
-    monkeypatch.setattr(OptunaSearch, "started", completed_elsewhere)
-    launch_search(search(trials=12))
-    assert {job.settings.seed for job in launched} == {1, 3, 4}
+    monkeypatch.setattr(OptunaSearch, "started", complete)
+    launch_search(search(trials=30, seeds=tuple(str(seed) for seed in range(10, 10_000))))
+    assert elsewhere
+    assert not elsewhere & {job.id for job in launched}
 
 
 def test_a_trial_that_fails_does_not_end_the_search(launched: list[Job]) -> None:
