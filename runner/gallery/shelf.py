@@ -129,7 +129,7 @@ class Shelf:
         pictures = next(filter(None, (_last_pictures(job.folder) for job, _ in results)), [])
         return Cover(
             experiment=experiment,
-            about=subject(jobs[0]) if jobs[0].trains else f"task={jobs[0].manifest['task']}",
+            about=subject(jobs[0]) if jobs[0].trains else f"task={jobs[0].task}",
             states=list(counted.items()),
             pictures=[self.path_of(path) for path in pictures[: len(pictures) // ROW * ROW or None]],
         )

@@ -74,8 +74,8 @@ class Evaluations:
 
 def apart(jobs: Sequence[JobRecord]) -> tuple[list[JobRecord], list[JobRecord]]:
     """(jobs that the page is about, evaluations): where there are only evaluations, they are both."""
-    evaluations = [job for job in jobs if job.manifest.get("task") == TASK]
-    others = [job for job in jobs if job.manifest.get("task") != TASK]
+    evaluations = [job for job in jobs if job.task == TASK]
+    others = [job for job in jobs if job.task != TASK]
     return others or evaluations, sorted(evaluations, key=_finished, reverse=True)
 
 

@@ -109,6 +109,20 @@ def test_brackets_in_values_and_names_are_shown_as_they_are(capsys: pytest.Captu
     assert ".*to_[qkv]" in shown and ".*to_q([/]|x)?" in shown and "of [red] things" in shown
 
 
+def test_a_job_of_another_task_is_not_told_by_settings_that_it_does_not_have() -> None:
+    trained = [make(seed, State.COMPLETED) for seed in (1, 2)]
+    drawn = outputs_dir() / "sweep" / "drawn"
+    drawn.mkdir()
+    overrides = ["adapter=x", *(f"key{number}={number}" for number in range(6))]
+    (drawn / "manifest.json").write_text(json.dumps({"id": "drawn", "task": "generate", "overrides": overrides}))
+    table = look(*trained, Job("drawn", trained[0].settings, {}, drawn))
+    assert table.columns == ["seed"]
+    assert table.cells["drawn"] == ["–"]
+    for job, key in zip(trained, ("a", "b"), strict=True):
+        update_manifest(job.folder, overrides=[f"{key}{number}=1" for number in range(6)])
+    assert look(*trained).cells[trained[1].id] == [" ".join(f"b{number}=1" for number in range(6))]
+
+
 def test_states_are_counted_and_a_failure_says_why_and_is_the_exit_code() -> None:
     jobs = [make(seed, state) for seed, state in enumerate((State.COMPLETED, State.PRUNED, State.PENDING))]
     assert status().code == 0
