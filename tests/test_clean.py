@@ -165,6 +165,26 @@ def test_on_a_terminal_each_kind_is_asked_for(tmp_path: Path) -> None:
     assert len(list(done.paths.samples.iterdir())) == 4 and failed.folder.is_dir()
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, EOFError])
+def test_to_end_the_questions_removes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stop: type[BaseException]
+) -> None:
+    folder = job(tmp_path, State.COMPLETED).folder
+    before, answers = files(folder), iter(["y"])
+
+    def answer(_question: str) -> str:
+        for given in answers:
+            return given
+        raise stop
+
+    monkeypatch.setattr("builtins.input", answer)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert clean(tmp_path) == 0
+    assert "Nothing was removed." in capsys.readouterr().out
+    assert files(folder) == before
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("empty", "other/thing"):
         (tmp_path / name).mkdir(parents=True)
