@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import uvicorn
 
 from runner.gallery.__main__ import main
 from runner.gallery.guard import Guard
@@ -291,6 +292,14 @@ def test_what_is_no_port_is_refused(port: str, tmp_path: Path, capsys: pytest.Ca
         main([str(tmp_path), "--port", port])
     assert ended.value.code == 2
     assert f"--port: '{port}' is no port; give a whole number from 1 to 65535" in capsys.readouterr().err
+
+
+def test_the_address_that_is_printed_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server: None)
+    main([str(tmp_path), "--host", "::1"])
+    assert capsys.readouterr().out.startswith("http://[::1]:7878/ ")
 
 
 def test_listening_for_others_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
