@@ -15,8 +15,11 @@ NAME_JOB = "name a job in outputs/<name>"
 
 
 def is_job_folder(folder: Path) -> bool:
-    """Whether a folder is a job's."""
-    return (folder / "manifest.json").is_file() or (folder / "config.yaml").is_file()
+    """Whether a folder is a job's; one that may not be looked into is none."""
+    try:
+        return (folder / "manifest.json").is_file() or (folder / "config.yaml").is_file()
+    except PermissionError:
+        return False
 
 
 def job_folders(folder: Path) -> list[Path]:
@@ -29,7 +32,7 @@ def job_folders(folder: Path) -> list[Path]:
     folder = _checked(folder, NAME_ANY)
     if is_job_folder(folder):
         return [folder]
-    jobs = _jobs_in(folder) or [job for child in sorted(folder.iterdir()) if child.is_dir() for job in _jobs_in(child)]
+    jobs = _jobs_in(folder) or [job for child in sorted(folder.iterdir()) if child.is_dir() for job in _jobs_of(child)]
     if not jobs:
         raise ValueError(f"no job in {folder}: {NAME_ANY}")
     return jobs
@@ -81,6 +84,14 @@ def _checked(folder: Path, fix: str) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: {fix}")
     return folder
+
+
+def _jobs_of(experiment: Path) -> list[Path]:
+    """The jobs in one of several experiments, which may be somebody else's and closed."""
+    try:
+        return _jobs_in(experiment)
+    except PermissionError:
+        return []
 
 
 def _jobs_in(folder: Path) -> list[Path]:
