@@ -126,12 +126,13 @@ class Shelf:
         aim = Aim.of(jobs)
         results = [(job, aim.result(job)) for job in jobs]
         results.sort(key=lambda each: (each[0].state != "completed", each[1] is None, aim.cost(each[1] or 0.0)))
-        pictures = next(filter(None, (_last_pictures(job.folder) for job, _ in results)), [])
+        found = (list(filter(None, map(self.picture_path, _last_pictures(job.folder)))) for job, _ in results)
+        pictures = next(filter(None, found), [])
         return Cover(
             experiment=experiment,
             about=subject(jobs[0]) if jobs[0].trains else f"task={jobs[0].task}",
             states=list(counted.items()),
-            pictures=[self.path_of(path) for path in pictures[: len(pictures) // ROW * ROW or None]],
+            pictures=pictures[: len(pictures) // ROW * ROW or None],
         )
 
     def ranking(self, paths: Sequence[str]) -> Ranking:
@@ -193,13 +194,20 @@ class Shelf:
         """The path below the folder, as in addresses; `.` is the folder itself."""
         return path.resolve().relative_to(self.root).as_posix()
 
+    def picture_path(self, path: Path) -> str:
+        """That of a picture; empty where a link leads out of the folder, from which nothing is shown."""
+        try:
+            return self.path_of(path)
+        except ValueError:
+            return ""
+
     def bases(self) -> list[BaseModel]:
         """The base models of the completed trainings here, each with its adapters."""
         found: dict[str, BaseModel] = {}
         for experiment in sorted(self.experiments(), key=lambda one: one.name):
             jobs = labelled([read_briefly(folder) for folder in experiment.folders])
             for job in sorted(jobs, key=lambda one: one.name):
-                if (base := _base_of(job)) is not None and (usable := self._usable(job, experiment)) is not None:
+                if (usable := self._usable(job, experiment)) is not None and (base := _base_of(job)) is not None:
                     found.setdefault(base.key, base).adapters.append(usable)
         for base in found.values():
             base.adapters.extend(self._files)
@@ -240,7 +248,7 @@ def _base_of(job: JobRecord) -> BaseModel | None:
         settings = ModelSettings.model_validate(given if isinstance(given, dict) else {})
     except (ValidationError, RunnerError):
         return None
-    prompts = _prompts_of(job)
+    prompts, guidance = _prompts_of(job), job.setting("validation.guidance_scale")
     return BaseModel(
         key=settings.model_dump_json(exclude={"resolution", "precision"}),
         settings=settings,
@@ -248,7 +256,7 @@ def _base_of(job: JobRecord) -> BaseModel | None:
         resolution=int(job.setting("resolution") or settings.resolution),
         sampler=str(job.setting("scheduler.name") or "model"),
         steps=int(job.setting("validation.inference_steps") or 25),
-        guidance=float(job.setting("validation.guidance_scale") or 5.0),
+        guidance=5.0 if guidance is None else float(guidance),
         prompt=prompts[0] if prompts else "",
         adapters=[],
     )

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import pytest
 import uvicorn
+import yaml
 
 from runner.gallery.__main__ import main
 from runner.gallery.guard import Guard
@@ -190,6 +191,24 @@ def test_draws_what_is_typed_with_sliders_and_keeps_it(gallery: Gallery, tab: Ta
     tab.click(".go button")
     tab.until(f"document.querySelectorAll('#strip .drawn').length === {there + 5}")
     assert drawn(tab)[0] == pictures[2], "the same settings give the same picture"
+
+
+def test_settings_are_taken_up_on_the_page_of_their_model(gallery: Gallery, tab: Tab) -> None:
+    first, other = gallery.jobs[0], gallery.folder / "zoo" / "job"
+    shutil.copytree(first.folder, other)
+    settings = yaml.safe_load((other / "config.yaml").read_text())
+    settings["model"]["variant"] = "fp16"
+    (other / "config.yaml").write_text(yaml.safe_dump(settings))
+    try:
+        assert gallery.ask("/draw", "POST", f"prompt=a&steps=1&weight:{quote(path_of(first))}=0.55")[0] == 200
+        tab.open(f"{gallery.address}/draw?use=zoo/job")
+        weight = f"document.querySelector(`[name='weight:{path_of(first)}']`)"
+        assert tab.ask(weight) is None, "of another base model"
+        tab.click("#strip .drawn .again")
+        tab.until(f"{weight}?.value === '0.55'")
+        assert tab.ask("document.querySelector('[name=prompt]').value") == "a"
+    finally:
+        shutil.rmtree(other.parent)
 
 
 def test_draws_with_a_file_from_elsewhere(gallery: Gallery) -> None:
