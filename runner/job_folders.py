@@ -95,4 +95,8 @@ def _jobs_of(experiment: Path) -> list[Path]:
 
 
 def _jobs_in(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if child.is_dir() and is_job_folder(child))
+    jobs = sorted(child for child in folder.iterdir() if child.is_dir() and is_job_folder(child))
+    # A link to a job beside it, such as `best`, is no further job.
+    links = {job for job in jobs if job.is_symlink()}
+    there = {job.resolve() for job in jobs if job not in links} if links else set()
+    return [job for job in jobs if job not in links or job.resolve() not in there]

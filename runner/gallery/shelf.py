@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from runner.errors import RunnerError
-from runner.job_folders import is_job_folder
+from runner.job_folders import find_jobs, is_job_folder
 from runner.paths import JobPaths
 from runner.report.differences import labelled
 from runner.report.evaluations import Figures, apart, figures_by_job
@@ -161,9 +161,7 @@ class Shelf:
             NotThere: there is none.
         """
         folder = self.job_folder(path)
-        beside = [folder]
-        if folder != self.root:
-            beside = sorted(each for each in folder.parent.iterdir() if each.is_dir() and is_job_folder(each))
+        beside = [folder] if folder == self.root else find_jobs(folder.parent)
         jobs, evaluations = apart([read_briefly(each) for each in beside])
         titles = {each.folder: each.label for each in labelled(jobs)}
         job = replace(read_job(folder), label=titles.get(folder, ""))

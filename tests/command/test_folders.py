@@ -91,3 +91,13 @@ def test_a_folder_that_may_not_be_looked_into_hides_no_other(tmp_path: Path, mon
     assert job_folders(tmp_path) == [tmp_path / "mine" / "job"]
     with pytest.raises(PermissionError):
         job_folders(tmp_path / "theirs")
+
+
+def test_a_link_to_a_job_beside_it_is_no_further_job(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "x" / name).mkdir(parents=True)
+        (tmp_path / "x" / name / "manifest.json").write_text("{}")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "x" / "a")
+    (tmp_path / "x" / "best").symlink_to("a")
+    assert job_folders(tmp_path / "x") == [tmp_path / "x" / "a", tmp_path / "x" / "b"]
+    assert job_folders(tmp_path) == [tmp_path / "elsewhere"], "the job itself lies in another folder"
