@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,10 @@ def completed(folder: Path, **settings: Any) -> Path:
     return folder
 
 
+def gallery(folder: Path) -> TestClient:
+    return TestClient(make_app(folder, host="127.0.0.1", device="cpu"), base_url="http://localhost")
+
+
 @pytest.mark.parametrize(
     ("family", "asked", "said"),
     [
@@ -91,8 +96,15 @@ def test_what_lies_beside_the_jobs_keeps_no_page_from_being_shown(tmp_path: Path
     foreign = tmp_path / "shown" / "x" / "of another program"
     foreign.mkdir()
     (foreign / "config.yaml").write_text("resolution: 512x512\nmodel: sdxl\n")
-    with TestClient(make_app(tmp_path / "shown", host="127.0.0.1", device="cpu"), base_url="http://localhost") as page:
+    with gallery(tmp_path / "shown") as page:
         for path in ("/", "/experiment/x", "/job/x/job", "/draw"):
             answer = page.get(path)
             assert answer.status_code == 200, path
             assert "<img" not in answer.text, "of what lies elsewhere nothing is shown"
+
+
+@pytest.mark.parametrize("parts", [[b"prompt=" + b"a" * (1 << 18)], iter([b"prompt="])], ids=["long", "of any length"])
+def test_a_form_that_is_too_long_is_not_read(tmp_path: Path, parts: Iterable[bytes]) -> None:
+    content = parts[0] if isinstance(parts, list) else parts
+    with gallery(tmp_path) as page:
+        assert page.post("/draw", content=content).status_code == 413
