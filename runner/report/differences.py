@@ -102,10 +102,12 @@ def labelled(jobs: list[JobRecord]) -> list[JobRecord]:
     """The jobs with titles that tell them apart: the settings in which they differ, if those are few."""
     if len({job.name for job in jobs}) == len(jobs):
         return jobs
-    titles = {folder: title for kind in by_task(jobs) for folder, title in _titles(kind).items()}
+    kinds = by_task(jobs)
+    titles = {folder: title for kind in kinds for folder, title in _titles(kind).items()}
     if len(set(titles.values())) < len(jobs):
-        return [replace(job, label=job.id) for job in jobs]
-    return [replace(job, label=titles[job.folder]) for job in jobs]
+        titles = {job.folder: job.id for job in jobs}
+    tasks = {job.folder: "" if job.trains or len(kinds) == 1 else f"{job.task} " for job in jobs}
+    return [replace(job, label=tasks[job.folder] + titles[job.folder]) for job in jobs]
 
 
 def _titles(jobs: Sequence[JobRecord]) -> dict[Path, str]:

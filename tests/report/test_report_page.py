@@ -263,7 +263,7 @@ def test_jobs_of_another_task_are_not_compared_with_trainings(tmp_path: Path) ->
     assert re.findall("<figcaption>(.*?)</figcaption>", charts) == ["lora.rank"]
     assert page.html.count("<code>") == 0, "no column that holds all that was set"
     assert {job.name for job in labelled([read_job(job) for job in find_jobs(tmp_path / "x")])} == {
-        "lora.rank=4", "lora.rank=8", "drawn",
+        "lora.rank=4", "lora.rank=8", "generate drawn",
     }  # fmt: skip
 
 
