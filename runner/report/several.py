@@ -20,7 +20,7 @@ from runner.report.ranking import Ranking
 from runner.report.record import HELD_OUT, JobRecord, finite
 from runner.report.scatter import setting_charts
 from runner.report.views import view_job
-from runner.report.words import count, number, plain
+from runner.report.words import count, loss_name, number, plain
 
 # With more jobs than this, each job's own grid shows only a few pictures.
 MANY_JOBS = 6
@@ -111,7 +111,8 @@ def facts_of_experiment(ranking: Ranking) -> list[tuple[str, str]]:
 def comparison_charts(ranking: Ranking) -> list[Chart]:
     """The objective, the held-out loss and the smoothed training loss of all jobs; the best jobs have colours."""
     charts = []
-    metrics = {"Held-out loss": HELD_OUT, "Training loss, smoothed": "train/loss"}
+    held_out = loss_name(ranking.entries[0].job).capitalize()
+    metrics = {held_out: HELD_OUT, "Training loss, smoothed": "train/loss"}
     if ranking.aim.name not in metrics.values():
         metrics = {ranking.aim.name: ranking.aim.name, **metrics}
     for title, metric in metrics.items():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from runner.deployed import undeploy_command
 from runner.job import State
 from runner.report.record import HELD_OUT, finite
-from runner.report.words import MISSING, count, duration, number
+from runner.report.words import MISSING, count, duration, loss_name, number
 from runner.status.experiment import ExperimentStatus
 from runner.status.look import ACTIVE, DEAD, STARTING, JobStatus
 
@@ -127,14 +127,19 @@ def _cells(experiment: ExperimentStatus, job: JobStatus) -> dict[str, Renderable
         "state": Text(job.state, style=style),
         "progress": ProgressBar(total=steps, completed=completed, width=BAR_WIDTH),
         "steps": f"{job.steps_done:,} of {steps:,}" if job.record.trains else MISSING,
-        "held-out loss" if experiment.metric == HELD_OUT else experiment.metric: "nan"
-        if diverged
-        else number(job.value),
+        _metric_name(experiment): "nan" if diverged else number(job.value),
         "images/s": number(job.images_per_s, digits=3),
         "left": duration(job.left_s),
         "last sign": _age(job.silent_s),
         "where": job.where,
     }
+
+
+def _metric_name(experiment: ExperimentStatus) -> str:
+    """What the metric that jobs are compared by is called."""
+    if experiment.metric != HELD_OUT:
+        return experiment.metric
+    return next((loss_name(job.record) for job in experiment.jobs if job.record.section("dataset")), "held-out loss")
 
 
 def _fitting(rows: Sequence[Mapping[str, RenderableType]], width: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -10,12 +11,15 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from runner.job_folders import find_jobs
 from runner.report import write_report
 from runner.report.differences import labelled
 from runner.report.record import read_job
 from runner.report.several import cell_for
+from runner.status.experiment import Watch
+from runner.status.table import tables
 
 from .job_folders import PROMPTS, change_config, change_manifest, write_job, write_sweep
 from .page_reader import Page
@@ -56,6 +60,16 @@ def test_set_values_come_before_all_others(tmp_path: Path) -> None:
     page = read(write_job(tmp_path / "x" / "job"))
     places = [page.text.index(key) for key in ("lora.rank set", "optimizer.lr set", "steps set", "model.family")]
     assert places == sorted(places)
+
+
+def test_the_loss_of_a_data_set_without_held_out_images_is_called_what_it_is(tmp_path: Path) -> None:
+    for rank in (4, 8):
+        write_job(tmp_path / "x" / f"r{rank}", rank=rank, sampled=[], dataset={"images": 4, "held_out": 0})
+    assert "eld-out loss" not in read(tmp_path / "x").text
+    (experiment,) = Watch(lambda: find_jobs(tmp_path / "x")).look()
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(tables([experiment], width=150))
+    assert "loss on the training images" in console.export_text()
 
 
 def test_samples_run_from_before_to_after_with_words_for_each(tmp_path: Path) -> None:
