@@ -6,6 +6,7 @@ Takes the fields of a form as text, gives `Drawn`; the model is loaded when it i
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 from collections import OrderedDict
@@ -143,6 +144,7 @@ class Easel:
         key = (base.key, precision)
         if self._studio is None or self._studio[0] != key:
             self._studio = None
+            gc.collect()  # modules refer to each other, and would hold the memory that the next model needs
             self._studio = key, Studio(base.settings, precision, Place.here(self._device))  # type: ignore[arg-type]
         return self._studio[1]
 

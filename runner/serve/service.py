@@ -167,7 +167,9 @@ def find_served(folder: Path) -> dict[str, Path]:
     Raises:
         SettingsError: in one of the folders is no adapter.
     """
-    places = sorted(each for each in (folder / ADAPTERS_FOLDER).glob("*") if each.is_dir())
+    # Editors and file managers leave hidden folders, such as .ipynb_checkpoints.
+    found = (folder / ADAPTERS_FOLDER).glob("*")
+    places = sorted(each for each in found if each.is_dir() and not each.name.startswith("."))
     faults = []
     for place in places:
         try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -108,3 +110,25 @@ def test_a_form_that_is_too_long_is_not_read(tmp_path: Path, parts: Iterable[byt
     content = parts[0] if isinstance(parts, list) else parts
     with gallery(tmp_path) as page:
         assert page.post("/draw", content=content).status_code == 413
+
+
+def test_a_model_makes_room_before_the_next_one_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[Model]] = []
+
+    class Model:
+        def __init__(self, *_settings: object) -> None:
+            assert all(model() is None for model in loaded)
+            self.module = self  # as modules do, by what they hold of each other
+            loaded.append(weakref.ref(self))
+
+    monkeypatch.setattr("runner.studio.Studio", Model)
+    completed(tmp_path / "x" / "job", model={"family": "sdxl", "path": "embedded"})
+    shelf = Shelf(tmp_path)
+    easel = Easel(shelf, "cpu")
+    gc.disable()
+    try:
+        for precision in ("fp32", "bf16"):
+            easel._studio_of(shelf.bases()[0], precision)
+    finally:
+        gc.enable()
+    assert len(loaded) == 2
