@@ -150,7 +150,7 @@ class Shelf:
             NotThere: there is none.
         """
         for each in self.experiments():
-            if each.path == path:
+            if each.path == (path or "."):  # browsers leave out the dot
                 return each
         raise NotThere(path)
 

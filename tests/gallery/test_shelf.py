@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 import yaml
@@ -132,3 +134,14 @@ def test_a_model_makes_room_before_the_next_one_is_loaded(tmp_path: Path, monkey
     finally:
         gc.enable()
     assert len(loaded) == 2
+
+
+@pytest.mark.parametrize("shown", ["x", "x/job"])
+def test_the_page_of_a_single_experiment_or_job_leads_to_it(tmp_path: Path, shown: str) -> None:
+    completed(tmp_path / "x" / "job", model={"family": "sdxl", "path": "embedded"})
+    with gallery(tmp_path / shown) as page:
+        (link,) = re.findall('class="cover" href="(.*?)"', page.get("/").text)
+        answer = page.get(urljoin("http://localhost/", link))  # as browsers do
+        assert answer.status_code == 200
+        (job,) = re.findall('href="(/job/.*?)"', answer.text)
+        assert page.get(urljoin("http://localhost/", job)).status_code == 200
