@@ -15,7 +15,7 @@ from runner.paths import JobPaths
 from runner.report.differences import labelled
 from runner.report.evaluations import Figures, apart, figures_by_job
 from runner.report.ranking import Aim, Ranking, rank
-from runner.report.record import JobRecord, read_briefly, read_job
+from runner.report.record import JobRecord, finite, read_briefly, read_job
 from runner.report.words import subject
 from runner.schema import ModelSettings
 
@@ -246,15 +246,15 @@ def _base_of(job: JobRecord) -> BaseModel | None:
         settings = ModelSettings.model_validate(given if isinstance(given, dict) else {})
     except (ValidationError, RunnerError):
         return None
-    prompts, guidance = _prompts_of(job), job.setting("validation.guidance_scale")
+    prompts, guidance = _prompts_of(job), finite(job.setting("validation.guidance_scale"))
     return BaseModel(
         key=settings.model_dump_json(exclude={"resolution", "precision"}),
         settings=settings,
         precision=_precision_of(job),
-        resolution=int(job.setting("resolution") or settings.resolution),
+        resolution=int(finite(job.setting("resolution")) or settings.resolution),
         sampler=str(job.setting("scheduler.name") or "model"),
-        steps=int(job.setting("validation.inference_steps") or 25),
-        guidance=5.0 if guidance is None else float(guidance),
+        steps=int(finite(job.setting("validation.inference_steps")) or 25),
+        guidance=5.0 if guidance is None else guidance,
         prompt=prompts[0] if prompts else "",
         adapters=[],
     )

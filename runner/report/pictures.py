@@ -120,7 +120,7 @@ def progress_grid(
     job: JobRecord, box: PictureBox, *, max_steps: int = MAX_STEPS, max_rows: int = MAX_ROWS
 ) -> Grid | None:
     """One job over its steps, before to after; None where it has no samples."""
-    steps = job.steps_sampled
+    steps = job.steps_sampled if job.trains else job.steps_sampled[-1:]
     if not steps:
         return None
     shown_steps, shown_rows = spread(steps, max_steps), list(job.shots)[:max_rows]

@@ -14,6 +14,7 @@ from typing import Any
 
 from runner.job import State
 from runner.report.differences import by_task, differing_overrides, differing_settings, told_apart
+from runner.report.exports import strict
 from runner.report.record import JobRecord, finite
 from runner.report.several import cell_for
 from runner.report.words import MISSING
@@ -151,4 +152,7 @@ def _order(cell: str) -> tuple[bool, float, str]:
 
 def as_data(experiments: Sequence[ExperimentStatus]) -> dict[str, Any]:
     """Everything, for programs."""
-    return {"schema_version": SCHEMA_VERSION, "experiments": [each.data() for each in experiments]}
+    found: dict[str, Any] = strict(
+        {"schema_version": SCHEMA_VERSION, "experiments": [each.data() for each in experiments]}
+    )
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -13,12 +14,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from runner.gallery.shelf import Shelf
 from runner.job_folders import find_jobs
 from runner.report import write_report
 from runner.report.differences import labelled
 from runner.report.record import read_job
 from runner.report.several import cell_for
-from runner.status.experiment import Watch
+from runner.status.experiment import Watch, as_data
 from runner.status.table import tables
 
 from .job_folders import PROMPTS, change_config, change_manifest, write_job, write_sweep
@@ -289,3 +291,17 @@ def test_what_was_set_is_told_exactly_and_in_short(tmp_path: Path) -> None:
     change_config(second, seed=20251129)
     cells = {job.id: [cell_for(job, key) for key in ("optimizer", "seed")] for job in map(read_job, (first, second))}
     assert cells == {"one": ["prodigy", "20,251,128"], "two": ["adamw", "20,251,129"]}
+
+
+def test_values_of_another_kind_than_they_should_be_stop_nobody_from_looking(tmp_path: Path) -> None:
+    first, second = (write_job(tmp_path / "x" / f"r{rank}", rank=rank, state="running") for rank in (4, 8))
+    change_config(first, loss__snr_gamma=math.nan, resolution="512x512")
+    change_manifest(first, overrides=["loss.snr_gamma=nan"])
+    change_manifest(second, task="of another version", overrides=["loss.snr_gamma=5"], state="completed")
+    change_config(second, validation__inference_steps="many", resolution=[64, 64], model={"family": "sdxl"})
+    lines = [{"step": step, "time": when, "train/lr": -1.0} for step, when in ((1, "noon"), (2, None), (3, 1e9))]
+    (first / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read(tmp_path / "x")
+    looked = Watch(lambda: find_jobs(tmp_path / "x")).look()
+    json.dumps(as_data(looked), allow_nan=False)
+    assert [base.steps for base in Shelf(tmp_path).bases()] == [25]
