@@ -9,6 +9,7 @@ import select
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from runner.aws.storage import Storage
 from runner.clean.__main__ import find, free, main
 from runner.clean.jobs import readable
 from runner.clean.thing import Thing
+from runner.embedded import MODEL_DIR
 from runner.encodings import caption_cache, posterior_cache
+from runner.families.stored import laid_out
 from runner.job import Job, State, lock, make_job, register, update_manifest
 from runner.paths import ExperimentPaths, cache_dir
 from runner.schema import Experiment
@@ -253,6 +256,18 @@ def test_caches_lose_what_no_job_uses_and_nothing_else(bench: Bench, monkeypatch
         materials = bench.materials(made, bench.base(made))
     assert materials is not None
     assert {file for store in stores for file in store.rglob("*.safetensors")} == left, "nothing was encoded anew"
+
+
+def test_looking_unpacks_no_archive_and_what_a_job_has_unpacked_stays(tmp_path: Path) -> None:
+    base = tmp_path / "base.tar.gz"
+    with tarfile.open(base, "w:gz") as archive:
+        archive.add(MODEL_DIR / "model_index.json", "base/model_index.json")
+    job(tmp_path, State.COMPLETED, model={"family": "sdxl", "path": str(base)})
+    assert things(tmp_path, only=["cache"]) == []
+    assert not (cache_dir() / "archives").exists()
+    laid_out(base)
+    (cache_dir() / "archives" / "of another").mkdir()
+    assert [thing.what for thing in things(tmp_path, only=["cache"])] == ["unpacked archives: 1 of 2"]
 
 
 def test_parts_of_streamed_data_sets_stay_while_a_job_streams(tmp_path: Path) -> None:
