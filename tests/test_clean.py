@@ -270,6 +270,17 @@ def test_looking_unpacks_no_archive_and_what_a_job_has_unpacked_stays(tmp_path: 
     assert [thing.what for thing in things(tmp_path, only=["cache"])] == ["unpacked archives: 1 of 2"]
 
 
+def test_a_copy_of_what_a_training_is_measured_with_stays(tmp_path: Path) -> None:
+    for name in ("real", "other"):
+        (cache_dir() / "s3" / "bucket" / name).mkdir(parents=True)
+        record = cache_dir() / "s3" / ".records" / f"{name}.json"
+        record.parent.mkdir(exist_ok=True)
+        record.write_text(json.dumps({"uri": f"s3://bucket/{name}/"}))
+    measured = {"metrics": ["kid"], "real": "s3://bucket/real/", "features": {"inception": "x.pt"}}
+    job(tmp_path, State.COMPLETED, evaluation=measured)
+    assert [thing.what for thing in things(tmp_path, only=["cache"])] == ["copy of s3://bucket/other/"]
+
+
 def test_parts_of_streamed_data_sets_stay_while_a_job_streams(tmp_path: Path) -> None:
     job(tmp_path, State.COMPLETED)
     part = cache_dir() / "streamed" / "shards" / "files" / "ann--pictures" / "train.parquet"

@@ -158,7 +158,7 @@ def _sources(job: Job) -> Iterator[Location]:
         folders.append(getattr(job.experiment.method, "class_data_dir", None))
         named_data = (*job.experiment.dataset.paths, *(folder or "" for folder in folders))
         yield from (data_source_of(named) for named in named_data if is_s3(named))
-    real = getattr(job.settings, "real", None)
+    real = getattr(job.experiment.evaluation if job.trains else job.settings, "real", None)
     if isinstance(real, str) and is_s3(real):
         yield data_source_of(real)
 
