@@ -141,6 +141,17 @@ def test_of_many_experiments_those_that_move_are_what_a_terminal_shows() -> None
     assert all(job.folder.parent.name in console.export_text(clear=False) for job in jobs)
 
 
+def test_a_reader_that_stops_is_no_error() -> None:
+    for seed in range(9):
+        make(seed)
+    command = [sys.executable, "-m", "runner.status", "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, **pipes) as process:  # type: ignore[call-overload]
+        process.stdout.close()
+        said = process.stderr.read()
+    assert said == ""
+
+
 def test_states_are_counted_and_a_failure_says_why_and_is_the_exit_code() -> None:
     jobs = [make(seed, state) for seed, state in enumerate((State.COMPLETED, State.PRUNED, State.PENDING))]
     assert status().code == 0
