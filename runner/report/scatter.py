@@ -63,16 +63,16 @@ def _scatter(one: Difference, shown: Sequence[Ranked], y_axis: Axis, objective: 
         )
         for entry, value, (x, y) in zip(known, settings, places, strict=True)
     ]  # fmt: skip
-    best = told(known[0], {one.key: settings[0]}) if known else ""
+    best = f"; best: {told(known[0], {one.key: settings[0]})}" if known and known[0].is_best else ""
     svg = Markup(
         '<svg class="chart marks" viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}</svg>'
     ).format(
-        WIDTH_PX, HEIGHT_PX, f"{objective} by {one.key} of {len(known)} jobs; best: {best}",
+        WIDTH_PX, HEIGHT_PX, f"{objective} by {one.key} of {len(known)} jobs{best}",
         lines, Markup("").join(reversed(marks)),
     )  # fmt: skip
     companions = f"Changes together with it: {', '.join(one.companions)}." if one.companions else ""
     return Chart(
-        title=one.key, svg=svg, legend=[], last=f"best job: {chosen(settings[0])}" if known else "", note=companions
+        title=one.key, svg=svg, legend=[], last=f"best job: {chosen(settings[0])}" if best else "", note=companions
     )
 
 

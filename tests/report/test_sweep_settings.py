@@ -213,3 +213,13 @@ def test_points_of_very_many_jobs_stay_in_the_chart_and_with_their_value() -> No
     assert all(50 < x < 190 for x, _ in moved[:40])
     assert all(190 < x < 400 for x, _ in moved[40:])
     assert len(set(moved)) > 20
+
+
+def test_while_all_jobs_run_none_is_called_the_best(tmp_path: Path) -> None:
+    folder = grid(tmp_path)
+    said = settings_of(page_of(folder))
+    assert "best job: 4" in said and "; best: " in said
+    for job in find_jobs(folder):
+        change_manifest(job, state="running", objective=None)
+    said = settings_of(page_of(folder))
+    assert "best job" not in said and "; best: " not in said
