@@ -18,7 +18,7 @@ from runner.report.exports import strict
 from runner.report.record import JobRecord, finite
 from runner.report.several import cell_for
 from runner.report.words import MISSING
-from runner.status.look import ACTIVE, DEAD, JobStatus, WatchedJob, ends_in_s
+from runner.status.look import ACTIVE, DEAD, SILENT_S, JobStatus, WatchedJob, ends_in_s
 
 MAX_COLUMNS = 5
 """More differing settings than this make a table too wide for a terminal; they share one column then."""
@@ -53,8 +53,11 @@ class ExperimentStatus:
 
     @property
     def is_active(self) -> bool:
-        """Whether anything will change by itself."""
-        return any(job.state in ACTIVE for job in self.jobs)
+        """Whether anything will change by itself; where jobs wait, also in the pause before a worker takes the next."""
+        if any(job.state in ACTIVE for job in self.jobs):
+            return True
+        signs_s = [job.silent_s for job in self.jobs if job.silent_s is not None]
+        return any(job.state == State.PENDING for job in self.jobs) and min(signs_s, default=math.inf) < SILENT_S
 
     @property
     def has_losses(self) -> bool:

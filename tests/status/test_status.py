@@ -152,6 +152,16 @@ def test_a_reader_that_stops_is_no_error() -> None:
     assert said == ""
 
 
+def test_jobs_that_wait_are_followed_for_a_while() -> None:
+    done, waiting = make(1, State.COMPLETED), make(2)
+    assert look(done, waiting).is_active, "a worker may be about to take it"
+    make_old(waiting)
+    assert look(done, waiting).is_active, "the one before it has just ended"
+    make_old(done)
+    assert not look(done, waiting).is_active
+    assert not look(done).is_active
+
+
 def test_states_are_counted_and_a_failure_says_why_and_is_the_exit_code() -> None:
     jobs = [make(seed, state) for seed, state in enumerate((State.COMPLETED, State.PRUNED, State.PENDING))]
     assert status().code == 0
