@@ -163,6 +163,7 @@ def _compared(ranking: Ranking, shelf: Shelf) -> dict[str, Any]:
         "measured": any(values),
         "label": ranking.aim.label(shown[0].job),
         "table": side_by_side(shown, shelf),
+        "shown": len(shown),
         "charts": comparison_charts(ranking),
     }
 

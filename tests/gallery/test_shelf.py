@@ -145,3 +145,14 @@ def test_the_page_of_a_single_experiment_or_job_leads_to_it(tmp_path: Path, show
         assert answer.status_code == 200
         (job,) = re.findall('href="(/job/.*?)"', answer.text)
         assert page.get(urljoin("http://localhost/", job)).status_code == 200
+
+
+def test_of_very_many_jobs_it_is_said_how_many_are_side_by_side(tmp_path: Path) -> None:
+    for number in range(30):
+        job = completed(tmp_path / "x" / f"job{number}", seed=number)
+        (job / "samples" / "step-000001").mkdir(parents=True)
+        (job / "samples" / "step-000001" / "p00-s0.png").touch()
+    with gallery(tmp_path) as page:
+        said = "Of 30 jobs the first 24; choose others below to compare them."
+        assert said in page.get("/experiment/x").text
+        assert said not in page.get("/compare?job=x/job1&job=x/job2").text
