@@ -15,8 +15,11 @@ NAME_JOB = "name a job in outputs/<name>"
 
 
 def is_job_folder(folder: Path) -> bool:
-    """Whether a folder is a job's."""
-    return (folder / "manifest.json").is_file() or (folder / "config.yaml").is_file()
+    """Whether a folder is a job's; one that may not be looked into is none."""
+    try:
+        return (folder / "manifest.json").is_file() or (folder / "config.yaml").is_file()
+    except PermissionError:
+        return False
 
 
 def job_folders(folder: Path) -> list[Path]:
@@ -29,7 +32,7 @@ def job_folders(folder: Path) -> list[Path]:
     folder = _checked(folder, NAME_ANY)
     if is_job_folder(folder):
         return [folder]
-    jobs = _jobs_in(folder) or [job for child in sorted(folder.iterdir()) if child.is_dir() for job in _jobs_in(child)]
+    jobs = _jobs_in(folder) or [job for child in sorted(folder.iterdir()) if child.is_dir() for job in _jobs_of(child)]
     if not jobs:
         raise ValueError(f"no job in {folder}: {NAME_ANY}")
     return jobs
@@ -83,5 +86,17 @@ def _checked(folder: Path, fix: str) -> Path:
     return folder
 
 
+def _jobs_of(experiment: Path) -> list[Path]:
+    """The jobs in one of several experiments, which may be somebody else's and closed."""
+    try:
+        return _jobs_in(experiment)
+    except PermissionError:
+        return []
+
+
 def _jobs_in(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if child.is_dir() and is_job_folder(child))
+    jobs = sorted(child for child in folder.iterdir() if child.is_dir() and is_job_folder(child))
+    # A link to a job beside it, such as `best`, is no further job.
+    links = {job for job in jobs if job.is_symlink()}
+    there = {job.resolve() for job in jobs if job not in links} if links else set()
+    return [job for job in jobs if job not in links or job.resolve() not in there]

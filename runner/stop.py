@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from runner.errors import SettingsError
 from runner.job import State, is_held, state_of
 from runner.job_folders import faults_of, job_folders
 from runner.launchers.elsewhere import Elsewhere
@@ -26,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     folders = [job for root in options.folders for job in job_folders(root)]
     stopped, faults = Elsewhere().stop(folders)
-    here = [folder for folder in folders if state_of(folder) is State.RUNNING and is_held(folder)]
+    here, unknown = _trained_here(folders)
+    faults += unknown
     for name in stopped:
         log.info("asked to save and end: %s", name)
     if stopped:
@@ -38,6 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for fault in faults:
         log.error("%s", fault)
     return 1 if faults else 0
+
+
+def _trained_here(folders: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """(jobs that a command on this machine works on, what to say of those whose manifest does not tell)."""
+    here, unknown = [], []
+    for folder in folders:
+        try:
+            if state_of(folder) is State.RUNNING and is_held(folder):
+                here.append(folder)
+        except SettingsError as error:
+            unknown.append(str(error))
+    return here, unknown
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import select
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from runner.aws.storage import Storage
 from runner.clean.__main__ import find, free, main
 from runner.clean.jobs import readable
 from runner.clean.thing import Thing
+from runner.embedded import MODEL_DIR
 from runner.encodings import caption_cache, posterior_cache
+from runner.families.stored import laid_out
 from runner.job import Job, State, lock, make_job, register, update_manifest
 from runner.paths import ExperimentPaths, cache_dir
 from runner.schema import Experiment
@@ -165,6 +168,26 @@ def test_on_a_terminal_each_kind_is_asked_for(tmp_path: Path) -> None:
     assert len(list(done.paths.samples.iterdir())) == 4 and failed.folder.is_dir()
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, EOFError])
+def test_to_end_the_questions_removes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stop: type[BaseException]
+) -> None:
+    folder = job(tmp_path, State.COMPLETED).folder
+    before, answers = files(folder), iter(["y"])
+
+    def answer(_question: str) -> str:
+        for given in answers:
+            return given
+        raise stop
+
+    monkeypatch.setattr("builtins.input", answer)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert clean(tmp_path) == 0
+    assert "Nothing was removed." in capsys.readouterr().out
+    assert files(folder) == before
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("empty", "other/thing"):
         (tmp_path / name).mkdir(parents=True)
@@ -233,6 +256,29 @@ def test_caches_lose_what_no_job_uses_and_nothing_else(bench: Bench, monkeypatch
         materials = bench.materials(made, bench.base(made))
     assert materials is not None
     assert {file for store in stores for file in store.rglob("*.safetensors")} == left, "nothing was encoded anew"
+
+
+def test_looking_unpacks_no_archive_and_what_a_job_has_unpacked_stays(tmp_path: Path) -> None:
+    base = tmp_path / "base.tar.gz"
+    with tarfile.open(base, "w:gz") as archive:
+        archive.add(MODEL_DIR / "model_index.json", "base/model_index.json")
+    job(tmp_path, State.COMPLETED, model={"family": "sdxl", "path": str(base)})
+    assert things(tmp_path, only=["cache"]) == []
+    assert not (cache_dir() / "archives").exists()
+    laid_out(base)
+    (cache_dir() / "archives" / "of another").mkdir()
+    assert [thing.what for thing in things(tmp_path, only=["cache"])] == ["unpacked archives: 1 of 2"]
+
+
+def test_a_copy_of_what_a_training_is_measured_with_stays(tmp_path: Path) -> None:
+    for name in ("real", "other"):
+        (cache_dir() / "s3" / "bucket" / name).mkdir(parents=True)
+        record = cache_dir() / "s3" / ".records" / f"{name}.json"
+        record.parent.mkdir(exist_ok=True)
+        record.write_text(json.dumps({"uri": f"s3://bucket/{name}/"}))
+    measured = {"metrics": ["kid"], "real": "s3://bucket/real/", "features": {"inception": "x.pt"}}
+    job(tmp_path, State.COMPLETED, evaluation=measured)
+    assert [thing.what for thing in things(tmp_path, only=["cache"])] == ["copy of s3://bucket/other/"]
 
 
 def test_parts_of_streamed_data_sets_stay_while_a_job_streams(tmp_path: Path) -> None:

@@ -113,10 +113,14 @@ def _confirmed(things: Sequence[Thing], options: argparse.Namespace, console: Co
         console.print(f"Nothing was removed. To remove: --yes --only {','.join(free_able)}")
         return []
     chosen = []
-    for name, own in free_able.items():
-        size = size_text(sum(thing.size_bytes or 0 for thing in own))
-        if input(f"remove {name} ({size})? [y/N] ").strip().lower() in ("y", "yes"):
-            chosen += own
+    try:
+        for name, own in free_able.items():
+            size = size_text(sum(thing.size_bytes or 0 for thing in own))
+            if input(f"remove {name} ({size})? [y/N] ").strip().lower() in ("y", "yes"):
+                chosen += own
+    except (KeyboardInterrupt, EOFError):  # Ctrl-C or Ctrl-D in place of an answer takes back the others
+        console.print("\nNothing was removed.")
+        return []
     return chosen
 
 

@@ -94,7 +94,9 @@ def _need(job: Job, known: dict[DatasetSettings, Dataset]) -> Need:
 def _places(job: Job) -> Iterator[Path]:
     """Folders of the caches that a job uses, or that hold what it uses."""
     model = job.settings.model
-    if (folder := _quietly(lambda: model_folder(model))) is not None:
+    # The folder of an archive of this machine is not asked for: that would unpack it.
+    unpacks = is_archive(model.path) and not is_s3(model.path)
+    if not unpacks and (folder := _quietly(lambda: model_folder(model))) is not None:
         yield from (folder, folder.parent)
     for named in (model.path, model.vae or ""):
         if is_s3(named):
@@ -156,10 +158,11 @@ def _sources(job: Job) -> Iterator[Location]:
         folders.append(getattr(job.experiment.method, "class_data_dir", None))
         named_data = (*job.experiment.dataset.paths, *(folder or "" for folder in folders))
         yield from (data_source_of(named) for named in named_data if is_s3(named))
-    real = getattr(job.settings, "real", None)
+    real = getattr(job.experiment.evaluation if job.trains else job.settings, "real", None)
     if isinstance(real, str) and is_s3(real):
         yield data_source_of(real)
 
 
 def _children(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
+    # A lock is what processes wait at; without it two of them would make the same at once.
+    return sorted(child for child in folder.iterdir() if child.suffix != ".lock") if folder.is_dir() else []

@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     app = make_app(chosen.folder, host=chosen.host, device=chosen.device, files=chosen.adapter)
     server = uvicorn.Server(uvicorn.Config(app, chosen.host, chosen.port, log_level="warning", server_header=False))
-    print(f"http://{chosen.host}:{chosen.port}/  (Ctrl-C ends it)", flush=True)
+    host = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
+    print(f"http://{host}:{chosen.port}/  (Ctrl-C ends it)", flush=True)
     try:
         server.run()
     except KeyboardInterrupt:

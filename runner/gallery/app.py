@@ -101,7 +101,8 @@ def make_app(folder: Path, *, host: str, device: str, files: Sequence[Path] = ()
 
     @app.post("/draw")
     async def drawn(request: Request) -> Response:
-        if int(request.headers.get("content-length") or 0) > MOST_FORM_BYTES:
+        length = request.headers.get("content-length")
+        if length is None or int(length) > MOST_FORM_BYTES:  # without one, it may be of any length
             return PlainTextResponse("the form is too long", 413)
         form = dict(parse_qsl((await request.body()).decode("utf-8", "replace"), keep_blank_values=True))
         try:
@@ -162,6 +163,7 @@ def _compared(ranking: Ranking, shelf: Shelf) -> dict[str, Any]:
         "measured": any(values),
         "label": ranking.aim.label(shown[0].job),
         "table": side_by_side(shown, shelf),
+        "shown": len(shown),
         "charts": comparison_charts(ranking),
     }
 

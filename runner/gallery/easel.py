@@ -6,6 +6,7 @@ Takes the fields of a form as text, gives `Drawn`; the model is loaded when it i
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from runner.errors import SettingsError
 from runner.gallery.shelf import BaseModel, Shelf
 from runner.schema.drawing import MOST_PIXELS_SIDE
+from runner.schema.family import sampling_faults
 from runner.schema.knob import Settings, knob
 from runner.schema.serving import Sampler, Seed
 
@@ -46,6 +48,11 @@ class Asked(Settings):
     sampler: Sampler = knob("model", doc="Sampler.")
     size: int = knob(64, ge=8, le=MOST_PIXELS_SIDE, multiple_of=8, doc="Side of the images, in pixels.")
     base: str = knob("", doc="Which base model.")
+
+    @property
+    def guidance_rescale(self) -> float:
+        """The page does not ask for it."""
+        return 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +95,12 @@ class Easel:
         if not bases:
             raise SettingsError("there is no completed training to draw with yet")
         asked = _asked(form)
-        base = next((each for each in bases if each.key == asked.base), bases[0])
-        mix = _mix(form, base)
+        base = next((each for each in bases if each.key == asked.base), None if asked.base else bases[0])
+        if base is None:
+            raise SettingsError("the trainings on this base model are no longer here; open the page anew")
+        if faults := sampling_faults(base.settings.family, asked.size, asked.sampler, asked):
+            raise SettingsError("\n".join(faults))
+        asked, mix = asked.model_copy(update={"base": base.key}), _mix(form, base)
         if self._inside > MOST_WAITING:
             raise SettingsError(f"{self._inside} drawings are waiting already")
         self._inside += 1
@@ -106,7 +117,9 @@ class Easel:
         sampling = Sampling(
             asked.size, asked.sampler, asked.steps, asked.guidance, negative_prompt=asked.negative_prompt or None
         )
-        pictures = self._studio_of(base, _precision(base, mix)).draw(
+        studio = self._studio_of(base, _precision(base, mix))
+        studio.check_resolution(asked.size)
+        pictures = studio.draw(
             [Wish(f"{seed}.png", asked.prompt, seed) for seed in seeds],
             sampling,
             [(folder, weight) for _, _, folder, weight in mix],
@@ -131,6 +144,7 @@ class Easel:
         key = (base.key, precision)
         if self._studio is None or self._studio[0] != key:
             self._studio = None
+            gc.collect()  # modules refer to each other, and would hold the memory that the next model needs
             self._studio = key, Studio(base.settings, precision, Place.here(self._device))  # type: ignore[arg-type]
         return self._studio[1]
 

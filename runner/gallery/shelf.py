@@ -10,12 +10,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from runner.errors import RunnerError
-from runner.job_folders import is_job_folder
+from runner.job_folders import find_jobs, is_job_folder
 from runner.paths import JobPaths
 from runner.report.differences import labelled
 from runner.report.evaluations import Figures, apart, figures_by_job
 from runner.report.ranking import Aim, Ranking, rank
-from runner.report.record import JobRecord, read_briefly, read_job
+from runner.report.record import JobRecord, finite, read_briefly, read_job
 from runner.report.words import subject
 from runner.schema import ModelSettings
 
@@ -126,12 +126,13 @@ class Shelf:
         aim = Aim.of(jobs)
         results = [(job, aim.result(job)) for job in jobs]
         results.sort(key=lambda each: (each[0].state != "completed", each[1] is None, aim.cost(each[1] or 0.0)))
-        pictures = next(filter(None, (_last_pictures(job.folder) for job, _ in results)), [])
+        found = (list(filter(None, map(self.picture_path, _last_pictures(job.folder)))) for job, _ in results)
+        pictures = next(filter(None, found), [])
         return Cover(
             experiment=experiment,
-            about=subject(jobs[0]) if jobs[0].trains else f"task={jobs[0].manifest['task']}",
+            about=subject(jobs[0]) if jobs[0].trains else f"task={jobs[0].task}",
             states=list(counted.items()),
-            pictures=[self.path_of(path) for path in pictures[: len(pictures) // ROW * ROW or None]],
+            pictures=pictures[: len(pictures) // ROW * ROW or None],
         )
 
     def ranking(self, paths: Sequence[str]) -> Ranking:
@@ -149,7 +150,7 @@ class Shelf:
             NotThere: there is none.
         """
         for each in self.experiments():
-            if each.path == path:
+            if each.path == (path or "."):  # browsers leave out the dot
                 return each
         raise NotThere(path)
 
@@ -160,9 +161,7 @@ class Shelf:
             NotThere: there is none.
         """
         folder = self.job_folder(path)
-        beside = [folder]
-        if folder != self.root:
-            beside = sorted(each for each in folder.parent.iterdir() if each.is_dir() and is_job_folder(each))
+        beside = [folder] if folder == self.root else find_jobs(folder.parent)
         jobs, evaluations = apart([read_briefly(each) for each in beside])
         titles = {each.folder: each.label for each in labelled(jobs)}
         job = replace(read_job(folder), label=titles.get(folder, ""))
@@ -193,13 +192,20 @@ class Shelf:
         """The path below the folder, as in addresses; `.` is the folder itself."""
         return path.resolve().relative_to(self.root).as_posix()
 
+    def picture_path(self, path: Path) -> str:
+        """That of a picture; empty where a link leads out of the folder, from which nothing is shown."""
+        try:
+            return self.path_of(path)
+        except ValueError:
+            return ""
+
     def bases(self) -> list[BaseModel]:
         """The base models of the completed trainings here, each with its adapters."""
         found: dict[str, BaseModel] = {}
         for experiment in sorted(self.experiments(), key=lambda one: one.name):
             jobs = labelled([read_briefly(folder) for folder in experiment.folders])
             for job in sorted(jobs, key=lambda one: one.name):
-                if (base := _base_of(job)) is not None and (usable := self._usable(job, experiment)) is not None:
+                if (usable := self._usable(job, experiment)) is not None and (base := _base_of(job)) is not None:
                     found.setdefault(base.key, base).adapters.append(usable)
         for base in found.values():
             base.adapters.extend(self._files)
@@ -240,15 +246,15 @@ def _base_of(job: JobRecord) -> BaseModel | None:
         settings = ModelSettings.model_validate(given if isinstance(given, dict) else {})
     except (ValidationError, RunnerError):
         return None
-    prompts = _prompts_of(job)
+    prompts, guidance = _prompts_of(job), finite(job.setting("validation.guidance_scale"))
     return BaseModel(
         key=settings.model_dump_json(exclude={"resolution", "precision"}),
         settings=settings,
         precision=_precision_of(job),
-        resolution=int(job.setting("resolution") or settings.resolution),
+        resolution=int(finite(job.setting("resolution")) or settings.resolution),
         sampler=str(job.setting("scheduler.name") or "model"),
-        steps=int(job.setting("validation.inference_steps") or 25),
-        guidance=float(job.setting("validation.guidance_scale") or 5.0),
+        steps=int(finite(job.setting("validation.inference_steps")) or 25),
+        guidance=5.0 if guidance is None else guidance,
         prompt=prompts[0] if prompts else "",
         adapters=[],
     )

@@ -54,10 +54,10 @@ def side_by_side(entries: Sequence[Ranked], shelf: Shelf) -> Table | None:
         for row, by_step in job.shots.items():
             key = (prompt_of(job, row), row.seed)
             if job.trains and 0 in by_step and not keys.get(key):
-                keys[key] = shelf.path_of(by_step[0])
+                keys[key] = shelf.picture_path(by_step[0])
             keys.setdefault(key, "")
             if (shot := by_step.get(job.steps_sampled[-1])) is not None:
-                mine[key] = shelf.path_of(shot)
+                mine[key] = shelf.picture_path(shot)
         last.append(mine)
     heads = [Head(title=job.name, about=_about(job, entries), path=shelf.path_of(job.folder)) for job in jobs]
     before = any(keys.values()) and len({str(job.setting("model")) for job in jobs}) == 1
@@ -85,7 +85,7 @@ def over_steps(job: JobRecord, shelf: Shelf) -> Table | None:
         Line(
             prompt=prompt_of(job, row),
             seed=row.seed,
-            pictures=[shelf.path_of(by_step[step]) if step in by_step else "" for step in steps],
+            pictures=[shelf.picture_path(by_step[step]) if step in by_step else "" for step in steps],
         )
         for row, by_step in job.shots.items()
     ]

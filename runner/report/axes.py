@@ -114,7 +114,7 @@ def value_axis(values: Sequence[float], *, start_px: float, end_px: float, zero:
     log = not zero and low > 0 and high / low > LOG_RATIO
     if not log:
         margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-        low, high = (0.0 if zero else max(low - margin, 0.0) if low >= 0 else low - margin), high + margin
+        low, high = (0.0 if zero and low >= 0 else max(low - margin, 0.0) if low >= 0 else low - margin), high + margin
     return Axis(low=low, high=high, start_px=start_px, end_px=end_px, log=log)
 
 

@@ -55,14 +55,15 @@ class Difference:
 def differing_settings(jobs: Sequence[JobRecord]) -> tuple[list[Difference], dict[str, Any]]:
     """The resolved settings that can change a result: those in which the jobs differ, and what all share.
 
-    A job whose config.yaml cannot be read has no part in it.
+    A job whose config.yaml cannot be read has no part in it, nor has one in a setting that its task does not know.
     """
-    settings = {job.id: dict(_leaves(job.config)) for job in jobs if job.config}
+    kinds = [{job.id: dict(_leaves(job.config)) for job in kind if job.config} for kind in by_task(jobs)]
     differing, shared = [], {}
-    for key in dict.fromkeys(key for each in settings.values() for key in each):
+    for key in dict.fromkeys(key for kind in kinds for each in kind.values() for key in each):
         if not _has_effect(key):
             continue
-        found = Difference(key=key, values={job_id: each.get(key) for job_id, each in settings.items()})
+        knowing = [kind for kind in kinds if any(key in each for each in kind.values())]
+        found = Difference(key=key, values={job_id: each.get(key) for kind in knowing for job_id, each in kind.items()})
         if found.distinct > 1:
             differing.append(found)
         else:
@@ -71,30 +72,54 @@ def differing_settings(jobs: Sequence[JobRecord]) -> tuple[list[Difference], dic
 
 
 def differing_overrides(jobs: Sequence[JobRecord]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The overridden keys in which the jobs differ, and the (key, value) pairs that they share."""
+    """The overridden keys in which the jobs of a task differ, and the (key, value) pairs that all jobs share."""
     keys = dict.fromkeys(key for job in jobs for key in job.overrides if _has_effect(key))
     differing, shared = [], []
     for key in keys:
-        values = {job.overrides.get(key) for job in jobs if job.overrides}
-        if len(values) == 1:
-            shared.append((key, str(values.pop())))
-        else:
+        values = [{job.overrides.get(key) for job in kind if job.overrides} for kind in by_task(jobs)]
+        together = set().union(*values)
+        if any(len(each) > 1 for each in values):
             differing.append(key)
+        elif len(together) == 1:
+            shared.append((key, str(together.pop())))
     return differing, shared
+
+
+def by_task(jobs: Sequence[JobRecord]) -> list[list[JobRecord]]:
+    """The jobs of each task: only they have the same settings, in which they may differ."""
+    found: dict[str, list[JobRecord]] = {}
+    for job in jobs:
+        found.setdefault(job.task, []).append(job)
+    return list(found.values())
+
+
+def compared(jobs: Sequence[JobRecord]) -> Sequence[JobRecord]:
+    """The jobs of which it is shown what their settings did: the trainings, where there are any."""
+    return [job for job in jobs if job.trains] or jobs
 
 
 def labelled(jobs: list[JobRecord]) -> list[JobRecord]:
     """The jobs with titles that tell them apart: the settings in which they differ, if those are few."""
     if len({job.name for job in jobs}) == len(jobs):
         return jobs
+    kinds = by_task(jobs)
+    titles = {folder: title for kind in kinds for folder, title in _titles(kind).items()}
+    if len(set(titles.values())) < len(jobs):
+        titles = {job.folder: job.id for job in jobs}
+    tasks = {job.folder: "" if job.trains or len(kinds) == 1 else f"{job.task} " for job in jobs}
+    return [replace(job, label=tasks[job.folder] + titles[job.folder]) for job in jobs]
+
+
+def _titles(jobs: Sequence[JobRecord]) -> dict[Path, str]:
+    """What tells the jobs of one task apart, by their folders."""
     keys, _ = differing_overrides(jobs)
     set_by_hand = [" ".join(f"{key}={job.overrides[key]}" for key in keys if key in job.overrides) for job in jobs]
     differing, _ = differing_settings(jobs)
     resolved = [" ".join(f"{one.key}={plain(one.values.get(job.id))}" for one in differing) for job in jobs]
     for titles, length in ((set_by_hand, len(keys)), (resolved, len(differing))):
         if 0 < length <= MAX_LABEL_SETTINGS and len(set(titles)) == len(jobs) and all(titles):
-            return [replace(job, label=title) for job, title in zip(jobs, titles, strict=True)]
-    return [replace(job, label=job.id) for job in jobs]
+            return {job.folder: title for job, title in zip(jobs, titles, strict=True)}
+    return {job.folder: job.id for job in jobs}
 
 
 def told_apart(differing: Sequence[Difference], *, first: Sequence[str]) -> list[Difference]:

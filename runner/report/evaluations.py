@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runner.report.differences import differing_settings
 from runner.report.pictures import Picture, PictureBox, prompt_of
 from runner.report.record import JobRecord, as_mapping, finite
 from runner.report.words import number, plain
@@ -26,6 +27,9 @@ LABELS = {
 """In the order of the columns; others that a manifest may have come after them under their own names."""
 LESS_IS_BETTER = ("FID", "KID", "base drift")
 MAX_PICTURES = 4
+NOT_HOW = ("adapter", "adapter_weight", "metrics", "confidence", "bootstrap")
+"""Settings that say what is measured, and how it is told, and not how it is measured."""
+MAX_NAMED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +78,8 @@ class Evaluations:
 
 def apart(jobs: Sequence[JobRecord]) -> tuple[list[JobRecord], list[JobRecord]]:
     """(jobs that the page is about, evaluations): where there are only evaluations, they are both."""
-    evaluations = [job for job in jobs if job.manifest.get("task") == TASK]
-    others = [job for job in jobs if job.manifest.get("task") != TASK]
+    evaluations = [job for job in jobs if job.task == TASK]
+    others = [job for job in jobs if job.task != TASK]
     return others or evaluations, sorted(evaluations, key=_finished, reverse=True)
 
 
@@ -190,12 +194,17 @@ def _pictures(job: JobRecord, box: PictureBox) -> list[Picture]:
 
 def _note(columns: Sequence[str], evaluations: Sequence[JobRecord]) -> str:
     less = [label_of(name) for name in columns if label_of(name) in LESS_IS_BETTER]
-    parts = [f"Less is better for {', '.join(less)}; more for the others."] if less else []
+    others = "; more for the others" if len(less) < len(columns) else ""
+    parts = [f"Less is better for {', '.join(less)}{others}."] if less else []
     shares = {finite(job.setting("confidence")) for job in evaluations} - {None}
     if columns and len(shares) == 1:
         parts.append(f"Below each figure is its interval of {100 * (shares.pop() or 0):.3g} % over the images.")
     if "fid_score" in columns:
         parts.append("FID can only be compared between equal numbers of images.")
+    differing, _ = differing_settings([job for job in evaluations if job.state == "completed"])
+    if unlike := [one.key for one in differing if one.key not in NOT_HOW]:
+        said = f"{', '.join(unlike[:MAX_NAMED])} {'differ' if len(unlike) > 1 else 'differs'}"
+        parts.append(f"Not all were measured alike: {said}. Compare only figures that were.")
     return " ".join(parts)
 
 

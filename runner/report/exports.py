@@ -90,7 +90,7 @@ def as_json(
         "jobs": rows,
         "evaluations": evaluations,
     }
-    return json.dumps(_strict(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(strict(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _row(entry: Ranked, differing: Sequence[Difference], root: Path) -> dict[str, Any]:
@@ -123,16 +123,16 @@ def _cell(value: Any) -> Any:
         return str(value).lower()
     if isinstance(value, (int, float)):
         return value
-    written = value if isinstance(value, str) else json.dumps(_strict(value), ensure_ascii=False)
+    written = value if isinstance(value, str) else json.dumps(strict(value), ensure_ascii=False)
     return f"'{written}" if written.startswith(FORMULA_SIGNS) else written
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """The value with nothing in it that JSON does not know."""
     if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
+        return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
+        return [strict(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, (str, int, float)) else str(value)

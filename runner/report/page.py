@@ -63,7 +63,7 @@ def write_report(experiment_dir: Path) -> Path:
     if len(jobs) == 1:
         page = _render("single.html.j2", name, now, _single(jobs[0], figures, evaluations, experiment_dir))
     else:
-        content = view_several(ranking, differing, experiment_dir, figures=figures, evaluations=evaluations)
+        content = view_several(ranking, experiment_dir, figures=figures, evaluations=evaluations)
         page = _render("several.html.j2", name, now, content)
     rows = export_rows(ranking, differing, experiment_dir, figures)
     write_text(paths.report, page)

@@ -48,7 +48,7 @@ def parallel_chart(ranking: Ranking, differing: Sequence[Difference]) -> Chart |
     left_out = len(ranking.entries) - len(shown)
     notes = ["Each line is a job: the stronger its colour, the better it did."]
     if any(entry.step is not None for entry in shown):
-        notes.append("Dashed lines are jobs that are not at their end.")
+        notes.append("Dashed lines are jobs that are not at their end, stronger the further they came.")
     if left_out:
         notes.append(f"{left_out} of {len(ranking.entries)} jobs have no value and no line.")
     layouts = (_lying(len(differing) + 1), _standing(len(differing) + 1))
@@ -101,8 +101,8 @@ def _draw(
     ]
     return Markup('<svg class="chart marks lines {}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}</svg>').format(
         "lying" if layout.lying else "standing", *layout.size_px,
-        f"{len(shown)} jobs from {', '.join(one.key for one in differing)} to {label}; best: "
-        + told(shown[0], _settings(shown[0], differing)),
+        f"{len(shown)} jobs from {', '.join(one.key for one in differing)} to {label}"
+        + (f"; best: {told(shown[0], _settings(shown[0], differing))}" if shown[0].is_best else ""),
         Markup("").join(reversed(lines)), Markup("").join(scales),
     )  # fmt: skip
 

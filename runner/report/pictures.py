@@ -120,7 +120,7 @@ def progress_grid(
     job: JobRecord, box: PictureBox, *, max_steps: int = MAX_STEPS, max_rows: int = MAX_ROWS
 ) -> Grid | None:
     """One job over its steps, before to after; None where it has no samples."""
-    steps = job.steps_sampled
+    steps = job.steps_sampled if job.trains else job.steps_sampled[-1:]
     if not steps:
         return None
     shown_steps, shown_rows = spread(steps, max_steps), list(job.shots)[:max_rows]
@@ -145,7 +145,10 @@ def progress_grid(
 
 
 def comparison_grid(ranked: Sequence[Ranked], box: PictureBox) -> Grid | None:
-    """The last samples of all jobs side by side, after one shared column from before training, if any trained."""
+    """The last samples of all jobs side by side, after one column from before training if they began as the same.
+
+    Rows are told apart by the text of the prompt: its number may be that of another prompt in another job.
+    """
     with_samples = [
         one for one in ranked if one.job.steps_sampled and (one.job.steps_sampled[-1] or not one.job.trains)
     ]
@@ -153,22 +156,25 @@ def comparison_grid(ranked: Sequence[Ranked], box: PictureBox) -> Grid | None:
         return None
     shown = with_samples[:MAX_JOBS]
     jobs = [one.job for one in shown]
-    trained = any(job.trains for job in jobs)
-    all_rows = sorted({row for job in jobs for row in job.shots})
+    before = len({str(job.setting("model")) for job in jobs if job.trains and job.config}) == 1
+    shots = [{(prompt_of(job, row), row.seed): by_step for row, by_step in job.shots.items()} for job in jobs]
+    # What most of them have drawn comes first.
+    all_rows = sorted(
+        dict.fromkeys(key for each in shots for key in each), key=lambda row: sum(row not in each for each in shots)
+    )
     rows = []
-    for row in all_rows[:MAX_ROWS]:
-        owner = next((job for job in jobs if job.trains and row in job.shots and 0 in job.shots[row]), None)
-        prompt = next(prompt_of(job, row) for job in jobs if row in job.shots)
+    for prompt, seed in all_rows[:MAX_ROWS]:
+        mine = [each.get((prompt, seed), {}) for each in shots]
         cells: list[Picture | None] = []
-        if trained:
-            alt = f"{prompt}, seed {row.seed}, before training"
-            cells.append(box.picture(owner.shots[row][0], alt) if owner else None)
-        for job in jobs:
-            last = job.shots.get(row, {}).get(job.steps_sampled[-1])
-            alt = f"{prompt}, seed {row.seed}, {job.name}" + (f", step {job.steps_sampled[-1]}" if job.trains else "")
+        if before:
+            first = next((each[0] for job, each in zip(jobs, mine, strict=True) if job.trains and 0 in each), None)
+            cells.append(box.picture(first, f"{prompt}, seed {seed}, before training") if first else None)
+        for job, each in zip(jobs, mine, strict=True):
+            last = each.get(job.steps_sampled[-1])
+            alt = f"{prompt}, seed {seed}, {job.name}" + (f", step {job.steps_sampled[-1]}" if job.trains else "")
             cells.append(box.picture(last, alt) if last else None)
-        rows.append(GridRow(prompt=prompt, seed=row.seed, cells=cells))
-    columns = [Column(title="before", subtitle="step 0", role="before")] if trained else []
+        rows.append(GridRow(prompt=prompt, seed=seed, cells=cells))
+    columns = [Column(title="before", subtitle="step 0", role="before")] if before else []
     columns += [
         Column(
             title=one.job.name, role="job", href=f"#job-{one.job.id}",

@@ -82,6 +82,11 @@ class Ranked:
     value: float | None
     step: int | None
 
+    @property
+    def is_best(self) -> bool:
+        """Whether it did better than all others; of jobs that are not at their end nobody knows."""
+        return self.place == 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:

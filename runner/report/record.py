@@ -69,7 +69,7 @@ class JobRecord:
     @property
     def task(self) -> str:
         """What it does."""
-        return str(self.manifest.get("task", "train"))
+        return str(self.manifest.get("task") or self.setting("task.name") or "train")
 
     @property
     def trains(self) -> bool:

@@ -5,7 +5,9 @@ Takes a ranking and the differing settings, gives charts that share one y axis.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -50,7 +52,7 @@ def _scatter(one: Difference, shown: Sequence[Ranked], y_axis: Axis, objective: 
     places = [(x_axis.place(value), y_axis.place(entry.value)) for value, entry in zip(settings, known, strict=True)]
     # Jobs that share a value would hide each other where their results are close.
     if not isinstance(x_axis, Axis) or 2 * len(set(settings)) <= len(known):
-        places = side_by_side(places)
+        places = side_by_side(places, ends_px=(left, right))
     marks = [
         Markup(
             '<circle class="mark dot {}{}" data-job="{}" data-told="{}" cx="{}" cy="{}" r="{}">'
@@ -61,27 +63,41 @@ def _scatter(one: Difference, shown: Sequence[Ranked], y_axis: Axis, objective: 
         )
         for entry, value, (x, y) in zip(known, settings, places, strict=True)
     ]  # fmt: skip
-    best = told(known[0], {one.key: settings[0]}) if known else ""
+    best = f"; best: {told(known[0], {one.key: settings[0]})}" if known and known[0].is_best else ""
     svg = Markup(
         '<svg class="chart marks" viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}</svg>'
     ).format(
-        WIDTH_PX, HEIGHT_PX, f"{objective} by {one.key} of {len(known)} jobs; best: {best}",
+        WIDTH_PX, HEIGHT_PX, f"{objective} by {one.key} of {len(known)} jobs{best}",
         lines, Markup("").join(reversed(marks)),
     )  # fmt: skip
     companions = f"Changes together with it: {', '.join(one.companions)}." if one.companions else ""
     return Chart(
-        title=one.key, svg=svg, legend=[], last=f"best job: {chosen(settings[0])}" if known else "", note=companions
+        title=one.key, svg=svg, legend=[], last=f"best job: {chosen(settings[0])}" if best else "", note=companions
     )
 
 
-def side_by_side(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The places with those that would cover each other moved apart along x, the earlier ones least."""
+def side_by_side(
+    places: Sequence[tuple[float, float]], ends_px: tuple[float, float] = (-math.inf, math.inf)
+) -> list[tuple[float, float]]:
+    """The places with those that would cover each other moved apart along x, the earlier ones least.
+
+    Each stays between the ends and on its own side of the middle to the next value; where that is full, they cover
+    each other.
+    """
+    values = sorted({x for x, _ in places})
+    middles = [(one + other) / 2 for one, other in pairwise(values)]
+    room = dict(zip(values, pairwise([ends_px[0], *middles, ends_px[1]]), strict=True))
     done: list[tuple[float, float]] = []
     for x, y in places:
+        low, high = room[x]
         offsets = (sign * step * DOT_PX * 2 for step in range(len(places) + 1) for sign in (1, -1))
         free = next(
-            offset for offset in offsets
-            if all((x + offset - a) ** 2 + (y - b) ** 2 >= (1.8 * DOT_PX) ** 2 for a, b in done)
+            (
+                offset for offset in offsets
+                if low + DOT_PX <= x + offset <= high - DOT_PX
+                and all((x + offset - a) ** 2 + (y - b) ** 2 >= (1.8 * DOT_PX) ** 2 for a, b in done)
+            ),
+            0.0,
         )  # fmt: skip
         done.append((x + free, y))
     return done

@@ -11,7 +11,7 @@ from typing import Any
 
 from runner.report.charts import Series, draw, smoothed, sparkline
 from runner.report.cost import cost_of
-from runner.report.differences import Difference, differing_overrides, most_varied, told_apart
+from runner.report.differences import compared, differing_overrides, differing_settings, most_varied, told_apart
 from runner.report.evaluations import Figures, expected_pictures, label_of, named_columns, view_evaluations
 from runner.report.frame import Chart
 from runner.report.parallel import parallel_chart
@@ -20,7 +20,7 @@ from runner.report.ranking import Ranking
 from runner.report.record import HELD_OUT, JobRecord, finite
 from runner.report.scatter import setting_charts
 from runner.report.views import view_job
-from runner.report.words import count, number, plain
+from runner.report.words import count, loss_name, number, plain
 
 # With more jobs than this, each job's own grid shows only a few pictures.
 MANY_JOBS = 6
@@ -32,7 +32,6 @@ MAX_COLUMNS = 8
 
 def view_several(
     ranking: Ranking,
-    differing: Sequence[Difference],
     root: Path,
     *,
     figures: Mapping[str, Figures],
@@ -42,7 +41,6 @@ def view_several(
 
     Args:
         ranking: the jobs, best first.
-        differing: the resolved settings in which they differ.
         root: the folder that the page lies in.
         figures: what was measured of each job's result, by its id.
         evaluations: the jobs that measured, newest first.
@@ -50,10 +48,10 @@ def view_several(
     jobs = [entry.job for entry in ranking.entries]
     steps, rows = (FEW_STEPS, FEW_ROWS) if len(jobs) > MANY_JOBS else (MAX_STEPS, MAX_ROWS)
     per_job = sum(min(len(job.shots), rows) * min(len(job.steps_sampled), steps) for job in jobs)
-    compared = min(max(len(job.shots) for job in jobs), MAX_ROWS) * min(len(jobs), MAX_JOBS)
-    box = PictureBox(expected=per_job + compared + expected_pictures(evaluations), root=root)
+    in_rows = min(max(len(job.shots) for job in jobs), MAX_ROWS) * min(len(jobs), MAX_JOBS)
+    box = PictureBox(expected=per_job + in_rows + expected_pictures(evaluations), root=root)
     overridden, shared = differing_overrides(jobs)
-    varied = told_apart(differing, first=overridden)
+    varied = told_apart(differing_settings(compared(jobs))[0], first=overridden)
     keys = overridden or [one.key for one in varied]
     columns = keys if len(keys) <= MAX_COLUMNS else []
     chosen = most_varied(varied)
@@ -113,7 +111,8 @@ def facts_of_experiment(ranking: Ranking) -> list[tuple[str, str]]:
 def comparison_charts(ranking: Ranking) -> list[Chart]:
     """The objective, the held-out loss and the smoothed training loss of all jobs; the best jobs have colours."""
     charts = []
-    metrics = {"Held-out loss": HELD_OUT, "Training loss, smoothed": "train/loss"}
+    held_out = loss_name(ranking.entries[0].job).capitalize()
+    metrics = {held_out: HELD_OUT, "Training loss, smoothed": "train/loss"}
     if ranking.aim.name not in metrics.values():
         metrics = {ranking.aim.name: ranking.aim.name, **metrics}
     for title, metric in metrics.items():
@@ -136,8 +135,12 @@ def comparison_charts(ranking: Ranking) -> list[Chart]:
 def cell_for(job: JobRecord, key: str) -> str:
     """What the ranking says for one setting: a number as it is, anything else as it was set."""
     resolved = job.setting(key)
+    if isinstance(resolved, int) and not isinstance(resolved, bool):
+        return f"{resolved:,}"  # in full: seeds may differ in their last digits alone
     if finite(resolved) is not None:
         return number(finite(resolved))
+    if isinstance(resolved, dict):  # a group, which was chosen by its name where it was not left alone
+        resolved = resolved.get("name")
     return job.overrides.get(key) or plain(resolved)
 
 

@@ -131,7 +131,7 @@ def _charts(job: JobRecord) -> list[Chart]:
         rate = replace(rate, last=f"highest {number(max(value for _, value in rates))}")
     drawn = [
         draw("Loss", loss),
-        draw("Held-out loss by noise level", by_noise),
+        draw(f"{loss_name(job).capitalize()} by noise level", by_noise),
         rate,
         draw("Gradient norm", [
             Series(label="each step", points=norm, style="raw"),

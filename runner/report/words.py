@@ -125,7 +125,7 @@ def job_sentence(job: JobRecord) -> str:
     """One sentence on one job, true in each state."""
     if not job.trains:
         took = f" in {duration(job.total_s)}" if job.state == "completed" and job.total_s is not None else ""
-        return f"task={job.manifest.get('task')}: {job.state}{took}."
+        return f"task={job.task}: {job.state}{took}."
     steps = job.steps_done
     wanted = job.setting("steps")
     of_steps = f"{steps:,} of {wanted:,} steps" if isinstance(wanted, int) else count(steps, "step")

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from runner.errors import RunnerError
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     server = uvicorn.Server(
         uvicorn.Config(make_app(service, failed=failed), chosen.host, chosen.port, log_level="warning")
     )
-    server.run()
+    with suppress(KeyboardInterrupt):  # which it passes on once it has ended
+        server.run()
     for reason in reasons:
         trace = None if isinstance(reason, RunnerError) else reason
         log.error("the model cannot be loaded: %s", reason, exc_info=trace)

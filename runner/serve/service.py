@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from runner.errors import RunnerError, SettingsError
-from runner.families.files import resolution_faults
 from runner.schema.messages import nearest
 from runner.schema.serving import ADAPTERS_FOLDER, SERVE_FILE, Invocation, Serving, told
 from runner.studio import Studio
@@ -95,9 +94,7 @@ class Service:
         named = serving.adapters if wanted.adapters is None else wanted.adapters
         self._refuse_unknown(named, "adapters")
         sampling = self.sampling(wanted)
-        loaded = serving.model.model_copy(update={"path": str(studio.base.folder), "config": None})
-        if faults := resolution_faults(loaded, sampling.resolution):
-            raise SettingsError("\n".join(faults))
+        studio.check_resolution(sampling.resolution)
         mix = [(self.adapters[name], weight) for name, weight in named.items()]
         return await self._in_turn(lambda: studio.draw(wishes, sampling, mix))
 
@@ -170,7 +167,9 @@ def find_served(folder: Path) -> dict[str, Path]:
     Raises:
         SettingsError: in one of the folders is no adapter.
     """
-    places = sorted(each for each in (folder / ADAPTERS_FOLDER).glob("*") if each.is_dir())
+    # Editors and file managers leave hidden folders, such as .ipynb_checkpoints.
+    found = (folder / ADAPTERS_FOLDER).glob("*")
+    places = sorted(each for each in found if each.is_dir() and not each.name.startswith("."))
     faults = []
     for place in places:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return found
 
     watch = Watch(folders)
-    looked = _show(watch, once=options.once, as_json=options.json)
+    try:
+        looked = _show(watch, once=options.once, as_json=options.json)
+        sys.stdout.flush()
+    except BrokenPipeError:  # a reader that stops, such as head; what is left to say goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return int(any(experiment.has_losses for experiment in looked))
 
 

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from runner.job import State
-from runner.report.differences import differing_overrides, differing_settings, told_apart
+from runner.report.differences import by_task, differing_overrides, differing_settings, told_apart
+from runner.report.exports import strict
 from runner.report.record import JobRecord, finite
 from runner.report.several import cell_for
-from runner.status.look import ACTIVE, DEAD, JobStatus, WatchedJob, ends_in_s
+from runner.report.words import MISSING
+from runner.status.look import ACTIVE, DEAD, SILENT_S, JobStatus, WatchedJob, ends_in_s
 
 MAX_COLUMNS = 5
 """More differing settings than this make a table too wide for a terminal; they share one column then."""
@@ -51,8 +53,11 @@ class ExperimentStatus:
 
     @property
     def is_active(self) -> bool:
-        """Whether anything will change by itself."""
-        return any(job.state in ACTIVE for job in self.jobs)
+        """Whether anything will change by itself; where jobs wait, also in the pause before a worker takes the next."""
+        if any(job.state in ACTIVE for job in self.jobs):
+            return True
+        signs_s = [job.silent_s for job in self.jobs if job.silent_s is not None]
+        return any(job.state == State.PENDING for job in self.jobs) and min(signs_s, default=math.inf) < SILENT_S
 
     @property
     def has_losses(self) -> bool:
@@ -127,11 +132,16 @@ def _told_apart(jobs: list[JobRecord]) -> tuple[list[str], dict[str, list[str]]]
     if len(jobs) < 2:
         return [], {job.id: [] for job in jobs}
     columns, _ = differing_overrides(jobs)
-    columns = columns or [one.key for one in told_apart(differing_settings(jobs)[0], first=())]
+    resolved = (told_apart(differing_settings(kind)[0], first=()) for kind in by_task(jobs))
+    columns = columns or list(dict.fromkeys(one.key for kind in resolved for one in kind))
     if len(columns) <= MAX_COLUMNS:
         return columns, {job.id: [cell_for(job, key) for key in columns] for job in jobs}
-    words = {job.id: " ".join(f"{key}={cell_for(job, key)}" for key in columns) for job in jobs}
-    return [TOGETHER], {job_id: [text] for job_id, text in words.items()}
+    words = {job.id: [(key, cell_for(job, key)) for key in columns] for job in jobs}
+    # What a job does not have, such as the settings of another task, takes no room.
+    texts = {
+        job_id: " ".join(f"{key}={cell}" for key, cell in each if cell != MISSING) for job_id, each in words.items()
+    }
+    return [TOGETHER], {job_id: [text] for job_id, text in texts.items()}
 
 
 def _order(cell: str) -> tuple[bool, float, str]:
@@ -145,4 +155,7 @@ def _order(cell: str) -> tuple[bool, float, str]:
 
 def as_data(experiments: Sequence[ExperimentStatus]) -> dict[str, Any]:
     """Everything, for programs."""
-    return {"schema_version": SCHEMA_VERSION, "experiments": [each.data() for each in experiments]}
+    found: dict[str, Any] = strict(
+        {"schema_version": SCHEMA_VERSION, "experiments": [each.data() for each in experiments]}
+    )
+    return found

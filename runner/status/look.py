@@ -97,7 +97,8 @@ class _Tail:
     @property
     def step_s(self) -> float | None:
         """Seconds of a step; the lower median, so that a pause between two attempts does not count."""
-        points = {int(line["step"]): float(line["time"]) for line in self.recent if "time" in line}
+        times = ((int(line["step"]), finite(line.get("time"))) for line in self.recent)
+        points = {step: time_s for step, time_s in times if time_s is not None}
         steps = sorted(points)
         each = [(points[b] - points[a]) / (b - a) for a, b in pairwise(steps)]
         return median_low(each) if each and min(each) >= 0 else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from runner.deployed import undeploy_command
 from runner.job import State
 from runner.report.record import HELD_OUT, finite
-from runner.report.words import MISSING, count, duration, number
+from runner.report.words import MISSING, count, duration, loss_name, number
 from runner.status.experiment import ExperimentStatus
 from runner.status.look import ACTIVE, DEAD, STARTING, JobStatus
 
@@ -42,12 +42,37 @@ def tables(experiments: Sequence[ExperimentStatus], *, width: int, height: int |
 
     Args:
         width: columns of text that there is room for; what matters least is left out first.
-        height: lines that there is room for; jobs that do not change are left out first. None shows all.
+        height: lines that there is room for; jobs, and experiments, that do not change are left out first. None shows
+            all.
     """
     from rich.console import Group
+    from rich.text import Text
 
-    each = None if height is None else height // max(1, len(experiments))
-    return Group(*(part for experiment in experiments for part in _parts(experiment, width, each)))
+    shown = experiments if height is None else _that_fit(experiments, height)
+    each = None if height is None else height // max(1, len(shown))
+    parts = [part for experiment in shown for part in _parts(experiment, width, each)]
+    if len(shown) < len(experiments):
+        parts.append(Text(f"and {len(experiments) - len(shown)} more experiments; --once shows all", style="dim"))
+    return Group(*parts)
+
+
+def _that_fit(experiments: Sequence[ExperimentStatus], height: int) -> list[ExperimentStatus]:
+    """At least one of them, in their order: those in which something happens, and what changed last, first."""
+
+    def order(index: int) -> tuple[bool, float]:
+        silences = [job.silent_s for job in experiments[index].jobs if job.silent_s is not None]
+        return not experiments[index].is_active, min(silences, default=math.inf)
+
+    def lines(experiment: ExperimentStatus) -> int:
+        rows = min(FEWEST_ROWS, len(experiment.jobs))
+        return FRAME_LINES + rows + len(costing(experiment)) + len(_reasons(experiment))
+
+    kept: list[int] = []
+    for index in sorted(range(len(experiments)), key=order):
+        if kept and sum(lines(experiments[each]) for each in (*kept, index)) > height:
+            break
+        kept.append(index)
+    return [experiments[index] for index in sorted(kept)]
 
 
 def _parts(experiment: ExperimentStatus, width: int, height: int | None) -> Iterator[RenderableType]:
@@ -102,14 +127,19 @@ def _cells(experiment: ExperimentStatus, job: JobStatus) -> dict[str, Renderable
         "state": Text(job.state, style=style),
         "progress": ProgressBar(total=steps, completed=completed, width=BAR_WIDTH),
         "steps": f"{job.steps_done:,} of {steps:,}" if job.record.trains else MISSING,
-        "held-out loss" if experiment.metric == HELD_OUT else experiment.metric: "nan"
-        if diverged
-        else number(job.value),
+        _metric_name(experiment): "nan" if diverged else number(job.value),
         "images/s": number(job.images_per_s, digits=3),
         "left": duration(job.left_s),
         "last sign": _age(job.silent_s),
         "where": job.where,
     }
+
+
+def _metric_name(experiment: ExperimentStatus) -> str:
+    """What the metric that jobs are compared by is called."""
+    if experiment.metric != HELD_OUT:
+        return experiment.metric
+    return next((loss_name(job.record) for job in experiment.jobs if job.record.section("dataset")), "held-out loss")
 
 
 def _fitting(rows: Sequence[Mapping[str, RenderableType]], width: int) -> list[str]:

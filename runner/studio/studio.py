@@ -16,8 +16,9 @@ from typing import TypeVar
 
 import torch
 
-from runner.errors import OutOfMemoryError
+from runner.errors import OutOfMemoryError, SettingsError
 from runner.families.family import Text, TextStack, is_text_encoder
+from runner.families.files import resolution_faults
 from runner.mix.layers import AdapterLayers
 from runner.mix.mix import concatenate
 from runner.mix.read import read_adapter
@@ -75,6 +76,16 @@ class Studio:
         """Read all parts of the model now, not when they are first needed."""
         for part in (self.base.denoiser, self.base.vae, self.base.tokenizers, self._frozen_text):
             assert part is not None
+
+    def check_resolution(self, resolution: int) -> None:
+        """Refuse what the model has no places for.
+
+        Raises:
+            SettingsError: images of this side are too large for it.
+        """
+        loaded = self.base.settings.model_copy(update={"path": str(self.base.folder), "config": None})
+        if faults := resolution_faults(loaded, resolution):
+            raise SettingsError("\n".join(faults))
 
     def draw(
         self, wishes: Sequence[Wish], sampling: Sampling, adapters: Sequence[tuple[Path, float]] = ()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from runner import stop, work
 from runner.clean import __main__ as clean
 from runner.gallery import __main__ as gallery
+from runner.job_folders import job_folders
 from runner.report import __main__ as report
 from runner.status import __main__ as status
 from runner.track import __main__ as track
@@ -64,3 +66,38 @@ def test_a_job_that_cannot_be_read_is_told(tmp_path: Path, caplog: pytest.LogCap
 
     assert work.main(["--device", "cpu", str(tmp_path)]) == work.CRASHED_CODE
     assert f"{tmp_path} holds no job that can be read" in caplog.text
+
+
+def test_a_folder_that_may_not_be_looked_into_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mine", "theirs", "lost+found"):
+        (tmp_path / name / "job").mkdir(parents=True)
+        (tmp_path / name / "job" / "manifest.json").write_text("{}")
+    stat, iterate = Path.stat, Path.iterdir
+
+    def closed(path: Path) -> None:
+        if {"theirs", "lost+found"} & set(path.relative_to(tmp_path).parts[:-1]):
+            raise PermissionError(13, "Permission denied", str(path))
+
+    def closed_stat(path: Path, **options: bool) -> os.stat_result:
+        closed(path)
+        return stat(path, **options)
+
+    def closed_iterdir(path: Path) -> Iterator[Path]:
+        closed(path / "any")
+        return iterate(path)
+
+    monkeypatch.setattr(Path, "stat", closed_stat)
+    monkeypatch.setattr(Path, "iterdir", closed_iterdir)
+    assert job_folders(tmp_path) == [tmp_path / "mine" / "job"]
+    with pytest.raises(PermissionError):
+        job_folders(tmp_path / "theirs")
+
+
+def test_a_link_to_a_job_beside_it_is_no_further_job(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "x" / name).mkdir(parents=True)
+        (tmp_path / "x" / name / "manifest.json").write_text("{}")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "x" / "a")
+    (tmp_path / "x" / "best").symlink_to("a")
+    assert job_folders(tmp_path / "x") == [tmp_path / "x" / "a", tmp_path / "x" / "b"]
+    assert job_folders(tmp_path) == [tmp_path / "elsewhere"], "the job itself lies in another folder"

@@ -19,6 +19,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import uvicorn
+import yaml
 
 from runner.gallery.__main__ import main
 from runner.gallery.guard import Guard
@@ -191,6 +193,24 @@ def test_draws_what_is_typed_with_sliders_and_keeps_it(gallery: Gallery, tab: Ta
     assert drawn(tab)[0] == pictures[2], "the same settings give the same picture"
 
 
+def test_settings_are_taken_up_on_the_page_of_their_model(gallery: Gallery, tab: Tab) -> None:
+    first, other = gallery.jobs[0], gallery.folder / "zoo" / "job"
+    shutil.copytree(first.folder, other)
+    settings = yaml.safe_load((other / "config.yaml").read_text())
+    settings["model"]["variant"] = "fp16"
+    (other / "config.yaml").write_text(yaml.safe_dump(settings))
+    try:
+        assert gallery.ask("/draw", "POST", f"prompt=a&steps=1&weight:{quote(path_of(first))}=0.55")[0] == 200
+        tab.open(f"{gallery.address}/draw?use=zoo/job")
+        weight = f"document.querySelector(`[name='weight:{path_of(first)}']`)"
+        assert tab.ask(weight) is None, "of another base model"
+        tab.click("#strip .drawn .again")
+        tab.until(f"{weight}?.value === '0.55'")
+        assert tab.ask("document.querySelector('[name=prompt]').value") == "a"
+    finally:
+        shutil.rmtree(other.parent)
+
+
 def test_draws_with_a_file_from_elsewhere(gallery: Gallery) -> None:
     file = quote(f"file:{gallery.folder.parent / 'style.safetensors'}")
     form = f"prompt={quote(PROMPTS[0])}&seed=0&steps=3&guidance=3&weight:{file}=1"
@@ -291,6 +311,14 @@ def test_what_is_no_port_is_refused(port: str, tmp_path: Path, capsys: pytest.Ca
         main([str(tmp_path), "--port", port])
     assert ended.value.code == 2
     assert f"--port: '{port}' is no port; give a whole number from 1 to 65535" in capsys.readouterr().err
+
+
+def test_the_address_that_is_printed_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server: None)
+    main([str(tmp_path), "--host", "::1"])
+    assert capsys.readouterr().out.startswith("http://[::1]:7878/ ")
 
 
 def test_listening_for_others_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

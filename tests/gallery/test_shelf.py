@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import re
+import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
+import yaml
+from starlette.testclient import TestClient
 
+from runner.errors import SettingsError
+from runner.gallery.app import make_app
 from runner.gallery.easel import WEIGHT, Easel
 from runner.gallery.shelf import Shelf
 from tests.train.bench import Bench
@@ -42,3 +51,108 @@ def test_each_adapter_draws_in_the_precision_of_its_training(bench: Bench, tmp_p
         form = {"prompt": "a red house", "seed": "3", "steps": "2", "guidance": "1", "size": str(base.resolution)}
         (picture,) = asyncio.run(easel.draw({**form, f"{WEIGHT}{shelf.path_of(job.folder)}": "1"}))
         assert picture.png == (job.paths.samples_at(1) / "p00-s3.png").read_bytes(), job.settings.name
+
+
+def completed(folder: Path, **settings: Any) -> Path:
+    """The folder of a training of which the gallery draws nothing, and reads no weights."""
+    (folder / "lora").mkdir(parents=True)
+    (folder / "lora" / "pytorch_lora_weights.safetensors").touch()
+    (folder / "config.yaml").write_text(yaml.safe_dump({"task": {"name": "train"}, **settings}))
+    (folder / "manifest.json").write_text(json.dumps({"id": folder.name, "state": "completed", "task": "train"}))
+    return folder
+
+
+def gallery(folder: Path) -> TestClient:
+    return TestClient(make_app(folder, host="127.0.0.1", device="cpu"), base_url="http://localhost")
+
+
+@pytest.mark.parametrize(
+    ("family", "asked", "said"),
+    [
+        ("flux", {"sampler": "euler"}, "sampler = 'euler': belongs to models with a table of noise levels"),
+        ("flux", {"negative_prompt": "x"}, "negative_prompt = 'x': has no effect with model.family=flux"),
+        ("flux", {"size": "24"}, "should be a multiple of 16 with model.family=flux"),
+        ("sd3", {"size": "1024"}, "has places for images of up to"),
+        ("sd3", {"base": "{}"}, "no longer here; open the page anew"),
+    ],
+)
+def test_what_the_model_does_not_know_is_refused_on_the_page(
+    flux_folder: Path, sd3_folder: Path, tmp_path: Path, family: str, asked: dict[str, str], said: str
+) -> None:
+    folder = {"flux": flux_folder, "sd3": sd3_folder}[family]
+    completed(tmp_path / "x" / "job", model={"family": family, "path": str(folder)})
+    easel = Easel(Shelf(tmp_path), "cpu")
+    with pytest.raises(SettingsError, match=said):
+        asyncio.run(easel.draw({"prompt": "a house", "steps": "1", "size": "16", **asked}))
+
+
+def test_a_guidance_of_zero_is_taken_from_the_training(tmp_path: Path) -> None:
+    model = {"family": "sdxl", "path": "embedded"}
+    completed(tmp_path / "x" / "job", model=model, validation={"guidance_scale": 0.0})
+    assert [base.guidance for base in Shelf(tmp_path).bases()] == [0.0]
+
+
+def test_what_lies_beside_the_jobs_keeps_no_page_from_being_shown(tmp_path: Path) -> None:
+    job = completed(tmp_path / "shown" / "x" / "job", model={"family": "sdxl", "path": "embedded"})
+    (tmp_path / "large" / "step-000001").mkdir(parents=True)
+    (tmp_path / "large" / "step-000001" / "p00-s0.png").touch()
+    (job / "samples").symlink_to(tmp_path / "large")
+    foreign = tmp_path / "shown" / "x" / "of another program"
+    foreign.mkdir()
+    (foreign / "config.yaml").write_text("resolution: 512x512\nmodel: sdxl\n")
+    with gallery(tmp_path / "shown") as page:
+        for path in ("/", "/experiment/x", "/job/x/job", "/draw"):
+            answer = page.get(path)
+            assert answer.status_code == 200, path
+            assert "<img" not in answer.text, "of what lies elsewhere nothing is shown"
+
+
+@pytest.mark.parametrize("parts", [[b"prompt=" + b"a" * (1 << 18)], iter([b"prompt="])], ids=["long", "of any length"])
+def test_a_form_that_is_too_long_is_not_read(tmp_path: Path, parts: Iterable[bytes]) -> None:
+    content = parts[0] if isinstance(parts, list) else parts
+    with gallery(tmp_path) as page:
+        assert page.post("/draw", content=content).status_code == 413
+
+
+def test_a_model_makes_room_before_the_next_one_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[Model]] = []
+
+    class Model:
+        def __init__(self, *_settings: object) -> None:
+            assert all(model() is None for model in loaded)
+            self.module = self  # as modules do, by what they hold of each other
+            loaded.append(weakref.ref(self))
+
+    monkeypatch.setattr("runner.studio.Studio", Model)
+    completed(tmp_path / "x" / "job", model={"family": "sdxl", "path": "embedded"})
+    shelf = Shelf(tmp_path)
+    easel = Easel(shelf, "cpu")
+    gc.disable()
+    try:
+        for precision in ("fp32", "bf16"):
+            easel._studio_of(shelf.bases()[0], precision)
+    finally:
+        gc.enable()
+    assert len(loaded) == 2
+
+
+@pytest.mark.parametrize("shown", ["x", "x/job"])
+def test_the_page_of_a_single_experiment_or_job_leads_to_it(tmp_path: Path, shown: str) -> None:
+    completed(tmp_path / "x" / "job", model={"family": "sdxl", "path": "embedded"})
+    with gallery(tmp_path / shown) as page:
+        (link,) = re.findall('class="cover" href="(.*?)"', page.get("/").text)
+        answer = page.get(urljoin("http://localhost/", link))  # as browsers do
+        assert answer.status_code == 200
+        (job,) = re.findall('href="(/job/.*?)"', answer.text)
+        assert page.get(urljoin("http://localhost/", job)).status_code == 200
+
+
+def test_of_very_many_jobs_it_is_said_how_many_are_side_by_side(tmp_path: Path) -> None:
+    for number in range(30):
+        job = completed(tmp_path / "x" / f"job{number}", seed=number)
+        (job / "samples" / "step-000001").mkdir(parents=True)
+        (job / "samples" / "step-000001" / "p00-s0.png").touch()
+    with gallery(tmp_path) as page:
+        said = "Of 30 jobs the first 24; choose others below to compare them."
+        assert said in page.get("/experiment/x").text
+        assert said not in page.get("/compare?job=x/job1&job=x/job2").text

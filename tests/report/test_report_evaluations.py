@@ -9,7 +9,7 @@ import pytest
 
 from runner.report import write_report
 
-from .job_folders import change_manifest, write_evaluation, write_job
+from .job_folders import change_config, change_manifest, write_evaluation, write_job
 from .page_reader import Page, find_browser
 from .test_report_in_browser import MEASURE, asked
 from .test_sweep_exports import exports
@@ -75,6 +75,19 @@ def test_the_table_of_evaluations_is_whole(sweep: Path) -> None:
     assert "outputs/x/job" not in page.text and "x/job" in page.text, "an adapter that is no job of this experiment"
     linked = [element.attributes["href"] for element in page.all("a") if "#job-" in element.attributes.get("href", "")]
     assert linked.count("#job-a") > linked.count("#job-nobody") == 0
+
+
+def test_figures_that_were_not_measured_alike_are_told(sweep: Path) -> None:
+    assert "measured alike" not in page_of(sweep).text, "the weight is what is measured, not how"
+    change_config(sweep / "e-new", seeds=[0, 1, 2], features={"clip": "other"})
+    said = "Not all were measured alike: seeds, features.clip differ. Compare only figures that were."
+    assert said in page_of(sweep).text
+
+
+def test_less_is_better_of_nothing_else(tmp_path: Path) -> None:
+    write_evaluation(tmp_path / "x" / "e", of=None, figures={"base_drift": (0.1, 0.05, 0.15)})
+    text = page_of(tmp_path / "x").text
+    assert "Less is better for base drift." in text and "more for the others" not in text
 
 
 def test_a_training_alone_says_what_was_measured_of_it(tmp_path: Path) -> None:

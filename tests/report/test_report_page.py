@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -10,10 +12,18 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from runner.gallery.shelf import Shelf
+from runner.job_folders import find_jobs
 from runner.report import write_report
+from runner.report.differences import labelled
+from runner.report.record import read_job
+from runner.report.several import cell_for
+from runner.status.experiment import Watch, as_data
+from runner.status.table import tables
 
-from .job_folders import change_manifest, write_job, write_sweep
+from .job_folders import PROMPTS, change_config, change_manifest, write_job, write_sweep
 from .page_reader import Page
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}"
@@ -52,6 +62,16 @@ def test_set_values_come_before_all_others(tmp_path: Path) -> None:
     page = read(write_job(tmp_path / "x" / "job"))
     places = [page.text.index(key) for key in ("lora.rank set", "optimizer.lr set", "steps set", "model.family")]
     assert places == sorted(places)
+
+
+def test_the_loss_of_a_data_set_without_held_out_images_is_called_what_it_is(tmp_path: Path) -> None:
+    for rank in (4, 8):
+        write_job(tmp_path / "x" / f"r{rank}", rank=rank, sampled=[], dataset={"images": 4, "held_out": 0})
+    assert "eld-out loss" not in read(tmp_path / "x").text
+    (experiment,) = Watch(lambda: find_jobs(tmp_path / "x")).look()
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(tables([experiment], width=150))
+    assert "loss on the training images" in console.export_text()
 
 
 def test_samples_run_from_before_to_after_with_words_for_each(tmp_path: Path) -> None:
@@ -232,3 +252,56 @@ def test_jobs_of_one_experiment_are_told_apart_by_what_differs(tmp_path: Path) -
     page = write_report(tmp_path).read_text()
     assert "best is lora.rank=2" in page
     assert ">lora.rank=8</a>" in page
+
+
+def test_pictures_of_different_prompts_never_share_a_row(tmp_path: Path) -> None:
+    first, second = (write_job(tmp_path / "x" / f"r{rank}", rank=rank) for rank in (4, 8))
+    about = json.loads((second / "samples" / "prompts.json").read_text())
+    about["prompts"][0] = "a castle"
+    (second / "samples" / "prompts.json").write_text(json.dumps(about))
+    change_config(second, model__path="tiny/other")
+    table = read(tmp_path / "x").html
+    table = table[table.index('class="grid compare') :].partition("</table>")[0]
+    assert "before training" not in table, "they did not begin as the same"
+    for prompt, drawn in (("a castle", [second]), (PROMPTS[0], [first]), (PROMPTS[1], [first, second])):
+        shown = re.findall(f'alt="{prompt}, seed 0, (rank [0-9]+),', table)
+        assert sorted(shown) == [f"rank {job.name[1:]}" for job in drawn]
+
+
+def test_jobs_of_another_task_are_not_compared_with_trainings(tmp_path: Path) -> None:
+    for rank in (4, 8):
+        write_job(tmp_path / "x" / f"r{rank}", rank=rank, name="x", task="train")
+    drawn = write_job(tmp_path / "x" / "drawn", sampled=[0], name="x", task="generate", objective=None)
+    change_manifest(drawn, overrides=["adapter=x/r4", "prompts=a castle"], objective_name=None)
+    (drawn / "config.yaml").write_text("task: {name: generate}\nadapter: [x/r4]\nprompts: [a castle]\nresolution: 8\n")
+    page = read(tmp_path / "x")
+    charts = page.html[page.html.index("What the settings did") :].partition("</section>")[0]
+    assert re.findall("<figcaption>(.*?)</figcaption>", charts) == ["lora.rank"]
+    assert page.html.count("<code>") == 0, "no column that holds all that was set"
+    assert {job.name for job in labelled([read_job(job) for job in find_jobs(tmp_path / "x")])} == {
+        "lora.rank=4", "lora.rank=8", "generate drawn",
+    }  # fmt: skip
+
+
+def test_what_was_set_is_told_exactly_and_in_short(tmp_path: Path) -> None:
+    first, second = (write_job(tmp_path / "x" / name, sampled=[]) for name in ("one", "two"))
+    change_manifest(first, overrides=["optimizer=prodigy", "seed=20251128"])
+    change_manifest(second, overrides=["seed=20251129"])
+    change_config(first, optimizer__name="prodigy", seed=20251128)
+    change_config(second, seed=20251129)
+    cells = {job.id: [cell_for(job, key) for key in ("optimizer", "seed")] for job in map(read_job, (first, second))}
+    assert cells == {"one": ["prodigy", "20,251,128"], "two": ["adamw", "20,251,129"]}
+
+
+def test_values_of_another_kind_than_they_should_be_stop_nobody_from_looking(tmp_path: Path) -> None:
+    first, second = (write_job(tmp_path / "x" / f"r{rank}", rank=rank, state="running") for rank in (4, 8))
+    change_config(first, loss__snr_gamma=math.nan, resolution="512x512")
+    change_manifest(first, overrides=["loss.snr_gamma=nan"])
+    change_manifest(second, task="of another version", overrides=["loss.snr_gamma=5"], state="completed")
+    change_config(second, validation__inference_steps="many", resolution=[64, 64], model={"family": "sdxl"})
+    lines = [{"step": step, "time": when, "train/lr": -1.0} for step, when in ((1, "noon"), (2, None), (3, 1e9))]
+    (first / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read(tmp_path / "x")
+    looked = Watch(lambda: find_jobs(tmp_path / "x")).look()
+    json.dumps(as_data(looked), allow_nan=False)
+    assert [base.steps for base in Shelf(tmp_path).bases()] == [25]

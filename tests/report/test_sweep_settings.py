@@ -205,3 +205,21 @@ def test_points_that_would_cover_each_other_stand_side_by_side() -> None:
     assert all(y == 10.0 for _, y in moved[:-1])
     places = sorted(x for x, _ in moved[:-1])
     assert all(after - before > DOT_PX for before, after in pairwise(places))
+
+
+def test_points_of_very_many_jobs_stay_in_the_chart_and_with_their_value() -> None:
+    places = [(x, 10.0) for x in (80.0, 300.0) for _ in range(40)]
+    moved = side_by_side(places, ends_px=(50.0, 400.0))
+    assert all(50 < x < 190 for x, _ in moved[:40])
+    assert all(190 < x < 400 for x, _ in moved[40:])
+    assert len(set(moved)) > 20
+
+
+def test_while_all_jobs_run_none_is_called_the_best(tmp_path: Path) -> None:
+    folder = grid(tmp_path)
+    said = settings_of(page_of(folder))
+    assert "best job: 4" in said and "; best: " in said
+    for job in find_jobs(folder):
+        change_manifest(job, state="running", objective=None)
+    said = settings_of(page_of(folder))
+    assert "best job" not in said and "; best: " not in said

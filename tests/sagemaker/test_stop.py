@@ -8,7 +8,7 @@ import pytest
 
 from runner import stop
 from runner.aws.account import Account
-from runner.job import Job, State, make_job, register, update_manifest
+from runner.job import Job, State, lock, make_job, register, update_manifest
 from runner.launchers.cluster import NotStopped
 from runner.launchers.lots import Lot
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
@@ -91,3 +91,19 @@ def test_the_command_stops_what_it_may_and_names_the_rest(
     assert said[-1].startswith("sagemaker search-1 was not stopped: ") and DENIED in said[-1]
     assert "stop-hyper-parameter-tuning-job --hyper-parameter-tuning-job-name search-1" in said[-1]
     assert not any("search-1" in line for line in said[:-1])
+
+
+def test_a_damaged_manifest_is_told_and_keeps_nobody_from_hearing_of_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged, job = (make_job(Experiment(seed=seed), model="m", dataset="d", outputs=tmp_path) for seed in range(2))
+    for each in (damaged, job):
+        register(each)
+    damaged.paths.manifest.write_text('{"state": "runn')
+    with caplog.at_level("INFO"):
+        assert stop.main([str(job.folder.parent)]) == 1
+    assert f"{damaged.paths.manifest} is damaged" in caplog.text
+    update_manifest(job.folder, state=State.RUNNING)
+    with caplog.at_level("INFO"), lock(job.folder):
+        assert stop.main([str(job.folder.parent)]) == 1
+    assert f"trained by a command on this machine, where Ctrl-C saves and ends it: {job.folder}" in caplog.text

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from runner.errors import SettingsError
 from runner.serve.app import MOST_BYTES, make_app
-from runner.serve.service import Service, read_serving
+from runner.serve.service import Service, find_served, read_serving
 
 
 def told(folder: Path, **serving: Any) -> Path:
@@ -93,3 +93,10 @@ def test_a_request_that_does_not_say_its_length_may_be_no_longer(flux: TestClien
 def test_what_is_served_fits_the_family(tmp_path: Path, drawing: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         read_serving(told(tmp_path, model={"family": "flux"}, **drawing))
+
+
+def test_folders_that_editors_leave_are_no_adapters(tmp_path: Path) -> None:
+    for name in ("house", ".ipynb_checkpoints"):
+        (tmp_path / "adapters" / name).mkdir(parents=True)
+    (tmp_path / "adapters" / "house" / "pytorch_lora_weights.safetensors").touch()
+    assert list(find_served(tmp_path)) == ["house"]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 
 from runner.job import Job
 from runner.serve.__main__ import main
@@ -209,3 +210,13 @@ def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path: Path, caplog: 
     assert main(["--model-dir", str(tmp_path), "--port", str(free_port()), "--host", "127.0.0.1"]) == 1
     assert "the model cannot be loaded" in caplog.text
     assert str(tmp_path / "base") in caplog.text, "a path beside serve.json"
+
+
+def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(server: uvicorn.Server) -> None:
+        server.started = True
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    (tmp_path / "serve.json").write_text("{}")
+    assert main(["--model-dir", str(tmp_path), "--port", str(free_port())]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from runner.job import Job, State, lock, make_job, register, update_manifest
 from runner.job_folders import job_folders
@@ -21,7 +23,7 @@ from runner.schema import Experiment
 from runner.status.__main__ import main
 from runner.status.experiment import ExperimentStatus, Watch
 from runner.status.look import JobStatus
-from runner.status.table import totals
+from runner.status.table import tables, totals
 from runner.track import MetricsFile
 from tests.command_line import ROOT, Answer, environment
 
@@ -107,6 +109,57 @@ def test_brackets_in_values_and_names_are_shown_as_they_are(capsys: pytest.Captu
 
     shown = capsys.readouterr().out
     assert ".*to_[qkv]" in shown and ".*to_q([/]|x)?" in shown and "of [red] things" in shown
+
+
+def test_a_job_of_another_task_is_not_told_by_settings_that_it_does_not_have() -> None:
+    trained = [make(seed, State.COMPLETED) for seed in (1, 2)]
+    drawn = outputs_dir() / "sweep" / "drawn"
+    drawn.mkdir()
+    overrides = ["adapter=x", *(f"key{number}={number}" for number in range(6))]
+    (drawn / "manifest.json").write_text(json.dumps({"id": "drawn", "task": "generate", "overrides": overrides}))
+    table = look(*trained, Job("drawn", trained[0].settings, {}, drawn))
+    assert table.columns == ["seed"]
+    assert table.cells["drawn"] == ["–"]
+    for job, key in zip(trained, ("a", "b"), strict=True):
+        update_manifest(job.folder, overrides=[f"{key}{number}=1" for number in range(6)])
+    assert look(*trained).cells[trained[1].id] == [" ".join(f"b{number}=1" for number in range(6))]
+
+
+def test_of_many_experiments_those_that_move_are_what_a_terminal_shows() -> None:
+    jobs = [make(0, State.COMPLETED, name=f"done-{number}") for number in range(9)]
+    jobs += [make(0, State.RUNNING, name="under-way"), make(0, State.FAILED, name="wrong", error="no memory")]
+    for job in jobs[:9]:
+        make_old(job)
+    looked = Watch(lambda: [job.folder for job in jobs]).look()
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(tables(looked, width=150, height=20))
+    shown = console.export_text()
+    assert len(shown.splitlines()) <= 20
+    assert "under-way" in shown and "wrong" in shown and "done" not in shown
+    assert "and 9 more experiments; --once shows all" in shown
+    console.print(tables(looked, width=150))
+    assert all(job.folder.parent.name in console.export_text(clear=False) for job in jobs)
+
+
+def test_a_reader_that_stops_is_no_error() -> None:
+    for seed in range(9):
+        make(seed)
+    command = [sys.executable, "-m", "runner.status", "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, **pipes) as process:  # type: ignore[call-overload]
+        process.stdout.close()
+        said = process.stderr.read()
+    assert said == ""
+
+
+def test_jobs_that_wait_are_followed_for_a_while() -> None:
+    done, waiting = make(1, State.COMPLETED), make(2)
+    assert look(done, waiting).is_active, "a worker may be about to take it"
+    make_old(waiting)
+    assert look(done, waiting).is_active, "the one before it has just ended"
+    make_old(done)
+    assert not look(done, waiting).is_active
+    assert not look(done).is_active
 
 
 def test_states_are_counted_and_a_failure_says_why_and_is_the_exit_code() -> None:

@@ -12,8 +12,13 @@ function show(slider) {
   row.classList.toggle("used", Number(slider.value) > 0);
 }
 
-function takeUp(again) {
+function takeUp(again, number) {
   const form = document.getElementById("ask");
+  if (form.elements.namedItem("base").value !== again.fields.base) {
+    // The sliders of another base model are on a page of their own.
+    location.assign(`/draw?base=${encodeURIComponent(again.fields.base)}#again-${number}`);
+    return;
+  }
   for (const [name, value] of Object.entries(again.fields)) {
     const field = form.elements.namedItem(name);
     if (field) field.value = value ?? "";
@@ -38,7 +43,7 @@ document.addEventListener("input", (event) => {
 });
 document.addEventListener("click", (event) => {
   const again = event.target.closest("[data-again]");
-  if (again) takeUp(JSON.parse(again.dataset.again));
+  if (again) takeUp(JSON.parse(again.dataset.again), again.closest("[data-number]").dataset.number);
   if (event.target.closest(".dismiss")) event.target.closest(".fault").remove();
 });
 document.addEventListener("keydown", (event) => {
@@ -64,3 +69,6 @@ for (const [event, words] of Object.entries(BROKEN)) {
 }
 document.querySelectorAll("img").forEach(sharpen);
 document.querySelectorAll(".slider input").forEach(show);
+if (location.hash.startsWith("#again-")) {
+  document.querySelector(`[data-number="${Number(location.hash.slice(7))}"] .again`)?.click();
+}
