@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,9 +130,13 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
         "device": place.describe(),
         "worker": os.environ.get(WORKER_NAME),
     }
+
+    def stop_requested() -> bool:
+        return stop.requested or _orphaned()
+
     try:
         if not _trains(claims.queue):
-            good = run_tasks(claims, place, about=about, stop_requested=lambda: stop.requested or _orphaned())
+            good = run_tasks(claims, place, about=about, stop_requested=stop_requested)
         else:
             good = train(
                 SharedSource(claims if place.is_main else None, place, lambda each: read_job(claims.queue.here(each))),
@@ -140,8 +144,8 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
                 at_once=options.at_once or len(options.folders) or 1,
                 startup_s=loading_s + time.perf_counter() - began,
                 about=about,
-                save=_saved,
-                stop_requested=lambda: stop.requested or _orphaned(),
+                save=partial(_saved, stop=stop_requested),
+                stop_requested=stop_requested,
             )
     except Interrupted as error:
         log.info("%s", error)
@@ -161,14 +165,20 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
     return 1 if says_more and not good else 0
 
 
-def _saved(run: JobRun, use_rows: Callable[[int], AbstractContextManager[None]], losses: Mapping[str, float]) -> None:
+def _saved(
+    run: JobRun,
+    use_rows: Callable[[int], AbstractContextManager[None]],
+    losses: Mapping[str, float],
+    *,
+    stop: Callable[[], bool],
+) -> None:
     """Write what was trained, and measure it where its settings ask for that."""
     from runner.artifacts import save_artifacts
     from runner.tasks.evaluate.work import evaluate_training
 
     save_artifacts(run, use_rows, losses)
     if run.settings.evaluation.metrics is not None:
-        evaluate_training(run)
+        evaluate_training(run, stop=stop)
 
 
 def _trains(queue: Queue) -> bool:

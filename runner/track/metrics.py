@@ -85,16 +85,22 @@ class MetricsFile:
         Raises:
             OSError: if the new file cannot be written; the old one is then untouched.
         """
-        if not self.path.exists():
-            return
-        kept: list[bytes] = []
-        for raw in self.path.read_bytes().split(b"\n"):
-            line = _parse(raw)
-            if line is not None and line["step"] <= step:
-                kept.append(raw + b"\n")
+        if self.path.exists():
+            lines = [(raw, _parse(raw)) for raw in self.path.read_bytes().split(b"\n")]
+            self._write([raw for raw, line in lines if line is not None and line["step"] <= step])
+
+    def take_back(self) -> None:
+        """Drop the last line, atomically: what it says will be found and written anew.
+
+        Raises:
+            OSError: if the new file cannot be written; the old one is then untouched.
+        """
+        self._write([raw for raw in self.path.read_bytes().split(b"\n") if _parse(raw) is not None][:-1])
+
+    def _write(self, lines: list[bytes]) -> None:
         temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
         with temporary.open("wb") as stream:
-            stream.writelines(kept)
+            stream.writelines(line + b"\n" for line in lines)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, self.path)

@@ -188,6 +188,11 @@ class JobRun:
             self.metrics.append(self.step, values)
             self.mirror.log(self.step, values)
 
+    def take_back(self) -> None:
+        """Forget what was recorded last."""
+        if self.metrics is not None:
+            self.metrics.take_back()
+
     def objective(self) -> float | None:
         """The last value of the metric that rankings and searches go by."""
         name = self.settings.objective.name

@@ -50,7 +50,8 @@ def train(
         at_once: most jobs that train together.
         startup_s: seconds since the process began.
         about: what every manifest shall say of this process: versions, commit, device.
-        save: writes and checks what a finished job leaves; a job is completed only after it.
+        save: writes and checks what a finished job leaves; a job is completed only after it. May be Interrupted, by
+            what `stop_requested` tells of.
         stop_requested: whether a signal has asked to save and end.
 
     Returns:
@@ -90,6 +91,8 @@ def _rounds(
             unfilled, rounds = free - taken, rounds + 1
             pack.each(lambda run: run.validate(pack.rows_of(run)) if run.step == 0 else None)
             pack.each(partial(_finish_if_done, pack, save))
+            if any(run.done for run in pack.runs):
+                continue  # a signal came while one was being saved
             if pack.runs:
                 _round(pack)
                 progress.update(pack.runs)
@@ -154,10 +157,21 @@ def _finish_if_done(pack: Pack, save: SaveArtifacts, run: JobRun) -> object:
         raise DivergedError("the trained weights are not finite; try a lower optimizer.lr")
     use_rows = pack.rows_of(run)
     losses = run.validate(use_rows)
+    if not run.base.place.from_main(lambda: _saves(save, run, use_rows, losses)):
+        return None  # it stays, and is interrupted with the others
     if run.is_main:
-        with run.clock.charging("artifacts", [run]):
-            save(run, use_rows, losses)
         if run.mirror is not None:
             run.mirror.adapter(run.paths.lora, {"rank": run.settings.lora.rank, "base": run.settings.model.path})
         run.close(State.COMPLETED, objective=run.objective(), **run.kept_of_earlier())
     return LEAVES
+
+
+def _saves(save: SaveArtifacts, run: JobRun, use_rows: UseRows, losses: Mapping[str, float]) -> bool:
+    """Save what a job leaves; False where a signal came before that was done."""
+    try:
+        with run.clock.charging("artifacts", [run]):
+            save(run, use_rows, losses)
+    except Interrupted:
+        run.take_back()  # the next process measures the held-out loss anew
+        return False
+    return True

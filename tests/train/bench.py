@@ -27,7 +27,7 @@ from runner.schema import Experiment
 from runner.track import MetricsFile
 from runner.train.base import Base
 from runner.train.inputs.materials import Materials, prepare
-from runner.train.loop import train
+from runner.train.loop import SaveArtifacts, train
 from runner.train.place import Place
 
 SIZES = ((80, 64), (64, 64), (64, 104), (120, 72), (96, 64), (64, 72), (90, 130))
@@ -107,7 +107,13 @@ class Bench:
         register(job)
         return job
 
-    def train(self, *jobs: Job, stop: Callable[[], bool] = lambda: False, at_once: int | None = None) -> bool:
+    def train(
+        self,
+        *jobs: Job,
+        stop: Callable[[], bool] = lambda: False,
+        at_once: int | None = None,
+        save: SaveArtifacts = save_artifacts,
+    ) -> bool:
         """Train the jobs as one pack, all of them together or so many at once."""
         with self.own_cache():
             return train(
@@ -116,7 +122,7 @@ class Bench:
                 at_once=at_once or len(jobs),
                 startup_s=0.0,
                 about={},
-                save=save_artifacts,
+                save=save,
                 stop_requested=stop,
             )
 

@@ -1,7 +1,8 @@
-"""What is recorded as a mean over several steps does not depend on whether the job was stopped between them."""
+"""A job that was stopped, wherever that was, ends as an undisturbed one, with the same means over several steps."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from runner.artifacts import save_artifacts
 from runner.errors import Interrupted
+from runner.job import Job, State, read_manifest, state_of
 from runner.train.adapters.adapter import Adapter, Site
 from runner.train.clock import Clock
+from runner.train.drawing import UseRows
 from runner.train.job_run import JobRun
 from runner.train.place import Place
-from tests.train.bench import CPU, Bench, records
+from tests.train.bench import CPU, Bench, difference, records, weights
 from tests.train.ranks import in_both
 from tests.train.test_resume import stopped_after
 
@@ -78,3 +82,28 @@ def test_the_losses_of_all_processes_are_in_the_mean_once(bench: Bench, sdxl_fol
         return run.last_loss
 
     assert in_both(process) == [27.5, 27.5]
+
+
+def test_a_signal_while_one_job_is_measured_interrupts_it_and_the_others_of_its_pack(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path
+) -> None:
+    def job(steps: int, folder: str) -> Job:
+        return bench.job(sdxl_folder, steps=steps, outputs=tmp_path / folder)
+
+    straight, pack, signals = job(4, "straight"), [job(2, "pack"), job(4, "pack")], []
+
+    def saved_and_stopped(run: JobRun, use_rows: UseRows, losses: Mapping[str, float]) -> None:
+        save_artifacts(run, use_rows, losses)
+        signals.append(run.job.id)
+        raise Interrupted("stopped")
+
+    with pytest.raises(Interrupted):
+        bench.train(*pack, stop=lambda: bool(signals), save=saved_and_stopped)
+    assert signals == [pack[0].id]
+    assert [state_of(each.folder) for each in pack] == [State.INTERRUPTED, State.INTERRUPTED]
+    assert [read_manifest(each.folder)["steps_done"] for each in pack] == [2, 2]
+    assert bench.train(*pack)
+    assert bench.train(straight)
+    assert [state_of(each.folder) for each in pack] == [State.COMPLETED, State.COMPLETED]
+    assert list(records(pack[0], "validation/loss")) == [0, 2]
+    assert difference(weights(pack[1]), weights(straight)) < 1e-5

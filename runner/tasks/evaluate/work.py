@@ -91,12 +91,13 @@ def drawn_by_base(studio: Studio, wishes: Sequence[Wish], sampling: Sampling) ->
     return [kept[sampling, wish] for wish in wishes]
 
 
-def evaluate_training(run: JobRun) -> None:
+def evaluate_training(run: JobRun, *, stop: Callable[[], bool]) -> None:
     """Measure what a training gives, from its own file, before it is completed; its record has the figures then.
 
     The base is loaded once more for it, without what other jobs of the pack train at this moment.
 
     Raises:
+        Interrupted: a signal asked to stop; what was drawn stays.
         SettingsError: a network cannot be loaded.
     """
     settings = evaluation_of(run.settings, run.paths.weights)
@@ -111,7 +112,7 @@ def evaluate_training(run: JobRun) -> None:
 
     adapter = run.job.folder if isinstance(run.settings.method, NewTokens) else run.paths.weights
     paths = JobPaths(run.job.folder / FOLDER)
-    figures, _, _ = evaluate(settings, paths, run.base.place, [(adapter, 1.0)], studio, stop=lambda: False)
+    figures, _, _ = evaluate(settings, paths, run.base.place, [(adapter, 1.0)], studio, stop=stop)
     held.clear()
     run.base.collect()
     update_manifest(run.job.folder, figures={name: figure.as_data() for name, figure in figures.items()})
