@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -16,6 +17,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # A shell starts what it runs in the background deaf to Ctrl-C, and the commands under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Every training looks for garbage, and would look through half a million objects that the libraries have made."""
+    gc.collect()
+    gc.freeze()
+
 
 SECRET_PREFIXES = ("WANDB", "AWS", "HF_TOKEN", "HUGGING_FACE", "RUNNER_")
 
