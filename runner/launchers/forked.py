@@ -78,13 +78,16 @@ def as_a_command(action: Callable[[], int], environment: Mapping[str, str], log:
             os.dup2(output, stream)
         os.close(output)
     try:
-        sys.exit(action())
+        try:
+            code = action()
+        finally:
+            atexit._run_exitfuncs()  # multiprocessing leaves them out
     except KeyboardInterrupt:
         # As the interpreter itself ends then, so that whoever waits for it knows why.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
-    finally:
-        atexit._run_exitfuncs()  # multiprocessing leaves them out
+        raise
+    sys.exit(code)
 
 
 def _work(options: Sequence[str], environment: Mapping[str, str], log: Path | None) -> None:

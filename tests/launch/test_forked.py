@@ -15,6 +15,7 @@ from runner.launchers.forked import Forked
 from runner.machine import Device, Machine
 from runner.queue import Queue
 from tests.command_line import environment
+from tests.forked_command import run_forked
 
 DEADLINE_S = 60.0
 CPU = Machine((Device("cpu", "a CPU", None),), cores=2)
@@ -50,6 +51,14 @@ def test_it_is_known_which_signal_has_ended_it(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     assert ended(process) == -signal.SIGKILL
     process.send_signal(signal.SIGTERM)  # as to one that has ended: nothing
+
+
+def test_interrupted_it_does_what_is_to_be_done_at_the_end_and_says_which_signal_it_was(tmp_path: Path) -> None:
+    (tmp_path / "leaving.py").write_text(
+        "import atexit\natexit.register(print, 'at the end', flush=True)\nraise KeyboardInterrupt\n"
+    )
+    code, output = run_forked("leaving", [], cwd=tmp_path, environment=environment(), timeout_s=DEADLINE_S)
+    assert (code, output) == (-signal.SIGINT, "at the end\n")
 
 
 def test_it_is_a_session_of_its_own_so_that_ctrl_c_reaches_the_runner_alone(tmp_path: Path) -> None:
