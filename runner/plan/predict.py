@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 USABLE_SHARE = 0.9
 """Of a device's memory; the rest is left to its driver and to fragmentation."""
-ADAPTER_BYTES = 20
-"""Per trained number: weight, gradient, two moments, and the padded compute copy with its gradient."""
+ADAPTER_BYTES = 24
+"""Per trained number: weight, gradient, two moments, the padded compute copy with its gradient, and where it lies."""
 OVERHEAD_S = 15.0
 """Starting a process and loading a base, where that was never measured."""
 PROCESS_GB = 0.6

@@ -51,7 +51,9 @@ class PackedAdapters:
         )
         self.magnitude_gradient = torch.zeros_like(self.magnitudes)
         self.words = [self._words_of(adapter) for adapter in adapters]
-        self._places = self._where_each_lies(device)
+        # There is one for every number of every adapter, as large as a moment of the optimizer.
+        narrow = len(self.weights) <= torch.iinfo(torch.int32).max
+        self._places = self._where_each_lies(device, torch.int32 if narrow else torch.int64)
         self._joint_gradient = torch.zeros(sum(map(len, adapters)), device=device)
         for adapter, part in zip(adapters, self._joint_gradient.split([len(a) for a in adapters]), strict=True):
             part.copy_(adapter.gradient)
@@ -94,7 +96,7 @@ class PackedAdapters:
                 start += count * site.out
         return views
 
-    def _where_each_lies(self, device: torch.device) -> list[_Place]:
+    def _where_each_lies(self, device: torch.device, dtype: torch.dtype) -> list[_Place]:
         padded = {site: (down, up) for site, down, up in self._views(torch.arange(len(self.weights)))}
         magnitudes = self._magnitudes(torch.arange(len(self.magnitudes)))
         places = []
@@ -109,11 +111,12 @@ class PackedAdapters:
                     rank, (down, up) = adapter.ranks[site], (each[row] for each in padded[site])
                     view.copy_(down[:rank] if kind == DOWN else up[:, :rank])
             if not adapter.words and MAGNITUDE not in adapter.kinds:
-                places.append(_Place(there.to(device)))
+                places.append(_Place(there.to(device, dtype)))
                 continue
             own, of_magnitudes = _numbers(adapter, DOWN, UP), _numbers(adapter, MAGNITUDE)
             to_magnitudes = (of_magnitudes.to(device), there[of_magnitudes].to(device))
-            places.append(_Place(there[own].to(device), own.to(device), to_magnitudes if len(of_magnitudes) else None))
+            low_rank = there[own].to(device, dtype)
+            places.append(_Place(low_rank, own.to(device, dtype), to_magnitudes if len(of_magnitudes) else None))
         return places
 
     def _make_layers(self, components: Mapping[str, nn.Module]) -> None:
@@ -196,8 +199,8 @@ class PackedAdapters:
             if place.magnitudes is not None:
                 own, there = place.magnitudes
                 self.magnitudes.index_copy_(0, there, vector[own])
-            low_rank = vector if place.own is None else vector[place.own]
-            self.weights.index_copy_(0, place.low_rank, low_rank.to(self.weights.dtype))
+            low_rank = vector if place.own is None else vector.index_select(0, place.own)
+            self.weights.index_copy_(0, place.low_rank.long(), low_rank.to(self.weights.dtype))
             for name, view in self.adapters[index].words_in(vector).items():
                 self.words[index][name].copy_(view)
         for layer in self._decomposed_layers:
@@ -254,7 +257,7 @@ class _Place:
     """Where an adapter's numbers lie in its own vector and in the pack's padded ones."""
 
     low_rank: Tensor
-    """Places of its projections in the pack."""
+    """Places of its projections in the pack; int32 wherever that holds them."""
     own: Tensor | None = None
     """Their places in its own vector, where there is anything else."""
     magnitudes: tuple[Tensor, Tensor] | None = None
