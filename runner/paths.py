@@ -117,3 +117,14 @@ def write_text(target: Path, text: str) -> None:
     """Write `text` so that a reader sees the old content or the new, never a part."""
     with atomic_file(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def files_below(folder: Path, *, _within: frozenset[str] = frozenset()) -> list[Path]:
+    """All files in a folder, in their order, also where a part of it is a link to a folder that lies elsewhere."""
+    real = os.path.realpath(folder)
+    if real in _within:  # a link to a folder above would be walked forever
+        return []
+    found: list[Path] = []
+    for entry in sorted(folder.iterdir()):
+        found += files_below(entry, _within=_within | {real}) if entry.is_dir() else [entry]
+    return sorted(found)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.aws.storage import ObjectStore
+from runner.paths import files_below
 from runner.s3 import Location
 from runner.s3.objects import remove
 
@@ -36,7 +37,7 @@ def send_folder(folder: Path, place: Location, storage: ObjectStore, *, what: st
         return
     files = {
         file.relative_to(folder).as_posix(): file
-        for file in sorted(folder.rglob("*"))
+        for file in files_below(folder)
         if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     }
     log.info("to S3: %s, %.1f GB", what, sum(file.stat().st_size for file in files.values()) / 1e9)

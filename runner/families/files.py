@@ -19,7 +19,7 @@ from runner.errors import ModelError
 from runner.families import stored
 from runner.families.known import FAMILIES
 from runner.families.single_file import is_single_file, lay_out_single_file, single_file_faults
-from runner.paths import cache_dir, write_text
+from runner.paths import cache_dir, files_below, write_text
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
 
@@ -232,22 +232,11 @@ def folder_hash(folder: Path) -> str:
     """SHA-256 over the names and contents of all JSON, text and weight files below `folder`."""
     digest = hashlib.sha256()
     memo = _Memo()
-    for file in _files_below(folder):
+    for file in files_below(folder):
         if file.is_file() and file.suffix in HASHED_SUFFIXES:
             digest.update(f"{file.relative_to(folder).as_posix()}\0{memo.sha256(file)}\n".encode())
     memo.save()
     return digest.hexdigest()
-
-
-def _files_below(folder: Path) -> list[Path]:
-    """All of them in their order, also where a part of a model is a link to a folder that lies elsewhere."""
-    found = []
-    for top, folders, files in os.walk(folder, followlinks=True):
-        here = Path(top).resolve()
-        # A link to a folder above would be walked forever.
-        folders[:] = [name for name in folders if not here.is_relative_to(Path(top, name).resolve())]
-        found += [Path(top, name) for name in files]
-    return sorted(found)
 
 
 def file_hash(file: Path) -> str:

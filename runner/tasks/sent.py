@@ -8,6 +8,7 @@ from typing import Any
 
 from runner.adapter_file import AdapterFile
 from runner.job import Job
+from runner.paths import files_below
 from runner.schema.tasks.adapters import WithAdapters
 from runner.tasks.adapters import find_adapters
 
@@ -33,8 +34,10 @@ def sent_files(job: Job) -> Iterator[tuple[str, str, Mapping[str, Path]]]:
         if path.is_file():
             yield key, name, {name: path}
         else:
-            files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-            yield key, name, {f"{name}/{file.relative_to(path).as_posix()}": file for file in files}
+            files = {
+                f"{name}/{file.relative_to(path).as_posix()}": file for file in files_below(path) if file.is_file()
+            }
+            yield key, name, files
 
 
 def _adapter(name: str, adapter: AdapterFile) -> tuple[str, Mapping[str, Path]]:

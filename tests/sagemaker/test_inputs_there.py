@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from runner.aws.names import Places
+from runner.aws.sent import send_folder
 from runner.aws.storage import Storage
 from runner.container.settings import sent_jobs
 from runner.job import Job, make_job, register
@@ -103,6 +104,18 @@ def test_each_subject_has_its_own_class_there(
         assert one.captions == other.captions
         assert torch.equal(one.latents, other.latents) and torch.equal(one.time_ids, other.time_ids)
         assert one.masks is not None and other.masks is not None and torch.equal(one.masks, other.masks)
+
+
+def test_parts_of_a_model_that_are_links_travel_along(aws: StandIn, tmp_path: Path) -> None:
+    model, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    for folder in (model, elsewhere):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    (model / "unet").symlink_to(elsewhere)
+    (elsewhere / "above").symlink_to(model)
+    storage, place = Storage(aws.s3), Places(aws.bucket, "p").model("m" * 40)
+    send_folder(model, place, storage, what="a model")
+    assert sorted(storage.listing(place)) == ["config.json", "unet/config.json"]
 
 
 def test_what_was_encoded_and_is_gone_is_in_no_training_job(aws: StandIn, tmp_path: Path) -> None:
