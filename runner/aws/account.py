@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -141,8 +142,17 @@ class Account:
         role = self.settings.role
         if role is None:
             raise NoAccess(no_role(self.section))
-        partition = self.caller_arn.split(":")[1] if not role.startswith("arn:") else ""
-        return role if role.startswith("arn:") else f"arn:{partition}:iam::{self.account_id}:role/{role}"
+        return role if role.startswith("arn:") else self._arn_of(role)
+
+    def _arn_of(self, role: str) -> str:
+        """Of a role by its name: it may have a path, as those that SageMaker's console makes have."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if "/" not in role:
+            # Whoever may not ask has to name the path or the ARN.
+            with suppress(BotoCoreError, ClientError):
+                return str(self.client("iam", attempts=3).get_role(RoleName=role)["Role"]["Arn"])
+        return f"arn:{self.caller_arn.split(':')[1]}:iam::{self.account_id}:role/{role}"
 
 
 def no_role(section: str) -> str:

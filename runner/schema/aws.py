@@ -18,7 +18,10 @@ class AwsSettings(Settings):
 
     region: str | None = knob(None, min_length=1, doc="AWS region; null is that of the environment or profile.")
     role: str | None = knob(
-        None, min_length=1, doc="Execution role: the ARN, or the name, of what SageMaker's containers may do."
+        None,
+        min_length=1,
+        doc="Execution role, what SageMaker's containers may do: its ARN or its name, with its path where you may not "
+        "ask IAM for it.",
     )
     image: str | None = knob(
         None,

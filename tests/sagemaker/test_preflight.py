@@ -133,6 +133,16 @@ def test_a_role_that_sagemaker_may_not_take_on(aws: StandIn, faults: Faults) -> 
     assert "SageMaker may not take on this role" in fault
 
 
+def test_a_role_is_found_by_its_name_and_one_who_may_not_ask_names_its_path(aws: StandIn) -> None:
+    def arn(role: str) -> str:
+        return Account(SageMakerLauncher.model_validate({"name": "sagemaker", "role": role})).role_arn
+
+    assert "/service-role/" in aws.role
+    assert arn("execution") == arn("service-role/execution") == arn(aws.role) == aws.role
+    aws.permissions.deny("iam:GetRole")
+    assert arn("service-role/execution") == aws.role
+
+
 @pytest.mark.parametrize("why", ["expired", "invalid"])
 def test_refused_credentials_are_all_there_is_to_say(aws: StandIn, faults: Faults, why: str) -> None:
     aws.permissions.refused = why

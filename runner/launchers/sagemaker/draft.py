@@ -50,8 +50,10 @@ class Draft:
             with suppress(NoAccess):
                 account_id = self.account.account_id
         self.places = Places(settings.bucket or f"sagemaker-{region}-{account_id}", settings.prefix)
-        role = settings.role or "<launcher.role>"
-        self.role_arn = role if role.startswith(("arn:", "<")) else f"arn:aws:iam::{account_id}:role/{role}"
+        self.role_arn = settings.role or "<launcher.role>"
+        if settings.role and not settings.role.startswith("arn:"):
+            known = account_id != UNKNOWN_ACCOUNT
+            self.role_arn = self.account.role_arn if known else f"arn:aws:iam::{account_id}:role/{settings.role}"
 
     def estimate(self, plan: Plan) -> Estimate | None:
         """What the plan will cost; None where a price or a time is not known."""

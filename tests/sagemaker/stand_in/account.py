@@ -51,7 +51,11 @@ class Account:
             role = iam.get_role(RoleName=role_arn.rpartition("/")[2])["Role"]
         except iam.exceptions.NoSuchEntityException:
             role = None
-        trusted = role is not None and "sagemaker.amazonaws.com" in json.dumps(role["AssumeRolePolicyDocument"])
+        trusted = (
+            role is not None
+            and role["Arn"] == role_arn
+            and "sagemaker.amazonaws.com" in json.dumps(role["AssumeRolePolicyDocument"])
+        )
         if not trusted:
             message = (
                 f"Could not assume role {role_arn}. Please ensure that the role exists and allows principal "
