@@ -196,3 +196,31 @@ def image_faults(account: Account, image: str | None, *, served: bool = False) -
             f"{key}: is of the type {kind}, and endpoints take Docker's alone; python -m runner.image build --tag NEW "
             "makes one of that, then push --tag NEW (a tag that is there is not moved)"
         )
+
+
+def key_faults(account: Account, *, named_exactly: bool = False) -> Iterable[str]:
+    """Of the key of KMS, where the settings name one.
+
+    Args:
+        named_exactly: it is for something that takes no alias.
+    """
+    from botocore.exceptions import ClientError
+
+    wanted = account.settings.kms_key
+    if wanted is None:
+        return
+    key = f"{account.section}.kms_key = {wanted!r}"
+    alias = wanted.rpartition(":")[2].startswith("alias/")
+    try:
+        found = account.client("kms", attempts=3).describe_key(KeyId=wanted)["KeyMetadata"]
+    except ClientError as error:
+        if code_of(error) in ("NotFoundException", "InvalidArnException"):
+            yield f"{key}: KMS has no such key in {account.region}; create it there, or correct it"
+        elif "AccessDenied" not in code_of(error):
+            raise
+        found = {}
+    if (state := found.get("KeyState", "Enabled")) != "Enabled":
+        yield f"{key}: the key cannot be used, its state is {state}; enable it, or name another"
+    if alias and named_exactly:
+        its_id = found.get("KeyId", "its id (aws kms describe-key)")
+        yield f"{key}: volumes of {account.section}.instance take no alias of a key; name {its_id}"

@@ -158,13 +158,26 @@ def test_a_key_is_asked_about_where_one_is_named(aws: StandIn, settings: dict[st
         aws.permissions.policies[who] = documented(aws, name, key=made["KeyId"])
     assert faults(with_key) == []
     assert ("kms:CreateGrant", made["Arn"]) not in questions(aws), "a GPU instance has no volume that takes a key"
-    assert faults(with_key | {"instance": "ml.m5.xlarge"}) == []
+    with_volume = with_key | {"instance": "ml.m5.xlarge"}
+    (fault,) = faults(with_volume)
+    alias = "launcher.kms_key = 'alias/ours': volumes of launcher.instance take no alias of a key; name "
+    assert fault == alias + made["KeyId"]
+    assert faults(with_volume | {"kms_key": made["KeyId"]}) == []
     assert ("kms:CreateGrant", made["Arn"]) in questions(aws)
 
     aws.permissions.policies[""] = documented(aws, "deployer", key=made["KeyId"])
     endpoint = {"instance": "ml.m5.xlarge", **with_key}
     raw = {"name": "shop", "task": {"name": "deploy"}, "inference_steps": 2, "endpoint": endpoint}
     check.check(Deploy.model_validate(raw))
+
+
+def test_a_key_that_is_not_there_or_not_enabled(aws: StandIn, settings: dict[str, Any]) -> None:
+    (fault,) = faults(settings | {"kms_key": "alias/theirs"})
+    assert fault.startswith("launcher.kms_key = 'alias/theirs': KMS has no such key in us-east-1; create it there")
+    kms = aws.platform.client("kms")
+    made = kms.create_key()["KeyMetadata"]
+    kms.disable_key(KeyId=made["KeyId"])
+    assert "the key cannot be used, its state is Disabled" in "\n".join(faults(settings | {"kms_key": made["Arn"]}))
 
 
 def test_a_key_may_let_somebody_in_by_its_own_policy(aws: StandIn, settings: dict[str, Any]) -> None:

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from runner.aws.account import Account, code_of
-from runner.aws.checks import Check, bucket_faults, caller_faults, faults_of, image_faults, quota_faults, role_faults
+from runner.aws.checks import (
+    Check,
+    bucket_faults,
+    caller_faults,
+    faults_of,
+    image_faults,
+    key_faults,
+    quota_faults,
+    role_faults,
+)
 from runner.aws.permissions import Actions, Things
 from runner.instances import INSTANCES
 from runner.launchers.sagemaker.logs import GROUP
@@ -38,7 +47,7 @@ EXECUTION: Actions = {
     "key": ("kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey"),
 }
 """What the execution role must be allowed."""
-NEEDED = "credentials, execution role, both policies, bucket, image, quota of the instance type, secrets"
+NEEDED = "credentials, execution role, both policies, bucket, image, quota of the instance type, key, secrets"
 
 
 def preflight(settings: SageMakerLauncher, account: Account, image: str | None) -> list[str]:
@@ -57,6 +66,7 @@ def preflight(settings: SageMakerLauncher, account: Account, image: str | None) 
         lambda: bucket_faults(account),
         lambda: image_faults(account, image),
         lambda: quota_faults(account, f"{settings.instance} for {usage}", settings.instances, instance),
+        lambda: key_faults(account, named_exactly=volumes),
         lambda: _secrets(settings, account),
         lambda: caller_faults(account, SUBMITTER, things),
     ]

@@ -6,7 +6,15 @@ from importlib.util import find_spec
 from typing import Any
 
 from runner.aws.account import Account
-from runner.aws.checks import bucket_faults, caller_faults, faults_of, image_faults, quota_faults, role_faults
+from runner.aws.checks import (
+    bucket_faults,
+    caller_faults,
+    faults_of,
+    image_faults,
+    key_faults,
+    quota_faults,
+    role_faults,
+)
 from runner.aws.endpoints import Endpoints, log_group
 from runner.aws.image import image_of
 from runner.aws.permissions import Actions, Things
@@ -78,6 +86,7 @@ def check(settings: Deploy) -> dict[str, Any]:
             lambda: image_faults(account, image, served=True),
             lambda: _name_faults(account, name),
             lambda: quota_faults(account, f"{wanted.instance} for endpoint usage", most, instance),
+            lambda: key_faults(account),
             lambda: caller_faults(account, CALLER, things),
         ],
     )
