@@ -28,6 +28,8 @@ class Work:
     kept_in_largest: float = 0.0
     """... but for the one block that it computes again at a time."""
     parameters: float = 0.0
+    in_convolutions: float = 0.0
+    """Those of the parameters that convolutions have; linear layers have the others."""
 
     def training_flop(self, *, checkpointing: bool) -> float:
         """Forward and backward of one image: frozen layers need the gradient of their input only, attention those
@@ -93,6 +95,7 @@ class _Counter:
 
     def _convolution(self, inputs: int, outputs: int, taps: int) -> None:
         self._product(inputs * taps, outputs, self.pixels)
+        self.work.in_convolutions += inputs * taps * outputs
 
     def _keep(self, channels: float, at_border: int) -> None:
         kept = channels * self.pixels

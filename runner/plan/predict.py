@@ -32,6 +32,8 @@ OVERHEAD_S = 15.0
 PROCESS_GB = 0.6
 """Of the host's memory, before anything is loaded: torch and diffusers. Measured."""
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
+"""Of each weight of linear layers, with the scales (runner/train/adapters/quantized.py)."""
 
 REACHED_TFLOPS = {"H200": 200.0, "H100": 200.0, "A100": 80.0, "L40S": 80.0, "A10G": 25.0, "L4": 20.0, "T4": 10.0}
 """Assumed for 16-bit training until a step was measured there: a quarter of what large matrix products reach."""
@@ -210,7 +212,10 @@ def _drawing(job: Job) -> float:
 
 def _base_gb(job: Job, work: Work, machine: Machine) -> float:
     # The encoders are gone by then; the VAE that draws the samples is small beside the denoiser.
-    base_gb = 1.05 * work.parameters * BYTES[job.experiment.precision] / 1e9
+    whole = BYTES[job.experiment.precision]
+    linear = QUANTIZED_BYTES.get(job.experiment.model.quantization, whole)
+    weights = work.in_convolutions * whole + (work.parameters - work.in_convolutions) * linear
+    base_gb = 1.05 * weights / 1e9
     return base_gb if machine.has_gpus else base_gb + PROCESS_GB
 
 

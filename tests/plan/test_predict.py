@@ -20,9 +20,11 @@ from runner.job import Job, make_job
 from runner.machine import Device, Machine
 from runner.measured import Conditions, Measurement, measurements_file, recall, record, step_s
 from runner.plan import Pack, Predictor, make_plan
+from runner.plan.predict import QUANTIZED_BYTES
 from runner.schema import Experiment, LoraSettings
 from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.adapters.packed import PackedAdapters
+from runner.train.adapters.quantized import quantize
 from tests.train.bench import CPU
 
 SDXL = SDXL_UNET | {
@@ -130,6 +132,26 @@ def test_unmeasured_packs_are_estimated_and_called_so() -> None:
 def test_a_search_is_predicted_as_so_many_jobs_like_the_first_one() -> None:
     assert packed(1, expected=9).prediction == packed(9).prediction
     assert packed(1).prediction != packed(9).prediction
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantized_base_is_counted_as_it_is_kept(kind: str) -> None:
+    work = count_unet(EMBEDDED, latent_side=16)
+    unet = UNet2DConditionModel.from_config(EMBEDDED)
+    quantize(unet, kind, CPU.device)
+    tables = {name for name, _ in unet.named_buffers() if name.endswith("table")}  # one for each layer, of any size
+    kept = [each for name, each in (*unet.named_parameters(), *unet.named_buffers()) if name not in tables]
+    linear = (work.parameters - work.in_convolutions) * QUANTIZED_BYTES[kind]
+    assert linear + 4 * work.in_convolutions == pytest.approx(sum(each.nbytes for each in kept), rel=0.08)
+
+
+def test_a_quantized_base_fits_where_a_whole_one_does_not() -> None:
+    small = Machine((Device("cuda", "NVIDIA L4", 24.0, "0"),), cores=8)
+    model = {"path": "somebody/flux", "family": "flux"}
+    whole, nf4 = (packed(4, small, model=model | {"quantization": kind}, resolution=512) for kind in ("none", "nf4"))
+    assert whole.prediction is not None and nf4.prediction is not None
+    assert whole.prediction.memory_gb > 24 > nf4.prediction.memory_gb
+    assert nf4.at_once > whole.at_once == 1
 
 
 def test_packs_are_no_larger_than_the_memory() -> None:
