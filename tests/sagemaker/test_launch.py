@@ -13,6 +13,7 @@ import torch
 from tests.command_line import command, runner, trained
 from tests.conftest import MakeOnce
 from tests.launch.running import Running, assert_bitwise_equal, manifests, only_folder, outputs, weights
+from tests.measures.networks import save_clip, save_inception
 from tests.sagemaker.stand_in import Image, StandIn
 
 IMAGE = Image((sys.executable, "-m", "runner.container"), {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
@@ -242,3 +243,29 @@ def test_a_task_runs_there_with_what_its_settings_name_and_draws_as_here(aws: St
     ]
     assert len(pictures[0]) == 2
     assert pictures[0] == pictures[1]
+
+
+@pytest.mark.slow
+def test_a_measurement_there_gives_the_figures_of_one_here(
+    aws: StandIn, sdxl_folder: Path, undisturbed: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Networks and real images travel along, also those that are links."""
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "photos").symlink_to(photos)
+    networks = {"clip": save_clip(tmp_path / "clip"), "inception": save_inception(tmp_path / "inception.pt")}
+    measured = [
+        *("task=evaluate", f"model.path={sdxl_folder}", f"adapter={undisturbed}", f"real={real}", "prompts=[a star]"),
+        *("inference_steps=1", "seeds=[0,1]", "metrics=[fid,clip_text,base_drift]", "logger=none"),
+        *(f"features.{name}={path}" for name, path in networks.items()),
+    ]
+
+    here, there = runner(*measured, "name=here"), runner(*measured, "name=there", *launcher_settings(aws))
+
+    assert here.code == there.code == 0, here.output + there.output
+    one, other = (
+        json.loads(file.read_text())["figures"]
+        for name in ("here", "there")
+        for file in outputs().glob(f"{name}/*/manifest.json")
+    )
+    assert len(one) == 3 and one == other
