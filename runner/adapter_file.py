@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 from runner.errors import RunnerError, SettingsError
 from runner.families.files import file_hash, unreachable
 from runner.job import Job, State, read_job, state_of
 from runner.paths import JobPaths
 from runner.schema.method import NewTokens
+from runner.tensor_file import Header, read_header
 
-LENGTH_BYTES = 8
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 NO_SUCH_FILE = ("EntryNotFound", "RemoteEntryNotFound")
 """How the Hub's client, an older one and this, calls it where a repository has no file of a name."""
@@ -143,7 +141,7 @@ def _only_fetched(repository: str) -> Path | None:
     return files[0] if len(files) == 1 else None
 
 
-def header_of(file: Path, named: str) -> dict[str, Any]:
+def header_of(file: Path, named: str) -> Header:
     """What a safetensors file says of its tensors, without reading them.
 
     Args:
@@ -153,11 +151,6 @@ def header_of(file: Path, named: str) -> dict[str, Any]:
         SettingsError: it is no safetensors file.
     """
     try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
-            if length > file.stat().st_size:
-                raise ValueError("not a safetensors file")
-            header: dict[str, Any] = json.loads(stream.read(length))
+        return read_header(file)
     except (OSError, ValueError) as error:
         raise SettingsError(f"{named}: cannot be read ({error}); {FIX}") from error
-    return header

@@ -38,7 +38,9 @@ def find_earlier(settings: LoraSettings) -> AdapterFile | None:
 
 def _check_fits(file: Path, settings: LoraSettings, named: str) -> None:
     header = header_of(file, named)
-    ranks = {key.removesuffix(DOWN): int(about["shape"][0]) for key, about in header.items() if key.endswith(DOWN)}
+    ranks = {
+        key.removesuffix(DOWN): int(about["shape"][0]) for key, about in header.tensors.items() if key.endswith(DOWN)
+    }
     if not ranks:
         raise SettingsError(f"{named}: holds no LoRA under peft's names (...{DOWN}); {FIX}")
     if wrong := [layer for layer, rank in ranks.items() if settings.rank_of(_bare(layer)) != rank]:
@@ -49,7 +51,7 @@ def _check_fits(file: Path, settings: LoraSettings, named: str) -> None:
             f"lora.{key} = {getattr(settings, key)}: {settings.init_from} has rank {found}{where}; set "
             f"{_settings_for('rank', ranks)}"
         )
-    config = json.loads(header.get("__metadata__", {}).get("lora_adapter_metadata", "{}"))
+    config = json.loads(header.metadata.get("lora_adapter_metadata", "{}"))
     _check_same(settings, "dora", settings.dora, _said(config, ".use_dora", False))
     scales = {layer: _scale(config, layer, rank) for layer, rank in ranks.items()}
     if wrong := [layer for layer, scale in scales.items() if not _same(settings.scale_of(_bare(layer)), scale)]:

@@ -20,12 +20,11 @@ from runner.exclusive import alone
 from runner.families.known import FAMILIES
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
+from runner.tensor_file import read_header
 
 log = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
-LONGEST_HEADER_BYTES = 100_000_000
-"""As the format has it."""
 DENOISER = ("model.diffusion_model.", "joint_blocks.", "double_blocks.", "transformer_blocks.", "single_blocks.")
 VAE = ("first_stage_model.", "vae.")
 T5 = ("text_encoders.t5xxl.",)
@@ -58,7 +57,7 @@ def single_file_faults(settings: ModelSettings, *, used_here: bool) -> list[str]
             f"model.config = {settings.config!r}: has no model_index.json; give a folder in diffusers layout with {fix}"
         ]
     try:
-        header = read_header(file)
+        header = read_header(file).tensors
     except (OSError, ValueError) as error:
         return [f"{said}: is no {SUFFIX} file that can be read ({error})"]
     if not any(name.startswith(DENOISER) and "lora" not in name for name in header):
@@ -92,22 +91,6 @@ def _other_prediction(settings: ModelSettings, header: dict[str, dict[str, Any]]
             "model.zero_terminal_snr=true"
         )
     return faults
-
-
-def read_header(file: Path) -> dict[str, dict[str, Any]]:
-    """Name -> dtype and shape of each tensor.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is none.
-    """
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 0 < length <= LONGEST_HEADER_BYTES:
-            raise ValueError("its header is damaged")
-        header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    return header
 
 
 def _precisions(header: dict[str, dict[str, Any]]) -> set[str]:
@@ -157,7 +140,7 @@ def _read(settings: ModelSettings) -> Any:
     import torch
 
     file, folder = Path(settings.path).expanduser(), Path(str(settings.config)).expanduser()
-    header = read_header(file)
+    header = read_header(file).tensors
     kinds = _precisions(header)
     found = [precision for precision in PRECISIONS if precision in kinds]
     dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[found[-1]]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from runner.families.files import model_folder
 from runner.families.known import FAMILIES
-from runner.families.single_file import read_header
 from runner.families.targets import Presets
 from runner.schema import LoraSettings, ModelSettings
 from runner.schema.messages import nearest
 from runner.schema.training import matches_layer
+from runner.tensor_file import read_header
 
 WEIGHT = ".weight"
 OF_LAYERS = (2, 4)
@@ -69,7 +69,7 @@ def _names(denoiser: Path) -> tuple[Collection[str], Collection[str]]:
     dimensions: dict[str, int] = {}
     try:
         for file in sorted(denoiser.glob("*.safetensors")):
-            dimensions |= {key: len(about["shape"]) for key, about in read_header(file).items()}
+            dimensions |= {key: len(about["shape"]) for key, about in read_header(file).tensors.items()}
     except (OSError, ValueError, KeyError, TypeError):
         return (), ()  # it is said when the model is loaded
     layers = {key.removesuffix(WEIGHT): None for key, count in dimensions.items() if key.endswith(WEIGHT)}

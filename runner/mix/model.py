@@ -19,10 +19,10 @@ from torch import nn
 
 from runner.errors import ArtifactError, Interrupted
 from runner.families.loading import load_component
-from runner.families.single_file import read_header
 from runner.mix.fuse import fuse
 from runner.mix.layers import AdapterLayers
 from runner.paths import write_text
+from runner.tensor_file import read_header
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def parts_of(base: Path) -> dict[str, type[nn.Module]]:
 def stored_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
     """The most exact precision of a part's weights; fp32 where the files do not say."""
     files = list(folder.glob(f"*.{variant}*.safetensors" if variant else "*.safetensors"))
-    kinds = {str(each["dtype"]) for file in files for each in read_header(file).values()}
+    kinds = {str(each["dtype"]) for file in files for each in read_header(file).tensors.values()}
     return next((STORED[kind] for kind in ("F32", "BF16", "F16") if kind in kinds), torch.float32)
 
 

@@ -54,7 +54,7 @@ def _format_faults(settings: Export, found: AdapterFile) -> list[str]:
         changed += ["adapter_weight"] if weight != 1 else []
         faults += [f"{key}: has no effect on {given}, which is words alone; remove it" for key in changed]
         return faults
-    if not any(MAGNITUDE in key for key in header_of(found.file, f"adapter = {given!r}")):
+    if not any(MAGNITUDE in key for key in header_of(found.file, f"adapter = {given!r}").tensors):
         return faults
     if set(settings.formats) != {"diffusers"}:
         faults.append(

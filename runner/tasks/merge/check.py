@@ -29,7 +29,7 @@ def check(settings: Merge) -> dict[str, Any]:
             fix = fix if found.file not in found.words else "there is nothing else in it to merge"
             faults.append(f"adapter = {given!r}: was taught words ({words}), which are not weights of layers; {fix}")
             continue
-        if not any(MAGNITUDE in key for key in header_of(found.file, f"adapter = {given!r}")):
+        if not any(MAGNITUDE in key for key in header_of(found.file, f"adapter = {given!r}").tensors):
             continue
         if len(settings.adapter) > 1:
             faults.append(f"adapter = {given!r}: is a DoRA, which cannot be put together with others; merge it alone")

@@ -79,9 +79,9 @@ def _as_diffusers_reads(
         loadable = []
         for index, (file, layers) in enumerate(zip(files, read, strict=True)):
             header = header_of(file, f"adapter = {str(file)!r}")
-            said = METADATA in header.pop("__metadata__", {})
+            said = METADATA in header.metadata
             alike = len({(each.rank, each.scale) for each in layers.values()}) == 1
-            if (said or alike) and is_named_for_diffusers(header, family):
+            if (said or alike) and is_named_for_diffusers(header.tensors, family):
                 loadable.append(file)
                 continue
             (folder := Path(temporary) / str(index)).mkdir()

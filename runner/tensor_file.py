@@ -1,0 +1,39 @@
+"""What a `.safetensors` file says of its tensors, without reading them, and without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+LENGTH_BYTES = 8
+LONGEST_HEADER_BYTES = 100_000_000
+"""As the format has it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """The beginning of such a file."""
+
+    tensors: dict[str, dict[str, Any]]
+    """Name -> `dtype` and `shape`."""
+    metadata: dict[str, str]
+    """What whoever wrote it has said besides."""
+
+
+def read_header(file: Path) -> Header:
+    """Read it.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no such file.
+    """
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
+        if not 0 < length <= LONGEST_HEADER_BYTES:
+            raise ValueError("not a safetensors file")
+        tensors = json.loads(stream.read(length))
+    if not isinstance(tensors, dict):
+        raise ValueError("its header is damaged")
+    return Header(metadata=tensors.pop("__metadata__", {}), tensors=tensors)
