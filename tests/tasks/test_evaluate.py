@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,16 @@ from runner.errors import Interrupted, SettingsError
 from runner.job import Job, read_job
 from runner.measures.networks import Clip
 from runner.paths import JobPaths
+from runner.schema import Experiment
 from runner.schema.evaluation import METRICS
 from runner.schema.tasks.evaluate import Evaluate
 from runner.studio import Studio
 from runner.tasks.evaluate.check import check
+from runner.tasks.evaluate.of_training import FOLDER
 from runner.tasks.evaluate.prompts import NEUTRAL, SUBJECT
-from runner.tasks.evaluate.work import work
+from runner.tasks.evaluate.work import evaluate_training, work
 from runner.train.drawing import Picture, Sampling, Wish
+from runner.train.place import Place
 from tests.command_line import runner
 from tests.launch.running import outputs
 from tests.measures.networks import save_clip, save_dino, save_inception
@@ -237,6 +241,33 @@ def test_a_distance_of_too_few_drawn_images_is_refused_before_anything_is_drawn(
         check(one)
     check(one.model_copy(update={"seeds": (0, 1)}))
     check(one.model_copy(update={"metrics": ("dino",)}))
+
+
+def test_of_several_processes_the_main_one_measures_a_training_and_draws_the_base_once_for_its_pack(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Wish] = []
+
+    def draw(studio: Studio, wishes: Sequence[Wish], sampling: Sampling, adapters: Any = ()) -> list[Picture]:
+        drawn.extend([] if adapters else wishes)
+        return by_itself(studio, wishes, sampling, adapters)
+
+    by_itself = Studio.draw
+    monkeypatch.setattr(Studio, "draw", draw)
+    monkeypatch.setattr("runner.tasks.evaluate.drawn.NEUTRAL", ("a star", "a circle"))
+    measured: list[Any] = []
+    # The other process waits for this one: whatever asks for it would wait for ever, and is an error here.
+    base = SimpleNamespace(place=Place(torch.device("cpu"), 0, 2), untrained={}, collect=lambda: None)
+    asked = {"evaluation": {"metrics": ["base_drift"]}, "validation": {"inference_steps": 1, "guidance_scale": 1.0}}
+    experiment = Experiment.model_validate({**job.experiment.model_dump(), **asked})
+    for _ in range(2):
+        run: Any = SimpleNamespace(
+            job=job, settings=experiment, paths=job.paths, base=base, record=lambda values: measured.append(values)
+        )
+        evaluate_training(run, stop=never)
+        shutil.rmtree(job.folder / FOLDER)
+    assert measured[0]["evaluation/base_drift"] > 0 and measured[0] == measured[1]
+    assert len(drawn) == 2
 
 
 TRAINING: dict[str, Any] = {"name": "x", "task": {"name": "train"}, "model": {}, "dataset": {"path": "embedded"}}

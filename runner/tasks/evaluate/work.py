@@ -59,6 +59,7 @@ def evaluate(
     adapters: Sequence[tuple[Path, float]],
     studio: Callable[[], Studio],
     *,
+    of_base: dict[Any, Any] | None = None,
     stop: Callable[[], bool],
 ) -> tuple[dict[str, Figure], int, int]:
     """(figures, how many images there are, how many of them were drawn now).
@@ -66,11 +67,14 @@ def evaluate(
     Args:
         adapters: what to load each by, and its weight.
         studio: called only if something is to be drawn.
+        of_base: where the images of the base alone are kept for other jobs; with the studio, if nowhere else.
     """
     sampling = sampling_of(settings)
 
     def draw(wishes: Sequence[Wish], adapted: bool) -> list[Picture]:
-        return studio().draw(wishes, sampling, adapters) if adapted else drawn_by_base(studio(), wishes, sampling)
+        return (
+            studio().draw(wishes, sampling, adapters) if adapted else drawn_by_base(studio, wishes, sampling, of_base)
+        )
 
     subject = subject_series(settings, paths) if settings.draws_subject else None
     drift = "base_drift" in settings.measured
@@ -83,18 +87,22 @@ def evaluate(
     return figures, sum(len(each.wishes) for each in series), drawn
 
 
-def drawn_by_base(studio: Studio, wishes: Sequence[Wish], sampling: Sampling) -> list[Picture]:
+def drawn_by_base(
+    studio: Callable[[], Studio], wishes: Sequence[Wish], sampling: Sampling, kept: dict[Any, Any] | None
+) -> list[Picture]:
     """What the base alone draws: once for all jobs of a worker that ask for it."""
-    kept = studio.base.untrained
-    missing = [wish for wish in wishes if (sampling, wish) not in kept]
-    kept.update(((sampling, wish), each) for wish, each in zip(missing, studio.draw(missing, sampling), strict=True))
+    kept = studio().base.untrained if kept is None else kept
+    if missing := [wish for wish in wishes if (sampling, wish) not in kept]:
+        drawn = studio().draw(missing, sampling)
+        kept.update(((sampling, wish), each) for wish, each in zip(missing, drawn, strict=True))
     return [kept[sampling, wish] for wish in wishes]
 
 
 def evaluate_training(run: JobRun, *, stop: Callable[[], bool]) -> None:
     """Measure what a training gives, from its own file, before it is completed; its record has the figures then.
 
-    The base is loaded once more for it, without what other jobs of the pack train at this moment.
+    The base is loaded once more for it, without what other jobs of the pack train at this moment. Of several processes
+    only the main one measures, and the others wait.
 
     Raises:
         Interrupted: a signal asked to stop; what was drawn stays.
@@ -104,15 +112,17 @@ def evaluate_training(run: JobRun, *, stop: Callable[[], bool]) -> None:
     if settings is None:
         return
     held: list[Studio] = []
+    place = run.base.place.alone()
 
     def studio() -> Studio:
         if not held:
-            held.append(Studio(settings.model, settings.precision, run.base.place))
+            held.append(Studio(settings.model, settings.precision, place))
         return held[0]
 
     adapter = run.job.folder if isinstance(run.settings.method, NewTokens) else run.paths.weights
     paths = JobPaths(run.job.folder / FOLDER)
-    figures, _, _ = evaluate(settings, paths, run.base.place, [(adapter, 1.0)], studio, stop=stop)
+    of_base = run.base.untrained  # all jobs of the pack are on one base
+    figures, _, _ = evaluate(settings, paths, place, [(adapter, 1.0)], studio, of_base=of_base, stop=stop)
     held.clear()
     run.base.collect()
     update_manifest(run.job.folder, figures={name: figure.as_data() for name, figure in figures.items()})
