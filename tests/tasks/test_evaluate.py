@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,14 @@ from pydantic import ValidationError
 from runner.check import Checker
 from runner.errors import Interrupted, SettingsError
 from runner.job import Job, read_job
-from runner.measures.networks import Clip
+from runner.measures.networks import PICTURES_AT_ONCE, Clip
 from runner.paths import JobPaths
 from runner.schema import Experiment
 from runner.schema.evaluation import METRICS
 from runner.schema.tasks.evaluate import Evaluate
 from runner.studio import Studio
 from runner.tasks.evaluate.check import check
+from runner.tasks.evaluate.measuring import as_drawn
 from runner.tasks.evaluate.of_training import FOLDER
 from runner.tasks.evaluate.prompts import NEUTRAL, SUBJECT
 from runner.tasks.evaluate.work import evaluate_training, work
@@ -163,6 +165,31 @@ def test_real_images_that_are_the_drawn_ones_are_no_distance_away(networks: Netw
     assert found["figures"]["fid_score"]["value"] == pytest.approx(0, abs=1e-4)
     dino = found["figures"]["dino_score"]
     assert dino["value"] < 1, "all pairs count, not only each image with itself"
+
+
+def test_real_images_are_opened_a_few_at_a_time(
+    networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[Image.Image]] = []
+    most = 0
+
+    def watched(image: Image.Image, side_px: int) -> Image.Image:
+        nonlocal most
+        picture = as_drawn(image, side_px)
+        alive[:] = [*(each for each in alive if each() is not None), weakref.ref(picture)]
+        most = max(most, len(alive))
+        return picture
+
+    monkeypatch.setattr("runner.tasks.evaluate.work.as_drawn", watched)
+    real, count = tmp_path / "real", 2 * PICTURES_AT_ONCE + 8
+    real.mkdir()
+    for shade in range(count):
+        Image.new("RGB", (64, 64), (shade, 0, 0)).save(real / f"{shade}.png")
+    asked = settings(
+        networks, metrics=["dino", "kid"], prompts=["a star"], subject=None, subject_class=None, real=str(real)
+    )
+    work(asked, JobPaths(tmp_path / "job"), CPU, stop=never)
+    assert PICTURES_AT_ONCE <= most < count
 
 
 def test_it_stops_between_images_and_goes_on_there(networks: Networks, job: Job, tmp_path: Path) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from runner.data import Item
 from runner.job import update_manifest
 from runner.measures.interval import Figure
 from runner.paths import JobPaths
@@ -18,7 +22,7 @@ from runner.studio import Studio
 from runner.tasks.adapters import find_adapters
 from runner.tasks.drawing import sampling_of
 from runner.tasks.evaluate.check import real_images
-from runner.tasks.evaluate.drawn import Series, draw_missing, neutral_series, subject_series, write_about
+from runner.tasks.evaluate.drawn import Opened, Series, draw_missing, neutral_series, subject_series, write_about
 from runner.tasks.evaluate.measuring import Pictures, as_drawn
 from runner.tasks.evaluate.of_training import FOLDER, evaluation_of
 from runner.tasks.studios import studio_of
@@ -137,9 +141,13 @@ def measured(settings: Evaluate, place: Place, subject: Series | None, neutral: 
         place.device,
         drawn=subject.pictures() if subject else (),
         texts=subject.texts if subject else (),
-        real=[as_drawn(item.open(), settings.resolution) for item in data.items] if data else (),
+        real=Opened([partial(_real, item, settings.resolution) for item in data.items] if data else ()),
         neutral=(neutral[0].pictures(), neutral[1].pictures()) if neutral else ((), ()),
     ).measure()
+
+
+def _real(item: Item, side_px: int) -> Image.Image:
+    return as_drawn(item.open(), side_px)
 
 
 def say(figures: Mapping[str, Figure]) -> None:
