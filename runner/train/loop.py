@@ -155,9 +155,7 @@ def _finish_if_done(pack: Pack, save: SaveArtifacts, run: JobRun) -> object:
         return None
     if not bool(torch.isfinite(run.adapter.weights).all()):
         raise DivergedError("the trained weights are not finite; try a lower optimizer.lr")
-    use_rows = pack.rows_of(run)
-    losses = run.validate(use_rows)
-    if not run.base.place.from_main(lambda: _saves(save, run, use_rows, losses)):
+    if not run.base.place.from_main(lambda: _saves(save, run, pack.rows_of(run))):
         return None  # it stays, and is interrupted with the others
     if run.is_main:
         if run.mirror is not None:
@@ -166,8 +164,9 @@ def _finish_if_done(pack: Pack, save: SaveArtifacts, run: JobRun) -> object:
     return LEAVES
 
 
-def _saves(save: SaveArtifacts, run: JobRun, use_rows: UseRows, losses: Mapping[str, float]) -> bool:
-    """Save what a job leaves; False where a signal came before that was done."""
+def _saves(save: SaveArtifacts, run: JobRun, use_rows: UseRows) -> bool:
+    """Measure a job for the last time and save what it leaves; False where a signal came before that was done."""
+    losses = run.validate(use_rows)
     try:
         with run.clock.charging("artifacts", [run]):
             save(run, use_rows, losses)
