@@ -5,6 +5,8 @@ B drawn images, R real ones, D features each.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -44,9 +46,14 @@ def feature_drift(base_BD: Tensor, adapted_BD: Tensor, resampling: Resampling) -
     return mean_of(1 - (unit(base_BD) * unit(adapted_BD)).sum(dim=1), resampling)
 
 
-def pixel_drift(base_BCHW: Tensor, adapted_BCHW: Tensor, resampling: Resampling) -> Figure:
-    """Mean over images of the root of the mean squared difference of pixels, as a share of their range."""
-    return mean_of((base_BCHW - adapted_BCHW).double().square().flatten(1).mean(dim=1).sqrt(), resampling)
+def pixel_drift(base: Iterable[Tensor], adapted: Iterable[Tensor], resampling: Resampling) -> Figure:
+    """Mean over images of the root of the mean squared difference of pixels, as a share of their range.
+
+    Args:
+        base, adapted: `[C, H, W]` each, as many; asked for one by one.
+    """
+    pairs = zip(base, adapted, strict=True)
+    return mean_of(torch.stack([(one - other).double().square().mean().sqrt() for one, other in pairs]), resampling)
 
 
 def unit(features_BD: Tensor) -> Tensor:

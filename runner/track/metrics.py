@@ -89,13 +89,22 @@ class MetricsFile:
             lines = [(raw, _parse(raw)) for raw in self.path.read_bytes().split(b"\n")]
             self._write([raw for raw, line in lines if line is not None and line["step"] <= step])
 
-    def take_back(self) -> None:
-        """Drop the last line, atomically: what it says will be found and written anew.
+    def drop(self, step: int, kind: str) -> None:
+        """Drop the lines of a step that say something of a kind, atomically: it will be found and written anew.
+
+        Args:
+            step: the one whose lines are looked at.
+            kind: what a name begins with, such as `validation/`.
 
         Raises:
             OSError: if the new file cannot be written; the old one is then untouched.
         """
-        self._write([raw for raw in self.path.read_bytes().split(b"\n") if _parse(raw) is not None][:-1])
+        if self.path.exists():
+            lines = [(raw, _parse(raw)) for raw in self.path.read_bytes().split(b"\n")]
+            kept = [(raw, line) for raw, line in lines if line is not None]
+            self._write(
+                [raw for raw, line in kept if line["step"] != step or not any(name.startswith(kind) for name in line)]
+            )
 
     def _write(self, lines: list[bytes]) -> None:
         temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")

@@ -100,6 +100,8 @@ class JobRun:
         self.metrics = MetricsFile(self.paths.metrics)
         # An attempt that starts anew measures step 0 again.
         self.metrics.truncate_after(self.step if self.step else -1)
+        if self.done:  # what comes after the last step failed or was interrupted, and is measured anew
+            self.metrics.drop(self.step, "validation/")
         self.mirror = open_mirror(
             self.settings.logger,
             job_id=self.job.id,
@@ -187,11 +189,6 @@ class JobRun:
         if self.metrics is not None and self.mirror is not None:
             self.metrics.append(self.step, values)
             self.mirror.log(self.step, values)
-
-    def take_back(self) -> None:
-        """Forget what was recorded last."""
-        if self.metrics is not None:
-            self.metrics.take_back()
 
     def objective(self) -> float | None:
         """The last value of the metric that rankings and searches go by."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from runner.train.admission import Source, admit
 from runner.train.drawing import UseRows
 from runner.train.job_run import JobRun
 from runner.train.pack import LEAVES, Pack
-from runner.train.place import Place
+from runner.train.place import FAULTS, Place
 from runner.train.progress import Progress
 from runner.train.pruning import falls_behind
 
@@ -155,9 +156,14 @@ def _finish_if_done(pack: Pack, save: SaveArtifacts, run: JobRun) -> object:
         return None
     if not bool(torch.isfinite(run.adapter.weights).all()):
         raise DivergedError("the trained weights are not finite; try a lower optimizer.lr")
-    use_rows = pack.rows_of(run)
-    losses = run.validate(use_rows)
-    if not run.base.place.from_main(lambda: _saves(save, run, use_rows, losses)):
+    try:
+        saved = run.base.place.from_main(lambda: _saves(save, run, pack.rows_of(run)))
+    except FAULTS:
+        # What failed is tried again by the next process, and the training before it is not made again.
+        with suppress(*FAULTS):
+            run.checkpoint()
+        raise
+    if not saved:
         return None  # it stays, and is interrupted with the others
     if run.is_main:
         if run.mirror is not None:
@@ -166,12 +172,12 @@ def _finish_if_done(pack: Pack, save: SaveArtifacts, run: JobRun) -> object:
     return LEAVES
 
 
-def _saves(save: SaveArtifacts, run: JobRun, use_rows: UseRows, losses: Mapping[str, float]) -> bool:
-    """Save what a job leaves; False where a signal came before that was done."""
+def _saves(save: SaveArtifacts, run: JobRun, use_rows: UseRows) -> bool:
+    """Measure a job for the last time and save what it leaves; False where a signal came before that was done."""
+    losses = run.validate(use_rows)
     try:
         with run.clock.charging("artifacts", [run]):
             save(run, use_rows, losses)
     except Interrupted:
-        run.take_back()  # the next process measures the held-out loss anew
         return False
     return True

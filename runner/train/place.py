@@ -54,6 +54,10 @@ class Place:
         """Whether this process writes the files."""
         return self.rank == 0
 
+    def alone(self) -> Place:
+        """This process without the others, for what it does while they wait for it: nothing of it waits for them."""
+        return Place(self.device, 0, 1)
+
     def share(self, count: int, among: Sequence[int] | None = None) -> range:
         """Which of `count` positions are this process's: contiguous, as even as possible.
 

@@ -78,7 +78,7 @@ def test_a_trial_that_fails_does_not_end_the_search(settings: list[str]) -> None
     assert set(states()) == {"completed", "failed"}
 
 
-@pytest.mark.slow  # tests/tasks/test_evaluate.py has a search by another objective, too
+@pytest.mark.slow  # tests/tasks/test_evaluate_training.py has a search by another objective, too
 def test_the_objective_is_chosen_by_name(settings: list[str]) -> None:
     answer = runner(*settings, "hydra.sweeper.n_trials=3", "objective.name=train/loss", "objective.direction=maximize")
     assert answer.code == 0, answer.output

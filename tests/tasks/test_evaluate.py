@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,22 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from runner.check import Checker
 from runner.errors import Interrupted, SettingsError
 from runner.job import Job, read_job
-from runner.measures.networks import Clip
+from runner.measures.networks import PICTURES_AT_ONCE, Clip
 from runner.paths import JobPaths
+from runner.schema import Experiment
 from runner.schema.evaluation import METRICS
 from runner.schema.tasks.evaluate import Evaluate
 from runner.studio import Studio
 from runner.tasks.evaluate.check import check
+from runner.tasks.evaluate.measuring import as_drawn
+from runner.tasks.evaluate.of_training import FOLDER
 from runner.tasks.evaluate.prompts import NEUTRAL, SUBJECT
-from runner.tasks.evaluate.work import work
+from runner.tasks.evaluate.work import evaluate_training, work
 from runner.train.drawing import Picture, Sampling, Wish
+from runner.train.place import Place
 from tests.command_line import runner
-from tests.launch.running import outputs
 from tests.measures.networks import save_clip, save_dino, save_inception
 from tests.train.bench import CPU, Bench, bench
 
@@ -161,6 +164,31 @@ def test_real_images_that_are_the_drawn_ones_are_no_distance_away(networks: Netw
     assert dino["value"] < 1, "all pairs count, not only each image with itself"
 
 
+def test_real_images_are_opened_a_few_at_a_time(
+    networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[Image.Image]] = []
+    most = 0
+
+    def watched(image: Image.Image, side_px: int) -> Image.Image:
+        nonlocal most
+        picture = as_drawn(image, side_px)
+        alive[:] = [*(each for each in alive if each() is not None), weakref.ref(picture)]
+        most = max(most, len(alive))
+        return picture
+
+    monkeypatch.setattr("runner.tasks.evaluate.work.as_drawn", watched)
+    real, count = tmp_path / "real", 2 * PICTURES_AT_ONCE + 8
+    real.mkdir()
+    for shade in range(count):
+        Image.new("RGB", (64, 64), (shade, 0, 0)).save(real / f"{shade}.png")
+    asked = settings(
+        networks, metrics=["dino", "kid"], prompts=["a star"], subject=None, subject_class=None, real=str(real)
+    )
+    work(asked, JobPaths(tmp_path / "job"), CPU, stop=never)
+    assert PICTURES_AT_ONCE <= most < count
+
+
 def test_it_stops_between_images_and_goes_on_there(networks: Networks, job: Job, tmp_path: Path) -> None:
     asked, paths, looks = settings(networks, job, metrics=["base_drift", "dino"], seeds=[0]), JobPaths(tmp_path), []
 
@@ -239,38 +267,31 @@ def test_a_distance_of_too_few_drawn_images_is_refused_before_anything_is_drawn(
     check(one.model_copy(update={"metrics": ("dino",)}))
 
 
-TRAINING: dict[str, Any] = {"name": "x", "task": {"name": "train"}, "model": {}, "dataset": {"path": "embedded"}}
+def test_of_several_processes_the_main_one_measures_a_training_and_draws_the_base_once_for_its_pack(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Wish] = []
 
+    def draw(studio: Studio, wishes: Sequence[Wish], sampling: Sampling, adapters: Any = ()) -> list[Picture]:
+        drawn.extend([] if adapters else wishes)
+        return by_itself(studio, wishes, sampling, adapters)
 
-def kid_of_training(tmp_path: Path, **changes: Any) -> Job:
-    evaluation = {"metrics": ["kid"], "real": "embedded", "prompts": ["a star", "a circle"], **changes}
-    return Checker(tmp_path).job({**TRAINING, "evaluation": evaluation})
-
-
-def test_a_training_is_refused_a_distance_of_one_drawn_image(networks: Networks, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"evaluation\.prompts = .* more seeds \(of a training validation\.seeds\)"):
-        kid_of_training(tmp_path, features={"inception": networks.inception}, prompts=["a star"])
-
-
-def test_what_a_training_is_measured_with_counts_by_its_content(networks: Networks, tmp_path: Path) -> None:
-    features = {"inception": networks.inception}
-    before = kid_of_training(tmp_path, features=features)
-    copy = shutil.copy(networks.inception, tmp_path / "copy.pt")
-    assert kid_of_training(tmp_path, features={"inception": str(copy)}).id == before.id
-    (tmp_path / "other.pt").write_bytes(Path(networks.inception).read_bytes() + b" ")
-    assert kid_of_training(tmp_path, features={"inception": str(tmp_path / "other.pt")}).id != before.id
-    real = tmp_path / "real"
-    real.mkdir()
-    for shade in (0, 9):
-        Image.fromarray(np.full((64, 64, 3), shade, dtype=np.uint8)).save(real / f"{shade}.png")
-    assert kid_of_training(tmp_path, features=features, real=str(real)).id != before.id
-
-
-def test_a_training_that_is_not_measured_keeps_its_id(tmp_path: Path) -> None:
-    plain = Checker(tmp_path).job(TRAINING)
-    assert {key for key in plain.identity if not key.startswith("settings.")} == {"schema", "model", "dataset"}
-    pixels = Checker(tmp_path).job({**TRAINING, "evaluation": {"metrics": ["base_drift"]}})
-    assert "evaluation" not in pixels.identity, "it is measured with no file"
+    by_itself = Studio.draw
+    monkeypatch.setattr(Studio, "draw", draw)
+    monkeypatch.setattr("runner.tasks.evaluate.drawn.NEUTRAL", ("a star", "a circle"))
+    measured: list[Any] = []
+    # The other process waits for this one: whatever asks for it would wait for ever, and is an error here.
+    base = SimpleNamespace(place=Place(torch.device("cpu"), 0, 2), untrained={}, collect=lambda: None)
+    asked = {"evaluation": {"metrics": ["base_drift"]}, "validation": {"inference_steps": 1, "guidance_scale": 1.0}}
+    experiment = Experiment.model_validate({**job.experiment.model_dump(), **asked})
+    for _ in range(2):
+        run: Any = SimpleNamespace(
+            job=job, settings=experiment, paths=job.paths, base=base, record=lambda values: measured.append(values)
+        )
+        evaluate_training(run, stop=never)
+        shutil.rmtree(job.folder / FOLDER)
+    assert measured[0]["evaluation/base_drift"] > 0 and measured[0] == measured[1]
+    assert len(drawn) == 2
 
 
 def test_content_makes_the_identity_and_names_do_not(networks: Networks, tmp_path: Path) -> None:
@@ -298,60 +319,3 @@ def test_the_command_measures_a_base_model(networks: Networks, tmp_path: Path) -
     assert re.search(r"^dino_score=0\.\d+$", answer.output, flags=re.MULTILINE)
     refused = runner("task=evaluate", "logger=none", "metrics=[fid]")
     assert refused.code != 0 and "features.inception=<network>" in refused.output
-
-
-def test_a_search_over_trainings_goes_by_what_is_measured_of_their_results(networks: Networks) -> None:
-    answer = runner(
-        *(
-            "-m",
-            "hydra/sweeper=optuna",
-            "hydra.sweeper.n_trials=2",
-            "name=searched",
-            "optimizer.lr=interval(1e-4,1e-2)",
-        ),
-        *("steps=2", "lora.rank=2", "logger=none", "validation.prompts=[]", "validation.inference_steps=2"),
-        *("evaluation.metrics=[kid,base_drift]", f"evaluation.features.inception={networks.inception}"),
-        *("evaluation.real=embedded", "evaluation.prompts=['a house','a red house']"),
-        "objective.name=evaluation/kid_score",
-    )
-
-    assert answer.code == 0, answer.output
-    assert "best: evaluation/kid_score" in answer.output
-    for folder in (outputs() / "searched").glob("*/manifest.json"):
-        manifest = json.loads(folder.read_text())
-        assert manifest["objective"] == manifest["figures"]["kid_score"]["value"]
-        assert manifest["objective_name"] == "evaluation/kid_score"
-    assert (outputs() / "searched" / "sweep.csv").read_text().splitlines()[0].count("kid_score.low") == 1
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        ({"evaluation": {"subject": "sks dog"}}, "evaluation.subject = 'sks dog': has no effect without"),
-        ({"objective": {"name": "evaluation/kid_score"}}, "there are: none, for evaluation.metrics is null"),
-        ({"evaluation": {"metrics": ["kid"]}}, "evaluation.metrics = ['kid']: kid needs features.inception"),
-        (
-            {"evaluation": {"metrics": ["base_drift"]}, "objective": {"name": "evaluation/dino_score"}},
-            "there are: evaluation/base_drift",
-        ),
-        (
-            {
-                "evaluation": {"metrics": ["dino"], "features": {"dino": "a/b"}, "real": "x"},
-                "objective": {"name": "evaluation/dino_score"},
-            },
-            "more of evaluation/dino_score is better; set objective.direction=maximize",
-        ),
-        (
-            {
-                "evaluation": {"metrics": ["base_drift"]},
-                "objective": {"name": "evaluation/base_drift", "direction": "maximize"},
-            },
-            "less of evaluation/base_drift is better; set objective.direction=minimize",
-        ),
-    ],
-)
-def test_a_training_that_cannot_be_measured_so_is_refused(said: dict[str, Any], expected: str, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError) as refused:
-        Checker(tmp_path).job({"name": "x", "task": {"name": "train"}, **said})
-
-    assert expected in str(refused.value)

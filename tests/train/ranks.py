@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from runner.errors import RunnerError
+from runner.train.pack import tried
 from runner.train.place import Found, Place
 
 Given = TypeVar("Given")
@@ -32,8 +34,10 @@ class Rank(Place):
         tensor.copy_(torch.stack(self._exchanged(tensor.clone())).sum(dim=0))
 
     def from_main(self, find: Callable[[], Found]) -> Found:
-        found: Found = self._exchanged(find() if self.is_main else None)[0]
-        return found
+        found: Any = self._exchanged(tried(find) if self.is_main else None)[0]
+        if isinstance(found, Exception):
+            raise found if self.is_main else RunnerError("the main process failed")
+        return cast("Found", found)
 
     def _exchanged(self, own: Any) -> list[Any]:
         self._said[self.rank] = own

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from runner.artifacts import save_artifacts
-from runner.errors import Interrupted
+from runner.errors import Interrupted, SettingsError
 from runner.job import Job, State, read_manifest, state_of
 from runner.train.adapters.adapter import Adapter, Site
 from runner.train.clock import Clock
 from runner.train.drawing import UseRows
 from runner.train.job_run import JobRun
+from runner.train.pack import Pack
 from runner.train.place import Place
 from tests.train.bench import CPU, Bench, difference, records, weights
 from tests.train.ranks import in_both
@@ -107,3 +108,27 @@ def test_a_signal_while_one_job_is_measured_interrupts_it_and_the_others_of_its_
     assert [state_of(each.folder) for each in pack] == [State.COMPLETED, State.COMPLETED]
     assert list(records(pack[0], "validation/loss")) == [0, 2]
     assert difference(weights(pack[1]), weights(straight)) < 1e-5
+
+
+@pytest.mark.parametrize("part", ["drawing", "saving"])
+def test_what_failed_after_the_last_step_is_tried_again_without_training_again(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    job = bench.job(sdxl_folder, steps=1, outputs=tmp_path, validation={"prompts": ["a circle"], "inference_steps": 1})
+
+    def unreachable(run: JobRun, use_rows: UseRows, losses: Mapping[str, float]) -> None:
+        raise SettingsError("evaluation.features.clip: is not reachable")
+
+    in_the_way = job.paths.samples_at(1)
+    if part == "drawing":
+        in_the_way.parent.mkdir(parents=True)
+        in_the_way.touch()
+    assert not bench.train(job, save=unreachable)
+    assert state_of(job.folder) is State.FAILED
+    if part == "drawing":
+        in_the_way.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(Pack, "step", lambda pack: pytest.fail("it is trained again"))
+        assert bench.train(job)
+    assert state_of(job.folder) is State.COMPLETED
+    assert list(records(job, "train/loss")) == [1] and list(records(job, "validation/loss")) == [0, 1]

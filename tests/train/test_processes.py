@@ -5,14 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+import torch
 
+from runner.errors import RunnerError
 from runner.job import Job, State, read_manifest, state_of
+from runner.train.drawing import UseRows
+from runner.train.loop import _finish_if_done
+from runner.train.pack import tried
+from runner.train.place import Place
 from tests.command_line import ROOT
 from tests.train.bench import Bench, difference, records, weights
+from tests.train.ranks import in_both
 
 SPREAD: dict[str, Any] = {
     "batch_size": 5,
@@ -72,6 +82,22 @@ def test_what_fails_in_one_process_leaves_the_pack_in_both(spread: dict[str, Job
     assert "the loss is" in read_manifest(spread["diverging"].folder)["error"]
     assert state_of(spread["unwritable"].folder) is State.FAILED
     assert "FileExistsError" in read_manifest(spread["unwritable"].folder)["error"]
+
+
+def test_a_last_validation_that_fails_in_the_main_process_leaves_both_in_step() -> None:
+    def finished(place: Place) -> Any:
+        def validate(use_rows: UseRows) -> dict[str, float]:
+            if place.is_main:
+                raise OSError("no space left")
+            return {}
+
+        pack: Any = SimpleNamespace(rows_of=lambda run: None)
+        run: Any = MagicMock(done=True, base=SimpleNamespace(place=place), validate=validate)
+        run.adapter.weights = torch.zeros(1)
+        return tried(partial(_finish_if_done, pack, lambda *given: None, run))
+
+    main, other = in_both(finished)
+    assert isinstance(main, OSError) and isinstance(other, RunnerError)
 
 
 def test_the_manifest_says_how_many_processes_there_were(spread: dict[str, Job]) -> None:

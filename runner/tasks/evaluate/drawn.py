@@ -6,7 +6,9 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import overload
 
 from PIL import Image
 
@@ -26,6 +28,27 @@ Draw = Callable[[Sequence[Wish], bool], list[Picture]]
 """Draws with the adapters, or (False) with the base alone."""
 
 
+class Opened(Sequence[Image.Image]):
+    """Pictures that are opened whenever they are asked for and not kept: all together may not fit into the memory."""
+
+    def __init__(self, opens: Sequence[Callable[[], Image.Image]]) -> None:
+        self._opens = opens
+
+    def __len__(self) -> int:
+        return len(self._opens)
+
+    @overload
+    def __getitem__(self, place: int) -> Image.Image: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Image.Image]: ...
+
+    def __getitem__(self, place: int | slice) -> Image.Image | list[Image.Image]:
+        if isinstance(place, slice):
+            return [each() for each in self._opens[place]]
+        return self._opens[place]()
+
+
 @dataclasses.dataclass(frozen=True)
 class Series:
     """Images of one kind: where they are, with or without adapters, and what CLIP compares each with."""
@@ -39,9 +62,9 @@ class Series:
         """Where they are, drawn or not."""
         return [self.folder / wish.name for wish in self.wishes]
 
-    def pictures(self) -> list[Image.Image]:
+    def pictures(self) -> Opened:
         """All of them, as they were drawn."""
-        return [_opened(file) for file in self.files()]
+        return Opened([partial(_opened, file) for file in self.files()])
 
 
 def subject_series(settings: Evaluate, paths: JobPaths) -> Series:

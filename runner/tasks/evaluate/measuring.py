@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -97,6 +97,6 @@ def as_drawn(image: Image.Image, side_px: int) -> Image.Image:
     return ImageOps.fit(image, (side_px, side_px), Image.Resampling.LANCZOS)
 
 
-def _pixels(pictures: Sequence[Image.Image]) -> Tensor:
-    """pixels_B3HW from 0 to 1, fp32."""
-    return torch.stack([torch.from_numpy(np.array(each)).permute(2, 0, 1) for each in pictures]).float() / 255
+def _pixels(pictures: Sequence[Image.Image]) -> Iterator[Tensor]:
+    """pixels_3HW of each, from 0 to 1, fp32."""
+    return (torch.from_numpy(np.array(each)).permute(2, 0, 1).float() / 255 for each in pictures)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from runner.data import Item
 from runner.job import update_manifest
 from runner.measures.interval import Figure
 from runner.paths import JobPaths
@@ -18,7 +22,7 @@ from runner.studio import Studio
 from runner.tasks.adapters import find_adapters
 from runner.tasks.drawing import sampling_of
 from runner.tasks.evaluate.check import real_images
-from runner.tasks.evaluate.drawn import Series, draw_missing, neutral_series, subject_series, write_about
+from runner.tasks.evaluate.drawn import Opened, Series, draw_missing, neutral_series, subject_series, write_about
 from runner.tasks.evaluate.measuring import Pictures, as_drawn
 from runner.tasks.evaluate.of_training import FOLDER, evaluation_of
 from runner.tasks.studios import studio_of
@@ -59,6 +63,7 @@ def evaluate(
     adapters: Sequence[tuple[Path, float]],
     studio: Callable[[], Studio],
     *,
+    of_base: dict[Any, Any] | None = None,
     stop: Callable[[], bool],
 ) -> tuple[dict[str, Figure], int, int]:
     """(figures, how many images there are, how many of them were drawn now).
@@ -66,11 +71,14 @@ def evaluate(
     Args:
         adapters: what to load each by, and its weight.
         studio: called only if something is to be drawn.
+        of_base: where the images of the base alone are kept for other jobs; with the studio, if nowhere else.
     """
     sampling = sampling_of(settings)
 
     def draw(wishes: Sequence[Wish], adapted: bool) -> list[Picture]:
-        return studio().draw(wishes, sampling, adapters) if adapted else drawn_by_base(studio(), wishes, sampling)
+        return (
+            studio().draw(wishes, sampling, adapters) if adapted else drawn_by_base(studio, wishes, sampling, of_base)
+        )
 
     subject = subject_series(settings, paths) if settings.draws_subject else None
     drift = "base_drift" in settings.measured
@@ -83,18 +91,22 @@ def evaluate(
     return figures, sum(len(each.wishes) for each in series), drawn
 
 
-def drawn_by_base(studio: Studio, wishes: Sequence[Wish], sampling: Sampling) -> list[Picture]:
+def drawn_by_base(
+    studio: Callable[[], Studio], wishes: Sequence[Wish], sampling: Sampling, kept: dict[Any, Any] | None
+) -> list[Picture]:
     """What the base alone draws: once for all jobs of a worker that ask for it."""
-    kept = studio.base.untrained
-    missing = [wish for wish in wishes if (sampling, wish) not in kept]
-    kept.update(((sampling, wish), each) for wish, each in zip(missing, studio.draw(missing, sampling), strict=True))
+    kept = studio().base.untrained if kept is None else kept
+    if missing := [wish for wish in wishes if (sampling, wish) not in kept]:
+        drawn = studio().draw(missing, sampling)
+        kept.update(((sampling, wish), each) for wish, each in zip(missing, drawn, strict=True))
     return [kept[sampling, wish] for wish in wishes]
 
 
 def evaluate_training(run: JobRun, *, stop: Callable[[], bool]) -> None:
     """Measure what a training gives, from its own file, before it is completed; its record has the figures then.
 
-    The base is loaded once more for it, without what other jobs of the pack train at this moment.
+    The base is loaded once more for it, without what other jobs of the pack train at this moment. Of several processes
+    only the main one measures, and the others wait.
 
     Raises:
         Interrupted: a signal asked to stop; what was drawn stays.
@@ -104,15 +116,17 @@ def evaluate_training(run: JobRun, *, stop: Callable[[], bool]) -> None:
     if settings is None:
         return
     held: list[Studio] = []
+    place = run.base.place.alone()
 
     def studio() -> Studio:
         if not held:
-            held.append(Studio(settings.model, settings.precision, run.base.place))
+            held.append(Studio(settings.model, settings.precision, place))
         return held[0]
 
     adapter = run.job.folder if isinstance(run.settings.method, NewTokens) else run.paths.weights
     paths = JobPaths(run.job.folder / FOLDER)
-    figures, _, _ = evaluate(settings, paths, run.base.place, [(adapter, 1.0)], studio, stop=stop)
+    of_base = run.base.untrained  # all jobs of the pack are on one base
+    figures, _, _ = evaluate(settings, paths, place, [(adapter, 1.0)], studio, of_base=of_base, stop=stop)
     held.clear()
     run.base.collect()
     update_manifest(run.job.folder, figures={name: figure.as_data() for name, figure in figures.items()})
@@ -127,9 +141,13 @@ def measured(settings: Evaluate, place: Place, subject: Series | None, neutral: 
         place.device,
         drawn=subject.pictures() if subject else (),
         texts=subject.texts if subject else (),
-        real=[as_drawn(item.open(), settings.resolution) for item in data.items] if data else (),
+        real=Opened([partial(_real, item, settings.resolution) for item in data.items] if data else ()),
         neutral=(neutral[0].pictures(), neutral[1].pictures()) if neutral else ((), ()),
     ).measure()
+
+
+def _real(item: Item, side_px: int) -> Image.Image:
+    return as_drawn(item.open(), side_px)
 
 
 def say(figures: Mapping[str, Figure]) -> None:
