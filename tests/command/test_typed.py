@@ -106,3 +106,16 @@ def test_a_file_with_another_ending_is_named(tmp_path: Path) -> None:
     (fault,) = said_of("--config-dir", str(tmp_path), "lora=mine")
 
     assert fault == f"lora = mine: {file} is not read, for its name must end with .yaml; rename it"
+
+
+def test_a_recipe_whose_settings_nothing_would_read_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "recipe" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("steps: 7\nlora: {rank: 4}\n")
+
+    (fault,) = said_of("--config-dir", str(tmp_path), "recipe=mine")
+
+    assert fault.startswith("recipe.steps, recipe.lora: nothing reads what stands below recipe; ")
+    assert "'# @package _global_'" in fault
+    file.write_text("# @package _global_\n" + file.read_text())
+    assert said_of("--config-dir", str(tmp_path), "recipe=mine") == ["what Hydra says"]
