@@ -39,7 +39,8 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
     if settings.caption_column != CAPTION_COLUMN and not deciding:
         said = "has no effect: no metadata.jsonl or metadata.csv has columns"
         faults.add("column", f"dataset.caption_column={settings.caption_column!r} {said}. Remove it.")
-    named, covered = read_metadata(listing, deciding, settings, has_default, faults)
+    named, covered, rows = read_metadata(listing, deciding, settings, has_default, faults)
+    found.rows += rows
     for name, captions in named.items():
         if _belongs(name, listing, found, settings):
             fix = "Add it to the metadata file"
@@ -126,7 +127,7 @@ def _read_text(path: Path, name: str, faults: Faults) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         faults.add("text", f"{name}: cannot be read as text ({error}). Save it as UTF-8.")
-        return ""
+        return "-"  # that its image has no caption would be told besides
 
 
 def _add_unused(listing: Listing, found: Found, texts_read: set[str], named: Collection[str]) -> None:
