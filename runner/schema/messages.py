@@ -119,6 +119,8 @@ def _too_few(key: str, fault: ErrorDetails, faults: Sequence[ErrorDetails]) -> s
 def _wanted(fault: ErrorDetails, key: str) -> str | None:
     """What a value should be, where pydantic's own words are not for users."""
     value = fault["input"]
+    if fault["type"] in ("dict_type", "model_type"):
+        return f"should be a mapping, such as '{key}={{name: value}}'"
     if fault["type"] == "tuple_type":
         return f"should be a list, such as '{key}=[{_quoted(value)}]'"
     if fault["type"] == "string_type" and isinstance(value, (int, float)):

@@ -66,6 +66,9 @@ def test_a_value_in_place_of_a_list_and_a_number_in_place_of_a_text_are_told_wit
     assert of_training(validation={"prompts": [1]}) == [
         'validation.prompts.0 = 1: should be a text; put it in quotes: "1"'
     ]
+    assert of_training(lora={"rank_pattern": 4}) == [
+        "lora.rank_pattern = 4: should be a mapping, such as 'lora.rank_pattern={name: value}'"
+    ]
     assert of_training(lora={"targets": ["to_q", "to_k"]}) == [
         "lora.targets = ['to_q', 'to_k']: should be one text, not a list"
     ]
