@@ -74,6 +74,14 @@ def test_a_value_in_place_of_a_list_and_a_number_in_place_of_a_text_are_told_wit
     ]
 
 
+def test_an_address_in_place_of_a_bucket_is_told_with_its_name() -> None:
+    for bucket, name in (("s3://photos/lora", "photos"), ("photos/lora", "photos"), ("My_Bucket", "our-models")):
+        assert of_training(launcher={"name": "sagemaker", "bucket": bucket}) == [
+            f"launcher.bucket = {bucket!r}: should be the name of a bucket alone, such as {name}"
+        ]
+    assert not of_training(launcher={"name": "sagemaker", "bucket": "photos.of-us"})
+
+
 def test_a_list_with_too_few_values_is_shown_and_it_is_said_how_many() -> None:
     for betas, found in (([], "0 values"), ([0.9], "1 value")):
         (line,) = of_training(optimizer={"name": "adamw", "betas": betas})
