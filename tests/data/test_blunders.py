@@ -91,3 +91,17 @@ def test_captions_that_a_prompt_takes_the_place_of_are_told(tmp_path: Path, sett
 
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png"}))
     assert ignored(read_dataset(settings(folder, instance_prompt="sks"))) == {}, "a list of images is no blunder"
+
+
+def test_a_prompt_that_is_nobodys_caption_is_told(tmp_path: Path, settings: Settings) -> None:
+    folder_of(tmp_path, "a.png", "b.png")
+    (tmp_path / "a.txt").write_text("one")
+    assert read_dataset(settings(tmp_path, instance_prompt="sks")).report.remarks == ()
+
+    (tmp_path / "b.txt").write_text("two")
+    report = read_dataset(settings(tmp_path, instance_prompt="sks")).report
+
+    said = "dataset.instance_prompt is not used: every image has a caption of its own, which comes first"
+    assert f"  {said}" in report.lines()
+    assert report.as_dict()["remarks"] == [said]
+    assert read_dataset(settings(tmp_path)).report.remarks == ()
