@@ -6,6 +6,7 @@ Runs only after a composition has failed, so it may compose each override by its
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,10 @@ def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[
     try:
         override = OverridesParser.create().parse_override(text)
     except COMPOSITION_ERRORS as error:
-        return [f"{text}: {_first_line(error)}; quote values with special characters: 'key=\"value\"'"]
+        key, _, value = text.partition("=")
+        # What begins like a list, a mapping or a function may be one with another fault.
+        typed = "'key=\"value\"'" if re.match(r"[\[{\"']|\w+\(|$", value) else in_shell(key, value)
+        return [f"{text}: {_first_line(error)}; quote values with special characters: {typed}"]
     key, _, value = text.lstrip("+~").partition("=")
     if override.is_sweep_override() and not multirun:
         return [f"{key} = {value}: {_several(override, key, value)}"]

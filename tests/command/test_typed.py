@@ -76,6 +76,17 @@ def test_several_values_without_m_are_told_apart_by_what_they_can_mean() -> None
     assert prompt.endswith(", a text with commas quotes of its own: 'dataset.instance_prompt=\"a dog, red\"'")
 
 
+def test_a_text_with_signs_is_told_with_its_quotes() -> None:
+    for text, typed in (
+        ("name=it's", "'name=\"it'\\''s\"'"),
+        ("dataset.instance_prompt=a <cat>", "'dataset.instance_prompt=\"a <cat>\"'"),
+        ("validation.prompts=[a <cat>]", "'key=\"value\"'"),
+        ("optimizer.lr=log(interval(1,2))", "'key=\"value\"'"),
+    ):
+        (fault,) = said_of(text)
+        assert fault.endswith(f"; quote values with special characters: {typed}")
+
+
 def test_tasks_are_not_swept_and_nothing_is_said_of_settings_that_depend_on_them() -> None:
     (fault,) = said_of("-m", "task=merge,export", "adapter=outputs/dev/123")
 
