@@ -9,6 +9,7 @@ import re
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urljoin
 
@@ -90,6 +91,36 @@ def test_a_guidance_of_zero_is_taken_from_the_training(tmp_path: Path) -> None:
     model = {"family": "sdxl", "path": "embedded"}
     completed(tmp_path / "x" / "job", model=model, validation={"guidance_scale": 0.0})
     assert [base.guidance for base in Shelf(tmp_path).bases()] == [0.0]
+
+
+def test_guidance_is_rescaled_as_in_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = {"guidance_scale": 7.0, "guidance_rescale": 0.7}
+    completed(tmp_path / "x" / "job", model={"family": "sdxl", "path": "embedded"}, validation=drawn)
+    shelf = Shelf(tmp_path)
+    (base,) = shelf.bases()
+    assert base.guidance_rescale == 0.7
+    assert '"guidance_rescale" value="0.7"' in gallery(tmp_path).get("/draw").text
+
+    asked: list[Any] = []
+    studio = SimpleNamespace(
+        check_resolution=lambda _: None,
+        draw=lambda wishes, sampling, _: [asked.append(sampling), SimpleNamespace(png=b"")][1:],
+    )
+    easel = Easel(shelf, "cpu")
+    monkeypatch.setattr(easel, "_studio_of", lambda *_: studio)
+    (picture,) = asyncio.run(easel.draw({"prompt": "a house", "guidance": "7", "guidance_rescale": "0.7"}))
+    assert [(each.guidance_scale, each.guidance_rescale) for each in asked] == [(7.0, 0.7)]
+    assert json.loads(picture.again)["fields"]["guidance_rescale"] == 0.7
+
+
+def test_what_cannot_rescale_is_not_asked_to(flux_folder: Path, tmp_path: Path) -> None:
+    completed(tmp_path / "x" / "job", model={"family": "flux", "path": str(flux_folder)})
+    assert "guidance_rescale" not in gallery(tmp_path).get("/draw").text
+    form = {"prompt": "a house", "size": "16", "guidance_rescale": "0.5"}
+    with pytest.raises(
+        SettingsError, match=r"guidance_rescale = 0\.5: is not known to the sampler of model.family=flux"
+    ):
+        asyncio.run(Easel(Shelf(tmp_path), "cpu").draw(form))
 
 
 def test_what_lies_beside_the_jobs_keeps_no_page_from_being_shown(tmp_path: Path) -> None:
