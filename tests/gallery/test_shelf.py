@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import re
+import socket
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,9 +19,11 @@ import yaml
 from starlette.testclient import TestClient
 
 from runner.errors import SettingsError
+from runner.gallery.__main__ import main as gallery_main
 from runner.gallery.app import make_app
 from runner.gallery.easel import WEIGHT, Easel
 from runner.gallery.shelf import Shelf
+from runner.serve.__main__ import main as serve_main
 from tests.train.bench import Bench
 
 
@@ -121,6 +124,21 @@ def test_what_cannot_rescale_is_not_asked_to(flux_folder: Path, tmp_path: Path) 
         SettingsError, match=r"guidance_rescale = 0\.5: is not known to the sampler of model.family=flux"
     ):
         asyncio.run(Easel(Shelf(tmp_path), "cpu").draw(form))
+
+
+@pytest.mark.parametrize("main", [gallery_main, serve_main])
+def test_a_port_that_another_program_has_is_told(
+    main: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "serve.json").write_text("{}")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        where = ["--host", "127.0.0.1", "--port", str(port)]
+        folder = [str(tmp_path)] if main is gallery_main else ["--model-dir", str(tmp_path)]
+        assert main([*folder, *where]) in (1, 2)
+
+    said = capsys.readouterr().err + caplog.text
+    assert f"nothing can listen at 127.0.0.1, port {port} (Address already in use); name another with --port" in said
 
 
 def test_what_lies_beside_the_jobs_keeps_no_page_from_being_shown(tmp_path: Path) -> None:
