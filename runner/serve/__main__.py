@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    if reason := why_not(chosen.host, chosen.port):
-        log.error("%s", reason)
+    if taken := why_not(chosen.host, chosen.port):
+        log.error("%s", taken)
         return 1
     import uvicorn
 
