@@ -24,7 +24,7 @@ from yaml.reader import ReaderError
 from runner import HOME
 from runner.check import Checker
 from runner.command.compose import plain
-from runner.command.typed import in_shell, mended
+from runner.command.typed import in_shell, mended, quoted
 from runner.errors import SettingsError
 from runner.paths import outputs_dir
 from runner.schema import GROUPS
@@ -54,7 +54,7 @@ def diagnose(arguments: Sequence[str], error: Exception) -> str:
         for text in overrides:
             found = _faults_of(text, search, multirun=parsed.multirun, searching=searching)
             faults += found
-            good += [] if found else [text]
+            good += _as_text(text) if found else [text]
         # Which settings there are depends on the task.
         if not any(fault.startswith("task = ") for fault in faults):
             faults += _faults_of_values(good, search)
@@ -70,8 +70,7 @@ def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[
         override = OverridesParser.create().parse_override(text)
     except COMPOSITION_ERRORS as error:
         key, _, value = text.partition("=")
-        # What begins like a list, a mapping or a function may be one with another fault.
-        typed = "'key=\"value\"'" if re.match(r"[\[{\"']|\w+\(|$", value) else in_shell(key, value)
+        typed = in_shell(key, value) if _may_be_text(value) else "'key=\"value\"'"
         return [f"{text}: {_first_line(error)}; quote values with special characters: {typed}"]
     key, _, value = text.lstrip("+~").partition("=")
     if override.is_sweep_override() and not multirun:
@@ -95,9 +94,24 @@ def _several(override: Override, key: str, value: str) -> str:
     if key in (*GROUPS, "recipe") or not override.is_choice_sweep():
         return said
     said += f", a list brackets: {in_shell(key, f'[{value}]')}"
+    return f"{said}, a text with commas quotes of its own: {in_shell(key, value)}" if _is_text(value) else said
+
+
+def _as_text(text: str) -> list[str]:
+    """A faulty setting with its value in quotes, if it was meant so: otherwise it would be told as missing, too."""
+    key, _, value = text.partition("=")
+    is_meant = _may_be_text(value) and _is_text(value) and key not in (*GROUPS, "recipe")
+    return [f"{key}={quoted(value)}"] if is_meant else []
+
+
+def _may_be_text(value: str) -> bool:
+    # What begins like a list, a mapping or a function may be one with another fault.
+    return re.match(r"[\[{\"']|\w+\(|$", value) is None
+
+
+def _is_text(value: str) -> bool:
     # Numbers and names hold no spaces, but for those after a comma.
-    is_text = any(" " in part.strip() for part in value.split(","))
-    return f"{said}, a text with commas quotes of its own: {in_shell(key, value)}" if is_text else said
+    return any(" " in part.strip() for part in value.split(","))
 
 
 def _faults_of_choice(override: Override, group: str, search: list[str]) -> list[str]:

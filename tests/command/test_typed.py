@@ -87,6 +87,13 @@ def test_a_text_with_signs_is_told_with_its_quotes() -> None:
         assert fault.endswith(f"; quote values with special characters: {typed}")
 
 
+@pytest.mark.parametrize("text", ["prompts=a <cat> and a dog", "prompts=a red house, in a garden"])
+def test_a_text_without_its_quotes_is_not_told_as_missing_besides(text: str) -> None:
+    (fault,) = said_of("task=generate", text)
+
+    assert fault.startswith(text.partition("=")[0])
+
+
 def test_tasks_are_not_swept_and_nothing_is_said_of_settings_that_depend_on_them() -> None:
     (fault,) = said_of("-m", "task=merge,export", "adapter=outputs/dev/123")
 
