@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from runner.__main__ import main
+from runner.command import entry
 from runner.command.diagnose import diagnose
 from runner.command.typed import flags_first, mended
 from runner.errors import SettingsError
@@ -124,6 +126,22 @@ def test_a_file_with_another_ending_is_named(tmp_path: Path) -> None:
     (fault,) = said_of("--config-dir", str(tmp_path), "lora=mine")
 
     assert fault == f"lora = mine: {file} is not read, for its name must end with .yaml; rename it"
+
+
+def test_a_sweep_of_a_recipe_that_is_left_out_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("# @package _global_\nhydra: {sweeper: {params: {seed: '0,1'}}}\n")
+    monkeypatch.setattr(entry, "launch", lambda configs: configs)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["runner", "recipe=mine", "--config-dir", str(tmp_path)])
+
+    main()
+
+    assert "a single job: the sweep of the recipe (seed=0,1) needs -m" in capsys.readouterr().err
 
 
 def test_a_recipe_whose_settings_nothing_would_read_is_refused(tmp_path: Path) -> None:
