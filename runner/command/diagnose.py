@@ -70,7 +70,8 @@ def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[
         override = OverridesParser.create().parse_override(text)
     except COMPOSITION_ERRORS as error:
         key, _, value = text.partition("=")
-        typed = in_shell(key, value) if _may_be_text(value) else "'key=\"value\"'"
+        typed = in_shell(key, value) if _may_be_text(value) else text
+        typed = "'key=\"value\"'" if typed == text else typed
         return [f"{text}: {_first_line(error)}; quote values with special characters: {typed}"]
     key, _, value = text.lstrip("+~").partition("=")
     if override.is_sweep_override() and not multirun:

@@ -12,12 +12,15 @@ from hydra._internal.utils import get_args_parser
 
 from runner.errors import SettingsError
 
+PLACES = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=")
+"""Settings of Hydra for where results go; jobs go where `runner.paths` says."""
+
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
     """The same arguments in the order that Hydra's parser wants, which takes flags between settings for mistakes.
 
     Raises:
-        SettingsError: what looks like a flag is none.
+        SettingsError: what looks like a flag is none, or a setting of Hydra would not do what it does elsewhere.
     """
     known = get_args_parser()._option_string_actions
     flags: list[str] = []
@@ -34,9 +37,16 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
         if action is not None and left and (action.nargs is None or left[0] in (action.choices or ())):
             flags.append(left.pop(0))
     _, unknown = get_args_parser().parse_known_args(flags)
-    if unknown:
-        raise SettingsError("\n".join(["The command is invalid, nothing was started:", *map(_of_no_flag, unknown)]))
+    faults = [_of_no_flag(argument) for argument in unknown]
+    faults += [_of_place(setting) for setting in settings if setting.lstrip("+").startswith(PLACES)]
+    if faults:
+        raise SettingsError("\n".join(["The command is invalid, nothing was started:", *faults]))
     return flags + settings
+
+
+def _of_place(setting: str) -> str:
+    key, _, value = setting.lstrip("+").partition("=")
+    return f"  {key} = {value}: moves no results; set the variable RUNNER_OUTPUTS, and name=... for the folder in it"
 
 
 def _of_no_flag(argument: str) -> str:

@@ -39,6 +39,17 @@ def test_a_setting_with_dashes_is_refused_with_what_to_type() -> None:
     assert "--seed: there is no such flag; settings have no dashes: seed=... (" in str(refused.value)
 
 
+def test_where_hydra_would_put_results_is_refused() -> None:
+    with pytest.raises(SettingsError) as refused:
+        flags_first(["-m", "hydra.sweep.dir=elsewhere", "+hydra.run.dir=x"])
+
+    moved = "moves no results; set the variable RUNNER_OUTPUTS, and name=... for the folder in it"
+    assert str(refused.value).splitlines()[1:] == [
+        f"  hydra.sweep.dir = elsewhere: {moved}",
+        f"  hydra.run.dir = x: {moved}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "meant", "fault"),
     [
@@ -84,6 +95,7 @@ def test_a_text_with_signs_is_told_with_its_quotes() -> None:
         ("dataset.instance_prompt=a <cat>", "'dataset.instance_prompt=\"a <cat>\"'"),
         ("validation.prompts=[a <cat>]", "'key=\"value\"'"),
         ("optimizer.lr=log(interval(1,2))", "'key=\"value\"'"),
+        ("lora..rank=4", "'key=\"value\"'"),
     ):
         (fault,) = said_of(text)
         assert fault.endswith(f"; quote values with special characters: {typed}")
