@@ -76,6 +76,20 @@ def test_a_text_that_cannot_be_read_is_not_told_as_missing_besides(tmp_path: Pat
     assert fault.startswith("  - a.txt: cannot be read as text")
 
 
+@pytest.mark.parametrize("name", ["METADATA.JSONL", "metadata.json", "captions.csv"])
+def test_captions_under_another_name_are_found(name: str, tmp_path: Path, settings: Settings) -> None:
+    folder_of(tmp_path, "a.png")
+    (tmp_path / name).write_text("{}")
+
+    first, _ = faults_of(settings(tmp_path))
+
+    assert first.startswith(
+        f"  - {name!r}: not read; captions are read from metadata.jsonl, metadata.csv (in small letters)"
+    )
+    (tmp_path / "a.txt").write_text("one")
+    assert ignored(read_dataset(settings(tmp_path))) == {name: "not an image"}
+
+
 def test_captions_that_a_prompt_takes_the_place_of_are_told(tmp_path: Path, settings: Settings) -> None:
     """A column that is not there is allowed where a prompt takes its place; what is not read is said."""
     folder = folder_of(tmp_path / "folder", "a.png")
