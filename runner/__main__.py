@@ -13,8 +13,7 @@ from runner.errors import Defect, Detached, Interrupted, RunnerError, SettingsEr
 
 def main() -> None:
     """Run the command line; ends with 0, 1 (a job failed), 2 (nothing was started), 130 (interrupted)."""
-    sys.argv[1:] = arguments = _flags_first(sys.argv[1:])
-    if {"-h", "--help"} & set(arguments):
+    if {"-h", "--help"} & set(sys.argv[1:]):
         from runner.command.help import help_text
 
         sys.stdout.write(help_text())
@@ -39,12 +38,6 @@ def main() -> None:
         _end(f"{error}; {places}", code=2)
 
 
-def _flags_first(arguments: list[str]) -> list[str]:
-    # Hydra's parser takes flags only before the overrides or after them, not in between.
-    multirun = [argument for argument in arguments if argument in ("-m", "--multirun")]
-    return multirun[:1] + [argument for argument in arguments if argument not in ("-m", "--multirun")]
-
-
 def _compose_and_launch() -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -53,6 +46,9 @@ def _compose_and_launch() -> None:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    from runner.command.typed import flags_first
+
+    sys.argv[1:] = flags_first(sys.argv[1:])
     _refuse_missing_folder(sys.argv[1:])
     failure: list[RunnerError | OSError] = []
 

@@ -6,6 +6,7 @@ It is named by the folder of its job, by a file, or by its place on the Hub.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import re
 from pathlib import Path
@@ -13,13 +14,14 @@ from pathlib import Path
 from runner.errors import RunnerError, SettingsError
 from runner.families.files import file_hash, unreachable
 from runner.job import Job, State, read_job, state_of
-from runner.paths import JobPaths
+from runner.paths import JobPaths, outputs_dir
 from runner.schema.method import NewTokens
 from runner.tensor_file import Header, read_header
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 NO_SUCH_FILE = ("EntryNotFound", "RemoteEntryNotFound")
 """How the Hub's client, an older one and this, calls it where a repository has no file of a name."""
+MOST_MEANT = 3
 FIX = "name a job's folder, or a .safetensors file that diffusers or this runner wrote"
 
 
@@ -70,11 +72,21 @@ def find_adapter(given: str, *, key: str, words: bool = False) -> AdapterFile:
         return AdapterFile(taught[0], whole, taught)
     file = path if path.is_file() else (path if whole is None else whole.paths.lora) / JobPaths(path).weights.name
     if not file.is_file():
-        raise SettingsError(
-            f"{named}: holds no {file.name}; {FIX}" if path.is_dir() else f"{named}: is not there; {FIX}"
-        )
+        wrong = f"holds no {file.name}" if path.is_dir() else "is not there"
+        raise SettingsError(f"{named}: {wrong}{_meant(given)}")
     header_of(file, named)
     return AdapterFile(file, job if job is not None and job.trains else None, taught)
+
+
+def _meant(given: str) -> str:
+    """`, did you mean outputs/dev/8d9f4367bc?` where an experiment was named, or a job by its id alone; or the fix."""
+    path = Path(given).expanduser()
+    # Tables show ids alone; the results of another folder than `outputs` are not looked through.
+    places = path.glob("*") if path.is_dir() else outputs_dir().glob(f"*/{glob.escape(path.name)}")
+    found = [place for place in sorted(places) if JobPaths(place).lora.is_dir()][:MOST_MEANT]
+    here = Path.cwd()
+    named = [str(place.relative_to(here) if place.is_relative_to(here) else place) for place in found]
+    return f", did you mean {' or '.join(named)}?" if named else f"; {FIX}"
 
 
 def _words_of(job: Job) -> tuple[Path, ...]:
@@ -118,7 +130,8 @@ def _from_hub(repository: str, named: str) -> Path:
     if reason and not reason.startswith(NO_SUCH_FILE):
         if (alone := _only_fetched(repository)) is not None:
             return alone
-        raise SettingsError(f"{named}: is not on this machine, nor to be had from the Hub ({reason}); {FIX}")
+        wrong = f"is not on this machine, nor to be had from the Hub ({reason})"
+        raise SettingsError(f"{named}: {wrong}{_meant(repository)}")
     if reason:
         files = [name for name in HfApi().list_repo_files(repository) if name.endswith(".safetensors")]
         if len(files) != 1:

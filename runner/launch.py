@@ -14,7 +14,7 @@ from runner.check import Checker
 from runner.data.buckets import bucket_lines
 from runner.data.views import buckets_of, held_out_lines
 from runner.encodings import Need, cache_work
-from runner.errors import Defect, Interrupted, RunnerError, SettingsError
+from runner.errors import Defect, Detached, Interrupted, RunnerError, SettingsError
 from runner.job import Job, LockedError, State, is_held, lock, read_manifest, register, state_of
 from runner.launchers import find_launcher
 from runner.machine import Machine
@@ -140,7 +140,8 @@ def _run(jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None
         for job in plan.todo:
             _take_up(job, settings)
         try:
-            if plan.packs:
+            # Workers of a queue outlive a command: what they work on is watched, or left to them, as if it were sent.
+            if plan.packs or (plan.elsewhere and isinstance(settings, QueuedLauncher) and settings.name not in APART):
                 launcher.launch(plan, settings, more)
             elif more is not None and (following := more(1)):
                 left = following
@@ -149,7 +150,7 @@ def _run(jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None
             break
         held = [job for job in left if is_held(job.folder)]
         if held:
-            _wait_for(held)
+            _wait_for(held, settings)
         left = []
         for job in {job.folder: job for job in (*plan.elsewhere, *held)}.values():
             if state_of(job.folder) in FINAL:
@@ -213,13 +214,17 @@ class _MoreJobs:
         return job if not done and _take_up(job, job.settings.launcher) else None
 
 
-def _wait_for(jobs: Sequence[Job]) -> None:
+def _wait_for(jobs: Sequence[Job], settings: LauncherSettings) -> None:
     """Wait until another runner lets go of these jobs: finished, or to be gone on with here.
 
     Raises:
+        Detached: `launcher.wait=false`.
         Interrupted: Ctrl-C.
     """
-    log.info("waiting for %s, which another runner works on", ", ".join(job.id for job in jobs))
+    ids = ", ".join(job.id for job in jobs)
+    if isinstance(settings, QueuedLauncher) and not settings.wait:
+        raise Detached(f"another runner works on {ids}: the same command again collects the results")
+    log.info("waiting for %s, which another runner works on", ids)
     try:
         while any(is_held(job.folder) for job in jobs):
             time.sleep(POLL_S)

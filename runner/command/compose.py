@@ -59,8 +59,15 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """What Hydra composed, resolved, without what only concerns Hydra.
 
     Raises:
-        SettingsError: a reference in it leads nowhere.
+        SettingsError: a reference in it leads nowhere, or there is something that nothing would read.
     """
+    if below := config.get("recipe"):
+        keys = ", ".join(f"recipe.{key!s}" for key in below) if isinstance(below, DictConfig) else "recipe"
+        raise SettingsError(
+            f"{keys}: nothing reads what stands below recipe; the file of a recipe begins with the line "
+            "'# @package _global_', and its settings can be changed as those of any experiment, such as steps=100; "
+            "nothing was started"
+        )
     # A copy: the composed object may be shared with Hydra.
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "recipe")])
     try:

@@ -6,6 +6,7 @@ Runs only after a composition has failed, so it may compose each override by its
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from yaml.reader import ReaderError
 from runner import HOME
 from runner.check import Checker
 from runner.command.compose import plain
+from runner.command.typed import in_shell, mended, quoted
 from runner.errors import SettingsError
 from runner.paths import outputs_dir
 from runner.schema import GROUPS
@@ -47,15 +49,17 @@ def diagnose(arguments: Sequence[str], error: Exception) -> str:
     searching = SEARCHES.get(sweepers[-1]) if sweepers else None
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(HOME / "conf"), version_base=None):
-        faults: list[str] = []
         good: list[str] = []
-        for text in parsed.overrides:
+        overrides, faults = mended(parsed.overrides)
+        for text in overrides:
             found = _faults_of(text, search, multirun=parsed.multirun, searching=searching)
             faults += found
-            good += [] if found else [text]
-        faults += _faults_of_values(good, search)
+            good += _as_text(text) if found else [text]
+        # Which settings there are depends on the task.
+        if not any(fault.startswith("task = ") for fault in faults):
+            faults += _faults_of_values(good, search)
     if not faults:
-        faults = [_of_file(error) if isinstance(error, YAMLError) else str(error)]
+        faults = [_of_file(error, search) or str(error)]
     lines = "\n".join(f"  {line}" for line in dict.fromkeys(faults))
     return f"The configuration is invalid, nothing was started:\n{lines}"
 
@@ -65,13 +69,18 @@ def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[
     try:
         override = OverridesParser.create().parse_override(text)
     except COMPOSITION_ERRORS as error:
-        return [f"{text}: {_first_line(error)}; quote values with special characters: 'key=\"value\"'"]
+        key, _, value = text.partition("=")
+        typed = in_shell(key, value) if _may_be_text(value) else text
+        typed = "'key=\"value\"'" if typed == text else typed
+        return [f"{text}: {_first_line(error)}; quote values with special characters: {typed}"]
     key, _, value = text.lstrip("+~").partition("=")
     if override.is_sweep_override() and not multirun:
-        return [f"{key} = {value}: several values need -m (python -m runner -m ...), a list brackets: {key}=[{value}]"]
+        return [f"{key} = {value}: {_several(override, key, value)}"]
     if override.is_interval_sweep() and searching is None:
         fix = "name them, use range(start,stop,step), or search with hydra/sweeper=optuna"
         return [f"{key} = {value}: an interval has no end of values; {fix}"]
+    if key == "task" and override.is_sweep_override():
+        return [f"{key} = {value}: tasks have settings of their own, so run the command once for each of them"]
     if key in (*GROUPS, "recipe"):
         return _faults_of_choice(override, key, search)
     owner, _, name = key.rpartition(".")
@@ -80,19 +89,53 @@ def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[
     return []
 
 
+def _several(override: Override, key: str, value: str) -> str:
+    """What to do about several values without -m."""
+    said = "several values need -m (python -m runner -m ...)"
+    if key in (*GROUPS, "recipe") or not override.is_choice_sweep():
+        return said
+    said += f", a list brackets: {in_shell(key, f'[{value}]')}"
+    return f"{said}, a text with commas quotes of its own: {in_shell(key, value)}" if _is_text(value) else said
+
+
+def _as_text(text: str) -> list[str]:
+    """A faulty setting with its value in quotes, if it was meant so: otherwise it would be told as missing, too."""
+    key, _, value = text.partition("=")
+    is_meant = _may_be_text(value) and _is_text(value) and key not in (*GROUPS, "recipe")
+    return [f"{key}={quoted(value)}"] if is_meant else []
+
+
+def _may_be_text(value: str) -> bool:
+    # What begins like a list, a mapping or a function may be one with another fault.
+    return re.match(r"[\[{\"']|\w+\(|$", value) is None
+
+
+def _is_text(value: str) -> bool:
+    # Numbers and names hold no spaces, but for those after a comma.
+    return any(" " in part.strip() for part in value.split(","))
+
+
 def _faults_of_choice(override: Override, group: str, search: list[str]) -> list[str]:
     """Faults of an override such as `model=sdxl`: a choice that does not exist, or a value in a group's place."""
     loader = GlobalHydra.instance().config_loader()
     options = [name for name in loader.get_group_options(group) if not name.startswith("_")]
     if search:  # the folder given with --config-dir adds choices
-        options += _choices_in(search[0].partition("file://")[2].rstrip("]"), group)
+        options += _choices_in(_folder(search), group)
     values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
-    return [
-        f"{group} = {value}: there is no such choice{nearest(str(value), options) or ';'} there are: "
-        f"{', '.join(sorted(set(options)))}"
-        for value in map(str, values)
-        if value not in (*options, "null")
-    ]
+    faults = []
+    for value in map(str, values):
+        if search and (misnamed := Path(_folder(search), group, f"{value}.yml")).is_file():
+            faults.append(f"{group} = {value}: {misnamed} is not read, for its name must end with .yaml; rename it")
+        elif value not in options:
+            near = nearest(value, options) or ";"
+            faults.append(
+                f"{group} = {value}: there is no such choice{near} there are: {', '.join(sorted(set(options)))}"
+            )
+    return faults
+
+
+def _folder(search: list[str]) -> str:
+    return search[0].partition("file://")[2].rstrip("]")
 
 
 def _choices_in(folder: str, group: str) -> list[str]:
@@ -110,7 +153,7 @@ def _faults_of_values(overrides: Sequence[str], search: list[str]) -> list[str]:
         except SettingsError as error:
             faults += str(error).splitlines()
         except COMPOSITION_ERRORS as error:
-            faults.append(_first_line(error))
+            faults.append(_of_file(error, search) or _first_line(error))
     return faults
 
 
@@ -128,10 +171,14 @@ def _single_values(override: Override, text: str) -> list[str]:
     return [f"{force}{name if force else key}={single}" for single in values]
 
 
-def _of_file(error: YAMLError) -> str:
-    """What is wrong with a file that is no YAML, and where."""
+def _of_file(error: Exception, search: list[str]) -> str | None:
+    """What is wrong with a file that is no YAML or no UTF-8, and where; None if it is not that."""
+    if isinstance(error, UnicodeDecodeError):
+        return _of_encoding(error, search)
     if isinstance(error, ReaderError):
         return f"{error.name}, character {error.position + 1}: {error.reason}; remove it"
+    if not isinstance(error, YAMLError):
+        return None
     if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
         return str(error)
     mark, began = error.problem_mark, error.context_mark
@@ -141,8 +188,18 @@ def _of_file(error: YAMLError) -> str:
     return f"{mark.name}, line {mark.line + 1}: {error.problem}{while_doing}; mend the file"
 
 
+def _of_encoding(error: UnicodeDecodeError, search: list[str]) -> str | None:
+    """The error does not name the file: it is the one of the user's that holds these bytes."""
+    for file in sorted(Path(_folder(search)).rglob("*.yaml")) if search else ():
+        before, found, _ = file.read_bytes().partition(error.object)
+        if found:
+            line = (before + error.object[: error.start]).count(b"\n") + 1
+            return f"{file}, line {line}: is not UTF-8 ({error.reason}); save it as UTF-8"
+    return None
+
+
 def _first_line(error: Exception) -> str:
-    if isinstance(error, YAMLError):
-        return _of_file(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    # Such a line only says where; what is wrong is in the next one.
+    shown = 2 if lines and lines[0].endswith(":") else 1
+    return " ".join(lines[:shown]) or type(error).__name__

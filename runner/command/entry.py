@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,10 @@ def single(config: DictConfig, overrides: Sequence[str]) -> None:
     sweeper = HydraConfig.get().runtime.choices.get("hydra/sweeper")
     if sweeper not in (None, "basic"):
         raise SettingsError(f"hydra/sweeper = {sweeper}: has no effect without -m (python -m runner -m ...)")
+    # On stderr, for what is said on stdout may be read by a program (launcher.dry_run=json).
+    if params := HydraConfig.get().sweeper.get("params"):
+        sweeps = " ".join(f"{key}={value}" for key, value in params.items())
+        sys.stderr.write(f"a single job: the sweep of the recipe ({sweeps}) needs -m (python -m runner -m ...)\n")
     launch([(plain(config), tuple(overrides))])
 
 

@@ -65,6 +65,7 @@ def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, re
     """
     items: list[Item] = []
     rows: list[Row] = []
+    remarks: tuple[str, ...] = ()
     faults_of_all: list[str] = []
     described: list[Described] = []
     parts = _parts_of(settings)
@@ -75,6 +76,7 @@ def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, re
             own_items, own_rows = _checked_items(found, part, faults)
             if not own_items and not len(faults):
                 faults.add("empty", _nothing_left(found, own_rows))
+            remarks += _idle_prompt(found, part) if section == "dataset" else ()
             described.append(Described(found.class_prompt, found.class_folder))
             faults.raise_if_any()
         except DatasetError as error:
@@ -92,7 +94,7 @@ def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, re
     rows += [Row(item.file, "dropped", beyond) for item in items[len(kept) :]]
     rows += _used_rows(kept, settings, resolution)
     report = InventoryReport(
-        tuple(sorted(rows, key=lambda row: (row.file, row.outcome))), resolution, _shares(kept, parts)
+        tuple(sorted(rows, key=lambda row: (row.file, row.outcome))), resolution, _shares(kept, parts), remarks
     )
     return Dataset(tuple(kept), fingerprint_of(kept), report, tuple(described))
 
@@ -238,6 +240,14 @@ def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> t
             )
         )
     return items, rows
+
+
+def _idle_prompt(found: Found, settings: DatasetSettings) -> tuple[str, ...]:
+    """That `instance_prompt` is the caption of no image; of several sources another one may need it."""
+    own = all(any(caption.strip() for caption in entry.captions) for entry in found.entries)
+    if settings.instance_prompt is None or not found.entries or not own:
+        return ()
+    return ("dataset.instance_prompt is not used: every image has a caption of its own, which comes first",)
 
 
 def _checked_masks(found: Found, images: Sequence[Inspected], faults: Faults) -> dict[str, Mask]:

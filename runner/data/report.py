@@ -44,6 +44,8 @@ class InventoryReport:
     """Side of the training square; without it, enlarged and reduced are not known and count as 0."""
     sources: tuple[Share, ...] = ()
     """Of each source, where there are several; of an epoch before images are held out."""
+    remarks: tuple[str, ...] = ()
+    """What is to be known of no single file."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -60,6 +62,7 @@ class InventoryReport:
         """For JSON: the counts, and a row for each file about which there is something to say."""
         rows = [{"file": row.file, "outcome": row.outcome, "notes": list(row.notes)} for row in self._notable()]
         about: dict[str, Any] = {"resolution_px": self.resolution_px, "counts": self.counts, "rows": rows}
+        about |= {"remarks": list(self.remarks)} if self.remarks else {}
         return about | ({"sources": [asdict(share) for share in self.sources]} if self.sources else {})
 
     def lines(self, *, limit: int = SHOWN_ROWS) -> list[str]:
@@ -67,6 +70,7 @@ class InventoryReport:
         shown_always = ("used", "dropped")
         counts = [f"{count} {name}" for name, count in self.counts.items() if count or name in shown_always]
         lines = ["images: " + ", ".join(counts)]
+        lines += [f"  {remark}" for remark in self.remarks]
         samples = sum(share.samples for share in self.sources)
         for share in self.sources:
             lines.append(

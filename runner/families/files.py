@@ -141,7 +141,11 @@ def _vae_faults(path: str, *, used_here: bool) -> list[str]:
     if is_s3(path):
         return stored.look("model.vae", path, one_of=VAE_FILES)
     try:
-        return [] if local_folder(path) else hub_faults("model.vae", path, "config.json", None, ask=used_here)
+        if local_folder(path):
+            return []
+        faults = hub_faults("model.vae", path, "config.json", None, ask=used_here)
+        # `model=sdxl` brings one along, also where model.path is a copy on this machine.
+        return [f"{fault}, or set model.vae=null for the model's own" for fault in faults]
     except BadArchive as error:
         return [f"model.vae = {path!r}: {error}"]
 

@@ -85,7 +85,7 @@ def matches_nothing(settings: LoraSettings, component: str, layers: Collection[s
     examples = dict.fromkeys((names[0], names[len(names) // 2], names[-1])) if names else ()
     return (
         f"lora.targets = {settings.targets!r}: matches no layer of the {component}; its layers are named "
-        f"like {', '.join(examples)}"
+        f"like {', '.join(examples)}, and a whole name must match, as with '.*to_q'"
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.job_folders import NAME_ANY
-from runner.port import port
+from runner.port import port, why_not
 
 LOOPBACK = "127.0.0.1"
 USUAL_PORT = 7878
@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
     if not chosen.folder.is_dir():
         print(f"no folder {chosen.folder.absolute()}: {NAME_ANY}", file=sys.stderr)
+        return 2
+    if reason := why_not(chosen.host, chosen.port):
+        print(reason, file=sys.stderr)
         return 2
     try:
         import uvicorn

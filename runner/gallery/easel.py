@@ -45,14 +45,10 @@ class Asked(Settings):
     images: int = knob(1, ge=1, le=8, doc="How many.")
     steps: int = knob(25, ge=1, le=200, doc="Steps of the sampler.")
     guidance: float = knob(5.0, ge=0, le=30, doc="Classifier-free guidance.")
+    guidance_rescale: float = knob(0.0, ge=0, le=1, doc="Takes back the contrast that guidance adds.")
     sampler: Sampler = knob("model", doc="Sampler.")
     size: int = knob(64, ge=8, le=MOST_PIXELS_SIDE, multiple_of=8, doc="Side of the images, in pixels.")
     base: str = knob("", doc="Which base model.")
-
-    @property
-    def guidance_rescale(self) -> float:
-        """The page does not ask for it."""
-        return 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +111,12 @@ class Easel:
         start = time.perf_counter()
         seeds = range(asked.seed, asked.seed + asked.images)
         sampling = Sampling(
-            asked.size, asked.sampler, asked.steps, asked.guidance, negative_prompt=asked.negative_prompt or None
+            asked.size,
+            asked.sampler,
+            asked.steps,
+            asked.guidance,
+            asked.guidance_rescale,
+            asked.negative_prompt or None,
         )
         studio = self._studio_of(base, _precision(base, mix))
         studio.check_resolution(asked.size)

@@ -18,6 +18,7 @@ from runner.report.ranking import Aim, Ranking, rank
 from runner.report.record import JobRecord, finite, read_briefly, read_job
 from runner.report.words import subject
 from runner.schema import ModelSettings
+from runner.schema.family import TRANSFORMERS
 
 DEPTH = 4
 """Experiments that lie deeper in the folder are not looked for."""
@@ -76,6 +77,7 @@ class BaseModel:
     sampler: str
     steps: int
     guidance: float
+    guidance_rescale: float
     prompt: str
     adapters: list[Usable]
 
@@ -84,6 +86,11 @@ class BaseModel:
         """What to call it."""
         path = self.settings.path
         return "the embedded miniature" if path == "embedded" else path.rstrip("/").split("/")[-1]
+
+    @property
+    def rescales(self) -> bool:
+        """Whether its sampler knows `guidance_rescale`."""
+        return self.settings.family not in TRANSFORMERS
 
 
 class Shelf:
@@ -255,6 +262,7 @@ def _base_of(job: JobRecord) -> BaseModel | None:
         sampler=str(job.setting("scheduler.name") or "model"),
         steps=int(finite(job.setting("validation.inference_steps")) or 25),
         guidance=5.0 if guidance is None else guidance,
+        guidance_rescale=finite(job.setting("validation.guidance_rescale")) or 0.0,
         prompt=prompts[0] if prompts else "",
         adapters=[],
     )

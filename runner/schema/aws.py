@@ -7,10 +7,20 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from runner.schema.knob import Settings, knob
+from runner.schema.knob import Settings, knob, spelt
 
 OWN_TAG = "lora-runner:experiment"
 """Tag of everything that costs money, by which it can be found in AWS's bill."""
+
+
+def _bucket_in(text: str) -> str:
+    """The part of an address that names a bucket, or else an example."""
+    name = text.removeprefix("s3://").removeprefix("arn:aws:s3:::").partition("/")[0]
+    return name if re.fullmatch(BUCKET_NAME, name) else "our-models"
+
+
+BUCKET_NAME = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
+BUCKET = spelt(BUCKET_NAME, "the name of a bucket alone", _bucket_in)
 
 
 class AwsSettings(Settings):
@@ -28,8 +38,8 @@ class AwsSettings(Settings):
         min_length=1,
         doc="Image in ECR that containers run; null is the last one that `runner.image push` has left.",
     )
-    bucket: str | None = knob(
-        None, min_length=3, doc="S3 bucket for data and results; null is SageMaker's own for the account and region."
+    bucket: Annotated[str, BUCKET] | None = knob(
+        None, doc="S3 bucket for data and results; null is SageMaker's own for the account and region."
     )
     prefix: str = knob("lora-runner", min_length=1, doc="Everything in the bucket lies below this.")
     subnets: tuple[str, ...] = knob((), doc="Subnets of your VPC; none is SageMaker's own network.")

@@ -90,7 +90,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
             said = _said(fault["msg"])
             lines.append(said if said.startswith(f"{key}.") else f"{key}.{said}")
         else:
-            lines.append(f"{key} = {fault['input']!r}: {_wanted(fault['type']) or _said(fault['msg'])}")
+            lines.append(f"{key} = {fault['input']!r}: {_wanted(fault, key) or _said(fault['msg'])}")
     return _joined(lines)
 
 
@@ -116,9 +116,25 @@ def _too_few(key: str, fault: ErrorDetails, faults: Sequence[ErrorDetails]) -> s
     return f"{key} = {fault['input']!r}: has {found} value{'' if found == 1 else 's'}, and should have {wanted}"
 
 
-def _wanted(fault: str) -> str | None:
+def _wanted(fault: ErrorDetails, key: str) -> str | None:
     """What a value should be, where pydantic's own words are not for users."""
-    return {"bool_parsing": TRUTH, "bool_type": TRUTH, "int_parsing": WHOLE, "float_parsing": NUMBER}.get(fault)
+    value = fault["input"]
+    if fault["type"] in ("dict_type", "model_type"):
+        return f"should be a mapping, such as '{key}={{name: value}}'"
+    if fault["type"] == "tuple_type":
+        return f"should be a list, such as '{key}=[{_quoted(value)}]'"
+    if fault["type"] == "string_type" and isinstance(value, (int, float)):
+        # An item of a list cannot be typed by itself.
+        typed = f'"{value}"' if key.rpartition(".")[2].isdigit() else f"'{key}=\"{value}\"'"
+        return f"should be a text; put it in quotes: {typed}"
+    if fault["type"] == "string_type" and isinstance(value, (list, tuple)):
+        return "should be one text, not a list"
+    return {"bool_parsing": TRUTH, "bool_type": TRUTH, "int_parsing": WHOLE, "float_parsing": NUMBER}.get(fault["type"])
+
+
+def _quoted(value: Any) -> str:
+    """A value as an item of a list on the command line."""
+    return f'"{value}"' if isinstance(value, str) and not re.fullmatch(r"[\w./ -]+", value) else str(value)
 
 
 def _joined(lines: list[str]) -> list[str]:

@@ -24,9 +24,40 @@ HEAD = """\
 
 Every setting, from the schema; this page is generated (`make docs`) and a test keeps it current.
 
-Set them on the command line (`lora.rank=16`), in a file of your own (`--config-dir DIR`, with
-`DIR/<group>/<choice>.yaml`) or in a recipe. A setting marked *not part of the job id* can be changed without
-making it another job.
+Set them on the command line (`lora.rank=16`), in a file of your own or in a recipe; what is typed comes before what
+files say. A setting marked *not part of the job id* can be changed without making it another job.
+
+## How values are written
+
+| | On the command line | In a YAML file |
+|---|---|---|
+| a number; true or false; nothing | `optimizer.lr=1e-4`, `dataset.flip=true`, `model.vae=null` | `lr: 1e-4` |
+| a text with spaces | `'dataset.instance_prompt=a photo of sks dog'` | `instance_prompt: a photo of sks dog` |
+| a text with other signs than letters (a to z), digits, spaces and `. : / - _`, or of digits alone | \
+`'dataset.instance_prompt="a dog, red"'`, `'name="2024"'` | `instance_prompt: "a dog, red"` |
+| a list, also of one | `'validation.prompts=[a house, "a dog, red"]'`, `'validation.seeds=[0,1]'` | `seeds: [0, 1]` |
+| a mapping | `'lora.rank_pattern={attn2.to_k: 4}'` | `rank_pattern: {attn2.to_k: 4}` |
+| several values, a job for each (with `-m`) | `lora.rank=4,8`, `'dataset.instance_prompt="a dog, red","a dog"'` | |
+
+The outer quotes are for the shell, those within for the value; there are no spaces around `=`.
+
+## Files of your own
+
+`--config-dir DIR` adds choices: `DIR/lora/mine.yaml` is `lora=mine`, and holds the settings of that group without its
+name (`rank: 16`). Where a group has several kinds (`launcher`, `method`, `optimizer`), the file begins with the one
+that is meant, such as `defaults: [adamw]`. A recipe of your own, `DIR/recipe/ours.yaml`, begins with a line that puts
+its settings at the top:
+
+```yaml
+# @package _global_
+defaults:
+  - override /model: sdxl
+  - override /lora: linear
+
+steps: 2000
+lora:
+  rank: 16
+```
 """
 
 

@@ -91,6 +91,9 @@ class Invocation(Settings):
         return [(prompt, seed) for prompt in prompts for seed in self.seeds or (self.seed or 0,)]
 
 
+OBJECT = "should be an object, {...}"
+
+
 def told(kind: type[Told], raw: object) -> tuple[Told | None, list[str]]:
     """(settings from JSON, or None; what is wrong with it, a line each: key, value, fault, fix)."""
     if not isinstance(raw, Mapping):
@@ -108,4 +111,6 @@ def _line(kind: type[Settings], place: Sequence[Any], fault: str, message: str, 
     if fault == "extra_forbidden":
         near = nearest(key, kind.model_fields)
         return f"{key} = {value!r}: unknown key{near or '; there are ' + ', '.join(kind.model_fields)}"
+    # In the words of JSON, not of Python.
+    said = {"tuple_type": "should be a list", "dict_type": OBJECT, "model_type": OBJECT}.get(fault, said)
     return f"{key} = {value!r}: {said}" if key else said

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from runner.errors import RunnerError
-from runner.port import port
+from runner.port import port, why_not
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if taken := why_not(chosen.host, chosen.port):
+        log.error("%s", taken)
+        return 1
     import uvicorn
 
     from runner.serve.app import make_app

@@ -10,6 +10,7 @@ import yaml
 
 from runner.__main__ import main
 from runner.command.diagnose import diagnose
+from runner.families import files
 from tests.command_line import runner
 
 WRONG = {
@@ -88,6 +89,14 @@ def test_a_hub_model_that_cannot_be_reached_is_told_before_anything_starts(tmp_p
     assert answer.code == 2
     assert "model.path = 'stabilityai/stable-diffusion-2-1'" in answer.output
     assert "reachable on the Hub" in answer.output
+
+
+def test_a_vae_that_a_choice_brings_along_can_be_left_out() -> None:
+    """`model=sdxl model.path=<local copy>` asks the Hub for it, without having been told to."""
+    (fault,) = files._vae_faults("madebyollin/sdxl-vae-fp16-fix", used_here=True)  # the tests run offline
+
+    assert fault.startswith("model.vae = 'madebyollin/sdxl-vae-fp16-fix': ")
+    assert fault.endswith(", or set model.vae=null for the model's own")
 
 
 def test_all_mistakes_of_all_kinds_are_named_together(tmp_path: Path) -> None:

@@ -55,6 +55,33 @@ def test_a_value_of_several_kinds_is_one_fault_of_a_key_that_there_is() -> None:
     ]
 
 
+def test_a_value_in_place_of_a_list_and_a_number_in_place_of_a_text_are_told_with_what_to_type() -> None:
+    assert of_training(validation={"prompts": "a house, red"}) == [
+        "validation.prompts = 'a house, red': should be a list, such as 'validation.prompts=[\"a house, red\"]'"
+    ]
+    assert of_training(validation={"seeds": 3}) == [
+        "validation.seeds = 3: should be a list, such as 'validation.seeds=[3]'"
+    ]
+    assert of_training(name=2024) == ["name = 2024: should be a text; put it in quotes: 'name=\"2024\"'"]
+    assert of_training(validation={"prompts": [1]}) == [
+        'validation.prompts.0 = 1: should be a text; put it in quotes: "1"'
+    ]
+    assert of_training(lora={"rank_pattern": 4}) == [
+        "lora.rank_pattern = 4: should be a mapping, such as 'lora.rank_pattern={name: value}'"
+    ]
+    assert of_training(lora={"targets": ["to_q", "to_k"]}) == [
+        "lora.targets = ['to_q', 'to_k']: should be one text, not a list"
+    ]
+
+
+def test_an_address_in_place_of_a_bucket_is_told_with_its_name() -> None:
+    for bucket, name in (("s3://photos/lora", "photos"), ("photos/lora", "photos"), ("My_Bucket", "our-models")):
+        assert of_training(launcher={"name": "sagemaker", "bucket": bucket}) == [
+            f"launcher.bucket = {bucket!r}: should be the name of a bucket alone, such as {name}"
+        ]
+    assert not of_training(launcher={"name": "sagemaker", "bucket": "photos.of-us"})
+
+
 def test_a_list_with_too_few_values_is_shown_and_it_is_said_how_many() -> None:
     for betas, found in (([], "0 values"), ([0.9], "1 value")):
         (line,) = of_training(optimizer={"name": "adamw", "betas": betas})

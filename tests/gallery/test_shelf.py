@@ -6,9 +6,11 @@ import asyncio
 import gc
 import json
 import re
+import socket
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urljoin
 
@@ -17,9 +19,11 @@ import yaml
 from starlette.testclient import TestClient
 
 from runner.errors import SettingsError
+from runner.gallery.__main__ import main as gallery_main
 from runner.gallery.app import make_app
 from runner.gallery.easel import WEIGHT, Easel
 from runner.gallery.shelf import Shelf
+from runner.serve.__main__ import main as serve_main
 from tests.train.bench import Bench
 
 
@@ -90,6 +94,51 @@ def test_a_guidance_of_zero_is_taken_from_the_training(tmp_path: Path) -> None:
     model = {"family": "sdxl", "path": "embedded"}
     completed(tmp_path / "x" / "job", model=model, validation={"guidance_scale": 0.0})
     assert [base.guidance for base in Shelf(tmp_path).bases()] == [0.0]
+
+
+def test_guidance_is_rescaled_as_in_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = {"guidance_scale": 7.0, "guidance_rescale": 0.7}
+    completed(tmp_path / "x" / "job", model={"family": "sdxl", "path": "embedded"}, validation=drawn)
+    shelf = Shelf(tmp_path)
+    (base,) = shelf.bases()
+    assert base.guidance_rescale == 0.7
+    assert '"guidance_rescale" value="0.7"' in gallery(tmp_path).get("/draw").text
+
+    asked: list[Any] = []
+    studio = SimpleNamespace(
+        check_resolution=lambda _: None,
+        draw=lambda wishes, sampling, _: [asked.append(sampling), SimpleNamespace(png=b"")][1:],
+    )
+    easel = Easel(shelf, "cpu")
+    monkeypatch.setattr(easel, "_studio_of", lambda *_: studio)
+    (picture,) = asyncio.run(easel.draw({"prompt": "a house", "guidance": "7", "guidance_rescale": "0.7"}))
+    assert [(each.guidance_scale, each.guidance_rescale) for each in asked] == [(7.0, 0.7)]
+    assert json.loads(picture.again)["fields"]["guidance_rescale"] == 0.7
+
+
+def test_what_cannot_rescale_is_not_asked_to(flux_folder: Path, tmp_path: Path) -> None:
+    completed(tmp_path / "x" / "job", model={"family": "flux", "path": str(flux_folder)})
+    assert "guidance_rescale" not in gallery(tmp_path).get("/draw").text
+    form = {"prompt": "a house", "size": "16", "guidance_rescale": "0.5"}
+    with pytest.raises(
+        SettingsError, match=r"guidance_rescale = 0\.5: is not known to the sampler of model.family=flux"
+    ):
+        asyncio.run(Easel(Shelf(tmp_path), "cpu").draw(form))
+
+
+@pytest.mark.parametrize("main", [gallery_main, serve_main])
+def test_a_port_that_another_program_has_is_told(
+    main: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "serve.json").write_text("{}")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        where = ["--host", "127.0.0.1", "--port", str(port)]
+        folder = [str(tmp_path)] if main is gallery_main else ["--model-dir", str(tmp_path)]
+        assert main([*folder, *where]) in (1, 2)
+
+    said = capsys.readouterr().err + caplog.text
+    assert f"nothing can listen at 127.0.0.1, port {port} (Address already in use); name another with --port" in said
 
 
 def test_what_lies_beside_the_jobs_keeps_no_page_from_being_shown(tmp_path: Path) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from runner.job import Job, State, make_job, read_manifest, register, state_of, update_manifest
+from runner import launch
+from runner.check import Checker
+from runner.errors import Detached
+from runner.job import Job, State, lock, make_job, read_manifest, register, state_of, update_manifest
 from runner.launch import _take_up
+from runner.machine import Device, Machine
 from runner.paths import outputs_dir
+from runner.plan import Plan
 from runner.schema import Experiment
 
+THIS_MACHINE = Machine((Device("cpu", "here", memory_gb=None),), cores=1)
 SLURM: dict[str, Any] = {"name": "slurm", "gpus_per_node": 0}
 
 
@@ -39,3 +46,24 @@ def test_what_has_workers_in_a_queue_stays_to_be_found(
     _take_up(job, Experiment.model_validate({"launcher": launcher}).launcher)
     assert state_of(job.folder) is expected
     assert read_manifest(job.folder)["submission"]["ids"] == ids
+
+
+@pytest.mark.parametrize("by", ["a worker of the queue", "another runner"])
+def test_nobody_waits_for_what_is_worked_on_who_said_not_to(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = SLURM | {"wait": False}
+    settings = Experiment.model_validate({"launcher": launcher})
+    job = make_job(settings, model="m", dataset="d", outputs=outputs_dir(), overrides=())
+    register(job)
+    watched = []
+
+    def submit(plan: Plan, *_: Any) -> None:
+        watched.extend(plan.elsewhere)
+        if by == "a worker of the queue":
+            raise Detached("slurm 7 go on without this command.")
+
+    queue = SimpleNamespace(machine=lambda _: THIS_MACHINE, collect=lambda *_: None, launch=submit)
+    monkeypatch.setattr(launch, "find_launcher", lambda _: queue)
+    with lock(job.folder), pytest.raises(Detached):
+        launch._run([job], Checker(outputs_dir()), expected=0)
+
+    assert [each.id for each in watched] == [job.id]

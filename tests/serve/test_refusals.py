@@ -12,6 +12,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from runner.errors import SettingsError
+from runner.schema.serving import Invocation
+from runner.schema.serving import told as asked_as_told
 from runner.serve.app import MOST_BYTES, make_app
 from runner.serve.service import Service, find_served, read_serving
 
@@ -30,6 +32,13 @@ def serving(folder: Path) -> Iterator[TestClient]:
             assert not failures
             time.sleep(0.02)
         yield client
+
+
+def test_wrong_kinds_are_told_in_the_words_of_json() -> None:
+    assert asked_as_told(Invocation, {"prompt": "a house", "seeds": 3, "adapters": ["house"]})[1] == [
+        "seeds = 3: should be a list",
+        "adapters = ['house']: should be an object, {...}",
+    ]
 
 
 @pytest.fixture(scope="module")

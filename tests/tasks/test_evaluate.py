@@ -220,6 +220,10 @@ def test_what_has_no_network_is_left_out_unless_it_was_asked_for(networks: Netwo
     ("changes", "said"),
     [
         ({"features": {}, "real": None}, "nothing can be measured; give a network"),
+        (
+            {"features": {}, "adapter": "outputs/dev/1", "prompts": None, "subject": None, "subject_class": None},
+            "real = 'embedded': has no effect, for no network is given",
+        ),
         ({"prompts": None, "subject": None, "subject_class": None}, "subject = null: the prompts have a place for it"),
         ({"prompts": ["a star"], "subject_class": None}, "subject = '<one> house': has no effect"),
         ({"prompts": []}, "prompts = .*: should hold texts"),

@@ -109,6 +109,19 @@ def test_an_adapter_on_the_hub_may_have_a_name_of_its_own(tmp_path: Path, monkey
             find_adapter("ann/several", key="adapter")
 
 
+@pytest.mark.parametrize("given", ["8d9f4367bc", "grid/8d9f4367bc", "outputs/grid"])
+def test_a_job_is_suggested_for_its_id_alone_and_for_its_experiment(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outputs" / "grid" / "8d9f4367bc" / "lora").mkdir(parents=True)
+    (tmp_path / "outputs" / "grid" / "0ab1c2d3e4").mkdir()
+    monkeypatch.setenv("RUNNER_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(SettingsError, match=r", did you mean outputs/grid/8d9f4367bc\?$"):
+        find_adapter(given, key="adapter")
+
+
 def told(**changes: object) -> dict[str, object]:
     return {"name": "x", "task": {"name": "generate"}, "prompts": "a house", **changes}
 

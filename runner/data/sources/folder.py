@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from runner.schema import DatasetSettings
 
 
+LIKE_CAPTIONS = (".jsonl", ".json", ".csv", ".tsv", ".caption", ".captions")
+
+
 def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> Found:
     """The images below `listing.root` that belong to `settings.split`, with their captions."""
     found = Found(listing.root)
@@ -39,7 +42,8 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
     if settings.caption_column != CAPTION_COLUMN and not deciding:
         said = "has no effect: no metadata.jsonl or metadata.csv has columns"
         faults.add("column", f"dataset.caption_column={settings.caption_column!r} {said}. Remove it.")
-    named, covered = read_metadata(listing, deciding, settings, has_default, faults)
+    named, covered, rows = read_metadata(listing, deciding, settings, has_default, faults)
+    found.rows += rows
     for name, captions in named.items():
         if _belongs(name, listing, found, settings):
             fix = "Add it to the metadata file"
@@ -56,6 +60,8 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
         said = "has no effect: no caption comes from a text file"
         faults.add("lines", f"dataset.captions_per_line=true {said}. Remove it.")
     _add_unused(listing, found, texts_read, named.keys())
+    if not has_default:
+        _misnamed(listing, found, faults)
     found.rows += [Row(f"{name}/", "ignored", ("results of trainings (RUNNER_OUTPUTS)",)) for name in listing.results]
     for place, entry in enumerate(found.entries):
         if mask := masks.get(os.path.splitext(entry.name)[0]):
@@ -126,7 +132,7 @@ def _read_text(path: Path, name: str, faults: Faults) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         faults.add("text", f"{name}: cannot be read as text ({error}). Save it as UTF-8.")
-        return ""
+        return "-"  # that its image has no caption would be told besides
 
 
 def _add_unused(listing: Listing, found: Found, texts_read: set[str], named: Collection[str]) -> None:
@@ -141,6 +147,16 @@ def _add_unused(listing: Listing, found: Found, texts_read: set[str], named: Col
     found.rows += [_warning(name, "tables are read only from a folder without images") for name in tables]
     others = [name for name in listing.others if name not in named]
     found.rows += [Row(name, "ignored", ("not an image",)) for name in others]
+
+
+def _misnamed(listing: Listing, found: Found, faults: Faults) -> None:
+    """Where images have no captions, note the files that may hold them under a name that is not read."""
+    if all(any(caption.strip() for caption in entry.captions) for entry in found.entries):
+        return
+    names = [name for name in listing.others if os.path.splitext(name)[1].lower() in LIKE_CAPTIONS]
+    if names:
+        read = "captions are read from metadata.jsonl, metadata.csv (in small letters) and .txt files"
+        faults.add("misnamed", f"{listed(names, limit=3)}: not read; {read}. Rename or rewrite what holds them.")
 
 
 def _warning(name: str, note: str) -> Row:

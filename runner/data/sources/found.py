@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from runner.data.address import Address
+from runner.data.faults import listed
 from runner.data.inspection import Inspected
 from runner.data.report import Row
 
@@ -55,6 +57,17 @@ def captions_in(value: Any) -> tuple[str, ...] | None:
     if isinstance(value, list) and all(isinstance(each, str) and each.strip() for each in value):
         return tuple(value)
     return None
+
+
+def passed_over(file: str, column: str, columns: Collection[str]) -> list[Row]:
+    """A row for a file of captions that lacks the column, where it was set or the file has another one of captions:
+    `instance_prompt` takes their place.
+    """
+    others = [each for each in ("caption", "captions", "prompt", "text") if each in columns]
+    if not columns or column in columns or (column == CAPTION_COLUMN and not others):
+        return []
+    note = f"no caption is read from it: it has no column dataset.caption_column={column!r}; columns: {listed(columns)}"
+    return [Row(file, "ignored", (note,), frozenset({"warning"}))]
 
 
 def can_be_encoded(text: str) -> bool:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.data.faults import Faults, listed, nearest
-from runner.data.sources.found import CAPTION_COLUMN, captions_in
+from runner.data.report import Row
+from runner.data.sources.found import CAPTION_COLUMN, captions_in, passed_over
 from runner.data.sources.listing import Listing
 
 if TYPE_CHECKING:
@@ -41,15 +42,16 @@ class Line:
 
 def read_metadata(
     listing: Listing, files: list[str], settings: DatasetSettings, has_default_caption: bool, faults: Faults
-) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """(captions by image name, metadata file of `files` by the folder it decides for), both relative to the
-    data set's folder.
+) -> tuple[dict[str, tuple[str, ...]], dict[str, str], list[Row]]:
+    """(captions by image name, metadata file of `files` by the folder it decides for, both relative to the
+    data set's folder; a row for each file whose captions are not read).
 
     Adds to `faults`: lines that are no JSON, lack a column, name a missing file or one that was named before.
     """
     captions: dict[str, tuple[str, ...]] = {}
     places: dict[str, str] = {}
     covered: dict[str, str] = {}
+    rows: list[Row] = []
     for file in files:
         folder = posixpath.dirname(file)
         if folder in covered:
@@ -58,6 +60,7 @@ def read_metadata(
         covered[folder] = file
         lines = list(_lines(listing.root, file, faults))
         has_captions = _check_caption_column(lines, settings.caption_column, has_default_caption, faults)
+        rows += passed_over(file, settings.caption_column, {name for line in lines for name in line.values})
         for line in lines:
             name = _image_name(line, folder, listing, faults)
             if name is None:
@@ -68,7 +71,7 @@ def read_metadata(
             places[name] = line.place
             # A column that is absent altogether is one fault, already noted, not one per image.
             captions[name] = _captions(line, settings.caption_column, faults) if has_captions else ("-",)
-    return captions, covered
+    return captions, covered, rows
 
 
 def _lines(root: Path, file: str, faults: Faults) -> Iterator[Line]:
@@ -79,6 +82,10 @@ def _lines(root: Path, file: str, faults: Faults) -> Iterator[Line]:
         return
     if file.endswith(".csv"):
         yield from _csv_lines(file, text, faults)
+        return
+    if text.lstrip().startswith("["):
+        fix = f'Write an object into each line, as {{"{FILE_COLUMN}": ..., "text": ...}}, without brackets around all'
+        faults.add("json", f"{file}: is one list. {fix}.")
         return
     # Not splitlines(): a caption may contain characters that it takes for the end of a line.
     for number, content in enumerate(text.split("\n"), start=1):
@@ -101,6 +108,9 @@ def _csv_lines(file: str, text: str, faults: Faults) -> Iterator[Line]:
                 continue
             if columns is None:
                 columns = cells
+                if other := next((sign for sign in ";\t|" if FILE_COLUMN in cells[0].split(sign)[:-1]), None):
+                    faults.add("metadata", f"{file}: its columns are parted by {other!r}. Save it with commas.")
+                    return
             elif len(cells) > len(columns):
                 faults.add("metadata", f"{file} line {first}: more cells than columns. Quote the caption.")
             else:
@@ -159,6 +169,10 @@ def _image_name(line: Line, folder: str, listing: Listing, faults: Faults) -> st
         faults.add("file_name", f"{line.place}: {FILE_COLUMN}={given!r} is not a file name. Name the image.")
         return None
     name = posixpath.normpath(posixpath.join(folder, given))
+    root = os.path.abspath(listing.root)
+    if posixpath.isabs(name) and name.startswith(f"{root}/"):
+        # Under the name that the listing of the folder has for it.
+        name = posixpath.relpath(name, root)
     if (listing.root / name).is_file():
         return name
     hint = ""

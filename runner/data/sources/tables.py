@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from runner.data.address import Address, ArrowAddress, ParquetAddress, open_arrow
 from runner.data.faults import Faults, listed, nearest
 from runner.data.report import Row
-from runner.data.sources.found import CAPTION_COLUMN, KNOWN_SPLITS, Entry, Found, captions_in
+from runner.data.sources.found import CAPTION_COLUMN, KNOWN_SPLITS, Entry, Found, captions_in, passed_over
 from runner.data.sources.listing import STATE_NAME
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def read_table(path: Path, name: str, settings: DatasetSettings, found: Found, f
     if not check_columns(schema, name, settings, faults):
         return
     captions: list[Any] = []
+    found.rows += passed_over(name, caption, schema.names)
     if caption in schema.names:
         captions = _column(path, caption).to_pylist()
     repeats = _column(path, REPEATS_COLUMN).to_pylist() if REPEATS_COLUMN in schema.names else []

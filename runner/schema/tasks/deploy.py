@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import field_validator, model_validator
 
 from runner.instances import instance_fault
-from runner.schema.aws import AwsSettings
+from runner.schema.aws import BUCKET, AwsSettings
 from runner.schema.drawing import MOST_GUIDANCE, MOST_PIXELS_SIDE, DrawingSettings
 from runner.schema.family import drawing_faults
 from runner.schema.job import JobSettings
@@ -117,7 +117,7 @@ class UndeployedEndpoint(EndpointName):
     """Section `endpoint`: which one, and where."""
 
     region: str | None = knob(None, min_length=1, doc="AWS region; null is that of the environment or profile.")
-    bucket: str | None = knob(None, min_length=3, doc="As `endpoint.bucket` of the deployment.")
+    bucket: Annotated[str, BUCKET] | None = knob(None, doc="As `endpoint.bucket` of the deployment.")
     prefix: str = knob("lora-runner", min_length=1, doc="As `endpoint.prefix` of the deployment.")
 
 

@@ -110,4 +110,10 @@ class Evaluate(WithAdapters, DrawingSettings, EvaluationSettings):
             raise ValueError(f"subject_kind = {self.subject_kind}: has no effect with prompts=[...]; remove it")
         if self.drift_in != "pixels" and "base_drift" not in self.measured:
             raise ValueError(f"drift_in = {self.drift_in}: has no effect without base_drift among metrics; remove it")
+        # Where metrics are chosen, what is given may be more than they need; here it was meant to choose them.
+        if self.metrics is None and self.real is not None and not self.needs_real:
+            raise ValueError(
+                f"real = {self.real!r}: has no effect, for no network is given that compares with real images; give "
+                "one (features.inception=..., features.clip=..., features.dino=...), or remove it"
+            )
         return self

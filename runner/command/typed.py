@@ -1,0 +1,108 @@
+"""What was typed, before Hydra sees it: flags among settings, and values that a shell has cut at their spaces.
+
+Takes the arguments of the command line; knows Hydra's flags, and nothing of what settings there are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from hydra._internal.utils import get_args_parser
+
+from runner.errors import SettingsError
+
+PLACES = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=")
+"""Settings of Hydra for where results go; jobs go where `runner.paths` says."""
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The same arguments in the order that Hydra's parser wants, which takes flags between settings for mistakes.
+
+    Raises:
+        SettingsError: what looks like a flag is none, or a setting of Hydra would not do what it does elsewhere.
+    """
+    known = get_args_parser()._option_string_actions
+    flags: list[str] = []
+    settings: list[str] = []
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
+        if not argument.startswith("-"):
+            settings.append(argument)
+            continue
+        flags.append(argument)
+        action = known.get(argument)
+        # None is one value, as --config-dir has; "?" one or none, as --info has.
+        if action is not None and left and (action.nargs is None or left[0] in (action.choices or ())):
+            flags.append(left.pop(0))
+    _, unknown = get_args_parser().parse_known_args(flags)
+    faults = [_of_no_flag(argument) for argument in unknown]
+    faults += [_of_place(setting) for setting in settings if setting.lstrip("+").startswith(PLACES)]
+    if faults:
+        raise SettingsError("\n".join(["The command is invalid, nothing was started:", *faults]))
+    return flags + settings
+
+
+def _of_place(setting: str) -> str:
+    key, _, value = setting.lstrip("+").partition("=")
+    return f"  {key} = {value}: moves no results; set the variable RUNNER_OUTPUTS, and name=... for the folder in it"
+
+
+def _of_no_flag(argument: str) -> str:
+    key, is_setting, value = argument.lstrip("-").partition("=")
+    setting = f"{key}={value}" if is_setting else f"{key}=..."
+    return f"  {argument}: there is no such flag; settings have no dashes: {setting} (--hydra-help lists the flags)"
+
+
+def mended(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the settings that were meant, a line for each that was written with spaces): words without a key belong to the
+    setting before them, and those around `=` together.
+    """
+    meant: list[str] = []
+    faults: list[str] = []
+    place = 0
+    while place < len(overrides):
+        words = [overrides[place]]
+        place += 1
+        while place < len(overrides) and not _begins(overrides, place):
+            words.append(overrides[place])
+            place += 1
+        text = " ".join(words)
+        key, _, value = (part.strip() for part in text.partition("="))
+        if len(words) == 1 and not text.startswith("=") and ("=" in text or text.startswith("~")):
+            meant.append(text)
+        elif value and re.fullmatch(r"[+~]*[\w./@-]+", key):
+            parts = [part.strip() for part in value.split(",")]
+            # Numbers and names; a text has spaces elsewhere, too.
+            value = value if any(" " in part for part in parts) or value[0] in "[{" else ",".join(parts)
+            fault = "a value with spaces needs quotes" if " " in value else "no spaces around '=' and ','"
+            meant.append(f"{key}={quoted(value) if ' ' in value else value}")
+            faults.append(f"{text}: {fault}: {in_shell(key, value) if ' ' in value else f'{key}={value}'}")
+        else:
+            faults.append(f"{text}: is no setting; write key=value, such as lora.rank=8")
+    return meant, faults
+
+
+def _begins(overrides: Sequence[str], place: int) -> bool:
+    """Whether a setting begins here."""
+    text = overrides[place]
+    if text.startswith("="):
+        return False
+    # `lora.rank = 4`: its key stands alone.
+    is_key = place + 1 < len(overrides) and overrides[place + 1].startswith("=")
+    return "=" in text or text.startswith("~") or is_key
+
+
+def quoted(value: str) -> str:
+    """A value as Hydra's grammar wants it; a list or mapping, and what needs no quotes, as it is."""
+    plain = re.fullmatch(r"[\w./:@ -]+", value) or value[0] in "[{\"'"
+    return value if plain else '"' + value.replace('"', '\\"') + '"'
+
+
+def in_shell(key: str, value: str) -> str:
+    """What to type for a setting, with the quotes that the shell takes away."""
+    text = f"{key}={quoted(value)}"
+    if re.fullmatch(r"[\w./:@=+-]+", text):
+        return text
+    return "'" + text.replace("'", "'\\''") + "'"

@@ -1,0 +1,169 @@
+"""What a shell and its user make of a command line: flags among settings, spaces, values without their quotes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runner.__main__ import main
+from runner.command import entry
+from runner.command.diagnose import diagnose
+from runner.command.typed import flags_first, mended
+from runner.errors import SettingsError
+
+
+def said_of(*arguments: str) -> list[str]:
+    """The faults of a command line that Hydra does not take."""
+    title, *faults = diagnose(arguments, ValueError("what Hydra says")).splitlines()
+    assert title == "The configuration is invalid, nothing was started:"
+    return [fault.strip() for fault in faults]
+
+
+def test_flags_may_stand_among_settings() -> None:
+    assert flags_first(["lora.rank=4", "--config-dir", "mine", "-m", "lora=ours", "--cfg", "job", "steps=1,2"]) == [
+        *("--config-dir", "mine", "-m", "--cfg", "job"),
+        *("lora.rank=4", "lora=ours", "steps=1,2"),
+    ]
+    assert flags_first(["lora.rank=4", "--config-dir=mine", "--info", "steps=1"]) == [
+        *("--config-dir=mine", "--info"),
+        *("lora.rank=4", "steps=1"),
+    ]
+
+
+def test_a_setting_with_dashes_is_refused_with_what_to_type() -> None:
+    with pytest.raises(SettingsError) as refused:
+        flags_first(["--lora.rank=4", "steps=3", "--seed", "5"])
+
+    assert "--lora.rank=4: there is no such flag; settings have no dashes: lora.rank=4 (" in str(refused.value)
+    assert "--seed: there is no such flag; settings have no dashes: seed=... (" in str(refused.value)
+
+
+def test_where_hydra_would_put_results_is_refused() -> None:
+    with pytest.raises(SettingsError) as refused:
+        flags_first(["-m", "hydra.sweep.dir=elsewhere", "+hydra.run.dir=x"])
+
+    moved = "moves no results; set the variable RUNNER_OUTPUTS, and name=... for the folder in it"
+    assert str(refused.value).splitlines()[1:] == [
+        f"  hydra.sweep.dir = elsewhere: {moved}",
+        f"  hydra.run.dir = x: {moved}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "meant", "fault"),
+    [
+        ("lora.rank = 4", "lora.rank=4", "lora.rank = 4: no spaces around '=' and ',': lora.rank=4"),
+        ("lora.rank =4", "lora.rank=4", "lora.rank =4: no spaces around '=' and ',': lora.rank=4"),
+        ("seed=0, 1", "seed=0,1", "seed=0, 1: no spaces around '=' and ',': seed=0,1"),
+        (
+            "dataset.instance_prompt=a photo of sks dog, red",
+            'dataset.instance_prompt="a photo of sks dog, red"',
+            (
+                "dataset.instance_prompt=a photo of sks dog, red: a value with spaces needs quotes: "
+                "'dataset.instance_prompt=\"a photo of sks dog, red\"'"
+            ),
+        ),
+        (
+            "validation.prompts=[a house, b]",
+            "validation.prompts=[a house, b]",
+            "validation.prompts=[a house, b]: a value with spaces needs quotes: 'validation.prompts=[a house, b]'",
+        ),
+    ],
+)
+def test_a_setting_that_the_shell_has_cut_is_put_together(words: str, meant: str, fault: str) -> None:
+    assert mended(["steps=3", *words.split(" "), "~lora.rank"]) == (["steps=3", meant, "~lora.rank"], [fault])
+
+
+def test_what_is_no_setting_is_told() -> None:
+    assert said_of("lora.rank", "8") == ["lora.rank 8: is no setting; write key=value, such as lora.rank=8"]
+
+
+def test_several_values_without_m_are_told_apart_by_what_they_can_mean() -> None:
+    several = "several values need -m (python -m runner -m ...)"
+    assert said_of("lora=linear,attention") == [f"lora = linear,attention: {several}"]
+    assert said_of("optimizer.lr=interval(1e-4,1e-2)") == [f"optimizer.lr = interval(1e-4,1e-2): {several}"]
+    (rank,) = said_of("lora.rank=4,8")
+    assert rank == f"lora.rank = 4,8: {several}, a list brackets: 'lora.rank=[4,8]'"
+    (prompt,) = said_of("dataset.instance_prompt=a dog, red")
+    assert prompt.endswith(", a text with commas quotes of its own: 'dataset.instance_prompt=\"a dog, red\"'")
+
+
+def test_a_text_with_signs_is_told_with_its_quotes() -> None:
+    for text, typed in (
+        ("name=it's", "'name=\"it'\\''s\"'"),
+        ("dataset.instance_prompt=a <cat>", "'dataset.instance_prompt=\"a <cat>\"'"),
+        ("validation.prompts=[a <cat>]", "'key=\"value\"'"),
+        ("optimizer.lr=log(interval(1,2))", "'key=\"value\"'"),
+        ("lora..rank=4", "'key=\"value\"'"),
+    ):
+        (fault,) = said_of(text)
+        assert fault.endswith(f"; quote values with special characters: {typed}")
+
+
+@pytest.mark.parametrize("text", ["prompts=a <cat> and a dog", "prompts=a red house, in a garden"])
+def test_a_text_without_its_quotes_is_not_told_as_missing_besides(text: str) -> None:
+    (fault,) = said_of("task=generate", text)
+
+    assert fault.startswith(text.partition("=")[0])
+
+
+def test_tasks_are_not_swept_and_nothing_is_said_of_settings_that_depend_on_them() -> None:
+    (fault,) = said_of("-m", "task=merge,export", "adapter=outputs/dev/123")
+
+    assert fault == "task = merge,export: tasks have settings of their own, so run the command once for each of them"
+
+
+def test_no_group_can_be_left_out() -> None:
+    (fault,) = said_of("lora=null")
+
+    assert fault.startswith("lora = null: there is no such choice; there are: attention, ")
+
+
+def test_a_file_of_the_user_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "lora" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_bytes(b"rank: 4\n# f\xfcr uns\n")
+
+    (fault,) = said_of("--config-dir", str(tmp_path), "lora=mine")
+
+    assert fault == f"{file}, line 2: is not UTF-8 (invalid start byte); save it as UTF-8"
+
+
+def test_a_file_with_another_ending_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "lora" / "mine.yml"
+    file.parent.mkdir()
+    file.write_text("rank: 4\n")
+
+    (fault,) = said_of("--config-dir", str(tmp_path), "lora=mine")
+
+    assert fault == f"lora = mine: {file} is not read, for its name must end with .yaml; rename it"
+
+
+def test_a_sweep_of_a_recipe_that_is_left_out_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("# @package _global_\nhydra: {sweeper: {params: {seed: '0,1'}}}\n")
+    monkeypatch.setattr(entry, "launch", lambda configs: configs)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["runner", "recipe=mine", "--config-dir", str(tmp_path)])
+
+    main()
+
+    assert "a single job: the sweep of the recipe (seed=0,1) needs -m" in capsys.readouterr().err
+
+
+def test_a_recipe_whose_settings_nothing_would_read_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "recipe" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("steps: 7\nlora: {rank: 4}\n")
+
+    (fault,) = said_of("--config-dir", str(tmp_path), "recipe=mine")
+
+    assert fault.startswith("recipe.steps, recipe.lora: nothing reads what stands below recipe; ")
+    assert "'# @package _global_'" in fault
+    file.write_text("# @package _global_\n" + file.read_text())
+    assert said_of("--config-dir", str(tmp_path), "recipe=mine") == ["what Hydra says"]
