@@ -143,7 +143,7 @@ class Claims:
                 return None
             job = read_job(folder)
             stack.enter_context(self._attached(job))
-            self._held[folder] = stack.pop_all()
+            self._held[job.folder] = stack.pop_all()
             return job
         raise AssertionError("unreachable")
 
