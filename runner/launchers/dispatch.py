@@ -17,7 +17,7 @@ from typing import Any
 
 from runner.errors import Detached, Interrupted, SettingsError
 from runner.exclusive import alone
-from runner.job import Job, State, common_overrides, own_overrides, read_manifest, update_manifest
+from runner.job import Job, State, common_overrides, known_manifest, own_overrides, update_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.cluster import Cluster, Gone, NoRoom, NotStopped, NotSubmitted
 from runner.launchers.lots import OPEN_FOR_S, SETTLED, UNSETTLED, Lot, jobs_of_workers, recorded_lots
@@ -261,7 +261,7 @@ class Dispatch:
         """Settle the jobs that a worker has left unfinished, which it could not do itself."""
         lot.look()
         how = f"{self.cluster.name} {worker} {gone.words}"
-        manifests = {job.folder: read_manifest(job.folder) for job in lot.jobs}
+        manifests = {job.folder: known_manifest(job.folder) for job in lot.jobs}
         dead = [job for job in lot.jobs if manifests[job.folder].get("worker") not in lot.alive and is_dead(job)]
         # What others of its workers can still take is theirs.
         left = [] if lot.alive else lot.in_state(State.PENDING, State.SUBMITTED)

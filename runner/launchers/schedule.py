@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from runner.errors import Interrupted
+from runner.errors import Interrupted, SettingsError
 from runner.job import Job, State, is_held, state_of
 from runner.launchers import MoreJobs
 from runner.launchers.ending import ending
@@ -71,10 +71,20 @@ class _Share:
         settled = []
         for job in self.jobs:
             if self.states[job.folder] not in SETTLED:
-                self.states[job.folder] = state_of(job.folder)
+                self.states[job.folder] = self._state_of(job)
                 if self.states[job.folder] in SETTLED:
                     settled.append(job)
         return settled
+
+    def _state_of(self, job: Job) -> State:
+        """The state of a job; one whose manifest is damaged is left to its worker, or begun with anew."""
+        try:
+            return state_of(job.folder)
+        except SettingsError:
+            if is_held(job.folder):
+                return self.states[job.folder]
+            take_up_again([job])
+            return State.PENDING
 
     def recover(self) -> None:
         """Make pending what workers of an earlier runner took in their last moments, and left."""
