@@ -328,6 +328,14 @@ def lock(folder: Path, *, patience_s: float = 0.2) -> Iterator[None]:
         yield
 
 
+def last_holder(folder: Path) -> int | None:
+    """The process that holds a job, or has held it last; None where nobody ever did."""
+    try:
+        return int(JobPaths(folder).lock.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def _locked(handle: TextIO, kind: int) -> bool:
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)

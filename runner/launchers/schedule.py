@@ -6,6 +6,7 @@ none. The states in the job folders are the truth: this process may die at any m
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 import tempfile
@@ -50,6 +51,7 @@ class _Share:
         self._written: tuple[int, bool] | None = None
         self.states = {job.folder: State.PENDING for job in self.jobs}
         self.tries: Counter[Path] = Counter()
+        self.idle_deaths = 0
 
     def write(self, *, is_open: bool) -> None:
         if self._written != (len(self.jobs), is_open):
@@ -85,6 +87,22 @@ class _Share:
                 return self.states[job.folder]
             take_up_again([job])
             return State.PENDING
+
+    def prepared_by(self, worker: Worker) -> list[Job]:
+        """What a worker that has ended had taken, and not begun to train yet: it was loading, or encoding."""
+        return [
+            job
+            for job in self.jobs
+            if self.states[job.folder] is State.PENDING and worker.had(job) and not is_held(job.folder)
+        ]
+
+    def died_idle(self, worker: Worker) -> None:
+        """Take note of a worker that has died without a job, beside others; after a few of them do without such."""
+        self.idle_deaths += 1
+        if self.idle_deaths == MOST_TRIES:
+            log.warning("%s, as others before; it is not replaced", how_it_ended(worker.exit_code or 0))
+            self.pack = dataclasses.replace(self.pack, workers=len(self.workers))
+            self.idle_deaths = 0
 
     def recover(self) -> None:
         """Make pending what workers of an earlier runner took in their last moments, and left."""
@@ -251,14 +269,21 @@ class Schedule:
             self._stop()
         share.look()
         dead = [job for job in share.jobs if is_dead(job)]
-        if len(dead) > 1 and not self.stopping:
-            self._retry(share, dead, worker)
+        prepared = [] if self.stopping or code in NO_CRASH else share.prepared_by(worker)
+        if len(dead) + len(prepared) > 1 and not self.stopping:
+            self._retry(share, [*dead, *prepared], worker)
         else:
             for job in dead:
                 fail(job, ending(code, worker.log))
+            for job in prepared:
+                fail(job, ending(code, worker.log, when=" while this job was being prepared"))
         share.look()
         left = [job for job in share.jobs if share.states[job.folder] is State.PENDING]
-        if share.workers or dead or self.stopping:
+        if dead or prepared or self.stopping:
+            return
+        if share.workers:
+            if left and code != 0 and not any(map(worker.had, share.jobs)):
+                share.died_idle(worker)
             return
         # What is pending and held is another runner's to finish.
         share.drop([job for job in left if is_held(job.folder)])

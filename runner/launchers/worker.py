@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.job import Job, last_holder
 from runner.launchers.forked import CAN_FORK, Forked
 from runner.machine import Machine, threads_of
 from runner.work import LAUNCHER_PID
@@ -96,6 +97,14 @@ class Worker:
         """How it ended, as `subprocess` has it; None while it runs."""
         return self.process.poll()
 
+    def had(self, job: Job) -> bool:
+        """Whether it was this worker, which has ended, that held a job last."""
+        holder = last_holder(job.folder)
+        if holder is None or not self._is_group:
+            return holder == self.process.pid
+        # Which processes torchrun had started is not known any more.
+        return holder != os.getpid() and not _runs(holder)
+
     def stop(self) -> None:
         """Ask it to end, before which every job saves its work. May be asked again: Ctrl-C reaches it by itself too."""
         # torchrun would kill what it has started half a minute later, however long the saving takes.
@@ -112,6 +121,16 @@ def _children(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
     except OSError:
         return []
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _terminate(pid: int) -> None:

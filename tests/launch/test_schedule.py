@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 
 from runner.errors import Interrupted
-from runner.job import register
+from runner.job import Job, State, lock, read_manifest, register, state_of, update_manifest
 from runner.launchers import schedule, worker
 from runner.machine import Device, Machine
 from runner.plan import Pack, Plan
+from runner.queue import Queue
 from runner.schema import LocalLauncher
 from runner.work import INTERRUPTED_CODE
 from tests.plan.test_packs import seeds
@@ -73,6 +75,87 @@ def test_a_signal_while_workers_are_being_started_reaches_all_of_them(
         schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
     assert len(IdleWorker.made) == 2, "none is started after it"
     assert all(each.exit_code is not None for each in IdleWorker.made)
+
+
+class Crashing:
+    """Workers that die soon, one after the other: whenever one is seen to have died, others have not yet."""
+
+    made = 0
+
+    def __init__(self, *_: Any, places: list[str], **__: Any) -> None:
+        self.places, self.log = places, None
+        type(self).made += 1
+        assert type(self).made < 100
+        self.looks = min(type(self).made, 3)
+
+    @property
+    def exit_code(self) -> int | None:
+        self.looks -= 1
+        return None if self.looks > 0 else -signal.SIGSEGV
+
+    def had(self, job: Job) -> bool:
+        return False
+
+
+def test_workers_that_all_die_before_they_take_a_job_are_not_begun_for_ever(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "Worker", Crashing)
+    monkeypatch.setattr(schedule, "POLL_S", 0.0)
+    schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
+    assert {state_of(job.folder) for job in plan.todo} == {State.FAILED}
+    assert "before this job began" in read_manifest(plan.todo[0].folder)["error"]
+
+
+class Preparing(IdleWorker):
+    """Takes the first jobs, and dies before any of them is training; whoever comes after it completes one."""
+
+    takes = 2
+
+    def __init__(self, queue: Path, *, places: list[str], **more: Any) -> None:
+        super().__init__(queue, places=places, **more)
+        folders = [folder for folder in Queue(queue).read()[0] if state_of(folder) is State.PENDING]
+        self.taken = folders[: self.takes] if len(self.made) == 1 else []
+        self.exit_code = -signal.SIGKILL if self.taken else 0
+        for folder in [] if self.taken else folders:
+            update_manifest(folder, state=State.COMPLETED)
+
+    def had(self, job: Job) -> bool:
+        return job.folder in self.taken
+
+
+@pytest.mark.parametrize(("takes", "failed"), [(1, 1), (2, 0)], ids=["alone", "together"])
+def test_a_worker_that_dies_while_it_prepares_jobs_takes_no_others_along(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, takes: int, failed: int
+) -> None:
+    monkeypatch.setattr(schedule, "Worker", Preparing)
+    monkeypatch.setattr(Preparing, "takes", takes)
+    monkeypatch.setattr(schedule, "POLL_S", 0.0)
+    plan = dataclasses.replace(plan, packs=(dataclasses.replace(plan.packs[0], workers=1, at_once=2),), places=1)
+    schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
+    states = [state_of(job.folder) for job in plan.todo]
+    assert states == [State.FAILED] * failed + [State.COMPLETED] * (3 - failed)
+    if failed:
+        assert "while this job was being prepared" in read_manifest(plan.todo[0].folder)["error"]
+
+
+@pytest.mark.parametrize("places", [["0"], ["0", "0"]], ids=["one process", "several"])
+def test_a_worker_knows_by_the_locks_what_it_had(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, plan: Plan, places: list[str]
+) -> None:
+    script = f"""
+from pathlib import Path
+from runner.job import lock
+with lock(Path({str(plan.todo[0].folder)!r})):
+    pass
+"""
+    monkeypatch.setattr(worker, "worker_command", lambda *_, **__: [sys.executable, "-c", script])
+    queue = tmp_path / "queue.json"
+    made = worker.Worker(queue, at_once=1, places=places, machine=MACHINE, device="cpu", log=None, at_most=1)
+    made.process.wait(timeout=30)
+    with lock(plan.todo[1].folder):
+        pass
+    assert [made.had(job) for job in plan.todo] == [True, False, False]
 
 
 def test_when_one_worker_is_stopped_the_others_are_too(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
