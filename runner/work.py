@@ -37,6 +37,9 @@ INTERRUPTED_CODE = 130
 CRASHED_CODE = 70
 """Exit code after an error that was no single job's: the jobs that were training are failed, and may be tried again."""
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, what ends processes, and a terminal that is gone."""
+
 LAUNCHER_PID = "RUNNER_LAUNCHER_PID"
 """Environment variable with the process that started this worker and will settle what it leaves."""
 
@@ -63,7 +66,8 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         # A signal that was ignored from the start, as Ctrl-C is in the background, stays so.
-        asked = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
+        asked = [each for each in STOP_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        self._terminal = streams_on_terminal()
         self._before = {number: signal.signal(number, self._ask) for number in asked}
         return self
 
@@ -74,7 +78,22 @@ class StopSignal:
     def _ask(self, number: int, _frame: object) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            leave_terminal(self._terminal)
         self.requested = True
+
+
+def streams_on_terminal() -> list[int]:
+    """Which of the standard streams are a terminal; of one that is gone it cannot be found out any more."""
+    return [stream for stream in (0, 1, 2) if os.isatty(stream)]
+
+
+def leave_terminal(streams: Sequence[int]) -> None:
+    """Go on without a terminal that is gone: whatever is written there would fail."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in streams:
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,7 +28,7 @@ from runner.plan import Pack, Plan, pack_key
 from runner.queue import Queue
 from runner.schema import LocalLauncher
 from runner.status import live_table
-from runner.work import INTERRUPTED_CODE
+from runner.work import INTERRUPTED_CODE, STOP_SIGNALS, leave_terminal, streams_on_terminal
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ MOST_TRIES = 3
 """Workers that may end without having taken a job before it is given up."""
 SETTLED = (State.COMPLETED, State.FAILED, State.CANCELLED, State.PRUNED)
 NO_CRASH = (0, 1, INTERRUPTED_CODE)
-STOPPED = (INTERRUPTED_CODE, -signal.SIGINT, -signal.SIGTERM)
+STOPPED = (INTERRUPTED_CODE, *(-number for number in STOP_SIGNALS))
 
 
 class _Share:
@@ -175,12 +175,18 @@ class Schedule:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        def stop(_number: int, _frame: object) -> None:
+        terminal = streams_on_terminal()
+
+        def stop(number: int, _frame: object) -> None:
+            if number == signal.SIGHUP:
+                leave_terminal(terminal)
             if not self.stopping:
                 log.info("stopping: every job saves a checkpoint first")
             self._stop()
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        # nohup says that a terminal which goes shall stop nothing.
+        deaf = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else []
+        before = {number: signal.signal(number, stop) for number in STOP_SIGNALS if number not in deaf}
         try:
             yield
         finally:

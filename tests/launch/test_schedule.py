@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pty
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from runner import work
 from runner.errors import Interrupted
 from runner.job import Job, State, lock, read_manifest, register, state_of, update_manifest
 from runner.launchers import schedule, worker
@@ -20,7 +22,7 @@ from runner.machine import Device, Machine
 from runner.plan import Pack, Plan
 from runner.queue import Queue
 from runner.schema import LocalLauncher
-from runner.work import INTERRUPTED_CODE
+from runner.work import INTERRUPTED_CODE, StopSignal
 from tests.plan.test_packs import seeds
 
 MACHINE = Machine((Device("cpu", "a processor", 16.0),), cores=4)
@@ -66,15 +68,39 @@ def test_a_worker_on_the_terminal_hears_of_a_signal_to_the_runner_alone(
     assert made.process.wait(timeout=30) == -signal.SIGTERM
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_workers_are_being_started_reaches_all_of_them(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
+    monkeypatch.setattr(schedule, "streams_on_terminal", list)
     monkeypatch.setattr(IdleWorker, "when_made", lambda count: os.kill(os.getpid(), number) if count == 2 else None)
     with pytest.raises(Interrupted):
         schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
     assert len(IdleWorker.made) == 2, "none is started after it"
     assert all(each.exit_code is not None for each in IdleWorker.made)
+
+
+def test_who_is_told_to_outlive_the_terminal_does(plan: Plan) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop, schedule.Schedule(plan, LocalLauncher(name="local"), None)._signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_worker_whose_terminal_is_gone_is_to_save_and_may_still_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, stream = pty.openpty()
+    monkeypatch.setattr(work, "streams_on_terminal", lambda: [stream])
+    with StopSignal() as stop:
+        os.close(terminal)
+        with pytest.raises(OSError, match="Input/output error"):
+            os.write(stream, b"a line")
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.requested
+    os.write(stream, b"a line")
+    os.close(stream)
 
 
 class Crashing:
