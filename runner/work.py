@@ -40,6 +40,9 @@ CRASHED_CODE = 70
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, what ends processes, and a terminal that is gone."""
 
+SECOND_AFTER_S = 0.5
+"""A Ctrl-C that comes sooner is the first one, which what stands between has passed on as well."""
+
 LAUNCHER_PID = "RUNNER_LAUNCHER_PID"
 """Environment variable with the process that started this worker and will settle what it leaves."""
 
@@ -63,6 +66,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.requested = False
+        self._since = 0.0
 
     def __enter__(self) -> StopSignal:
         # A signal that was ignored from the start, as Ctrl-C is in the background, stays so.
@@ -76,11 +80,12 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _ask(self, number: int, _frame: object) -> None:
-        if self.requested and number == signal.SIGINT:
+        if self.requested and number == signal.SIGINT and time.monotonic() - self._since > SECOND_AFTER_S:
             raise KeyboardInterrupt
         if number == signal.SIGHUP:
             leave_terminal(self._terminal)
-        self.requested = True
+        if not self.requested:
+            self.requested, self._since = True, time.monotonic()
 
 
 def streams_on_terminal() -> list[int]:
@@ -114,6 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except RunnerError as error:
             log.error("%s", error)
             return 1
+        except KeyboardInterrupt:
+            log.info("ended at once; what was saved before is gone on with")
+            return INTERRUPTED_CODE
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import signal
 import tempfile
 import time
@@ -16,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from runner import work
 from runner.errors import Interrupted, SettingsError
-from runner.job import Job, State, is_held, state_of
+from runner.job import Job, State, is_held, state_of, update_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.ending import ending
 from runner.launchers.forked import forget_libraries
@@ -37,6 +39,8 @@ MOST_TRIES = 3
 """Workers that may end without having taken a job before it is given up."""
 SETTLED = (State.COMPLETED, State.FAILED, State.CANCELLED, State.PRUNED)
 NO_CRASH = (0, 1, INTERRUPTED_CODE)
+SECOND_AFTER_S = 2 * work.SECOND_AFTER_S
+"""As there; longer, so that a worker takes what comes then for a second one, too."""
 STOPPED = (INTERRUPTED_CODE, *(-number for number in STOP_SIGNALS))
 
 
@@ -175,14 +179,16 @@ class Schedule:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        terminal = streams_on_terminal()
+        terminal, asked = streams_on_terminal(), math.inf
 
         def stop(number: int, _frame: object) -> None:
             if number == signal.SIGHUP:
                 leave_terminal(terminal)
+            nonlocal asked
             if not self.stopping:
-                log.info("stopping: every job saves a checkpoint first")
-            self._stop()
+                log.info("stopping: every job saves a checkpoint first; a second Ctrl-C does not wait for that")
+            self._stop(at_once=number == signal.SIGINT and time.monotonic() - asked > SECOND_AFTER_S)
+            asked = min(asked, time.monotonic())
 
         # nohup says that a terminal which goes shall stop nothing.
         deaf = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else []
@@ -193,12 +199,12 @@ class Schedule:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _stop(self) -> None:
+    def _stop(self, *, at_once: bool = False) -> None:
         """Ask every worker to end, and start no other."""
         self.stopping = True
         for share in list(self._shares):
             for worker in list(share.workers):
-                worker.stop()
+                worker.stop(at_once=at_once)
 
     # --- starting ---
 
@@ -280,7 +286,10 @@ class Schedule:
             self._retry(share, [*dead, *prepared], worker)
         else:
             for job in dead:
-                fail(job, ending(code, worker.log))
+                if code in STOPPED:  # it was not given the time to save
+                    update_manifest(job.folder, state=State.INTERRUPTED)
+                else:
+                    fail(job, ending(code, worker.log))
             for job in prepared:
                 fail(job, ending(code, worker.log, when=" while this job was being prepared"))
         share.look()

@@ -105,14 +105,19 @@ class Worker:
         # Which processes torchrun had started is not known any more.
         return holder != os.getpid() and not _runs(holder)
 
-    def stop(self) -> None:
-        """Ask it to end, before which every job saves its work. May be asked again: Ctrl-C reaches it by itself too."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """Ask it to end, before which every job saves its work. May be asked again: Ctrl-C reaches it by itself too.
+
+        Args:
+            at_once: do not wait for what it is at, if it has been asked before.
+        """
+        number = signal.SIGINT if at_once else signal.SIGTERM
         # torchrun would kill what it has started half a minute later, however long the saving takes.
         members = _children(self.process.pid) if self._is_group else []
         for pid in members:
-            _terminate(pid)
+            _send(pid, number)
         if not members:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(number)
 
 
 def _children(pid: int) -> list[int]:
@@ -133,9 +138,9 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def _terminate(pid: int) -> None:
+def _send(pid: int, number: int) -> None:
     try:
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, number)
     except ProcessLookupError:
         return  # it has ended by itself
 

@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +42,8 @@ class IdleWorker:
 
     exit_code: int | None
 
-    def stop(self) -> None:
-        self.exit_code = -signal.SIGTERM
+    def stop(self, *, at_once: bool = False) -> None:
+        self.exit_code = -signal.SIGINT if at_once else -signal.SIGTERM
 
 
 @pytest.fixture
@@ -78,6 +79,40 @@ def test_a_signal_while_workers_are_being_started_reaches_all_of_them(
         schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
     assert len(IdleWorker.made) == 2, "none is started after it"
     assert all(each.exit_code is not None for each in IdleWorker.made)
+
+
+class Busy(IdleWorker):
+    """Has begun with the first job, and ends only when it is told that nobody waits for that."""
+
+    def __init__(self, queue: Path, **more: Any) -> None:
+        super().__init__(queue, **more)
+        update_manifest(Queue(queue).read()[0][0], state=State.RUNNING)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def stop(self, *, at_once: bool = False) -> None:
+        if at_once:
+            super().stop(at_once=True)
+        else:
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+
+def test_a_second_ctrl_c_does_not_wait_until_all_is_saved(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "Worker", Busy)
+    monkeypatch.setattr(schedule, "SECOND_AFTER_S", 0.05)
+    with pytest.raises(Interrupted):
+        schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
+    assert [each.exit_code for each in Busy.made] == [-signal.SIGINT]
+    assert [state_of(job.folder) for job in plan.todo] == [State.INTERRUPTED, State.PENDING, State.PENDING]
+
+
+def test_a_worker_takes_a_ctrl_c_that_reaches_it_twice_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        monkeypatch.setattr(work, "SECOND_AFTER_S", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_who_is_told_to_outlive_the_terminal_does(plan: Plan) -> None:
