@@ -185,7 +185,10 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
             log.error("%s", error)  # no job's manifest will say it
         for job in claims.held:
             reason = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
-            update_manifest(job.folder, state=State.FAILED, error=reason, crashed=True)
+            try:
+                update_manifest(job.folder, state=State.FAILED, error=reason, crashed=True)
+            except (RunnerError, OSError) as fault:  # a full disk: whoever has started this process sees it by the lock
+                log.error("%s cannot be written: %s", job.paths.manifest, fault)
         return CRASHED_CODE
     finally:
         claims.release_all()
