@@ -58,7 +58,8 @@ class _Share:
         self.idle_deaths = 0
 
     def write(self, *, is_open: bool) -> None:
-        if self._written != (len(self.jobs), is_open):
+        # Some systems remove from /tmp what nobody has changed for days.
+        if self._written != (len(self.jobs), is_open) or not self.queue.file.exists():
             self._written = len(self.jobs), is_open
             self.queue.write([job.folder for job in self.jobs], is_open=is_open)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pty
+import shutil
 import signal
 import sys
 import threading
@@ -113,6 +114,14 @@ def test_a_worker_takes_a_ctrl_c_that_reaches_it_twice_for_one(monkeypatch: pyte
         monkeypatch.setattr(work, "SECOND_AFTER_S", 0.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_list_of_jobs_that_the_system_has_cleared_away_is_written_again(plan: Plan, tmp_path: Path) -> None:
+    share = schedule._Share(plan.packs[0], tmp_path / "lists", 1)
+    share.write(is_open=False)
+    shutil.rmtree(tmp_path / "lists")
+    share.write(is_open=False)
+    assert share.queue.read() == ([job.folder for job in plan.todo], False)
 
 
 def test_who_is_told_to_outlive_the_terminal_does(plan: Plan) -> None:
