@@ -14,12 +14,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from runner import work
 from runner.errors import Interrupted, SettingsError
-from runner.job import Job, State, is_held, state_of, update_manifest
+from runner.job import Job, LockedError, State, is_held, lock, state_of, update_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.ending import ending
 from runner.launchers.forked import forget_libraries
@@ -113,7 +113,7 @@ class _Share:
         """Make pending what workers of an earlier runner took in their last moments, and left."""
         open_states = (State.INTERRUPTED, State.RUNNING)
         left = [job for job in self.jobs if self.states[job.folder] in open_states and not is_held(job.folder)]
-        take_up_again(left)
+        _take_up_again(left)
         self.look()
 
     def count(self, *states: State) -> int:
@@ -315,5 +315,12 @@ class Schedule:
         how = how_it_ended(worker.exit_code or 0)
         log.warning("%s with %d jobs; they go on from their checkpoints, %d at once", how, len(dead), pack.at_once)
         share.drop(dead)
-        take_up_again(dead)
+        _take_up_again(dead)
         self._shares.append(_Share(pack, share.queue.file.parent, len(self._shares) + 1))
+
+
+def _take_up_again(jobs: Sequence[Job]) -> None:
+    """Make dead jobs pending, held last by this process: the next worker that dies has not had what it did not take."""
+    for job in jobs:
+        with suppress(LockedError), lock(job.folder):  # or another runner goes on with it already
+            take_up_again([job])

@@ -18,7 +18,7 @@ import pytest
 
 from runner import work
 from runner.errors import Interrupted
-from runner.job import Job, State, lock, read_manifest, register, state_of, update_manifest
+from runner.job import Job, State, last_holder, lock, read_manifest, register, state_of, update_manifest
 from runner.launchers import schedule, worker
 from runner.machine import Device, Machine
 from runner.plan import Pack, Plan
@@ -226,6 +226,20 @@ with lock(Path({str(plan.todo[0].folder)!r})):
     with lock(plan.todo[1].folder):
         pass
     assert [made.had(job) for job in plan.todo] == [True, False, False]
+
+
+def test_what_is_taken_up_again_counts_as_had_by_nobody(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Taking(Preparing):
+        def __init__(self, queue: Path, **more: Any) -> None:
+            super().__init__(queue, **more)
+            for folder in self.taken:
+                (folder / ".lock").write_text("1")
+
+    monkeypatch.setattr(schedule, "Worker", Taking)
+    monkeypatch.setattr(schedule, "POLL_S", 0.0)
+    plan = dataclasses.replace(plan, packs=(dataclasses.replace(plan.packs[0], workers=1, at_once=2),), places=1)
+    schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
+    assert [last_holder(job.folder) for job in plan.todo[:2]] == [os.getpid()] * 2
 
 
 def test_when_one_worker_is_stopped_the_others_are_too(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
