@@ -27,6 +27,8 @@ def main() -> None:
         _end(str(error), code=2)
     except Interrupted as error:
         _end(str(error), code=130)
+    except KeyboardInterrupt:  # while nothing was training: before, or while the report was written
+        _end("interrupted: run the same command again to go on", code=130)
     except Detached as error:
         sys.stdout.write(f"{error}\n")
     except RunnerError as error:

@@ -10,6 +10,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -39,6 +40,11 @@ OfClass = Mapping[str, str | None]
 """`prompt`, `images`, and with several classes `subjects` (`runner.data.classes`)."""
 
 LOCK_POLL_S = 0.01
+
+log = logging.getLogger(__name__)
+
+_remembered: dict[Path, dict[str, Any]] = {}
+"""The manifests of jobs that this process has taken or written, as they were last."""
 
 
 class State(StrEnum):
@@ -192,7 +198,7 @@ def read_job(folder: Path) -> Job:
     try:
         raw = yaml.safe_load(paths.config.read_text(encoding="utf-8"))
         settings = TASKS[raw["task"]["name"]].model_validate(raw)
-        manifest = read_manifest(folder)
+        manifest = _remembered[paths.folder] = read_manifest(folder)
         return Job(manifest["id"], settings, manifest["identity"], paths.folder, tuple(manifest["overrides"]))
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise RunnerError(f"{folder} holds no job that can be read: {error}") from error
@@ -223,10 +229,35 @@ def state_of(folder: Path) -> State:
     return State(read_manifest(folder).get("state", State.PENDING))
 
 
+def known_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a job that this process works on: where it was damaged or removed meanwhile, as it was before.
+
+    Raises:
+        SettingsError: it is damaged, and not known here.
+    """
+    paths = JobPaths(folder)
+    known = _remembered.get(paths.folder, {})
+    try:
+        manifest = read_manifest(folder)
+    except SettingsError:
+        if not known:
+            raise
+        manifest = {}
+    if known and not manifest:
+        log.warning("%s is damaged, or gone: going on with what it said before", paths.manifest)
+    return manifest or known
+
+
 def update_manifest(folder: Path, **fields: Any) -> None:
-    """Change fields of a manifest in one atomic write; no other module writes manifests."""
-    manifest = read_manifest(folder) | fields
-    write_text(JobPaths(folder).manifest, json.dumps(manifest, indent=2) + "\n")
+    """Change fields of a manifest in one atomic write; no other module writes manifests.
+
+    Raises:
+        SettingsError: it is damaged, and not known here.
+    """
+    paths = JobPaths(folder)
+    manifest = known_manifest(folder) | fields
+    write_text(paths.manifest, json.dumps(manifest, indent=2) + "\n")
+    _remembered[paths.folder] = manifest
 
 
 def register(job: Job, state: State = State.PENDING) -> None:
@@ -240,6 +271,8 @@ def register(job: Job, state: State = State.PENDING) -> None:
         "identity": job.identity,
     }
     known = read_manifest(job.folder)
+    if not known:  # whoever has removed it, wants a new one
+        _remembered.pop(job.paths.folder, None)
     update_manifest(
         job.folder,
         **fresh,
@@ -293,6 +326,14 @@ def lock(folder: Path, *, patience_s: float = 0.2) -> Iterator[None]:
         handle.write(str(os.getpid()))
         handle.flush()
         yield
+
+
+def last_holder(folder: Path) -> int | None:
+    """The process that holds a job, or has held it last; None where nobody ever did."""
+    try:
+        return int(JobPaths(folder).lock.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _locked(handle: TextIO, kind: int) -> bool:

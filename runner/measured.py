@@ -101,6 +101,7 @@ def step_s(known: Sequence[Measurement], rows: float) -> float:
 
 def _lines() -> list[str]:
     try:
-        return measurements_file().read_text(encoding="utf-8").splitlines()
+        # A line that a torn disk has left unreadable is a line of another version, and no reason not to train.
+        return measurements_file().read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []

@@ -7,6 +7,7 @@ Knows nothing of how jobs are trained.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,11 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from runner.errors import RunnerError
+from runner.errors import RunnerError, SettingsError
 from runner.job import Job, LockedError, State, lock, read_job, state_of
 from runner.paths import write_text
+
+log = logging.getLogger(__name__)
 
 
 class Queue:
@@ -107,6 +110,7 @@ class Claims:
     def __init__(self, queue: Queue, attached: Callable[[Job], AbstractContextManager[object]]) -> None:
         self.queue, self._attached = queue, attached
         self._seen: set[Path] = set()
+        self._said: set[Path] = set()
         self._held: dict[Path, ExitStack] = {}
         self.held: list[Job] = []
 
@@ -128,7 +132,15 @@ class Claims:
         return taken
 
     def _claim(self, folder: Path) -> Job | None:
-        if not self.queue.takes(state_of(folder)):
+        try:
+            if not self.queue.takes(state_of(folder)):
+                return None
+        except SettingsError as error:  # a damaged manifest
+            if isinstance(self.queue, FixedQueue):
+                raise
+            if folder not in self._said:
+                self._said.add(folder)
+                log.warning("%s: left out", error)
             return None
         with ExitStack() as stack:
             try:
@@ -143,7 +155,7 @@ class Claims:
                 return None
             job = read_job(folder)
             stack.enter_context(self._attached(job))
-            self._held[folder] = stack.pop_all()
+            self._held[job.folder] = stack.pop_all()
             return job
         raise AssertionError("unreachable")
 

@@ -37,6 +37,12 @@ INTERRUPTED_CODE = 130
 CRASHED_CODE = 70
 """Exit code after an error that was no single job's: the jobs that were training are failed, and may be tried again."""
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, what ends processes, and a terminal that is gone."""
+
+SECOND_AFTER_S = 0.5
+"""A Ctrl-C that comes sooner is the first one, which what stands between has passed on as well."""
+
 LAUNCHER_PID = "RUNNER_LAUNCHER_PID"
 """Environment variable with the process that started this worker and will settle what it leaves."""
 
@@ -60,10 +66,12 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.requested = False
+        self._since = 0.0
 
     def __enter__(self) -> StopSignal:
         # A signal that was ignored from the start, as Ctrl-C is in the background, stays so.
-        asked = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
+        asked = [each for each in STOP_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        self._terminal = streams_on_terminal()
         self._before = {number: signal.signal(number, self._ask) for number in asked}
         return self
 
@@ -72,9 +80,25 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _ask(self, number: int, _frame: object) -> None:
-        if self.requested and number == signal.SIGINT:
+        if self.requested and number == signal.SIGINT and time.monotonic() - self._since > SECOND_AFTER_S:
             raise KeyboardInterrupt
-        self.requested = True
+        if number == signal.SIGHUP:
+            leave_terminal(self._terminal)
+        if not self.requested:
+            self.requested, self._since = True, time.monotonic()
+
+
+def streams_on_terminal() -> list[int]:
+    """Which of the standard streams are a terminal; of one that is gone it cannot be found out any more."""
+    return [stream for stream in (0, 1, 2) if os.isatty(stream)]
+
+
+def leave_terminal(streams: Sequence[int]) -> None:
+    """Go on without a terminal that is gone: whatever is written there would fail."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in streams:
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,6 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except RunnerError as error:
             log.error("%s", error)
             return 1
+        except KeyboardInterrupt:
+            log.info("ended at once; what was saved before is gone on with")
+            return INTERRUPTED_CODE
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -158,7 +185,10 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
             log.error("%s", error)  # no job's manifest will say it
         for job in claims.held:
             reason = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
-            update_manifest(job.folder, state=State.FAILED, error=reason, crashed=True)
+            try:
+                update_manifest(job.folder, state=State.FAILED, error=reason, crashed=True)
+            except (RunnerError, OSError) as fault:  # a full disk: whoever has started this process sees it by the lock
+                log.error("%s cannot be written: %s", job.paths.manifest, fault)
         return CRASHED_CODE
     finally:
         claims.release_all()

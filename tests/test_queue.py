@@ -51,6 +51,15 @@ def test_jobs_are_taken_in_order_and_held_until_they_are_released(tmp_path: Path
     assert not any(is_held(job.folder) for job in listed)
 
 
+def test_folders_may_be_named_from_the_folder_that_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (job,) = jobs(tmp_path, 1)
+    monkeypatch.chdir(job.folder.parent)
+    taker = claims(FixedQueue([Path(job.id)]))
+    (taken,) = taker.take(1)
+    taker.release(taken)
+    assert not is_held(job.folder)
+
+
 def test_two_takers_share_a_queue(tmp_path: Path) -> None:
     listed = jobs(tmp_path, 5)
     source = queue(tmp_path, listed)

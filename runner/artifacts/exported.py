@@ -14,7 +14,7 @@ from runner.adapter_file import HUB_ID
 from runner.artifacts.card import sample_table, sampler_code, table, words_code, write_curves
 from runner.families import find_family
 from runner.families.family import Family
-from runner.job import Job, read_manifest
+from runner.job import Job, known_manifest
 from runner.mix.write import DIFFUSERS_FILE
 from runner.paths import write_text
 from runner.schema.method import NewTokens
@@ -100,7 +100,7 @@ def _trained(job: Job | None, folder: Path) -> list[str]:
     records = MetricsFile(job.paths.metrics).read()
     losses = [line["validation/loss"] for line in records if line.get("validation/loss") is not None]
     steps = max((line["step"] for line in records), default=job.experiment.steps)
-    manifest = read_manifest(job.folder)
+    manifest = known_manifest(job.folder)
     data = manifest.get("dataset", {})
     facts = {
         "Trained": f"{steps} steps of {job.experiment.batch_size} images",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 
 from runner.errors import Detached, Interrupted, SettingsError
 from runner.exclusive import alone
-from runner.job import Job, State, common_overrides, own_overrides, read_manifest, update_manifest
+from runner.job import Job, State, common_overrides, known_manifest, last_holder, own_overrides, update_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.cluster import Cluster, Gone, NoRoom, NotStopped, NotSubmitted
 from runner.launchers.lots import OPEN_FOR_S, SETTLED, UNSETTLED, Lot, jobs_of_workers, recorded_lots
@@ -261,7 +262,7 @@ class Dispatch:
         """Settle the jobs that a worker has left unfinished, which it could not do itself."""
         lot.look()
         how = f"{self.cluster.name} {worker} {gone.words}"
-        manifests = {job.folder: read_manifest(job.folder) for job in lot.jobs}
+        manifests = {job.folder: known_manifest(job.folder) for job in lot.jobs}
         dead = [job for job in lot.jobs if manifests[job.folder].get("worker") not in lot.alive and is_dead(job)]
         # What others of its workers can still take is theirs.
         left = [] if lot.alive else lot.in_state(State.PENDING, State.SUBMITTED)
@@ -278,7 +279,9 @@ class Dispatch:
             take_up_again(dead)
             self._send_on(lot, [*left, *interrupted, *([] if lot.alive else dead)], how)
         else:
-            self._blame(lot, dead, worker, how)
+            taken = self._taken(lot, left, gone)
+            left, began = [job for job in left if job not in taken], began or bool(taken)
+            self._blame(lot, [*dead, *taken], worker, how)
             if left and not began:
                 for job in left:
                     fail(job, f"{how} before this job began{self._why(lot, worker)}")
@@ -287,6 +290,13 @@ class Dispatch:
         if not lot.alive:
             # What is still open is held by another runner, and is that one's to finish.
             lot.drop(lot.in_state(*UNSETTLED))
+
+    def _taken(self, lot: Lot, left: Sequence[Job], gone: Gone) -> list[Job]:
+        """What its workers had taken and not begun to train yet: they were loading, or encoding."""
+        if lot.is_earlier or gone.began is not None or not self.cluster.shares_files:
+            return []
+        # Held last by another process than this one, which has submitted them.
+        return [job for job in left if last_holder(job.folder) not in (None, os.getpid())]
 
     def _blame(self, lot: Lot, dead: Sequence[Job], worker: str, how: str) -> None:
         """Who crashes alone is to blame; several go on from their checkpoints, half as many at once."""

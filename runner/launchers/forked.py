@@ -9,16 +9,19 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from pathlib import Path
 
 from runner.work import main
 
 CAN_FORK = sys.platform == "linux"
+UNKNOWN_CODE = 255
+"""What `multiprocessing` says of a process once the one that it was forked from is gone, whether it runs or not."""
 
 
 class Forked:
@@ -30,6 +33,9 @@ class Forked:
         options: what it is told on its command line.
         environment: all of it.
         log: where its output goes, in a session of its own; None shares this process's terminal.
+
+    Raises:
+        OSError: no process can be forked here, at least at this moment.
     """
 
     def __init__(self, options: Sequence[str], *, environment: Mapping[str, str], log: Path | None) -> None:
@@ -38,7 +44,13 @@ class Forked:
         with _environment(environment):  # OpenMP reads its settings when it is loaded
             forkserver.ensure_running()
         self._process = context.Process(target=_work, args=(list(options), dict(environment), log), daemon=True)
-        self._process.start()
+        try:
+            self._process.start()
+        except EOFError as error:
+            raise OSError("the process that workers are forked from was killed") from error
+        self._life: int | None = None
+        with suppress(OSError):  # it has ended already, or the system is too old to have such handles
+            self._life = os.pidfd_open(self.pid)
 
     @property
     def pid(self) -> int:
@@ -48,13 +60,31 @@ class Forked:
         return pid
 
     def poll(self) -> int | None:
-        """How it ended: its exit code, or a signal's number below zero; None while it runs."""
-        return self._process.exitcode
+        """How it ended: its exit code, or a signal's number below zero; None while it runs.
+
+        255 where nobody can say, because the process that it was forked from did not live as long.
+        """
+        code = self._process.exitcode
+        if code is None or (code == UNKNOWN_CODE and self._lives()):
+            return None
+        if self._life is not None:
+            os.close(self._life)
+            self._life = None
+        return code
 
     def send_signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it has ended at this moment
+                os.kill(self.pid, number)
+
+    def _lives(self) -> bool:
+        """Whether it runs, asked of the system."""
+        if self._life is None:
+            return False
+        asked = select.poll()
+        asked.register(self._life, select.POLLIN)
+        return not asked.poll(0)
 
 
 def forget_libraries() -> None:

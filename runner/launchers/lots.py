@@ -12,7 +12,8 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from runner.job import Job, LockedError, State, lock, read_manifest, state_of, update_manifest
+from runner.errors import SettingsError
+from runner.job import Job, LockedError, State, known_manifest, lock, read_manifest, state_of, update_manifest
 from runner.launchers.cluster import Order
 from runner.paths import ExperimentPaths
 from runner.plan import Pack
@@ -95,8 +96,17 @@ class Lot:
     def look(self) -> list[Job]:
         """Read the states of all jobs; those that have another one than at the last look."""
         before = self.states
-        self.states = {job.folder: state_of(job.folder) for job in self.jobs}
+        self.states = {job.folder: self._state_of(job) for job in self.jobs}
         return [job for job in self.jobs if before.get(job.folder) != self.states[job.folder]]
+
+    def _state_of(self, job: Job) -> State:
+        """The state of a job; as it was at the last look where its manifest is damaged: its worker writes it anew."""
+        try:
+            return state_of(job.folder)
+        except SettingsError:
+            if job.folder not in self.states:
+                raise
+            return self.states[job.folder]
 
     def drop(self, jobs: Iterable[Job]) -> None:
         """Forget jobs that go on elsewhere."""
@@ -108,7 +118,7 @@ class Lot:
         """Jobs that another command has submitted meanwhile: in a list of its own, or the same jobs in the same one."""
 
         def is_ours(job: Job) -> bool:
-            submission = read_manifest(job.folder).get("submission") or {}
+            submission = known_manifest(job.folder).get("submission") or {}
             ids = set(submission.get("ids") or ())
             return submission.get("queue") == str(self.queue.file) and ids <= set(self.workers)
 

@@ -6,17 +6,20 @@ none. The states in the job folders are the truth: this process may die at any m
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import signal
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from runner.errors import Interrupted
-from runner.job import Job, State, is_held, state_of
+from runner import work
+from runner.errors import Interrupted, SettingsError
+from runner.job import Job, LockedError, State, is_held, lock, state_of, update_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.ending import ending
 from runner.launchers.forked import forget_libraries
@@ -27,7 +30,7 @@ from runner.plan import Pack, Plan, pack_key
 from runner.queue import Queue
 from runner.schema import LocalLauncher
 from runner.status import live_table
-from runner.work import INTERRUPTED_CODE
+from runner.work import INTERRUPTED_CODE, STOP_SIGNALS, leave_terminal, streams_on_terminal
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +39,9 @@ MOST_TRIES = 3
 """Workers that may end without having taken a job before it is given up."""
 SETTLED = (State.COMPLETED, State.FAILED, State.CANCELLED, State.PRUNED)
 NO_CRASH = (0, 1, INTERRUPTED_CODE)
-STOPPED = (INTERRUPTED_CODE, -signal.SIGINT, -signal.SIGTERM)
+SECOND_AFTER_S = 2 * work.SECOND_AFTER_S
+"""As there; longer, so that a worker takes what comes then for a second one, too."""
+STOPPED = (INTERRUPTED_CODE, *(-number for number in STOP_SIGNALS))
 
 
 class _Share:
@@ -50,9 +55,11 @@ class _Share:
         self._written: tuple[int, bool] | None = None
         self.states = {job.folder: State.PENDING for job in self.jobs}
         self.tries: Counter[Path] = Counter()
+        self.idle_deaths = 0
 
     def write(self, *, is_open: bool) -> None:
-        if self._written != (len(self.jobs), is_open):
+        # Some systems remove from /tmp what nobody has changed for days.
+        if self._written != (len(self.jobs), is_open) or not self.queue.file.exists():
             self._written = len(self.jobs), is_open
             self.queue.write([job.folder for job in self.jobs], is_open=is_open)
 
@@ -71,16 +78,42 @@ class _Share:
         settled = []
         for job in self.jobs:
             if self.states[job.folder] not in SETTLED:
-                self.states[job.folder] = state_of(job.folder)
+                self.states[job.folder] = self._state_of(job)
                 if self.states[job.folder] in SETTLED:
                     settled.append(job)
         return settled
+
+    def _state_of(self, job: Job) -> State:
+        """The state of a job; one whose manifest is damaged is left to its worker, or begun with anew."""
+        try:
+            return state_of(job.folder)
+        except SettingsError:
+            if is_held(job.folder):
+                return self.states[job.folder]
+            take_up_again([job])
+            return State.PENDING
+
+    def prepared_by(self, worker: Worker) -> list[Job]:
+        """What a worker that has ended had taken, and not begun to train yet: it was loading, or encoding."""
+        return [
+            job
+            for job in self.jobs
+            if self.states[job.folder] is State.PENDING and worker.had(job) and not is_held(job.folder)
+        ]
+
+    def died_idle(self, worker: Worker) -> None:
+        """Take note of a worker that has died without a job, beside others; after a few of them do without such."""
+        self.idle_deaths += 1
+        if self.idle_deaths == MOST_TRIES:
+            log.warning("%s, as others before; it is not replaced", how_it_ended(worker.exit_code or 0))
+            self.pack = dataclasses.replace(self.pack, workers=len(self.workers))
+            self.idle_deaths = 0
 
     def recover(self) -> None:
         """Make pending what workers of an earlier runner took in their last moments, and left."""
         open_states = (State.INTERRUPTED, State.RUNNING)
         left = [job for job in self.jobs if self.states[job.folder] in open_states and not is_held(job.folder)]
-        take_up_again(left)
+        _take_up_again(left)
         self.look()
 
     def count(self, *states: State) -> int:
@@ -147,24 +180,32 @@ class Schedule:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        def stop(_number: int, _frame: object) -> None:
-            if not self.stopping:
-                log.info("stopping: every job saves a checkpoint first")
-            self._stop()
+        terminal, asked = streams_on_terminal(), math.inf
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        def stop(number: int, _frame: object) -> None:
+            if number == signal.SIGHUP:
+                leave_terminal(terminal)
+            nonlocal asked
+            if not self.stopping:
+                log.info("stopping: every job saves a checkpoint first; a second Ctrl-C does not wait for that")
+            self._stop(at_once=number == signal.SIGINT and time.monotonic() - asked > SECOND_AFTER_S)
+            asked = min(asked, time.monotonic())
+
+        # nohup says that a terminal which goes shall stop nothing.
+        deaf = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else []
+        before = {number: signal.signal(number, stop) for number in STOP_SIGNALS if number not in deaf}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _stop(self) -> None:
+    def _stop(self, *, at_once: bool = False) -> None:
         """Ask every worker to end, and start no other."""
         self.stopping = True
         for share in list(self._shares):
             for worker in list(share.workers):
-                worker.stop()
+                worker.stop(at_once=at_once)
 
     # --- starting ---
 
@@ -241,14 +282,24 @@ class Schedule:
             self._stop()
         share.look()
         dead = [job for job in share.jobs if is_dead(job)]
-        if len(dead) > 1 and not self.stopping:
-            self._retry(share, dead, worker)
+        prepared = [] if self.stopping or code in NO_CRASH else share.prepared_by(worker)
+        if len(dead) + len(prepared) > 1 and not self.stopping:
+            self._retry(share, [*dead, *prepared], worker)
         else:
             for job in dead:
-                fail(job, ending(code, worker.log))
+                if code in STOPPED:  # it was not given the time to save
+                    update_manifest(job.folder, state=State.INTERRUPTED)
+                else:
+                    fail(job, ending(code, worker.log))
+            for job in prepared:
+                fail(job, ending(code, worker.log, when=" while this job was being prepared"))
         share.look()
         left = [job for job in share.jobs if share.states[job.folder] is State.PENDING]
-        if share.workers or dead or self.stopping:
+        if dead or prepared or self.stopping:
+            return
+        if share.workers:
+            if left and code != 0 and not any(map(worker.had, share.jobs)):
+                share.died_idle(worker)
             return
         # What is pending and held is another runner's to finish.
         share.drop([job for job in left if is_held(job.folder)])
@@ -264,5 +315,12 @@ class Schedule:
         how = how_it_ended(worker.exit_code or 0)
         log.warning("%s with %d jobs; they go on from their checkpoints, %d at once", how, len(dead), pack.at_once)
         share.drop(dead)
-        take_up_again(dead)
+        _take_up_again(dead)
         self._shares.append(_Share(pack, share.queue.file.parent, len(self._shares) + 1))
+
+
+def _take_up_again(jobs: Sequence[Job]) -> None:
+    """Make dead jobs pending, held last by this process: the next worker that dies has not had what it did not take."""
+    for job in jobs:
+        with suppress(LockedError), lock(job.folder):  # or another runner goes on with it already
+            take_up_again([job])

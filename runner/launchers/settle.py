@@ -10,7 +10,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.job import Job, State, is_held, read_manifest, update_manifest
+from runner.job import Job, State, is_held, known_manifest, update_manifest
 from runner.launchers.cluster import Gone
 from runner.plan import Pack
 
@@ -19,7 +19,7 @@ LAST_WORDS_LENGTH = 400
 
 def is_dead(job: Job) -> bool:
     """Whether a job's worker is gone and has left it unfinished."""
-    manifest = read_manifest(job.folder)
+    manifest = known_manifest(job.folder)
     if manifest["state"] == State.FAILED and manifest.get("crashed"):
         return True
     return manifest["state"] == State.RUNNING and not is_held(job.folder)
@@ -27,7 +27,7 @@ def is_dead(job: Job) -> bool:
 
 def fail(job: Job, reason: str) -> None:
     """Mark a dead job as failed; what its worker could still write of the reason counts more."""
-    known = read_manifest(job.folder)
+    known = known_manifest(job.folder)
     error = known.get("error") if known.get("crashed") else None
     update_manifest(job.folder, state=State.FAILED, error=error or reason, crashed=False)
 
@@ -41,7 +41,7 @@ def take_up_again(jobs: Sequence[Job]) -> None:
 def close(jobs: Sequence[Job], gone: Gone, how: str) -> None:
     """Say of the jobs that a gone worker has left how that came, where nobody goes on with them now."""
     for job in jobs:
-        state = read_manifest(job.folder).get("state")
+        state = known_manifest(job.folder).get("state")
         open_states = (State.PENDING, State.SUBMITTED, State.RUNNING, State.INTERRUPTED)
         if state not in open_states or is_held(job.folder):
             continue

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.job import Job, last_holder
 from runner.launchers.forked import CAN_FORK, Forked
 from runner.machine import Machine, threads_of
 from runner.work import LAUNCHER_PID
@@ -96,14 +97,27 @@ class Worker:
         """How it ended, as `subprocess` has it; None while it runs."""
         return self.process.poll()
 
-    def stop(self) -> None:
-        """Ask it to end, before which every job saves its work. May be asked again: Ctrl-C reaches it by itself too."""
+    def had(self, job: Job) -> bool:
+        """Whether it was this worker, which has ended, that held a job last."""
+        holder = last_holder(job.folder)
+        if holder is None or not self._is_group:
+            return holder == self.process.pid
+        # Which processes torchrun had started is not known any more.
+        return holder != os.getpid() and not _runs(holder)
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Ask it to end, before which every job saves its work. May be asked again: Ctrl-C reaches it by itself too.
+
+        Args:
+            at_once: do not wait for what it is at, if it has been asked before.
+        """
+        number = signal.SIGINT if at_once else signal.SIGTERM
         # torchrun would kill what it has started half a minute later, however long the saving takes.
         members = _children(self.process.pid) if self._is_group else []
         for pid in members:
-            _terminate(pid)
+            _send(pid, number)
         if not members:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(number)
 
 
 def _children(pid: int) -> list[int]:
@@ -114,9 +128,19 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def _terminate(pid: int) -> None:
+def _runs(pid: int) -> bool:
     try:
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _send(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
     except ProcessLookupError:
         return  # it has ended by itself
 

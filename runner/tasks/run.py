@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from runner.errors import Interrupted, RunnerError
-from runner.job import Job, State, now, read_manifest, update_manifest
+from runner.job import Job, State, known_manifest, now, update_manifest
 from runner.queue import Claims
 from runner.schema.experiment import OF_EVALUATION
 from runner.tasks import work_of
@@ -47,7 +47,7 @@ def run_tasks(claims: Claims, place: Place, *, about: Mapping[str, Any], stop_re
 
 
 def _run(job: Job, place: Place, about: Mapping[str, Any], stop_requested: Callable[[], bool]) -> bool:
-    known, began = read_manifest(job.folder), time.perf_counter()
+    known, began = known_manifest(job.folder), time.perf_counter()
     update_manifest(
         job.folder,
         state=State.RUNNING,

@@ -7,6 +7,7 @@ any number of them.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -48,7 +49,10 @@ def save_checkpoint(
             {f"{part}/{key}": tensor for part, layers in adapter.items() for key, tensor in layers.items()},
             temporary / ADAPTER,
         )
-        torch.save(dict(optimizer), temporary / OPTIMIZER)
+        # In memory first: what torch says of a full disk nobody would understand.
+        content = io.BytesIO()
+        torch.save(dict(optimizer), content)
+        (temporary / OPTIMIZER).write_bytes(content.getbuffer())
         (temporary / ABOUT).write_text(json.dumps({"step": step, "identity": job.identity}), encoding="utf-8")
         for file in temporary.iterdir():
             with file.open("rb") as written:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import DivergedError
-from runner.job import Job, State, now, read_manifest, update_manifest
+from runner.job import Job, State, known_manifest, now, update_manifest
 from runner.schema.method import Pivotal
 from runner.track import MetricsFile, Mirror, open_mirror
 from runner.train.adapters.adapter import Adapter
@@ -70,7 +70,7 @@ class JobRun:
             return
         self.step, weights, state = found
         self._saved_step = self.step
-        for phase, seconds in read_manifest(self.job.folder).get("timings_s", {}).items():
+        for phase, seconds in known_manifest(self.job.folder).get("timings_s", {}).items():
             if phase in self.timings:
                 self.timings[phase] += seconds
         self.adapter.load_state(weights)
@@ -85,7 +85,7 @@ class JobRun:
 
     def open_record(self, about: Mapping[str, Any]) -> None:
         """Mark the job as running and open its metrics and mirror; in the main process only."""
-        known = read_manifest(self.job.folder)
+        known = known_manifest(self.job.folder)
         update_manifest(
             self.job.folder,
             state=State.RUNNING,

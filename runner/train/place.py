@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from safetensors import SafetensorError
 from torch import Tensor
 
 from runner.errors import RunnerError
@@ -19,8 +20,8 @@ from runner.machine import cpu_name, with_threads
 
 Found = TypeVar("Found")
 
-FAULTS = (RunnerError, OSError, ValueError, RuntimeError)
-"""What goes wrong with one job, and is no defect of ours."""
+FAULTS = (RunnerError, OSError, ValueError, RuntimeError, SafetensorError)
+"""What goes wrong with one job, and is no defect of ours; the last one also stands for a full disk."""
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """Other ranks wait in a reduction while the main one validates and draws; NCCL's ten minutes are too few."""

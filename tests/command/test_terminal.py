@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from runner import __main__ as front
 from tests.command_line import environment
 
 
@@ -22,3 +23,18 @@ def test_a_reader_that_stops_is_no_error(arguments: list[str], tmp_path: Path) -
         assert running.stderr is not None
         assert running.stderr.read() == ""
     assert running.returncode == 0
+
+
+def test_ctrl_c_before_anything_runs_is_no_page_of_python(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["runner"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(front, "_compose_and_launch", interrupted)
+    with pytest.raises(SystemExit) as end:
+        front.main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted: run the same command again to go on\n"

@@ -71,14 +71,29 @@ def test_it_is_a_session_of_its_own_so_that_ctrl_c_reaches_the_runner_alone(tmp_
     ended(process)
 
 
-def test_where_the_process_that_workers_are_forked_from_is_killed_the_next_worker_has_another(tmp_path: Path) -> None:
+def test_where_the_process_that_workers_are_forked_from_is_killed_they_go_on_and_the_next_one_has_another(
+    tmp_path: Path,
+) -> None:
     first = waiting(tmp_path)
     os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
-    assert ended(first) not in (0, 1), "taken for crashed: nobody can say how it goes on"
+    first._process.join(DEADLINE_S)  # until that is seen
+    assert first.poll() is None, "it does not need the other one any more"
     second = waiting(tmp_path)
     second.send_signal(signal.SIGKILL)
     assert ended(second) == -signal.SIGKILL
-    os.kill(first.pid, signal.SIGKILL)
+    first.send_signal(signal.SIGKILL)
+    assert ended(first) not in (0, 1), "taken for crashed: nobody can say how it went"
+
+
+def test_where_that_process_is_killed_while_a_worker_is_forked_it_is_as_if_none_could_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(_handle: int) -> int:
+        raise EOFError("unexpected EOF")
+
+    monkeypatch.setattr(forkserver, "read_signed", read)
+    with pytest.raises(OSError, match="killed"):
+        Forked([str(tmp_path / "nowhere")], environment=environment(), log=tmp_path / "worker.log")
 
 
 def test_what_it_loads_is_loaded_in_its_own_environment_and_not_in_the_runners(tmp_path: Path) -> None:

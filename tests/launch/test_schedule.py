@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import pty
+import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +16,15 @@ from typing import Any
 
 import pytest
 
+from runner import work
 from runner.errors import Interrupted
-from runner.job import register
+from runner.job import Job, State, last_holder, lock, read_manifest, register, state_of, update_manifest
 from runner.launchers import schedule, worker
 from runner.machine import Device, Machine
 from runner.plan import Pack, Plan
+from runner.queue import Queue
 from runner.schema import LocalLauncher
-from runner.work import INTERRUPTED_CODE
+from runner.work import INTERRUPTED_CODE, StopSignal
 from tests.plan.test_packs import seeds
 
 MACHINE = Machine((Device("cpu", "a processor", 16.0),), cores=4)
@@ -37,8 +43,8 @@ class IdleWorker:
 
     exit_code: int | None
 
-    def stop(self) -> None:
-        self.exit_code = -signal.SIGTERM
+    def stop(self, *, at_once: bool = False) -> None:
+        self.exit_code = -signal.SIGINT if at_once else -signal.SIGTERM
 
 
 @pytest.fixture
@@ -64,15 +70,176 @@ def test_a_worker_on_the_terminal_hears_of_a_signal_to_the_runner_alone(
     assert made.process.wait(timeout=30) == -signal.SIGTERM
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_workers_are_being_started_reaches_all_of_them(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
+    monkeypatch.setattr(schedule, "streams_on_terminal", list)
     monkeypatch.setattr(IdleWorker, "when_made", lambda count: os.kill(os.getpid(), number) if count == 2 else None)
     with pytest.raises(Interrupted):
         schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
     assert len(IdleWorker.made) == 2, "none is started after it"
     assert all(each.exit_code is not None for each in IdleWorker.made)
+
+
+class Busy(IdleWorker):
+    """Has begun with the first job, and ends only when it is told that nobody waits for that."""
+
+    def __init__(self, queue: Path, **more: Any) -> None:
+        super().__init__(queue, **more)
+        update_manifest(Queue(queue).read()[0][0], state=State.RUNNING)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def stop(self, *, at_once: bool = False) -> None:
+        if at_once:
+            super().stop(at_once=True)
+        else:
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+
+def test_a_second_ctrl_c_does_not_wait_until_all_is_saved(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "Worker", Busy)
+    monkeypatch.setattr(schedule, "SECOND_AFTER_S", 0.05)
+    with pytest.raises(Interrupted):
+        schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
+    assert [each.exit_code for each in Busy.made] == [-signal.SIGINT]
+    assert [state_of(job.folder) for job in plan.todo] == [State.INTERRUPTED, State.PENDING, State.PENDING]
+
+
+def test_a_worker_takes_a_ctrl_c_that_reaches_it_twice_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        monkeypatch.setattr(work, "SECOND_AFTER_S", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_list_of_jobs_that_the_system_has_cleared_away_is_written_again(plan: Plan, tmp_path: Path) -> None:
+    share = schedule._Share(plan.packs[0], tmp_path / "lists", 1)
+    share.write(is_open=False)
+    shutil.rmtree(tmp_path / "lists")
+    share.write(is_open=False)
+    assert share.queue.read() == ([job.folder for job in plan.todo], False)
+
+
+def test_who_is_told_to_outlive_the_terminal_does(plan: Plan) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop, schedule.Schedule(plan, LocalLauncher(name="local"), None)._signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_worker_whose_terminal_is_gone_is_to_save_and_may_still_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, stream = pty.openpty()
+    monkeypatch.setattr(work, "streams_on_terminal", lambda: [stream])
+    with StopSignal() as stop:
+        os.close(terminal)
+        with pytest.raises(OSError, match="Input/output error"):
+            os.write(stream, b"a line")
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.requested
+    os.write(stream, b"a line")
+    os.close(stream)
+
+
+class Crashing:
+    """Workers that die soon, one after the other: whenever one is seen to have died, others have not yet."""
+
+    made = 0
+
+    def __init__(self, *_: Any, places: list[str], **__: Any) -> None:
+        self.places, self.log = places, None
+        type(self).made += 1
+        assert type(self).made < 100
+        self.looks = min(type(self).made, 3)
+
+    @property
+    def exit_code(self) -> int | None:
+        self.looks -= 1
+        return None if self.looks > 0 else -signal.SIGSEGV
+
+    def had(self, job: Job) -> bool:
+        return False
+
+
+def test_workers_that_all_die_before_they_take_a_job_are_not_begun_for_ever(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "Worker", Crashing)
+    monkeypatch.setattr(schedule, "POLL_S", 0.0)
+    schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
+    assert {state_of(job.folder) for job in plan.todo} == {State.FAILED}
+    assert "before this job began" in read_manifest(plan.todo[0].folder)["error"]
+
+
+class Preparing(IdleWorker):
+    """Takes the first jobs, and dies before any of them is training; whoever comes after it completes one."""
+
+    takes = 2
+
+    def __init__(self, queue: Path, *, places: list[str], **more: Any) -> None:
+        super().__init__(queue, places=places, **more)
+        folders = [folder for folder in Queue(queue).read()[0] if state_of(folder) is State.PENDING]
+        self.taken = folders[: self.takes] if len(self.made) == 1 else []
+        self.exit_code = -signal.SIGKILL if self.taken else 0
+        for folder in [] if self.taken else folders:
+            update_manifest(folder, state=State.COMPLETED)
+
+    def had(self, job: Job) -> bool:
+        return job.folder in self.taken
+
+
+@pytest.mark.parametrize(("takes", "failed"), [(1, 1), (2, 0)], ids=["alone", "together"])
+def test_a_worker_that_dies_while_it_prepares_jobs_takes_no_others_along(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, takes: int, failed: int
+) -> None:
+    monkeypatch.setattr(schedule, "Worker", Preparing)
+    monkeypatch.setattr(Preparing, "takes", takes)
+    monkeypatch.setattr(schedule, "POLL_S", 0.0)
+    plan = dataclasses.replace(plan, packs=(dataclasses.replace(plan.packs[0], workers=1, at_once=2),), places=1)
+    schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
+    states = [state_of(job.folder) for job in plan.todo]
+    assert states == [State.FAILED] * failed + [State.COMPLETED] * (3 - failed)
+    if failed:
+        assert "while this job was being prepared" in read_manifest(plan.todo[0].folder)["error"]
+
+
+@pytest.mark.parametrize("places", [["0"], ["0", "0"]], ids=["one process", "several"])
+def test_a_worker_knows_by_the_locks_what_it_had(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, plan: Plan, places: list[str]
+) -> None:
+    script = f"""
+from pathlib import Path
+from runner.job import lock
+with lock(Path({str(plan.todo[0].folder)!r})):
+    pass
+"""
+    monkeypatch.setattr(worker, "worker_command", lambda *_, **__: [sys.executable, "-c", script])
+    queue = tmp_path / "queue.json"
+    made = worker.Worker(queue, at_once=1, places=places, machine=MACHINE, device="cpu", log=None, at_most=1)
+    made.process.wait(timeout=30)
+    with lock(plan.todo[1].folder):
+        pass
+    assert [made.had(job) for job in plan.todo] == [True, False, False]
+
+
+def test_what_is_taken_up_again_counts_as_had_by_nobody(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Taking(Preparing):
+        def __init__(self, queue: Path, **more: Any) -> None:
+            super().__init__(queue, **more)
+            for folder in self.taken:
+                (folder / ".lock").write_text("1")
+
+    monkeypatch.setattr(schedule, "Worker", Taking)
+    monkeypatch.setattr(schedule, "POLL_S", 0.0)
+    plan = dataclasses.replace(plan, packs=(dataclasses.replace(plan.packs[0], workers=1, at_once=2),), places=1)
+    schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
+    assert [last_holder(job.folder) for job in plan.todo[:2]] == [os.getpid()] * 2
 
 
 def test_when_one_worker_is_stopped_the_others_are_too(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

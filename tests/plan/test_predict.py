@@ -193,3 +193,7 @@ def test_the_newest_measurement_counts_and_damage_does_no_harm() -> None:
     record(conditions, [Measurement(4, 0.9, 2, 1), Measurement(1, 0.4, 1, 1)])
     assert [(each.rows, each.step_s) for each in recall(conditions)] == [(1, 0.4), (4, 0.9)]
     assert recall(dataclasses.replace(conditions, processes=2)) == []
+    with measurements_file().open("ab") as raw:
+        raw.write(b"\xb5\x00\xff\n")
+    record(conditions, [Measurement(2, 0.6, 2, 1)])
+    assert [each.rows for each in recall(conditions)] == [1, 2, 4]

@@ -275,6 +275,27 @@ def test_where_files_are_not_shared_it_waits_for_the_end_of_the_worker(monkeypat
     assert cluster.moves == [], "it has waited although all jobs were done"
 
 
+@pytest.mark.parametrize(
+    ("taken", "expected", "orders"),
+    [(1, ["failed", "completed", "completed"], [3, 2]), (2, ["completed"] * 3, [3, 2, 1])],
+    ids=["alone", "together"],
+)
+def test_a_worker_that_dies_while_it_loads_or_encodes_takes_along_only_what_it_had_taken(
+    monkeypatch: pytest.MonkeyPatch, taken: int, expected: list[str], orders: list[int]
+) -> None:
+    jobs = make_jobs(3)
+
+    def prepare_and_die(cluster: Script) -> None:
+        for job in jobs[:taken]:
+            job.paths.lock.write_text("1")
+        cluster.ended["w1"] = Gone(words="ended as OUT_OF_MEMORY")
+
+    cluster = Script(prepare_and_die, lambda _: write(jobs[expected.count("failed") :], State.COMPLETED))
+    run(cluster, make_plan(jobs), monkeypatch)
+    assert states(jobs) == expected
+    assert [len(Queue(order.queue).read()[0]) for order, _ in cluster.orders] == orders
+
+
 def test_a_worker_that_never_began_fails_its_jobs_and_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = make_jobs(2)
 

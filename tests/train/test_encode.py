@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,26 @@ def _resized(item: Item) -> tuple[int, int]:
 
 def encode(views: list[View], model: Path, load: Any) -> dict[Any, Any]:
     return encode_views(views, vae_folder=model / "vae", load_vae=load, place=CPU)
+
+
+def test_who_comes_while_another_process_encodes_the_same_waits_and_takes_it_from_the_cache(
+    sdxl_folder: Path, tmp_path: Path
+) -> None:
+    views = views_of(write_images(tmp_path / "data"))
+    slow, other = Counted(sdxl_folder), Counted(sdxl_folder)
+    begun = threading.Event()
+
+    def load() -> Any:
+        begun.set()
+        time.sleep(0.1)
+        return slow()
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(encode, views, sdxl_folder, load)
+        assert begun.wait(30)
+        second = encode(views, sdxl_folder, other)
+    assert (slow.images, other.images) == (7, 0)
+    assert first.result().keys() == second.keys()
 
 
 def test_no_image_gets_anothers_latents(sdxl_folder: Path, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import resource
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ import numpy as np
 import pytest
 import torch
 
+from runner import work
 from runner.errors import Interrupted
-from runner.job import Job, State, read_manifest, state_of
+from runner.job import Job, State, is_held, read_manifest, register, state_of
+from runner.queue import Claims, FixedQueue
 from runner.train.checkpoint import load_checkpoint, save_checkpoint
+from runner.train.pack import reason_of, tried
 from tests.train.bench import Bench, difference, records, weights
 
 COMMON: dict[str, Any] = {"steps": 6, "checkpoint": {"every": 2}, "dataset": {"caption_dropout": 0.3}}
@@ -207,6 +212,46 @@ def test_what_torn_writing_left_is_cleared_away(bench: Bench, sdxl_folder: Path)
     (job.paths.checkpoints / ".writing-torn").mkdir(parents=True)
     assert bench.train(job)
     assert checkpoints(job) == ["step-000001"]
+
+
+@contextmanager
+def full_disk(limit_bytes: int) -> Iterator[None]:
+    """No file may grow further than this, as where a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_called_by_its_name_and_is_no_crash_of_the_pack(bench: Bench, sdxl_folder: Path) -> None:
+    job = bench.job(sdxl_folder)
+    many = torch.zeros(100_000)
+    with full_disk(10_000):
+        optimizer = tried(lambda: save_checkpoint(job, 1, {}, {"state": many}))
+        adapter = tried(lambda: save_checkpoint(job, 1, {"unet": {"a": many}}, {}))
+    assert "File too large" in reason_of(optimizer)
+    assert "File too large" in reason_of(adapter)
+    assert checkpoints(job) == []
+
+
+def test_a_worker_whose_manifests_cannot_be_written_ends_as_crashed_and_holds_nothing(
+    bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> bool:
+        raise OSError("No space left on device")
+
+    job = bench.job(sdxl_folder)
+    register(job)
+    claims = Claims(FixedQueue([job.folder]), lambda _: nullcontext())
+    claims.take(1)
+    monkeypatch.setattr(work, "_trains", fail)
+    monkeypatch.setattr(work, "update_manifest", fail)
+    options = work._parse(["--device", "cpu", str(job.folder)])
+    assert work._work(claims, options, work.StopSignal()) == work.CRASHED_CODE
+    assert f"{job.paths.manifest} cannot be written: No space left on device" in caplog.text
+    assert not is_held(job.folder)
 
 
 def test_a_checkpoint_is_not_written_twice(bench: Bench, sdxl_folder: Path) -> None:

@@ -7,8 +7,10 @@ Encodes in fp32 whatever the training precision is, so that all precisions share
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from runner.data.dataset import reading_place
 from runner.data.views import View
 from runner.encodings import caption_cache, caption_key, encoder_hashes, posterior_cache, posterior_key
 from runner.errors import DatasetError
+from runner.exclusive import alone
 from runner.families.family import Family, Text, TextStack
 from runner.families.files import folder_hash
 from runner.schema.shapes import Shape
@@ -143,11 +146,17 @@ def complete(
     """
     beside = place.beside(cache.folder)
     missing = [key for key in keys if not cache.has(key)]
-    place.wait()  # all must have looked before the first one writes, or they would share the work differently
-    mine = [missing[index] for index in place.share(len(missing), beside)]
-    if place.is_main:
-        log.info("%d %s: %d in the cache, %d to encode", len(keys), what, len(keys) - len(missing), len(missing))
-    place.together(lambda: encode(mine) if mine else None, what=f"encode its {what}")
+    # The workers of a sweep begin at the same time, and with the same. One process of each pack waits for those of
+    # others, and the others of its pack for it.
+    waits = place.any(bool(missing)) and place.rank == beside[0]
+    with alone(_turn(cache, keys), doing=f"encoding the same {what}") if waits else nullcontext():
+        place.wait()
+        missing = [key for key in keys if not cache.has(key)]
+        place.wait()  # all must have looked before the first one writes, or they would share the work differently
+        mine = [missing[index] for index in place.share(len(missing), beside)]
+        if place.is_main:
+            log.info("%d %s: %d in the cache, %d to encode", len(keys), what, len(keys) - len(missing), len(missing))
+        place.together(lambda: encode(mine) if mine else None, what=f"encode its {what}")
     if on_disk:
         return OnDisk(cache, keys, encode)
     entries = {key: cache.get(key) for key in keys}
@@ -156,6 +165,11 @@ def complete(
         encode(damaged)
         entries |= {key: cache.get(key) for key in damaged}
     return {key: entry for key, entry in entries.items() if entry is not None}
+
+
+def _turn(cache: TensorCache, keys: Sequence[str]) -> Path:
+    """What is locked by who encodes these; of few names, for the files stay. Others may share one, and wait."""
+    return cache.folder / f"{hashlib.sha256(''.join(sorted(keys)).encode()).hexdigest()[:2]}.lock"
 
 
 def _alike(keys: Sequence[str], wanted: Mapping[str, View]) -> Iterator[dict[str, Tensor]]:
