@@ -63,7 +63,8 @@ def train(
     """
     pack = Pack(place, startup_s=startup_s, on_leave=lambda run: source.release(run.job))
     try:
-        _rounds(pack, source, at_once, about, save, stop_requested)
+        with place.hearing(stop_requested):
+            _rounds(pack, source, at_once, about, save, stop_requested)
     finally:
         if place.is_main and pack.conditions is not None:
             record(pack.conditions, pack.measured())
@@ -88,7 +89,10 @@ def _rounds(
             # Looking for jobs reads files: not in every round while nobody has left.
             free = at_once - len(pack.runs)
             asks = idle or free != unfilled or rounds % ROUNDS_PER_LOOK == 0
-            taken = admit(pack, source, free, about) if asks else 0
+            try:
+                taken = admit(pack, source, free, about) if asks else 0
+            except Interrupted:
+                continue  # those that train already are interrupted above
             unfilled, rounds = free - taken, rounds + 1
             pack.each(lambda run: run.validate(pack.rows_of(run)) if run.step == 0 else None)
             pack.each(partial(_finish_if_done, pack, save))

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from runner.errors import RunnerError
+from runner.errors import Interrupted, RunnerError
 from runner.job import State
 from runner.measured import Conditions, Measurement
 from runner.train.adapters.packed import PackedAdapters
@@ -178,6 +178,8 @@ def tried(action: Callable[[], Any]) -> Any:
     """What an action for one job gives, or the error that is this job's own affair."""
     try:
         return action()
+    except Interrupted:
+        raise
     except FAULTS as error:
         return error
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +16,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from torch import Tensor
 
-from runner.errors import RunnerError
+from runner.errors import Interrupted, RunnerError
 from runner.machine import cpu_name, with_threads
 
 Found = TypeVar("Found")
@@ -49,6 +50,8 @@ class Place:
     def __post_init__(self) -> None:
         self._control: dist.ProcessGroup | None = None
         self._beside: dict[Path, list[int]] = {}
+        self._stop_requested: Callable[[], bool] | None = None
+        self._agrees = False
 
     @property
     def is_main(self) -> bool:
@@ -124,16 +127,42 @@ class Place:
 
         Raises:
             RunnerError: it failed, here or elsewhere; here it may be another error of `FAULTS`.
+            Interrupted: it has heeded a signal, here or elsewhere.
         """
         failure: Exception | None = None
         found: list[Found] = []
+        self._agrees = True
         try:
             found.append(action())
         except FAULTS as error:
             failure = error
-        if self.any(failure is not None):
+        finally:
+            self._agrees = False
+        stopped, failed = self.any_of([isinstance(failure, Interrupted), failure is not None])
+        if stopped:
+            raise Interrupted("stopped by a signal; what was done before it is kept")
+        if failed:
             raise failure or RunnerError(f"another process could not {what}; its log says why")
         return found[0]
+
+    @contextmanager
+    def hearing(self, stop_requested: Callable[[], bool]) -> Iterator[None]:
+        """Within it, `heed` looks whether a signal has asked to stop."""
+        self._stop_requested = stop_requested
+        try:
+            yield
+        finally:
+            self._stop_requested = None
+
+    def heed(self) -> None:
+        """To be called now and then in an action of `together` that takes long, and that keeps what it has done.
+
+        Raises:
+            Interrupted: a signal has asked to stop. Elsewhere than in such an action, whose end all processes hear of,
+                a signal has to wait.
+        """
+        if self._agrees and self._stop_requested is not None and self._stop_requested():
+            raise Interrupted("stopped by a signal")
 
     def beside(self, folder: Path) -> list[int]:
         """The ranks that see the same files in a folder: all on one machine or a shared disk, else those of a node."""

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from runner.artifacts import save_artifacts
+from runner.cache import TensorCache
 from runner.errors import Interrupted, SettingsError
 from runner.job import Job, State, read_manifest, state_of
 from runner.train.adapters.adapter import Adapter, Site
 from runner.train.clock import Clock
 from runner.train.drawing import UseRows
+from runner.train.inputs import encode
 from runner.train.job_run import JobRun
 from runner.train.pack import Pack
 from runner.train.place import Place
@@ -132,3 +134,35 @@ def test_what_failed_after_the_last_step_is_tried_again_without_training_again(
         assert bench.train(job)
     assert state_of(job.folder) is State.COMPLETED
     assert list(records(job, "train/loss")) == [1] and list(records(job, "validation/loss")) == [0, 1]
+
+
+def test_a_signal_while_images_are_encoded_is_heard_between_them(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is encoded by then is kept, and nothing of the job is begun or failed."""
+    monkeypatch.setattr(bench, "cache", tmp_path / "cache")
+    monkeypatch.setattr(encode, "PIXELS_PER_BATCH", 64 * 64)
+    job = bench.job(sdxl_folder, steps=1, outputs=tmp_path)
+    posteriors, put = [], TensorCache.put
+
+    def counted(cache: TensorCache, key: str, entry: dict[str, torch.Tensor]) -> None:
+        put(cache, key, entry)
+        posteriors.extend([key] * ("std" in entry))
+
+    monkeypatch.setattr(TensorCache, "put", counted)
+    with pytest.raises(Interrupted):
+        bench.train(job, stop=lambda: len(posteriors) >= 2)
+    assert (len(posteriors), state_of(job.folder)) == (2, State.PENDING)
+    assert bench.train(job)
+    assert (len(posteriors), len(set(posteriors))) == (7, 7)
+
+
+def test_a_signal_that_one_process_hears_stops_all_of_them() -> None:
+    def process(place: Place) -> str:
+        with place.hearing(lambda: place.rank == 1):
+            place.heed()  # the other one would not know of it here
+            with pytest.raises(Interrupted):
+                place.together(place.heed, what="encode")
+        return place.together(lambda: "goes on", what="go on")
+
+    assert in_both(process) == ["goes on", "goes on"]

@@ -49,6 +49,7 @@ def draw_class_images(job: Job, kept: SubjectClass, base: Base, conditioner: Con
 
         def work() -> None:
             for start in range(0, len(mine), IMAGES_PER_LOOK):
+                place.heed()
                 part = mine[start : start + IMAGES_PER_LOOK]
                 # Where adapters of other jobs are attached, no row belongs to any of them.
                 write_pictures(draw(part, sampling, base, conditioner, lambda _rows: nullcontext()), folder)

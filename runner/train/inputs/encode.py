@@ -68,6 +68,7 @@ def encode_views(
     def encode(keys: Sequence[str]) -> None:
         vae = load_vae()
         for part in _alike(keys, wanted):
+            place.heed()
             pixels_B3HW = torch.stack(list(part.values())).to(place.device)
             with torch.no_grad():
                 posterior = vae.encode(pixels_B3HW).latent_dist
@@ -120,6 +121,7 @@ def encode_at_once(
         encoder.to(place.device)
     batch = 1 if place.device.type == "cpu" else CAPTIONS_PER_BATCH
     for start in range(0, len(captions), batch):
+        place.heed()
         part = captions[start : start + batch]
         ids = [each.to(place.device) for each in text.tokenizers.ids(part)]
         with torch.no_grad():
@@ -143,6 +145,9 @@ def complete(
 
     Args:
         on_disk: entries are read when they are asked for; else they are in memory.
+
+    Raises:
+        Interrupted: a signal asked to stop; what was encoded is in the cache.
     """
     beside = place.beside(cache.folder)
     missing = [key for key in keys if not cache.has(key)]
