@@ -27,3 +27,16 @@ def alone(file: Path, *, doing: str) -> Iterator[None]:
             log.info("waiting for another process, which is %s", doing)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def alone_if_free(file: Path) -> Iterator[bool]:
+    """As `alone`, but without waiting: whether it is this process's turn."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True

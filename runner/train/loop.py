@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -83,8 +83,7 @@ def _rounds(
     with Progress(enabled=place.is_main) as progress:
         while True:
             if place.any(stop_requested()):
-                pack.each(_interrupt)
-                raise Interrupted("stopped by a signal; every job saved a checkpoint")
+                _stop(pack)
             idle = not pack.runs
             # Looking for jobs reads files: not in every round while nobody has left.
             free = at_once - len(pack.runs)
@@ -92,7 +91,7 @@ def _rounds(
             try:
                 taken = admit(pack, source, free, about) if asks else 0
             except Interrupted:
-                continue  # those that train already are interrupted above
+                _stop(pack)
             unfilled, rounds = free - taken, rounds + 1
             pack.each(lambda run: run.validate(pack.rows_of(run)) if run.step == 0 else None)
             pack.each(partial(_finish_if_done, pack, save))
@@ -105,6 +104,11 @@ def _rounds(
                 if not place.any(source.more_may_come):
                     return
                 time.sleep(POLL_S)
+
+
+def _stop(pack: Pack) -> NoReturn:
+    pack.each(_interrupt)
+    raise Interrupted("stopped by a signal; every job saved a checkpoint")
 
 
 def _round(pack: Pack) -> None:

@@ -80,6 +80,29 @@ def test_who_comes_while_another_process_encodes_the_same_waits_and_takes_it_fro
     assert first.result().keys() == second.keys()
 
 
+def test_workers_that_begin_together_share_out_what_they_lack(
+    sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.train.inputs.encode.ENTRIES_PER_TURN", 1)
+    views = views_of(write_images(tmp_path / "data"))
+    slow, other = Counted(sdxl_folder), Counted(sdxl_folder)
+    begun, helped = threading.Event(), threading.Event()
+    other.vae.encoder.register_forward_hook(lambda *_: helped.set())
+
+    def load() -> Any:
+        begun.set()
+        assert helped.wait(30)
+        return slow()
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(encode, views, sdxl_folder, load)
+        assert begun.wait(30)
+        second = encode(views, sdxl_folder, other)
+    assert slow.images > 0 < other.images
+    assert slow.images + other.images == 7
+    assert first.result().keys() == second.keys()
+
+
 def test_no_image_gets_anothers_latents(sdxl_folder: Path, tmp_path: Path) -> None:
     views = views_of(write_images(tmp_path / "images"))
     load = Counted(sdxl_folder)

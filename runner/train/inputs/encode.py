@@ -25,7 +25,7 @@ from runner.data.dataset import reading_place
 from runner.data.views import View
 from runner.encodings import caption_cache, caption_key, encoder_hashes, posterior_cache, posterior_key
 from runner.errors import DatasetError
-from runner.exclusive import alone
+from runner.exclusive import alone, alone_if_free
 from runner.families.family import Family, Text, TextStack
 from runner.families.files import folder_hash
 from runner.schema.shapes import Shape
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 PIXELS_PER_BATCH = 1024 * 1024
 CAPTIONS_PER_BATCH = 32
+ENTRIES_PER_TURN = 64
+"""That a worker encodes before it looks again at what others have done."""
 """On a GPU. On a CPU it is one, which takes as long: so an encoding does not depend on what it is encoded beside."""
 
 
@@ -143,6 +145,9 @@ def complete(
 ) -> Mapping[str, dict[str, Tensor]]:
     """Every entry of a cache; missing ones are encoded first, each by one of the processes that share the cache.
 
+    The workers of a sweep begin at the same time, and with the same: they share it out. Of workers of several processes
+    one encodes, each of its processes a part, and the others wait for it.
+
     Args:
         on_disk: entries are read when they are asked for; else they are in memory.
 
@@ -151,8 +156,10 @@ def complete(
     """
     beside = place.beside(cache.folder)
     missing = [key for key in keys if not cache.has(key)]
-    # The workers of a sweep begin at the same time, and with the same. One process of each pack waits for those of
-    # others, and the others of its pack for it.
+    if place.world == 1:
+        log.info("%d %s: %d in the cache, %d to encode", len(keys), what, len(keys) - len(missing), len(missing))
+        place.together(lambda: _share_out(cache, keys, encode, what), what=f"encode its {what}")
+        return _all_of(cache, keys, encode, on_disk=on_disk)
     waits = place.any(bool(missing)) and place.rank == beside[0]
     with alone(_turn(cache, keys), doing=f"encoding the same {what}") if waits else nullcontext():
         place.wait()
@@ -162,6 +169,33 @@ def complete(
         if place.is_main:
             log.info("%d %s: %d in the cache, %d to encode", len(keys), what, len(keys) - len(missing), len(missing))
         place.together(lambda: encode(mine) if mine else None, what=f"encode its {what}")
+    return _all_of(cache, keys, encode, on_disk=on_disk)
+
+
+def _share_out(cache: TensorCache, keys: Sequence[str], encode: Callable[[Sequence[str]], None], what: str) -> None:
+    """Encode what is missing in turns, each of which is taken by one of the workers that have the same keys."""
+
+    def missing(turn: Sequence[str]) -> list[str]:
+        return [key for key in turn if not cache.has(key)]
+
+    turns = [keys[start : start + ENTRIES_PER_TURN] for start in range(0, len(keys), ENTRIES_PER_TURN)]
+    while turns := [turn for turn in turns if missing(turn)]:
+        taken_by_others = []
+        for turn in turns:
+            with alone_if_free(_turn(cache, turn)) as is_free:
+                if not is_free:
+                    taken_by_others.append(turn)
+                elif still := missing(turn):  # another one may have been faster
+                    encode(still)
+        if len(taken_by_others) == len(turns):
+            with alone(_turn(cache, turns[0]), doing=f"encoding the same {what}"):
+                pass  # it has done that, or died of it
+        turns = taken_by_others
+
+
+def _all_of(
+    cache: TensorCache, keys: Sequence[str], encode: Callable[[Sequence[str]], None], *, on_disk: bool
+) -> Mapping[str, dict[str, Tensor]]:
     if on_disk:
         return OnDisk(cache, keys, encode)
     entries = {key: cache.get(key) for key in keys}
