@@ -1,4 +1,4 @@
-"""Images of a class that the base draws: once, the same for every job, by one process at a time."""
+"""Images of a class that the base draws: once, the same for every job, each by one process."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from runner.encodings import class_images_folder
 from runner.exclusive import alone
 from runner.job import read_manifest
 from runner.schema import Experiment
+from runner.train.inputs.class_images import turn_file
 from tests.train.bench import Bench
 
 
@@ -85,7 +86,7 @@ def test_images_of_the_class_that_another_pack_draws_are_waited_for(
     drawn = sorted(folder.glob("*.png"))
     written = [file.stat().st_mtime_ns for file in drawn]
     with ThreadPoolExecutor(1) as other, caplog.at_level("INFO"):
-        with alone(folder.with_suffix(".lock"), doing="drawing"):
+        with alone(turn_file(folder, 0), doing="drawing"):
             for file in drawn:
                 file.rename(tmp_path / file.name)
             training = other.submit(bench.train, job)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,10 @@ from runner.data.dataset import reading_place
 from runner.data.views import View
 from runner.encodings import caption_cache, caption_key, encoder_hashes, posterior_cache, posterior_key
 from runner.errors import DatasetError
-from runner.exclusive import alone, alone_if_free
 from runner.families.family import Family, Text, TextStack
 from runner.families.files import folder_hash
 from runner.schema.shapes import Shape
+from runner.train.inputs.shared_out import share_out
 from runner.train.inputs.stored import OnDisk, Stored
 from runner.train.place import Place
 
@@ -145,57 +145,28 @@ def complete(
 ) -> Mapping[str, dict[str, Tensor]]:
     """Every entry of a cache; missing ones are encoded first, each by one of the processes that share the cache.
 
-    The workers of a sweep begin at the same time, and with the same: they share it out. Of workers of several processes
-    one encodes, each of its processes a part, and the others wait for it.
-
     Args:
         on_disk: entries are read when they are asked for; else they are in memory.
 
     Raises:
         Interrupted: a signal asked to stop; what was encoded is in the cache.
     """
-    beside = place.beside(cache.folder)
-    missing = [key for key in keys if not cache.has(key)]
-    if place.world == 1:
-        log.info("%d %s: %d in the cache, %d to encode", len(keys), what, len(keys) - len(missing), len(missing))
-        place.together(lambda: _share_out(cache, keys, encode, what), what=f"encode its {what}")
-        return _all_of(cache, keys, encode, on_disk=on_disk)
-    waits = place.any(bool(missing)) and place.rank == beside[0]
-    with alone(_turn(cache, keys), doing=f"encoding the same {what}") if waits else nullcontext():
-        place.wait()
-        missing = [key for key in keys if not cache.has(key)]
-        place.wait()  # all must have looked before the first one writes, or they would share the work differently
-        mine = [missing[index] for index in place.share(len(missing), beside)]
-        if place.is_main:
-            log.info("%d %s: %d in the cache, %d to encode", len(keys), what, len(keys) - len(missing), len(missing))
-        place.together(lambda: encode(mine) if mine else None, what=f"encode its {what}")
-    return _all_of(cache, keys, encode, on_disk=on_disk)
 
+    def say(missing: int) -> None:
+        log.info("%d %s: %d in the cache, %d to encode", len(keys), what, len(keys) - missing, missing)
 
-def _share_out(cache: TensorCache, keys: Sequence[str], encode: Callable[[Sequence[str]], None], what: str) -> None:
-    """Encode what is missing in turns, each of which is taken by one of the workers that have the same keys."""
-
-    def missing(turn: Sequence[str]) -> list[str]:
-        return [key for key in turn if not cache.has(key)]
-
-    turns = [keys[start : start + ENTRIES_PER_TURN] for start in range(0, len(keys), ENTRIES_PER_TURN)]
-    while turns := [turn for turn in turns if missing(turn)]:
-        taken_by_others = []
-        for turn in turns:
-            with alone_if_free(_turn(cache, turn)) as is_free:
-                if not is_free:
-                    taken_by_others.append(turn)
-                elif still := missing(turn):  # another one may have been faster
-                    encode(still)
-        if len(taken_by_others) == len(turns):
-            with alone(_turn(cache, turns[0]), doing=f"encoding the same {what}"):
-                pass  # it has done that, or died of it
-        turns = taken_by_others
-
-
-def _all_of(
-    cache: TensorCache, keys: Sequence[str], encode: Callable[[Sequence[str]], None], *, on_disk: bool
-) -> Mapping[str, dict[str, Tensor]]:
+    share_out(
+        keys,
+        ENTRIES_PER_TURN,
+        place=place,
+        folder=cache.folder,
+        lock=partial(_turn, cache),
+        is_there=cache.has,
+        work=encode,
+        say=say,
+        what=f"encode its {what}",
+        doing=f"encoding the same {what}",
+    )
     if on_disk:
         return OnDisk(cache, keys, encode)
     entries = {key: cache.get(key) for key in keys}
