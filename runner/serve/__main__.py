@@ -12,6 +12,7 @@ from pathlib import Path
 
 from runner.errors import RunnerError
 from runner.port import port, why_not
+from runner.printable import log_to
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=port, default=os.environ.get(PORT) or "8080")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    log_to(sys.stdout, logging.INFO)
     if taken := why_not(chosen.host, chosen.port):
         log.error("%s", taken)
         return 1

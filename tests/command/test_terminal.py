@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import logging.config
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.command_line import environment
+from runner.__main__ import _end
+from tests.command_line import ROOT, environment
 
 
 @pytest.mark.parametrize("arguments", [["seed=0"], ["-m", "seed=0,1"]], ids=["one job", "a sweep"])
@@ -22,3 +26,15 @@ def test_a_reader_that_stops_is_no_error(arguments: list[str], tmp_path: Path) -
         assert running.stderr is not None
         assert running.stderr.read() == ""
     assert running.returncode == 0
+
+
+def test_control_codes_of_what_others_wrote_are_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _end("bad\x1b]0;title\x07\x9b31m.jpg: cannot be decoded\n\tnor \u00e9 changed", code=2)
+    assert capsys.readouterr().err == "bad\\x1b]0;title\\x07\\x9b31m.jpg: cannot be decoded\n\tnor \u00e9 changed\n"
+    record = logging.makeLogRecord({"msg": "%s is cut", "args": ("a \x1b[2Jhouse\r",)})
+    for name in ("hydra_logging", "job_logging"):
+        chosen = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())["hydra"][name]["formatters"]["simple"]
+        assert logging.config.DictConfigurator({}).configure_formatter(chosen).format(record) == (
+            "a \\x1b[2Jhouse\\x0d is cut"
+        )
