@@ -101,6 +101,10 @@ def _save(module: Any, folder: Path) -> None:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         module.save_pretrained(temporary)
+        # diffusers notes the folder that it was read from, which is nobody else's business.
+        config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        write_text(temporary / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
         temporary.chmod(0o755)
         temporary.rename(folder)
     finally:
