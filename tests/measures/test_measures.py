@@ -233,6 +233,11 @@ def test_networks_that_cannot_be_used_are_named_with_their_key(tmp_path: Path) -
         Scripted("features.inception", str(text), CPU)
     with pytest.raises(SettingsError, match=r"features.clip = .*: is a Dinov2Model, which knows no texts"):
         Clip("features.clip", str(save_dino(tmp_path / "dino")), CPU)
+    pickled = save_dino(tmp_path / "pickled")
+    next(pickled.glob("*.safetensors")).unlink()
+    torch.save({"weights": print}, pickled / "pytorch_model.bin")
+    with pytest.raises(SettingsError, match=r"features.dino = .*pickled': has a pickled file that holds more than"):
+        Vision("features.dino", str(pickled), CPU)
     with pytest.raises(SettingsError, match=r"features.dino = 'nobody/nothing': cannot be loaded"):
         Vision("features.dino", "nobody/nothing", CPU)
 
