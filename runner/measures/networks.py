@@ -143,7 +143,8 @@ def _of_transformers(key: str, named: str, device: torch.device) -> tuple[Any, A
 def _loaded(key: str, named: str, kind: Any, **how: Any) -> Any:
     local = Path(named).expanduser()
     try:
-        return kind.from_pretrained(local if local.is_dir() else named, **how)
+        # Without this transformers asks, on a terminal, whether to run what a repository brings.
+        return kind.from_pretrained(local if local.is_dir() else named, trust_remote_code=False, **how)
     except pickle.UnpicklingError as error:
         raise SettingsError(f"{key} = {named!r}: {MORE_THAN_WEIGHTS}") from error
     except (OSError, ValueError, ImportError) as error:
