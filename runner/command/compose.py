@@ -89,7 +89,8 @@ def refuse_secrets(master: DictConfig) -> None:
     # What is swept stands nowhere but in the command line and in a recipe.
     typed = [text.partition("=") for text in hydra["overrides"]["task"]]
     swept = {key: value for key, _, value in typed} | dict(hydra["sweeper"].get("params") or {})
-    faults = dict.fromkeys(secret_faults(raw) + secret_faults(swept))
+    set_already = {str(key): value for key, value in raw.items()}
+    faults = dict.fromkeys(secret_faults(set_already) + secret_faults(swept))
     if faults:
         raise SettingsError(
             "\n".join(["The configuration is invalid, nothing was started:", *(f"  {f}" for f in faults)])
