@@ -81,16 +81,6 @@ def test_looking_removes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert files(tmp_path / "outputs") == before
 
 
-def test_what_a_link_to_a_job_leads_to_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for seed, state in enumerate((State.COMPLETED, State.FAILED, State.PENDING)):
-        made = job(tmp_path, state, seed)
-        made.folder.symlink_to(made.folder.rename(tmp_path / f"kept-{seed}"))
-    before = {each: files(tmp_path / each) for each in ("kept-0", "kept-1", "kept-2")}
-    assert clean(tmp_path, "--yes", "--only", "checkpoints,samples,jobs,unfinished") == 0
-    assert {each: files(tmp_path / each) for each in before} == before
-    assert caplog.text.count("is a link; name the folder that it leads to") == 3
-
-
 def test_of_a_completed_job_all_that_counts_stays(tmp_path: Path) -> None:
     done = job(tmp_path, State.COMPLETED)
     assert clean(tmp_path, "--yes", "--only", "checkpoints,samples,jobs,unfinished") == 0
