@@ -9,6 +9,7 @@ from pathlib import Path
 
 from runner import HOME
 from runner.errors import Defect, Detached, Interrupted, RunnerError, SettingsError
+from runner.printable import log_to, printable
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
 
         sys.stdout.write(help_text())
         return
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    log_to(sys.stdout, logging.INFO)
     # Hydra prints its own errors one at a time and ends the process, unless told to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -30,7 +31,7 @@ def main() -> None:
     except KeyboardInterrupt:  # while nothing was training: before, or while the report was written
         _end("interrupted: run the same command again to go on", code=130)
     except Detached as error:
-        sys.stdout.write(f"{error}\n")
+        sys.stdout.write(printable(f"{error}\n"))
     except RunnerError as error:
         _end(str(error), code=1)
     except Defect as error:
@@ -89,7 +90,7 @@ def _refuse_missing_folder(arguments: list[str]) -> None:
 
 
 def _end(message: str, *, code: int) -> None:
-    sys.stderr.write(message + "\n")
+    sys.stderr.write(printable(message) + "\n")
     sys.exit(code)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from runner.errors import SettingsError
 from runner.exclusive import alone
+from runner.paths import share
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def lay_out(archive: Path, folder: Path) -> Path:
             temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
             try:
                 _extract(archive, temporary)
-                temporary.chmod(0o755)
+                share(temporary)
                 temporary.rename(folder)
             except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise BadArchive(f"{archive.name} is damaged, or no {SUFFIX} ({error}); {FIX}") from error

@@ -59,9 +59,7 @@ class Checker:
         Raises:
             SettingsError: its text holds every fault, a line each.
         """
-        faults = [
-            f"{key}: holds the value of the environment variable {name}; remove it" for key, name in _secrets(raw)
-        ]
+        faults = secret_faults(raw)
         faults += [f"{key}: has no value; set {key}=..." for key, text in _strings(raw, "") if text == MISSING]
         faults += [
             f"{key} = {text!r}: holds what is no character in UTF-8; write it anew, in a terminal with a UTF-8 locale"
@@ -236,17 +234,20 @@ def _missing_packages(experiment: Experiment) -> list[str]:
     return [said + "pip install 'lora-runner[optimizers]', or choose optimizer=adamw"]
 
 
-def _secrets(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(key, variable) of every value that holds the content of a secret-looking environment variable."""
+def secret_faults(raw: Mapping[str, Any]) -> list[str]:
+    """A line for every value that holds the content of a secret-looking environment variable."""
     secrets = {
         value: name
         for name, value in os.environ.items()
-        if SECRET_NAME.search(name) and len(value) >= SECRET_MIN_LENGTH and not value.startswith("/")
+        # The place of a key is no secret; what only looks like a path may be one: those of AWS may begin with a slash.
+        if SECRET_NAME.search(name) and len(value) >= SECRET_MIN_LENGTH and not os.path.exists(value)
     }
-    for key, text in _strings(raw, ""):
-        for value, name in secrets.items():
-            if value in text:
-                yield key, name
+    return [
+        f"{key}: holds the value of the environment variable {name}; remove it"
+        for key, text in _strings(raw, "")
+        for value, name in secrets.items()
+        if value in text
+    ]
 
 
 def _strings(node: object, key: str) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+os.umask(UMASK := os.umask(0o077))
+"""What this process takes away from the rights of new files. It is read by setting it: once, before any threads."""
+
 
 def outputs_dir() -> Path:
     """Root of all experiments: `RUNNER_OUTPUTS`, else `outputs` in the current directory."""
@@ -96,6 +99,11 @@ def step_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def share(made: Path) -> None:
+    """Give a file or folder that was made for its owner alone the rights of any other new one, by the user's umask."""
+    made.chmod((0o777 if made.is_dir() else 0o666) & ~UMASK)
+
+
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; on success it is synced and takes the target's place."""
@@ -107,7 +115,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)
+        share(temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

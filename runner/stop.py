@@ -12,6 +12,7 @@ from runner.errors import SettingsError
 from runner.job import State, is_held, state_of
 from runner.job_folders import faults_of, job_folders
 from runner.launchers.elsewhere import Elsewhere
+from runner.printable import log_to
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m runner.stop", description="End jobs that run elsewhere.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="outputs/<name>, or a job in it")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to(sys.stderr, logging.INFO)
     if faults := faults_of(options.folders, job_folders):
         log.error("%s", "\n".join(faults))
         return 2

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from runner.errors import Interrupted, RunnerError
 from runner.job import Job, State, read_job, update_manifest
 from runner.job_folders import faults_of, the_job
+from runner.printable import Printable, log_to
 from runner.queue import Claims, FixedQueue, Queue
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     2 if a folder is no job's.
     """
     options = _parse(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to(sys.stderr, logging.INFO)
     # Before the libraries are loaded, which takes many seconds.
     if faults := faults_of(options.folders, the_job):
         log.error("%s", "\n".join(faults))
@@ -243,7 +244,7 @@ def _orphaned() -> bool:
 @contextmanager
 def _log_file(job: Job) -> Iterator[None]:
     handler = logging.FileHandler(job.paths.log, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
         yield

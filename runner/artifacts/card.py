@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from runner.artifacts.files import DIFFUSERS_FILE
 from runner.families.known import FAMILIES
 from runner.families.single_file import is_single_file
 from runner.paths import write_text
+from runner.printable import printable
 from runner.report.charts import Series, draw, smoothed, standalone
 from runner.schema import ModelSettings
 from runner.schema.method import NewTokens
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from runner.train.job_run import JobRun
 
 MOST_SAMPLES = 8
+MARKUP = re.compile(r"[\\`*_\[\]<>|&~$]")
+"""What Markdown and HTML do not show as it is, unless a backslash stands before it."""
 
 
 def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float], checked: Mapping[str, float]) -> Path:
@@ -235,8 +239,8 @@ def sample_table(samples: list[tuple[str, str]]) -> list[str]:
     """(prompt, file name) of images, as lines of Markdown."""
     if not samples:
         return []
-    # A caption may go over several lines, and a row of a table may not.
-    cells = [(name, " ".join(prompt.split()).replace("|", "\\|")) for prompt, name in samples]
+    # A caption may go over several lines, and a row of a table may not; a word such as <cat> is no HTML.
+    cells = [(name, MARKUP.sub(r"\\\g<0>", printable(" ".join(prompt.split())))) for prompt, name in samples]
     return [
         "| " + " | ".join(f"![{prompt}]({name})" for name, prompt in cells) + " |",
         "|" + "---|" * len(cells),

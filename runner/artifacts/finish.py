@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.adapter_file import HUB_ID
 from runner.artifacts.card import write_card
 from runner.artifacts.exported import header_of_kohya
 from runner.artifacts.files import Layers, write_diffusers, write_kohya
@@ -77,7 +78,13 @@ def _kohya_file(run: JobRun, layers: Layers) -> Path:
         base.family,
         layers,
         settings.lora,
-        about=header_of_kohya(base.family, base.denoiser, title=title, base_model=settings.model.path),
+        about=header_of_kohya(base.family, base.denoiser, title=title, base_model=_named(settings.model.path)),
     )
     check_kohya(file, base.family, layers, settings.lora.scale_of)
     return file
+
+
+def _named(path: str) -> str:
+    """A Hub id as it is; of a folder or file only its name, for this file is given away."""
+    named = HUB_ID.fullmatch(path) and not Path(path).exists()
+    return path if named else path.rstrip("/").rpartition("/")[2]

@@ -19,6 +19,7 @@ from runner.clean.thing import KINDS, Thing, age_text, size_text
 from runner.errors import RunnerError
 from runner.job import Job
 from runner.job_folders import faults_of, job_folders
+from runner.printable import log_to, printable
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ WIDE = 220
 def main(arguments: Sequence[str] | None = None) -> int:
     """Show the table; remove what is confirmed. 0, 1 if something could not be removed, 2 where there are no jobs."""
     options = _parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log_to(sys.stderr, logging.WARNING)
     if faults := faults_of(options.folders, job_folders):
         print(*faults, sep="\n", file=sys.stderr)
         return 2
@@ -80,9 +81,9 @@ def show(things: Sequence[Thing], console: Console) -> None:
         table.add_column("size", justify="right", no_wrap=True)
         table.add_column("changed", justify="right", no_wrap=True)
         for thing in own:
-            table.add_row(Text(thing.what), size_text(thing.size_bytes), age_text(thing.changed_s))
+            table.add_row(Text(printable(thing.what)), size_text(thing.size_bytes), age_text(thing.changed_s))
             if thing.command:
-                table.add_row(Text(f"  {thing.command}"), "", "")
+                table.add_row(Text(printable(f"  {thing.command}")), "", "")
         console.print(table)
         console.print()
 
@@ -98,7 +99,7 @@ def free(things: Iterable[Thing]) -> bool:
             log.error("kept: %s: %s", thing.what, error)
             good = False
         else:
-            print(f"removed: {thing.what}, {size_text(thing.size_bytes)}")
+            print(printable(f"removed: {thing.what}, {size_text(thing.size_bytes)}"))
     return good
 
 

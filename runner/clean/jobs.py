@@ -38,6 +38,10 @@ def job_things(jobs: Sequence[Job]) -> Iterator[Thing]:
     # A command that works on one of them may take up the others of its experiment next.
     worked_on = {job.folder.parent for job in jobs if is_held(job.folder)}
     for job in jobs:
+        if job.folder.is_symlink():
+            # What it leads to lies somewhere else, where nobody has asked to remove anything.
+            log.warning("left alone: %s is a link; name the folder that it leads to", job.folder)
+            continue
         manifest = read_manifest(job.folder)
         state = State(manifest.get("state", State.PENDING))
         # The folder is all that says what an endpoint costs, and how to end it.

@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runner.check import secret_faults
 from runner.errors import SettingsError
 
 
@@ -78,6 +79,22 @@ def plain(config: DictConfig) -> dict[str, Any]:
         raise SettingsError(f"{key}: {what}; nothing was started") from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
+
+
+def refuse_secrets(master: DictConfig) -> None:
+    """Raises SettingsError when a sweep would have a secret in what Hydra writes of it before there are any jobs."""
+    raw = OmegaConf.to_container(master, resolve=False)
+    assert isinstance(raw, dict)
+    hydra = raw.pop("hydra")
+    # What is swept stands nowhere but in the command line and in a recipe.
+    typed = [text.partition("=") for text in hydra["overrides"]["task"]]
+    swept = {key: value for key, _, value in typed} | dict(hydra["sweeper"].get("params") or {})
+    set_already = {str(key): value for key, value in raw.items()}
+    faults = dict.fromkeys(secret_faults(set_already) + secret_faults(swept))
+    if faults:
+        raise SettingsError(
+            "\n".join(["The configuration is invalid, nothing was started:", *(f"  {f}" for f in faults)])
+        )
 
 
 def refuse_swept_launcher(configs: Sequence[tuple[DictConfig, tuple[str, ...]]]) -> None:

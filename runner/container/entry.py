@@ -36,6 +36,7 @@ from runner.machine import Machine
 from runner.parcel import CACHE, CONFIG, Parcel
 from runner.plan import Predictor, make_plan
 from runner.plan.words import plan_lines
+from runner.printable import log_to
 from runner.schema import LocalLauncher
 from runner.work import WORKER_NAME
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     """Train what was sent; the container's exit code. What SageMaker appends to the command says nothing new."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    log_to(sys.stdout, logging.INFO)
     # The kernel does not end a container's first process by a signal that it has not asked for.
     signal.signal(signal.SIGTERM, _interrupt)
     tree = Tree.here()

@@ -11,6 +11,9 @@ from runner.container.user import leave_root
 from runner.parcel import HUB_SECRET
 from runner.serve.__main__ import FOLDER, main
 
+EVERYWHERE = "0.0.0.0"
+"""Requests reach a container from outside of it."""
+
 
 def serve(arguments: Sequence[str]) -> int:
     """Serve until a signal asks to stop; the container's exit code."""
@@ -21,4 +24,4 @@ def serve(arguments: Sequence[str]) -> int:
     if secret := os.environ.get(HUB_SECRET):
         os.environ.update(fetch({"HF_TOKEN": secret}, os.environ.get("AWS_REGION")))
     os.environ.setdefault(FOLDER, str(tree.model))
-    return main(arguments)
+    return main(["--host", EVERYWHERE, *arguments])

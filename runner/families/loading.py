@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "tcd": ("TCDScheduler", {}),
 }
 
+MORE_THAN_WEIGHTS = "has a pickled file that holds more than weights, and none of it is run; give .safetensors files"
+
 
 def load_component(kind: Any, folder: Path, name: str, *, variant: str | None, dtype: torch.dtype) -> nn.Module:
     """One component, frozen, in evaluation mode, on the CPU.
@@ -35,6 +38,9 @@ def load_component(kind: Any, folder: Path, name: str, *, variant: str | None, d
     where = folder / name if name else folder
     try:
         module: nn.Module = kind.from_pretrained(where, variant=variant, torch_dtype=dtype)
+    except pickle.UnpicklingError as error:
+        # torch's own words say how to run it all the same.
+        raise ModelError(f"model.path: {where} {MORE_THAN_WEIGHTS}") from error
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(

@@ -18,6 +18,7 @@ from typing import Any
 from runner.errors import ModelError
 from runner.exclusive import alone
 from runner.families.known import FAMILIES
+from runner.paths import share
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
 from runner.tensor_file import read_header
@@ -127,7 +128,7 @@ def lay_out_single_file(settings: ModelSettings, folder: Path) -> Path:
             temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
             try:
                 _read(settings).save_pretrained(temporary)
-                temporary.chmod(0o755)
+                share(temporary)
                 temporary.rename(folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)

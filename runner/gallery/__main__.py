@@ -11,6 +11,7 @@ from pathlib import Path
 
 from runner.job_folders import NAME_ANY
 from runner.port import port, why_not
+from runner.printable import log_to
 
 LOOPBACK = "127.0.0.1"
 USUAL_PORT = 7878
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=port, default=USUAL_PORT)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log_to(sys.stderr, logging.WARNING)
     for file in chosen.adapter:
         if not file.is_file():
             print(f"--adapter {file}: no such file", file=sys.stderr)

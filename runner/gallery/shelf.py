@@ -191,7 +191,7 @@ class Shelf:
             found = (self.root / path).resolve()
             if found.is_relative_to(self.root) and found.exists():
                 return found
-        except (OSError, ValueError):
+        except (OSError, ValueError, RuntimeError):  # the last of links in a circle, up to Python 3.12
             pass
         raise NotThere(path)
 

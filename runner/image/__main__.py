@@ -19,6 +19,7 @@ from runner.errors import RunnerError
 from runner.image.checkout import BASE_IMAGE, DOCKERFILE, checkout, default_tag
 from runner.image.engine import ENGINES, Engine
 from runner.image.registry import Repository, login_to
+from runner.printable import log_to
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     own, passed_on = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     options = _parse(own)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to(sys.stderr, logging.INFO)
     try:
         if options.action == "build":
             _build(options, passed_on)

@@ -35,7 +35,8 @@ def files(root: Path) -> Iterator[Path]:
     for name in SOURCES:
         found = root / name
         for file in [found] if found.is_file() else sorted(found.rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".pyc":
+            unwanted = any(part.startswith(".") or part == "__pycache__" for part in file.relative_to(root).parts)
+            if file.is_file() and not unwanted and file.suffix != ".pyc":
                 yield file
 
 

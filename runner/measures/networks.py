@@ -6,6 +6,7 @@ means; nothing here is fetched but what is named.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from runner.errors import SettingsError
+from runner.families.loading import MORE_THAN_WEIGHTS
 
 PICTURES_AT_ONCE = 16
 FIX = "give a folder in transformers layout with its preprocessor_config.json, or the id of one on the Hub"
@@ -85,7 +87,9 @@ class Clip(Vision):
 
 class Scripted:
     """A TorchScript file that takes pictures_B3HW as bytes (0 to 255) in their own size and gives features_BD, as the
-    Inception networks of FID implementations do. One that asks for `return_features` is told so.
+    Inception networks of FID implementations do.
+
+    Such a file is a program, which runs. One that asks for `return_features` is told so.
 
     Raises:
         SettingsError: it is none.
@@ -139,7 +143,10 @@ def _of_transformers(key: str, named: str, device: torch.device) -> tuple[Any, A
 def _loaded(key: str, named: str, kind: Any, **how: Any) -> Any:
     local = Path(named).expanduser()
     try:
-        return kind.from_pretrained(local if local.is_dir() else named, **how)
+        # Without this transformers asks, on a terminal, whether to run what a repository brings.
+        return kind.from_pretrained(local if local.is_dir() else named, trust_remote_code=False, **how)
+    except pickle.UnpicklingError as error:
+        raise SettingsError(f"{key} = {named!r}: {MORE_THAN_WEIGHTS}") from error
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SettingsError(f"{key} = {named!r}: cannot be loaded ({reason}); {FIX}") from error

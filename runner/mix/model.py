@@ -21,7 +21,7 @@ from runner.errors import ArtifactError, Interrupted
 from runner.families.loading import load_component
 from runner.mix.fuse import fuse
 from runner.mix.layers import AdapterLayers
-from runner.paths import write_text
+from runner.paths import share, write_text
 from runner.tensor_file import read_header
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,11 @@ def _save(module: Any, folder: Path) -> None:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         module.save_pretrained(temporary)
-        temporary.chmod(0o755)
+        # diffusers notes the folder that it was read from, which is nobody else's business.
+        config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        write_text(temporary / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+        share(temporary)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from runner.job_folders import faults_of, find_jobs
 from runner.paths import ExperimentPaths
+from runner.printable import log_to, printable
 from runner.report.page import write_report
 
 
@@ -21,13 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if faults := faults_of(folders, find_jobs):
         print(*faults, sep="\n", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log_to(sys.stderr, logging.WARNING)
     failed = 0
     for folder in folders:
         try:
             write_report(folder)
         except (OSError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(printable(f"error: {error}"), file=sys.stderr)
             failed = 1
             continue
         paths = ExperimentPaths(folder)

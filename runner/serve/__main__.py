@@ -12,23 +12,28 @@ from pathlib import Path
 
 from runner.errors import RunnerError
 from runner.port import port, why_not
+from runner.printable import log_to
 
 log = logging.getLogger(__name__)
 
 PORT, FOLDER = "SAGEMAKER_BIND_TO_PORT", "SM_MODEL_DIR"
 """Environment variables of SageMaker."""
+LOOPBACK = "127.0.0.1"
+"""Nobody is asked who he is: on a machine of one's own it is for this machine, unless it is said otherwise."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal asks to stop; 1 if the model cannot be served."""
     parser = argparse.ArgumentParser(prog="python -m runner.serve", description=__doc__)
     parser.add_argument("--model-dir", type=Path, default=Path(os.environ.get(FOLDER) or "/opt/ml/model"))
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen at; SageMaker needs all (0.0.0.0)")
+    parser.add_argument(
+        "--host", default=LOOPBACK, help="address to listen at; in a container all (0.0.0.0), as SageMaker needs"
+    )
     # A default that is text is read as if it had been typed, and refused in the same words.
     parser.add_argument("--port", type=port, default=os.environ.get(PORT) or "8080")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    log_to(sys.stdout, logging.INFO)
     if taken := why_not(chosen.host, chosen.port):
         log.error("%s", taken)
         return 1

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 MOST_BYTES = 1 << 20
 """A request with more is none of ours."""
 RETRY_AFTER_S = "5"
+ELSEWHERE = ("cross-site", "same-site")
+"""What browsers say of a request that a page of another address has made; it could keep the GPU busy."""
 
 
 def make_app(service: Service, *, failed: Callable[[BaseException], None]) -> FastAPI:
@@ -50,6 +52,8 @@ def make_app(service: Service, *, failed: Callable[[BaseException], None]) -> Fa
 
     @app.post("/invocations")
     async def invocations(request: Request) -> Response:
+        if request.headers.get("sec-fetch-site") in ELSEWHERE:
+            return _refused(403, ["a page from elsewhere asks; requests of browsers must come from this address"])
         if not service.ready:
             return _refused(503, ["the model is being loaded; try again when /ping answers 200"])
         body = await _body(request)

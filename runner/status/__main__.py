@@ -14,6 +14,7 @@ from rich.console import Console
 
 from runner.job_folders import faults_of, job_folders
 from runner.paths import outputs_dir
+from runner.printable import log_to
 from runner.status.experiment import ExperimentStatus, Watch, as_data
 from runner.status.live import follow
 from runner.status.table import tables
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         faults = [f"{fault}; the default is {outputs_dir()}" for fault in faults]
         print(*faults, sep="\n", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log_to(sys.stderr, logging.WARNING)
     # Only this command knows launchers: whoever shows the table below a log looks for news itself.
     from runner.launchers.elsewhere import Elsewhere
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from runner.deployed import undeploy_command
 from runner.job import State
+from runner.printable import printable
 from runner.report.record import HELD_OUT, finite
 from runner.report.words import MISSING, count, duration, loss_name, number
 from runner.status.experiment import ExperimentStatus
@@ -83,7 +84,7 @@ def _parts(experiment: ExperimentStatus, width: int, height: int | None) -> Iter
     room = None if height is None else max(FEWEST_ROWS, height - FRAME_LINES - len(reasons))
     shown = _most_active(experiment.jobs, room)
     # Names and values are the user's: as str, rich would read what stands in brackets as its markup.
-    title = Text(experiment.folder.name, style="bold")
+    title = Text(printable(experiment.folder.name), style="bold")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     rows = [_cells(experiment, job) for job in shown]
     columns = _fitting(rows, width)
@@ -98,13 +99,13 @@ def _parts(experiment: ExperimentStatus, width: int, height: int | None) -> Iter
         )
     for row in rows:
         cells = (row[name] for name in columns)
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+        table.add_row(*(Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells))
     yield table
     if len(shown) < len(experiment.jobs):
         yield Text(f"and {len(experiment.jobs) - len(shown)} more; --once shows all", style="dim")
     yield Text(totals(experiment))
     yield from (Text(line, style="bold yellow") for line in costing(experiment))
-    yield from (Text(line, style=STYLES[State.FAILED]) for line in reasons)
+    yield from (Text(printable(line), style=STYLES[State.FAILED]) for line in reasons)
     yield Text("")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.job_folders import faults_of, the_job
+from runner.printable import log_to, printable
 from runner.track.rebuild import rebuild
 
 
@@ -21,12 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if faults := faults_of(options.folders, the_job):
         print(*faults, sep="\n", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to(sys.stderr, logging.INFO)
     for folder in options.folders:
         try:
             rebuild(folder, mode=options.mode)
         except (OSError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(printable(f"error: {error}"), file=sys.stderr)
             return 1
     return 0
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from runner.errors import CheckpointError
 from runner.job import Job
+from runner.paths import share
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def save_checkpoint(
         for file in temporary.iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())
-        temporary.chmod(0o755)
+        share(temporary)
         if target.exists():  # one that could not be read
             shutil.rmtree(target)
         temporary.replace(target)

@@ -52,3 +52,8 @@ def test_a_prompt_of_several_lines_or_with_bars_stays_in_its_cell() -> None:
         "| a red house on a \\| hill |",
         "",
     ]
+
+
+def test_a_prompt_is_shown_as_it_is_written_and_no_markup() -> None:
+    first, _, _, _ = sample_table([("a <cat> ](x) <img src=x onerror=y> &lt; **b** \x1b[2J", "sample-00.png")])
+    assert first == (r"| ![a \<cat\> \](x) \<img src=x onerror=y\> \&lt; \*\*b\*\* \\x1b\[2J](sample-00.png) |")

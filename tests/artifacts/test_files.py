@@ -166,6 +166,12 @@ def test_the_header_says_rank_alpha_and_what_it_is_for(sdxl: Job, sd15: Job) -> 
         assert len(found["sshs_model_hash"]) == 64
 
 
+def test_a_file_that_people_give_away_names_no_folder_of_theirs(sdxl: Job, sdxl_folder: Path) -> None:
+    assert header(kohya_file(sdxl))["ss_sd_model_name"] == sdxl_folder.name
+    for file in sdxl.paths.lora.glob("*.safetensors"):
+        assert str(sdxl_folder) not in str(header(file))
+
+
 def test_the_card_says_what_the_adapter_was_made_from(sdxl: Job) -> None:
     card = (sdxl.paths.lora / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])

@@ -180,6 +180,26 @@ def test_a_secret_in_the_configuration_is_refused(tmp_path: Path) -> None:
     assert "0123456789" not in answer.output
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["logger.project=x-/123456789"],
+        ["-m", "logger.project=x-/123456789"],
+        ["-m", "seed=0,1", "++validation.prompts=[a /123456789],[b]"],
+        ["-m", "hydra/sweeper=optuna", "loss=choice('/123456789', mse)"],
+    ],
+    ids=["of one job", "of a sweep", "that is swept", "that is searched"],
+)
+def test_a_secret_is_in_no_file_that_a_command_leaves(given: list[str], tmp_path: Path) -> None:
+    answer = runner(*given, cwd=tmp_path, extra={"SOME_API_KEY": "/123456789"})
+
+    assert answer.code == 2
+    assert "holds the value of the environment variable SOME_API_KEY" in answer.output
+    assert "/123456789" not in answer.output
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert not [file for file in written if "/123456789" in file.read_text(errors="replace")]
+
+
 def test_an_optimizer_whose_package_is_missing_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("prodigyopt")  # the other optional one is there: only the missing one is refused
     answer = runner("optimizer=adamw8bit", "launcher.dry_run=true", cwd=tmp_path)

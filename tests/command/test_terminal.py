@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import logging.config
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from runner import __main__ as front
-from tests.command_line import environment
+from tests.command_line import ROOT, environment
 
 
 @pytest.mark.parametrize("arguments", [["seed=0"], ["-m", "seed=0,1"]], ids=["one job", "a sweep"])
@@ -38,3 +41,15 @@ def test_ctrl_c_before_anything_runs_is_no_page_of_python(
         front.main()
     assert end.value.code == 130
     assert capsys.readouterr().err == "interrupted: run the same command again to go on\n"
+
+
+def test_control_codes_of_what_others_wrote_are_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        front._end("bad\x1b]0;title\x07\x9b31m.jpg: cannot be decoded\n\tnor \u00e9 changed", code=2)
+    assert capsys.readouterr().err == "bad\\x1b]0;title\\x07\\x9b31m.jpg: cannot be decoded\n\tnor \u00e9 changed\n"
+    record = logging.makeLogRecord({"msg": "%s is cut", "args": ("a \x1b[2Jhouse\r",)})
+    for name in ("hydra_logging", "job_logging"):
+        chosen = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())["hydra"][name]["formatters"]["simple"]
+        assert logging.config.DictConfigurator({}).configure_formatter(chosen).format(record) == (
+            "a \\x1b[2Jhouse\\x0d is cut"
+        )

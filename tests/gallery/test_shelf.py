@@ -22,7 +22,7 @@ from runner.errors import SettingsError
 from runner.gallery.__main__ import main as gallery_main
 from runner.gallery.app import make_app
 from runner.gallery.easel import WEIGHT, Easel
-from runner.gallery.shelf import Shelf
+from runner.gallery.shelf import NotThere, Shelf
 from runner.serve.__main__ import main as serve_main
 from tests.train.bench import Bench
 
@@ -205,3 +205,11 @@ def test_of_very_many_jobs_it_is_said_how_many_are_side_by_side(tmp_path: Path) 
         said = "Of 30 jobs the first 24; choose others below to compare them."
         assert said in page.get("/experiment/x").text
         assert said not in page.get("/compare?job=x/job1&job=x/job2").text
+
+
+def test_links_in_a_circle_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "round.png").symlink_to("round.png")
+    shelf = Shelf(tmp_path)
+    for path in ("round.png", "round.png/x"):
+        with pytest.raises(NotThere):
+            shelf.inside(path)

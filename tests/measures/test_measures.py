@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -233,8 +234,26 @@ def test_networks_that_cannot_be_used_are_named_with_their_key(tmp_path: Path) -
         Scripted("features.inception", str(text), CPU)
     with pytest.raises(SettingsError, match=r"features.clip = .*: is a Dinov2Model, which knows no texts"):
         Clip("features.clip", str(save_dino(tmp_path / "dino")), CPU)
+    pickled = save_dino(tmp_path / "pickled")
+    next(pickled.glob("*.safetensors")).unlink()
+    torch.save({"weights": print}, pickled / "pytorch_model.bin")
+    with pytest.raises(SettingsError, match=r"features.dino = .*pickled': has a pickled file that holds more than"):
+        Vision("features.dino", str(pickled), CPU)
     with pytest.raises(SettingsError, match=r"features.dino = 'nobody/nothing': cannot be loaded"):
         Vision("features.dino", "nobody/nothing", CPU)
+
+
+def test_code_that_a_network_brings_is_not_run_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_dino(tmp_path / "dino")
+    own = {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Config", "AutoModel": "theirs.Model"}}
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | own))
+    (folder / "theirs.py").write_text(f"open({str(tmp_path / 'harm')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    with pytest.raises(SettingsError, match=r"features.dino = .*: cannot be loaded \(The repository .* custom code"):
+        Vision("features.dino", str(folder), CPU)
+    assert not (tmp_path / "harm").exists()
 
 
 def test_a_scripted_network_is_asked_for_features_only_if_it_can_be(tmp_path: Path) -> None:

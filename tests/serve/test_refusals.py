@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from runner.container import serving as container
 from runner.errors import SettingsError
 from runner.schema.serving import Invocation
 from runner.schema.serving import told as asked_as_told
+from runner.serve import __main__ as serving_command
 from runner.serve.app import MOST_BYTES, make_app
 from runner.serve.service import Service, find_served, read_serving
 
@@ -109,3 +111,23 @@ def test_folders_that_editors_leave_are_no_adapters(tmp_path: Path) -> None:
         (tmp_path / "adapters" / name).mkdir(parents=True)
     (tmp_path / "adapters" / "house" / "pytorch_lora_weights.safetensors").touch()
     assert list(find_served(tmp_path)) == ["house"]
+
+
+def test_pages_from_elsewhere_do_not_draw(flux: TestClient) -> None:
+    for site, code in (("cross-site", 403), ("same-site", 403), ("same-origin", 400), ("none", 400)):
+        assert flux.post("/invocations", content="{}", headers={"Sec-Fetch-Site": site}).status_code == code
+
+
+def test_only_a_container_listens_to_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def taken(host: str, port: int) -> str:
+        asked.append(host)
+        return "taken"
+
+    monkeypatch.setattr(serving_command, "why_not", taken)
+    monkeypatch.setattr(container, "leave_root", lambda tree: None)
+    assert serving_command.main([]) == 1
+    assert container.serve([]) == 1
+    assert container.serve(["--host", "::1"]) == 1
+    assert asked == ["127.0.0.1", "0.0.0.0", "::1"]

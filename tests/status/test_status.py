@@ -111,6 +111,13 @@ def test_brackets_in_values_and_names_are_shown_as_they_are(capsys: pytest.Captu
     assert ".*to_[qkv]" in shown and ".*to_q([/]|x)?" in shown and "of [red] things" in shown
 
 
+def test_control_codes_in_values_and_errors_are_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
+    job = make(state=State.FAILED, error="a\x1b]0;title\x07.png is damaged")
+    main([str(job.folder.parent), "--once"])
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "a\\x1b]0;title\\x07.png is damaged" in said
+
+
 def test_a_job_of_another_task_is_not_told_by_settings_that_it_does_not_have() -> None:
     trained = [make(seed, State.COMPLETED) for seed in (1, 2)]
     drawn = outputs_dir() / "sweep" / "drawn"

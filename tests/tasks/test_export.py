@@ -185,7 +185,10 @@ def test_what_goes_to_the_hub_arrives_there(
         "hub": {"push": True, "repo_id": "studio/circle", "private": True, "base_model": "someone/sdxl"},
     }
     job = tmp_path / "job"
+    (left := job / "export" / ".README.md.x1y2").parent.mkdir(parents=True)
+    left.write_text("of a process that was killed")
     found = do("export", job, sdxl_folder, **given)
+    left.unlink()
     repository = hub.repositories["studio/circle"]
     assert repository.private and len(repository.commits) == 1
     assert found["hub"]["repo_id"] == "studio/circle" and found["hub"]["url"].startswith(hub.address)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +270,11 @@ def test_a_merged_base_is_trained_further_from_the_folder_and_from_the_archive(
 ) -> None:
     job = tmp_path / "job-sdxl"
     do("merge", job, sdxl_folder, adapter=two, archive=True)
+    with tarfile.open(job / "model.tar.gz") as archive:
+        assert {(entry.uid, entry.gid, entry.uname, entry.gname) for entry in archive} == {(0, 0, "", "")}
     unpacked = lay_out(job / "model.tar.gz", tmp_path / "unpacked")
+    told = "".join(file.read_text() for file in unpacked.glob("*/config.json"))
+    assert "DownBlock2D" in told and str(sdxl_folder) not in told, "no folder of this machine"
     assert {file.name for file in unpacked.iterdir()} == {file.name for file in (job / "model").iterdir()}
     losses = []
     for path in (job / "model", job / "model.tar.gz"):

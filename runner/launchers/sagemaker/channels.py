@@ -98,12 +98,13 @@ def cache_indexes(jobs: Sequence[Job], places: Places) -> list[Location]:
 
 
 def code_files() -> Iterator[tuple[str, Path]]:
-    """(name in the archive, file) of everything in the package, and of its configuration."""
+    """(name in the archive, file) of everything in the package, and of its configuration, but hidden files."""
     roots = {"runner": PACKAGE} | ({} if HOME == PACKAGE else {"conf": HOME / "conf"})
     for top, root in roots.items():
         for file in sorted(root.rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts:
-                yield f"{top}/{file.relative_to(root).as_posix()}", file
+            below = file.relative_to(root)
+            if file.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in below.parts):
+                yield f"{top}/{below.as_posix()}", file
 
 
 def code_digest() -> str:

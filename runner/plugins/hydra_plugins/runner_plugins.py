@@ -55,8 +55,9 @@ class RunnerLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what composes a job, and compose each only once."""
-        from runner.command.compose import Composer
+        from runner.command.compose import Composer, refuse_secrets
 
+        refuse_secrets(config)
         self.config, self.loader = config, hydra_context.config_loader
         # Hydra checks a batch by composing each job: its check and our launch share the result.
         self.loader.load_sweep_config = Composer(self.loader).load_sweep_config  # type: ignore[method-assign]
@@ -76,6 +77,9 @@ class _SearchSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what composes jobs."""
+        from runner.command.compose import refuse_secrets
+
+        refuse_secrets(config)
         self.config, self.loader = config, hydra_context.config_loader
 
     def sweep(self, arguments: list[str]) -> None:

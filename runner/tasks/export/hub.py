@@ -85,20 +85,25 @@ def _no_write(account: dict[str, Any]) -> str | None:
 def push(folder: Path, settings: HubSettings, *, message: str) -> Pushed:
     """Put a folder into the repository, which is made if need be, and look whether all of it is there.
 
+    Hidden files stay here: those that a killed process has left half written are among them.
+
     Raises:
         RunnerError: the Hub refuses it, cannot be reached, or has other files than were sent.
     """
     api, repo_id = _api(), str(settings.repo_id)
     try:
         url = api.create_repo(repo_id, private=settings.private, exist_ok=True)
-        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message=message, ignore_patterns=[".*", "*/.*"]
+        )
         stored = {each.rfilename: each.size for each in api.model_info(repo_id, files_metadata=True).siblings or ()}
     except Exception as error:
         # Whichever library and layer it comes from; the reason is for people.
         raise RunnerError(f"hub.repo_id = {repo_id!r}: {_reason(error)}") from error
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
-        if file.is_file() and stored.get(name) != file.stat().st_size:
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if file.is_file() and not hidden and stored.get(name) != file.stat().st_size:
             raise RunnerError(f"hub.repo_id = {repo_id!r}: the Hub does not have {name} as it was sent; run it again")
     return Pushed(repo_id, str(url), commit.oid)
 

@@ -161,7 +161,14 @@ def _archive(paths: JobPaths) -> None:
         # Weights are hardly smaller for any effort.
         tarfile.open(temporary, "w:gz", compresslevel=1) as archive,
     ):
-        archive.add(paths.model, arcname=".")
+        archive.add(paths.model, arcname=".", filter=_nobodys)
+
+
+def _nobodys(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Without whose it is here: an archive is given away, and user names are nobody else's business."""
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
 
 
 def _put_together(

@@ -1,0 +1,30 @@
+"""Text that others wrote, as a terminal may have it: names of files, captions and errors may hold its control codes."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TextIO
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""All but tab and line feed. With them a file from elsewhere could retitle, recolour or rewrite what a person reads."""
+
+
+def printable(text: str) -> str:
+    r"""The text with control codes spelled out, such as `\x1b` for escape."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+class Printable(logging.Formatter):
+    """Lines of a log without control codes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and below it the trace, if there is one."""
+        return printable(super().format(record))
+
+
+def log_to(stream: TextIO, level: int) -> None:
+    """Have the messages of the log as lines on a stream, unless the log goes somewhere already."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(Printable("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])

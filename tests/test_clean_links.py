@@ -1,0 +1,20 @@
+"""Cleaning stays in the folders that were named: what a link among them leads to is not touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runner.job import State
+from tests.test_clean import clean, files, job
+
+
+def test_what_a_link_to_a_job_leads_to_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for seed, state in enumerate((State.COMPLETED, State.FAILED, State.PENDING)):
+        made = job(tmp_path, state, seed)
+        made.folder.symlink_to(made.folder.rename(tmp_path / f"kept-{seed}"))
+    before = {each: files(tmp_path / each) for each in ("kept-0", "kept-1", "kept-2")}
+    assert clean(tmp_path, "--yes", "--only", "checkpoints,samples,jobs,unfinished") == 0
+    assert {each: files(tmp_path / each) for each in before} == before
+    assert caplog.text.count("is a link; name the folder that it leads to") == 3

@@ -1,0 +1,29 @@
+"""Files and folders appear whole, with the rights that the user's umask gives to new ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from runner import paths
+
+
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o077, 0o600, 0o700), (0o002, 0o664, 0o775)])
+def test_new_files_have_the_rights_that_the_umask_gives(
+    umask: int, file_mode: int, folder_mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "UMASK", umask)
+    paths.write_text(tmp_path / "config.yaml", "{}")
+    paths.share(tmp_path)
+    assert (tmp_path / "config.yaml").stat().st_mode & 0o777 == file_mode
+    assert tmp_path.stat().st_mode & 0o777 == folder_mode
+
+
+def test_the_umask_is_the_users(tmp_path: Path) -> None:
+    (plain := tmp_path / "plain").touch()
+    paths.write_text(tmp_path / "ours", "")
+    assert (tmp_path / "ours").stat().st_mode == plain.stat().st_mode
+    os.umask(before := os.umask(0o022))
+    assert before == paths.UMASK
