@@ -13,6 +13,7 @@ from runner.data import read_dataset
 from runner.encodings import Need, cache_work
 from runner.families import find_family
 from runner.job import read_manifest
+from runner.train.inputs import materials
 from tests.train.bench import SIZES, Bench, difference, weights, write_images
 
 OPTIONS: dict[str, Any] = {
@@ -120,3 +121,26 @@ def test_a_job_with_caption_options_gives_the_same_in_a_pack(bench: Bench, sdxl_
         alone = bench.job(sdxl_folder, images=images, **each)
         assert bench.train(alone)
         assert difference(weights(job), weights(alone)) < 1e-5
+
+
+def test_a_manifest_stays_small_however_many_images_there_are(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(materials, "MANIFEST_ROWS", 3)
+    images = write_images(tmp_path / "many")
+    for index in range(6):
+        (images / f"again-{index}.png").write_bytes((images / "0.png").read_bytes())
+        (images / f"again-{index}.txt").write_text(f"a red circle {index} " * 50)
+    job = bench.job(sdxl_folder, images=images, steps=1)
+    assert bench.train(job)
+    about = read_manifest(job.folder)["dataset"]
+    every = json.loads(job.paths.images.read_text())
+    files = {row["file"] for row in every["table"]["rows"]}
+    assert {f"again-{index}.png" for index in range(1, 6)} <= files, "those that are copies of another"
+    assert len(every["cut_captions"]) == 6
+    assert (len(about["cut_captions"]), about["more_cut_captions"]) == (3, 3)
+    assert (len(about["table"]["rows"]), about["table"]["more_rows"]) == (3, len(files) - 3)
+    assert about["table"]["counts"]["used"] == 13
+    few = bench.job(sdxl_folder, images=write_images(tmp_path / "few"), steps=1)
+    assert bench.train(few)
+    assert not few.paths.images.exists()

@@ -12,6 +12,7 @@ from runner.adapter_file import AdapterFile
 from runner.data import Dataset, Item, read_dataset, split
 from runner.data.captions import as_measured, captions_of, shown
 from runner.data.classes import Prior, prior_of
+from runner.data.report import MANIFEST_ROWS
 from runner.data.views import View, buckets_of, class_views_of, held_out_crop, repeated, views_of
 from runner.earlier import find_earlier
 from runner.encodings import prompts_of
@@ -60,16 +61,25 @@ class Materials:
     """... and how much of it is still there, if it can be measured."""
 
     def about(self) -> dict[str, Any]:
-        """What the manifest says of the data."""
+        """What the manifest says of the data: of many files and captions the first, and how many more there are."""
+        more = len(self.cut_captions) - MANIFEST_ROWS
         return {
             "fingerprint": self.dataset.fingerprint,
             "images": len(self.training),
             "held_out": len(self.held_out),
             "loss_measured_on": "held-out images" if self.held_out else "training images",
             "class_images": self.class_images,
-            "cut_captions": list(self.cut_captions),
-            "table": self.dataset.report.as_dict(),
+            "cut_captions": list(self.cut_captions[:MANIFEST_ROWS]),
+            **({"more_cut_captions": more} if more > 0 else {}),
+            "table": self.dataset.report.as_dict(limit=MANIFEST_ROWS),
         } | ({"buckets": list(self.buckets)} if self.buckets else {})
+
+    def all_images(self) -> dict[str, Any] | None:
+        """What the manifest has no room for; None where it holds everything."""
+        about = self.about()
+        if "more_cut_captions" not in about and "more_rows" not in about["table"]:
+            return None
+        return {"cut_captions": list(self.cut_captions), "table": self.dataset.report.as_dict()}
 
 
 def prepare(job: Job, base: Base) -> Materials:
