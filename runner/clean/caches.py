@@ -19,7 +19,7 @@ from runner.data.classes import prior_of
 from runner.data.dataset import would_fetch
 from runner.data.sources.s3 import source_of as data_source_of
 from runner.data.sources.streamed import streamed_folder
-from runner.encodings import Need, caption_cache, class_images_folder, keys_of, posterior_cache
+from runner.encodings import KeyFinder, Need, caption_cache, class_images_folder, posterior_cache
 from runner.errors import RunnerError
 from runner.families.files import model_folder
 from runner.families.stored import local_copy, place_of
@@ -57,11 +57,12 @@ def _encodings(trainings: Sequence[Job]) -> Iterator[Thing]:
         return
     used: set[str] = set()
     known: dict[DatasetSettings, Dataset] = {}
+    finder = KeyFinder()
     # What is drawn of a class is encoded as well, under names that only the drawn images have.
     drawn = any(job.classes for job in trainings)
     for job in trainings:
         try:
-            keys = keys_of(_need(job, known))
+            keys = finder.keys_of(_need(job, known))
         except (RunnerError, OSError, ValueError) as error:
             keys = None
             log.info("%s: its data cannot be read (%s)", job.folder, str(error).splitlines()[0])
