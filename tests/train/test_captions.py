@@ -101,7 +101,7 @@ def test_a_long_caption_is_shown_by_its_beginning(
     assert line.endswith(
         "the first: 'a red circle a red circle a red circle a red circle a red circle a red circle...'"
     )
-    assert [len(caption) for caption in materials.cut_captions] == [6499], "the record has all of it"
+    assert [len(caption) for caption in materials.cut.captions] == [6499], "the record has all of it"
 
 
 def test_trained_text_encoders_know_all_captions(bench: Bench, sdxl_folder: Path, images: Path) -> None:
@@ -144,3 +144,20 @@ def test_a_manifest_stays_small_however_many_images_there_are(
     few = bench.job(sdxl_folder, images=write_images(tmp_path / "few"), steps=1)
     assert bench.train(few)
     assert not few.paths.images.exists()
+
+
+def test_the_jobs_of_a_pack_share_one_look_at_their_data(
+    bench: Bench, sdxl_folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [bench.job(sdxl_folder, images=images, dataset=OPTIONS, seed=seed) for seed in range(3)]
+    other = bench.job(sdxl_folder, images=images, dataset=OPTIONS | {"caption_prefix": None})
+    base = bench.base(jobs[0])
+    reads, tokenized = [], []
+    too_long = base.tokenizers.too_long
+    monkeypatch.setattr(materials, "read_dataset", lambda *a, **k: reads.append(a) or read_dataset(*a, **k))
+    monkeypatch.setattr(base.tokenizers, "too_long", lambda captions: tokenized.append(captions) or too_long(captions))
+    of_jobs = [bench.materials(job, base) for job in jobs]
+    assert (len(reads), len(tokenized)) == (1, 1)
+    assert of_jobs[0].dataset == of_jobs[2].dataset == read_dataset(jobs[0].experiment.dataset, resolution=64)
+    assert bench.materials(other, base).captions != of_jobs[0].captions
+    assert (len(reads), len(tokenized)) == (2, 2)
