@@ -25,6 +25,7 @@ from runner.encodings import caption_cache, caption_key, encoder_hashes, posteri
 from runner.errors import DatasetError
 from runner.families.family import Family, Text, TextStack
 from runner.families.files import folder_hash
+from runner.machine import host_memory_gb
 from runner.schema.shapes import Shape
 from runner.train.inputs.stored import OnDisk, Stored
 from runner.train.place import Place
@@ -34,6 +35,10 @@ log = logging.getLogger(__name__)
 PIXELS_PER_BATCH = 1024 * 1024
 CAPTIONS_PER_BATCH = 32
 """On a GPU. On a CPU it is one, which takes as long: so an encoding does not depend on what it is encoded beside."""
+
+MEMORY_SHARE = 0.25
+"""Of the host's memory that encoded images may take, and captions as much; these are there twice while they are put in
+order."""
 
 
 def encode_views(
@@ -48,7 +53,7 @@ def encode_views(
     """The VAE's posterior of every view: (mean, standard deviation), each `[C, h, w]`, fp32 on the CPU.
 
     Args:
-        on_disk: read each when it is asked for, instead of keeping all in memory.
+        on_disk: read each when it is asked for, instead of keeping all in memory where they fit.
         vae_folder: the VAE's files; their content is part of the cache key.
         load_vae: called only if something is missing.
         variant: which of the files in the folder are read, where there are several.
@@ -72,8 +77,8 @@ def encode_views(
                 _refuse_non_finite(mean, std, what=f"the VAE's encoding of {wanted[key].item.file}")
                 cache.put(key, {"mean": mean, "std": std})
 
-    entries = complete(cache, list(wanted), encode, place=place, what="images", on_disk=on_disk)
-    if on_disk:
+    entries = complete(cache, list(wanted), encode, place=place, what="images", on_disk=on_disk or None)
+    if isinstance(entries, OnDisk):
         names = {view.key: key for key, view in wanted.items()}  # copies have the same
         return Stored(names, entries, lambda entry: (entry["mean"], entry["std"]))
     return {wanted[key].key: (entry["mean"], entry["std"]) for key, entry in entries.items()}
@@ -100,8 +105,8 @@ def encode_captions(
         for key, (_, entry) in zip(keys, encoded, strict=True):
             cache.put(key, entry)
 
-    entries = complete(cache, list(wanted), encode, place=place, what="captions", on_disk=on_disk)
-    if on_disk:
+    entries = complete(cache, list(wanted), encode, place=place, what="captions", on_disk=on_disk or None)
+    if isinstance(entries, OnDisk):
         return Stored({caption: key for key, caption in wanted.items()}, entries, lambda entry: entry)
     return {wanted[key]: entry for key, entry in entries.items()}
 
@@ -134,12 +139,12 @@ def complete(
     *,
     place: Place,
     what: str,
-    on_disk: bool = False,
+    on_disk: bool | None = False,
 ) -> Mapping[str, dict[str, Tensor]]:
     """Every entry of a cache; missing ones are encoded first, each by one of the processes that share the cache.
 
     Args:
-        on_disk: entries are read when they are asked for; else they are in memory.
+        on_disk: entries are read when they are asked for; else they are in memory. None: as the memory holds them.
     """
     beside = place.beside(cache.folder)
     missing = [key for key in keys if not cache.has(key)]
@@ -148,6 +153,8 @@ def complete(
     if place.is_main:
         log.info("%d %s: %d in the cache, %d to encode", len(keys), what, len(keys) - len(missing), len(missing))
     place.together(lambda: encode(mine) if mine else None, what=f"encode its {what}")
+    if on_disk is None:
+        on_disk = not _fit(cache, keys, len(beside), what=what, says=place.is_main)
     if on_disk:
         return OnDisk(cache, keys, encode)
     entries = {key: cache.get(key) for key in keys}
@@ -156,6 +163,19 @@ def complete(
         encode(damaged)
         entries |= {key: cache.get(key) for key in damaged}
     return {key: entry for key, entry in entries.items() if entry is not None}
+
+
+def _fit(cache: TensorCache, keys: Sequence[str], processes: int, *, what: str, says: bool) -> bool:
+    """Whether the host's memory has room for all of these entries in each of so many processes."""
+    memory_gb, size_gb = host_memory_gb(), cache.size_bytes(keys) / 1e9
+    if memory_gb is None or size_gb * processes <= MEMORY_SHARE * memory_gb:
+        return True
+    if says:
+        log.info(
+            "%d %s take %.1f GB, too much for %.1f GB of memory: they are read from the cache at every step",
+            *(len(keys), what, size_gb, memory_gb),
+        )
+    return False
 
 
 def _alike(keys: Sequence[str], wanted: Mapping[str, View]) -> Iterator[dict[str, Tensor]]:

@@ -28,7 +28,7 @@ from runner.train.inputs.pairing import Pairing
 from runner.train.inputs.prior import OfBase, OfImages, Stream, WithPrior
 from runner.train.inputs.samples import EMPTY, Posteriors, PosteriorsInMemory, Samples
 from runner.train.inputs.schedule import Schedule
-from runner.train.inputs.stored import Joined
+from runner.train.inputs.stored import Joined, Stored
 from runner.train.inputs.text import Conditioner, EncodedText, LiveText, StoredText
 from runner.train.inputs.tokens import TokenText, spoken
 from runner.train.start import Kept, earlier_items
@@ -283,7 +283,7 @@ def _posteriors(
             )
             for views in parts
         ]
-        if on_disk:
+        if any(isinstance(part, Stored) for part in each):
             found = each[0] if len(each) == 1 else Joined(each)
         else:
             found = PosteriorsInMemory(pair for part in each for pair in part.items())
@@ -313,7 +313,7 @@ def _encoded_text(captions: tuple[str, ...], base: Base, *, on_disk: bool = Fals
             variant=base.settings.variant,
             on_disk=on_disk,
         )
-        kind = StoredText if on_disk else EncodedText
+        kind = StoredText if isinstance(encoded, Stored) else EncodedText
         found = kind(encoded, zeros_for_empty=base.zeros_for_empty, device=base.place.device)
         base.shared["captions", on_disk, captions] = found
     return found
