@@ -247,3 +247,21 @@ def test_encodings_that_the_memory_does_not_hold_are_read_from_the_cache(
         assert one.latents.equal(other.latents)
         texts = [each.conditioner.text([*one.captions, None]) for each in (in_memory, stored)]
     assert all(texts[0][name].equal(tensor) for name, tensor in texts[1].items())
+
+
+def test_an_encoding_that_takes_long_says_how_far_it_is(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = write_images(tmp_path, seed=77)
+    for index in range(2):
+        (images / f"{index}.txt").write_text(f"nobody has said so before, {index}")
+    job = bench.job(sdxl_folder, images=images)
+    monkeypatch.setattr(encoding, "PIXELS_PER_BATCH", 64 * 64)  # one after the other
+    with caplog.at_level("INFO"):
+        monkeypatch.setattr(encoding, "SAY_EVERY_S", 0.0)
+        bench.materials(job, bench.base(job))
+        said = [record.getMessage() for record in caplog.records if "are encoded" in record.getMessage()]
+        assert said == ["1 of 2 captions are encoded", *(f"{done} of 7 images are encoded" for done in range(1, 7))]
+        caplog.clear()
+        bench.materials(job, bench.base(job))
+    assert "are encoded" not in caplog.text, "all is in the cache"

@@ -8,6 +8,7 @@ Encodes in fp32 whatever the training precision is, so that all precisions share
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -36,6 +37,7 @@ PIXELS_PER_BATCH = 1024 * 1024
 CAPTIONS_PER_BATCH = 32
 """On a GPU. On a CPU it is one, which takes as long: so an encoding does not depend on what it is encoded beside."""
 
+SAY_EVERY_S = 30.0
 MEMORY_SHARE = 0.25
 """Of the host's memory that encoded images may take, and captions as much; these are there twice while they are put in
 order."""
@@ -68,7 +70,7 @@ def encode_views(
     cache = posterior_cache()
 
     def encode(keys: Sequence[str]) -> None:
-        vae = load_vae()
+        vae, said = load_vae(), _Said(len(keys), "images", place)
         for part in _alike(keys, wanted):
             pixels_B3HW = torch.stack(list(part.values())).to(place.device)
             with torch.no_grad():
@@ -76,6 +78,7 @@ def encode_views(
             for key, mean, std in zip(part, posterior.mean.cpu(), posterior.std.cpu(), strict=True):
                 _refuse_non_finite(mean, std, what=f"the VAE's encoding of {wanted[key].item.file}")
                 cache.put(key, {"mean": mean, "std": std})
+            said.more(len(part))
 
     entries = complete(cache, list(wanted), encode, place=place, what="images", on_disk=on_disk or None)
     if isinstance(entries, OnDisk):
@@ -101,9 +104,11 @@ def encode_captions(
     cache = caption_cache()
 
     def encode(keys: Sequence[str]) -> None:
+        said = _Said(len(keys), "captions", place)
         encoded = encode_at_once([wanted[key] for key in keys], family, load_text, place)
         for key, (_, entry) in zip(keys, encoded, strict=True):
             cache.put(key, entry)
+            said.more(1)
 
     entries = complete(cache, list(wanted), encode, place=place, what="captions", on_disk=on_disk or None)
     if isinstance(entries, OnDisk):
@@ -163,6 +168,21 @@ def complete(
         encode(damaged)
         entries |= {key: cache.get(key) for key in damaged}
     return {key: entry for key, entry in entries.items() if entry is not None}
+
+
+class _Said:
+    """How far an encoding is, on the log now and then: of a large data set it takes an hour."""
+
+    def __init__(self, count: int, what: str, place: Place) -> None:
+        self._count, self._what, self._is_main = count, what, place.is_main
+        self._done, self._last_s = 0, time.monotonic()
+
+    def more(self, count: int) -> None:
+        """So many more are encoded, by this process."""
+        self._done += count
+        if self._is_main and self._done < self._count and time.monotonic() - self._last_s >= SAY_EVERY_S:
+            self._last_s = time.monotonic()
+            log.info("%d of %d %s are encoded", self._done, self._count, self._what)
 
 
 def _fit(cache: TensorCache, keys: Sequence[str], processes: int, *, what: str, says: bool) -> bool:
