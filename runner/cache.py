@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,14 @@ class TensorCache:
     def has(self, key: str) -> bool:
         """Whether the entry is there."""
         return self._file(key).is_file()
+
+    def size_bytes(self, keys: Iterable[str]) -> int:
+        """What those of the entries that are there take."""
+        size = 0
+        for key in keys:
+            with suppress(FileNotFoundError):
+                size += self._file(key).stat().st_size
+        return size
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The entry's tensors on the CPU, or None if it is absent or cannot be read (then it is removed)."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 from runner.cache import TensorCache, entry_key
@@ -137,21 +137,35 @@ class Keys:
     to_draw: set[Path]
 
 
-def keys_of(need: Need, hashes: dict[ModelSettings, tuple[str, list[str]]] | None = None) -> Keys | None:
-    """What a job uses; None where its model's files are not on this machine yet.
+class KeyFinder:
+    """Finds what jobs use; those that differ in nothing that an encoding depends on, such as seeds, share one look."""
 
-    Args:
-        hashes: remembers those of models from one call to the next.
-    """
+    def __init__(self) -> None:
+        self._hashes: dict[ModelSettings, tuple[str, list[str]]] = {}
+        self._found: dict[tuple[Hashable, ...], Keys] = {}
+
+    def keys_of(self, need: Need) -> Keys | None:
+        """What a job uses; None where its model's files are not on this machine yet."""
+        experiment, identity = need.job.experiment, need.job.identity
+        model = experiment.model
+        if model not in self._hashes:
+            folder = model_folder(model)
+            vae = local_folder(model.vae) if model.vae else None
+            if folder is None or (model.vae and vae is None):
+                return None
+            self._hashes[model] = folder_hash(vae_folder(folder, vae)), encoder_hashes(folder)
+        contents = json.dumps([identity["model"], identity["dataset"], identity.get("prior")])
+        of_data = experiment.dataset, experiment.resolution, experiment.validation, experiment.live_text
+        of_drawing = (experiment.method, experiment.precision, experiment.scheduler) if need.prior else None
+        same = contents, model, of_data, of_drawing
+        if same not in self._found:
+            self._found[same] = _keys_of(need, *self._hashes[model])
+        return self._found[same]
+
+
+def _keys_of(need: Need, vae_hash: str, encoders: Sequence[str]) -> Keys:
     experiment, items, prior = need.job.experiment, need.items, need.prior
-    model, hashes = experiment.model, {} if hashes is None else hashes
-    if model not in hashes:
-        folder = model_folder(model)
-        vae = local_folder(model.vae) if model.vae else None
-        if folder is None or (model.vae and vae is None):
-            return None
-        hashes[model] = folder_hash(vae_folder(folder, vae)), encoder_hashes(folder)
-    vae_hash, encoders = hashes[model]
+    model = experiment.model
     views, to_draw = views_of(items, experiment), set[Path]()
     if prior is not None:
         for each in prior.classes:
@@ -180,9 +194,9 @@ def cache_work(needs: Sequence[Need]) -> CacheWork | None:
     posteriors: set[str] = set()
     captions: set[str] = set()
     to_draw: set[Path] = set()
-    hashes: dict[ModelSettings, tuple[str, list[str]]] = {}
-    for need in needs:
-        keys = keys_of(need, hashes)
+    finder = KeyFinder()
+    found = [finder.keys_of(need) for need in needs]
+    for keys in {id(keys): keys for keys in found}.values():
         if keys is None:
             return None
         posteriors |= keys.posteriors

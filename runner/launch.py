@@ -332,19 +332,32 @@ def _show(plan: Plan, checker: Checker, preview: Sequence[str] = (), *, as_json:
         return
     for line in plan_lines(plan, work):
         log.info("%s", line)
-    shown: set[object] = set()
-    for job in trainings:
-        dataset = checker.dataset_of(job)
-        buckets = tuple(bucket_lines(buckets_of(dataset.items, job.experiment)))
-        prior = checker.prior_of(job)
-        classes = tuple(prior.lines()) if prior else ()
-        of_files = (dataset.fingerprint, job.experiment.resolution, job.experiment.dataset.buckets)
-        held_out = tuple(held_out_lines(dataset.items, job.experiment))
-        said = ((of_files, dataset.report.lines()), (held_out, held_out), (buckets, buckets), (classes, classes))
-        for key, lines in said:
-            if key not in shown:
-                shown.add(key)
-                for line in lines:
-                    log.info("%s", line)
+    for line in _data_lines(trainings, checker):
+        log.info("%s", line)
     for line in preview:
         log.info("%s", line)
+
+
+def _data_lines(trainings: Sequence[Job], checker: Checker) -> Iterator[str]:
+    """What of each data set is used, and how: of jobs that use the same in the same way once."""
+    shown: set[object] = set()
+
+    def is_new(*what: object) -> bool:
+        known = what in shown
+        shown.add(what)
+        return not known
+
+    for job in trainings:
+        dataset, settings, prior = checker.dataset_of(job), job.experiment, checker.prior_of(job)
+        if is_new("files", dataset.fingerprint, settings.resolution, settings.dataset.buckets):
+            yield from dataset.report.lines()
+        # To look at a large data set takes a second, for each of a hundred jobs.
+        cut = dataset.fingerprint, settings.dataset, settings.validation.held_out
+        if is_new("held out", *cut):
+            held_out = tuple(held_out_lines(dataset.items, settings))
+            yield from held_out if is_new("held out", held_out) else ()
+        if is_new("buckets", *cut, settings.resolution, settings.batch_size, settings.steps):
+            buckets = tuple(bucket_lines(buckets_of(dataset.items, settings)))
+            yield from buckets if is_new("buckets", buckets) else ()
+        classes = tuple(prior.lines()) if prior else ()
+        yield from classes if is_new("classes", classes) else ()

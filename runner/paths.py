@@ -33,6 +33,8 @@ class JobPaths:
         self.config = self.folder / "config.yaml"
         self.manifest = self.folder / "manifest.json"
         self.metrics = self.folder / "metrics.jsonl"
+        self.images = self.folder / "images.json"
+        """What there is to say of each image, where that is too much for the manifest."""
         self.log = self.folder / "log.txt"
         self.lock = self.folder / ".lock"
         self.lora = self.folder / "lora"

@@ -8,8 +8,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+import yaml
 
-from runner.job import Job, LockedError, State, is_held, lock, make_job, register, state_of, update_manifest
+from runner.job import Job, LockedError, State, is_held, lock, make_job, read_job, register, state_of, update_manifest
 from runner.queue import Claims, FixedQueue, Queue
 from runner.schema import Experiment
 
@@ -35,6 +36,17 @@ def claims(source: Queue) -> Claims:
 
 def ids(taken: list[Job]) -> list[str]:
     return [job.id for job in taken]
+
+
+@pytest.mark.skipif(not yaml.__with_libyaml__, reason="PyYAML was built without libyaml")
+def test_settings_are_not_read_by_the_slow_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (job,) = jobs(tmp_path, 1)
+
+    def refuse(_: object) -> None:
+        raise AssertionError("5 ms more for each of hundreds of jobs")
+
+    monkeypatch.setattr(yaml.scanner.Scanner, "fetch_more_tokens", refuse)
+    assert read_job(job.folder).settings == job.settings
 
 
 def test_jobs_are_taken_in_order_and_held_until_they_are_released(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from runner.data.classes import prior_of
 from runner.data.dataset import would_fetch
 from runner.data.sources.s3 import source_of as data_source_of
 from runner.data.sources.streamed import streamed_folder
-from runner.encodings import Need, caption_cache, class_images_folder, keys_of, posterior_cache
+from runner.encodings import KeyFinder, Keys, Need, caption_cache, class_images_folder, posterior_cache
 from runner.errors import RunnerError
 from runner.families.files import model_folder
 from runner.families.stored import local_copy, place_of
@@ -55,13 +55,14 @@ def _encodings(trainings: Sequence[Job]) -> Iterator[Thing]:
     entries = {name: sorted(folder.glob("*/*.safetensors")) for name, folder in stores.items()}
     if not any(entries.values()):
         return
-    used: set[str] = set()
+    found: list[Keys] = []
     known: dict[DatasetSettings, Dataset] = {}
+    finder = KeyFinder()
     # What is drawn of a class is encoded as well, under names that only the drawn images have.
     drawn = any(job.classes for job in trainings)
     for job in trainings:
         try:
-            keys = keys_of(_need(job, known))
+            keys = finder.keys_of(_need(job, known))
         except (RunnerError, OSError, ValueError) as error:
             keys = None
             log.info("%s: its data cannot be read (%s)", job.folder, str(error).splitlines()[0])
@@ -69,7 +70,10 @@ def _encodings(trainings: Sequence[Job]) -> Iterator[Thing]:
             log.warning("left alone: encodings, as it cannot be said which of them %s uses", job.folder)
             return
         if keys is not None:
-            used |= keys.posteriors | keys.captions
+            found.append(keys)
+    # Jobs that use the same have one and the same set, which is large.
+    each = {id(keys): keys for keys in found}.values()
+    used = set[str]().union(*(keys.posteriors for keys in each), *(keys.captions for keys in each))
     for name, files in entries.items():
         if name == "posteriors" and drawn:
             continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import AbstractContextManager
-from typing import Any
 
 from runner.container.repeating import repeating
 from runner.job import Job
@@ -25,10 +24,8 @@ class ObjectiveLines:
     def __init__(self, job: Job) -> None:
         self.job, self.name = job, job.experiment.objective.name
         # What an earlier container has measured was said then.
-        self._said_step = max((int(line["step"]) for line in self._lines()), default=0)
-
-    def _lines(self) -> list[dict[str, Any]]:
-        return MetricsFile(self.job.paths.metrics).read()
+        lines = MetricsFile(self.job.paths.metrics).read()
+        self._said_step = max((int(line["step"]) for line in lines), default=0)
 
     def following(self) -> AbstractContextManager[None]:
         """Say what is measured while the block runs."""
@@ -36,9 +33,8 @@ class ObjectiveLines:
 
     def say(self) -> None:
         """Say what is new. Before the first step all trials are the same: a tuner must not compare them there."""
-        for line in self._lines():
-            step, value = int(line["step"]), line.get(self.name)
-            if value is not None and math.isfinite(value) and self._said_step < step < self.job.experiment.steps:
+        for step, value in MetricsFile(self.job.paths.metrics).values(self.name):
+            if math.isfinite(value) and self._said_step < step < self.job.experiment.steps:
                 self._said_step = step
-                sys.stdout.write(objective_line(self.name, float(value)) + "\n")
+                sys.stdout.write(objective_line(self.name, value) + "\n")
                 sys.stdout.flush()

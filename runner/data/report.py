@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 Outcome = Literal["used", "dropped", "ignored"]
 SHOWN_ROWS = 20
+MANIFEST_ROWS = 50
+"""As many as the report shows. A manifest is read and written again and again, by whoever looks at its job."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,17 @@ class InventoryReport:
                 counts[kind] = counts.get(kind, 0) + 1
         return counts
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON: the counts, and a row for each file about which there is something to say."""
-        rows = [{"file": row.file, "outcome": row.outcome, "notes": list(row.notes)} for row in self._notable()]
+    def as_dict(self, *, limit: int | None = None) -> dict[str, Any]:
+        """For JSON: the counts, and a row for each file about which there is something to say, in the files' order.
+
+        Args:
+            limit: where there are more rows, those that cost images, and how many others there are.
+        """
+        notable = self._notable()
+        shown = notable if limit is None or len(notable) <= limit else _first(notable)[:limit]
+        rows = [{"file": row.file, "outcome": row.outcome, "notes": list(row.notes)} for row in shown]
         about: dict[str, Any] = {"resolution_px": self.resolution_px, "counts": self.counts, "rows": rows}
+        about |= {"more_rows": len(notable) - len(shown)} if len(shown) < len(notable) else {}
         about |= {"remarks": list(self.remarks)} if self.remarks else {}
         return about | ({"sources": [asdict(share) for share in self.sources]} if self.sources else {})
 
@@ -77,8 +86,7 @@ class InventoryReport:
                 f"  {share.source}  {share.path}: {share.images} x {share.repeats}, "
                 f"{share.samples / max(1, samples):.0%} of the samples"
             )
-        order = {"dropped": 0, "ignored": 2}
-        rows = sorted(self._notable(), key=lambda row: 1 if "warning" in row.kinds else order.get(row.outcome, 3))
+        rows = _first(self._notable())
         width = max((len(row.file) for row in rows[:limit]), default=0)
         for row in rows[:limit]:
             lines.append(f"  {row.outcome:<7}  {row.file:<{width}}  {'; '.join(row.notes)}".rstrip())
@@ -89,3 +97,9 @@ class InventoryReport:
     def _notable(self) -> list[Row]:
         # Almost every photograph is larger than the square: that alone is counted, not listed.
         return [row for row in self.rows if row.outcome != "used" or row.kinds - {"reduced"}]
+
+
+def _first(rows: list[Row]) -> list[Row]:
+    """What costs images comes first."""
+    order = {"dropped": 0, "ignored": 2}
+    return sorted(rows, key=lambda row: 1 if "warning" in row.kinds else order.get(row.outcome, 3))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.job_folders import find_jobs
-from runner.report.record import JobRecord, as_mapping, read_job
+from runner.report.record import JobRecord, as_mapping, read_briefly
 from runner.report.words import plain
 
 # What cannot change a result: names, places, how a batch is split, and the model's own defaults of other settings.
@@ -157,7 +157,7 @@ def differing_keys(experiment_dir: Path) -> list[str]:
         FileNotFoundError: if there is no such folder.
         ValueError: if there is no job in it.
     """
-    jobs = [job for job in map(read_job, find_jobs(experiment_dir)) if job.trains]
+    jobs = [job for job in map(read_briefly, find_jobs(experiment_dir)) if job.trains]
     return [one.key for one in most_varied(told_apart(differing_settings(jobs)[0], first=differing_overrides(jobs)[0]))]
 
 

@@ -88,9 +88,7 @@ class OptunaSearch:
             # What a worker that is about to end says of its crash is not the last word: others take its jobs up again.
             if state in ENDED and not manifest.get("crashed") and manifest != self._before.get(number):
                 del self._jobs[number]
-                metric = self.objective.name
-                lines = MetricsFile(job.paths.metrics).read()
-                curve = {int(line["step"]): float(line[metric]) for line in lines if metric in line}
+                curve = dict(MetricsFile(job.paths.metrics).values(self.objective.name))
                 value = next(reversed(curve.values()), None)
                 self._study.tell(number, state=state.value, curve=curve, value=value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 from collections.abc import Callable, Hashable, Mapping
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from runner.errors import DivergedError
 from runner.job import Job, State, known_manifest, now, update_manifest
+from runner.paths import write_text
 from runner.schema.method import Pivotal
 from runner.track import MetricsFile, Mirror, open_mirror
 from runner.train.adapters.adapter import Adapter
@@ -86,6 +88,8 @@ class JobRun:
     def open_record(self, about: Mapping[str, Any]) -> None:
         """Mark the job as running and open its metrics and mirror; in the main process only."""
         known = known_manifest(self.job.folder)
+        if (images := self.materials.all_images()) is not None:
+            write_text(self.paths.images, json.dumps(images) + "\n")
         update_manifest(
             self.job.folder,
             state=State.RUNNING,

@@ -81,11 +81,8 @@ def _value_at(folder: Path, job: Job, step: int) -> float | None:
     identity = job.identity if folder == job.folder else read_manifest(folder).get("identity", {})
     if any(identity.get(part) != job.identity.get(part) for part in MEASURED_BY):
         return None
-    name, value = job.experiment.objective.name, None
-    for line in MetricsFile(metrics).read():
-        if line["step"] == step and name in line:
-            value = float(line[name])
-    return value
+    measured = MetricsFile(metrics).values(job.experiment.objective.name)
+    return next((value for at, value in reversed(measured) if at == step), None)
 
 
 @lru_cache(maxsize=1024)  # once: every job looks at every rung

@@ -12,7 +12,7 @@ import pytest
 
 from runner.job import NOT_IDENTITY
 from runner.job_folders import find_jobs
-from runner.report import differing_keys, write_report
+from runner.report import differing_keys, record, write_report
 from runner.report.axes import Axis, Categories, fitting, setting_axis, shortened, width_px
 from runner.report.differences import NO_EFFECT, differing_settings, labelled, most_varied, told_apart
 from runner.report.record import read_job
@@ -108,7 +108,11 @@ def test_the_most_varied_settings_are_chosen_and_the_choice_is_said(tmp_path: Pa
     assert counts == [12, 12]
 
 
-def test_what_the_charts_show_is_known_to_others_by_its_keys(tmp_path: Path) -> None:
+def test_what_the_charts_show_is_known_to_others_by_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> list[object]:
+        raise AssertionError("settings are asked for, and all that was measured is read")
+
+    monkeypatch.setattr(record, "_read_metrics", refuse)
     assert differing_keys(grid(tmp_path)) == ["lora.rank", "optimizer.lr"]
     assert differing_keys(write_job(tmp_path / "alone" / "job", sampled=[]).parent) == []
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from runner.track import MetricsFile
+from runner.track import metrics as metrics_file
 
 
 @pytest.fixture
@@ -60,6 +61,27 @@ def test_garbage_in_the_middle_is_left_out_and_said(metrics: MetricsFile, caplog
     assert steps(metrics) == [1, 2]
     assert "left out 3 lines" in caplog.text
     assert "line 2" in caplog.text
+
+
+def test_the_values_of_one_metric_are_had_without_parsing_the_others(
+    metrics: MetricsFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert metrics.values("validation/loss") == []
+    for step in range(1, 50):
+        metrics.append(step, {"train/loss": 0.5})
+    metrics.append(20, {"validation/loss": 0.25, "train/loss": math.nan})
+    metrics.append(40, {"validation/loss": math.nan, "validation/loss_t0062": 1.0})
+    metrics.append(49, {"validation/loss_t0062": 1.0})
+    with metrics.path.open("a") as stream:
+        stream.write('{"step": 60, "validation/loss": 0.')
+    parsed: list[bytes] = []
+    real = metrics_file._parse
+    monkeypatch.setattr(metrics_file, "_parse", lambda raw: parsed.append(raw) or real(raw))
+    first, second = metrics.values("validation/loss")
+    assert first == (20, 0.25)
+    assert second[0] == 40
+    assert math.isnan(second[1])
+    assert len(parsed) == 3, "those that name it"
 
 
 def test_truncate_after_drops_later_lines_and_appending_goes_on(metrics: MetricsFile) -> None:

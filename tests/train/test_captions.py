@@ -13,6 +13,7 @@ from runner.data import read_dataset
 from runner.encodings import Need, cache_work
 from runner.families import find_family
 from runner.job import read_manifest
+from runner.train.inputs import materials
 from tests.train.bench import SIZES, Bench, difference, weights, write_images
 
 OPTIONS: dict[str, Any] = {
@@ -100,7 +101,7 @@ def test_a_long_caption_is_shown_by_its_beginning(
     assert line.endswith(
         "the first: 'a red circle a red circle a red circle a red circle a red circle a red circle...'"
     )
-    assert [len(caption) for caption in materials.cut_captions] == [6499], "the record has all of it"
+    assert [len(caption) for caption in materials.cut.captions] == [6499], "the record has all of it"
 
 
 def test_trained_text_encoders_know_all_captions(bench: Bench, sdxl_folder: Path, images: Path) -> None:
@@ -120,3 +121,43 @@ def test_a_job_with_caption_options_gives_the_same_in_a_pack(bench: Bench, sdxl_
         alone = bench.job(sdxl_folder, images=images, **each)
         assert bench.train(alone)
         assert difference(weights(job), weights(alone)) < 1e-5
+
+
+def test_a_manifest_stays_small_however_many_images_there_are(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(materials, "MANIFEST_ROWS", 3)
+    images = write_images(tmp_path / "many")
+    for index in range(6):
+        (images / f"again-{index}.png").write_bytes((images / "0.png").read_bytes())
+        (images / f"again-{index}.txt").write_text(f"a red circle {index} " * 50)
+    job = bench.job(sdxl_folder, images=images, steps=1)
+    assert bench.train(job)
+    about = read_manifest(job.folder)["dataset"]
+    every = json.loads(job.paths.images.read_text())
+    files = {row["file"] for row in every["table"]["rows"]}
+    assert {f"again-{index}.png" for index in range(1, 6)} <= files, "those that are copies of another"
+    assert len(every["cut_captions"]) == 6
+    assert (len(about["cut_captions"]), about["more_cut_captions"]) == (3, 3)
+    assert (len(about["table"]["rows"]), about["table"]["more_rows"]) == (3, len(files) - 3)
+    assert about["table"]["counts"]["used"] == 13
+    few = bench.job(sdxl_folder, images=write_images(tmp_path / "few"), steps=1)
+    assert bench.train(few)
+    assert not few.paths.images.exists()
+
+
+def test_the_jobs_of_a_pack_share_one_look_at_their_data(
+    bench: Bench, sdxl_folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [bench.job(sdxl_folder, images=images, dataset=OPTIONS, seed=seed) for seed in range(3)]
+    other = bench.job(sdxl_folder, images=images, dataset=OPTIONS | {"caption_prefix": None})
+    base = bench.base(jobs[0])
+    reads, tokenized = [], []
+    too_long = base.tokenizers.too_long
+    monkeypatch.setattr(materials, "read_dataset", lambda *a, **k: reads.append(a) or read_dataset(*a, **k))
+    monkeypatch.setattr(base.tokenizers, "too_long", lambda captions: tokenized.append(captions) or too_long(captions))
+    of_jobs = [bench.materials(job, base) for job in jobs]
+    assert (len(reads), len(tokenized)) == (1, 1)
+    assert of_jobs[0].dataset == of_jobs[2].dataset == read_dataset(jobs[0].experiment.dataset, resolution=64)
+    assert bench.materials(other, base).captions != of_jobs[0].captions
+    assert (len(reads), len(tokenized)) == (2, 2)

@@ -26,7 +26,12 @@ from runner.errors import DatasetError
 from runner.families import find_family
 from runner.job import State, read_manifest, state_of
 from runner.schema import DatasetSettings
+from runner.train.inputs import encode as encoding
+from runner.train.inputs import shared_out
 from runner.train.inputs.encode import encode_captions, encode_views
+from runner.train.inputs.samples import Samples
+from runner.train.inputs.stored import Stored
+from runner.train.inputs.text import EncodedText, StoredText
 from tests.train.bench import CPU, Bench, write_images
 
 
@@ -269,3 +274,41 @@ def test_a_reader_never_sees_half_an_entry(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "ab").iterdir()] == ["ab12.safetensors"]
     assert cache.get("cd34") is None
     assert torch.equal(cache.get("ab12")["x"], torch.arange(3))  # type: ignore[index]
+
+
+def test_encodings_that_the_memory_does_not_hold_are_read_from_the_cache(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = bench.job(sdxl_folder, images=write_images(tmp_path), batch_size=5)
+    in_memory = bench.materials(job, bench.base(job))
+    monkeypatch.setattr(encoding, "host_memory_gb", lambda: 1e-6)
+    with caplog.at_level("INFO"):
+        stored = bench.materials(job, bench.base(job))
+    assert caplog.text.count("they are read from the cache at every step") == 2, "images, and captions"
+    assert isinstance(stored.conditioner, StoredText)
+    assert isinstance(stored.samples, Samples)
+    assert isinstance(stored.samples.posteriors, Stored)
+    assert isinstance(in_memory.conditioner, EncodedText), "the other ones fit"
+    with bench.own_cache():
+        one, other = (each.samples.batch(3, range(5)) for each in (in_memory, stored))
+        assert one.latents.equal(other.latents)
+        texts = [each.conditioner.text([*one.captions, None]) for each in (in_memory, stored)]
+    assert all(texts[0][name].equal(tensor) for name, tensor in texts[1].items())
+
+
+def test_an_encoding_that_takes_long_says_how_far_it_is(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = write_images(tmp_path, seed=77)
+    for index in range(2):
+        (images / f"{index}.txt").write_text(f"nobody has said so before, {index}")
+    job = bench.job(sdxl_folder, images=images)
+    monkeypatch.setattr(encoding, "ENTRIES_PER_TURN", 1)
+    with caplog.at_level("INFO"):
+        monkeypatch.setattr(shared_out, "SAY_EVERY_S", 0.0)
+        bench.materials(job, bench.base(job))
+        said = [record.getMessage() for record in caplog.records if "are encoded" in record.getMessage()]
+        assert said == ["7 of 8 captions are encoded", *(f"{done} of 7 images are encoded" for done in range(1, 7))]
+        caplog.clear()
+        bench.materials(job, bench.base(job))
+    assert "are encoded" not in caplog.text, "all is in the cache"

@@ -86,14 +86,14 @@ def test_a_folder_that_the_system_refuses_to_show_is_left_out_unless_it_is_the_j
     bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, other = measured(bench, sdxl_folder, tmp_path, [0.2, 0.1])
-    read = MetricsFile.read
+    values = MetricsFile.values
 
-    def refusing(file: MetricsFile) -> list[dict[str, Any]]:
+    def refusing(file: MetricsFile, name: str) -> list[tuple[int, float]]:
         if file.path == JobPaths(other.folder).metrics:
             raise PermissionError(f"{file.path} is another user's")
-        return read(file)
+        return values(file, name)
 
-    monkeypatch.setattr(MetricsFile, "read", refusing)
+    monkeypatch.setattr(MetricsFile, "values", refusing)
     assert falls_behind(own, 2) is None
     with pytest.raises(PermissionError):
         falls_behind(other, 2)

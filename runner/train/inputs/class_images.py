@@ -45,9 +45,12 @@ def draw_class_images(job: Job, kept: SubjectClass, base: Base, conditioner: Con
         # Where adapters of other jobs are attached, no row belongs to any of them.
         write_pictures(draw(part, sampling, base, conditioner, lambda _rows: nullcontext()), folder)
 
-    def say(missing: int) -> None:
+    def begin(missing: int) -> None:
         there, most = len(wishes) - missing, len(wishes)
         log.info("%d images of the class %r: %d are there, %d to draw", most, kept.prompt, there, missing)
+
+    def so_far(missing: int) -> None:
+        log.info("%d of %d images of the class %r are drawn", len(wishes) - missing, len(wishes), kept.prompt)
 
     share_out(
         wishes,
@@ -57,7 +60,8 @@ def draw_class_images(job: Job, kept: SubjectClass, base: Base, conditioner: Con
         lock=lambda turn: turn_file(folder, turn[0].seed),
         is_there=lambda wish: (folder / wish.name).is_file(),
         work=draw_some,
-        say=say,
+        begin=begin,
+        so_far=so_far,
         what="draw images of the class",
         doing=f"drawing images of the class {kept.prompt!r}",
     )

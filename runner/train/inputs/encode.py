@@ -27,6 +27,7 @@ from runner.encodings import caption_cache, caption_key, encoder_hashes, posteri
 from runner.errors import DatasetError
 from runner.families.family import Family, Text, TextStack
 from runner.families.files import folder_hash
+from runner.machine import host_memory_gb
 from runner.schema.shapes import Shape
 from runner.train.inputs.shared_out import share_out
 from runner.train.inputs.stored import OnDisk, Stored
@@ -36,9 +37,13 @@ log = logging.getLogger(__name__)
 
 PIXELS_PER_BATCH = 1024 * 1024
 CAPTIONS_PER_BATCH = 32
+"""On a GPU. On a CPU it is one, which takes as long: so an encoding does not depend on what it is encoded beside."""
 ENTRIES_PER_TURN = 64
 """That a worker encodes before it looks again at what others have done."""
-"""On a GPU. On a CPU it is one, which takes as long: so an encoding does not depend on what it is encoded beside."""
+
+MEMORY_SHARE = 0.25
+"""Of the host's memory that encoded images may take, and captions as much; these are there twice while they are put in
+order."""
 
 
 def encode_views(
@@ -53,7 +58,7 @@ def encode_views(
     """The VAE's posterior of every view: (mean, standard deviation), each `[C, h, w]`, fp32 on the CPU.
 
     Args:
-        on_disk: read each when it is asked for, instead of keeping all in memory.
+        on_disk: read each when it is asked for, instead of keeping all in memory where they fit.
         vae_folder: the VAE's files; their content is part of the cache key.
         load_vae: called only if something is missing.
         variant: which of the files in the folder are read, where there are several.
@@ -78,8 +83,8 @@ def encode_views(
                 _refuse_non_finite(mean, std, what=f"the VAE's encoding of {wanted[key].item.file}")
                 cache.put(key, {"mean": mean, "std": std})
 
-    entries = complete(cache, list(wanted), encode, place=place, what="images", on_disk=on_disk)
-    if on_disk:
+    entries = complete(cache, list(wanted), encode, place=place, what="images", on_disk=on_disk or None)
+    if isinstance(entries, OnDisk):
         names = {view.key: key for key, view in wanted.items()}  # copies have the same
         return Stored(names, entries, lambda entry: (entry["mean"], entry["std"]))
     return {wanted[key].key: (entry["mean"], entry["std"]) for key, entry in entries.items()}
@@ -106,8 +111,8 @@ def encode_captions(
         for key, (_, entry) in zip(keys, encoded, strict=True):
             cache.put(key, entry)
 
-    entries = complete(cache, list(wanted), encode, place=place, what="captions", on_disk=on_disk)
-    if on_disk:
+    entries = complete(cache, list(wanted), encode, place=place, what="captions", on_disk=on_disk or None)
+    if isinstance(entries, OnDisk):
         return Stored({caption: key for key, caption in wanted.items()}, entries, lambda entry: entry)
     return {wanted[key]: entry for key, entry in entries.items()}
 
@@ -141,19 +146,22 @@ def complete(
     *,
     place: Place,
     what: str,
-    on_disk: bool = False,
+    on_disk: bool | None = False,
 ) -> Mapping[str, dict[str, Tensor]]:
     """Every entry of a cache; missing ones are encoded first, each by one of the processes that share the cache.
 
     Args:
-        on_disk: entries are read when they are asked for; else they are in memory.
+        on_disk: entries are read when they are asked for; else they are in memory. None: as the memory holds them.
 
     Raises:
         Interrupted: a signal asked to stop; what was encoded is in the cache.
     """
 
-    def say(missing: int) -> None:
+    def begin(missing: int) -> None:
         log.info("%d %s: %d in the cache, %d to encode", len(keys), what, len(keys) - missing, missing)
+
+    def so_far(missing: int) -> None:
+        log.info("%d of %d %s are encoded", len(keys) - missing, len(keys), what)
 
     share_out(
         keys,
@@ -163,10 +171,13 @@ def complete(
         lock=partial(_turn, cache),
         is_there=cache.has,
         work=encode,
-        say=say,
+        begin=begin,
+        so_far=so_far,
         what=f"encode its {what}",
         doing=f"encoding the same {what}",
     )
+    if on_disk is None:
+        on_disk = not _fit(cache, keys, len(place.beside(cache.folder)), what=what, says=place.is_main)
     if on_disk:
         return OnDisk(cache, keys, encode)
     entries = {key: cache.get(key) for key in keys}
@@ -180,6 +191,19 @@ def complete(
 def _turn(cache: TensorCache, keys: Sequence[str]) -> Path:
     """What is locked by who encodes these; of few names, for the files stay. Others may share one, and wait."""
     return cache.folder / f"{hashlib.sha256(''.join(sorted(keys)).encode()).hexdigest()[:2]}.lock"
+
+
+def _fit(cache: TensorCache, keys: Sequence[str], processes: int, *, what: str, says: bool) -> bool:
+    """Whether the host's memory has room for all of these entries in each of so many processes."""
+    memory_gb, size_gb = host_memory_gb(), cache.size_bytes(keys) / 1e9
+    if memory_gb is None or size_gb * processes <= MEMORY_SHARE * memory_gb:
+        return True
+    if says:
+        log.info(
+            "%d %s take %.1f GB, too much for %.1f GB of memory: they are read from the cache at every step",
+            *(len(keys), what, size_gb, memory_gb),
+        )
+    return False
 
 
 def _alike(keys: Sequence[str], wanted: Mapping[str, View]) -> Iterator[dict[str, Tensor]]:

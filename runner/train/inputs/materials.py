@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from runner.adapter_file import AdapterFile
 from runner.data import Dataset, Item, read_dataset, split
 from runner.data.captions import as_measured, captions_of, shown
 from runner.data.classes import Prior, prior_of
+from runner.data.report import MANIFEST_ROWS
 from runner.data.views import View, buckets_of, class_views_of, held_out_crop, repeated, views_of
 from runner.earlier import find_earlier
 from runner.encodings import prompts_of
@@ -27,13 +28,20 @@ from runner.train.inputs.pairing import Pairing
 from runner.train.inputs.prior import OfBase, OfImages, Stream, WithPrior
 from runner.train.inputs.samples import EMPTY, Posteriors, PosteriorsInMemory, Samples
 from runner.train.inputs.schedule import Schedule
-from runner.train.inputs.stored import Joined
+from runner.train.inputs.stored import Joined, Stored
 from runner.train.inputs.text import Conditioner, EncodedText, LiveText, StoredText
 from runner.train.inputs.tokens import TokenText, spoken
 from runner.train.start import Kept, earlier_items
 from runner.train.validation import HeldOut
 
 log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Captions of the data that are longer than the text encoders take."""
+
+    captions: tuple[str, ...]
 
 
 @dataclasses.dataclass
@@ -48,8 +56,7 @@ class Materials:
     samples: Stream
     held_out_samples: HeldOut
     conditioner: Conditioner
-    cut_captions: tuple[str, ...]
-    """Captions of the data that are longer than the text encoders take."""
+    cut: Cut
     buckets: Sequence[dict[str, Any]] = ()
     """How many images each aspect-ratio bucket has (`runner.data.buckets.bucket_table`); none without buckets."""
     class_images: int = 0
@@ -60,16 +67,25 @@ class Materials:
     """... and how much of it is still there, if it can be measured."""
 
     def about(self) -> dict[str, Any]:
-        """What the manifest says of the data."""
+        """What the manifest says of the data: of many files and captions the first, and how many more there are."""
+        more = len(self.cut.captions) - MANIFEST_ROWS
         return {
             "fingerprint": self.dataset.fingerprint,
             "images": len(self.training),
             "held_out": len(self.held_out),
             "loss_measured_on": "held-out images" if self.held_out else "training images",
             "class_images": self.class_images,
-            "cut_captions": list(self.cut_captions),
-            "table": self.dataset.report.as_dict(),
+            "cut_captions": list(self.cut.captions[:MANIFEST_ROWS]),
+            **({"more_cut_captions": more} if more > 0 else {}),
+            "table": self.dataset.report.as_dict(limit=MANIFEST_ROWS),
         } | ({"buckets": list(self.buckets)} if self.buckets else {})
+
+    def all_images(self) -> dict[str, Any] | None:
+        """What the manifest has no room for; None where it holds everything."""
+        about = self.about()
+        if "more_cut_captions" not in about and "more_rows" not in about["table"]:
+            return None
+        return {"cut_captions": list(self.cut.captions), "table": self.dataset.report.as_dict()}
 
 
 def prepare(job: Job, base: Base) -> Materials:
@@ -79,7 +95,7 @@ def prepare(job: Job, base: Base) -> Materials:
         DatasetError: something is wrong with the images or captions.
     """
     settings = job.experiment
-    dataset, prior = base.place.together(lambda: _planned(job), what="read the data set")
+    dataset, prior = base.place.together(lambda: _planned(job, base), what="read the data set")
     training, held_out = split(dataset.items, held_out=settings.validation.held_out)
     measured = as_measured(held_out or training, settings.dataset)
     prompts = prompts_of(settings, dataset.items)
@@ -90,11 +106,11 @@ def prepare(job: Job, base: Base) -> Materials:
     said_here = list(dict.fromkeys([*of_images, *(prior.prompts if prior else ())]))
     words = settings.method if isinstance(settings.method, NewTokens) else None
     said = {spoken(caption, words) if words else caption: caption for caption in said_here}
-    cut = tuple(said[caption] for caption in base.tokenizers.too_long(list(said)))
-    if cut and base.place.is_main:
+    cut = _cut(said, base)
+    if cut.captions and base.place.is_main:
         log.warning(
             "%d of %d captions are longer than the %d tokens the text encoder takes, and are cut; the first: %s",
-            *(len(cut), len(said_here), base.tokenizers.limit, shown(cut[0])),
+            *(len(cut.captions), len(said_here), base.tokenizers.limit, shown(cut.captions[0])),
         )
     captions = tuple(
         dict.fromkeys([*said_here, *prompts, *(item.caption for item in before), EMPTY, negative or EMPTY])
@@ -116,7 +132,7 @@ def prepare(job: Job, base: Base) -> Materials:
         samples=samples,
         held_out_samples=HeldOut(settings, measured, posteriors, base),
         conditioner=conditioner,
-        cut_captions=cut,
+        cut=cut,
         buckets=buckets_of(dataset.items, settings),
         class_images=class_images,
         earlier=earlier,
@@ -140,18 +156,32 @@ def _kept(items: Sequence[Item], settings: Experiment, base: Base) -> Kept:
     return Kept(HeldOut(settings, items, _posteriors([views], base, key=key), base))
 
 
-def _planned(job: Job) -> tuple[Dataset, Prior | None]:
-    settings = job.experiment.dataset
-    # A copy of what lies in S3 is what was planned with, unless the plan was made on another machine.
+def _planned(job: Job, base: Base) -> tuple[Dataset, Prior | None]:
+    settings, resolution = job.experiment.dataset, job.experiment.resolution
+    planned = job.identity["dataset"], job.identity.get("prior")
+    # What another job of the pack has found is what was planned with, however the files are by now.
+    key = ("data set", settings, resolution, job.identity["dataset"])
+    # A copy of what lies in S3 is that, too, unless the plan was made on another machine.
     for refresh in (False, True):
-        dataset = read_dataset(settings, resolution=job.experiment.resolution, refresh=refresh)
+        shared: Dataset | None = base.shared.get(key)
+        dataset = shared or read_dataset(settings, resolution=resolution, refresh=refresh)
         prior = prior_of(job.experiment, dataset, read=partial(read_dataset, refresh=refresh))
-        if (dataset.fingerprint, prior and prior.identity) == (job.identity["dataset"], job.identity.get("prior")):
+        if (dataset.fingerprint, prior and prior.identity) == planned:
+            base.shared[key] = dataset
             return dataset, prior
     raise SettingsError(
         f"dataset.path = {', '.join(settings.paths)!r}: the images or captions, or those of the class, have changed "
         "since the job was planned; run the command again"
     )
+
+
+def _cut(said: Mapping[str, str], base: Base) -> Cut:
+    """Those of the captions that are too long, by what is read of each; every reader is asked for every one of them."""
+    key = ("cut captions", tuple(said.items()))
+    found: Cut | None = base.shared.get(key)
+    if found is None:
+        found = base.shared[key] = Cut(tuple(said[caption] for caption in base.tokenizers.too_long(list(said))))
+    return found
 
 
 def _beside(
@@ -253,7 +283,7 @@ def _posteriors(
             )
             for views in parts
         ]
-        if on_disk:
+        if any(isinstance(part, Stored) for part in each):
             found = each[0] if len(each) == 1 else Joined(each)
         else:
             found = PosteriorsInMemory(pair for part in each for pair in part.items())
@@ -283,7 +313,7 @@ def _encoded_text(captions: tuple[str, ...], base: Base, *, on_disk: bool = Fals
             variant=base.settings.variant,
             on_disk=on_disk,
         )
-        kind = StoredText if on_disk else EncodedText
+        kind = StoredText if isinstance(encoded, Stored) else EncodedText
         found = kind(encoded, zeros_for_empty=base.zeros_for_empty, device=base.place.device)
         base.shared["captions", on_disk, captions] = found
     return found

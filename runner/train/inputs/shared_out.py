@@ -6,6 +6,7 @@ while the others wait: processes that wait for each other cannot leave a turn to
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +16,8 @@ from runner.exclusive import alone, alone_if_free
 from runner.train.place import Place
 
 Part = TypeVar("Part")
+
+SAY_EVERY_S = 30.0
 
 
 def share_out(
@@ -26,7 +29,8 @@ def share_out(
     lock: Callable[[Sequence[Part]], Path],
     is_there: Callable[[Part], bool],
     work: Callable[[Sequence[Part]], None],
-    say: Callable[[int], None],
+    begin: Callable[[int], None],
+    so_far: Callable[[int], None],
     what: str,
     doing: str,
 ) -> None:
@@ -39,7 +43,8 @@ def share_out(
         lock: the file that stands for some of them. Others may have the same one, and wait for each other.
         is_there: whether somebody has done one.
         work: does some that are missing.
-        say: told in the main process how many are missing.
+        begin: told in the main process how many are missing.
+        so_far: the same later, now and then where it takes long: of a large data set it may take hours.
         what: the work in words, as in "could not ...".
         doing: the same, of another process that is waited for.
 
@@ -51,10 +56,19 @@ def share_out(
     def missing(some: Sequence[Part]) -> list[Part]:
         return [part for part in some if not is_there(part)]
 
+    said_s = time.monotonic()
+
+    def work_and_say(some: Sequence[Part]) -> None:
+        nonlocal said_s
+        work(some)
+        if place.is_main and time.monotonic() - said_s >= SAY_EVERY_S and (left := missing(parts)):
+            said_s = time.monotonic()
+            so_far(len(left))
+
     if place.world == 1:
-        say(len(missing(parts)))
+        begin(len(missing(parts)))
         turns = [parts[start : start + per_turn] for start in range(0, len(parts), per_turn)]
-        place.together(lambda: _in_turns(turns, missing, work, lock, doing), what=what)
+        place.together(lambda: _in_turns(turns, missing, work_and_say, lock, doing), what=what)
         return
     beside = place.beside(folder)
     # One process of each pack waits for those of others, and the others of its pack for it.
@@ -65,11 +79,11 @@ def share_out(
         place.wait()  # all must have looked before the first one writes, or they would share the work differently
         mine = [left[index] for index in place.share(len(left), beside)]
         if place.is_main:
-            say(len(left))
+            begin(len(left))
 
         def work_on_mine() -> None:
             for start in range(0, len(mine), per_turn):
-                work(mine[start : start + per_turn])
+                work_and_say(mine[start : start + per_turn])
 
         place.together(work_on_mine, what=what)
 

@@ -1,0 +1,56 @@
+"""What a plan looks at once, however many jobs it is for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from runner import encodings, launch
+from runner.schema import Experiment
+
+
+def configs(**sections: list[Any]) -> list[launch.Config]:
+    ((key, values),) = sections.items()
+    base = {
+        "launcher": {"name": "local", "dry_run": True},
+        "dataset": {"path": "embedded", "buckets": True, "bucket_step": 16},
+    }
+    return [
+        (Experiment.model_validate(base | {key: value}).model_dump(mode="json"), (f"{key}={value}",))
+        for value in values
+    ]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each data set was gone through, by what for."""
+    counted: Counter[str] = Counter()
+
+    def count(module: Any, name: str) -> None:
+        real: Callable[..., Any] = getattr(module, name)
+
+        def counting(*arguments: Any, **named: Any) -> Any:
+            counted[name] += 1
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(module, name, counting)
+
+    count(encodings, "views_of")
+    count(launch, "held_out_lines")
+    count(launch, "buckets_of")
+    return counted
+
+
+def test_the_images_are_gone_through_once_for_all_jobs_of_a_sweep(calls: Counter[str]) -> None:
+    launch.launch(configs(seed=[1, 2, 3, 4, 5]))
+    assert calls == {"views_of": 1, "held_out_lines": 1, "buckets_of": 1}
+
+
+def test_and_again_for_jobs_that_use_them_in_another_way(calls: Counter[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        launch.launch(configs(validation=[{"held_out": share} for share in (0.1, 0.5, 0.1)]))
+    assert calls == {"views_of": 2, "held_out_lines": 2, "buckets_of": 2}
+    assert caplog.text.count("images: ") == 1, "of the files there is no more to say"
