@@ -128,7 +128,7 @@ def gflop_of_one_image(case: Case, folder: Path) -> dict[str, float]:
 def _gflop(action: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         action()
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9
 
 
 def same_adapters(first: Path, second: Path) -> int:

@@ -144,7 +144,7 @@ def synthetic_run(
         caption: {"embeds": torch.randn(TOKENS, text_width), "pooled": torch.randn(pooled_width)}
         for caption in (*CAPTIONS, EMPTY)
     }
-    scaling = {"scaling_factor": 0.13025}
+    scaling: dict[str, object] = {"scaling_factor": 0.13025}
     materials: Any = SimpleNamespace(
         samples=Samples(experiment, items, posteriors, vae_config=scaling, process=base.noise),
         conditioner=EncodedText(encoded, zeros_for_empty=True, device=base.place.device),

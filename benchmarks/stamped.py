@@ -76,15 +76,15 @@ def run_module(module: str, arguments: Sequence[str], stamps: Path) -> None:
         with step_times(stamps):
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         return
-    from runner.launchers import local
+    from runner.launchers import worker
 
-    plain = local.worker_command
+    plain = worker.worker_arguments
 
-    def through_here(folders: list[Path], processes: int, device: str) -> list[str]:
-        python, _, *command = plain(folders, processes, device)
+    def through_here(queue: Path, *, at_once: int, device: str) -> list[str]:
+        python, _, *command = plain(queue, at_once=at_once, device=device)
         return [python, __file__, str(stamps), "--module", *command]
 
-    local.worker_command = through_here
+    worker.worker_arguments = through_here
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
