@@ -129,12 +129,21 @@ def write_text(target: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def files_below(folder: Path, *, _within: frozenset[str] = frozenset()) -> list[Path]:
-    """All files in a folder, in their order, also where a part of it is a link to a folder that lies elsewhere."""
+def files_below(folder: Path, *, hidden: bool = True, _within: frozenset[str] = frozenset()) -> list[Path]:
+    """All files in a folder, in their order, also where a part of it is a link to a folder that lies elsewhere.
+
+    Args:
+        hidden: with those whose names, or those of their folders in it, begin with a dot.
+    """
     real = os.path.realpath(folder)
     if real in _within:  # a link to a folder above would be walked forever
         return []
     found: list[Path] = []
     for entry in sorted(folder.iterdir()):
-        found += files_below(entry, _within=_within | {real}) if entry.is_dir() else [entry]
-    return sorted(found)
+        if not hidden and entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            found += files_below(entry, hidden=hidden, _within=_within | {real})
+        elif entry.is_file():
+            found.append(entry)
+    return found

@@ -35,11 +35,7 @@ def send_folder(folder: Path, place: Location, storage: ObjectStore, *, what: st
     """
     if is_sent(place, storage):
         return
-    files = {
-        file.relative_to(folder).as_posix(): file
-        for file in files_below(folder)
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    }
+    files = {file.relative_to(folder).as_posix(): file for file in files_below(folder, hidden=False)}
     log.info("to S3: %s, %.1f GB", what, sum(file.stat().st_size for file in files.values()) / 1e9)
     send(files, place, storage)
 

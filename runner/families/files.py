@@ -237,7 +237,7 @@ def folder_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     memo = _Memo()
     for file in files_below(folder):
-        if file.is_file() and file.suffix in HASHED_SUFFIXES:
+        if file.suffix in HASHED_SUFFIXES:
             digest.update(f"{file.relative_to(folder).as_posix()}\0{memo.sha256(file)}\n".encode())
     memo.save()
     return digest.hexdigest()

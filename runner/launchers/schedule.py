@@ -90,7 +90,7 @@ class _Share:
         except SettingsError:
             if is_held(job.folder):
                 return self.states[job.folder]
-            take_up_again([job])
+            _take_over([job])
             return State.PENDING
 
     def prepared_by(self, worker: Worker) -> list[Job]:
@@ -113,7 +113,7 @@ class _Share:
         """Make pending what workers of an earlier runner took in their last moments, and left."""
         open_states = (State.INTERRUPTED, State.RUNNING)
         left = [job for job in self.jobs if self.states[job.folder] in open_states and not is_held(job.folder)]
-        _take_up_again(left)
+        _take_over(left)
         self.look()
 
     def count(self, *states: State) -> int:
@@ -315,11 +315,11 @@ class Schedule:
         how = how_it_ended(worker.exit_code or 0)
         log.warning("%s with %d jobs; they go on from their checkpoints, %d at once", how, len(dead), pack.at_once)
         share.drop(dead)
-        _take_up_again(dead)
+        _take_over(dead)
         self._shares.append(_Share(pack, share.queue.file.parent, len(self._shares) + 1))
 
 
-def _take_up_again(jobs: Sequence[Job]) -> None:
+def _take_over(jobs: Sequence[Job]) -> None:
     """Make dead jobs pending, held last by this process: the next worker that dies has not had what it did not take."""
     for job in jobs:
         with suppress(LockedError), lock(job.folder):  # or another runner goes on with it already

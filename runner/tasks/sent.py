@@ -35,9 +35,8 @@ def sent_files(job: Job) -> Iterator[tuple[str, str, Mapping[str, Path]]]:
             yield key, name, {name: path}
         else:
             # Hidden files are no images and no weights: somebody's .env and .git do not travel.
-            below = {file.relative_to(path): file for file in files_below(path) if file.is_file()}
-            shown = {each: file for each, file in below.items() if not any(part.startswith(".") for part in each.parts)}
-            yield key, name, {f"{name}/{each.as_posix()}": file for each, file in shown.items()}
+            below = files_below(path, hidden=False)
+            yield key, name, {f"{name}/{file.relative_to(path).as_posix()}": file for file in below}
 
 
 def _adapter(name: str, adapter: AdapterFile) -> tuple[str, Mapping[str, Path]]:

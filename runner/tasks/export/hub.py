@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import RunnerError
+from runner.paths import files_below
 from runner.schema.tasks.export import HubSettings
 
 if TYPE_CHECKING:
@@ -100,10 +101,9 @@ def push(folder: Path, settings: HubSettings, *, message: str) -> Pushed:
     except Exception as error:
         # Whichever library and layer it comes from; the reason is for people.
         raise RunnerError(f"hub.repo_id = {repo_id!r}: {_reason(error)}") from error
-    for file in sorted(folder.rglob("*")):
+    for file in files_below(folder, hidden=False):
         name = file.relative_to(folder).as_posix()
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if file.is_file() and not hidden and stored.get(name) != file.stat().st_size:
+        if stored.get(name) != file.stat().st_size:
             raise RunnerError(f"hub.repo_id = {repo_id!r}: the Hub does not have {name} as it was sent; run it again")
     return Pushed(repo_id, str(url), commit.oid)
 
