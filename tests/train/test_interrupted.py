@@ -151,7 +151,7 @@ def test_a_signal_while_images_are_encoded_is_heard_between_them(
 
     monkeypatch.setattr(TensorCache, "put", counted)
     with pytest.raises(Interrupted):
-        bench.train(job, stop=lambda: len(posteriors) >= 2)
+        bench.train(job, stop=lambda: len(posteriors) >= 2, place=CPU)
     assert (len(posteriors), state_of(job.folder)) == (2, State.PENDING)
     assert bench.train(job)
     assert (len(posteriors), len(set(posteriors))) == (7, 7)
