@@ -187,8 +187,8 @@ def test_server_that_accepts_and_never_answers_falls_back_to_offline(
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", SECRET)
         start = time.monotonic()
-        mirror = open_for(tmp_path / "job", timeout_s=3.0)
-        assert time.monotonic() - start < 3.0
+        mirror = open_for(tmp_path / "job", timeout_s=8.0)
+        assert time.monotonic() - start < 8.0
     mirror.log(1, {"train/loss": 0.5})
     mirror.finish("completed", {})
     assert read_logs(tmp_path / "job")[-1].history[0]["train/loss"] == 0.5
@@ -224,16 +224,18 @@ def test_server_that_denies_the_key_falls_back_to_offline(
 
 def test_server_that_dies_mid_run_costs_no_more_than_the_timeout(tmp_path: Path, server: WandbServer) -> None:
     job = tmp_path / "job"
-    mirror = open_for(job, timeout_s=3.0)
+    mirror = open_for(job, timeout_s=8.0)
+    assert mirror.url
     mirror.log(1, {"train/loss": 0.5})
     server.stop()
     start = time.monotonic()
     for step in range(2, 50):
         mirror.log(step, {"train/loss": 1.0 / step})
     mirror.images(50, samples(job))
-    assert time.monotonic() - start < 1.0
+    logged_s = time.monotonic()
+    assert logged_s - start < 4.0
     mirror.finish("completed", {"objective": 0.1})
-    assert time.monotonic() - start < 4.5
+    assert time.monotonic() - logged_s < 9.5
     assert len(read_logs(job)[0].history) == 50
 
 
@@ -244,17 +246,18 @@ def test_a_pack_that_ends_without_its_server_waits_once_for_it(
 
     def noting(timeout_s: float, call: Callable[[], None]) -> None:
         waited.append(timeout_s)
-        within(timeout_s, call)
+        within(min(timeout_s, 2.0), call)
 
     monkeypatch.setattr("runner.track.mirror.within", noting)
-    monkeypatch.setattr("runner.track.mirror.AGAIN_TIMEOUT_S", 0.5)
-    mirrors = [open_for(tmp_path / str(number), job_id=f"job{number}", timeout_s=2.0) for number in range(3)]
+    monkeypatch.setattr("runner.track.mirror.AGAIN_TIMEOUT_S", 1.0)
+    mirrors = [open_for(tmp_path / str(number), job_id=f"job{number}") for number in range(3)]
+    assert all(mirror.url for mirror in mirrors)
     for mirror in mirrors:
         mirror.log(1, {"train/loss": 0.5})
     server.stop()
     for mirror in mirrors:
         mirror.finish("completed", {"objective": 0.5})
-    assert waited == [pytest.approx(2.0, abs=0.5), 0.5, 0.5]
+    assert waited == [pytest.approx(20.0, abs=5.0), 1.0, 1.0]
     logged = [read_logs(tmp_path / str(number))[0] for number in range(3)]
     assert [(len(one.history), one.summary["objective"]) for one in logged] == [(1, 0.5)] * 3
 
