@@ -149,7 +149,7 @@ def test_what_is_unfinished_at_the_time_limit_is_saved_before_it(
 
 
 def test_a_worker_that_dies_alone_fails_its_job_with_the_reason(settings: list[str], slurm: Slurm) -> None:
-    running = Running(settings)
+    running = Running([*settings, "steps=400"])
     running.wait_for("dev/*/checkpoints/step-000005")
     slurm.jobs[0].order("exhaust")
     answer = running.end()
@@ -180,7 +180,7 @@ def test_slurms_words_for_the_end_of_a_job(state: str, gone: str | None, monkeyp
 
 
 def test_what_somebody_cancels_is_not_submitted_again(settings: list[str], slurm: Slurm) -> None:
-    running = Running(["-m", *settings, "lora.rank=2,3", "launcher.pack=1"])
+    running = Running(["-m", *settings, "steps=400", "lora.rank=2,3", "launcher.pack=1"])
     running.wait_for("dev/*/checkpoints/step-000005")
     slurm.jobs[0].order("cancel")
     answer = running.end()

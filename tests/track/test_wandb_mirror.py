@@ -257,7 +257,8 @@ def test_a_pack_that_ends_without_its_server_waits_once_for_it(
     server.stop()
     for mirror in mirrors:
         mirror.finish("completed", {"objective": 0.5})
-    assert waited == [pytest.approx(20.0, abs=5.0), 1.0, 1.0]
+    assert waited[0] > 10.0
+    assert waited[1:] == [1.0, 1.0]
     logged = [read_logs(tmp_path / str(number))[0] for number in range(3)]
     assert [(len(one.history), one.summary["objective"]) for one in logged] == [(1, 0.5)] * 3
 
