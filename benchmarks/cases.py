@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from runner.embedded import DATASET_DIR, MODEL_DIR
 from runner.embedded.miniature import Size, TextSize, build_sdxl
 
+PHOTOGRAPHS_DIR = Path(__file__).resolve().parents[1] / "tests" / "data" / "photographs"
+
 RANK = 8
 LR = 1e-4
 
@@ -82,15 +84,15 @@ def images_folder(case: Case, work: Path) -> Path:
 
 
 def _photographs(folder: Path) -> Path:
-    """32 crops of the photographs that scikit-image brings along, enlarged to three megapixels."""
-    import skimage.data
-
+    """32 crops of the photographs of the tests, enlarged to three megapixels."""
     if folder.is_dir():
         return folder
     folder.mkdir(parents=True)
     lines = []
-    for name in ("astronaut", "cat", "coffee", "rocket"):
-        picture = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+    for source in sorted(PHOTOGRAPHS_DIR.glob("*.jpg")):
+        name = source.stem
+        with Image.open(source) as image:
+            picture = image.convert("RGB")
         for index in range(8):
             edge = 4 * index
             cut = picture.crop((edge, edge, picture.width - edge, picture.height - edge))

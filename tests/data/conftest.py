@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import skimage.data
 from PIL import Image
 
 DEFAULTS = {
@@ -61,10 +60,11 @@ def settings() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def photos() -> dict[str, Image.Image]:
     """Real photographs, reduced so that the tests stay quick: RGB, of different shapes."""
-    names = {"astronaut": "astronaut", "cat": "chelsea", "coffee": "coffee", "rocket": "rocket"}
-    pictures = {name: Image.fromarray(getattr(skimage.data, source)()).convert("RGB") for name, source in names.items()}
-    for picture in pictures.values():
-        picture.thumbnail((240, 240))
+    pictures = {}
+    for file in sorted((Path(__file__).parent / "photographs").glob("*.jpg")):
+        with Image.open(file) as image:
+            pictures[file.stem] = image.convert("RGB")
+        pictures[file.stem].thumbnail((240, 240))
     return pictures
 
 
