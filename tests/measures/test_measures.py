@@ -145,8 +145,6 @@ def test_the_features_of_dino_are_those_of_its_class_token(tmp_path: Path) -> No
     with torch.no_grad():
         wanted = plain(**network.processor(images=images, return_tensors="pt")).pooler_output
     torch.testing.assert_close(network.pictures(images), wanted)
-    pairs = [stats.pearsonr(one, one).statistic for one in wanted.numpy()]
-    assert pairs == pytest.approx([1, 1, 1])
     own = likeness.image_score(wanted[:1], wanted[:1], USUAL)
     assert own.value == pytest.approx(1)
 
