@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.job_folders import NAME_ANY
-from runner.port import port, why_not
+from runner.listening import LOOPBACK, is_loopback, port, why_not
 from runner.printable import log_to
 
-LOOPBACK = "127.0.0.1"
 USUAL_PORT = 7878
 
 
@@ -46,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"the gallery needs {error.name}: pip install 'lora-runner[gallery]'", file=sys.stderr)
         return 1
-    if not _is_loopback(chosen.host):
+    if not is_loopback(chosen.host):
         print(
             f"warning: with --host {chosen.host}, everybody who reaches this machine sees the pictures and prompts and "
             "may draw; there is no password",
@@ -61,13 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0
     return 0 if server.started else 1
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 if __name__ == "__main__":

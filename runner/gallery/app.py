@@ -16,9 +16,9 @@ from PIL import Image
 
 from runner.errors import RunnerError
 from runner.gallery.easel import MOST_WEIGHT, SAMPLERS, WEIGHT, Easel
-from runner.gallery.guard import HEADERS, Guard
 from runner.gallery.shelf import NotThere, Shelf
 from runner.gallery.table import over_steps, side_by_side
+from runner.listening import Guard
 from runner.report.page import TEMPLATES as REPORT
 from runner.report.ranking import Ranking
 from runner.report.several import comparison_charts, experiment_sentence, facts_of_experiment
@@ -32,6 +32,15 @@ MOST_JOBS = 24
 MOST_FORM_BYTES = 1 << 18
 PICTURES = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 KEPT = {"Cache-Control": "private, max-age=3600"}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+    "script-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+}
+"""Of every answer: nothing is loaded from elsewhere, and nothing from here is shown elsewhere."""
 
 
 def make_app(folder: Path, *, host: str, device: str, files: Sequence[Path] = ()) -> FastAPI:

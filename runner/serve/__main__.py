@@ -11,19 +11,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from runner.errors import RunnerError
-from runner.port import port, why_not
+from runner.listening import LOOPBACK, Guard, port, why_not
 from runner.printable import log_to
 
 log = logging.getLogger(__name__)
 
 PORT, FOLDER = "SAGEMAKER_BIND_TO_PORT", "SM_MODEL_DIR"
 """Environment variables of SageMaker."""
-LOOPBACK = "127.0.0.1"
-"""Nobody is asked who he is: on a machine of one's own it is for this machine, unless it is said otherwise."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until a signal asks to stop; 1 if the model cannot be served."""
+    """Serve until a signal asks to stop; 1 if the model cannot be served, 2 if nothing can listen there."""
     parser = argparse.ArgumentParser(prog="python -m runner.serve", description=__doc__)
     parser.add_argument("--model-dir", type=Path, default=Path(os.environ.get(FOLDER) or "/opt/ml/model"))
     parser.add_argument(
@@ -36,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to(sys.stdout, logging.INFO)
     if taken := why_not(chosen.host, chosen.port):
         log.error("%s", taken)
-        return 1
+        return 2
     import uvicorn
 
     from runner.serve.app import make_app
@@ -53,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunnerError as error:
         log.error("%s", error)
         return 1
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(service, failed=failed), chosen.host, chosen.port, log_level="warning")
-    )
+    # What stands before a container calls it by names that nobody knows here.
+    app = make_app(service, guard=Guard(chosen.host, any_name=True), failed=failed)
+    server = uvicorn.Server(uvicorn.Config(app, chosen.host, chosen.port, log_level="warning"))
     with suppress(KeyboardInterrupt):  # which it passes on once it has ended
         server.run()
     for reason in reasons:

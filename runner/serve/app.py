@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from runner.errors import RunnerError
+from runner.listening import Guard
 from runner.schema.serving import Invocation, told
 from runner.serve.service import Busy, Service
 from runner.train.drawing import Picture
@@ -27,14 +28,13 @@ log = logging.getLogger(__name__)
 MOST_BYTES = 1 << 20
 """A request with more is none of ours."""
 RETRY_AFTER_S = "5"
-ELSEWHERE = ("cross-site", "same-site")
-"""What browsers say of a request that a page of another address has made; it could keep the GPU busy."""
 
 
-def make_app(service: Service, *, failed: Callable[[BaseException], None]) -> FastAPI:
+def make_app(service: Service, *, guard: Guard, failed: Callable[[BaseException], None]) -> FastAPI:
     """The application.
 
     Args:
+        guard: tells whom it does not answer; who draws keeps the GPU busy.
         failed: is told why the model could not be loaded.
     """
 
@@ -52,8 +52,8 @@ def make_app(service: Service, *, failed: Callable[[BaseException], None]) -> Fa
 
     @app.post("/invocations")
     async def invocations(request: Request) -> Response:
-        if request.headers.get("sec-fetch-site") in ELSEWHERE:
-            return _refused(403, ["a page from elsewhere asks; requests of browsers must come from this address"])
+        if reason := guard.refused(request.method, request.headers):
+            return _refused(403, [reason])
         if not service.ready:
             return _refused(503, ["the model is being loaded; try again when /ping answers 200"])
         body = await _body(request)

@@ -23,8 +23,8 @@ import uvicorn
 import yaml
 
 from runner.gallery.__main__ import main
-from runner.gallery.guard import Guard
 from runner.job import Job
+from runner.listening import Guard
 from tests.command_line import ROOT, environment
 from tests.gallery.chromium import Tab, chromium
 from tests.serve.test_serve import free_port
@@ -303,6 +303,8 @@ def test_a_name_or_an_address_of_this_machine_is_told_when_all_may_ask() -> None
     assert wide.refused("GET", {"host": "[::1"})
     assert not Guard("::1").refused("GET", {"host": "[::1]:7878"})
     assert Guard("::1").refused("GET", {"host": "[fe80::1]:7878"})
+    assert not Guard("0.0.0.0", any_name=True).refused("POST", {"host": "model.example"})
+    assert Guard("127.0.0.1", any_name=True).refused("POST", {"host": "model.example"})
 
 
 @pytest.mark.parametrize("port", ["99999", "-1", "0", "http"])

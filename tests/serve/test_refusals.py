@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from runner.container import serving as container
 from runner.errors import SettingsError
+from runner.listening import LOOPBACK, Guard
 from runner.schema.serving import Invocation
 from runner.schema.serving import told as asked_as_told
 from runner.serve import __main__ as serving_command
@@ -28,8 +29,8 @@ def told(folder: Path, **serving: Any) -> Path:
 def serving(folder: Path) -> Iterator[TestClient]:
     """A client of what a folder says, when it is loaded."""
     failures: list[BaseException] = []
-    app = make_app(Service(folder, "cpu"), failed=failures.append)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    app = make_app(Service(folder, "cpu"), guard=Guard(LOOPBACK), failed=failures.append)
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
         while client.get("/ping").status_code != 200:
             assert not failures
             time.sleep(0.02)
@@ -114,6 +115,8 @@ def test_folders_that_editors_leave_are_no_adapters(tmp_path: Path) -> None:
 
 
 def test_pages_from_elsewhere_do_not_draw(flux: TestClient) -> None:
+    for host, code in (("evil.example:8080", 403), ("127.0.0.1:8080", 400), ("localhost", 400)):
+        assert flux.post("/invocations", content="{}", headers={"Host": host}).status_code == code
     for site, code in (("cross-site", 403), ("same-site", 403), ("same-origin", 400), ("none", 400)):
         assert flux.post("/invocations", content="{}", headers={"Sec-Fetch-Site": site}).status_code == code
 
@@ -127,7 +130,7 @@ def test_only_a_container_listens_to_other_machines(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(serving_command, "why_not", taken)
     monkeypatch.setattr(container, "leave_root", lambda tree: None)
-    assert serving_command.main([]) == 1
-    assert container.serve([]) == 1
-    assert container.serve(["--host", "::1"]) == 1
+    assert serving_command.main([]) == 2
+    assert container.serve([]) == 2
+    assert container.serve(["--host", "::1"]) == 2
     assert asked == ["127.0.0.1", "0.0.0.0", "::1"]
