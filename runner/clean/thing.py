@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,15 +61,23 @@ def measure(paths: Iterable[Path]) -> tuple[int, float | None]:
     """(bytes, latest change) of files and of everything in folders; links count as links."""
     size, latest = 0, None
     for path in paths:
-        for file in [path] if path.is_symlink() or not path.is_dir() else path.rglob("*"):
+        for file in _files(path):
             try:
                 status = file.lstat()
             except OSError:
                 continue
-            if file.is_symlink() or not file.is_dir():
-                size += status.st_size
-                latest = max(latest or 0.0, status.st_mtime)
+            size += status.st_size
+            latest = max(latest or 0.0, status.st_mtime)
     return size, latest
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_symlink() or not path.is_dir():
+        yield path
+        return
+    for root, folders, names in os.walk(path):  # which goes on where a folder vanishes meanwhile
+        yield from (Path(root, name) for name in names)
+        yield from (link for name in folders if (link := Path(root, name)).is_symlink())
 
 
 def size_text(size_bytes: int | None) -> str:

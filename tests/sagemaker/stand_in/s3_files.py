@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,8 +60,8 @@ def download(s3: Any, objects: list[tuple[str, str, str]], folder: Path) -> None
 
 
 def files_of(folder: Path) -> list[Path]:
-    """All files below a folder, in order."""
-    return sorted(file for file in folder.rglob("*") if file.is_file())
+    """All files below a folder, in order; folders in it may vanish meanwhile, which `rglob` does not bear."""
+    return sorted(file for root, _, names in os.walk(folder) for name in names if (file := Path(root, name)).is_file())
 
 
 def upload(s3: Any, file: Path, bucket: str, key: str) -> None:
