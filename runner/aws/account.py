@@ -12,6 +12,7 @@ from runner.s3.access import (
     ATTEMPTS,
     NoAccess,
     aws_errors,
+    aws_session,
     client_config,
     code_of,
     may_pass,
@@ -36,12 +37,8 @@ class Account:
     """
 
     def __init__(self, settings: AwsSettings, *, section: str = "launcher") -> None:
-        import boto3
-
-        # It tells at this level where it has found credentials and endpoints.
-        logging.getLogger("botocore").setLevel(logging.WARNING)
         self.settings, self.section = settings, section
-        self.session = boto3.Session(region_name=settings.region)
+        self.session = aws_session(settings.region)
 
     @cached_property
     def region(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.errors import RunnerError
-from runner.s3.access import NoAccess, client_config, message_of, require_boto3, understood
+from runner.s3.access import NoAccess, aws_session, client_config, message_of, require_boto3, understood
 
 REGISTRY = re.compile(r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(?:\.cn)?")
 
@@ -112,11 +111,7 @@ def login_to(image: str) -> tuple[str, Login] | None:
 
 def _client(region: str | None) -> Any:
     require_boto3()
-    import boto3
-
-    # It tells at this level where it has found credentials and endpoints.
-    logging.getLogger("botocore").setLevel(logging.WARNING)
-    session = boto3.Session(region_name=region)
+    session = aws_session(region)
     if not session.region_name:
         raise NoAccess("AWS region: there is none; name it with --region, or set AWS_REGION")
     return session.client("ecr", config=client_config())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -49,13 +50,33 @@ def require_boto3() -> None:
         raise NoAccess("S3 needs the package boto3, which is not installed; pip install 'lora-runner[sagemaker]'")
 
 
-def s3_client() -> Any:
-    """A client for S3 with the credentials of the environment or profile; buckets of any region answer it."""
+def aws_session(region: str | None = None) -> Any:
+    """A session of boto3 with the credentials of the environment or profile, and their region unless one is named."""
     import boto3
+    from botocore.session import get_session
 
     # It tells at this level where it has found credentials and endpoints.
     logging.getLogger("botocore").setLevel(logging.WARNING)
-    session = boto3.Session()
+    bare = get_session()
+    descriptions = _descriptions(bare.get_config_variable("data_path"))
+    bare.register_component("data_loader", descriptions)
+    session = boto3.Session(region_name=region, botocore_session=bare)
+    # To which every session adds the same folder.
+    descriptions.search_paths[:] = dict.fromkeys(descriptions.search_paths)
+    return session
+
+
+@cache
+def _descriptions(folders: str | None) -> Any:
+    """What botocore's files say of services; several MB for some, which each session would read anew."""
+    from botocore.loaders import create_loader
+
+    return create_loader(folders)
+
+
+def s3_client() -> Any:
+    """A client for S3 with the credentials of the environment or profile; buckets of any region answer it."""
+    session = aws_session()
     # Without any region S3 is asked in this one, and says itself where a bucket is.
     return session.client("s3", region_name=session.region_name or "us-east-1", config=client_config(FEW_ATTEMPTS))
 
