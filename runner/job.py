@@ -63,6 +63,11 @@ class State(StrEnum):
     PRUNED = "pruned"
 
 
+GOOD = (State.COMPLETED, State.PRUNED)
+FINAL = (*GOOD, State.FAILED, State.CANCELLED)
+"""States that do not change by waiting: whoever has brought a job there has given its answer."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """One job of a command."""

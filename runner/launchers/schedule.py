@@ -19,7 +19,7 @@ from pathlib import Path
 
 from runner import work
 from runner.errors import Interrupted, SettingsError
-from runner.job import Job, LockedError, State, is_held, lock, state_of, update_manifest
+from runner.job import FINAL, Job, LockedError, State, is_held, lock, state_of, update_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.ending import ending
 from runner.launchers.forked import forget_libraries
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 POLL_S = 0.25
 MOST_TRIES = 3
 """Workers that may end without having taken a job before it is given up."""
-SETTLED = (State.COMPLETED, State.FAILED, State.CANCELLED, State.PRUNED)
 NO_CRASH = (0, 1, INTERRUPTED_CODE)
 SECOND_AFTER_S = 2 * work.SECOND_AFTER_S
 """As there; longer, so that a worker takes what comes then for a second one, too."""
@@ -77,9 +76,9 @@ class _Share:
         """Read the states of the jobs that are not settled; the jobs that are, since the last look."""
         settled = []
         for job in self.jobs:
-            if self.states[job.folder] not in SETTLED:
+            if self.states[job.folder] not in FINAL:
                 self.states[job.folder] = self._state_of(job)
-                if self.states[job.folder] in SETTLED:
+                if self.states[job.folder] in FINAL:
                     settled.append(job)
         return settled
 
