@@ -8,7 +8,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from runner.errors import SettingsError
+from runner.errors import not_started
 from runner.search.space import Choices, Interval, Parameter
 
 NO_VALUE = "fits no value; give some, or a pattern that fits"
@@ -52,7 +52,7 @@ def space_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> tu
         ranges = "'optimizer.lr=tag(log,interval(1e-5,1e-3))' 'lora.rank=4,8,16'"
         faults = [f"hydra/sweeper: nothing to search; name ranges, such as {ranges}"]
     if faults:
-        raise SettingsError("\n".join(["The search is invalid, nothing was started:", *(f"  {f}" for f in faults)]))
+        raise not_started("The search is invalid", faults)
     return list(space.values()), list(fixed.values())
 
 
