@@ -80,3 +80,8 @@ def not_started(head: str, faults: Iterable[str]) -> SettingsError:
         head: what they keep from starting, such as "The search is invalid".
     """
     return SettingsError("\n".join([f"{head}, nothing was started:", *(f"  {fault}" for fault in faults)]))
+
+
+def in_words(error: Exception) -> str:
+    """Why something failed, as its job's folder says it: what nobody has foreseen with its type."""
+    return str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"

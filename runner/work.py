@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.errors import Interrupted, RunnerError
+from runner.errors import Interrupted, RunnerError, in_words
 from runner.job import Job, State, read_job, update_manifest
 from runner.job_folders import faults_of, the_job
 from runner.printable import Printable, log_to
@@ -185,9 +185,8 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
         elif not claims.held:
             log.error("%s", error)  # no job's manifest will say it
         for job in claims.held:
-            reason = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
             try:
-                update_manifest(job.folder, state=State.FAILED, error=reason, crashed=True)
+                update_manifest(job.folder, state=State.FAILED, error=in_words(error), crashed=True)
             except (RunnerError, OSError) as fault:  # a full disk: whoever has started this process sees it by the lock
                 log.error("%s cannot be written: %s", job.paths.manifest, fault)
         return CRASHED_CODE
