@@ -263,3 +263,6 @@ GROUPS = (
 
 SECTIONS = (*GROUPS, "flow", "evaluation", "objective", "checkpoint")
 """All settings that hold settings."""
+
+NOT_IDENTITY = ("launcher", "logger", "checkpoint", "pruning", "objective")
+"""Sections that say where a job runs and how it is kept, never what it trains: they are no part of its id."""
