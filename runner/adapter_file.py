@@ -14,7 +14,7 @@ from pathlib import Path
 from runner.errors import RunnerError, SettingsError
 from runner.families.files import file_hash, unreachable
 from runner.job import Job, State, read_job, state_of
-from runner.paths import JobPaths, outputs_dir
+from runner.paths import WEIGHTS_NAME, JobPaths, outputs_dir
 from runner.schema.method import NewTokens
 from runner.tensor_file import Header, read_header
 
@@ -70,7 +70,7 @@ def find_adapter(given: str, *, key: str, words: bool = False) -> AdapterFile:
     taught = _words_of(whole) if whole is not None and words else ()
     if taught and whole is not None and not whole.paths.weights.is_file():
         return AdapterFile(taught[0], whole, taught)
-    file = path if path.is_file() else (path if whole is None else whole.paths.lora) / JobPaths(path).weights.name
+    file = path if path.is_file() else (path if whole is None else whole.paths.lora) / WEIGHTS_NAME
     if not file.is_file():
         wrong = f"holds no {file.name}" if path.is_dir() else "is not there"
         raise SettingsError(f"{named}: {wrong}{_meant(given)}")
@@ -122,7 +122,7 @@ def _from_hub(repository: str, named: str) -> Path:
     """The one adapter of a repository on the Hub."""
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
-    usual = JobPaths(Path()).weights.name
+    usual = WEIGHTS_NAME
     known = try_to_load_from_cache(repository, usual)
     if isinstance(known, str):
         return Path(known)

@@ -25,22 +25,29 @@ def cache_dir() -> Path:
     return Path(base) / "lora-runner"
 
 
+# The names that are also needed without a folder on this machine, as for what lies in S3.
+CONFIG_NAME, MANIFEST_NAME, METRICS_NAME, LOG_NAME = "config.yaml", "manifest.json", "metrics.jsonl", "log.txt"
+LORA_NAME, SAMPLES_NAME, LOCK_NAME = "lora", "samples", ".lock"
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+"""As diffusers calls the adapter in a folder or a repository."""
+
+
 class JobPaths:
     """The names inside one job folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        self.config = self.folder / "config.yaml"
-        self.manifest = self.folder / "manifest.json"
-        self.metrics = self.folder / "metrics.jsonl"
+        self.config = self.folder / CONFIG_NAME
+        self.manifest = self.folder / MANIFEST_NAME
+        self.metrics = self.folder / METRICS_NAME
         self.images = self.folder / "images.json"
         """What there is to say of each image, where that is too much for the manifest."""
-        self.log = self.folder / "log.txt"
-        self.lock = self.folder / ".lock"
-        self.lora = self.folder / "lora"
-        self.weights = self.lora / "pytorch_lora_weights.safetensors"
+        self.log = self.folder / LOG_NAME
+        self.lock = self.folder / LOCK_NAME
+        self.lora = self.folder / LORA_NAME
+        self.weights = self.lora / WEIGHTS_NAME
         """Of methods that train a LoRA."""
-        self.samples = self.folder / "samples"
+        self.samples = self.folder / SAMPLES_NAME
         self.prompts = self.samples / "prompts.json"
         self.checkpoints = self.folder / "checkpoints"
         self.sheet = self.folder / "sheet.png"

@@ -15,8 +15,7 @@ from runner.artifacts.card import sample_table, sampler_code, table, words_code,
 from runner.families import find_family
 from runner.families.family import Family
 from runner.job import Job, known_manifest
-from runner.mix.write import DIFFUSERS_FILE
-from runner.paths import write_text
+from runner.paths import WEIGHTS_NAME, write_text
 from runner.schema.method import NewTokens
 from runner.track.metrics import MetricsFile
 
@@ -121,7 +120,7 @@ def _trained(job: Job | None, folder: Path) -> list[str]:
 def _use(exported: Exported, job: Job | None, base_model: str | None, family: str) -> list[str]:
     lines, code = list[str](), list[str]()
     if "diffusers" in exported.files:
-        code.append(f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")')
+        code.append(f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{WEIGHTS_NAME}")')
     method = None if job is None else job.experiment.method
     if exported.words and isinstance(method, NewTokens):
         files = [file.name for file in exported.words]

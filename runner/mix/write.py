@@ -16,9 +16,8 @@ from torch import Tensor
 
 from runner.families.family import Family, is_text_encoder
 from runner.mix.layers import AdapterLayers
-from runner.paths import atomic_file
+from runner.paths import WEIGHTS_NAME, atomic_file
 
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 DOWN, UP, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 """peft's names of what an adapter holds for a layer, behind the layer's own."""
 
@@ -57,9 +56,9 @@ def write_peft(folder: Path, family: Family, layers: Layers, configs: Mapping[st
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
         family.save_adapter(Path(temporary), published_keys(layers), dict(configs))
-        with atomic_file(folder / DIFFUSERS_FILE) as target:
-            (Path(temporary) / DIFFUSERS_FILE).replace(target)
-    return folder / DIFFUSERS_FILE
+        with atomic_file(folder / WEIGHTS_NAME) as target:
+            (Path(temporary) / WEIGHTS_NAME).replace(target)
+    return folder / WEIGHTS_NAME
 
 
 def write_diffusers(folder: Path, family: Family, layers: AdapterLayers) -> Path:
