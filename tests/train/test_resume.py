@@ -198,7 +198,7 @@ def test_what_is_saved_after_a_damaged_checkpoint_is_kept_and_the_damaged_one_go
 
 
 def test_a_checkpoint_torn_while_it_was_written_does_no_harm(bench: Bench, half_done: Job) -> None:
-    torn = half_done.paths.checkpoints / ".writing-torn"
+    torn = half_done.paths.checkpoints / ".step-000001.torn"
     torn.mkdir()
     (torn / "adapter.safetensors").write_bytes(b"half")
     with pytest.raises(KilledError):
@@ -209,7 +209,7 @@ def test_a_checkpoint_torn_while_it_was_written_does_no_harm(bench: Bench, half_
 
 def test_what_torn_writing_left_is_cleared_away(bench: Bench, sdxl_folder: Path) -> None:
     job = bench.job(sdxl_folder, steps=2, checkpoint={"every": 1})
-    (job.paths.checkpoints / ".writing-torn").mkdir(parents=True)
+    (job.paths.checkpoints / ".step-000001.torn").mkdir(parents=True)
     assert bench.train(job)
     assert checkpoints(job) == ["step-000001"]
 
