@@ -109,6 +109,11 @@ def step_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def sample_name(prompt: int, seed: int) -> str:
+    """The file name of an image, by the place of its prompt among all and its seed."""
+    return f"p{prompt:02d}-s{seed}.png"
+
+
 def share(made: Path) -> None:
     """Give a file or folder that was made for its owner alone the rights of any other new one, by the user's umask."""
     made.chmod((0o777 if made.is_dir() else 0o666) & ~UMASK)

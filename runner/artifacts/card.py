@@ -12,7 +12,7 @@ import yaml
 
 from runner.families.known import FAMILIES
 from runner.families.single_file import is_single_file
-from runner.paths import WEIGHTS_NAME, write_text
+from runner.paths import WEIGHTS_NAME, sample_name, write_text
 from runner.printable import printable
 from runner.report.charts import Series, draw, smoothed, standalone
 from runner.schema import ModelSettings
@@ -226,7 +226,7 @@ def _copy_samples(run: JobRun, folder: Path) -> list[tuple[str, str]]:
     source = run.paths.samples_at(run.step)
     seed = run.settings.validation.seeds[0]
     for index, prompt in enumerate(run.materials.prompts[:MOST_SAMPLES]):
-        image = source / f"p{index:02d}-s{seed}.png"
+        image = source / sample_name(index, seed)
         if image.is_file():
             name = f"sample-{index:02d}.png"
             shutil.copyfile(image, folder / name)
