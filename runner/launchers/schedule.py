@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from runner import work
+from runner import signals
 from runner.errors import Interrupted, SettingsError
 from runner.job import FINAL, Job, LockedError, State, is_held, lock, state_of, update_manifest
 from runner.launchers import MoreJobs
@@ -29,8 +29,9 @@ from runner.paths import ExperimentPaths
 from runner.plan import Pack, Plan, pack_key
 from runner.queue import Queue
 from runner.schema import LocalLauncher
+from runner.signals import STOP_SIGNALS, silence, streams_on_terminal
 from runner.status import live_table
-from runner.work import INTERRUPTED_CODE, STOP_SIGNALS, leave_terminal, streams_on_terminal
+from runner.work import INTERRUPTED_CODE
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ POLL_S = 0.25
 MOST_TRIES = 3
 """Workers that may end without having taken a job before it is given up."""
 NO_CRASH = (0, 1, INTERRUPTED_CODE)
-SECOND_AFTER_S = 2 * work.SECOND_AFTER_S
+SECOND_AFTER_S = 2 * signals.SECOND_AFTER_S
 """As there; longer, so that a worker takes what comes then for a second one, too."""
 STOPPED = (INTERRUPTED_CODE, *(-number for number in STOP_SIGNALS))
 
@@ -183,7 +184,7 @@ class Schedule:
 
         def stop(number: int, _frame: object) -> None:
             if number == signal.SIGHUP:
-                leave_terminal(terminal)
+                silence(terminal)
             nonlocal asked
             if not self.stopping:
                 log.info("stopping: every job saves a checkpoint first; a second Ctrl-C does not wait for that")

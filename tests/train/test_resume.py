@@ -20,6 +20,7 @@ from runner import work
 from runner.errors import Interrupted
 from runner.job import Job, State, is_held, read_manifest, register, state_of
 from runner.queue import Claims, FixedQueue
+from runner.signals import StopSignal
 from runner.train.checkpoint import load_checkpoint, save_checkpoint
 from runner.train.pack import reason_of, tried
 from tests.train.bench import Bench, difference, records, weights
@@ -249,7 +250,7 @@ def test_a_worker_whose_manifests_cannot_be_written_ends_as_crashed_and_holds_no
     monkeypatch.setattr(work, "_trains", fail)
     monkeypatch.setattr(work, "update_manifest", fail)
     options = work._parse(["--device", "cpu", str(job.folder)])
-    assert work._work(claims, options, work.StopSignal()) == work.CRASHED_CODE
+    assert work._work(claims, options, StopSignal()) == work.CRASHED_CODE
     assert f"{job.paths.manifest} cannot be written: No space left on device" in caplog.text
     assert not is_held(job.folder)
 
