@@ -159,7 +159,7 @@ class Schedule:
                 self._settle()
                 self._ask_for_more()
                 if not self.stopping:
-                    self._start_workers(Path(folder))
+                    self._start_workers()
                 if not any(share.workers for share in self._shares):
                     if self.stopping:
                         raise Interrupted("stopped by a signal")
@@ -209,7 +209,7 @@ class Schedule:
 
     # --- starting ---
 
-    def _start_workers(self, folder: Path) -> None:
+    def _start_workers(self) -> None:
         for share in list(self._shares):
             size = share.pack.processes
             while not self.stopping and share.wants_worker and len(self.free) >= min(size, self._places):

@@ -54,7 +54,7 @@ class Collector:
                 self._bring(job, folder / f"{job.id}/", files, everything=everything)
         return bool(found)
 
-    def look_at(self, job: Job, kept: Location, *, everything: bool = False) -> bool:
+    def look_at(self, job: Job, kept: Location, *, everything: bool) -> bool:
         """Bring what is new of one job; whether there is anything of it.
 
         Args:
