@@ -167,3 +167,15 @@ def header_of(file: Path, named: str) -> Header:
         return read_header(file)
     except (OSError, ValueError) as error:
         raise SettingsError(f"{named}: cannot be read ({error}); {FIX}") from error
+
+
+def is_dora(file: Path, named: str) -> bool:
+    """Whether it is a DoRA: an adapter that also has a magnitude for each output of a layer.
+
+    Args:
+        named: as in `header_of`.
+
+    Raises:
+        SettingsError: as there.
+    """
+    return any("lora_magnitude_vector" in key for key in header_of(file, named).tensors)
