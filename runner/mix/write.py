@@ -84,8 +84,8 @@ def _config(layers: AdapterLayers, component: str) -> dict[str, Any]:
     config: dict[str, Any] = LoraConfig(
         r=int(rank),
         lora_alpha=alpha,
-        rank_pattern=_different(ranks, rank),
-        alpha_pattern=_different(alphas, alpha),
+        rank_pattern=differing(ranks, rank),
+        alpha_pattern=differing(alphas, alpha),
         use_dora=doras.pop(),
         lora_dropout=0.0,
         target_modules=list(mine),
@@ -93,7 +93,7 @@ def _config(layers: AdapterLayers, component: str) -> dict[str, Any]:
     return config
 
 
-def _different(values: Mapping[str, float], usual: float) -> dict[str, Any]:
+def differing(values: Mapping[str, float], usual: float) -> dict[str, float]:
     """The layers whose value is not the usual one, by expressions that match no other layer."""
     # One that is the end of another's name would match that too.
     ends = {name for name in values if any(other.endswith(f".{name}") for other in values)}
