@@ -8,17 +8,15 @@ from __future__ import annotations
 import dataclasses
 import glob
 import hashlib
-import re
 from pathlib import Path
 
 from runner.errors import RunnerError, SettingsError
-from runner.families.files import file_hash, unreachable
+from runner.families.files import file_hash, is_hub_id, unreachable
 from runner.job import Job, State, read_job, state_of
 from runner.paths import WEIGHTS_NAME, JobPaths, outputs_dir
 from runner.schema.method import NewTokens
 from runner.tensor_file import Header, read_header
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 NO_SUCH_FILE = ("EntryNotFound", "RemoteEntryNotFound")
 """How the Hub's client, an older one and this, calls it where a repository has no file of a name."""
 MOST_MEANT = 3
@@ -62,7 +60,7 @@ def find_adapter(given: str, *, key: str, words: bool = False) -> AdapterFile:
     """
     named = f"{key} = {given!r}"
     path = Path(given).expanduser().absolute()
-    if not path.exists() and HUB_ID.fullmatch(given):
+    if is_hub_id(given):
         return AdapterFile(_from_hub(given, named), None)
     job = _job_in(path, named)
     # Another folder in a job's own, such as that of a checkpoint, must not stand for what came out at the end.

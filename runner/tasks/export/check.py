@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from runner.adapter_file import HUB_ID, AdapterFile, is_dora
+from runner.adapter_file import AdapterFile, is_dora
 from runner.errors import SettingsError
+from runner.families.files import is_hub_id
 from runner.schema.tasks.export import Export
 from runner.tasks.adapters import contents_of, find_adapters
 from runner.tasks.export.hub import hub_faults
@@ -36,7 +36,7 @@ def base_model(settings: Export) -> str | None:
     if settings.hub.base_model is not None:
         return settings.hub.base_model
     path = settings.model.path
-    return path if HUB_ID.fullmatch(path) and not Path(path).exists() else None
+    return path if is_hub_id(path) else None
 
 
 def _format_faults(settings: Export, found: AdapterFile) -> list[str]:
