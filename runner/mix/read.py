@@ -24,10 +24,8 @@ from runner.families.family import Family, is_text_encoder
 from runner.families.original import original_names
 from runner.mix.layers import AdapterLayers, LowRank
 from runner.schema.training import matches_layer
+from runner.tensor_file import METADATA, TEXT_MODEL
 
-METADATA = "lora_adapter_metadata"
-"""Where diffusers keeps the configurations of peft, as JSON."""
-TEXT_MODEL = "text_model."
 DOWN, UP, ALPHA, MAGNITUDE = "down", "up", "alpha", "magnitude"
 OF_DIFFUSERS = {
     ".lora_A.weight": DOWN,

@@ -17,6 +17,7 @@ from torch import Tensor
 from runner.families.family import Family, is_text_encoder
 from runner.mix.layers import AdapterLayers
 from runner.paths import WEIGHTS_NAME, atomic_file
+from runner.tensor_file import TEXT_MODEL
 
 DOWN, UP, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 """peft's names of what an adapter holds for a layer, behind the layer's own."""
@@ -39,7 +40,7 @@ def published_name(component: str, name: str) -> str:
     transformers 5.6 took `text_model.` out of the module names of CLIPTextModel (huggingface/transformers #13843);
     diffusers, ComfyUI and older files have it.
     """
-    return f"text_model.{name}" if is_text_encoder(component) and not name.startswith("text_model.") else name
+    return TEXT_MODEL + name if is_text_encoder(component) and not name.startswith(TEXT_MODEL) else name
 
 
 def _published_key(component: str, key: str) -> str:
