@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
+from runner.command.trials import WITHOUT_EFFECT
 from runner.errors import not_started
 from runner.search.space import Choices, Interval, Parameter
 
@@ -41,7 +43,7 @@ def space_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> tu
         if not override.is_sweep_override():
             fixed[key] = str(override.input_line)
             continue
-        if key == "name" or key.startswith(("launcher", "logger", "checkpoint", "objective", "hydra")):
+        if re.split("[./]", key)[0] in WITHOUT_EFFECT:
             faults.append(f"{override.input_line}: {key} changes no result, so it cannot be searched; give one value")
             continue
         try:
