@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from runner.job import FINAL, Job, State, read_manifest
+from runner.launch import Config
 from runner.paths import ExperimentPaths
 from runner.schema import ObjectiveSettings, SearchSettings
 from runner.search.space import Parameter
@@ -14,8 +15,6 @@ from runner.search.study import Study
 from runner.track import MetricsFile
 
 log = logging.getLogger(__name__)
-
-Config = tuple[Mapping[str, Any], tuple[str, ...]]
 
 
 class OptunaSearch:
