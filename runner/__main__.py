@@ -71,7 +71,7 @@ def _compose_and_launch() -> None:
             raise
         from runner.command.diagnose import diagnose
 
-        raise SettingsError(diagnose(sys.argv[1:], error)) from error
+        raise diagnose(sys.argv[1:], error) from error
     if failure:
         raise failure[0]
 

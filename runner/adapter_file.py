@@ -8,17 +8,15 @@ from __future__ import annotations
 import dataclasses
 import glob
 import hashlib
-import re
 from pathlib import Path
 
 from runner.errors import RunnerError, SettingsError
-from runner.families.files import file_hash, unreachable
+from runner.families.files import file_hash, is_hub_id, unreachable
 from runner.job import Job, State, read_job, state_of
-from runner.paths import JobPaths, outputs_dir
+from runner.paths import WEIGHTS_NAME, JobPaths, outputs_dir
 from runner.schema.method import NewTokens
 from runner.tensor_file import Header, read_header
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 NO_SUCH_FILE = ("EntryNotFound", "RemoteEntryNotFound")
 """How the Hub's client, an older one and this, calls it where a repository has no file of a name."""
 MOST_MEANT = 3
@@ -62,7 +60,7 @@ def find_adapter(given: str, *, key: str, words: bool = False) -> AdapterFile:
     """
     named = f"{key} = {given!r}"
     path = Path(given).expanduser().absolute()
-    if not path.exists() and HUB_ID.fullmatch(given):
+    if is_hub_id(given):
         return AdapterFile(_from_hub(given, named), None)
     job = _job_in(path, named)
     # Another folder in a job's own, such as that of a checkpoint, must not stand for what came out at the end.
@@ -70,7 +68,7 @@ def find_adapter(given: str, *, key: str, words: bool = False) -> AdapterFile:
     taught = _words_of(whole) if whole is not None and words else ()
     if taught and whole is not None and not whole.paths.weights.is_file():
         return AdapterFile(taught[0], whole, taught)
-    file = path if path.is_file() else (path if whole is None else whole.paths.lora) / JobPaths(path).weights.name
+    file = path if path.is_file() else (path if whole is None else whole.paths.lora) / WEIGHTS_NAME
     if not file.is_file():
         wrong = f"holds no {file.name}" if path.is_dir() else "is not there"
         raise SettingsError(f"{named}: {wrong}{_meant(given)}")
@@ -122,7 +120,7 @@ def _from_hub(repository: str, named: str) -> Path:
     """The one adapter of a repository on the Hub."""
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
-    usual = JobPaths(Path()).weights.name
+    usual = WEIGHTS_NAME
     known = try_to_load_from_cache(repository, usual)
     if isinstance(known, str):
         return Path(known)
@@ -167,3 +165,15 @@ def header_of(file: Path, named: str) -> Header:
         return read_header(file)
     except (OSError, ValueError) as error:
         raise SettingsError(f"{named}: cannot be read ({error}); {FIX}") from error
+
+
+def is_dora(file: Path, named: str) -> bool:
+    """Whether it is a DoRA: an adapter that also has a magnitude for each output of a layer.
+
+    Args:
+        named: as in `header_of`.
+
+    Raises:
+        SettingsError: as there.
+    """
+    return any("lora_magnitude_vector" in key for key in header_of(file, named).tensors)

@@ -9,13 +9,12 @@ import gzip
 import logging
 import shutil
 import tarfile
-import tempfile
 import zlib
 from pathlib import Path, PurePosixPath
 
 from runner.errors import SettingsError
 from runner.exclusive import alone
-from runner.paths import share
+from runner.paths import atomic_folder
 
 log = logging.getLogger(__name__)
 
@@ -54,17 +53,13 @@ def lay_out(archive: Path, folder: Path) -> Path:
             for left in folder.parent.glob(f".{folder.name}.*"):
                 shutil.rmtree(left)
             log.info("unpacking %s, %.1f GB", archive, archive.stat().st_size / 1e9)
-            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
             try:
-                _extract(archive, temporary)
-                share(temporary)
-                temporary.rename(folder)
+                with atomic_folder(folder) as temporary:
+                    _extract(archive, temporary)
             except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise BadArchive(f"{archive.name} is damaged, or no {SUFFIX} ({error}); {FIX}") from error
             except OSError as error:
                 raise BadArchive(f"{archive.name} cannot be unpacked into {folder.parent} ({error})") from error
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
     return inner(folder)
 
 

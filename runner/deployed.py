@@ -12,6 +12,7 @@ from typing import Any
 
 from runner.errors import RunnerError
 from runner.job import State, read_manifest, update_manifest
+from runner.paths import MANIFEST_NAME
 from runner.schema.aws import AwsSettings
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 def deployments(outputs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """(folder, manifest) of the jobs of all experiments that have made an endpoint, until it is taken back."""
-    for file in sorted(outputs.glob("*/*/manifest.json")):
+    for file in sorted(outputs.glob(f"*/*/{MANIFEST_NAME}")):
         try:
             manifest = read_manifest(file.parent)
         except RunnerError as error:

@@ -17,10 +17,9 @@ from runner.adapter_file import FIX, AdapterFile, find_adapter, header_of
 from runner.errors import SettingsError
 from runner.schema import LoraSettings
 from runner.schema.training import matches_layer
+from runner.tensor_file import METADATA, TEXT_MODEL
 
 DOWN = ".lora_A.weight"
-TEXT_MODEL = "text_model."
-"""In files before the names of layers of CLIP's text encoders, which transformers no longer has."""
 
 
 def find_earlier(settings: LoraSettings) -> AdapterFile | None:
@@ -51,7 +50,7 @@ def _check_fits(file: Path, settings: LoraSettings, named: str) -> None:
             f"lora.{key} = {getattr(settings, key)}: {settings.init_from} has rank {found}{where}; set "
             f"{_settings_for('rank', ranks)}"
         )
-    config = json.loads(header.metadata.get("lora_adapter_metadata", "{}"))
+    config = json.loads(header.metadata.get(METADATA, "{}"))
     _check_same(settings, "dora", settings.dora, _said(config, ".use_dora", False))
     scales = {layer: _scale(config, layer, rank) for layer, rank in ranks.items()}
     if wrong := [layer for layer, scale in scales.items() if not _same(settings.scale_of(_bare(layer)), scale)]:

@@ -1,4 +1,4 @@
-"""The exceptions that a user may see; everything else that escapes is a defect of ours.
+"""The exceptions that a user may see, and their words; everything else that escapes is a defect of ours.
 
 RunnerError
 ├── SettingsError (also a ValueError)   a setting is wrong; names the key, the value and the fix
@@ -8,6 +8,7 @@ RunnerError
 ├── ArtifactError                       what was saved is not what was trained
 ├── DivergedError                       a job's loss or gradient is not finite
 ├── OutOfMemoryError                    not even one image fits into memory
+├── AwsError                            AWS has refused something, or did not start it
 ├── Interrupted                         a signal asked to stop; the work is saved
 ├── Detached                            jobs go on elsewhere without this command
 └── JobsFailed                          at least one job did not complete
@@ -16,6 +17,8 @@ Defect                                what nobody has foreseen, while jobs ran
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class RunnerError(Exception):
@@ -68,3 +71,17 @@ class JobsFailed(RunnerError):
 
 class Defect(Exception):
     """Something went wrong while jobs ran that no user can mend; its cause says what."""
+
+
+def not_started(head: str, faults: Iterable[str]) -> SettingsError:
+    """The error that says all faults at once, a line for each.
+
+    Args:
+        head: what they keep from starting, such as "The search is invalid".
+    """
+    return SettingsError("\n".join([f"{head}, nothing was started:", *(f"  {fault}" for fault in faults)]))
+
+
+def in_words(error: Exception) -> str:
+    """Why something failed, as its job's folder says it: what nobody has foreseen with its type."""
+    return str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"

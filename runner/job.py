@@ -26,6 +26,7 @@ from pydantic import BaseModel
 from runner.errors import RunnerError, SettingsError
 from runner.paths import JobPaths, write_text
 from runner.schema import Experiment
+from runner.schema.experiment import NOT_IDENTITY
 from runner.schema.job import JobSettings
 from runner.schema.method import TextualInversion
 from runner.schema.tasks import TASKS
@@ -33,8 +34,6 @@ from runner.schema.tasks import TASKS
 SCHEMA_NUMBER = 1
 """Raised when the meaning of existing settings changes: old results are then not taken for new ones."""
 
-NOT_IDENTITY = ("launcher", "logger", "checkpoint", "pruning", "objective")
-"""Sections that say where a job runs and how it is kept, never what it trains."""
 USUAL_METHOD = "text_to_image"
 OfClass = Mapping[str, str | None]
 """`prompt`, `images`, and with several classes `subjects` (`runner.data.classes`)."""
@@ -61,6 +60,11 @@ class State(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     PRUNED = "pruned"
+
+
+GOOD = (State.COMPLETED, State.PRUNED)
+FINAL = (*GOOD, State.FAILED, State.CANCELLED)
+"""States that do not change by waiting: whoever has brought a job there has given its answer."""
 
 
 @dataclasses.dataclass(frozen=True)

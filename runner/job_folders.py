@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from runner.paths import CONFIG_NAME, MANIFEST_NAME
+
 NAME_ANY = "name outputs/<name>, a job in it, or a folder of experiments"
 NAME_ONE = "name outputs/<name>, or a job in it"
 NAME_JOB = "name a job in outputs/<name>"
@@ -17,7 +19,7 @@ NAME_JOB = "name a job in outputs/<name>"
 def is_job_folder(folder: Path) -> bool:
     """Whether a folder is a job's; one that may not be looked into is none."""
     try:
-        return (folder / "manifest.json").is_file() or (folder / "config.yaml").is_file()
+        return (folder / MANIFEST_NAME).is_file() or (folder / CONFIG_NAME).is_file()
     except PermissionError:
         return False
 

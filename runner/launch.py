@@ -15,7 +15,7 @@ from runner.data.buckets import bucket_lines
 from runner.data.views import buckets_of, held_out_lines
 from runner.encodings import Need, cache_work
 from runner.errors import Defect, Detached, Interrupted, RunnerError, SettingsError
-from runner.job import Job, LockedError, State, is_held, lock, read_manifest, register, state_of
+from runner.job import FINAL, Job, LockedError, State, is_held, lock, read_manifest, register, state_of
 from runner.launchers import find_launcher
 from runner.machine import Machine
 from runner.outcome import conclude
@@ -28,8 +28,6 @@ from runner.schema.launchers import APART
 from runner.schema.tasks.deploy import Deploy
 
 POLL_S = 1.0
-FINAL = (State.COMPLETED, State.FAILED, State.CANCELLED, State.PRUNED)
-"""States that are not changed by waiting; they are the other runner's answer."""
 
 Config = tuple[Mapping[str, Any], tuple[str, ...]]
 """A resolved configuration, and the overrides that it was composed with."""

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runner.errors import Interrupted, JobsFailed
-from runner.job import Job, State, common_overrides, own_overrides, read_manifest, state_of
+from runner.job import GOOD, Job, State, common_overrides, own_overrides, read_manifest, state_of
 from runner.schema import Experiment
 
 log = logging.getLogger(__name__)
-
-GOOD = (State.COMPLETED, State.PRUNED)
 
 
 def conclude(jobs: Sequence[Job]) -> None:

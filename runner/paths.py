@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,22 +26,29 @@ def cache_dir() -> Path:
     return Path(base) / "lora-runner"
 
 
+# The names that are also needed without a folder on this machine, as for what lies in S3.
+CONFIG_NAME, MANIFEST_NAME, METRICS_NAME, LOG_NAME = "config.yaml", "manifest.json", "metrics.jsonl", "log.txt"
+LORA_NAME, SAMPLES_NAME, LOCK_NAME = "lora", "samples", ".lock"
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+"""As diffusers calls the adapter in a folder or a repository."""
+
+
 class JobPaths:
     """The names inside one job folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        self.config = self.folder / "config.yaml"
-        self.manifest = self.folder / "manifest.json"
-        self.metrics = self.folder / "metrics.jsonl"
+        self.config = self.folder / CONFIG_NAME
+        self.manifest = self.folder / MANIFEST_NAME
+        self.metrics = self.folder / METRICS_NAME
         self.images = self.folder / "images.json"
         """What there is to say of each image, where that is too much for the manifest."""
-        self.log = self.folder / "log.txt"
-        self.lock = self.folder / ".lock"
-        self.lora = self.folder / "lora"
-        self.weights = self.lora / "pytorch_lora_weights.safetensors"
+        self.log = self.folder / LOG_NAME
+        self.lock = self.folder / LOCK_NAME
+        self.lora = self.folder / LORA_NAME
+        self.weights = self.lora / WEIGHTS_NAME
         """Of methods that train a LoRA."""
-        self.samples = self.folder / "samples"
+        self.samples = self.folder / SAMPLES_NAME
         self.prompts = self.samples / "prompts.json"
         self.checkpoints = self.folder / "checkpoints"
         self.sheet = self.folder / "sheet.png"
@@ -101,6 +109,11 @@ def step_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def sample_name(prompt: int, seed: int) -> str:
+    """The file name of an image, by the place of its prompt among all and its seed."""
+    return f"p{prompt:02d}-s{seed}.png"
+
+
 def share(made: Path) -> None:
     """Give a file or folder that was made for its owner alone the rights of any other new one, by the user's umask."""
     made.chmod((0o777 if made.is_dir() else 0o666) & ~UMASK)
@@ -121,6 +134,18 @@ def atomic_file(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder beside `target`; on success it becomes `target`, which then appears with all that is in it."""
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield temporary
+        share(temporary)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(target: Path, text: str) -> None:

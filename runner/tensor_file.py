@@ -7,6 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+TEXT_MODEL = "text_model."
+"""Stands in files before the names of what is in CLIP's text encoders; transformers took it out of them in 5.6."""
+METADATA = "lora_adapter_metadata"
+"""Where diffusers keeps the configurations of peft, as JSON."""
 LENGTH_BYTES = 8
 LONGEST_HEADER_BYTES = 100_000_000
 """As the format has it."""

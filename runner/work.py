@@ -11,7 +11,6 @@ import gc
 import logging
 import os
 import platform
-import signal
 import subprocess
 import sys
 import time
@@ -22,11 +21,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.errors import Interrupted, RunnerError
+from runner.errors import Interrupted, RunnerError, in_words
 from runner.job import Job, State, read_job, update_manifest
 from runner.job_folders import faults_of, the_job
 from runner.printable import Printable, log_to
 from runner.queue import Claims, FixedQueue, Queue
+from runner.signals import StopSignal
 
 if TYPE_CHECKING:
     from runner.train.job_run import JobRun
@@ -37,12 +37,6 @@ STARTED_S = time.perf_counter()
 INTERRUPTED_CODE = 130
 CRASHED_CODE = 70
 """Exit code after an error that was no single job's: the jobs that were training are failed, and may be tried again."""
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C, what ends processes, and a terminal that is gone."""
-
-SECOND_AFTER_S = 0.5
-"""A Ctrl-C that comes sooner is the first one, which what stands between has passed on as well."""
 
 LAUNCHER_PID = "RUNNER_LAUNCHER_PID"
 """Environment variable with the process that started this worker and will settle what it leaves."""
@@ -60,46 +54,6 @@ RECORDED_PACKAGES = (
     "numpy",
     "pillow",
 )
-
-
-class StopSignal:
-    """Whether somebody asked this process to save and end; a second Ctrl-C ends it at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._since = 0.0
-
-    def __enter__(self) -> StopSignal:
-        # A signal that was ignored from the start, as Ctrl-C is in the background, stays so.
-        asked = [each for each in STOP_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
-        self._terminal = streams_on_terminal()
-        self._before = {number: signal.signal(number, self._ask) for number in asked}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _frame: object) -> None:
-        if self.requested and number == signal.SIGINT and time.monotonic() - self._since > SECOND_AFTER_S:
-            raise KeyboardInterrupt
-        if number == signal.SIGHUP:
-            leave_terminal(self._terminal)
-        if not self.requested:
-            self.requested, self._since = True, time.monotonic()
-
-
-def streams_on_terminal() -> list[int]:
-    """Which of the standard streams are a terminal; of one that is gone it cannot be found out any more."""
-    return [stream for stream in (0, 1, 2) if os.isatty(stream)]
-
-
-def leave_terminal(streams: Sequence[int]) -> None:
-    """Go on without a terminal that is gone: whatever is written there would fail."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in streams:
-        os.dup2(nowhere, stream)
-    os.close(nowhere)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -185,9 +139,8 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
         elif not claims.held:
             log.error("%s", error)  # no job's manifest will say it
         for job in claims.held:
-            reason = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
             try:
-                update_manifest(job.folder, state=State.FAILED, error=reason, crashed=True)
+                update_manifest(job.folder, state=State.FAILED, error=in_words(error), crashed=True)
             except (RunnerError, OSError) as fault:  # a full disk: whoever has started this process sees it by the lock
                 log.error("%s cannot be written: %s", job.paths.manifest, fault)
         return CRASHED_CODE

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from runner.artifacts.files import DIFFUSERS_FILE
 from runner.families.known import FAMILIES
 from runner.families.single_file import is_single_file
-from runner.paths import write_text
+from runner.paths import WEIGHTS_NAME, sample_name, write_text
 from runner.printable import printable
 from runner.report.charts import Series, draw, smoothed, standalone
 from runner.schema import ModelSettings
@@ -101,7 +100,7 @@ def _loading_code(run: JobRun) -> list[str]:
     """Python that teaches the pipeline what was trained."""
     method, lines = run.settings.method, list[str]()
     if run.adapter.sites:
-        lines.append(f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")')
+        lines.append(f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{WEIGHTS_NAME}")')
     if not isinstance(method, NewTokens):
         return lines
     return lines + words_code({token: run.paths.word(token).name for token in method.tokens}, run.base.family)
@@ -227,7 +226,7 @@ def _copy_samples(run: JobRun, folder: Path) -> list[tuple[str, str]]:
     source = run.paths.samples_at(run.step)
     seed = run.settings.validation.seeds[0]
     for index, prompt in enumerate(run.materials.prompts[:MOST_SAMPLES]):
-        image = source / f"p{index:02d}-s{seed}.png"
+        image = source / sample_name(index, seed)
         if image.is_file():
             name = f"sample-{index:02d}.png"
             shutil.copyfile(image, folder / name)

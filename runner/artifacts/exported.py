@@ -10,13 +10,12 @@ from typing import Any
 
 import yaml
 
-from runner.adapter_file import HUB_ID
 from runner.artifacts.card import sample_table, sampler_code, table, words_code, write_curves
 from runner.families import find_family
 from runner.families.family import Family
+from runner.families.files import is_hub_id
 from runner.job import Job, known_manifest
-from runner.mix.write import DIFFUSERS_FILE
-from runner.paths import write_text
+from runner.paths import WEIGHTS_NAME, write_text
 from runner.schema.method import NewTokens
 from runner.track.metrics import MetricsFile
 
@@ -121,7 +120,7 @@ def _trained(job: Job | None, folder: Path) -> list[str]:
 def _use(exported: Exported, job: Job | None, base_model: str | None, family: str) -> list[str]:
     lines, code = list[str](), list[str]()
     if "diffusers" in exported.files:
-        code.append(f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{DIFFUSERS_FILE}")')
+        code.append(f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{WEIGHTS_NAME}")')
     method = None if job is None else job.experiment.method
     if exported.words and isinstance(method, NewTokens):
         files = [file.name for file in exported.words]
@@ -188,7 +187,7 @@ def _without_places(value: Any, job: Job, key: str = "") -> Any:
 
 def _is_on_the_hub(value: str, job: Job) -> bool:
     """Whether a place is known to be a Hub id; a folder that is only not to be found from here may look like one."""
-    if not HUB_ID.fullmatch(value) or Path(value).exists():
+    if not is_hub_id(value):
         return False
     from huggingface_hub import constants
 

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from runner.families.family import Family
 from runner.mix.layers import AdapterLayers, LowRank
-from runner.mix.write import DIFFUSERS_FILE, Layers, published_keys, published_name, write_peft
+from runner.mix.write import Layers, published_keys, published_name, write_peft
 from runner.mix.write import write_kohya as write_kohya_layers
 from runner.schema import LoraSettings
 from runner.train.adapters.adapter import DOWN, UP, peft_config
 
 __all__ = [
-    "DIFFUSERS_FILE",
     "Layers",
     "adapted_layers",
     "published_keys",

@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.adapter_file import HUB_ID
 from runner.artifacts.card import write_card
 from runner.artifacts.exported import header_of_kohya
 from runner.artifacts.files import Layers, write_diffusers, write_kohya
 from runner.artifacts.verify import ScaleOf, check_behaviour, check_kohya, check_tensors
 from runner.artifacts.words import check_words, write_words
+from runner.families.files import is_hub_id
 from runner.schema.method import NewTokens
 from runner.train.adapters.adapter import WORDS
 from runner.train.inputs.samples import collate
@@ -86,5 +86,4 @@ def _kohya_file(run: JobRun, layers: Layers) -> Path:
 
 def _named(path: str) -> str:
     """A Hub id as it is; of a folder or file only its name, for this file is given away."""
-    named = HUB_ID.fullmatch(path) and not Path(path).exists()
-    return path if named else path.rstrip("/").rpartition("/")[2]
+    return path if is_hub_id(path) else path.rstrip("/").rpartition("/")[2]

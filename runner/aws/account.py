@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +28,17 @@ NO_BUCKET = ("404", "NoSuchBucket")
 """Codes of S3 for a bucket that is not there."""
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def refusals_said() -> Iterator[None]:
+    """Raises AwsError, which is said in one line, for whatever AWS refuses inside, or where it cannot be asked."""
+    try:
+        yield
+    except aws_errors() as error:
+        raise AwsError(f"AWS: {message_of(error)}") from error
+    except NoAccess as error:
+        raise AwsError(str(error)) from error
 
 
 class Account:

@@ -69,12 +69,7 @@ def model_request(wanted: Wanted, settings: EndpointSettings, *, experiment: str
         "PrimaryContainer": container,
         "Tags": settings.all_tags(experiment),
     }
-    if settings.subnets:
-        request["VpcConfig"] = {
-            "Subnets": list(settings.subnets),
-            "SecurityGroupIds": list(settings.security_groups),
-        }
-    return request
+    return request | settings.network()
 
 
 def _source(place: Location) -> dict[str, str]:

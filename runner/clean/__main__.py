@@ -130,16 +130,17 @@ def _by_kind(things: Sequence[Thing]) -> dict[str, list[Thing]]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    kinds = "; ".join(f"{kind.name}: {kind.doc}" for kind in KINDS.values())
+    kinds = [f"  {kind.name:<{max(map(len, KINDS))}}  {kind.doc}" for kind in KINDS.values()]
     parser = argparse.ArgumentParser(
         prog="python -m runner.clean",
         description="Show what could be freed; nothing is removed without a yes.",
-        epilog=f"Kinds: {kinds}.",
+        epilog="\n".join(["kinds:", *kinds]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR", help="outputs/<name>, a job in it, or a folder of experiments"
     )
-    parser.add_argument("--only", type=_kinds, metavar="KINDS", help="these kinds alone, with commas between")
+    parser.add_argument("--only", type=_kinds, metavar="KINDS", help="only these kinds, separated by commas")
     parser.add_argument("--yes", action="store_true", help="remove the kinds that --only names, without asking")
     options = parser.parse_args(arguments)
     if options.yes and options.only is None:

@@ -24,15 +24,13 @@ from runner.errors import RunnerError
 from runner.families.files import model_folder
 from runner.families.stored import local_copy, place_of
 from runner.families.stored import source_of as model_source_of
-from runner.job import Job, State, state_of
+from runner.job import FINAL, Job, state_of
 from runner.paths import cache_dir
 from runner.s3 import Location, is_s3
 from runner.s3.mirror import Mirror
 from runner.schema import DatasetSettings
 
 log = logging.getLogger(__name__)
-
-FINAL = (State.COMPLETED, State.FAILED, State.CANCELLED, State.PRUNED)
 
 
 def cache_things(jobs: Sequence[Job]) -> Iterator[Thing]:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.check import secret_faults
-from runner.errors import SettingsError
+from runner.errors import SettingsError, not_started
 
 
 class Composer:
@@ -92,9 +92,7 @@ def refuse_secrets(master: DictConfig) -> None:
     set_already = {str(key): value for key, value in raw.items()}
     faults = dict.fromkeys(secret_faults(set_already) + secret_faults(swept))
     if faults:
-        raise SettingsError(
-            "\n".join(["The configuration is invalid, nothing was started:", *(f"  {f}" for f in faults)])
-        )
+        raise not_started("The configuration is invalid", faults)
 
 
 def refuse_swept_launcher(configs: Sequence[tuple[DictConfig, tuple[str, ...]]]) -> None:

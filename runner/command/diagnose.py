@@ -25,7 +25,7 @@ from runner import HOME
 from runner.check import Checker
 from runner.command.compose import plain
 from runner.command.typed import in_shell, mended, quoted
-from runner.errors import SettingsError
+from runner.errors import SettingsError, not_started
 from runner.paths import outputs_dir
 from runner.schema import GROUPS
 from runner.schema.defaults import SEARCHES
@@ -36,7 +36,7 @@ MOST_JOBS = 64
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, YAMLError)
 
 
-def diagnose(arguments: Sequence[str], error: Exception) -> str:
+def diagnose(arguments: Sequence[str], error: Exception) -> SettingsError:
     """Everything that is wrong with a command line, a line each.
 
     Args:
@@ -60,8 +60,7 @@ def diagnose(arguments: Sequence[str], error: Exception) -> str:
             faults += _faults_of_values(good, search)
     if not faults:
         faults = [_of_file(error, search) or str(error)]
-    lines = "\n".join(f"  {line}" for line in dict.fromkeys(faults))
-    return f"The configuration is invalid, nothing was started:\n{lines}"
+    return not_started("The configuration is invalid", dict.fromkeys(faults))
 
 
 def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[Settings] | None) -> list[str]:

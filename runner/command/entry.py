@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from runner.command.compose import plain, refuse_swept_launcher
 from runner.command.grammar import empty_sweeps
-from runner.errors import SettingsError
+from runner.errors import SettingsError, not_started
 from runner.job import read_manifest
 from runner.launch import launch
 
@@ -39,7 +39,7 @@ def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str
     if not batch:
         params = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
         faults = empty_sweeps([*params, *master.hydra.overrides.task], loader)
-        raise SettingsError("\n".join(["The sweep has no jobs, nothing was started:", *(f"  {f}" for f in faults)]))
+        raise not_started("The sweep has no jobs", faults)
     configs = [(loader.load_sweep_config(master, list(overrides)), tuple(overrides)) for overrides in batch]
     refuse_swept_launcher(configs)
     jobs = launch([(plain(config), overrides) for config, overrides in configs])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from runner.errors import SettingsError
+from runner.command.trials import WITHOUT_EFFECT
+from runner.errors import not_started
 from runner.search.space import Choices, Interval, Parameter
 
 NO_VALUE = "fits no value; give some, or a pattern that fits"
@@ -41,7 +43,7 @@ def space_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> tu
         if not override.is_sweep_override():
             fixed[key] = str(override.input_line)
             continue
-        if key == "name" or key.startswith(("launcher", "logger", "checkpoint", "objective", "hydra")):
+        if re.split("[./]", key)[0] in WITHOUT_EFFECT:
             faults.append(f"{override.input_line}: {key} changes no result, so it cannot be searched; give one value")
             continue
         try:
@@ -52,7 +54,7 @@ def space_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> tu
         ranges = "'optimizer.lr=tag(log,interval(1e-5,1e-3))' 'lora.rank=4,8,16'"
         faults = [f"hydra/sweeper: nothing to search; name ranges, such as {ranges}"]
     if faults:
-        raise SettingsError("\n".join(["The search is invalid, nothing was started:", *(f"  {f}" for f in faults)]))
+        raise not_started("The search is invalid", faults)
     return list(space.values()), list(fixed.values())
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from typing import TextIO
+
+from runner.signals import silence
 
 
 class Lines(logging.StreamHandler[TextIO]):
@@ -17,6 +18,4 @@ class Lines(logging.StreamHandler[TextIO]):
             super().handleError(record)
             return
         # The descriptor rather than Python's stream: what is left in that would fail again when the process ends.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.stream.fileno())
-        os.close(nowhere)
+        silence([self.stream.fileno()])

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from runner.errors import SettingsError
+from runner.errors import SettingsError, not_started
 from runner.job import Job
 from runner.launch import Config
 from runner.schema.knob import Settings
@@ -30,8 +30,8 @@ def checked_settings(kind: type[S], settings: Mapping[str, Any]) -> S:
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
-        lines = [f"  hydra.sweeper.{line}" for line in explain(error, settings)]
-        raise SettingsError("\n".join(["The configuration is invalid, nothing was started:", *lines])) from error
+        lines = [f"hydra.sweeper.{line}" for line in explain(error, settings)]
+        raise not_started("The configuration is invalid", lines) from error
 
 
 def first_values(space: Sequence[Parameter]) -> dict[str, str]:

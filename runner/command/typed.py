@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from hydra._internal.utils import get_args_parser
 
-from runner.errors import SettingsError
+from runner.errors import not_started
 
 PLACES = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=")
 """Settings of Hydra for where results go; jobs go where `runner.paths` says."""
@@ -40,19 +40,19 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
     faults = [_of_no_flag(argument) for argument in unknown]
     faults += [_of_place(setting) for setting in settings if setting.lstrip("+").startswith(PLACES)]
     if faults:
-        raise SettingsError("\n".join(["The command is invalid, nothing was started:", *faults]))
+        raise not_started("The command is invalid", faults)
     return flags + settings
 
 
 def _of_place(setting: str) -> str:
     key, _, value = setting.lstrip("+").partition("=")
-    return f"  {key} = {value}: moves no results; set the variable RUNNER_OUTPUTS, and name=... for the folder in it"
+    return f"{key} = {value}: moves no results; set the variable RUNNER_OUTPUTS, and name=... for the folder in it"
 
 
 def _of_no_flag(argument: str) -> str:
     key, is_setting, value = argument.lstrip("-").partition("=")
     setting = f"{key}={value}" if is_setting else f"{key}=..."
-    return f"  {argument}: there is no such flag; settings have no dashes: {setting} (--hydra-help lists the flags)"
+    return f"{argument}: there is no such flag; settings have no dashes: {setting} (--hydra-help lists the flags)"
 
 
 def mended(overrides: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -10,11 +10,10 @@ from typing import Any
 
 from runner.container.objective import objective_line
 from runner.container.tree import FAILURE_CHARACTERS, Tree
-from runner.job import Job, State, read_manifest
+from runner.job import GOOD, Job, State, read_manifest
 
 log = logging.getLogger(__name__)
 
-GOOD = (State.COMPLETED, State.PRUNED)
 LEAST_CHARACTERS = 80
 """Of a reason, where many jobs have failed."""
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import RunnerError
-from runner.job import Job, State, read_manifest, register, update_manifest, write_config
+from runner.job import FINAL, Job, State, read_manifest, register, update_manifest, write_config
 
 log = logging.getLogger(__name__)
-
-LEFT_ALONE = (State.COMPLETED, State.FAILED, State.CANCELLED, State.PRUNED)
 
 
 def take_up(job: Job, sent: Mapping[str, Any]) -> bool:
@@ -35,7 +33,7 @@ def take_up(job: Job, sent: Mapping[str, Any]) -> bool:
         raise RunnerError(f"{job.folder} holds the job {known.get('id')!r}")
     write_config(job)
     state = State(known["state"])
-    if state in LEFT_ALONE and not (state is State.COMPLETED and not job.has_result):
+    if state in FINAL and not (state is State.COMPLETED and not job.has_result):
         log.info("%s: %s already", job.id, state.value)
         return False
     log.info("%s: was %s after %d steps, goes on", job.id, state.value, known.get("steps_done", 0))

@@ -145,7 +145,8 @@ def _digest(file: Path, shard: Shard) -> str:
 
 
 def quieten_client() -> None:
-    """Keep the Hub's client from logging every address that it asks: there are many, and some are signed."""
+    """Keep the Hub's client from logging every address that it asks: there are many, and some are
+    signed: whoever has one that a file is sent to may write there."""
     for name in ("httpx", "httpx2", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

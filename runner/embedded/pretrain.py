@@ -34,6 +34,7 @@ VAE_CROP_SHARE, VAE_CROP_PX = (
     32,
 )  # the first part of the VAE's time sees quarter pictures: four times as many
 UNET_BATCH, UNET_LEARNING_RATE = 32, 1e-3
+WARM_UP_STEPS = 100
 CAPTION_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
 EMA_DECAY = 0.999
@@ -140,9 +141,7 @@ def train_unet(pipeline: StableDiffusionXLPipeline, *, minutes: float, seed: int
         module.eval().to(memory_format=torch.contiguous_format)
 
 
-def draw_prompts(
-    pipeline: StableDiffusionXLPipeline, *, guidance_scale: float = 3.0, steps: int = 25
-) -> list[draw.Picture]:
+def draw_prompts(pipeline: StableDiffusionXLPipeline) -> list[draw.Picture]:
     """Eight pictures of each shape, in every colour and on every background."""
     colours, backgrounds = list(draw.COLOURS), list(draw.BACKGROUNDS)
     pictures: list[draw.Picture] = []
@@ -152,8 +151,8 @@ def draw_prompts(
         generator = torch.Generator().manual_seed(row)
         result = pipeline(
             prompts,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
+            num_inference_steps=25,
+            guidance_scale=3.0,
             generator=generator,
             output_type="np",
         )
@@ -223,8 +222,8 @@ def _descend(loss: Tensor, parameters: Iterable[nn.Parameter], optimizer: torch.
     optimizer.zero_grad()
 
 
-def _warm_up(step: int, *, steps: int = 100) -> float:
-    return min(1.0, (step + 1) / steps)
+def _warm_up(step: int) -> float:
+    return min(1.0, (step + 1) / WARM_UP_STEPS)
 
 
 def _cosine(progress: float) -> float:

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from runner.paths import cache_dir, files_below, write_text
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 HASHED_SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".txt")
 CHUNK_BYTES = 1 << 22
@@ -187,6 +189,11 @@ def hub_faults(key: str, value: str, file: str, revision: str | None, *, ask: bo
         return [f"{key} = {value!r}: there is no such folder{hint}"]
     reason = unreachable(value, file, revision) if ask else ""
     return [f"{key} = {value!r}: {_not_to_be_had(reason)}"] if reason else []
+
+
+def is_hub_id(given: str) -> bool:
+    """Whether a name has the form of a repository on the Hub, and nothing on this machine has that name."""
+    return bool(HUB_ID.fullmatch(given)) and not Path(given).exists()
 
 
 def unreachable(repository: str, file: str, revision: str | None) -> str:

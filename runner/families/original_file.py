@@ -19,6 +19,7 @@ from runner.errors import ModelError
 from runner.families.original import original_names
 from runner.families.single_file import V_PREDICTION, VELOCITY_MARK, ZERO_SNR_MARK
 from runner.paths import atomic_file
+from runner.tensor_file import TEXT_MODEL
 
 FAMILIES = ("sd", "sdxl")
 """Whose models are written."""
@@ -128,11 +129,11 @@ def _vae(folder: Path) -> dict[str, Tensor]:
 
 def _clip(folder: Path) -> dict[str, Tensor]:
     # transformers has dropped the prefix from the names of its modules; some files of it still have it.
-    return {f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in _tensors(folder).items()}
+    return {TEXT_MODEL + key.removeprefix(TEXT_MODEL): tensor for key, tensor in _tensors(folder).items()}
 
 
 def _open_clip(folder: Path) -> dict[str, Tensor]:
-    state = {key.removeprefix("text_model."): tensor for key, tensor in _tensors(folder).items()}
+    state = {key.removeprefix(TEXT_MODEL): tensor for key, tensor in _tensors(folder).items()}
     written = {"text_projection": state.pop("text_projection.weight").T}
     for key in [key for key in state if ".q_proj." in key]:
         parts = [state.pop(key.replace(".q_proj.", f".{each}_proj.")) for each in "qkv"]

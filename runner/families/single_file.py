@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from runner.errors import ModelError
 from runner.exclusive import alone
 from runner.families.known import FAMILIES
-from runner.paths import share
+from runner.paths import atomic_folder
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
 from runner.tensor_file import read_header
@@ -125,13 +124,8 @@ def lay_out_single_file(settings: ModelSettings, folder: Path) -> Path:
             for left in folder.parent.glob(f".{folder.name}.*"):
                 shutil.rmtree(left)
             log.info("laying out %s, once", settings.path)
-            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-            try:
+            with atomic_folder(folder) as temporary:
                 _read(settings).save_pretrained(temporary)
-                share(temporary)
-                temporary.rename(folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

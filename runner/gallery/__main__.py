@@ -22,9 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--adapter", type=Path, action="append", default=[], metavar="FILE", help="another .safetensors to draw with"
     )
-    parser.add_argument("--host", default=LOOPBACK, help="address to listen at; other than this machine's own warns")
-    parser.add_argument("--port", type=port, default=USUAL_PORT)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--host", default=LOOPBACK, help="address to listen on (this machine only); any other brings a warning"
+    )
+    parser.add_argument("--port", type=port, default=USUAL_PORT, help=f"port to listen on ({USUAL_PORT})")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="what draws; auto: a GPU if there is one"
+    )
     chosen = parser.parse_args(arguments)
     log_to(sys.stderr, logging.WARNING)
     for file in chosen.adapter:

@@ -23,7 +23,8 @@ from runner.gallery.shelf import BaseModel, Shelf
 from runner.schema.drawing import MOST_PIXELS_SIDE
 from runner.schema.family import sampling_faults
 from runner.schema.knob import Settings, knob
-from runner.schema.serving import Sampler, Seed
+from runner.schema.serving import Seed
+from runner.schema.training import Sampler
 
 if TYPE_CHECKING:
     from runner.studio import Studio

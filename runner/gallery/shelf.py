@@ -275,7 +275,7 @@ def _prompts_of(job: JobRecord) -> list[str]:
 
 def _last_pictures(folder: Path) -> list[Path]:
     """Of the end of a training, or drawn by a task; one of each prompt first."""
-    steps = sorted(each for each in (folder / "samples").glob("step-*") if each.is_dir())
+    steps = sorted(each for each in JobPaths(folder).samples.glob("step-*") if each.is_dir())
     found = sorted(steps[-1].glob("p*-s*.png")) if steps else []
     first = {each.name.partition("-")[0]: each for each in reversed(found)}
     return sorted(found, key=lambda each: (first[each.name.partition("-")[0]] != each, each.name))[:PICTURES]
@@ -302,6 +302,6 @@ def _with_jobs(folder: Path, depth: int) -> Iterable[tuple[Path, list[Path]]]:
 
 def _changed(folder: Path) -> float:
     try:
-        return (folder / "manifest.json").stat().st_mtime
+        return JobPaths(folder).manifest.stat().st_mtime
     except OSError:
         return 0.0

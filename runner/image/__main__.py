@@ -50,11 +50,20 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m runner.image", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("action", choices=("build", "push", "ref"))
-    parser.add_argument("--engine", choices=ENGINES, help="the first of them that is there by default")
+    parser.add_argument(
+        "--engine", choices=ENGINES, help="what builds and pushes; default: the first of these that is installed"
+    )
     parser.add_argument("--repository", default=NAME, help=f"name of the image and of its repository ({NAME})")
-    parser.add_argument("--region", help="of the repository; that of the environment or AWS profile by default")
-    parser.add_argument("--base-image", default=BASE_IMAGE, metavar="IMAGE", help="with Python, and torch if possible")
-    parser.add_argument("--tag", help="the project's version and a hash of what goes into the image by default")
+    parser.add_argument(
+        "--region", help="region of the repository; default: that of the environment or of the AWS profile"
+    )
+    parser.add_argument(
+        "--base-image",
+        default=BASE_IMAGE,
+        metavar="IMAGE",
+        help="image to build on; it has Python, and torch if possible",
+    )
+    parser.add_argument("--tag", help="default: the project's version and a hash of what goes into the image")
     return parser.parse_args(arguments)
 
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from runner.errors import Detached, Interrupted, SettingsError
 from runner.exclusive import alone
-from runner.job import Job, State, common_overrides, known_manifest, last_holder, own_overrides, update_manifest
+from runner.job import FINAL, Job, State, common_overrides, known_manifest, last_holder, own_overrides, update_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.cluster import Cluster, Gone, NoRoom, NotStopped, NotSubmitted
-from runner.launchers.lots import OPEN_FOR_S, SETTLED, UNSETTLED, Lot, jobs_of_workers, recorded_lots
+from runner.launchers.lots import OPEN_FOR_S, UNSETTLED, Lot, jobs_of_workers, recorded_lots
 from runner.launchers.settle import fail, halved, is_dead, last_words, take_up_again
 from runner.paths import ExperimentPaths
 from runner.plan import Plan, pack_key
@@ -200,7 +200,7 @@ class Dispatch:
         waiting, self._waiting = self._waiting, []
         for number, lot in enumerate(waiting):
             lot.look()
-            lot.drop([*lot.in_state(*SETTLED), *lot.given_to_others()])
+            lot.drop([*lot.in_state(*FINAL), *lot.given_to_others()])
             if lot.jobs:
                 self._waiting.append(lot)  # so that it is said only once
                 self._submit_workers(lot)

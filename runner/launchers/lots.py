@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from runner.errors import SettingsError
-from runner.job import Job, LockedError, State, known_manifest, lock, read_manifest, state_of, update_manifest
+from runner.job import GOOD, Job, LockedError, State, known_manifest, lock, read_manifest, state_of, update_manifest
 from runner.launchers.cluster import Order
 from runner.paths import ExperimentPaths
 from runner.plan import Pack
@@ -22,7 +22,6 @@ from runner.queue import Queue
 log = logging.getLogger(__name__)
 
 UNSETTLED = (State.PENDING, State.SUBMITTED, State.RUNNING)
-SETTLED = (State.COMPLETED, State.PRUNED, State.FAILED, State.CANCELLED)
 OPEN_FOR_S = 600.0
 """Workers wait for further jobs for so long after the last sign of a command that may bring some."""
 
@@ -52,7 +51,7 @@ class Lot:
         for job in jobs:
             try:
                 with lock(job.folder):
-                    if (state := state_of(job.folder)) in (State.COMPLETED, State.PRUNED):
+                    if (state := state_of(job.folder)) in GOOD:
                         log.info("%s  %s meanwhile, by another command", job.id, state.value)
                         self.drop([job])
                     else:

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from runner import work
+from runner import signals
 from runner.errors import Interrupted, SettingsError
-from runner.job import Job, LockedError, State, is_held, lock, state_of, update_manifest
+from runner.job import FINAL, Job, LockedError, State, is_held, lock, state_of, update_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.ending import ending
 from runner.launchers.forked import forget_libraries
@@ -29,17 +29,17 @@ from runner.paths import ExperimentPaths
 from runner.plan import Pack, Plan, pack_key
 from runner.queue import Queue
 from runner.schema import LocalLauncher
+from runner.signals import STOP_SIGNALS, silence, streams_on_terminal
 from runner.status import live_table
-from runner.work import INTERRUPTED_CODE, STOP_SIGNALS, leave_terminal, streams_on_terminal
+from runner.work import INTERRUPTED_CODE
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 MOST_TRIES = 3
 """Workers that may end without having taken a job before it is given up."""
-SETTLED = (State.COMPLETED, State.FAILED, State.CANCELLED, State.PRUNED)
 NO_CRASH = (0, 1, INTERRUPTED_CODE)
-SECOND_AFTER_S = 2 * work.SECOND_AFTER_S
+SECOND_AFTER_S = 2 * signals.SECOND_AFTER_S
 """As there; longer, so that a worker takes what comes then for a second one, too."""
 STOPPED = (INTERRUPTED_CODE, *(-number for number in STOP_SIGNALS))
 
@@ -77,9 +77,9 @@ class _Share:
         """Read the states of the jobs that are not settled; the jobs that are, since the last look."""
         settled = []
         for job in self.jobs:
-            if self.states[job.folder] not in SETTLED:
+            if self.states[job.folder] not in FINAL:
                 self.states[job.folder] = self._state_of(job)
-                if self.states[job.folder] in SETTLED:
+                if self.states[job.folder] in FINAL:
                     settled.append(job)
         return settled
 
@@ -159,7 +159,7 @@ class Schedule:
                 self._settle()
                 self._ask_for_more()
                 if not self.stopping:
-                    self._start_workers(Path(folder))
+                    self._start_workers()
                 if not any(share.workers for share in self._shares):
                     if self.stopping:
                         raise Interrupted("stopped by a signal")
@@ -184,7 +184,7 @@ class Schedule:
 
         def stop(number: int, _frame: object) -> None:
             if number == signal.SIGHUP:
-                leave_terminal(terminal)
+                silence(terminal)
             nonlocal asked
             if not self.stopping:
                 log.info("stopping: every job saves a checkpoint first; a second Ctrl-C does not wait for that")
@@ -209,7 +209,7 @@ class Schedule:
 
     # --- starting ---
 
-    def _start_workers(self, folder: Path) -> None:
+    def _start_workers(self) -> None:
         for share in list(self._shares):
             size = share.pack.processes
             while not self.stopping and share.wants_worker and len(self.free) >= min(size, self._places):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +20,7 @@ from runner.errors import ArtifactError, Interrupted
 from runner.families.loading import load_component
 from runner.mix.fuse import fuse
 from runner.mix.layers import AdapterLayers
-from runner.paths import share, write_text
+from runner.paths import atomic_folder, write_text
 from runner.tensor_file import read_header
 
 log = logging.getLogger(__name__)
@@ -98,17 +97,12 @@ def _check_finite(name: str, module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _save(module: Any, folder: Path) -> None:
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with atomic_folder(folder) as temporary:
         module.save_pretrained(temporary)
         # diffusers notes the folder that it was read from, which is nobody else's business.
         config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
         write_text(temporary / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-        share(temporary)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _copy_rest(base: Path, target: Path, written: set[str], variant: str | None) -> None:

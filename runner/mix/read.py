@@ -24,10 +24,8 @@ from runner.families.family import Family, is_text_encoder
 from runner.families.original import original_names
 from runner.mix.layers import AdapterLayers, LowRank
 from runner.schema.training import matches_layer
+from runner.tensor_file import METADATA, TEXT_MODEL
 
-METADATA = "lora_adapter_metadata"
-"""Where diffusers keeps the configurations of peft, as JSON."""
-TEXT_MODEL = "text_model."
 DOWN, UP, ALPHA, MAGNITUDE = "down", "up", "alpha", "magnitude"
 OF_DIFFUSERS = {
     ".lora_A.weight": DOWN,
@@ -84,7 +82,7 @@ def read_adapter(file: Path, family: Family, components: Mapping[str, nn.Module]
         SettingsError: the file is none of an adapter, or it is on layers that this model does not have.
     """
     tensors, metadata = _load(file)
-    tensors, alphas = _converted(file, tensors, family)
+    tensors, alphas = _converted(file, tensors)
     found = _by_layer(file, tensors, _spellings(family, components))
     for layer, alpha in alphas.items():
         if layer in found:
@@ -171,9 +169,7 @@ def _prefixes(family: Family, component: str) -> list[str]:
     return [f"lora_{component}"] if not is_text_encoder(component) else [f"lora_te{component[-1:].strip('r') or 1}"]
 
 
-def _converted(
-    file: Path, tensors: dict[str, Tensor], family: Family
-) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
+def _converted(file: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
     """FLUX.1 in the original code's layout under diffusers' names, and the alphas that come with it."""
     if not any("double_blocks" in key or "single_blocks" in key for key in tensors):
         return tensors, {}

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from runner.families.family import Family, is_text_encoder
 from runner.mix.layers import AdapterLayers
-from runner.paths import atomic_file
+from runner.paths import WEIGHTS_NAME, atomic_file
+from runner.tensor_file import TEXT_MODEL
 
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 DOWN, UP, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 """peft's names of what an adapter holds for a layer, behind the layer's own."""
 
@@ -40,7 +40,7 @@ def published_name(component: str, name: str) -> str:
     transformers 5.6 took `text_model.` out of the module names of CLIPTextModel (huggingface/transformers #13843);
     diffusers, ComfyUI and older files have it.
     """
-    return f"text_model.{name}" if is_text_encoder(component) and not name.startswith("text_model.") else name
+    return TEXT_MODEL + name if is_text_encoder(component) and not name.startswith(TEXT_MODEL) else name
 
 
 def _published_key(component: str, key: str) -> str:
@@ -57,9 +57,9 @@ def write_peft(folder: Path, family: Family, layers: Layers, configs: Mapping[st
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
         family.save_adapter(Path(temporary), published_keys(layers), dict(configs))
-        with atomic_file(folder / DIFFUSERS_FILE) as target:
-            (Path(temporary) / DIFFUSERS_FILE).replace(target)
-    return folder / DIFFUSERS_FILE
+        with atomic_file(folder / WEIGHTS_NAME) as target:
+            (Path(temporary) / WEIGHTS_NAME).replace(target)
+    return folder / WEIGHTS_NAME
 
 
 def write_diffusers(folder: Path, family: Family, layers: AdapterLayers) -> Path:
@@ -85,8 +85,8 @@ def _config(layers: AdapterLayers, component: str) -> dict[str, Any]:
     config: dict[str, Any] = LoraConfig(
         r=int(rank),
         lora_alpha=alpha,
-        rank_pattern=_different(ranks, rank),
-        alpha_pattern=_different(alphas, alpha),
+        rank_pattern=differing(ranks, rank),
+        alpha_pattern=differing(alphas, alpha),
         use_dora=doras.pop(),
         lora_dropout=0.0,
         target_modules=list(mine),
@@ -94,7 +94,7 @@ def _config(layers: AdapterLayers, component: str) -> dict[str, Any]:
     return config
 
 
-def _different(values: Mapping[str, float], usual: float) -> dict[str, Any]:
+def differing(values: Mapping[str, float], usual: float) -> dict[str, float]:
     """The layers whose value is not the usual one, by expressions that match no other layer."""
     # One that is the end of another's name would match that too.
     ends = {name for name in values if any(other.endswith(f".{name}") for other in values)}

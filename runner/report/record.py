@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from runner.paths import SAMPLES_NAME, JobPaths
+
 LOG_TAIL_BYTES = 6000
 HELD_OUT = "validation/loss"
 EARLIER = "validation/earlier_loss"
@@ -151,28 +153,30 @@ def as_mapping(value: Any) -> dict[str, Any]:
 def read_job(folder: Path) -> JobRecord:
     """Read one job folder, whatever state it is in."""
     problems: list[str] = []
-    described = _read_mapping(folder / "samples" / "prompts.json", problems, optional=True)
+    paths = JobPaths(folder)
+    described = _read_mapping(paths.prompts, problems, optional=True)
     prompts = described.get("prompts")
     return JobRecord(
         folder=folder,
-        config=_read_mapping(folder / "config.yaml", problems),
-        manifest=_read_mapping(folder / "manifest.json", problems),
-        lines=_read_metrics(folder / "metrics.jsonl", problems),
+        config=_read_mapping(paths.config, problems),
+        manifest=_read_mapping(paths.manifest, problems),
+        lines=_read_metrics(paths.metrics, problems),
         prompts=[str(prompt) for prompt in prompts] if isinstance(prompts, list) else [],
         negative_prompt=str(described.get("negative_prompt") or ""),
-        shots=_find_shots(folder / "samples"),
-        log_tail=_read_tail(folder / "log.txt"),
+        shots=_find_shots(folder / SAMPLES_NAME),
+        log_tail=_read_tail(paths.log),
         problems=problems,
     )
 
 
 def read_briefly(folder: Path) -> JobRecord:
     """Read a job's settings and manifest alone: for those who only ask what it is and how far."""
+    paths = JobPaths(folder)
     problems: list[str] = []
     return JobRecord(
         folder=folder,
-        config=_read_mapping(folder / "config.yaml", problems),
-        manifest=_read_mapping(folder / "manifest.json", problems),
+        config=_read_mapping(paths.config, problems),
+        manifest=_read_mapping(paths.manifest, problems),
         lines=[],
         prompts=[],
         negative_prompt="",

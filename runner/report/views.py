@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit
 
 import yaml
 
+from runner.paths import CONFIG_NAME, LOG_NAME, LORA_NAME, MANIFEST_NAME, METRICS_NAME
 from runner.report.charts import Series, draw, smoothed
 from runner.report.evaluations import Figures, label_of
 from runner.report.frame import Chart
@@ -180,8 +181,8 @@ def _environment(job: JobRecord) -> list[tuple[str, str]]:
 
 def _links(job: JobRecord, root: Path) -> list[tuple[str, str]]:
     folder = job.folder
-    files = sorted((folder / "lora").rglob("*")) if (folder / "lora").is_dir() else []
-    files += [folder / name for name in ("config.yaml", "manifest.json", "metrics.jsonl", "log.txt")]
+    files = sorted((folder / LORA_NAME).rglob("*")) if (folder / LORA_NAME).is_dir() else []
+    files += [folder / name for name in (CONFIG_NAME, MANIFEST_NAME, METRICS_NAME, LOG_NAME)]
     links = [
         (path.relative_to(folder).as_posix(), quote(path.relative_to(root).as_posix()))
         for path in files

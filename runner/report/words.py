@@ -28,7 +28,7 @@ def number(value: float | None, digits: int = 4) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def scientific(value: float, digits: int = 4) -> str:
+def scientific(value: float, digits: int) -> str:
     """A number with its power of ten, as short as it gets: 1e-4, 2.5e7."""
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
     mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -68,6 +68,12 @@ class AwsSettings(Settings):
         if OWN_TAG in (self.tags or {}):
             raise ValueError(f"tags: {OWN_TAG} is set by the runner itself; remove it")
         return self
+
+    def network(self) -> dict[str, Any]:
+        """What a request says of the VPC, if there is one."""
+        if not self.subnets:
+            return {}
+        return {"VpcConfig": {"Subnets": list(self.subnets), "SecurityGroupIds": list(self.security_groups)}}
 
     def all_tags(self, experiment: str) -> list[dict[str, str]]:
         """The tags as AWS takes them, with our own."""

@@ -12,6 +12,8 @@ MOST_PIXELS_SIDE, MOST_GUIDANCE = 4096, 100
 """Of what an endpoint draws."""
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 """What torch's generators take; programs that draw choose them from all of it."""
+AdapterWeight = Annotated[float, Field(ge=-10, le=10)]
+"""How strong an adapter is; 1 is as it was trained."""
 
 
 class DrawingSettings(Settings):

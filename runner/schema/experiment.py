@@ -14,7 +14,7 @@ from runner.schema.flow import FlowSettings
 from runner.schema.inputs import DatasetSettings
 from runner.schema.job import JobSettings
 from runner.schema.knob import knob, section
-from runner.schema.loss import LossSettings
+from runner.schema.loss import TIMESTEPS, LossSettings
 from runner.schema.method import DreamBooth, MethodSettings, NewTokens, TextToImage
 from runner.schema.running import CheckpointSettings, ValidationSettings
 from runner.schema.shapes import Shape, bucket_shapes
@@ -213,7 +213,7 @@ class Experiment(JobSettings):
         if name.startswith(OF_EVALUATION):
             self._refuse_unmeasured(name)
             return self
-        by_timestep = [f"validation/loss_t{timestep:04d}" for timestep in loss_timesteps(count, USUAL_TIMESTEPS)]
+        by_timestep = [f"validation/loss_t{timestep:04d}" for timestep in loss_timesteps(count, TIMESTEPS)]
         if name not in (*RECORDED, *by_timestep):
             raise ValueError(
                 f"objective.name = {name!r}: no job records it; there are {', '.join(RECORDED)}, and with "
@@ -235,8 +235,6 @@ def _declared(key: str) -> object:
 
 OF_EVALUATION = "evaluation/"
 """What stands before the names of figures in the metrics of a training."""
-USUAL_TIMESTEPS = 1000
-"""Training timesteps of every model of the families so far."""
 
 
 def loss_timesteps(count: int, total: int) -> list[int]:
@@ -263,3 +261,6 @@ GROUPS = (
 
 SECTIONS = (*GROUPS, "flow", "evaluation", "objective", "checkpoint")
 """All settings that hold settings."""
+
+NOT_IDENTITY = ("launcher", "logger", "checkpoint", "pruning", "objective")
+"""Sections that say where a job runs and how it is kept, never what it trains: they are no part of its id."""

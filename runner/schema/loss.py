@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from runner.schema.knob import Settings, default_of, knob
 
 TIMESTEPS = 1000
-"""Of every model with a table of noise levels."""
+"""In which every model of the families so far is trained."""
 
 Timestep = Annotated[int, Field(ge=0, le=TIMESTEPS)]
 

@@ -22,7 +22,7 @@ PLAIN_KINDS = ("bool", "int", "float", "str")
 TRUTH, WHOLE, NUMBER = "should be true or false", "should be a valid integer", "should be a valid number"
 
 
-def dotted_keys(task: str = "train") -> list[str]:
+def dotted_keys(task: str) -> list[str]:
     """Every key a user can set for a task, such as `lora.rank`, in the order of the schema."""
     keys: list[str] = []
     for name, field in TASKS[task].model_fields.items():

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from runner.paths import write_text
 from runner.schema.defaults import SEARCHES, section_of, variants_of
-from runner.schema.experiment import SECTIONS, Experiment
+from runner.schema.experiment import NOT_IDENTITY, SECTIONS, Experiment
 from runner.schema.job import JobSettings
 from runner.schema.tasks import TASKS
 
@@ -69,7 +69,7 @@ def reference() -> str:
         kinds = variants_of(section)
         for kind, model in kinds.items():
             title = f"`{section}={kind}`" if kind else f"`{section}`"
-            outside = section in (*NOT_IDENTITY_SECTIONS, *BY_CONTENT)
+            outside = section in (*NOT_IDENTITY, *BY_CONTENT)
             parts += [
                 f"## {title}\n",
                 _sentence(model, section),
@@ -111,8 +111,6 @@ def _nested(prefix: str, model: type[BaseModel], *, skip: tuple[str, ...] = ()) 
 BY_CONTENT = ("model", "dataset")
 """Sections whose names are not part of the job id because the content of what they name is."""
 
-NOT_IDENTITY_SECTIONS = ("launcher", "logger", "checkpoint", "pruning", "objective")
-
 
 def _lists_of_settings(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
     for name, field in model.model_fields.items():
@@ -124,7 +122,7 @@ def _lists_of_settings(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseM
 def _sentence(model: type[BaseModel], section: str) -> str:
     text = " ".join((model.__doc__ or "").split())
     _, _, meaning = text.partition(": ")
-    outside = " Not part of the job id." if section in NOT_IDENTITY_SECTIONS else ""
+    outside = " Not part of the job id." if section in NOT_IDENTITY else ""
     return f"{meaning[:1].upper()}{meaning[1:]}{outside}\n"
 
 

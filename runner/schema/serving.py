@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from runner.schema.drawing import MOST_GUIDANCE, MOST_PIXELS_SIDE
+from runner.schema.drawing import MOST_GUIDANCE, MOST_PIXELS_SIDE, AdapterWeight
 from runner.schema.family import sampling_faults
 from runner.schema.inputs import ModelSettings, Precision
 from runner.schema.knob import Settings, knob, section
 from runner.schema.messages import nearest
+from runner.schema.training import Sampler
 
 SERVE_FILE, ADAPTERS_FOLDER = "serve.json", "adapters"
 """Names in the model's folder: what is served, and a folder for each adapter."""
 
-Sampler = Literal["model", "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp", "unipc", "lcm", "tcd"]
-Weight = Annotated[float, Field(ge=-10, le=10)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Told = TypeVar("Told", bound=Settings)
 
@@ -41,7 +40,7 @@ class Serving(Settings):
     guidance_rescale: float = knob(0.0, ge=0, le=1, doc="Takes back the contrast that guidance adds.")
     negative_prompt: str | None = knob(None, doc="What not to draw.")
     eta: float | None = knob(None, ge=0, le=1, doc="Share of fresh noise in each step, of ddim and tcd (its gamma).")
-    adapters: dict[str, Weight] = knob({}, doc="Adapters and weights of requests that name none.")
+    adapters: dict[str, AdapterWeight] = knob({}, doc="Adapters and weights of requests that name none.")
     most_images: int = knob(8, ge=1, le=256, unit="images", doc="A request may ask for so many.")
     most_waiting: int = knob(
         8, ge=0, le=1000, unit="requests", doc="More than wait behind the one at work are refused."
@@ -66,7 +65,7 @@ class Invocation(Settings):
     prompts: tuple[Annotated[str, Field(min_length=1)], ...] = knob((), doc="One image for each prompt and seed.")
     seed: Seed | None = knob(None, doc="The same seed gives the same image; 0 where none is given. Or `seeds`.")
     seeds: tuple[Seed, ...] = knob((), doc="One image for each prompt and seed.")
-    adapters: dict[str, Weight] | None = knob(None, doc="Adapter -> weight; `{}` is the base model alone.")
+    adapters: dict[str, AdapterWeight] | None = knob(None, doc="Adapter -> weight; `{}` is the base model alone.")
     negative_prompt: str | None = knob(None, doc="What not to draw.")
     resolution: int | None = knob(None, ge=8, le=MOST_PIXELS_SIDE, multiple_of=8, unit="px", doc="Side of the images.")
     sampler: Sampler | None = knob(None, doc="Sampler.")

@@ -281,10 +281,14 @@ class LrSchedulerSettings(Settings):
         return self
 
 
+Sampler = Literal["model", "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp", "unipc", "lcm", "tcd"]
+"""What draws images; `model` is the one saved with the model."""
+
+
 class SchedulerSettings(Settings):
     """Group `scheduler`: the sampler that draws validation images (training always adds noise as DDPM does)."""
 
-    name: Literal["model", "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp", "unipc", "lcm", "tcd"] = knob(
+    name: Sampler = knob(
         "model",
         doc="Sampler; `model` is the one saved with the model. `lcm` and `tcd` need an adapter, or a model, that was "
         "distilled for them.",

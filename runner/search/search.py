@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from runner.job import Job, State, read_manifest
+from runner.job import FINAL, Job, State, read_manifest
+from runner.launch import Config
 from runner.paths import ExperimentPaths
 from runner.schema import ObjectiveSettings, SearchSettings
 from runner.search.space import Parameter
@@ -14,9 +15,6 @@ from runner.search.study import Study
 from runner.track import MetricsFile
 
 log = logging.getLogger(__name__)
-
-Config = tuple[Mapping[str, Any], tuple[str, ...]]
-ENDED = (State.COMPLETED, State.FAILED, State.PRUNED, State.CANCELLED)
 
 
 class OptunaSearch:
@@ -86,7 +84,7 @@ class OptunaSearch:
             manifest = read_manifest(job.folder)
             state = State(manifest.get("state", State.PENDING))
             # What a worker that is about to end says of its crash is not the last word: others take its jobs up again.
-            if state in ENDED and not manifest.get("crashed") and manifest != self._before.get(number):
+            if state in FINAL and not manifest.get("crashed") and manifest != self._before.get(number):
                 del self._jobs[number]
                 curve = dict(MetricsFile(job.paths.metrics).values(self.objective.name))
                 value = next(reversed(curve.values()), None)

@@ -23,13 +23,22 @@ PORT, FOLDER = "SAGEMAKER_BIND_TO_PORT", "SM_MODEL_DIR"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal asks to stop; 1 if the model cannot be served, 2 if nothing can listen there."""
     parser = argparse.ArgumentParser(prog="python -m runner.serve", description=__doc__)
-    parser.add_argument("--model-dir", type=Path, default=Path(os.environ.get(FOLDER) or "/opt/ml/model"))
     parser.add_argument(
-        "--host", default=LOOPBACK, help="address to listen at; in a container all (0.0.0.0), as SageMaker needs"
+        "--model-dir",
+        type=Path,
+        default=Path(os.environ.get(FOLDER) or "/opt/ml/model"),
+        help=f"folder with serve.json and adapters/ ({FOLDER}, else /opt/ml/model)",
+    )
+    parser.add_argument(
+        "--host", default=LOOPBACK, help="address to listen on; in a container all (0.0.0.0), as SageMaker needs"
     )
     # A default that is text is read as if it had been typed, and refused in the same words.
-    parser.add_argument("--port", type=port, default=os.environ.get(PORT) or "8080")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--port", type=port, default=os.environ.get(PORT) or "8080", help=f"port to listen on ({PORT}, else 8080)"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="what draws; auto: a GPU if there is one"
+    )
     chosen = parser.parse_args(arguments)
     log_to(sys.stdout, logging.INFO)
     if taken := why_not(chosen.host, chosen.port):

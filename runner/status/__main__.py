@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from runner.job_folders import faults_of, job_folders
 from runner.paths import outputs_dir
 from runner.printable import log_to
+from runner.signals import silence
 from runner.status.experiment import ExperimentStatus, Watch, as_data
 from runner.status.live import follow
 from runner.status.table import tables
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         looked = _show(watch, once=options.once, as_json=options.json)
         sys.stdout.flush()
     except BrokenPipeError:  # a reader that stops, such as head; what is left to say goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence([sys.stdout.fileno()])
         return 0
     return int(any(experiment.has_losses for experiment in looked))
 

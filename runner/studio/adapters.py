@@ -13,10 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from runner.artifacts.files import DIFFUSERS_FILE
 from runner.errors import SettingsError
 from runner.families.family import Family
-from runner.paths import JobPaths
+from runner.paths import WEIGHTS_NAME, JobPaths
 from runner.train.inputs.tokens import Words
 
 STAND_IN = "a"
@@ -63,11 +62,11 @@ def find(place: Path) -> Found:
         token = _token(place)
         if token is not None:
             return Found(None, {token: place})
-        return Found(place, _words_in(place.parent) if place.name == DIFFUSERS_FILE else {})
+        return Found(place, _words_in(place.parent) if place.name == WEIGHTS_NAME else {})
     folder = JobPaths(place).lora
     folder = folder if folder.is_dir() else place
     words = _words_in(folder)
-    weights: Path | None = folder / DIFFUSERS_FILE
+    weights: Path | None = folder / WEIGHTS_NAME
     if weights is not None and not weights.is_file():
         others = [file for file in sorted(folder.glob("*.safetensors")) if file not in words.values()]
         if len(others) > 1:
@@ -114,7 +113,7 @@ def merged_words(parts: Sequence[Found], family: Family) -> tuple[Words, dict[st
 
 
 def _words_in(folder: Path) -> dict[str, Path]:
-    files = [file for file in sorted(folder.glob("*.safetensors")) if file.name != DIFFUSERS_FILE]
+    files = [file for file in sorted(folder.glob("*.safetensors")) if file.name != WEIGHTS_NAME]
     return {token: file for file in files if (token := _token(file)) is not None}
 
 

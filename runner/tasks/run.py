@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from runner.errors import Interrupted, RunnerError
+from runner.errors import Interrupted, RunnerError, in_words
 from runner.job import Job, State, known_manifest, now, update_manifest
 from runner.queue import Claims
 from runner.schema.experiment import OF_EVALUATION
@@ -66,7 +66,7 @@ def _run(job: Job, place: Place, about: Mapping[str, Any], stop_requested: Calla
         # The folder must say it, whatever it was, and the jobs after it are none the worse.
         if not isinstance(error, RunnerError):
             log.exception("%s failed", job.id)
-        reason = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
+        reason = in_words(error)
         log.error("%s: %s", job.id, reason)
         update_manifest(job.folder, state=State.FAILED, error=reason, finished=now())
         return False

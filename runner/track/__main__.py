@@ -16,8 +16,13 @@ from runner.track.rebuild import rebuild
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rebuild each run in turn; 1 where a folder cannot be read, 2 where one is no job's."""
     parser = argparse.ArgumentParser(prog="python -m runner.track", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="JOBDIR")
-    parser.add_argument("--mode", choices=("auto", "online", "offline"), default="auto")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="JOBDIR", help="the folder of a job")
+    parser.add_argument(
+        "--mode",
+        choices=("auto", "online", "offline"),
+        default="auto",
+        help="auto: as WANDB_MODE says, else online where W&B finds an API key",
+    )
     options = parser.parse_args(arguments)
     if faults := faults_of(options.folders, the_job):
         print(*faults, sep="\n", file=sys.stderr)

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from runner.paths import atomic_file
+
 LOG = logging.getLogger(__name__)
 
 # JSON has no NaN or infinity: the value becomes null, and its name is kept under this key.
@@ -120,12 +122,8 @@ class MetricsFile:
             )
 
     def _write(self, lines: list[bytes]) -> None:
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
-            stream.writelines(line + b"\n" for line in lines)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, self.path)
+        with atomic_file(self.path) as temporary:
+            temporary.write_bytes(b"".join(line + b"\n" for line in lines))
 
     def close(self) -> None:
         """Be done writing; an `append` after this looks at the end of the file anew."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from runner.paths import JobPaths
 from runner.track.agent import AgentRun
 from runner.track.metrics import MetricsFile
 from runner.track.opening import LoggerSettings, open_mirror
@@ -89,11 +90,12 @@ def report_to_agent(settings: LoggerSettings, folder: Path) -> str | None:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    paths = JobPaths(folder)
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        config = yaml.safe_load(paths.config.read_text(encoding="utf-8"))
+        manifest = json.loads(paths.manifest.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{folder / 'config.yaml'} is not YAML: {error}") from error
+        raise ValueError(f"{paths.config} is not YAML: {error}") from error
     return config, manifest
 
 
@@ -109,10 +111,11 @@ def _replay(
         config=config,
         folder=folder,
     )
+    paths = JobPaths(folder)
     images: dict[int, list[tuple[Path, str]]] = {}
     for sample in read_samples(folder):
         images.setdefault(sample.step, []).append((sample.path, sample.caption))
-    for line in MetricsFile(folder / "metrics.jsonl").read():
+    for line in MetricsFile(paths.metrics).read():
         step = int(line["step"])
         values = {
             name: value
@@ -124,8 +127,8 @@ def _replay(
         mirror.log(step, values)
     for step, row in images.items():
         mirror.images(step, row)
-    if (folder / "lora").is_dir():
-        mirror.adapter(folder / "lora", {"rebuilt": True})
+    if paths.lora.is_dir():
+        mirror.adapter(paths.lora, {"rebuilt": True})
     told = ("objective", "objective_name", "steps_done", "error")
     mirror.finish(
         str(manifest.get("state", "failed")),

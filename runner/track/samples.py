@@ -54,15 +54,15 @@ def read_samples(folder: Path) -> list[Sample]:
     return sorted(found)
 
 
-def for_table(samples: Sequence[Sample], limit: int = MAX_TABLE_IMAGES) -> list[Sample]:
-    """At most `limit` of the samples: whole steps, the last one before all, then the first, then those between."""
+def for_table(samples: Sequence[Sample]) -> list[Sample]:
+    """As many as a table holds: whole steps, the last one before all, then the first, then those between."""
     steps = sorted({sample.step for sample in samples})
     wanted = [steps[-1], steps[0], *steps[1:-1][::-1]] if len(steps) > 1 else steps
     chosen: list[Sample] = []
     for step in wanted:
         of_step = [sample for sample in samples if sample.step == step]
-        if not chosen or len(chosen) + len(of_step) <= limit:
-            chosen += of_step[:limit]
+        if not chosen or len(chosen) + len(of_step) <= MAX_TABLE_IMAGES:
+            chosen += of_step[:MAX_TABLE_IMAGES]
     return sorted(chosen)
 
 

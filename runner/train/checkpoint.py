@@ -13,7 +13,6 @@ import logging
 import os
 import pickle
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from runner.errors import CheckpointError
 from runner.job import Job
-from runner.paths import share
+from runner.paths import atomic_folder
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +43,7 @@ def save_checkpoint(
     """Write a checkpoint of `step` atomically; then remove the oldest beyond `checkpoint.keep`, and all later ones."""
     target = job.paths.checkpoint_at(step)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".writing-"))
-    try:
+    with atomic_folder(target) as temporary:
         save_file(
             {f"{part}/{key}": tensor for part, layers in adapter.items() for key, tensor in layers.items()},
             temporary / ADAPTER,
@@ -58,19 +56,15 @@ def save_checkpoint(
         for file in temporary.iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())
-        share(temporary)
         if target.exists():  # one that could not be read
             shutil.rmtree(target)
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     steps = _steps(job.paths.checkpoints)
     until = steps.index(target) + 1
     for old in steps[:until][: -job.experiment.checkpoint.keep]:
         shutil.rmtree(old)
     for unreadable in steps[until:]:  # or the job would have gone on from there
         shutil.rmtree(unreadable, ignore_errors=True)
-    for torn in job.paths.checkpoints.glob(".writing-*"):
+    for torn in job.paths.checkpoints.glob(".step-*"):
         shutil.rmtree(torn, ignore_errors=True)
     return target
 

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from runner.families.control import Control, controlled_by
 from runner.families.loading import decode_latents, noise_options
-from runner.paths import JobPaths, atomic_file, write_text
+from runner.paths import JobPaths, atomic_file, sample_name, write_text
 from runner.schema import Experiment
+from runner.schema.drawing import DrawingSettings
+from runner.schema.family import Draws
 from runner.schema.method import DreamBooth
 from runner.train.base import Base
 from runner.train.inputs.text import Conditioner
@@ -52,17 +54,16 @@ class Sampling:
     control: Control | None = None
 
     @classmethod
-    def of_samples(cls, experiment: Experiment) -> Sampling:
-        """How a job's samples are."""
-        settings = experiment.validation
+    def of(cls, settings: Draws, drawing: DrawingSettings) -> Sampling:
+        """As a job's settings say: of a training with those of its samples, of a task that draws with its own."""
         return cls(
-            experiment.resolution,
-            experiment.scheduler.name,
-            settings.inference_steps,
-            settings.guidance_scale,
-            settings.guidance_rescale,
-            settings.negative_prompt,
-            experiment.scheduler.eta,
+            settings.resolution,
+            settings.scheduler.name,
+            drawing.inference_steps,
+            drawing.guidance_scale,
+            drawing.guidance_rescale,
+            drawing.negative_prompt,
+            settings.scheduler.eta,
         )
 
     @classmethod
@@ -93,13 +94,9 @@ class Picture:
     png: bytes
 
 
-def wishes_of(experiment: Experiment, prompts: Sequence[str]) -> list[Wish]:
-    """A job's samples: every prompt with every seed."""
-    return [
-        Wish(f"p{index:02d}-s{seed}.png", prompt, seed)
-        for index, prompt in enumerate(prompts)
-        for seed in experiment.validation.seeds
-    ]
+def wishes_of(prompts: Sequence[str], seeds: Sequence[int]) -> list[Wish]:
+    """Every prompt with every seed."""
+    return [Wish(sample_name(index, seed), prompt, seed) for index, prompt in enumerate(prompts) for seed in seeds]
 
 
 def draw(
@@ -167,18 +164,16 @@ def _draw(
     return pictures
 
 
-def write_prompts(experiment: Experiment, prompts: Sequence[str], paths: JobPaths) -> None:
-    """Say beside the samples what they were drawn from."""
-    settings = experiment.validation
-    about = {
-        "prompts": list(prompts),
-        "seeds": list(settings.seeds),
-        "negative_prompt": settings.negative_prompt,
-        "guidance_scale": settings.guidance_scale,
-        "guidance_rescale": settings.guidance_rescale,
-        "inference_steps": settings.inference_steps,
-        "scheduler": experiment.scheduler.name,
-    }
+def write_prompts(
+    paths: JobPaths, prompts: Sequence[str], settings: Draws, drawing: DrawingSettings, **also: Sequence[str]
+) -> None:
+    """Say beside the images of a job what they were drawn from.
+
+    Args:
+        also: further prompts, by what they are called.
+    """
+    told = {key: getattr(drawing, key) for key in DrawingSettings.model_fields}
+    about = {"prompts": prompts, **also, **told, "scheduler": settings.scheduler.name}
     write_text(paths.prompts, json.dumps(about, indent=2) + "\n")
 
 

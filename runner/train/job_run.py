@@ -117,7 +117,7 @@ class JobRun:
         if self.mirror.url:
             update_manifest(self.job.folder, wandb_url=self.mirror.url)
         if self.materials.prompts:
-            write_prompts(self.settings, self.materials.prompts, self.paths)
+            write_prompts(self.paths, self.materials.prompts, self.settings, self.settings.validation)
 
     # --- a step ---
 
@@ -246,7 +246,8 @@ class JobRun:
             self.record(losses)
             prompts = self.materials.prompts
             if prompts and pictures:
-                wishes, sampling = wishes_of(self.settings, prompts), Sampling.of_samples(self.settings)
+                drawing = self.settings.validation
+                wishes, sampling = wishes_of(prompts, drawing.seeds), Sampling.of(self.settings, drawing)
                 drawn = self._shared(
                     ("samples", tuple(wishes), sampling),
                     lambda: draw(wishes, sampling, self.base, conditioner, use_rows),

@@ -15,9 +15,7 @@ from runner.schema.training import Adafactor, AdamW8bit, Prodigy
 from runner.train.adapters.adapter import DOWN, MAGNITUDE, UP, WORDS, Adapter
 
 
-def build_optimizer(
-    settings: OptimizerSettings, adapter: Adapter, *, word_lr: float | None = None
-) -> torch.optim.Optimizer:
+def build_optimizer(settings: OptimizerSettings, adapter: Adapter, *, word_lr: float | None) -> torch.optim.Optimizer:
     """An optimizer over the adapter's weights, a parameter group for each learning rate in each component.
 
     Elementwise optimizers see each component as one flat vector, which makes their step one kernel. Adafactor

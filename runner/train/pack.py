@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from runner.errors import Interrupted, RunnerError
+from runner.errors import Interrupted, in_words
 from runner.job import State
 from runner.measured import Conditions, Measurement
 from runner.train.adapters.packed import PackedAdapters
@@ -186,8 +186,6 @@ def tried(action: Callable[[], Any]) -> Any:
 
 def reason_of(outcome: Any) -> str:
     """Why an action of `tried` failed, in words."""
-    if isinstance(outcome, RunnerError):
-        return str(outcome)
     if isinstance(outcome, Exception):
-        return f"{type(outcome).__name__}: {outcome}"
+        return in_words(outcome)
     return "another process of the job failed; its log says why"

@@ -21,6 +21,7 @@ from runner.data import Item, read_dataset, split
 from runner.data.captions import as_measured
 from runner.errors import CheckpointError, SettingsError
 from runner.schema import Experiment
+from runner.tensor_file import TEXT_MODEL
 from runner.train.adapters.adapter import MAGNITUDE, Adapter
 from runner.train.base import Base
 from runner.train.drawing import UseRows
@@ -30,7 +31,6 @@ from runner.train.validation import HeldOut
 log = logging.getLogger(__name__)
 
 EARLIER_LOSS = "validation/earlier_loss"
-TEXT_MODEL = "text_model."
 
 
 def start_from(earlier: AdapterFile, adapter: Adapter) -> None:

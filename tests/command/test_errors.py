@@ -120,7 +120,7 @@ def test_a_file_of_the_user_that_is_no_yaml_is_named_with_its_line(text: str, sa
     file.parent.mkdir()
     file.write_text(text)
 
-    answer = diagnose(["--config-dir", str(tmp_path), "lora=mine"], yaml.YAMLError("which Hydra raised"))
+    answer = str(diagnose(["--config-dir", str(tmp_path), "lora=mine"], yaml.YAMLError("which Hydra raised")))
 
     assert f"{file}, {said}" in answer
 

@@ -15,7 +15,7 @@ from runner.errors import SettingsError
 
 def said_of(*arguments: str) -> list[str]:
     """The faults of a command line that Hydra does not take."""
-    title, *faults = diagnose(arguments, ValueError("what Hydra says")).splitlines()
+    title, *faults = str(diagnose(arguments, ValueError("what Hydra says"))).splitlines()
     assert title == "The configuration is invalid, nothing was started:"
     return [fault.strip() for fault in faults]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from runner import work
+from runner import signals
 from runner.errors import Interrupted
 from runner.job import Job, State, last_holder, lock, read_manifest, register, state_of, update_manifest
 from runner.launchers import schedule, worker
@@ -24,7 +24,8 @@ from runner.machine import Device, Machine
 from runner.plan import Pack, Plan
 from runner.queue import Queue
 from runner.schema import LocalLauncher
-from runner.work import INTERRUPTED_CODE, StopSignal
+from runner.signals import StopSignal
+from runner.work import INTERRUPTED_CODE
 from tests.plan.test_packs import seeds
 
 MACHINE = Machine((Device("cpu", "a processor", 16.0),), cores=4)
@@ -111,7 +112,7 @@ def test_a_worker_takes_a_ctrl_c_that_reaches_it_twice_for_one(monkeypatch: pyte
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested
-        monkeypatch.setattr(work, "SECOND_AFTER_S", 0.0)
+        monkeypatch.setattr(signals, "SECOND_AFTER_S", 0.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -136,7 +137,7 @@ def test_who_is_told_to_outlive_the_terminal_does(plan: Plan) -> None:
 
 def test_a_worker_whose_terminal_is_gone_is_to_save_and_may_still_write(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal, stream = pty.openpty()
-    monkeypatch.setattr(work, "streams_on_terminal", lambda: [stream])
+    monkeypatch.setattr(signals, "streams_on_terminal", lambda: [stream])
     with StopSignal() as stop:
         os.close(terminal)
         with pytest.raises(OSError, match="Input/output error"):

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from runner.job import NOT_IDENTITY
 from runner.job_folders import find_jobs
 from runner.report import differing_keys, record, write_report
 from runner.report.axes import Axis, Categories, fitting, setting_axis, shortened, width_px
 from runner.report.differences import NO_EFFECT, differing_settings, labelled, most_varied, told_apart
 from runner.report.record import read_job
 from runner.report.scatter import DOT_PX, side_by_side
+from runner.schema.experiment import NOT_IDENTITY
 
 from .job_folders import change_config, change_manifest, write_job, write_search
 from .page_reader import Page

@@ -45,7 +45,8 @@ def studio(bench: Bench) -> Studio:
 
 
 def wanted(job: Job) -> tuple[list[Wish], Sampling]:
-    return wishes_of(job.experiment, PROMPTS), Sampling.of_samples(job.experiment)
+    drawing = job.experiment.validation
+    return wishes_of(PROMPTS, drawing.seeds), Sampling.of(job.experiment, drawing)
 
 
 def samples(job: Job, step: int) -> list[bytes]:
@@ -79,12 +80,12 @@ def test_one_adapter_draws_what_its_training_has_drawn(job: Job, studio: Studio)
 )
 def test_whatever_is_trained(bench: Bench, settings: dict[str, Any]) -> None:
     job = trained(bench, **settings)
-    wishes = wishes_of(job.experiment, job.experiment.validation.prompts or ())
+    wishes = wishes_of(job.experiment.validation.prompts or (), job.experiment.validation.seeds)
     studio = Studio(job.experiment.model, job.experiment.precision, CPU)
     for place in (job.folder, job.paths.weights):
-        drawn = studio.draw(wishes, Sampling.of_samples(job.experiment), [(place, 1.0)])
+        drawn = studio.draw(wishes, Sampling.of(job.experiment, job.experiment.validation), [(place, 1.0)])
         assert [each.png for each in drawn] == samples_named(job, wishes)
-    before = studio.draw(wishes, Sampling.of_samples(job.experiment))
+    before = studio.draw(wishes, Sampling.of(job.experiment, job.experiment.validation))
     assert before[0].png != drawn[0].png
     if job.experiment.precision == "fp32" and "method" not in settings:
         assert [each.png for each in before] == samples_named(job, wishes, step=0)

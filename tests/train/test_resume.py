@@ -20,6 +20,7 @@ from runner import work
 from runner.errors import Interrupted
 from runner.job import Job, State, is_held, read_manifest, register, state_of
 from runner.queue import Claims, FixedQueue
+from runner.signals import StopSignal
 from runner.train.checkpoint import load_checkpoint, save_checkpoint
 from runner.train.pack import reason_of, tried
 from tests.train.bench import Bench, difference, records, weights
@@ -198,7 +199,7 @@ def test_what_is_saved_after_a_damaged_checkpoint_is_kept_and_the_damaged_one_go
 
 
 def test_a_checkpoint_torn_while_it_was_written_does_no_harm(bench: Bench, half_done: Job) -> None:
-    torn = half_done.paths.checkpoints / ".writing-torn"
+    torn = half_done.paths.checkpoints / ".step-000001.torn"
     torn.mkdir()
     (torn / "adapter.safetensors").write_bytes(b"half")
     with pytest.raises(KilledError):
@@ -209,7 +210,7 @@ def test_a_checkpoint_torn_while_it_was_written_does_no_harm(bench: Bench, half_
 
 def test_what_torn_writing_left_is_cleared_away(bench: Bench, sdxl_folder: Path) -> None:
     job = bench.job(sdxl_folder, steps=2, checkpoint={"every": 1})
-    (job.paths.checkpoints / ".writing-torn").mkdir(parents=True)
+    (job.paths.checkpoints / ".step-000001.torn").mkdir(parents=True)
     assert bench.train(job)
     assert checkpoints(job) == ["step-000001"]
 
@@ -249,7 +250,7 @@ def test_a_worker_whose_manifests_cannot_be_written_ends_as_crashed_and_holds_no
     monkeypatch.setattr(work, "_trains", fail)
     monkeypatch.setattr(work, "update_manifest", fail)
     options = work._parse(["--device", "cpu", str(job.folder)])
-    assert work._work(claims, options, work.StopSignal()) == work.CRASHED_CODE
+    assert work._work(claims, options, StopSignal()) == work.CRASHED_CODE
     assert f"{job.paths.manifest} cannot be written: No space left on device" in caplog.text
     assert not is_held(job.folder)
 

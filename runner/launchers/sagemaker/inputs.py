@@ -45,6 +45,7 @@ from runner.launchers.sagemaker.channels import (
 from runner.launchers.sagemaker.in_place import data_in_place, models_in_place
 from runner.launchers.sagemaker.request import CHECKPOINTS, Channel
 from runner.parcel import CACHE, CODE, CODE_FILE, CONFIG, JOBS, PLAN_FILE, Parcel, in_channel
+from runner.paths import CONFIG_NAME, MANIFEST_NAME
 from runner.report.words import count
 from runner.s3 import Location
 from runner.schema import DatasetSettings, SageMakerLauncher
@@ -148,8 +149,8 @@ class Inputs:
 
     def _write_job(self, job: Job, settings: Mapping[str, Any], place: Location) -> None:
         folder = place / f"{CONFIG}/{job.id}/"
-        self.storage.write(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
-        self.storage.write(folder / "manifest.json", json.dumps(read_manifest(job.folder), indent=2).encode())
+        self.storage.write(folder / CONFIG_NAME, yaml.safe_dump(settings, sort_keys=False).encode())
+        self.storage.write(folder / MANIFEST_NAME, json.dumps(read_manifest(job.folder), indent=2).encode())
         # What was trained before, here or in another training job, is where SageMaker restores checkpoints from.
         paths = job.paths
         if paths.checkpoints.is_dir() or paths.metrics.is_file():

@@ -79,9 +79,4 @@ def training_request(
     }
     if environment:
         request["Environment"] = dict(environment)
-    if settings.subnets:
-        request["VpcConfig"] = {
-            "Subnets": list(settings.subnets),
-            "SecurityGroupIds": list(settings.security_groups),
-        }
-    return request
+    return request | settings.network()

@@ -15,15 +15,15 @@ from runner.launchers.sagemaker.channels import cache_indexes
 from runner.launchers.sagemaker.request import CHECKPOINTS
 from runner.measured import MEASUREMENTS, measurements_file
 from runner.parcel import CACHE, JOBS
-from runner.paths import write_text
+from runner.paths import CONFIG_NAME, LOCK_NAME, LOG_NAME, MANIFEST_NAME, METRICS_NAME, write_text
 
 log = logging.getLogger(__name__)
 
-WATCHED = ("metrics.jsonl", "log.txt")
+WATCHED = (METRICS_NAME, LOG_NAME)
 """What is brought while a job runs."""
 OURS = ("submission", "overrides")
 """Fields of a manifest that are written here and not there."""
-NOT_BROUGHT = ("config.yaml", "manifest.json", ".lock")
+NOT_BROUGHT = (CONFIG_NAME, MANIFEST_NAME, LOCK_NAME)
 WAITING = (State.PENDING, State.SUBMITTED)
 """What a job is there before a worker has taken it says nothing new."""
 ENDED = (State.COMPLETED, State.FAILED, State.PRUNED, State.INTERRUPTED)
@@ -54,7 +54,7 @@ class Collector:
                 self._bring(job, folder / f"{job.id}/", files, everything=everything)
         return bool(found)
 
-    def look_at(self, job: Job, kept: Location, *, everything: bool = False) -> bool:
+    def look_at(self, job: Job, kept: Location, *, everything: bool) -> bool:
         """Bring what is new of one job; whether there is anything of it.
 
         Args:
@@ -68,7 +68,7 @@ class Collector:
         return bool(files)
 
     def _bring(self, job: Job, folder: Location, files: Mapping[str, Stored], *, everything: bool) -> None:
-        manifest = self._manifest(folder, files.get("manifest.json"))
+        manifest = self._manifest(folder, files.get(MANIFEST_NAME))
         whole = everything or (manifest is not None and manifest.get("state") in ENDED)
         wanted = [
             name
@@ -88,15 +88,15 @@ class Collector:
                     update_manifest(job.folder, **{key: each for key, each in manifest.items() if key not in OURS})
                 # Only now: an object that goes between listing and copy ends a look, and the next must see it.
                 if manifest is not None:
-                    self._seen[folder.uri, "manifest.json"] = files["manifest.json"].etag
+                    self._seen[folder.uri, MANIFEST_NAME] = files[MANIFEST_NAME].etag
         except LockedError:
             log.debug("%s is worked on here", job.id)
 
     def _manifest(self, folder: Location, stored: Stored | None) -> dict[str, Any] | None:
         """The job's manifest, if it has changed since the last look."""
-        if stored is None or self._seen.get((folder.uri, "manifest.json")) == stored.etag:
+        if stored is None or self._seen.get((folder.uri, MANIFEST_NAME)) == stored.etag:
             return None
-        place = folder / "manifest.json"
+        place = folder / MANIFEST_NAME
         try:
             manifest = json.loads(self.storage.read(place))
         except ValueError:

@@ -20,12 +20,12 @@ MEETING_POINT = "RUNNER_MEETING_POINT"
 """Environment variable with the host and port at which the processes of several nodes find each other."""
 
 
-def submission_text(settings: SlurmLauncher, order: Order, *, after: str | None = None) -> str:
+def submission_text(settings: SlurmLauncher, order: Order) -> str:
     """The whole file."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     return _make_sbatch_string(
-        command=command_text(settings, order), folder=order.queue.parent, **parameters(settings, order, after=after)
+        command=command_text(settings, order), folder=order.queue.parent, **parameters(settings, order)
     )
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pydantic import field_validator, model_validator
 
-from pydantic import Field, field_validator, model_validator
-
+from runner.schema.drawing import AdapterWeight
 from runner.schema.job import JobSettings
 from runner.schema.knob import knob
-
-Weight = Annotated[float, Field(ge=-10, le=10)]
 
 
 class WithAdapters(JobSettings):
@@ -21,7 +18,7 @@ class WithAdapters(JobSettings):
         identity=False,
         doc="Trained adapters: folders of jobs, `.safetensors` files, or Hub ids; one, or a list that is mixed.",
     )
-    adapter_weight: tuple[Weight, ...] = knob(
+    adapter_weight: tuple[AdapterWeight, ...] = knob(
         (1.0,),
         min_length=1,
         doc="How strong each adapter is: one number for all, or a list with one for each; 1 is as it was trained.",

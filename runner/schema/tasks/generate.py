@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import field_validator, model_validator
 
+from runner.paths import SAMPLES_NAME
 from runner.schema.drawing import DrawingSettings
 from runner.schema.family import TRANSFORMERS, drawing_faults
 from runner.schema.knob import Settings, default_of, knob, section
@@ -35,7 +36,7 @@ class ControlSettings(Settings):
 class Generate(WithAdapters, DrawingSettings):
     """`task=generate`: draw images with trained adapters."""
 
-    result_files: ClassVar[tuple[str, ...]] = ("samples/*/*.png",)
+    result_files: ClassVar[tuple[str, ...]] = (f"{SAMPLES_NAME}/*/*.png",)
     local_files: ClassVar[tuple[str, ...]] = ("control.path", "control.image")
     prompts: tuple[str, ...] = knob((), max_length=1000, doc="What to draw: one text, or a list of them.")
     resolution: int = knob(64, ge=8, le=8192, multiple_of=8, unit="px", doc="Side of the square images.")

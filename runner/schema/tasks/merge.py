@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
+from runner.paths import LORA_NAME, WEIGHTS_NAME
 from runner.schema.inputs import Precision
 from runner.schema.knob import knob
 from runner.schema.tasks.adapters import WithAdapters
@@ -17,7 +18,7 @@ class Merge(WithAdapters):
     result_files: ClassVar[tuple[str, ...]] = (
         "model/model_index.json",
         "model.safetensors",
-        "lora/pytorch_lora_weights.safetensors",
+        f"{LORA_NAME}/{WEIGHTS_NAME}",
     )
     output: Literal["folder", "single_file", "adapter"] = knob(
         "folder",

@@ -9,7 +9,7 @@ from runner.aws.account import Account
 from runner.aws.checks import caller_faults, faults_of
 from runner.aws.image import image_of
 from runner.aws.permissions import Actions, Things
-from runner.errors import SettingsError
+from runner.errors import SettingsError, not_started
 from runner.job import Job
 from runner.schema import Experiment, SageMakerLauncher, TuningSettings
 from runner.schema.knob import default_of
@@ -41,7 +41,7 @@ def require_sagemaker(config: Mapping[str, Any]) -> None:
 def refuse(faults: Sequence[str]) -> None:
     """Raises SettingsError with all of them, if there are any."""
     if faults:
-        raise SettingsError("\n".join(["The search is invalid, nothing was started:", *(f"  {f}" for f in faults)]))
+        raise not_started("The search is invalid", faults)
 
 
 def faults_of_settings(experiment: Experiment, launcher: SageMakerLauncher, settings: TuningSettings) -> list[str]:

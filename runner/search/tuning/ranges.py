@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from runner.errors import RunnerError, SettingsError
+from runner.errors import RunnerError, not_started
 from runner.schema.experiment import SECTIONS
 from runner.search.space import Choices, Interval, Parameter
 
@@ -92,7 +92,7 @@ def ranges_of(space: Sequence[Parameter], composed: Callable[[str, str], Mapping
     for name in sorted({name for name in names if names.count(name) > 1}):
         faults.append(f"{name}: is swept twice, by itself and by a choice of its group; remove one of them")
     if faults:
-        raise SettingsError("\n".join(["The search is invalid, nothing was started:", *(f"  {f}" for f in faults)]))
+        raise not_started("The search is invalid", faults)
     return found
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from runner.adapter_file import AdapterFile
-from runner.aws.account import Account, NoAccess, aws_errors, message_of
+from runner.aws.account import Account, refusals_said
 from runner.aws.endpoints import Endpoints, Wanted
 from runner.aws.image import image_of
 from runner.aws.names import Places
@@ -17,7 +17,6 @@ from runner.aws.prices import Prices
 from runner.aws.sent import send_folder
 from runner.aws.storage import Storage
 from runner.deployed import take_back, undeploy_command
-from runner.errors import AwsError
 from runner.families.files import folder_hash
 from runner.job import now, update_manifest
 from runner.parcel import HUB_SECRET
@@ -40,12 +39,8 @@ def work(settings: Deploy, paths: JobPaths, _place: object, *, stop: Callable[[]
         AwsError: AWS refuses something, or the endpoint does not come up.
         Interrupted: a signal asked to stop; the endpoint goes on starting.
     """
-    try:
+    with refusals_said():
         return _deploy(settings, paths, stop)
-    except aws_errors() as error:
-        raise AwsError(f"AWS: {message_of(error)}") from error
-    except NoAccess as error:
-        raise AwsError(str(error)) from error
 
 
 def _deploy(settings: Deploy, paths: JobPaths, stop: Callable[[], bool]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -13,11 +12,10 @@ from typing import overload
 from PIL import Image
 
 from runner.errors import Interrupted
-from runner.paths import JobPaths, write_text
-from runner.schema.drawing import DrawingSettings
+from runner.paths import JobPaths
 from runner.schema.tasks.evaluate import Evaluate
 from runner.tasks.evaluate.prompts import NEUTRAL, prompts_of
-from runner.train.drawing import Picture, Wish, write_pictures
+from runner.train.drawing import Picture, Wish, wishes_of, write_pictures, write_prompts
 
 log = logging.getLogger(__name__)
 
@@ -100,14 +98,11 @@ def draw_missing(series: Iterable[Series], draw: Draw, *, stop: Callable[[], boo
 def write_about(settings: Evaluate, subject: Series | None, paths: JobPaths) -> None:
     """Say beside the images what they were drawn from, as beside the samples of a training."""
     prompts = [wish.prompt for wish in subject.wishes[:: len(settings.seeds)]] if subject else []
-    drawing = {key: getattr(settings, key) for key in DrawingSettings.model_fields}
-    about = {"prompts": prompts, "neutral": list(NEUTRAL), **drawing, "scheduler": settings.scheduler.name}
-    write_text(paths.prompts, json.dumps(about, indent=2) + "\n")
+    write_prompts(paths, prompts, settings, settings, neutral=NEUTRAL)
 
 
 def _series(folder: Path, adapted: bool, drawn: Sequence[str], compared: Sequence[str], seeds: Sequence[int]) -> Series:
-    wishes = [Wish(f"p{index:02d}-s{seed}.png", prompt, seed) for index, prompt in enumerate(drawn) for seed in seeds]
-    return Series(folder, adapted, wishes, [text for text in compared for _ in seeds])
+    return Series(folder, adapted, wishes_of(drawn, seeds), [text for text in compared for _ in seeds])
 
 
 def _parts(left: Sequence[tuple[Series, Wish]]) -> Iterator[tuple[Series, list[Wish]]]:

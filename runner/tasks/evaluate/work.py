@@ -20,7 +20,6 @@ from runner.schema.method import NewTokens
 from runner.schema.tasks.evaluate import Evaluate
 from runner.studio import Studio
 from runner.tasks.adapters import find_adapters
-from runner.tasks.drawing import sampling_of
 from runner.tasks.evaluate.check import real_images
 from runner.tasks.evaluate.drawn import Opened, Series, draw_missing, neutral_series, subject_series, write_about
 from runner.tasks.evaluate.measuring import Pictures, as_drawn
@@ -73,7 +72,7 @@ def evaluate(
         studio: called only if something is to be drawn.
         of_base: where the images of the base alone are kept for other jobs; with the studio, if nowhere else.
     """
-    sampling = sampling_of(settings)
+    sampling = Sampling.of(settings, settings)
 
     def draw(wishes: Sequence[Wish], adapted: bool) -> list[Picture]:
         return (

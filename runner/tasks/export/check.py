@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from runner.adapter_file import HUB_ID, AdapterFile, header_of
+from runner.adapter_file import AdapterFile, is_dora
 from runner.errors import SettingsError
+from runner.families.files import is_hub_id
 from runner.schema.tasks.export import Export
 from runner.tasks.adapters import contents_of, find_adapters
 from runner.tasks.export.hub import hub_faults
 
-MAGNITUDE = "lora_magnitude_vector"
 WITH_ALPHA = ("sd", "sdxl")
 """Families whose layout for other programs has alpha tensors."""
 
@@ -37,7 +36,7 @@ def base_model(settings: Export) -> str | None:
     if settings.hub.base_model is not None:
         return settings.hub.base_model
     path = settings.model.path
-    return path if HUB_ID.fullmatch(path) and not Path(path).exists() else None
+    return path if is_hub_id(path) else None
 
 
 def _format_faults(settings: Export, found: AdapterFile) -> list[str]:
@@ -54,7 +53,7 @@ def _format_faults(settings: Export, found: AdapterFile) -> list[str]:
         changed += ["adapter_weight"] if weight != 1 else []
         faults += [f"{key}: has no effect on {given}, which is words alone; remove it" for key in changed]
         return faults
-    if not any(MAGNITUDE in key for key in header_of(found.file, f"adapter = {given!r}").tensors):
+    if not is_dora(found.file, f"adapter = {given!r}"):
         return faults
     if set(settings.formats) != {"diffusers"}:
         faults.append(

@@ -6,11 +6,11 @@ The token is read from the environment, or from where `hf auth login` has put it
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.data.shards import quieten_client
 from runner.errors import RunnerError
 from runner.paths import files_below
 from runner.schema.tasks.export import HubSettings
@@ -111,9 +111,7 @@ def push(folder: Path, settings: HubSettings, *, message: str) -> Pushed:
 def _api() -> HfApi:
     from huggingface_hub import HfApi
 
-    # It logs every address it asks, and those that large files are sent to are signed: whoever has one may write there.
-    for name in ("httpx", "httpx2", "httpcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quieten_client()
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
 
 

@@ -22,7 +22,7 @@ from runner.mix.model import parts_of, skeleton
 from runner.mix.read import read_adapter
 from runner.mix.reduce import reduce
 from runner.mix.write import write_diffusers, write_kohya
-from runner.paths import JobPaths, write_text
+from runner.paths import WEIGHTS_NAME, JobPaths, write_text
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
 from runner.schema.tasks.export import Export
@@ -67,7 +67,7 @@ def _title(settings: Export, found: AdapterFile) -> str:
     if found.job is not None:
         return f"{found.job.settings.name}-{found.job.id}"
     own = found.file.stem
-    return settings.name if own == JobPaths(Path()).weights.stem else own
+    return settings.name if own == Path(WEIGHTS_NAME).stem else own
 
 
 def _write(settings: Export, found: AdapterFile, folder: Path, title: str) -> tuple[dict[str, Path], dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import Any
 
 from runner.errors import Interrupted
 from runner.families.control import Control
-from runner.paths import JobPaths, atomic_file, write_text
-from runner.schema.drawing import DrawingSettings
+from runner.paths import JobPaths, atomic_file
 from runner.schema.tasks.generate import Generate
 from runner.studio import contact_sheet
 from runner.tasks.adapters import find_adapters
-from runner.tasks.drawing import sampling_of
 from runner.tasks.studios import studio_of
-from runner.train.drawing import Sampling, Wish, write_pictures
+from runner.train.drawing import Sampling, wishes_of, write_pictures, write_prompts
 from runner.train.place import Place
 
 log = logging.getLogger(__name__)
@@ -33,9 +30,9 @@ def work(settings: Generate, paths: JobPaths, place: Place, *, stop: Callable[[]
     Raises:
         Interrupted: a signal asked to stop; what was drawn stays.
     """
-    wishes, folder = wishes_of(settings), paths.samples_at(0)
+    wishes, folder = wishes_of(settings.prompts, settings.seeds), paths.samples_at(0)
     left = [wish for wish in wishes if not (folder / wish.name).is_file()]
-    write_text(paths.prompts, json.dumps(_about(settings), indent=2) + "\n")
+    write_prompts(paths, settings.prompts, settings, settings)
     adapters = [
         (adapter.place, weight) for adapter, (_, weight) in zip(find_adapters(settings), settings.weighted, strict=True)
     ]
@@ -53,24 +50,9 @@ def work(settings: Generate, paths: JobPaths, place: Place, *, stop: Callable[[]
     return {"images": len(wishes), "drawn": len(left)}
 
 
-def _about(settings: Generate) -> dict[str, Any]:
-    """What the images were drawn from, as beside the samples of a training."""
-    drawing = {key: getattr(settings, key) for key in DrawingSettings.model_fields}
-    return {"prompts": list(settings.prompts), **drawing, "scheduler": settings.scheduler.name}
-
-
-def wishes_of(settings: Generate) -> list[Wish]:
-    """Every prompt with every seed, named as the samples of a training are."""
-    return [
-        Wish(f"p{index:02d}-s{seed}.png", prompt, seed)
-        for index, prompt in enumerate(settings.prompts)
-        for seed in settings.seeds
-    ]
-
-
 def _sampling(settings: Generate) -> Sampling:
     """How the images are drawn, and what they follow."""
-    control, sampling = settings.control, sampling_of(settings)
+    control, sampling = settings.control, Sampling.of(settings, settings)
     if control.path is None or control.image is None:
         return sampling
     network = Path(control.path).expanduser()

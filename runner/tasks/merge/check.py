@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.adapter_file import header_of
+from runner.adapter_file import is_dora
 from runner.errors import SettingsError
 from runner.schema.tasks.merge import Merge
 from runner.tasks.adapters import contents_of, find_adapters
 
-MAGNITUDE = "lora_magnitude_vector"
 SINGLE_FILES = ("sd", "sdxl")
 """Families that are written as single files."""
 
@@ -29,7 +28,7 @@ def check(settings: Merge) -> dict[str, Any]:
             fix = fix if found.file not in found.words else "there is nothing else in it to merge"
             faults.append(f"adapter = {given!r}: was taught words ({words}), which are not weights of layers; {fix}")
             continue
-        if not any(MAGNITUDE in key for key in header_of(found.file, f"adapter = {given!r}").tensors):
+        if not is_dora(found.file, f"adapter = {given!r}"):
             continue
         if len(settings.adapter) > 1:
             faults.append(f"adapter = {given!r}: is a DoRA, which cannot be put together with others; merge it alone")

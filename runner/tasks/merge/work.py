@@ -25,13 +25,14 @@ from runner.families.single_file import lay_out_single_file
 from runner.mix.layers import AdapterLayers
 from runner.mix.mix import concatenate
 from runner.mix.model import configuration_of, parts_of, set_prediction, skeleton, stored_dtype, write_fused
-from runner.mix.read import METADATA, is_named_for_diffusers, read_adapter
+from runner.mix.read import is_named_for_diffusers, read_adapter
 from runner.mix.reduce import Reduced, reduce
 from runner.mix.write import write_diffusers
 from runner.paths import JobPaths, atomic_file
 from runner.schema import ModelSettings
 from runner.schema.tasks.merge import Merge
 from runner.tasks.adapters import find_adapters
+from runner.tensor_file import METADATA, TEXT_MODEL
 from runner.train.base import DTYPES, vae_source
 from runner.train.place import Place
 
@@ -148,7 +149,7 @@ def _single_file(settings: Merge, paths: JobPaths, folder: Path) -> None:
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {
-        key.removeprefix("text_model."): tensor
+        key.removeprefix(TEXT_MODEL): tensor
         for file in sorted(folder.glob("*.safetensors"))
         for key, tensor in load_file(file).items()
     }

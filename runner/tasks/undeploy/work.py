@@ -6,11 +6,10 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from runner.aws.account import NoAccess, message_of
+from runner.aws.account import refusals_said
 from runner.aws.endpoints import Endpoints
 from runner.aws.names import Places
 from runner.deployed import take_back
-from runner.errors import AwsError
 from runner.job import now
 from runner.paths import JobPaths
 from runner.s3.objects import remove
@@ -26,19 +25,13 @@ def work(settings: Undeploy, paths: JobPaths, _place: object, *, stop: Callable[
     Raises:
         AwsError: AWS refuses something.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
-
     name = settings.endpoint.name or settings.name
-    try:
+    with refusals_said():
         account = account_of(settings)
         removed = Endpoints(account).remove(name, poll_s=settings.endpoint.poll_s)
         place = Places(account.bucket, settings.endpoint.prefix).endpoint(name)
         if count := remove(account.s3, place):
             removed.append(f"{count} objects in {place.uri}")
-    except (BotoCoreError, ClientError) as error:
-        raise AwsError(f"AWS: {message_of(error)}") from error
-    except NoAccess as error:
-        raise AwsError(str(error)) from error
     for line in removed:
         log.info("removed: %s", line)
     if not removed:

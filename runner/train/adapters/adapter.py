@@ -69,8 +69,8 @@ def peft_config(settings: LoraSettings, component: str, presets: Presets, layers
     return LoraConfig(
         r=settings.rank,
         lora_alpha=alpha,
-        rank_pattern=_different({name: settings.rank_of(name) for name in layers}, settings.rank),
-        alpha_pattern=_different({name: settings.alpha_of(name) for name in layers}, alpha),
+        rank_pattern=write.differing({name: settings.rank_of(name) for name in layers}, settings.rank),
+        alpha_pattern=write.differing({name: settings.alpha_of(name) for name in layers}, alpha),
         use_rslora=settings.rslora,
         use_dora=settings.dora,
         # diffusers leaves the modules it adds in training mode: with the dropout of the training in the file, every
@@ -79,15 +79,6 @@ def peft_config(settings: LoraSettings, component: str, presets: Presets, layers
         target_modules=chosen if isinstance(chosen, str) else list(chosen),
         init_lora_weights="gaussian" if settings.init == "gaussian" else True,
     )
-
-
-def _different(values: Mapping[str, float], usual: float) -> dict[str, float]:
-    """The layers whose value is not the usual one, by expressions that match no other layer."""
-
-    def ends_another(name: str) -> bool:
-        return any(other.endswith(f".{name}") for other in values)
-
-    return {f"^{name}" if ends_another(name) else name: value for name, value in values.items() if value != usual}
 
 
 def find_sites(settings: LoraSettings, components: Mapping[str, nn.Module], presets: Presets = UNET) -> list[Site]:

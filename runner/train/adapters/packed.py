@@ -54,8 +54,9 @@ class PackedAdapters:
         # There is one for every number of every adapter, as large as a moment of the optimizer.
         narrow = len(self.weights) <= torch.iinfo(torch.int32).max
         self._places = self._where_each_lies(device, torch.int32 if narrow else torch.int64)
-        self._joint_gradient = torch.zeros(sum(map(len, adapters)), device=device)
-        for adapter, part in zip(adapters, self._joint_gradient.split([len(a) for a in adapters]), strict=True):
+        self.joint_gradient = torch.zeros(sum(map(len, adapters)), device=device)
+        """All adapters' fp32 gradients as one vector, for a single reduction over the processes."""
+        for adapter, part in zip(adapters, self.joint_gradient.split([len(a) for a in adapters]), strict=True):
             part.copy_(adapter.gradient)
             adapter.gradient = part
         self._layers: list[tuple[nn.Module, Layer]] = []
@@ -159,7 +160,7 @@ class PackedAdapters:
             if layer.magnitudes is not None:
                 layer.magnitudes.magnitude_KO.grad = None
         self.gradient, self.magnitude_gradient = self.gradient.new_empty(0), self.magnitude_gradient.new_empty(0)
-        self._joint_gradient = self._joint_gradient.new_empty(0)
+        self.joint_gradient = self.joint_gradient.new_empty(0)
         self._places.clear()
         for adapter in self.adapters:
             adapter.weights = adapter.gradient = adapter.weights.new_empty(0)
@@ -237,11 +238,6 @@ class PackedAdapters:
             for vectors in words.values():
                 assert vectors.grad is not None
                 vectors.grad.zero_()
-
-    @property
-    def joint_gradient(self) -> Tensor:
-        """All adapters' fp32 gradients as one vector, for a single reduction over the processes."""
-        return self._joint_gradient
 
 
 def _numbers(adapter: Adapter, *kinds: str) -> Tensor:

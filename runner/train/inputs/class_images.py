@@ -18,7 +18,7 @@ from runner.encodings import class_image_name, class_images_folder
 from runner.job import Job
 from runner.train.base import Base
 from runner.train.drawing import Sampling, Wish, draw, write_pictures
-from runner.train.inputs.shared_out import share_out
+from runner.train.inputs.shared_out import SharedWork, share_out
 from runner.train.inputs.text import Conditioner
 
 log = logging.getLogger(__name__)
@@ -52,19 +52,18 @@ def draw_class_images(job: Job, kept: SubjectClass, base: Base, conditioner: Con
     def so_far(missing: int) -> None:
         log.info("%d of %d images of the class %r are drawn", len(wishes) - missing, len(wishes), kept.prompt)
 
-    share_out(
-        wishes,
-        IMAGES_PER_TURN,
-        place=place,
+    drawing = SharedWork(
         folder=folder,
+        per_turn=IMAGES_PER_TURN,
         lock=lambda turn: turn_file(folder, turn[0].seed),
         is_there=lambda wish: (folder / wish.name).is_file(),
-        work=draw_some,
+        do=draw_some,
         begin=begin,
         so_far=so_far,
         what="draw images of the class",
         doing=f"drawing images of the class {kept.prompt!r}",
     )
+    share_out(wishes, drawing, place)
     side = job.experiment.resolution
     places = {f"class image {wish.name}": FileAddress(folder / wish.name) for wish in wishes}
     return tuple(

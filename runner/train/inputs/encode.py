@@ -29,7 +29,7 @@ from runner.families.family import Family, Text, TextStack
 from runner.families.files import folder_hash
 from runner.machine import host_memory_gb
 from runner.schema.shapes import Shape
-from runner.train.inputs.shared_out import share_out
+from runner.train.inputs.shared_out import SharedWork, share_out
 from runner.train.inputs.stored import OnDisk, Stored
 from runner.train.place import Place
 
@@ -163,19 +163,18 @@ def complete(
     def so_far(missing: int) -> None:
         log.info("%d of %d %s are encoded", len(keys) - missing, len(keys), what)
 
-    share_out(
-        keys,
-        ENTRIES_PER_TURN,
-        place=place,
+    encoding = SharedWork(
         folder=cache.folder,
+        per_turn=ENTRIES_PER_TURN,
         lock=partial(_turn, cache),
         is_there=cache.has,
-        work=encode,
+        do=encode,
         begin=begin,
         so_far=so_far,
         what=f"encode its {what}",
         doing=f"encoding the same {what}",
     )
+    share_out(keys, encoding, place)
     if on_disk is None:
         on_disk = not _fit(cache, keys, len(place.beside(cache.folder)), what=what, says=place.is_main)
     if on_disk:

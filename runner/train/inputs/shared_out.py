@@ -6,11 +6,12 @@ while the others wait: processes that wait for each other cannot leave a turn to
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from runner.exclusive import alone, alone_if_free
 from runner.train.place import Place
@@ -20,90 +21,90 @@ Part = TypeVar("Part")
 SAY_EVERY_S = 30.0
 
 
-def share_out(
-    parts: Sequence[Part],
-    per_turn: int,
-    *,
-    place: Place,
-    folder: Path,
-    lock: Callable[[Sequence[Part]], Path],
-    is_there: Callable[[Part], bool],
-    work: Callable[[Sequence[Part]], None],
-    begin: Callable[[int], None],
-    so_far: Callable[[int], None],
-    what: str,
-    doing: str,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class SharedWork(Generic[Part]):
+    """What is to be done with parts, and what is said of it."""
+
+    folder: Path
+    """Where the parts are kept."""
+    per_turn: int
+    """How many are done before it is looked again at what others have done."""
+    lock: Callable[[Sequence[Part]], Path]
+    """The file that stands for some of them. Others may have the same one, and wait for each other."""
+    is_there: Callable[[Part], bool]
+    """Whether somebody has done one."""
+    do: Callable[[Sequence[Part]], None]
+    """Does some that are missing."""
+    begin: Callable[[int], None]
+    """Told in the main process how many are missing."""
+    so_far: Callable[[int], None]
+    """The same later, now and then where it takes long: of a large data set it may take hours."""
+    what: str
+    """The work in words, as in "could not ..."."""
+    doing: str
+    """The same, of another process that is waited for."""
+
+    def missing(self, parts: Sequence[Part]) -> list[Part]:
+        """Those that nobody has done."""
+        return [part for part in parts if not self.is_there(part)]
+
+
+def share_out(parts: Sequence[Part], work: SharedWork[Part], place: Place) -> None:
     """Do what is missing of some parts; when it returns, all are there.
 
     Args:
         parts: all of them, there or not, in the same order in every worker.
-        per_turn: how many are done before it is looked again at what others have done.
-        folder: where they are kept.
-        lock: the file that stands for some of them. Others may have the same one, and wait for each other.
-        is_there: whether somebody has done one.
-        work: does some that are missing.
-        begin: told in the main process how many are missing.
-        so_far: the same later, now and then where it takes long: of a large data set it may take hours.
-        what: the work in words, as in "could not ...".
-        doing: the same, of another process that is waited for.
 
     Raises:
         RunnerError: it failed in a process of this worker.
-        Interrupted: `work` has heeded a signal.
+        Interrupted: the work has heeded a signal.
     """
-
-    def missing(some: Sequence[Part]) -> list[Part]:
-        return [part for part in some if not is_there(part)]
-
     said_s = time.monotonic()
 
-    def work_and_say(some: Sequence[Part]) -> None:
+    def do_and_say(some: Sequence[Part]) -> None:
         nonlocal said_s
-        work(some)
-        if place.is_main and time.monotonic() - said_s >= SAY_EVERY_S and (left := missing(parts)):
+        work.do(some)
+        if place.is_main and time.monotonic() - said_s >= SAY_EVERY_S and (left := work.missing(parts)):
             said_s = time.monotonic()
-            so_far(len(left))
+            work.so_far(len(left))
 
     if place.world == 1:
-        begin(len(missing(parts)))
-        turns = [parts[start : start + per_turn] for start in range(0, len(parts), per_turn)]
-        place.together(lambda: _in_turns(turns, missing, work_and_say, lock, doing), what=what)
+        work.begin(len(work.missing(parts)))
+        place.together(lambda: _in_turns(parts, work, do_and_say), what=work.what)
         return
-    beside = place.beside(folder)
+    beside = place.beside(work.folder)
     # One process of each pack waits for those of others, and the others of its pack for it.
-    waits = place.any(bool(missing(parts))) and place.rank == beside[0]
-    with alone(lock(parts), doing=doing) if waits else nullcontext():
+    waits = place.any(bool(work.missing(parts))) and place.rank == beside[0]
+    with alone(work.lock(parts), doing=work.doing) if waits else nullcontext():
         place.wait()
-        left = missing(parts)
+        left = work.missing(parts)
         place.wait()  # all must have looked before the first one writes, or they would share the work differently
         mine = [left[index] for index in place.share(len(left), beside)]
         if place.is_main:
-            begin(len(left))
+            work.begin(len(left))
 
-        def work_on_mine() -> None:
-            for start in range(0, len(mine), per_turn):
-                work_and_say(mine[start : start + per_turn])
+        def do_mine() -> None:
+            for some in _turns(mine, work):
+                do_and_say(some)
 
-        place.together(work_on_mine, what=what)
+        place.together(do_mine, what=work.what)
 
 
-def _in_turns(
-    turns: list[Sequence[Part]],
-    missing: Callable[[Sequence[Part]], list[Part]],
-    work: Callable[[Sequence[Part]], None],
-    lock: Callable[[Sequence[Part]], Path],
-    doing: str,
-) -> None:
-    while turns := [turn for turn in turns if missing(turn)]:
+def _turns(parts: Sequence[Part], work: SharedWork[Part]) -> list[Sequence[Part]]:
+    return [parts[start : start + work.per_turn] for start in range(0, len(parts), work.per_turn)]
+
+
+def _in_turns(parts: Sequence[Part], work: SharedWork[Part], do: Callable[[Sequence[Part]], None]) -> None:
+    turns = _turns(parts, work)
+    while turns := [turn for turn in turns if work.missing(turn)]:
         taken_by_others = []
         for turn in turns:
-            with alone_if_free(lock(turn)) as is_free:
+            with alone_if_free(work.lock(turn)) as is_free:
                 if not is_free:
                     taken_by_others.append(turn)
-                elif left := missing(turn):  # another one may have been faster
-                    work(left)
+                elif left := work.missing(turn):  # another one may have been faster
+                    do(left)
         if len(taken_by_others) == len(turns):
-            with alone(lock(turns[0]), doing=doing):
+            with alone(work.lock(turns[0]), doing=work.doing):
                 pass  # it has done that, or died of it
         turns = taken_by_others
