@@ -218,8 +218,8 @@ def check_read_back(file: Path, family: Family, parts: Mapping[str, torch.nn.Mod
     for key, each in wanted.items():
         mine, read = each.magnitude, found[key].magnitude
         same = read is None if mine is None else read is not None and torch.equal(mine, read)
-        ours, theirs = (dataclasses.replace(update, magnitude=None).delta() for update in (each, found[key]))
-        if not same or not float((theirs - ours).norm()) <= LARGEST_UPDATE_DIFFERENCE * float(ours.norm()):
+        apart, size = found[key].compared(each)
+        if not same or not apart <= LARGEST_UPDATE_DIFFERENCE * size:
             raise ArtifactError(f"{file}: read back, {'.'.join(key)} is not what was written")
 
 
