@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.families.arithmetic import Work
+from runner.families.arithmetic import Work, count_text_encoder
 from runner.families.files import planning_folder
 from runner.families.known import FAMILIES, Known
 from runner.job import Job
@@ -50,9 +50,11 @@ class Prediction:
     alone_s: float
     """The same jobs one after the other, each as a process of its own."""
     memory_gb: float
-    """Of each worker's device, at its peak; 1e9 bytes."""
+    """Of each worker's device, at its peak; 1e9 bytes. Arithmetic knows of training, not of what comes before."""
     measured: bool
     """Whether a step was measured on this device, or all is arithmetic."""
+    encoding_gb: float = 0.0
+    """Of the same device, before training, where captions are to be encoded: of text encoders in fp32."""
 
 
 class Predictor:
@@ -102,6 +104,7 @@ class Predictor:
             alone_s=alone_s + overhead_s * count,
             memory_gb=known[-1].peak_memory_gb if known else _memory_gb(pack, work, machine, count),
             measured=bool(known),
+            encoding_gb=0.0 if first.experiment.live_text else _encoding_gb(first, machine),
         )
 
     def _measured(self, job: Job, pack: Pack, machine: Machine, places: int) -> list[Measurement]:
@@ -172,6 +175,17 @@ def denoiser_config(model: ModelSettings, family: Known) -> Mapping[str, Any] | 
     return family.config
 
 
+def text_parameters(model: ModelSettings) -> float:
+    """Of the text encoders of a model that lies here; of its family's usual ones otherwise."""
+    folder = planning_folder(model)
+    try:
+        configs = [] if folder is None else [*folder.glob("text_encoder*/config.json")]
+        found = sum(count_text_encoder(json.loads(file.read_text(encoding="utf-8"))) for file in configs)
+    except (OSError, ValueError, KeyError, TypeError):
+        found = 0.0
+    return found or FAMILIES[model.family].text_parameters
+
+
 def latent_side(model: ModelSettings, resolution: int) -> int:
     """Side of the latents of square images."""
     folder = planning_folder(model)
@@ -211,12 +225,20 @@ def _drawing(job: Job) -> float:
 
 
 def _base_gb(job: Job, work: Work, machine: Machine) -> float:
-    # The encoders are gone by then; the VAE that draws the samples is small beside the denoiser.
+    # Text encoders are gone by then, unless captions pass through them at every step; the VAE that draws the samples
+    # is small beside the denoiser.
     whole = BYTES[job.experiment.precision]
     linear = QUANTIZED_BYTES.get(job.experiment.model.quantization, whole)
     weights = work.in_convolutions * whole + (work.parameters - work.in_convolutions) * linear
+    if job.experiment.live_text:
+        weights += text_parameters(job.experiment.model) * whole
     base_gb = 1.05 * weights / 1e9
     return base_gb if machine.has_gpus else base_gb + PROCESS_GB
+
+
+def _encoding_gb(job: Job, machine: Machine) -> float:
+    encoders_gb = text_parameters(job.experiment.model) * BYTES["fp32"] / 1e9
+    return encoders_gb if machine.has_gpus else encoders_gb + PROCESS_GB
 
 
 def _job_gb(job: Job, work: Work, processes: int) -> float:
