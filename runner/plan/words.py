@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -69,18 +70,20 @@ def _prediction(found: Prediction, jobs: int) -> str:
 
 def _too_large(pack: Pack, found: Prediction, machine: Machine) -> list[str]:
     """What to do where a worker is likely to need more memory than there is; as the estimate is rough, no refusal."""
-    sizes_gb = [device.memory_gb for device in machine.devices if device.memory_gb is not None]
-    if not sizes_gb or max(found.memory_gb, found.encoding_gb) <= (least_gb := min(sizes_gb)):
-        return []
-    there = f"    more than the {least_gb:.0f} GB of {'a GPU' if machine.has_gpus else 'this machine'}"
+    least_gb = min((device.memory_gb for device in machine.devices if device.memory_gb is not None), default=math.inf)
+    there = f"more than the {least_gb:.0f} GB of {'a GPU' if machine.has_gpus else 'this machine'}"
+    lines = []
     if found.encoding_gb > least_gb:
-        return [f"{there}: encode the captions where there is more, and bring that RUNNER_CACHE along"]
-    settings = pack.jobs[0].experiment
-    less = ["launcher.pack=1"] if pack.at_once > 1 else []
-    less += ["a higher accumulation"] if settings.accumulation < settings.batch_size else []
-    less += [] if settings.launcher.gradient_checkpointing else ["launcher.gradient_checkpointing=true"]
-    ended = "passes will be cut" if machine.has_gpus else "the system may end it"
-    return [f"{there}, and {ended}: {' or '.join(less or ['a lower resolution'])} takes less"]
+        instead = "the CPU encodes" if machine.has_gpus else "bring a RUNNER_CACHE along from where there is more with"
+        lines.append(f"    captions need {there}: {instead} them")
+    if found.memory_gb > least_gb:
+        settings = pack.jobs[0].experiment
+        less = ["launcher.pack=1"] if pack.at_once > 1 else []
+        less += ["a higher accumulation"] if settings.accumulation < settings.batch_size else []
+        less += [] if settings.launcher.gradient_checkpointing else ["launcher.gradient_checkpointing=true"]
+        ended = "passes will be cut" if machine.has_gpus else "the system may end it"
+        lines.append(f"    {there}, and {ended}: {' or '.join(less or ['a lower resolution'])} takes less")
+    return lines
 
 
 def _duration(seconds: float) -> str:

@@ -282,7 +282,7 @@ def test_the_plan_says_what_reading_the_captions_takes_where_that_is_more_and_is
             {"batch_size": 1, "launcher": {"name": "local", "gradient_checkpointing": True}},
             "a lower resolution takes less",
         ),
-        (10.0, 20.0, {}, "encode the captions where there is more"),
+        (10.0, 90.0, {}, "captions need more than the 16 GB of this machine: bring a RUNNER_CACHE along"),
     ],
 )
 def test_a_plan_that_the_memory_is_unlikely_to_hold_says_so(
@@ -292,6 +292,8 @@ def test_a_plan_that_the_memory_is_unlikely_to_hold_says_so(
     text = "\n".join(plan_lines(plan([job(**settings)], CPU, costs), None))
     assert ("more than the 16 GB of this machine" in text) == (said is not None)
     assert said is None or said in text
+    on_gpu = "\n".join(plan_lines(plan([job(**settings)], gpus(1), Costs(prediction=costs.prediction)), None))
+    assert ("the CPU encodes them" in on_gpu) == (encoding_gb > 80)
 
 
 def test_the_plan_of_a_search_says_what_its_time_supposes() -> None:
