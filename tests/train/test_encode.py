@@ -26,6 +26,7 @@ from runner.data.views import View
 from runner.encodings import encoder_hashes
 from runner.errors import DatasetError
 from runner.families import find_family
+from runner.families.family import TextStack
 from runner.job import State, read_manifest, state_of
 from runner.schema import DatasetSettings
 from runner.train.base import Base
@@ -334,16 +335,17 @@ class _Encoder(torch.nn.Linear):
 
 def test_text_encoders_that_a_gpu_does_not_hold_encode_on_the_cpu(caplog: pytest.LogCaptureFixture) -> None:
     encoder = _Encoder()
-    text: Any = SimpleNamespace(
-        encoders=[encoder], tokenizers=SimpleNamespace(ids=lambda captions: [torch.ones(len(captions), 2)])
-    )
+    tokenizers: Any = SimpleNamespace(ids=lambda captions: [torch.ones(len(captions), 2)])
+    text = TextStack(tokenizers, [encoder], zeros_for_empty=False)
     family: Any = SimpleNamespace(encode_text=lambda text, ids: {"embeds": text.encoders[0](ids[0])})
     captions = [f"caption {index}" for index in range(40)]
     gpu = Place(torch.device("meta"), 0, 1)
     found = dict(encoding.encode_at_once(captions, family, lambda: text, gpu))
     assert list(found) == captions
     assert encoder.places == ["meta", "cpu", "cpu"]
-    assert "captions are encoded on the CPU" in caplog.text
+    assert dict(encoding.encode_at_once(captions[:1], family, lambda: text, gpu)).keys() == {captions[0]}
+    assert encoder.places[3:] == ["cpu"], "it was tried again"
+    assert caplog.text.count("captions are encoded on the CPU") == 1
 
 
 def test_text_encoders_make_room_for_what_is_encoded_next(

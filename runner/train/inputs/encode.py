@@ -126,7 +126,8 @@ def encode_at_once(
     """
     if not captions:
         return
-    text, device = load_text(), place.device
+    text = load_text()
+    device = torch.device("cpu") if text.beyond_gpu else place.device
     batch = 1 if device.type == "cpu" else CAPTIONS_PER_BATCH
     for start in range(0, len(captions), batch):
         place.heed()
@@ -134,7 +135,7 @@ def encode_at_once(
         rows = _encoded(part, family, text, device)
         if rows is None:
             log.warning("the GPU's memory does not hold the text encoders: captions are encoded on the CPU")
-            device = torch.device("cpu")
+            text.beyond_gpu, device = True, torch.device("cpu")
             rows = _encoded(part, family, text, device)
         assert rows is not None
         for index, caption in enumerate(part):
