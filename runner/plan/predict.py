@@ -35,6 +35,13 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 """Of each weight of linear layers, with the scales (runner/train/adapters/quantized.py)."""
 
+USUAL_VAE = (128, 256, 512, 512)
+VAE_PARAMETERS = 84e6 / 128**2
+"""Of a VAE, for each pair of channels at its finest level."""
+DECODED = 4
+"""Tensors of the second level's channels, at full resolution, that are there at once when an image is decoded. Measured
+at 512 px: 1.1 GB in fp32."""
+
 REACHED_TFLOPS = {"H200": 200.0, "H100": 200.0, "A100": 80.0, "L40S": 80.0, "A10G": 25.0, "L4": 20.0, "T4": 10.0}
 """Assumed for 16-bit training until a step was measured there: a quarter of what large matrix products reach."""
 REACHED_TFLOPS_OTHERWISE = 15.0
@@ -188,12 +195,15 @@ def text_parameters(model: ModelSettings) -> float:
 
 def latent_side(model: ModelSettings, resolution: int) -> int:
     """Side of the latents of square images."""
+    return int(resolution // 2 ** (len(_vae_channels(model)) - 1))
+
+
+def _vae_channels(model: ModelSettings) -> list[int]:
+    """Of each level of a VAE that lies here, the finest first; of the usual one otherwise."""
     folder = planning_folder(model)
     config = Path() if folder is None else folder / "vae" / "config.json"
-    if not config.is_file():
-        return resolution // 8
-    blocks = json.loads(config.read_text(encoding="utf-8")).get("block_out_channels", [0] * 4)
-    return int(resolution // 2 ** (len(blocks) - 1))
+    found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return list(found.get("block_out_channels", USUAL_VAE))
 
 
 def images_of(job: Job) -> float:
@@ -225,8 +235,7 @@ def _drawing(job: Job) -> float:
 
 
 def _base_gb(job: Job, work: Work, machine: Machine) -> float:
-    # Text encoders are gone by then, unless captions pass through them at every step; the VAE that draws the samples
-    # is small beside the denoiser.
+    # Text encoders are gone by then, unless captions pass through them at every step.
     whole = BYTES[job.experiment.precision]
     linear = QUANTIZED_BYTES.get(job.experiment.model.quantization, whole)
     weights = work.in_convolutions * whole + (work.parameters - work.in_convolutions) * linear
@@ -254,4 +263,15 @@ def _memory_gb(pack: Pack, work: Work | None, machine: Machine, count: int) -> f
     assert work is not None
     largest = sorted((_job_gb(job, work, pack.processes) for job in pack.jobs), reverse=True)[: pack.at_once]
     together = sum(largest) / len(largest) * min(pack.at_once, count)
-    return _base_gb(pack.jobs[0], work, machine) + together
+    kept_gb, drawing_gb = _drawing_gb(pack.jobs[0])
+    return _base_gb(pack.jobs[0], work, machine) + kept_gb + max(together, drawing_gb)
+
+
+def _drawing_gb(job: Job) -> tuple[float, float]:
+    """Of the VAE that draws samples, in fp32 beside the denoiser; and of an image that it decodes."""
+    settings = job.experiment
+    if settings.validation.prompts == ():
+        return 0.0, 0.0
+    channels = _vae_channels(settings.model)
+    decoded = DECODED * channels[:2][-1] * settings.resolution**2
+    return VAE_PARAMETERS * channels[0] ** 2 * BYTES["fp32"] / 1e9, decoded * BYTES["fp32"] / 1e9

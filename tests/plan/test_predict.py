@@ -132,6 +132,17 @@ def test_text_encoders_are_counted_in_fp32_before_training_or_beside_it_where_ca
     assert here is not None and 0 < here.encoding_gb < 0.01
 
 
+def test_what_is_drawn_may_take_more_memory_than_a_thrifty_training() -> None:
+    launcher = {"name": "local", "gradient_checkpointing": True}
+    drawing = packed(1, launcher=launcher).prediction
+    silent = packed(1, launcher=launcher, validation={"prompts": []}).prediction
+    assert drawing is not None and silent is not None
+    base_gb = 1.05 * 2 * 2.57
+    assert silent.memory_gb == pytest.approx(base_gb + 1, abs=0.7)
+    # An image of 1024 px, decoded in fp32 by a VAE of 84 million numbers.
+    assert drawing.memory_gb == pytest.approx(base_gb + 0.34 + 4.3, abs=0.1)
+
+
 GPU = Machine((Device("cuda", "NVIDIA H100 80GB HBM3", 85.0, "0"),), cores=16)
 COMMON: dict[str, Any] = {"model": {"path": "somebody/sdxl", "family": "sdxl"}, "resolution": 1024, "precision": "bf16"}
 
