@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from runner.train import progress
+from runner.job import read_manifest
+from runner.train import clock, progress
+from runner.train.job_run import JobRun
+from runner.train.pack import Pack
 from runner.train.progress import Progress
+from tests.train.bench import Bench, records
 
 
 class Watch:
@@ -48,3 +54,26 @@ def test_the_time_left_is_that_of_the_steps_alone(
     shown.update([run])
     for each in said:
         assert each in caplog.text
+
+
+def test_steps_that_are_made_to_be_timed_do_not_slow_the_training_in_its_records(
+    bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed_s, passed = 5000.0, 0.0
+    real_s, time_alone = time.perf_counter, Pack._time_alone
+
+    def slowly(pack: Pack, run: JobRun) -> float:
+        nonlocal passed
+        found = time_alone(pack, run)
+        passed += timed_s
+        return found
+
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: real_s() + passed))
+    monkeypatch.setattr(Pack, "_time_alone", slowly)
+    jobs = [bench.job(sdxl_folder, steps=1, seed=seed, validation={"prompts": [], "timesteps": 1}) for seed in (1, 2)]
+    assert bench.train(*jobs)
+    assert passed == timed_s
+    timings = [read_manifest(job.folder)["timings_s"] for job in jobs]
+    assert all(each["train"] < timed_s / 2 <= each["load"] for each in timings)
+    for job in jobs:
+        assert records(job, "train/images_per_s")[1] > 2 * job.experiment.batch_size / timed_s
