@@ -16,6 +16,7 @@ from torch import Tensor
 from runner.artifacts.files import Layers, adapted_layers, published_keys, published_name
 from runner.errors import ArtifactError
 from runner.families.family import Family
+from runner.mix.layers import LowRank
 from runner.train.adapters.adapter import DOWN, MAGNITUDE, UP
 from runner.train.base import Base
 from runner.train.inputs.samples import Batch
@@ -65,9 +66,10 @@ def check_kohya(file: Path, family: Family, layers: Layers, scale_of: ScaleOf) -
             alpha = saved.pop(names.alpha, None) if names.alpha else None
             if up is None or down is None or (names.alpha and alpha is None):
                 raise ArtifactError(f"{file}: {names.up} is not complete")
-            trained = _update(tensors[f"{layer}.{UP}"], tensors[f"{layer}.{DOWN}"], scale_of(layer))
-            read = _update(up, down, 1.0 if alpha is None else float(alpha) / len(down))
-            if not float((read - trained).norm()) <= LARGEST_UPDATE_DIFFERENCE * float(trained.norm()):
+            trained = LowRank(tensors[f"{layer}.{DOWN}"], tensors[f"{layer}.{UP}"], scale_of(layer))
+            read = LowRank(down, up, 1.0 if alpha is None else float(alpha) / len(down))
+            apart, size = read.compared(trained)
+            if not apart <= LARGEST_UPDATE_DIFFERENCE * size:
                 raise ArtifactError(f"{file}: {names.up} is not what was trained")
     if saved:
         raise ArtifactError(f"{file}: {min(saved)} was not trained")
@@ -79,10 +81,6 @@ def _read(file: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{file}: cannot be read back ({error})") from error
     return tensors
-
-
-def _update(up: Tensor, down: Tensor, scale: float) -> Tensor:
-    return up.flatten(1) @ down.flatten(1) * scale
 
 
 @torch.no_grad()

@@ -48,6 +48,18 @@ def count_unet(config: Mapping[str, Any], *, latent_side: int) -> Work:
     return _Counter(config, latent_side * latent_side).count()
 
 
+def count_text_encoder(config: Mapping[str, Any]) -> float:
+    """Parameters of the text encoder of CLIP or T5 that `config` describes, but for norms and biases."""
+    if "d_model" in config:
+        width, layers = config["d_model"], config["num_layers"]
+        attention = 4 * width * config["num_heads"] * config["d_kv"]
+        factors = 3 if str(config.get("feed_forward_proj", "relu")).startswith("gated") else 2
+        return float(config["vocab_size"] * width + layers * (attention + factors * width * config["d_ff"]))
+    width, layers = config["hidden_size"], config["num_hidden_layers"]
+    words = (config["vocab_size"] + config["max_position_embeddings"]) * width
+    return float(words + layers * (4 * width**2 + 2 * width * config["intermediate_size"]))
+
+
 class _Counter:
     def __init__(self, config: Mapping[str, Any], pixels: int) -> None:
         self.config, self.pixels, self.work = config, pixels, Work()

@@ -73,6 +73,8 @@ class TextStack:
     tokenizers: Tokenizers
     encoders: list[nn.Module]
     zeros_for_empty: bool
+    beyond_gpu: bool = dataclasses.field(default=False, init=False)
+    """Whether a GPU was found not to hold them while they encode."""
 
 
 class Family(Protocol):

@@ -34,6 +34,8 @@ class Known:
     """What the names in `lora.targets` stand for."""
     trained_share: float
     """Of the base's parameters, for each unit of rank: adapters on the attention layers."""
+    text_parameters: float
+    """Of all its usual text encoders together."""
     least_step_s: float = 0.0
     """Published batch-1 steps on GPUs, where these are bound by launching kernels: much the same on an L40S and an
     H100. Transformers have few and large ones."""
@@ -42,10 +44,19 @@ class Known:
 
 
 FAMILIES = {
-    "sd": Known("StableDiffusionPipeline", "unet", shapes.SD15_UNET, count_unet, targets.UNET, 6e-4, 0.15),
-    "sdxl": Known("StableDiffusionXLPipeline", "unet", shapes.SDXL_UNET, count_unet, targets.UNET, 6e-4, 0.45),
-    "sd3": Known("StableDiffusion3Pipeline", "transformer", shapes.SD3_TRANSFORMER, count_sd3, targets.SD3, 2.9e-4),
+    "sd": Known("StableDiffusionPipeline", "unet", shapes.SD15_UNET, count_unet, targets.UNET, 6e-4, 0.12e9, 0.15),
+    "sdxl": Known("StableDiffusionXLPipeline", "unet", shapes.SDXL_UNET, count_unet, targets.UNET, 6e-4, 0.82e9, 0.45),
+    "sd3": Known(
+        "StableDiffusion3Pipeline", "transformer", shapes.SD3_TRANSFORMER, count_sd3, targets.SD3, 2.9e-4, 5.58e9
+    ),
     "flux": Known(
-        "FluxPipeline", "transformer", shapes.FLUX_TRANSFORMER, count_flux, targets.FLUX, 1.4e-4, told_guidance=True
+        "FluxPipeline",
+        "transformer",
+        shapes.FLUX_TRANSFORMER,
+        count_flux,
+        targets.FLUX,
+        1.4e-4,
+        4.89e9,
+        told_guidance=True,
     ),
 }

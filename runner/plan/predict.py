@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.families.arithmetic import Work
+from runner.families.arithmetic import Work, count_text_encoder
 from runner.families.files import planning_folder
 from runner.families.known import FAMILIES, Known
 from runner.job import Job
@@ -35,6 +35,13 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 """Of each weight of linear layers, with the scales (runner/train/adapters/quantized.py)."""
 
+USUAL_VAE = (128, 256, 512, 512)
+VAE_PARAMETERS = 84e6 / 128**2
+"""Of a VAE, for each pair of channels at its finest level."""
+DECODED = 4
+"""Tensors of the second level's channels, at full resolution, that are there at once when an image is decoded. Measured
+at 512 px: 1.1 GB in fp32."""
+
 REACHED_TFLOPS = {"H200": 200.0, "H100": 200.0, "A100": 80.0, "L40S": 80.0, "A10G": 25.0, "L4": 20.0, "T4": 10.0}
 """Assumed for 16-bit training until a step was measured there: a quarter of what large matrix products reach."""
 REACHED_TFLOPS_OTHERWISE = 15.0
@@ -50,9 +57,11 @@ class Prediction:
     alone_s: float
     """The same jobs one after the other, each as a process of its own."""
     memory_gb: float
-    """Of each worker's device, at its peak; 1e9 bytes."""
+    """Of each worker's device, at its peak; 1e9 bytes. Arithmetic knows of training, not of what comes before."""
     measured: bool
     """Whether a step was measured on this device, or all is arithmetic."""
+    encoding_gb: float = 0.0
+    """Of the same device, before training, where captions are to be encoded: of text encoders in fp32."""
 
 
 class Predictor:
@@ -102,6 +111,7 @@ class Predictor:
             alone_s=alone_s + overhead_s * count,
             memory_gb=known[-1].peak_memory_gb if known else _memory_gb(pack, work, machine, count),
             measured=bool(known),
+            encoding_gb=0.0 if first.experiment.live_text else _encoding_gb(first, machine),
         )
 
     def _measured(self, job: Job, pack: Pack, machine: Machine, places: int) -> list[Measurement]:
@@ -172,14 +182,28 @@ def denoiser_config(model: ModelSettings, family: Known) -> Mapping[str, Any] | 
     return family.config
 
 
+def text_parameters(model: ModelSettings) -> float:
+    """Of the text encoders of a model that lies here; of its family's usual ones otherwise."""
+    folder = planning_folder(model)
+    try:
+        configs = [] if folder is None else [*folder.glob("text_encoder*/config.json")]
+        found = sum(count_text_encoder(json.loads(file.read_text(encoding="utf-8"))) for file in configs)
+    except (OSError, ValueError, KeyError, TypeError):
+        found = 0.0
+    return found or FAMILIES[model.family].text_parameters
+
+
 def latent_side(model: ModelSettings, resolution: int) -> int:
     """Side of the latents of square images."""
+    return int(resolution // 2 ** (len(_vae_channels(model)) - 1))
+
+
+def _vae_channels(model: ModelSettings) -> list[int]:
+    """Of each level of a VAE that lies here, the finest first; of the usual one otherwise."""
     folder = planning_folder(model)
     config = Path() if folder is None else folder / "vae" / "config.json"
-    if not config.is_file():
-        return resolution // 8
-    blocks = json.loads(config.read_text(encoding="utf-8")).get("block_out_channels", [0] * 4)
-    return int(resolution // 2 ** (len(blocks) - 1))
+    found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return list(found.get("block_out_channels", USUAL_VAE))
 
 
 def images_of(job: Job) -> float:
@@ -211,12 +235,19 @@ def _drawing(job: Job) -> float:
 
 
 def _base_gb(job: Job, work: Work, machine: Machine) -> float:
-    # The encoders are gone by then; the VAE that draws the samples is small beside the denoiser.
+    # Text encoders are gone by then, unless captions pass through them at every step.
     whole = BYTES[job.experiment.precision]
     linear = QUANTIZED_BYTES.get(job.experiment.model.quantization, whole)
     weights = work.in_convolutions * whole + (work.parameters - work.in_convolutions) * linear
+    if job.experiment.live_text:
+        weights += text_parameters(job.experiment.model) * whole
     base_gb = 1.05 * weights / 1e9
     return base_gb if machine.has_gpus else base_gb + PROCESS_GB
+
+
+def _encoding_gb(job: Job, machine: Machine) -> float:
+    encoders_gb = text_parameters(job.experiment.model) * BYTES["fp32"] / 1e9
+    return encoders_gb if machine.has_gpus else encoders_gb + PROCESS_GB
 
 
 def _job_gb(job: Job, work: Work, processes: int) -> float:
@@ -232,4 +263,15 @@ def _memory_gb(pack: Pack, work: Work | None, machine: Machine, count: int) -> f
     assert work is not None
     largest = sorted((_job_gb(job, work, pack.processes) for job in pack.jobs), reverse=True)[: pack.at_once]
     together = sum(largest) / len(largest) * min(pack.at_once, count)
-    return _base_gb(pack.jobs[0], work, machine) + together
+    kept_gb, drawing_gb = _drawing_gb(pack.jobs[0])
+    return _base_gb(pack.jobs[0], work, machine) + kept_gb + max(together, drawing_gb)
+
+
+def _drawing_gb(job: Job) -> tuple[float, float]:
+    """Of the VAE that draws samples, in fp32 beside the denoiser; and of an image that it decodes."""
+    settings = job.experiment
+    if settings.validation.prompts == ():
+        return 0.0, 0.0
+    channels = _vae_channels(settings.model)
+    decoded = DECODED * channels[:2][-1] * settings.resolution**2
+    return VAE_PARAMETERS * channels[0] ** 2 * BYTES["fp32"] / 1e9, decoded * BYTES["fp32"] / 1e9

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection
 from typing import Any
 
 from runner.encodings import CacheWork
 from runner.job import Job, common_overrides, own_overrides
+from runner.machine import Machine
 from runner.plan.packs import Pack, Plan, shared_terms
 from runner.plan.predict import Prediction
 from runner.schema import Experiment
@@ -37,7 +39,10 @@ def plan_lines(plan: Plan, work: CacheWork | None) -> list[str]:
     for number, pack in enumerate(plan.packs, start=1):
         lines.append(f"  pack {number}: {_pack(pack)}")
         if pack.prediction is not None:
-            lines.append(f"    {_prediction(pack.prediction, max(len(pack.jobs), plan.expected))}{like}")
+            encodes = work is None or work.captions_missing > 0
+            found = pack.prediction if encodes else dataclasses.replace(pack.prediction, encoding_gb=0.0)
+            lines.append(f"    {_prediction(found, max(len(pack.jobs), plan.expected))}{like}")
+            lines += _too_large(pack, found, plan.machine)
         lines += [f"    {job.id}  {_describe(job, common)}" for job in pack.jobs]
     lines += [f"  done: {job.id}  {_describe(job, common)}" for job in plan.done]
     lines += [f"  elsewhere: {job.id}  {_describe(job, common)}" for job in plan.elsewhere]
@@ -56,9 +61,29 @@ def _pack(pack: Pack) -> str:
 def _prediction(found: Prediction, jobs: int) -> str:
     source = "from steps measured here" if found.measured else "estimated; not measured here yet"
     text = f"about {_duration(found.seconds)} and {found.memory_gb:.1f} GB"
+    if found.encoding_gb > found.memory_gb:
+        text += f" ({found.encoding_gb:.1f} GB before, while captions are encoded)"
     if jobs > 1:
         text += f", one after the other {_duration(found.alone_s)}"
     return f"{text} ({source})"
+
+
+def _too_large(pack: Pack, found: Prediction, machine: Machine) -> list[str]:
+    """What to do where a worker is likely to need more memory than there is; as the estimate is rough, no refusal."""
+    least_gb = min((device.memory_gb for device in machine.devices if device.memory_gb is not None), default=math.inf)
+    there = f"more than the {least_gb:.0f} GB of {'a GPU' if machine.has_gpus else 'this machine'}"
+    lines = []
+    if found.encoding_gb > least_gb:
+        instead = "the CPU encodes" if machine.has_gpus else "bring a RUNNER_CACHE along from where there is more with"
+        lines.append(f"    captions need {there}: {instead} them")
+    if found.memory_gb > least_gb:
+        settings = pack.jobs[0].experiment
+        less = ["launcher.pack=1"] if pack.at_once > 1 else []
+        less += ["a higher accumulation"] if settings.accumulation < settings.batch_size else []
+        less += [] if settings.launcher.gradient_checkpointing else ["launcher.gradient_checkpointing=true"]
+        ended = "passes will be cut" if machine.has_gpus else "the system may end it"
+        lines.append(f"    {there}, and {ended}: {' or '.join(less or ['a lower resolution'])} takes less")
+    return lines
 
 
 def _duration(seconds: float) -> str:

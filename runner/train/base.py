@@ -116,6 +116,13 @@ class Base:
         self.__dict__.pop("text", None)
         self.collect()
 
+    def set_text_aside(self) -> None:
+        """Make room on a GPU for what is encoded or drawn next; captions of further jobs bring the encoders back."""
+        if self.place.device.type != "cpu" and not self.live_text and "text" in vars(self):
+            for encoder in self.text.encoders:
+                encoder.to("cpu")
+            self.collect()
+
     def free_vae(self) -> None:
         """Let go of the VAE."""
         self.__dict__.pop("vae", None)

@@ -98,6 +98,7 @@ def _rounds(
             if any(run.done for run in pack.runs):
                 continue  # a signal came while one was being saved
             if pack.runs:
+                progress.begin()
                 _round(pack)
                 progress.update(pack.runs)
             elif idle and not taken:

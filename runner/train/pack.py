@@ -68,8 +68,10 @@ class Pack:
         self._assemble(self.base)
         for run in self.runs:
             run.cost.packed_with = max(run.cost.packed_with, len(self.runs))
-        for run in self.runs:
-            run.alone = Alone(self.startup_s, self.load_s, self._measured_alone(run))
+        # Steps that are made to be timed are no training: speeds and later plans go by the time of that.
+        with self.clock.charging("load", self.runs):
+            for run in self.runs:
+                run.alone = Alone(self.startup_s, self.load_s, self._measured_alone(run))
 
     def leave(self, leaving: Sequence[JobRun]) -> None:
         """Let jobs go; the others do not notice."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from runner.report.words import duration, number
 from runner.train.cost import peak_memory_gb
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ class Progress:
         self.bar: Bar | None = None
         self.known: dict[str, tuple[int, int]] = {}
         """(steps, steps left when it was first seen) of every job so far."""
-        self.start = self.said = time.perf_counter()
+        self.said = time.perf_counter()
+        self.start: float | None = None
+        """When the first round began: loading, encoding and measuring the base came before, and are not made again."""
 
     def __enter__(self) -> Progress:
         if self.enabled and sys.stderr.isatty():
@@ -55,6 +58,11 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
+    def begin(self) -> None:
+        """A round begins."""
+        if self.start is None:
+            self.start = time.perf_counter()
+
     def update(self, runs: Sequence[JobRun]) -> None:
         """Show how far the pack is; costs nothing on the device."""
         if not self.enabled:
@@ -67,14 +75,15 @@ class Progress:
         if self.bar is not None:
             self.bar.update(self.task, total=total, completed=total - left, description=_figures(runs))
         elif time.perf_counter() - self.said >= LINE_EVERY_S and runs:
+            assert self.start is not None
             self.said = time.perf_counter()
             remaining_s = (self.said - self.start) / max(1, before - left) * left
-            log.info("step %d of %d  %s  %.0f s left", total - left, total, _figures(runs), remaining_s)
+            log.info("step %d of %d  %s  %s left", total - left, total, _figures(runs), duration(remaining_s))
 
 
 def _figures(runs: Sequence[JobRun]) -> str:
     losses = [run.last_loss for run in runs if run.images_per_s]
     text = ""
     if losses:
-        text = f"loss {sum(losses) / len(losses):.4f}  {sum(run.images_per_s for run in runs):.1f} images/s"
+        text = f"loss {sum(losses) / len(losses):.4f}  {number(sum(run.images_per_s for run in runs), 3)} images/s"
     return f"{text}  {peak_memory_gb():.1f} GB"

@@ -18,11 +18,15 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from runner.artifacts.files import write_kohya
 from runner.artifacts.verify import check_behaviour, check_kohya, check_tensors
 from runner.errors import ArtifactError
 from runner.families import find_family
 from runner.job import Job, read_manifest
+from runner.schema import LoraSettings
+from runner.train.adapters.adapter import DOWN, UP
 from tests.artifacts.saved import ATTENTION_AND_CONVOLUTION, DIFFUSERS, apart, as_trained, header, output, rewritten
 from tests.train.bench import Bench
 
@@ -263,6 +267,27 @@ def test_a_file_that_is_not_what_was_trained_is_refused(
     rewritten(change)(file)
     with pytest.raises(ArtifactError, match=file.name):
         check(file, kind, sdxl, trained)
+
+
+def test_a_large_layer_is_checked_without_making_its_update(tmp_path: Path) -> None:
+    family, name, wide = find_family("sdxl"), "mid_block.attentions.0.proj_in", 2048
+    layers = {"unet": {f"{name}.{DOWN}": torch.randn(2, wide), f"{name}.{UP}": torch.randn(wide, 2)}}
+    file = write_kohya(tmp_path / "large.safetensors", family, layers, LoraSettings(rank=2, alpha=6.0), about={})
+    with _Largest() as largest:
+        check_kohya(file, family, layers, lambda _: 3.0)
+    assert largest.numbers < wide * wide / 100
+
+
+class _Largest(TorchDispatchMode):
+    """Numbers of the largest tensor that was made within it."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        made = function(*arguments, **(options or {}))
+        if isinstance(made, Tensor):
+            self.numbers = max(self.numbers, made.numel())
+        return made
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

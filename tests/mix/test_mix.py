@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 import torch
 
@@ -41,3 +44,23 @@ def test_dora_stands_alone(sdxl_parts: Parts) -> None:
         concatenate([(plain, 1.0), (dora, 1.0)])
     with pytest.raises(SettingsError, match=r"adapter_weight = 0\.5"):
         concatenate([(dora, 0.5)])
+
+
+def test_updates_are_compared_by_their_factors(sdxl_parts: Parts) -> None:
+    first = random_layers(sdxl_parts, rank=3, seed=1, scale=0.5)
+    near = {
+        key: dataclasses.replace(each, up=each.up * 2 + 1e-5 * torch.randn_like(each.up), scale=each.scale / 2)
+        for key, each in first.items()
+    }
+    for others in (random_layers(sdxl_parts, rank=5, seed=2, scale=2.0), near):
+        for key, each in others.items():
+            apart, size = each.compared(first[key])
+            ours, theirs = each.delta().double(), first[key].delta().double()
+            assert size == pytest.approx(float(theirs.norm()), rel=1e-5)
+            assert apart == pytest.approx(float((ours - theirs).norm()), rel=1e-3, abs=1e-6 * size)
+    same = next(iter(first.values()))
+    apart, size = same.compared(same)
+    assert apart < 1e-7 * size
+    untrained = dataclasses.replace(same, up=torch.zeros_like(same.up))
+    assert untrained.compared(untrained) == (0.0, 0.0)
+    assert math.isnan(dataclasses.replace(same, up=same.up * math.nan).compared(same)[0])

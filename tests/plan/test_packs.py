@@ -257,6 +257,45 @@ def test_the_plan_in_words_says_what_why_and_how_long() -> None:
     assert all(f"seed={seed} " in text for seed in range(20))
 
 
+def test_the_plan_says_what_reading_the_captions_takes_where_that_is_more_and_is_to_be_done() -> None:
+    prediction = Prediction(seconds=600, alone_s=600, memory_gb=9.6, measured=False, encoding_gb=22.3)
+    found = plan(seeds(1), gpus(1), Costs(prediction=prediction))
+    said = "about 10 min and 9.6 GB (22.3 GB before, while captions are encoded) (estimated; not measured here yet)"
+    for work in (CacheWork(4, 0, 5, 2), None):
+        assert said in "\n".join(plan_lines(found, work))
+    assert "22.3 GB" not in "\n".join(plan_lines(found, CacheWork(4, 0, 5, 0)))
+
+
+@pytest.mark.parametrize(
+    ("memory_gb", "encoding_gb", "settings", "said"),
+    [
+        (15.9, 15.9, {}, None),
+        (
+            29.0,
+            3.9,
+            {},
+            "and the system may end it: a higher accumulation or launcher.gradient_checkpointing=true takes",
+        ),
+        (
+            29.0,
+            3.9,
+            {"batch_size": 1, "launcher": {"name": "local", "gradient_checkpointing": True}},
+            "a lower resolution takes less",
+        ),
+        (10.0, 90.0, {}, "captions need more than the 16 GB of this machine: bring a RUNNER_CACHE along"),
+    ],
+)
+def test_a_plan_that_the_memory_is_unlikely_to_hold_says_so(
+    memory_gb: float, encoding_gb: float, settings: dict[str, Any], said: str | None
+) -> None:
+    costs = Costs(prediction=Prediction(600, 600, memory_gb, measured=False, encoding_gb=encoding_gb))
+    text = "\n".join(plan_lines(plan([job(**settings)], CPU, costs), None))
+    assert ("more than the 16 GB of this machine" in text) == (said is not None)
+    assert said is None or said in text
+    on_gpu = "\n".join(plan_lines(plan([job(**settings)], gpus(1), Costs(prediction=costs.prediction)), None))
+    assert ("the CPU encodes them" in on_gpu) == (encoding_gb > 80)
+
+
 def test_the_plan_of_a_search_says_what_its_time_supposes() -> None:
     prediction = Prediction(seconds=600, alone_s=3600, memory_gb=31.4, measured=True)
     settings = Experiment.model_validate({}).launcher

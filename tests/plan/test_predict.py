@@ -12,9 +12,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from runner.embedded import MODEL_DIR
-from runner.families.arithmetic import count_unet
+from runner.families.arithmetic import count_text_encoder, count_unet
 from runner.families.shapes import SD15_UNET, SDXL_UNET
 from runner.job import Job, make_job
 from runner.machine import Device, Machine
@@ -110,6 +111,42 @@ def test_arithmetic_gives_the_known_figures_of_sdxl() -> None:
     assert large.training_flop(checkpointing=False) == pytest.approx(14.19e12, rel=0.03)
     assert small.training_flop(checkpointing=False) == pytest.approx(3.17e12, rel=0.03)
     assert large.kept_numbers(checkpointing=True) < large.kept / 8
+
+
+def test_arithmetic_gives_the_size_of_text_encoders() -> None:
+    clip = CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, max_position_embeddings=77
+    )
+    t5 = T5Config(
+        d_model=4096, num_layers=24, num_heads=64, d_kv=64, d_ff=10240, vocab_size=32128, feed_forward_proj="gated-gelu"
+    )
+    for kind, config in ((CLIPTextModel, clip), (T5EncoderModel, t5)):
+        with torch.device("meta"):
+            parameters = sum(each.numel() for each in kind(config).parameters())
+        assert count_text_encoder(config.to_dict()) == pytest.approx(parameters, rel=0.001)
+
+
+def test_text_encoders_are_counted_in_fp32_before_training_or_beside_it_where_captions_pass_through_them() -> None:
+    usual, live = packed(1).prediction, packed(1, lora={"text_encoder": True}).prediction
+    assert usual is not None and live is not None
+    assert usual.encoding_gb == pytest.approx(3.27, abs=0.05)
+    assert (live.encoding_gb, live.memory_gb) == (0.0, pytest.approx(usual.memory_gb + 1.05 * 1.64, abs=0.05))
+    flux = packed(1, model={"path": "somebody/flux", "family": "flux", "quantization": "nf4"}, resolution=512)
+    assert flux.prediction is not None
+    assert flux.prediction.encoding_gb > 19 > 15 > flux.prediction.memory_gb
+    here = packed(1, model={"path": "embedded", "family": "sdxl"}, resolution=64).prediction
+    assert here is not None and 0 < here.encoding_gb < 0.01
+
+
+def test_what_is_drawn_may_take_more_memory_than_a_thrifty_training() -> None:
+    launcher = {"name": "local", "gradient_checkpointing": True}
+    drawing = packed(1, launcher=launcher).prediction
+    silent = packed(1, launcher=launcher, validation={"prompts": []}).prediction
+    assert drawing is not None and silent is not None
+    base_gb = 1.05 * 2 * 2.57
+    assert silent.memory_gb == pytest.approx(base_gb + 1, abs=0.7)
+    # An image of 1024 px, decoded in fp32 by a VAE of 84 million numbers.
+    assert drawing.memory_gb == pytest.approx(base_gb + 0.34 + 4.3, abs=0.1)
 
 
 GPU = Machine((Device("cuda", "NVIDIA H100 80GB HBM3", 85.0, "0"),), cores=16)

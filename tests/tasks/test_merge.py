@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from runner.adapter_file import find_adapter
 from runner.archive import lay_out
+from runner.artifacts import merged
 from runner.errors import ArtifactError, Interrupted, ModelError, SettingsError
 from runner.families import find_family
 from runner.families.files import check_model, snapshot
@@ -86,14 +88,30 @@ def test_a_merged_folder_is_the_base_and_its_adapters(
     assert apart(mine.detach().float(), fused.detach().float()) < {"fp32": 1e-6}.get(dtype, 1e-4)
 
 
+def test_the_base_and_the_merged_base_are_not_in_memory_together(
+    two: list[str], sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, found = list[weakref.ref[torch.nn.Module]](), list[int]()
+    load = merged.Model.__init__
+
+    def loading(model: merged.Model, *arguments: Any) -> None:
+        found.append(sum(each() is not None for each in alive))
+        load(model, *arguments)
+        alive.append(weakref.ref(model.denoiser))
+
+    monkeypatch.setattr(merged.Model, "__init__", loading)
+    do("merge", tmp_path / "job", sdxl_folder, adapter=two[1])
+    assert found == [0, 0]
+
+
 def test_everything_that_the_base_had_comes_along(two: list[str], sdxl_folder: Path, tmp_path: Path) -> None:
     do("merge", tmp_path / "job", sdxl_folder, adapter=two[1])
     names = {file.relative_to(sdxl_folder).as_posix() for file in sdxl_folder.rglob("*") if file.is_file()}
-    merged = tmp_path / "job" / "model"
-    assert {file.relative_to(merged).as_posix() for file in merged.rglob("*") if file.is_file()} == names
+    model = tmp_path / "job" / "model"
+    assert {file.relative_to(model).as_posix() for file in model.rglob("*") if file.is_file()} == names
     # What was not adapted is what it was, bit for bit, where the precision is.
     for part in ("vae", "text_encoder", "text_encoder_2"):
-        (old,), (new,) = (sdxl_folder / part).glob("*.safetensors"), (merged / part).glob("*.safetensors")
+        (old,), (new,) = (sdxl_folder / part).glob("*.safetensors"), (model / part).glob("*.safetensors")
         before, after = load_file(old), load_file(new)
         assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert [file.name for file in (tmp_path / "job").iterdir()] == ["model"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,14 +26,17 @@ from runner.data.views import View
 from runner.encodings import encoder_hashes
 from runner.errors import DatasetError
 from runner.families import find_family
+from runner.families.family import TextStack
 from runner.job import State, read_manifest, state_of
 from runner.schema import DatasetSettings
+from runner.train.base import Base
 from runner.train.inputs import encode as encoding
-from runner.train.inputs import shared_out
+from runner.train.inputs import materials, shared_out
 from runner.train.inputs.encode import encode_captions, encode_views
 from runner.train.inputs.samples import Samples
 from runner.train.inputs.stored import Stored
 from runner.train.inputs.text import EncodedText, StoredText
+from runner.train.place import Place
 from tests.train.bench import CPU, Bench, write_images
 
 
@@ -312,3 +317,50 @@ def test_an_encoding_that_takes_long_says_how_far_it_is(
         caplog.clear()
         bench.materials(job, bench.base(job))
     assert "are encoded" not in caplog.text, "all is in the cache"
+
+
+class _Encoder(torch.nn.Linear):
+    """A text encoder that no GPU has room for; says where it was asked to be."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.places: list[str] = []
+
+    def to(self, device: Any) -> Any:
+        self.places.append(str(device))
+        if str(device) != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self
+
+
+def test_text_encoders_that_a_gpu_does_not_hold_encode_on_the_cpu(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = _Encoder()
+    tokenizers: Any = SimpleNamespace(ids=lambda captions: [torch.ones(len(captions), 2)])
+    text = TextStack(tokenizers, [encoder], zeros_for_empty=False)
+    family: Any = SimpleNamespace(encode_text=lambda text, ids: {"embeds": text.encoders[0](ids[0])})
+    captions = [f"caption {index}" for index in range(40)]
+    gpu = Place(torch.device("meta"), 0, 1)
+    found = dict(encoding.encode_at_once(captions, family, lambda: text, gpu))
+    assert list(found) == captions
+    assert encoder.places == ["meta", "cpu", "cpu"]
+    assert dict(encoding.encode_at_once(captions[:1], family, lambda: text, gpu)).keys() == {captions[0]}
+    assert encoder.places[3:] == ["cpu"], "it was tried again"
+    assert caplog.text.count("captions are encoded on the CPU") == 1
+
+
+def test_text_encoders_make_room_for_what_is_encoded_next(
+    bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, seen = bench.job(sdxl_folder), list[str]()
+    base = bench.base(job)
+    monkeypatch.setattr(base, "set_text_aside", lambda: seen.append("aside"))
+    monkeypatch.setattr(materials, "encode_views", lambda *_, **__: seen.append("images") or {})
+    with contextlib.suppress(KeyError):  # there are no images then
+        bench.materials(job, base)
+    assert seen == ["aside", "images"]
+    gpu = Base.of(job.experiment, Place(torch.device("meta"), 0, 1))
+    encoders = [_Encoder(), _Encoder()]
+    gpu.set_text_aside()
+    gpu.__dict__["text"] = SimpleNamespace(encoders=encoders)
+    gpu.set_text_aside()
+    assert [each.places for each in encoders] == [["cpu"], ["cpu"]]

@@ -120,23 +120,42 @@ def encode_captions(
 def encode_at_once(
     captions: Sequence[str], family: Family, load_text: Callable[[], TextStack], place: Place
 ) -> Iterator[tuple[str, Text]]:
-    """The embeddings of captions, as `encode_captions` gives them, without a cache; nothing is loaded for none."""
+    """The embeddings of captions, as `encode_captions` gives them, without a cache; nothing is loaded for none.
+
+    Where a GPU does not hold the text encoders, the CPU encodes: with T5 they need 20 GB in fp32.
+    """
     if not captions:
         return
     text = load_text()
-    for encoder in text.encoders:
-        encoder.to(place.device)
-    batch = 1 if place.device.type == "cpu" else CAPTIONS_PER_BATCH
+    device = torch.device("cpu") if text.beyond_gpu else place.device
+    batch = 1 if device.type == "cpu" else CAPTIONS_PER_BATCH
     for start in range(0, len(captions), batch):
         place.heed()
         part = captions[start : start + batch]
-        ids = [each.to(place.device) for each in text.tokenizers.ids(part)]
-        with torch.no_grad():
-            rows = family.encode_text(text, ids)
+        rows = _encoded(part, family, text, device)
+        if rows is None:
+            log.warning("the GPU's memory does not hold the text encoders: captions are encoded on the CPU")
+            text.beyond_gpu, device = True, torch.device("cpu")
+            rows = _encoded(part, family, text, device)
+        assert rows is not None
         for index, caption in enumerate(part):
             entry = {name: tensor[index].cpu() for name, tensor in rows.items()}
             _refuse_non_finite(*entry.values(), what=f"the encoding of the caption {shown(caption)}")
             yield caption, entry
+
+
+def _encoded(captions: Sequence[str], family: Family, text: TextStack, device: torch.device) -> Text | None:
+    """The embeddings of a few captions; None where a GPU has no room for that."""
+    try:
+        for encoder in text.encoders:
+            encoder.to(device)
+        ids = [each.to(device) for each in text.tokenizers.ids(captions)]
+        with torch.no_grad():
+            return family.encode_text(text, ids)
+    except torch.OutOfMemoryError:
+        if device.type == "cpu":
+            raise
+        return None
 
 
 def complete(

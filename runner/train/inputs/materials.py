@@ -313,6 +313,7 @@ def _encoded_text(captions: tuple[str, ...], base: Base, *, on_disk: bool = Fals
             variant=base.settings.variant,
             on_disk=on_disk,
         )
+        base.set_text_aside()
         kind = StoredText if isinstance(encoded, Stored) else EncodedText
         found = kind(encoded, zeros_for_empty=base.zeros_for_empty, device=base.place.device)
         base.shared["captions", on_disk, captions] = found

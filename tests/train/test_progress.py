@@ -1,0 +1,79 @@
+"""The lines that a person reads while a pack trains say what is true at any size of model."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from runner.job import read_manifest
+from runner.train import clock, progress
+from runner.train.job_run import JobRun
+from runner.train.pack import Pack
+from runner.train.progress import Progress
+from tests.train.bench import Bench, records
+
+
+class Watch:
+    """A clock that goes when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(progress.time, "perf_counter", lambda: self.now)
+
+
+@pytest.mark.parametrize(
+    ("before_s", "step_s", "images_per_s", "said"),
+    [
+        (600.0, 40.0, 0.025, ["step 1 of 101", "0.025 images/s", " 1 h 06 min left"]),
+        (30.0, 12.0, 3.14159, ["3.14 images/s", " 20 min 00 s left"]),
+    ],
+)
+def test_the_time_left_is_that_of_the_steps_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    before_s: float,
+    step_s: float,
+    images_per_s: float,
+    said: list[str],
+) -> None:
+    caplog.set_level(logging.INFO)
+    watch = Watch(monkeypatch)
+    run: Any = SimpleNamespace(
+        job=SimpleNamespace(id="one"), settings=SimpleNamespace(steps=101), step=0, last_loss=0.1, images_per_s=0.0
+    )
+    shown = Progress(enabled=True)
+    watch.now += before_s  # loading and encoding
+    shown.begin()
+    run.step, run.images_per_s = 1, images_per_s
+    watch.now += step_s
+    shown.update([run])
+    for each in said:
+        assert each in caplog.text
+
+
+def test_steps_that_are_made_to_be_timed_do_not_slow_the_training_in_its_records(
+    bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed_s, passed = 5000.0, 0.0
+    real_s, time_alone = time.perf_counter, Pack._time_alone
+
+    def slowly(pack: Pack, run: JobRun) -> float:
+        nonlocal passed
+        found = time_alone(pack, run)
+        passed += timed_s
+        return found
+
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: real_s() + passed))
+    monkeypatch.setattr(Pack, "_time_alone", slowly)
+    jobs = [bench.job(sdxl_folder, steps=1, seed=seed, validation={"prompts": [], "timesteps": 1}) for seed in (1, 2)]
+    assert bench.train(*jobs)
+    assert passed == timed_s
+    timings = [read_manifest(job.folder)["timings_s"] for job in jobs]
+    assert all(each["train"] < timed_s / 2 <= each["load"] for each in timings)
+    for job in jobs:
+        assert records(job, "train/images_per_s")[1] > 2 * job.experiment.batch_size / timed_s
