@@ -155,18 +155,32 @@ class Schedule:
         """
         with tempfile.TemporaryDirectory(prefix="runner-queues-") as folder, self._signals(), self._table():
             self._shares = [_Share(pack, Path(folder), number) for number, pack in enumerate(self._packs, start=1)]
-            while True:
-                self._settle()
-                self._ask_for_more()
-                if not self.stopping:
-                    self._start_workers(Path(folder))
-                if not any(share.workers for share in self._shares):
-                    if self.stopping:
-                        raise Interrupted("stopped by a signal")
-                    if not self._unsettled():
-                        break
-                time.sleep(POLL_S)
+            try:
+                self._work_through(Path(folder))
+            finally:
+                self._wait_for_workers()
         forget_libraries()
+
+    def _work_through(self, folder: Path) -> None:
+        while True:
+            self._settle()
+            self._ask_for_more()
+            if not self.stopping:
+                self._start_workers(folder)
+            if not any(share.workers for share in self._shares):
+                if self.stopping:
+                    raise Interrupted("stopped by a signal")
+                if not self._unsettled():
+                    return
+            time.sleep(POLL_S)
+
+    def _wait_for_workers(self) -> None:
+        """Where an error ends this early, workers save and end first: their lists go away with it."""
+        workers = [worker for share in self._shares for worker in share.workers]
+        if workers:
+            self._stop()
+        while any(worker.exit_code is None for worker in workers):
+            time.sleep(POLL_S)
 
     def _unsettled(self) -> int:
         return sum(share.count(State.PENDING, State.RUNNING, State.INTERRUPTED) for share in self._shares)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import pty
 import shutil
@@ -104,6 +105,34 @@ def test_a_second_ctrl_c_does_not_wait_until_all_is_saved(plan: Plan, monkeypatc
         schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
     assert [each.exit_code for each in Busy.made] == [-signal.SIGINT]
     assert [state_of(job.folder) for job in plan.todo] == [State.INTERRUPTED, State.PENDING, State.PENDING]
+
+
+def test_workers_save_and_end_before_the_runner_that_meets_an_error(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists = []
+
+    class Watched(IdleWorker):
+        def __init__(self, queue: Path, **more: Any) -> None:
+            super().__init__(queue, **more)
+            self.queue = queue
+
+        def stop(self, *, at_once: bool = False) -> None:
+            lists.append(self.queue.is_file())
+            super().stop(at_once=at_once)
+
+    def full_disk(count: int) -> list[Job]:
+        if IdleWorker.made:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return []
+
+    monkeypatch.setattr(schedule, "Worker", Watched)
+    monkeypatch.setattr(schedule, "POLL_S", 0.01)
+    few = Plan((dataclasses.replace(plan.packs[0], jobs=plan.packs[0].jobs[:2]),), MACHINE, places=3)
+    with pytest.raises(OSError, match="No space left"):
+        schedule.Schedule(few, LocalLauncher(name="local"), full_disk).run()
+    assert [each.exit_code for each in IdleWorker.made] == [-signal.SIGTERM] * 2
+    assert lists == [True, True], "what they still look into is there"
 
 
 def test_a_worker_takes_a_ctrl_c_that_reaches_it_twice_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
