@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from runner.errors import SettingsError
 from runner.job import Job, State, read_manifest
 from runner.paths import ExperimentPaths
 from runner.schema import ObjectiveSettings, SearchSettings
@@ -83,7 +84,10 @@ class OptunaSearch:
     def learn(self) -> None:
         """Tell the study of every job that has ended since."""
         for number, job in list(self._jobs.items()):
-            manifest = read_manifest(job.folder)
+            try:
+                manifest = read_manifest(job.folder)
+            except SettingsError:
+                continue  # damaged: its worker writes it anew, or the launcher begins anew with the job
             state = State(manifest.get("state", State.PENDING))
             # What a worker that is about to end says of its crash is not the last word: others take its jobs up again.
             if state in ENDED and not manifest.get("crashed") and manifest != self._before.get(number):
