@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from runner.errors import Interrupted, JobsFailed
+from runner.errors import Interrupted, JobsFailed, RunnerError
 from runner.job import Job, State, common_overrides, own_overrides, read_manifest, state_of
 from runner.schema import Experiment
 
@@ -21,13 +21,21 @@ def conclude(jobs: Sequence[Job]) -> None:
     Raises:
         JobsFailed: at least one failed; the message is the table of them.
         Interrupted: none failed, but at least one is not done.
+        RunnerError: all are done, but a report cannot be written.
     """
     distinct = {job.folder: job for job in jobs}
     states = {folder: state_of(folder) for folder in distinct}
-    reports = _write_reports(list(distinct.values()))
+    reports: list[Path] = []
+    fault: OSError | None = None
+    try:
+        reports = _write_reports(list(distinct.values()))
+    except OSError as full:  # how the jobs went is to be said all the same
+        fault = full
     _log_table(list(distinct.values()), states)
     for report in reports:
         log.info("report: %s", report)
+    if fault is not None:
+        log.error("the report cannot be written: %s", fault)
     failed = [job for job in distinct.values() if states[job.folder] is State.FAILED]
     if failed:
         common = common_overrides(jobs)
@@ -43,6 +51,11 @@ def conclude(jobs: Sequence[Job]) -> None:
             f"interrupted: {len(stopped)} of {len(distinct)} jobs are not done. "
             "Run the same command again to continue them."
         )
+    if fault is not None:
+        raise RunnerError(
+            "All jobs are done, but for the report. Once that is mended, write it: python -m runner.report "
+            + " ".join(sorted({str(job.folder.parent) for job in distinct.values()}))
+        ) from fault
 
 
 def _write_reports(jobs: Sequence[Job]) -> list[Path]:
