@@ -74,7 +74,9 @@ class Worker:
             with suppress(OSError):  # a TMPDIR that is too long for a socket's name: then it loads its own libraries
                 self.process = Forked(options, environment=environment, log=log)
                 return
-        command = worker_command(queue, at_once=at_once, processes=len(places), device=device, node=node)
+        command = worker_command(
+            queue, at_once=at_once, processes=len(places), device=device, node=node, notes=queue.parent
+        )
         if self._is_group:
             # torchrun takes any other code for a crash, and writes a page about it.
             command.append("--only-crash-fails")
@@ -145,17 +147,21 @@ def _send(pid: int, number: int) -> None:
         return  # it has ended by itself
 
 
-def worker_command(queue: Path, *, at_once: int, processes: int, device: str, node: Node | None = None) -> list[str]:
+def worker_command(
+    queue: Path, *, at_once: int, processes: int, device: str, node: Node | None = None, notes: Path | None = None
+) -> list[str]:
     """The command that trains the jobs of a queue; the same in a container as here.
 
     Args:
         processes: on this machine.
         node: which of several machines this is.
+        notes: a folder for torchrun's own notes, that will be removed; None lets it leave them in the system's.
     """
     python, *worker = worker_arguments(queue, at_once=at_once, device=device)
+    noted = ["--log_dir", str(notes)] if notes is not None else []
     if node is not None:
-        return [python, *torch_arguments(processes, nodes=node.nodes), *node.arguments, *worker]
-    return [python, *worker] if processes == 1 else [python, *torch_arguments(processes), *worker]
+        return [python, *torch_arguments(processes, nodes=node.nodes), *node.arguments, *noted, *worker]
+    return [python, *worker] if processes == 1 else [python, *torch_arguments(processes), *noted, *worker]
 
 
 def worker_arguments(queue: Path, *, at_once: int, device: str) -> list[str]:
