@@ -77,11 +77,13 @@ def _log_table(jobs: Sequence[Job], states: Mapping[Path, State]) -> None:
     common = common_overrides(jobs)
     for job in jobs:
         manifest = read_manifest(job.folder)
-        objective = manifest.get("objective")
+        state, objective = states[job.folder], manifest.get("objective")
+        # What it was pruned for stays in the manifest of a job that is taken up again.
+        why = manifest.get("reason", "") if state is State.PRUNED else ""
         log.info(
             "%s  %-11s %s  %s",
             job.id,
-            states[job.folder].value,
-            manifest.get("reason", "") if objective is None else f"{manifest['objective_name']} {objective:.4f}",
+            state.value,
+            why if objective is None else f"{manifest['objective_name']} {objective:.4f}",
             own_overrides(job, common),
         )
