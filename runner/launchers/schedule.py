@@ -202,7 +202,8 @@ class Schedule:
             nonlocal asked
             if not self.stopping:
                 log.info("stopping: every job saves a checkpoint first; a second Ctrl-C does not wait for that")
-            self._stop(at_once=number == signal.SIGINT and time.monotonic() - asked > SECOND_AFTER_S)
+            at_once = number == signal.SIGINT and time.monotonic() - asked > SECOND_AFTER_S
+            self._stop(at_once=at_once, hung_up=number == signal.SIGHUP)
             asked = min(asked, time.monotonic())
 
         # nohup says that a terminal which goes shall stop nothing.
@@ -214,12 +215,12 @@ class Schedule:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _stop(self, *, at_once: bool = False) -> None:
+    def _stop(self, *, at_once: bool = False, hung_up: bool = False) -> None:
         """Ask every worker to end, and start no other."""
         self.stopping = True
         for share in list(self._shares):
             for worker in list(share.workers):
-                worker.stop(at_once=at_once)
+                worker.stop(at_once=at_once, hung_up=hung_up)
 
     # --- starting ---
 

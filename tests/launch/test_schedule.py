@@ -44,7 +44,7 @@ class IdleWorker:
 
     exit_code: int | None
 
-    def stop(self, *, at_once: bool = False) -> None:
+    def stop(self, *, at_once: bool = False, hung_up: bool = False) -> None:
         self.exit_code = -signal.SIGINT if at_once else -signal.SIGTERM
 
 
@@ -71,6 +71,18 @@ def test_a_worker_on_the_terminal_hears_of_a_signal_to_the_runner_alone(
     assert made.process.wait(timeout=30) == -signal.SIGTERM
 
 
+def test_torchrun_does_not_hear_a_terminal_by_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Half a minute after a Ctrl-C it would kill what still saves."""
+    sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(worker, "worker_command", lambda *_, **__: sleeps)
+    made = worker.Worker(
+        tmp_path / "q.json", at_once=1, places=["0", "0"], machine=MACHINE, device="cpu", log=None, at_most=1
+    )
+    assert os.getsid(made.process.pid) == made.process.pid
+    made.stop(hung_up=True)
+    assert made.process.wait(timeout=30) == -signal.SIGHUP, "so that it does not write there any more"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_workers_are_being_started_reaches_all_of_them(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
@@ -91,7 +103,7 @@ class Busy(IdleWorker):
         update_manifest(Queue(queue).read()[0][0], state=State.RUNNING)
         os.kill(os.getpid(), signal.SIGINT)
 
-    def stop(self, *, at_once: bool = False) -> None:
+    def stop(self, *, at_once: bool = False, hung_up: bool = False) -> None:
         if at_once:
             super().stop(at_once=True)
         else:
@@ -117,7 +129,7 @@ def test_workers_save_and_end_before_the_runner_that_meets_an_error(
             super().__init__(queue, **more)
             self.queue = queue
 
-        def stop(self, *, at_once: bool = False) -> None:
+        def stop(self, *, at_once: bool = False, hung_up: bool = False) -> None:
             lists.append(self.queue.is_file())
             super().stop(at_once=at_once)
 
