@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from runner.errors import Interrupted, JobsFailed, RunnerError
-from runner.job import Job, State, common_overrides, own_overrides, read_manifest, state_of
+from runner.errors import Interrupted, JobsFailed, RunnerError, SettingsError
+from runner.job import Job, State, common_overrides, own_overrides, read_manifest
 from runner.schema import Experiment
 
 log = logging.getLogger(__name__)
@@ -24,14 +25,15 @@ def conclude(jobs: Sequence[Job]) -> None:
         RunnerError: all are done, but a report cannot be written.
     """
     distinct = {job.folder: job for job in jobs}
-    states = {folder: state_of(folder) for folder in distinct}
+    manifests = {folder: _manifest_in(folder) for folder in distinct}
+    states = {folder: State(manifest.get("state", State.PENDING)) for folder, manifest in manifests.items()}
     reports: list[Path] = []
     fault: OSError | None = None
     try:
         reports = _write_reports(list(distinct.values()))
     except OSError as full:  # how the jobs went is to be said all the same
         fault = full
-    _log_table(list(distinct.values()), states)
+    _log_table(list(distinct.values()), manifests)
     for report in reports:
         log.info("report: %s", report)
     if fault is not None:
@@ -41,7 +43,7 @@ def conclude(jobs: Sequence[Job]) -> None:
         common = common_overrides(jobs)
         lines = [f"{len(failed)} of {len(distinct)} jobs failed:"]
         for job in failed:
-            error = read_manifest(job.folder).get("error")
+            error = manifests[job.folder].get("error")
             own = own_overrides(job, common)
             lines += [f"  {job.id} {own}".rstrip(), f"    {error}", f"    log: {job.paths.log}"]
         raise JobsFailed("\n".join([*lines, "Run the same command again to retry only these."]))
@@ -73,11 +75,19 @@ def _write_reports(jobs: Sequence[Job]) -> list[Path]:
     return reports
 
 
-def _log_table(jobs: Sequence[Job], states: Mapping[Path, State]) -> None:
+def _manifest_in(folder: Path) -> Mapping[str, Any]:
+    """What a manifest says; of one that was damaged since its job ended, that."""
+    try:
+        return read_manifest(folder)
+    except SettingsError as error:
+        return {"state": State.FAILED, "error": str(error)}
+
+
+def _log_table(jobs: Sequence[Job], manifests: Mapping[Path, Mapping[str, Any]]) -> None:
     common = common_overrides(jobs)
     for job in jobs:
-        manifest = read_manifest(job.folder)
-        state, objective = states[job.folder], manifest.get("objective")
+        manifest = manifests[job.folder]
+        state, objective = State(manifest.get("state", State.PENDING)), manifest.get("objective")
         # What it was pruned for stays in the manifest of a job that is taken up again.
         why = manifest.get("reason", "") if state is State.PRUNED else ""
         log.info(
