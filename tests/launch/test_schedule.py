@@ -157,6 +157,26 @@ def test_a_worker_takes_a_ctrl_c_that_reaches_it_twice_for_one(monkeypatch: pyte
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.parametrize(("by_torchrun", "ended"), [(True, {INTERRUPTED_CODE}), (False, set())], ids=["group", "alone"])
+def test_processes_whose_torchrun_is_gone_do_not_wait_to_meet_each_other(
+    monkeypatch: pytest.MonkeyPatch, by_torchrun: bool, ended: set[int]
+) -> None:
+    parents, codes, over = iter((10, 10)), set[int](), threading.Event()
+
+    def leave(code: int) -> None:
+        codes.add(code)
+        over.set()
+
+    monkeypatch.setattr(work, "LOOK_S", 0.01)
+    monkeypatch.setattr(os, "getppid", lambda: next(parents, 1))
+    monkeypatch.setattr(os, "_exit", leave)
+    if by_torchrun:
+        monkeypatch.setenv(work.MADE_BY_TORCHRUN, "none")
+    with work._no_longer_than_its_parent():
+        over.wait(5.0 if by_torchrun else 0.1)
+    assert codes == ended
+
+
 def test_a_list_of_jobs_that_the_system_has_cleared_away_is_written_again(plan: Plan, tmp_path: Path) -> None:
     share = schedule._Share(plan.packs[0], tmp_path / "lists", 1)
     share.write(is_open=False)
