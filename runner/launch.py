@@ -73,6 +73,7 @@ def launch(configs: Sequence[Config], *, expected: int = 0) -> list[Job]:
         SettingsError: at least one configuration is wrong; nothing was started.
         JobsFailed: at least one job did not complete.
         Interrupted: a signal stopped the run; what was done is saved.
+        RunnerError: the runner's own files, or the report, cannot be written any more.
         Defect: something else went wrong after that.
     """
     if any(isinstance(raw.get("launcher"), Mapping) and raw["launcher"].get("dry_run") == "json" for raw, _ in configs):
@@ -146,6 +147,11 @@ def _run(jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None
                 continue
         except Interrupted:
             break
+        except OSError as error:  # workers have saved and ended by now: more than "nothing was started" is to be said
+            raise RunnerError(
+                f"{error}: the command ended early, and its jobs may not be done. Once that is mended, run the same "
+                "command again to go on."
+            ) from error
         held = [job for job in left if is_held(job.folder)]
         if held:
             _wait_for(held, settings)

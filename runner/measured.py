@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from runner.job import Job
 from runner.paths import cache_dir, write_text
+
+log = logging.getLogger(__name__)
 
 KEPT_LINES = 500
 MEASUREMENTS = "measured.jsonl"
@@ -63,10 +66,14 @@ def measurements_file() -> Path:
 
 
 def record(conditions: Conditions, found: Iterable[Measurement]) -> None:
-    """Keep measurements; the oldest are forgotten."""
+    """Keep measurements, where they can be written; the oldest are forgotten."""
     new = [json.dumps({**dataclasses.asdict(conditions), **dataclasses.asdict(each)}) for each in found]
-    if new:
+    if not new:
+        return
+    try:
         write_text(measurements_file(), "\n".join([*_lines(), *new][-KEPT_LINES:]) + "\n")
+    except OSError as error:  # a full disk, or a cache that is not ours: no reason to fail what has trained
+        log.warning("%s cannot be written: %s", measurements_file(), error)
 
 
 def recall(conditions: Conditions) -> list[Measurement]:

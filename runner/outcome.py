@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from runner.errors import Interrupted, JobsFailed
-from runner.job import GOOD, Job, State, common_overrides, own_overrides, read_manifest, state_of
+from runner.errors import Interrupted, JobsFailed, RunnerError, SettingsError
+from runner.job import GOOD, Job, State, common_overrides, own_overrides, read_manifest
 from runner.schema import Experiment
 
 log = logging.getLogger(__name__)
@@ -19,19 +20,28 @@ def conclude(jobs: Sequence[Job]) -> None:
     Raises:
         JobsFailed: at least one failed; the message is the table of them.
         Interrupted: none failed, but at least one is not done.
+        RunnerError: all are done, but a report cannot be written.
     """
     distinct = {job.folder: job for job in jobs}
-    states = {folder: state_of(folder) for folder in distinct}
-    reports = _write_reports(list(distinct.values()))
-    _log_table(list(distinct.values()), states)
+    manifests = {folder: _manifest_in(folder) for folder in distinct}
+    states = {folder: State(manifest.get("state", State.PENDING)) for folder, manifest in manifests.items()}
+    reports: list[Path] = []
+    fault: OSError | None = None
+    try:
+        reports = _write_reports(list(distinct.values()))
+    except OSError as full:  # how the jobs went is to be said all the same
+        fault = full
+    _log_table(list(distinct.values()), manifests)
     for report in reports:
         log.info("report: %s", report)
+    if fault is not None:
+        log.error("the report cannot be written: %s", fault)
     failed = [job for job in distinct.values() if states[job.folder] is State.FAILED]
     if failed:
         common = common_overrides(jobs)
         lines = [f"{len(failed)} of {len(distinct)} jobs failed:"]
         for job in failed:
-            error = read_manifest(job.folder).get("error")
+            error = manifests[job.folder].get("error")
             own = own_overrides(job, common)
             lines += [f"  {job.id} {own}".rstrip(), f"    {error}", f"    log: {job.paths.log}"]
         raise JobsFailed("\n".join([*lines, "Run the same command again to retry only these."]))
@@ -41,6 +51,11 @@ def conclude(jobs: Sequence[Job]) -> None:
             f"interrupted: {len(stopped)} of {len(distinct)} jobs are not done. "
             "Run the same command again to continue them."
         )
+    if fault is not None:
+        raise RunnerError(
+            "All jobs are done, but for the report. Once that is mended, write it: python -m runner.report "
+            + " ".join(sorted({str(job.folder.parent) for job in distinct.values()}))
+        ) from fault
 
 
 def _write_reports(jobs: Sequence[Job]) -> list[Path]:
@@ -58,15 +73,25 @@ def _write_reports(jobs: Sequence[Job]) -> list[Path]:
     return reports
 
 
-def _log_table(jobs: Sequence[Job], states: Mapping[Path, State]) -> None:
+def _manifest_in(folder: Path) -> Mapping[str, Any]:
+    """What a manifest says; of one that was damaged since its job ended, that."""
+    try:
+        return read_manifest(folder)
+    except SettingsError as error:
+        return {"state": State.FAILED, "error": str(error)}
+
+
+def _log_table(jobs: Sequence[Job], manifests: Mapping[Path, Mapping[str, Any]]) -> None:
     common = common_overrides(jobs)
     for job in jobs:
-        manifest = read_manifest(job.folder)
-        objective = manifest.get("objective")
+        manifest = manifests[job.folder]
+        state, objective = State(manifest.get("state", State.PENDING)), manifest.get("objective")
+        # What it was pruned for stays in the manifest of a job that is taken up again.
+        why = manifest.get("reason", "") if state is State.PRUNED else ""
         log.info(
             "%s  %-11s %s  %s",
             job.id,
-            states[job.folder].value,
-            manifest.get("reason", "") if objective is None else f"{manifest['objective_name']} {objective:.4f}",
+            state.value,
+            why if objective is None else f"{manifest['objective_name']} {objective:.4f}",
             own_overrides(job, common),
         )

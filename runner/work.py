@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -43,6 +44,11 @@ LAUNCHER_PID = "RUNNER_LAUNCHER_PID"
 
 WORKER_NAME = "RUNNER_WORKER"
 """Environment variable with the name that whoever has started this worker knows it by; recorded with its jobs."""
+
+MADE_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""Environment variable that torchrun sets for the processes that it starts."""
+
+LOOK_S = 1.0
 
 RECORDED_PACKAGES = (
     "torch",
@@ -101,7 +107,8 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
     from runner.train.loop import train
     from runner.train.place import Place
 
-    place = Place.here(options.device)
+    with _no_longer_than_its_parent():
+        place = Place.here(options.device)
     if not place.is_main:
         logging.getLogger().setLevel(logging.ERROR)
     # How the jobs went is for the main process to say, which may be on another machine: here nothing went wrong.
@@ -192,6 +199,27 @@ def _orphaned() -> bool:
         return True
     except OSError:
         return False  # no /proc on this system
+
+
+@contextmanager
+def _no_longer_than_its_parent() -> Iterator[None]:
+    """Within it, one of several processes ends with torchrun, at which they meet: without it they wait for hours.
+
+    Nothing is held yet, and nothing is to be saved. Later they need it no more, and may go on.
+    """
+    parent, is_over = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(LOOK_S):
+            if os.getppid() != parent or _orphaned():
+                os._exit(INTERRUPTED_CODE)
+
+    if os.environ.get(MADE_BY_TORCHRUN):
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 from runner.work import main
@@ -41,7 +41,7 @@ class Forked:
     def __init__(self, options: Sequence[str], *, environment: Mapping[str, str], log: Path | None) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["runner.launchers.libraries"])
-        with _environment(environment):  # OpenMP reads its settings when it is loaded
+        with _environment(environment), _without_ctrl_c():  # OpenMP reads its settings when it is loaded
             forkserver.ensure_running()
         self._process = context.Process(target=_work, args=(list(options), dict(environment), log), daemon=True)
         try:
@@ -109,6 +109,7 @@ def as_a_command(action: Callable[[], int], environment: Mapping[str, str], log:
         os.close(output)
     try:
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             code = action()
         finally:
             atexit._run_exitfuncs()  # multiprocessing leaves them out
@@ -134,3 +135,14 @@ def _environment(changed: Mapping[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """What is started within it hears none until it wants to: a Python that begins says pages of one."""
+    resource_tracker.ensure_running()  # it would hear again at its end
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -155,18 +155,32 @@ class Schedule:
         """
         with tempfile.TemporaryDirectory(prefix="runner-queues-") as folder, self._signals(), self._table():
             self._shares = [_Share(pack, Path(folder), number) for number, pack in enumerate(self._packs, start=1)]
-            while True:
-                self._settle()
-                self._ask_for_more()
-                if not self.stopping:
-                    self._start_workers()
-                if not any(share.workers for share in self._shares):
-                    if self.stopping:
-                        raise Interrupted("stopped by a signal")
-                    if not self._unsettled():
-                        break
-                time.sleep(POLL_S)
+            try:
+                self._work_through()
+            finally:
+                self._wait_for_workers()
         forget_libraries()
+
+    def _work_through(self) -> None:
+        while True:
+            self._settle()
+            self._ask_for_more()
+            if not self.stopping:
+                self._start_workers()
+            if not any(share.workers for share in self._shares):
+                if self.stopping:
+                    raise Interrupted("stopped by a signal")
+                if not self._unsettled():
+                    return
+            time.sleep(POLL_S)
+
+    def _wait_for_workers(self) -> None:
+        """Where an error ends this early, workers save and end first: their lists go away with it."""
+        workers = [worker for share in self._shares for worker in share.workers]
+        if workers:
+            self._stop()
+        while any(worker.exit_code is None for worker in workers):
+            time.sleep(POLL_S)
 
     def _unsettled(self) -> int:
         return sum(share.count(State.PENDING, State.RUNNING, State.INTERRUPTED) for share in self._shares)
@@ -188,7 +202,8 @@ class Schedule:
             nonlocal asked
             if not self.stopping:
                 log.info("stopping: every job saves a checkpoint first; a second Ctrl-C does not wait for that")
-            self._stop(at_once=number == signal.SIGINT and time.monotonic() - asked > SECOND_AFTER_S)
+            at_once = number == signal.SIGINT and time.monotonic() - asked > SECOND_AFTER_S
+            self._stop(at_once=at_once, hung_up=number == signal.SIGHUP)
             asked = min(asked, time.monotonic())
 
         # nohup says that a terminal which goes shall stop nothing.
@@ -200,12 +215,12 @@ class Schedule:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _stop(self, *, at_once: bool = False) -> None:
+    def _stop(self, *, at_once: bool = False, hung_up: bool = False) -> None:
         """Ask every worker to end, and start no other."""
         self.stopping = True
         for share in list(self._shares):
             for worker in list(share.workers):
-                worker.stop(at_once=at_once)
+                worker.stop(at_once=at_once, hung_up=hung_up)
 
     # --- starting ---
 

@@ -45,7 +45,8 @@ class Worker:
         places: the GPUs it may use, or the shares of the CPU; one process for each.
         machine: what the places belong to.
         device: auto, cpu or cuda.
-        log: where its output goes; None shares this process's terminal, and then Ctrl-C reaches it by itself.
+        log: where its output goes; None shares this process's terminal, and then Ctrl-C reaches it by itself, unless it
+            is a group: half a minute after a Ctrl-C torchrun kills what still saves, and writes a page about it.
         at_most: workers that may run at the same time, which share the cores.
         node: which part of a worker on several machines this is; None is a whole one.
     """
@@ -74,7 +75,9 @@ class Worker:
             with suppress(OSError):  # a TMPDIR that is too long for a socket's name: then it loads its own libraries
                 self.process = Forked(options, environment=environment, log=log)
                 return
-        command = worker_command(queue, at_once=at_once, processes=len(places), device=device, node=node)
+        command = worker_command(
+            queue, at_once=at_once, processes=len(places), device=device, node=node, notes=queue.parent
+        )
         if self._is_group:
             # torchrun takes any other code for a crash, and writes a page about it.
             command.append("--only-crash-fails")
@@ -85,7 +88,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=log is not None,
+                start_new_session=log is not None or self._is_group,
                 env=environment,
             )
         finally:
@@ -105,13 +108,14 @@ class Worker:
         # Which processes torchrun had started is not known any more.
         return holder != os.getpid() and not _runs(holder)
 
-    def stop(self, *, at_once: bool = False) -> None:
+    def stop(self, *, at_once: bool = False, hung_up: bool = False) -> None:
         """Ask it to end, before which every job saves its work. May be asked again: Ctrl-C reaches it by itself too.
 
         Args:
             at_once: do not wait for what it is at, if it has been asked before.
+            hung_up: because the terminal is gone that it may have written to.
         """
-        number = signal.SIGINT if at_once else signal.SIGTERM
+        number = signal.SIGINT if at_once else signal.SIGHUP if hung_up else signal.SIGTERM
         # torchrun would kill what it has started half a minute later, however long the saving takes.
         members = _children(self.process.pid) if self._is_group else []
         for pid in members:
@@ -145,17 +149,21 @@ def _send(pid: int, number: int) -> None:
         return  # it has ended by itself
 
 
-def worker_command(queue: Path, *, at_once: int, processes: int, device: str, node: Node | None = None) -> list[str]:
+def worker_command(
+    queue: Path, *, at_once: int, processes: int, device: str, node: Node | None = None, notes: Path | None = None
+) -> list[str]:
     """The command that trains the jobs of a queue; the same in a container as here.
 
     Args:
         processes: on this machine.
         node: which of several machines this is.
+        notes: a folder for torchrun's own notes, that will be removed; None lets it leave them in the system's.
     """
     python, *worker = worker_arguments(queue, at_once=at_once, device=device)
+    noted = ["--log_dir", str(notes)] if notes is not None else []
     if node is not None:
-        return [python, *torch_arguments(processes, nodes=node.nodes), *node.arguments, *worker]
-    return [python, *worker] if processes == 1 else [python, *torch_arguments(processes), *worker]
+        return [python, *torch_arguments(processes, nodes=node.nodes), *node.arguments, *noted, *worker]
+    return [python, *worker] if processes == 1 else [python, *torch_arguments(processes), *noted, *worker]
 
 
 def worker_arguments(queue: Path, *, at_once: int, device: str) -> list[str]:

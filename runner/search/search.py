@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from runner.errors import SettingsError
 from runner.job import FINAL, Job, State, read_manifest
 from runner.launch import Config
 from runner.paths import ExperimentPaths
@@ -81,7 +82,10 @@ class OptunaSearch:
     def learn(self) -> None:
         """Tell the study of every job that has ended since."""
         for number, job in list(self._jobs.items()):
-            manifest = read_manifest(job.folder)
+            try:
+                manifest = read_manifest(job.folder)
+            except SettingsError:
+                continue  # damaged: its worker writes it anew, or the launcher begins anew with the job
             state = State(manifest.get("state", State.PENDING))
             # What a worker that is about to end says of its crash is not the last word: others take its jobs up again.
             if state in FINAL and not manifest.get("crashed") and manifest != self._before.get(number):

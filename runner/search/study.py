@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import SettingsError
+from runner.errors import RunnerError, SettingsError
 from runner.schema import ObjectiveSettings, SearchSettings
 from runner.search.space import Choices, Parameter
 
@@ -37,7 +38,8 @@ class Study:
         objective: what it goes by.
 
     Raises:
-        SettingsError: optuna is not installed, or the file is no database.
+        SettingsError: optuna is not installed, or the file is no database; of the methods too, where it is damaged.
+        RunnerError: the file cannot be written at this moment, such as on a full disk; of the methods too.
     """
 
     def __init__(
@@ -60,7 +62,8 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space = {parameter.key: parameter for parameter in space}
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        self._file, self._refusals = file, (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+        with self._kept():
             storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 60}})
             study = optuna.create_study(
                 study_name=_name(space, fixed, objective),
@@ -68,13 +71,9 @@ class Study:
                 direction=objective.direction,
                 load_if_exists=True,
             )
-        except SQLAlchemyError as error:
-            raise SettingsError(
-                f"{file}: cannot be read as a study ({str(error).splitlines()[0]}); move it away: jobs that are "
-                "completed are not trained again"
-            ) from error
+            known = len(study.trials)
         # With one seed for every run, a run that goes on would draw again what the one before has drawn.
-        seed = settings.seed + len(study.trials)
+        seed = settings.seed + known
         study.sampler = (
             optuna.samplers.RandomSampler(seed=seed)
             if settings.sampler == "random"
@@ -84,8 +83,32 @@ class Study:
         self._open: dict[int, Trial] = {}
         self._distributions = {key: _distribution(parameter) for key, parameter in self.space.items()}
 
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Say in one line what the database, or optuna for it, says in many."""
+        try:
+            yield
+        except self._refusals as error:
+            from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+            said = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
+            reason = str(said).splitlines()[0]
+            if isinstance(said, OperationalError):  # full, locked or not to be opened, and nothing is wrong in it
+                raise RunnerError(
+                    f"{self._file}: the memory of the search cannot be written ({reason}); mend that, and run the same "
+                    "command again to go on"
+                ) from error
+            raise SettingsError(
+                f"{self._file}: cannot be read as a study ({reason}); move it away: jobs that are "
+                "completed are not trained again"
+            ) from error
+
     def take_up(self) -> None:
         """Ask again for what failed or was cut off in an earlier run; a new run of the same command retries it."""
+        with self._kept():
+            self._take_up()
+
+    def _take_up(self) -> None:
         for trial in self._study.get_trials(deepcopy=False, states=(self._states.RUNNING, self._states.FAIL)):
             if trial.number in self._superseded() or REFUSED in trial.user_attrs:
                 continue
@@ -100,13 +123,15 @@ class Study:
     @property
     def count(self) -> int:
         """Trials that count: begun or ended, and not asked for again."""
-        gone = self._superseded()
-        trials = self._study.get_trials(deepcopy=False)
+        with self._kept():
+            gone = self._superseded()
+            trials = self._study.get_trials(deepcopy=False)
         return sum(trial.state is not self._states.WAITING and trial.number not in gone for trial in trials)
 
     def ask(self) -> tuple[int, list[str]]:
         """A new trial: its number, and the overrides it stands for."""
-        trial = self._study.ask(self._distributions)
+        with self._kept():
+            trial = self._study.ask(self._distributions)
         self._open[trial.number] = trial
         return trial.number, [f"{key}={self.space[key].text(value)}" for key, value in trial.params.items()]
 
@@ -120,21 +145,23 @@ class Study:
             value: the result of a completed one.
         """
         trial = self._open.pop(number)
-        for step, measured in curve.items():
-            if math.isfinite(measured):
-                trial.report(measured, step)
-        if state == "pruned" and curve:
-            self._study.tell(trial, state=self._states.PRUNED)
-        elif state == "completed" and value is not None and math.isfinite(value):
-            self._study.tell(trial, value)
-        else:
-            self._study.tell(trial, state=self._states.FAIL)
+        with self._kept():
+            for step, measured in curve.items():
+                if math.isfinite(measured):
+                    trial.report(measured, step)
+            if state == "pruned" and curve:
+                self._study.tell(trial, state=self._states.PRUNED)
+            elif state == "completed" and value is not None and math.isfinite(value):
+                self._study.tell(trial, value)
+            else:
+                self._study.tell(trial, state=self._states.FAIL)
 
     def refuse(self, number: int, reason: str) -> None:
         """The settings of a trial that this run has asked for are none that a job can have."""
         trial = self._open.pop(number)
-        trial.set_user_attr(REFUSED, reason)
-        self._study.tell(trial, state=self._states.FAIL)
+        with self._kept():
+            trial.set_user_attr(REFUSED, reason)
+            self._study.tell(trial, state=self._states.FAIL)
 
     def best(self) -> tuple[float, dict[str, Any]] | None:
         """The best value of a completed trial and its settings; None while there is none."""

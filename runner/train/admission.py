@@ -21,7 +21,7 @@ from runner.train.base import Base
 from runner.train.inputs.materials import Materials, prepare
 from runner.train.inputs.tokens import first_vectors
 from runner.train.job_run import JobRun
-from runner.train.pack import Pack, reason_of, tried
+from runner.train.pack import Pack, reason_of, tried, unless_disk_is_full
 from runner.train.place import Place
 from runner.train.start import start_from
 
@@ -88,10 +88,8 @@ def admit(pack: Pack, source: Source, places: int, about: Mapping[str, Any]) -> 
     if isinstance(base, Base):
         if pack.base is None:
             pack.found(base, Conditions.of(jobs[0], device=pack.place.device_name, processes=pack.place.world))
-        runs = _start_each(_prepare_each(jobs, base, pack), base, pack)
-        for run in runs:
-            if run.is_main:
-                run.open_record(about)
+        started = _start_each(_prepare_each(jobs, base, pack), base, pack)
+        runs = [run for run in started if not _failed(run.job, tried(partial(_open, run, about)), base.place)]
     else:
         for job in jobs:
             _fail(job, base, pack.place)
@@ -167,6 +165,11 @@ def _start(job: Job, materials: Materials, base: Base, pack: Pack) -> JobRun:
     return run
 
 
+def _open(run: JobRun, about: Mapping[str, Any]) -> None:
+    if run.is_main:
+        run.open_record(about)
+
+
 class _Spent:
     """Time that is charged before there is a run to charge it to."""
 
@@ -186,4 +189,5 @@ def _failed(job: Job, outcome: Any, place: Place) -> bool:
 def _fail(job: Job, outcome: Any, place: Place) -> None:
     log.error("%s: %s", job.id, reason_of(outcome))
     if place.is_main:
-        update_manifest(job.folder, state=State.FAILED, error=reason_of(outcome))
+        with unless_disk_is_full(job):
+            update_manifest(job.folder, state=State.FAILED, error=reason_of(outcome))

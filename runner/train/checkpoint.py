@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 ADAPTER, OPTIMIZER, ABOUT = "adapter.safetensors", "optimizer.pt", "about.json"
 
 DAMAGES = (
-    *(OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError),
+    *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
     *(pickle.UnpicklingError, SafetensorError),
 )
 """What reading a torn or emptied file raises."""

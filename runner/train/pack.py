@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from runner.errors import Interrupted, in_words
-from runner.job import State
+from runner.job import Job, State
 from runner.measured import Conditions, Measurement
 from runner.train.adapters.packed import PackedAdapters
 from runner.train.base import Base
@@ -124,7 +124,8 @@ class Pack:
         for run, outcome, has_failed in zip(self.runs, outcomes, failed, strict=True):
             if has_failed:
                 log.error("%s failed: %s", run.job.id, reason_of(outcome))
-                run.close(State.FAILED, error=reason_of(outcome))
+                with unless_disk_is_full(run.job):
+                    run.close(State.FAILED, error=reason_of(outcome))
                 self.failed += 1
             if has_failed or outcome is LEAVES:
                 leaving.append(run)
@@ -184,6 +185,15 @@ def tried(action: Callable[[], Any]) -> Any:
         raise
     except FAULTS as error:
         return error
+
+
+@contextmanager
+def unless_disk_is_full(job: Job) -> Iterator[None]:
+    """Write what became of a job, where that can be; else whoever has started this process sees it by the lock."""
+    try:
+        yield
+    except OSError as error:
+        log.error("%s cannot be written: %s", job.paths.manifest, error)
 
 
 def reason_of(outcome: Any) -> str:

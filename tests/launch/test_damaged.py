@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from runner import job as job_module
-from runner.errors import SettingsError
+from runner.errors import JobsFailed, SettingsError
 from runner.job import Job, State, lock, read_job, read_manifest, register, state_of, update_manifest
 from runner.launchers.lots import Lot
 from runner.launchers.schedule import _Share
 from runner.launchers.settle import fail
+from runner.outcome import conclude
 from runner.plan import Pack
 from runner.queue import Claims, FixedQueue, Queue
 from tests.plan.test_packs import seeds
@@ -105,3 +107,17 @@ def test_a_command_that_waits_for_a_cluster_goes_on_waiting(jobs: list[Job]) -> 
     assert lot.given_to_others() == []
     fail(jobs[0], "its node is gone")
     assert [(job.id, lot.states[job.folder]) for job in lot.look()] == [(jobs[0].id, State.FAILED)]
+
+
+def test_one_that_is_damaged_at_the_end_does_not_hide_how_the_others_went(
+    jobs: list[Job], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for job in jobs:
+        update_manifest(job.folder, state=State.COMPLETED)
+    jobs[0].paths.manifest.write_text("")
+    with pytest.raises(JobsFailed, match=r"1 of 2 jobs failed:(.|\n)*manifest\.json is damaged .*; remove it"):
+        conclude(jobs)
+    assert f"{jobs[0].id}  failed" in caplog.text
+    assert f"{jobs[1].id}  completed" in caplog.text
+    assert (jobs[0].folder.parent / "report.html").is_file()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from multiprocessing import forkserver
 from pathlib import Path
@@ -94,6 +96,48 @@ def test_where_that_process_is_killed_while_a_worker_is_forked_it_is_as_if_none_
     monkeypatch.setattr(forkserver, "read_signed", read)
     with pytest.raises(OSError, match="killed"):
         Forked([str(tmp_path / "nowhere")], environment=environment(), log=tmp_path / "worker.log")
+
+
+EARS = """
+import os, signal
+from runner import work
+from runner.launchers import forked
+
+def say(where):
+    print(where, "is deaf" if signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()) else "hears", flush=True)
+
+def as_another(action):
+    if (pid := os.fork()) == 0:
+        action()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def load():
+    work.load_libraries = lambda: os.kill(os.getpid(), signal.SIGINT)
+    import runner.launchers.libraries
+
+def start():
+    say("what begins")
+    print("loading ends with", as_another(load), flush=True)
+    as_another(lambda: forked.as_a_command(lambda: say("a worker") or 0, os.environ.copy(), None))
+    raise OSError("enough")
+
+forked.forkserver.ensure_running = start
+try:
+    forked.Forked([], environment=os.environ.copy(), log=None)
+except OSError:
+    say("the runner")
+"""
+
+
+def test_a_ctrl_c_of_a_terminal_ends_it_without_words_while_it_loads_and_is_heard_by_its_workers() -> None:
+    done = subprocess.run([sys.executable, "-c", EARS], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "what begins is deaf",
+        "loading ends with -2",
+        "a worker hears",
+        "the runner hears",
+    ]
+    assert done.stderr == ""
 
 
 def test_what_it_loads_is_loaded_in_its_own_environment_and_not_in_the_runners(tmp_path: Path) -> None:

@@ -167,10 +167,13 @@ def test_one_failure_does_not_hide_or_stop_another_job(settings: list[str]) -> N
     assert "1 completed already" in again.output
 
 
-def test_two_processes_give_the_weights_of_one(settings: list[str], uninterrupted: Path) -> None:
-    answer = runner("name=two", *settings, "launcher.processes=2", "accumulation=2")
+def test_two_processes_give_the_weights_of_one(settings: list[str], uninterrupted: Path, tmp_path: Path) -> None:
+    (temporary := tmp_path / "temporary").mkdir()
+    extra = {"TMPDIR": str(temporary)}
+    answer = runner("name=two", *settings, "launcher.processes=2", "accumulation=2", extra=extra)
 
     assert answer.code == 0, answer.output
+    assert not list(temporary.glob("torchelastic*")), "each run would leave one"
     assert manifests("two")[only_folder("two").name]["device"].startswith("2 x ")
     one, other = weights(uninterrupted), weights(only_folder("two"))
     difference = max(float((one[key] - other[key]).abs().max()) for key in one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import pty
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from runner import signals
+from runner import signals, work
 from runner.errors import Interrupted
 from runner.job import Job, State, last_holder, lock, read_manifest, register, state_of, update_manifest
 from runner.launchers import schedule, worker
@@ -44,7 +45,7 @@ class IdleWorker:
 
     exit_code: int | None
 
-    def stop(self, *, at_once: bool = False) -> None:
+    def stop(self, *, at_once: bool = False, hung_up: bool = False) -> None:
         self.exit_code = -signal.SIGINT if at_once else -signal.SIGTERM
 
 
@@ -71,6 +72,18 @@ def test_a_worker_on_the_terminal_hears_of_a_signal_to_the_runner_alone(
     assert made.process.wait(timeout=30) == -signal.SIGTERM
 
 
+def test_torchrun_does_not_hear_a_terminal_by_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Half a minute after a Ctrl-C it would kill what still saves."""
+    sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(worker, "worker_command", lambda *_, **__: sleeps)
+    made = worker.Worker(
+        tmp_path / "q.json", at_once=1, places=["0", "0"], machine=MACHINE, device="cpu", log=None, at_most=1
+    )
+    assert os.getsid(made.process.pid) == made.process.pid
+    made.stop(hung_up=True)
+    assert made.process.wait(timeout=30) == -signal.SIGHUP, "so that it does not write there any more"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_workers_are_being_started_reaches_all_of_them(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
@@ -91,7 +104,7 @@ class Busy(IdleWorker):
         update_manifest(Queue(queue).read()[0][0], state=State.RUNNING)
         os.kill(os.getpid(), signal.SIGINT)
 
-    def stop(self, *, at_once: bool = False) -> None:
+    def stop(self, *, at_once: bool = False, hung_up: bool = False) -> None:
         if at_once:
             super().stop(at_once=True)
         else:
@@ -107,6 +120,34 @@ def test_a_second_ctrl_c_does_not_wait_until_all_is_saved(plan: Plan, monkeypatc
     assert [state_of(job.folder) for job in plan.todo] == [State.INTERRUPTED, State.PENDING, State.PENDING]
 
 
+def test_workers_save_and_end_before_the_runner_that_meets_an_error(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists = []
+
+    class Watched(IdleWorker):
+        def __init__(self, queue: Path, **more: Any) -> None:
+            super().__init__(queue, **more)
+            self.queue = queue
+
+        def stop(self, *, at_once: bool = False, hung_up: bool = False) -> None:
+            lists.append(self.queue.is_file())
+            super().stop(at_once=at_once)
+
+    def full_disk(count: int) -> list[Job]:
+        if IdleWorker.made:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return []
+
+    monkeypatch.setattr(schedule, "Worker", Watched)
+    monkeypatch.setattr(schedule, "POLL_S", 0.01)
+    few = Plan((dataclasses.replace(plan.packs[0], jobs=plan.packs[0].jobs[:2]),), MACHINE, places=3)
+    with pytest.raises(OSError, match="No space left"):
+        schedule.Schedule(few, LocalLauncher(name="local"), full_disk).run()
+    assert [each.exit_code for each in IdleWorker.made] == [-signal.SIGTERM] * 2
+    assert lists == [True, True], "what they still look into is there"
+
+
 def test_a_worker_takes_a_ctrl_c_that_reaches_it_twice_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     with StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
@@ -115,6 +156,26 @@ def test_a_worker_takes_a_ctrl_c_that_reaches_it_twice_for_one(monkeypatch: pyte
         monkeypatch.setattr(signals, "SECOND_AFTER_S", 0.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(("by_torchrun", "ended"), [(True, {INTERRUPTED_CODE}), (False, set())], ids=["group", "alone"])
+def test_processes_whose_torchrun_is_gone_do_not_wait_to_meet_each_other(
+    monkeypatch: pytest.MonkeyPatch, by_torchrun: bool, ended: set[int]
+) -> None:
+    parents, codes, over = iter((10, 10)), set[int](), threading.Event()
+
+    def leave(code: int) -> None:
+        codes.add(code)
+        over.set()
+
+    monkeypatch.setattr(work, "LOOK_S", 0.01)
+    monkeypatch.setattr(os, "getppid", lambda: next(parents, 1))
+    monkeypatch.setattr(os, "_exit", leave)
+    if by_torchrun:
+        monkeypatch.setenv(work.MADE_BY_TORCHRUN, "none")
+    with work._no_longer_than_its_parent():
+        over.wait(5.0 if by_torchrun else 0.1)
+    assert codes == ended
 
 
 def test_a_list_of_jobs_that_the_system_has_cleared_away_is_written_again(plan: Plan, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 
 from runner import launch
 from runner.check import Checker
-from runner.errors import Detached
+from runner.errors import Detached, Interrupted
 from runner.job import Job, State, lock, make_job, read_manifest, register, state_of, update_manifest
 from runner.launch import _take_up
 from runner.machine import Device, Machine
+from runner.outcome import conclude
 from runner.paths import outputs_dir
 from runner.plan import Plan
 from runner.schema import Experiment
@@ -67,3 +69,19 @@ def test_nobody_waits_for_what_is_worked_on_who_said_not_to(by: str, monkeypatch
         launch._run([job], Checker(outputs_dir()), expected=0)
 
     assert [each.id for each in watched] == [job.id]
+
+
+def test_why_a_job_was_pruned_once_is_not_said_of_what_became_of_it_since(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    job = make_job(Experiment.model_validate({}), model="m", dataset="d", outputs=outputs_dir(), overrides=())
+    register(job)
+    update_manifest(job.folder, state=State.PRUNED, reason="is not among the best")
+    conclude([job])
+    assert "pruned      is not among the best" in caplog.text
+    caplog.clear()
+    register(job)
+    update_manifest(job.folder, state=State.INTERRUPTED)
+    with pytest.raises(Interrupted):
+        conclude([job])
+    assert "interrupted" in caplog.text
+    assert "among the best" not in caplog.text

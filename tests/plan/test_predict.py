@@ -240,3 +240,12 @@ def test_the_newest_measurement_counts_and_damage_does_no_harm() -> None:
         raw.write(b"\xb5\x00\xff\n")
     record(conditions, [Measurement(2, 0.6, 2, 1)])
     assert [each.rows for each in recall(conditions)] == [1, 2, 4]
+
+
+def test_where_measurements_cannot_be_kept_what_was_trained_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("RUNNER_CACHE", str(tmp_path / "cache"))
+    record(Conditions.of(job(0), device="a GPU", processes=1), [Measurement(1, 0.5, 1, 1)])
+    assert "measured.jsonl cannot be written" in caplog.text

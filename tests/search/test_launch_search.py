@@ -154,6 +154,21 @@ def test_a_crash_is_learnt_of_only_when_its_jobs_are_settled(monkeypatch: pytest
     assert found.summary()[1].startswith("best: validation/loss 0.5 with")
 
 
+def test_a_manifest_that_is_damaged_meanwhile_does_not_end_the_search() -> None:
+    found = search(trials=1)
+    ((config, overrides),) = found.more(1)
+    job = Checker(outputs_dir()).job(config, overrides)
+    found.started(overrides, job)
+    finish(job)
+    text = job.paths.manifest.read_text()
+    job.paths.manifest.write_text(text[:20])
+    found.learn()
+    assert len(found.summary()) == 1
+    job.paths.manifest.write_text(text)
+    found.learn()
+    assert found.summary()[1].startswith("best: validation/loss 0.5 with")
+
+
 def test_a_failure_of_an_earlier_command_is_not_that_of_the_trial_that_tries_again(launched: list[Job]) -> None:
     """Also where the search is asked again, because another trial is done already, before the launcher has begun."""
     seeds = tuple(str(seed) for seed in range(10, 10_000))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runner.errors import SettingsError
+from runner.errors import RunnerError, SettingsError
 from runner.schema import ObjectiveSettings, SearchSettings
 from runner.search import Choices, Interval, Parameter
 from runner.search.study import Study
+
+PAGE = 4096
+"""Bytes of a page of a database."""
 
 SPACE: tuple[Parameter, ...] = (
     Interval("optimizer.lr", 1e-5, 1e-1, log=True),
@@ -118,3 +122,37 @@ def test_a_file_that_is_no_study_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.db").write_text("not a database, but long enough to be looked at as if it were one\n" * 20)
     with pytest.raises(SettingsError, match=r"study\.db: cannot be read as a study .*move it away"):
         study(tmp_path / "study.db")
+
+
+def test_one_that_is_damaged_further_in_is_named_too(tmp_path: Path) -> None:
+    file = tmp_path / "study.db"
+    study(file).ask()
+    content = file.read_bytes()
+    file.write_bytes(content[: 4 * PAGE] + bytes(PAGE) + content[5 * PAGE :])
+    with pytest.raises(SettingsError, match=r"study\.db: cannot be read as a study .*move it away"):
+        study(file).ask()
+
+
+def test_what_a_full_disk_cuts_off_is_said_in_a_line_and_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = sqlite3.dbapi2.connect  # type: ignore[attr-defined]
+
+    def without_room(*arguments: Any, **more: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = really(*arguments, **more)
+        connection.execute("PRAGMA max_page_count = 1")
+        return connection
+
+    study(tmp_path / "study.db")
+    with monkeypatch.context() as full:
+        full.setattr(sqlite3.dbapi2, "connect", without_room)  # type: ignore[attr-defined]
+        found = study(tmp_path / "study.db")
+        number, _ = found.ask()
+        for action in (lambda: found.refuse(number, "too long " * PAGE), lambda: study(tmp_path / "new.db")):
+            with pytest.raises(RunnerError, match=r"database or disk is full\); mend that") as raised:
+                action()
+            assert not isinstance(raised.value, SettingsError), "that would mean to move it away"
+    again = study(tmp_path / "study.db")
+    again.take_up()
+    assert again.ask()[0] > number
+    assert again.count == 1

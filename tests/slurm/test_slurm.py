@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.launchers.cluster import NotStopped
 from runner.launchers.slurm.clusters import QueueWatcher, SlurmCluster
 from runner.schema import SlurmLauncher
 from runner.status.experiment import Watch
@@ -283,3 +284,27 @@ def test_one_question_answers_for_all_and_none_is_taken_for_dead_while_slurm_is_
     monkeypatch.setenv("FAKE_FORGETS", "1")
     watcher.update()
     assert watcher.get_state("101") == "CANCELLED", "squeue has forgotten it, sacct has not"
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (None, "No such file or directory: 'scancel'"),
+        ("echo 'scancel: error: Unable to contact slurm controller' >&2; exit 1", "Unable to contact"),
+        ("exit 3", "scancel ended with code 3"),
+        ("exec sleep 60", "timed out"),
+    ],
+    ids=["not here", "refused", "without a word", "hanging"],
+)
+def test_who_could_not_be_asked_to_end_is_named(
+    script: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder := tmp_path / "bin").mkdir()
+    if script is not None:
+        (folder / "scancel").write_text(f"#!/bin/sh\n{script}\n")
+        (folder / "scancel").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setattr("runner.launchers.slurm.clusters.COMMAND_TIMEOUT_S", 0.5)
+    with pytest.raises(NotStopped, match=rf"slurm 101, 102 may go on: .*{said}.*scancel 101 102") as raised:
+        SlurmCluster(SlurmLauncher()).cancel(["101", "102"])
+    assert raised.value.workers == ("101", "102")

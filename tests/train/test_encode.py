@@ -23,7 +23,7 @@ from runner.data import Crop, Item, read_dataset
 from runner.data.address import ParquetAddress
 from runner.data.export import export
 from runner.data.views import View
-from runner.encodings import encoder_hashes
+from runner.encodings import encoder_hashes, posterior_cache
 from runner.errors import DatasetError
 from runner.families import find_family
 from runner.families.family import TextStack
@@ -186,6 +186,18 @@ def test_a_damaged_entry_is_made_again(sdxl_folder: Path, tmp_path: Path) -> Non
     again = encode(views, sdxl_folder, load)
     assert load.images == 9
     assert all(torch.allclose(again[key][0], first[key][0], atol=1e-5) for key in first)
+
+
+def test_what_else_is_missing_does_not_change_an_encoding(sdxl_folder: Path, tmp_path: Path) -> None:
+    """On a CPU; a job that was killed while its images were encoded ends with the very same weights."""
+    views, load = views_of(write_images(tmp_path / "data")), Counted(sdxl_folder)
+    together = encode(views, sdxl_folder, load)
+    assert set(load.batches) == {1}
+    shutil.rmtree(posterior_cache().folder)
+    apart = {key: found for view in views for key, found in encode([view], sdxl_folder, load).items()}
+    assert all(
+        torch.equal(one, other) for key in together for one, other in zip(together[key], apart[key], strict=True)
+    )
 
 
 def test_an_encoding_that_is_not_finite_names_the_file_and_is_not_kept(sdxl_folder: Path, tmp_path: Path) -> None:

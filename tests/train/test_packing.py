@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ import torch
 from torch import Tensor
 
 from runner.job import Job, State, read_manifest, state_of
+from runner.paths import write_text
 from runner.schema import LoraSettings
+from runner.track import MetricsFile
 from runner.train.adapters.adapter import Adapter, Site, find_sites
 from runner.train.adapters.packed import PackedAdapters
+from runner.train.checkpoint import save_checkpoint
 from tests.train.bench import CPU, Bench, difference, records, weights
 
 # The same sums in another order. Measured 1e-6 with AdamW and a plain slope (eps 1e-3), 5e-6 with Adafactor and
@@ -130,6 +135,32 @@ def test_a_job_whose_settings_do_not_fit_the_model_fails_alone(bench: Bench, sdx
     assert not bench.train(bad, good)
     assert state_of(good.folder) is State.COMPLETED
     assert "lora.targets = 'nothing_like_it'" in read_manifest(bad.folder)["error"]
+
+
+def test_a_job_that_cannot_write_its_files_fails_alone(
+    bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where not even that it has failed can be written: the lock says it to whoever has started the worker."""
+    jobs = [bench.job(sdxl_folder, seed=seed, steps=2, checkpoint={"every": 1}) for seed in (1, 2, 3, 4)]
+    no_record, no_checkpoint, nothing, _ = (job.folder for job in jobs)
+
+    def refused(what: str, really: Callable[..., Any], *folders: Path) -> None:
+        def act(place: Any, *arguments: Any) -> Any:
+            path = getattr(place, "path", None) or getattr(place, "folder", place)
+            if any(path.is_relative_to(folder) for folder in folders):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return really(place, *arguments)
+
+        monkeypatch.setattr(what, act)
+
+    refused("runner.track.MetricsFile.truncate_after", MetricsFile.truncate_after, no_record)
+    refused("runner.train.job_run.save_checkpoint", save_checkpoint, no_checkpoint)
+    refused("runner.job.write_text", write_text, nothing)
+    assert not bench.train(*jobs, save=lambda *_: None)
+    assert [state_of(job.folder) for job in jobs] == [State.FAILED, State.FAILED, State.PENDING, State.COMPLETED]
+    assert all("No space left" in read_manifest(folder)["error"] for folder in (no_record, no_checkpoint))
+    assert f"{nothing / 'manifest.json'} cannot be written: [Errno 28]" in caplog.text
+    assert len(records(jobs[3], "train/loss")) == 2
 
 
 def test_adapters_of_text_encoders_among_others_give_what_they_give_alone(bench: Bench, sdxl_folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import random
 import resource
 import shutil
@@ -127,6 +128,11 @@ def _cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def _end_at_once(file: Path) -> None:
+    begins = pickle.PROTO + b"\x02"
+    file.write_bytes(file.read_bytes().replace(begins + b"}", begins + pickle.STOP, 1))
+
+
 DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "adapter cut": ("adapter.safetensors", _cut),
     "adapter empty": ("adapter.safetensors", lambda file: file.write_bytes(b"")),
@@ -135,6 +141,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "optimizer empty": ("optimizer.pt", lambda file: file.write_bytes(b"")),
     "optimizer zeros": ("optimizer.pt", lambda file: file.write_bytes(bytes(file.stat().st_size))),
     "optimizer text": ("optimizer.pt", lambda file: file.write_bytes(b"<html>not found</html>")),
+    "optimizer ends at once": ("optimizer.pt", _end_at_once),
     "about cut": ("about.json", _cut),
     "about without identity": ("about.json", lambda file: file.write_text('{"step": 5}')),
     "about a list": ("about.json", lambda file: file.write_text("[]")),

@@ -23,7 +23,7 @@ from submitit.local.local import LocalExecutor, LocalJob
 from submitit.slurm.slurm import SlurmExecutor
 
 from runner.job import Job
-from runner.launchers.cluster import Gone, NotSubmitted, Order
+from runner.launchers.cluster import Gone, NotStopped, NotSubmitted, Order
 from runner.launchers.slurm.text import command_text, parameters
 from runner.launchers.worker import python_path, worker_defaults
 from runner.machine import cores, threads_of
@@ -84,8 +84,20 @@ class SlurmCluster:
         return JobPaths(folder, job_id=worker).stdout
 
     def cancel(self, workers: Sequence[str]) -> None:
-        """By scancel, all at once."""
-        subprocess.run(["scancel", *workers], check=False, timeout=COMMAND_TIMEOUT_S)
+        """By scancel, all at once; of which it has told, if it did not tell all, it does not say."""
+        try:
+            answer = subprocess.run(
+                ["scancel", *workers], capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
+            )
+            said = answer.stderr.strip() or f"scancel ended with code {answer.returncode}"
+        except (OSError, subprocess.TimeoutExpired) as error:
+            said = str(error)
+        else:
+            if answer.returncode == 0:
+                return
+        raise NotStopped(
+            f"{self.name} {', '.join(workers)} may go on: {said}; end them with: {self.how_to_cancel(workers)}", workers
+        )
 
     def how_to_cancel(self, workers: Sequence[str]) -> str:
         """Slurm asks them to end, and kills them half a minute later (KillWait)."""

@@ -74,7 +74,10 @@ def encode_views(
 
     def encode(keys: Sequence[str]) -> None:
         vae = load_vae()
-        for part in _alike(keys, wanted):
+        # On a CPU one at a time, as captions: in batches, the last bits depend on what else was missing at that moment,
+        # and with them what a job is trained to that goes on with a cache that is half full.
+        most_px = 0 if place.device.type == "cpu" else PIXELS_PER_BATCH
+        for part in _alike(keys, wanted, most_px):
             place.heed()
             pixels_B3HW = torch.stack(list(part.values())).to(place.device)
             with torch.no_grad():
@@ -224,7 +227,7 @@ def _fit(cache: TensorCache, keys: Sequence[str], processes: int, *, what: str, 
     return False
 
 
-def _alike(keys: Sequence[str], wanted: Mapping[str, View]) -> Iterator[dict[str, Tensor]]:
+def _alike(keys: Sequence[str], wanted: Mapping[str, View], most_px: int) -> Iterator[dict[str, Tensor]]:
     """The pixels of the keys in portions of one shape, as many as may be encoded at once.
 
     Images are read in the order of the keys, which is that of the disk, and wait here for others of their shape.
@@ -235,7 +238,7 @@ def _alike(keys: Sequence[str], wanted: Mapping[str, View]) -> Iterator[dict[str
         shape = crop.height_px, crop.width_px
         portion = waiting.setdefault(shape, {})
         portion[key] = _pixels(wanted[key])
-        if len(portion) >= PIXELS_PER_BATCH // (shape[0] * shape[1]):
+        if len(portion) >= most_px // (shape[0] * shape[1]):
             yield waiting.pop(shape)
     yield from waiting.values()
 
