@@ -12,10 +12,10 @@ ELSEWHERE := tests/slurm tests/sagemaker tests/container tests/image tests/serve
 
 .PHONY: demo test test-elsewhere test-slow test-container check docs clean
 
+# Compiled on all cores, as pip does not; what packages hold for a later Python does not compile.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
-	# On all cores, as pip does not; what is written for a later Python does not compile.
 	$(RUN) compileall -qq -j 0 $(VENV)/lib runner || true
 	touch $@
 

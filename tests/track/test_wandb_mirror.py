@@ -233,7 +233,7 @@ def test_server_that_dies_mid_run_costs_no_more_than_the_timeout(tmp_path: Path,
         mirror.log(step, {"train/loss": 1.0 / step})
     mirror.images(50, samples(job))
     logged_s = time.monotonic()
-    assert logged_s - start < 4.0
+    assert logged_s - start < 1.0
     mirror.finish("completed", {"objective": 0.1})
     assert time.monotonic() - logged_s < 9.5
     assert len(read_logs(job)[0].history) == 50
@@ -257,8 +257,7 @@ def test_a_pack_that_ends_without_its_server_waits_once_for_it(
     server.stop()
     for mirror in mirrors:
         mirror.finish("completed", {"objective": 0.5})
-    assert waited[0] > 10.0
-    assert waited[1:] == [1.0, 1.0]
+    assert waited == [pytest.approx(20.0, abs=0.5), 1.0, 1.0]
     logged = [read_logs(tmp_path / str(number))[0] for number in range(3)]
     assert [(len(one.history), one.summary["objective"]) for one in logged] == [(1, 0.5)] * 3
 
