@@ -16,12 +16,17 @@ from runner.data.captions import captions_of
 from runner.data.classes import Prior
 from runner.data.views import View, class_views_of, views_of
 from runner.families.files import folder_hash, local_folder, model_folder
+from runner.families.known import FAMILIES
 from runner.job import Job
 from runner.paths import cache_dir
 from runner.schema import Experiment, ModelSettings
 from runner.schema.method import DreamBooth
 
 PROMPTS_FROM_CAPTIONS = 4
+LATENT_PX = 8
+"""Of an image, for each side of a place of a latent, in all families' own VAEs."""
+NUMBER_BYTES = 4
+"""Encodings are kept in fp32."""
 
 
 def posterior_cache() -> TensorCache:
@@ -109,6 +114,8 @@ class CacheWork:
     captions_missing: int = 0
     class_images_missing: int = 0
     """Images of the class that the base model draws first; each is encoded as well."""
+    missing_gb: float = 0.0
+    """About what the missing encodings will take, in 1e9 bytes."""
 
     def line(self) -> str:
         """In words."""
@@ -191,21 +198,30 @@ def _keys_of(need: Need, vae_hash: str, encoders: Sequence[str]) -> Keys:
 
 def cache_work(needs: Sequence[Need]) -> CacheWork | None:
     """Count what some jobs need and what is missing; None where a model's files are not on this machine yet."""
-    posteriors: set[str] = set()
-    captions: set[str] = set()
+    posteriors: dict[str, int] = {}
+    captions: dict[str, int] = {}
     to_draw: set[Path] = set()
     finder = KeyFinder()
-    found = [finder.keys_of(need) for need in needs]
-    for keys in {id(keys): keys for keys in found}.values():
+    found = [(finder.keys_of(need), need.job.experiment) for need in needs]
+    for keys, experiment in {id(keys): (keys, experiment) for keys, experiment in found}.values():
         if keys is None:
             return None
-        posteriors |= keys.posteriors
-        captions |= keys.captions
+        posteriors |= dict.fromkeys(keys.posteriors, _posterior_bytes(experiment))
+        captions |= dict.fromkeys(keys.captions, FAMILIES[experiment.model.family].caption_numbers * NUMBER_BYTES)
         to_draw |= keys.to_draw
+    new_posteriors = [size for key, size in posteriors.items() if not posterior_cache().has(key)]
+    new_captions = [size for key, size in captions.items() if not caption_cache().has(key)]
     return CacheWork(
         images=len(posteriors),
-        images_missing=sum(not posterior_cache().has(key) for key in posteriors),
+        images_missing=len(new_posteriors),
         captions=len(captions),
-        captions_missing=sum(not caption_cache().has(key) for key in captions),
+        captions_missing=len(new_captions),
         class_images_missing=sum(not file.is_file() for file in to_draw),
+        missing_gb=(sum(new_posteriors) + sum(new_captions)) / 1e9,
     )
+
+
+def _posterior_bytes(experiment: Experiment) -> int:
+    """Of the mean and deviation of a crop of the usual area, by a VAE that is usual in its family."""
+    side = experiment.resolution // LATENT_PX
+    return 2 * FAMILIES[experiment.model.family].latent_channels * side * side * NUMBER_BYTES

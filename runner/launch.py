@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -10,10 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from runner.announce import show
 from runner.check import Checker
-from runner.data.buckets import bucket_lines
-from runner.data.views import buckets_of, held_out_lines
-from runner.encodings import Need, cache_work
 from runner.errors import Defect, Detached, Interrupted, RunnerError, SettingsError
 from runner.job import FINAL, Job, LockedError, State, is_held, lock, read_manifest, register, state_of
 from runner.launchers import find_launcher
@@ -22,7 +19,6 @@ from runner.outcome import conclude
 from runner.paths import outputs_dir
 from runner.plan import Plan, Predictor, make_plan
 from runner.plan.packs import is_done
-from runner.plan.words import plan_data, plan_lines
 from runner.schema import LauncherSettings, QueuedLauncher
 from runner.schema.launchers import APART
 from runner.schema.tasks.deploy import Deploy
@@ -124,7 +120,7 @@ def _run(jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None
     machine, costs = launcher.machine(settings), Predictor()
     if settings.dry_run:
         plan = _plan(jobs, settings, machine, costs, expected)
-        _show(plan, checker, launcher.preview(plan, settings), as_json=settings.dry_run == "json")
+        show(plan, checker, launcher.preview(plan, settings), as_json=settings.dry_run == "json")
         return
     _refuse_jobs_elsewhere(jobs, settings.name)
     launcher.collect(jobs, settings)
@@ -133,7 +129,7 @@ def _run(jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None
     left = list(jobs)
     while left:
         plan = _plan(left, settings, machine, costs, expected)
-        _show(plan, checker)
+        show(plan, checker)
         for job in plan.done:
             report_to_agent(job.settings.logger, job.folder)
         for job in plan.todo:
@@ -324,44 +320,3 @@ def _leave_stdout_to_json() -> None:
 
 def _manifest(job: Job) -> dict[str, Any]:
     return read_manifest(job.folder) if job.folder.is_dir() else {}
-
-
-def _show(plan: Plan, checker: Checker, preview: Sequence[str] = (), *, as_json: bool = False) -> None:
-    """Print the plan, what of each data set is used, and what would be sent."""
-    trainings = [job for job in plan.todo if job.trains]
-    needs = [Need(job, checker.dataset_of(job).items, checker.prior_of(job)) for job in trainings]
-    work = cache_work(needs) if trainings else None
-    if as_json:
-        sys.stdout.write(json.dumps(plan_data(plan, work) | {"preview": list(preview)}, indent=2) + "\n")
-        return
-    for line in plan_lines(plan, work):
-        log.info("%s", line)
-    for line in _data_lines(trainings, checker):
-        log.info("%s", line)
-    for line in preview:
-        log.info("%s", line)
-
-
-def _data_lines(trainings: Sequence[Job], checker: Checker) -> Iterator[str]:
-    """What of each data set is used, and how: of jobs that use the same in the same way once."""
-    shown: set[object] = set()
-
-    def is_new(*what: object) -> bool:
-        known = what in shown
-        shown.add(what)
-        return not known
-
-    for job in trainings:
-        dataset, settings, prior = checker.dataset_of(job), job.experiment, checker.prior_of(job)
-        if is_new("files", dataset.fingerprint, settings.resolution, settings.dataset.buckets):
-            yield from dataset.report.lines()
-        # To look at a large data set takes a second, for each of a hundred jobs.
-        cut = dataset.fingerprint, settings.dataset, settings.validation.held_out
-        if is_new("held out", *cut):
-            held_out = tuple(held_out_lines(dataset.items, settings))
-            yield from held_out if is_new("held out", held_out) else ()
-        if is_new("buckets", *cut, settings.resolution, settings.batch_size, settings.steps):
-            buckets = tuple(bucket_lines(buckets_of(dataset.items, settings)))
-            yield from buckets if is_new("buckets", buckets) else ()
-        classes = tuple(prior.lines()) if prior else ()
-        yield from classes if is_new("classes", classes) else ()

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import platform
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Literal
@@ -133,6 +134,14 @@ def host_memory_gb() -> float | None:
     except (ValueError, OSError, AttributeError):
         return None
     return min([found, *(int(text) for text in _limits("memory.max") if text != "max")]) / 1e9
+
+
+def disk_of(folder: Path) -> tuple[float, int]:
+    """What a file system has left for this user, in 1e9 bytes, and its number; of one for a folder that may not exist
+    yet.
+    """
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    return shutil.disk_usage(there).free / 1e9, there.stat().st_dev
 
 
 def find_gpus() -> tuple[Device, ...]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from runner.families import shapes, targets
 from runner.families.arithmetic import Work, count_unet
-from runner.families.dit import count_flux, count_sd3
+from runner.families.dit import FLUX_TEXT_TOKENS, SD3_TEXT_TOKENS, count_flux, count_sd3
 from runner.families.targets import Presets
 
 
@@ -32,8 +32,11 @@ class Known:
     count: Count
     presets: Presets
     """What the names in `lora.targets` stand for."""
-    trained_share: float
-    """Of the base's parameters, for each unit of rank: adapters on the attention layers."""
+    trained_shares: Mapping[str, float]
+    """Of the base's parameters, for each unit of rank: an adapter on the layers that such a name stands for."""
+    latent_channels: int
+    caption_numbers: int
+    """What its text encoders make of a caption."""
     text_parameters: float
     """Of all its usual text encoders together."""
     least_step_s: float = 0.0
@@ -44,10 +47,40 @@ class Known:
 
 
 FAMILIES = {
-    "sd": Known("StableDiffusionPipeline", "unet", shapes.SD15_UNET, count_unet, targets.UNET, 6e-4, 0.12e9, 0.15),
-    "sdxl": Known("StableDiffusionXLPipeline", "unet", shapes.SDXL_UNET, count_unet, targets.UNET, 6e-4, 0.82e9, 0.45),
+    "sd": Known(
+        "StableDiffusionPipeline",
+        "unet",
+        shapes.SD15_UNET,
+        count_unet,
+        targets.UNET,
+        trained_shares={"attention": 2.3e-4, "attention_ff": 4.4e-4, "linear": 4.9e-4, "linear_conv": 1.2e-3},
+        latent_channels=4,
+        caption_numbers=77 * 768,
+        text_parameters=0.12e9,
+        least_step_s=0.15,
+    ),
+    "sdxl": Known(
+        "StableDiffusionXLPipeline",
+        "unet",
+        shapes.SDXL_UNET,
+        count_unet,
+        targets.UNET,
+        trained_shares={"attention": 5.7e-4, "attention_ff": 1.02e-3, "linear": 1.04e-3, "linear_conv": 1.2e-3},
+        latent_channels=4,
+        caption_numbers=77 * 2048 + 1280,
+        text_parameters=0.82e9,
+        least_step_s=0.45,
+    ),
     "sd3": Known(
-        "StableDiffusion3Pipeline", "transformer", shapes.SD3_TRANSFORMER, count_sd3, targets.SD3, 2.9e-4, 5.58e9
+        "StableDiffusion3Pipeline",
+        "transformer",
+        shapes.SD3_TRANSFORMER,
+        count_sd3,
+        targets.SD3,
+        trained_shares={"attention": 2.9e-4, "attention_ff": 6.5e-4, "linear": 9.0e-4},
+        latent_channels=16,
+        caption_numbers=SD3_TEXT_TOKENS * 4096 + 2048,
+        text_parameters=5.58e9,
     ),
     "flux": Known(
         "FluxPipeline",
@@ -55,8 +88,10 @@ FAMILIES = {
         shapes.FLUX_TRANSFORMER,
         count_flux,
         targets.FLUX,
-        1.4e-4,
-        4.89e9,
+        trained_shares={"attention": 1.4e-4, "attention_ff": 3.4e-4, "linear": 4.5e-4},
+        latent_channels=16,
+        caption_numbers=FLUX_TEXT_TOKENS * 4096 + 768,
+        text_parameters=4.89e9,
         told_guidance=True,
     ),
 }

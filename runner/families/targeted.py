@@ -5,6 +5,7 @@ The names are in the headers of the model's files, so that nothing has to be loa
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
@@ -23,6 +24,7 @@ OF_LAYERS = (2, 4)
 """Dimensions of the weights of linear layers and convolutions."""
 
 Targets = Sequence[str] | str
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def targets_of(settings: LoraSettings, presets: Presets) -> Targets:
@@ -47,8 +49,8 @@ def matched(targets: Targets, names: Collection[str]) -> list[str]:
 
 def target_faults(settings: LoraSettings, model: ModelSettings) -> list[str]:
     """What names nothing in a checked model, one line each; none where its weights are not here yet."""
-    known, folder = FAMILIES[model.family], model_folder(model)
-    layers, modules = _names(folder / known.denoiser) if folder is not None else ((), ())
+    known, shapes = FAMILIES[model.family], _shapes_of(model)
+    layers, modules = _layers(shapes), _modules(shapes)
     if not layers:
         return []
     targets = targets_of(settings, known.presets)
@@ -63,20 +65,45 @@ def target_faults(settings: LoraSettings, model: ModelSettings) -> list[str]:
     return [] if settings.text_encoder else pattern_faults(settings, adapted)
 
 
+def adapter_numbers(settings: LoraSettings, model: ModelSettings) -> int | None:
+    """How many numbers an adapter of a checked model's denoiser has; None where its weights are not here yet."""
+    layers = _layers(_shapes_of(model))
+    if not layers:
+        return None
+    adapted = matched(targets_of(settings, FAMILIES[model.family].presets), layers)
+    return sum(settings.rank_of(name) * (layers[name][0] + math.prod(layers[name][1:])) for name in adapted)
+
+
+def _shapes_of(model: ModelSettings) -> Shapes:
+    folder = model_folder(model)
+    return {} if folder is None else _shapes(folder / FAMILIES[model.family].denoiser)
+
+
 @lru_cache
-def _names(denoiser: Path) -> tuple[Collection[str], Collection[str]]:
-    """(linear layers and convolutions, all modules with weights and what they are in), by name."""
-    dimensions: dict[str, int] = {}
+def _shapes(denoiser: Path) -> Shapes:
+    """Of all tensors, by name."""
+    shapes: dict[str, tuple[int, ...]] = {}
     try:
         for file in sorted(denoiser.glob("*.safetensors")):
-            dimensions |= {key: len(about["shape"]) for key, about in read_header(file).tensors.items()}
+            shapes |= {key: tuple(about["shape"]) for key, about in read_header(file).tensors.items()}
     except (OSError, ValueError, KeyError, TypeError):
-        return (), ()  # it is said when the model is loaded
-    layers = {key.removesuffix(WEIGHT): None for key, count in dimensions.items() if key.endswith(WEIGHT)}
-    layers = {name: None for name in layers if dimensions[name + WEIGHT] in OF_LAYERS}
-    parts = [key.split(".")[:-1] for key in dimensions]
-    modules = {".".join(part[: end + 1]): None for part in parts for end in range(len(part))}
-    return layers.keys(), modules.keys()
+        return {}  # it is said when the model is loaded
+    return shapes
+
+
+def _layers(shapes: Shapes) -> Shapes:
+    """Linear layers and convolutions."""
+    return {
+        key.removesuffix(WEIGHT): shape
+        for key, shape in shapes.items()
+        if key.endswith(WEIGHT) and len(shape) in OF_LAYERS
+    }
+
+
+def _modules(names: Collection[str]) -> Collection[str]:
+    """All modules with weights, and what they are in."""
+    parts = [key.split(".")[:-1] for key in names]
+    return {".".join(part[: end + 1]): None for part in parts for end in range(len(part))}
 
 
 def matches_nothing(settings: LoraSettings, component: str, layers: Collection[str]) -> str:

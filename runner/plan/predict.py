@@ -7,41 +7,24 @@ device's peak such trainings have reached. It is off by a factor of two easily, 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from runner.families.arithmetic import Work, count_text_encoder
-from runner.families.files import planning_folder
-from runner.families.known import FAMILIES, Known
+from runner.families.arithmetic import Work
+from runner.families.known import FAMILIES
 from runner.job import Job
 from runner.machine import Device, Machine, threads_of, with_threads
 from runner.measured import Conditions, Measurement, recall, step_s
-from runner.schema import ModelSettings
+from runner.plan.disk import results_gb
+from runner.plan.memory import USABLE_SHARE, base_gb, encoding_gb, job_gb, memory_gb
+from runner.plan.models import denoiser_config, latent_side, trained_share
 
 if TYPE_CHECKING:
     from runner.plan.packs import Pack
 
-USABLE_SHARE = 0.9
-"""Of a device's memory; the rest is left to its driver and to fragmentation."""
-ADAPTER_BYTES = 24
-"""Per trained number: weight, gradient, two moments, the padded compute copy with its gradient, and where it lies."""
 OVERHEAD_S = 15.0
 """Starting a process and loading a base, where that was never measured."""
-PROCESS_GB = 0.6
-"""Of the host's memory, before anything is loaded: torch and diffusers. Measured."""
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
-"""Of each weight of linear layers, with the scales (runner/train/adapters/quantized.py)."""
-
-USUAL_VAE = (128, 256, 512, 512)
-VAE_PARAMETERS = 84e6 / 128**2
-"""Of a VAE, for each pair of channels at its finest level."""
-DECODED = 4
-"""Tensors of the second level's channels, at full resolution, that are there at once when an image is decoded. Measured
-at 512 px: 1.1 GB in fp32."""
-
 REACHED_TFLOPS = {"H200": 200.0, "H100": 200.0, "A100": 80.0, "L40S": 80.0, "A10G": 25.0, "L4": 20.0, "T4": 10.0}
 """Assumed for 16-bit training until a step was measured there: a quarter of what large matrix products reach."""
 REACHED_TFLOPS_OTHERWISE = 15.0
@@ -62,6 +45,8 @@ class Prediction:
     """Whether a step was measured on this device, or all is arithmetic."""
     encoding_gb: float = 0.0
     """Of the same device, before training, where captions are to be encoded: of text encoders in fp32."""
+    results_gb: float = 0.0
+    """What it leaves in the outputs: checkpoints, adapters and samples."""
 
 
 class Predictor:
@@ -78,8 +63,8 @@ class Predictor:
         if work is None or not sizes_gb:
             return None
         smallest_gb = min(sizes_gb)
-        room_gb = smallest_gb * USABLE_SHARE - _base_gb(jobs[0], work, machine)
-        each_gb = max(_job_gb(job, work, processes) for job in jobs)
+        room_gb = smallest_gb * USABLE_SHARE - base_gb(jobs[0], work, machine)
+        each_gb = max(job_gb(job, work, processes) for job in jobs)
         return int(room_gb / each_gb), f"as far as {smallest_gb:.0f} GB hold them, by estimate"
 
     def predict(self, pack: Pack, machine: Machine, places: int, count: int) -> Prediction | None:
@@ -109,9 +94,11 @@ class Predictor:
         return Prediction(
             seconds=overhead_s + (together_s + drawing_s) / pack.workers,
             alone_s=alone_s + overhead_s * count,
-            memory_gb=known[-1].peak_memory_gb if known else _memory_gb(pack, work, machine, count),
+            memory_gb=known[-1].peak_memory_gb if known else memory_gb(pack, work, machine, count),
             measured=bool(known),
-            encoding_gb=0.0 if first.experiment.live_text else _encoding_gb(first, machine),
+            encoding_gb=0.0 if first.experiment.live_text else encoding_gb(first, machine),
+            results_gb=share
+            * math.fsum(results_gb(each.experiment, work, pictures=_pictures(each)) for each in pack.jobs),
         )
 
     def _measured(self, job: Job, pack: Pack, machine: Machine, places: int) -> list[Measurement]:
@@ -170,49 +157,13 @@ def reached_tflops(device: Device, precision: str, threads: int) -> float:
     return full if precision != "fp32" else full / 4
 
 
-def denoiser_config(model: ModelSettings, family: Known) -> Mapping[str, Any] | None:
-    """The denoiser's config.json where the model lies here, its family's usual one otherwise."""
-    folder = planning_folder(model)
-    try:
-        if folder is not None:
-            config: dict[str, Any] = json.loads((folder / family.denoiser / "config.json").read_text(encoding="utf-8"))
-            return config
-    except (OSError, ValueError):
-        return None
-    return family.config
-
-
-def text_parameters(model: ModelSettings) -> float:
-    """Of the text encoders of a model that lies here; of its family's usual ones otherwise."""
-    folder = planning_folder(model)
-    try:
-        configs = [] if folder is None else [*folder.glob("text_encoder*/config.json")]
-        found = sum(count_text_encoder(json.loads(file.read_text(encoding="utf-8"))) for file in configs)
-    except (OSError, ValueError, KeyError, TypeError):
-        found = 0.0
-    return found or FAMILIES[model.family].text_parameters
-
-
-def latent_side(model: ModelSettings, resolution: int) -> int:
-    """Side of the latents of square images."""
-    return int(resolution // 2 ** (len(_vae_channels(model)) - 1))
-
-
-def _vae_channels(model: ModelSettings) -> list[int]:
-    """Of each level of a VAE that lies here, the finest first; of the usual one otherwise."""
-    folder = planning_folder(model)
-    config = Path() if folder is None else folder / "vae" / "config.json"
-    found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    return list(found.get("block_out_channels", USUAL_VAE))
-
-
 def images_of(job: Job) -> float:
     """How much a training has to do, in images of a training step through the base alone.
 
     Of a frozen weight a step makes the output and the gradient of the input, of an adapter's its own gradient as well.
     """
     settings = job.experiment
-    adapter = 1.5 * FAMILIES[settings.model.family].trained_share * settings.lora.rank
+    adapter = 1.5 * trained_share(settings) * settings.lora.rank
     return _trained(job) * (1 + adapter) + _drawing(job)
 
 
@@ -227,51 +178,17 @@ def _steps(job: Job) -> int:
 def _drawing(job: Job) -> float:
     """Validation in images of a training step: a forward pass is about half of one."""
     validation = job.experiment.validation
-    times = 2 + (_steps(job) - 1) // validation.every if validation.every else 2
-    prompts = 4 if validation.prompts is None else len(validation.prompts)
     guided = 1 + (validation.guidance_scale > 1 and not FAMILIES[job.settings.model.family].told_guidance)
-    drawn = prompts * len(validation.seeds) * validation.inference_steps * guided
-    return times * (drawn + validation.timesteps * 4) / 2
+    drawn = _pictures(job) * validation.inference_steps * guided
+    return (drawn + _validations(job) * validation.timesteps * 4) / 2
 
 
-def _base_gb(job: Job, work: Work, machine: Machine) -> float:
-    # Text encoders are gone by then, unless captions pass through them at every step.
-    whole = BYTES[job.experiment.precision]
-    linear = QUANTIZED_BYTES.get(job.experiment.model.quantization, whole)
-    weights = work.in_convolutions * whole + (work.parameters - work.in_convolutions) * linear
-    if job.experiment.live_text:
-        weights += text_parameters(job.experiment.model) * whole
-    base_gb = 1.05 * weights / 1e9
-    return base_gb if machine.has_gpus else base_gb + PROCESS_GB
+def _validations(job: Job) -> int:
+    every = job.experiment.validation.every
+    return 2 + (_steps(job) - 1) // every if every else 2
 
 
-def _encoding_gb(job: Job, machine: Machine) -> float:
-    encoders_gb = text_parameters(job.experiment.model) * BYTES["fp32"] / 1e9
-    return encoders_gb if machine.has_gpus else encoders_gb + PROCESS_GB
-
-
-def _job_gb(job: Job, work: Work, processes: int) -> float:
-    settings = job.experiment
-    checkpointing = settings.launcher.gradient_checkpointing
-    rows = -(-settings.images_per_step // (settings.accumulation * processes))
-    kept = rows * work.kept_numbers(checkpointing=checkpointing) * BYTES[settings.precision]
-    trained = FAMILIES[settings.model.family].trained_share * settings.lora.rank * work.parameters
-    return (kept + trained * ADAPTER_BYTES) / 1e9
-
-
-def _memory_gb(pack: Pack, work: Work | None, machine: Machine, count: int) -> float:
-    assert work is not None
-    largest = sorted((_job_gb(job, work, pack.processes) for job in pack.jobs), reverse=True)[: pack.at_once]
-    together = sum(largest) / len(largest) * min(pack.at_once, count)
-    kept_gb, drawing_gb = _drawing_gb(pack.jobs[0])
-    return _base_gb(pack.jobs[0], work, machine) + kept_gb + max(together, drawing_gb)
-
-
-def _drawing_gb(job: Job) -> tuple[float, float]:
-    """Of the VAE that draws samples, in fp32 beside the denoiser; and of an image that it decodes."""
-    settings = job.experiment
-    if settings.validation.prompts == ():
-        return 0.0, 0.0
-    channels = _vae_channels(settings.model)
-    decoded = DECODED * channels[:2][-1] * settings.resolution**2
-    return VAE_PARAMETERS * channels[0] ** 2 * BYTES["fp32"] / 1e9, decoded * BYTES["fp32"] / 1e9
+def _pictures(job: Job) -> int:
+    validation = job.experiment.validation
+    prompts = 4 if validation.prompts is None else len(validation.prompts)
+    return _validations(job) * prompts * len(validation.seeds)

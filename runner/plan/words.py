@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from runner.encodings import CacheWork
 from runner.job import Job, common_overrides, own_overrides
 from runner.machine import Machine
+from runner.plan.disk import Disk, too_full
 from runner.plan.packs import Pack, Plan, shared_terms
 from runner.plan.predict import Prediction
 from runner.schema import Experiment
 from runner.schema.method import NewTokens, TextualInversion
 
+WORTH_A_WORD_GB = 1.0
 
-def plan_lines(plan: Plan, work: CacheWork | None) -> list[str]:
+
+def plan_lines(plan: Plan, work: CacheWork | None, disks: Sequence[Disk] = ()) -> list[str]:
     """The plan, a line each."""
     jobs, packs = len(plan.todo), len(plan.packs)
     head = f"{jobs} job{'s' * (jobs != 1)} to run in {packs} pack{'s' * (packs != 1)}"
@@ -46,7 +49,8 @@ def plan_lines(plan: Plan, work: CacheWork | None) -> list[str]:
         lines += [f"    {job.id}  {_describe(job, common)}" for job in pack.jobs]
     lines += [f"  done: {job.id}  {_describe(job, common)}" for job in plan.done]
     lines += [f"  elsewhere: {job.id}  {_describe(job, common)}" for job in plan.elsewhere]
-    return [*lines, f"  {work.line()}"] if work is not None and plan.packs else lines
+    lines += [f"  {work.line()}"] if work is not None and plan.packs else []
+    return lines + _disk_lines(disks)
 
 
 def _pack(pack: Pack) -> str:
@@ -86,6 +90,21 @@ def _too_large(pack: Pack, found: Prediction, machine: Machine) -> list[str]:
     return lines
 
 
+def _disk_lines(disks: Sequence[Disk]) -> list[str]:
+    """What is written, where that is worth a word, and that there is no room for it; that is no refusal either."""
+    full = too_full(disks)
+    if not full and sum(disk.gb for disk in disks) < WORTH_A_WORD_GB:
+        return []
+    parts = [f"{disk.gb:.1f} GB of {disk.holds} ({disk.free_gb:.1f} GB are free)" for disk in disks if disk.gb >= 0.05]
+    lines = [f"  on disk: up to {', '.join(parts)}"]
+    if full:
+        lines.append(
+            "    more than there is room for: a lower checkpoint.keep takes less, and python -m runner.clean shows "
+            "what could be freed"
+        )
+    return lines
+
+
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -109,7 +128,7 @@ def _trained(settings: Experiment) -> str:
     return ", ".join([*rank, *words])
 
 
-def plan_data(plan: Plan, work: CacheWork | None) -> dict[str, Any]:
+def plan_data(plan: Plan, work: CacheWork | None, disks: Sequence[Disk] = ()) -> dict[str, Any]:
     """The plan as plain data."""
     return {
         "machine": dataclasses.asdict(plan.machine),
@@ -130,4 +149,5 @@ def plan_data(plan: Plan, work: CacheWork | None) -> dict[str, Any]:
         "repeated": plan.repeated,
         "expected": plan.expected,
         "cache": None if work is None else dataclasses.asdict(work),
+        "disks": [dataclasses.asdict(disk) for disk in disks],
     }

@@ -8,7 +8,7 @@ import pytest
 
 from runner.errors import SettingsError
 from runner.families import find_family
-from runner.families.targeted import _names, matched, target_faults, targets_of
+from runner.families.targeted import _layers, _shapes, adapter_numbers, matched, target_faults, targets_of
 from runner.schema import LoraSettings, ModelSettings
 from runner.train.adapters.adapter import find_sites
 
@@ -35,12 +35,14 @@ def test_layers_are_found_in_the_files_as_in_the_model(name: str, request: pytes
     model, family = ModelSettings.model_validate({"path": str(folder), "family": name}), find_family(name)
     denoiser = family.load_denoiser(folder, None, None)
     component = family.adapter_components[0]
-    layers, _ = _names(folder / component)
+    layers = _layers(_shapes(folder / component))
     for chosen in CHOSEN:
         settings = LoraSettings.model_validate(chosen)
         sites = find_sites(settings, {component: denoiser}, family.target_presets)
         assert target_faults(settings, model) == []
         assert {site.name for site in sites} == set(matched(targets_of(settings, family.target_presets), layers))
+        numbers = sum(settings.rank_of(site.name) * (site.down_units + site.out) for site in sites)
+        assert adapter_numbers(settings, model) == numbers
     for chosen in WRONG:
         settings = LoraSettings.model_validate(chosen)
         with pytest.raises(SettingsError) as refused:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runner import encodings, launch
+from runner import announce, encodings, launch
 from runner.schema import Experiment
 
 
@@ -39,8 +39,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(module, name, counting)
 
     count(encodings, "views_of")
-    count(launch, "held_out_lines")
-    count(launch, "buckets_of")
+    count(announce, "held_out_lines")
+    count(announce, "buckets_of")
     return counted
 
 

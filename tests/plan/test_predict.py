@@ -21,7 +21,7 @@ from runner.job import Job, make_job
 from runner.machine import Device, Machine
 from runner.measured import Conditions, Measurement, measurements_file, recall, record, step_s
 from runner.plan import Pack, Predictor, make_plan
-from runner.plan.predict import QUANTIZED_BYTES
+from runner.plan.memory import QUANTIZED_BYTES
 from runner.schema import Experiment, LoraSettings
 from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.adapters.packed import PackedAdapters
