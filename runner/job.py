@@ -24,7 +24,7 @@ import yaml
 from pydantic import BaseModel
 
 from runner.errors import RunnerError, SettingsError
-from runner.paths import JobPaths, write_text
+from runner.paths import CONFIG_NAME, MANIFEST_NAME, JobPaths, write_text
 from runner.schema import Experiment
 from runner.schema.experiment import NOT_IDENTITY
 from runner.schema.job import JobSettings
@@ -208,7 +208,8 @@ def read_job(folder: Path) -> Job:
         manifest = _remembered[paths.folder] = read_manifest(folder)
         return Job(manifest["id"], settings, manifest["identity"], paths.folder, tuple(manifest["overrides"]))
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise RunnerError(f"{folder} holds no job that can be read: {error}") from error
+        why = f"its {MANIFEST_NAME} or {CONFIG_NAME} lacks {error}" if isinstance(error, KeyError) else error
+        raise RunnerError(f"{folder} holds no job that can be read: {why}") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -61,11 +61,18 @@ def test_a_folder_without_jobs(
     assert f"no job in {tmp_path}: name " in capsys.readouterr().err + caplog.text
 
 
-def test_a_job_that_cannot_be_read_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "config.yaml").write_text("a: [1\n")
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [("a: [1\n", "while parsing"), ("a: 1\n", "lacks 'task'"), ("task: {name: train}\n", "lacks 'id'")],
+)
+def test_a_job_that_cannot_be_read_is_told(
+    config: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "config.yaml").write_text(config)
 
     assert work.main(["--device", "cpu", str(tmp_path)]) == work.CRASHED_CODE
-    assert f"{tmp_path} holds no job that can be read" in caplog.text
+    assert f"{tmp_path} holds no job that can be read: " in caplog.text
+    assert said in caplog.text
 
 
 def test_a_folder_that_may_not_be_looked_into_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
