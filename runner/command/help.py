@@ -21,6 +21,13 @@ ENDING = """
 Every setting can be overridden as key=value; all of them, with units and defaults: docs/configuration.md.
 Your own choices: --config-dir DIR, with DIR/<group>/<choice>.yaml.  Hydra's own flags: --hydra-help.
 Results: outputs/<name>/<job id>/ and outputs/<name>/report.html (RUNNER_OUTPUTS moves them).
+
+Beside it, each with a --help of its own (python -m runner.status ...):
+  status   how far jobs are                     stop     end what runs elsewhere, after it has saved
+  report   report.html anew, from folders       gallery  look at trainings and draw with them, in a browser
+  clean    what could be freed, and free it     serve    answer prompts over HTTP, as on SageMaker
+  track    log jobs anew to W&B               image    the image for SageMaker
+  doctor   what this machine has for trainings, and lacks
 """
 
 

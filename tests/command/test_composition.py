@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -148,8 +149,12 @@ def test_users_add_choices_of_their_own(tmp_path: Path) -> None:
     assert "did you mean wide?" in wrong.output
 
 
-def test_help_lists_every_group_and_recipe() -> None:
+def test_help_lists_every_group_recipe_and_command() -> None:
     text = runner("--help").output
+    started_by_others = {"runner", "container"}
+    commands = {file.parent.name for file in (ROOT / "runner").rglob("__main__.py")} - started_by_others
+    for name in {*commands, "doctor", "stop"}:
+        assert re.search(rf"(^|  ){name}   +\w", text, re.MULTILINE), name
 
     assert [name for name in (*GROUPS, *RECIPES) if name not in text] == []
 
