@@ -26,7 +26,7 @@ Beside it, each with a --help of its own (python -m runner.status ...):
   status   how far jobs are                     stop     end what runs elsewhere, after it has saved
   report   report.html anew, from folders       gallery  look at trainings and draw with them, in a browser
   clean    what could be freed, and free it     serve    answer prompts over HTTP, as on SageMaker
-  track    log jobs anew to W&B               image    the image for SageMaker
+  track    log jobs anew to W&B                 image    the image for SageMaker
   doctor   what this machine has for trainings, and lacks
 """
 
