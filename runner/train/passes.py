@@ -47,7 +47,8 @@ class Passes:
             try:
                 self._all_parts(adapters, runs)
             except torch.OutOfMemoryError as error:
-                fault = error
+                # Its traceback holds on to what the failed pass has made, and none of that could be given back.
+                fault = error.with_traceback(None)
             if not self.base.place.any(fault is not None):
                 return
             forget(adapters, [run for _, run in runs])

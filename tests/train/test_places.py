@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from runner.job import Job, State, read_manifest, state_of
 from runner.measured import measurements_file
 from runner.train import passes
 from runner.train.adapters.packed import PackedAdapters
+from runner.train.base import Base
 from runner.train.loop import train
 from runner.train.memory import within_memory
 from tests.train.bench import CPU, Bench, Listed, difference, records, weights
@@ -133,7 +135,10 @@ class Memory:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, images: int) -> None:
         self.images = images
         self.passes: list[int] = []
-        backward = passes.Passes._backward
+        self.kept: list[bool] = []
+        """Of each attempt to give memory back, whether the pass that did not fit was still held."""
+        activations: list[weakref.ref[torch.Tensor]] = []
+        backward, collect = passes.Passes._backward, Base.collect
 
         def limited(each: passes.Passes, adapters: PackedAdapters, slices: list[passes.Slice]) -> None:
             rows = sum(len(positions) for _, _, positions in slices)
@@ -142,10 +147,18 @@ class Memory:
                 # Half-way: what is in the gradients by then must be forgotten.
                 adapters.gradient.normal_()
                 slices[0][1]._loss_of_step += 1000
+                activation = torch.ones(1)
+                activations.append(weakref.ref(activation))
                 raise torch.OutOfMemoryError("the device is full")
             backward(each, adapters, slices)
 
+        def watched(base: Base) -> None:
+            self.kept += [each() is not None for each in activations]
+            activations.clear()
+            collect(base)
+
         monkeypatch.setattr(passes.Passes, "_backward", limited)
+        monkeypatch.setattr(Base, "collect", watched)
 
 
 @pytest.mark.parametrize("images", [5, 2, 1])
@@ -171,7 +184,7 @@ def test_when_one_image_does_not_fit_activations_are_recomputed_and_then_it_is_s
     bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = bench.job(sdxl_folder, batch_size=2)
-    Memory(monkeypatch, 0)
+    memory = Memory(monkeypatch, 0)
     with pytest.raises(RunnerError, match="out of memory with a single image at a time; lower resolution"):
         bench.train(job)
     said = [record.getMessage() for record in caplog.records]
@@ -179,6 +192,7 @@ def test_when_one_image_does_not_fit_activations_are_recomputed_and_then_it_is_s
         "out of memory with 2 images at a time: going on with 1",
         "out of memory with one image at a time: activations are computed twice from here on",
     ]
+    assert memory.kept == [False, False, False], "what a failed pass has made is let go of before memory is given back"
 
 
 def test_validation_goes_on_in_smaller_portions() -> None:
