@@ -17,7 +17,7 @@ class Cost:
     packed_with: int = 1
     """Most jobs that were trained together with it, itself included."""
     peak_memory_gb: float = 0.0
-    """Most memory that its process held: of the GPU where there is one, of the host otherwise; 1e9 bytes."""
+    """Most memory that its process held: of the GPU where it used one, of the host otherwise; 1e9 bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ def alone_s(alone: Alone, timings: dict[str, float], steps: int) -> float:
 
 
 def peak_memory_gb() -> float:
-    """Most memory held so far: of the GPU where there is one, of this process otherwise."""
-    if torch.cuda.is_available():
+    """Most memory held so far: of the GPU where this process uses one, of itself otherwise."""
+    if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # kibibytes on Linux

@@ -17,6 +17,7 @@ from runner.measured import measurements_file
 from runner.train import passes
 from runner.train.adapters.packed import PackedAdapters
 from runner.train.base import Base
+from runner.train.cost import peak_memory_gb
 from runner.train.loop import train
 from runner.train.memory import within_memory
 from tests.train.bench import CPU, Bench, Listed, difference, records, weights
@@ -115,6 +116,11 @@ def test_the_time_of_a_worker_is_shared_out_among_its_jobs(bench: Bench, sdxl_fo
         assert manifest["timings_s"]["total"] == pytest.approx(sum(phases.values()), abs=0.01)
         assert manifest["cost"]["alone_s"] > 12 * 0.001
         assert manifest["cost"]["peak_memory_gb"] > 0.1
+
+
+def test_the_memory_of_a_training_on_the_cpu_is_the_hosts_beside_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert peak_memory_gb() > 0.1
 
 
 def test_a_worker_remembers_how_fast_it_was(bench: Bench, sdxl_folder: Path) -> None:
