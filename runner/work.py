@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 STARTED_S = time.perf_counter()
 INTERRUPTED_CODE = 130
 CRASHED_CODE = 70
-"""Exit code after an error that was no single job's: the jobs that were training are failed, and may be tried again."""
+"""Exit code after an error that was no single job's: the jobs that were training are failed, and may be tried again;
+so are all others where nothing can be trained at all."""
 
 LAUNCHER_PID = "RUNNER_LAUNCHER_PID"
 """Environment variable with the process that started this worker and will settle what it leaves."""
@@ -107,8 +108,12 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
     from runner.train.loop import train
     from runner.train.place import Place
 
-    with _no_longer_than_its_parent():
-        place = Place.here(options.device)
+    try:
+        with _no_longer_than_its_parent():
+            place = Place.here(options.device)
+    except RunnerError as error:
+        log.error("%s", error)
+        return CRASHED_CODE  # whatever the job, it would not go better
     if not place.is_main:
         logging.getLogger().setLevel(logging.ERROR)
     # How the jobs went is for the main process to say, which may be on another machine: here nothing went wrong.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from runner.errors import Interrupted, RunnerError
-from runner.machine import cpu_name, with_threads
+from runner.machine import cpu_name, find_gpus, with_threads
+
+log = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
 
@@ -38,9 +41,17 @@ class Place:
 
     @classmethod
     def here(cls, device: str) -> Place:
-        """Join the other processes, if accelerate started several; `device` is auto, cpu or cuda."""
+        """Join the other processes, if accelerate started several; `device` is auto, cpu or cuda.
+
+        Raises:
+            RunnerError: it is cuda, and torch finds no GPU that it can use.
+        """
         # Unless told that there is no GPU, accelerate takes several processes without one for several single ones.
-        cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        cpu = device == "cpu" or not torch.cuda.is_available()
+        if cpu and device == "cuda":
+            raise RunnerError(f"device = 'cuda': {_no_gpu()}")
+        if cpu and device == "auto" and find_gpus():
+            log.warning("training on the CPU, although there is an NVIDIA GPU: %s", _no_gpu())
         state = PartialState(cpu=cpu, timeout=COLLECTIVE_TIMEOUT)
         place = cls(torch.device(state.device), state.process_index, state.num_processes)
         if place.world > 1:
@@ -199,3 +210,13 @@ class Place:
     def describe(self) -> str:
         """The devices in words, for the manifest."""
         return self.device_name if self.world == 1 else f"{self.world} x {self.device_name}"
+
+
+def _no_gpu() -> str:
+    """Why torch uses no GPU."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} finds no GPU: it is built without CUDA; install a build for CUDA"
+    return (
+        f"torch {torch.__version__} finds no GPU: is one visible (CUDA_VISIBLE_DEVICES), and is the driver new enough "
+        f"for CUDA {torch.version.cuda}?"
+    )

@@ -6,8 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
+from runner import work
+from runner.errors import RunnerError
 from runner.machine import Device, find_gpus, this_machine
+from runner.train.place import Place
 from tests.command_line import runner
 from tests.launch.running import Running, manifests, outputs
 
@@ -60,6 +64,18 @@ def test_a_plan_names_the_gpus(driver: Path) -> None:
     assert answer.code == 0, answer.output
     assert "on 2 x NVIDIA H100 80GB HBM3, 86 GB each" in answer.output
     assert "4 jobs, 2 at once by each worker (shared among 2 workers); 2 workers" in answer.output
+
+
+def test_where_a_gpu_is_asked_for_that_torch_cannot_use_nothing_is_trained_on_the_cpu(
+    driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "config.yaml").touch()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RunnerError, match=r"device = 'cuda': torch \S+ finds no GPU: .*CUDA"):
+        Place.here("cuda")
+    assert work.main(["--device", "cuda", str(tmp_path)]) == work.CRASHED_CODE, "a job is not tried again for that"
+    assert Place.here("auto").device.type == "cpu"
+    assert "training on the CPU, although there is an NVIDIA GPU: torch" in caplog.text
 
 
 def test_more_workers_than_gpus_are_refused(driver: Path) -> None:
