@@ -146,25 +146,47 @@ def disk_of(folder: Path) -> tuple[float, int]:
 
 def find_gpus() -> tuple[Device, ...]:
     """The NVIDIA GPUs that a process started here may use, as the driver's own tool lists them."""
-    query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines() if answer.returncode == 0]
+    answer = _driver_says("--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits")
+    rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines()]
     found = {row[0]: Device("cuda", row[2], _mebibytes(row[3]), row[0]) for row in rows if len(row) == 4}
-    found |= {row[1]: found[row[0]] for row in rows if len(row) == 4}
+    by_uuid = {row[1]: found[row[0]] for row in rows if len(row) == 4}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return tuple({device.selector: device for device in found.values()}.values())
+        return tuple(found.values())
     wanted = [entry.strip() for entry in visible.split(",") if entry.strip()]
-    # As CUDA does: what follows an entry that is no device is not seen.
+    if any(entry.startswith("MIG-") for entry in wanted):
+        by_uuid |= _parts_of_gpus()
+    # As CUDA does: the beginning of a UUID may stand for it, what follows an entry that is no device is not seen, and a
+    # process sees one part of a GPU at most.
     seen = []
     for entry in wanted:
-        if entry not in found:
+        meant = [found[entry]] if entry in found else [each for uuid, each in by_uuid.items() if uuid.startswith(entry)]
+        if len(meant) != 1:
             break
-        seen.append(dataclasses.replace(found[entry], selector=entry))
+        seen.append(dataclasses.replace(meant[0], selector=entry))
+        if entry.startswith("MIG-"):
+            break
     return tuple(seen)
+
+
+def _parts_of_gpus() -> dict[str, Device]:
+    """The instances that GPUs are divided into (MIG), by UUID; named as CUDA names them."""
+    parts, gpu = {}, ""
+    for line in _driver_says("-L").splitlines():
+        if found := re.match(r"GPU \d+: (.+) \(UUID: ", line):
+            gpu = found[1]
+        elif found := re.match(r"\s+(MIG \S*?(\d+)gb\S*)\s.*\(UUID: (MIG-\S+)\)", line):
+            parts[found[3]] = Device("cuda", f"{gpu} {found[1]}", float(found[2]), found[3])
+    return parts
+
+
+def _driver_says(*question: str) -> str:
+    """What the driver's own tool answers; nothing where there is none, or it fails."""
+    try:
+        answer = subprocess.run(["nvidia-smi", *question], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout if answer.returncode == 0 else ""
 
 
 def _mebibytes(text: str) -> float | None:

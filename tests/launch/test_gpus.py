@@ -15,6 +15,11 @@ from runner.train.place import Place
 from tests.command_line import runner
 from tests.launch.running import Running, manifests, outputs
 
+PARTS = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa)
+  MIG 3g.40gb     Device  0: (UUID: MIG-cccc)
+  MIG 1g.10gb     Device  1: (UUID: MIG-dddd)
+GPU 1: NVIDIA L4 (UUID: GPU-bbbb)
+"""
 LISTED = "0, GPU-aaaa, NVIDIA H100 80GB HBM3, 81559\n1, GPU-bbbb, NVIDIA L4, 23034\n"
 
 
@@ -23,7 +28,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with two GPUs, as far as anybody asks the driver's tool."""
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
-    tool.write_text(f"#!/bin/sh\nprintf '{LISTED}'\n")
+    tool.write_text(f"#!/bin/sh\nif [ $1 = -L ]; then printf '{PARTS}'; else printf '{LISTED}'; fi\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -44,13 +49,19 @@ def test_gpus_are_found_with_their_names_and_memory(driver: Path) -> None:
 
 @pytest.mark.parametrize(
     ("visible", "expected"),
-    [("1", ["1"]), ("1,0", ["1", "0"]), ("GPU-bbbb", ["GPU-bbbb"]), ("", []), ("-1", []), ("0,7,1", ["0"])],
+    [("1", ["1"]), ("1,0", ["1", "0"]), ("GPU-bbbb", ["GPU-bbbb"]), ("", []), ("-1", []), ("0,7,1", ["0"])]
+    + [("GPU-b", ["GPU-b"]), ("GPU-", []), ("MIG-dddd,MIG-cccc", ["MIG-dddd"]), ("MIG-eeee", [])],
 )
 def test_only_visible_gpus_count(
     driver: Path, monkeypatch: pytest.MonkeyPatch, visible: str, expected: list[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert selectors() == expected
+
+
+def test_a_part_of_a_gpu_has_the_name_that_cuda_gives_it(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-dddd")
+    assert find_gpus() == (Device("cuda", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", 10.0, "MIG-dddd"),)
 
 
 @pytest.mark.parametrize("content", ["#!/bin/sh\nexit 9\n", "#!/bin/sh\necho No devices were found\n"])
