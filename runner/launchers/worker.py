@@ -69,6 +69,8 @@ class Worker:
         environment = worker_environment(threads)
         if machine.has_gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(places)
+            # The driver's tool counts GPUs in this order; CUDA by itself begins with the fastest.
+            environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         self.process: subprocess.Popen[bytes] | Forked
         if CAN_FORK and at_most >= FORKED_FROM and not machine.has_gpus and not self._is_group:
             options = worker_options(queue, at_once=at_once, device=device)

@@ -49,8 +49,10 @@ def test_gpus_are_found_with_their_names_and_memory(driver: Path) -> None:
 
 @pytest.mark.parametrize(
     ("visible", "expected"),
-    [("1", ["1"]), ("1,0", ["1", "0"]), ("GPU-bbbb", ["GPU-bbbb"]), ("", []), ("-1", []), ("0,7,1", ["0"])]
-    + [("GPU-b", ["GPU-b"]), ("GPU-", []), ("MIG-dddd,MIG-cccc", ["MIG-dddd"]), ("MIG-eeee", [])],
+    [
+        *[("1", ["1"]), ("1,0", ["1", "0"]), ("GPU-bbbb", ["GPU-bbbb"]), ("", []), ("-1", []), ("0,7,1", ["0"])],
+        *[("GPU-b", ["GPU-b"]), ("GPU-", []), ("MIG-dddd,MIG-cccc", ["MIG-dddd"]), ("MIG-eeee", [])],
+    ],
 )
 def test_only_visible_gpus_count(
     driver: Path, monkeypatch: pytest.MonkeyPatch, visible: str, expected: list[str]
@@ -111,5 +113,6 @@ def test_each_worker_sees_a_gpu_of_its_own(driver: Path, sdxl_folder: Path) -> N
         running.process.terminate()
         answer = running.end()
     assert seen == {"CUDA_VISIBLE_DEVICES=0", "CUDA_VISIBLE_DEVICES=1"}
+    assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in variables, "or they would be other ones where GPUs differ"
     assert answer.code == 130, answer.output
     assert {manifest["state"] for manifest in manifests().values()} == {"interrupted"}
