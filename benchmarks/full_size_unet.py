@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import itertools
 import statistics
 import time
@@ -100,6 +101,7 @@ class SyntheticBase:
 
     def collect(self) -> None:
         """Give back the memory of what was let go of."""
+        gc.collect()  # an optimizer and its schedule know each other
         torch.cuda.empty_cache()
 
     def checkpoint_gradients(self) -> bool:
@@ -220,6 +222,7 @@ def measure(jobs: int, batch: int, checkpointing: bool, base: SyntheticBase, opt
         OutOfMemoryError: not even one image fits.
     """
     on_gpu = base.place.device.type == "cuda"
+    base.collect()  # or the packs before this one would be in its figure
     base.set_checkpointing(checkpointing)
     pack = Pack(base.place)
     runs = [
@@ -229,12 +232,13 @@ def measure(jobs: int, batch: int, checkpointing: bool, base: SyntheticBase, opt
     pack.found(base, Conditions.of(runs[0].job, device="", processes=1))  # type: ignore[arg-type]
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    pack.join(runs)
-    assert pack.adapters is not None and pack.passes is not None
     try:
+        pack.join(runs)
         times = Stopwatch(base.place.device).milliseconds(pack.step, warmup=options.warmup, count=options.steps)
     finally:
-        pack.adapters.detach()
+        if pack.adapters is not None:
+            pack.adapters.detach()
+    assert pack.passes is not None
     peak_gib = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
     return Speed(jobs, batch, checkpointing, statistics.median(times), peak_gib, pack.passes.most_rows)
 
@@ -259,8 +263,6 @@ def all_packs(base: SyntheticBase, options: argparse.Namespace, peak: float) -> 
             print(
                 f"| {base.resolution} | {jobs} | {batch} | {checkpointing} | out of memory |" + " - |" * 6, flush=True
             )
-        if base.place.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,0 +1,49 @@
+"""The benchmark that waits for a GPU runs on a CPU, and what one pack leaves is not measured with the next."""
+
+from __future__ import annotations
+
+import runpy
+import weakref
+from typing import Any
+
+import pytest
+import torch
+
+from runner.errors import OutOfMemoryError
+from runner.train.passes import Passes
+from tests.command_line import ROOT
+from tests.train.bench import CPU
+
+
+@pytest.fixture
+def benchmark() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "benchmarks" / "full_size_unet.py"))
+
+
+def test_packs_on_the_full_size_unet_are_measured_one_by_one(
+    benchmark: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = benchmark["parse"](["--tiny", "--warmup", "1", "--steps", "1"])
+    base, measure = benchmark["SyntheticBase"](benchmark["TINY"], CPU, torch.bfloat16), benchmark["measure"]
+    gradients: list[weakref.ref[torch.Tensor]] = []
+    backward = Passes._backward
+
+    def watched(passes: Passes, adapters: Any, slices: Any) -> None:
+        gradients.append(weakref.ref(adapters.joint_gradient))
+        backward(passes, adapters, slices)
+
+    monkeypatch.setattr(Passes, "_backward", watched)
+    found = measure(2, 1, False, base, options)
+    assert (found.jobs, found.most_rows) == (2, None)
+    assert found.step_ms > 0
+
+    def full(*_: Any) -> None:
+        assert not any(each() is not None for each in gradients), "the memory of the pack before is not given back"
+        raise torch.OutOfMemoryError("the device is full")
+
+    monkeypatch.setattr(Passes, "_backward", full)
+    with pytest.raises(OutOfMemoryError):
+        measure(2, 1, False, base, options)
+    assert not any("forward" in vars(module) for module in base.denoiser.modules()), (
+        "its adapters are still in the UNet"
+    )
