@@ -147,7 +147,10 @@ class JobRun:
         self._loss_of_step.zero_()
 
     def update(self) -> None:
-        """One optimizer step from the gradient that is there; no wait for the device."""
+        """One optimizer step from the gradient that is there.
+
+        Nothing waits for the device, but for Prodigy, and in fp16 any optimizer other than AdamW, as its libraries are.
+        """
         bind_gradients(self.optimizer, self.adapter)
         self._loss += self._loss_of_step
         self._loss_of_step.zero_()

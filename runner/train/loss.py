@@ -14,7 +14,7 @@ from runner.families.noise import NoiseSchedule
 from runner.families.process import NoiseProcess
 from runner.schema import LossSettings
 from runner.train.inputs.samples import Batch
-from runner.train.inputs.text import sent
+from runner.train.place import sent
 
 
 def residual(predicted_BCHW: Tensor, batch: Batch, noise: NoiseProcess, by_base_RCHW: Tensor | None = None) -> Tensor:

@@ -16,9 +16,9 @@ from runner.schema.shapes import Shape
 from runner.train.adapters.packed import PackedAdapters
 from runner.train.base import Base
 from runner.train.inputs.samples import Batch, join
-from runner.train.inputs.text import sent
 from runner.train.job_run import JobRun
 from runner.train.loss import residual, training_loss
+from runner.train.place import sent
 
 log = logging.getLogger(__name__)
 

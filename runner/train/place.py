@@ -212,6 +212,15 @@ class Place:
         return self.device_name if self.world == 1 else f"{self.world} x {self.device_name}"
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; one of the host without waiting for what a GPU still has to do."""
+    # Neither torch.tensor(..., device=...) does that, nor a copy out of pageable memory: that CUDA copies once more by
+    # itself, and for more than 64 KiB it may wait for the GPU. A pinned copy torch keeps until the GPU has read it.
+    if tensor.device.type == "cpu" and device.type != "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def _no_gpu() -> str:
     """Why torch uses no GPU."""
     if torch.version.cuda is None:

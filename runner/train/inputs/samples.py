@@ -28,6 +28,7 @@ from runner.schema.shapes import Shape
 from runner.train.inputs.noising import Noising, normal
 from runner.train.inputs.pairing import Pairing
 from runner.train.inputs.schedule import Schedule
+from runner.train.place import sent
 from runner.train.randomness import generator
 
 Caption = str | None
@@ -61,7 +62,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The tensors on a device."""
         moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
+            field.name: sent(value, device)
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }

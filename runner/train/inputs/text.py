@@ -10,6 +10,7 @@ from torch import Tensor
 
 from runner.families.family import Family, Text, TextStack
 from runner.train.inputs.samples import EMPTY, Caption
+from runner.train.place import sent
 
 LARGEST_ON_DEVICE_BYTES = 1 << 30
 """Embeddings of more captions than fit stay on the host: SDXL's take 0.6 MiB each, and each job has its own."""
@@ -39,7 +40,7 @@ class EncodedText:
         """The rows of these captions."""
         rows = torch.tensor([self.rows[caption] for caption in captions])
         return {
-            name: tensor.index_select(0, sent(rows, tensor.device)).to(self.device, non_blocking=True)
+            name: sent(tensor.index_select(0, sent(rows, tensor.device)), self.device)
             for name, tensor in self.tensors.items()
         }
 
@@ -77,12 +78,6 @@ class LiveText:
             return text
         keep = sent(torch.tensor([caption is not None for caption in captions]), self.device)
         return {name: _masked(tensor, keep) for name, tensor in text.items()}
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host, on a device."""
-    # Unlike torch.tensor(..., device=...), this does not make the host wait for all that the device still has to do.
-    return tensor.to(device, non_blocking=True)
 
 
 def _masked(tensor: Tensor, keep_B: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from runner.families.family import Family, Text, TextStack
 from runner.schema.method import NewTokens
 from runner.train.inputs.samples import Caption
-from runner.train.inputs.text import LiveText, sent
+from runner.train.inputs.text import LiveText
+from runner.train.place import sent
 
 NOWHERE = -1
 """In the places of a caption: no new word here."""
