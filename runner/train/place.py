@@ -52,6 +52,8 @@ class Place:
             raise RunnerError(f"device = 'cuda': {_no_gpu()}")
         if cpu and device == "auto" and find_gpus():
             log.warning("training on the CPU, although there is an NVIDIA GPU: %s", _no_gpu())
+        # fp32 is fp32: of what goes into convolutions, a GPU would otherwise round all but 10 bits away (TF32).
+        torch.backends.cudnn.allow_tf32 = False
         state = PartialState(cpu=cpu, timeout=COLLECTIVE_TIMEOUT)
         place = cls(torch.device(state.device), state.process_index, state.num_processes)
         if place.world > 1:

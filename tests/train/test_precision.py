@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from runner.families import find_family
 from runner.job import State, state_of
 from runner.train.checkpoint import load_checkpoint
+from runner.train.place import Place
 from tests.train.bench import Bench, difference, records, weights
 
 
@@ -92,3 +95,27 @@ def test_the_learning_rate_is_stepped_once_per_optimizer_step(
     assert state_of(job.folder) is State.COMPLETED
     wanted = {1: 0.0, 2: 1e-2, 3: 7.5e-3, 4: 2.5e-3}  # warm-up, peak, and the cosine down from it
     assert records(job, "train/lr") == pytest.approx(wanted, abs=1e-9)
+
+
+class RoundedConvolutions(TorchDispatchMode):
+    """Convolutions in fp32 as cuDNN makes them where it may: of both factors it takes 10 bits of the mantissa."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func.overloadpacket.__name__.startswith("convolution") and torch.backends.cudnn.allow_tf32:
+            args = tuple(_rounded(each) if isinstance(each, Tensor) else each for each in args)
+        return func(*args, **(kwargs or {}))
+
+
+def _rounded(values: Tensor) -> Tensor:
+    return ((values.contiguous().view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+
+
+def test_a_training_in_fp32_convolves_in_fp32(bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or, on a GPU, what the saved file gives would differ from what was trained, and the job would fail."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch has it
+    job = bench.job(sdxl_folder, steps=20, lora={"rank": 8, "targets": "linear_conv"})
+    place = Place.here("cpu")
+    with RoundedConvolutions():
+        assert bench.train(job, place=place)
