@@ -88,6 +88,7 @@ class Pack:
         self.clock.charge_training()
         if self.adapters is not None:
             self.adapters.detach()
+        self.adapters = None  # the next one takes as much memory
         self.adapters = (
             PackedAdapters(base.components(), [run.adapter for run in self.runs], dtype=base.dtype)
             if self.runs

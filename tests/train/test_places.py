@@ -14,7 +14,7 @@ import torch
 from runner.errors import RunnerError
 from runner.job import Job, State, read_manifest, state_of
 from runner.measured import measurements_file
-from runner.train import passes
+from runner.train import pack, passes
 from runner.train.adapters.packed import PackedAdapters
 from runner.train.base import Base
 from runner.train.cost import peak_memory_gb
@@ -133,6 +133,24 @@ def test_a_worker_remembers_how_fast_it_was(bench: Bench, sdxl_folder: Path) -> 
     assert [line["rows"] for line in lines] == [1, 3, 4], "each job alone, and both together"
     assert all(0 < line["step_s"] < 60 for line in lines)
     assert {line["base"] for line in lines} == {jobs[0].identity["model"]}
+
+
+def test_a_pack_gives_its_memory_back_before_the_next_one_takes_as_much(
+    bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+    packs: list[weakref.ref[PackedAdapters]] = []
+
+    class Watched(PackedAdapters):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            alive.append(sum(each() is not None for each in packs))
+            packs.append(weakref.ref(self))
+            super().__init__(*given, **named)
+
+    monkeypatch.setattr(pack, "PackedAdapters", Watched)
+    jobs = [bench.job(sdxl_folder, steps=steps, lora={"dora": steps == 2}) for steps in (1, 2, 3)]
+    assert bench.train(*jobs)
+    assert alive == [0, 0, 0], "of three jobs, then two, then one"
 
 
 class Memory:

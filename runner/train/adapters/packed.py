@@ -152,6 +152,7 @@ class PackedAdapters:
             del module.forward
         if for_good:  # the layers know their pack, which would be kept in memory by them
             self._layers.clear()
+            self._decomposed_layers.clear()
 
     def settle(self) -> None:
         """Keep only what draws, a copy of all weights: they are not changed or trained any more."""
