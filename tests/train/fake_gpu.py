@@ -74,8 +74,9 @@ class Waits(TorchDispatchMode):
             self._waits(f"{list(source.shape)} goes to {device} out of pageable memory")
 
     def _waits(self, why: str) -> None:
-        ours = [frame for frame in traceback.extract_stack() if "/runner/" in frame.filename]
-        self.found.append(f"{why}, at {Path(ours[-1].filename).name}:{ours[-1].lineno}")
+        stack = traceback.extract_stack()
+        last = next((frame for frame in reversed(stack) if "/runner/" in frame.filename), stack[-1])
+        self.found.append(f"{why}, at {Path(last.filename).name}:{last.lineno}")
 
 
 def step_on_a_gpu(root: Path, model: Path, settings: Sequence[Mapping[str, Any]], said: Path) -> None:
