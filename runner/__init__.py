@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+if sys.platform == "win32":  # processes lock folders against each other as POSIX has it
+    raise SystemExit("lora-runner needs Linux or macOS; on Windows, run it in WSL 2")
+
 __version__ = "0.1.0"
 
 PACKAGE = Path(__file__).resolve().parent

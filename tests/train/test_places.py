@@ -123,6 +123,12 @@ def test_the_memory_of_a_training_on_the_cpu_is_the_hosts_beside_a_gpu_too(monke
     assert peak_memory_gb() > 0.1
 
 
+def test_macos_counts_bytes_where_linux_counts_kibibytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    held_gb = peak_memory_gb()
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert peak_memory_gb() == pytest.approx(held_gb / 1024, rel=0.1)
+
+
 def test_a_worker_remembers_how_fast_it_was(bench: Bench, sdxl_folder: Path) -> None:
     jobs = [bench.job(sdxl_folder, seed=seed, steps=12, batch_size=batch) for seed, batch in ((1, 1), (2, 3))]
     with bench.own_cache():
