@@ -55,7 +55,8 @@ def fid(drawn_BD: Tensor, real_RD: Tensor, resampling: Resampling) -> Figure:
     metric = FrechetInceptionDistance(feature=Given(drawn.shape[1])).set_dtype(torch.float64)
     metric.update(real, real=True)
     metric.update(drawn, real=False)
-    value = float(metric.compute())
+    # What eigenvalues round off may bring it below what a distance can be; so may moving the interval, further down.
+    value = max(float(metric.compute()), 0.0)
     small, large = sorted((len(drawn), len(real)))
     if small > MOST_TO_RESAMPLE:
         log.info("fid_score: no interval for more than %d images", MOST_TO_RESAMPLE)
@@ -69,7 +70,6 @@ def fid(drawn_BD: Tensor, real_RD: Tensor, resampling: Resampling) -> Figure:
         centred=True,
         count=min(times, resampling.count),
     )
-    # Moving it may have moved it below what a distance can be.
     return found if found.low is None else dataclasses.replace(found, low=max(found.low, 0.0))
 
 

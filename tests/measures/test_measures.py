@@ -87,6 +87,9 @@ def test_fid_of_a_moved_cloud_is_the_square_of_the_way() -> None:
     cloud = features(50, 8, seed=3)
     assert distances.fid(cloud, cloud + 0.5, USUAL).value == pytest.approx(8 * 0.25, rel=1e-4)
     assert distances.fid(cloud, cloud, USUAL).value == pytest.approx(0, abs=1e-5)
+    few = features(12, 200, seed=3)
+    same = distances.fid(few, few, USUAL)
+    assert same.low == 0 <= same.value == pytest.approx(0, abs=1e-4)
 
 
 def test_fid_of_few_images_is_too_high_and_kid_is_not() -> None:
