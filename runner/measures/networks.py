@@ -21,6 +21,8 @@ from runner.families.loading import MORE_THAN_WEIGHTS
 
 PICTURES_AT_ONCE = 16
 FIX = "give a folder in transformers layout with its preprocessor_config.json, or the id of one on the Hub"
+CLASS_TOKENS = {"cls_token", "class_embedding"}
+"""What transformers calls the parameter of a token that stands for the whole picture."""
 
 
 class PictureNetwork(Protocol):
@@ -31,8 +33,8 @@ class PictureNetwork(Protocol):
 
 
 class Vision:
-    """A vision network of transformers, such as DINO, DINOv2 or ViT: the features of its first (class) token; of a
-    network without tokens the mean over all places, and of one that knows texts too what it compares with them.
+    """A vision network of transformers, such as DINO, DINOv2 or ViT: the features of its class token, which comes
+    first; of a network without one the mean over all places, of one that knows texts too what it compares with them.
 
     Raises:
         SettingsError: it cannot be loaded.
@@ -41,6 +43,8 @@ class Vision:
     def __init__(self, key: str, named: str, device: torch.device) -> None:
         self.network, self.processor = _of_transformers(key, named, device)
         self.device = device
+        names = [name.rpartition(".")[2] for name, _ in self.network.named_parameters()]
+        self._has_class_token = not CLASS_TOKENS.isdisjoint(names)
 
     def pictures(self, pictures: Sequence[Image]) -> Tensor:
         """Features_BD of these."""
@@ -51,7 +55,9 @@ class Vision:
         if hasattr(self.network, "get_image_features"):
             return _projected(self.network.get_image_features(**given))
         hidden: Tensor = self.network(**given).last_hidden_state
-        return hidden[:, 0] if hidden.ndim == 3 else hidden.flatten(2).mean(dim=2)
+        if hidden.ndim == 3:
+            return hidden[:, 0] if self._has_class_token else hidden.mean(dim=1)
+        return hidden.flatten(2).mean(dim=2)
 
 
 class Clip(Vision):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, SwinConfig, SwinModel
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -34,6 +34,15 @@ def save_clip(folder: Path) -> Path:
 def save_dino(folder: Path) -> Path:
     torch.manual_seed(2)
     Dinov2Model(Dinov2Config(**SMALL, image_size=SIDE_PX, patch_size=8)).save_pretrained(folder)
+    crop = {"height": SIDE_PX, "width": SIDE_PX}
+    BitImageProcessorPil(size={"shortest_edge": SIDE_PX}, crop_size=crop).save_pretrained(folder)
+    return folder
+
+
+def save_swin(folder: Path) -> Path:
+    torch.manual_seed(4)
+    config = SwinConfig(image_size=SIDE_PX, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    SwinModel(config).save_pretrained(folder)
     crop = {"height": SIDE_PX, "width": SIDE_PX}
     BitImageProcessorPil(size={"shortest_edge": SIDE_PX}, crop_size=crop).save_pretrained(folder)
     return folder

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torchmetrics.functional.multimodal import clip_score
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
-from transformers import AutoModel, CLIPModel, Dinov2Model
+from transformers import AutoModel, CLIPModel, Dinov2Model, SwinModel
 
 from runner.errors import SettingsError
 from runner.measures import distances, likeness
 from runner.measures.interval import Figure, Resampling
 from runner.measures.networks import Clip, Scripted, Vision, picture_network
-from tests.measures.networks import FEATURES, PROJECTED, Inception, save_clip, save_dino, save_inception
+from tests.measures.networks import FEATURES, PROJECTED, Inception, save_clip, save_dino, save_inception, save_swin
 
 CPU = torch.device("cpu")
 USUAL = Resampling()
@@ -150,6 +150,15 @@ def test_the_features_of_dino_are_those_of_its_class_token(tmp_path: Path) -> No
     torch.testing.assert_close(network.pictures(images), wanted)
     own = likeness.image_score(wanted[:1], wanted[:1], USUAL)
     assert own.value == pytest.approx(1)
+
+
+def test_the_features_of_a_network_without_a_class_token_are_the_mean_of_all_its_tokens(tmp_path: Path) -> None:
+    folder, images = save_swin(tmp_path / "swin"), pictures(3)
+    network = Vision("features.dino", str(folder), CPU)
+    plain = SwinModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        wanted = plain(**network.processor(images=images, return_tensors="pt")).pooler_output
+    torch.testing.assert_close(network.pictures(images), wanted)
 
 
 def test_a_network_that_is_stored_in_half_precision_computes_in_whole(tmp_path: Path) -> None:
