@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL.Image import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from runner.errors import SettingsError
@@ -23,6 +24,8 @@ PICTURES_AT_ONCE = 16
 FIX = "give a folder in transformers layout with its preprocessor_config.json, or the id of one on the Hub"
 CLASS_TOKENS = {"cls_token", "class_embedding"}
 """What transformers calls the parameter of a token that stands for the whole picture."""
+IDLE = ("pooler.", "embeddings.mask_token")
+"""Weights that play no part in a network's features; files often lack them."""
 
 
 class PictureNetwork(Protocol):
@@ -42,13 +45,13 @@ class Vision:
 
     def __init__(self, key: str, named: str, device: torch.device) -> None:
         self.network, self.processor = _of_transformers(key, named, device)
-        self.device = device
+        self.said, self.device = f"{key} = {named!r}", device
         names = [name.rpartition(".")[2] for name, _ in self.network.named_parameters()]
         self._has_class_token = not CLASS_TOKENS.isdisjoint(names)
 
     def pictures(self, pictures: Sequence[Image]) -> Tensor:
         """Features_BD of these."""
-        return _in_parts(pictures, self._some)
+        return _in_parts(self.said, pictures, self._some)
 
     def _some(self, pictures: Sequence[Image]) -> Tensor:
         given = self.processor(images=list(pictures), return_tensors="pt").to(self.device)
@@ -81,7 +84,7 @@ class Clip(Vision):
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Features_BD of these; what is longer than the network's context is cut off."""
-        return _in_parts(texts, self._some_texts)
+        return _in_parts(self.said, texts, self._some_texts)
 
     def _some_texts(self, texts: Sequence[str]) -> Tensor:
         longest = self.network.config.text_config.max_position_embeddings
@@ -114,13 +117,14 @@ class Scripted:
 
     def pictures(self, pictures: Sequence[Image]) -> Tensor:
         """Features_BD of these, which have one size."""
-        return _in_parts(pictures, self._some)
+        return _in_parts(self.said, pictures, self._some)
 
     def _some(self, pictures: Sequence[Image]) -> Tensor:
         bytes_B3HW = torch.from_numpy(np.stack([np.asarray(each.convert("RGB")) for each in pictures]))
-        features: Tensor = self.network(bytes_B3HW.permute(0, 3, 1, 2).to(self.device), **self._told)
-        if features.ndim != 2:
-            raise SettingsError(f"{self.said}: gives {tuple(features.shape)} and no row of features for each image")
+        features: Any = self.network(bytes_B3HW.permute(0, 3, 1, 2).to(self.device), **self._told)
+        if not isinstance(features, Tensor) or features.ndim != 2:
+            given = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
+            raise SettingsError(f"{self.said}: gives {given} and no row of features for each image")
         return features
 
 
@@ -140,8 +144,15 @@ def picture_network(key: str, named: str, device: torch.device) -> PictureNetwor
 def _of_transformers(key: str, named: str, device: torch.device) -> tuple[Any, Any]:
     from transformers import AutoImageProcessor, AutoModel
 
+    network, report = _loaded(key, named, AutoModel, output_loading_info=True)
+    # transformers makes up what a file lacks, by chance and anew at each start.
+    if missing := sorted(name for name in report["missing_keys"] if not name.startswith(IDLE)):
+        raise SettingsError(
+            f"{key} = {named!r}: its files lack {len(missing)} of the weights of a {type(network).__name__}, such as "
+            f"{missing[0]}; {FIX}"
+        )
     # In fp32, however it is stored: what half precision rounds away would be in every figure.
-    network = _loaded(key, named, AutoModel).float().eval().requires_grad_(False).to(device)
+    network = network.float().eval().requires_grad_(False).to(device)
     # The processors that work on Pillow images: the others need torchvision, and round differently.
     return network, _loaded(key, named, AutoImageProcessor, backend="pil")
 
@@ -153,7 +164,7 @@ def _loaded(key: str, named: str, kind: Any, **how: Any) -> Any:
         return kind.from_pretrained(local if local.is_dir() else named, trust_remote_code=False, **how)
     except pickle.UnpicklingError as error:
         raise SettingsError(f"{key} = {named!r}: {MORE_THAN_WEIGHTS}") from error
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SettingsError(f"{key} = {named!r}: cannot be loaded ({reason}); {FIX}") from error
 
@@ -165,7 +176,10 @@ def _projected(found: Any) -> Tensor:
 
 
 @torch.no_grad()
-def _in_parts(given: Sequence[Any], make: Any) -> Tensor:
+def _in_parts(said: str, given: Sequence[Any], make: Any) -> Tensor:
     starts = range(0, len(given), PICTURES_AT_ONCE)
     parts = [make(given[start : start + PICTURES_AT_ONCE]) for start in starts]
-    return torch.cat([part.float().cpu() for part in parts])
+    features_BD = torch.cat([part.float().cpu() for part in parts])
+    if spoilt := int((~features_BD.isfinite().all(dim=1)).sum()):
+        raise SettingsError(f"{said}: for {spoilt} of {len(given)} its features are not finite; give another network")
+    return features_BD

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torchmetrics.functional.multimodal import clip_score
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -248,6 +249,54 @@ def test_networks_that_cannot_be_used_are_named_with_their_key(tmp_path: Path) -
         Vision("features.dino", str(pickled), CPU)
     with pytest.raises(SettingsError, match=r"features.dino = 'nobody/nothing': cannot be loaded"):
         Vision("features.dino", "nobody/nothing", CPU)
+
+
+def test_a_network_whose_files_lack_weights_does_not_measure_with_random_ones(tmp_path: Path) -> None:
+    clip, dino = save_clip(tmp_path / "clip"), save_dino(tmp_path / "dino")
+    for folder, lacking, key in (
+        (clip, "text_projection.weight", "features.clip"),
+        (dino, "layernorm.bias", "features.dino"),
+    ):
+        file = folder / "model.safetensors"
+        kept = {name: tensor for name, tensor in load(file.read_bytes()).items() if name != lacking}
+        save_file(kept, file, metadata={"format": "pt"})
+        with pytest.raises(
+            SettingsError, match=rf"{key} = .*: its files lack 1 of the weights of a .*, such as {lacking}"
+        ):
+            picture_network(key, str(folder), CPU)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:5000], lambda whole: b""])
+def test_a_damaged_network_is_named_with_its_key(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    file = save_dino(tmp_path / "dino") / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(SettingsError, match=r"features.dino = .*dino': cannot be loaded \(Error while deserializing"):
+        Vision("features.dino", str(file.parent), CPU)
+
+
+def test_features_that_are_no_finite_numbers_are_refused(tmp_path: Path) -> None:
+    """What eigenvalues are asked of them for ends the whole process."""
+
+    class Spoilt(nn.Module):
+        def forward(self, images_B3HW: Tensor) -> Tensor:
+            return images_B3HW.float().amax(dim=(2, 3)).log()
+
+    torch.jit.script(Spoilt()).save(str(tmp_path / "spoilt.pt"))
+    black = [Image.new("RGB", (48, 40)), *pictures(2)]
+    with pytest.raises(
+        SettingsError, match=r"features.inception = .*spoilt.pt': for 1 of 3 its features are not finite"
+    ):
+        picture_network("features.inception", str(tmp_path / "spoilt.pt"), CPU).pictures(black)
+
+
+def test_a_scripted_network_that_gives_no_rows_of_features_is_refused(tmp_path: Path) -> None:
+    class Several(nn.Module):
+        def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+            return images_B3HW, images_B3HW
+
+    torch.jit.script(Several()).save(str(tmp_path / "several.pt"))
+    with pytest.raises(SettingsError, match=r"several.pt': gives a tuple and no row of features for each image"):
+        picture_network("features.inception", str(tmp_path / "several.pt"), CPU).pictures(pictures(2))
 
 
 def test_code_that_a_network_brings_is_not_run_and_nobody_is_asked(
