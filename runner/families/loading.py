@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from runner.errors import ModelError, SettingsError
@@ -33,21 +34,28 @@ def load_component(kind: Any, folder: Path, name: str, *, variant: str | None, d
     """One component, frozen, in evaluation mode, on the CPU.
 
     Raises:
-        ModelError: the folder holds no such component, or one of another kind.
+        ModelError: the folder holds no such component, one of another kind, or not all of it.
     """
     where = folder / name if name else folder
     try:
-        module: nn.Module = kind.from_pretrained(where, variant=variant, torch_dtype=dtype)
+        module, report = kind.from_pretrained(where, variant=variant, torch_dtype=dtype, output_loading_info=True)
     except pickle.UnpicklingError as error:
         # torch's own words say how to run it all the same.
         raise ModelError(f"model.path: {where} {MORE_THAN_WEIGHTS}") from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"model.path: {where} cannot be read as {kind.__name__} ({reason}); check model.path, model.family "
             "and model.variant"
         ) from error
-    return module.requires_grad_(False).eval()
+    # transformers makes up what the files lack, by chance and anew at each start; diffusers leaves it out.
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"model.path: {where} lacks {len(missing)} of the weights of a {kind.__name__}, such as {missing[0]}; "
+            "give a whole one"
+        )
+    loaded: nn.Module = module
+    return loaded.requires_grad_(False).eval()
 
 
 def load_vae(folder: Path, vae_folder: Path | None, variant: str | None, device: torch.device) -> AutoencoderKL:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from runner.embedded import MODEL_DIR
 from runner.errors import ModelError
 from runner.families.files import folder_hash
 from runner.families.loading import load_component
@@ -41,6 +46,42 @@ def test_a_pickle_of_more_than_weights_is_refused_and_not_run(tmp_path: Path) ->
     with pytest.raises(ModelError, match="has a pickled file that holds more than weights, and none of it is run"):
         load_component(CLIPTextModel, tmp_path, "", variant=None, dtype=torch.float32)
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "file"),
+    [
+        (CLIPTextModelWithProjection, "text_encoder_2", "model.safetensors"),
+        (UNet2DConditionModel, "unet", "diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_a_part_that_lacks_a_weight_or_is_damaged_is_refused(kind: Any, part: str, file: str, tmp_path: Path) -> None:
+    shutil.copytree(MODEL_DIR / part, tmp_path / part)
+    weights = tmp_path / part / file
+    whole = load(weights.read_bytes())
+    lacking = sorted(whole)[-1]
+    save_file({name: tensor for name, tensor in whole.items() if name != lacking}, weights, metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError, match=rf"{part} lacks 1 of the weights of a {kind.__name__}, such as {lacking}; give"
+    ):
+        load_component(kind, tmp_path, part, variant=None, dtype=torch.float32)
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ModelError, match=rf"{part} cannot be read as {kind.__name__} \("):
+        load_component(kind, tmp_path, part, variant=None, dtype=torch.float32)
+
+
+def test_a_vae_under_the_older_names_of_its_layers_is_whole(tmp_path: Path) -> None:
+    """As that of Stable Diffusion 1.5 is stored."""
+    shutil.copytree(MODEL_DIR / "vae", tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = load(file.read_bytes())
+    for now, before in older.items():
+        renamed = {name.replace(f".{now}.", f".{before}."): tensor for name, tensor in renamed.items()}
+    save_file(renamed, file, metadata={"format": "pt"})
+    found = load_component(AutoencoderKL, tmp_path, "", variant=None, dtype=torch.float32).state_dict()
+    wanted = load_component(AutoencoderKL, MODEL_DIR, "vae", variant=None, dtype=torch.float32).state_dict()
+    assert found.keys() == wanted.keys() and all(found[name].equal(tensor) for name, tensor in wanted.items())
 
 
 class _Harm:
