@@ -227,6 +227,10 @@ def test_what_has_no_network_is_left_out_unless_it_was_asked_for(networks: Netwo
         ({"prompts": None, "subject": None, "subject_class": None}, "subject = null: the prompts have a place for it"),
         ({"prompts": ["a star"], "subject_class": None}, "subject = '<one> house': has no effect"),
         ({"prompts": []}, "prompts = .*: should hold texts"),
+        (
+            {"prompts": ["a {}", "a star", "a <one> house"]},
+            "'a <one> house' stands there twice, and copies would count",
+        ),
         ({"subject_kind": "live"}, "subject_kind = live: has no effect with prompts"),
         ({"drift_in": "dino"}, "drift_in = dino: has no effect without base_drift"),
         ({"confidence": 1.0}, "less than 1"),

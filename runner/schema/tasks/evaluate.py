@@ -93,6 +93,12 @@ class Evaluate(WithAdapters, DrawingSettings, EvaluationSettings):
     def _can_be_drawn(self) -> Evaluate:
         if self.prompts is not None and (not self.prompts or any(not prompt.strip() for prompt in self.prompts)):
             raise ValueError(f"prompts = {list(self.prompts)}: should hold texts; null is DreamBooth's list")
+        drawn = [prompt.replace("{}", self.subject or "{}") for prompt in self.prompts or ()]
+        if twice := next((prompt for prompt in drawn if drawn.count(prompt) > 1), None):
+            raise ValueError(
+                f"prompts = {list(self.prompts or ())}: {twice!r} stands there twice, and copies would count as images "
+                "of their own; name it once, and give more seeds for more images"
+            )
         asks = self.draws_subject and (self.prompts is None or any("{}" in prompt for prompt in self.prompts))
         if asks and self.subject is None:
             raise ValueError(
