@@ -201,11 +201,24 @@ def _note(columns: Sequence[str], evaluations: Sequence[JobRecord]) -> str:
         parts.append(f"Below each figure is its interval of {100 * (shares.pop() or 0):.3g} % over the images.")
     if "fid_score" in columns:
         parts.append("FID can only be compared between equal numbers of images.")
-    differing, _ = differing_settings([job for job in evaluations if job.state == "completed"])
-    if unlike := [one.key for one in differing if one.key not in NOT_HOW]:
+    if unlike := _unlike([job for job in evaluations if job.state == "completed"]):
         said = f"{', '.join(unlike[:MAX_NAMED])} {'differ' if len(unlike) > 1 else 'differs'}"
         parts.append(f"Not all were measured alike: {said}. Compare only figures that were.")
     return " ".join(parts)
+
+
+def _unlike(evaluations: Sequence[JobRecord]) -> list[str]:
+    """The settings in which they were not measured alike: other values, or other content under the same name."""
+    differing, _ = differing_settings(evaluations)
+    keys = [one.key for one in differing if one.key not in NOT_HOW]
+    contents: dict[str, set[str]] = {}
+    for job in evaluations:
+        identity = job.section("identity")
+        networks = {f"features.{name}": each for name, each in as_mapping(identity.get("networks")).items()}
+        for key, content in {"real": identity.get("real"), **networks}.items():
+            if content is not None:
+                contents.setdefault(key, set()).add(str(content))
+    return keys + [key for key, each in contents.items() if len(each) > 1 and key not in keys]
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -84,6 +84,16 @@ def test_figures_that_were_not_measured_alike_are_told(sweep: Path) -> None:
     assert said in page_of(sweep).text
 
 
+def test_other_content_under_the_same_name_is_told(sweep: Path) -> None:
+    """Photographs were added to the folder, or another network was put in the place of one."""
+    change_manifest(sweep / "e-new", identity={"real": "b", "networks": {"clip": "c"}})
+    change_manifest(sweep / "e-old", identity={"real": "b", "networks": {"clip": "c"}})
+    change_manifest(sweep / "e-half", identity={"networks": {}})
+    assert "measured alike" not in page_of(sweep).text, "one that looked at neither is not measured differently"
+    change_manifest(sweep / "e-old", identity={"real": "other", "networks": {"clip": "other"}})
+    assert "Not all were measured alike: real, features.clip differ. Compare" in page_of(sweep).text
+
+
 def test_less_is_better_of_nothing_else(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "x" / "e", of=None, figures={"base_drift": (0.1, 0.05, 0.15)})
     text = page_of(tmp_path / "x").text
