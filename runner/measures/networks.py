@@ -121,7 +121,13 @@ class Scripted:
 
     def _some(self, pictures: Sequence[Image]) -> Tensor:
         bytes_B3HW = torch.from_numpy(np.stack([np.asarray(each.convert("RGB")) for each in pictures]))
-        features: Any = self.network(bytes_B3HW.permute(0, 3, 1, 2).to(self.device), **self._told)
+        try:
+            features: Any = self.network(bytes_B3HW.permute(0, 3, 1, 2).to(self.device), **self._told)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, torch.jit.Error) as error:
+            side, reason = pictures[0].size, str(error).strip().splitlines()[-1]
+            raise SettingsError(f"{self.said}: takes no bytes of {side[0]} x {side[1]} px ({reason})") from error
         if not isinstance(features, Tensor) or features.ndim != 2:
             given = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
             raise SettingsError(f"{self.said}: gives {given} and no row of features for each image")

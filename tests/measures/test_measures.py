@@ -289,6 +289,21 @@ def test_features_that_are_no_finite_numbers_are_refused(tmp_path: Path) -> None
         picture_network("features.inception", str(tmp_path / "spoilt.pt"), CPU).pictures(black)
 
 
+def test_a_scripted_network_that_takes_no_such_bytes_is_named_with_its_key(tmp_path: Path) -> None:
+    class Large(nn.Module):
+        def forward(self, images_B3HW: Tensor) -> Tensor:
+            assert images_B3HW.shape[2] == 299, "wants 299 px"
+            return images_B3HW.float().mean(dim=(2, 3))
+
+    torch.jit.script(Large()).save(str(tmp_path / "large.pt"))
+    torch.jit.script(nn.Conv2d(3, 2, 5)).save(str(tmp_path / "floats.pt"))
+    for name, reason in (("large.pt", "wants 299 px"), ("floats.pt", ".*")):
+        with pytest.raises(
+            SettingsError, match=rf"features.inception = .*{name}': takes no bytes of 48 x 40 px \(.*{reason}"
+        ):
+            picture_network("features.inception", str(tmp_path / name), CPU).pictures(pictures(2))
+
+
 def test_a_scripted_network_that_gives_no_rows_of_features_is_refused(tmp_path: Path) -> None:
     class Several(nn.Module):
         def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
