@@ -6,6 +6,7 @@ means; nothing here is fetched but what is named.
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +23,6 @@ from runner.families.loading import MORE_THAN_WEIGHTS
 
 PICTURES_AT_ONCE = 16
 FIX = "give a folder in transformers layout with its preprocessor_config.json, or the id of one on the Hub"
-CLASS_TOKENS = {"cls_token", "class_embedding"}
-"""What transformers calls the parameter of a token that stands for the whole picture."""
 IDLE = ("pooler.", "embeddings.mask_token")
 """Weights that play no part in a network's features; files often lack them."""
 
@@ -46,8 +45,6 @@ class Vision:
     def __init__(self, key: str, named: str, device: torch.device) -> None:
         self.network, self.processor = _of_transformers(key, named, device)
         self.said, self.device = f"{key} = {named!r}", device
-        names = [name.rpartition(".")[2] for name, _ in self.network.named_parameters()]
-        self._has_class_token = not CLASS_TOKENS.isdisjoint(names)
 
     def pictures(self, pictures: Sequence[Image]) -> Tensor:
         """Features_BD of these."""
@@ -58,9 +55,11 @@ class Vision:
         if hasattr(self.network, "get_image_features"):
             return _projected(self.network.get_image_features(**given))
         hidden: Tensor = self.network(**given).last_hidden_state
-        if hidden.ndim == 3:
-            return hidden[:, 0] if self._has_class_token else hidden.mean(dim=1)
-        return hidden.flatten(2).mean(dim=2)
+        if hidden.ndim != 3:
+            return hidden.flatten(2).mean(dim=2)
+        # Square pictures have a square number of places; one token more, or several, and the first is the class's.
+        only_places = math.isqrt(hidden.shape[1]) ** 2 == hidden.shape[1]
+        return hidden.mean(dim=1) if only_places else hidden[:, 0]
 
 
 class Clip(Vision):

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, SwinConfig, SwinModel
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+    DINOv3ConvNextConfig,
+    DINOv3ConvNextModel,
+    SwinConfig,
+    SwinModel,
+)
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -40,9 +51,18 @@ def save_dino(folder: Path) -> Path:
 
 
 def save_swin(folder: Path) -> Path:
+    sizes = {"image_size": SIDE_PX, "patch_size": 2, "embed_dim": 8, "window_size": 4}
+    return _save_vision(SwinModel, SwinConfig(depths=[1, 1], num_heads=[1, 2], **sizes), folder)
+
+
+def save_dinov3_convnext(folder: Path) -> Path:
+    config = DINOv3ConvNextConfig(hidden_sizes=[8, 8, 16, 24], depths=[1, 1, 1, 1])
+    return _save_vision(DINOv3ConvNextModel, config, folder)
+
+
+def _save_vision(kind: Any, config: Any, folder: Path) -> Path:
     torch.manual_seed(4)
-    config = SwinConfig(image_size=SIDE_PX, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
-    SwinModel(config).save_pretrained(folder)
+    kind(config).save_pretrained(folder)
     crop = {"height": SIDE_PX, "width": SIDE_PX}
     BitImageProcessorPil(size={"shortest_edge": SIDE_PX}, crop_size=crop).save_pretrained(folder)
     return folder

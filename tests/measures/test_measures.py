@@ -15,13 +15,22 @@ from torch import Tensor, nn
 from torchmetrics.functional.multimodal import clip_score
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
-from transformers import AutoModel, CLIPModel, Dinov2Model, SwinModel
+from transformers import AutoModel, CLIPModel, Dinov2Model
 
 from runner.errors import SettingsError
 from runner.measures import distances, likeness
 from runner.measures.interval import Figure, Resampling
 from runner.measures.networks import Clip, Scripted, Vision, picture_network
-from tests.measures.networks import FEATURES, PROJECTED, Inception, save_clip, save_dino, save_inception, save_swin
+from tests.measures.networks import (
+    FEATURES,
+    PROJECTED,
+    Inception,
+    save_clip,
+    save_dino,
+    save_dinov3_convnext,
+    save_inception,
+    save_swin,
+)
 
 CPU = torch.device("cpu")
 USUAL = Resampling()
@@ -153,10 +162,14 @@ def test_the_features_of_dino_are_those_of_its_class_token(tmp_path: Path) -> No
     assert own.value == pytest.approx(1)
 
 
-def test_the_features_of_a_network_without_a_class_token_are_the_mean_of_all_its_tokens(tmp_path: Path) -> None:
-    folder, images = save_swin(tmp_path / "swin"), pictures(3)
+@pytest.mark.parametrize("save", [save_swin, save_dinov3_convnext])
+def test_the_features_of_a_network_without_a_class_token_are_the_mean_of_its_places(
+    save: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """Of the second, whose first token is that mean already, that token."""
+    folder, images = save(tmp_path / "network"), pictures(3)
     network = Vision("features.dino", str(folder), CPU)
-    plain = SwinModel.from_pretrained(folder).eval()
+    plain = AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
         wanted = plain(**network.processor(images=images, return_tensors="pt")).pooler_output
     torch.testing.assert_close(network.pictures(images), wanted)
