@@ -215,6 +215,18 @@ def test_the_files_of_the_build_agree_with_it() -> None:
     assert 'ENTRYPOINT ["python", "-m", "runner.container"]' in dockerfile
 
 
+def test_each_dependency_of_the_image_has_a_tested_version() -> None:
+    (extras,) = re.findall(r"^ARG EXTRAS=(.+)$", (ROOT / "container" / "Dockerfile").read_text(), re.MULTILINE)
+    command = [sys.executable, "container/dependencies.py", "requirements", extras]
+    wanted = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    names = {re.split(r"[<>=; ]", line)[0] for line in wanted}
+    tested = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
+    assert "torch" in names and names <= tested
+
+
 def test_the_bases_torch_stays_where_it_will_do(tmp_path: Path) -> None:
     def constraints(python_path: Path) -> list[str]:
         environment = {**os.environ, "PYTHONPATH": str(python_path)}
