@@ -51,6 +51,22 @@ def test_the_huber_error_has_a_slope_everywhere(schedule: NoiseSchedule) -> None
     assert off.grad is not None and torch.isfinite(off.grad).all()
 
 
+@pytest.mark.parametrize(
+    ("weighting", "weights"),
+    [
+        ({}, [1.0, 1.0, 1.0]),
+        ({"snr_gamma": 5.0}, [5 / 1175.44, 5 / 8.454, 1.0]),
+        ({"debiased": True}, [1000**-0.5, 8.454**-0.5, 0.00468**-0.5]),
+    ],
+)
+def test_an_error_counts_as_much_as_its_timestep_does(
+    schedule: NoiseSchedule, weighting: Any, weights: list[float]
+) -> None:
+    off, timesteps = torch.full((3, 1, 2, 2), 2.0), torch.tensor([0, 100, 999])
+    losses = training_loss(off, timesteps, LossSettings(**weighting), schedule)
+    assert losses.tolist() == pytest.approx([4 * weight for weight in weights], rel=2e-3)
+
+
 def test_coarse_noise_is_as_strong_as_plain_noise_and_smoother(schedule: NoiseSchedule) -> None:
     plain, coarse = (
         Noising(Experiment(loss=LossSettings(**levels)), schedule).noise(generator(0, "test"), 7, (4, 32, 32))
@@ -64,6 +80,25 @@ def test_coarse_noise_is_as_strong_as_plain_noise_and_smoother(schedule: NoiseSc
 
     assert abs(likeness(plain)) < 0.05
     assert likeness(coarse) > 0.15
+
+
+def test_one_level_is_coarser_than_the_latent_by_less_than_four(schedule: NoiseSchedule) -> None:
+    noising = Noising(Experiment(loss=LossSettings(multires_levels=1, multires_discount=0.99)), schedule)
+    drawn = torch.stack([noising.noise(generator(0, "test", sample), sample, (4, 32, 32)) for sample in range(200)])
+    # Enlarged linearly, a number reaches as far as its neighbours: 4 pixels to either side at most.
+    likeness = {apart: float((drawn[..., apart:] * drawn[..., :-apart]).mean()) for apart in (1, 8)}
+    assert likeness[1] > 0.2
+    assert abs(likeness[8]) < 0.01
+
+
+def test_nothing_is_coarser_than_one_number_for_a_channel(schedule: NoiseSchedule) -> None:
+    one, many = (
+        Noising(Experiment(loss=LossSettings(multires_levels=levels)), schedule).noise(
+            generator(0, "test"), 7, (4, 2, 2)
+        )
+        for levels in (1, 10)
+    )
+    assert torch.equal(one, many)
 
 
 def test_what_is_perturbed_is_what_the_model_sees_and_not_what_it_predicts(bench: Bench, sdxl_folder: Path) -> None:
@@ -96,6 +131,12 @@ def test_biased_timesteps_are_drawn_as_many_times_as_often(schedule: NoiseSchedu
     assert earlier[:200].mean() == pytest.approx(2 * earlier[200:].mean(), rel=1e-2)
     never = drawn(schedule, timestep_bias="range", timestep_bias_range=(500, 1000), timestep_bias_multiplier=0)
     assert never.min() == 0 and never.max() == 499
+
+
+def test_the_largest_draw_is_a_timestep_whatever_rounding_makes_of_the_shares(schedule: NoiseSchedule) -> None:
+    for multiplier in (0.7, 1.1, 3.3):
+        settings = LossSettings(timestep_bias="earlier", timestep_bias_multiplier=multiplier, timestep_bias_portion=0.3)
+        assert Noising(Experiment(loss=settings), schedule).timestep(1 - 2**-53, (8, 8)) == 999
 
 
 def test_the_smallest_portion_is_one_timestep_and_not_all(schedule: NoiseSchedule) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from runner.data import crops_for
 from runner.train.inputs.samples import Batch, Samples, join
 from runner.train.place import Place
 from runner.train.randomness import generator, permutation
@@ -79,6 +80,30 @@ def test_a_latent_is_drawn_anew_each_time(bench: Bench, sdxl_folder: Path) -> No
     first, second, third = (samples.batch(step, range(1)) for step in steps)
     assert not torch.equal(first.latents, second.latents)
     assert not torch.equal(second.noise, third.noise)
+
+
+def test_every_crop_comes_as_often_and_latents_are_spread_as_the_vae_says(bench: Bench, sdxl_folder: Path) -> None:
+    dataset = {"crop": "random", "variants": 4, "flip": True}
+    samples = samples_of(bench, sdxl_folder, batch_size=200 * COUNT, dataset=dataset)
+    scale = float(str(samples.vae_config["scaling_factor"]))
+    batch = samples.batch(0, range(200 * COUNT))
+    crops = {item.id: crops_for(item, shape=(64, 64), mode="random", variants=4, flip=True) for item in samples.items}
+    expected = Counter((item.id, crop) for item in samples.items for crop in crops[item.id])
+    counts: Counter[Any] = Counter()
+    off = []
+    for sample, latent in zip(batch.sample_ids, batch.latents, strict=True):
+        image = samples.items[samples.schedule.image(sample)].id
+        posteriors = {(image, crop): samples.posteriors[image, crop] for crop in crops[image]}
+        deviations = {key: (latent / scale - mean) / std for key, (mean, std) in posteriors.items()}
+        key = min(deviations, key=lambda each: float(deviations[each].norm()))
+        counts[key] += 1
+        off.append(deviations[key])
+    assert len(expected) > 3 * COUNT
+    assert all(abs(counts[key] - 50 * number) < 30 for key, number in expected.items())
+    deviation = torch.stack(off)
+    assert float(deviation.mean()) == pytest.approx(0, abs=0.01)
+    assert float(deviation.std()) == pytest.approx(1, abs=0.01)
+    assert float((deviation * batch.noise).mean()) == pytest.approx(0, abs=0.01), "drawn apart from the noise"
 
 
 def test_seeds_differ_and_streams_do_not_meet() -> None:

@@ -133,11 +133,6 @@ class Samples:
         ids = self.schedule.samples(step, positions)
         return collate(ids, [self._sample(index, shape or self.shape(step)) for index in ids])
 
-    @property
-    def crops(self) -> list[tuple[Crop, ...]]:
-        """The crops of each image in its own shape."""
-        return [self._crops_in(image, shape_of(item, self.experiment)) for image, item in enumerate(self.items)]
-
     def _crops_in(self, image: int, shape: Shape) -> tuple[Crop, ...]:
         if (image, shape) not in self._crops:
             self._crops[image, shape] = crops_of(self.items[image], self.experiment, shape=shape)
