@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from pydantic import ValidationError
 
@@ -40,6 +41,17 @@ def test_flux_shifts_by_the_number_of_tokens(side: int, mu: float) -> None:
     scheduler.set_timesteps(sigmas=[0.9, 0.5, 0.1], mu=mu)
     ours = [process.timestep(level, EVENLY, (side, side)) / 1000 for level in (0.9, 0.5, 0.1)]
     assert ours == pytest.approx(scheduler.sigmas[:3].tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@pytest.mark.parametrize("side", [16, 64, 200])
+def test_a_shift_between_other_image_sizes_is_that_of_diffusers(side: int, kind: Any) -> None:
+    sizes = {"base_image_seq_len": 100, "max_image_seq_len": 5000, "base_shift": 0.7, "max_shift": 2.5}
+    config = {"use_dynamic_shifting": True, "time_shift_type": kind, "num_train_timesteps": 500, **sizes}
+    process, scheduler = FlowMatching(config), FlowMatchEulerDiscreteScheduler.from_config(config)
+    scheduler.set_timesteps(sigmas=[0.9, 0.5, 0.1], mu=calculate_shift((side // 2) ** 2, *sizes.values()))
+    ours = [process.timestep(level, EVENLY, (side, side)) for level in (0.9, 0.5, 0.1)]
+    assert ours == pytest.approx(scheduler.timesteps.tolist(), rel=1e-5)
 
 
 def test_a_shift_of_the_settings_takes_the_place_of_the_models() -> None:
