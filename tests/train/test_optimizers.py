@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.optimization import Adafactor
 
 from runner.job import Job
 from runner.train.adapters.adapter import Adapter, find_sites
@@ -51,6 +52,31 @@ def test_an_update_reaches_every_weight(bench: Bench, sdxl_folder: Path, name: s
     run.adapter.gradient.fill_(0.1)
     run.update()
     assert float((run.adapter.weights != before).float().mean()) > 0.99
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_weights_decay_by_their_share_of_the_learning_rate(bench: Bench, sdxl_folder: Path, name: str) -> None:
+    run = run_of(bench, bench.job(sdxl_folder, optimizer={"name": name, "lr": 0.1, "weight_decay": 0.5}))
+    run.adapter.weights.fill_(2.0)
+    run.adapter.gradient.zero_()
+    run.update()
+    assert torch.allclose(run.adapter.weights, torch.full_like(run.adapter.weights, 2.0 * (1 - 0.1 * 0.5)))
+
+
+def test_adafactor_sees_the_rows_and_columns_of_each_matrix(bench: Bench, sdxl_folder: Path) -> None:
+    run = run_of(bench, bench.job(sdxl_folder, optimizer={"name": "adafactor", "lr": 0.1, "max_grad_norm": 0.0}))
+    run.adapter.gradient.normal_(generator=torch.Generator().manual_seed(0))
+    alone = []
+    for (*_, weight), (*_, gradient) in zip(
+        run.adapter.parts(run.adapter.weights), run.adapter.parts(run.adapter.gradient), strict=True
+    ):
+        alone.append(torch.nn.Parameter(weight.clone()))
+        alone[-1].grad = gradient.clone()
+    decay = run.job.experiment.optimizer.weight_decay
+    Adafactor(alone, lr=0.1, scale_parameter=False, relative_step=False, weight_decay=decay).step()
+    run.update()
+    for (*_, weight), expected in zip(run.adapter.parts(run.adapter.weights), alone, strict=True):
+        assert torch.allclose(weight, expected)
 
 
 def test_text_encoders_have_their_own_learning_rate(bench: Bench, sdxl_folder: Path) -> None:
