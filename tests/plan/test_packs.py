@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from runner.encodings import CacheWork
-from runner.job import Job, State, make_job
+from runner.job import Job, State, make_job, make_task_job
 from runner.machine import Device, Machine, cores, host_memory_gb
 from runner.plan import Pack, Plan, Prediction, make_plan
+from runner.plan.packs import shared_out
 from runner.plan.words import plan_data, plan_lines
 from runner.schema import Experiment
+from runner.schema.tasks.generate import Generate
 
 CPU = Machine((Device("cpu", "a processor, 2 cores", 16.0),), cores=2)
 
@@ -129,6 +131,8 @@ def test_a_cpu_is_not_shared_where_its_memory_is_unknown_or_its_threads_are_give
     assert shapes(plan(seeds(8), CPU, Costs())) == [(8, 8, 1, 1)]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert shapes(plan(seeds(8), CPU, Costs(fitting=8))) == [(8, 8, 1, 1)]
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert shapes(plan(seeds(8), CPU, Costs(fitting=8))) == [(8, 4, 2, 1)]
 
 
 def test_a_search_has_as_many_workers_as_its_trials_are_worth() -> None:
@@ -164,11 +168,13 @@ def test_workers_of_a_queue_are_spread_over_their_own_gpus_only() -> None:
     assert shapes(plan([job(batch_size=12)], gpus(12), **settings)) == [(1, 1, 1, 4)]
     assert shapes(plan(seeds(2, batch_size=12), gpus(12), **settings)) == [(2, 1, 2, 4)]
     assert shapes(plan(seeds(1, batch_size=4), gpus(4), **{**settings, "concurrency": 4})) == [(1, 1, 1, 1)]
+    assert shapes(plan([job(batch_size=12)], gpus(4), **{**settings, "concurrency": None})) == [(1, 1, 1, 4)]
 
 
 def test_a_job_is_spread_over_no_more_gpus_than_it_has_images() -> None:
     assert shapes(plan([job(batch_size=2)], gpus(8))) == [(1, 1, 1, 2)]
     assert shapes(plan([job(batch_size=1)], gpus(8))) == [(1, 1, 1, 1)]
+    assert shapes(plan([job(batch_size=4), job(batch_size=2)], gpus(8))) == [(2, 1, 2, 2)]
 
 
 def test_memory_limits_the_pack_and_the_plan_says_so() -> None:
@@ -177,6 +183,43 @@ def test_memory_limits_the_pack_and_the_plan_says_so() -> None:
     assert found.packs[0].why == "as far as the memory holds them"
     assert shapes(plan(seeds(9), gpus(1), Costs(fitting=0))) == [(9, 1, 1, 1)]
     assert shapes(plan(seeds(9), gpus(1), Costs(fitting=4), pack=6)) == [(9, 6, 1, 1)], "the user's word counts"
+
+
+def test_the_plan_says_why_so_many_train_together() -> None:
+    def why(count: int, costs: Costs | None = None, **launcher: Any) -> str:
+        (pack,) = plan(seeds(count), CPU, costs, **launcher).packs
+        return pack.why
+
+    assert why(1) == ""
+    assert why(3) == "all together"
+    assert why(20) == "at most 8 on a CPU"
+    assert why(3, pack=2) == "launcher.pack=2"
+    assert why(8, Costs(fitting=8)) == "shared among 2 workers"
+
+
+def test_other_tasks_than_training_are_worked_through_one_by_one_on_every_place() -> None:
+    def drawing(number: int, **settings: Any) -> Job:
+        generate = Generate.model_validate({"task": {"name": "generate"}, "prompts": [f"a {number}"], **settings})
+        return make_task_job(generate, {"model": "base"}, outputs=Path("outputs"))
+
+    several = [drawing(number) for number in range(5)]
+    assert shapes(plan(several, gpus(1))) == [(5, 1, 1, 1)]
+    assert shapes(plan(several, gpus(4))) == [(5, 1, 4, 1)]
+    assert shapes(plan(several[:2], gpus(4))) == [(2, 1, 2, 1)]
+    assert shapes(plan(several, CPU, Costs(fitting=8))) == [(5, 1, 1, 1)]
+    assert shapes(plan([*several, drawing(9, precision="bf16"), job()], gpus(4))) == [
+        (5, 1, 4, 1),
+        (1, 1, 1, 1),
+        (1, 1, 1, 1),
+    ]
+
+
+def test_jobs_that_are_shared_out_are_as_much_to_do_for_each() -> None:
+    jobs = [job(steps=steps) for steps in (200, 100, 1000, 400)]
+    shares = shared_out(jobs, 2)
+    assert [[each.experiment.steps for each in share] for share in shares] == [[1000], [400, 200, 100]]
+    alike = seeds(5)
+    assert shared_out(alike, 2) == [alike[::2], alike[1::2]]
 
 
 def test_jobs_that_share_no_forward_pass_are_in_packs_of_their_own() -> None:
