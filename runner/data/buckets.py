@@ -23,19 +23,14 @@ def nearest_bucket(height_px: int, width_px: int, shapes: tuple[Shape, ...]) -> 
     """The bucket with the closest aspect ratio: the smallest |log(aspect of the image / aspect of the bucket)|.
 
     A logarithm, so that only the shape counts and not the size: an image and its enlargement go to one bucket, a
-    portrait and the same picture on its side to mirrored ones. Compared as exact fractions; of two buckets equally
-    close, the one of more pixels is taken, then the wider one.
+    portrait and the same picture on its side to mirrored ones. Of two buckets equally close, the one of more pixels is
+    taken, then the wider one.
     """
-
-    def distance(shape: Shape) -> tuple[Fraction, int, int]:
-        one, other = height_px * shape[1], width_px * shape[0]
-        return Fraction(max(one, other), min(one, other)), -shape[0] * shape[1], -shape[1]
-
     aspect = math.log(width_px / height_px)
     apart = [abs(aspect - math.log(width / height)) for height, width in shapes]
-    # Exact fractions decide only between those that a rounding error might be between.
-    nearly = min(apart) + 1e-9
-    return min((shape for shape, far in zip(shapes, apart, strict=True) if far <= nearly), key=distance)
+    nearly = min(apart) + 1e-9  # a rounding error does not decide between two
+    closest = [shape for shape, far in zip(shapes, apart, strict=True) if far <= nearly]
+    return max(closest, key=lambda shape: (shape[0] * shape[1], shape[1]))
 
 
 def training_shape(height_px: int, width_px: int, data: DatasetSettings, resolution: int) -> Shape:
