@@ -47,6 +47,15 @@ def test_center() -> None:
     assert crop == Crop(480, 640, 0, 80, 480, 480, False)
     both = crops_for(item, shape=(480, 480), mode="center", variants=4, flip=True)
     assert [c.flip for c in both] == [False, True]
+    (tall,) = crops_for(sized(480, 643), shape=(480, 480), mode="center", variants=4, flip=False)
+    assert tall == Crop(643, 480, 81, 0, 480, 480, False)
+
+
+def test_what_names_a_crop_in_a_cache_is_pinned() -> None:
+    """As the figures below; a square has one side."""
+    place = {"resized_h": 96, "resized_w": 80, "top": 3, "left": 5, "flip": True}
+    assert Crop(96, 80, 3, 5, 64, 64, True).content() == {**place, "size_px": 64}
+    assert Crop(96, 80, 3, 5, 64, 48, True).content() == {**place, "height_px": 64, "width_px": 48}
 
 
 def test_random_crops_are_pinned() -> None:
