@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from runner.errors import SettingsError
 from runner.job import Job, LockedError, State, is_held, lock, make_job, read_job, register, state_of, update_manifest
 from runner.queue import Claims, FixedQueue, Queue
 from runner.schema import Experiment
@@ -123,6 +125,28 @@ def test_only_pending_jobs_of_a_queue_are_taken(tmp_path: Path, state: State) ->
     assert state_of(first.folder) is state
 
 
+def test_a_queue_may_say_that_the_next_worker_takes_up_what_was_interrupted(tmp_path: Path) -> None:
+    interrupted, failed = jobs(tmp_path, 2)
+    update_manifest(interrupted.folder, state=State.INTERRUPTED)
+    update_manifest(failed.folder, state=State.FAILED)
+    source = queue(tmp_path, [])
+    source.write([interrupted.folder, failed.folder], is_open=False, resumes=True)
+    assert ids(claims(source).take(9)) == [interrupted.id]
+
+
+def test_a_job_whose_manifest_is_damaged_is_left_out_once_unless_it_was_asked_for_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged, whole = jobs(tmp_path, 2)
+    damaged.paths.manifest.write_text("{")
+    taker = claims(queue(tmp_path, [damaged, whole]))
+    assert ids(taker.take(9)) == [whole.id]
+    assert taker.take(9) == []
+    assert caplog.text.count("left out") == 1
+    with pytest.raises(SettingsError, match="is damaged"):
+        claims(FixedQueue([damaged.folder])).take(1)
+
+
 def test_folders_of_a_command_line_are_taken_in_any_state_but_completed(tmp_path: Path) -> None:
     first, second, third = jobs(tmp_path, 3)
     update_manifest(first.folder, state=State.FAILED)
@@ -132,7 +156,7 @@ def test_folders_of_a_command_line_are_taken_in_any_state_but_completed(tmp_path
 
 def test_a_folder_of_a_command_line_that_is_held_is_an_error_that_names_the_holder(tmp_path: Path) -> None:
     (only,) = jobs(tmp_path, 1)
-    with lock(only.folder), pytest.raises(LockedError, match="is being worked on by process"):
+    with lock(only.folder), pytest.raises(LockedError, match=f"is being worked on by process {os.getpid()};"):
         claims(FixedQueue([only.folder])).take(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,21 +13,22 @@ import pytest
 
 from runner.job import Job
 from runner.paths import JobPaths
+from runner.schema import PruningSettings
 from runner.track import MetricsFile
 from runner.train import loop
 from runner.train.loop import _prune
 from runner.train.pack import tried
 from runner.train.place import Place
-from runner.train.pruning import falls_behind
+from runner.train.pruning import falls_behind, rungs
 from tests.train.bench import Bench
 from tests.train.ranks import in_both
 
 PRUNING: dict[str, Any] = {"steps": 12, "pruning": {"name": "asha", "first": 2, "reduction": 2}}
 
 
-def measured(bench: Bench, model: Path, outputs: Path, losses: Sequence[float]) -> list[Job]:
+def measured(bench: Bench, model: Path, outputs: Path, losses: Sequence[float], **settings: Any) -> list[Job]:
     """Jobs of one experiment that have come to step 2, each with its loss there."""
-    jobs = [bench.job(model, outputs=outputs, seed=seed, **PRUNING) for seed in range(len(losses))]
+    jobs = [bench.job(model, outputs=outputs, seed=seed, **PRUNING, **settings) for seed in range(len(losses))]
     for job, loss in zip(jobs, losses, strict=True):
         MetricsFile(job.paths.metrics).append(2, {"validation/loss": loss})
     return jobs
@@ -58,8 +60,13 @@ def test_a_job_whose_manifest_cannot_be_read_is_left_out(
 
 @pytest.mark.parametrize(
     "other",
-    [{"validation": {"timesteps": 2}}, {"validation": {"max_images": 2}}, {"resolution": 32}],
-    ids=["timesteps", "images", "resolution"],
+    [
+        {"validation": {"timesteps": 2}},
+        {"validation": {"max_images": 2}},
+        {"validation": {"held_out": 0.5}},
+        {"resolution": 32},
+    ],
+    ids=["timesteps", "images", "held out", "resolution"],
 )
 def test_only_jobs_whose_loss_is_measured_alike_are_compared(
     bench: Bench, sdxl_folder: Path, tmp_path: Path, other: dict[str, Any]
@@ -70,6 +77,38 @@ def test_only_jobs_whose_loss_is_measured_alike_are_compared(
         MetricsFile(measured_otherwise.paths.metrics).append(2, {"validation/loss": 0.1})
     assert falls_behind(better, 2) is None
     assert "not among the best 1 of 2" in str(falls_behind(job, 2))
+
+
+@pytest.mark.parametrize(("direction", "best"), [("minimize", [0, 1]), ("maximize", [3, 4])])
+def test_the_best_part_of_those_that_came_so_far_goes_on(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, direction: str, best: list[int]
+) -> None:
+    losses = [0.1, 0.2, 0.3, 0.4, 0.5]
+    jobs = measured(bench, sdxl_folder, tmp_path, losses, objective={"direction": direction})
+    behind = bench.job(sdxl_folder, outputs=tmp_path, seed=9, **PRUNING)
+    MetricsFile(behind.paths.metrics).append(1, {"validation/loss": 0.0})
+    assert [index for index, job in enumerate(jobs) if falls_behind(job, 2) is None] == best
+
+
+def test_a_job_that_has_come_again_to_a_rung_is_judged_by_what_it_measured_last(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path
+) -> None:
+    other, again = measured(bench, sdxl_folder, tmp_path, [0.2, 0.1])
+    MetricsFile(again.paths.metrics).append(2, {"validation/loss": 0.3})
+    assert falls_behind(other, 2) is None
+    assert "0.3 at step 2 is not among the best 1 of 2" in str(falls_behind(again, 2))
+
+
+def test_a_loss_that_is_no_number_never_goes_on(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
+    for alone in measured(bench, sdxl_folder, tmp_path, [math.nan]):
+        assert falls_behind(alone, 2) is not None
+
+
+def test_rungs_are_so_many_times_as_far_each() -> None:
+    settings = PruningSettings(name="asha", first=2, reduction=3)
+    assert rungs(settings, 60) == [2, 6, 18, 54]
+    assert rungs(settings, 54) == [2, 6, 18], "at its end a job has nothing left to save"
+    assert rungs(PruningSettings(), 60) == []
 
 
 def test_what_is_left_out_is_said_once(

@@ -1,0 +1,44 @@
+"""What a job's folder says of it when a command takes it up again, and what it is called by."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from runner.job import Job, State, make_job, read_job, read_manifest, register, update_manifest
+from runner.schema import Experiment
+
+
+def job(tmp_path: Path, **settings: Any) -> Job:
+    experiment = Experiment.model_validate(settings)
+    return make_job(experiment, model="m", dataset="d", outputs=tmp_path, overrides=("a=b",))
+
+
+def test_an_id_is_the_hash_of_what_is_not_at_its_default(tmp_path: Path) -> None:
+    changed = job(tmp_path, seed=3, lora={"rank": 7}, optimizer={"name": "adamw"})
+    # The kind of optimizer counts even where it is the usual one.
+    identity = (
+        '{"dataset": "d", "model": "m", "schema": 1, '
+        '"settings.lora.rank": 7, "settings.optimizer.name": "adamw", "settings.seed": 3}'
+    )
+    assert changed.id == hashlib.sha256(identity.encode()).hexdigest()[:10]
+    assert changed.folder == tmp_path / changed.settings.name / changed.id
+    elsewhere = job(tmp_path, seed=3, lora={"rank": 7, "dora": False}, launcher={"name": "local", "pack": 1})
+    assert elsewhere.id == changed.id
+
+
+def test_a_job_that_is_taken_up_again_is_begun_anew_and_keeps_its_history(tmp_path: Path) -> None:
+    again = job(tmp_path)
+    register(again)
+    update_manifest(again.folder, state=State.FAILED, error="x", crashed=True, created="then", attempts=2, other=1)
+    assert read_job(again.folder).overrides == ("a=b",)
+    register(again)
+    manifest = read_manifest(again.folder)
+    assert [manifest[key] for key in ("state", "error", "crashed")] == ["pending", None, False]
+    assert [manifest[key] for key in ("created", "attempts", "other")] == ["then", 2, 1]
+    again.paths.manifest.unlink()
+    register(again)
+    manifest = read_manifest(again.folder)
+    assert (manifest["attempts"], "other" in manifest) == (0, False), "whoever has removed it, wants a new one"
+    assert manifest["created"] != "then"
