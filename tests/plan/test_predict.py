@@ -164,6 +164,40 @@ def test_unmeasured_packs_are_estimated_and_called_so() -> None:
     assert not pack.prediction.measured
     assert pack.prediction.alone_s > pack.prediction.seconds > 60
     assert 8 * 5.6 < pack.prediction.memory_gb < 85
+    # 14.19 TFLOP for an image, of which 200 in a second; an image drawn is half a step, and all are drawn twice.
+    images = 8 * (1000 + 2 * (4 * 25 * 2 + 8 * 4) / 2)
+    assert pack.prediction.seconds == pytest.approx(15 + images * 14.19 / 200, rel=0.03)
+
+
+def test_parts_and_processes_share_the_memory_of_a_batch() -> None:
+    two = Machine((GPU.devices[0], dataclasses.replace(GPU.devices[0], selector="1")), cores=16)
+    launcher = {"name": "local", "processes": 2, "concurrency": 1}
+    (small, parts, spread, both) = (
+        pack.prediction
+        for pack in (
+            packed(1, batch_size=2),
+            packed(1, batch_size=8, accumulation=4),
+            packed(1, two, batch_size=4, launcher=launcher),
+            packed(1, two, batch_size=8, accumulation=2, launcher=launcher),
+        )
+    )
+    assert small is not None and parts is not None and spread is not None and both is not None
+    assert small.memory_gb == parts.memory_gb == spread.memory_gb == both.memory_gb
+    larger = packed(1, batch_size=4).prediction
+    assert larger is not None and larger.memory_gb > small.memory_gb + 2 * 5
+
+
+@pytest.mark.parametrize("threads", [3, 4])
+def test_a_step_that_was_measured_on_as_many_threads_of_a_cpu_counts(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    record(
+        Conditions.of(job(0), device=f"a processor, {threads} threads", processes=1), [Measurement(1, 9.0, 12.0, 30.0)]
+    )
+    prediction = packed(1, Machine((Device("cpu", "a processor", 64.0),), cores=4)).prediction
+    assert prediction is not None
+    assert prediction.measured == (threads == 3), "one core is left to others"
 
 
 def test_a_search_is_predicted_as_so_many_jobs_like_the_first_one() -> None:
