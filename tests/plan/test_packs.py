@@ -152,6 +152,7 @@ def test_workers_of_a_queue_have_a_cpu_each() -> None:
     machine = Machine((Device("cpu", "a node", 16.0),), cores=2)
     slurm = {"name": "slurm", "gpus_per_node": 0, "concurrency": 4}
     assert shapes(plan(seeds(32), machine, CostsByMemory(), **slurm)) == [(32, 8, 4, 1)]
+    assert shapes(plan(seeds(32), machine, CostsByMemory(), **{**slurm, "concurrency": None})) == [(32, 8, 1, 1)]
 
 
 def test_small_packs_train_side_by_side_on_a_cpu() -> None:
@@ -206,7 +207,8 @@ def test_other_tasks_than_training_are_worked_through_one_by_one_on_every_place(
     assert shapes(plan(several, gpus(1))) == [(5, 1, 1, 1)]
     assert shapes(plan(several, gpus(4))) == [(5, 1, 4, 1)]
     assert shapes(plan(several[:2], gpus(4))) == [(2, 1, 2, 1)]
-    assert shapes(plan(several, CPU, Costs(fitting=8))) == [(5, 1, 1, 1)]
+    assert shapes(plan([drawing(number) for number in range(8)], CPU, Costs(fitting=8))) == [(8, 1, 1, 1)]
+    assert plan(several, gpus(1)).packs[0].why == "one after the other over one loaded base"
     assert shapes(plan([*several, drawing(9, precision="bf16"), job()], gpus(4))) == [
         (5, 1, 4, 1),
         (1, 1, 1, 1),
