@@ -1,7 +1,7 @@
 """Figures of `task=evaluate`: a table of what was measured, and columns for the trainings that it was measured of.
 
-Takes job records. A training has the figures of its newest completed evaluation in which its adapter was alone, at
-weight 1: another weight or a mix measures something else, and stands in the table only.
+Takes job records. A training has each figure of the newest completed evaluation that measured it of its adapter alone,
+at weight 1: another weight or a mix measures something else, and stands in the table only.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def figures_of(job: JobRecord) -> dict[str, Figure]:
 
 
 def figures_by_job(jobs: Iterable[JobRecord], evaluations: Sequence[JobRecord]) -> dict[str, Figures]:
-    """The figures of each job, by its id: an evaluation's own, a training's from its newest evaluation, or those that
-    it was completed with.
+    """The figures of each job, by its id: an evaluation's own; of a training each from the newest evaluation that has
+    it, or else as it was completed with.
 
     Args:
         evaluations: newest first.
@@ -110,9 +110,9 @@ def figures_by_job(jobs: Iterable[JobRecord], evaluations: Sequence[JobRecord]) 
     newest: dict[str, Figures] = {}
     for job in completed:
         if job.manifest.get("of") and set(_weights(job)) <= {1.0}:
-            newest.setdefault(str(job.manifest["of"]), figures_of(job))
-    own = {job.id: figures_of(job) for job in completed}
-    return {job.id: own.get(job.id) or newest.get(job.id) or figures_of(job) for job in jobs}
+            of = str(job.manifest["of"])
+            newest[of] = {**figures_of(job), **newest.get(of, {})}
+    return {job.id: {**figures_of(job), **newest.get(job.id, {})} for job in jobs}
 
 
 def named_columns(figures: Iterable[Figures]) -> list[str]:

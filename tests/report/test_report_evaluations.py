@@ -45,10 +45,11 @@ def heads(folder: Path) -> list[str]:
     return [re.sub("<.*?>", "", each) for each in re.findall("<th.*?>(.*?)</th>", table[: table.index("</thead>")])]
 
 
-def test_a_trainings_row_has_the_figures_of_its_newest_evaluation(sweep: Path) -> None:
+def test_a_trainings_row_has_each_figure_of_the_newest_evaluation_that_measured_it(sweep: Path) -> None:
     first, second = table_of(sweep)[:2]
-    assert heads(sweep)[2:5] == ["held-out loss", "FID", "CLIP text"], "and no DINO: the newest has none"
-    assert first[3:5] == ["118.3", "0.2714"] and second[3:5] == ["–", "–"], "half the weight is another result"
+    assert heads(sweep)[2:6] == ["held-out loss", "FID", "CLIP text", "DINO"]
+    assert first[3:6] == ["118.3", "0.2714", "0.5"], "the newer FID, and the DINO score that only the older has"
+    assert second[3:6] == ["–", "–", "–"], "half the weight is another result"
 
 
 def test_exports_hold_the_figures_with_their_intervals(sweep: Path) -> None:
@@ -120,9 +121,10 @@ def test_evaluations_alone_are_jobs_like_others(tmp_path: Path) -> None:
 
 
 def test_a_damaged_manifest_leaves_its_figures_out(sweep: Path) -> None:
-    damaged = {"fid_score": "high", "kid_score": {"value": float("nan")}, "dino_score": {"value": 0.5}, "other": None}
+    damaged = {"fid_score": "high", "kid_score": {"value": float("nan")}, "dino_score": {"value": 0.7}, "other": None}
     change_manifest(sweep / "e-new", figures=damaged)
-    assert heads(sweep)[3] == "DINO" and table_of(sweep)[0][3] == "0.5"
+    assert heads(sweep)[3:5] == ["FID", "DINO"]
+    assert table_of(sweep)[0][3:5] == ["90", "0.7"], "the FID is the older one's"
 
 
 def test_evaluations_fit_on_a_phone(sweep: Path, tmp_path: Path) -> None:
