@@ -10,22 +10,20 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from runner.embedded import MODEL_DIR
 from runner.families.arithmetic import count_text_encoder, count_unet
 from runner.families.shapes import SD15_UNET, SDXL_UNET
+from runner.families.targets import UNET
 from runner.job import Job, make_job
 from runner.machine import Device, Machine
 from runner.measured import Conditions, Measurement, measurements_file, recall, record, step_s
 from runner.plan import Pack, Predictor, make_plan
 from runner.plan.memory import QUANTIZED_BYTES
-from runner.schema import Experiment, LoraSettings
-from runner.train.adapters.adapter import Adapter, find_sites
-from runner.train.adapters.packed import PackedAdapters
+from runner.schema import Experiment
 from runner.train.adapters.quantized import quantize
+from tests.plan.counted import Counted, counted
 from tests.train.bench import CPU
 
 SDXL = SDXL_UNET | {
@@ -40,55 +38,23 @@ EMBEDDED: dict[str, Any] = json.loads((MODEL_DIR / "unet" / "config.json").read_
 SHAPES = {"sdxl, 1024 px": (SDXL, 128), "sd15, 512 px": (SD15, 64), "mini": (EMBEDDED, 16)}
 
 
-@dataclasses.dataclass
-class Counted:
-    """What torch itself counts of one image, on tensors without memory."""
-
-    products: float
-    backward: float
-    kept: float
-    parameters: float
-
-
-def counted(config: dict[str, Any], side: int) -> Counted:
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        unet = UNet2DConditionModel.from_config(config).requires_grad_(False).eval()
-        settings = LoraSettings(rank=16)
-        adapter = Adapter(settings, find_sites(settings, {"unet": unet}), seed=0, device=CPU.device)
-        pack = PackedAdapters({"unet": unet}, [adapter], dtype=torch.float32)
+def counted_unet(config: dict[str, Any], side: int) -> Counted:
+    def predict(unet: UNet2DConditionModel) -> torch.Tensor:
         sizes = None
         if config.get("addition_embed_type"):
             pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
             sizes = {"text_embeds": torch.randn(1, pooled), "time_ids": torch.ones(1, 6)}
         inputs = torch.randn(1, 4, side, side), torch.zeros(1), torch.randn(1, 77, config["cross_attention_dim"])
-        weights = {each.untyped_storage()._cdata for each in unet.parameters()}
-        weights |= {pack.weights.untyped_storage()._cdata}
-        kept: dict[int, int] = {}
+        output: torch.Tensor = unet(*inputs, added_cond_kwargs=sizes, return_dict=False)[0]
+        return output
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in weights:
-                kept[storage._cdata] = storage.nbytes()
-            return tensor
-
-        counter = FlopCounterMode(display=False)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), pack.using([(0, 1)], [[0]]):
-            with counter:
-                output = unet(*inputs, added_cond_kwargs=sizes, return_dict=False)[0]
-            numbers = sum(kept.values()) / 4
-        backward = FlopCounterMode(display=False)
-        with backward, pack.using([(0, 1)], [[0]]):
-            output.square().mean().backward()
-        parameters = sum(each.numel() for each in unet.parameters())
-        return Counted(counter.get_total_flops(), backward.get_total_flops(), numbers, parameters)
+    return counted("unet", lambda: UNet2DConditionModel.from_config(config), UNET, predict)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("sdxl") else name for name in SHAPES]
-)
+@pytest.mark.parametrize("name", list(SHAPES))
 def test_arithmetic_agrees_with_what_torch_counts(name: str) -> None:
     config, side = SHAPES[name]
-    work, found = count_unet(config, latent_side=side), counted(config, side)
+    work, found = count_unet(config, latent_side=side), counted_unet(config, side)
     # On the CPU torch does not count its attention kernel. Not counted here: adapters, and that the backward pass ends
     # at the first of them, which on a miniature of three blocks is a larger part of the whole.
     assert work.products == pytest.approx(found.products, rel=0.06)

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from runner.families import find_family
 from runner.families.known import FAMILIES
@@ -17,10 +15,9 @@ from runner.families.shapes import FLUX_TRANSFORMER, SD3_TRANSFORMER
 from runner.job import make_job
 from runner.machine import Device, Machine
 from runner.plan import Pack, Predictor, make_plan
-from runner.schema import Experiment, LoraSettings
-from runner.train.adapters.adapter import Adapter, find_sites
-from runner.train.adapters.packed import PackedAdapters
-from tests.train.bench import CPU, family_of
+from runner.schema import Experiment
+from tests.plan.counted import counted
+from tests.train.bench import family_of
 
 RANK, SIDE = 16, 128
 KINDS = {"sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel}
@@ -37,48 +34,25 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", list(SHAPES))
 def test_arithmetic_agrees_with_what_torch_counts(name: str) -> None:
     family_name, config = SHAPES[name]
-    family, kept = find_family(family_name), dict[int, int]()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        denoiser = KINDS[family_name].from_config(config).requires_grad_(False).eval()
-        settings = LoraSettings(rank=RANK)
-        sites = find_sites(settings, {"transformer": denoiser}, family.target_presets)
-        adapter = Adapter(settings, sites, seed=0, device=CPU.device)
-        pack = PackedAdapters({"transformer": denoiser}, [adapter], dtype=torch.float32)
+    family = find_family(family_name)
+
+    def predict(denoiser: Any) -> torch.Tensor:
         text = {
             "embeds": torch.randn(1, TOKENS[family_name], config["joint_attention_dim"]),
             "pooled": torch.randn(1, config["pooled_projection_dim"]),
         }
-        weights = {each.untyped_storage()._cdata for each in denoiser.parameters()}
-        weights |= {pack.weights.untyped_storage()._cdata}
+        return family.predict(denoiser, torch.randn(1, 16, SIDE, SIDE), torch.zeros(1), text, torch.zeros(1, 6))
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in weights:
-                kept[storage._cdata] = storage.nbytes()
-            return tensor
-
-        forward, backward = FlopCounterMode(display=False), FlopCounterMode(display=False)
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            pack.using([(0, 1)], [[0]]),
-            forward,
-        ):
-            noisy, sizes = torch.randn(1, 16, SIDE, SIDE), torch.zeros(1, 6)
-            output = family.predict(denoiser, noisy, torch.zeros(1), text, sizes)
-        numbers = sum(kept.values()) / 4
-        with backward, pack.using([(0, 1)], [[0]]):
-            output.square().mean().backward()
-        parameters = sum(each.numel() for each in denoiser.parameters())
-
+    found = counted("transformer", lambda: KINDS[family_name].from_config(config), family.target_presets, predict)
     work = FAMILIES[family_name].count(config, latent_side=SIDE)
     # On the CPU torch does not count its attention kernel. Not counted here: adapters, and that the backward pass ends
     # at the first of them.
-    assert work.products == pytest.approx(forward.get_total_flops(), rel=0.01)
+    assert work.products == pytest.approx(found.products, rel=0.01)
     assert work.training_flop(checkpointing=False) - work.products - 3 * work.attention == pytest.approx(
-        backward.get_total_flops(), rel=0.12
+        found.backward, rel=0.12
     )
-    assert work.kept == pytest.approx(numbers, rel=0.06)
-    assert work.parameters == pytest.approx(parameters, rel=0.01)
+    assert work.kept == pytest.approx(found.kept, rel=0.06)
+    assert work.parameters == pytest.approx(found.parameters, rel=0.01)
 
 
 def test_attention_grows_with_the_square_of_the_tokens() -> None:
