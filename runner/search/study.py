@@ -53,6 +53,7 @@ class Study:
     ) -> None:
         try:
             import optuna
+            from sqlalchemy import NullPool
             from sqlalchemy.exc import SQLAlchemyError
         except ImportError as error:
             raise SettingsError(
@@ -64,7 +65,9 @@ class Study:
         file.parent.mkdir(parents=True, exist_ok=True)
         self._file, self._refusals = file, (SQLAlchemyError, optuna.exceptions.StorageInternalError)
         with self._kept():
-            storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 60}})
+            # No connection outlives what it was made for: nobody has to close the last one.
+            how = {"connect_args": {"timeout": 60}, "poolclass": NullPool}
+            storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs=how)
             study = optuna.create_study(
                 study_name=_name(space, fixed, objective),
                 storage=storage,

@@ -51,10 +51,12 @@ def save_checkpoint(
         # In memory first: what torch says of a full disk nobody would understand.
         content = io.BytesIO()
         torch.save(dict(optimizer), content)
-        (temporary / OPTIMIZER).write_bytes(content.getbuffer())
+        content.seek(0)
+        with (temporary / OPTIMIZER).open("wb") as file:
+            shutil.copyfileobj(content, file)
         (temporary / ABOUT).write_text(json.dumps({"step": step, "identity": job.identity}), encoding="utf-8")
-        for file in temporary.iterdir():
-            with file.open("rb") as written:
+        for each in temporary.iterdir():
+            with each.open("rb") as written:
                 os.fsync(written.fileno())
         if target.exists():  # one that could not be read
             shutil.rmtree(target)

@@ -77,8 +77,11 @@ def test_where_the_process_that_workers_are_forked_from_is_killed_they_go_on_and
     tmp_path: Path,
 ) -> None:
     first = waiting(tmp_path)
-    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    server: int = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    os.kill(server, signal.SIGKILL)
     first._process.join(DEADLINE_S)  # until that is seen
+    while (stat := Path(f"/proc/{server}/stat")).exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)  # and until the system has ended it
     assert first.poll() is None, "it does not need the other one any more"
     second = waiting(tmp_path)
     second.send_signal(signal.SIGKILL)

@@ -60,7 +60,7 @@ def test_a_command_that_ends_early_does_not_say_that_nothing_was_started(
         launch=refuse,
     )
     monkeypatch.setattr(launch, "find_launcher", lambda _: here)
-    monkeypatch.setattr(launch, "_show", lambda *_: None)
+    monkeypatch.setattr(launch, "show", lambda *_: None)
     update_manifest(jobs[0].folder, state=State.PENDING)
     with pytest.raises(RunnerError, match=r"No space left .* ended early, .* run the same command again"):
         launch._run(jobs, Checker(outputs_dir()), expected=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,14 @@ def finish(found: Study, number: int, value: float) -> None:
 
 def values(overrides: list[str]) -> dict[str, str]:
     return dict(text.split("=") for text in overrides)
+
+
+def test_the_database_is_not_held_open(tmp_path: Path) -> None:
+    found = study(tmp_path / "study.db")
+    number, _ = found.ask()
+    finish(found, number, 0.5)
+    held = [Path(os.readlink(each)) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    assert tmp_path / "study.db" not in held
 
 
 def test_trials_are_within_the_space(tmp_path: Path) -> None:
