@@ -11,9 +11,9 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from runner.track.agent import AgentRun
+from runner.track.agent import agent_run_id
 from runner.track.reach import PROBE_TIMEOUT_S, silent_because, unreachable_because, within
 from runner.track.samples import for_table, read_samples, samples_table
 
@@ -40,10 +40,10 @@ OPEN_RUN_IDS: set[str] = set()
 """The runs of this process that are not finished."""
 
 
-class Mirror(Protocol):
-    """Where a job's numbers, images and adapter go besides its folder. No method raises."""
+class Mirror:
+    """Where a job's numbers, images and adapter go besides its folder: this one, nowhere. No method raises."""
 
-    url: str | None
+    url: str | None = None
     """The page of the run, or None where there is none (offline, disabled)."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -63,25 +63,7 @@ class Mirror(Protocol):
         """
 
 
-class NullMirror:
-    """The mirror of a job that has none."""
-
-    url: str | None = None
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    def images(self, step: int, images: Sequence[tuple[Path, str]]) -> None:
-        """Do nothing."""
-
-    def adapter(self, folder: Path, metadata: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def finish(self, state: str, summary: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-
-class WandbMirror:
+class WandbMirror(Mirror):
     """One W&B run, wrapped so that no call raises and none outlasts `timeout_s`.
 
     Args:
@@ -92,7 +74,7 @@ class WandbMirror:
     """
 
     def __init__(self, run: Run, *, job_id: str, folder: Path, timeout_s: float) -> None:
-        self.url: str | None = None if run.offline else run.url
+        self.url = None if run.offline else run.url
         self._run = run
         OPEN_RUN_IDS.add(run.id)
         self._job_id = job_id
@@ -149,7 +131,7 @@ class WandbMirror:
             named = {} if objective is None else {summary.get("objective_name", OBJECTIVE): objective}
             self._run.summary.update({**summary, **named, "state": state})
             # A sweep's server stops runs on purpose; a preempted one it would start again.
-            if state == "interrupted" and AgentRun.of_this_process() is None:
+            if state == "interrupted" and agent_run_id() is None:
                 self._run.mark_preempting()
             self._run.finish(exit_code=0 if state in GOOD_STATES else 1)
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from runner.track.agent import AgentRun
-from runner.track.mirror import OPEN_RUN_IDS, STEP_METRIC, Mirror, NullMirror, WandbMirror
+from runner.schema import LoggerSettings
+from runner.track.agent import agent_run_id
+from runner.track.mirror import OPEN_RUN_IDS, STEP_METRIC, Mirror, WandbMirror
 from runner.track.reach import PROBE_TIMEOUT_S, RunMode, choose_mode, server_url, unreachable_because, within
 
 if TYPE_CHECKING:
@@ -22,34 +22,6 @@ LOG = logging.getLogger(__name__)
 
 # The job that has the run of a sweep agent, by the id of that run.
 _job_of_agent_run: dict[str, str] = {}
-
-
-class LoggerSettings(Protocol):
-    """The `logger` section of the settings, as far as the mirror reads it."""
-
-    @property
-    def name(self) -> str:
-        """`wandb`, or `none` for no mirror."""
-
-    @property
-    def mode(self) -> str:
-        """auto, online, offline or disabled."""
-
-    @property
-    def project(self) -> str | None:
-        """The W&B project; None is W&B's default."""
-
-    @property
-    def entity(self) -> str | None:
-        """The user or team; None is the key's default."""
-
-    @property
-    def tags(self) -> Sequence[str]:
-        """Words to find the run by."""
-
-    @property
-    def timeout_s(self) -> float:
-        """The longest that opening and that finishing may each take, in seconds."""
 
 
 def open_mirror(
@@ -77,24 +49,24 @@ def open_mirror(
         folder: the job's folder; wandb writes into `folder/wandb`.
     """
     if settings.name == "none":
-        return NullMirror()
+        return Mirror()
     # wandb reports on itself to its server, even offline, and without a network the process then ends 10 s late.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
         mode = choose_mode(settings.mode)
         if mode == "disabled":
-            return NullMirror()
-        agent = AgentRun.of_this_process()
-        if agent is not None and _job_of_agent_run.setdefault(agent.run_id, job_id) != job_id:
-            LOG.warning("W&B: %s is not mirrored: the sweep agent's run %s is that of %s", job_id, agent.run_id,
-                        _job_of_agent_run[agent.run_id])  # fmt: skip
-            return NullMirror()
+            return Mirror()
+        agent_run = agent_run_id()
+        if agent_run is not None and _job_of_agent_run.setdefault(agent_run, job_id) != job_id:
+            LOG.warning("W&B: %s is not mirrored: the sweep agent's run %s is that of %s", job_id, agent_run,
+                        _job_of_agent_run[agent_run])  # fmt: skip
+            return Mirror()
         task = config.get("task", {}).get("name", "train")
         arguments: dict[str, Any] = {
             "group": experiment_name, "name": job_name, "tags": list(settings.tags), "job_type": task,
             "config": config, "dir": str(folder), "reinit": "create_new",
         }  # fmt: skip
-        if agent is None:
+        if agent_run is None:
             # An agent's run has them from the agent: id and place are those of the sweep.
             run_id = _run_id(f"{job_id}-{experiment_name}")
             arguments |= {"id": run_id, "project": settings.project, "entity": settings.entity}
@@ -102,7 +74,7 @@ def open_mirror(
         run.define_metric("*", step_metric=STEP_METRIC)
     except Exception as error:  # noqa: BLE001 - never fatal, whatever wandb raises
         LOG.warning("W&B: not used (%s: %s); training goes on without it", type(error).__name__, error)
-        return NullMirror()
+        return Mirror()
     mirror = WandbMirror(run, job_id=job_id, folder=folder, timeout_s=settings.timeout_s)
     if mirror.url:
         LOG.info("W&B: %s", mirror.url)

@@ -8,31 +8,19 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from runner.paths import JobPaths
-from runner.track.agent import AgentRun
+from runner.schema import LoggerSettings
+from runner.track.agent import agent_run_id
 from runner.track.metrics import MetricsFile
-from runner.track.opening import LoggerSettings, open_mirror
+from runner.track.opening import open_mirror
 from runner.track.samples import read_samples
 
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordedLogger:
-    """The `logger` section as it stands in a config.yaml, with defaults for what is missing."""
-
-    name: str = "wandb"
-    mode: str = "auto"
-    project: str | None = None
-    entity: str | None = None
-    tags: tuple[str, ...] = ()
-    timeout_s: float = 120.0
 
 
 def rebuild(folder: Path, *, mode: str = "auto") -> str | None:
@@ -52,7 +40,8 @@ def rebuild(folder: Path, *, mode: str = "auto") -> str | None:
     config, manifest = _read(folder)
     recorded = config.get("logger") or {}
     known = {key: recorded[key] for key in ("project", "entity", "timeout_s") if recorded.get(key)}
-    settings = RecordedLogger(mode=mode, tags=(*recorded.get("tags", ()), "rebuilt"), **known)
+    tags = (*recorded.get("tags", ()), "rebuilt")
+    settings = LoggerSettings.model_validate({"mode": mode, "tags": tags, **known})
     return _replay(settings, folder, config, manifest, job_id=f"{manifest['id']}-rebuilt-{int(time.time())}")
 
 
@@ -86,7 +75,7 @@ def report_to_agent(settings: LoggerSettings, folder: Path) -> str | None:
     Returns:
         The page of the run; None where there is no agent, no server, or no record that can be read.
     """
-    return None if AgentRun.of_this_process() is None else mirror_folder(settings, folder)
+    return None if agent_run_id() is None else mirror_folder(settings, folder)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

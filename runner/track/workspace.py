@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from runner.paths import ExperimentPaths, JobPaths, write_text
+from runner.schema import LoggerSettings
 from runner.track.mirror import OBJECTIVE, SAMPLES_TABLE, STEP_METRIC
-from runner.track.opening import LoggerSettings
 from runner.track.reach import PROBE_TIMEOUT_S, server_url, unreachable_because, within
 
 if TYPE_CHECKING:
