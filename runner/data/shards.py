@@ -14,14 +14,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from runner.exclusive import alone
 
 log = logging.getLogger(__name__)
-
-READ_BYTES = 1 << 20
 
 
 class NotFetched(OSError):
@@ -135,13 +133,11 @@ def _downloaded(shard: Shard, folder: Path) -> Path:
 
 def _digest(file: Path, shard: Shard) -> str:
     kind = shard.digest.partition(":")[0]
-    size = file.stat().st_size
     # Git's name of a file is the hash of a line with its size, and of the file.
-    known = hashlib.sha256() if kind == "sha256" else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    head = b"blob %d\0" % file.stat().st_size
+    begin = hashlib.sha256 if kind == "sha256" else partial(hashlib.sha1, head, usedforsecurity=False)
     with file.open("rb") as content:
-        while part := content.read(READ_BYTES):
-            known.update(part)
-    return f"{kind}:{known.hexdigest()}"
+        return f"{kind}:{hashlib.file_digest(content, begin).hexdigest()}"
 
 
 def quieten_client() -> None:

@@ -27,7 +27,6 @@ from runner.schema import ModelSettings
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 HASHED_SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".txt")
-CHUNK_BYTES = 1 << 22
 HUB_TIMEOUT_S = 10
 MODEL_FILES, VAE_FILES = ("model_index.json",), ("config.json", "vae/config.json")
 """By one of these the layout is known."""
@@ -274,11 +273,8 @@ class _Memo:
         stat = file.stat()
         key = f"{os.path.realpath(file)}|{stat.st_size}|{stat.st_mtime_ns}"
         if key not in self.known:
-            digest = hashlib.sha256()
             with file.open("rb") as stream:
-                while chunk := stream.read(CHUNK_BYTES):
-                    digest.update(chunk)
-            self.known[key] = digest.hexdigest()
+                self.known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
             self.changed = True
         return self.known[key]
 
