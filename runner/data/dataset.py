@@ -26,7 +26,7 @@ from runner.data.sources.find import find
 from runner.data.sources.found import Found, can_be_encoded
 from runner.data.sources.masks import masks_among
 from runner.data.sources.streamed import is_indexed
-from runner.errors import DatasetError, SettingsError
+from runner.errors import DatasetError
 
 if TYPE_CHECKING:
     from runner.schema import DatasetSettings
@@ -125,14 +125,12 @@ def reading_place(item: Item) -> tuple[str, int]:
 
 
 def split(items: Sequence[Item], *, held_out: float) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    """(train, held out): a share of `held_out` (0 to 1) is kept out, chosen by content alone; both keep the
+    """(train, held out): a share of `held_out` (from 0 to below 1) is kept out, chosen by content alone; both keep the
     given order.
 
     Copies of one image are always on one side. Below 10 items nothing is held out; from 10 on, at least one
-    item is, unless all are copies of one image. Raises SettingsError for a share outside [0, 1).
+    item is, unless all are copies of one image.
     """
-    if not 0 <= held_out < 1:
-        raise SettingsError(f"held_out={held_out}: the share of held-out images must be at least 0 and below 1.")
     if held_out == 0 or len(items) < MIN_ITEMS_TO_HOLD_OUT:
         return tuple(items), ()
     copies = Counter(item.id for item in items)

@@ -56,10 +56,9 @@ def controlled_by(
     """(a pipeline of the same parts with a ControlNet, its further arguments).
 
     Raises:
-        SettingsError: the family has no such pipeline, or the image cannot be read.
+        SettingsError: the image cannot be read.
     """
-    if family.controlled_pipeline is None:
-        raise SettingsError(f"control.path = {control.path!r}: ControlNets are used with model.family=sd and sdxl only")
+    assert family.controlled_pipeline is not None, "the schema refuses it"
     kind = getattr(diffusers, family.controlled_pipeline)
     quiet = (
         {"requires_safety_checker": False} if "safety_checker" in pipeline.components else {"add_watermarker": False}

@@ -21,8 +21,6 @@ from runner.families.single_file import V_PREDICTION, VELOCITY_MARK, ZERO_SNR_MA
 from runner.paths import atomic_file
 from runner.tensor_file import TEXT_MODEL
 
-FAMILIES = ("sd", "sdxl")
-"""Whose models are written."""
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP = {"sd": "cond_stage_model.transformer.", "sdxl": "conditioner.embedders.0.transformer."}
 OPEN_CLIP = "conditioner.embedders.1.model."
@@ -73,8 +71,6 @@ def single_file_reason(folder: Path, family: str, *, prediction: str | None) -> 
     Args:
         prediction: what the model is said to predict; None where its sampler says it.
     """
-    if family not in FAMILIES:
-        return f"only Stable Diffusion 1.x and XL are written as single files, and this is of the family {family}"
     config = _config(folder / "unet")
     if config.get("cross_attention_dim") == SD2_TEXT_WIDTH:
         return "Stable Diffusion 2.x lost a layer of its text encoder in diffusers, and has no way back"
