@@ -17,8 +17,8 @@ from runner.paths import WEIGHTS_NAME, JobPaths, outputs_dir
 from runner.schema.method import NewTokens
 from runner.tensor_file import Header, read_header
 
-NO_SUCH_FILE = ("EntryNotFound", "RemoteEntryNotFound")
-"""How the Hub's client, an older one and this, calls it where a repository has no file of a name."""
+NO_SUCH_FILE = "RemoteEntryNotFound"
+"""How the Hub's client calls it where a repository has no file of a name."""
 MOST_MEANT = 3
 FIX = "name a job's folder, or a .safetensors file that diffusers or this runner wrote"
 
@@ -120,11 +120,10 @@ def _from_hub(repository: str, named: str) -> Path:
     """The one adapter of a repository on the Hub."""
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
-    usual = WEIGHTS_NAME
-    known = try_to_load_from_cache(repository, usual)
+    known = try_to_load_from_cache(repository, WEIGHTS_NAME)
     if isinstance(known, str):
         return Path(known)
-    reason, chosen = unreachable(repository, usual, None), usual
+    reason, chosen = unreachable(repository, WEIGHTS_NAME, None), WEIGHTS_NAME
     if reason and not reason.startswith(NO_SUCH_FILE):
         if (alone := _only_fetched(repository)) is not None:
             return alone

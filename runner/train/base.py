@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from runner.encodings import vae_folder
+from runner.errors import ModelError
 from runner.families import find_family
 from runner.families.control import load_controlnet
 from runner.families.family import TextStack, Tokenizers
@@ -207,14 +208,11 @@ def vae_source(settings: ModelSettings) -> Path | None:
 
 def _vae_snapshot(path: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    from runner.errors import ModelError
 
     patterns = ["config.json", "*.safetensors", "vae/config.json", "vae/*.safetensors"]
     try:
         return Path(snapshot_download(path, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
+    except OSError as error:  # the Hub client's own are such, too
         raise ModelError(
             f"model.vae = {path!r}: neither a folder on this machine nor reachable on the Hub; give "
             "model.vae=<folder>, or model.vae=null for the model's own"
