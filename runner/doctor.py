@@ -18,7 +18,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from runner.errors import in_words
-from runner.machine import disk_of, find_gpus, this_machine
+from runner.machine import can_be_written, disk_of, find_gpus, standing, this_machine
 from runner.paths import cache_dir, outputs_dir
 from runner.printable import printable
 from runner.signals import silence
@@ -102,12 +102,13 @@ def disks() -> Iterator[Finding]:
         ("outputs", outputs_dir(), "RUNNER_OUTPUTS"),
         ("cache", cache_dir(), "RUNNER_CACHE"),
     ):
-        there = next(each for each in (folder, *folder.parents) if each.exists())
         free_gb, _ = disk_of(folder)
-        if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        if can_be_written(folder):
             yield Finding(name, f"{folder}, {free_gb:.1f} GB are free")
         else:
-            yield Finding(name, f"{folder}: {there} cannot be written to", "wrong", f"set {variable} to another folder")
+            yield Finding(
+                name, f"{folder}: {standing(folder)} cannot be written to", "wrong", f"set {variable} to another folder"
+            )
 
 
 def hub() -> Iterator[Finding]:
@@ -153,11 +154,11 @@ def sagemaker() -> Iterator[Finding]:
     from runner.s3.access import aws_session, client_config, require_boto3, understood
 
     require_boto3()
-    if aws_session().get_credentials() is None:
+    session = aws_session()
+    if session.get_credentials() is None:
         yield Finding("AWS", "no credentials", "missing", "aws configure, for launcher=sagemaker and s3:// paths")
         return
     with understood("sts:GetCallerIdentity"):
-        session = aws_session()
         client = session.client("sts", config=client_config(1), region_name=session.region_name or "us-east-1")
         caller = client.get_caller_identity()["Arn"].split(":")[-1]
     region = session.region_name or "no region"

@@ -136,11 +136,22 @@ def host_memory_gb() -> float | None:
     return min([found, *(int(text) for text in _limits("memory.max") if text != "max")]) / 1e9
 
 
+def standing(folder: Path) -> Path:
+    """A folder, or of one that does not exist yet the nearest above it that does."""
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
+def can_be_written(folder: Path) -> bool:
+    """Whether this user can make files in a folder, which may not exist yet."""
+    there = standing(folder)
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
 def disk_of(folder: Path) -> tuple[float, int]:
     """What a file system has left for this user, in 1e9 bytes, and its number; of one for a folder that may not exist
     yet.
     """
-    there = next(each for each in (folder, *folder.parents) if each.exists())
+    there = standing(folder)
     return shutil.disk_usage(there).free / 1e9, there.stat().st_dev
 
 

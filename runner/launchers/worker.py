@@ -121,7 +121,8 @@ class Worker:
         # torchrun would kill what it has started half a minute later, however long the saving takes.
         members = _children(self.process.pid) if self._is_group else []
         for pid in members:
-            _send(pid, number)
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(pid, number)
         if not members:
             self.process.send_signal(number)
 
@@ -142,13 +143,6 @@ def _runs(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _send(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return  # it has ended by itself
 
 
 def worker_command(

@@ -97,19 +97,18 @@ class Place:
 
     def any_of(self, flags: Sequence[bool]) -> list[bool]:
         """For each of some flags, whether it holds in any process."""
-        if self.world == 1:
-            return list(flags)
-        shared = torch.tensor(flags, dtype=torch.float32)
-        dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self._control)
-        return [bool(flag) for flag in shared.tolist()]
+        return list(map(bool, self._largest(list(map(int, flags)))))
 
     def most(self, count: int) -> int:
         """The largest of what the processes say."""
+        return self._largest([count])[0]
+
+    def _largest(self, numbers: list[int]) -> list[int]:
         if self.world == 1:
-            return count
-        shared = torch.tensor([count])
+            return numbers
+        shared = torch.tensor(numbers, dtype=torch.int64)
         dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self._control)
-        return int(shared)
+        return list(map(int, shared.tolist()))
 
     def from_main(self, find: Callable[[], Found]) -> Found:
         """What the main process finds, in every process: the others may not see the files that it reads.

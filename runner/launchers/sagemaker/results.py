@@ -116,12 +116,12 @@ class Collector:
                 if step.name not in kept:
                     shutil.rmtree(step, ignore_errors=True)
 
-    def keep_cache(self, jobs: Sequence[Job], place: Location) -> None:
-        """Leave what a training job has encoded to all that follow, and what it has measured to the plans made here."""
-        self.keep_cache_in(jobs, place / CHECKPOINTS)
+    def keep_cache(self, jobs: Sequence[Job], kept: Location) -> None:
+        """Leave what a training job has encoded to all that follow, and what it has measured to the plans made here.
 
-    def keep_cache_in(self, jobs: Sequence[Job], kept: Location) -> None:
-        """The same for a folder of checkpoints, wherever that is."""
+        Args:
+            kept: what its container has as the folder of checkpoints.
+        """
         folder = kept / f"{CACHE}/"
         names = self.storage.listing(folder)
         if names.pop(MEASUREMENTS, None):

@@ -18,7 +18,7 @@ from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
 from runner.launchers.sagemaker.inputs import Inputs, environment
 from runner.launchers.sagemaker.logs import LogTail
 from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded, unrecorded_name
-from runner.launchers.sagemaker.request import Channel, training_request
+from runner.launchers.sagemaker.request import CHECKPOINTS, Channel, training_request
 from runner.launchers.sagemaker.results import Collector
 from runner.launchers.sagemaker.stopping import stop_searches, stop_training_jobs
 from runner.queue import Queue
@@ -174,7 +174,7 @@ class SageMakerCluster:
             return  # the list was a little older
         self._tail(name).look()
         began = self.collector.look(jobs, self._place(name), everything=True)
-        self.collector.keep_cache(jobs, self._place(name))
+        self.collector.keep_cache(jobs, self._place(name) / CHECKPOINTS)
         price = self.prices.per_hour(described["ResourceConfig"]["InstanceType"])
         gone = gone_of(described, began=began)
         record(jobs, described, gone, usd_per_hour=price.usd if price else None)

@@ -86,7 +86,7 @@ class Trials:
         kept = self.bring(job, training_job, everything=True)
         gone = gone_of(described, began=kept is not None)
         if kept is not None:
-            self.reached.collector.keep_cache_in([job], kept)
+            self.reached.collector.keep_cache([job], kept)
         self._settle(job, training_job, gone, may_be_early=may_be_early)
         price = self.reached.prices.per_hour(described["ResourceConfig"]["InstanceType"])
         record([job], described, gone, usd_per_hour=price.usd if price else None)

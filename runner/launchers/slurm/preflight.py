@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from functools import lru_cache
 from importlib.util import find_spec
 
-from runner.machine import find_gpus
+from runner.machine import can_be_written, find_gpus
 from runner.paths import outputs_dir
 from runner.schema import SlurmLauncher
 from runner.schema.messages import nearest
@@ -30,7 +29,7 @@ def check(settings: SlurmLauncher) -> list[str]:
             faults.append(f"launcher.gpus_per_node = {settings.gpus_per_node}: this machine has {gpus} GPUs; lower it")
     elif not settings.dry_run:
         faults += _slurm_faults(settings)
-    if not _is_writable():
+    if not can_be_written(outputs_dir()):
         faults.append(
             f"outputs = {str(outputs_dir())!r}: cannot be written to; set RUNNER_OUTPUTS to a folder on a file system "
             "that the nodes share"
@@ -63,10 +62,3 @@ def _partitions() -> tuple[str, ...]:
     except (OSError, subprocess.TimeoutExpired):
         return ()
     return tuple(sorted(set(answer.stdout.split()))) if answer.returncode == 0 else ()
-
-
-def _is_writable() -> bool:
-    folder = outputs_dir()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)

@@ -19,6 +19,7 @@ from runner.launchers.sagemaker.inputs import Inputs, environment
 from runner.launchers.sagemaker.local.folders import FolderStorage
 from runner.launchers.sagemaker.local.tree import Hosts
 from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded, unrecorded_name
+from runner.launchers.sagemaker.request import CHECKPOINTS
 from runner.launchers.sagemaker.results import Collector
 from runner.machine import find_gpus
 from runner.parcel import CONTAINER_USER
@@ -142,7 +143,7 @@ class LocalContainers:
         began = self.collector.look(jobs, place, everything=is_over)
         if not is_over:
             return None
-        self.collector.keep_cache(jobs, place)
+        self.collector.keep_cache(jobs, place / CHECKPOINTS)
         gone = self._how(hosts, states, began=began)
         record(jobs, self._described(name, gone), gone, usd_per_hour=None)
         for host in hosts.names:
