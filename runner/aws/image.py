@@ -1,10 +1,12 @@
-"""Which image containers run."""
+"""Which image containers run: that of the settings, or the one that was pushed last from this machine."""
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
-from runner.aws.pushed import last_pushed
+from runner.paths import cache_dir, write_text
 from runner.schema.aws import AwsSettings
 
 ECR_IMAGE = re.compile(
@@ -16,3 +18,31 @@ ECR_IMAGE = re.compile(
 def image_of(settings: AwsSettings) -> str | None:
     """The image of the settings, or the last that was pushed from here; None where there is none."""
     return settings.image or last_pushed(settings.region)
+
+
+def pushed_file() -> Path:
+    """Where they are noted; deleting it loses nothing but the default of `launcher.image`."""
+    return cache_dir() / "pushed-images.json"
+
+
+def note_pushed(region: str, reference: str) -> None:
+    """Remember the image that was pushed last in a region."""
+    known = _noted()
+    known.pop(region, None)
+    write_text(pushed_file(), json.dumps(known | {region: reference}, indent=2) + "\n")
+
+
+def last_pushed(region: str | None) -> str | None:
+    """The reference of the image that was pushed last in a region, or anywhere; None where none was."""
+    known = _noted()
+    if region is not None:
+        return known.get(region)
+    return next(reversed(known.values()), None)
+
+
+def _noted() -> dict[str, str]:
+    try:
+        found = json.loads(pushed_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}

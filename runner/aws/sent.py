@@ -28,11 +28,7 @@ def send(files: Mapping[str, Path], place: Location, storage: ObjectStore) -> No
 
 
 def send_folder(folder: Path, place: Location, storage: ObjectStore, *, what: str) -> None:
-    """Send all of a folder but hidden files, unless it is there.
-
-    Args:
-        what: what it is, for the log.
-    """
+    """Send all of a folder but hidden files, unless it is there."""
     if is_sent(place, storage):
         return
     files = {file.relative_to(folder).as_posix(): file for file in files_below(folder, hidden=False)}

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.aws.account import Account, NoAccess, message_of
+from runner.aws.image import last_pushed
 from runner.aws.names import Places
-from runner.aws.pushed import last_pushed
 from runner.aws.sent import forget
 from runner.clean.thing import Thing
 from runner.deployed import deployments, endpoint_of, undeploy_command

@@ -14,7 +14,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from runner.aws.pushed import note_pushed
+from runner.aws.image import note_pushed
 from runner.errors import RunnerError
 from runner.image.checkout import BASE_IMAGE, DOCKERFILE, checkout, default_tag
 from runner.image.engine import ENGINES, Engine

@@ -17,8 +17,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from runner.aws.image import image_of
-from runner.aws.pushed import last_pushed
+from runner.aws.image import image_of, last_pushed
 from runner.image.__main__ import main
 from runner.image.checkout import BASE_IMAGE, SOURCES, default_tag, files
 from runner.schema import SageMakerLauncher
