@@ -32,12 +32,6 @@ class LowRank:
         """Rows of the down-projection."""
         return len(self.down)
 
-    def delta(self) -> Tensor:
-        """What is added to the layer's weight, `[O, I]` or `[O, I, kernel, kernel]`, fp32; not for DoRA."""
-        assert self.magnitude is None
-        update = self.up.flatten(1).float() @ self.down.flatten(1).float() * self.scale
-        return update.view(len(self.up), *self.down.shape[1:])
-
     def compared(self, other: LowRank) -> tuple[float, float]:
         """(norm of the difference of two updates, norm of the other's), magnitudes aside; NaN where one is not finite.
 

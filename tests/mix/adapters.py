@@ -19,6 +19,13 @@ LARGE = 0.3
 """Deviation of the factors: the update is of the size of the weights."""
 
 
+def delta(update: LowRank) -> Tensor:
+    """What is added to the layer's weight, `[O, I]` or `[O, I, kernel, kernel]`, fp32; not for DoRA."""
+    assert update.magnitude is None
+    product = update.up.flatten(1).float() @ update.down.flatten(1).float() * update.scale
+    return product.view(len(update.up), *update.down.shape[1:])
+
+
 def random_layers(
     components: Mapping[str, nn.Module],
     *,
@@ -128,6 +135,6 @@ def same_updates(left: AdapterLayers, right: AdapterLayers) -> float:
     assert left.keys() == right.keys()
     worst = 0.0
     for key, each in left.items():
-        wanted: Tensor = right[key].delta()
-        worst = max(worst, float((each.delta() - wanted).norm() / wanted.norm()))
+        wanted: Tensor = delta(right[key])
+        worst = max(worst, float((delta(each) - wanted).norm() / wanted.norm()))
     return worst

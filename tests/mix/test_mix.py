@@ -10,7 +10,7 @@ import torch
 
 from runner.errors import SettingsError
 from runner.mix.mix import concatenate
-from tests.mix.adapters import random_layers
+from tests.mix.adapters import delta, random_layers
 from tests.mix.conftest import Parts
 
 
@@ -22,11 +22,11 @@ def test_updates_add_up(sdxl_parts: Parts) -> None:
     assert mixed.keys() == first.keys() | second.keys()
     assert {each.rank for each in mixed.values()} == {3, 5, 8}
     for key, each in mixed.items():
-        wanted = torch.zeros_like(each.delta())
+        wanted = torch.zeros_like(delta(each))
         for layers, weight in ((first, 0.7), (second, -0.2)):
             if key in layers:
-                wanted += weight * layers[key].delta()
-        assert torch.allclose(each.delta(), wanted, rtol=1e-5, atol=1e-6)
+                wanted += weight * delta(layers[key])
+        assert torch.allclose(delta(each), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_of_one_alone_only_the_scale_changes(sdxl_parts: Parts) -> None:
@@ -55,7 +55,7 @@ def test_updates_are_compared_by_their_factors(sdxl_parts: Parts) -> None:
     for others in (random_layers(sdxl_parts, rank=5, seed=2, scale=2.0), near):
         for key, each in others.items():
             apart, size = each.compared(first[key])
-            ours, theirs = each.delta().double(), first[key].delta().double()
+            ours, theirs = delta(each).double(), delta(first[key]).double()
             assert size == pytest.approx(float(theirs.norm()), rel=1e-5)
             assert apart == pytest.approx(float((ours - theirs).norm()), rel=1e-3, abs=1e-6 * size)
     same = next(iter(first.values()))

@@ -19,6 +19,7 @@ from tests.families.original_layout import _unet
 from tests.mix.adapters import (
     SD_PREFIXES,
     SDXL_PREFIXES,
+    delta,
     random_layers,
     same_updates,
     write_kohya_of_flux,
@@ -116,7 +117,7 @@ def test_what_peft_and_diffusers_save_is_read_as_they_apply_it(
     assert {name for _, name in read} == wanted.keys()
     assert {each.scale for each in read.values()} == ({3.0, 5 / math.sqrt(2)} if rslora else {1.5, 2.5})
     for (_, name), each in read.items():
-        assert torch.allclose(each.delta(), wanted[name], rtol=1e-5, atol=1e-6)
+        assert torch.allclose(delta(each), wanted[name], rtol=1e-5, atol=1e-6)
 
 
 def test_old_names_of_diffusers(sd15_parts: Parts, tmp_path: Path) -> None:

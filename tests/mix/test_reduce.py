@@ -7,7 +7,7 @@ import torch
 
 from runner.mix.mix import concatenate
 from runner.mix.reduce import reduce
-from tests.mix.adapters import random_layers, same_updates
+from tests.mix.adapters import delta, random_layers, same_updates
 from tests.mix.conftest import Parts
 
 
@@ -17,10 +17,10 @@ def test_each_layer_becomes_the_nearest_of_the_rank(sdxl_parts: Parts) -> None:
     assert reduced.ranks == (3, 3)
     kept, total = 0.0, 0.0
     for key, each in layers.items():
-        whole = each.delta().flatten(1)
+        whole = delta(each).flatten(1)
         u, values, v = torch.linalg.svd(whole, full_matrices=False)
         nearest = u[:, :3] * values[:3] @ v[:3]
-        assert torch.allclose(reduced.layers[key].delta().flatten(1), nearest, atol=1e-5 * float(whole.norm()))
+        assert torch.allclose(delta(reduced.layers[key]).flatten(1), nearest, atol=1e-5 * float(whole.norm()))
         share = float(nearest.norm() ** 2 / whole.norm() ** 2)
         assert reduced.kept[key] == pytest.approx(share, rel=1e-4)
         kept, total = kept + float(nearest.norm() ** 2), total + float(whole.norm() ** 2)
