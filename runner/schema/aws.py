@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from runner.instances import instance_fault
 from runner.schema.knob import Settings, knob, spelt
 
 OWN_TAG = "lora-runner:experiment"
@@ -21,6 +22,15 @@ def _bucket_in(text: str) -> str:
 
 BUCKET_NAME = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
 BUCKET = spelt(BUCKET_NAME, "the name of a bucket alone", _bucket_in)
+
+
+def _known_instance(name: str) -> str:
+    if fault := instance_fault(name):
+        raise ValueError(fault)
+    return name
+
+
+INSTANCE = AfterValidator(_known_instance)
 
 
 class AwsSettings(Settings):

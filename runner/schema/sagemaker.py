@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
-from runner.instances import INSTANCES, instance_fault
-from runner.schema.aws import AwsSettings
+from runner.instances import INSTANCES
+from runner.schema.aws import INSTANCE, AwsSettings
 from runner.schema.knob import knob
 from runner.schema.launching import QueuedLauncher
 
@@ -32,7 +32,7 @@ class SageMakerLauncher(QueuedLauncher, AwsSettings):
         doc="Run the same image with the same inputs in containers of this machine (docker or podman), without AWS; "
         "what has to do with an account is then not used.",
     )
-    instance: str = knob("ml.g6e.xlarge", doc="Instance type; each of its GPUs trains a pack.")
+    instance: Annotated[str, INSTANCE] = knob("ml.g6e.xlarge", doc="Instance type; each of its GPUs trains a pack.")
     instances: int = knob(
         1, ge=1, le=20, unit="instances", doc="Instances of each training job, which share every batch if several."
     )
@@ -75,13 +75,6 @@ class SageMakerLauncher(QueuedLauncher, AwsSettings):
     poll_s: float = knob(
         30.0, gt=0, le=600, unit="seconds", doc="How often SageMaker is asked; it allows two requests a second for all."
     )
-
-    @field_validator("instance")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if fault := instance_fault(value):
-            raise ValueError(fault)
-        return value
 
     @property
     def fixed_processes(self) -> int | None:

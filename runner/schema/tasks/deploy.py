@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
-from runner.instances import instance_fault
-from runner.schema.aws import BUCKET, AwsSettings
+from runner.schema.aws import BUCKET, INSTANCE, AwsSettings
 from runner.schema.drawing import MOST_GUIDANCE, MOST_PIXELS_SIDE, DrawingSettings
 from runner.schema.family import drawing_faults
 from runner.schema.job import JobSettings
@@ -36,7 +35,7 @@ class EndpointName(Settings):
 class EndpointSettings(AwsSettings, EndpointName):
     """Section `endpoint`: the account and the instances that serve."""
 
-    instance: str = knob("ml.g5.xlarge", doc="Instance type.")
+    instance: Annotated[str, INSTANCE] = knob("ml.g5.xlarge", doc="Instance type.")
     instances: int = knob(1, ge=1, le=100, doc="Instances at the start, and the fewest of autoscaling.")
     max_instances: int | None = knob(None, ge=2, le=100, doc="Most instances of autoscaling; null is none.")
     requests_per_instance: float = knob(
@@ -53,13 +52,6 @@ class EndpointSettings(AwsSettings, EndpointName):
         None, min_length=1, doc="Secrets Manager ARN or name with a Hugging Face token, for gated models."
     )
     wait: bool = knob(True, identity=False, doc="Wait until the endpoint is in service.")
-
-    @field_validator("instance")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if fault := instance_fault(value):
-            raise ValueError(fault)
-        return value
 
     @model_validator(mode="after")
     def _takes_effect(self) -> EndpointSettings:
