@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from runner.job import Job, State
 from runner.machine import Machine, named_threads
-from runner.plan.predict import Prediction, images_of
+from runner.plan.predict import Prediction, Predictor, images_of
 from runner.schema import LauncherSettings, LocalLauncher, QueuedLauncher
 
 MOST_AT_ONCE = {"cpu": 8, "cuda": 16}
@@ -63,34 +63,20 @@ class Plan:
         return tuple(job for pack in self.packs for job in pack.jobs)
 
 
-class Costs(Protocol):
-    """What is known of the cost of jobs (`runner.plan.predict.Predictor`)."""
-
-    def fitting(self, jobs: Sequence[Job], machine: Machine, processes: int) -> tuple[int, str] | None:
-        """How many of these jobs fit into a place's memory at once, and how that is known; None if it is not."""
-
-    def predict(self, pack: Pack, machine: Machine, places: int, count: int) -> Prediction | None:
-        """Time and memory of a pack that will have so many jobs, where so many workers share a CPU."""
-
-
 def make_plan(
     jobs: Sequence[Job],
     states: Mapping[Path, State],
     launcher: LauncherSettings,
     *,
     machine: Machine,
-    costs: Costs,
+    costs: Predictor,
     elsewhere: Collection[Path] = (),
     expected: int = 0,
 ) -> Plan:
     """Sort jobs into packs and packs onto places.
 
     Args:
-        jobs: the command's jobs, in its order.
-        states: the state of each job's folder.
         launcher: what the user has chosen of packs and processes.
-        machine: the places there are.
-        costs: what is known of time and memory.
         elsewhere: folders that another runner holds.
         expected: how many jobs are to come in all, where that is more: packs are made for as many.
     """
@@ -124,7 +110,7 @@ def size_pack(
     jobs: Sequence[Job],
     launcher: LauncherSettings,
     machine: Machine,
-    costs: Costs,
+    costs: Predictor,
     *,
     places: int,
     count: int,
@@ -133,7 +119,6 @@ def size_pack(
     """How the jobs over one base are worked through.
 
     Args:
-        jobs: jobs with the same `pack_key`.
         places: where workers may train at the same time.
         count: how many there are, or will be.
         share_of: jobs of the whole command, which share the places.
@@ -195,7 +180,7 @@ def shared_out(jobs: Sequence[Job], count: int) -> list[list[Job]]:
 
 
 def places_of(
-    groups: Sequence[tuple[Sequence[Job], int]], launcher: LauncherSettings, machine: Machine, costs: Costs
+    groups: Sequence[tuple[Sequence[Job], int]], launcher: LauncherSettings, machine: Machine, costs: Predictor
 ) -> int:
     """Where workers may train at the same time: GPUs, or shares of the one CPU.
 
@@ -216,7 +201,9 @@ def places_of(
     return max(1, places)
 
 
-def _fit(jobs: Sequence[Job], count: int, places: int, launcher: LocalLauncher, machine: Machine, costs: Costs) -> bool:
+def _fit(
+    jobs: Sequence[Job], count: int, places: int, launcher: LocalLauncher, machine: Machine, costs: Predictor
+) -> bool:
     """Whether a share of the CPU's memory is known to hold as many jobs as a worker is to train, or is worth it."""
     if not jobs[0].trains:
         return False
@@ -234,7 +221,7 @@ def _spread(jobs: Sequence[Job], places: int, machine: Machine, share_of: int) -
 
 
 def _most_at_once(
-    jobs: Sequence[Job], launcher: LauncherSettings, machine: Machine, costs: Costs, processes: int
+    jobs: Sequence[Job], launcher: LauncherSettings, machine: Machine, costs: Predictor, processes: int
 ) -> tuple[int, str]:
     if launcher.pack != "auto":
         return launcher.pack, f"launcher.pack={launcher.pack}"
