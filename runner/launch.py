@@ -81,8 +81,8 @@ def launch(configs: Sequence[Config], *, expected: int = 0) -> list[Job]:
     return jobs
 
 
-def launch_search(search: Search) -> list[Job]:
-    """The same for jobs that a search chooses, one after the other; those that it has chosen.
+def launch_search(search: Search) -> None:
+    """The same for jobs that a search chooses, one after the other.
 
     Raises:
         As `launch`.
@@ -99,7 +99,6 @@ def launch_search(search: Search) -> list[Job]:
             log.info("%s", line)
         if jobs:
             conclude(jobs)
-    return jobs
 
 
 @contextmanager

@@ -29,7 +29,7 @@ MARKUP = re.compile(r"[\\`*_\[\]<>|&~$]")
 """What Markdown and HTML do not show as it is, unless a backslash stands before it."""
 
 
-def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float], checked: Mapping[str, float]) -> Path:
+def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float], checked: Mapping[str, float]) -> None:
     """Write README.md, the loss curve and a few samples into the folder of the weights."""
     folder, settings = run.paths.lora, run.settings
     samples = _copy_samples(run, folder)
@@ -81,9 +81,7 @@ def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float]
         "```",
         "",
     ]
-    target = folder / "README.md"
-    write_text(target, "\n".join(lines))
-    return target
+    write_text(folder / "README.md", "\n".join(lines))
 
 
 def _what(run: JobRun) -> str:

@@ -87,7 +87,7 @@ def fetched(key: str, uri: str) -> Path:
     try:
         if not is_archive(uri):
             return mirror.bring()
-        mirror.bring(_nothing)
+        mirror.bring(lambda _objects: ())
         if (copy := local_copy(uri)) is not None:
             return copy
         archive = mirror.bring()
@@ -137,10 +137,6 @@ def listing_hash(uri: str, suffixes: Collection[str]) -> str:
             shown = "" if is_archive(uri) else name
             digest.update(f"{shown}\0{stored.size}\0{stored.etag}\n".encode())
     return f"listing-{digest.hexdigest()}"
-
-
-def _nothing(_objects: Mapping[str, Stored]) -> list[str]:
-    return []
 
 
 def _small(objects: Mapping[str, Stored]) -> list[str]:

@@ -28,7 +28,7 @@ SILENT_S = 60.0
 SILENT_ELSEWHERE_S = 900.0
 """The same for a job on another machine, whose lock may not be seen here."""
 
-STARTING, DEAD, UNKNOWN = "starting", "dead", "unknown"
+STARTING, DEAD = "starting", "dead"
 ACTIVE = (STARTING, State.SUBMITTED, State.RUNNING)
 """States that change by themselves."""
 

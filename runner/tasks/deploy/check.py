@@ -84,7 +84,7 @@ def check(settings: Deploy) -> dict[str, Any]:
             lambda: role_faults(account, EXECUTION, things),
             lambda: bucket_faults(account),
             lambda: image_faults(account, image, served=True),
-            lambda: _name_faults(account, name),
+            lambda: filter(None, [Endpoints(account).foreign_fault(name)]),
             lambda: quota_faults(account, f"{wanted.instance} for endpoint usage", most, instance),
             lambda: key_faults(account),
             lambda: caller_faults(account, CALLER, things),
@@ -104,11 +104,6 @@ def _model_faults(model: ModelSettings) -> list[str]:
             "alone; give a Hub id or s3://..., or a model that has it (task=merge output=folder)"
         )
     return faults
-
-
-def _name_faults(account: Account, name: str) -> list[str]:
-    fault = Endpoints(account).foreign_fault(name)
-    return [fault] if fault else []
 
 
 def here_faults(launcher: str, task: str) -> list[str]:
