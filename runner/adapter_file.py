@@ -169,9 +169,6 @@ def header_of(file: Path, named: str) -> Header:
 def is_dora(file: Path, named: str) -> bool:
     """Whether it is a DoRA: an adapter that also has a magnitude for each output of a layer.
 
-    Args:
-        named: as in `header_of`.
-
     Raises:
         SettingsError: as there.
     """

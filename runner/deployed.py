@@ -49,11 +49,7 @@ def take_back(outputs: Path, name: str, region: str, *, why: str, but: Path | No
 
 
 def undeploy_command(about: Mapping[str, Any]) -> str:
-    """What removes an endpoint and all that was uploaded for it, wherever that lies.
-
-    Args:
-        about: what the manifest says of it.
-    """
+    """What removes an endpoint and all that was uploaded for it, wherever that lies."""
     usual = {"bucket": None, "prefix": AwsSettings.model_fields["prefix"].default}
     places = {key: about.get(key) for key in ("region", *usual)}
     said = [f"endpoint.{key}={value}" for key, value in places.items() if value and value != usual.get(key)]

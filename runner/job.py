@@ -142,7 +142,6 @@ def make_job(
     Args:
         model: fingerprint of the base model.
         dataset: fingerprint of the images and captions.
-        outputs: root of all experiments.
         prior: the class prompt and the fingerprint of given class images, where a prior is kept; those of each class,
             with the fingerprint of its subjects, where there are several.
         init: hash of the adapter that the job starts from.
@@ -160,7 +159,6 @@ def make_task_job(
 
     Args:
         contents: what stands for files that the settings name: fingerprints and hashes of what they hold.
-        outputs: root of all experiments.
     """
     identity = {"schema": SCHEMA_NUMBER, **contents}
     identity |= {f"settings.{key}": value for key, value in _result_settings(settings)}

@@ -84,7 +84,6 @@ def unpacked(node: Any, data: Path) -> Any:
     """A configuration in which every `channel:NAME/rest` is a path.
 
     Args:
-        node: plain data.
         data: the folder that holds a folder for each channel.
 
     Raises:

@@ -41,7 +41,6 @@ class Queue:
         """Say which jobs there are; a reader sees the old list or the new one.
 
         Args:
-            is_open: whether others may follow.
             open_for_s: seconds after which none will, unless this is written again by then; None is never.
             resumes: whether a job that a signal has interrupted is for the next worker.
             about: what else whoever writes it wants to find here again.
@@ -103,7 +102,6 @@ class Claims:
     """The jobs one process works on, each held against all others until it is released.
 
     Args:
-        queue: where jobs are taken from.
         attached: what else is to be held open for a job while it is worked on, such as its log file.
     """
 

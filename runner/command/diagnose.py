@@ -40,7 +40,6 @@ def diagnose(arguments: Sequence[str], error: Exception) -> SettingsError:
     """Everything that is wrong with a command line, a line each.
 
     Args:
-        arguments: the command line without the program.
         error: what Hydra raised; it is said only if no fault is found by looking closer.
     """
     parsed = get_args_parser().parse_args(list(arguments))

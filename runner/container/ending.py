@@ -52,12 +52,7 @@ def how_far(jobs: Sequence[Job]) -> str:
 
 
 def reason(failed: Sequence[tuple[str, str]], *, of: int) -> str:
-    """Why a training job fails, in as many characters as SageMaker shows.
-
-    Args:
-        failed: id and error of each job that is not done.
-        of: how many jobs there were.
-    """
+    """Why a training job fails, in as many characters as SageMaker shows."""
     head = f"{len(failed)} of {of} jobs failed\n" if of > 1 else ""
     shown = list(failed)
     while len(shown) > 1 and _room(shown, head) < LEAST_CHARACTERS:

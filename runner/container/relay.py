@@ -20,7 +20,6 @@ class Relay:
     """Follows the logs of the workers in some folder.
 
     Args:
-        folder: where they are.
         named: whether each line begins with the place of its worker.
         how_far: a line about the jobs, for when nobody says anything.
     """

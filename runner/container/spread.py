@@ -33,7 +33,6 @@ class Spread:
 
     Args:
         jobs: all jobs, in folders that this host's processes may read; written by those of the first host alone.
-        logs: folder of this host's log.
         port: of the first host; each pack has one of its own from there on.
     """
 

@@ -87,9 +87,7 @@ def prior_of(
     """The prior that a job keeps, or None if it keeps none.
 
     Args:
-        experiment: its settings.
         dataset: its images, whose `dataset_info.json` may name the class; with several sources that of each.
-        read: reads the images of a class.
 
     Raises:
         SettingsError: nothing says what the class is, or where its images come from, or these have faults.

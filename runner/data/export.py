@@ -19,7 +19,6 @@ def export(items: Sequence[Item], folder: Path, *, shard_bytes: int = SHARD_BYTE
     """Write images, as the bytes that they are, and captions into `train-00000-of-00001.parquet` and so on.
 
     Args:
-        items: the images, whose order is kept.
         folder: an empty folder.
         shard_bytes: a file is ended when its images have so many bytes together.
 

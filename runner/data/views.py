@@ -60,11 +60,7 @@ def views_of(items: Sequence[Item], experiment: Experiment) -> list[View]:
 
 
 def class_views_of(class_items: Sequence[Item], items: Sequence[Item], experiment: Experiment) -> list[View]:
-    """All crops of images of a class, which are trained beside those of the subject and so in each of their shapes.
-
-    Args:
-        items: the whole data set of the subject.
-    """
+    """All crops of images of a class, which are trained beside those of the subject and so in each of their shapes."""
     training, _ = split(items, held_out=experiment.validation.held_out)
     shapes = sorted({shape_of(item, experiment) for item in training})
     return [

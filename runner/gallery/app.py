@@ -44,11 +44,7 @@ HEADERS = {
 
 
 def make_app(folder: Path, *, host: str, device: str, files: Sequence[Path] = ()) -> FastAPI:
-    """The application over a folder of experiments, listening at an address.
-
-    Args:
-        files: further adapters to draw with.
-    """
+    """The application over a folder of experiments, listening at an address."""
     shelf, guard = Shelf(folder, files), Guard(host)
     easel = Easel(shelf, device)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)

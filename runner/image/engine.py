@@ -41,8 +41,6 @@ class Engine:
         Args:
             root: folder of everything that goes into it.
             dockerfile: relative to the root.
-            tag: what the image is called here.
-            arguments: of the Dockerfile.
             options: others, as the engine has them.
         """
         told = [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]

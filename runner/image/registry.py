@@ -27,7 +27,6 @@ class Repository:
     """A repository of this account, which need not be there yet.
 
     Args:
-        name: of the repository.
         region: where it is; None is that of the environment or profile.
 
     Raises:

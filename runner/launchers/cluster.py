@@ -25,11 +25,7 @@ class NoRoom(NotSubmitted):
 
 
 class NotStopped(RunnerError):
-    """Some workers could not be asked to end; the message has a line for each, with how to end it.
-
-    Args:
-        workers: these.
-    """
+    """Some workers could not be asked to end; the message has a line for each, with how to end it."""
 
     def __init__(self, message: str, workers: Sequence[str]) -> None:
         super().__init__(message)

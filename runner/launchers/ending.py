@@ -18,7 +18,6 @@ def ending(code: int, log: Path | None, *, when: str = "") -> str:
 
     Args:
         code: of its process, as `subprocess` has it.
-        log: what it has written, if that was kept.
         when: what to add to how it ended, such as ` before this job began`.
     """
     member = _first_failed(log) if code else None

@@ -31,7 +31,6 @@ class Forked:
 
     Args:
         options: what it is told on its command line.
-        environment: all of it.
         log: where its output goes, in a session of its own; None shares this process's terminal.
 
     Raises:

@@ -44,7 +44,6 @@ class Worker:
         at_once: most jobs it trains together.
         places: the GPUs it may use, or the shares of the CPU; one process for each.
         machine: what the places belong to.
-        device: auto, cpu or cuda.
         log: where its output goes; None shares this process's terminal, and then Ctrl-C reaches it by itself, unless it
             is a group: half a minute after a Ctrl-C torchrun kills what still saves, and writes a page about it.
         at_most: workers that may run at the same time, which share the cores.

@@ -35,7 +35,6 @@ class Resampling:
 
     Args:
         confidence: share of the resampled figures that the interval holds; their outer parts are cut off evenly.
-        count: how many times.
     """
 
     confidence: float = 0.95

@@ -40,7 +40,6 @@ def reduce(layers: AdapterLayers, *, rank: int | None = None, energy: float | No
 
     Args:
         layers: LoRA, no DoRA.
-        rank: largest rank of a layer.
         energy: instead of it, the share of each layer's energy that is to be kept; each layer gets the least rank that
             does.
     """

@@ -106,8 +106,6 @@ def value_axis(values: Sequence[float], *, start_px: float, end_px: float, zero:
 
     Args:
         values: all that will be placed; finite, at least one.
-        start_px: where the low end is.
-        end_px: where the high end is.
         zero: whether it starts at zero.
     """
     low, high = min(values), max(values)
@@ -124,7 +122,6 @@ def setting_axis(values: Sequence[Any], *, start_px: float, end_px: float, nomin
     Args:
         values: one or more, in any order, with repeats.
         start_px: where the low end, or the first text, is.
-        end_px: where the other end is.
         nominal: whether numbers are only names, such as seeds.
     """
     numbers = [finite(value) for value in values]

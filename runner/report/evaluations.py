@@ -157,7 +157,6 @@ def view_evaluations(
     Args:
         evaluations: newest first.
         trainings: the jobs that the page is about, whose names stand for their adapters.
-        box: what makes pictures.
     """
     if not evaluations:
         return None

@@ -77,8 +77,6 @@ def as_json(
         rows: as `export_rows` gives them.
         ranking: says what the jobs are compared by.
         shared: the settings that are the same in all jobs, by dotted key.
-        experiment: its name.
-        written: now.
         evaluations: the jobs that measured the results of others.
     """
     content = {

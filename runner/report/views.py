@@ -74,7 +74,6 @@ def view_job(job: JobRecord, grid: Grid | None, *, root: Path, figures: Figures)
     """The view of one job.
 
     Args:
-        grid: its samples.
         root: the folder that the page lies in.
         figures: what was measured of its result.
     """

@@ -23,7 +23,6 @@ class OptunaSearch:
 
     Args:
         folder: the experiment's; the study is kept in it.
-        space: what is chosen.
         fixed: the settings that all jobs share, by dotted key.
         compose: makes a configuration of the overrides of a trial.
     """

@@ -34,8 +34,6 @@ class Study:
         file: the database; made where it is missing.
         space: what is chosen.
         fixed: the settings that all jobs share; a search with others is another study.
-        settings: how it chooses.
-        objective: what it goes by.
 
     Raises:
         SettingsError: optuna is not installed, or the file is no database; of the methods too, where it is damaged.

@@ -94,9 +94,6 @@ class MetricsFile:
     def truncate_after(self, step: int) -> None:
         """Drop each line later than `step`, atomically: a resume from that checkpoint writes them anew.
 
-        Args:
-            step: the last step to keep.
-
         Raises:
             OSError: if the new file cannot be written; the old one is then untouched.
         """
@@ -108,7 +105,6 @@ class MetricsFile:
         """Drop the lines of a step that say something of a kind, atomically: it will be found and written anew.
 
         Args:
-            step: the one whose lines are looked at.
             kind: what a name begins with, such as `validation/`.
 
         Raises:

@@ -67,9 +67,7 @@ class WandbMirror(Mirror):
     """One W&B run, wrapped so that no call raises and none outlasts `timeout_s`.
 
     Args:
-        run: an initialised run.
         job_id: names the adapter's artifact.
-        folder: the job's folder.
         timeout_s: the longest that `finish` may take.
     """
 

@@ -42,7 +42,6 @@ def open_mirror(
 
     Args:
         settings: the `logger` section; with name `none` or mode `disabled` the mirror does nothing.
-        job_id: the job's id.
         experiment_name: the group of the run.
         job_name: the title of the run.
         config: the resolved settings, without secrets; they are passed on as they are. The type of the run is the task.

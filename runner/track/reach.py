@@ -111,8 +111,6 @@ def within(timeout_s: float, call: Callable[[], Result], *, if_late: Callable[[R
     The call goes on in a daemon thread after the time is over, as a thread cannot be stopped.
 
     Args:
-        timeout_s: seconds to wait.
-        call: what to do.
         if_late: gets the value when it comes after the time is over, to clean up.
 
     Raises:

@@ -26,10 +26,6 @@ LOG = logging.getLogger(__name__)
 def rebuild(folder: Path, *, mode: str = "auto") -> str | None:
     """Log a whole job folder as a new run, named `<job id>-rebuilt-<time>` so that it adds to no other run.
 
-    Args:
-        folder: a job's folder.
-        mode: auto, online or offline.
-
     Returns:
         The page of the run, or None where it is offline.
 
@@ -48,10 +44,6 @@ def rebuild(folder: Path, *, mode: str = "auto") -> str | None:
 def mirror_folder(settings: LoggerSettings, folder: Path) -> str | None:
     """Log the folder of a job that is done, of a task that does not log while it works.
 
-    Args:
-        settings: the `logger` section of the job.
-        folder: the job's folder.
-
     Returns:
         The page of the run; None where there is none.
     """
@@ -67,10 +59,6 @@ def report_to_agent(settings: LoggerSettings, folder: Path) -> str | None:
     """Log the folder of a job that was done before to the run of the W&B sweep agent that started this process.
 
     An agent may draw the same settings twice. They are not trained twice, but the agent's run needs its result.
-
-    Args:
-        settings: the `logger` section of this command.
-        folder: a job's folder.
 
     Returns:
         The page of the run; None where there is no agent, no server, or no record that can be read.

@@ -50,10 +50,8 @@ def save_workspace(
     """Make the workspace of an experiment, or bring it up to date, in at most `settings.timeout_s`.
 
     Args:
-        settings: the `logger` section.
         experiment: the experiment's name, which is the group of its runs.
         keys: the dotted keys of the settings in which the jobs differ, as `runner.report.differing_keys` finds them.
-        folder: the experiment's folder.
         objective: what the jobs are compared by; the held-out loss by default.
 
     Returns:

@@ -49,11 +49,9 @@ def train(
     Args:
         source: where jobs come from; each is released when it is completed, failed, pruned or stopped.
         at_once: most jobs that train together.
-        startup_s: seconds since the process began.
         about: what every manifest shall say of this process: versions, commit, device.
         save: writes and checks what a finished job leaves; a job is completed only after it. May be Interrupted, by
             what `stop_requested` tells of.
-        stop_requested: whether a signal has asked to save and end.
 
     Returns:
         Whether no job failed.

@@ -100,7 +100,6 @@ def kept_share(losses: Mapping[int, float], of_base: float) -> dict[str, Any]:
 
     Args:
         losses: step -> loss with the adapter; the first is that of the start.
-        of_base: the loss without any.
     """
     start, end = losses[min(losses)], losses[max(losses)]
     learned = of_base - start

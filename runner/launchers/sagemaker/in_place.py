@@ -48,12 +48,7 @@ def models_in_place(job: Job) -> Mapping[str, InPlace]:
 
 
 def in_other_regions(jobs: Sequence[Job], client: Any, region: str) -> list[str]:
-    """Faults of inputs that training jobs cannot read, for they take only what is in their own region.
-
-    Args:
-        client: of boto3, for S3.
-        region: of the training jobs.
-    """
+    """Faults of inputs that training jobs cannot read, for they take only what is in their own region."""
     from botocore.exceptions import ClientError
 
     uris = {

@@ -77,8 +77,6 @@ class Inputs:
         """Everything that a training job of these jobs reads.
 
         Args:
-            jobs: the jobs, in their order.
-            order: how they are worked through.
             place: what lies below is the training job's own.
         """
         channels = {CONFIG: config_channel(place), CODE: self._code}

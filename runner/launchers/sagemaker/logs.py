@@ -17,8 +17,6 @@ class LogTail:
     """The log of one training job, all its hosts together.
 
     Args:
-        client: of CloudWatch Logs.
-        name: of the training job.
         file: where the lines are kept.
         prefix: what is put before each line that is shown; None shows none.
     """

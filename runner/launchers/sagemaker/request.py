@@ -43,7 +43,6 @@ def training_request(
     """What `create_training_job` is called with.
 
     Args:
-        name: of the training job.
         experiment: for the tag by which its cost is found.
         image: URI of the container image.
         place: where its checkpoints and results go.

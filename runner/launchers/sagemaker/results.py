@@ -40,8 +40,6 @@ class Collector:
         """Bring what is new of a training job's jobs; whether it has begun with any of them.
 
         Args:
-            jobs: those that it was given.
-            place: where its results lie.
             everything: also of jobs that have not ended, as when nothing more will come.
         """
         folder = place / f"{CHECKPOINTS}{JOBS}/"

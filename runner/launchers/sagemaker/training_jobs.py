@@ -33,11 +33,7 @@ TAKEN = ("MaxRuntimeExceeded", "MaxWaitTimeExceeded", "Interrupted")
 
 
 class SageMakerCluster:
-    """Training jobs of one account and region.
-
-    Args:
-        image: URI of the image that they run in.
-    """
+    """Training jobs of one account and region."""
 
     name = CLUSTER
     shares_files = False

@@ -54,12 +54,7 @@ def collect_trials(jobs: Sequence[Job], reached: SageMakerCluster) -> None:
 
 
 class Trials:
-    """Brings what the trials of one tuning job have written.
-
-    Args:
-        tuning: name of the tuning job.
-        experiment: name of the experiment.
-    """
+    """Brings what the trials of one tuning job have written."""
 
     def __init__(self, reached: SageMakerCluster, tuning: str, experiment: str) -> None:
         self.reached, self.tuning = reached, tuning

@@ -41,7 +41,6 @@ class TuningJob:
     """A tuning job of SageMaker.
 
     Args:
-        name: its name.
         request: makes what it is created with; called only where there is none of that name yet.
         job_of: the job with the values that were chosen, by the names of the hyperparameters.
         experiment_folder: where the folders of its jobs are.

@@ -63,8 +63,6 @@ def tuning_request(
 
     Args:
         training: the request for a training job with the settings that all trials share.
-        name: of the tuning job.
-        trials: how many there are to be.
         parents: earlier tuning jobs that it learns from.
     """
     definition = {key: value for key, value in training.items() if key not in OF_THE_TUNING_JOB}

@@ -104,11 +104,7 @@ def _environment(hub_secret: str | None, region: str) -> dict[str, str]:
 
 
 def request_example(about: Mapping[str, Any]) -> str:
-    """A request to the endpoint that can be copied, and what removes it.
-
-    Args:
-        about: what the manifest says of the endpoint.
-    """
+    """A request to the endpoint that can be copied, and what removes it."""
     body = {"prompt": "a photo of a dog", "seed": 0, "adapters": dict.fromkeys(about["adapters"][:2], 1.0)}
     return (
         "A request:\n"

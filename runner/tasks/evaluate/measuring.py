@@ -24,7 +24,6 @@ class Pictures:
     Args:
         drawn: with the adapters.
         texts: what each of them should show.
-        real: to compare with.
         neutral: pairs of images of the base alone and with the adapters.
     """
 

@@ -24,7 +24,6 @@ class Hosts:
 
     Args:
         root: a folder for what is each host's own.
-        count: how many there are.
     """
 
     def __init__(self, root: Path, count: int) -> None:
