@@ -16,11 +16,11 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from runner.container.cache_folder import CacheFolder
 from runner.container.code import run_sent_code
 from runner.container.ending import conclude, how_far
-from runner.container.folders import lay_beside, take_up
 from runner.container.objective import ObjectiveLines
 from runner.container.relay import Relay
 from runner.container.secret_values import fetch, lent
@@ -29,7 +29,7 @@ from runner.container.spread import Spread
 from runner.container.tree import Host, Tree, meeting_port
 from runner.container.user import leave_root
 from runner.errors import Interrupted, RunnerError, SettingsError
-from runner.job import Job, read_manifest, state_of
+from runner.job import FINAL, Job, State, read_manifest, register, state_of, update_manifest, write_config
 from runner.launchers import local
 from runner.launchers.schedule import Schedule
 from runner.machine import Machine
@@ -96,11 +96,11 @@ def _run(tree: Tree) -> int:
         jobs = sent_jobs(parcel, tree.channel(CONFIG), tree.data, tree.jobs, tree.overrides(), models=work / "models")
         machine = _machine(parcel)
         if not host.is_first:
-            jobs = [lay_beside(job, work / "jobs") for job in jobs]
+            jobs = [_lay_beside(job, work / "jobs") for job in jobs]
             open_jobs = jobs
         else:
             manifests = [read_manifest(tree.channel(CONFIG) / job_id) for job_id in parcel.jobs]
-            open_jobs = [job for job, sent in zip(jobs, manifests, strict=True) if take_up(job, sent)]
+            open_jobs = [job for job, sent in zip(jobs, manifests, strict=True) if _take_up(job, sent)]
         training = _training(open_jobs, jobs, parcel, host, machine, work)
         interrupted = _train(training, jobs, cache, secrets, named=len(machine.devices) > 1)
         return conclude(tree, jobs, interrupted=interrupted) if host.is_first else 0
@@ -149,3 +149,38 @@ def _training(
     for line in plan_lines(plan, None):
         log.info("%s", line)
     return Schedule(plan, _settings(parcel), None, keeps_logs=True).run
+
+
+def _take_up(job: Job, sent: Mapping[str, Any]) -> bool:
+    """Make a job's folder ready for a worker; whether there is anything left to do.
+
+    What SageMaker has restored of an earlier container is kept, but for the paths in config.yaml.
+
+    Args:
+        sent: the manifest that came with the job; what else it says is kept.
+
+    Raises:
+        RunnerError: the folder holds another job.
+    """
+    known = read_manifest(job.folder)
+    if not known:
+        update_manifest(job.folder, **sent)
+        register(job)
+        return True
+    if known.get("id") != job.id:
+        raise RunnerError(f"{job.folder} holds the job {known.get('id')!r}")
+    write_config(job)
+    state = State(known["state"])
+    if state in FINAL and not (state is State.COMPLETED and not job.has_result):
+        log.info("%s: %s already", job.id, state.value)
+        return False
+    log.info("%s: was %s after %d steps, goes on", job.id, state.value, known.get("steps_done", 0))
+    update_manifest(job.folder, state=State.PENDING, error=None, crashed=False)
+    return True
+
+
+def _lay_beside(job: Job, folder: Path) -> Job:
+    """The same job in a folder that nothing is written to but what it is: for the hosts that write no results."""
+    beside = Job(job.id, job.settings, job.identity, folder / job.id, job.overrides)
+    register(beside)
+    return beside

@@ -1,8 +1,9 @@
-"""The settings of the jobs that were sent: channels become paths, hyperparameters are laid over them."""
+"""The settings of the jobs that were sent: channels become paths, archives folders; hyperparameters are laid over."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from runner.archive import BadArchive, is_archive, lay_out
 from runner.check import Checker
-from runner.container.models import with_open_models
 from runner.errors import RunnerError, SettingsError
+from runner.families.files import check_layout
 from runner.job import Job, id_of, read_manifest
 from runner.parcel import Parcel, unpacked
 from runner.paths import JobPaths
-from runner.schema import Experiment
+from runner.schema import Experiment, ModelSettings
 from runner.schema.experiment import SECTIONS
 from runner.schema.job import JobSettings
 from runner.schema.messages import explain, unknown_key
@@ -121,3 +123,27 @@ def _lay(raw: dict[str, Any], key: str, text: str) -> None:
         if not isinstance(node, dict):
             raise SettingsError(f"{key} = {text!r}: {unknown_key(key)}")
     node[last] = value
+
+
+def with_open_models(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A configuration in which `model.path` and `model.vae` are folders where they were archives.
+
+    Args:
+        raw: with paths of this machine.
+        folder: where archives are unpacked, each once; it goes when the container ends.
+
+    Raises:
+        SettingsError: an archive is damaged, or holds no model of this family.
+    """
+    model = dict(raw.get("model") or {})
+    for key in ("path", "vae"):
+        archive = model.get(key)
+        if isinstance(archive, str) and is_archive(archive):
+            place = folder / hashlib.sha256(archive.encode()).hexdigest()[:20]
+            try:
+                model[key] = str(lay_out(Path(archive), place))
+            except BadArchive as error:
+                raise SettingsError(f"model.{key}: {error}") from error
+            if key == "path":
+                check_layout(ModelSettings.model_validate(model | {"vae": None}))
+    return {**raw, "model": model}

@@ -8,18 +8,17 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from runner.errors import ArtifactError, Interrupted
 from runner.families.loading import load_component
-from runner.mix.fuse import fuse
-from runner.mix.layers import AdapterLayers
+from runner.mix.layers import AdapterLayers, LowRank
 from runner.paths import atomic_folder, write_text
 from runner.tensor_file import read_header
 
@@ -47,6 +46,36 @@ def stored_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
     files = list(folder.glob(f"*.{variant}*.safetensors" if variant else "*.safetensors"))
     kinds = {str(each["dtype"]) for file in files for each in read_header(file).tensors.values()}
     return next((STORED[kind] for kind in ("F32", "BF16", "F16") if kind in kinds), torch.float32)
+
+
+@torch.no_grad()
+def fused(weight: Tensor, update: LowRank) -> Tensor:
+    """The weight with the update in it, fp32, of the weight's shape.
+
+    Of DoRA it is `m (W + s B A) / ||W + s B A||`, output by output (arXiv 2402.09353).
+    """
+    change = update.up.flatten(1).to(weight.device) @ update.down.flatten(1).to(weight.device) * update.scale
+    total: Tensor = weight.float() + change.view(weight.shape)
+    if update.magnitude is None:
+        return total
+    factor = update.magnitude.to(total.device) / total.flatten(1).norm(dim=1)
+    scaled: Tensor = total * factor.view(-1, *[1] * (total.dim() - 1))
+    return scaled
+
+
+@torch.no_grad()
+def fuse(components: Mapping[str, nn.Module], layers: AdapterLayers, dtype: torch.dtype) -> None:
+    """Put an adapter into the weights of some components, in place, and bring all their weights to `dtype`.
+
+    The sum is made in fp32 and rounded once.
+    """
+    for (component, name), update in layers.items():
+        if component in components:
+            module = components[component].get_submodule(name)
+            assert isinstance(module, (nn.Linear, nn.Conv2d)), name
+            module.weight = nn.Parameter(fused(module.weight, update).to(dtype), requires_grad=False)
+    for root in components.values():
+        root.to(dtype)
 
 
 def write_fused(

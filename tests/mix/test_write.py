@@ -13,9 +13,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from runner.families import find_family
-from runner.mix.fuse import fuse, fused
 from runner.mix.layers import AdapterLayers
-from runner.mix.model import write_fused
+from runner.mix.model import fuse, fused, write_fused
 from runner.mix.read import read_adapter
 from runner.mix.write import write_diffusers, write_kohya
 from tests.artifacts.saved import apart, output

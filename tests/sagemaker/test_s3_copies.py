@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.container.models import with_open_models
+from runner.container.settings import with_open_models
 from runner.errors import ModelError
 from runner.families.files import (
     check_fetched,
