@@ -85,7 +85,7 @@ def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sd15_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A very small SD1.5-shaped model with random weights."""
-    from runner.embedded.miniature import build_sd15
+    from tests.families.miniatures import build_sd15
 
     return _saved(build_sd15, tmp_path_factory.mktemp("models") / "sd15")
 
@@ -93,7 +93,7 @@ def sd15_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A very small SD3-shaped model with random weights."""
-    from runner.embedded.transformers import build_sd3
+    from tests.families.miniatures import build_sd3
 
     return _saved(build_sd3, tmp_path_factory.mktemp("models") / "sd3")
 
@@ -101,7 +101,7 @@ def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sd35_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A very small SD3.5-shaped model with random weights, saved without T5."""
-    from runner.embedded.transformers import build_sd35
+    from tests.families.miniatures import build_sd35
 
     return _saved(build_sd35, tmp_path_factory.mktemp("models") / "sd35")
 
@@ -109,7 +109,7 @@ def sd35_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A very small FLUX.1-shaped model with random weights."""
-    from runner.embedded.transformers import build_flux
+    from tests.families.miniatures import build_flux
 
     return _saved(build_flux, tmp_path_factory.mktemp("models") / "flux")
 
@@ -117,6 +117,6 @@ def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sd21_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A very small SD2.1-shaped model with random weights, which predicts velocity."""
-    from runner.embedded.miniature import build_sd21
+    from tests.families.miniatures import build_sd21
 
     return _saved(build_sd21, tmp_path_factory.mktemp("models") / "sd21")

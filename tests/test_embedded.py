@@ -20,8 +20,9 @@ from tokenizers import decoders
 from transformers import CLIPTokenizer
 
 from runner.embedded import DATASET_DIR, MODEL_DIR, draw
-from runner.embedded.miniature import build_sd15, build_sd21, build_sdxl
+from runner.embedded.miniature import build_sdxl
 from runner.embedded.tokenizer import WORDS, make_tokenizer
+from tests.families.miniatures import build_sd15, build_sd21
 
 BUILDERS: list[Callable[..., Any]] = [build_sdxl, build_sd15, build_sd21]
 TEXTS = [

@@ -238,11 +238,6 @@ class Endpoints:
             f"task=deploy (it has no tag {OWN_TAG}), so it is left as it is; give another name"
         )
 
-    def status(self, name: str) -> str | None:
-        """What SageMaker says of an endpoint; None where there is none."""
-        known = self._described("endpoint", name)
-        return None if known is None else str(known["EndpointStatus"])
-
     def _delete_endpoint(self, name: str, *, poll_s: float) -> None:
         self.client.delete_endpoint(EndpointName=name)
         while self._described("endpoint", name) is not None:

@@ -1,8 +1,8 @@
-"""Miniatures of the Stable Diffusion pipelines: the real classes and the real wiring, a few thousand times smaller.
+"""A miniature of the Stable Diffusion XL pipeline: the real classes and the real wiring, a few thousand times smaller.
 
 Takes a size and a seed, gives a diffusers pipeline with random weights that can be saved, loaded and sampled like any
-other. What makes each family itself is kept: two text encoders, pooled embeddings and time ids (SDXL); one encoder and
-1x1 convolutions around its attention (SD 1.5); linear projections and v-prediction (SD 2.1). Knows nothing of training.
+other. What makes the family itself is kept: two text encoders, pooled embeddings and time ids. Knows nothing of
+training.
 """
 
 from __future__ import annotations
@@ -13,15 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    EulerDiscreteScheduler,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from runner.embedded.tokenizer import END, WORDS, make_tokenizer
@@ -42,9 +34,9 @@ class TextSize:
 class Size:
     """How large a miniature is. Each further VAE level halves the latents: three make 16x16 of 64x64 px."""
 
-    text: tuple[TextSize, TextSize]  # SD 1.5 and SD 2.1 use the second alone
+    text: tuple[TextSize, TextSize]
     unet_channels: tuple[int, ...]
-    transformer_depth: tuple[int, ...]  # SDXL: transformer blocks per UNet level
+    transformer_depth: tuple[int, ...]  # transformer blocks per UNet level
     head_width: int
     time_id_width: int
     vae_channels: tuple[int, ...]
@@ -94,18 +86,18 @@ def build_sdxl(
     unet_levels = len(size.unet_channels)
     with seeded(seed):
         return StableDiffusionXLPipeline(
-            vae=_vae(size, scaling_factor=0.13025),
+            vae=make_vae(size, scaling_factor=0.13025),
             text_encoder=CLIPTextModel(clip_config(first, tokenizers[0], activation="quick_gelu")),
             text_encoder_2=CLIPTextModelWithProjection(clip_config(second, tokenizers[1], activation="gelu")),
             tokenizer=tokenizers[0],
             tokenizer_2=tokenizers[1],
-            unet=_unet(
+            unet=make_unet(
                 size,
                 text_width=first.width + second.width,
                 down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * (unet_levels - 1)),
                 up_block_types=(*["CrossAttnUpBlock2D"] * (unet_levels - 1), "UpBlock2D"),
                 transformer_layers_per_block=size.transformer_depth,
-                attention_head_dim=_heads(size),
+                attention_head_dim=head_counts(size),
                 use_linear_projection=True,
                 addition_embed_type="text_time",
                 addition_time_embed_dim=size.time_id_width,
@@ -118,75 +110,6 @@ def build_sdxl(
         )
 
 
-def build_sd15(
-    size: Size = TEST,
-    *,
-    seed: int = 0,
-    prompt_tokens: int = 77,
-    prediction_type: str = "epsilon",
-    words: Sequence[str] = WORDS,
-) -> StableDiffusionPipeline:
-    """An SD-1.5-shaped pipeline: one text encoder, the same number of attention heads on every level."""
-    scheduler = PNDMScheduler(
-        **NOISE, prediction_type=prediction_type, set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1
-    )
-    tokenizer = make_tokenizer(words, prompt_tokens=prompt_tokens, padding=END)
-    return _build_sd(size, seed, tokenizer, scheduler, activation="quick_gelu", attention_head_dim=2)
-
-
-def build_sd21(
-    size: Size = TEST,
-    *,
-    seed: int = 0,
-    prompt_tokens: int = 77,
-    prediction_type: str = "v_prediction",
-    words: Sequence[str] = WORDS,
-) -> StableDiffusionPipeline:
-    """An SD-2.1-shaped pipeline: v-prediction, linear projections, heads of one width, prompts padded with "!"."""
-    scheduler = DDIMScheduler(
-        **NOISE, prediction_type=prediction_type, clip_sample=False, set_alpha_to_one=False, steps_offset=1
-    )
-    tokenizer = make_tokenizer(words, prompt_tokens=prompt_tokens, padding="!")
-    return _build_sd(
-        size,
-        seed,
-        tokenizer,
-        scheduler,
-        activation="gelu",
-        attention_head_dim=_heads(size),
-        use_linear_projection=True,
-    )
-
-
-def _build_sd(
-    size: Size,
-    seed: int,
-    tokenizer: CLIPTokenizer,
-    scheduler: PNDMScheduler | DDIMScheduler,
-    *,
-    activation: str,
-    **attention: Any,
-) -> StableDiffusionPipeline:
-    text, unet_levels = size.text[1], len(size.unet_channels)
-    with seeded(seed):
-        return StableDiffusionPipeline(
-            vae=_vae(size, scaling_factor=0.18215),
-            text_encoder=CLIPTextModel(clip_config(text, tokenizer, activation=activation)),
-            tokenizer=tokenizer,
-            unet=_unet(
-                size,
-                text_width=text.width,
-                down_block_types=(*["CrossAttnDownBlock2D"] * (unet_levels - 1), "DownBlock2D"),
-                up_block_types=("UpBlock2D", *["CrossAttnUpBlock2D"] * (unet_levels - 1)),
-                **attention,
-            ),
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-
-
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Weights drawn from `seed`; the caller's own random state is left as it was."""
@@ -195,12 +118,13 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _heads(size: Size) -> tuple[int, ...]:
+def head_counts(size: Size) -> tuple[int, ...]:
     """Heads per UNet level. diffusers reads `attention_head_dim` as their number, for the sake of old checkpoints."""
     return tuple(max(1, channels // size.head_width) for channels in size.unet_channels)
 
 
-def _vae(size: Size, *, scaling_factor: float) -> AutoencoderKL:
+def make_vae(size: Size, *, scaling_factor: float) -> AutoencoderKL:
+    """The VAE of a miniature."""
     levels = len(size.vae_channels)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -214,7 +138,8 @@ def _vae(size: Size, *, scaling_factor: float) -> AutoencoderKL:
     )
 
 
-def _unet(size: Size, *, text_width: int, **structure: Any) -> UNet2DConditionModel:
+def make_unet(size: Size, *, text_width: int, **structure: Any) -> UNet2DConditionModel:
+    """The UNet of a miniature; `structure` is what its family builds otherwise."""
     return UNet2DConditionModel(
         sample_size=size.latent_side,
         in_channels=4,

@@ -1,4 +1,4 @@
-"""CLIP's and T5's tokenizers with a vocabulary made here.
+"""CLIP's tokenizer with a vocabulary made here.
 
 Takes a list of words, gives a `CLIPTokenizer` that knows each of them as one token and spells everything else in bytes,
 so that any text can be encoded. Knows nothing of models.
@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from tokenizers import pre_tokenizers
-from transformers import CLIPTokenizer, T5Tokenizer
+from transformers import CLIPTokenizer
 
 from runner.embedded.draw import BACKGROUNDS, COLOURS, SHAPES
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
-WORD_BEGIN = "▁"
-"""How T5 writes a space."""
 # What the captions of the drawn world are made of, and concepts to teach, on which the embedded model is not trained.
 WORLD_WORDS = ("a", "an", "on", "background", *COLOURS, *BACKGROUNDS, *SHAPES)
 CONCEPT_WORDS = tuple("house face tree flower robot roof door sks style photo picture drawing of in the".split())  # noqa: SIM905
@@ -35,18 +33,6 @@ def make_tokenizer(words: Sequence[str], *, prompt_tokens: int, padding: str) ->
     pieces = dict.fromkeys([*alphabet, *(letter + "</w>" for letter in alphabet), *map("".join, merges), BEGIN, END])
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=prompt_tokens, pad_token=padding)
-
-
-def make_t5_tokenizer(words: Sequence[str], *, prompt_tokens: int) -> T5Tokenizer:
-    """T5's tokenizer with `words` as one token each, and what is spelt in other letters than ASCII's unknown.
-
-    `prompt_tokens` is its model_max_length, the end included.
-    """
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    letters = [(chr(code), -10.0) for code in range(ord("!"), ord("~") + 1)]
-    pieces = [*special, (WORD_BEGIN, -2.0), *letters, *((WORD_BEGIN + word, -3.0) for word in sorted(set(words)))]
-    pieces = list(dict(pieces).items())
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=prompt_tokens)
 
 
 def _merges(words: Sequence[str]) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ from runner.families.files import fingerprint
 from runner.job import Job, make_job, register
 from runner.schema import Experiment
 from runner.track import MetricsFile
+from runner.train.adapters.adapter import DOWN, UP, Adapter, Site
 from runner.train.base import Base
 from runner.train.inputs.materials import Materials, prepare
 from runner.train.loop import SaveArtifacts, train
@@ -202,3 +203,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     return Bench(tmp_path_factory.mktemp("bench"))
+
+
+def pairs(adapter: Adapter, vector: Tensor) -> list[tuple[Site, Tensor, Tensor]]:
+    """(site, down, up) views into a vector laid out as the weights are."""
+    views = {(site, kind): view for site, kind, view in adapter.parts(vector)}
+    return [(site, views[site, DOWN], views[site, UP]) for site in adapter.sites]

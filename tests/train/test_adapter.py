@@ -15,6 +15,7 @@ from runner.errors import CheckpointError, SettingsError
 from runner.families import targets
 from runner.schema import LoraSettings
 from runner.train.adapters.adapter import Adapter, Site, find_sites, peft_config
+from tests.train.bench import pairs
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_ranks_and_scales_are_those_of_each_layer(unet: nn.Module) -> None:
     assert (scales["to_q"], scales["to_k"], scales["to_v"]) == (1.0, 1.0, 2.0), "alpha is a layer's own rank by default"
     assert stable.scale_of("attn.to_k") == 8 / math.sqrt(16)
     assert stable.scale_of("attn.to_v") == 8 / math.sqrt(4)
-    for site, down, up in adapter.pairs(adapter.weights):
+    for site, down, up in pairs(adapter, adapter.weights):
         rank = 16 if site.name.endswith("to_k") else 4
         assert down.shape[0] == up.shape[1] == rank
         assert float(down.std()) == pytest.approx(1 / rank, rel=0.3)
@@ -138,7 +139,7 @@ def test_first_weights_depend_on_seed_and_layer_alone(unet: nn.Module) -> None:
 def test_first_weights_are_spread_as_peft_spreads_them(unet: nn.Module, init: str) -> None:
     sites = sites_of(unet, "linear")
     adapter = Adapter(LoraSettings(rank=16, init=init), sites, seed=0, device=torch.device("cpu"))
-    for site, down, up in adapter.pairs(adapter.weights):
+    for site, down, up in pairs(adapter, adapter.weights):
         wanted = 1 / 16 if init == "gaussian" else 1 / math.sqrt(3 * site.down_units)
         assert float(down.std()) == pytest.approx(wanted, rel=0.15)
         assert not up.any()

@@ -12,7 +12,7 @@ from runner.job import Job
 from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.clock import Clock
 from runner.train.job_run import JobRun
-from tests.train.bench import CPU, Bench
+from tests.train.bench import CPU, Bench, pairs
 
 
 def run_of(bench: Bench, job: Job) -> JobRun:
@@ -100,7 +100,7 @@ def test_up_projections_learn_faster_by_the_ratio(bench: Bench, sdxl_folder: Pat
     before = run.adapter.weights.clone()
     run.update()
     moved = (run.adapter.weights - before).abs()
-    for site, down, up in run.adapter.pairs(moved):
+    for site, down, up in pairs(run.adapter, moved):
         rate = 1e-2 if site.component == "unet" else 1e-3  # as long as the first step, but for eps
         assert float(down.mean()) == pytest.approx(rate, rel=0.05)
         assert float(up.mean()) == pytest.approx(16 * rate, rel=0.05)

@@ -18,7 +18,7 @@ from runner.track import MetricsFile
 from runner.train.adapters.adapter import Adapter, Site, find_sites
 from runner.train.adapters.packed import PackedAdapters
 from runner.train.checkpoint import save_checkpoint
-from tests.train.bench import CPU, Bench, difference, records, weights
+from tests.train.bench import CPU, Bench, difference, pairs, records, weights
 
 # The same sums in another order. Measured 1e-6 with AdamW and a plain slope (eps 1e-3), 5e-6 with Adafactor and
 # Prodigy. With AdamW's usual eps of 1e-8, which turns rounding into steps, it would be up to 1.4e-4.
@@ -205,7 +205,7 @@ def test_dropout_falls_anew_on_each_sample_and_on_none_while_validating() -> Non
     adapter = Adapter(settings, [Site("unet", "0", (6,), 3)], seed=0, device=CPU.device)
     adapter.weights.normal_(generator=torch.Generator().manual_seed(0))
     pack = PackedAdapters({"unet": base}, [adapter], dtype=torch.float32)
-    ((_, down, up),) = adapter.pairs(adapter.weights)
+    ((_, down, up),) = pairs(adapter, adapter.weights)
     same = torch.ones(4000, 6)
     with pack.using([(0, len(same))], [range(len(same))]), torch.no_grad():
         dropped, again = base(same), base(same)
@@ -240,7 +240,7 @@ def outputs_of(
 
 def test_rank_dropout_leaves_out_ranks_and_scales_up_the_others() -> None:
     dropped, kept, adapter = outputs_of(LoraSettings(rank=2, alpha=6.0, rank_dropout=0.25), 4000)
-    ((_, down, up),) = adapter.pairs(adapter.weights)
+    ((_, down, up),) = pairs(adapter, adapter.weights)
     base = torch.linspace(-1, 1, 18).view(3, 6).sum(1)
     updates = 3.0 * up * down.sum(1) / 0.75  # of each rank, for an input of ones
     possible = base + torch.stack([torch.zeros(3), updates[:, 0], updates[:, 1], updates.sum(1)])

@@ -275,11 +275,6 @@ class Adapter:
             start = end
         return views
 
-    def pairs(self, vector: Tensor) -> list[tuple[Site, Tensor, Tensor]]:
-        """(site, down, up) views into a vector laid out as the weights are."""
-        views = {(site, kind): view for site, kind, view in self.parts(vector)}
-        return [(site, views[site, DOWN], views[site, UP]) for site in self.sites]
-
     def span(self, component: str, *kinds: str) -> slice:
         """Where the weights of some kinds, which are neighbours, lie in the vector."""
         start = ends = 0

@@ -1,30 +1,95 @@
-"""Miniatures of Stable Diffusion 3, 3.5 and FLUX.1, as `miniature.py` has them of the UNets; used by tests.
+"""Miniatures of the families that the package has none of: the real classes, with random weights.
 
-What makes each itself is kept: CLIP's states padded to T5's width, a joint attention whose last block forgets the text
-(SD3), a second attention and normalised queries (SD3.5), packed latents, single blocks, rotary positions and an
-embedded guidance scale (FLUX.1). Knows nothing of training.
+What makes each itself is kept: one encoder and 1x1 convolutions around its attention (SD 1.5); linear projections and
+v-prediction (SD 2.1); CLIP's states padded to T5's width, a joint attention whose last block forgets the text (SD3), a
+second attention and normalised queries (SD3.5), packed latents, single blocks, rotary positions and an embedded
+guidance scale (FLUX.1).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    PNDMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
 )
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
-from runner.embedded.miniature import TEST, clip_config, seeded
-from runner.embedded.tokenizer import END, WORDS, make_t5_tokenizer, make_tokenizer
+from runner.embedded.miniature import NOISE, TEST, clip_config, head_counts, make_unet, make_vae, seeded
+from runner.embedded.tokenizer import END, WORDS, make_tokenizer
 
 LATENT_CHANNELS = 16
 HEADS, HEAD_WIDTH = 2, 16
 T5_WIDTH = 64
 LONGEST_T5 = 512
 PROMPT_TOKENS = 77
+WORD_BEGIN = "▁"
+"""How T5 writes a space."""
+
+
+def build_sd15(*, seed: int = 0, prompt_tokens: int = 77) -> StableDiffusionPipeline:
+    """An SD-1.5-shaped pipeline: one text encoder, the same number of attention heads on every level."""
+    scheduler = PNDMScheduler(
+        **NOISE, prediction_type="epsilon", set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1
+    )
+    tokenizer = make_tokenizer(WORDS, prompt_tokens=prompt_tokens, padding=END)
+    return _build_sd(seed, tokenizer, scheduler, activation="quick_gelu", attention_head_dim=2)
+
+
+def build_sd21(*, seed: int = 0, prompt_tokens: int = 77) -> StableDiffusionPipeline:
+    """An SD-2.1-shaped pipeline: v-prediction, linear projections, heads of one width, prompts padded with "!"."""
+    scheduler = DDIMScheduler(
+        **NOISE, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
+    tokenizer = make_tokenizer(WORDS, prompt_tokens=prompt_tokens, padding="!")
+    heads = head_counts(TEST)
+    return _build_sd(
+        seed, tokenizer, scheduler, activation="gelu", attention_head_dim=heads, use_linear_projection=True
+    )
+
+
+def _build_sd(
+    seed: int,
+    tokenizer: CLIPTokenizer,
+    scheduler: PNDMScheduler | DDIMScheduler,
+    *,
+    activation: str,
+    **attention: Any,
+) -> StableDiffusionPipeline:
+    text, unet_levels = TEST.text[1], len(TEST.unet_channels)
+    with seeded(seed):
+        return StableDiffusionPipeline(
+            vae=make_vae(TEST, scaling_factor=0.18215),
+            text_encoder=CLIPTextModel(clip_config(text, tokenizer, activation=activation)),
+            tokenizer=tokenizer,
+            unet=make_unet(
+                TEST,
+                text_width=text.width,
+                down_block_types=(*["CrossAttnDownBlock2D"] * (unet_levels - 1), "DownBlock2D"),
+                up_block_types=("UpBlock2D", *["CrossAttnUpBlock2D"] * (unet_levels - 1)),
+                **attention,
+            ),
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
 
 
 def build_sd3(*, seed: int = 0) -> StableDiffusion3Pipeline:
@@ -125,3 +190,15 @@ def _t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
             use_cache=False,
         )
     )
+
+
+def make_t5_tokenizer(words: Sequence[str], *, prompt_tokens: int) -> T5Tokenizer:
+    """T5's tokenizer with `words` as one token each, and what is spelt in other letters than ASCII's unknown.
+
+    `prompt_tokens` is its model_max_length, the end included.
+    """
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    letters = [(chr(code), -10.0) for code in range(ord("!"), ord("~") + 1)]
+    pieces = [*special, (WORD_BEGIN, -2.0), *letters, *((WORD_BEGIN + word, -3.0) for word in sorted(set(words)))]
+    pieces = list(dict(pieces).items())
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=prompt_tokens)
