@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +13,6 @@ from runner.schema import ObjectiveSettings, SearchSettings
 from runner.search.space import Parameter
 from runner.search.study import Study
 from runner.track import MetricsFile
-
-log = logging.getLogger(__name__)
 
 
 class OptunaSearch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import ChainMap
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -28,7 +29,7 @@ from runner.train.inputs.pairing import Pairing
 from runner.train.inputs.prior import OfBase, OfImages, Stream, WithPrior
 from runner.train.inputs.samples import EMPTY, Posteriors, PosteriorsInMemory, Samples
 from runner.train.inputs.schedule import Schedule
-from runner.train.inputs.stored import Joined, Stored
+from runner.train.inputs.stored import Stored
 from runner.train.inputs.text import Conditioner, EncodedText, LiveText, StoredText
 from runner.train.inputs.tokens import TokenText, spoken
 from runner.train.start import Kept, earlier_items
@@ -284,7 +285,7 @@ def _posteriors(
             for views in parts
         ]
         if any(isinstance(part, Stored) for part in each):
-            found = each[0] if len(each) == 1 else Joined(each)
+            found = each[0] if len(each) == 1 else ChainMap(*each)  # type: ignore[arg-type] # nothing writes to it
         else:
             found = PosteriorsInMemory(pair for part in each for pair in part.items())
         base.shared[on_disk, *key] = found

@@ -61,25 +61,3 @@ class Stored(Mapping[Name, Value]):
 
     def __len__(self) -> int:
         return len(self.names)
-
-
-class Joined(Mapping[Name, Value]):
-    """Several mappings as one; the first that has a name answers."""
-
-    def __init__(self, parts: Sequence[Mapping[Name, Value]]) -> None:
-        self.parts = list(parts)
-
-    def __getitem__(self, name: Name) -> Value:
-        for part in self.parts:
-            if name in part:
-                return part[name]
-        raise KeyError(name)
-
-    def __contains__(self, name: object) -> bool:
-        return any(name in part for part in self.parts)
-
-    def __iter__(self) -> Iterator[Name]:
-        return iter(dict.fromkeys(name for part in self.parts for name in part))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
