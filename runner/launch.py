@@ -175,7 +175,7 @@ def _take_up(job: Job, settings: LauncherSettings) -> bool:
 
 def _state_elsewhere(job: Job, settings: LauncherSettings) -> State:
     """Of a job with workers in a queue what it is there: it costs money, and is to be found also if this one dies."""
-    manifest = _manifest(job)
+    manifest = read_manifest(job.folder)
     state = State(manifest.get("state", State.PENDING))
     submitted = isinstance(settings, QueuedLauncher) and (manifest.get("submission") or {}).get("ids")
     return state if submitted and state in (State.SUBMITTED, State.RUNNING, State.INTERRUPTED) else State.PENDING
@@ -294,7 +294,7 @@ def _refuse_jobs_elsewhere(jobs: Sequence[Job], launcher: str) -> None:
         SettingsError: some jobs are with a cluster that shares no files with this machine.
     """
     for job in jobs:
-        manifest = _manifest(job)
+        manifest = read_manifest(job.folder)
         submission = manifest.get("submission") or {}
         if manifest.get("state") not in (State.SUBMITTED, State.RUNNING):
             continue
@@ -315,7 +315,3 @@ def _leave_stdout_to_json() -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.setStream(sys.stderr)
-
-
-def _manifest(job: Job) -> dict[str, Any]:
-    return read_manifest(job.folder) if job.folder.is_dir() else {}

@@ -15,11 +15,12 @@ from runner.aws.account import Account, NoAccess, message_of
 from runner.aws.image import last_pushed
 from runner.aws.names import Places
 from runner.aws.sent import forget
+from runner.clean.jobs import is_completed
 from runner.clean.thing import Thing
 from runner.deployed import deployments, endpoint_of, undeploy_command
 from runner.errors import RunnerError
 from runner.image.registry import REGISTRY
-from runner.job import Job, State, read_manifest, state_of
+from runner.job import Job, read_manifest
 from runner.launchers.sagemaker.record import CLUSTER
 from runner.paths import ExperimentPaths
 from runner.s3 import Location
@@ -58,7 +59,7 @@ def _in_account(jobs: Sequence[Job]) -> Iterator[Thing]:
     places = Places(account.bucket, launcher.prefix)
     for place, what in _results(jobs, places):
         yield from _prefix(account.s3, "s3", what, place)
-    if all(_is_done(job) for job in jobs):
+    if all(is_completed(job) for job in jobs):
         for fingerprint in sorted({str(job.identity["dataset"]) for job in jobs if job.trains}):
             what, place = f"data set {fingerprint[:8]}", places.dataset(fingerprint)
             yield from _prefix(account.s3, "s3-inputs", what, place, forget)
@@ -83,7 +84,7 @@ def _results(jobs: Sequence[Job], places: Places) -> Iterator[tuple[Location, st
     for folder, known in sorted(by_folder.items()):
         for record in _records(folder):
             name, members = str(record.get("name")), [str(each) for each in record.get("jobs") or ()]
-            if members and all(job_id in known and _is_done(known[job_id]) for job_id in members):
+            if members and all(job_id in known and is_completed(known[job_id]) for job_id in members):
                 experiment = known[members[0]].settings.name
                 yield places.training_job(experiment, name), f"{experiment}: training job {name}"
 
@@ -97,10 +98,6 @@ def _records(folder: Path) -> Iterator[Mapping[str, Any]]:
             continue
         if isinstance(content, dict) and content.get("name") and content.get("gone"):
             yield content
-
-
-def _is_done(job: Job) -> bool:
-    return state_of(job.folder) is State.COMPLETED and job.has_result
 
 
 def _prefix(

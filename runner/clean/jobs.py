@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from runner.clean.thing import Thing, measure
@@ -58,11 +59,11 @@ def job_things(jobs: Sequence[Job]) -> Iterator[Thing]:
 def _of_completed(job: Job) -> Iterator[Thing]:
     paths, named = job.paths, _named(job)
     if paths.checkpoints.is_dir() and not paths.checkpoints.is_symlink():
-        yield _thing("checkpoints", f"{named}: checkpoints", job, [paths.checkpoints], _is_completed(job))
+        yield _thing("checkpoints", f"{named}: checkpoints", job, [paths.checkpoints], partial(is_completed, job))
     between = _between(paths) if job.trains else []
     if between:
         text = f"{named}: images of {len(between)} steps"
-        yield _thing("samples", text, job, between, _is_completed(job))
+        yield _thing("samples", text, job, between, partial(is_completed, job))
 
 
 def _between(paths: JobPaths) -> list[Path]:
@@ -97,8 +98,9 @@ def _remove_folder(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _is_completed(job: Job) -> Callable[[], bool]:
-    return lambda: state_of(job.folder) is State.COMPLETED and job.has_result
+def is_completed(job: Job) -> bool:
+    """Whether a job is done, and what it has made is there."""
+    return state_of(job.folder) is State.COMPLETED and job.has_result
 
 
 def _named(job: Job) -> str:

@@ -118,7 +118,7 @@ def _faults_of_choice(override: Override, group: str, search: list[str]) -> list
     loader = GlobalHydra.instance().config_loader()
     options = [name for name in loader.get_group_options(group) if not name.startswith("_")]
     if search:  # the folder given with --config-dir adds choices
-        options += _choices_in(_folder(search), group)
+        options += [file.stem for file in Path(_folder(search), group).glob("*.yaml")]
     values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
     faults = []
     for value in map(str, values):
@@ -134,10 +134,6 @@ def _faults_of_choice(override: Override, group: str, search: list[str]) -> list
 
 def _folder(search: list[str]) -> str:
     return search[0].partition("file://")[2].rstrip("]")
-
-
-def _choices_in(folder: str, group: str) -> list[str]:
-    return [file.stem for file in (Path(folder) / group).glob("*.yaml")]
 
 
 def _faults_of_values(overrides: Sequence[str], search: list[str]) -> list[str]:
