@@ -20,6 +20,7 @@ from torch import Tensor
 
 from runner.errors import SettingsError
 from runner.families.loading import MORE_THAN_WEIGHTS
+from runner.train.memory import is_full
 
 PICTURES_AT_ONCE = 16
 FIX = "give a folder in transformers layout with its preprocessor_config.json, or the id of one on the Hub"
@@ -122,9 +123,9 @@ class Scripted:
         bytes_B3HW = torch.from_numpy(np.stack([np.asarray(each.convert("RGB")) for each in pictures]))
         try:
             features: Any = self.network(bytes_B3HW.permute(0, 3, 1, 2).to(self.device), **self._told)
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, torch.jit.Error) as error:
+            if is_full(error):
+                raise
             side, reason = pictures[0].size, str(error).strip().splitlines()[-1]
             raise SettingsError(f"{self.said}: takes no bytes of {side[0]} x {side[1]} px ({reason})") from error
         if not isinstance(features, Tensor) or features.ndim != 2:

@@ -33,6 +33,7 @@ from runner.train.inputs.encode import encode_at_once, encode_captions
 from runner.train.inputs.samples import EMPTY
 from runner.train.inputs.text import Conditioner, EncodedText, LiveText
 from runner.train.inputs.tokens import TokenText, Words
+from runner.train.memory import is_full
 from runner.train.place import Place
 
 MIXES, FILES, PROMPTS = 4, 16, 256
@@ -105,7 +106,9 @@ class Studio:
         prompts = [*(wish.prompt for wish in wishes), sampling.negative_prompt or EMPTY]
         try:
             return draw(wishes, sampling, self.base, self._conditioner(mix, prompts), mix.use_rows)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_full(error):
+                raise
             self.base.collect()
             raise OutOfMemoryError(
                 f"resolution = {sampling.resolution}: not even one image fits into the GPU's memory; draw smaller ones"

@@ -18,6 +18,7 @@ from runner.train.base import Base
 from runner.train.inputs.samples import Batch, join
 from runner.train.job_run import JobRun
 from runner.train.loss import residual, training_loss
+from runner.train.memory import is_full
 from runner.train.place import sent
 
 log = logging.getLogger(__name__)
@@ -43,10 +44,12 @@ class Passes:
             OutOfMemoryError: not even one image fits.
         """
         while True:
-            fault: torch.OutOfMemoryError | None = None
+            fault: RuntimeError | None = None
             try:
                 self._all_parts(adapters, runs)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_full(error):
+                    raise
                 # Its traceback holds on to what the failed pass has made, and none of that could be given back.
                 fault = error.with_traceback(None)
             if not self.base.place.any(fault is not None):

@@ -162,7 +162,7 @@ def test_a_pack_gives_its_memory_back_before_the_next_one_takes_as_much(
 class Memory:
     """A device on which only so many images fit."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, images: int, fault: RuntimeError) -> None:
         self.images = images
         self.passes: list[int] = []
         self.kept: list[bool] = []
@@ -179,7 +179,7 @@ class Memory:
                 slices[0][1]._loss_of_step += 1000
                 activation = torch.ones(1)
                 activations.append(weakref.ref(activation))
-                raise torch.OutOfMemoryError("the device is full")
+                raise fault
             backward(each, adapters, slices)
 
         def watched(base: Base) -> None:
@@ -191,9 +191,15 @@ class Memory:
         monkeypatch.setattr(Base, "collect", watched)
 
 
-@pytest.mark.parametrize("images", [5, 2, 1])
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+FULL_FOR_CUDA = torch.AcceleratorError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`")
+FULL_FOR_CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+FULL_FOR_CUDNN = RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED")
+
+
+@pytest.mark.parametrize(("images", "fault"), [(5, FULL), (2, FULL_FOR_CUDA), (1, FULL_FOR_CUBLAS)])
 def test_what_does_not_fit_into_memory_is_done_in_parts(
-    bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch, images: int
+    bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch, images: int, fault: RuntimeError
 ) -> None:
     settings: list[dict[str, Any]] = [
         {"seed": 1, "batch_size": 4, "lora": {"dropout": 0.2}},
@@ -201,7 +207,7 @@ def test_what_does_not_fit_into_memory_is_done_in_parts(
     ]
     roomy = [bench.job(sdxl_folder, **each) for each in settings]
     assert bench.train(*roomy)
-    memory = Memory(monkeypatch, images)
+    memory = Memory(monkeypatch, images, fault)
     jobs = [bench.job(sdxl_folder, **each) for each in settings]
     assert bench.train(*jobs)
     assert max(memory.passes) > images >= max(memory.passes[-3:])
@@ -214,7 +220,7 @@ def test_when_one_image_does_not_fit_activations_are_recomputed_and_then_it_is_s
     bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = bench.job(sdxl_folder, batch_size=2)
-    memory = Memory(monkeypatch, 0)
+    memory = Memory(monkeypatch, 0, FULL)
     with pytest.raises(RunnerError, match="out of memory with a single image at a time; lower resolution"):
         bench.train(job)
     said = [record.getMessage() for record in caplog.records]
@@ -225,19 +231,32 @@ def test_when_one_image_does_not_fit_activations_are_recomputed_and_then_it_is_s
     assert memory.kept == [False, False, False], "what a failed pass has made is let go of before memory is given back"
 
 
-def test_validation_goes_on_in_smaller_portions() -> None:
+@pytest.mark.parametrize("fault", [FULL, FULL_FOR_CUDNN])
+def test_validation_goes_on_in_smaller_portions(fault: RuntimeError) -> None:
     tried, collected = [], []
 
     def action(size: int) -> str:
         tried.append(size)
         if size > 3:
-            raise torch.OutOfMemoryError("the device is full")
+            raise fault
         return f"in portions of {size}"
 
     assert within_memory(action, 12, collect=lambda: collected.append(1)) == "in portions of 3"
     assert (tried, len(collected)) == ([12, 6, 3], 2)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(fault), match=str(fault)):
         within_memory(lambda size: action(9), 4, collect=lambda: None)
+
+
+def test_other_faults_of_a_gpu_are_not_taken_for_a_full_one() -> None:
+    tried = []
+
+    def action(size: int) -> None:
+        tried.append(size)
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(torch.AcceleratorError, match="illegal"):
+        within_memory(action, 12, collect=lambda: None)
+    assert tried == [12]
 
 
 PRUNING: dict[str, Any] = {"steps": 12, "pruning": {"name": "asha", "first": 2, "reduction": 2}}

@@ -31,6 +31,7 @@ from runner.machine import host_memory_gb
 from runner.schema.shapes import Shape
 from runner.train.inputs.shared_out import SharedWork, share_out
 from runner.train.inputs.stored import OnDisk, Stored
+from runner.train.memory import is_full
 from runner.train.place import Place
 
 log = logging.getLogger(__name__)
@@ -155,8 +156,8 @@ def _encoded(captions: Sequence[str], family: Family, text: TextStack, device: t
         ids = [each.to(device) for each in text.tokenizers.ids(captions)]
         with torch.no_grad():
             return family.encode_text(text, ids)
-    except torch.OutOfMemoryError:
-        if device.type == "cpu":
+    except RuntimeError as error:
+        if device.type == "cpu" or not is_full(error):
             raise
         return None
 
