@@ -43,6 +43,7 @@ from runner.train.clock import Clock
 from runner.train.inputs.samples import EMPTY, Samples
 from runner.train.inputs.text import EncodedText
 from runner.train.job_run import JobRun
+from runner.train.memory import is_full
 from runner.train.pack import Pack
 from runner.train.place import Place
 
@@ -259,10 +260,12 @@ def all_packs(base: SyntheticBase, options: argparse.Namespace, peak: float) -> 
             if jobs == 1:
                 alone[batch] = found.step_ms
             print(found.row(base, peak, alone.get(batch), tiny=options.tiny), flush=True)
-        except OutOfMemoryError:
-            print(
-                f"| {base.resolution} | {jobs} | {batch} | {checkpointing} | out of memory |" + " - |" * 6, flush=True
-            )
+        except (OutOfMemoryError, RuntimeError) as error:
+            # Weights, gradients and moments may be too much too, before or after a pass that fits.
+            if not isinstance(error, OutOfMemoryError) and not is_full(error):
+                raise
+            cells = [str(base.resolution), str(jobs), str(batch), "on" if checkpointing else "off", "out of memory"]
+            print("| " + " | ".join([*cells, *["-"] * 6]) + " |", flush=True)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -290,7 +293,7 @@ def main() -> None:
     side = 256 if options.tiny else 8192
     peak = matrix_peak(place.device, dtype, side)
     print(f"{place.describe()}, torch {torch.__version__}, {options.precision}, rank {options.rank}")
-    print(f"{side} x {side} matrix product: {peak:.1f} TFLOP/s\n\n{HEAD}")
+    print(f"{side} x {side} matrix product: {peak:.1f} TFLOP/s\n\n{HEAD}", flush=True)
     shapes = [TINY] if options.tiny else [FULL | {"sample_size": px // 8} for px in options.resolutions]
     for shape in shapes:
         all_packs(SyntheticBase(shape, place, dtype), options, peak)

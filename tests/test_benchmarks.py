@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from runner.errors import OutOfMemoryError
+from runner.train.job_run import JobRun
 from runner.train.passes import Passes
 from tests.command_line import ROOT
 from tests.train.bench import CPU
@@ -47,3 +48,23 @@ def test_packs_on_the_full_size_unet_are_measured_one_by_one(
     assert not any("forward" in vars(module) for module in base.denoiser.modules()), (
         "its adapters are still in the UNet"
     )
+
+
+def test_a_pack_that_is_too_large_is_a_row_wherever_the_memory_ends(
+    benchmark: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    update = JobRun.update
+
+    def full(run: JobRun) -> None:
+        if run.job.experiment.seed == 1:
+            raise torch.OutOfMemoryError("there is no room for the moments of the second job")
+        update(run)
+
+    monkeypatch.setattr(JobRun, "update", full)
+    words = ["--tiny", "--warmup", "1", "--steps", "1", "--packs", "2", "1", "--checkpointing", "off"]
+    options = benchmark["parse"](words)
+    benchmark["all_packs"](benchmark["SyntheticBase"](benchmark["TINY"], CPU, torch.bfloat16), options, 1.0)
+    two, one = ([cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines())
+    assert two == ["64", "2", "1", "off", "out of memory", *["-"] * 6]
+    assert one[:4] == ["64", "1", "1", "off"]
+    assert len(one) == len(two)
