@@ -145,6 +145,10 @@ def told(**changes: object) -> dict[str, object]:
             "control.image = 'wide.png': is 64 x 32, and what is drawn is",
         ),
         ({"control": {"path": "x", "image": "y"}, "model": {"family": "sd3"}}, "with model.family=sd and sdxl only"),
+        (
+            {"control": {"path": "x", "image": "y"}, "guidance_rescale": 0.7, "model": {"family": "sdxl"}},
+            "guidance_rescale = 0.7: has no effect with control.path; remove it",
+        ),
         ({"seeds": [2**64]}, "should be less than 18446744073709551616"),
         ({"model": {"family": "flux"}, "scheduler": {"name": "ddim"}}, "scheduler.name = 'ddim': belongs to models"),
         ({"scheduler": {"name": "lcm"}, "inference_steps": 51}, "inference_steps = 51: scheduler=lcm picks its"),

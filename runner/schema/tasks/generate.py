@@ -65,6 +65,8 @@ class Generate(WithAdapters, DrawingSettings):
                 f"control.path = {self.control.path!r}: ControlNets are used with model.family=sd and sdxl only; "
                 "remove it and control.image"
             )
+        elif self.control.path is not None and self.guidance_rescale:
+            faults.append(f"guidance_rescale = {self.guidance_rescale}: has no effect with control.path; remove it")
         if faults:
             raise ValueError("\n".join(faults))
         return self
