@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 from runner.schema import ModelSettings
 from runner.schema.inputs import Precision
 from runner.studio import Studio
@@ -15,5 +17,6 @@ def studio_of(model: ModelSettings, precision: Precision, place: Place) -> Studi
     key = model, precision
     if key not in _LAST:
         _LAST.clear()  # before another is loaded: two might not fit
+        gc.collect()  # layers and the adapters in their places refer to each other
         _LAST[key] = Studio(model, precision, place)
     return _LAST[key]
