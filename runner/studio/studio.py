@@ -75,7 +75,13 @@ class Studio:
 
     def load(self) -> None:
         """Read all parts of the model now, not when they are first needed."""
-        for part in (self.base.denoiser, self.base.vae, self.base.tokenizers, self._frozen_text):
+        self._load_what_draws()
+        for part in (self.base.tokenizers, self._frozen_text):
+            assert part is not None
+
+    def _load_what_draws(self) -> None:
+        # Before prompts are encoded: where a GPU does not hold the text encoders beside it, the CPU encodes.
+        for part in (self.base.denoiser, self.base.vae):
             assert part is not None
 
     def check_resolution(self, resolution: int) -> None:
@@ -105,6 +111,7 @@ class Studio:
         self._show(mix)
         prompts = [*(wish.prompt for wish in wishes), sampling.negative_prompt or EMPTY]
         try:
+            self._load_what_draws()
             return draw(wishes, sampling, self.base, self._conditioner(mix, prompts), mix.use_rows)
         except RuntimeError as error:
             if not is_full(error):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from runner.errors import SettingsError
+from runner.families.family import TextStack
 from runner.job import Job, read_job
 from runner.schema import ModelSettings
 from runner.studio import Studio
@@ -101,6 +102,19 @@ def test_every_family(request: pytest.FixtureRequest, bench: Bench, family: str,
     after = [each.png for each in studio.draw(wishes, sampling, [(job.folder, 1.0)])]
     assert after == samples_named(job, wishes, step=2)
     assert [each.png for each in studio.draw(wishes, sampling)] == samples_named(job, wishes, step=0) != after
+
+
+def test_what_draws_takes_its_room_before_the_text_encoders_do(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    studio, there = Studio(ModelSettings(), "fp32", CPU, keep_prompts=False), list[bool]()
+    load = Studio._without_mix
+
+    def watched(self: Studio) -> TextStack:
+        there.append({"denoiser", "vae"} <= vars(self.base).keys())
+        return load(self)
+
+    monkeypatch.setattr(Studio, "_without_mix", watched)
+    studio.draw([Wish("a", "a circle", 0)], Sampling(64, "model", 1, 1.0))
+    assert there == [True]
 
 
 def samples_named(job: Job, wishes: list[Wish], step: int = 4) -> list[bytes]:
