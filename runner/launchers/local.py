@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import metadata
 
 from runner.job import Job
 from runner.launchers import MoreJobs
@@ -17,6 +18,9 @@ def check(settings: LocalLauncher) -> list[str]:
     gpus = len(find_gpus()) if settings.device != "cpu" else 0
     if settings.device == "cuda" and not gpus:
         return ["launcher.device = 'cuda': this machine has no NVIDIA GPU; set launcher.device=cpu or auto"]
+    torch = metadata.version("torch")  # which says it too, once it is loaded
+    if settings.device == "cuda" and torch.endswith("+cpu"):
+        return [f"launcher.device = 'cuda': torch {torch} is a build without CUDA; install one with it, or set cpu"]
     faults = []
     if gpus and (settings.processes or 1) > gpus:
         faults.append(f"launcher.processes = {settings.processes}: this machine has {gpus} GPUs; lower it")

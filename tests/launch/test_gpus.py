@@ -10,7 +10,9 @@ import torch
 
 from runner import work
 from runner.errors import RunnerError
+from runner.launchers import local
 from runner.machine import Device, find_gpus, this_machine
+from runner.schema import LocalLauncher
 from runner.train.place import Place
 from tests.command_line import runner
 from tests.launch.running import Running, manifests, outputs
@@ -89,6 +91,18 @@ def test_where_a_gpu_is_asked_for_that_torch_cannot_use_nothing_is_trained_on_th
     assert work.main(["--device", "cuda", str(tmp_path)]) == work.CRASHED_CODE, "a job is not tried again for that"
     assert Place.here("auto").device.type == "cpu"
     assert "training on the CPU, although there is an NVIDIA GPU: torch" in caplog.text
+
+
+NO_CUDA = "launcher.device = 'cuda': torch 2.13.0+cpu is a build without CUDA; install one with it, or set cpu"
+
+
+@pytest.mark.parametrize(("version", "faults"), [("2.13.0", []), ("2.13.0+cu130", []), ("2.13.0+cpu", [NO_CUDA])])
+def test_a_build_of_torch_that_knows_no_gpu_is_refused_before_anything_starts(
+    driver: Path, monkeypatch: pytest.MonkeyPatch, version: str, faults: list[str]
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: version)
+    assert local.check(LocalLauncher(name="local", device="cuda")) == faults
+    assert local.check(LocalLauncher(name="local", device="auto")) == []
 
 
 def test_more_workers_than_gpus_are_refused(driver: Path) -> None:
