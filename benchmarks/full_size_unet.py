@@ -2,6 +2,7 @@
 
     python benchmarks/full_size_unet.py
     python benchmarks/full_size_unet.py --packs 1 4 --batches 1 2 --resolutions 512 --checkpointing off
+    python benchmarks/full_size_unet.py --processes 2 4 8   # and so many processes at once, each with one job
     python benchmarks/full_size_unet.py --tiny         # a few seconds on a CPU: that it runs, nothing about speed
 
 Random weights and synthetic latents and captions: no download, no VAE, no text encoder. What is timed is the project's
@@ -15,147 +16,22 @@ import argparse
 import dataclasses
 import gc
 import itertools
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch import nn
+from synthetic import FULL, TINY, SyntheticBase, synthetic_run
 
-from runner.data import Item
-from runner.data.address import FileAddress
-from runner.data.views import crops_of
 from runner.errors import OutOfMemoryError
-from runner.families import find_family
 from runner.families.arithmetic import count_unet
-from runner.families.noise import NoiseSchedule
-from runner.families.prediction import Prediction
-from runner.job import make_job
 from runner.measured import Conditions
-from runner.schema import Experiment
-from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.base import DTYPES
-from runner.train.clock import Clock
-from runner.train.inputs.samples import EMPTY, Samples
-from runner.train.inputs.text import EncodedText
-from runner.train.job_run import JobRun
 from runner.train.memory import is_full
 from runner.train.pack import Pack
 from runner.train.place import Place
-
-FULL: dict[str, Any] = {
-    "sample_size": 128,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": [320, 640, 1280],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "layers_per_block": 2,
-    "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [5, 10, 20],
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-"""The UNet of SDXL 1.0."""
-
-TINY: dict[str, Any] = FULL | {
-    "sample_size": 8,
-    "block_out_channels": [32, 32, 64],
-    "layers_per_block": 1,
-    "transformer_layers_per_block": [1, 1, 1],
-    "attention_head_dim": [1, 1, 2],
-    "norm_num_groups": 8,
-    "cross_attention_dim": 32,
-    "addition_time_embed_dim": 8,
-    "projection_class_embeddings_input_dim": 80,
-}
-"""The same wiring, for a machine without a GPU."""
-
-TOKENS = 77
-CAPTIONS = tuple(f"caption {number}" for number in range(16))
-NOISE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-
-
-class SyntheticBase:
-    """What a pack uses of `runner.train.base.Base`, around a UNet that was never trained."""
-
-    def __init__(self, config: dict[str, Any], place: Place, dtype: torch.dtype) -> None:
-        self.config, self.place, self.dtype = config, place, dtype
-        self.family = find_family("sdxl")
-        self.noise = NoiseSchedule(NOISE, Prediction("epsilon", zero_terminal_snr=False)).to(place.device)
-        self.resolution = config["sample_size"] * 8
-        self.checkpointing = self.live_text = False
-        with torch.device(place.device):
-            unet = UNet2DConditionModel.from_config(config)
-        self.denoiser: Any = unet.requires_grad_(False).to(dtype).eval()
-
-    def components(self) -> dict[str, nn.Module]:
-        """The UNet carries all adapters."""
-        return {"unet": self.denoiser}
-
-    def collect(self) -> None:
-        """Give back the memory of what was let go of."""
-        gc.collect()  # an optimizer and its schedule know each other
-        torch.cuda.empty_cache()
-
-    def checkpoint_gradients(self) -> bool:
-        """A pack that does not fit is a result here, not something to be helped."""
-        return False
-
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute activations in the backward pass or keep them."""
-        self.checkpointing = enabled
-        if enabled:
-            self.denoiser.enable_gradient_checkpointing()
-        else:
-            self.denoiser.disable_gradient_checkpointing()
-
-
-def synthetic_items(side_px: int) -> list[Item]:
-    """Images that nobody opens."""
-    address = FileAddress(Path("synthetic"))
-    return [Item(caption, caption, caption, side_px, side_px, address=address) for caption in CAPTIONS]
-
-
-def synthetic_run(
-    seed: int, batch_size: int, base: SyntheticBase, clock: Clock, *, rank: int, precision: str
-) -> JobRun:
-    """One job of a pack, on latents and captions that were never encoded."""
-    experiment = Experiment.model_validate(
-        {
-            "seed": seed,
-            "batch_size": batch_size,
-            "resolution": base.resolution,
-            "precision": precision,
-            "lora": {"rank": rank},
-            "logger": {"name": "none"},
-        }
-    )
-    items = synthetic_items(base.resolution)
-    side, text_width = base.config["sample_size"], base.config["cross_attention_dim"]
-    pooled_width = base.config["projection_class_embeddings_input_dim"] - 6 * base.config["addition_time_embed_dim"]
-    mean, std = torch.zeros(4, side, side), torch.ones(4, side, side)
-    posteriors = {(item.id, crop): (mean, std) for item in items for crop in crops_of(item, experiment)}
-    encoded = {
-        caption: {"embeds": torch.randn(TOKENS, text_width), "pooled": torch.randn(pooled_width)}
-        for caption in (*CAPTIONS, EMPTY)
-    }
-    scaling: dict[str, object] = {"scaling_factor": 0.13025}
-    materials: Any = SimpleNamespace(
-        samples=Samples(experiment, items, posteriors, vae_config=scaling, process=base.noise),
-        conditioner=EncodedText(encoded, zeros_for_empty=True, device=base.place.device),
-    )
-    sites = find_sites(experiment.lora, base.components())
-    adapter = Adapter(experiment.lora, sites, seed=seed, device=base.place.device)
-    job = make_job(experiment, model="synthetic", dataset="synthetic", outputs=Path("not-written"))
-    return JobRun(job, materials, adapter, base, clock)  # type: ignore[arg-type]
 
 
 class Stopwatch:
@@ -164,10 +40,14 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
 
-    def milliseconds(self, action: Callable[[], object], *, warmup: int, count: int) -> list[float]:
-        """Of each of `count` calls, after `warmup` others; the host does not wait in between."""
+    def milliseconds(
+        self, action: Callable[[], object], *, warmup: int, count: int, meet: Callable[[], object] | None = None
+    ) -> list[float]:
+        """Of each of `count` calls, after `warmup` others and after `meet`; the host does not wait in between."""
         for _ in range(warmup):
             action()
+        if meet is not None:
+            meet()
         if not self.on_gpu:
             return [self._by_host(action) for _ in range(count)]
         events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
@@ -216,8 +96,18 @@ class Speed:
         return "| " + " | ".join(cells) + " |"
 
 
-def measure(jobs: int, batch: int, checkpointing: bool, base: SyntheticBase, options: argparse.Namespace) -> Speed:
+def measure(
+    jobs: int,
+    batch: int,
+    checkpointing: bool,
+    base: SyntheticBase,
+    options: argparse.Namespace,
+    meet: Callable[[], object] | None = None,
+) -> Speed:
     """Assemble a pack, step it, take it apart.
+
+    Args:
+        meet: waits for other processes, between the warm-up and what is timed.
 
     Raises:
         OutOfMemoryError: not even one image fits.
@@ -235,7 +125,8 @@ def measure(jobs: int, batch: int, checkpointing: bool, base: SyntheticBase, opt
         torch.cuda.reset_peak_memory_stats()
     try:
         pack.join(runs)
-        times = Stopwatch(base.place.device).milliseconds(pack.step, warmup=options.warmup, count=options.steps)
+        watch = Stopwatch(base.place.device)
+        times = watch.milliseconds(pack.step, warmup=options.warmup, count=options.steps, meet=meet)
     finally:
         if pack.adapters is not None:
             pack.adapters.detach()
@@ -244,28 +135,78 @@ def measure(jobs: int, batch: int, checkpointing: bool, base: SyntheticBase, opt
     return Speed(jobs, batch, checkpointing, statistics.median(times), peak_gib, pack.passes.most_rows)
 
 
+def one_of_several(
+    shape: dict[str, Any], batch: int, checkpointing: bool, options: argparse.Namespace, meeting: Any, found: Any
+) -> None:
+    """What each of several processes does; it puts its Speed into `found`, or None where the memory is full."""
+    base = SyntheticBase(shape, Place.here("auto"), DTYPES[options.precision])
+    try:
+        found.put(measure(1, batch, checkpointing, base, options, meet=meeting.wait))
+    except (OutOfMemoryError, RuntimeError):  # full, or another process is and does not come to the meeting
+        meeting.abort()
+        found.put(None)
+
+
+def at_once(
+    count: int, shape: dict[str, Any], batch: int, checkpointing: bool, options: argparse.Namespace
+) -> list[Speed]:
+    """The speeds of so many processes that each train one job on the same GPU; none where they do not fit into it."""
+    context = multiprocessing.get_context("spawn")
+    meeting, found = context.Barrier(count), context.Queue()
+    arguments = (shape, batch, checkpointing, options, meeting, found)
+    processes = [context.Process(target=one_of_several, args=arguments, daemon=True) for _ in range(count)]
+    for process in processes:
+        process.start()
+    speeds = [found.get(timeout=LONGEST_S) for _ in processes]
+    for process in processes:
+        process.join()
+    return [] if None in speeds else speeds
+
+
+def all_processes(shape: dict[str, Any], options: argparse.Namespace, alone: Mapping[tuple[int, bool], float]) -> None:
+    """Print a row for each number of processes, beside those of packs; nothing of this process is on the GPU."""
+    modes = MODES[options.checkpointing]
+    for checkpointing, batch, count in itertools.product(modes, options.batches, options.processes):
+        speeds = at_once(count, shape, batch, checkpointing, options)
+        cells = [str(shape["sample_size"] * 8), f"{count} processes", str(batch), "on" if checkpointing else "off"]
+        if speeds:
+            images_per_s = sum(batch / speed.step_ms * 1e3 for speed in speeds)
+            cells += [f"{statistics.median(speed.step_ms for speed in speeds):.1f}", f"{images_per_s:.2f}"]
+            cells += [f"{sum(speed.peak_gib for speed in speeds):.1f}", "-", "-"]
+            alone_ms = alone.get((batch, checkpointing))
+            cells += ["-" if alone_ms is None else f"{images_per_s * alone_ms / batch / 1e3:.2f}", ""]
+        else:
+            cells += ["out of memory", *["-"] * 6]
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+LONGEST_S = 300.0
+"""That processes may take to load and to train."""
+MODES = {"off": [False], "on": [True], "both": [False, True]}
 HEAD = (
     "| px | jobs | batch of each | checkpointing | ms per step | images/s | peak memory, GiB | TFLOP/s | of the peak "
     "| times faster than one after the other | |\n|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
-def all_packs(base: SyntheticBase, options: argparse.Namespace, peak: float) -> None:
-    """Print the rows of one resolution, each as soon as it is known."""
-    modes = {"off": [False], "on": [True], "both": [False, True]}[options.checkpointing]
-    alone: dict[int, float] = {}
-    for checkpointing, batch, jobs in itertools.product(modes, options.batches, options.packs):
+def all_packs(base: SyntheticBase, options: argparse.Namespace, peak: float) -> dict[tuple[int, bool], float]:
+    """Print the rows of one resolution, each as soon as it is known; the time of a step of one job by itself, by its
+    batch and whether activations are recomputed.
+    """
+    alone: dict[tuple[int, bool], float] = {}
+    for checkpointing, batch, jobs in itertools.product(MODES[options.checkpointing], options.batches, options.packs):
         try:
             found = measure(jobs, batch, checkpointing, base, options)
             if jobs == 1:
-                alone[batch] = found.step_ms
-            print(found.row(base, peak, alone.get(batch), tiny=options.tiny), flush=True)
+                alone[batch, checkpointing] = found.step_ms
+            print(found.row(base, peak, alone.get((batch, checkpointing)), tiny=options.tiny), flush=True)
         except (OutOfMemoryError, RuntimeError) as error:
             # Weights, gradients and moments may be too much too, before or after a pass that fits.
             if not isinstance(error, OutOfMemoryError) and not is_full(error):
                 raise
             cells = [str(base.resolution), str(jobs), str(batch), "on" if checkpointing else "off", "out of memory"]
             print("| " + " | ".join([*cells, *["-"] * 6]) + " |", flush=True)
+    return alone
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -275,6 +216,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--packs", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="jobs trained together")
     parser.add_argument("--batches", type=int, nargs="+", default=[1], help="images per job and step")
     parser.add_argument("--resolutions", type=int, nargs="+", default=[1024, 512], help="side of the images, px")
+    parser.add_argument("--processes", type=int, nargs="+", default=[], help="processes at once, each with one job")
     parser.add_argument("--checkpointing", choices=("off", "on", "both"), default="both")
     parser.add_argument("--precision", choices=tuple(DTYPES), default="bf16")
     parser.add_argument("--rank", type=int, default=16)
@@ -296,7 +238,10 @@ def main() -> None:
     print(f"{side} x {side} matrix product: {peak:.1f} TFLOP/s\n\n{HEAD}", flush=True)
     shapes = [TINY] if options.tiny else [FULL | {"sample_size": px // 8} for px in options.resolutions]
     for shape in shapes:
-        all_packs(SyntheticBase(shape, place, dtype), options, peak)
+        alone = all_packs(SyntheticBase(shape, place, dtype), options, peak)
+        gc.collect()
+        torch.cuda.empty_cache()
+        all_processes(shape, options, alone)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import runpy
+import subprocess
+import sys
 import weakref
 from typing import Any
 
@@ -12,12 +14,13 @@ import torch
 from runner.errors import OutOfMemoryError
 from runner.train.job_run import JobRun
 from runner.train.passes import Passes
-from tests.command_line import ROOT
+from tests.command_line import ROOT, environment
 from tests.train.bench import CPU
 
 
 @pytest.fixture
-def benchmark() -> dict[str, Any]:
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return runpy.run_path(str(ROOT / "benchmarks" / "full_size_unet.py"))
 
 
@@ -68,3 +71,17 @@ def test_a_pack_that_is_too_large_is_a_row_wherever_the_memory_ends(
     assert two == ["64", "2", "1", "off", "out of memory", *["-"] * 6]
     assert one[:4] == ["64", "1", "1", "off"]
     assert len(one) == len(two)
+
+
+@pytest.mark.slow
+def test_packs_are_compared_with_processes_at_once() -> None:
+    script = ROOT / "benchmarks" / "full_size_unet.py"
+    options = ["--tiny", "--packs", "1", "--processes", "2", "--checkpointing", "off", "--warmup", "1", "--steps", "2"]
+    done = subprocess.run(
+        [sys.executable, str(script), *options], env=environment(), capture_output=True, text=True, check=True
+    )
+    rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines() if line.startswith("| 64")]
+    assert [row[2] for row in rows] == ["1", "2 processes"]
+    alone, together = ({"ms": float(row[5]), "images_per_s": float(row[6])} for row in rows)
+    assert together["images_per_s"] == pytest.approx(2 / together["ms"] * 1e3, rel=0.5)
+    assert float(rows[1][10]) == pytest.approx(together["images_per_s"] / alone["images_per_s"], rel=0.02)
