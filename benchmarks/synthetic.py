@@ -20,6 +20,7 @@ from runner.data.views import crops_of
 from runner.families import find_family
 from runner.families.noise import NoiseSchedule
 from runner.families.prediction import Prediction
+from runner.families.shapes import SDXL_UNET
 from runner.job import make_job
 from runner.schema import Experiment
 from runner.train.adapters.adapter import Adapter, find_sites
@@ -29,17 +30,9 @@ from runner.train.inputs.text import EncodedText
 from runner.train.job_run import JobRun
 from runner.train.place import Place
 
-FULL: dict[str, Any] = {
+FULL: dict[str, Any] = SDXL_UNET | {
     "sample_size": 128,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": [320, 640, 1280],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "layers_per_block": 2,
-    "transformer_layers_per_block": [1, 2, 10],
     "attention_head_dim": [5, 10, 20],
-    "cross_attention_dim": 2048,
     "use_linear_projection": True,
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 256,
