@@ -76,6 +76,10 @@ def devices() -> Iterator[Finding]:
 
     listed, build = find_gpus(), f"torch {torch.__version__}"
     yield Finding("host", this_machine("cpu").line())
+    if not listed and torch.cuda.is_available():
+        text = f"{build} sees {torch.cuda.device_count()}, and nvidia-smi lists none: plans are made for the CPU"
+        yield Finding("GPUs", text, "wrong", "have nvidia-smi on the PATH (of a container: the capability utility)")
+        return
     if not listed:
         yield Finding("GPUs", "nvidia-smi lists none that may be used here: trainings run on the CPU")
         return

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 from runner import doctor
 from tests.command_line import command
@@ -75,6 +76,16 @@ def test_gpus_that_torch_cannot_use_are_wrong(
     assert doctor.main([]) == 1
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "GPUs" in line)
     assert line.startswith("! GPUs         NVIDIA H100 80GB HBM3, 86 GB; torch ")
+
+
+def test_gpus_that_only_torch_sees_are_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert doctor.main([]) == 1
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "GPUs" in line)
+    assert "sees 2, and nvidia-smi lists none: plans are made for the CPU  ->  have nvidia-smi on the PATH" in line
 
 
 def test_a_folder_that_cannot_be_written_to_is_wrong(

@@ -40,6 +40,7 @@ def ids(taken: list[Job]) -> list[str]:
     return [job.id for job in taken]
 
 
+# PyYAML's wheels have it; where it was built from source without it, there is only the slow parser.
 @pytest.mark.skipif(not yaml.__with_libyaml__, reason="PyYAML was built without libyaml")
 def test_settings_are_not_read_by_the_slow_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (job,) = jobs(tmp_path, 1)

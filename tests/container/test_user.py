@@ -56,6 +56,7 @@ def anybodys_python() -> str:
         with suppress(PermissionError):
             if program and not subprocess.run([program, "-c", ""], user=USER_ID, cwd="/", check=False).returncode:
                 return program
+    # A Python in root's home is closed to others, and the machine's own may be of another version.
     pytest.skip(f"no {version} on this machine that another user than root may run")
 
 
