@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from runner.families.control import Control, controlled_by
+from runner.families.family import Text
 from runner.families.loading import decode_latents, noise_options
 from runner.paths import JobPaths, atomic_file, sample_name, write_text
 from runner.schema import Experiment
@@ -24,6 +25,7 @@ from runner.schema.drawing import DrawingSettings
 from runner.schema.family import Draws
 from runner.schema.method import DreamBooth
 from runner.train.base import Base
+from runner.train.inputs.samples import Caption
 from runner.train.inputs.text import Conditioner
 from runner.train.memory import within_memory
 
@@ -141,9 +143,9 @@ def _draw(
             pipeline, controlled = controlled_by(sampling.control, pipeline, base.family, base.controlnet)
             options |= controlled
         pipeline.set_progress_bar_config(disable=True)
-        with use_rows(len(part)):
-            positive_text = conditioner.text([wish.prompt for wish in part])
-            negative_text = conditioner.text([sampling.negative_prompt] * len(part))
+        with use_rows(1):
+            positive_text = _one_by_one([wish.prompt for wish in part], conditioner)
+            negative_text = _one_by_one([sampling.negative_prompt] * len(part), conditioner)
         # Pipelines of transformers do not know it, and the schema refuses it for them.
         rescaled = {"guidance_rescale": sampling.guidance_rescale} if sampling.guidance_rescale else {}
         guided = base.family.classifier_free_guidance and sampling.guidance_scale > 1
@@ -162,6 +164,12 @@ def _draw(
         for wish, image in zip(part, decode_latents(base.vae, latents).cpu(), strict=True):
             pictures.append(Picture(wish.name, wish.prompt, _png(image)))
     return pictures
+
+
+def _one_by_one(prompts: Sequence[Caption], conditioner: Conditioner) -> Text:
+    """The embeddings of prompts, `[B, ...]`; each computed by itself, as frozen encoders do, to have the same bits."""
+    texts = {prompt: conditioner.text([prompt]) for prompt in dict.fromkeys(prompts)}
+    return {name: torch.cat([texts[prompt][name] for prompt in prompts]) for name in texts[prompts[0]]}
 
 
 def write_prompts(
