@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,14 +36,19 @@ SECRET_PREFIXES = ("WANDB", "AWS", "HF_TOKEN", "HUGGING_FACE", "RUNNER_")
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No account, no cache and no result of the person who runs the tests is seen or touched."""
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No account, no cache and no result of the person who runs the tests is seen or touched; nor of another test."""
+    before = set(os.environ)
     for name in list(os.environ):
         if name.startswith(SECRET_PREFIXES):
             monkeypatch.delenv(name)
     monkeypatch.setenv("RUNNER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("RUNNER_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    yield
+    # What work sets for the libraries it loads would stay, and no later command would begin as this process did.
+    for name in set(os.environ) - before:
+        del os.environ[name]
 
 
 MakeOnce = Callable[[str, Callable[[Path], None]], Path]

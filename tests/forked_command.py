@@ -22,6 +22,8 @@ from runner.launchers.forked import Forked, as_a_command
 
 READ_WHEN_LOADED = ("HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "OMP_", "GOMP_", "PYTHON", "CUDA_", "LD_", "TORCH")
 """Libraries read such variables when they are loaded: where these differ, a command must load its own."""
+SET_WHEN_LOADED = "TORCHINDUCTOR_CACHE_DIR"
+"""Torch sets it itself, in a test that has loaded it as in a command that does."""
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +33,9 @@ forkserver.set_forkserver_preload(["tests.preloaded"])
 
 
 def _when_loaded(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(READ_WHEN_LOADED)}
+    read = {name: value for name, value in environment.items() if name.startswith(READ_WHEN_LOADED)}
+    read.pop(SET_WHEN_LOADED, None)
+    return read
 
 
 AT_FIRST = _when_loaded({**os.environ, "PYTHONPATH": str(ROOT)})
