@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def draw(
 
     Raises:
         SettingsError: the sampling is not one for this model.
+        Interrupted: a signal has asked to stop, where that is heeded (`runner.train.place`).
     """
     chunk = max(1, min(MOST_ROWS, PIXELS_PER_FORWARD // sampling.resolution**2) // 2)
     on_cpu = base.place.device.type == "cpu"
@@ -160,10 +162,16 @@ def _draw(
                 **options,
                 generator=[torch.Generator("cpu").manual_seed(wish.seed) for wish in part],
                 output_type="latent",
+                callback_on_step_end=partial(_heed, base),
             ).images
         for wish, image in zip(part, decode_latents(base.vae, latents).cpu(), strict=True):
             pictures.append(Picture(wish.name, wish.prompt, _png(image)))
     return pictures
+
+
+def _heed(base: Base, _pipeline: Any, _step: int, _timestep: Any, changed: dict[str, Any]) -> dict[str, Any]:
+    base.place.heed()
+    return changed
 
 
 def _one_by_one(prompts: Sequence[Caption], conditioner: Conditioner) -> Text:

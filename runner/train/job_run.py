@@ -53,6 +53,10 @@ class JobRun:
         self.cost = Cost()
         self.alone: Alone | None = None
         self._rungs = frozenset(rungs(self.settings.pruning, self.settings.steps))
+        self.unmeasured = True
+        """Whether validation is due after the current step, and not done."""
+        self.at_rung = False
+        """Whether the job is to be compared with the others after the current step."""
         self.metrics: MetricsFile | None = None
         self.mirror: Mirror | None = None
         self._loss = torch.zeros((), device=base.place.device)
@@ -83,6 +87,7 @@ class JobRun:
             self.average.weights.copy_(state["average"])
         if window := state.get("window"):  # checkpoints did not always have it
             self._restore_window(window)
+        self._set_due(measured=self.step > 0 and not state.get("unmeasured", False))
         log.info("%s: continues after step %d", self.job.id, self.step)
 
     def open_record(self, about: Mapping[str, Any]) -> None:
@@ -104,7 +109,7 @@ class JobRun:
         self.metrics = MetricsFile(self.paths.metrics)
         # An attempt that starts anew measures step 0 again.
         self.metrics.truncate_after(self.step if self.step else -1)
-        if self.done:  # what comes after the last step failed or was interrupted, and is measured anew
+        if self.done or self.unmeasured:  # it failed or was interrupted, and is measured anew
             self.metrics.drop(self.step, "validation/")
         self.mirror = open_mirror(
             self.settings.logger,
@@ -169,6 +174,17 @@ class JobRun:
         self._steps_since += 1
         if self.average is not None:
             self.average.update(self.adapter.weights, self.step)
+        self._set_due(measured=False)
+
+    def _set_due(self, *, measured: bool) -> None:
+        """What is to be done after the current step, unless it is already."""
+        self.at_rung = self.step in self._rungs and not measured
+        self.unmeasured = (self.at_rung or self.draws) and not measured and not self.done
+
+    @property
+    def draws(self) -> bool:
+        """Whether validation draws its images after the current step: before the first one, and as often as is set."""
+        return self.step == 0 or self.due(self.settings.validation.every)
 
     @property
     def published(self) -> Tensor:
@@ -179,11 +195,6 @@ class JobRun:
     def done(self) -> bool:
         """Whether the last step is behind."""
         return self.step >= self.settings.steps
-
-    @property
-    def at_rung(self) -> bool:
-        """Whether the job is compared with the others after the current step."""
-        return self.step in self._rungs
 
     # --- the record ---
 
@@ -238,10 +249,12 @@ class JobRun:
         )
 
     def validate(self, use_rows: UseRows, *, pictures: bool = True) -> dict[str, float]:
-        """Measure and record the held-out loss, and draw the samples; in the main process only."""
-        if not self.is_main:
-            return {}
-        with self.clock.charging("validate", [self]):
+        """Measure and record the held-out loss, and draw the samples; to be called in the main process only.
+
+        Raises:
+            Interrupted: a signal came before it was done; it is to be done again.
+        """
+        with self.clock.charging("validate", [self]), self.base.place.heeding():
             held_out, conditioner = self.materials.held_out_samples, self.materials.conditioner
             losses = self._shared(held_out.key, lambda: held_out.loss(self.base, conditioner, use_rows))
             if self.materials.kept is not None:
@@ -288,6 +301,7 @@ class JobRun:
                 "lr_scheduler": self.lr_scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "window": self._window(),
+                "unmeasured": self.unmeasured,
             }
             if self.average is not None:
                 state["average"] = self.average.weights.cpu()

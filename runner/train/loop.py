@@ -91,10 +91,10 @@ def _rounds(
             except Interrupted:
                 _stop(pack)
             unfilled, rounds = free - taken, rounds + 1
-            pack.each(lambda run: run.validate(pack.rows_of(run)) if run.step == 0 else None)
+            _measure(pack)  # what has just begun, or was stopped before it was measured
             pack.each(partial(_finish_if_done, pack, save))
-            if any(run.done for run in pack.runs):
-                continue  # a signal came while one was being saved
+            if any(run.done or run.unmeasured for run in pack.runs):
+                continue  # a signal came while one was being measured or saved
             if pack.runs:
                 progress.begin()
                 _round(pack)
@@ -113,9 +113,13 @@ def _stop(pack: Pack) -> NoReturn:
 def _round(pack: Pack) -> None:
     pack.step()
     pack.each(_log)
+    _measure(pack)
+    pack.each(_checkpoint)
+
+
+def _measure(pack: Pack) -> None:
     pack.each(partial(_validate, pack))
     pack.each(_prune)
-    pack.each(_checkpoint)
 
 
 def _log(run: JobRun) -> None:
@@ -125,18 +129,24 @@ def _log(run: JobRun) -> None:
 
 
 def _validate(pack: Pack, run: JobRun) -> None:
-    if run.done:
-        return
-    pictures = run.due(run.settings.validation.every)
-    if pictures or run.at_rung:
-        run.validate(pack.rows_of(run), pictures=pictures)
+    if run.unmeasured:
+        run.unmeasured = not run.base.place.from_main(lambda: _measures(run, pack.rows_of(run)))
+
+
+def _measures(run: JobRun, use_rows: UseRows) -> bool:
+    """Measure a job and draw from it; False where a signal came before that was done: its checkpoint says so."""
+    try:
+        run.validate(use_rows, pictures=run.draws)
+    except Interrupted:
+        return False
+    return True
 
 
 def _prune(run: JobRun) -> object:
-    """After all jobs of the round were measured, so that those in one pack are judged together."""
-    if not run.at_rung:
+    """After all jobs of the pack were measured, so that they are judged together."""
+    if not run.at_rung or run.unmeasured:
         return None
-    place = run.base.place
+    run.at_rung, place = False, run.base.place
     # Only the main process reads the others' folders; what it fails at, all must hear of before it raises.
     reason = place.together(
         lambda: falls_behind(run.job, run.step) if run.is_main else None, what="compare the job with the others"
@@ -181,8 +191,8 @@ def _finish_if_done(pack: Pack, save: SaveArtifacts, run: JobRun) -> object:
 
 def _saves(save: SaveArtifacts, run: JobRun, use_rows: UseRows) -> bool:
     """Measure a job for the last time and save what it leaves; False where a signal came before that was done."""
-    losses = run.validate(use_rows)
     try:
+        losses = run.validate(use_rows)
         with run.clock.charging("artifacts", [run]):
             save(run, use_rows, losses)
     except Interrupted:

@@ -64,7 +64,7 @@ class Place:
         self._control: dist.ProcessGroup | None = None
         self._beside: dict[Path, list[int]] = {}
         self._stop_requested: Callable[[], bool] | None = None
-        self._agrees = False
+        self._heeds = False
 
     @property
     def is_main(self) -> bool:
@@ -143,13 +143,11 @@ class Place:
         """
         failure: Exception | None = None
         found: list[Found] = []
-        self._agrees = True
         try:
-            found.append(action())
+            with self.heeding():
+                found.append(action())
         except FAULTS as error:
             failure = error
-        finally:
-            self._agrees = False
         stopped, failed = self.any_of([isinstance(failure, Interrupted), failure is not None])
         if stopped:
             raise Interrupted("stopped by a signal; what was done before it is kept")
@@ -166,14 +164,23 @@ class Place:
         finally:
             self._stop_requested = None
 
+    @contextmanager
+    def heeding(self) -> Iterator[None]:
+        """Within it, `heed` raises: around what may end early without other processes waiting for its end."""
+        before, self._heeds = self._heeds, True
+        try:
+            yield
+        finally:
+            self._heeds = before
+
     def heed(self) -> None:
-        """To be called now and then in an action of `together` that takes long, and that keeps what it has done.
+        """To be called now and then in what takes long, and that keeps what it has done or can be done again.
 
         Raises:
-            Interrupted: a signal has asked to stop. Elsewhere than in such an action, whose end all processes hear of,
-                a signal has to wait.
+            Interrupted: a signal has asked to stop. Elsewhere than in an action of `together`, whose end all processes
+                hear of, or within `heeding`, a signal has to wait.
         """
-        if self._agrees and self._stop_requested is not None and self._stop_requested():
+        if self._heeds and self._stop_requested is not None and self._stop_requested():
             raise Interrupted("stopped by a signal")
 
     def beside(self, folder: Path) -> list[int]:

@@ -59,6 +59,7 @@ class HeldOut:
     def _loss(self, base: Base, conditioner: Conditioner, use_rows: UseRows, rows: int) -> dict[str, float]:
         errors: list[Tensor] = []
         for part in self._portions(rows):
+            base.place.heed()
             batch = collate(range(len(part)), part).to(base.place.device)
             noisy = base.noise.add_noise(batch.latents, batch.noise, batch.timesteps)
             with use_rows(len(part)):

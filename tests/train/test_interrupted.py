@@ -14,6 +14,8 @@ from runner.artifacts import save_artifacts
 from runner.cache import TensorCache
 from runner.errors import Interrupted, SettingsError
 from runner.job import Job, State, read_manifest, state_of
+from runner.track import MetricsFile
+from runner.train import loop
 from runner.train.adapters.adapter import Adapter, Site
 from runner.train.clock import Clock
 from runner.train.drawing import UseRows
@@ -21,6 +23,7 @@ from runner.train.inputs import encode
 from runner.train.job_run import JobRun
 from runner.train.pack import Pack
 from runner.train.place import Place
+from runner.train.pruning import falls_behind
 from tests.train.bench import CPU, Bench, difference, records, weights
 from tests.train.ranks import in_both
 from tests.train.test_resume import stopped_after
@@ -110,6 +113,46 @@ def test_a_signal_while_one_job_is_measured_interrupts_it_and_the_others_of_its_
     assert [state_of(each.folder) for each in pack] == [State.COMPLETED, State.COMPLETED]
     assert list(records(pack[0], "validation/loss")) == [0, 2]
     assert difference(weights(pack[1]), weights(straight)) < 1e-5
+
+
+PICTURES: dict[str, Any] = {"prompts": ["a circle"], "inference_steps": 3, "every": 2}
+
+
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_a_signal_is_heard_while_a_job_is_drawn_from_which_is_done_when_it_goes_on(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """It may be the last minute before a machine is taken away; what is trained must not wait for pictures."""
+    halving = {"name": "asha", "first": 2, "reduction": 2}
+
+    def job(folder: str) -> Job:
+        return bench.job(sdxl_folder, steps=4, outputs=tmp_path / folder, validation=PICTURES, pruning=halving)
+
+    straight, broken, compared = job("straight"), job("broken"), list[int]()
+
+    def measured() -> bool:
+        lines = MetricsFile(broken.paths.metrics).read() if broken.paths.metrics.exists() else []
+        return any(line["step"] == at and "validation/loss" in line for line in lines)
+
+    def judged(of: Job, step: int) -> str | None:
+        compared.append(step)
+        return falls_behind(of, step)
+
+    assert bench.train(straight)
+    monkeypatch.setattr(loop, "falls_behind", judged)
+    with pytest.raises(Interrupted):
+        bench.train(broken, stop=measured, place=CPU)
+    manifest = read_manifest(broken.folder)
+    assert (manifest["state"], manifest["steps_done"]) == (State.INTERRUPTED, at)
+    assert not broken.paths.samples_at(at).exists()
+    assert broken.paths.checkpoint_at(at).is_dir()
+    assert bench.train(broken)
+    assert compared == [2], "once, by a figure that is there"
+    assert records(broken, "validation/loss") == records(straight, "validation/loss")
+    for step in (0, 2, 4):
+        drawn, same = (each.paths.samples_at(step) / "p00-s0.png" for each in (broken, straight))
+        assert drawn.read_bytes() == same.read_bytes()
+    assert difference(weights(broken), weights(straight)) == 0
 
 
 @pytest.mark.parametrize("part", ["drawing", "saving"])

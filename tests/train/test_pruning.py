@@ -148,6 +148,7 @@ def test_a_comparison_that_fails_in_the_main_process_leaves_all_in_step(monkeypa
     def process(place: Place) -> tuple[Any, bool]:
         run: Any = SimpleNamespace(
             at_rung=True,
+            unmeasured=False,
             is_main=place.is_main,
             base=SimpleNamespace(place=place),
             job=SimpleNamespace(id="job"),
