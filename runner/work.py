@@ -143,6 +143,7 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
             )
     except Interrupted as error:
         log.info("%s", error)
+        place.leave()
         return INTERRUPTED_CODE if says_more else 0
     except Exception as error:
         # Whatever it was, the folders must say it; the log has the rest.
@@ -158,6 +159,7 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
         return CRASHED_CODE
     finally:
         claims.release_all()
+    place.leave()
     return 1 if says_more and not good else 0
 
 

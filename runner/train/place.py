@@ -208,6 +208,11 @@ class Place:
         if self.world > 1:
             dist.barrier(group=self._control)
 
+    def leave(self) -> None:
+        """Part from the others, at an end that all come to: left to the interpreter, one aborts now and then."""
+        if self.world > 1:
+            dist.destroy_process_group()
+
     @property
     def device_name(self) -> str:
         """The device as a plan names it (`runner.machine`); on a CPU, how many threads are used matters too."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,11 +39,14 @@ SMALL: dict[str, Any] = {"steps": 4, "seed": 4, "batch_size": 1}
 IN_BUCKETS: dict[str, Any] = {"steps": 4, "seed": 5, "batch_size": 3, "dataset": {"buckets": True, "bucket_step": 8}}
 ALONE = {"good": SPREAD, "small": SMALL, "in buckets": IN_BUCKETS}
 
+WORK = ("-m", "runner.work")
+HAS_LEFT = "import sys, torch.distributed as dist, runner.work; sys.exit(runner.work.main() or dist.is_initialized())"
 
-def train_in_two_processes(bench: Bench, *jobs: Job) -> subprocess.CompletedProcess[str]:
+
+def train_in_two_processes(bench: Bench, *jobs: Job, program: Sequence[str] = WORK) -> subprocess.CompletedProcess[str]:
     # Not `accelerate launch --cpu`, which starts one process whatever --num_processes says (accelerate 1.15).
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, "-m", "runner.work", "--device", "cpu", *(str(job.folder) for job in jobs)]
+    command = [*launch, *program, "--device", "cpu", *(str(job.folder) for job in jobs)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RUNNER_CACHE": str(bench.root / "another-cache")}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
@@ -98,6 +102,14 @@ def test_a_last_validation_that_fails_in_the_main_process_leaves_both_in_step() 
 
     main, other = in_both(finished)
     assert isinstance(main, OSError) and isinstance(other, RunnerError)
+
+
+def test_processes_part_from_each_other_before_they_end(bench: Bench, sdxl_folder: Path) -> None:
+    """Else gloo aborts one of them now and then, and torchrun writes a page about a crash."""
+    job = bench.job(sdxl_folder, **SMALL)
+    done = train_in_two_processes(bench, job, program=("--no-python", sys.executable, "-c", HAS_LEFT))
+    assert done.returncode == 0, done.stderr
+    assert state_of(job.folder) is State.COMPLETED
 
 
 def test_the_manifest_says_how_many_processes_there_were(spread: dict[str, Job]) -> None:
