@@ -13,7 +13,7 @@ from pathlib import Path
 from runner.errors import RunnerError, SettingsError
 from runner.families.files import file_hash, is_hub_id, unreachable
 from runner.job import Job, State, read_job, state_of
-from runner.paths import WEIGHTS_NAME, JobPaths, outputs_dir
+from runner.paths import WEIGHTS_NAME, JobPaths, outputs_dir, path_of
 from runner.schema.method import NewTokens
 from runner.tensor_file import Header, read_header
 
@@ -59,7 +59,7 @@ def find_adapter(given: str, *, key: str, words: bool = False) -> AdapterFile:
         SettingsError: there is none, its job is not completed, or it is no safetensors file.
     """
     named = f"{key} = {given!r}"
-    path = Path(given).expanduser().absolute()
+    path = path_of(given).absolute()
     if is_hub_id(given):
         return AdapterFile(_from_hub(given, named), None)
     job = _job_in(path, named)
@@ -78,7 +78,7 @@ def find_adapter(given: str, *, key: str, words: bool = False) -> AdapterFile:
 
 def _meant(given: str) -> str:
     """`, did you mean outputs/dev/8d9f4367bc?` where an experiment was named, or a job by its id alone; or the fix."""
-    path = Path(given).expanduser()
+    path = path_of(given)
     # Tables show ids alone; the results of another folder than `outputs` are not looked through.
     places = path.glob("*") if path.is_dir() else outputs_dir().glob(f"*/{glob.escape(path.name)}")
     found = [place for place in sorted(places) if JobPaths(place).lora.is_dir()][:MOST_MEANT]

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from runner.errors import SettingsError
+
 os.umask(UMASK := os.umask(0o077))
 """What this process takes away from the rights of new files. It is read by setting it: once, before any threads."""
 
@@ -19,11 +21,24 @@ def outputs_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Root of the content-addressed caches: `RUNNER_CACHE`, else the user's cache folder."""
+    """Root of the content-addressed caches: `RUNNER_CACHE`, else the user's cache folder.
+
+    Raises:
+        SettingsError: there is neither.
+    """
     if chosen := os.environ.get("RUNNER_CACHE"):
         return Path(chosen).absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lora-runner"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "lora-runner"
+    home = path_of("~")
+    if not home.is_absolute():
+        raise SettingsError("this user has no home folder for caches; name a folder for them in RUNNER_CACHE")
+    return home / ".cache" / "lora-runner"
+
+
+def path_of(named: str) -> Path:
+    """The path that a user names; a `~` that nobody's home is known for stays as it is, and there is no such file."""
+    return Path(os.path.expanduser(named))  # Path.expanduser raises there
 
 
 # The names that are also needed without a folder on this machine, as for what lies in S3.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
 import pytest
 
 from runner import paths
+from runner.errors import SettingsError
 
 
 @pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o077, 0o600, 0o700), (0o002, 0o664, 0o775)])
@@ -27,3 +29,14 @@ def test_the_umask_is_the_users(tmp_path: Path) -> None:
     assert (tmp_path / "ours").stat().st_mode == plain.stat().st_mode
     os.umask(before := os.umask(0o022))
     assert before == paths.UMASK
+
+
+def test_caches_of_a_user_without_a_home_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for name in ("HOME", "RUNNER_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SettingsError, match="RUNNER_CACHE"):
+        paths.cache_dir()

@@ -25,7 +25,7 @@ from runner.families.files import model_folder
 from runner.families.stored import local_copy, place_of
 from runner.families.stored import source_of as model_source_of
 from runner.job import FINAL, Job, state_of
-from runner.paths import cache_dir
+from runner.paths import cache_dir, path_of
 from runner.s3 import Location, is_s3
 from runner.s3.mirror import Mirror
 from runner.schema import DatasetSettings
@@ -104,8 +104,8 @@ def _places(job: Job) -> Iterator[Path]:
         if is_s3(named):
             if (copy := _quietly(partial(local_copy, named))) is not None:
                 yield from (copy, copy.parent)
-        elif is_archive(named) and Path(named).expanduser().is_file():
-            yield place_of(Path(named).expanduser())
+        elif is_archive(named) and path_of(named).is_file():
+            yield place_of(path_of(named))
     for each in job.classes:
         yield class_images_folder(job.experiment, str(each["prompt"]), model=str(job.identity["model"]))
 

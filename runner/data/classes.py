@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from runner.data.dataset import Dataset, fingerprint_of, read_dataset
 from runner.data.item import Item
 from runner.errors import SettingsError
+from runner.paths import path_of
 from runner.s3 import is_s3
 from runner.schema import DatasetSettings, Experiment
 from runner.schema.method import DreamBooth
@@ -211,14 +211,14 @@ def _check_folder(said: _Said, settings: DatasetSettings, dataset: Dataset) -> N
     path = said.folder
     if path is None or said.described or is_s3(path):
         return
-    folder = Path(path).expanduser().resolve()
+    folder = path_of(path).resolve()
     if not folder.exists():
         raise SettingsError(f"{said.folder_key} = {path!r}: there is no such folder; correct or remove it")
     named = [each.class_folder.resolve() for each in dataset.described if each.class_folder is not None]
     if any(folder.is_relative_to(each) for each in named):
         return
     for number, subject in enumerate(settings.paths):
-        place = Path(subject).expanduser().resolve()
+        place = path_of(subject).resolve()
         of_subject = f"dataset.sources.{number}.path" if len(settings.paths) > 1 else "dataset.path"
         if place != folder and place.is_relative_to(folder) and place.exists():
             raise SettingsError(

@@ -20,7 +20,7 @@ from runner.errors import ModelError
 from runner.families import stored
 from runner.families.known import FAMILIES
 from runner.families.single_file import is_single_file, lay_out_single_file, single_file_faults
-from runner.paths import cache_dir, files_below, write_text
+from runner.paths import cache_dir, files_below, path_of, write_text
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
 
@@ -43,7 +43,7 @@ def local_folder(path: str) -> Path | None:
         return MODEL_DIR
     if is_s3(path):
         return stored.local_copy(path)
-    folder = Path(path).expanduser()
+    folder = path_of(path)
     if is_archive(path) and folder.is_file():
         return stored.laid_out(folder)
     return folder.absolute() if folder.is_dir() else None
@@ -60,7 +60,7 @@ def model_folder(settings: ModelSettings) -> Path | None:
 def planning_folder(settings: ModelSettings) -> Path | None:
     """The folder with the configurations of a checked model, and perhaps no weights; None if they are not here."""
     if settings.config is not None:
-        return Path(settings.config).expanduser()
+        return path_of(settings.config)
     return stored.described(settings.path) if is_s3(settings.path) else local_folder(settings.path)
 
 
@@ -98,8 +98,8 @@ def _place_of_single_file(settings: ModelSettings) -> Path:
 
 def _single_file_identity(settings: ModelSettings) -> str:
     """By the content of the file and of the folder beside it, whatever they are called."""
-    digest = file_hash(Path(settings.path).expanduser())
-    return f"single-file-{digest}:{folder_hash(Path(str(settings.config)).expanduser())}"
+    digest = file_hash(path_of(settings.path))
+    return f"single-file-{digest}:{folder_hash(path_of(str(settings.config)))}"
 
 
 def check_model(settings: ModelSettings, *, used_here: bool = True) -> list[str]:
@@ -117,7 +117,7 @@ def check_model(settings: ModelSettings, *, used_here: bool = True) -> list[str]
 def _model_faults(settings: ModelSettings, *, used_here: bool) -> list[str]:
     if is_single_file(settings.path):
         faults = single_file_faults(settings, used_here=used_here)
-        return faults or _other_family(Path(str(settings.config)).expanduser(), settings)
+        return faults or _other_family(path_of(str(settings.config)), settings)
     if is_s3(settings.path):
         faults = stored.look("model.path", settings.path, one_of=MODEL_FILES)
         folder = None if faults else stored.described(settings.path)
@@ -179,10 +179,10 @@ def hub_faults(key: str, value: str, file: str, revision: str | None, *, ask: bo
     """
     owner, slash, name = value.partition("/")
     if not (slash and owner and name) or "/" in name or value.startswith((".", "~")):
-        parent = Path(value).expanduser().parent
+        parent = path_of(value).parent
         siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
         near = difflib.get_close_matches(Path(value).name, siblings, n=1)
-        if Path(value).expanduser().is_file():
+        if path_of(value).is_file():
             return [f"{key} = {value!r}: is a file; give a folder in diffusers layout, or a .tar.gz of one"]
         hint = f", did you mean {parent / near[0]}?" if near else "; give a folder or a Hub id (owner/name)"
         return [f"{key} = {value!r}: there is no such folder{hint}"]

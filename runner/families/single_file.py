@@ -17,7 +17,7 @@ from typing import Any
 from runner.errors import ModelError
 from runner.exclusive import alone
 from runner.families.known import FAMILIES
-from runner.paths import atomic_folder
+from runner.paths import atomic_folder, path_of
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
 from runner.tensor_file import read_header
@@ -46,7 +46,7 @@ def is_single_file(path: str) -> bool:
 def single_file_faults(settings: ModelSettings, *, used_here: bool) -> list[str]:
     """What is wrong with `model.path` as a single file and with `model.config`, one line each."""
     assert settings.config is not None, "the schema asks for it"
-    file, folder = Path(settings.path).expanduser(), Path(settings.config).expanduser()
+    file, folder = path_of(settings.path), path_of(settings.config)
     said = f"model.path = {settings.path!r}"
     if not used_here:
         why = "a single file is laid out on the machine that reads it, and jobs that run elsewhere are sent folders"
@@ -134,7 +134,7 @@ def _read(settings: ModelSettings) -> Any:
     import diffusers
     import torch
 
-    file, folder = Path(settings.path).expanduser(), Path(str(settings.config)).expanduser()
+    file, folder = path_of(settings.path), path_of(str(settings.config))
     header = read_header(file).tensors
     kinds = _precisions(header)
     found = [precision for precision in PRECISIONS if precision in kinds]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from runner.errors import SettingsError
 from runner.families.loading import MORE_THAN_WEIGHTS
+from runner.paths import path_of
 from runner.train.memory import is_full
 
 PICTURES_AT_ONCE = 16
@@ -108,7 +108,7 @@ class Scripted:
         self.said = f"{key} = {named!r}"
         self.device = device
         try:
-            self.network = torch.jit.load(Path(named).expanduser(), map_location=device).eval()
+            self.network = torch.jit.load(path_of(named), map_location=device).eval()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise SettingsError(f"{self.said}: is no TorchScript file ({reason}); {FIX}") from error
@@ -144,7 +144,7 @@ def picture_network(key: str, named: str, device: torch.device) -> PictureNetwor
     Raises:
         SettingsError: it cannot be loaded.
     """
-    return (Scripted if Path(named).expanduser().is_file() else Vision)(key, named, device)
+    return (Scripted if path_of(named).is_file() else Vision)(key, named, device)
 
 
 def _of_transformers(key: str, named: str, device: torch.device) -> tuple[Any, Any]:
@@ -164,7 +164,7 @@ def _of_transformers(key: str, named: str, device: torch.device) -> tuple[Any, A
 
 
 def _loaded(key: str, named: str, kind: Any, **how: Any) -> Any:
-    local = Path(named).expanduser()
+    local = path_of(named)
     try:
         # Without this transformers asks, on a terminal, whether to run what a repository brings.
         return kind.from_pretrained(local if local.is_dir() else named, trust_remote_code=False, **how)

@@ -7,13 +7,12 @@ the adapter's own training unless somebody chooses another.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from runner.adapter_file import job_folder
-from runner.paths import JobPaths
+from runner.paths import JobPaths, path_of
 from runner.schema.experiment import Experiment
 from runner.schema.job import JobSettings
 from runner.schema.messages import unknown_key
@@ -58,7 +57,7 @@ def _training_of(adapter: object) -> Mapping[str, Any]:
     first = adapter[0] if isinstance(adapter, (list, tuple)) and adapter else adapter
     if not isinstance(first, str):
         return {}
-    folder = job_folder(Path(first).expanduser().absolute())
+    folder = job_folder(path_of(first).absolute())
     try:
         found = None if folder is None else yaml.safe_load(JobPaths(folder).config.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

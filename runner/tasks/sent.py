@@ -8,7 +8,7 @@ from typing import Any
 
 from runner.adapter_file import AdapterFile
 from runner.job import Job
-from runner.paths import files_below
+from runner.paths import files_below, path_of
 from runner.schema.tasks.adapters import WithAdapters
 from runner.tasks.adapters import find_adapters
 
@@ -27,7 +27,7 @@ def sent_files(job: Job) -> Iterator[tuple[str, str, Mapping[str, Path]]]:
         value: Any = settings
         for part in key.split("."):
             value = getattr(value, part)
-        path = Path(value).expanduser() if isinstance(value, str) else None
+        path = path_of(value) if isinstance(value, str) else None
         if path is None or not path.exists():
             continue
         name = f"{key}/{path.name}"

@@ -62,6 +62,14 @@ WRONG = {
         ["name=ok", "+validation.negative_prompt='caf\udce9'"],
         ["validation.negative_prompt = 'caf", "UTF-8"],
     ),
+    "the home of nobody": (
+        ["dataset=folder", "dataset.path='~nowhere/photos'", "model.path='~nowhere/sdxl'"],
+        [
+            "dataset.path='~nowhere/photos': 1 fault",
+            "no '~nowhere' in",
+            "model.path = '~nowhere/sdxl': there is no such",
+        ],
+    ),
     "no such model": (["model.path=no/such/model/folder"], ["model.path", "no such folder"]),
 }
 

@@ -17,6 +17,7 @@ from runner.data.sources.listing import TABLE_SUFFIXES, Listing, list_folder
 from runner.data.sources.s3 import mirrored
 from runner.data.sources.streamed import read_streamed
 from runner.data.sources.tables import holds_images, is_shard, read_tables, split_of
+from runner.paths import path_of
 from runner.s3 import is_s3
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _place(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> tuple
         return DATASET_DIR, False
     if is_s3(path):
         return mirrored(settings, faults, refresh=refresh), False
-    local = Path(path).expanduser()
+    local = path_of(path)
     if local.exists():
         return local, False
     if _may_be_hub_id(path):
@@ -120,11 +121,11 @@ def _may_be_hub_id(path: str) -> bool:
 
 
 def _must_be_on_the_hub(path: str, faults: Faults) -> None:
-    there = "in S3" if is_s3(path) else "here" if path == "embedded" or Path(path).expanduser().exists() else None
+    there = "in S3" if is_s3(path) else "here" if path == "embedded" or path_of(path).exists() else None
     if there is None and _may_be_hub_id(path):
         return
     if there is None:
-        faults.add("path", _not_found(Path(path).expanduser()))
+        faults.add("path", _not_found(path_of(path)))
     else:
         faults.add(
             "stream", f"dataset.stream=true has no effect on files that are {there}. Remove it, or give a Hub id."

@@ -10,6 +10,7 @@ from typing import Any
 from runner.data import Dataset, read_dataset
 from runner.errors import DatasetError, SettingsError
 from runner.families.files import file_hash, folder_hash, resolution_faults, unreachable
+from runner.paths import path_of
 from runner.schema import DatasetSettings
 from runner.schema.evaluation import METRICS
 from runner.schema.tasks.evaluate import Evaluate
@@ -80,14 +81,14 @@ def real_images(settings: Evaluate) -> Dataset | None:
 
 def network_digest(named: str) -> str:
     """What stands for a network in a job's identity: its content, or its id on the Hub."""
-    path = Path(named).expanduser()
+    path = path_of(named)
     if path.is_file():
         return file_hash(path)
     return folder_hash(path) if path.is_dir() else named
 
 
 def _network_faults(key: str, named: str, *, scripted: bool, texts: bool) -> list[str]:
-    path, said = Path(named).expanduser(), f"{key} = {named!r}"
+    path, said = path_of(named), f"{key} = {named!r}"
     if path.is_file():
         return [] if scripted else [f"{said}: is a file; give a folder in transformers layout, or a Hub id"]
     if path.is_dir():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from runner.data.decode import UnreadableImage, inspect
 from runner.errors import SettingsError
 from runner.families.files import file_hash, folder_hash, hub_faults, resolution_faults
+from runner.paths import path_of
 from runner.schema.tasks.generate import Generate
 from runner.tasks.adapters import contents_of
 
@@ -28,14 +28,14 @@ def check(settings: Generate) -> dict[str, Any]:
     if faults:
         raise SettingsError("\n".join(faults))
     if control.image is not None:
-        contents["control"] = file_hash(Path(control.image).expanduser())
-    if control.path is not None and (folder := Path(control.path).expanduser()).is_dir():
+        contents["control"] = file_hash(path_of(control.image))
+    if control.path is not None and (folder := path_of(control.path)).is_dir():
         contents["controlnet"] = folder_hash(folder)
     return contents
 
 
 def _image_faults(given: str) -> list[str]:
-    image, said = Path(given).expanduser(), f"control.image = {given!r}"
+    image, said = path_of(given), f"control.image = {given!r}"
     if not image.is_file():
         return [f"{said}: is no file; give the image to follow"]
     try:
@@ -48,7 +48,7 @@ def _image_faults(given: str) -> list[str]:
 
 
 def _network_faults(given: str) -> list[str]:
-    folder = Path(given).expanduser()
+    folder = path_of(given)
     if not folder.is_dir():
         return hub_faults("control.path", given, CONFIG, None, ask=True)
     if (folder / CONFIG).is_file():

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from runner.errors import Interrupted
 from runner.families.control import Control
-from runner.paths import JobPaths, atomic_file
+from runner.paths import JobPaths, atomic_file, path_of
 from runner.schema.tasks.generate import Generate
 from runner.studio import contact_sheet
 from runner.tasks.adapters import find_adapters
@@ -55,7 +54,7 @@ def _sampling(settings: Generate) -> Sampling:
     control, sampling = settings.control, Sampling.of(settings, settings)
     if control.path is None or control.image is None:
         return sampling
-    network = Path(control.path).expanduser()
+    network = path_of(control.path)
     path = str(network) if network.is_dir() else control.path
-    followed = Control(Path(control.image).expanduser(), path, control.scale)
+    followed = Control(path_of(control.image), path, control.scale)
     return dataclasses.replace(sampling, control=followed)
