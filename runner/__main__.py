@@ -52,7 +52,7 @@ def _compose_and_launch() -> None:
     from runner.command.typed import flags_first
 
     sys.argv[1:] = flags_first(sys.argv[1:])
-    _refuse_missing_folder(sys.argv[1:])
+    _refuse_folder(sys.argv[1:])
     failure: list[RunnerError | OSError] = []
 
     @hydra.main(version_base=None, config_path=str(HOME / "conf"), config_name="config")
@@ -76,16 +76,27 @@ def _compose_and_launch() -> None:
         raise failure[0]
 
 
-def _refuse_missing_folder(arguments: list[str]) -> None:
-    # Hydra would warn in its own way, with a line of its source, before it fails.
+def _refuse_folder(arguments: list[str]) -> None:
+    # Where there is none, Hydra would warn in its own way, with a line of its source, before it fails; and of two files
+    # of one name it takes ours, without a word.
     from hydra._internal.utils import get_args_parser
 
     folder = get_args_parser().parse_args(arguments).config_dir
-    if folder is not None and not Path(folder).is_dir():
+    if folder is None:
+        return
+    if not Path(folder).is_dir():
         choice = Path(folder) / "lora" / "mine.yaml"
         raise SettingsError(
             f"--config-dir {folder}: there is no such folder, nothing was started; name the one that your own choices "
             f"lie in, such as {choice} of lora=mine"
+        )
+    own = [(file, file.relative_to(HOME / "conf")) for file in (HOME / "conf").rglob("*.yaml")]
+    own += [(file, Path("recipe") / file.name) for file in (HOME / "recipes").glob("*.yaml")]
+    places = [(file, Path(folder) / name) for file, name in own]
+    if taken := sorted(str(place) for file, place in places if place.is_file() and not place.samefile(file)):
+        raise SettingsError(
+            f"--config-dir {folder}: {', '.join(taken)}: not read, for the choices that come with this program have "
+            "the same names, and nothing was started; give these files names of your own"
         )
 
 

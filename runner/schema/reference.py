@@ -44,9 +44,9 @@ The outer quotes are for the shell, those within for the value; there are no spa
 ## Files of your own
 
 `--config-dir DIR` adds choices: `DIR/lora/mine.yaml` is `lora=mine`, and holds the settings of that group without its
-name (`rank: 16`). Where a group has several kinds (`launcher`, `method`, `optimizer`), the file begins with the one
-that is meant, such as `defaults: [adamw]`. A recipe of your own, `DIR/recipe/ours.yaml`, begins with a line that puts
-its settings at the top:
+name (`rank: 16`). Names that are taken already (`lora=attention`) are refused. Where a group has several kinds
+(`launcher`, `method`, `optimizer`), the file begins with the one that is meant, such as `defaults: [adamw]`. A recipe
+of your own, `DIR/recipe/ours.yaml`, begins with a line that puts its settings at the top:
 
 ```yaml
 # @package _global_

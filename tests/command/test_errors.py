@@ -147,6 +147,18 @@ def test_a_folder_of_choices_that_does_not_exist_is_refused_in_one_line(
     assert line.startswith(f"--config-dir {tmp_path}/none: there is no such folder, nothing was started; name the one")
 
 
+def test_choices_that_would_not_be_read_because_ours_have_their_names_are_refused(tmp_path: Path) -> None:
+    for name in ("lora/attention", "recipe/demo", "lora/mine"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text("rank: 3\n")
+
+    answer = runner("--config-dir", str(tmp_path), "lora=mine", "--cfg", "job")
+
+    assert answer.code == 2, answer.output
+    assert f"{tmp_path}/lora/attention.yaml, {tmp_path}/recipe/demo.yaml: not read" in answer.output
+    assert "mine" not in answer.output
+
+
 def test_every_wrong_job_of_a_sweep_is_named_and_the_right_ones_do_not_start(tmp_path: Path) -> None:
     answer = runner("-m", "lora.rank=4,-8", "seed=1,2", cwd=tmp_path)
 
