@@ -34,7 +34,7 @@ OBJECTIVE = "validation/loss"
 GOOD_STATES = frozenset({"completed", "pruned"})
 
 AGAIN_TIMEOUT_S = 5.0
-"""How long a run waits for its end where another one has waited in vain a short while ago: nothing is lost by it."""
+"""How long is waited for a server that did not answer a short while ago: nothing is lost by it."""
 
 OPEN_RUN_IDS: set[str] = set()
 """The runs of this process that are not finished."""
@@ -68,7 +68,7 @@ class WandbMirror(Mirror):
 
     Args:
         job_id: names the adapter's artifact.
-        timeout_s: the longest that `finish` may take.
+        timeout_s: the longest that `adapter` and `finish` may take.
     """
 
     def __init__(self, run: Run, *, job_id: str, folder: Path, timeout_s: float) -> None:
@@ -113,7 +113,8 @@ class WandbMirror(Mirror):
                 )
             self._run.log_artifact(artifact, aliases=["latest", f"step-{self._last_step}"])
 
-        self._guarded("logging the adapter", send)
+        # Before it takes any file, wandb asks the server who is there, again and again.
+        self._guarded("logging the adapter", lambda: within(self._patience_s(), send))
 
     def finish(self, state: str, summary: Mapping[str, Any]) -> None:
         """Upload what is left and close the run, within `timeout_s`; what did not get through stays on disk."""
@@ -137,7 +138,7 @@ class WandbMirror(Mirror):
         self._guarded("finishing", lambda: within(self._patience_s(), send))
 
     def _patience_s(self) -> float:
-        """How long to wait for the end of the run; short where another one has waited in vain a short while ago."""
+        """How long to wait for what asks the server; short where that was in vain a short while ago."""
         if self._run.offline:
             return self._timeout_s
         url, began_s = self._run.settings.base_url, time.monotonic()

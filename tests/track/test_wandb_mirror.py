@@ -239,6 +239,19 @@ def test_server_that_dies_mid_run_costs_no_more_than_the_timeout(tmp_path: Path,
     assert len(read_logs(job)[0].history) == 50
 
 
+def test_an_adapter_for_a_server_that_died_costs_no_more_than_the_timeout(tmp_path: Path, server: WandbServer) -> None:
+    job = tmp_path / "job"
+    mirror = open_for(job, timeout_s=4.0)
+    mirror.log(1, {"train/loss": 0.5})
+    server.stop()
+    start = time.monotonic()
+    mirror.adapter(adapter(job), {"rank": 4})
+    assert time.monotonic() - start < 5.5
+    mirror.finish("completed", {"objective": 0.1})
+    assert time.monotonic() - start < 11.0
+    assert len(read_logs(job)[0].history) == 1
+
+
 def test_a_pack_that_ends_without_its_server_waits_once_for_it(
     tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
