@@ -89,7 +89,8 @@ class InventoryReport:
         rows = _first(self._notable())
         width = max((len(row.file) for row in rows[:limit]), default=0)
         for row in rows[:limit]:
-            lines.append(f"  {row.outcome:<7}  {row.file:<{width}}  {'; '.join(row.notes)}".rstrip())
+            line = f"  {row.outcome:<7}  {row.file:<{width}}  {'; '.join(row.notes)}"
+            lines.append(line.rstrip().replace("\n", "\\n"))  # a name may hold one, and what looks like another row
         if len(rows) > limit:
             lines.append(f"  ... and {len(rows) - limit} more")
         return lines

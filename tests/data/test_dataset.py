@@ -107,6 +107,15 @@ def test_report_accounts_for_every_file(tmp_path: Path, photos: Photos, settings
     assert len(report.lines(limit=2)) == 4
 
 
+def test_a_file_is_one_row_whatever_its_name_holds(tmp_path: Path, settings: Settings) -> None:
+    Image.new("L", (64, 64)).save(tmp_path / "a\n  used     b.png")
+
+    lines = read_dataset(settings(tmp_path, instance_prompt="x"), resolution=64).report.lines()
+
+    assert [line.split() for line in lines[1:]] == [["used", r"a\n", "used", "b.png", "grey", "to", "RGB"]]
+    assert not any("\n" in line for line in lines)
+
+
 def test_max_images_takes_the_same_ones_and_lists_the_rest(tmp_path: Path, settings: Settings) -> None:
     """The first images of the fixed order are used, whatever the files are called."""
     numbered(tmp_path / "a", 8)
