@@ -78,7 +78,10 @@ def _opened(address: Address, identity: str, file: str, *, under: int = WHITE) -
     try:
         encoded = address.read()
         if content_id(encoded) != identity:
-            raise UnreadableImage("the content has changed since the data set was read; start again")
+            raise UnreadableImage(
+                "the content has changed since the data set was read; start again, and where its size and time are as "
+                "before, touch the file first"
+            )
         return decode(encoded, under=under)
     except (OSError, ValueError, UnreadableImage) as error:
         raise DatasetError(f"dataset.path: {file}: {error}") from error
