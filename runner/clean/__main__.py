@@ -39,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not jobs:
         print(f"no job that can be read in {', '.join(map(str, options.folders))}", file=sys.stderr)
         return 2
-    things = find(jobs, whole=whole, only=options.only)
+    try:
+        things = find(jobs, whole=whole, only=options.only)
+    except RunnerError as error:
+        print(error, file=sys.stderr)
+        return 2
     console = Console()
     if not console.is_terminal:
         console.width = WIDE
