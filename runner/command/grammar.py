@@ -69,11 +69,9 @@ def _parameter(key: str, override: Override) -> Parameter:
         start, stop, step = value.start, value.stop, value.step
         if start is None or stop is None or not start < stop or step <= 0:
             raise ValueError(f"a range to search needs start < stop and a step above 0, not {start}, {stop}, {step}")
-        numbers = list(value.range())
+        last = round(float(list(value.range())[-1]), 12)  # 0.7, and not 0.1 added up seven times
         integer = _whole(start, stop, step)
-        return _checked(
-            Interval(key, float(start), float(numbers[-1]), log="log" in value.tags, integer=integer, step=float(step))
-        )
+        return _checked(Interval(key, float(start), last, log="log" in value.tags, integer=integer, step=float(step)))
     if not (values := tuple(override.sweep_string_iterator())):
         raise ValueError(NO_VALUE)
     return Choices(key, values)

@@ -24,7 +24,8 @@ class Interval:
 
     def text(self, value: float) -> str:
         """A number of the interval as the value of an override."""
-        return str(int(value)) if self.integer else repr(float(value))
+        # A multiple of a step such as 0.1 comes with an error of rounding, and would make another job.
+        return str(int(value)) if self.integer else repr(float(round(value, 12) if self.step else value))
 
 
 @dataclasses.dataclass(frozen=True)

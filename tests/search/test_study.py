@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from runner.command.grammar import space_of
 from runner.errors import RunnerError, SettingsError
 from runner.schema import ObjectiveSettings, SearchSettings
 from runner.search import Choices, Interval, Parameter
@@ -67,6 +68,16 @@ def test_trials_are_within_the_space(tmp_path: Path) -> None:
         assert 2 <= int(chosen["lora.rank"]) <= 32
         assert chosen["lora"] in ("attention", "linear")
         finish(found, number, abs(float(chosen["optimizer.lr"]) - 0.01))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_steps_of_a_range_are_written_as_a_grid_writes_them(tmp_path: Path, sampler: str) -> None:
+    """`0.30000000000000004` would be another job than `0.3`."""
+    space, _ = space_of(["dataset.caption_dropout=range(0,0.75,0.1)"])
+    found = study(tmp_path / "study.db", space=space, sampler=sampler, startup_trials=50)
+    chosen = {values(found.ask()[1])["dataset.caption_dropout"] for _ in range(50)}
+    assert chosen == {"0.0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7"}
+    assert space[0].examples() == ("0.0", "0.7")
 
 
 def test_it_learns(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def _texts(parameter: Parameter) -> Sequence[str]:
     step = parameter.step or 1.0
     texts: list[str] = []
     while (value := parameter.low + len(texts) * step) <= parameter.high + step / 1e6:
-        texts.append(parameter.text(round(value, 12)))
+        texts.append(parameter.text(value))
     return texts
 
 
