@@ -15,7 +15,7 @@ from runner.errors import Defect, Detached, Interrupted, RunnerError, SettingsEr
 from runner.job import FINAL, Job, LockedError, State, is_held, lock, read_manifest, register, state_of
 from runner.launchers import find_launcher
 from runner.machine import Machine
-from runner.outcome import conclude
+from runner.outcome import conclude, judge
 from runner.paths import outputs_dir
 from runner.plan import Plan, Predictor, make_plan
 from runner.plan.packs import is_done
@@ -130,6 +130,7 @@ def _run(jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None
         plan = _plan(left, settings, machine, costs, expected)
         show(plan, checker)
         for job in plan.done:
+            judge(job)
             report_to_agent(job.settings.logger, job.folder)
         for job in plan.todo:
             _take_up(job, settings)
@@ -207,7 +208,8 @@ class _MoreJobs:
             log.warning("%s: %s", " ".join(overrides), error)
             self._search.refused(overrides, str(error))
             return None
-        done = is_done(job, _state(job))
+        if done := is_done(job, _state(job)):
+            judge(job)
         self._search.started(overrides, job, again=not done)
         self._jobs.append(job)
         return job if not done and _take_up(job, job.settings.launcher) else None

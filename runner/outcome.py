@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from runner.errors import Interrupted, JobsFailed, RunnerError, SettingsError
-from runner.job import GOOD, Job, State, common_overrides, own_overrides, read_manifest
+from runner.job import (
+    GOOD,
+    Job,
+    LockedError,
+    State,
+    common_overrides,
+    lock,
+    own_overrides,
+    read_job,
+    read_manifest,
+    update_manifest,
+    write_config,
+)
 from runner.schema import Experiment
 
 log = logging.getLogger(__name__)
+
+
+def judge(job: Job) -> None:
+    """Give a training that is done the result that this command compares by; its id does not depend on that."""
+    from runner.track import MetricsFile
+
+    manifest = read_manifest(job.folder)
+    if not job.trains or "objective_name" not in manifest:
+        return
+    name, direction = job.experiment.objective.name, job.experiment.objective.direction
+    if (name, direction) == (manifest["objective_name"], manifest.get("objective_direction")):
+        return
+    curve = MetricsFile(job.paths.metrics).values(name)
+    if not curve:
+        log.warning("%s: its record has no %s, so it cannot be compared by that", job.id, name)
+    result = {"objective": curve[-1][1] if curve else None} if "objective" in manifest else {}
+    with suppress(LockedError), lock(job.folder):  # or another runner has taken it up
+        trained = read_job(job.folder)
+        chosen = trained.experiment.model_copy(update={"objective": job.experiment.objective})
+        write_config(dataclasses.replace(trained, settings=chosen))
+        update_manifest(job.folder, **result, objective_name=name, objective_direction=direction)
 
 
 def conclude(jobs: Sequence[Job]) -> None:

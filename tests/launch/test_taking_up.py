@@ -11,7 +11,7 @@ import pytest
 from runner import launch
 from runner.check import Checker
 from runner.errors import Detached, Interrupted
-from runner.job import Job, State, lock, make_job, read_manifest, register, state_of, update_manifest
+from runner.job import Job, State, lock, make_job, read_job, read_manifest, register, state_of, update_manifest
 from runner.launch import _take_up
 from runner.machine import Device, Machine
 from runner.outcome import conclude
@@ -85,3 +85,31 @@ def test_why_a_job_was_pruned_once_is_not_said_of_what_became_of_it_since(caplog
         conclude([job])
     assert "interrupted" in caplog.text
     assert "among the best" not in caplog.text
+
+
+@pytest.mark.parametrize(("asked", "found"), [("train/loss", 0.3), ("validation/loss_t0062", None)])
+def test_jobs_that_are_done_are_judged_by_the_objective_of_this_command(
+    asked: str, found: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not part of their ids, so that another one starts nothing; the record has what it asks for."""
+    caplog.set_level(logging.INFO)
+    job = make_job(Experiment.model_validate({}), model="m", dataset="d", outputs=outputs_dir(), overrides=())
+    register(job)
+    judged = {"objective": 0.7, "objective_name": "validation/loss", "objective_direction": "minimize"}
+    update_manifest(job.folder, state=State.COMPLETED, **judged)
+    job.paths.weights.parent.mkdir()
+    job.paths.weights.touch()
+    job.paths.metrics.write_text('{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/loss": 0.3}\n')
+
+    other = Experiment.model_validate({"objective": {"name": asked, "direction": "maximize"}})
+    again = make_job(other, model="m", dataset="d", outputs=outputs_dir(), overrides=())
+    assert again.folder == job.folder
+    launch._run([again], Checker(outputs_dir()), expected=0)
+
+    manifest = read_manifest(job.folder)
+    assert manifest["objective_name"] == asked
+    assert manifest["objective_direction"] == "maximize"
+    assert manifest["objective"] == found
+    assert read_job(job.folder).experiment == job.experiment.model_copy(update={"objective": other.objective})
+    assert (f"{asked} 0.3000" in caplog.text) is (found is not None)
+    assert (f"{job.id}: its record has no {asked}" in caplog.text) is (found is None)
