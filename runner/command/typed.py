@@ -12,8 +12,16 @@ from hydra._internal.utils import get_args_parser
 
 from runner.errors import not_started
 
-PLACES = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=")
-"""Settings of Hydra for where results go; jobs go where `runner.paths` says."""
+MOVED = "moves no results; set the variable RUNNER_OUTPUTS, and name=... for the folder in it"
+APART = "takes a sweep apart, which is checked and packed as a whole; remove it, "
+REFUSED = {
+    "hydra.run.dir": MOVED,
+    "hydra.sweep.dir": MOVED,
+    "hydra.sweep.subdir": MOVED,
+    "hydra.sweeper.max_batch_size": f"{APART}launcher.pack and launcher.concurrency say how many at once",
+    "hydra/launcher": f"{APART}launcher=local, slurm or sagemaker says where",
+}
+"""Settings of Hydra that would not do here what they do elsewhere, and what does."""
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
@@ -38,15 +46,11 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
             flags.append(left.pop(0))
     _, unknown = get_args_parser().parse_known_args(flags)
     faults = [_of_no_flag(argument) for argument in unknown]
-    faults += [_of_place(setting) for setting in settings if setting.lstrip("+").startswith(PLACES)]
+    typed = [setting.lstrip("+").partition("=") for setting in settings]
+    faults += [f"{key} = {value}: {REFUSED[key]}" for key, _, value in typed if key in REFUSED]
     if faults:
         raise not_started("The command is invalid", faults)
     return flags + settings
-
-
-def _of_place(setting: str) -> str:
-    key, _, value = setting.lstrip("+").partition("=")
-    return f"{key} = {value}: moves no results; set the variable RUNNER_OUTPUTS, and name=... for the folder in it"
 
 
 def _of_no_flag(argument: str) -> str:

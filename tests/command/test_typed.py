@@ -50,6 +50,18 @@ def test_where_hydra_would_put_results_is_refused() -> None:
     ]
 
 
+def test_what_would_take_a_sweep_apart_is_refused() -> None:
+    """Batches would each be checked, planned and packed by themselves, the second after the first is trained."""
+    with pytest.raises(SettingsError) as refused:
+        flags_first(["-m", "lora.rank=4,8", "hydra.sweeper.max_batch_size=1", "hydra/launcher=submitit_slurm"])
+
+    apart = "takes a sweep apart, which is checked and packed as a whole; remove it,"
+    assert str(refused.value).splitlines()[1:] == [
+        f"  hydra.sweeper.max_batch_size = 1: {apart} launcher.pack and launcher.concurrency say how many at once",
+        f"  hydra/launcher = submitit_slurm: {apart} launcher=local, slurm or sagemaker says where",
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "meant", "fault"),
     [
