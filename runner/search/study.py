@@ -25,6 +25,7 @@ RETRY_OF = "retry_of"
 """Names, in a trial, the earlier one that failed or was cut off and whose settings it has."""
 REFUSED = "refused"
 """Says, in a trial, why its settings are none that a job can have."""
+NOT_AGAIN = "jobs that are completed are not trained again"
 
 
 class Study:
@@ -65,7 +66,11 @@ class Study:
         with self._kept():
             # No connection outlives what it was made for: nobody has to close the last one.
             how = {"connect_args": {"timeout": 60}, "poolclass": NullPool}
-            storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs=how)
+            try:
+                storage = optuna.storages.RDBStorage(url := f"sqlite:///{file}", engine_kwargs=how)
+            except RuntimeError as error:  # of a file that another version has made; it says what to do
+                words = str(error).replace("$STORAGE_URL", url)
+                raise SettingsError(f"{file}: {words} Or move it away: {NOT_AGAIN}") from error
             study = optuna.create_study(
                 study_name=_name(space, fixed, objective),
                 storage=storage,
@@ -100,8 +105,7 @@ class Study:
                     "command again to go on"
                 ) from error
             raise SettingsError(
-                f"{self._file}: cannot be read as a study ({reason}); move it away: jobs that are "
-                "completed are not trained again"
+                f"{self._file}: cannot be read as a study ({reason}); move it away: {NOT_AGAIN}"
             ) from error
 
     def take_up(self) -> None:

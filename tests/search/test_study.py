@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -142,6 +143,17 @@ def test_a_file_that_is_no_study_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.db").write_text("not a database, but long enough to be looked at as if it were one\n" * 20)
     with pytest.raises(SettingsError, match=r"study\.db: cannot be read as a study .*move it away"):
         study(tmp_path / "study.db")
+
+
+def test_one_that_another_version_of_optuna_has_made_is_told_with_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "study.db"
+    study(file)
+    with sqlite3.connect(file) as older:
+        older.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
+    older.close()
+    upgrade = rf"study\.db: .*optuna storage upgrade --storage sqlite:///{re.escape(str(file))}.*Or move it away"
+    with pytest.raises(SettingsError, match=upgrade):
+        study(file)
 
 
 def test_one_that_is_damaged_further_in_is_named_too(tmp_path: Path) -> None:
