@@ -257,7 +257,12 @@ def shared_terms(job: Job) -> str:
     if not job.trains:
         return f"{job.task}, {job.settings.model.path}, {job.settings.precision}"
     settings = job.experiment
-    trained = ", text encoders trained too" if settings.lora.text_encoder else ""
-    kept = settings.model.quantization
-    quantized = "" if kept == "none" else f" over {kept}"
-    return f"{settings.model.path}, {settings.resolution} px, {settings.precision}{quantized}{trained}"
+    model = settings.model
+    revision = "" if model.revision is None else f" at {model.revision}"
+    quantized = "" if model.quantization == "none" else f" over {model.quantization}"
+    terms = [f"{model.path}{revision}", f"{settings.resolution} px", f"{settings.precision}{quantized}"]
+    predicted = ("prediction_type", "zero_terminal_snr")
+    terms += [f"model.{name}={each}".lower() for name in predicted if (each := getattr(model, name)) is not None]
+    if settings.live_text:
+        terms.append("text encoders trained too" if settings.lora.text_encoder else "new words trained")
+    return ", ".join(terms)

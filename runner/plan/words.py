@@ -38,7 +38,9 @@ def plan_lines(plan: Plan, work: CacheWork | None, disks: Sequence[Disk] = ()) -
     if plan.packs:
         lines.append(f"  on {plan.machine.line()}")
     if len(plan.packs) > 1:
-        lines.append("  packs are jobs that agree on base model, resolution, precision and trained text encoders")
+        lines.append(
+            "  packs are jobs that agree on base model, resolution, precision and what is trained of text encoders"
+        )
     for number, pack in enumerate(plan.packs, start=1):
         lines.append(f"  pack {number}: {_pack(pack)}")
         if pack.prediction is not None:
