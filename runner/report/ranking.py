@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from runner.report.record import HELD_OUT, JobRecord, finite
 from runner.report.words import loss_name
+from runner.schema.comparing import MEASURED_BY
 
 COLOURS = 8
 """So many of the best jobs have a colour of their own."""
@@ -99,6 +100,13 @@ class Ranking:
     def placed(self) -> list[Ranked]:
         """The jobs that have a place."""
         return [entry for entry in self.entries if entry.place is not None]
+
+    @property
+    def unlike(self) -> list[str]:
+        """In what jobs with a place were not measured alike, so that one is no better than the other for its figure."""
+        identities = [each for entry in self.placed if (each := entry.job.section("identity"))]
+        differing = [part for part in MEASURED_BY if len({str(each.get(part)) for each in identities}) > 1]
+        return [part.removeprefix("settings.") for part in differing]
 
 
 def rank(jobs: Sequence[JobRecord]) -> Ranking:

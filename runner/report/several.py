@@ -69,6 +69,7 @@ def view_several(
         "objective_label": ranking.aim.label(jobs[0]),
         "sentence": experiment_sentence(ranking),
         "facts": facts_of_experiment(ranking),
+        "ranking_note": _ranking_note(ranking),
         "grid": comparison_grid(ranking.entries, box),
         "charts": comparison_charts(ranking),
         "setting_charts": setting_charts(ranking, chosen),
@@ -142,6 +143,12 @@ def cell_for(job: JobRecord, key: str) -> str:
     if isinstance(resolved, dict):  # a group, which was chosen by its name where it was not left alone
         resolved = resolved.get("name")
     return job.overrides.get(key) or plain(resolved)
+
+
+def _ranking_note(ranking: Ranking) -> str:
+    unlike = ranking.unlike
+    said = f"{', '.join(unlike)} {'differ' if len(unlike) > 1 else 'differs'}"
+    return f"Not all were measured alike: {said}. Compare only jobs that were." if unlike else ""
 
 
 def _settings_note(ranking: Ranking, differing: int, shown: int) -> str:

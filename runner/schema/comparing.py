@@ -11,6 +11,15 @@ from runner.schema.knob import Settings, default_of, knob, spelt
 RECORDED = ("validation/loss", "train/loss", "train/grad_norm", "train/images_per_s")
 """Metrics that every job records; `validation/loss_t<timestep>` are recorded too."""
 
+MEASURED_BY = (
+    "model",
+    "dataset",
+    "settings.resolution",
+    "settings.validation.held_out",
+    "settings.validation.timesteps",
+    "settings.validation.max_images",
+)
+"""What of a job's identity makes its held-out loss another figure, and not a better or worse one."""
 
 METRIC = spelt(
     r"(train|validation|evaluation)/.+",

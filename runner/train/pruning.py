@@ -15,19 +15,10 @@ from pathlib import Path
 from runner.errors import RunnerError
 from runner.job import Job, read_manifest
 from runner.schema import PruningSettings
+from runner.schema.comparing import MEASURED_BY
 from runner.track import MetricsFile
 
 log = logging.getLogger(__name__)
-
-MEASURED_BY = (
-    "model",
-    "dataset",
-    "settings.resolution",
-    "settings.validation.held_out",
-    "settings.validation.timesteps",
-    "settings.validation.max_images",
-)
-"""What of a job's identity makes its held-out loss another figure, and not a better or worse one."""
 
 
 def rungs(settings: PruningSettings, steps: int) -> list[int]:

@@ -56,6 +56,17 @@ def test_jobs_stopped_early_have_no_place_and_say_how_far_they_came(tmp_path: Pa
     assert "best is rank 8" in text
 
 
+def test_losses_that_were_not_measured_alike_are_told_as_that(tmp_path: Path) -> None:
+    folder = four(tmp_path)
+    alike = {"model": "m", "dataset": "d", "settings.lora.rank": 8}
+    change_manifest(folder / "good", identity=alike)
+    change_manifest(folder / "poor", identity=alike | {"settings.lora.rank": 16})
+    assert "measured alike" not in Page(write_report(folder).read_text()).text
+    change_manifest(folder / "poor", identity=alike | {"dataset": "other", "settings.resolution": 128})
+    text = Page(write_report(folder).read_text()).text
+    assert "Not all were measured alike: dataset, resolution differ. Compare only jobs that were." in text
+
+
 def test_an_old_result_of_a_job_that_runs_again_is_no_place(tmp_path: Path) -> None:
     folder = four(tmp_path)
     change_manifest(folder / "good", state="running")
