@@ -49,7 +49,7 @@ class Dispatch:
         self.plan, self.settings, self.cluster, self.more = plan, settings, cluster, more
         self.lots: list[Lot] = []
         self.capacity = sum(pack.at_once * pack.workers for pack in plan.packs)
-        self._common = common_overrides((*plan.todo, *plan.elsewhere))
+        self._known = (*plan.todo, *plan.done, *plan.elsewhere)
         self._gone_since: dict[str, float] = {}
         self._waiting: list[Lot] = []
         """Lots that there was no room for yet."""
@@ -131,9 +131,10 @@ class Dispatch:
         return lot.is_unsettled or bool(lot.alive and not self.cluster.shares_files)
 
     def _look(self) -> None:
+        common = common_overrides(self._known)
         for lot in self.lots:
             for job in lot.look():
-                own = own_overrides(job, self._common) if len(self.plan.todo) > 1 else ""
+                own = own_overrides(job, common) if len(self._known) > 1 else ""
                 log.info("%s  %s  %s", job.id, lot.states[job.folder].value, own)
 
     # --- submitting ---

@@ -19,7 +19,18 @@ from pathlib import Path
 
 from runner import signals
 from runner.errors import Interrupted, SettingsError
-from runner.job import FINAL, Job, LockedError, State, is_held, lock, state_of, update_manifest
+from runner.job import (
+    FINAL,
+    Job,
+    LockedError,
+    State,
+    common_overrides,
+    is_held,
+    lock,
+    own_overrides,
+    state_of,
+    update_manifest,
+)
 from runner.launchers import MoreJobs
 from runner.launchers.ending import ending
 from runner.launchers.forked import forget_libraries
@@ -145,6 +156,7 @@ class Schedule:
         self.at_most = 1 if self.alone else len(self.free)
         self.stopping = False
         self._packs = plan.packs
+        self._common = common_overrides((*plan.todo, *plan.done, *plan.elsewhere))
         self._shares: list[_Share] = []
 
     def run(self) -> None:
@@ -280,7 +292,7 @@ class Schedule:
         for share in list(self._shares):
             for job in share.look():
                 if not self.alone:
-                    log.info("%s  %s  %s", job.id, share.states[job.folder].value, " ".join(job.overrides))
+                    log.info("%s  %s  %s", job.id, share.states[job.folder].value, own_overrides(job, self._common))
             for worker in [worker for worker in share.workers if worker.exit_code is not None]:
                 share.workers.remove(worker)
                 self.free = sorted({*self.free, *worker.places})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -176,6 +177,21 @@ def test_a_later_command_finds_its_workers_and_settles_those_that_have_gone_mean
 
     assert len(cluster.orders) == 2
     assert states(jobs) == ["completed"] * 4
+
+
+def test_a_command_that_only_watches_says_which_job_has_ended(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    jobs = make_jobs(2)
+    cluster = Script()
+    with pytest.raises(Detached):
+        run(cluster, make_plan(jobs), monkeypatch, wait=False)
+    cluster.moves = [finish(jobs)]
+    run(cluster, Plan((), MACHINE, elsewhere=tuple(jobs)), monkeypatch)
+
+    assert f"{jobs[0].id}  completed  seed=0" in caplog.text
+    assert f"{jobs[1].id}  completed  seed=1" in caplog.text
 
 
 def test_a_job_whose_workers_have_all_gone_is_submitted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
