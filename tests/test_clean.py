@@ -197,17 +197,6 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert "no job in" in said and "no folder" in said and "no job that can be read" in said
 
 
-def test_a_user_without_a_place_for_caches_is_told_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job(tmp_path, State.COMPLETED)
-    for name in ("RUNNER_CACHE", "HOME", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("os.getuid", lambda: 54321)
-    assert clean(tmp_path) == 2
-    assert "RUNNER_CACHE" in capsys.readouterr().err
-
-
 def test_what_to_remove_must_be_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job(tmp_path, State.COMPLETED)
     for wrong, said in (

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
@@ -48,6 +51,7 @@ class Composer:
         values = [each for each in overrides if not self._is_choice(each)]
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
         config.hydra.overrides.task = [str(each.input_line) for each in overrides if not each.is_hydra_override()]
+        refuse_outdone(config, config.hydra)
         return config
 
     def _is_choice(self, override: Override) -> bool:
@@ -79,6 +83,58 @@ def plain(config: DictConfig) -> dict[str, Any]:
         raise SettingsError(f"{key}: {what}; nothing was started") from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
+
+
+def refuse_outdone(config: DictConfig, hydra: HydraConf) -> None:
+    """Raises SettingsError where a recipe, which comes after the groups, has changed what a typed choice says.
+
+    Args:
+        config: what Hydra composed.
+        hydra: what it says of how.
+    """
+    choices = hydra.runtime.choices
+    if (recipe := choices.get("recipe")) is None:
+        return
+    typed = [text.partition("=")[::2] for text in hydra.overrides.task]
+    keys, said = {key for key, _ in typed}, _content(f"recipe/{recipe}")
+    faults = []
+    for group, choice in typed:
+        if group == "recipe" or group not in choices:
+            continue
+        for key, value in _leaves(_content(f"{group}/{choice}"), group):
+            now = _plainly(OmegaConf.select(config, key))
+            if key in keys or now == value or OmegaConf.select(said, key, default=value) == value:
+                continue
+            fix = f"{key}={json.dumps(value, separators=(',', ':'))}"
+            faults.append(
+                f"{group} = {choice}: the recipe {recipe} sets {key} too, and comes after it; type {fix} as well, or "
+                f"leave out {group}={choice}"
+            )
+    if faults:
+        raise not_started("The configuration is invalid", faults)
+
+
+def _content(path: str) -> DictConfig:
+    """What a file of choices says, before it is merged with anything; nothing where there is no such file."""
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl), type(loader)
+    found = loader.repository.load_config(path)
+    content = OmegaConf.create() if found is None else found.config
+    assert isinstance(content, DictConfig), path
+    return content
+
+
+def _leaves(content: DictConfig, below: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all settings of a file."""
+    for name, value in content.items_ex(resolve=False):
+        if isinstance(value, DictConfig):
+            yield from _leaves(value, f"{below}.{name!s}")
+        else:
+            yield f"{below}.{name!s}", _plainly(value)
+
+
+def _plainly(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def refuse_secrets(master: DictConfig) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from runner.command.compose import plain, refuse_swept_launcher
+from runner.command.compose import plain, refuse_outdone, refuse_swept_launcher
 from runner.command.grammar import empty_sweeps
 from runner.errors import SettingsError, not_started
 from runner.job import read_manifest
@@ -29,6 +29,7 @@ def single(config: DictConfig, overrides: Sequence[str]) -> None:
     if params := HydraConfig.get().sweeper.get("params"):
         sweeps = " ".join(f"{key}={value}" for key, value in params.items())
         sys.stderr.write(f"a single job: the sweep of the recipe ({sweeps}) needs -m (python -m runner -m ...)\n")
+    refuse_outdone(config, HydraConfig.get())
     launch([(plain(config), tuple(overrides))])
 
 

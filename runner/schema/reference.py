@@ -25,7 +25,8 @@ HEAD = """\
 Every setting, from the schema; this page is generated (`make docs`) and a test keeps it current.
 
 Set them on the command line (`lora.rank=16`), in a file of your own or in a recipe; what is typed comes before what
-files say. A setting marked *not part of the job id* can be changed without making it another job.
+files say, and a recipe before other files (where it changes what a choice typed beside it says, that is refused). A
+setting marked *not part of the job id* can be changed without making it another job.
 
 ## How values are written
 

@@ -136,6 +136,20 @@ def test_nothing_heavy_is_imported_to_plan(arguments: list[str], tmp_path: Path)
     assert "runner" in modules
 
 
+def test_beside_a_recipe_a_choice_of_ones_own_counts_where_the_recipe_does_not_set_the_same(tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "mine.yaml").write_text("rank: 3\nalpha: 5\n")
+    mine = ["recipe=demo", "--config-dir", str(tmp_path), "lora=mine", "launcher.dry_run=true", "logger=none"]
+
+    refused, told = runner(*mine, cwd=tmp_path), runner(*mine, "lora.rank=3", cwd=tmp_path)
+
+    assert refused.code == 2
+    assert "lora = mine: the recipe demo sets lora.rank too, and comes after it; type lora.rank=3" in refused.output
+    assert "lora.alpha" not in refused.output
+    assert told.code == 0, told.output
+    assert "rank 3" in told.output
+
+
 def test_users_add_choices_of_their_own(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     (mine / "lora").mkdir(parents=True)

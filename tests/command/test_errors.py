@@ -70,6 +70,14 @@ WRONG = {
             "model.path = '~nowhere/sdxl': there is no such",
         ],
     ),
+    "a choice that a recipe outdoes": (
+        ["recipe=demo", "validation=loss_only"],
+        ["validation = loss_only: the recipe demo sets validation.prompts too", "type validation.prompts=[] as well"],
+    ),
+    "a swept choice that a recipe outdoes": (
+        ["-m", "recipe=demo", "validation=loss_only,default", "validation.prompts=[]"],
+        ["validation = default: the recipe demo sets validation.every too", "type validation.every=0 as well"],
+    ),
     "no such model": (["model.path=no/such/model/folder"], ["model.path", "no such folder"]),
 }
 

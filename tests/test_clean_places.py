@@ -1,4 +1,4 @@
-"""Cleaning stays in the folders that were named: what a link among them leads to is not touched."""
+"""Where cleaning looks: in the folders that were named and the caches, not where links lead."""
 
 from __future__ import annotations
 
@@ -18,3 +18,14 @@ def test_what_a_link_to_a_job_leads_to_is_left_alone(tmp_path: Path, caplog: pyt
     assert clean(tmp_path, "--yes", "--only", "checkpoints,samples,jobs,unfinished") == 0
     assert {each: files(tmp_path / each) for each in before} == before
     assert caplog.text.count("is a link; name the folder that it leads to") == 3
+
+
+def test_a_user_without_a_place_for_caches_is_told_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job(tmp_path, State.COMPLETED)
+    for name in ("RUNNER_CACHE", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    assert clean(tmp_path) == 2
+    assert "RUNNER_CACHE" in capsys.readouterr().err
