@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.adapter_file import AdapterFile, find_adapter
+from runner.adapter_file import AdapterFile, find_adapter, header_of, is_dora
 from runner.errors import SettingsError
 from runner.schema.tasks.adapters import WithAdapters
+
+TOKEN = "token"
+"""Where the file of a word names it in its header (`runner.artifacts.words`)."""
 
 
 def find_adapters(settings: WithAdapters) -> list[AdapterFile]:
@@ -32,6 +35,50 @@ def find_adapters(settings: WithAdapters) -> list[AdapterFile]:
     if faults:
         raise SettingsError("\n".join(faults))
     return found
+
+
+def mix_faults(settings: WithAdapters) -> list[str]:
+    """Why the named adapters cannot be drawn with as they are weighted, a line each.
+
+    Those of weight 0 play no part.
+
+    Raises:
+        SettingsError: as there.
+    """
+    named = zip(settings.weighted, find_adapters(settings), strict=True)
+    used = [(given, weight, found) for (given, weight), found in named if weight != 0]
+    brought: dict[str, str] = {}
+    faults, layered = [], 0
+    for given, _, found in used:
+        words = _words_of(found)
+        faults += [
+            f"adapter = {given!r}: brings the word {word}, and so does {brought[word]}; leave out one of the two"
+            for word in words
+            if word in brought
+        ]
+        brought |= dict.fromkeys(words, given)
+        layered += not _is_words_alone(found)
+    for given, weight, found in used:
+        if _is_words_alone(found):
+            # One number for all may be meant for the others.
+            if weight != 1 and (len(settings.adapter_weight) > 1 or not layered):
+                faults.append(f"adapter_weight = {weight:g}: has no effect on {given}, which is words alone; give it 1")
+        elif is_dora(found.file, f"adapter = {given!r}"):
+            if layered > 1:
+                faults.append(f"adapter = {given!r}: is a DoRA, which cannot be put together with others; use it alone")
+            if weight != 1:
+                faults.append(f"adapter_weight = {weight:g}: {given} is a DoRA, which has no other weight than 1")
+    return faults
+
+
+def _words_of(found: AdapterFile) -> list[str]:
+    """The new words that it brings."""
+    said = [header_of(file, str(file)).metadata.get(TOKEN) for file in dict.fromkeys((*found.words, found.file))]
+    return [word for word in said if word is not None]
+
+
+def _is_words_alone(found: AdapterFile) -> bool:
+    return TOKEN in header_of(found.file, str(found.file)).metadata
 
 
 def contents_of(settings: WithAdapters) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def with_words(bench: Bench, model: Path, layers: bool) -> Job:
     job.paths.lora.mkdir(parents=True)
     if layers:
         write_diffusers(job.paths.lora, find_family(job.settings.model.family), random_layers(parts))
-    save_file({"clip_l": torch.ones(1, 16), "clip_g": torch.ones(1, 32)}, job.paths.word("<sks>"))
+    word = {"clip_l": torch.ones(1, 16), "clip_g": torch.ones(1, 32)}
+    save_file(word, job.paths.word("<sks>"), metadata={"token": "<sks>"})
     update_manifest(job.folder, state=State.COMPLETED)
     return job

@@ -19,6 +19,9 @@ from tests.command_line import runner, trained
 from tests.conftest import MakeOnce
 from tests.data.hub_data_sets import giving
 from tests.launch.running import manifests, outputs
+from tests.mix.adapters import random_layers, write_peft_plainly
+from tests.mix.conftest import Parts
+from tests.tasks.doing import with_words
 from tests.train.bench import Bench
 
 PROMPT, DRAWING = "a red house", ("inference_steps=3", "seeds=[0,1]", "logger=none")
@@ -192,3 +195,34 @@ def test_the_model_is_that_of_the_adapter_unless_another_is_chosen(adapter: Path
 
     assert job.settings.model.path == "embedded"
     assert job.settings.resolution == 64  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("task", [{"name": "generate"}, {"name": "evaluate"}])
+def test_adapters_that_cannot_be_drawn_with_together_are_refused_before_anything_starts(
+    task: dict[str, str], bench: Bench, sdxl_folder: Path, sdxl_parts: Parts, tmp_path: Path
+) -> None:
+    """What has another weight than it can have, too; one of weight 0 plays no part."""
+    unet = {"unet": sdxl_parts["unet"]}
+    dora = str(write_peft_plainly(tmp_path / "dora.safetensors", random_layers(unet, dora=True), {"use_dora": True}))
+    plain = str(write_peft_plainly(tmp_path / "plain.safetensors", random_layers(unet), {}))
+    words, both = (str(with_words(bench, sdxl_folder, layers=layers).folder) for layers in (False, True))
+
+    def check(adapter: list[str], weight: list[float]) -> None:
+        raw = told(task=task, adapter=adapter, adapter_weight=weight)
+        if task["name"] == "evaluate":
+            raw = {**raw, "prompts": None, "metrics": ["base_drift"]}
+        Checker(tmp_path).job(raw)
+
+    for adapter, weight, said in (
+        ([dora, plain], [1.0], "is a DoRA, which cannot be put together with others"),
+        ([dora], [0.5], r"adapter_weight = 0\.5: .* is a DoRA"),
+        ([words, both], [1.0], "brings the word <sks>, and so does"),
+        ([words], [0.5], r"adapter_weight = 0\.5: has no effect on .*, which is words alone"),
+        ([plain, words], [1.0, 0.5], "which is words alone"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            check(adapter, weight)
+    check([dora, plain], [1.0, 0.0])
+    check([dora, words], [1.0])
+    check([words, both], [0.0, 0.5])
+    check([plain, words], [0.5])

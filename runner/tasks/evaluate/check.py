@@ -14,7 +14,7 @@ from runner.paths import path_of
 from runner.schema import DatasetSettings
 from runner.schema.evaluation import METRICS
 from runner.schema.tasks.evaluate import Evaluate
-from runner.tasks.adapters import contents_of
+from runner.tasks.adapters import contents_of, mix_faults
 from runner.tasks.evaluate.prompts import prompts_of
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
@@ -36,6 +36,7 @@ def check(settings: Evaluate) -> dict[str, Any]:
     contents: dict[str, Any] = {}
     try:
         contents |= contents_of(settings)
+        faults += mix_faults(settings)
     except SettingsError as error:
         faults += str(error).splitlines()
     faults += settings_faults(settings)

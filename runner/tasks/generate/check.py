@@ -9,7 +9,7 @@ from runner.errors import SettingsError
 from runner.families.files import file_hash, folder_hash, hub_faults, resolution_faults
 from runner.paths import path_of
 from runner.schema.tasks.generate import Generate
-from runner.tasks.adapters import contents_of
+from runner.tasks.adapters import contents_of, mix_faults
 
 CONFIG = "config.json"
 
@@ -20,6 +20,7 @@ def check(settings: Generate) -> dict[str, Any]:
     contents: dict[str, Any] = {}
     try:
         contents = contents_of(settings)
+        faults += mix_faults(settings)
     except SettingsError as error:
         faults += str(error).splitlines()
     control = settings.control
