@@ -51,7 +51,7 @@ def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float]
         yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(),
         "---",
         "",
-        f"# {settings.name}: {_what(run)} for {settings.model.path}",
+        f"# {marked(f'{settings.name}: {_what(run)} for {settings.model.path}')}",
         "",
         f"{measured} {losses['validation/loss']:.4f} after {run.step} steps"
         + (f" ({first:.4f} before training)." if first is not None else "."),
@@ -215,7 +215,13 @@ def _kept(run: JobRun) -> dict[str, Any]:
 
 def table(facts: Mapping[str, Any]) -> list[str]:
     """Facts as lines of Markdown."""
-    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
+    return ["| | |", "|---|---|", *(_row(name, value) for name, value in facts.items())]
+
+
+def _row(name: str, value: Any) -> str:
+    # A bar in the name of a folder would begin another cell, between backticks too.
+    cells = (each.replace("|", r"\|") for each in (name, str(value)))
+    return f"| {' | '.join(cells)} |"
 
 
 def _copy_samples(run: JobRun, folder: Path) -> list[tuple[str, str]]:
@@ -232,12 +238,17 @@ def _copy_samples(run: JobRun, folder: Path) -> list[tuple[str, str]]:
     return copied
 
 
+def marked(text: str) -> str:
+    """A text of one line, such that it is shown as it is; a word such as <cat> is no HTML."""
+    return MARKUP.sub(r"\\\g<0>", printable(" ".join(text.split())))
+
+
 def sample_table(samples: list[tuple[str, str]]) -> list[str]:
     """(prompt, file name) of images, as lines of Markdown."""
     if not samples:
         return []
-    # A caption may go over several lines, and a row of a table may not; a word such as <cat> is no HTML.
-    cells = [(name, MARKUP.sub(r"\\\g<0>", printable(" ".join(prompt.split())))) for prompt, name in samples]
+    # A caption may go over several lines, and a row of a table may not.
+    cells = [(name, marked(prompt)) for prompt, name in samples]
     return [
         "| " + " | ".join(f"![{prompt}]({name})" for name, prompt in cells) + " |",
         "|" + "---|" * len(cells),

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from runner.artifacts.card import sample_table, sampler_code, table, words_code, write_curves
+from runner.artifacts.card import marked, sample_table, sampler_code, table, words_code, write_curves
 from runner.families import find_family
 from runner.families.family import Family
 from runner.families.files import is_hub_id
@@ -59,7 +59,7 @@ def write_export_card(exported: Exported, job: Job | None, *, title: str, base_m
         yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(),
         "---",
         "",
-        f"# {title}",
+        f"# {marked(title)}",
         "",
         *_trained(job, folder),
         *sample_table(samples),

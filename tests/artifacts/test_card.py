@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from runner.artifacts.card import pipeline_code, sample_table
+from runner.artifacts.card import pipeline_code, sample_table, table
 from runner.artifacts.exported import Exported, write_export_card
 from runner.embedded import MODEL_DIR
 from runner.schema import ModelSettings
@@ -57,3 +57,14 @@ def test_a_prompt_of_several_lines_or_with_bars_stays_in_its_cell() -> None:
 def test_a_prompt_is_shown_as_it_is_written_and_no_markup() -> None:
     first, _, _, _ = sample_table([("a <cat> ](x) <img src=x onerror=y> &lt; **b** \x1b[2J", "sample-00.png")])
     assert first == (r"| ![a \<cat\> \](x) \<img src=x onerror=y\> \&lt; \*\*b\*\* \\x1b\[2J](sample-00.png) |")
+
+
+def test_what_names_have_in_them_is_shown_and_no_markup(tmp_path: Path) -> None:
+    """In the heading of an export, which is called like a file; and in a table, where a bar would begin a cell."""
+    exported = Exported(tmp_path, {}, (), {})
+    card = write_export_card(
+        exported, None, title="my_<cat>_*red*_a|b", base_model="owner/name", family="sd"
+    ).read_text()
+    assert r"# my\_\<cat\>\_\*red\*\_a\|b" in card.splitlines()
+    (row,) = table({"Data": "`pictures|red`"})[2:]
+    assert row == r"| Data | `pictures\|red` |"

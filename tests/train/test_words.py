@@ -177,6 +177,7 @@ def test_the_files_are_read_by_diffusers_and_give_the_same_image(bench: Bench, s
     assert float((torch.from_numpy(image) - saved).abs().max()) < 2 / 255
     card = (job.paths.lora / "README.md").read_text()
     assert 'load_textual_inversion(vectors["clip_g"], token="<cat>"' in card and "load_lora_weights" not in card
+    assert any(line.startswith("# ") and r" \<cat\> for " in line for line in card.splitlines())
 
 
 def test_words_and_lora_together_in_a_pack_give_what_they_give_alone(
