@@ -255,6 +255,17 @@ def test_faults_of_files_are_told_together_before_anything_is_drawn(networks: Ne
     assert "holds 1 images, and fid and kid need 2" in said
 
 
+def test_what_is_said_of_real_images_names_no_setting_that_an_evaluation_has_not(
+    networks: Networks, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 8)).save(tmp_path / "flat.png")
+    (tmp_path / "torn.png").write_bytes(b"torn")
+    with pytest.raises(SettingsError, match=r"real='.*': 2 faults") as caught:
+        check(settings(networks, real=str(tmp_path)))
+    assert "flat.png: the image is 64x8 px, its shorter side below 32. Repair or remove it." in str(caught.value)
+    assert "dataset." not in str(caught.value)
+
+
 def test_a_network_that_cannot_read_texts_is_refused_before_anything_is_drawn(
     networks: Networks, tmp_path: Path
 ) -> None:

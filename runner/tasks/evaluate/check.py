@@ -28,6 +28,8 @@ VOCABULARIES = (
 )
 """Files that tokenizers read their words from; a network that knows texts has one of them."""
 DISTANCES = ("fid", "kid")
+OF_DATA_SETS = {"dataset.path": "real", ", or set dataset.skip_unreadable=true": "", "dataset.min_side_px=": ""}
+"""What faults of a data set name and real images have not, or call otherwise -> what is said instead."""
 
 
 def check(settings: Evaluate) -> dict[str, Any]:
@@ -64,7 +66,10 @@ def settings_faults(settings: Evaluate) -> list[str]:
         if (real := real_images(settings)) is not None:
             faults += _too_few(settings, len(real.items))
     except DatasetError as error:
-        faults += str(error).replace("dataset.path", "real").splitlines()
+        said = str(error)
+        for words, instead in OF_DATA_SETS.items():
+            said = said.replace(words, instead)
+        faults += said.splitlines()
     return faults
 
 
