@@ -157,7 +157,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         yield temporary
-        share(temporary)
+        for made in (temporary, *temporary.rglob("*")):  # safetensors makes files for their owner alone
+            if not made.is_symlink():
+                share(made)
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -7,6 +7,8 @@ import pwd
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from runner import paths
 from runner.errors import SettingsError
@@ -21,6 +23,12 @@ def test_new_files_have_the_rights_that_the_umask_gives(
     paths.share(tmp_path)
     assert (tmp_path / "config.yaml").stat().st_mode & 0o777 == file_mode
     assert tmp_path.stat().st_mode & 0o777 == folder_mode
+    with paths.atomic_folder(tmp_path / "model") as temporary:
+        (temporary / "unet").mkdir(0o700)
+        save_file({"weight": torch.zeros(1)}, temporary / "unet" / "model.safetensors")  # which is its owner's alone
+        (temporary / "link").symlink_to(tmp_path / "elsewhere")
+    assert (tmp_path / "model" / "unet").stat().st_mode & 0o777 == folder_mode
+    assert (tmp_path / "model" / "unet" / "model.safetensors").stat().st_mode & 0o777 == file_mode
 
 
 def test_the_umask_is_the_users(tmp_path: Path) -> None:
