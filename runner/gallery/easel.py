@@ -20,10 +20,9 @@ from pydantic import ValidationError
 
 from runner.errors import SettingsError
 from runner.gallery.shelf import BaseModel, Shelf
-from runner.schema.drawing import MOST_PIXELS_SIDE
+from runner.schema.drawing import MOST_PIXELS_SIDE, MOST_SEEDS, Seed
 from runner.schema.family import sampling_faults
 from runner.schema.knob import Settings, knob
-from runner.schema.serving import Seed
 from runner.schema.training import Sampler
 
 if TYPE_CHECKING:
@@ -67,7 +66,8 @@ class Drawn:
     @property
     def again(self) -> str:
         """The fields of the form that give it again, as JSON."""
-        fields = self.asked.model_dump(exclude={"images"}) | {"seed": self.seed, "images": 1}
+        # As text: a number of JavaScript has 53 bits, and a seed 64.
+        fields = self.asked.model_dump(exclude={"images"}) | {"seed": str(self.seed), "images": 1}
         return json.dumps({"fields": fields, "weights": {path: weight for path, _, weight in self.mix}})
 
 
@@ -154,10 +154,14 @@ class Easel:
 def _asked(form: Mapping[str, str]) -> Asked:
     given = {key: value for key, value in form.items() if key in Asked.model_fields and value.strip() != ""}
     try:
-        return Asked.model_validate(given)
+        asked = Asked.model_validate(given)
     except ValidationError as error:
         lines = [_line(str(fault["loc"][0]), fault["input"], fault["msg"], fault["type"]) for fault in error.errors()]
         raise SettingsError("\n".join(lines)) from error
+    last = asked.seed + asked.images - 1
+    if last >= MOST_SEEDS:
+        raise SettingsError(f"seed = {asked.seed}: {asked.images} images need seeds up to {last}; take a smaller one")
+    return asked
 
 
 def _line(key: str, value: object, message: str, kind: str) -> str:

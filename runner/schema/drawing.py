@@ -10,7 +10,8 @@ from runner.schema.knob import Settings, knob
 
 MOST_PIXELS_SIDE, MOST_GUIDANCE = 4096, 100
 """Of what an endpoint draws."""
-Seed = Annotated[int, Field(ge=0, lt=2**64)]
+MOST_SEEDS = 2**64
+Seed = Annotated[int, Field(ge=0, lt=MOST_SEEDS)]
 """What torch's generators take; programs that draw choose them from all of it."""
 AdapterWeight = Annotated[float, Field(ge=-10, le=10)]
 """How strong an adapter is; 1 is as it was trained."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from runner.schema.drawing import MOST_GUIDANCE, MOST_PIXELS_SIDE, AdapterWeight
+from runner.schema.drawing import MOST_GUIDANCE, MOST_PIXELS_SIDE, AdapterWeight, Seed
 from runner.schema.family import sampling_faults
 from runner.schema.inputs import ModelSettings, Precision
 from runner.schema.knob import Settings, knob, section
@@ -17,7 +17,6 @@ from runner.schema.training import Sampler
 SERVE_FILE, ADAPTERS_FOLDER = "serve.json", "adapters"
 """Names in the model's folder: what is served, and a folder for each adapter."""
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Told = TypeVar("Told", bound=Settings)
 
 

@@ -200,13 +200,18 @@ def test_settings_are_taken_up_on_the_page_of_their_model(gallery: Gallery, tab:
     settings["model"]["variant"] = "fp16"
     (other / "config.yaml").write_text(yaml.safe_dump(settings))
     try:
-        assert gallery.ask("/draw", "POST", f"prompt=a&steps=1&weight:{quote(path_of(first))}=0.55")[0] == 200
+        asked = f"prompt=a&steps=1&seed={2**64 - 1}&weight:{quote(path_of(first))}=0.55"
+        assert gallery.ask("/draw", "POST", asked)[0] == 200
         tab.open(f"{gallery.address}/draw?use=zoo/job")
         weight = f"document.querySelector(`[name='weight:{path_of(first)}']`)"
         assert tab.ask(weight) is None, "of another base model"
         tab.click("#strip .drawn .again")
         tab.until(f"{weight}?.value === '0.55'")
         assert tab.ask("document.querySelector('[name=prompt]').value") == "a"
+        seed = tab.ask("document.querySelector('[name=seed]').value")
+        assert seed == str(2**64 - 1), "to the last digit, which numbers of JavaScript have not"
+        _, said = gallery.ask("/draw", "POST", f"prompt=a&seed={seed}&images=2")
+        assert b"seed = 18446744073709551615: 2 images need seeds up to 18446744073709551616" in said
     finally:
         shutil.rmtree(other.parent)
 
