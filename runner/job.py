@@ -206,7 +206,9 @@ def read_job(folder: Path) -> Job:
         manifest = _remembered[paths.folder] = read_manifest(folder)
         return Job(manifest["id"], settings, manifest["identity"], paths.folder, tuple(manifest["overrides"]))
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        why = f"its {MANIFEST_NAME} or {CONFIG_NAME} lacks {error}" if isinstance(error, KeyError) else error
+        both, why = f"its {MANIFEST_NAME} or {CONFIG_NAME}", str(error)
+        if isinstance(error, KeyError | TypeError):
+            why = f"{both} lacks {error}" if isinstance(error, KeyError) else f"{both} is empty or damaged"
         raise RunnerError(f"{folder} holds no job that can be read: {why}") from error
 
 

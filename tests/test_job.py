@@ -6,6 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from runner.errors import RunnerError
 from runner.job import Job, State, make_job, read_job, read_manifest, register, update_manifest
 from runner.schema import Experiment
 
@@ -42,3 +45,11 @@ def test_a_job_that_is_taken_up_again_is_begun_anew_and_keeps_its_history(tmp_pa
     manifest = read_manifest(again.folder)
     assert (manifest["attempts"], "other" in manifest) == (0, False), "whoever has removed it, wants a new one"
     assert manifest["created"] != "then"
+
+
+@pytest.mark.parametrize("left", ["", "[1, 2]", "text"])
+def test_of_a_configuration_that_is_none_it_is_said_which_file_is_damaged(left: str, tmp_path: Path) -> None:
+    """As a power cut leaves it, or another program's."""
+    (tmp_path / "config.yaml").write_text(left)
+    with pytest.raises(RunnerError, match=r"can be read: its manifest\.json or config\.yaml is empty or damaged$"):
+        read_job(tmp_path)
