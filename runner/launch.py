@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from runner.announce import show
@@ -16,7 +17,7 @@ from runner.job import FINAL, Job, LockedError, State, is_held, lock, read_manif
 from runner.launchers import find_launcher
 from runner.machine import Machine
 from runner.outcome import conclude, judge
-from runner.paths import outputs_dir
+from runner.paths import ExperimentPaths, outputs_dir
 from runner.plan import Plan, Predictor, make_plan
 from runner.plan.packs import is_done
 from runner.schema import LauncherSettings, QueuedLauncher
@@ -55,12 +56,13 @@ class Search(Protocol):
 log = logging.getLogger(__name__)
 
 
-def launch(configs: Sequence[Config], *, expected: int = 0) -> list[Job]:
+def launch(configs: Sequence[Config], *, expected: int = 0, request: str = "") -> list[Job]:
     """Check all configurations, plan, run what is missing, and say how it went.
 
     Args:
         configs: the resolved configuration and the overrides of each job.
         expected: how many jobs are to come in all, where that is more than `configs`.
+        request: what was asked for as a whole, in YAML; kept beside the jobs once they are begun with.
 
     Returns:
         The jobs, in the order of `configs`.
@@ -77,7 +79,7 @@ def launch(configs: Sequence[Config], *, expected: int = 0) -> list[Job]:
     checker = Checker(outputs_dir())
     jobs = check_all(checker, configs)
     with _defects():
-        _run(jobs, checker, expected=expected)
+        _run(jobs, checker, expected=expected, request=request)
     return jobs
 
 
@@ -112,7 +114,9 @@ def _defects() -> Iterator[None]:
         raise Defect from error
 
 
-def _run(jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None, expected: int) -> None:
+def _run(
+    jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None, expected: int, request: str = ""
+) -> None:
     """Plan some jobs, and run what is missing."""
     settings = jobs[0].settings.launcher
     launcher = find_launcher(settings.name)
@@ -122,6 +126,9 @@ def _run(jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None
         show(plan, checker, launcher.preview(plan, settings), as_json=settings.dry_run == "json")
         return
     _refuse_jobs_elsewhere(jobs, settings.name)
+    if request:
+        for folder in {job.folder.parent for job in jobs}:
+            keep_request(folder, request)
     launcher.collect(jobs, settings)
     from runner.track import report_to_agent
 
@@ -159,6 +166,12 @@ def _run(jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None
                 left.append(job)
     if more is None:
         conclude(jobs)
+
+
+def keep_request(folder: Path, request: str) -> None:
+    """Write down what the jobs of an experiment are the answer to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ExperimentPaths(folder).multirun.write_text(request, encoding="utf-8")
 
 
 def _take_up(job: Job, settings: LauncherSettings) -> bool:

@@ -23,7 +23,7 @@ def single(config: DictConfig, overrides: Sequence[str]) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     sweeper = HydraConfig.get().runtime.choices.get("hydra/sweeper")
-    if sweeper not in (None, "basic"):
+    if sweeper not in (None, "grid"):
         raise SettingsError(f"hydra/sweeper = {sweeper}: has no effect without -m (python -m runner -m ...)")
     # On stderr, for what is said on stdout may be read by a program (launcher.dry_run=json).
     if params := HydraConfig.get().sweeper.get("params"):
@@ -36,6 +36,7 @@ def single(config: DictConfig, overrides: Sequence[str]) -> None:
 def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str]]) -> list[JobReturn]:
     """Run what Hydra's sweeper composed with `-m`; all jobs are known before the first one starts."""
     from hydra.core.utils import JobReturn, JobStatus
+    from omegaconf import OmegaConf
 
     if not batch:
         params = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
@@ -43,7 +44,7 @@ def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str
         raise not_started("The sweep has no jobs", faults)
     configs = [(loader.load_sweep_config(master, list(overrides)), tuple(overrides)) for overrides in batch]
     refuse_swept_launcher(configs)
-    jobs = launch([(plain(config), overrides) for config, overrides in configs])
+    jobs = launch([(plain(config), overrides) for config, overrides in configs], request=OmegaConf.to_yaml(master))
     results = []
     for job, (config, overrides) in zip(jobs, configs, strict=True):
         result = JobReturn(overrides=overrides, cfg=config, working_dir=str(job.folder), task_name="runner")

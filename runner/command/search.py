@@ -16,7 +16,7 @@ from runner.command.grammar import space_of
 from runner.command.trials import checked_settings, contents_of, examples, fixed_settings, require_trainings
 from runner.errors import SettingsError
 from runner.job import LockedError, lock
-from runner.launch import Config, check_all, launch, launch_search
+from runner.launch import Config, check_all, keep_request, launch, launch_search
 from runner.paths import ExperimentPaths, outputs_dir
 from runner.schema import ObjectiveSettings, QueuedLauncher, SearchSettings
 from runner.search import OptunaSearch
@@ -55,8 +55,7 @@ def run_search(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
     if experiment.launcher.dry_run:
         launch(found[:1], expected=chosen.n_trials)
         return
-    folder.folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(master, folder.multirun)
+    keep_request(folder.folder, OmegaConf.to_yaml(master))
     with _alone(folder):
         search = OptunaSearch(
             folder,

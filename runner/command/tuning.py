@@ -17,9 +17,9 @@ from runner.command.trials import checked_settings, examples, first_values, flat
 from runner.container.settings import laid_over
 from runner.errors import RunnerError
 from runner.job import Job
-from runner.launch import Config, check_all
+from runner.launch import Config, check_all, keep_request
 from runner.launchers import sagemaker
-from runner.paths import ExperimentPaths, outputs_dir
+from runner.paths import outputs_dir
 from runner.plan import Plan, Predictor, make_plan
 from runner.schema import SageMakerLauncher, TuningSettings
 from runner.search.tuning.checks import (
@@ -96,9 +96,7 @@ def run_tuning(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
     refuse(faults_of_permissions(launcher))
     _say([*search_lines(search), *data])
     reached = sagemaker.ready(all_trials(plan, chosen.n_trials), launcher)
-    folder = ExperimentPaths(base.folder.parent)
-    folder.folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(master, folder.multirun)
+    keep_request(base.folder.parent, OmegaConf.to_yaml(master))
     search.run(reached)
 
 

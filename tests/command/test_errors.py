@@ -200,6 +200,23 @@ def test_experiments_of_other_names_are_other_folders(tmp_path: Path) -> None:
     assert "2 jobs to run in 1 pack" in answer.output
 
 
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        (["lora.rank=4,-3"], 2),
+        (["seed=1,2", "name=../elsewhere"], 2),
+        (["lora.rank=4,8", "launcher.dry_run=true"], 0),
+        (["hydra/sweeper=optuna", "lora.rank=range(4,9)", "launcher.dry_run=true"], 0),
+    ],
+    ids=["refused", "of a folder outside", "planned", "planned search"],
+)
+def test_a_sweep_that_starts_nothing_writes_nothing(given: list[str], code: int, tmp_path: Path) -> None:
+    extra = {"RUNNER_OUTPUTS": str(tmp_path / "results" / "outputs")}
+
+    assert runner("-m", *given, cwd=tmp_path, extra=extra).code == code
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_secret_in_the_configuration_is_refused(tmp_path: Path) -> None:
     answer = runner("logger.project=x-0123456789", cwd=tmp_path, extra={"SOME_API_KEY": "0123456789"})
 

@@ -162,6 +162,7 @@ def test_one_failure_does_not_hide_or_stop_another_job(settings: list[str]) -> N
         assert "1 of 2 jobs failed" in answer.output
         assert "the loss is" in answer.output
         assert "Run the same command again to retry only these." in answer.output
+        assert "1e30" in (outputs() / f"pack-{pack}" / "multirun.yaml").read_text(), "what was asked for"
 
     again = runner(*sweep, "launcher.pack=1", "launcher.concurrency=2", "name=pack-1")
     assert "1 completed already" in again.output

@@ -1,4 +1,4 @@
-"""What Hydra sees of the project: the schema's defaults, the launcher and the group `recipe`.
+"""What Hydra sees of the project: the schema's defaults, the launcher, the sweepers and the group `recipe`.
 
 Hydra 1.3 accepts plugins only from the namespace `hydra_plugins`, and imports this file at every start,
 so it stays light; what it does lives in `runner.command`.
@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -45,6 +46,8 @@ def _store_schema() -> None:
     for name, node in search_nodes().items():
         sweeper = {"_target_": f"hydra_plugins.runner_plugins.{SWEEPERS[name]}", "params": {}, **node}
         store.store(group="hydra/sweeper", name=name, node=sweeper, provider="runner")
+    grid = {"_target_": "hydra_plugins.runner_plugins.GridSweeper", "params": {}}
+    store.store(group="hydra/sweeper", name="grid", node=grid, provider="runner")
 
 
 _store_schema()
@@ -67,6 +70,26 @@ class RunnerLauncher(Launcher):
         from runner.command.entry import sweep
 
         return sweep(self.loader, self.config, job_overrides)
+
+
+class GridSweeper(BasicSweeper):
+    """Every combination of the values, as one batch.
+
+    Hydra's own sweeper writes into the folder of results before anything is checked, also where nothing is to start.
+    """
+
+    def __init__(self, params: DictConfig) -> None:
+        super().__init__(max_batch_size=None, params={str(key): value for key, value in params.items()})
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Hand them all to the launcher; the command line comes after the parameters of the configuration, and wins."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        assert self.hydra_context is not None and self.launcher is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        (batch,) = self.split_arguments(overrides, max_batch_size=None)
+        return [self.launcher.launch(batch, initial_job_idx=0)]
 
 
 class _SearchSweeper(Sweeper):
@@ -161,4 +184,11 @@ class RecipeSearchPath(SearchPathPlugin):
         search_path.append("recipes", f"recipes://{HOME / 'recipes'}")
 
 
-__all__: list[Any] = ["OptunaSweeper", "RecipeSearchPath", "RecipeSource", "RunnerLauncher", "SageMakerTuningSweeper"]
+__all__: list[Any] = [
+    "GridSweeper",
+    "OptunaSweeper",
+    "RecipeSearchPath",
+    "RecipeSource",
+    "RunnerLauncher",
+    "SageMakerTuningSweeper",
+]
