@@ -66,7 +66,8 @@ def test_trials_go_on_without_their_command_and_become_jobs(aws: StandIn, settin
     killed.wait_for("dev/*/metrics.jsonl")
     killed.kill()
     aws.wait(next(name for name in aws.jobs if name in str(manifests())), within_s=90)
-    assert "completed" in look(), "what is known is collected without the command"
+    said = look()
+    assert "completed" in said, said  # what is known is collected without the command
     answer = runner(*command)
 
     assert answer.code == 0, answer.output
