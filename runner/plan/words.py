@@ -23,7 +23,7 @@ def plan_lines(plan: Plan, work: CacheWork | None, disks: Sequence[Disk] = ()) -
     """The plan, a line each."""
     jobs, packs = len(plan.todo), len(plan.packs)
     head = f"{jobs} job{'s' * (jobs != 1)} to run in {packs} pack{'s' * (packs != 1)}"
-    head += f", {len(plan.done)} completed already" if plan.done else ""
+    head += f", {len(plan.done)} done already" if plan.done else ""
     head += f", {len(plan.elsewhere)} worked on by another runner" if plan.elsewhere else ""
     head += f", {plan.repeated} repeated in the command and run once" if plan.repeated else ""
     lines = [head]

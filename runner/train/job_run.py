@@ -230,9 +230,8 @@ class JobRun:
         self._norm.zero_()
         self._trained_before_s, self._steps_since = self.trained_s, 0
         if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss} at step {self.step}; try a lower optimizer.lr or precision=bf16 or fp32"
-            )
+            wider = {"fp16": " or precision=bf16", "bf16": " or precision=fp32"}.get(self.settings.precision, "")
+            raise DivergedError(f"the loss is {loss} at step {self.step}; try a lower optimizer.lr{wider}")
         # Cut to a length, a gradient without end trains nothing. In fp16 such steps are left out, and scaled down.
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise DivergedError(

@@ -65,7 +65,7 @@ def test_ctrl_c_does_not_reach_them_and_the_same_command_collects(settings: list
     wait_until_all_are("completed")
     again = runner(*settings)
     assert again.code == 0
-    assert "1 completed already" in again.output
+    assert "1 done already" in again.output
     assert len(logs()) == 1
 
 

@@ -58,7 +58,7 @@ def test_a_job_trains_in_the_queue_and_gives_the_weights_of_a_local_one(
 
     again = runner(*settings)
     assert again.code == 0
-    assert "1 completed already" in again.output
+    assert "1 done already" in again.output
     assert len(slurm.jobs) == 1
 
 
