@@ -95,9 +95,10 @@ def _inspect(address: Address) -> Inspected:
     return Inspected(content_id(encoded), seen.width_px, seen.height_px, seen.notes)
 
 
-def _stamps(addresses: Sequence[Address]) -> dict[Path, tuple[int, int]]:
-    """Size in bytes and modification time in nanoseconds of each file; a file that cannot be asked is left
-    out.
+def _stamps(addresses: Sequence[Address]) -> dict[Path, tuple[int, int, int]]:
+    """Size in bytes, and times of modification and change in nanoseconds, of each file; a file that cannot be asked is
+    left out. Copies and archives bring a time of modification along, and another file may have had the same; nobody
+    sets the time of change.
     """
     stamps = {}
     for path in dict.fromkeys(address.path for address in addresses):
@@ -106,11 +107,11 @@ def _stamps(addresses: Sequence[Address]) -> dict[Path, tuple[int, int]]:
         except OSError:
             # Reading it will fail too, and that failure is the one reported.
             continue
-        stamps[path] = (status.st_size, status.st_mtime_ns)
+        stamps[path] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return stamps
 
 
-def _key(address: Address, stamp: tuple[int, int] | None) -> str:
+def _key(address: Address, stamp: tuple[int, int, int] | None) -> str:
     return json.dumps([os.path.abspath(address.path), address.column, address.row, stamp])
 
 

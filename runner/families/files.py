@@ -258,7 +258,7 @@ def file_hash(file: Path) -> str:
 
 
 class _Memo:
-    """Remembers hashes of large files by path, size and time of change, across processes."""
+    """Remembers hashes of large files by path, size and times, across processes."""
 
     def __init__(self) -> None:
         self.file = cache_dir() / "file-hashes.json"
@@ -271,7 +271,8 @@ class _Memo:
 
     def sha256(self, file: Path) -> str:
         stat = file.stat()
-        key = f"{os.path.realpath(file)}|{stat.st_size}|{stat.st_mtime_ns}"
+        # Whoever makes an image or an archive may give all files one time of modification; nobody sets that of change.
+        key = f"{os.path.realpath(file)}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
         if key not in self.known:
             with file.open("rb") as stream:
                 self.known[key] = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -117,7 +117,7 @@ def laid_out(archive: Path) -> Path:
 def place_of(archive: Path) -> Path:
     """Where an archive on this machine is unpacked, or would be."""
     status = archive.stat()
-    return _place(f"{archive.absolute()}|{status.st_size}|{status.st_mtime_ns}")
+    return _place(f"{archive.absolute()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}")
 
 
 def listing_hash(uri: str, suffixes: Collection[str]) -> str:

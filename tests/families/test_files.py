@@ -38,6 +38,18 @@ def test_a_part_that_is_a_link_counts_by_what_it_leads_to(tmp_path: Path) -> Non
     assert folder_hash(model) in seen
 
 
+def test_weights_of_the_same_size_and_time_in_the_place_of_others_are_another_model(tmp_path: Path) -> None:
+    weights = tmp_path / "model" / "weights.safetensors"
+    weights.parent.mkdir()
+    seen = []
+    for content in ("one", "two", "one"):
+        (tmp_path / "new").write_text(content)
+        os.utime(tmp_path / "new", (1, 1))
+        (tmp_path / "new").replace(weights)
+        seen.append(folder_hash(weights.parent))
+    assert seen[0] == seen[2] != seen[1]
+
+
 def test_a_pickle_of_more_than_weights_is_refused_and_not_run(tmp_path: Path) -> None:
     CLIPTextConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(
         tmp_path
