@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from runner.data.sources.found import can_be_encoded
 from runner.earlier import find_earlier
 from runner.errors import SettingsError
 from runner.families.files import check_model, fingerprint, resolution_faults
 from runner.families.prediction import prediction_faults
 from runner.families.targeted import target_faults
 from runner.job import Job, make_job, make_task_job
+from runner.printable import whole
 from runner.schema import DatasetSettings, Experiment, ModelSettings
 from runner.schema.job import JobSettings
 from runner.schema.launchers import APART
@@ -64,7 +64,7 @@ class Checker:
         faults += [
             f"{key} = {text!r}: holds what is no character in UTF-8; write it anew, in a terminal with a UTF-8 locale"
             for key, text in _strings(raw, "")
-            if not can_be_encoded(text)
+            if whole(text) != text
         ]
         if faults:
             raise SettingsError("\n".join(faults))

@@ -1,4 +1,4 @@
-"""Text that others wrote, as a terminal may have it: names of files, captions and errors may hold its control codes."""
+"""Text that others wrote: of whole characters or not, and as a terminal may have it, without control codes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from typing import TextIO
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """All but tab and line feed. With them a file from elsewhere could retitle, recolour or rewrite what a person reads."""
+
+
+def whole(text: str) -> str:
+    """The text with a question mark for each half of a character, which no tokenizer takes and no answer can hold.
+
+    JSON can hold half an emoji (`"\\ud83d"`), and so can a name of a file that is not UTF-8.
+    """
+    return text.encode("utf-8", "replace").decode()
 
 
 def printable(text: str) -> str:

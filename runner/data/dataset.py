@@ -23,10 +23,11 @@ from runner.data.inspection import Inspected, inspect_all
 from runner.data.item import Item, Mask
 from runner.data.report import InventoryReport, Row, Share
 from runner.data.sources.find import find
-from runner.data.sources.found import Found, can_be_encoded
+from runner.data.sources.found import Found
 from runner.data.sources.masks import masks_among
 from runner.data.sources.streamed import is_indexed
 from runner.errors import DatasetError
+from runner.printable import whole
 
 if TYPE_CHECKING:
     from runner.schema import DatasetSettings
@@ -218,7 +219,7 @@ def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> t
             fix = f"{entry.caption_fix}, or set dataset.instance_prompt for all without one"
             faults.add("caption", f"{entry.name}: no caption. {fix}.")
         for caption in captions:
-            if not can_be_encoded(caption):
+            if whole(caption) != caption:
                 faults.add(
                     "characters", f"{entry.name}: its caption {caption!r} holds half a character. Write it anew."
                 )

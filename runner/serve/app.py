@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 
 from runner.errors import RunnerError
 from runner.listening import Guard
+from runner.printable import whole
 from runner.schema.serving import Invocation, told
 from runner.serve.service import Busy, Service
 from runner.train.drawing import Picture
@@ -110,6 +111,5 @@ def _used(service: Service, wanted: Invocation) -> dict[str, float]:
 
 def _refused(code: int, faults: list[str]) -> Response:
     headers = {"Retry-After": RETRY_AFTER_S} if code == 503 else None
-    # A fault may repeat half a character out of a request (a lone surrogate), which no answer can hold.
-    told = [fault.encode("utf-8", "replace").decode("utf-8") for fault in faults]
-    return JSONResponse({"errors": told}, status_code=code, headers=headers)
+    # A fault may repeat what a request holds, half a character too.
+    return JSONResponse({"errors": [whole(fault) for fault in faults]}, status_code=code, headers=headers)

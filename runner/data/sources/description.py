@@ -8,8 +8,9 @@ import json
 from typing import Any
 
 from runner.data.faults import Faults, listed, nearest
-from runner.data.sources.found import Found, can_be_encoded
+from runner.data.sources.found import Found
 from runner.data.sources.listing import DESCRIPTION_NAME
+from runner.printable import whole
 
 KEYS = ("instance_prompt", "class_prompt", "class_data_dir")
 
@@ -53,7 +54,7 @@ def _text(key: str, value: Any, faults: Faults) -> str | None:
     if value is not None and not isinstance(value, str):
         faults.add("description", f"{DESCRIPTION_NAME}: {key}={value!r} must be text. Put it in quotes.")
         return None
-    if value is not None and not can_be_encoded(value):
+    if value is not None and whole(value) != value:
         faults.add("description", f"{DESCRIPTION_NAME}: {key}={value!r} holds half a character. Write it anew.")
         return None
     return value

@@ -68,8 +68,3 @@ def passed_over(file: str, column: str, columns: Collection[str]) -> list[Row]:
         return []
     note = f"no caption is read from it: it has no column dataset.caption_column={column!r}; columns: {listed(columns)}"
     return [Row(file, "ignored", (note,), frozenset({"warning"}))]
-
-
-def can_be_encoded(text: str) -> bool:
-    """Whether a text is of whole characters; JSON can hold half an emoji (`"\\ud83d"`), which no tokenizer takes."""
-    return text == text.encode("utf-8", "replace").decode()

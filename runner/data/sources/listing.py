@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.paths import outputs_dir
+from runner.printable import whole
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -90,8 +91,8 @@ def list_folder(root: Path) -> Listing:
 
 
 def _sort_in(listing: Listing, name: str) -> None:
-    if not name.isascii() and name != name.encode("utf-8", "replace").decode():
-        listing.errors.append(f"{name.encode('utf-8', 'replace').decode()}: the name is not UTF-8. Rename the file.")
+    if not name.isascii() and name != whole(name):
+        listing.errors.append(f"{whole(name)}: the name is not UTF-8. Rename the file.")
         return
     suffix, base = os.path.splitext(name)[1].lower(), os.path.basename(name)
     if base in METADATA_NAMES:
