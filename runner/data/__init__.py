@@ -9,14 +9,11 @@ from __future__ import annotations
 from runner.data.crops import Crop, crops_for, render, render_mask
 from runner.data.dataset import Dataset, in_reading_order, read_dataset, split
 from runner.data.item import Item
-from runner.data.report import InventoryReport, Row
 
 __all__ = [
     "Crop",
     "Dataset",
-    "InventoryReport",
     "Item",
-    "Row",
     "crops_for",
     "in_reading_order",
     "read_dataset",

@@ -1,7 +1,6 @@
 """Where the encoded bytes of one image lie: a file, or a row of a parquet or arrow file, here or on the Hub.
 
-An address is small and can be pickled; the bytes are read when asked for. It does not know what the bytes
-mean.
+An address is small and can be pickled; the bytes are read when asked for. It does not know what the bytes mean.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from runner.data.shards import Shard, ShardStore
 if TYPE_CHECKING:
     import pyarrow
 
-# Rows of one group are asked for by several threads at once; without the lock each would read the whole
-# group.
+# Rows of one group are asked for by several threads at once; without the lock each would read the whole group.
 _table_lock = threading.Lock()
 # Another one: fetching takes long, and keeps nobody from what is here.
 _shard_lock = threading.Lock()

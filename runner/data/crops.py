@@ -1,5 +1,4 @@
-"""Which part of an image is trained on, and its pixels. Pure functions of the image's content: no seed,
-no state.
+"""Which part of an image is trained on, and its pixels. Pure functions of the image's content: no seed, no state.
 
 scale = max(target_h / height, target_w / width)                     the resized image covers the target, aspect kept
 crop  = resized[top : top + target_h, left : left + target_w]        then mirrored when `flip`
@@ -64,10 +63,9 @@ def crops_for(
 ) -> tuple[Crop, ...]:
     """The crops of `item` for a target of this shape, (height, width) in pixels.
 
-    `center`: one crop, and its mirror image with `flip`. `random`: exactly `variants` crops, drawn from
-    (item.id, shape, variant number) only, so every job and every seed shares them; with `flip` every
-    other one is mirrored. Asking for more variants keeps the first ones. An image without room to move
-    gives the same crop several times.
+    `center`: one crop, and its mirror image with `flip`. `random`: exactly `variants` crops, drawn from (item.id,
+    shape, variant number) only, so every job and every seed shares them; with `flip` every other one is mirrored.
+    Asking for more variants keeps the first ones. An image without room to move gives the same crop several times.
     """
     height, width = shape
     resized_h, resized_w = resized_size(item.height_px, item.width_px, shape)
@@ -96,8 +94,7 @@ def resized_size(height_px: int, width_px: int, shape: Shape) -> tuple[int, int]
 
 
 def render(item: Item, crop: Crop, *, image: Image.Image | None = None) -> NDArray[np.uint8]:
-    """Pixels of `crop`, uint8 RGB `[height, width, 3]`, Lanczos-resized. Raises DatasetError when the file has
-    changed.
+    """Pixels of `crop`, uint8 RGB `[height, width, 3]`, Lanczos-resized. Raises DatasetError when the file has changed.
 
     `image` is `item.open()`, given by a caller who renders several crops of one item.
     """
@@ -134,7 +131,6 @@ def _drawn(name: str, *rooms: int) -> list[int]:
     import numpy as np
 
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
-    # Raw words, because numpy keeps them the same between versions, and the distributions of Generator it
-    # does not.
+    # Raw words, because numpy keeps them the same between versions, and the distributions of Generator it does not.
     words = np.random.Philox(key=key).random_raw(len(rooms))
     return [(int(word) * (room + 1)) >> 64 for word, room in zip(words, rooms, strict=True)]

@@ -199,9 +199,7 @@ def _faults_of_all(items: Sequence[Item], settings: DatasetSettings) -> list[str
 
 
 def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> tuple[list[Item], list[Row]]:
-    """The usable images with their captions, and the rows of all other files; adds what is wrong to
-    `faults`.
-    """
+    """The usable images with their captions, and the rows of all other files; adds what is wrong to `faults`."""
     default_caption = (settings.instance_prompt or found.instance_prompt or "").strip()
     items, rows = [], list(found.rows)
     inspected = inspect_all([entry.address for entry in found.entries], root=found.root, known=found.seen)

@@ -56,11 +56,9 @@ def inspect(encoded: bytes) -> Inspection:
     image = _open(encoded)
     try:
         width, height = image.size
-        # TIFF turns itself while loading, and then no longer has the tag. PNG's tag comes only with the
-        # pixels.
+        # TIFF turns itself while loading, and then no longer has the tag. PNG's tag comes only with the pixels.
         turns_itself = image.format == "TIFF" and _orientation(image) != 1
-        # An eighth of the side: JPEG's entropy decoding still reads every byte, the costly transform does
-        # not run.
+        # An eighth of the side: JPEG's entropy decoding still reads every byte, the costly transform does not run.
         drafted = image.draft(None, (max(1, width // 8), max(1, height // 8)))
         image.load()
         orientation = _orientation(image)
@@ -97,8 +95,7 @@ def _open(encoded: bytes) -> Image.Image:
 
     if not encoded:
         raise UnreadableImage("the file is empty (0 bytes)")
-    # Pillow has this limit only per process. It refuses at twice the figure, and warns above the figure
-    # itself.
+    # Pillow has this limit only per process. It refuses at twice the figure, and warns above the figure itself.
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_MEGAPIXELS * 1_000_000 // 2)
     try:
@@ -174,8 +171,7 @@ def _to_rgb(image: Image.Image, under: int) -> Image.Image:
     if _is_wide_grey(image):
         return _grey_to_8_bit(image).convert("RGB")
     if _has_alpha(image):
-        # Converting a transparent picture straight to RGB shows whatever colour lies hidden under it, often
-        # black.
+        # Converting a transparent picture straight to RGB shows whatever colour lies hidden under it, often black.
         rgba = image.convert("RGBA")
         ground = Image.new("RGBA", rgba.size, (under, under, under, OPAQUE))
         flat = Image.alpha_composite(ground, rgba).convert("RGB")

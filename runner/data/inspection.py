@@ -1,8 +1,6 @@
-"""Reads every image once, in parallel, and remembers the result so that a second look at the same files is
-quick.
+"""Reads every image once, in parallel, and remembers the result so that a second look at the same files is quick.
 
-Takes addresses, gives for each its content id, size and notes, or why it cannot be used. Does not know
-captions.
+Takes addresses, gives for each its content id, size and notes, or why it cannot be used. Does not know captions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""One training image with its caption: known by its content, opened on demand. Knows nothing of crops or
-models.
-"""
+"""One training image with its caption: known by its content, opened on demand. Knows nothing of crops or models."""
 
 from __future__ import annotations
 
@@ -68,8 +66,7 @@ class Item:
     def open(self) -> Image.Image:
         """The picture as upright RGB, 8 bits, transparency over white; size `(width_px, height_px)`.
 
-        Raises DatasetError when the bytes are no longer those that were inspected, because caches are named
-        by them.
+        Raises DatasetError when the bytes are no longer those that were inspected, because caches are named by them.
         """
         return _opened(self.address, self.id, self.file)
 

@@ -1,6 +1,4 @@
-"""The account of a data set: what became of every file. Takes rows, gives counts, JSON and a terminal
-table.
-"""
+"""The account of a data set: what became of every file. Takes rows, gives counts, JSON and a terminal table."""
 
 from __future__ import annotations
 
@@ -15,9 +13,7 @@ MANIFEST_ROWS = 50
 
 @dataclass(frozen=True)
 class Row:
-    """One file. `dropped`: an image that is not trained on; `ignored`: not an image of this data set at
-    all.
-    """
+    """One file. `dropped`: an image that is not trained on; `ignored`: not an image of this data set at all."""
 
     file: str
     outcome: Outcome

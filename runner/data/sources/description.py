@@ -1,6 +1,4 @@
-"""`dataset_info.json` in a folder of images: the prompts of a DreamBooth data set and where its class
-images are.
-"""
+"""`dataset_info.json` in a folder of images: the prompts of a DreamBooth data set and where its class images are."""
 
 from __future__ import annotations
 

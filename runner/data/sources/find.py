@@ -27,8 +27,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def find(settings: DatasetSettings, faults: Faults, *, refresh: bool = True) -> Found:
-    """All images that `settings` names, unread. Adds to `faults`; raises DatasetError when there is no such
-    place.
+    """All images that `settings` names, unread. Adds to `faults`; raises DatasetError when there is no such place.
 
     `refresh` asks S3 for changes even where a whole copy of what lies there is on this machine.
     """
@@ -58,16 +57,9 @@ def find(settings: DatasetSettings, faults: Faults, *, refresh: bool = True) -> 
         beside = ("beside tables, which are the data set",)
         found.rows += [Row(name, "ignored", beside, frozenset({"warning"})) for name in listing.images]
         return found
-    if settings.image_column != "image":
-        faults.add(
-            "column",
-            f"dataset.image_column={settings.image_column!r} has no effect on a folder of images. Remove it.",
-        )
-    if settings.mask_column != "mask":
-        faults.add(
-            "column",
-            f"dataset.mask_column={settings.mask_column!r} has no effect on a folder of images. Remove it.",
-        )
+    for key, usual in (("image_column", "image"), ("mask_column", "mask")):
+        if (chosen := getattr(settings, key)) != usual:
+            faults.add("column", f"dataset.{key}={chosen!r} has no effect on a folder of images. Remove it.")
     return read_folder(listing, settings, faults)
 
 

@@ -1,5 +1,4 @@
-"""A folder of image files, with captions in metadata files, in text files beside the images, or in
-`dataset_info.json`.
+"""A folder of image files, with captions in metadata files, in text files beside the images, or in `dataset_info.json`.
 
 metadata.jsonl | metadata.csv    decides for its folder and those below: images it does not name are left out
 photo.jpg + photo.txt            otherwise the text file with the image's name holds its caption, or one in each line

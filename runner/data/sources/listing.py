@@ -30,9 +30,7 @@ IMAGE_SUFFIXES = frozenset(
         ".jxl",
     )
 )
-"""Some that Pillow cannot read are here on purpose: a photograph is to be refused by name, not passed
-over.
-"""
+"""Some that Pillow cannot read are here on purpose: a photograph is to be refused by name, not passed over."""
 TABLE_SUFFIXES = frozenset({".parquet", ".arrow"})
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 DESCRIPTION_NAME = "dataset_info.json"

@@ -1,6 +1,4 @@
-"""`metadata.jsonl` and `metadata.csv`: one line per image with its `file_name` and caption. Does not open
-images.
-"""
+"""`metadata.jsonl` and `metadata.csv`: one line per image with its `file_name` and caption. Does not open images."""
 
 from __future__ import annotations
 
@@ -89,10 +87,8 @@ def _lines(root: Path, file: str, faults: Faults) -> Iterator[Line]:
         return
     # Not splitlines(): a caption may contain characters that it takes for the end of a line.
     for number, content in enumerate(text.split("\n"), start=1):
-        if content.strip():
-            line = _json_line(file, number, content, faults)
-            if line:
-                yield line
+        if content.strip() and (line := _json_line(file, number, content, faults)):
+            yield line
 
 
 def _csv_lines(file: str, text: str, faults: Faults) -> Iterator[Line]:

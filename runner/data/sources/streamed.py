@@ -156,12 +156,12 @@ def _listed(settings: DatasetSettings, faults: Faults) -> list[Shard]:
             return known
         faults.add("hub", explain(settings, error))
         raise faults.error() from error
-    names = sorted(name for name in files if _is_of_data_set(name, settings))
     shards = [
         Shard(
             repository, str(commit), name, file.size, f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}"
         )
-        for name, file in ((name, files[name]) for name in names)
+        for name, file in sorted(files.items(), key=lambda entry: entry[0])
+        if _is_of_data_set(name, settings)
     ]
     paths.write_text(_listing_file(settings), json.dumps([dataclasses.asdict(shard) for shard in shards]))
     return shards

@@ -1,5 +1,4 @@
-"""Parquet and arrow files, one image per row: single files, Hub shards, and what `Dataset.save_to_disk`
-writes.
+"""Parquet and arrow files, one image per row: single files, Hub shards, and what `Dataset.save_to_disk` writes.
 
 Reads schemas and captions; the images stay in the files until they are asked for.
 """
@@ -43,9 +42,7 @@ def read_tables(
     root: Path,
     select_split: bool = False,
 ) -> Found:
-    """Rows of the files `names` below `folder`; with `select_split` only of those that belong to
-    `settings.split`.
-    """
+    """Rows of the files `names` below `folder`; with `select_split` only of those that belong to `settings.split`."""
     found = Found(root)
     if settings.captions_per_line:
         faults.add("lines", "dataset.captions_per_line=true has no effect on tables. Remove it.")
@@ -118,9 +115,7 @@ def of_split(names: list[str], settings: DatasetSettings, found: Found, faults: 
 
 
 def split_of(name: str, wanted: str) -> str | None:
-    """The split a table belongs to, by the words of its file name or else of its innermost folder that
-    names one.
-    """
+    """The split a table belongs to, by the words of its file name or else of its innermost folder that names one."""
     shard = SHARD.search(name)
     if shard and shard[1] == wanted:
         return wanted
@@ -162,20 +157,14 @@ def read_table(path: Path, name: str, settings: DatasetSettings, found: Found, f
 
 def _masks(path: Path, name: str, settings: DatasetSettings) -> dict[int, tuple[str, Address]]:
     """Name and place of the mask of each row that has one."""
-    cells = _column(path, settings.mask_column)
-    there = [
-        bool(cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else bool(cell) for cell in _plain(cells)
-    ]
+    # One cell at a time: masks are small, but all of them together need not be.
+    cells = (cell.as_py() for cell in _column(path, settings.mask_column))
+    there = [bool(cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else bool(cell) for cell in cells]
     return {
         address.row: (f"{name} row {address.row} {settings.mask_column!r}", address)
         for address in _addresses(path, settings.mask_column)
         if there[address.row]
     }
-
-
-def _plain(cells: pyarrow.ChunkedArray) -> Iterator[Any]:
-    # One at a time: masks are small, but all of them together need not be.
-    return (cell.as_py() for cell in cells)
 
 
 def check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings, faults: Faults) -> bool:
