@@ -95,16 +95,15 @@ def conclude(jobs: Sequence[Job]) -> None:
 
 def _write_reports(jobs: Sequence[Job]) -> list[Path]:
     from runner.report import differing_keys, write_report
-    from runner.track import Objective, save_workspace
+    from runner.track import save_workspace
 
     experiments = {job.folder.parent: job.settings for job in jobs}
     reports = []
     for folder, experiment in experiments.items():
         reports.append(write_report(folder))
         if isinstance(experiment, Experiment) and (keys := differing_keys(folder)):
-            chosen = experiment.objective
-            objective = Objective(name=chosen.name, maximize=chosen.direction == "maximize")
-            save_workspace(experiment.logger, experiment=experiment.name, keys=keys, folder=folder, objective=objective)
+            name, chosen = experiment.name, experiment.objective
+            save_workspace(experiment.logger, experiment=name, keys=keys, folder=folder, objective=chosen)
     return reports
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -127,6 +128,14 @@ def step_name(step: int) -> str:
 def sample_name(prompt: int, seed: int) -> str:
     """The file name of an image, by the place of its prompt among all and its seed."""
     return f"p{prompt:02d}-s{seed}.png"
+
+
+def samples_in(folder: Path) -> Iterator[tuple[int, int, int, Path]]:
+    """(step, place of its prompt among all, seed, file) of every image in a folder of samples, in no order."""
+    for file in folder.glob("step-*/p*-s*.png"):
+        step, image = re.fullmatch(r"step-(\d+)", file.parent.name), re.fullmatch(r"p(\d+)-s(-?\d+)", file.stem)
+        if step and image:
+            yield int(step[1]), int(image[1]), int(image[2]), file
 
 
 def share(made: Path) -> None:

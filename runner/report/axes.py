@@ -72,8 +72,8 @@ class Axis:
 
     def labels(self, *, across: bool, room_px: float = math.inf) -> list[Label]:
         """The labels that fit: side by side where the axis lies across, else above each other."""
-        chosen = 0 < len(self.stops) <= MAX_STOPS and all(map(_short, self.stops))
-        values = self.stops if chosen or self.low == self.high else self.ticks(5 if across else 4)
+        at_stops = 0 < len(self.stops) <= MAX_STOPS and all(map(_short, self.stops))
+        values = self.stops if at_stops or self.low == self.high else self.ticks(5 if across else 4)
         texts = [number(value, 6) for value in values]
         if any("e-" in text for text in texts):  # one way of writing on one axis
             texts = [scientific(value, 6) if 0 < abs(value) < 1 else number(value, 6) for value in values]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from runner.paths import SAMPLES_NAME, JobPaths
+from runner.paths import SAMPLES_NAME, JobPaths, samples_in
+from runner.track.metrics import parse_line
 
 LOG_TAIL_BYTES = 6000
 HELD_OUT = "validation/loss"
@@ -44,12 +44,12 @@ class JobRecord:
     folder: Path
     config: dict[str, Any]
     manifest: dict[str, Any]
-    lines: list[dict[str, Any]]
-    prompts: list[str]
-    negative_prompt: str
-    shots: dict[Row, dict[int, Path]]
-    log_tail: str
-    problems: list[str] = field(default_factory=list)
+    problems: list[str]
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    negative_prompt: str = ""
+    shots: dict[Row, dict[int, Path]] = field(default_factory=dict)
+    log_tail: str = ""
     label: str = ""
     """What tells it from the other jobs of its experiment, whose name they share."""
 
@@ -80,7 +80,7 @@ class JobRecord:
 
     @property
     def objective(self) -> float | None:
-        """The job's result where it is a finite number; less is better."""
+        """The job's result where it is a finite number; which way is better, `runner.report.ranking.Aim` knows."""
         return finite(self.manifest.get("objective"))
 
     @property
@@ -177,11 +177,6 @@ def read_briefly(folder: Path) -> JobRecord:
         folder=folder,
         config=_read_mapping(paths.config, problems),
         manifest=_read_mapping(paths.manifest, problems),
-        lines=[],
-        prompts=[],
-        negative_prompt="",
-        shots={},
-        log_tail="",
         problems=problems,
     )
 
@@ -203,7 +198,7 @@ def _read_mapping(path: Path, problems: list[str], *, optional: bool = False) ->
 
 
 def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """The lines that are whole. `MetricsFile.read` in runner/track/metrics.py reads the same format."""
+    """The lines that are whole."""
     try:
         raw_lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -211,16 +206,7 @@ def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     except OSError as error:
         problems.append(f"{path.name} cannot be read: {error.strerror}")
         return []
-    lines = []
-    for raw in raw_lines:
-        try:
-            line = json.loads(raw)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lost = as_mapping(line.pop("non_finite", None))
-            lines.append({**line, **dict.fromkeys(lost, math.nan)})
-    return lines
+    return [line for raw in raw_lines if (line := parse_line(raw)) is not None]
 
 
 def _read_tail(path: Path) -> str:
@@ -234,9 +220,6 @@ def _read_tail(path: Path) -> str:
 
 def _find_shots(folder: Path) -> dict[Row, dict[int, Path]]:
     shots: dict[Row, dict[int, Path]] = {}
-    for path in folder.glob("step-*/p*-s*.png"):
-        step = re.fullmatch(r"step-(\d+)", path.parent.name)
-        place = re.fullmatch(r"p(\d+)-s(-?\d+)", path.stem)
-        if step and place:
-            shots.setdefault(Row(int(place[1]), int(place[2])), {})[int(step[1])] = path
+    for step, prompt, seed, file in samples_in(folder):
+        shots.setdefault(Row(prompt, seed), {})[step] = file
     return dict(sorted(shots.items()))

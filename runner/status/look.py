@@ -6,7 +6,6 @@ ones are kept. What is missing or torn leaves its part empty.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 from runner.job import State, is_held
 from runner.paths import JobPaths
 from runner.report.record import HELD_OUT, JobRecord, finite, read_briefly
+from runner.track.metrics import parse_line
 
 RECENT_LINES = 20
 """Lines of a record that the present speed is taken from."""
@@ -86,13 +86,13 @@ class _Tail:
         except OSError:
             return
         self._read += len(whole) + len(newline)
-        self.recent.extend(filter(None, map(_parsed, whole[-TAIL_BYTES:].splitlines()[-RECENT_LINES:])))
+        self.recent.extend(filter(None, map(parse_line, whole[-TAIL_BYTES:].splitlines()[-RECENT_LINES:])))
         # It is measured rarely, so that its last value may be far from the end.
         found = whole.rfind(f'"{self.metric}":'.encode())
         if found >= 0:
-            line = _parsed(whole[whole.rfind(b"\n", 0, found) + 1 :].partition(b"\n")[0]) or {}
-            value = line.get(self.metric)
-            self.last = float("nan") if value is None else finite(value)
+            line = parse_line(whole[whole.rfind(b"\n", 0, found) + 1 :].partition(b"\n")[0]) or {}
+            value = finite(line.get(self.metric))
+            self.last = float("nan") if value is None else value
 
     @property
     def step_s(self) -> float | None:
@@ -102,14 +102,6 @@ class _Tail:
         steps = sorted(points)
         each = [(points[b] - points[a]) / (b - a) for a, b in pairwise(steps)]
         return median_low(each) if each and min(each) >= 0 else None
-
-
-def _parsed(raw: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(raw)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
 
 
 class WatchedJob:

@@ -9,6 +9,6 @@ from runner.track.metrics import MetricsFile
 from runner.track.mirror import Mirror
 from runner.track.opening import open_mirror
 from runner.track.rebuild import mirror_folder, report_to_agent
-from runner.track.workspace import Objective, save_workspace
+from runner.track.workspace import save_workspace
 
-__all__ = ["MetricsFile", "Mirror", "Objective", "mirror_folder", "open_mirror", "report_to_agent", "save_workspace"]
+__all__ = ["MetricsFile", "Mirror", "mirror_folder", "open_mirror", "report_to_agent", "save_workspace"]

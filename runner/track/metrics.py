@@ -71,7 +71,7 @@ class MetricsFile:
             raw_lines = self.path.read_bytes().split(b"\n")
         except FileNotFoundError:
             return []
-        parsed = [(number, _parse(raw)) for number, raw in enumerate(raw_lines, start=1) if raw.strip()]
+        parsed = [(number, parse_line(raw)) for number, raw in enumerate(raw_lines, start=1) if raw.strip()]
         torn = [number for number, line in parsed if line is None]
         if torn and (len(torn) > 1 or torn[0] != parsed[-1][0]):
             LOG.warning("%s: left out %d lines that are not JSON objects, the first is line %d",
@@ -88,7 +88,7 @@ class MetricsFile:
             raw_lines = self.path.read_bytes().split(b"\n")
         except FileNotFoundError:
             return []
-        lines = [line for raw in raw_lines if wanted in raw and (line := _parse(raw)) is not None]
+        lines = [line for raw in raw_lines if wanted in raw and (line := parse_line(raw)) is not None]
         return [(line["step"], float(line[name])) for line in lines if line.get(name) is not None]
 
     def truncate_after(self, step: int) -> None:
@@ -98,7 +98,7 @@ class MetricsFile:
             OSError: if the new file cannot be written; the old one is then untouched.
         """
         if self.path.exists():
-            lines = [(raw, _parse(raw)) for raw in self.path.read_bytes().split(b"\n")]
+            lines = [(raw, parse_line(raw)) for raw in self.path.read_bytes().split(b"\n")]
             self._write([raw for raw, line in lines if line is not None and line["step"] <= step])
 
     def drop(self, step: int, kind: str) -> None:
@@ -111,7 +111,7 @@ class MetricsFile:
             OSError: if the new file cannot be written; the old one is then untouched.
         """
         if self.path.exists():
-            lines = [(raw, _parse(raw)) for raw in self.path.read_bytes().split(b"\n")]
+            lines = [(raw, parse_line(raw)) for raw in self.path.read_bytes().split(b"\n")]
             kept = [(raw, line) for raw, line in lines if line is not None]
             self._write(
                 [raw for raw, line in kept if line["step"] != step or not any(name.startswith(kind) for name in line)]
@@ -126,8 +126,8 @@ class MetricsFile:
         self._tail_is_whole = False
 
 
-def _parse(raw: bytes) -> dict[str, Any] | None:
-    """One line as a dict, or None where it is not a JSON object with a whole step."""
+def parse_line(raw: bytes) -> dict[str, Any] | None:
+    """One line as a dict, with NaN and infinities restored; None where it is not a JSON object with a whole step."""
     try:
         line = json.loads(raw)
     except ValueError:  # includes bytes that are not UTF-8

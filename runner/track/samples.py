@@ -6,13 +6,12 @@ Takes a folder, gives its images in the order of steps. It knows nothing of W&B 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.paths import JobPaths
+from runner.paths import JobPaths, samples_in
 
 if TYPE_CHECKING:
     import wandb
@@ -44,14 +43,10 @@ class Sample:
 def read_samples(folder: Path) -> list[Sample]:
     """All sample images of a job's folder, by step, prompt and seed; images of unknown prompts have their number."""
     prompts = _prompts(JobPaths(folder).prompts)
-    found = []
-    for path in JobPaths(folder).samples.glob("step-*/p*-s*.png"):
-        step, place = re.fullmatch(r"step-(\d+)", path.parent.name), re.fullmatch(r"p(\d+)-s(\d+)", path.stem)
-        if step and place:
-            number = int(place[1])
-            prompt = prompts[number] if number < len(prompts) else f"prompt {number}"
-            found.append(Sample(int(step[1]), number, int(place[2]), path, prompt))
-    return sorted(found)
+    return sorted(
+        Sample(step, number, seed, file, prompts[number] if number < len(prompts) else f"prompt {number}")
+        for step, number, seed, file in samples_in(JobPaths(folder).samples)
+    )
 
 
 def for_table(samples: Sequence[Sample]) -> list[Sample]:

@@ -11,13 +11,12 @@ import importlib.util
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from runner.paths import ExperimentPaths, JobPaths, write_text
-from runner.schema import LoggerSettings
+from runner.schema import LoggerSettings, ObjectiveSettings
 from runner.track.mirror import OBJECTIVE, SAMPLES_TABLE, STEP_METRIC
 from runner.track.reach import PROBE_TIMEOUT_S, server_url, unreachable_because, within
 
@@ -31,28 +30,20 @@ MAX_RUNS = 100
 """So many runs are drawn in one panel; W&B's own default is 10."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """What the runs are compared by, and which way is better."""
-
-    name: str = OBJECTIVE
-    maximize: bool = False
-
-
 def save_workspace(
     settings: LoggerSettings,
     *,
     experiment: str,
     keys: Sequence[str],
     folder: Path,
-    objective: Objective | None = None,
+    objective: ObjectiveSettings,
 ) -> str | None:
     """Make the workspace of an experiment, or bring it up to date, in at most `settings.timeout_s`.
 
     Args:
         experiment: the experiment's name, which is the group of its runs.
         keys: the dotted keys of the settings in which the jobs differ, as `runner.report.differing_keys` finds them.
-        objective: what the jobs are compared by; the held-out loss by default.
+        objective: what the jobs are compared by.
 
     Returns:
         The page of the workspace, also of one that could not be brought up to date; None where there is none.
@@ -70,7 +61,7 @@ def save_workspace(
         )
         return None
     try:
-        url = within(settings.timeout_s, lambda: _save(experiment, wanted, known, objective or Objective(), settings))
+        url = within(settings.timeout_s, lambda: _save(experiment, wanted, known, objective, settings))
         write_text(ExperimentPaths(folder).workspace, json.dumps({**wanted, "url": url}, indent=2) + "\n")
     except Exception as error:  # noqa: BLE001 - never fatal, whatever wandb raises
         LOG.warning("W&B: the workspace of %s was not saved (%s: %s)", experiment, type(error).__name__, error)
@@ -102,7 +93,11 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _save(
-    experiment: str, wanted: dict[str, Any], known: dict[str, Any], objective: Objective, settings: LoggerSettings
+    experiment: str,
+    wanted: dict[str, Any],
+    known: dict[str, Any],
+    objective: ObjectiveSettings,
+    settings: LoggerSettings,
 ) -> str:
     url = server_url()  # before anything of wandb is used: it also keeps wandb from talking
     reason = unreachable_because(url, min(PROBE_TIMEOUT_S, settings.timeout_s / 2))
@@ -120,7 +115,7 @@ def _save(
     return str(workspace.save().url)
 
 
-def _updated(url: str, keys: Sequence[str], objective: Objective) -> Workspace | None:
+def _updated(url: str, keys: Sequence[str], objective: ObjectiveSettings) -> Workspace | None:
     """The workspace at this address with the panel of settings made anew; None where it is gone."""
     from wandb_workspaces.workspaces import Workspace
 
@@ -133,7 +128,7 @@ def _updated(url: str, keys: Sequence[str], objective: Objective) -> Workspace |
     return workspace
 
 
-def _around(experiment: str, objective: Objective) -> dict[str, Any]:
+def _around(experiment: str, objective: ObjectiveSettings) -> dict[str, Any]:
     """Which runs are shown, in which order, and how many."""
     from wandb_workspaces import expr
     from wandb_workspaces.workspaces import RunsetSettings, WorkspaceSettings
@@ -142,13 +137,13 @@ def _around(experiment: str, objective: Objective) -> dict[str, Any]:
         "settings": WorkspaceSettings(x_axis=STEP_METRIC, max_runs=MAX_RUNS),
         "runset_settings": RunsetSettings(
             filters=[expr.Metric("Group") == experiment],
-            order=[expr.Ordering(expr.Summary(objective.name), ascending=not objective.maximize)],
+            order=[expr.Ordering(expr.Summary(objective.name), ascending=objective.direction == "minimize")],
             pinned_columns=["run:displayName", f"summary:{objective.name}", "summary:state"],
         ),
     }
 
 
-def _sections(keys: Sequence[str], objective: Objective) -> list[Section]:
+def _sections(keys: Sequence[str], objective: ObjectiveSettings) -> list[Section]:
     import wandb_workspaces.reports.v2 as panels
     from wandb_workspaces.workspaces import Section, SectionLayoutSettings
 
@@ -160,7 +155,7 @@ def _sections(keys: Sequence[str], objective: Objective) -> list[Section]:
     ))  # fmt: skip
     result = panels.ScalarChart(
         title=f"best {objective.name}", metric=panels.SummaryMetric(objective.name),
-        groupby_aggfunc="max" if objective.maximize else "min",
+        groupby_aggfunc="max" if objective.direction == "maximize" else "min",
     )  # fmt: skip
     wide = SectionLayoutSettings(columns=1, rows=1)
     return [
@@ -175,7 +170,7 @@ def _sections(keys: Sequence[str], objective: Objective) -> list[Section]:
     ]  # fmt: skip
 
 
-def _settings_section(keys: Sequence[str], objective: Objective) -> Section:
+def _settings_section(keys: Sequence[str], objective: ObjectiveSettings) -> Section:
     """Parallel coordinates from the settings to the objective, the best at the upper end."""
     import wandb_workspaces.reports.v2 as panels
     from wandb_workspaces.workspaces import Section, SectionLayoutSettings
@@ -187,7 +182,7 @@ def _settings_section(keys: Sequence[str], objective: Objective) -> Section:
     ]
     columns.append(
         panels.ParallelCoordinatesPlotColumn(
-            metric=panels.SummaryMetric(objective.name), inverted=None if objective.maximize else True
+            metric=panels.SummaryMetric(objective.name), inverted=None if objective.direction == "maximize" else True
         )
     )
     plot = panels.ParallelCoordinatesPlot(title=f"From the settings to {objective.name}", columns=columns)

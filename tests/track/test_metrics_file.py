@@ -75,8 +75,8 @@ def test_the_values_of_one_metric_are_had_without_parsing_the_others(
     with metrics.path.open("a") as stream:
         stream.write('{"step": 60, "validation/loss": 0.')
     parsed: list[bytes] = []
-    real = metrics_file._parse
-    monkeypatch.setattr(metrics_file, "_parse", lambda raw: parsed.append(raw) or real(raw))
+    real = metrics_file.parse_line
+    monkeypatch.setattr(metrics_file, "parse_line", lambda raw: parsed.append(raw) or real(raw))
     first, second = metrics.values("validation/loss")
     assert first == (20, 0.25)
     assert second[0] == 40

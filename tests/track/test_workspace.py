@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from runner.paths import ExperimentPaths
-from runner.track import Objective, save_workspace
+from runner.schema import ObjectiveSettings
+from runner.track import save_workspace
 
 from .wandb_jobs import Settings
 from .wandb_server import WandbServer
@@ -31,6 +32,7 @@ def experiment(root: Path, url: str | None) -> Path:
 
 def save(folder: Path, *, keys: list[str] | None = None, **more: Any) -> str | None:
     settings = Settings(**{key: more.pop(key) for key in ("name", "timeout_s") if key in more})
+    more.setdefault("objective", ObjectiveSettings())
     return save_workspace(settings, experiment="houses", keys=KEYS if keys is None else keys, folder=folder, **more)
 
 
@@ -117,16 +119,19 @@ def test_a_workspace_that_was_deleted_or_lies_elsewhere_is_made_anew(folder: Pat
 
 
 def test_more_can_be_better(folder: Path, server: WandbServer) -> None:
-    save(folder, objective=Objective(name="clip/score", maximize=True))
+    save(folder, objective=ObjectiveSettings(name="evaluation/clip_text_score", direction="maximize"))
     (runs,) = only_view(server)["spec"]["runSets"]
-    assert runs["sort"]["keys"][0] == {"key": {"section": "summary", "name": "clip/score"}, "ascending": False}
+    assert runs["sort"]["keys"][0] == {
+        "key": {"section": "summary", "name": "evaluation/clip_text_score"},
+        "ascending": False,
+    }
     panels = panels_of(server)
     assert [config["metrics"] for _, config in panels["Curves"]] == [
-        ["clip/score"],
+        ["evaluation/clip_text_score"],
         ["validation/loss"],
         ["train/loss"],
     ]
-    assert panels["Settings"][0][1]["columns"][-1] == {"accessor": "summary:clip/score"}
+    assert panels["Settings"][0][1]["columns"][-1] == {"accessor": "summary:evaluation/clip_text_score"}
 
 
 def test_nothing_is_saved_for_runs_that_are_not_online(tmp_path: Path, server: WandbServer) -> None:
