@@ -170,12 +170,12 @@ class Study:
 
     def best(self) -> tuple[float, dict[str, Any]] | None:
         """The best value of a completed trial and its settings; None while there is none."""
-        done = self._study.get_trials(deepcopy=False, states=(self._states.COMPLETE,))
-        if not done:
-            return None
-        return self._study.best_value, {
-            key: self.space[key].text(value) for key, value in self._study.best_params.items()
-        }
+        with self._kept():
+            if not self._study.get_trials(deepcopy=False, states=(self._states.COMPLETE,)):
+                return None
+            best = self._study.best_trial
+        assert best.value is not None
+        return best.value, {key: self.space[key].text(value) for key, value in best.params.items()}
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:

@@ -188,3 +188,13 @@ def test_what_a_full_disk_cuts_off_is_said_in_a_line_and_asked_for_again(
     again.take_up()
     assert again.ask()[0] > number
     assert again.count == 1
+
+
+def test_one_that_is_damaged_while_it_is_used_is_named_by_whoever_asks_next(tmp_path: Path) -> None:
+    found = study(tmp_path / "study.db")
+    number, _ = found.ask()
+    finish(found, number, 0.5)
+    (tmp_path / "study.db").write_bytes(b"\0" * PAGE)
+    for ask in (found.best, lambda: found.count):
+        with pytest.raises(SettingsError, match=r"study\.db: cannot be read as a study .*move it away"):
+            ask()
