@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from runner.s3 import Location
+from runner.schema.knob import dashed
 
 __all__ = ["Location", "Places", "training_job_name"]
 
@@ -21,8 +20,7 @@ def training_job_name(experiment: str, key: str, attempt: int, *, length: int = 
         attempt: from 1; the first one's name does not have it.
     """
     end = f"-{key}" + (f"-{attempt}" if attempt > 1 else "")
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", experiment).strip("-")
-    return (slug[: length - len(end)].rstrip("-") or "job") + end
+    return (dashed(experiment, length - len(end)) or "job") + end
 
 
 class Places:

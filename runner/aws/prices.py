@@ -7,8 +7,8 @@ import json
 import logging
 import time
 from datetime import date
-from functools import cached_property
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -48,8 +48,8 @@ class Prices:
             self._found[instance] = self._remembered(instance) or self._asked(instance) or tabled(instance)
         return self._found[instance]
 
-    @cached_property
-    def _file(self) -> Any:
+    @property
+    def _file(self) -> Path:
         return cache_dir() / "sagemaker-prices.json"
 
     def _key(self, instance: str) -> str:

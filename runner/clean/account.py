@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from runner.aws.account import Account, NoAccess, message_of
-from runner.aws.image import last_pushed
+from runner.aws.image import ECR_IMAGE, last_pushed
 from runner.aws.names import Places
 from runner.aws.sent import forget
 from runner.clean.jobs import is_completed
 from runner.clean.thing import Thing
 from runner.deployed import deployments, endpoint_of, undeploy_command
 from runner.errors import RunnerError
-from runner.image.registry import REGISTRY
 from runner.job import Job, read_manifest
 from runner.launchers.sagemaker.record import CLUSTER
 from runner.paths import ExperimentPaths
@@ -121,12 +120,7 @@ def _repositories(jobs: Sequence[Job], region: str) -> set[str]:
         str(record.get("image") or "") for folder in {job.folder.parent for job in jobs} for record in _records(folder)
     ]
     named.append(last_pushed(region) or "")
-    names = set()
-    for image in named:
-        registry, _, rest = image.partition("/")
-        if REGISTRY.fullmatch(registry):
-            names.add(rest.partition("@")[0].partition(":")[0])
-    return names
+    return {found["name"] for image in named if (found := ECR_IMAGE.fullmatch(image))}
 
 
 def _images(account: Account, repositories: set[str]) -> Iterator[Thing]:

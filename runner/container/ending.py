@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,12 +41,9 @@ def conclude(tree: Tree, jobs: Sequence[Job], *, interrupted: bool) -> int:
 
 def how_far(jobs: Sequence[Job]) -> str:
     """The states of jobs and their steps, in a line."""
-    states: dict[str, int] = {}
-    steps = 0
-    for job in jobs:
-        manifest = read_manifest(job.folder)
-        states[manifest["state"]] = states.get(manifest["state"], 0) + 1
-        steps += manifest.get("steps_done") or 0
+    manifests = [read_manifest(job.folder) for job in jobs]
+    states = Counter(manifest["state"] for manifest in manifests)
+    steps = sum(manifest.get("steps_done") or 0 for manifest in manifests)
     total = sum(job.experiment.steps for job in jobs if job.trains)
     text = ", ".join(f"{count} {state}" for state, count in states.items())
     return f"{text}; {steps} of {total} steps are saved" if total else text

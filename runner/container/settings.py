@@ -49,11 +49,8 @@ def sent_jobs(
         if manifest.get("id") != job_id:
             raise RunnerError(f"{config / job_id} holds the job {manifest.get('id')!r}")
         texts = tuple(manifest.get("overrides", ()))
-        if overrides:
-            sent = Job(job_id, _checked(raw), manifest["identity"], jobs / job_id, texts)
-            found.append(_overridden(sent, raw, overrides))
-        else:
-            found.append(Job(job_id, _checked(raw), manifest["identity"], jobs / job_id, texts))
+        sent = Job(job_id, _checked(raw), manifest["identity"], jobs / job_id, texts)
+        found.append(_overridden(sent, raw, overrides) if overrides else sent)
     return found
 
 
