@@ -11,6 +11,8 @@ TEXT_MODEL = "text_model."
 """Stands in files before the names of what is in CLIP's text encoders; transformers took it out of them in 5.6."""
 METADATA = "lora_adapter_metadata"
 """Where diffusers keeps the configurations of peft, as JSON."""
+TOKEN = "token"
+"""Where the file of a new word names it."""
 LENGTH_BYTES = 8
 LONGEST_HEADER_BYTES = 100_000_000
 """As the format has it."""

@@ -9,19 +9,10 @@ from torch import Tensor
 
 from runner.families.family import Family
 from runner.mix.layers import AdapterLayers, LowRank
-from runner.mix.write import Layers, published_keys, published_name, write_peft
+from runner.mix.write import Layers, write_peft
 from runner.mix.write import write_kohya as write_kohya_layers
 from runner.schema import LoraSettings
 from runner.train.adapters.adapter import DOWN, UP, peft_config
-
-__all__ = [
-    "Layers",
-    "adapted_layers",
-    "published_keys",
-    "published_name",
-    "write_diffusers",
-    "write_kohya",
-]
 
 
 def adapted_layers(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from runner.artifacts.verify import LARGEST_DIFFERENCE, LARGEST_UPDATE_DIFFERENCE
+from runner.artifacts.verify import LARGEST_DIFFERENCE, LARGEST_UPDATE_DIFFERENCE, off
 from runner.errors import ArtifactError
 from runner.families import find_family
 from runner.families.family import Family, Text, TextStack
@@ -154,24 +154,22 @@ def check_merged(
     for component, name in layers:
         found_weight = merged.weight(component, name).float()
         target = targets.pop((component, name)).to(found_weight)
-        off = float((found_weight - target).norm() / target.norm())
+        apart = off(found_weight, target)
         allowed = _rounding(stored[component]) + _rounding(computed)
-        if not off <= allowed:
+        if not apart <= allowed:
             raise ArtifactError(
-                f"{folders[1]}: {component}.{name} is not the base and the adapters: {off:.1e} of its norm is "
-                f"another, more than rounding ({allowed:.0e})"
+                f"{folders[1]}: {component}.{name} is not the base and the adapters: it differs by {apart:.1e} "
+                f"of its norm, more than rounding ({allowed:.0e})"
             )
-        worst = max(worst, off)
-    found = merged.output()
-    size = torch.linalg.vector_norm(wanted)
-    difference = float(torch.linalg.vector_norm(found - wanted) / size)
+        worst = max(worst, apart)
+    difference = off(merged.output(), wanted)
     allowed = max(LARGEST_DIFFERENCE[each] for each in (computed, *stored.values()))
     if not difference <= allowed:
         raise ArtifactError(
             f"{folders[1]}: differs from the base with the adapters beside it by {difference:.1e} of the output's "
             f"norm, more than rounding ({allowed:.0e})"
         )
-    return Compared(difference, worst, float(torch.linalg.vector_norm(bare - wanted) / size))
+    return Compared(difference, worst, off(bare, wanted))
 
 
 def check_put_together(
@@ -197,15 +195,13 @@ def check_put_together(
     with base.beside(adapters):
         wanted = base.output()
     with base.beside([(merged, 1.0)]):
-        found = base.output()
-    size = torch.linalg.vector_norm(wanted)
-    difference = float(torch.linalg.vector_norm(found - wanted) / size)
+        difference = off(base.output(), wanted)
     if exact and not difference <= LARGEST_DIFFERENCE[computed]:
         raise ArtifactError(
             f"{merged}: differs from the adapters that it was put together from by {difference:.1e} of the output's "
             f"norm, more than rounding ({LARGEST_DIFFERENCE[computed]:.0e})"
         )
-    return Compared(difference, 0.0, float(torch.linalg.vector_norm(bare - wanted) / size))
+    return Compared(difference, 0.0, off(bare, wanted))
 
 
 def check_read_back(file: Path, family: Family, parts: Mapping[str, torch.nn.Module], wanted: AdapterLayers) -> None:

@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from runner.artifacts.files import Layers, adapted_layers, published_keys, published_name
+from runner.artifacts.files import adapted_layers
 from runner.errors import ArtifactError
 from runner.families.family import Family
 from runner.mix.layers import LowRank
+from runner.mix.write import Layers, published_keys, published_name
 from runner.train.adapters.adapter import DOWN, MAGNITUDE, UP
 from runner.train.base import Base
 from runner.train.inputs.samples import Batch
@@ -75,6 +76,11 @@ def check_kohya(file: Path, family: Family, layers: Layers, scale_of: ScaleOf) -
         raise ArtifactError(f"{file}: {min(saved)} was not trained")
 
 
+def off(found: Tensor, wanted: Tensor) -> float:
+    """The norm of the difference of two tensors, as a share of that of the second."""
+    return float(torch.linalg.vector_norm(found - wanted) / torch.linalg.vector_norm(wanted))
+
+
 def _read(file: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(file)
@@ -129,7 +135,7 @@ def check_behaviour(
             loaded = output()
         finally:
             pipeline.unload_lora_weights()
-        difference = float(torch.linalg.vector_norm(loaded - trained) / torch.linalg.vector_norm(trained))
+        difference = off(loaded, trained)
         if not difference <= LARGEST_DIFFERENCE[base.dtype]:
             raise ArtifactError(
                 f"{file}: loaded into diffusers, the adapter differs from the trained one by {difference:.1e} of the "

@@ -19,6 +19,7 @@ from runner.errors import ArtifactError
 from runner.families.family import Family, TextStack
 from runner.paths import JobPaths, atomic_file
 from runner.schema.method import NewTokens
+from runner.tensor_file import TOKEN
 
 if TYPE_CHECKING:
     from runner.train.job_run import JobRun
@@ -42,7 +43,7 @@ def write_words(
         tensors = {family.token_keys[name]: vectors[rows].contiguous() for name, vectors in words.items()}
         files[token] = paths.word(token)
         with atomic_file(files[token]) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt", "token": token, "step": str(step)})
+            save_file(tensors, temporary, metadata={"format": "pt", TOKEN: token, "step": str(step)})
     return files
 
 

@@ -131,7 +131,7 @@ def _spellings(family: Family, components: Mapping[str, nn.Module]) -> dict[str,
     spelled: dict[str, tuple[str, str]] = {}
     denoiser = family.adapter_components[0]
     for component, root in components.items():
-        layers = [name for each, name, _ in _adaptable({component: root}) if each == component]
+        layers = [name for _, name, _ in _adaptable({component: root})]
         original: Mapping[str, str] = {}
         if component == "unet":
             config: Any = root.config

@@ -16,6 +16,7 @@ from torch import Tensor
 from runner.errors import SettingsError
 from runner.families.family import Family
 from runner.paths import WEIGHTS_NAME, JobPaths
+from runner.tensor_file import TOKEN
 from runner.train.inputs.tokens import Words
 
 STAND_IN = "a"
@@ -120,7 +121,7 @@ def _words_in(folder: Path) -> dict[str, Path]:
 def _token(file: Path) -> str | None:
     """The word that a file is about (`runner.artifacts.words`)."""
     with _opened(file) as content:
-        return (content.metadata() or {}).get("token")
+        return (content.metadata() or {}).get(TOKEN)
 
 
 def _keys(file: Path) -> list[str]:

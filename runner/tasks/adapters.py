@@ -7,9 +7,7 @@ from typing import Any
 from runner.adapter_file import AdapterFile, find_adapter, header_of, is_dora
 from runner.errors import SettingsError
 from runner.schema.tasks.adapters import WithAdapters
-
-TOKEN = "token"
-"""Where the file of a word names it in its header (`runner.artifacts.words`)."""
+from runner.tensor_file import TOKEN
 
 
 def find_adapters(settings: WithAdapters) -> list[AdapterFile]:
@@ -43,7 +41,7 @@ def mix_faults(settings: WithAdapters) -> list[str]:
     Those of weight 0 play no part.
 
     Raises:
-        SettingsError: as there.
+        SettingsError: one is not there, or was trained for a model of another family.
     """
     named = zip(settings.weighted, find_adapters(settings), strict=True)
     used = [(given, weight, found) for (given, weight), found in named if weight != 0]
