@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, quote
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
-from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
+from jinja2 import ChoiceLoader, FileSystemLoader
 from markupsafe import Markup
 from PIL import Image
 
@@ -20,10 +20,11 @@ from runner.gallery.shelf import NotThere, Shelf
 from runner.gallery.table import over_steps, side_by_side
 from runner.listening import Guard
 from runner.report.page import TEMPLATES as REPORT
+from runner.report.page import environment
 from runner.report.ranking import Ranking
 from runner.report.several import comparison_charts, experiment_sentence, facts_of_experiment
 from runner.report.views import view_job
-from runner.report.words import duration, job_sentence, number, plain
+from runner.report.words import job_sentence
 
 HERE = Path(__file__).parent
 THUMBNAIL_PX, SMALL_PX = 384, 128
@@ -48,7 +49,8 @@ def make_app(folder: Path, *, host: str, device: str, files: Sequence[Path] = ()
     shelf, guard = Shelf(folder, files), Guard(host)
     easel = Easel(shelf, device)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    pages = _environment()
+    pages = environment(ChoiceLoader([FileSystemLoader(HERE / "templates"), FileSystemLoader(REPORT)]))
+    pages.filters["address"] = lambda path: Markup(quote(str(path)))
 
     def page(name: str, **content: Any) -> Response:
         return HTMLResponse(pages.get_template(name).render(root=shelf.root.name, **content))
@@ -128,19 +130,20 @@ def _add_files(app: FastAPI, shelf: Shelf, easel: Easel) -> None:
             raise NotThere(str(number))
         return Response(easel.drawn[number].png, media_type="image/png", headers=KEPT)
 
-    @app.get("/picture/{path:path}")
-    def whole(path: str) -> Response:
+    def file_of(path: str) -> Path:
         file = shelf.inside(path)
         if file.suffix.lower() not in PICTURES or not file.is_file():
             raise NotThere(path)
+        return file
+
+    @app.get("/picture/{path:path}")
+    def whole(path: str) -> Response:
+        file = file_of(path)
         return Response(file.read_bytes(), media_type=PICTURES[file.suffix.lower()])
 
     @app.get("/small/{path:path}")
     def small(path: str) -> Response:
-        file = shelf.inside(path)
-        if file.suffix.lower() not in PICTURES or not file.is_file():
-            raise NotThere(path)
-        return Response(_small(file), media_type="image/webp")
+        return Response(_small(file_of(path)), media_type="image/webp")
 
     @app.get("/static/{name}")
     def static(name: str) -> Response:
@@ -185,14 +188,3 @@ def _small(file: Path) -> bytes:
     picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     picture.save(stream, "WEBP", lossless=exact, quality=84)
     return stream.getvalue()
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=ChoiceLoader([FileSystemLoader(HERE / "templates"), FileSystemLoader(REPORT)]),
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(
-        plain=plain, number=number, duration=duration, address=lambda path: Markup(quote(str(path)))
-    )
-    return environment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,9 +128,6 @@ class Shelf:
     def cover(self, experiment: Experiment) -> Cover:
         """How it is shown among others."""
         jobs = [read_briefly(folder) for folder in experiment.folders]
-        counted: dict[str, int] = {}
-        for job in jobs:
-            counted[job.state] = counted.get(job.state, 0) + 1
         aim = Aim.of(jobs)
         results = [(job, aim.result(job)) for job in jobs]
         results.sort(key=lambda each: (each[0].state != "completed", each[1] is None, aim.cost(each[1] or 0.0)))
@@ -138,7 +136,7 @@ class Shelf:
         return Cover(
             experiment=experiment,
             about=subject(jobs[0]) if jobs[0].trains else f"task={jobs[0].task}",
-            states=list(counted.items()),
+            states=list(Counter(job.state for job in jobs).items()),
             pictures=pictures[: len(pictures) // ROW * ROW or None],
         )
 

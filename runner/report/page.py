@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import BaseLoader, Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from runner.job_folders import find_jobs
@@ -84,7 +84,7 @@ def write_report(experiment_dir: Path) -> Path:
 
 def _render(template: str, name: str, now: datetime, content: dict[str, Any]) -> str:
     script = (TEMPLATES / "hover.js").read_text(encoding="utf-8")
-    return _environment().get_template(template).render(
+    return environment(FileSystemLoader(TEMPLATES)).get_template(template).render(
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
@@ -94,13 +94,11 @@ def _render(template: str, name: str, now: datetime, content: dict[str, Any]) ->
     )  # fmt: skip
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(plain=plain, number=number, duration=duration)
-    return environment
+def environment(loader: BaseLoader) -> Environment:
+    """Templates that escape what they show, and write values as people do."""
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters.update(plain=plain, number=number, duration=duration)
+    return made
 
 
 def _single(
