@@ -95,6 +95,11 @@ def spelt(pattern: str, wanted: str, such_as: Callable[[str], str]) -> AfterVali
     return AfterValidator(check)
 
 
+def in_a_list(value: object) -> object:
+    """A validator, before the others, of a list of texts: one that stands alone is the list of it."""
+    return (value,) if isinstance(value, str) else value
+
+
 def dashed(text: str, longest: int) -> str:
     """The text with dashes for all that is neither letter nor digit; empty where nothing is left."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:longest].rstrip("-")

@@ -169,12 +169,13 @@ def _name(annotation: Any) -> str:
 
 
 def _limits(field: FieldInfo) -> str:
-    signs = {
+    signs: dict[type, tuple[str, str]] = {
         annotated_types.Ge: ("≥", "ge"),
         annotated_types.Gt: (">", "gt"),
         annotated_types.Le: ("≤", "le"),
+        annotated_types.Lt: ("<", "lt"),
+        annotated_types.MultipleOf: ("multiple of", "multiple_of"),
     }
-    signs |= {annotated_types.Lt: ("<", "lt"), annotated_types.MultipleOf: ("multiple of", "multiple_of")}
     found = [
         f"{signs[type(limit)][0]} {getattr(limit, signs[type(limit)][1])}"
         for limit in field.metadata

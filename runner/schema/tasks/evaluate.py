@@ -9,7 +9,7 @@ from pydantic import field_validator, model_validator
 from runner.schema.drawing import DrawingSettings
 from runner.schema.evaluation import METRICS, EvaluationSettings, MetricName, Network
 from runner.schema.family import drawing_faults
-from runner.schema.knob import knob, section
+from runner.schema.knob import in_a_list, knob, section
 from runner.schema.tasks.adapters import WithAdapters
 from runner.schema.training import SchedulerSettings
 
@@ -63,10 +63,7 @@ class Evaluate(WithAdapters, DrawingSettings, EvaluationSettings):
             return "real=<folder of images>"
         return "adapter=<job>" if name == "base_drift" and not self.adapter else ""
 
-    @field_validator("metrics", "prompts", mode="before")
-    @classmethod
-    def _one_text(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+    _one_text = field_validator("metrics", "prompts", mode="before")(in_a_list)
 
     @model_validator(mode="after")
     def _fits_the_family(self) -> Evaluate:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
-from runner.schema.knob import Settings, default_of, knob, section
+from runner.schema.knob import Settings, default_of, in_a_list, knob, section
 from runner.schema.tasks.adapters import WithAdapters
 
 Format = Literal["diffusers", "kohya", "kohya_alpha"]
@@ -61,10 +61,7 @@ class Export(WithAdapters):
     )
     hub: HubSettings = section(HubSettings)
 
-    @field_validator("formats", mode="before")
-    @classmethod
-    def _one_format(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+    _one_format = field_validator("formats", mode="before")(in_a_list)
 
     @model_validator(mode="after")
     def _takes_effect(self) -> Export:

@@ -9,7 +9,7 @@ from pydantic import field_validator, model_validator
 from runner.paths import SAMPLES_NAME
 from runner.schema.drawing import DrawingSettings
 from runner.schema.family import TRANSFORMERS, drawing_faults
-from runner.schema.knob import Settings, default_of, knob, section
+from runner.schema.knob import Settings, default_of, in_a_list, knob, section
 from runner.schema.tasks.adapters import WithAdapters
 from runner.schema.training import SchedulerSettings
 
@@ -43,10 +43,7 @@ class Generate(WithAdapters, DrawingSettings):
     scheduler: SchedulerSettings = section(SchedulerSettings)
     control: ControlSettings = section(ControlSettings)
 
-    @field_validator("prompts", mode="before")
-    @classmethod
-    def _one_prompt(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+    _one_prompt = field_validator("prompts", mode="before")(in_a_list)
 
     @field_validator("prompts")
     @classmethod

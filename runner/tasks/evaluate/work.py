@@ -50,9 +50,8 @@ def work(settings: Evaluate, paths: JobPaths, place: Place, *, stop: Callable[[]
 
     figures, count, drawn = evaluate(settings, paths, place, weighted, studio, stop=stop)
     of = found[0].job.id if len(found) == 1 and found[0].job is not None else None
-    return {"figures": {name: figure.as_data() for name, figure in figures.items()}, "of": of, "images": count} | {
-        "drawn": drawn
-    }
+    as_data = {name: figure.as_data() for name, figure in figures.items()}
+    return {"figures": as_data, "of": of, "images": count, "drawn": drawn}
 
 
 def evaluate(
