@@ -29,10 +29,8 @@ log = logging.getLogger("pretrain")
 
 PROMPT_TOKENS = 24
 VAE_BATCH, VAE_LEARNING_RATE, VAE_KL_WEIGHT = 12, 2e-3, 3e-4
-VAE_CROP_SHARE, VAE_CROP_PX = (
-    0.6,
-    32,
-)  # the first part of the VAE's time sees quarter pictures: four times as many
+# The first part of the VAE's time sees quarter pictures: four times as many.
+VAE_CROP_SHARE, VAE_CROP_PX = 0.6, 32
 UNET_BATCH, UNET_LEARNING_RATE = 32, 1e-3
 WARM_UP_STEPS = 100
 CAPTION_DROPOUT = 0.1
@@ -72,9 +70,8 @@ def train_vae(vae: AutoencoderKL, *, minutes: float, seed: int) -> None:
     while (spent := budget.spent) < 1:
         _set_learning_rate(optimizer, VAE_LEARNING_RATE * _warm_up(step) * _cosine(spent))
         batch = _vae_batch(pictures, cropped=spent < VAE_CROP_SHARE, generator=generator)
-        with torch.autocast(
-            "cpu", torch.bfloat16, enabled=spent < 0.8
-        ):  # the last fifth in fp32: bf16 rounds colours visibly
+        # The last fifth in fp32: bf16 rounds colours visibly.
+        with torch.autocast("cpu", torch.bfloat16, enabled=spent < 0.8):
             posterior = vae.encode(batch).latent_dist
             decoded = vae.decode(posterior.sample(generator)).sample
         error = F.mse_loss(decoded.float(), batch)
@@ -112,9 +109,8 @@ def train_unet(pipeline: StableDiffusionXLPipeline, *, minutes: float, seed: int
     optimizer = torch.optim.AdamW(parameters, lr=UNET_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
     generator = torch.Generator().manual_seed(seed)
     size_px = float(draw.CANVAS_PX)
-    time_ids = torch.tensor([size_px, size_px, 0.0, 0.0, size_px, size_px]).repeat(
-        UNET_BATCH, 1
-    )  # original size, crop, target size
+    # Original size, crop, target size.
+    time_ids = torch.tensor([size_px, size_px, 0.0, 0.0, size_px, size_px]).repeat(UNET_BATCH, 1)
     budget, step, average_loss = Budget(minutes), 0, 0.0
     while (spent := budget.spent) < 1:
         _set_learning_rate(optimizer, UNET_LEARNING_RATE * _warm_up(step) * _cosine(max(0.0, 2 * spent - 1)))
@@ -149,13 +145,7 @@ def draw_prompts(pipeline: StableDiffusionXLPipeline) -> list[draw.Picture]:
         pairs = [(colours[(i + row) % len(colours)], backgrounds[i % len(backgrounds)]) for i in range(8)]
         prompts = [draw.caption(shape=shape, colour=colour, background=background) for colour, background in pairs]
         generator = torch.Generator().manual_seed(row)
-        result = pipeline(
-            prompts,
-            num_inference_steps=25,
-            guidance_scale=3.0,
-            generator=generator,
-            output_type="np",
-        )
+        result = pipeline(prompts, num_inference_steps=25, guidance_scale=3.0, generator=generator, output_type="np")
         pictures += list((result.images * 255).round().astype("uint8"))
     return pictures
 
@@ -183,10 +173,7 @@ def _noise_loss(predicted: Tensor, latents: Tensor, noise: Tensor, timesteps: Te
     alpha = noising.alphas_cumprod[timesteps]
     snr = alpha / (1 - alpha)
     if noising.config.prediction_type == "v_prediction":
-        target, weight = (
-            noising.get_velocity(latents, noise, timesteps),
-            snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1),
-        )
+        target, weight = noising.get_velocity(latents, noise, timesteps), snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1)
     else:
         target, weight = noise, snr.clamp(max=MIN_SNR_GAMMA) / snr
     loss: Tensor = ((predicted - target).square().mean(dim=(1, 2, 3)) * weight).mean()
