@@ -41,10 +41,8 @@ BACKGROUNDS: dict[str, Colour] = {
 }
 ROOF: Colour = (125, 60, 30)
 DOOR: Colour = (80, 40, 20)
-HELD_OUT = (
-    "green",
-    "white",
-)  # no house of the data set looks like this: the demo's prompt asks for something new
+HELD_OUT = "green", "white"
+"""No house of the data set looks like this: the demo's prompt asks for something new."""
 HOUSES = 32
 HOUSES_SEED = 70
 
