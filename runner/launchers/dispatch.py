@@ -38,6 +38,16 @@ GRACE_S = 5.0
 """A shared file system shows what a worker wrote last only a while after the cluster says that it has ended."""
 
 
+def is_to_end(question: str) -> bool:
+    """Whether somebody at the terminal says no to letting something go on; where nobody is there, it does."""
+    if not sys.stdin.isatty():
+        return False
+    try:
+        return input(f"{question} [Y/n] ").strip().lower() in ("n", "no")
+    except (EOFError, KeyboardInterrupt):
+        return False
+
+
 class Dispatch:
     """Works through a plan on a cluster."""
 
@@ -101,13 +111,7 @@ class Dispatch:
         """Say how everything goes on; on a terminal, ask whether it shall."""
         log.info("%s", self._how_it_goes_on())
         alive = self._alive()
-        if not alive or not sys.stdin.isatty():
-            return
-        try:
-            answer = input("Leave them running? [Y/n] ")
-        except (EOFError, KeyboardInterrupt):
-            return
-        if answer.strip().lower() in ("n", "no"):
+        if alive and is_to_end("Leave them running?"):
             try:
                 self.cluster.cancel(alive)
             except NotStopped as error:

@@ -66,15 +66,12 @@ class Elsewhere:
                 faults.append(str(error))
                 continue
             for cancel, names in alive:
-                missed: tuple[str, ...] = ()
+                missed: Sequence[str] = ()
                 try:
                     cancel(names)
-                except NotStopped as error:
-                    faults.append(str(error))
-                    missed = error.workers
                 except RunnerError as error:
                     faults.append(str(error))
-                    missed = tuple(names)
+                    missed = error.workers if isinstance(error, NotStopped) else names
                 stopped += [f"{cluster.name} {name}" for name in names if name not in missed]
         return stopped, faults
 

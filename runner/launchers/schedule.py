@@ -283,7 +283,7 @@ class Schedule:
                 share.add(job)
                 return
         like = self._shares[0]
-        pack = Pack((job,), like.pack.at_once, like.pack.workers, like.pack.processes, like.pack.why)
+        pack = dataclasses.replace(like.pack, jobs=(job,), prediction=None)
         self._shares.append(_Share(pack, like.queue.file.parent, len(self._shares) + 1))
 
     # --- what has ended ---

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner import PACKAGE
 from runner.job import Job, last_holder
 from runner.launchers.forked import CAN_FORK, Forked
 from runner.machine import Machine, threads_of
@@ -185,8 +186,7 @@ def worker_environment(threads: int) -> dict[str, str]:
 
 def python_path() -> str:
     """PYTHONPATH of a worker: what is importable here, from a relative folder or an uninstalled checkout too."""
-    here = str(Path(__file__).resolve().parents[2])
-    paths = [here, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    paths = [str(PACKAGE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return os.pathsep.join(os.path.abspath(path) for path in dict.fromkeys(paths) if path)
 
 

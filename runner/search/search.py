@@ -95,7 +95,7 @@ class OptunaSearch:
         best = self._study.best()
         lines = [f"search: {self._study.count} of {self.settings.n_trials} trials"]
         if best is not None:
-            value, chosen = best
-            text = " ".join(f"{key}={chosen[key]}" for key in chosen)
-            lines.append(f"best: {self.objective.name} {value:.4g} with {text}")
+            result, chosen = best
+            text = " ".join(f"{key}={value}" for key, value in chosen.items())
+            lines.append(f"best: {self.objective.name} {result:.4g} with {text}")
         return lines

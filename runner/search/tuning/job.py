@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import sleep
@@ -14,6 +13,7 @@ from runner.aws.account import aws_errors, code_of, message_of, understood
 from runner.errors import Detached, Interrupted, RunnerError
 from runner.job import Job, state_of
 from runner.launchers.cluster import NotStopped
+from runner.launchers.dispatch import is_to_end
 from runner.launchers.sagemaker.stopping import how_to_stop_search
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 from runner.launchers.sagemaker.trials import Trials, begin
@@ -205,13 +205,7 @@ class TuningJob:
     def _leave(self) -> None:
         """Say how it goes on; on a terminal, ask whether it shall."""
         log.info("%s", self._how_it_goes_on())
-        if not sys.stdin.isatty():
-            return
-        try:
-            answer = input("Leave it running? [Y/n] ")
-        except (EOFError, KeyboardInterrupt):
-            return
-        if answer.strip().lower() in ("n", "no"):
+        if is_to_end("Leave it running?"):
             try:
                 self.reached.cancel_searches([self.name])
             except NotStopped as error:

@@ -152,9 +152,8 @@ class TuningSearch:
 
     # --- words ---
 
-    def _conclude(self, jobs: Sequence[Job], last: TuningRecord | None) -> None:
-        assert last is not None
-        for line in [*self._summary(jobs, last)]:
+    def _conclude(self, jobs: Sequence[Job], last: TuningRecord) -> None:
+        for line in self._summary(jobs, last):
             log.info("%s", line)
         if jobs:
             conclude(jobs)
