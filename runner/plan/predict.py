@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from runner.encodings import PROMPTS_FROM_CAPTIONS
 from runner.families.arithmetic import Work
 from runner.families.known import FAMILIES
 from runner.job import Job
@@ -89,7 +90,7 @@ class Predictor:
         together_s = share * sum(map(_trained, pack.jobs)) * seconds_of(rows) / rows
         drawn = share * sum(map(_drawing, pack.jobs))
         drawing_s = drawn * seconds_of(rows) / rows
-        alone_s = share * sum(_steps(job) * alone_of(job.experiment.images_per_step) for job in pack.jobs)
+        alone_s = share * sum(job.experiment.steps * alone_of(job.experiment.images_per_step) for job in pack.jobs)
         alone_s += drawn * alone_of(rows) / rows
         return Prediction(
             seconds=overhead_s + (together_s + drawing_s) / pack.workers,
@@ -116,8 +117,10 @@ class Predictor:
         if key not in self._works:
             family = FAMILIES[settings.model.family]
             config = denoiser_config(settings.model, family)
-            side = settings.resolution // 8 if config is None else latent_side(settings.model, settings.resolution)
-            self._works[key] = None if config is None else family.count(config, latent_side=side)
+            self._works[key] = None
+            if config is not None:
+                side = latent_side(settings.model, settings.resolution)
+                self._works[key] = family.count(config, latent_side=side)
         return self._works[key]
 
 
@@ -168,11 +171,7 @@ def images_of(job: Job) -> float:
 
 
 def _trained(job: Job) -> int:
-    return _steps(job) * job.experiment.images_per_step
-
-
-def _steps(job: Job) -> int:
-    return job.experiment.steps
+    return job.experiment.steps * job.experiment.images_per_step
 
 
 def _drawing(job: Job) -> float:
@@ -185,10 +184,10 @@ def _drawing(job: Job) -> float:
 
 def _validations(job: Job) -> int:
     every = job.experiment.validation.every
-    return 2 + (_steps(job) - 1) // every if every else 2
+    return 2 + (job.experiment.steps - 1) // every if every else 2
 
 
 def _pictures(job: Job) -> int:
     validation = job.experiment.validation
-    prompts = 4 if validation.prompts is None else len(validation.prompts)
+    prompts = PROMPTS_FROM_CAPTIONS if validation.prompts is None else len(validation.prompts)
     return _validations(job) * prompts * len(validation.seeds)
