@@ -210,9 +210,8 @@ class JobRun:
 
     def objective(self) -> float | None:
         """The last value of the metric that rankings and searches go by."""
-        name = self.settings.objective.name
-        lines = [] if self.metrics is None else self.metrics.read()
-        return next((float(line[name]) for line in reversed(lines) if name in line), None)
+        values = [] if self.metrics is None else self.metrics.values(self.settings.objective.name)
+        return values[-1][1] if values else None
 
     def log_step(self) -> None:
         """Read the losses of the steps since the last call, in one wait for the device, and record them.
@@ -283,8 +282,8 @@ class JobRun:
 
     def kept_of_earlier(self) -> dict[str, Any]:
         """How much there still is of the training that this one started from; nothing where it is not measured."""
-        kept, lines = self.materials.kept, [] if self.metrics is None else self.metrics.read()
-        losses = {int(line["step"]): float(line[EARLIER_LOSS]) for line in lines if EARLIER_LOSS in line}
+        kept = self.materials.kept
+        losses = dict(self.metrics.values(EARLIER_LOSS)) if self.metrics is not None else {}
         if kept is None or not losses:
             return {}
         return {"kept_of_earlier": kept_share(losses, kept.of_base(self.base, self.materials.conditioner))}

@@ -118,7 +118,7 @@ def prepare(job: Job, base: Base) -> Materials:
     )
     conditioner = _conditioner(settings, captions, base)
     views = views_of(dataset.items, settings)
-    key = (dataset.fingerprint, settings.validation.held_out, *_cut_out(settings))
+    key = (dataset.fingerprint, settings.validation.held_out, *_cropping(settings))
     on_disk = settings.dataset.streams
     posteriors = _own_posteriors(views, prior, base, key=("posteriors", *key), on_disk=on_disk)
     masks = _masks(views, posteriors, base, key=("masks", *key)) if settings.loss.masked else None
@@ -153,7 +153,7 @@ def _planned_start(job: Job) -> AdapterFile | None:
 
 def _kept(items: Sequence[Item], settings: Experiment, base: Base) -> Kept:
     views = [View(item, held_out_crop(item, settings)) for item in items]
-    key = ("earlier posteriors", tuple(item.id for item in items), *_cut_out(settings))
+    key = ("earlier posteriors", tuple(item.id for item in items), *_cropping(settings))
     return Kept(HeldOut(settings, items, _posteriors([views], base, key=key), base))
 
 
@@ -239,7 +239,7 @@ def _samples(
     )
 
 
-def _cut_out(settings: Experiment) -> tuple[Hashable, ...]:
+def _cropping(settings: Experiment) -> tuple[Hashable, ...]:
     """What the crops of an image depend on."""
     data = settings.dataset
     buckets = (data.buckets, data.bucket_step, data.bucket_max_aspect)
