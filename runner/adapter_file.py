@@ -170,6 +170,6 @@ def is_dora(file: Path, named: str) -> bool:
     """Whether it is a DoRA: an adapter that also has a magnitude for each output of a layer.
 
     Raises:
-        SettingsError: as there.
+        SettingsError: it is no safetensors file.
     """
     return any("lora_magnitude_vector" in key for key in header_of(file, named).tensors)

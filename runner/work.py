@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner import PACKAGE
 from runner.errors import Interrupted, RunnerError, in_words
 from runner.job import Job, State, read_job, update_manifest
 from runner.job_folders import faults_of, the_job
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log.error("%s", error)
             return 1
         except KeyboardInterrupt:
-            log.info("ended at once; what was saved before is gone on with")
+            log.info("ended at once; the next run goes on from what was saved before")
             return INTERRUPTED_CODE
 
 
@@ -278,7 +279,7 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit of the checkout this package runs from, with `+` if it has changes; None for an installed one."""
-    root = Path(__file__).resolve().parents[1]
+    root = PACKAGE.parent
     if not (root / ".git").exists():
         return None
 

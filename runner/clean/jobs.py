@@ -80,7 +80,7 @@ def _thing(kind: str, what: str, job: Job, paths: Sequence[Path], still: Callabl
     def remove() -> None:
         with lock(job.folder):
             if not still():
-                raise RunnerError(f"{job.folder} is another state than before; look again")
+                raise RunnerError(f"{job.folder} is in another state than before; look again")
             for path in paths:
                 _remove_folder(path)
 

@@ -31,7 +31,7 @@ class Engine:
         found = next((each for each in wanted if shutil.which(each)), None)
         if found is None:
             raise RunnerError(
-                f"there is no {' and no '.join(wanted)} on this machine: images are built and pushed by one"
+                f"there is no {' and no '.join(wanted)} on this machine; images are built and pushed with one of them"
             )
         self.name = found
 

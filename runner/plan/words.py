@@ -80,8 +80,8 @@ def _too_large(pack: Pack, found: Prediction, machine: Machine) -> list[str]:
     there = f"more than the {least_gb:.0f} GB of {'a GPU' if machine.has_gpus else 'this machine'}"
     lines = []
     if found.encoding_gb > least_gb:
-        instead = "the CPU encodes" if machine.has_gpus else "bring a RUNNER_CACHE along from where there is more with"
-        lines.append(f"    captions need {there}: {instead} them")
+        instead = "the CPU encodes them" if machine.has_gpus else "bring a RUNNER_CACHE along that holds them, encoded"
+        lines.append(f"    captions need {there}: {instead}")
     if found.memory_gb > least_gb:
         settings = pack.jobs[0].experiment
         less = ["launcher.pack=1"] if pack.at_once > 1 else []
