@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from runner.earlier import find_earlier
 from runner.errors import SettingsError
 from runner.families.files import check_model, fingerprint, resolution_faults
-from runner.families.prediction import prediction_faults
+from runner.families.prediction import prediction_faults, sampler_faults
 from runner.families.targeted import target_faults
 from runner.job import Job, make_job, make_task_job
 from runner.printable import whole
@@ -101,10 +101,12 @@ class Checker:
             faults += _unused_words(experiment, images)
             try:
                 prior = self._prior(experiment, images)
+                if prior is not None and not model_faults and any(each.to_draw for each in prior.classes):
+                    faults += sampler_faults(experiment.model, experiment.scheduler.name)
             except SettingsError as error:
                 faults += str(error).splitlines()
         if faults or experiment is None or isinstance(images, list) or isinstance(evaluation, list):
-            raise SettingsError("\n".join(faults))
+            raise SettingsError("\n".join(dict.fromkeys(faults)))
         return make_job(
             experiment,
             model=fingerprint(experiment.model),

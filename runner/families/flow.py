@@ -72,6 +72,10 @@ class FlowMatching:
         assert name == "model", name
         return FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
 
+    def sampler_fault(self, sampler: Any) -> str:
+        """There is none: it always starts from noise alone."""
+        return ""
+
 
 def spread(uniform: float, settings: FlowSettings) -> float:
     """The noise level s in [0, 1] of a uniform draw, before the shift.

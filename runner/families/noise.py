@@ -16,7 +16,7 @@ from torch import Tensor
 
 from runner.errors import ModelError
 from runner.families.loading import load_sampler
-from runner.families.prediction import Prediction, prediction_of
+from runner.families.prediction import Prediction, prediction_of, start_fault
 from runner.schema import FlowSettings, ModelSettings
 
 LARGEST_DEBIASED_SNR = 1000.0
@@ -43,6 +43,10 @@ class NoiseSchedule:
     def sampler(self, folder: Path, name: str) -> Any:
         """A fresh sampler on the model's own schedule."""
         return load_sampler(folder, name, self.prediction)
+
+    def sampler_fault(self, sampler: Any) -> str:
+        """That it cannot start from noise alone, where the schedule ends in that."""
+        return start_fault(type(sampler).__name__, self.prediction)
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """Noisy latents at the given timesteps, `[B, C, H, W]`."""

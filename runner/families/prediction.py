@@ -88,19 +88,46 @@ def check_noise(folder: Path, settings: ModelSettings) -> None:
 
 def prediction_faults(experiment: Experiment) -> list[str]:
     """What of a job does not fit the noise schedule of its checked model, one line each; none where it is not here."""
-    folder = planning_folder(experiment.model)
-    if folder is None or experiment.model.family in TRANSFORMERS:
+    found = _planned(experiment.model)
+    if found is None:
         return []
-    try:
-        found = prediction_of(folder, experiment.model)
-    except (OSError, ValueError):
-        return []  # it is read again, and said, when the model is loaded
     if fault := found.untrained or found.fault:
         return [fault]
-    if found.zero_terminal_snr and experiment.scheduler.name == "model" and experiment.validation.prompts != ():
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        own = str(index["scheduler"][1])
-        if own.removesuffix("Scheduler") not in STARTS_WITHOUT_IMAGE:
-            said = f"scheduler = 'model': {own} cannot start from noise alone (model.zero_terminal_snr); choose "
-            return [said + "scheduler=ddim, or another that is named"]
-    return []
+    draws = experiment.validation.prompts != () or experiment.evaluation.metrics is not None
+    return sampler_faults(experiment.model, experiment.scheduler.name) if draws else []
+
+
+def sampler_faults(model: ModelSettings, sampler: str) -> list[str]:
+    """Why a checked model cannot be drawn with, one line; none where it is not here.
+
+    Args:
+        sampler: what `scheduler` names.
+    """
+    found, folder = _planned(model), planning_folder(model)
+    if found is None or folder is None:
+        return []
+    if found.fault:
+        return [found.fault]
+    if sampler != "model":
+        return []
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    fault = start_fault(str(index["scheduler"][1]), found)
+    return [f"scheduler = 'model': {fault}; choose scheduler=ddim, or another that is named"] if fault else []
+
+
+def start_fault(sampler: str, prediction: Prediction) -> str:
+    """Why a sampler, by the name of its class, cannot draw with a model; empty if it can."""
+    if not prediction.zero_terminal_snr or sampler.removesuffix("Scheduler") in STARTS_WITHOUT_IMAGE:
+        return ""
+    return f"{sampler} cannot start from noise alone (model.zero_terminal_snr)"
+
+
+def _planned(model: ModelSettings) -> Prediction | None:
+    """What a checked model predicts; None where it is not here, or is none of this kind."""
+    folder = planning_folder(model)
+    if folder is None or model.family in TRANSFORMERS:
+        return None
+    try:
+        return prediction_of(folder, model)
+    except (OSError, ValueError):
+        return None  # it is read again, and said, when the model is loaded

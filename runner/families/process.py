@@ -39,3 +39,6 @@ class NoiseProcess(Protocol):
 
     def sampler(self, folder: Path, name: str) -> Any:
         """A fresh sampler of that name for the model in `folder`."""
+
+    def sampler_fault(self, sampler: Any) -> str:
+        """Why images cannot be drawn by such a sampler; empty if they can."""

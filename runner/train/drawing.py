@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from runner.errors import SettingsError
 from runner.families.control import Control, controlled_by
 from runner.families.family import Text
 from runner.families.loading import decode_latents, noise_options
@@ -140,6 +141,8 @@ def _draw(
         pipeline = base.family.pipeline(
             denoiser=base.denoiser, text=None, vae=base.vae, scheduler=base.sampler(sampling.sampler)
         )
+        if fault := base.noise.sampler_fault(pipeline.scheduler):
+            raise SettingsError(f"the sampler {sampling.sampler!r}: {fault}; take ddim, or another that is named")
         options = noise_options(sampling.eta, sampling.inference_steps, sampling.sampler, pipeline.scheduler)
         if sampling.control is not None:
             pipeline, controlled = controlled_by(sampling.control, pipeline, base.family, base.controlnet)

@@ -165,6 +165,13 @@ def test_only_what_could_be_an_endpoint_is_undeployed() -> None:
         TASKS["undeploy"].model_validate({"name": "my_shop"})
 
 
+def test_a_sampler_that_cannot_start_from_noise_alone_is_refused(sd15_folder: Path, tmp_path: Path) -> None:
+    noise_alone = {"prediction_type": "v_prediction", "zero_terminal_snr": True}
+    model = {"family": "sd", "path": str(sd15_folder), **noise_alone}
+    with pytest.raises(SettingsError, match="scheduler = 'model': PNDMScheduler cannot start from noise alone"):
+        Checker(tmp_path).job({"name": "shop", "task": {"name": "deploy"}, "model": model})
+
+
 def test_a_base_that_the_container_would_not_find_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "config.json").write_text("{}")

@@ -12,13 +12,17 @@ import torch
 from diffusers import DDPMScheduler
 from pydantic import ValidationError
 
+from runner.check import Checker
+from runner.errors import SettingsError
 from runner.families.noise import NoiseSchedule
 from runner.families.prediction import Prediction
-from runner.schema import Experiment, LossSettings
+from runner.schema import Experiment, LossSettings, ModelSettings
+from runner.studio import Studio
+from runner.train.drawing import Sampling, Wish
 from runner.train.inputs.noising import Noising
 from runner.train.loss import training_loss
 from runner.train.randomness import generator
-from tests.train.bench import Bench
+from tests.train.bench import CPU, Bench, write_images
 from tests.train.test_samples import samples_of
 
 TIMESTEPS = torch.tensor([0, 300, 999])
@@ -203,3 +207,49 @@ def test_training_and_drawing_with_zero_terminal_snr(bench: Bench, sd21_folder: 
     )
     assert bench.train(job)
     assert list(job.paths.samples_at(1).glob("*.png"))
+
+
+NOISE_ALONE = {"prediction_type": "v_prediction", "zero_terminal_snr": True}
+DRAWS: dict[str, dict[str, Any]] = {
+    "samples": {},
+    "images of a class": {
+        "validation": {"prompts": []},
+        "method": {"name": "dreambooth", "class_prompt": "a cat", "num_class_images": 1},
+    },
+    "generate": {"task": {"name": "generate"}, "prompts": "a cat"},
+    "evaluate": {"task": {"name": "evaluate"}, "prompts": ["a cat"], "adapter": "trained"},
+}
+
+
+@pytest.mark.parametrize("draws", list(DRAWS))
+def test_nothing_is_drawn_from_noise_alone_by_a_sampler_that_expects_a_signal(
+    bench: Bench, sd15_folder: Path, tmp_path: Path, draws: str
+) -> None:
+    model = {"family": "sd", "path": str(sd15_folder), **NOISE_ALONE}  # whose own sampler is PNDM
+    raw = {"name": "x", "model": model, **DRAWS[draws]}
+    if "task" not in raw:
+        raw["dataset"] = {"path": str(bench.images)}
+    elif raw["task"]["name"] == "evaluate":
+        job = bench.job(sd15_folder, model=NOISE_ALONE, steps=1)
+        assert bench.train(job)
+        raw["adapter"] = str(job.folder)
+    with pytest.raises(SettingsError) as refused:
+        Checker(tmp_path).job(raw)
+    said = "scheduler = 'model': PNDMScheduler cannot start from noise alone (model.zero_terminal_snr); choose"
+    assert [line[: len(said)] for line in str(refused.value).splitlines()] == [said]
+    assert Checker(tmp_path).job({**raw, "scheduler": {"name": "ddim"}})
+
+
+def test_a_class_whose_images_are_there_is_not_drawn(bench: Bench, sd15_folder: Path, tmp_path: Path) -> None:
+    method = {"name": "dreambooth", "class_prompt": "a cat", "class_data_dir": str(write_images(tmp_path / "cats"))}
+    model = {"family": "sd", "path": str(sd15_folder), **NOISE_ALONE}
+    raw = {"name": "x", "model": model, "validation": {"prompts": []}, "dataset": {"path": str(bench.images)}}
+    assert Checker(tmp_path).job({**raw, "method": {**method, "num_class_images": 7}})
+
+
+def test_who_asks_later_is_told_that_the_sampler_expects_a_signal(sd15_folder: Path) -> None:
+    studio = Studio(ModelSettings(family="sd", path=str(sd15_folder), **NOISE_ALONE), "fp32", CPU)
+    wish = [Wish("a", "a cat", 0)]
+    with pytest.raises(SettingsError, match="'model': PNDMScheduler cannot start from noise alone"):
+        studio.draw(wish, Sampling(64, "model", 1, 1.0))
+    assert studio.draw(wish, Sampling(64, "ddim", 1, 1.0))

@@ -20,6 +20,7 @@ from runner.aws.image import image_of
 from runner.aws.permissions import Actions, Things
 from runner.errors import SettingsError
 from runner.families.files import local_folder
+from runner.families.prediction import sampler_faults
 from runner.families.single_file import is_single_file, single_file_faults
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
@@ -66,7 +67,7 @@ def check(settings: Deploy) -> dict[str, Any]:
         raise SettingsError(
             f"adapter: {', '.join(repeated)} would be the name of several in the endpoint; rename their files"
         )
-    if faults := _model_faults(settings.model):
+    if faults := _model_faults(settings.model) + sampler_faults(settings.model, settings.scheduler.name):
         raise SettingsError("\n".join(faults))
     if faults := here_faults(settings.launcher.name, settings.task.name):
         raise SettingsError("\n".join(faults))

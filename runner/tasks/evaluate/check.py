@@ -10,6 +10,7 @@ from typing import Any
 from runner.data import Dataset, read_dataset
 from runner.errors import DatasetError, SettingsError
 from runner.families.files import file_hash, folder_hash, resolution_faults, unreachable
+from runner.families.prediction import sampler_faults
 from runner.paths import path_of
 from runner.schema import DatasetSettings
 from runner.schema.evaluation import METRICS
@@ -35,6 +36,7 @@ OF_DATA_SETS = {"dataset.path": "real", ", or set dataset.skip_unreadable=true":
 def check(settings: Evaluate) -> dict[str, Any]:
     """As `runner.tasks` says."""
     faults = resolution_faults(settings.model, settings.resolution)
+    faults += sampler_faults(settings.model, settings.scheduler.name)
     contents: dict[str, Any] = {}
     try:
         contents |= contents_of(settings)

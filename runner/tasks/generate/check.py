@@ -7,6 +7,7 @@ from typing import Any
 from runner.data.decode import UnreadableImage, inspect
 from runner.errors import SettingsError
 from runner.families.files import file_hash, folder_hash, hub_faults, resolution_faults
+from runner.families.prediction import sampler_faults
 from runner.paths import path_of
 from runner.schema.tasks.generate import Generate
 from runner.tasks.adapters import contents_of, mix_faults
@@ -17,6 +18,7 @@ CONFIG = "config.json"
 def check(settings: Generate) -> dict[str, Any]:
     """As `runner.tasks` says."""
     faults = resolution_faults(settings.model, settings.resolution)
+    faults += sampler_faults(settings.model, settings.scheduler.name)
     contents: dict[str, Any] = {}
     try:
         contents = contents_of(settings)
