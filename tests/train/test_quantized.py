@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from runner.plan import pack_key
@@ -15,7 +14,7 @@ from runner.schema import LoraSettings
 from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.adapters.packed import PackedAdapters
 from runner.train.adapters.quantized import NF4_LEVELS, QuantizedLinear, quantize
-from tests.train.bench import CPU, Bench, difference, records, weights
+from tests.train.bench import CPU, Bench, difference, pipeline_of, records, weights
 
 KINDS = ["int8", "nf4"]
 
@@ -100,27 +99,35 @@ def test_nothing_of_a_whole_weight_is_kept_for_the_backward_pass(kind: str, adap
     torch.testing.assert_close(gradient, slope @ layer.weight)
 
 
-@pytest.fixture(scope="module")
-def rounded(sdxl_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """kind -> the model in full precision with the very numbers that a quantized one stands for."""
-    folders = {}
-    for kind in KINDS:
-        pipeline = DiffusionPipeline.from_pretrained(sdxl_folder)
-        linears = {name: each for name, each in pipeline.unet.named_modules() if isinstance(each, nn.Linear)}
-        for each in linears.values():
-            each.weight.data = quantized(each, kind).weight
-        folders[kind] = tmp_path_factory.mktemp(kind) / "sdxl"
-        pipeline.save_pretrained(folders[kind])
-    return folders
+def rounded(model: Path, kind: str, folder: Path) -> Path:
+    """The model in full precision with the very numbers that a quantized one stands for."""
+    pipeline = pipeline_of(model)
+    denoiser = pipeline.components.get("transformer") or pipeline.unet
+    for each in [each for each in denoiser.modules() if isinstance(each, nn.Linear)]:
+        each.weight.data = quantized(each, kind).weight
+    pipeline.save_pretrained(folder)
+    return folder
 
 
-@pytest.mark.parametrize(("kind", "dora"), [("int8", True), ("nf4", False)])
+@pytest.mark.parametrize(
+    ("model", "kind", "targets", "dora"),
+    [
+        ("sd15", "nf4", "linear_conv", True),
+        ("sdxl", "int8", "linear_conv", True),
+        ("sdxl", "nf4", "linear_conv", False),
+        ("sd3", "int8", "linear", False),
+        ("flux", "int8", "linear", True),
+        ("flux", "nf4", "linear", False),
+    ],
+)
 def test_training_beside_it_is_training_beside_the_numbers_it_stands_for(
-    bench: Bench, sdxl_folder: Path, rounded: dict[str, Path], kind: str, dora: bool
+    bench: Bench, tmp_path: Path, request: pytest.FixtureRequest, model: str, kind: str, targets: str, dora: bool
 ) -> None:
-    lora = {"rank": 3, "targets": "linear_conv", "dora": dora, "dropout": 0.2}
-    plain = bench.job(rounded[kind], lora=lora)
-    small = bench.job(sdxl_folder, lora=lora, model={"quantization": kind})
+    """And what comes out is loaded by diffusers over such a base, or the job would not be completed."""
+    folder: Path = request.getfixturevalue(f"{model}_folder")
+    lora = {"rank": 3, "targets": targets, "dora": dora, "dropout": 0.2}
+    plain = bench.job(rounded(folder, kind, tmp_path / model), lora=lora)
+    small = bench.job(folder, lora=lora, model={"quantization": kind})
     assert bench.train(plain)
     assert bench.train(small)
     assert difference(weights(small), weights(plain)) < 1e-5

@@ -58,6 +58,15 @@ class QuantizedLinear(nn.Linear):
         with torch.no_grad():
             return self._whole()
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """What it keeps, and a weight of which there is but the shape.
+
+        Before diffusers (0.42.1) loads an adapter of FLUX.1, it looks there for the weight of each adapted layer.
+        """
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        shape = self.out_features, self.in_features
+        destination[f"{prefix}weight"] = torch.empty(shape, dtype=self.dtype, device="meta")
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name is torch's
         """x W' + b, with a gradient for x."""
         output: Tensor = _FrozenLinear.apply(input, self)
