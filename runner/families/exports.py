@@ -34,17 +34,18 @@ class Kohya:
 
     Args:
         prefixes: of each component.
+        renamed: layers that go by another name than the diffusers one, which some reader does not know.
     """
 
     module = "networks.lora"
     readers = "ComfyUI and A1111"
 
-    def __init__(self, prefixes: Mapping[str, str]) -> None:
-        self.prefixes = prefixes
+    def __init__(self, prefixes: Mapping[str, str], renamed: Mapping[str, str] | None = None) -> None:
+        self.prefixes, self.renamed = prefixes, renamed or {}
 
     def names(self, component: str, path: str) -> Names:
         """As kohya's scripts name them."""
-        layer = f"{self.prefixes[component]}_{path.replace('.', '_')}"
+        layer = f"{self.prefixes[component]}_{self.renamed.get(path, path).replace('.', '_')}"
         return Names(f"{layer}.lora_down.weight", f"{layer}.lora_up.weight", f"{layer}.alpha")
 
 

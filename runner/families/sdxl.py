@@ -17,10 +17,15 @@ from runner.families.family import Text, TextStack, Tokenizers
 from runner.families.known import FAMILIES
 from runner.families.loading import load_component
 from runner.families.noise import load_noise_schedule
+from runner.families.original import AROUND
 
 adapter_components = ("unet", "text_encoder", "text_encoder_2")
 target_presets = FAMILIES["sdxl"].presets
-export = Kohya({"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"})
+export = Kohya(
+    {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+    # diffusers (0.42.1) reads these by their names in the original code only.
+    renamed={name: AROUND[name] for name in ("add_embedding.linear_1", "add_embedding.linear_2")},
+)
 token_keys = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 controlled_pipeline = "StableDiffusionXLControlNetPipeline"
 classifier_free_guidance = True

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import nn
 
 from runner.job import State, state_of
-from tests.train.bench import Bench, records, write_images
+from tests.train.bench import Bench, pipeline_of, records, write_images
 
 METHODS: dict[str, dict[str, Any]] = {
     "text_to_image": {"name": "text_to_image"},
@@ -59,3 +62,16 @@ def test_every_method_with_every_family(
     assert sorted(records(job, "train/loss")) == [1, 2, 3]
     assert list(job.paths.samples_at(3).glob("*.png"))
     assert list(job.paths.lora.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_of_the_denoiser_can_be_targeted(bench: Bench, family: str, request: pytest.FixtureRequest) -> None:
+    """Those around the blocks, too, which presets leave out and readers name in ways of their own."""
+    folder: Path = request.getfixturevalue(f"{family}_folder")
+    pipeline = pipeline_of(folder)
+    denoiser = pipeline.components.get("transformer") or pipeline.unet
+    layers = [name for name, each in denoiser.named_modules() if isinstance(each, (nn.Linear, nn.Conv2d))]
+    job = bench.job(folder, lora={"targets": "|".join(map(re.escape, layers))}, steps=1)
+    assert bench.train(job)
+    for file in job.paths.lora.glob("*.safetensors"):
+        assert sum(key.endswith((".lora_A.weight", ".lora_down.weight")) for key in load_file(file)) == len(layers)
