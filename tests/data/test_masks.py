@@ -71,6 +71,19 @@ def test_masks_that_are_trained_as_images_are_told(place: str, folder: Path) -> 
     assert note in warned[f"{place}a.mask.png"]
 
 
+def test_masks_are_not_asked_for_captions_of_their_own(folder: Path, settings: Settings) -> None:
+    for name in ("a", "b", "sub/c", "d"):
+        (folder / name).with_suffix(".txt").write_text("x")
+
+    with pytest.raises(DatasetError) as refused:
+        read_dataset(settings(folder))
+
+    first = str(refused.value).splitlines()[1]
+    assert first.startswith("  - 'a.mask.png', 'b-masklabel.png', 'masks/sub/c.webp': named like masks, and read as im")
+    assert "Add dataset.masks=true and loss.masked=true, or" in first
+    assert len(read_dataset(settings(folder, masks=True)).items) == 4
+
+
 def test_the_fingerprint_covers_masks(folder: Path, settings: Settings) -> None:
     seen = {read_dataset(settings(folder, masks=True, instance_prompt="x")).fingerprint}
     picture(folder / "a.mask.png", mode="L", seed=77)

@@ -20,7 +20,7 @@ from runner.data.report import Row
 from runner.data.sources.description import read_description
 from runner.data.sources.found import CAPTION_COLUMN, KNOWN_SPLITS, Entry, Found
 from runner.data.sources.listing import Listing
-from runner.data.sources.masks import without_masks
+from runner.data.sources.masks import masks_among, without_masks
 from runner.data.sources.metadata import read_metadata
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
     _add_unused(listing, found, texts_read, named.keys())
     if not has_default:
         _misnamed(listing, found, faults)
+        _like_masks(listing, found, faults)
     found.rows += [Row(f"{name}/", "ignored", ("results of trainings (RUNNER_OUTPUTS)",)) for name in listing.results]
     for place, entry in enumerate(found.entries):
         if mask := masks.get(os.path.splitext(entry.name)[0]):
@@ -156,6 +157,14 @@ def _misnamed(listing: Listing, found: Found, faults: Faults) -> None:
     if names:
         read = "captions are read from metadata.jsonl, metadata.csv (in small letters) and .txt files"
         faults.add("misnamed", f"{listed(names, limit=3)}: not read; {read}. Rename or rewrite what holds them.")
+
+
+def _like_masks(listing: Listing, found: Found, faults: Faults) -> None:
+    """Where images have no captions, note those that are named like masks: they are meant to have none."""
+    without = {entry.name for entry in found.entries if not any(caption.strip() for caption in entry.captions)}
+    if names := sorted(without & masks_among(listing.images).keys()):  # none, where masks are read
+        fix = "Add dataset.masks=true and loss.masked=true, or move them elsewhere"
+        faults.add("like masks", f"{listed(names, limit=3)}: named like masks, and read as images. {fix}.")
 
 
 def _warning(name: str, note: str) -> Row:
