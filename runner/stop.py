@@ -13,6 +13,7 @@ from runner.job import State, is_held, state_of
 from runner.job_folders import faults_of, job_folders
 from runner.launchers.elsewhere import Elsewhere
 from runner.printable import log_to
+from runner.report.words import count
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("%s", "\n".join(faults))
         return 2
     folders = [job for root in options.folders for job in job_folders(root)]
-    stopped, faults = Elsewhere().stop(folders)
+    elsewhere = Elsewhere()
+    withdrawn = elsewhere.withdraw(folders)
+    stopped, faults = elsewhere.stop(folders)
     here, unknown = _trained_here(folders)
     faults += unknown
     for name in stopped:
         log.info("asked to save and end: %s", name)
-    if stopped:
+    if withdrawn:
+        log.info("not submitted any more: %s, for which there was no room yet", count(len(withdrawn), "job"))
+    if stopped or withdrawn:
         log.info("The command that started them continues them later, from where they were.")
     elif not here and not faults:
         log.info("nothing runs elsewhere for these jobs")

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 from runner.errors import RunnerError
-from runner.job import Job, State, read_job, read_manifest, state_of
+from runner.job import Job, LockedError, State, lock, read_job, read_manifest, state_of, update_manifest
 from runner.launchers import find_launcher
 from runner.launchers.cluster import Cluster, NotStopped, Searching
 from runner.launchers.lots import jobs_of_workers, recorded_lots
@@ -49,6 +49,27 @@ class Elsewhere:
                 write_report(folder)
         self._looked_s = monotonic()
 
+    def withdraw(self, folders: Sequence[Path]) -> list[Path]:
+        """Cancel what was to be submitted as soon as there is room, which a command that waits would do after a stop.
+
+        Returns:
+            The jobs that were.
+        """
+        withdrawn = []
+        for folder in folders:
+            try:
+                if not _waits_for_room(folder):
+                    continue
+                with lock(folder):
+                    if _waits_for_room(folder):
+                        update_manifest(folder, state=State.CANCELLED, error="was stopped before it was submitted")
+                        withdrawn.append(folder)
+            except LockedError:
+                continue  # somebody works on it, here
+            except RunnerError as error:
+                log.debug("%s", error)  # a damaged manifest, of which `stop` tells
+        return withdrawn
+
     def stop(self, folders: Sequence[Path]) -> tuple[list[str], list[str]]:
         """Ask their workers to save and end.
 
@@ -74,6 +95,12 @@ class Elsewhere:
                     missed = error.workers if isinstance(error, NotStopped) else names
                 stopped += [f"{cluster.name} {name}" for name in names if name not in missed]
         return stopped, faults
+
+
+def _waits_for_room(folder: Path) -> bool:
+    """Whether a job is in a list that no worker could be submitted for yet."""
+    manifest = read_manifest(folder)
+    return manifest.get("state") == State.PENDING and (manifest.get("submission") or {}).get("ids") == []
 
 
 def _groups(folders: Sequence[Path]) -> Iterable[tuple[LauncherSettings, list[Job]]]:

@@ -14,7 +14,9 @@ from runner.launchers.lots import Lot
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 from runner.plan import Pack
 from runner.schema import Experiment, SageMakerLauncher
-from tests.sagemaker.stand_in import StandIn
+from tests.command_line import command
+from tests.launch.running import Running, manifests, outputs
+from tests.sagemaker.stand_in import Image, StandIn
 
 DENIED = "sagemaker:StopHyperParameterTuningJob"
 
@@ -107,3 +109,24 @@ def test_a_damaged_manifest_is_told_and_keeps_nobody_from_hearing_of_the_others(
     with caplog.at_level("INFO"), lock(job.folder):
         assert stop.main([str(job.folder.parent)]) == 1
     assert f"trained by a command on this machine, where Ctrl-C saves and ends it: {job.folder}" in caplog.text
+
+
+def test_what_waits_for_room_is_not_sent_by_the_waiting_command_after_a_stop(aws: StandIn) -> None:
+    aws.quotas.set("ml.m5.xlarge", training=1, spot=1)
+    image = aws.add_image("lora:1", Image(("sh", "-c", "trap 'exit 0' TERM; while sleep 0.1; do :; done"), {}))
+    place = [f"launcher.image={image}", f"launcher.role={aws.role}", f"launcher.bucket={aws.bucket}"]
+    waits = Running(
+        [
+            *("-m", "logger=none", "seed=1,2", "launcher=sagemaker", *place, "launcher.instance=ml.m5.xlarge"),
+            *("launcher.poll_s=0.2", "launcher.concurrency=2"),
+        ]
+    )
+    waits.wait_for_line("has no room at this moment")
+    stopped = command("stop", str(outputs() / "dev"))
+    answer = waits.end()
+
+    assert stopped.code == 0, stopped.output
+    assert "not submitted any more: 1 job, for which there was no room yet" in stopped.output
+    assert answer.code == 130, answer.output
+    assert [manifest["state"] for manifest in manifests().values()] == ["cancelled", "cancelled"]
+    assert len(aws.jobs) == 1
