@@ -224,8 +224,10 @@ class _MoreJobs:
         if done := is_done(job, _state(job)):
             judge(job)
         self._search.started(overrides, job, again=not done)
+        # A search may choose the same values twice, before it knows what the first became: one job answers for both.
+        works = any(each.folder == job.folder for each in self._jobs) and state_of(job.folder) not in FINAL
         self._jobs.append(job)
-        return job if not done and _take_up(job, job.settings.launcher) else None
+        return job if not done and not works and _take_up(job, job.settings.launcher) else None
 
 
 def _wait_for(jobs: Sequence[Job], settings: LauncherSettings) -> None:

@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from PIL import Image
 
-from runner import HOME
+from runner import HOME, launch
 from runner.check import Checker
 from runner.command.search import run_search
 from runner.command.tuning import run_tuning
@@ -111,6 +111,27 @@ def test_a_trial_that_another_runner_completes_meanwhile_is_not_done_again(
     launch_search(search(trials=30, seeds=tuple(str(seed) for seed in range(10, 10_000))))
     assert elsewhere
     assert not elsewhere & {job.id for job in launched}
+
+
+def test_values_that_are_chosen_twice_are_given_to_a_launcher_once_while_it_is_at_them(
+    launched: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[int]] = []
+
+    def run(plan: Plan, settings: object, more: Any) -> None:
+        jobs = list(plan.todo)
+        while found := more(2):
+            jobs += found
+        given.append([job.settings.seed for job in jobs])
+        for job in jobs:
+            finish(job)
+
+    monkeypatch.setattr(launch.find_launcher("local"), "launch", run)
+    found = search(trials=12)
+    launch_search(found)
+    assert [sorted(seeds) for seeds in given] == [[1, 2, 3, 4]]
+    assert found.summary()[0] == "search: 12 of 12 trials"
+    assert "best: " in found.summary()[1]
 
 
 def test_a_trial_that_fails_does_not_end_the_search(launched: list[Job]) -> None:
