@@ -85,7 +85,7 @@ class Dispatch:
 
     def _submit_missing(self) -> None:
         with self._turn():
-            self._attach()
+            self._attach((*self.plan.todo, *self.plan.elsewhere))
             attached = {job.folder for lot in self.lots for job in lot.jobs}
             for pack in self.plan.packs:
                 if missing := [job for job in pack.jobs if job.folder not in attached]:
@@ -143,17 +143,22 @@ class Dispatch:
 
     # --- submitting ---
 
-    def _attach(self) -> None:
-        """Take up what other commands have submitted and what is not over yet."""
+    def _attach(self, jobs: Sequence[Job]) -> None:
+        """Take up those that other commands have submitted and that are not over yet."""
         here = {job.folder for lot in self.lots for job in lot.jobs}
-        jobs = [job for job in (*self.plan.todo, *self.plan.elsewhere) if job.folder not in here]
-        lots = recorded_lots(jobs, self.cluster.name)
+        lots = recorded_lots([job for job in jobs if job.folder not in here], self.cluster.name)
         gone = self.cluster.gone(jobs_of_workers(lots))
         for lot in lots:
             alive = [worker for worker in lot.alive if worker not in gone]
             if alive:
                 lot.begin(lot.in_state(State.PENDING))
-                self.lots.append(lot)
+                # Jobs of a search come one after the other; those of one worker belong together.
+                known = next((each for each in self.lots if each.queue.file == lot.queue.file and each.alive), None)
+                if known is None:
+                    self.lots.append(lot)
+                else:
+                    known.jobs += lot.jobs
+                    known.look()
                 log.info("submitted before: %s, for %s", self._names(alive), count(len(lot.jobs), "job"))
 
     def _submit(self, lot: Lot) -> None:
@@ -214,7 +219,7 @@ class Dispatch:
                 else:
                     self._waiting += waiting[number + 1 :]
                     break
-        self._attach()  # to what others have taken meanwhile
+        self._attach((*self.plan.todo, *self.plan.elsewhere))  # to what others have taken meanwhile
 
     def _ask_for_more(self) -> None:
         if self.more is None:
@@ -227,15 +232,20 @@ class Dispatch:
             self.more = None
         if self.more is None or jobs or monotonic() - self._opened > OPEN_FOR_S / 4:
             self._opened = monotonic()
-            for lot in self.lots:
+            # Workers elsewhere have read theirs, of which an attached lot may hold some jobs alone.
+            for lot in self.lots if self.cluster.shares_files else ():
                 lot.is_open = self.more is not None
                 if lot.alive:
                     lot.write()
 
     def _take_in(self, jobs: Sequence[Job]) -> None:
         """Give further jobs to the workers that there are, or submit those that have none together."""
+        self._attach(jobs)
+        attached = {job.folder for lot in self.lots for job in lot.jobs}
         new: dict[tuple[Any, ...], list[Job]] = {}
         for job in jobs:
+            if job.folder in attached:
+                continue
             key = pack_key(job)
             lots = (
                 lot for lot in self.lots if lot.alive and self.cluster.shares_files and pack_key(lot.jobs[0]) == key

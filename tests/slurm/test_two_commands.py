@@ -9,7 +9,7 @@ import pytest
 from runner.errors import Detached
 from runner.job import Job
 from runner.launchers import dispatch
-from runner.launchers.cluster import Order
+from runner.launchers.cluster import Gone, Order
 from runner.launchers.dispatch import Dispatch
 from runner.queue import Queue
 from tests.slurm.script import (
@@ -67,3 +67,27 @@ def test_what_had_to_wait_and_another_command_has_submitted_is_not_submitted_aga
 
     assert len(cluster.orders) == 1
     assert states(jobs) == ["completed"]
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["shared files", "apart"])
+def test_a_search_takes_up_what_an_earlier_command_has_submitted_whenever_it_comes_to_it(
+    apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = make_jobs(4)
+    cluster = Script(apart=apart)
+    with pytest.raises(Detached):
+        run(cluster, make_plan(jobs[:3]), monkeypatch, wait=False)
+    # Of another command's list the first alone is known at first, and the others in another order.
+    further = [jobs[2], jobs[3], jobs[1]]
+
+    def ends(cluster: Script) -> None:
+        finish(jobs)(cluster)
+        cluster.ended |= dict.fromkeys(("w1", "w2"), Gone(words="has ended", began=True))
+
+    cluster.moves = [lambda _: None, lambda _: None, lambda _: None, ends]
+    made = run(cluster, make_plan(jobs[:1]), monkeypatch, lambda count: [further.pop(0)] if further else [])
+
+    assert len(cluster.orders) == (2 if apart else 1), "what was given to a worker is not given to another one"
+    first = next(lot for lot in made.lots if lot.workers == ["w1"])
+    assert {job.folder for job in first.jobs} >= {job.folder for job in jobs[:3]}
+    assert states(jobs) == ["completed"] * 4
