@@ -12,8 +12,19 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from runner.errors import SettingsError
-from runner.job import GOOD, Job, LockedError, State, known_manifest, lock, read_manifest, state_of, update_manifest
+from runner.errors import RunnerError, SettingsError
+from runner.job import (
+    GOOD,
+    Job,
+    LockedError,
+    State,
+    known_manifest,
+    lock,
+    read_job,
+    read_manifest,
+    state_of,
+    update_manifest,
+)
 from runner.launchers.cluster import Order
 from runner.paths import ExperimentPaths
 from runner.plan import Pack
@@ -160,6 +171,25 @@ def recorded_lots(jobs: Iterable[Job], cluster: str) -> list[Lot]:
 def jobs_of_workers(lots: Iterable[Lot]) -> dict[str, list[Job]]:
     """The workers that are not known to have ended, and the jobs in the list of each."""
     return {worker: lot.jobs for lot in lots for worker in lot.alive}
+
+
+def all_given_to(worker: str, jobs: Sequence[Job]) -> list[Job]:
+    """These jobs of a worker, and all others that it was given with them, of which a command may not know."""
+    queue = (known_manifest(jobs[0].folder).get("submission") or {}).get("queue")
+    known, found = {job.folder for job in jobs}, list(jobs)
+    try:
+        folders = Queue(Path(queue)).read()[0] if queue else []
+    except (OSError, ValueError, KeyError):
+        folders = []  # of a command on another machine
+    for folder in folders:
+        if folder in known:
+            continue
+        try:
+            if worker in ((read_manifest(folder).get("submission") or {}).get("ids") or ()):
+                found.append(read_job(folder))
+        except RunnerError as error:
+            log.debug("%s", error)
+    return found
 
 
 def _list_of(pack: Pack, cluster: str) -> Path:

@@ -151,6 +151,22 @@ def test_without_waiting_status_collects_and_a_killed_command_is_taken_up(
     assert created(aws) == [name]
 
 
+def test_who_asks_about_one_job_loses_nothing_of_those_that_were_sent_with_it(
+    aws: StandIn, settings: list[str]
+) -> None:
+    sweep = ["-m", *settings, "seed=1,2", "steps=2", "launcher.wait=false"]
+    assert runner(*sweep).code == 0
+    (name,) = created(aws)
+    assert aws.wait(name).status == "Completed"
+    looked = command("status", "--once", str(next((outputs() / "dev").glob("*/manifest.json")).parent))
+    assert "1 job: 1 completed" in looked.output
+
+    answer = runner(*sweep)
+    assert answer.code == 0, answer.output
+    assert [manifest["state"] for manifest in manifests().values()] == ["completed", "completed"]
+    assert created(aws) == [name], "what is done is not done again"
+
+
 def test_stop_saves_and_the_same_command_continues(aws: StandIn, sdxl_folder: Path) -> None:
     settings = [*job_settings(sdxl_folder, steps=400), *launcher_settings(aws), "logger.every=1"]
     running = Running(settings)

@@ -15,6 +15,7 @@ from runner.aws.prices import Prices
 from runner.aws.storage import Storage
 from runner.job import Job, read_job
 from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
+from runner.launchers.lots import all_given_to
 from runner.launchers.sagemaker.inputs import Inputs, environment
 from runner.launchers.sagemaker.logs import LogTail
 from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded, unrecorded_name
@@ -112,7 +113,8 @@ class SageMakerCluster:
 
         SageMaker is asked once for all, and not more often than `launcher.poll_s`.
         """
-        self._jobs |= workers
+        # What is brought at its end is brought once: of all its jobs, whichever are asked about.
+        self._jobs |= {name: all_given_to(name, jobs) for name, jobs in workers.items()}
         for name, jobs in workers.items():
             if name not in self._gone and (gone := recorded(jobs[0].folder.parent, name)):
                 self._gone[name] = gone

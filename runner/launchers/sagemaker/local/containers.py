@@ -15,6 +15,7 @@ from typing import Any
 from runner.aws.names import Places
 from runner.job import Job, read_job
 from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
+from runner.launchers.lots import all_given_to
 from runner.launchers.sagemaker.inputs import Inputs, environment
 from runner.launchers.sagemaker.local.folders import FolderStorage
 from runner.launchers.sagemaker.local.tree import Hosts
@@ -129,7 +130,8 @@ class LocalContainers:
         """Those whose containers have all ended; what jobs have written is brought into their folders before."""
         for name, jobs in workers.items():
             if name not in self._gone:
-                self._gone |= {name: found} if (found := self._look(name, jobs)) else {}
+                # What is brought at its end is brought once: of all its jobs, whichever are asked about.
+                self._gone |= {name: found} if (found := self._look(name, all_given_to(name, jobs))) else {}
         return {name: self._gone[name] for name in workers if name in self._gone}
 
     def _look(self, name: str, jobs: Sequence[Job]) -> Gone | None:
