@@ -241,3 +241,16 @@ def test_the_bases_torch_stays_where_it_will_do(tmp_path: Path) -> None:
     assert constraints(tmp_path / "2.10.0+cu130") == ["torch==2.10.0+cu130"]
     (tested,) = (line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch="))
     assert tested in constraints(tmp_path / "1.13.1")
+
+
+def test_what_the_page_has_codebuild_install_is_all_that_an_image_is_built_with() -> None:
+    (named,) = re.findall(r"commands: \[pip install -q ([^\]]+)\]", (ROOT / "docs" / "sagemaker.md").read_text())
+    look = (
+        "import sys; from importlib.metadata import packages_distributions as known; import runner.image.__main__; "
+        "print(*{name.lower() for module in list(sys.modules) for name in known().get(module, ())})"
+    )
+    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
+    project = (ROOT / "pyproject.toml").read_text()
+    ours = {name.lower() for name in re.findall(r'^    "([A-Za-z0-9_-]+)[><=]', project, re.MULTILINE)}
+    assert "pydantic" in ours
+    assert set(done.stdout.split()) & ours <= set(named.split()), "and boto3, where AWS is asked"
