@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,10 @@ def recorded(experiment_folder: Path, name: str) -> Gone | None:
         return None
 
 
-def unrecorded_name(order: Order, experiment_folder: Path) -> str:
-    """The first name for these jobs that no ended training job has whose results are here."""
+def unrecorded_names(order: Order, experiment_folder: Path) -> Iterator[str]:
+    """The names for these jobs that no ended training job has whose results are here, in their order, without end."""
     names = (training_job_name(order.title, order.key, attempt) for attempt in itertools.count(1))
-    return next(name for name in names if recorded(experiment_folder, name) is None)
+    return (name for name in names if recorded(experiment_folder, name) is None)
 
 
 def record(jobs: Sequence[Job], described: Mapping[str, Any], gone: Gone, *, usd_per_hour: float | None) -> None:

@@ -18,10 +18,11 @@ from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
 from runner.launchers.lots import all_given_to
 from runner.launchers.sagemaker.inputs import Inputs, environment
 from runner.launchers.sagemaker.logs import LogTail
-from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded, unrecorded_name
+from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded, unrecorded_names
 from runner.launchers.sagemaker.request import CHECKPOINTS, Channel, training_request
 from runner.launchers.sagemaker.results import Collector
 from runner.launchers.sagemaker.stopping import stop_searches, stop_training_jobs
+from runner.parcel import JOBS
 from runner.queue import Queue
 from runner.schema import SageMakerLauncher
 from runner.work import WORKER_NAME
@@ -60,16 +61,41 @@ class SageMakerCluster:
         if after is not None:
             raise NoRoom(f"launcher.concurrency = {self.settings.concurrency} is reached")
         jobs = [read_job(folder) for folder in Queue(order.queue).read()[0]]
-        name = unrecorded_name(order, jobs[0].folder.parent)
         try:
-            self._create(name, order, jobs)
-            log.info("%s", self.console_url(name))
+            names = unrecorded_names(order, jobs[0].folder.parent)
+            name = next(name for name in names if self._is_made(name, order, jobs))
         except aws_errors() as error:
-            if code_of(error) != "ResourceInUse":
-                raise self._refusal(error) from error
+            raise self._refusal(error) from error
         self._jobs[name] = jobs
         self._gone.pop(name, None)
         return name
+
+    def _is_made(self, name: str, order: Order, jobs: Sequence[Job]) -> bool:
+        """Create a training job of that name; whether that, or the one that is there, works on these jobs."""
+        try:
+            self._create(name, order, jobs)
+        except aws_errors() as error:
+            if code_of(error) != "ResourceInUse":
+                raise
+            return self._may_take_up(name, self.places.training_job(order.title, name))
+        log.info("%s", self.console_url(name))
+        return True
+
+    def _may_take_up(self, name: str, place: Location) -> bool:
+        """Whether what a training job that nothing is known of here has done, or does, is to be had.
+
+        Names are the account's: somebody else's has its results in another bucket, or below another prefix. And of one
+        that has ended they may be gone, or there were none.
+        """
+        described = self.account.sagemaker.describe_training_job(TrainingJobName=name)
+        kept, wanted = described.get("CheckpointConfig", {}).get("S3Uri"), (place / CHECKPOINTS).uri
+        if kept != wanted:
+            log.info("%s is there already, with its results in %s: another name is taken", name, kept)
+            return False
+        if described["TrainingJobStatus"] in RUNNING or self.storage.listing(place / f"{CHECKPOINTS}{JOBS}/"):
+            return True
+        log.info("%s has ended before, and nothing of it is in %s: it is sent anew", name, kept)
+        return False
 
     def _create(self, name: str, order: Order, jobs: Sequence[Job]) -> None:
         place = self.places.training_job(order.title, name)

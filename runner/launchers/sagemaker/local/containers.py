@@ -19,7 +19,7 @@ from runner.launchers.lots import all_given_to
 from runner.launchers.sagemaker.inputs import Inputs, environment
 from runner.launchers.sagemaker.local.folders import FolderStorage
 from runner.launchers.sagemaker.local.tree import Hosts
-from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded, unrecorded_name
+from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded, unrecorded_names
 from runner.launchers.sagemaker.request import CHECKPOINTS
 from runner.launchers.sagemaker.results import Collector
 from runner.machine import find_gpus
@@ -81,7 +81,7 @@ class LocalContainers:
         if after is not None or len(running) >= (self.settings.concurrency or 1) * self.settings.instances:
             raise NoRoom("containers of this machine run one after the other; launcher.concurrency=N lets more run")
         jobs = [read_job(folder) for folder in Queue(order.queue).read()[0]]
-        name = unrecorded_name(order, jobs[0].folder.parent)
+        name = next(unrecorded_names(order, jobs[0].folder.parent))
         place = self.places.training_job(order.title, name)
         hosts = self._hosts(name)
         if self._states(name, hosts):
