@@ -222,6 +222,30 @@ def test_what_sbatch_refuses_is_said_in_its_words(
     assert states() == ["failed"]
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy",
+        "Batch job submission failed: Unable to contact slurm controller (connect failure)",
+    ],
+    ids=["so many may wait", "away"],
+)
+def test_what_sbatch_cannot_take_now_waits_and_has_not_failed(
+    refusal: str, settings: list[str], slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as refused:
+        refused.setenv("FAKE_REFUSAL", refusal)
+        first = runner(*settings, "launcher.wait=false")
+    assert first.code == 0, first.output
+    assert f"slurm has no room at this moment: sbatch: error: {refusal.splitlines()[0]}" in first.output
+    assert first.output.count(refusal.splitlines()[0]) == 1
+    assert "1 job could not be submitted yet: the same command again does." in first.output
+    assert states() == ["pending"]
+
+    assert runner(*settings).code == 0
+    assert states() == ["completed"]
+
+
 def test_no_more_workers_run_at_a_time_than_asked_for(settings: list[str], slurm: Slurm) -> None:
     slurm.is_full(True)
     sweep = ["-m", *settings, "lora.rank=2,3", "resolution=64,128", "launcher.concurrency=1", "launcher.wait=false"]

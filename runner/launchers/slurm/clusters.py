@@ -6,6 +6,7 @@ running things, which pickles a function and its arguments, is not used: what ru
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import signal
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from pathlib import Path
 
 from submitit.core.core import InfoWatcher
@@ -23,7 +24,7 @@ from submitit.local.local import LocalExecutor, LocalJob
 from submitit.slurm.slurm import SlurmExecutor
 
 from runner.job import Job
-from runner.launchers.cluster import Gone, NotStopped, NotSubmitted, Order
+from runner.launchers.cluster import Gone, NoRoom, NotStopped, NotSubmitted, Order
 from runner.launchers.slurm.text import command_text, parameters
 from runner.launchers.worker import python_path, worker_defaults
 from runner.machine import cores, threads_of
@@ -34,6 +35,11 @@ LONGEST_SILENCE_S = 60
 """Slurm is asked at least so often; more often while something has just been submitted."""
 COMMAND_TIMEOUT_S = 120
 
+NO_ROOM = (
+    "MaxSubmitJob", "GrpSubmitJobs", "Unable to contact slurm controller", "Socket timed out", "standby mode",
+    "temporarily unable to accept",
+)  # fmt: skip
+"""Words of sbatch where a user, account or QOS has as many jobs in the queue as it may, and where Slurm is away."""
 TAKEN = ("BOOT_FAIL", "DEADLINE", "NODE_FAIL", "PREEMPTED", "REVOKED", "TIMEOUT")
 ENDED = ("COMPLETED", "FAILED", "OUT_OF_MEMORY")
 FORGOTTEN = "FORGOTTEN"
@@ -56,10 +62,12 @@ class SlurmCluster:
         executor.parameters = parameters(self.settings, order, after=after)
         try:
             # A command that itself runs inside a Slurm job must not hand that job's variables on.
-            with clean_env() if "SLURM_JOB_ID" in os.environ else nullcontext():
+            # What sbatch says is told by whoever asks, once, however often that is tried.
+            with clean_env() if "SLURM_JOB_ID" in os.environ else nullcontext(), redirect_stderr(io.StringIO()):
                 job = executor._submit_command(command_text(self.settings, order))
         except (FailedJobError, FailedSubmissionError, OSError) as error:
-            raise NotSubmitted(str(error).strip() or type(error).__name__) from error
+            said = str(error).strip() or type(error).__name__
+            raise (NoRoom if any(words in said for words in NO_ROOM) else NotSubmitted)(said) from error
         _remove_links(order.queue.parent)
         return str(job.job_id)
 
