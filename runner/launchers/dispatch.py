@@ -63,6 +63,8 @@ class Dispatch:
         self._gone_since: dict[str, float] = {}
         self._waiting: list[Lot] = []
         """Lots that there was no room for yet."""
+        self._was_cancelled = False
+        """Whether somebody has ended a worker, who does not want the next jobs of a search in its place."""
         self._opened = 0.0
         self._tried = float("-inf")
 
@@ -224,11 +226,12 @@ class Dispatch:
     def _ask_for_more(self) -> None:
         if self.more is None:
             return
-        unsettled = sum(len(lot.in_state(*UNSETTLED)) for lot in self.lots)
-        room = max(1, self.capacity) - unsettled
-        jobs = self.more(room) if room > 0 else []
+        # What was interrupted in a worker that is there has its place still, or nobody knows yet who has ended it.
+        going_on = sum(len(lot.in_state(State.INTERRUPTED)) for lot in self.lots if lot.alive)
+        room = max(1, self.capacity) - going_on - sum(len(lot.in_state(*UNSETTLED)) for lot in self.lots)
+        jobs = self.more(room) if room > 0 and not self._was_cancelled else []
         self._take_in(jobs)
-        if not jobs and not any(lot.is_unsettled for lot in self.lots):
+        if self._was_cancelled or (not jobs and not any(lot.is_unsettled for lot in self.lots)):
             self.more = None
         if self.more is None or jobs or monotonic() - self._opened > OPEN_FOR_S / 4:
             self._opened = monotonic()
@@ -288,6 +291,9 @@ class Dispatch:
             works = any(manifest.get("worker") == worker for manifest in manifests.values())
             began = lot.is_earlier or len(left) < len(lot.jobs) or works
         if gone.reason == "cancelled":
+            self._was_cancelled = True
+            if self.more is not None:
+                log.info("%s: no further jobs are begun; the same command goes on with the search", how)
             for job in (*dead, *left, *interrupted):
                 update_manifest(job.folder, state=State.CANCELLED, error=how, crashed=False)
         elif gone.reason == "taken":

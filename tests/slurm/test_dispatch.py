@@ -244,6 +244,24 @@ def test_a_search_adds_jobs_to_workers_that_wait_for_them(monkeypatch: pytest.Mo
     assert 1 in asked
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["shared files", "apart"])
+def test_a_search_gives_no_further_jobs_in_the_place_of_those_that_somebody_has_ended(
+    apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = make_jobs(4)
+    further = jobs[2:]
+
+    def cancel(cluster: Script) -> None:
+        cluster.ended["w1"] = CANCELLED
+
+    cluster = Script(lambda _: write(jobs[:2], State.INTERRUPTED), cancel, apart=apart)
+    run(cluster, make_plan(jobs[:2], at_once=2), monkeypatch, lambda count: [further.pop(0)] if further else [])
+
+    assert states(jobs) == ["cancelled", "cancelled", "pending", "pending"]
+    assert len(cluster.orders) == 1
+    assert Queue(cluster.orders[0][0].queue).read()[0] == [job.folder for job in jobs[:2]]
+
+
 def test_an_open_list_is_closed_by_time_when_its_command_has_died() -> None:
     jobs = make_jobs(1)
     lot = Lot(Pack(tuple(jobs), 1, 1, 1, ""), "script")
