@@ -102,6 +102,20 @@ def test_trials_go_on_without_their_command_and_become_jobs(aws: StandIn, settin
     assert len(aws.asked("CreateHyperParameterTuningJob")) == 1
 
 
+def test_somebody_elses_search_of_the_same_name_is_left_alone(aws: StandIn, sdxl_folder: Path, tmp_path: Path) -> None:
+    waits = settings_of(aws, sdxl_folder, Image(("sh", "-c", "sleep 60")))
+    command = [*SEARCH, *waits, *SPACE, "hydra.sweeper.n_trials=1", "launcher.wait=false"]
+    assert runner(*command).code == 0
+    other = {"RUNNER_OUTPUTS": str(tmp_path / "other")}
+
+    answer = runner(*command, "launcher.prefix=team/b", extra=other)
+    assert answer.code == 2, answer.output
+    assert "is there already, and its results come to s3://stand-in/lora-runner/" in answer.output
+    assert "launcher.prefix as it has them, or give this search another name" in answer.output
+
+    assert runner(*command, extra=other).code == 0, "of the same place: taken up"
+
+
 def test_a_search_that_may_not_be_started_is_refused_before_anything_is_sent(aws: StandIn, settings: list[str]) -> None:
     aws.permissions.deny("sagemaker:CreateHyperParameterTuningJob")
 

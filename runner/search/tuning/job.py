@@ -10,10 +10,11 @@ from time import sleep
 from typing import Any
 
 from runner.aws.account import aws_errors, code_of, message_of, understood
-from runner.errors import Detached, Interrupted, RunnerError
+from runner.errors import Detached, Interrupted, RunnerError, SettingsError
 from runner.job import Job, state_of
 from runner.launchers.cluster import NotStopped
 from runner.launchers.dispatch import is_to_end
+from runner.launchers.sagemaker.request import CHECKPOINTS
 from runner.launchers.sagemaker.stopping import how_to_stop_search
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 from runner.launchers.sagemaker.trials import Trials, begin
@@ -76,6 +77,7 @@ class TuningJob:
             Detached: it goes on without this command, as was asked for.
             Interrupted: Ctrl-C; it goes on, unless the person at the terminal wants otherwise.
             NoAccess: it may not be created.
+            SettingsError: there is one of that name whose results come to another place.
         """
         self._create()
         try:
@@ -90,7 +92,7 @@ class TuningJob:
 
         with understood("sagemaker:CreateHyperParameterTuningJob and DescribeHyperParameterTuningJob"):
             try:
-                self._describe()
+                self._refuse_foreign(self._describe())
                 log.info("submitted before: tuning job %s", self.name)
             except ClientError as error:
                 if code_of(error) not in ("ResourceNotFound", "ValidationException"):
@@ -103,6 +105,19 @@ class TuningJob:
             region,
             self.name,
         )
+
+    def _refuse_foreign(self, described: Mapping[str, Any]) -> None:
+        """Names are the account's: the results of somebody else's search come to another place.
+
+        Raises:
+            SettingsError: it is such a one.
+        """
+        kept = described["TrainingJobDefinition"].get("CheckpointConfig", {}).get("S3Uri")
+        if kept != (wanted := (self._brings.place / CHECKPOINTS).uri):
+            raise SettingsError(
+                f"tuning job {self.name} is there already, and its results come to {kept}, not to {wanted}: set "
+                "launcher.bucket and launcher.prefix as it has them, or give this search another name"
+            )
 
     def _send(self) -> None:
         from botocore.exceptions import ClientError
