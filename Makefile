@@ -2,15 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-# More at a time than there are cores: many of them wait for other processes most of the time.
-JOBS ?= 3
+# More at a time than there are cores: many tests wait for other processes most of the time.
+JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 3)
 TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -q --durations=20 -n $(JOBS) --dist worksteal
-QUICK := -m 'not slow'
-# What runs jobs in queues, training jobs and containers, and what serves: as many processes again as all other tests
-# together.
-ELSEWHERE := tests/slurm tests/sagemaker tests/container tests/image tests/serve tests/gallery
 
-.PHONY: demo test test-elsewhere test-slow test-container check docs clean
+.PHONY: demo test behaviour test-slow test-container check docs clean
 
 # Compiled on all cores, as pip does not; what packages hold for a later Python does not compile.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -23,11 +19,10 @@ demo: $(VENV)/.installed     ## train the embedded demo and print where its repo
 	$(RUN) runner recipe=demo
 
 test: $(VENV)/.installed     ## everything that must hold: style, types, import directions, behaviour
-	$(MAKE) check
-	$(TESTS) $(QUICK) $(addprefix --ignore=,$(ELSEWHERE))
+	$(MAKE) --jobs=2 check behaviour
 
-test-elsewhere: $(VENV)/.installed   ## Slurm, SageMaker and what runs in its containers, on stand-ins that really run jobs; endpoint and gallery
-	$(TESTS) $(QUICK) $(ELSEWHERE)
+behaviour: $(VENV)/.installed
+	$(TESTS) -m 'not slow'
 
 test-slow: $(VENV)/.installed   ## what takes long and is much like something quicker
 	$(TESTS) -m slow

@@ -246,8 +246,9 @@ def test_the_bases_torch_stays_where_it_will_do(tmp_path: Path) -> None:
 def test_what_the_page_has_codebuild_install_is_all_that_an_image_is_built_with() -> None:
     (named,) = re.findall(r"commands: \[pip install -q ([^\]]+)\]", (ROOT / "docs" / "sagemaker.md").read_text())
     look = (
-        "import sys; from importlib.metadata import packages_distributions as known; import runner.image.__main__; "
-        "print(*{name.lower() for module in list(sys.modules) for name in known().get(module, ())})"
+        "import sys; from importlib.metadata import packages_distributions; import runner.image.__main__; "
+        "known = packages_distributions(); "
+        "print(*{name.lower() for module in list(sys.modules) for name in known.get(module, ())})"
     )
     done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
     project = (ROOT / "pyproject.toml").read_text()

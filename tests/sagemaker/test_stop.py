@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,9 @@ def test_a_damaged_manifest_is_told_and_keeps_nobody_from_hearing_of_the_others(
 
 def test_what_waits_for_room_is_not_sent_by_the_waiting_command_after_a_stop(aws: StandIn) -> None:
     aws.quotas.set("ml.m5.xlarge", training=1, spot=1)
-    image = aws.add_image("lora:1", Image(("sh", "-c", "trap 'exit 0' TERM; while sleep 0.1; do :; done"), {}))
+    image = aws.add_image(
+        "lora:1", Image(("sh", "-c", "trap 'exit 0' TERM; echo ready; while sleep 0.1; do :; done"), {})
+    )
     place = [f"launcher.image={image}", f"launcher.role={aws.role}", f"launcher.bucket={aws.bucket}"]
     waits = Running(
         [
@@ -122,6 +125,10 @@ def test_what_waits_for_room_is_not_sent_by_the_waiting_command_after_a_stop(aws
         ]
     )
     waits.wait_for_line("has no room at this moment")
+    (name,) = aws.jobs
+    while "ready" not in aws.printed(name):  # before that it would not hear of the stop
+        assert not aws.jobs[name].has_ended
+        time.sleep(0.05)
     stopped = command("stop", str(outputs() / "dev"))
     answer = waits.end()
 
