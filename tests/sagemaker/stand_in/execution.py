@@ -105,6 +105,8 @@ class Execution(threading.Thread):
         job.to(job.status, "Downloading")
         if settings.backend == "containers":
             self._network = Network(settings.engine)
+        for host in self.hosts:  # of an attempt that was interrupted
+            host.close()
         self.hosts, self.checkpoints, self.first_failed = [], [], None
         for name in job.hosts:
             folder = self.folder / name

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ class Host:
         self.settings, self.name, self.folder, self.names = settings, name, folder, names
         self.ml = folder / "ml"
         self.process: subprocess.Popen[bytes] | None = None
+        self.temporary: str | None = None
         for each in FOLDERS:
             (self.ml / each).mkdir(parents=True)
         for each in ("bin", "home", "work"):
@@ -71,7 +74,10 @@ class Host:
         command = [*(entrypoint or image.entrypoint), *arguments]
         commands = [str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
         own = {"PATH": ":".join(commands), "HOME": str(self.folder / "home"), "LANG": "C.UTF-8", **image.environment}
-        own |= environment
+        # A container's /tmp goes with it. Not in the tree: names of sockets must be short.
+        self.temporary = tempfile.mkdtemp(prefix="host-")
+        Path(self.temporary).chmod(0o1777)
+        own |= {"TMPDIR": self.temporary, **environment}
         if self.settings.ml_root == "bound" or (self.settings.ml_root == "auto" and can_bind()):
             command = [*NAMESPACES, "sh", "-c", ENTER, "sh", str(self.folder), self.name, *command]
         else:
@@ -115,6 +121,8 @@ class Host:
     def close(self) -> None:
         """Leave nothing behind but the folder."""
         self.kill()
+        if self.temporary is not None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
 
     def _main(self) -> list[int]:
         """The container's PID 1, as this machine numbers it."""
