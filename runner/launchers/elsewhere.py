@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -55,20 +56,7 @@ class Elsewhere:
         Returns:
             The jobs that were.
         """
-        withdrawn = []
-        for folder in folders:
-            try:
-                if not _waits_for_room(folder):
-                    continue
-                with lock(folder):
-                    if _waits_for_room(folder):
-                        update_manifest(folder, state=State.CANCELLED, error="was stopped before it was submitted")
-                        withdrawn.append(folder)
-            except LockedError:
-                continue  # somebody works on it, here
-            except RunnerError as error:
-                log.debug("%s", error)  # a damaged manifest, of which `stop` tells
-        return withdrawn
+        return [folder for folder in folders if _cancel(folder, _waits_for_room, "was stopped before it was submitted")]
 
     def stop(self, folders: Sequence[Path]) -> tuple[list[str], list[str]]:
         """Ask their workers to save and end.
@@ -86,6 +74,7 @@ class Elsewhere:
             except RunnerError as error:
                 faults.append(str(error))
                 continue
+            asked, left = set[str](), set[str]()
             for cancel, names in alive:
                 missed: Sequence[str] = ()
                 try:
@@ -93,7 +82,12 @@ class Elsewhere:
                 except RunnerError as error:
                     faults.append(str(error))
                     missed = error.workers if isinstance(error, NotStopped) else names
-                stopped += [f"{cluster.name} {name}" for name in names if name not in missed]
+                asked.update(name for name in names if name not in missed)
+                left.update(missed)
+            stopped += [f"{cluster.name} {name}" for name in sorted(asked)]
+            if cluster.shares_files:  # elsewhere, what was brought from there says how it ended
+                for job in jobs:
+                    _cancel(job.folder, partial(_waits_for, asked, left), "was stopped before a worker began with it")
         return stopped, faults
 
 
@@ -101,6 +95,33 @@ def _waits_for_room(folder: Path) -> bool:
     """Whether a job is in a list that no worker could be submitted for yet."""
     manifest = read_manifest(folder)
     return manifest.get("state") == State.PENDING and (manifest.get("submission") or {}).get("ids") == []
+
+
+def _waits_for(asked: Collection[str], left: Collection[str], folder: Path) -> bool:
+    """Whether a job waits for workers that were asked to end, and for none that was not."""
+    manifest = read_manifest(folder)
+    workers = (manifest.get("submission") or {}).get("ids") or ()
+    return (
+        manifest["state"] == State.SUBMITTED
+        and any(worker in asked for worker in workers)
+        and not any(worker in left for worker in workers)
+    )
+
+
+def _cancel(folder: Path, waits: Callable[[Path], bool], reason: str) -> bool:
+    """Cancel a job that still waits, and that nobody works on; whether it was."""
+    try:
+        if not waits(folder):
+            return False
+        with lock(folder):
+            if is_cancelled := waits(folder):
+                update_manifest(folder, state=State.CANCELLED, error=reason)
+            return is_cancelled
+    except LockedError:
+        return False  # somebody works on it, here
+    except RunnerError as error:
+        log.debug("%s", error)  # a damaged manifest, of which `stop` tells
+        return False
 
 
 def _groups(folders: Sequence[Path]) -> Iterable[tuple[LauncherSettings, list[Job]]]:

@@ -12,7 +12,7 @@ from runner.launchers.cluster import NotStopped
 from runner.launchers.slurm.clusters import QueueWatcher, SlurmCluster
 from runner.schema import SlurmLauncher
 from runner.status.experiment import Watch
-from tests.command_line import runner, trained
+from tests.command_line import command, runner, trained
 from tests.conftest import MakeOnce
 from tests.launch.running import Running, assert_bitwise_equal, manifests, only_folder, outputs, weights
 from tests.slurm.conftest import Slurm, job_settings
@@ -99,6 +99,23 @@ def test_without_waiting_the_command_ends_and_the_same_command_collects(settings
     assert answer.code == 0, answer.output
     assert "completed   validation/loss" in answer.output
     assert len(slurm.jobs) == 1
+
+
+def test_what_no_worker_has_begun_is_cancelled_by_a_stop_although_nobody_waits(
+    settings: list[str], slurm: Slurm
+) -> None:
+    slurm.is_full(True)
+    assert runner(*settings, "launcher.wait=false").code == 0
+    stopped = command("stop", str(outputs() / "dev"))
+
+    assert stopped.code == 0, stopped.output
+    assert "asked to save and end: slurm 101" in stopped.output
+    assert states() == ["cancelled"]
+
+    slurm.is_full(False)
+    answer = runner(*settings)
+    assert answer.code == 0, answer.output
+    assert states() == ["completed"]
 
 
 def test_ctrl_c_leaves_the_workers_and_says_how_to_stop_them(settings: list[str], slurm: Slurm) -> None:
