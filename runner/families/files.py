@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -198,13 +199,18 @@ def is_hub_id(given: str) -> bool:
 def unreachable(repository: str, file: str, revision: str | None) -> str:
     """Why a file of a Hub repository can be neither found in the local cache nor asked for; empty if it can."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     if isinstance(try_to_load_from_cache(repository, file, revision=revision), str):
         return ""
     try:
         get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=HUB_TIMEOUT_S)
+    except OfflineModeIsEnabled:
+        return "HF_HUB_OFFLINE is set"
     except Exception as error:  # noqa: BLE001 (which HTTP client the Hub's library uses changes with its version)
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
+        return textwrap.shorten(
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0]}", 160, placeholder=" ..."
+        )
     return ""
 
 

