@@ -39,7 +39,8 @@ def cost_of(jobs: Sequence[JobRecord]) -> Cost:
     if wall_s is not None:
         going_on = any(job.state == "running" for job in jobs)
         facts.append(("wall time so far" if going_on else "wall time", duration(wall_s)))
-    if alone_s is not None and shares:
+    # Jobs that had their processes to themselves were packed with nobody, and saved nothing by it.
+    if alone_s is not None and shares and packed > 1:
         facts += _compared(alone_s, sum(job.total_s or 0.0 for job in jobs if job.state == "completed"))
         notes.append(
             "One after the other is what the completed jobs would have taken as processes of their own, "

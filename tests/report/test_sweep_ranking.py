@@ -119,6 +119,15 @@ def test_a_packed_sweep_says_what_it_saved(tmp_path: Path) -> None:
     assert "packed 3 times faster" in text
 
 
+def test_jobs_that_ran_alone_are_not_called_packed(tmp_path: Path) -> None:
+    folder = write_search(tmp_path, 6)
+    for job in find_jobs(folder):
+        give_cost(job, packed_with=1)
+    facts = dict(cost_of([read_job(job) for job in find_jobs(folder)]).facts)
+    assert set(facts) == {"machine time", "wall time", "peak memory"}
+    assert "packed" not in Page(write_report(folder).read_text()).text
+
+
 def test_what_is_not_known_is_not_said(tmp_path: Path) -> None:
     folder = four(tmp_path)
 
