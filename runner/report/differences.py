@@ -30,6 +30,9 @@ MAX_CHARTED_SETTINGS = 6
 MAX_LABEL_SETTINGS = 3
 """More differing settings than this make no title; the job's id does."""
 
+LONG_VALUE = 24
+"""Characters: longer values stand last in titles, since headings show only the beginning of a text without room."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
@@ -113,8 +116,10 @@ def labelled(jobs: list[JobRecord]) -> list[JobRecord]:
 def _titles(jobs: Sequence[JobRecord]) -> dict[Path, str]:
     """What tells the jobs of one task apart, by their folders."""
     keys, _ = differing_overrides(jobs)
+    keys.sort(key=lambda key: any(len(job.overrides.get(key, "")) > LONG_VALUE for job in jobs))
     set_by_hand = [" ".join(f"{key}={job.overrides[key]}" for key in keys if key in job.overrides) for job in jobs]
     differing, _ = differing_settings(jobs)
+    differing.sort(key=lambda one: any(len(plain(value)) > LONG_VALUE for value in one.values.values()))
     resolved = [" ".join(f"{one.key}={plain(one.values.get(job.id))}" for one in differing) for job in jobs]
     for titles, length in ((set_by_hand, len(keys)), (resolved, len(differing))):
         if 0 < length <= MAX_LABEL_SETTINGS and len(set(titles)) == len(jobs) and all(titles):

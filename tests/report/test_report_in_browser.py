@@ -122,6 +122,27 @@ def test_no_sideways_scrolling_on_a_phone(tmp_path: Path, sweep: Path, browser: 
         assert asked(tmp_path, browser, page, MEASURE) == {"width": 390, "wide": []}, page.parent.name
 
 
+HEADS = """<!doctype html>
+<iframe id=f style="width:WIDTHpx;height:900px;border:0"></iframe><pre id="said"></pre>
+<script>
+f.onload = () => {
+  const heads = [...f.contentDocument.querySelectorAll(".compare thead a")];
+  said.textContent = JSON.stringify(heads.map((head) => head.scrollHeight > head.clientHeight + 2));
+};
+f.srcdoc = PAGE;
+</script>"""
+
+
+@pytest.mark.parametrize("width_px", [390, 1280])
+def test_what_tells_samples_apart_is_read_whole(tmp_path: Path, browser: Browser, width_px: int) -> None:
+    for rate in (f"0.000{digit}" for digit in range(1, 8)):
+        job = write_job(tmp_path / "x" / rate, sampled=[0, 40])
+        settings = [f"{key}={rate}" for key in ("optimizer.weight_decay", "lora.dropout", "optimizer.lr")]
+        change_manifest(job, name="x", overrides=settings)
+    page = write_report(tmp_path / "x")
+    assert asked(tmp_path, browser, page, HEADS.replace("WIDTH", str(width_px))) == [False] * 7
+
+
 def test_light_and_dark_follow_the_reader(sweep: Path, browser: Browser) -> None:
     light = browser.screenshot(sweep / "report.html", "--blink-settings=preferredColorScheme=1")
     dark = browser.screenshot(sweep / "report.html", "--blink-settings=preferredColorScheme=0")

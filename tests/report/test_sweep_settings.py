@@ -83,6 +83,17 @@ def test_jobs_without_telling_overrides_are_named_by_their_settings(tmp_path: Pa
     }  # fmt: skip
 
 
+def test_a_long_value_hides_no_short_one_that_stands_behind_it(tmp_path: Path) -> None:
+    folder = grid(tmp_path, ranks=(4,), rates=(1e-4, 3e-3, 1e-2))
+    prompts = "[a red house on a hill in the evening light,a small blue house by the sea]"
+    for job, prompt, rate in zip(find_jobs(folder), (prompts, prompts, "a"), ("1e-4", "3e-3", "1e-2"), strict=True):
+        change_manifest(job, name="x", overrides=[f"validation.prompts={prompt}", f"optimizer.lr={rate}"])
+    assert {job.name for job in labelled([read_job(job) for job in find_jobs(folder)])} == {
+        f"optimizer.lr=1e-4 validation.prompts={prompts}", f"optimizer.lr=3e-3 validation.prompts={prompts}",
+        "optimizer.lr=1e-2 validation.prompts=a",
+    }  # fmt: skip
+
+
 def test_settings_that_change_only_together_share_a_chart(tmp_path: Path) -> None:
     folder = grid(tmp_path)
     differing, _ = differing_settings([read_job(job) for job in find_jobs(folder)])
