@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runner.gallery.shelf import Shelf
-from runner.report.pictures import prompt_of
+from runner.report.pictures import prompt_of, standing
 from runner.report.ranking import Ranked
 from runner.report.record import JobRecord
-from runner.report.words import number
 
 MOST_ROWS = 48
 
@@ -43,8 +42,9 @@ class Table:
 
 def side_by_side(entries: Sequence[Ranked], shelf: Shelf) -> Table | None:
     """The last samples of jobs, after a column from before training if they began as the same; None without any."""
-    sampled = [entry.job for entry in entries if entry.job.steps_sampled]
-    jobs = [job for job in sampled if job.steps_sampled[-1] > 0 or not job.trains]
+    sampled = [entry for entry in entries if entry.job.steps_sampled]
+    shown = [entry for entry in sampled if entry.job.steps_sampled[-1] > 0 or not entry.job.trains]
+    jobs = [entry.job for entry in shown]
     if not jobs:
         return None
     keys: dict[tuple[str, int], str] = {}
@@ -59,7 +59,7 @@ def side_by_side(entries: Sequence[Ranked], shelf: Shelf) -> Table | None:
             if (shot := by_step.get(job.steps_sampled[-1])) is not None:
                 mine[key] = shelf.picture_path(shot)
         last.append(mine)
-    heads = [Head(title=job.name, about=_about(job, entries), path=shelf.path_of(job.folder)) for job in jobs]
+    heads = [Head(title=one.job.name, about=standing(one), path=shelf.path_of(one.job.folder)) for one in shown]
     before = any(keys.values()) and len({str(job.setting("model")) for job in jobs}) == 1
     if before:
         heads.insert(0, Head(title="before", about="step 0"))
@@ -94,10 +94,3 @@ def over_steps(job: JobRecord, shelf: Shelf) -> Table | None:
         names = ["before" if step == 0 else f"step {step:,}" for step in steps]
         heads = [Head(title=name, about="step 0" if name == "before" else "") for name in names]
     return Table(heads=heads, lines=lines[:MOST_ROWS], left_out=max(0, len(lines) - MOST_ROWS))
-
-
-def _about(job: JobRecord, entries: Sequence[Ranked]) -> str:
-    if not job.trains:
-        return ""
-    value = next(entry.value for entry in entries if entry.job is job)
-    return f"{number(value)} · step {job.steps_sampled[-1]:,}"

@@ -178,7 +178,7 @@ def comparison_grid(ranked: Sequence[Ranked], box: PictureBox) -> Grid | None:
     columns += [
         Column(
             title=one.job.name, role="job", href=f"#job-{one.job.id}",
-            subtitle=f"{number(one.value)} · step {one.job.steps_sampled[-1]:,}" if one.job.trains else "",
+            subtitle=standing(one),
         )
         for one in shown
     ]  # fmt: skip
@@ -188,6 +188,16 @@ def comparison_grid(ranked: Sequence[Ranked], box: PictureBox) -> Grid | None:
     if len(all_rows) > MAX_ROWS:
         left_out.append(f"{MAX_ROWS} of {len(all_rows)} prompts and seeds")
     return Grid(columns=columns, rows=rows, note=f"Shown: {' and '.join(left_out)}." if left_out else "")
+
+
+def standing(one: Ranked) -> str:
+    """A training's value beside the step of its last samples; of which step it is, where that is another one."""
+    if not one.job.trains:
+        return ""
+    drawn, value = one.job.steps_sampled[-1], number(one.value)
+    if one.step is None or one.step == drawn:
+        return f"{value} · step {drawn:,}"
+    return f"step {drawn:,} · {value} at step {one.step:,}"
 
 
 def prompt_of(job: JobRecord, row: Row) -> str:

@@ -24,6 +24,8 @@ from runner.gallery.app import make_app
 from runner.gallery.easel import WEIGHT, Easel
 from runner.gallery.shelf import NotThere, Shelf
 from runner.serve.__main__ import main as serve_main
+from tests.report.job_folders import write_job
+from tests.report.page_reader import Page
 from tests.train.bench import Bench
 
 
@@ -68,6 +70,14 @@ def completed(folder: Path, **settings: Any) -> Path:
 
 def gallery(folder: Path) -> TestClient:
     return TestClient(make_app(folder, host="127.0.0.1", device="cpu"), base_url="http://localhost")
+
+
+def test_the_value_of_a_job_that_was_stopped_says_its_step(tmp_path: Path) -> None:
+    write_job(tmp_path / "x" / "whole", rank=4, sampled=[0, 200])
+    write_job(tmp_path / "x" / "stopped", rank=8, steps=80, sampled=[0, 32], state="pruned", objective=None)
+    said = Page(gallery(tmp_path).get("/experiment/x").text).text
+    assert re.search(r"rank 8, lr 0.001 step 32 · 0\.\d+ at step 80 ", said), "over its samples"
+    assert re.search(r"rank 8, lr 0.001 0\.\d+ at step 80 pruned", said), "in the list"
 
 
 @pytest.mark.parametrize(

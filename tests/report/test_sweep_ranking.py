@@ -73,6 +73,14 @@ def test_an_old_result_of_a_job_that_runs_again_is_no_place(tmp_path: Path) -> N
     assert [entry.job.folder.name for entry in ranking_of(folder).placed] == ["poor"]
 
 
+def test_a_value_is_not_put_to_samples_of_another_step(tmp_path: Path) -> None:
+    write_job(tmp_path / "x" / "whole", rank=4, sampled=[0, 200])
+    write_job(tmp_path / "x" / "stopped", rank=8, steps=80, sampled=[0, 32], state="pruned", objective=None)
+    grid = Page(write_report(tmp_path / "x").read_text()).text.partition("Samples side by side")[2]
+    assert re.search(r"rank 4, lr 0.001 0\.\d+ · step 200 ", grid)
+    assert re.search(r"rank 8, lr 0.001 step 32 · 0\.\d+ at step 80 ", grid)
+
+
 def test_more_can_be_better(tmp_path: Path) -> None:
     for name, score in (("low", 0.2), ("high", 0.9), ("middle", 0.5)):
         job = write_job(tmp_path / "x" / name, rank=int(score * 10), sampled=[], objective=score)
