@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from runner.schema.defaults import section_of, variants_of
+from runner.schema.elsewhere import HERE
 from runner.schema.experiment import GROUPS
 from runner.schema.inputs import SourceSettings
 from runner.schema.tasks import TASKS
@@ -51,13 +52,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def unknown_key(key: str, task: str = "train") -> str:
     """What to say of a key that a task does not have: whose it is, the closest full key, or the same name elsewhere."""
     owners = [other for other, kind in TASKS.items() if key.partition(".")[0] in kind.model_fields]
-    if owners and task not in owners:
-        return f"has no effect with task={task}, only with {' or '.join(owners)}; remove it"
     known = dotted_keys(task)
     last = key.rpartition(".")[2]
     same_name = [candidate for candidate in known if candidate.rpartition(".")[2] == last]
-    if same_name and "." not in key:
-        return f"unknown key, did you mean {' or '.join(same_name[:3])}?"
+    meant = f"did you mean {' or '.join(same_name[:3])}?" if same_name and "." not in key else ""
+    if owners and task not in owners:
+        return f"has no effect with task={task}, only with {' or '.join(owners)}; {meant or 'remove it'}"
+    if meant:
+        return f"unknown key, {meant}"
+    if (here := HERE.get(key, "")) and here.partition("=")[0] in (*known, *GROUPS):
+        return f"unknown key, did you mean {here}?"
     tops = [candidate for candidate in (*known, *GROUPS) if "." not in candidate]
     near = nearest(key, tops) if "." not in key else ""
     return f"unknown key{near or nearest(key, known)}"

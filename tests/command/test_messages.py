@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from runner.schema import Experiment
+from runner.schema.elsewhere import HERE
 from runner.schema.knob import Settings
-from runner.schema.messages import explain
+from runner.schema.messages import dotted_keys, explain
 from runner.schema.tasks import TASKS
 from runner.schema.tuning import TuningSettings
 
@@ -152,3 +154,31 @@ def test_spellings_are_asked_for_in_words() -> None:
     assert line.endswith(", such as no-name")
     for right in ("dev", "2024_a.b-c"):
         assert of_training(name=right) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("learning_rate", 1e-4, "unknown key, did you mean optimizer.lr?"),
+        ("max_train_steps", 500, "unknown key, did you mean steps?"),
+        ("train_data_dir", "photos", "unknown key, did you mean dataset.path?"),
+        ("checkpointing_steps", 100, "unknown key, did you mean checkpoint.every?"),
+        ("use_8bit_adam", True, "unknown key, did you mean optimizer=adamw8bit?"),
+        ("rank", 16, "has no effect with task=train, only with merge or export; did you mean lora.rank?"),
+    ],
+)
+def test_who_comes_from_another_script_is_told_what_its_settings_are_here(name: str, value: Any, said: str) -> None:
+    assert of_training(**{name: value}) == [f"{name} = {value!r}: {said}"]
+
+
+def test_settings_of_other_scripts_are_settings_that_there_are() -> None:
+    conf = Path(__file__).parents[2] / "conf"
+    known = dotted_keys("train")
+    for name, here in HERE.items():
+        group, is_choice, choice = here.partition("=")
+        assert here in known or (conf / group / f"{choice}.yaml").is_file() or (conf / group).is_dir(), name
+        assert name not in known and bool(is_choice) == bool(choice), name
+
+
+def test_a_task_is_offered_only_what_it_knows() -> None:
+    assert of_drawing(learning_rate=1e-4) == ["learning_rate = 0.0001: unknown key"]

@@ -1,0 +1,43 @@
+"""What settings are called in the scripts that people come from: those of diffusers, and kohya's sd-scripts."""
+
+from __future__ import annotations
+
+HERE = {
+    "max_train_steps": "steps",
+    "num_train_epochs": "steps",
+    "max_train_epochs": "steps",
+    "train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulation",
+    "mixed_precision": "precision",
+    "learning_rate": "optimizer.lr",
+    "unet_lr": "optimizer.lr",
+    "optimizer_type": "optimizer",
+    "use_8bit_adam": "optimizer=adamw8bit",
+    "pretrained_model_name_or_path": "model",
+    "pretrained_vae_model_name_or_path": "model.vae",
+    "instance_data_dir": "dataset.path",
+    "train_data_dir": "dataset.path",
+    "dataset_name": "dataset.path",
+    "max_train_samples": "dataset.max_images",
+    "random_flip": "dataset.flip",
+    "flip_aug": "dataset.flip",
+    "center_crop": "dataset.crop",
+    "enable_bucket": "dataset.buckets",
+    "with_prior_preservation": "method=dreambooth",
+    "network_dim": "lora.rank",
+    "network_alpha": "lora.alpha",
+    "min_snr_gamma": "loss.snr_gamma",
+    "validation_prompt": "validation.prompts",
+    "num_validation_images": "validation.seeds",
+    "validation_epochs": "validation.every",
+    "validation_steps": "validation.every",
+    "sample_every_n_steps": "validation.every",
+    "checkpointing_steps": "checkpoint.every",
+    "save_every_n_steps": "checkpoint.every",
+    "checkpoints_total_limit": "checkpoint.keep",
+    "report_to": "logger",
+    "log_with": "logger",
+    "output_dir": "name",
+    "output_name": "name",
+}
+"""Their name -> the key here, or the choice of a group. Names that are close to ours are found without it."""
