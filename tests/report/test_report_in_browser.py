@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from runner.job_folders import find_jobs
 from runner.report import write_report
 
 from .job_folders import change_config, change_manifest, write_job, write_search, write_sweep
@@ -141,6 +142,30 @@ def test_what_tells_samples_apart_is_read_whole(tmp_path: Path, browser: Browser
         change_manifest(job, name="x", overrides=settings)
     page = write_report(tmp_path / "x")
     assert asked(tmp_path, browser, page, HEADS.replace("WIDTH", str(width_px))) == [False] * 7
+
+
+PROMPTS = """<!doctype html>
+<iframe id=f style="width:WIDTHpx;height:900px;border:0"></iframe><pre id="said"></pre>
+<script>
+f.onload = () => {
+  const grid = f.contentDocument.querySelector(".compare").parentElement;
+  const parts = [...grid.querySelectorAll(".prompt .text, .prompt small")];
+  const outside = (e) => e.getBoundingClientRect().left < 0 || e.getBoundingClientRect().right > WIDTH;
+  const beyond = [parts.filter(outside).length];
+  grid.scrollLeft = 9999;
+  said.textContent = JSON.stringify([...beyond, parts.filter(outside).length, grid.scrollLeft > 300]);
+};
+f.srcdoc = PAGE;
+</script>"""
+
+
+@pytest.mark.parametrize("width_px", [390, 1280])
+def test_a_prompt_and_its_seed_stay_in_sight(tmp_path: Path, browser: Browser, width_px: int) -> None:
+    folder = write_search(tmp_path, 12)
+    for job in find_jobs(folder):
+        (job / "samples" / "prompts.json").write_text(json.dumps({"prompts": ["a long prompt " * 12] * 3}))
+    page = write_report(folder)
+    assert asked(tmp_path, browser, page, PROMPTS.replace("WIDTH", str(width_px))) == [0, 0, True]
 
 
 def test_light_and_dark_follow_the_reader(sweep: Path, browser: Browser) -> None:
