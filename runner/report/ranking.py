@@ -110,17 +110,20 @@ class Ranking:
 
 
 def rank(jobs: Sequence[JobRecord]) -> Ranking:
-    """Order the jobs: results from best to worst, then stopped ones by how far they came, then by state and name."""
+    """Order the jobs: results from best to worst, then stopped ones by how far they came, then by state and name.
+
+    What only draws or measures comes after the trainings: it has no curve, and would take a colour from those that do.
+    """
     aim = Aim.of(jobs)
 
-    def order(job: JobRecord) -> tuple[int, bool, float, float, str]:
+    def order(job: JobRecord) -> tuple[bool, int, bool, float, float, str]:
         state = STATE_ORDER.index(job.state) if job.state in STATE_ORDER else len(STATE_ORDER)
         result, latest = aim.result(job), aim.latest(job)
         if result is not None:
-            return state, False, 0.0, aim.cost(result), job.name
+            return False, state, False, 0.0, aim.cost(result), job.name
         if latest is not None:
-            return state, False, -latest[0], aim.cost(latest[1]), job.name
-        return state, True, 0.0, 0.0, job.name
+            return False, state, False, -latest[0], aim.cost(latest[1]), job.name
+        return not job.trains, state, True, 0.0, 0.0, job.name
 
     entries: list[Ranked] = []
     for index, job in enumerate(sorted(jobs, key=order)):

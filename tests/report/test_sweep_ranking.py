@@ -81,6 +81,20 @@ def test_a_value_is_not_put_to_samples_of_another_step(tmp_path: Path) -> None:
     assert re.search(r"rank 8, lr 0.001 step 32 · 0\.\d+ at step 80 ", grid)
 
 
+def test_what_does_not_train_takes_no_place_and_no_colour_from_trainings(tmp_path: Path) -> None:
+    write_job(tmp_path / "x" / "whole", sampled=[])
+    write_job(tmp_path / "x" / "stopped", sampled=[], state="pruned", objective=None)
+    write_job(tmp_path / "x" / "lost", sampled=[], state="failed", objective=None)
+    for index in range(8):
+        drawn = write_job(tmp_path / "x" / f"drawn{index}", sampled=[], task="evaluate", objective=None)
+        change_manifest(drawn, objective_name=None)
+        (drawn / "metrics.jsonl").unlink()
+    entries = ranking_of(tmp_path / "x").entries
+    assert [(entry.job.folder.name, entry.style) for entry in entries[:3]] == [
+        ("whole", "c0"), ("stopped", "c1"), ("lost", "c2"),
+    ]  # fmt: skip
+
+
 def test_more_can_be_better(tmp_path: Path) -> None:
     for name, score in (("low", 0.2), ("high", 0.9), ("middle", 0.5)):
         job = write_job(tmp_path / "x" / name, rank=int(score * 10), sampled=[], objective=score)
