@@ -13,7 +13,7 @@ from typing import Any
 
 from runner.job_folders import find_jobs
 from runner.report.record import JobRecord, as_mapping, read_briefly
-from runner.report.words import plain
+from runner.report.words import number, plain
 
 # What cannot change a result: names, places, how a batch is split, and the model's own defaults of other settings.
 NO_EFFECT = (
@@ -32,6 +32,9 @@ MAX_LABEL_SETTINGS = 3
 
 LONG_VALUE = 24
 """Characters: longer values stand last in titles, since headings show only the beginning of a text without room."""
+
+LONG_NUMBER = 12
+"""Characters: numbers with more are rounded in titles, where that still tells the jobs apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +120,24 @@ def _titles(jobs: Sequence[JobRecord]) -> dict[Path, str]:
     """What tells the jobs of one task apart, by their folders."""
     keys, _ = differing_overrides(jobs)
     keys.sort(key=lambda key: any(len(job.overrides.get(key, "")) > LONG_VALUE for job in jobs))
-    set_by_hand = [" ".join(f"{key}={job.overrides[key]}" for key in keys if key in job.overrides) for job in jobs]
+    given = [{key: job.overrides[key] for key in keys if key in job.overrides} for job in jobs]
+    set_by_hand = [" ".join(f"{key}={value}" for key, value in each.items()) for each in given]
+    rounded = [" ".join(f"{key}={_rounded(value)}" for key, value in each.items()) for each in given]
     differing, _ = differing_settings(jobs)
     differing.sort(key=lambda one: any(len(plain(value)) > LONG_VALUE for value in one.values.values()))
     resolved = [" ".join(f"{one.key}={plain(one.values.get(job.id))}" for one in differing) for job in jobs]
-    for titles, length in ((set_by_hand, len(keys)), (resolved, len(differing))):
+    for titles, length in ((rounded, len(keys)), (set_by_hand, len(keys)), (resolved, len(differing))):
         if 0 < length <= MAX_LABEL_SETTINGS and len(set(titles)) == len(jobs) and all(titles):
             return {job.folder: title for job, title in zip(jobs, titles, strict=True)}
     return {job.folder: job.id for job in jobs}
+
+
+def _rounded(text: str) -> str:
+    """A value as it was set; a fraction that a search has drawn has more digits than anybody reads."""
+    try:
+        return number(float(text)) if len(text) > LONG_NUMBER and "." in text else text
+    except ValueError:
+        return text
 
 
 def told_apart(differing: Sequence[Difference], *, first: Sequence[str]) -> list[Difference]:

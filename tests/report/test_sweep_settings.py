@@ -94,6 +94,21 @@ def test_a_long_value_hides_no_short_one_that_stands_behind_it(tmp_path: Path) -
     }  # fmt: skip
 
 
+def test_a_number_that_was_drawn_is_rounded_in_titles_that_stay_apart(tmp_path: Path) -> None:
+    folder = grid(tmp_path, ranks=(4,), rates=(1e-4, 3e-3))
+    one, other = find_jobs(folder)
+
+    def names(*rates: str) -> set[str]:
+        for job, rate in zip((one, other), rates, strict=True):
+            change_manifest(job, name="x", overrides=[f"optimizer.lr={rate}"])
+        return {job.name for job in labelled([read_job(job) for job in (one, other)])}
+
+    assert names("0.0016051911333587634", "1e-4") == {"optimizer.lr=0.001605", "optimizer.lr=1e-4"}
+    assert names("20251128093000.5", "20251128093000") == {"optimizer.lr=2.025e13", "optimizer.lr=20251128093000"}
+    alike = ("0.0016051911333587634", "0.0016051911333587699")
+    assert names(*alike) == {f"optimizer.lr={rate}" for rate in alike}
+
+
 def test_settings_that_change_only_together_share_a_chart(tmp_path: Path) -> None:
     folder = grid(tmp_path)
     differing, _ = differing_settings([read_job(job) for job in find_jobs(folder)])
