@@ -263,11 +263,16 @@ def check_all(checker: Checker, configs: Sequence[Config]) -> list[Job]:
     """Turn every configuration into a job, or raise one error with the faults of all of them."""
     jobs: list[Job] = []
     faults: dict[str, list[str]] = {}
+    places: dict[str, list[str]] = {}
     for config, overrides in configs:
         try:
             job = checker.job(config, overrides)
             launcher = job.settings.launcher
-            if wrong_place := find_launcher(launcher.name).check(launcher):
+            place = launcher.model_dump_json()
+            # Once for all jobs: a look starts other programs, and the driver's own tool may take a second.
+            if place not in places:
+                places[place] = find_launcher(launcher.name).check(launcher)
+            if wrong_place := places[place]:
                 raise SettingsError("\n".join(wrong_place))
             jobs.append(job)
         except SettingsError as error:

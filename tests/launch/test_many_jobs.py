@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,3 +56,20 @@ def test_and_again_for_jobs_that_use_them_in_another_way(calls: Counter[str], ca
         launch.launch(configs(validation=[{"held_out": share} for share in (0.1, 0.5, 0.1)]))
     assert calls == {"views_of": 2, "held_out_lines": 2, "buckets_of": 2}
     assert caplog.text.count("images: ") == 1, "of the files there is no more to say"
+
+
+def test_the_gpus_of_the_machine_are_asked_for_no_more_often_for_many_jobs_than_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool, asked = tmp_path / "bin" / "nvidia-smi", tmp_path / "asked"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\necho . >> {asked}\nexit 1\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+
+    def times(seeds: list[int]) -> int:
+        asked.write_text("")
+        launch.launch(configs(seed=seeds))
+        return len(asked.read_text().splitlines())
+
+    assert times([1, 2, 3, 4, 5]) == times([1]) > 0
