@@ -84,7 +84,7 @@ def _wall_s(jobs: Sequence[JobRecord]) -> float | None:
     """Seconds from the first start to the last end, or to the last sign of life of a job that still runs."""
     starts = [moment for job in jobs if (moment := _moment(job.manifest.get("started"))) is not None]
     ends = [moment for job in jobs if (moment := _moment(job.manifest.get("finished"))) is not None]
-    ends += [logged for job in jobs if job.state == "running" and (logged := _last_logged(job)) is not None]
+    ends += [logged for job in jobs if job.state == "running" and (logged := job.numbers.last_time) is not None]
     if not starts or not ends or max(ends) < min(starts):
         return None
     return max(ends) - min(starts)
@@ -95,7 +95,3 @@ def _moment(written: object) -> float | None:
         return datetime.fromisoformat(str(written)).timestamp()
     except ValueError:
         return None
-
-
-def _last_logged(job: JobRecord) -> float | None:
-    return max((time for line in job.lines if (time := finite(line.get("time"))) is not None), default=None)

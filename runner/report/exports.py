@@ -110,8 +110,7 @@ def _row(entry: Ranked, differing: Sequence[Difference], root: Path) -> dict[str
 
 
 def _last_metrics(job: JobRecord) -> dict[str, float]:
-    names = dict.fromkeys(name for line in job.lines for name in line if name not in ("step", "time"))
-    return {name: curve[-1][1] for name in names if (curve := job.curve(name))}
+    return {name: job.curve(name)[-1][1] for name in job.numbers.names}
 
 
 def _cell(value: Any) -> Any:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -37,6 +38,41 @@ class Row(NamedTuple):
     seed: int
 
 
+class Numbers:
+    """What a record says of each metric.
+
+    A number takes 16 bytes: lines as mappings would take a hundred megabytes for each hundred thousand, and an
+    experiment has many jobs.
+    """
+
+    def __init__(self, lines: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.last_step = 0
+        self._columns: dict[str, tuple[array[float], array[float]]] = {}
+        for line in lines:
+            step = int(line["step"])
+            self.last_step = max(self.last_step, step)
+            for name, value in line.items():
+                if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool):
+                    steps, values = self._columns.setdefault(name, (array("d"), array("d")))
+                    steps.append(step)
+                    values.append(value)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all metrics, in the order in which they first come."""
+        return [name for name in self._columns if name != "time"]
+
+    @property
+    def last_time(self) -> float | None:
+        """When something was last recorded, in seconds since the epoch."""
+        _, times = self._columns.get("time", ((), ()))
+        return max(filter(math.isfinite, times), default=None)
+
+    def curve(self, name: str) -> list[Point]:
+        """A metric as (step, value), in the order of the steps; the last one where a step comes again."""
+        return sorted(dict(zip(*self._columns.get(name, ((), ())), strict=True)).items())
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobRecord:
     """What one job folder holds."""
@@ -45,7 +81,7 @@ class JobRecord:
     config: dict[str, Any]
     manifest: dict[str, Any]
     problems: list[str]
-    lines: list[dict[str, Any]] = field(default_factory=list)
+    numbers: Numbers = field(default_factory=Numbers)
     prompts: list[str] = field(default_factory=list)
     negative_prompt: str = ""
     shots: dict[Row, dict[int, Path]] = field(default_factory=dict)
@@ -97,7 +133,7 @@ class JobRecord:
     def steps_done(self) -> int:
         """Optimizer steps done: the manifest's count, or the last logged step where that is further."""
         said = self.manifest.get("steps_done")
-        logged = max((int(line["step"]) for line in self.lines), default=0)
+        logged = self.numbers.last_step
         return max(logged, said) if isinstance(said, int) else logged
 
     @property
@@ -125,12 +161,7 @@ class JobRecord:
 
     def curve(self, name: str) -> list[Point]:
         """A metric as (step, value), in the order of the steps; NaN and infinities are kept."""
-        points: dict[float, float] = {}
-        for line in self.lines:
-            value = line.get(name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                points[float(line["step"])] = float(value)
-        return sorted(points.items())
+        return self.numbers.curve(name)
 
     def images_per_s(self) -> float | None:
         """Training speed: the median over the logged values, images per second."""
@@ -160,7 +191,7 @@ def read_job(folder: Path) -> JobRecord:
         folder=folder,
         config=_read_mapping(paths.config, problems),
         manifest=_read_mapping(paths.manifest, problems),
-        lines=_read_metrics(paths.metrics, problems),
+        numbers=_read_metrics(paths.metrics, problems),
         prompts=[str(prompt) for prompt in prompts] if isinstance(prompts, list) else [],
         negative_prompt=str(described.get("negative_prompt") or ""),
         shots=_find_shots(folder / SAMPLES_NAME),
@@ -197,16 +228,16 @@ def _read_mapping(path: Path, problems: list[str], *, optional: bool = False) ->
     return as_mapping(content)
 
 
-def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """The lines that are whole."""
+def _read_metrics(path: Path, problems: list[str]) -> Numbers:
+    """What the lines that are whole say."""
     try:
-        raw_lines = path.read_bytes().split(b"\n")
+        with path.open("rb") as stream:
+            return Numbers(line for raw in stream if (line := parse_line(raw)) is not None)
     except FileNotFoundError:
-        return []
+        return Numbers()
     except OSError as error:
         problems.append(f"{path.name} cannot be read: {error.strerror}")
-        return []
-    return [line for raw in raw_lines if (line := parse_line(raw)) is not None]
+        return Numbers()
 
 
 def _read_tail(path: Path) -> str:

@@ -120,7 +120,7 @@ def _charts(job: JobRecord) -> list[Chart]:
     ]
     if earlier := job.curve(EARLIER):
         loss.append(Series(label="on the images of the earlier training", points=earlier, style="c2", dots=True))
-    bands = sorted({name for line in job.lines for name in line if name.startswith(f"{HELD_OUT}_t")})
+    bands = sorted(name for name in job.numbers.names if name.startswith(f"{HELD_OUT}_t"))
     by_noise = [
         Series(label=f"t = {_timestep(name)}", points=job.curve(name), style=f"c{place}", dots=True)
         for place, name in enumerate(bands[:COLOURS])

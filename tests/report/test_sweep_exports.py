@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import tracemalloc
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from runner.report import write_report
+from runner.report import record, write_report
 
 from .job_folders import change_config, change_manifest, give_cost, write_job, write_search
 
@@ -111,3 +112,20 @@ def test_the_command_says_where_all_three_are(tmp_path: Path) -> None:
     said = [Path(line) for line in done.stdout.splitlines()]
     assert said == [tmp_path / "x" / name for name in ("report.html", "sweep.csv", "sweep.json")]
     assert all(path.is_file() for path in said)
+
+
+def test_a_long_record_takes_no_more_memory_than_its_numbers(tmp_path: Path) -> None:
+    job, lines = write_job(tmp_path / "long"), 20_000
+    names = ["train/loss", "train/grad_norm", "train/lr", "train/images_per_s"]
+    with (job / "metrics.jsonl").open("w", encoding="utf-8") as stream:
+        for step in range(1, lines + 1):
+            values = {name: step / 7 + place for place, name in enumerate(names)}
+            stream.write(json.dumps({"step": step, "time": 1e9 + step, **values}) + "\n")
+    record.read_job(job)  # what is loaded for the first one stays
+    tracemalloc.start()
+    read = record.read_job(job)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert read.curve("train/lr")[-1] == (lines, lines / 7 + 2)
+    # A step and a value of 8 bytes each, and some room for growth and for settings.
+    assert taken < 1.5 * 16 * lines * (len(names) + 1)
