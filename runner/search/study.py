@@ -25,6 +25,8 @@ RETRY_OF = "retry_of"
 """Names, in a trial, the earlier one that failed or was cut off and whose settings it has."""
 REFUSED = "refused"
 """Says, in a trial, why its settings are none that a job can have."""
+POINTS_KEPT = 50
+"""Of a trial's curve. Each is a transaction of its own, and reads all before it; optuna's samplers go by the last."""
 NOT_AGAIN = "jobs that are completed are not trained again"
 
 
@@ -151,9 +153,8 @@ class Study:
         """
         trial = self._open.pop(number)
         with self._kept():
-            for step, measured in curve.items():
-                if math.isfinite(measured):
-                    trial.report(measured, step)
+            for step, measured in _thinned(curve):
+                trial.report(measured, step)
             if state == "pruned" and curve:
                 self._study.tell(trial, state=self._states.PRUNED)
             elif state == "completed" and value is not None and math.isfinite(value):
@@ -176,6 +177,12 @@ class Study:
             best = self._study.best_trial
         assert best.value is not None
         return best.value, {key: self.space[key].text(value) for key, value in best.params.items()}
+
+
+def _thinned(curve: Mapping[int, float]) -> list[tuple[int, float]]:
+    """The points that are finite; of many some at even distances, up to the last."""
+    points = [(step, value) for step, value in sorted(curve.items()) if math.isfinite(value)]
+    return points[:: -max(1, math.ceil(len(points) / POINTS_KEPT))][::-1]
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:

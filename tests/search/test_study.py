@@ -6,6 +6,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,19 @@ def test_the_database_is_not_held_open(tmp_path: Path) -> None:
     finish(found, number, 0.5)
     held = [Path(os.readlink(each)) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
     assert tmp_path / "study.db" not in held
+
+
+def test_of_a_long_curve_some_points_are_kept_and_the_last_is_the_value_of_a_pruned_trial(tmp_path: Path) -> None:
+    found = study(tmp_path / "study.db")
+    number, _ = found.ask()
+    curve = {step: 1 / step for step in range(1, 301)} | {301: float("nan")}
+    found.tell(number, state="pruned", curve=curve, value=None)
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database:
+        points = database.execute("select step, intermediate_value from trial_intermediate_values").fetchall()
+        ((value,),) = database.execute("select value from trial_values").fetchall()
+    assert 20 < len(points) <= 50
+    assert max(points) == (300, pytest.approx(1 / 300))
+    assert value == pytest.approx(1 / 300)
 
 
 def test_trials_are_within_the_space(tmp_path: Path) -> None:
