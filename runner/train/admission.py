@@ -104,12 +104,13 @@ def admit(pack: Pack, source: Source, places: int, about: Mapping[str, Any]) -> 
 def _prepare_each(jobs: Sequence[Job], base: Base, pack: Pack) -> list[tuple[Job, Materials, float]]:
     """Encode every job's data; seconds beside it. Encoders are gone before the denoiser is there."""
     prepared = []
-    for job in jobs:
-        spent = _Spent()
-        with pack.clock.charging("cache", [spent]):
-            materials = tried(partial(prepare, job, base))
-        if not _failed(job, materials, base.place):
-            prepared.append((job, materials, spent.timings["cache"]))
+    with pack.preparing(jobs):
+        for job in jobs:
+            spent = _Spent()
+            with pack.clock.charging("cache", [spent]):
+                materials = tried(partial(prepare, job, base))
+            if not _failed(job, materials, base.place):
+                prepared.append((job, materials, spent.timings["cache"]))
     if not base.live_text:
         base.free_text()
     drawing = [run.materials for run in pack.runs] + [materials for _, materials, _ in prepared]

@@ -20,6 +20,7 @@ from runner.train.adapters.packed import PackedAdapters
 from runner.train.base import Base
 from runner.train.clock import Clock
 from runner.train.cost import Alone, peak_memory_gb
+from runner.train.inputs.materials import Materials
 from runner.train.job_run import JobRun
 from runner.train.passes import Passes, forget
 from runner.train.place import FAULTS, Place
@@ -50,6 +51,8 @@ class Pack:
         self.failed = 0
         self.adapters: PackedAdapters | None = None
         self.load_s = 0.0
+        self._left_last: list[Materials] = []
+        """Inputs of the jobs after which nobody was left, for those that come next."""
         self._alone_step_s: dict[tuple[int, int], float] = {}
         self._steps: Counter[int] = Counter()
 
@@ -79,10 +82,25 @@ class Pack:
             return
         assert self.base is not None
         self.runs = [run for run in self.runs if run not in leaving]
+        if not self.runs:
+            self._left_last = [run.materials for run in leaving]
         self._assemble(self.base)
         if self._on_leave is not None:
             for run in leaving:
                 self._on_leave(run)
+
+    @contextmanager
+    def preparing(self, jobs: Sequence[Job]) -> Iterator[None]:
+        """Within it, what the last jobs have left is still in memory if one of these trains on the same images: jobs of
+        as many steps leave together, and all would be read again for each pack of a sweep.
+        """
+        wanted = {job.identity["dataset"] for job in jobs}
+        # What nobody shares makes room for what comes.
+        self._left_last = [each for each in self._left_last if each.dataset.fingerprint in wanted]
+        try:
+            yield
+        finally:
+            self._left_last = []
 
     def _assemble(self, base: Base) -> None:
         self.clock.charge_training()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from runner.cache import TensorCache
 from runner.job import Job, State, read_manifest, state_of
 from runner.paths import write_text
 from runner.schema import LoraSettings
@@ -18,7 +20,7 @@ from runner.track import MetricsFile
 from runner.train.adapters.adapter import Adapter, Site, find_sites
 from runner.train.adapters.packed import PackedAdapters
 from runner.train.checkpoint import save_checkpoint
-from tests.train.bench import CPU, Bench, difference, pairs, records, weights
+from tests.train.bench import CPU, SIZES, Bench, difference, pairs, records, weights, write_images
 
 # The same sums in another order. Measured 1e-6 with AdamW and a plain slope (eps 1e-3), 5e-6 with Adafactor and
 # Prodigy. With AdamW's usual eps of 1e-8, which turns rounding into steps, it would be up to 1.4e-4.
@@ -264,6 +266,29 @@ def test_which_ranks_fall_out_does_not_depend_on_the_ranks_of_others() -> None:
     alone, _, _ = outputs_of(settings, 50)
     among, _, _ = outputs_of(settings, 50, among=LoraSettings(rank=8))
     assert torch.allclose(alone, among, atol=1e-5)
+
+
+def test_jobs_that_follow_each_other_read_what_they_share_once_and_nothing_else_stays(
+    bench: Bench, sd15_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def job(seed: int, images: Path = bench.images) -> Job:
+        return bench.job(sd15_folder, images=images, steps=1, seed=seed)
+
+    others = write_images(tmp_path / "others", seed=7)
+    bench.train(job(0), job(0, others))  # encodes all of them
+    read: Counter[str] = Counter()
+    get = TensorCache.get
+
+    def counting(cache: TensorCache, key: str) -> Any:
+        read[key] += cache.folder.name == "posteriors"
+        return get(cache, key)
+
+    monkeypatch.setattr(TensorCache, "get", counting)
+    bench.train(*map(job, range(1, 5)), at_once=2)
+    assert sorted(read.values()) == [0] * (len(read) - len(SIZES)) + [1] * len(SIZES)
+    read.clear()
+    bench.train(job(5), job(6, others), job(7), at_once=1)
+    assert sorted((+read).values()) == [1] * len(SIZES) + [2] * len(SIZES)
 
 
 @pytest.mark.parametrize("model", ["sdxl_folder", "sd35_folder", "flux_folder"])
