@@ -61,8 +61,10 @@ class Base:
         self.vae_source = vae_source(self.settings)
         self.shared: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
         """Encodings that several jobs of the pack use, for as long as one of them does."""
+        self.validated: dict[Hashable, Any] = {}
+        """What validation has found of the base without an adapter, which every job starts from, for the last jobs."""
         self.untrained: dict[Any, Any] = {}
-        """What validation has found of the base without an adapter, which every job starts from."""
+        """What else was found of it."""
         self._controlnet: tuple[str, nn.Module] | None = None
 
     @classmethod

@@ -33,6 +33,11 @@ log = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
 
+VALIDATED_KEPT = 64
+"""Losses and sets of pictures of the untrained base: jobs that share them come soon after each other, and a worker may
+train hundreds of jobs, each with images and prompts of its own.
+"""
+
 
 class JobRun:
     """The state of one job in a pack."""
@@ -275,9 +280,11 @@ class JobRun:
         """What validation finds; every adapter starts without effect, so before the first step it is found once."""
         if self.adapter.has_effect:
             return find()
-        if key not in self.base.untrained:
-            self.base.untrained[key] = find()
-        found: Found = self.base.untrained[key]
+        known = self.base.validated
+        found: Found = known.pop(key) if key in known else find()
+        known[key] = found  # as the last one
+        while len(known) > VALIDATED_KEPT:
+            del known[next(iter(known))]
         return found
 
     def kept_of_earlier(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 
 from runner.job import Job
+from runner.train import job_run
+from runner.train.drawing import Picture
 from runner.train.inputs.materials import Materials
 from tests.train.bench import Bench, difference, records, weights
 
@@ -168,3 +171,20 @@ def test_the_base_is_untouched_and_free_of_adapters_after_training(
         assert not any(map(replaced, part.modules()))
         assert not any(parameter.requires_grad or parameter.grad is not None for parameter in part.parameters())
         assert not part.training
+
+
+def test_of_what_the_untrained_base_draws_for_many_jobs_the_last_is_kept(
+    bench: Bench, sd15_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_run, "VALIDATED_KEPT", 2, raising=False)
+    kept: list[int] = []
+
+    def count(*_: Any) -> None:
+        kept.append(sum(isinstance(each, Picture) for each in gc.get_objects()))
+
+    gc.collect()
+    count()
+    once = {"inference_steps": 1, "timesteps": 1, "max_images": 1}
+    jobs = [bench.job(sd15_folder, steps=1, validation={**once, "prompts": [f"a circle {n}"]}) for n in range(5)]
+    assert bench.train(*jobs, at_once=1, save=count)
+    assert [each - kept[0] for each in kept[1:]] == [1] * 5
