@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+MANY_JOBS = 200
+"""So many take some seconds to compose and check, and a thousand half a minute."""
+
+
 def single(config: DictConfig, overrides: Sequence[str]) -> None:
     """Run what Hydra composed without `-m`: a batch of one."""
     from hydra.core.hydra_config import HydraConfig
@@ -42,6 +46,8 @@ def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str
         params = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
         faults = empty_sweeps([*params, *master.hydra.overrides.task], loader)
         raise not_started("The sweep has no jobs", faults)
+    if len(batch) >= MANY_JOBS:  # on stderr, as above
+        sys.stderr.write(f"{len(batch)} jobs: every one is composed and checked before the first one starts\n")
     configs = [(loader.load_sweep_config(master, list(overrides)), tuple(overrides)) for overrides in batch]
     refuse_swept_launcher(configs)
     jobs = launch([(plain(config), overrides) for config, overrides in configs], request=OmegaConf.to_yaml(master))

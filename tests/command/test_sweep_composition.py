@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from runner import HOME
+from runner.command import entry
 from runner.command.compose import Composer, plain
 from runner.command.entry import sweep
 from runner.errors import SettingsError
@@ -78,3 +79,18 @@ def test_a_sweep_without_any_job_says_what_fits_no_value() -> None:
     assert head == "The sweep has no jobs, nothing was started:"
     fault = "fits no value; give some, or a pattern that fits"
     assert lines == [f"  lora=glob(x*): {fault}", f"  steps=range(4,4): {fault}"]
+
+
+@pytest.mark.parametrize(("count", "said"), [(2, ""), (3, "3 jobs: every one is composed and checked")])
+def test_who_waits_for_many_jobs_to_be_checked_is_told(
+    count: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(entry, "MANY_JOBS", 3, raising=False)
+    with initialize_config_dir(str(HOME / "conf"), version_base=None):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", [*MASTER, "lora.rank=0"], run_mode=RunMode.MULTIRUN)
+        with pytest.raises(SettingsError, match="nothing was started"):
+            sweep(loader, master, [["lora.rank=0", f"seed={seed}"] for seed in range(count)])
+    told = capsys.readouterr()
+    assert told.err.startswith(said) and bool(told.err) == bool(said)
+    assert told.out == ""
