@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runner.errors import SettingsError
+from runner.errors import RunnerError, SettingsError
 from runner.job import Job, LockedError, State, is_held, lock, make_job, read_job, register, state_of, update_manifest
 from runner.queue import Claims, FixedQueue, Queue
 from runner.schema import Experiment
@@ -116,6 +116,24 @@ def test_a_queue_may_grow_while_it_is_open(tmp_path: Path) -> None:
     source.write([job.folder for job in listed], is_open=False)
     assert ids(taker.take(5)) == ids(listed[1:])
     assert not taker.more_may_come
+
+
+def test_a_job_of_another_machine_is_found_by_its_experiment_and_its_id(tmp_path: Path) -> None:
+    listed = jobs(tmp_path, 2)
+    elsewhere = tmp_path / "there" / listed[1].folder.parent.name / listed[1].id
+    source = queue(tmp_path, listed)
+    assert source.here(listed[1].folder) == listed[1].folder
+    assert source.here(elsewhere) == listed[1].folder
+    for strange in (elsewhere.parent.with_name("another experiment") / elsewhere.name, elsewhere.with_name("another")):
+        with pytest.raises(RunnerError, match="not among the jobs of this machine"):
+            source.here(strange)
+
+
+def test_a_list_that_is_gone_is_said_to_be_gone(tmp_path: Path) -> None:
+    source = queue(tmp_path, jobs(tmp_path, 1))
+    source.file.unlink()
+    with pytest.raises(RunnerError, match="the list of jobs is gone"):
+        _ = claims(source).more_may_come
 
 
 @pytest.mark.parametrize("state", [State.COMPLETED, State.FAILED, State.RUNNING, State.INTERRUPTED, State.PRUNED])
