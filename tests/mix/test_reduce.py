@@ -26,13 +26,14 @@ def test_each_layer_becomes_the_nearest_of_the_rank(sdxl_parts: Parts) -> None:
         kept, total = kept + float(nearest.norm() ** 2), total + float(whole.norm() ** 2)
     assert reduced.kept_in_all == pytest.approx(kept / total, rel=1e-4)
     assert reduced.kept_in_all < 0.95
-    assert f"{reduced.kept_in_all:.2%}" in reduced.described()
+    assert reduced.described().startswith(f"rank 3: kept {reduced.kept_in_all:.2%}")
 
 
 def test_a_share_of_the_energy_takes_the_least_ranks_that_keep_it(sdxl_parts: Parts) -> None:
     layers = random_layers(sdxl_parts, rank=8)
     reduced = reduce(layers, energy=0.7)
     assert 1 <= reduced.ranks[0] < reduced.ranks[1] <= 8
+    assert reduced.described().startswith(f"ranks {reduced.ranks[0]} to {reduced.ranks[1]}: kept")
     assert all(share >= 0.7 for share in reduced.kept.values())
     for key, each in reduced.layers.items():
         if each.rank > 1:
@@ -61,4 +62,9 @@ def test_layers_within_the_rank_stay_as_they_are_and_empty_ones_are_no_trouble(s
 
 def test_more_rank_than_a_layer_has_outputs(sdxl_parts: Parts) -> None:
     layers = random_layers(sdxl_parts, rank=100, targets=("conv_in",))
-    assert same_updates(reduce(layers, rank=90).layers, layers) < 1e-4
+    reduced = reduce(layers, rank=90).layers
+    assert same_updates(reduced, layers) < 1e-4
+    # Readers want the factors of a convolution as convolutions.
+    kernels = [each.up.shape[2:] for each in layers.values()]
+    assert (1, 1) in kernels
+    assert [each.up.shape[2:] for each in reduced.values()] == kernels
