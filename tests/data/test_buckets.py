@@ -133,6 +133,7 @@ def test_the_table_accounts_for_every_image() -> None:
     assert [(row["steps"], row["repeats"]) for row in table] == [(1, 4), (5, 1), (3, 2)]
     lines = bucket_lines(table)
     assert "up to 4 times in one, every 4 epochs" in lines[1]
+    assert lines[2] == "     64 x 64         5", "a bucket with enough images has nothing particular"
     assert "no step" not in "".join(lines)
     assert "no step in a training this short" in bucket_lines(bucket_table([(64, 64)] * 9, batch_size=4, steps=0))[1]
     assert bucket_lines([]) == []
