@@ -90,6 +90,11 @@ def test_the_best_part_of_those_that_came_so_far_goes_on(
     assert [index for index, job in enumerate(jobs) if falls_behind(job, 2) is None] == best
 
 
+def test_jobs_that_are_equally_good_go_on_together(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
+    jobs = measured(bench, sdxl_folder, tmp_path, [0.2, 0.2, 0.3])
+    assert [falls_behind(job, 2) is None for job in jobs] == [True, True, False]
+
+
 def test_a_job_that_has_come_again_to_a_rung_is_judged_by_what_it_measured_last(
     bench: Bench, sdxl_folder: Path, tmp_path: Path
 ) -> None:
