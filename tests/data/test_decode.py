@@ -157,6 +157,9 @@ def test_colour_profile_is_applied(photos: dict[str, Image.Image]) -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for profile in (srgb, lab_like[:200], b"nonsense"):
         assert distance(decode(encoded(photo, "PNG", icc_profile=profile)), photo) == 0
+    of_grey = lab_like[:16] + b"GRAY" + lab_like[20:]
+    for profile in (srgb, of_grey, b"nonsense"):
+        assert inspect(encoded(photo, "PNG", icc_profile=profile)).notes == (), "nothing is converted"
 
 
 def _swapped_profile() -> bytes:
