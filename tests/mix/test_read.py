@@ -158,6 +158,9 @@ def test_what_is_no_adapter_of_this_model_is_refused(sdxl_parts: Parts, sd15_par
     assert "not finite" in said()
     save_file(whole | {gone.replace("lora_up.weight", "dora_scale"): torch.ones(3)}, file)
     assert "is a DoRA in kohya's layout" in said()
+    component, name = next(iter(layers))
+    save_file(whole | {f"{component}.{name}.lora_A.weight": torch.ones(3)}, file)
+    assert f"has two adapters for {component}.{name}" in said()
     save_file({"lora_unet_x.hada_w1_a": torch.ones(3)}, file)
     assert "is a LoHa" in said()
 
@@ -171,6 +174,10 @@ def test_kohya_files_of_flux_go_through_the_conversion_of_diffusers(
     file, layers = write_kohya_of_flux(tmp_path / "a.safetensors", transformer, scale, stored)
     read = read_adapter(file, find_family("flux"), {"transformer": transformer})
     assert same_updates(read, layers) < 1e-6
+    some = dict(list(load_file(file).items())[:-2])
+    save_file(some | {"lora_unet_double_blocks_0_strange.lora_down.weight": torch.ones(3, 3)}, file)
+    with pytest.raises(SettingsError, match=r"a\.safetensors: diffusers cannot convert its names"):
+        read_adapter(file, find_family("flux"), {"transformer": transformer})
 
 
 def test_kohya_files_of_flux_have_layers_of_the_text_encoder(flux_folder: Path, tmp_path: Path) -> None:
