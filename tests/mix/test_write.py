@@ -83,6 +83,24 @@ def test_diffusers_gives_every_layer_its_own_rank_and_scale(model: Path, tmp_pat
     assert found == {key: (each.rank, pytest.approx(each.scale)) for key, each in layers.items()}
 
 
+def test_a_layer_whose_name_ends_that_of_others_has_a_rank_and_scale_of_its_own(
+    flux_folder: Path, tmp_path: Path
+) -> None:
+    pipeline = pipeline_of(flux_folder)
+    layers = random_layers({"transformer": pipeline.transformer}, rank=4, scale=0.5, targets=("proj_out",))
+    own = random_layers({"transformer": pipeline.transformer}, rank=2, scale=1.5, targets=("proj_out",))
+    layers["transformer", "proj_out"] = own["transformer", "proj_out"]
+    assert len(layers) > 1
+    write_diffusers(tmp_path, find_family("flux"), layers)
+    pipeline.load_lora_weights(tmp_path)
+    found = {
+        ("transformer", name): (next(iter(module.r.values())), next(iter(module.scaling.values())))
+        for name, module in pipeline.transformer.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    assert found == {key: (each.rank, pytest.approx(each.scale)) for key, each in layers.items()}
+
+
 def test_dora_is_written_and_fused_as_diffusers_applies_it(model: Path, tmp_path: Path) -> None:
     pipeline, family, parts = of_folder(model)
     layers = random_layers(parts, rank=4, scale=1.5, dora=True)
