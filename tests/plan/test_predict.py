@@ -133,6 +133,14 @@ def test_unmeasured_packs_are_estimated_and_called_so() -> None:
     # 14.19 TFLOP for an image, of which 200 in a second; an image drawn is half a step, and all are drawn twice.
     images = 8 * (1000 + 2 * (4 * 25 * 2 + 8 * 4) / 2)
     assert pack.prediction.seconds == pytest.approx(15 + images * 14.19 / 200, rel=0.03)
+    one = packed(1).prediction
+    assert one is not None and one.alone_s == pytest.approx(one.seconds), "it is alone"
+
+
+def test_a_step_takes_a_gpu_some_time_however_little_there_is_to_compute() -> None:
+    small, smallest = (packed(1, resolution=side).prediction for side in (128, 64))
+    assert small is not None and smallest is not None
+    assert small.seconds == smallest.seconds > 15 + 1000 * 0.05
 
 
 def test_parts_and_processes_share_the_memory_of_a_batch() -> None:
