@@ -115,6 +115,21 @@ def test_a_signal_while_one_job_is_measured_interrupts_it_and_the_others_of_its_
     assert difference(weights(pack[1]), weights(straight)) < 1e-5
 
 
+def test_a_signal_is_heard_while_the_loss_is_measured_which_is_measured_when_it_goes_on(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path
+) -> None:
+    job = bench.job(sdxl_folder, steps=1, outputs=tmp_path)
+
+    def asked() -> bool:
+        return state_of(job.folder) is State.RUNNING
+
+    with pytest.raises(Interrupted):
+        bench.train(job, stop=asked, place=CPU)
+    assert (state_of(job.folder), records(job, "validation/loss")) == (State.INTERRUPTED, {}), "it waited for the loss"
+    assert bench.train(job)
+    assert list(records(job, "validation/loss")) == [0, 1]
+
+
 PICTURES: dict[str, Any] = {"prompts": ["a circle"], "inference_steps": 3, "every": 2}
 
 
