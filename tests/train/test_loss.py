@@ -143,12 +143,13 @@ def test_the_largest_draw_is_a_timestep_whatever_rounding_makes_of_the_shares(sc
         assert Noising(Experiment(loss=settings), schedule).timestep(1 - 2**-53, (8, 8)) == 999
 
 
-def test_the_smallest_portion_is_one_timestep_and_not_all(schedule: NoiseSchedule) -> None:
-    counts = np.bincount(
-        drawn(schedule, timestep_bias="later", timestep_bias_portion=1e-6, timestep_bias_multiplier=50)
-    )
-    assert counts[999] == pytest.approx(50 * counts[0], rel=0.05)
-    assert counts[998] == pytest.approx(counts[0], rel=0.05)
+@pytest.mark.parametrize(("bias", "chosen", "next_to_it"), [("later", 999, 998), ("earlier", 0, 1)])
+def test_the_smallest_portion_is_one_timestep_and_not_all(
+    schedule: NoiseSchedule, bias: str, chosen: int, next_to_it: int
+) -> None:
+    counts = np.bincount(drawn(schedule, timestep_bias=bias, timestep_bias_portion=1e-6, timestep_bias_multiplier=50))
+    assert counts[chosen] == pytest.approx(50 * counts[500], rel=0.05)
+    assert counts[next_to_it] == pytest.approx(counts[500], rel=0.05)
 
 
 @pytest.mark.parametrize(
