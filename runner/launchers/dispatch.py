@@ -168,13 +168,16 @@ class Dispatch:
         self.lots.append(lot)
         self._submit_workers(lot)
 
-    def _submit_workers(self, lot: Lot) -> None:
-        lot.begin(lot.jobs)
+    def _submit_workers(self, lot: Lot) -> bool:
+        """Submit the workers that a lot lacks; whether there was room for them."""
+        if not lot.alive:  # or a job that one of its workers has begun with would be given to another one
+            lot.begin(lot.jobs)
         if not lot.jobs:
-            return
+            return True
         lot.is_open = self.more is not None and self.cluster.shares_files
         lot.write()
-        for _ in range(lot.pack.workers):
+        has_room = True
+        for _ in range(lot.missing):
             alive = [worker for other in self.lots for worker in other.alive]
             most = self.settings.concurrency
             try:
@@ -187,6 +190,7 @@ class Dispatch:
                     self._waiting.append(lot)
                 if not lot.alive:
                     take_up_again(lot.in_state(State.SUBMITTED))
+                has_room = False
                 break
             except NotSubmitted as error:
                 log.error("%s has refused a worker: %s", self.cluster.name, error)
@@ -197,6 +201,7 @@ class Dispatch:
             lot.add_worker(worker)
             log.info("submitted: %s, for %s", self._names([worker]), count(len(lot.jobs), "job"))
         lot.look()
+        return has_room
 
     def _try_again(self) -> None:
         """Submit what there was no room for, and what nobody else has done meanwhile."""
@@ -215,8 +220,7 @@ class Dispatch:
             lot.drop([*lot.in_state(*FINAL), *lot.given_to_others()])
             if lot.jobs:
                 self._waiting.append(lot)  # so that it is said only once
-                self._submit_workers(lot)
-                if lot.alive or not lot.jobs:
+                if self._submit_workers(lot):
                     self._waiting.remove(lot)
                 else:
                     self._waiting += waiting[number + 1 :]
@@ -348,7 +352,7 @@ class Dispatch:
 
     def _how_it_goes_on(self) -> str:
         alive = self._alive()
-        waiting = sum(len(lot.jobs) for lot in self._waiting)
+        waiting = sum(len(lot.jobs) for lot in self._waiting if not lot.alive)
         lines = [f"{count(waiting, 'job')} could not be submitted yet: the same command again does."] if waiting else []
         if alive:
             lines += [

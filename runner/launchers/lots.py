@@ -143,6 +143,14 @@ class Lot:
         """Whether something is still to come of it; what was interrupted goes on by itself while there are workers."""
         return bool(self.in_state(*UNSETTLED)) or bool(self.alive and self.in_state(State.INTERRUPTED))
 
+    @property
+    def missing(self) -> int:
+        """How many workers are to be submitted; beside others, no more than find jobs that none has begun with."""
+        if not self.alive:
+            return self.pack.workers
+        left = len(self.in_state(State.PENDING, State.SUBMITTED, State.INTERRUPTED))
+        return max(0, min(self.pack.workers - len(self.alive), -(-left // self.pack.at_once)))
+
     def part(self, jobs: Sequence[Job], *, why: str) -> Pack:
         """A pack of some of its jobs, with as many workers as these keep busy."""
         workers = max(1, min(self.pack.workers, -(-len(jobs) // self.pack.at_once)))
