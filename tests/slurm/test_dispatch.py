@@ -298,6 +298,28 @@ def test_what_there_is_no_room_for_waits_and_is_tried_again(monkeypatch: pytest.
     assert [state_of(job.folder) for job in jobs] == [State.COMPLETED, State.COMPLETED]
 
 
+@pytest.mark.parametrize(("answer", "ended"), [("n", ["w1"]), (" No ", ["w1"]), ("", []), (EOFError, []), (None, [])])
+def test_who_stops_waiting_at_a_terminal_is_asked_whether_workers_go_on(
+    monkeypatch: pytest.MonkeyPatch, answer: Any, ended: list[str]
+) -> None:
+    """None: nobody is at a terminal, where they go on."""
+
+    def interrupt(cluster: Script) -> None:
+        raise KeyboardInterrupt
+
+    def read(prompt: str) -> str:
+        if isinstance(answer, str):
+            return answer
+        raise answer or AssertionError("nobody is there to ask")
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: answer is not None, raising=False)
+    monkeypatch.setattr("builtins.input", read)
+    cluster = Script(interrupt)
+    with pytest.raises(Interrupted, match="stopped waiting"):
+        run(cluster, make_plan(make_jobs(2)), monkeypatch)
+    assert cluster.cancelled == ended
+
+
 def test_all_packs_that_there_is_no_room_for_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "TRY_AGAIN_S", 0.0)
     jobs = make_jobs(3)
