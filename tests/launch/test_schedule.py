@@ -120,6 +120,32 @@ def test_a_second_ctrl_c_does_not_wait_until_all_is_saved(plan: Plan, monkeypatc
     assert [state_of(job.folder) for job in plan.todo] == [State.INTERRUPTED, State.PENDING, State.PENDING]
 
 
+def test_further_jobs_of_a_search_come_to_those_over_the_same_base(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    alike, other = seeds(4)[3], seeds(1, resolution=128)[0]
+    further, lists = [[alike], [other]], list[tuple[str, set[Path]]]()
+
+    class Done(IdleWorker):
+        def __init__(self, queue: Path, **more: Any) -> None:
+            super().__init__(queue, **more)
+            lists.append((queue.name, set(Queue(queue).read()[0])))
+            for folder in lists[-1][1]:
+                update_manifest(folder, state=State.COMPLETED)
+            self.exit_code = 0
+
+    def more(room: int) -> list[Job]:
+        if not further or any(state_of(job.folder) is State.PENDING for job in plan.todo):
+            return []
+        for job in further[0]:
+            register(job)
+        return further.pop(0)
+
+    monkeypatch.setattr(schedule, "Worker", Done)
+    monkeypatch.setattr(schedule, "POLL_S", 0.01)
+    schedule.Schedule(plan, LocalLauncher(name="local"), more).run()
+    first = {job.folder for job in plan.todo}
+    assert lists[-2:] == [("1.json", first | {alike.folder}), ("2.json", {other.folder})]
+
+
 def test_workers_save_and_end_before_the_runner_that_meets_an_error(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
