@@ -315,6 +315,8 @@ class Dispatch:
         if not lot.alive:
             # What is still open is held by another runner, and is that one's to finish.
             lot.drop(lot.in_state(*UNSETTLED))
+            # What becomes of its jobs is decided, also where there was no room for others of its workers.
+            self._waiting = [each for each in self._waiting if each is not lot]
 
     def _taken(self, lot: Lot, left: Sequence[Job], gone: Gone) -> list[Job]:
         """What its workers had taken and not begun to train yet: they were loading, or encoding."""

@@ -283,21 +283,6 @@ def test_other_workers_of_a_list_take_what_one_was_interrupted_in() -> None:
     assert taken == [State.PENDING, State.SUBMITTED, State.INTERRUPTED]
 
 
-def test_what_there_is_no_room_for_waits_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "TRY_AGAIN_S", 0.0)
-    jobs = make_jobs(2)
-
-    def still_waits(cluster: Script) -> None:
-        assert [state_of(job.folder) for job in jobs] == [State.PENDING, State.PENDING]
-        assert cluster.orders == []
-
-    cluster = Script(still_waits, still_waits, finish(jobs), full="1 2 3")
-    run(cluster, make_plan(jobs), monkeypatch)
-    assert cluster.tries == 4
-    assert len(cluster.orders) == 1
-    assert [state_of(job.folder) for job in jobs] == [State.COMPLETED, State.COMPLETED]
-
-
 @pytest.mark.parametrize(("answer", "ended"), [("n", ["w1"]), (" No ", ["w1"]), ("", []), (EOFError, []), (None, [])])
 def test_who_stops_waiting_at_a_terminal_is_asked_whether_workers_go_on(
     monkeypatch: pytest.MonkeyPatch, answer: Any, ended: list[str]
@@ -318,38 +303,6 @@ def test_who_stops_waiting_at_a_terminal_is_asked_whether_workers_go_on(
     with pytest.raises(Interrupted, match="stopped waiting"):
         run(cluster, make_plan(make_jobs(2)), monkeypatch)
     assert cluster.cancelled == ended
-
-
-def test_all_packs_that_there_is_no_room_for_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "TRY_AGAIN_S", 0.0)
-    jobs = make_jobs(3)
-    cluster = Script(lambda _: None, lambda _: None, finish(jobs), full="1 2 3 4")
-    run(cluster, Plan(tuple(Pack((job,), 1, 1, 1, "") for job in jobs), MACHINE), monkeypatch)
-    assert [Queue(order.queue).read()[0] for order, _ in cluster.orders] == [[job.folder] for job in jobs]
-
-
-@pytest.mark.parametrize(
-    ("full", "begun", "orders"),
-    [("2", 1, 2), ("2 3 4", 1, 2), ("2 3 4", 4, 1)],
-    ids=["room at the next try", "room later", "nothing left for it"],
-)
-def test_where_there_is_room_for_some_workers_the_others_wait_and_no_job_is_begun_twice(
-    monkeypatch: pytest.MonkeyPatch, full: str, begun: int, orders: int
-) -> None:
-    monkeypatch.setattr(dispatch, "TRY_AGAIN_S", 0.0)
-    jobs = make_jobs(4)
-
-    def begin(cluster: Script) -> None:
-        # No lock tells, as on a file system whose locks do not reach from node to node.
-        write(jobs[:begun], State.RUNNING, worker="w1")
-
-    def look(cluster: Script) -> None:
-        assert states(jobs) == ["running"] * begun + ["submitted"] * (4 - begun)
-
-    cluster = Script(begin, look, look, look, look, finish(jobs), full=full)
-    run(cluster, make_plan(jobs, at_once=1, workers=2), monkeypatch)
-    assert len(cluster.orders) == orders, "as many as were planned, where there is something to do for them"
-    assert states(jobs) == ["completed"] * 4
 
 
 def test_where_files_are_not_shared_it_waits_for_the_end_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
