@@ -48,16 +48,41 @@ def test_the_fused_linear_layer(count: int) -> None:
     assert_same(fused, plain, [x, down, up])
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_without_a_scale_and_added_to_what_is_there(count: int) -> None:
+    torch.manual_seed(0)
+    x, down, up = numbers(count, 5, 6), numbers(count, 2, 6), numbers(count, 4, 2)
+    frozen = nn.Linear(6, 4, dtype=torch.float64).requires_grad_(False)
+    before = [torch.randn_like(each) for each in (down, up)]
+    into = (before[0].clone(), before[1].clone())
+
+    def loss(output: Tensor) -> Tensor:
+        return (output.sin() * torch.linspace(-1, 1, output.numel()).view_as(output)).sum()
+
+    wanted = torch.autograd.grad(loss(frozen(x) + x @ down.mT @ up.mT), [x, down, up])
+    fused = LowRankLinear.apply(x, frozen, down, up, None, into)
+    torch.testing.assert_close(fused, frozen(x) + x @ down.mT @ up.mT)
+    for _ in range(2):  # as often as there are backward passes in a step
+        loss(LowRankLinear.apply(x, frozen, down, up, None, into)).backward()
+    assert down.grad is None and up.grad is None, "which would be added once more"
+    torch.testing.assert_close(x.grad, 2 * wanted[0])
+    for added, start, gradient in zip(into, before, wanted[1:], strict=True):
+        torch.testing.assert_close(added, start + 2 * gradient)
+
+
 @pytest.mark.parametrize("name", list(GEOMETRIES))
+@pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (1, 3), (3, 1), (3, 2)])
-def test_the_fused_convolution(name: str, count: int, rows: int) -> None:
+def test_the_fused_convolution(name: str, count: int, rows: int, scaled: bool) -> None:
     torch.manual_seed(0)
     side, geometry = GEOMETRIES[name]
     x, down, up = numbers(count * rows, 4, 7, 6), numbers(count, 2, 4, side, side), numbers(count, 5, 2)
     weight, bias = numbers(5, 4, side, side, wants_gradient=False), numbers(5, wants_gradient=False)
     scale = torch.arange(1.0, count + 1, dtype=torch.float64).view(-1, 1, 1)
 
-    fused = LowRankConv2d.apply(x, weight, bias, down, up, scale, geometry)
+    if not scaled:
+        scale.fill_(1.0)
+    fused = LowRankConv2d.apply(x, weight, bias, down, up, scale if scaled else None, geometry)
     updates = [
         scale[k] * F.conv2d(F.conv2d(part, down[k], None, *geometry), up[k, :, :, None, None])
         for k, part in enumerate(x.split(rows))

@@ -60,6 +60,7 @@ class Layer:
         self.pack, self.site, self.module, self.magnitudes = pack, site, module, magnitudes
         self.down, self.up, self.scale_K11 = down, up, scale_K11
         self.scales = [adapter.scales.get(site, 0.0) for adapter in pack.adapters]
+        self.is_unscaled = all(scale == 1.0 for scale in self.scales)
         self.frozen = module.forward  # the class's own, bound; the instance's is replaced by `forward`
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,15 +127,24 @@ class Layer:
     def _low_rank(self, x: Tensor, adapters: slice) -> Tensor:
         down: Tensor = self.down
         up: Tensor = self.up
-        scale = self.scale_K11
-        if adapters.stop - adapters.start < len(scale):
-            down, up, scale = down[adapters], up[adapters], scale[adapters]
+        scale = None if self.is_unscaled else self.scale_K11
+        count = adapters.stop - adapters.start
+        if count < len(self.scales):
+            down, up = down[adapters], up[adapters]
+            scale = None if scale is None else scale[adapters]
         if isinstance(self.module, nn.Conv2d):
             weight, bias, geometry = self.module.weight, self.module.bias, geometry_of(self.module)
             return LowRankConv2d.apply(x, weight, bias, down, up.flatten(2), scale, geometry)  # type: ignore[no-any-return]
-        x_KMI = x.reshape(len(scale), -1, x.shape[-1])
-        output_KMO = LowRankLinear.apply(x_KMI, self.module, down, up, scale)
+        x_KMI = x.reshape(count, -1, x.shape[-1])
+        output_KMO = LowRankLinear.apply(x_KMI, self.module, down, up, scale, self._gradients(adapters))
         return output_KMO.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+
+    def _gradients(self, adapters: slice) -> tuple[Tensor, Tensor] | None:
+        """Where those of some adapters are added up; None where nothing is trained."""
+        down, up = self.down.grad, self.up.grad
+        if down is None or up is None or not torch.is_grad_enabled():
+            return None
+        return (down, up) if len(self.scales) == adapters.stop - adapters.start else (down[adapters], up[adapters])
 
     def _sliced(self, x: Tensor, output: Tensor, *, drops: bool) -> Tensor:
         """Adapters have rows in any number, or something is dropped."""

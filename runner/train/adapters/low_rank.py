@@ -22,7 +22,10 @@ Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 class LowRankLinear(torch.autograd.Function):
     """x W' + b + s_k (x A_k') B_k' for slice k of x; gradients for x, A and B, not for the frozen W and b.
 
-    Takes the frozen layer itself, for the weight of a quantized one is made anew in each pass rather than kept.
+    Takes the frozen layer itself, for the weight of a quantized one is made anew in each pass rather than kept. No
+    scale is a scale of 1. With `into`, `[K, R, I]` and `[K, O, R]`, each backward pass adds the gradients of A and B
+    there, and autograd gets none of them: it would add them in operations of their own, and what a step takes on a GPU
+    is the time in which its host starts so many small ones.
     """
 
     @staticmethod
@@ -32,13 +35,14 @@ class LowRankLinear(torch.autograd.Function):
         frozen: nn.Linear,
         down_KRI: Tensor,
         up_KOR: Tensor,
-        scale_K11: Tensor,
+        scale_K11: Tensor | None,
+        into: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """The layer's output, `[K, M, O]`."""
         output_KMO = F.linear(x_KMI, frozen.weight, frozen.bias)
-        hidden_KMR = _product(x_KMI, down_KRI.mT).mul_(scale_K11)
+        hidden_KMR = _scaled_(_product(x_KMI, down_KRI.mT), scale_K11)
         _add_product_(output_KMO, hidden_KMR, up_KOR.mT)
-        ctx.frozen = frozen
+        ctx.frozen, ctx.into = frozen, into
         ctx.save_for_backward(x_KMI, down_KRI, up_KOR, scale_K11, hidden_KMR)
         return output_KMO
 
@@ -48,20 +52,25 @@ class LowRankLinear(torch.autograd.Function):
         """Gradients of the inputs of `forward`, from that of its output, `[K, M, O]`."""
         (gradient_KMO,) = gradients
         x_KMI, down_KRI, up_KOR, scale_K11, hidden_KMR = ctx.saved_tensors
-        hidden_gradient_KMR = _product(gradient_KMO, up_KOR).mul_(scale_K11)
+        hidden_gradient_KMR = _scaled_(_product(gradient_KMO, up_KOR), scale_K11)
         x_gradient_KMI = None
         if ctx.needs_input_grad[0]:
             x_gradient_KMI = torch.matmul(gradient_KMO, ctx.frozen.weight)
             _add_product_(x_gradient_KMI, hidden_gradient_KMR, down_KRI)
+        if ctx.into is not None:
+            _add_product_(ctx.into[0], hidden_gradient_KMR.mT, x_KMI)
+            _add_product_(ctx.into[1], gradient_KMO.mT, hidden_KMR)
+            return x_gradient_KMI, None, None, None, None, None
         down_gradient_KRI = _product(hidden_gradient_KMR.mT, x_KMI)
         up_gradient_KOR = _product(gradient_KMO.mT, hidden_KMR)
-        return x_gradient_KMI, None, down_gradient_KRI, up_gradient_KOR, None
+        return x_gradient_KMI, None, down_gradient_KRI, up_gradient_KOR, None, None
 
 
 class LowRankConv2d(torch.autograd.Function):
     """conv(x, W) + b + s_k B_k conv(x, A_k) for slice k of x; gradients for x, A and B, not for the frozen W and b.
 
     The K small convolutions are one with K groups: one by one they cost more than the frozen one (measured on a CPU).
+    No scale is a scale of 1.
     """
 
     @staticmethod
@@ -72,7 +81,7 @@ class LowRankConv2d(torch.autograd.Function):
         bias_O: Tensor | None,
         down_KRIYX: Tensor,
         up_KOR: Tensor,
-        scale_K11: Tensor,
+        scale_K11: Tensor | None,
         geometry: Geometry,
     ) -> Tensor:
         """The layer's output, `[N, O, H, W]`."""
@@ -80,7 +89,8 @@ class LowRankConv2d(torch.autograd.Function):
         output = F.conv2d(x_NIHW, weight_OIYX, bias_O, *geometry).contiguous()
         hidden_BJHW = F.conv2d(_grouped(x_NIHW, rows), down_KRIYX.flatten(0, 1), None, *geometry, len(down_KRIYX))
         hidden_NRP = _apart(hidden_BJHW, len(down_KRIYX)).flatten(2)
-        up_NOR = (up_KOR * scale_K11).to(up_KOR.dtype).repeat_interleave(rows, dim=0)
+        scaled_KOR = up_KOR if scale_K11 is None else (up_KOR * scale_K11).to(up_KOR.dtype)
+        up_NOR = scaled_KOR.repeat_interleave(rows, dim=0)
         output.flatten(2).baddbmm_(up_NOR, hidden_NRP)
         ctx.save_for_backward(x_NIHW, weight_OIYX, down_KRIYX, up_NOR, scale_K11, hidden_NRP)
         ctx.geometry = geometry
@@ -107,7 +117,7 @@ class LowRankConv2d(torch.autograd.Function):
                 gradient_NOHW, x_NIHW, weight_OIYX, ctx.geometry, groups=1, wanted=(True, False)
             )
             x_gradient_NIHW.add_(_apart(x_gradient_BJHW, count))
-        up_gradient_KOR = up_gradient_KBOR.sum(1).mul_(scale_K11)
+        up_gradient_KOR = _scaled_(up_gradient_KBOR.sum(1), scale_K11)
         down_gradient_KRIYX = down_gradient_JIYX.unflatten(0, (count, rank))
         return x_gradient_NIHW, None, None, down_gradient_KRIYX, up_gradient_KOR, None, None
 
@@ -132,6 +142,10 @@ def _convolution_gradients(
         gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [*wanted, False]
     )
     return x_gradient, weight_gradient
+
+
+def _scaled_(target: Tensor, scale: Tensor | None) -> Tensor:
+    return target if scale is None else target.mul_(scale)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
