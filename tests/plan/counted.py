@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,14 @@ from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.adapters.packed import PackedAdapters
 
 RANK = 16
+
+
+def _product(_: torch.Size, left: torch.Size, right: torch.Size, **__: Any) -> int:
+    return 2 * math.prod(left) * right[-1]
+
+
+IN_PLACE = {torch.ops.aten.addmm_: _product, torch.ops.aten.baddbmm_: _product}
+"""Which torch counts only where their sum is another tensor."""
 
 
 @dataclasses.dataclass
@@ -55,7 +64,7 @@ def counted(
                 kept[storage._cdata] = storage.nbytes()
             return tensor
 
-        forward, backward = FlopCounterMode(display=False), FlopCounterMode(display=False)
+        forward, backward = (FlopCounterMode(display=False, custom_mapping=IN_PLACE) for _ in range(2))
         with pack.using([(0, 1)], [[0]]):
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), forward:
                 output = predict(denoiser)
