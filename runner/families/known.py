@@ -40,8 +40,9 @@ class Known:
     text_parameters: float
     """Of all its usual text encoders together."""
     least_step_s: float = 0.0
-    """Published batch-1 steps on GPUs, where these are bound by launching kernels: much the same on an L40S and an
-    H100. Transformers have few and large ones."""
+    """Batch-1 steps on GPUs, where these are bound by launching kernels: published ones are much the same on an L40S
+    and an H100; SDXL's took 0.26 to 0.41 s on an H200 (benchmarks/results/full_size_unet.md). Transformers have few
+    and large ones."""
     told_guidance: bool = False
     """Whether the model is told the guidance scale, and draws with one pass for each sampling step, not two."""
 
@@ -69,7 +70,7 @@ FAMILIES = {
         latent_channels=4,
         caption_numbers=77 * 2048 + 1280,
         text_parameters=0.82e9,
-        least_step_s=0.45,
+        least_step_s=0.35,
     ),
     "sd3": Known(
         "StableDiffusion3Pipeline",

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 OVERHEAD_S = 15.0
 """Starting a process and loading a base, where that was never measured."""
-REACHED_TFLOPS = {"H200": 200.0, "H100": 200.0, "A100": 80.0, "L40S": 80.0, "A10G": 25.0, "L4": 20.0, "T4": 10.0}
-"""Assumed for 16-bit training until a step was measured there: a quarter of what large matrix products reach."""
+REACHED_TFLOPS = {"H200": 330.0, "H100": 200.0, "A100": 80.0, "L40S": 80.0, "A10G": 25.0, "L4": 20.0, "T4": 10.0}
+"""Of 16-bit training, until a step was measured there: of an H200 measured (benchmarks/results/full_size_unet.md),
+of the others assumed, a quarter of what large matrix products reach.
+"""
 REACHED_TFLOPS_OTHERWISE = 15.0
 REACHED_TFLOPS_PER_THREAD = 0.05
 
