@@ -17,7 +17,7 @@ from runner.job import FINAL, Job, LockedError, State, is_held, lock, read_manif
 from runner.launchers import find_launcher
 from runner.machine import Machine
 from runner.outcome import conclude, judge
-from runner.paths import ExperimentPaths, outputs_dir
+from runner.paths import ExperimentPaths, outputs_dir, write_text
 from runner.plan import Plan, Predictor, make_plan
 from runner.plan.packs import is_done
 from runner.schema import LauncherSettings, QueuedLauncher
@@ -170,8 +170,7 @@ def _run(
 
 def keep_request(folder: Path, request: str) -> None:
     """Write down what the jobs of an experiment are the answer to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    ExperimentPaths(folder).multirun.write_text(request, encoding="utf-8")
+    write_text(ExperimentPaths(folder).multirun, request)
 
 
 def _take_up(job: Job, settings: LauncherSettings) -> bool:
