@@ -66,7 +66,9 @@ class AwsSettings(Settings):
     @field_validator("prefix")
     @classmethod
     def _plain(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*", value):
+        # To S3 dots are a name like any other, but a copy on a disk would leave its folder.
+        name = r"(?!\.\.?(/|$))[A-Za-z0-9_.-]+"
+        if not re.fullmatch(f"{name}(/{name})*", value):
             raise ValueError("should be names with slashes between, such as team/lora")
         return value
 

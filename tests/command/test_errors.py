@@ -56,6 +56,10 @@ WRONG = {
     ),
     "key of another group": (["lr=3"], ["lr = 3", "did you mean optimizer.lr?"]),
     "unquoted text": (["name=it's"], ["name=it's", "quote"]),
+    "a prefix that leads out": (
+        ["launcher=sagemaker", "launcher.prefix=team/.."],
+        ["launcher.prefix = 'team/..'", "should be names with slashes between"],
+    ),
     "swept launcher": (["-m", "launcher.device=cpu,auto"], ["launcher.device=cpu", "cannot be swept"]),
     "no such layer": (["lora.targets=to_x"], ["lora.targets = 'to_x'", "matches no layer of the unet"]),
     "not UTF-8": (

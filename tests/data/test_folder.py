@@ -162,6 +162,25 @@ def test_files_that_are_not_images(captioned: Path, photos: Photos, settings: Se
     assert dataset.report.counts["warning"] == 3
 
 
+def test_a_metadata_file_decides_for_what_lies_below_unless_a_nearer_one_does(
+    captioned: Path, photos: Photos, settings: Settings
+) -> None:
+    """An image that is left out is told with the file that would have had to name it."""
+    nearer = captioned / "more"
+    (nearer / "deep").mkdir(parents=True)
+    (nearer / "metadata.jsonl").write_text('{"file_name": "dog.png", "text": "a dog"}\n')
+    for name in ("dog.png", "left.png", "deep/left.png"):
+        photos["cat"].rotate(len(name) * 10).save(nearer / name)
+    (captioned / "other").mkdir()
+    photos["cat"].rotate(90).save(captioned / "other" / "left.png")
+
+    assert ignored(read_dataset(settings(captioned))) == {
+        "more/left.png": "not named in more/metadata.jsonl",
+        "more/deep/left.png": "not named in more/metadata.jsonl",
+        "other/left.png": "not named in metadata.jsonl",
+    }
+
+
 def test_all_faults_of_the_metadata_together(tmp_path: Path, photos: Photos, settings: Settings) -> None:
     """One error names every line, what is wrong with it and what was probably meant."""
     for name in ("cat", "coffee"):

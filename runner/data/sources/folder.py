@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -49,11 +49,11 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
             found.entries.append(Entry(name, FileAddress(listing.root / name), captions, fix))
     free = []
     for name in images:
-        decider = next((folder for folder in covered if _is_within(name, folder)), None)
+        decider = next((covered[folder] for folder in _folders_above(name) if folder in covered), None)
         if decider is None:
             free.append(name)
         elif name not in named:
-            found.rows.append(_warning(name, f"not named in {covered[decider]}"))
+            found.rows.append(_warning(name, f"not named in {decider}"))
     texts_read = _add_captioned_by_text(free, listing, found, settings, faults)
     if settings.captions_per_line and not texts_read:
         said = "has no effect: no caption comes from a text file"
@@ -171,8 +171,11 @@ def _warning(name: str, note: str) -> Row:
     return Row(name, "ignored", (note,), frozenset({"warning"}))
 
 
-def _is_within(name: str, folder: str) -> bool:
-    return not folder or name.startswith(f"{folder}/")
+def _folders_above(name: str) -> Iterator[str]:
+    """Its own folder, and those that it lies in; the root is the empty name."""
+    while name:
+        name = name.rpartition("/")[0]
+        yield name
 
 
 def _below(folder: Path | None, path: Path) -> bool:
