@@ -25,6 +25,14 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 gc.disable()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Where several processes run the tests, all of them fork commands from one that this one begins."""
+    if getattr(config.option, "numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
+        from tests.forked_command import serve
+
+        serve()
+
+
 def pytest_collection_finish() -> None:
     """Every training looks for garbage, and would look through half a million objects that the libraries have made."""
     gc.collect()

@@ -6,6 +6,7 @@ does when it really begins is tested where `tests.launch.running` and others sta
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import runpy
@@ -14,31 +15,46 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import TimeoutExpired
 
-from runner.launchers import worker
-from runner.launchers.forked import Forked, as_a_command
-
 READ_WHEN_LOADED = ("HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "OMP_", "GOMP_", "PYTHON", "CUDA_", "LD_", "TORCH")
 """Libraries read such variables when they are loaded: where these differ, a command must load its own."""
-SET_WHEN_LOADED = "TORCHINDUCTOR_CACHE_DIR"
-"""Torch sets it itself, in a test that has loaded it as in a command that does."""
+ALL_THE_SAME = ("TORCHINDUCTOR_CACHE_DIR", "GOMP_SPINCOUNT")
+"""Torch sets the first itself, in a test that has loaded it as in a command that does; a single thread never spins."""
+SERVER = "FORK_SERVER"
+"""Where the process is that all tests fork from, and in which environment it has loaded."""
 
 ROOT = Path(__file__).resolve().parents[1]
-
-# One for all tests of a process, whatever has started it; it ends with the tests.
-forkserver._forkserver._stop = lambda: None  # type: ignore[attr-defined]
-forkserver.set_forkserver_preload(["tests.preloaded"])
 
 
 def _when_loaded(environment: Mapping[str, str]) -> dict[str, str]:
     read = {name: value for name, value in environment.items() if name.startswith(READ_WHEN_LOADED)}
-    read.pop(SET_WHEN_LOADED, None)
-    return read
+    return {name: value for name, value in read.items() if name not in ALL_THE_SAME}
 
 
 AT_FIRST = _when_loaded({**os.environ, "PYTHONPATH": str(ROOT)})
+
+# One for all tests, whatever has started it; it ends with them.
+forkserver._forkserver._stop = lambda: None  # type: ignore[attr-defined]
+forkserver.set_forkserver_preload(["tests.preloaded"])
+
+
+def serve() -> None:
+    """Begin the process that others are forked from, for all processes that run tests; it ends with this one."""
+    forkserver.ensure_running()
+    address = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
+    os.environ[SERVER] = json.dumps({"address": address, "environment": AT_FIRST})
+
+
+if os.environ.get(SERVER):
+    there = json.loads(os.environ[SERVER])
+    AT_FIRST = there["environment"]
+    forkserver._forkserver._forkserver_address = there["address"]  # type: ignore[attr-defined]
+    # It lives as long as the process that has begun it, whoever else forks from it.
+    forkserver._forkserver._forkserver_alive_fd = os.open(os.devnull, os.O_WRONLY)  # type: ignore[attr-defined]
+    forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
 
 
 def can_fork(environment: Mapping[str, str]) -> bool:
@@ -51,11 +67,7 @@ def run_forked(
 ) -> tuple[int, str]:
     """Run `python -m MODULE`; its exit code, and what it has written."""
     with tempfile.NamedTemporaryFile(prefix="command-") as output:
-        context = multiprocessing.get_context("forkserver")
-        process = context.Process(
-            target=_begin, args=(module, list(arguments), cwd, dict(environment), Path(output.name))
-        )
-        process.start()
+        process = fork(module, arguments, cwd=cwd, environment=environment, output=Path(output.name))
         process.join(timeout_s)
         if process.exitcode is None:
             process.kill()
@@ -64,7 +76,20 @@ def run_forked(
         return process.exitcode, output.read().decode()
 
 
+def fork(
+    module: str, arguments: Sequence[str], *, cwd: Path, environment: Mapping[str, str], output: Path
+) -> BaseProcess:
+    """Start `python -m MODULE` in a session of its own; what it writes is added to a file."""
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=_begin, args=(module, list(arguments), cwd, dict(environment), output))
+    process.start()
+    return process
+
+
 def _begin(module: str, arguments: list[str], cwd: Path, environment: dict[str, str], output: Path) -> None:
+    from runner.launchers import worker
+    from runner.launchers.forked import Forked, as_a_command
+
     os.chdir(cwd)
     sys.argv = [module, *arguments]
     sys.path[0] = str(cwd)
@@ -72,10 +97,10 @@ def _begin(module: str, arguments: list[str], cwd: Path, environment: dict[str, 
     forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
     worker.FORKED_FROM = 1
 
-    def fork(options: Sequence[str], *, environment: Mapping[str, str], log: Path | None) -> Forked:
+    def fork_worker(options: Sequence[str], *, environment: Mapping[str, str], log: Path | None) -> Forked:
         return Forked(options, environment=environment, log=log or output)
 
-    worker.Forked = fork  # type: ignore[misc, assignment]
+    worker.Forked = fork_worker  # type: ignore[misc, assignment]
     as_a_command(partial(_run_module, module), environment, output)
 
 

@@ -19,7 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.report.page_reader import FLAGS, find_browser
 
-PATIENCE_S = 30
+PATIENCE_S = 120
 
 
 class Tab:

@@ -26,7 +26,7 @@ from runner.gallery.__main__ import main
 from runner.job import Job
 from runner.listening import Guard
 from tests.command_line import ROOT, environment
-from tests.gallery.chromium import Tab, chromium
+from tests.gallery.chromium import PATIENCE_S, Tab, chromium
 from tests.serve.test_serve import free_port
 from tests.train.bench import Bench
 
@@ -47,7 +47,7 @@ class Gallery:
         return f"http://127.0.0.1:{self.port}"
 
     def ask(self, path: str, method: str = "GET", body: str | None = None, **headers: str) -> tuple[int, bytes]:
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)) as connection:
             connection.request(method, path, body, {key.replace("_", "-"): value for key, value in headers.items()})
             response = connection.getresponse()
             return response.status, response.read()
@@ -85,7 +85,7 @@ def gallery(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             continue
     yield found
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode in (0, -signal.SIGINT)
 
 
@@ -338,5 +338,5 @@ def test_listening_for_others_warns(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert process.stderr is not None
         assert "warning: with --host 0.0.0.0, everybody who reaches this machine" in process.stderr.readline()
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_S)
     assert json.dumps(process.returncode) in ("0", "-15", "143")

@@ -43,10 +43,10 @@ def test_the_cover_shows_the_best_job_whichever_way_is_better(tmp_path: Path, di
     assert shelf.cover(experiment).pictures == [f"grid/{shown}/samples/step-000001/p00-s0.png"]
 
 
-def test_each_adapter_draws_in_the_precision_of_its_training(bench: Bench, tmp_path: Path) -> None:
+def test_each_adapter_draws_in_the_precision_of_its_training(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
     drawn = {"prompts": ["a red house"], "seeds": [3], "inference_steps": 2, "guidance_scale": 1.0}
     settings: dict[str, Any] = {"model": {"family": "sdxl"}, "steps": 1, "validation": drawn, "outputs": tmp_path}
-    jobs = [bench.job(Path("embedded"), **settings, name=each, precision=each) for each in ("fp32", "bf16")]
+    jobs = [bench.job(sdxl_folder, **settings, name=each, precision=each) for each in ("fp32", "bf16")]
     for job in jobs:
         assert bench.train(job)
     shelf = Shelf(tmp_path)

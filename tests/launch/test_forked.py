@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,11 +75,22 @@ def test_it_is_a_session_of_its_own_so_that_ctrl_c_reaches_the_runner_alone(tmp_
     ended(process)
 
 
+@pytest.fixture
+def own_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Workers are not forked from the process of all tests, but from one of this test alone."""
+    server = forkserver.ForkServer()
+    monkeypatch.setattr(forkserver, "_forkserver", server)
+    for name in ("ensure_running", "connect_to_new_process", "set_forkserver_preload"):
+        monkeypatch.setattr(forkserver, name, getattr(server, name))
+    yield server
+    server._stop()  # type: ignore[attr-defined]
+
+
 def test_where_the_process_that_workers_are_forked_from_is_killed_they_go_on_and_the_next_one_has_another(
-    tmp_path: Path,
+    tmp_path: Path, own_server: Any
 ) -> None:
     first = waiting(tmp_path)
-    server: int = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    server: int = own_server._forkserver_pid
     os.kill(server, signal.SIGKILL)
     first._process.join(DEADLINE_S)  # until that is seen
     while (stat := Path(f"/proc/{server}/stat")).exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -191,14 +192,34 @@ def srun(arguments: list[str]) -> int:
     number = os.environ["SLURM_JOB_ID"]
     tasks = []
     for task in range(int(os.environ["SLURM_JOB_NUM_NODES"])):
-        with Path(output.replace("%j", number).replace("%t", str(task))).open("a") as stream:
-            environment = os.environ | {"SLURM_NODEID": str(task), "SLURM_PROCID": str(task)}
-            tasks.append(
-                subprocess.Popen(arguments, env=environment, stdout=stream, stderr=stream, start_new_session=True)
-            )
+        environment = os.environ | {"SLURM_NODEID": str(task), "SLURM_PROCID": str(task)}
+        tasks.append(start(arguments, environment, Path(output.replace("%j", number).replace("%t", str(task)))))
         (root() / number / f"step-{tasks[-1].pid}").touch()
-    codes = [task.wait() for task in tasks]
+    codes = [code_of(task) for task in tasks]
     return max((code if code >= 0 else 128 - code for code in codes), default=0)
+
+
+def start(command: list[str], environment: dict[str, str], output: Path) -> subprocess.Popen[bytes] | BaseProcess:
+    """Start a task in a session of its own; a worker is forked, where one may be."""
+    output.touch()
+    if command[:3] == [sys.executable, "-m", "runner.work"] and environment.get("FORK_SERVER"):
+        from tests import forked_command
+
+        if forked_command.can_fork(environment):
+            return forked_command.fork(
+                "runner.work", command[3:], cwd=Path.cwd(), environment=environment, output=output
+            )
+    with output.open("a") as stream:
+        return subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+
+
+def code_of(task: subprocess.Popen[bytes] | BaseProcess) -> int:
+    """How a task has ended, once it has."""
+    if isinstance(task, subprocess.Popen):
+        return task.wait()
+    task.join()
+    assert task.exitcode is not None
+    return task.exitcode
 
 
 def squeue(arguments: list[str]) -> int:

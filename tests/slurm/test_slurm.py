@@ -14,6 +14,7 @@ from runner.schema import SlurmLauncher
 from runner.status.experiment import Watch
 from tests.command_line import command, runner, trained
 from tests.conftest import MakeOnce
+from tests.forked_command import SERVER
 from tests.launch.running import Running, assert_bitwise_equal, manifests, only_folder, outputs, weights
 from tests.slurm.conftest import Slurm, job_settings
 
@@ -39,7 +40,7 @@ def uninterrupted(sdxl_folder: Path, made_once: MakeOnce) -> Path:
 def test_a_job_trains_in_the_queue_and_gives_the_weights_of_a_local_one(
     settings: list[str], slurm: Slurm, uninterrupted: Path
 ) -> None:
-    answer = runner(*settings)
+    answer = runner(*settings, extra={SERVER: ""})  # this worker is a process that really begins
 
     assert answer.code == 0, answer.output
     assert "submitted: slurm 101, for 1 job" in answer.output
