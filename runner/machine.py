@@ -22,6 +22,8 @@ class Device:
     """What it holds in all (1e9 bytes): of the host for a CPU; None where that is not known."""
     selector: str = ""
     """How CUDA_VISIBLE_DEVICES names a GPU."""
+    in_software: tuple[str, ...] = ()
+    """Precisions that it has no instructions for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Machine:
 def this_machine(device: Literal["auto", "cpu", "cuda"]) -> Machine:
     """The machine this runs on, as far as `device` lets it be used."""
     gpus = () if device == "cpu" else find_gpus()
-    return Machine(gpus or (Device("cpu", cpu_name(), host_memory_gb()),), cores())
+    cpu = Device("cpu", cpu_name(), host_memory_gb(), in_software=_in_software())
+    return Machine(gpus or (cpu,), cores())
 
 
 def with_threads(cpu: str, threads: int) -> str:
@@ -117,14 +120,28 @@ def named_threads() -> int | None:
     return int(named) if named.isdigit() and int(named) else None
 
 
+CPU_FACTS = Path("/proc/cpuinfo")
+
+
 def cpu_name() -> str:
     """The processor's name and how many cores of it may be used."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        found = None
-    name = found[1].strip() if found else platform.processor() or platform.machine()
+    name = _cpu_fact("model name") or platform.processor() or platform.machine()
     return f"{name}, {cores()} core{'s' * (cores() != 1)}"
+
+
+def _in_software() -> tuple[str, ...]:
+    """The precisions that the processor has no instructions for; none where it does not say what it has."""
+    has = _cpu_fact("flags").split()
+    return ("bf16", "fp16") if has and not any(each.startswith("avx512") for each in has) else ()
+
+
+def _cpu_fact(name: str) -> str:
+    """What Linux says of the first processor; nothing elsewhere."""
+    try:
+        found = re.search(rf"^{name}\s*:\s*(.+)$", CPU_FACTS.read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        return ""
+    return found[1].strip() if found else ""
 
 
 def host_memory_gb() -> float | None:

@@ -11,7 +11,7 @@ import pytest
 
 from runner.encodings import CacheWork
 from runner.job import Job, State, make_job, make_task_job
-from runner.machine import Device, Machine, cores, host_memory_gb
+from runner.machine import Device, Machine
 from runner.plan import Pack, Plan, Prediction, make_plan
 from runner.plan.packs import shared_out
 from runner.plan.words import plan_data, plan_lines
@@ -341,6 +341,13 @@ def test_a_plan_that_the_memory_is_unlikely_to_hold_says_so(
     assert ("the CPU encodes them" in on_gpu) == (encoding_gb > 80)
 
 
+@pytest.mark.parametrize(("precision", "is_slow"), [("fp32", False), ("bf16", True), ("fp16", False)])
+def test_a_precision_that_the_processor_computes_in_software_is_told(precision: str, is_slow: bool) -> None:
+    machine = Machine((Device("cpu", "an old CPU", 16.0, in_software=("bf16",)),), cores=2)
+    text = "\n".join(plan_lines(plan([job(precision=precision)], machine), None))
+    assert ("no instructions for bf16: with precision=fp32 it is many times faster" in text) == is_slow
+
+
 def test_the_plan_of_a_search_says_what_its_time_supposes() -> None:
     prediction = Prediction(seconds=600, alone_s=3600, memory_gb=31.4, measured=True)
     settings = Experiment.model_validate({}).launcher
@@ -362,19 +369,3 @@ def test_the_plan_as_data_is_json() -> None:
     assert (pack["at_once"], pack["workers"], pack["prediction"]["alone_s"]) == (3, 1, 3600)
     assert data["machine"]["devices"][0]["memory_gb"] == 16.0
     assert data["cache"]["images_missing"] == 3
-
-
-def test_a_container_has_what_its_control_groups_leave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outer, own = tmp_path / "slice", tmp_path / "slice" / "job"
-    own.mkdir(parents=True)
-    (own / "memory.max").write_text("max\n")
-    (outer / "memory.max").write_text("2000000000\n")
-    (own / "cpu.max").write_text("150000 100000\n")
-    (outer / "cpu.max").write_text("max 100000\n")
-    mine = tmp_path / "cgroup"
-    mine.write_text("0::/slice/job\n")
-    monkeypatch.setattr("runner.machine.CONTROL_GROUPS", (mine, tmp_path))
-    assert host_memory_gb() == 2.0
-    assert cores() == 1
-    mine.write_text("12:memory:/elsewhere\n")
-    assert (host_memory_gb() or 0) > 2.0

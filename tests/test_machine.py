@@ -1,0 +1,51 @@
+"""What a machine has, as its files tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runner.machine import cores, host_memory_gb, this_machine
+
+
+def test_a_container_has_what_its_control_groups_leave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outer, own = tmp_path / "slice", tmp_path / "slice" / "job"
+    own.mkdir(parents=True)
+    (own / "memory.max").write_text("max\n")
+    (outer / "memory.max").write_text("2000000000\n")
+    (own / "cpu.max").write_text("150000 100000\n")
+    (outer / "cpu.max").write_text("max 100000\n")
+    mine = tmp_path / "cgroup"
+    mine.write_text("0::/slice/job\n")
+    monkeypatch.setattr("runner.machine.CONTROL_GROUPS", (mine, tmp_path))
+    assert host_memory_gb() == 2.0
+    assert cores() == 1
+    mine.write_text("12:memory:/elsewhere\n")
+    assert (host_memory_gb() or 0) > 2.0
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "in_software"),
+    [
+        ("model name\t: EPYC 7\nflags\t\t: fpu avx2 fma\nmodel name\t: another\n", "EPYC 7", ("bf16", "fp16")),
+        ("model name\t: Xeon\nflags\t\t: fpu avx2 avx512f amx_bf16\n", "Xeon", ()),
+        ("Features\t: fp asimd bf16\n", "", ()),
+    ],
+    ids=["AVX2", "AVX-512", "another kind"],
+)
+def test_a_processor_is_known_by_its_name_and_what_it_computes_in_software(
+    facts: str, name: str, in_software: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(facts)
+    monkeypatch.setattr("runner.machine.CPU_FACTS", tmp_path / "cpuinfo")
+    (cpu,) = this_machine("cpu").devices
+    assert cpu.name.startswith(f"{name}, ") == bool(name)
+    assert cpu.in_software == in_software
+
+
+def test_where_the_system_says_nothing_of_its_processor_nothing_is_known_to_be_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.machine.CPU_FACTS", tmp_path / "nowhere")
+    assert this_machine("cpu").devices[0].in_software == ()
