@@ -35,8 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     """Every training looks for garbage, and would look through half a million objects that the libraries have made."""
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # what is garbage already stays too; to look for it takes longer than it is worth
     gc.enable()
 
 
