@@ -18,7 +18,24 @@ Defect                                what nobody has foreseen, while jobs ran
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from collections.abc import Iterable
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MENDED_BY = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "let files be larger (ulimit -f), or take another disk",
+    errno.EROFS: "take a folder that can be written",
+    errno.EACCES: "take a folder that can be used",
+    errno.EPERM: "take a folder that can be used",
+    errno.EIO: "take a disk that works",
+}
+"""What a user can do where the system does not let a file be read or written."""
+SYSTEM_ERROR = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)")
+"""One in the words of others: of `shutil.copytree`, or of safetensors, which has no type for it."""
 
 
 class RunnerError(Exception):
@@ -82,6 +99,26 @@ def not_started(head: str, faults: Iterable[str]) -> SettingsError:
     return SettingsError("\n".join([f"{head}, nothing was started:", *(f"  {fault}" for fault in faults)]))
 
 
+def system_error(error: BaseException) -> int | None:
+    """The number of what the system refuses, of those that a user can mend; None where it is something else."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code is None and (found := SYSTEM_ERROR.search(str(error))):
+        code = int(found[1] or found[2])
+    return code if code in MENDED_BY else None
+
+
+def refusal(error: BaseException) -> str | None:
+    """What the system does not let be read or written, and what to do about that; None where it is something else."""
+    code = system_error(error)
+    if code is None:
+        return None
+    file = getattr(error, "filename", None)
+    where = "" if file is None else f": {os.fsdecode(file)}"
+    return f"{os.strerror(code)}{where}; {MENDED_BY[code]}"
+
+
 def in_words(error: Exception) -> str:
     """Why something failed, as its job's folder says it: what nobody has foreseen with its type."""
-    return str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, RunnerError):
+        return str(error)
+    return refusal(error) or f"{type(error).__name__}: {error}"

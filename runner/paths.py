@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runner.errors import SettingsError
+from runner.errors import FULL, SettingsError, system_error
 
 os.umask(UMASK := os.umask(0o077))
 """What this process takes away from the rights of new files. It is read by setting it: once, before any threads."""
@@ -151,9 +151,10 @@ def atomic_file(target: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        with named_where_full(target):
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
         share(temporary)
         temporary.replace(target)
     finally:
@@ -165,13 +166,29 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a new folder beside `target`; on success it becomes `target`, which then appears with all that is in it."""
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        yield temporary
+        with named_where_full(target):
+            yield temporary
         for made in (temporary, *temporary.rglob("*")):  # safetensors makes files for their owner alone
             if not made.is_symlink():
                 share(made)
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def named_where_full(target: Path) -> Iterator[None]:
+    """Within it, the error of a full disk is an OSError with the name of what is written.
+
+    Python names only files that cannot be opened, and safetensors has an error of its own without any name.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = system_error(error)
+        if code not in FULL or getattr(error, "filename", None) is not None:
+            raise
+        raise OSError(code, os.strerror(code), str(target)) from error
 
 
 def write_text(target: Path, text: str) -> None:

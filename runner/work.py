@@ -16,14 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner import PACKAGE
-from runner.errors import Interrupted, RunnerError, in_words
+from runner.errors import Interrupted, RunnerError, in_words, refusal
 from runner.job import Job, State, read_job, update_manifest
 from runner.job_folders import faults_of, the_job
 from runner.printable import Printable, log_to
@@ -148,10 +148,10 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
         return INTERRUPTED_CODE if says_more else 0
     except Exception as error:
         # Whatever it was, the folders must say it; the log has the rest.
-        if not isinstance(error, RunnerError):
+        if not isinstance(error, RunnerError) and refusal(error) is None:
             log.exception("the pack failed")
         elif not claims.held:
-            log.error("%s", error)  # no job's manifest will say it
+            log.error("%s", in_words(error))  # no job's manifest will say it
         for job in claims.held:
             try:
                 update_manifest(job.folder, state=State.FAILED, error=in_words(error), crashed=True)
@@ -230,9 +230,21 @@ def _no_longer_than_its_parent() -> Iterator[None]:
         is_over.set()
 
 
+class _LogFile(logging.FileHandler):
+    """Where a disk is full, its lines are lost without a traceback for each: they are on the worker's output, too."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):  # of what could not be written
+            super().close()
+
+
 @contextmanager
 def _log_file(job: Job) -> Iterator[None]:
-    handler = logging.FileHandler(job.paths.log, encoding="utf-8")
+    handler = _LogFile(job.paths.log, encoding="utf-8")
     handler.setFormatter(Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     try:

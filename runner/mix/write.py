@@ -16,7 +16,7 @@ from torch import Tensor
 
 from runner.families.family import Family, is_text_encoder
 from runner.mix.layers import AdapterLayers
-from runner.paths import WEIGHTS_NAME, atomic_file
+from runner.paths import WEIGHTS_NAME, atomic_file, named_where_full
 from runner.tensor_file import TEXT_MODEL
 
 DOWN, UP, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
@@ -56,7 +56,8 @@ def write_peft(folder: Path, family: Family, layers: Layers, configs: Mapping[st
         configs: component -> its configuration in peft's words.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
-        family.save_adapter(Path(temporary), published_keys(layers), dict(configs))
+        with named_where_full(folder / WEIGHTS_NAME):
+            family.save_adapter(Path(temporary), published_keys(layers), dict(configs))
         with atomic_file(folder / WEIGHTS_NAME) as target:
             (Path(temporary) / WEIGHTS_NAME).replace(target)
     return folder / WEIGHTS_NAME

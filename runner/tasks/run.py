@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from runner.errors import Interrupted, RunnerError, in_words
+from runner.errors import Interrupted, RunnerError, in_words, refusal
 from runner.job import Job, State, known_manifest, now, update_manifest
 from runner.queue import Claims
 from runner.schema.experiment import OF_EVALUATION
 from runner.tasks import work_of
 from runner.track import MetricsFile, mirror_folder
 from runner.train.cost import peak_memory_gb
+from runner.train.pack import unless_disk_is_full
 from runner.train.place import Place
 
 log = logging.getLogger(__name__)
@@ -48,42 +49,48 @@ def run_tasks(claims: Claims, place: Place, *, about: Mapping[str, Any], stop_re
 
 def _run(job: Job, place: Place, about: Mapping[str, Any], stop_requested: Callable[[], bool]) -> bool:
     known, began = known_manifest(job.folder), time.perf_counter()
-    update_manifest(
-        job.folder,
-        state=State.RUNNING,
-        started=known.get("started") or now(),
-        attempts=known.get("attempts", 0) + 1,
-        error=None,
-        **about,
-    )
-    log.info("%s: task=%s begins", job.id, job.task)
     try:
+        update_manifest(
+            job.folder,
+            state=State.RUNNING,
+            started=known.get("started") or now(),
+            attempts=known.get("attempts", 0) + 1,
+            error=None,
+            **about,
+        )
+        log.info("%s: task=%s begins", job.id, job.task)
         found = work_of(job.task)(job.settings, job.paths, place, stop=stop_requested)
+        _complete(job, found, known.get("timings_s", {}).get("total", 0.0) + time.perf_counter() - began)
     except Interrupted:
         update_manifest(job.folder, state=State.INTERRUPTED, finished=now())
         raise
     except Exception as error:
         # The folder must say it, whatever it was, and the jobs after it are none the worse.
-        if not isinstance(error, RunnerError):
+        if not isinstance(error, RunnerError) and refusal(error) is None:
             log.exception("%s failed", job.id)
         reason = in_words(error)
         log.error("%s: %s", job.id, reason)
-        update_manifest(job.folder, state=State.FAILED, error=reason, finished=now())
+        with unless_disk_is_full(job):
+            update_manifest(job.folder, state=State.FAILED, error=reason, finished=now())
         return False
+    with unless_disk_is_full(job):
+        if url := mirror_folder(job.settings.logger, job.folder):
+            update_manifest(job.folder, wandb_url=url)
+    return True
+
+
+def _complete(job: Job, found: Mapping[str, Any], spent_s: float) -> None:
+    """Record what the work has found, and that it is done."""
     if figures := found.get("figures"):
         record = MetricsFile(job.paths.metrics)
         record.truncate_after(-1)
         record.append(0, {f"{OF_EVALUATION}{name}": figure["value"] for name, figure in figures.items()})
         record.close()
-    spent_s = round(known.get("timings_s", {}).get("total", 0.0) + time.perf_counter() - began, 3)
     update_manifest(
         job.folder,
         state=State.COMPLETED,
         finished=now(),
-        timings_s={"total": spent_s},
+        timings_s={"total": round(spent_s, 3)},
         cost={"peak_memory_gb": round(peak_memory_gb(), 2)},
         **found,
     )
-    if url := mirror_folder(job.settings.logger, job.folder):
-        update_manifest(job.folder, wandb_url=url)
-    return True
