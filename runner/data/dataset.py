@@ -24,6 +24,7 @@ from runner.data.item import Item, Mask
 from runner.data.report import InventoryReport, Row, Share
 from runner.data.sources.find import find
 from runner.data.sources.found import Found
+from runner.data.sources.kohya import numbers_without_effect
 from runner.data.sources.masks import masks_among
 from runner.data.sources.streamed import is_indexed
 from runner.errors import DatasetError
@@ -78,6 +79,7 @@ def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, re
             if not own_items and not len(faults):
                 faults.add("empty", _nothing_left(found, own_rows))
             remarks += _idle_prompt(found, part) if section == "dataset" else ()
+            remarks += numbers_without_effect(found, repeats=repeats)
             described.append(Described(found.class_prompt, found.class_folder))
             faults.raise_if_any()
         except DatasetError as error:

@@ -19,6 +19,7 @@ from runner.data.faults import Faults, listed
 from runner.data.report import Row
 from runner.data.sources.description import read_description
 from runner.data.sources.found import CAPTION_COLUMN, KNOWN_SPLITS, Entry, Found
+from runner.data.sources.kohya import tell_captions_in_names
 from runner.data.sources.listing import Listing
 from runner.data.sources.masks import masks_among, without_masks
 from runner.data.sources.metadata import read_metadata
@@ -62,6 +63,7 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
     if not has_default:
         _misnamed(listing, found, faults)
         _like_masks(listing, found, faults)
+        tell_captions_in_names(found, settings, faults)
     found.rows += [Row(f"{name}/", "ignored", ("results of trainings (RUNNER_OUTPUTS)",)) for name in listing.results]
     for place, entry in enumerate(found.entries):
         if mask := masks.get(os.path.splitext(entry.name)[0]):
