@@ -64,7 +64,9 @@ class Base:
         self.validated: dict[Hashable, Any] = {}
         """What validation has found of the base without an adapter, which every job starts from, for the last jobs."""
         self.untrained: dict[Any, Any] = {}
-        """What else was found of it."""
+        """What else was found of it: a number for each earlier training that jobs start from."""
+        self.drawn: dict[Any, Any] = {}
+        """Pictures that it has drawn without an adapter, by how and which; the last ones."""
         self._controlnet: tuple[str, nn.Module] | None = None
 
     @classmethod

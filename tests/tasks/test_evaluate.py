@@ -29,7 +29,8 @@ from runner.tasks.evaluate.check import check
 from runner.tasks.evaluate.measuring import as_drawn
 from runner.tasks.evaluate.of_training import FOLDER
 from runner.tasks.evaluate.prompts import NEUTRAL, SUBJECT
-from runner.tasks.evaluate.work import evaluate_training, work
+from runner.tasks.evaluate.work import drawn_by_base, evaluate_training, work
+from runner.tasks.studios import studio_of
 from runner.train.drawing import Picture, Sampling, Wish
 from runner.train.place import Place
 from tests.command_line import runner
@@ -150,6 +151,28 @@ def test_what_the_base_draws_is_drawn_once_for_all_weights(
         of_base.append({file.name: file.read_bytes() for file in paths.samples.glob("neutral-base/*.png")})
     assert len(drawn) == len(of_base[0]) == len(NEUTRAL)
     assert of_base[0] == of_base[1]
+
+
+def test_only_the_last_pictures_of_the_base_are_kept(
+    networks: Networks, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep over how it draws would otherwise keep more with every job."""
+    monkeypatch.setattr("runner.tasks.evaluate.drawn.NEUTRAL", ("a star", "a circle"))
+    monkeypatch.setattr("runner.tasks.evaluate.work.KEPT_BYTES", 2**16)
+    for steps in (1, 2, 3, 4):
+        asked = settings(
+            networks, job, metrics="base_drift", seeds=[5, 6], inference_steps=steps,
+            prompts=None, subject=None, subject_class=None,
+        )  # fmt: skip
+        work(asked, JobPaths(tmp_path / str(steps)), CPU, stop=never)
+
+    kept = studio_of(asked.model, asked.precision, CPU).base.drawn
+    assert sum(len(each.png) for each in kept.values()) <= 2**16
+    assert [sampling.inference_steps for sampling, _ in kept][-4:] == [4] * 4
+    wishes = [wish for _, wish in kept][-4:]
+    last = next(reversed(kept))[0]
+    assert drawn_by_base(lambda: pytest.fail("they are there"), wishes[:1], last, kept) == [kept[last, wishes[0]]]
+    assert next(reversed(kept)) == (last, wishes[0]), "what is asked for again stays longest"
 
 
 def test_real_images_that_are_the_drawn_ones_are_no_distance_away(networks: Networks, tmp_path: Path) -> None:
@@ -300,7 +323,7 @@ def test_of_several_processes_the_main_one_measures_a_training_and_draws_the_bas
     monkeypatch.setattr("runner.tasks.evaluate.drawn.NEUTRAL", ("a star", "a circle"))
     measured: list[Any] = []
     # The other process waits for this one: whatever asks for it would wait for ever, and is an error here.
-    base = SimpleNamespace(place=Place(torch.device("cpu"), 0, 2), untrained={}, collect=lambda: None)
+    base = SimpleNamespace(place=Place(torch.device("cpu"), 0, 2), drawn={}, collect=lambda: None)
     asked = {"evaluation": {"metrics": ["base_drift"]}, "validation": {"inference_steps": 1, "guidance_scale": 1.0}}
     experiment = Experiment.model_validate({**job.experiment.model_dump(), **asked})
     for _ in range(2):

@@ -31,6 +31,9 @@ from runner.train.place import Place
 
 log = logging.getLogger(__name__)
 
+KEPT_BYTES = 2**30
+"""Of pictures of the base alone, some 700 at 1024 px: a sweep over how it draws has others for every job."""
+
 
 def work(settings: Evaluate, paths: JobPaths, place: Place, *, stop: Callable[[], bool]) -> dict[str, Any]:
     """As `runner.tasks` says; images that are there are not drawn again.
@@ -92,12 +95,17 @@ def evaluate(
 def drawn_by_base(
     studio: Callable[[], Studio], wishes: Sequence[Wish], sampling: Sampling, kept: dict[Any, Any] | None
 ) -> list[Picture]:
-    """What the base alone draws: once for all jobs of a worker that ask for it."""
-    kept = studio().base.untrained if kept is None else kept
-    if missing := [wish for wish in wishes if (sampling, wish) not in kept]:
-        drawn = studio().draw(missing, sampling)
-        kept.update(((sampling, wish), each) for wish, each in zip(missing, drawn, strict=True))
-    return [kept[sampling, wish] for wish in wishes]
+    """What the base alone draws: once for all jobs of a worker that ask for it soon after each other."""
+    kept = studio().base.drawn if kept is None else kept
+    missing = [wish for wish in wishes if (sampling, wish) not in kept]
+    drawn = dict(zip(missing, studio().draw(missing, sampling), strict=True)) if missing else {}
+    # Those that were known become the last ones.
+    pictures = [kept.pop((sampling, wish)) if wish not in drawn else drawn[wish] for wish in wishes]
+    kept.update(((sampling, wish), each) for wish, each in zip(wishes, pictures, strict=True))
+    spent = sum(len(each.png) for each in kept.values())
+    while spent > KEPT_BYTES:
+        spent -= len(kept.pop(next(iter(kept))).png)
+    return pictures
 
 
 def evaluate_training(run: JobRun, *, stop: Callable[[], bool]) -> None:
@@ -123,7 +131,7 @@ def evaluate_training(run: JobRun, *, stop: Callable[[], bool]) -> None:
 
     adapter = run.job.folder if isinstance(run.settings.method, NewTokens) else run.paths.weights
     paths = JobPaths(run.job.folder / FOLDER)
-    of_base = run.base.untrained  # all jobs of the pack are on one base
+    of_base = run.base.drawn  # all jobs of the pack are on one base
     figures, _, _ = evaluate(settings, paths, place, [(adapter, 1.0)], studio, of_base=of_base, stop=stop)
     held.clear()
     run.base.collect()
