@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote
@@ -19,12 +20,13 @@ from runner.gallery.easel import MOST_WEIGHT, SAMPLERS, WEIGHT, Easel
 from runner.gallery.shelf import NotThere, Shelf
 from runner.gallery.table import over_steps, side_by_side
 from runner.listening import Guard
+from runner.report.evaluations import apart
 from runner.report.page import TEMPLATES as REPORT
 from runner.report.page import environment
 from runner.report.ranking import Ranking
 from runner.report.several import comparison_charts, experiment_sentence, facts_of_experiment
 from runner.report.views import view_job
-from runner.report.words import job_sentence
+from runner.report.words import count, job_sentence
 
 HERE = Path(__file__).parent
 THUMBNAIL_PX, SMALL_PX = 384, 128
@@ -164,10 +166,15 @@ STATIC = {
 def _compared(ranking: Ranking, shelf: Shelf) -> dict[str, Any]:
     shown = ranking.entries[:MOST_JOBS]
     values = [entry.value is not None for entry in ranking.entries]
+    folders = {job.folder for job in apart([entry.job for entry in ranking.entries])[0]}
+    # As in the report, what is counted are the trainings; their evaluations are in the list.
+    counted = replace(ranking, entries=[entry for entry in ranking.entries if entry.job.folder in folders])
+    measured = len(ranking.entries) - len(counted.entries)
     return {
         "entries": [(entry, shelf.path_of(entry.job.folder), shelf.is_usable(entry.job)) for entry in ranking.entries],
-        "sentence": experiment_sentence(ranking) if len(ranking.entries) > 1 else job_sentence(shown[0].job),
-        "facts": facts_of_experiment(ranking) if len(ranking.entries) > 1 and any(values) else [],
+        "counted": count(len(counted.entries), "job") + (f", {count(measured, 'evaluation')}" if measured else ""),
+        "sentence": experiment_sentence(counted) if len(counted.entries) > 1 else job_sentence(counted.entries[0].job),
+        "facts": facts_of_experiment(counted) if len(counted.entries) > 1 and any(values) else [],
         "measured": any(values),
         "label": ranking.aim.label(shown[0].job),
         "table": side_by_side(shown, shelf),

@@ -49,6 +49,8 @@ class Cover:
     experiment: Experiment
     about: str
     states: list[tuple[str, int]]
+    evaluations: list[tuple[str, int]]
+    """How those stand that measure the jobs."""
     pictures: list[str]
 
 
@@ -127,16 +129,20 @@ class Shelf:
 
     def cover(self, experiment: Experiment) -> Cover:
         """How it is shown among others."""
-        jobs = [read_briefly(folder) for folder in experiment.folders]
+        found = [read_briefly(folder) for folder in experiment.folders]
+        jobs = apart(found)[0]
+        evaluations = [job for job in found if job not in jobs]
         aim = Aim.of(jobs)
         results = [(job, aim.result(job)) for job in jobs]
         results.sort(key=lambda each: (each[0].state != "completed", each[1] is None, aim.cost(each[1] or 0.0)))
-        found = (list(filter(None, map(self.picture_path, _last_pictures(job.folder)))) for job, _ in results)
-        pictures = next(filter(None, found), [])
+        folders = [job.folder for job, _ in results] + [job.folder for job in evaluations]
+        drawn = (list(filter(None, map(self.picture_path, _last_pictures(folder)))) for folder in folders)
+        pictures = next(filter(None, drawn), [])
         return Cover(
             experiment=experiment,
             about=subject(jobs[0]) if jobs[0].trains else f"task={jobs[0].task}",
             states=list(Counter(job.state for job in jobs).items()),
+            evaluations=list(Counter(job.state for job in evaluations).items()),
             pictures=pictures[: len(pictures) // ROW * ROW or None],
         )
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import re
+import shutil
 import socket
 import weakref
 from collections.abc import Iterable
@@ -78,6 +79,25 @@ def test_the_value_of_a_job_that_was_stopped_says_its_step(tmp_path: Path) -> No
     said = Page(gallery(tmp_path).get("/experiment/x").text).text
     assert re.search(r"rank 8, lr 0.001 step 32 · 0\.\d+ at step 80 ", said), "over its samples"
     assert re.search(r"rank 8, lr 0.001 0\.\d+ at step 80 pruned", said), "in the list"
+
+
+def test_evaluations_are_not_counted_among_trainings(tmp_path: Path) -> None:
+    """As in the report; which of them did not go well is told, too."""
+    for name, state in (("first", "completed"), ("second", "failed")):
+        write_job(tmp_path / "x" / name, rank=4, sampled=[0], state=state)
+    for number, state in enumerate(("completed", "completed", "completed", "failed")):
+        measured = tmp_path / "x" / f"a{number}"  # which comes before the trainings
+        write_job(measured, rank=4, sampled=[0], state=state, task="evaluate", objective=None, objective_name=None)
+
+    client = gallery(tmp_path)
+    listed = Page(client.get("/experiment/x").text).text
+    assert "2 jobs, 4 evaluations" in listed
+    assert "1 of 2 jobs completed, 1 failed" in listed and "completed 1 of 2" in listed
+    home = Page(client.get("/").text).text
+    assert "1 failed" in home and "3 evaluations completed 1 evaluation failed" in home and "4 completed" not in home
+    assert "task=evaluate" not in home
+    shutil.rmtree(tmp_path / "x" / "first"), shutil.rmtree(tmp_path / "x" / "second")
+    assert "3 of 4 jobs completed" in Page(client.get("/experiment/x").text).text, "alone they are what it is about"
 
 
 @pytest.mark.parametrize(
