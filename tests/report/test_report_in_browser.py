@@ -30,6 +30,16 @@ f.onload = () => {
 f.srcdoc = PAGE;
 </script>"""
 
+WIDE = """<!doctype html><title>waiting</title>
+<iframe id=f style="width:1280px;height:1200px;border:0"></iframe><pre id=said></pre>
+<script>
+f.onload = () => {
+  const charts = [...f.contentDocument.querySelectorAll(".charts:not(.wide) svg.chart")];
+  said.textContent = JSON.stringify(charts.map((svg) => Math.round(svg.getBoundingClientRect().width)));
+};
+f.srcdoc = PAGE;
+</script>"""
+
 # Points at places of the charts of settings as a mouse or a finger does, and tells what the page then shows.
 POINT = """<!doctype html><title>waiting</title>
 <iframe id=f style="width:WIDTHpx;height:9000px;border:0"></iframe><pre id=said></pre>
@@ -209,6 +219,18 @@ def test_labels_of_settings_are_legible_and_apart(
         said = asked(tmp_path, browser, write_report(folder), POINT.replace("WIDTH", str(width_px)))
         assert (said["touching"], said["cut"]) == (0, 0), folder.name
     assert said["size"] > {390: 11, 700: 8.5, 1280: 11.5}[width_px]
+
+
+def test_a_chart_that_stands_alone_is_as_wide_as_one_of_several(tmp_path: Path, browser: Browser) -> None:
+    """Stretched over the page, it is twice as high, with letters of twice the size."""
+    alone, several = (write_job(tmp_path / name / "job", sampled=[]) for name in ("alone", "several"))
+    lines = [json.loads(line) for line in (alone / "metrics.jsonl").read_text().splitlines()]
+    kept = [{key: line[key] for key in ("step", "time", "train/loss") if key in line} for line in lines]
+    (alone / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+
+    (only,) = asked(tmp_path, browser, write_report(alone.parent), WIDE)
+    first, second, *_ = asked(tmp_path, browser, write_report(several.parent), WIDE)
+    assert only == first == second < 640
 
 
 def test_the_charts_of_settings_follow_light_and_dark(search: Path, browser: Browser) -> None:
