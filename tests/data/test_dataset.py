@@ -262,3 +262,11 @@ def test_importing_is_cheap() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert result.stdout.strip() == "[]"
+
+
+def test_embedded_houses(settings: Settings) -> None:
+    """The data set that is shipped can be read."""
+    dataset = read_dataset(settings("embedded"))
+
+    assert len(dataset.items) >= 16
+    assert all("house" in item.caption for item in dataset.items)

@@ -397,11 +397,3 @@ def test_settings_without_effect_are_refused(captioned: Path, settings: Settings
     with pytest.raises(DatasetError, match="2 faults") as raised:
         read_dataset(settings(captioned, revision="main", image_column="picture"))
     assert "dataset.revision='main' has no effect" in str(raised.value)
-
-
-def test_embedded_houses(settings: Settings) -> None:
-    """The data set that is shipped can be read."""
-    dataset = read_dataset(settings("embedded"))
-
-    assert len(dataset.items) >= 16
-    assert all("house" in item.caption for item in dataset.items)
