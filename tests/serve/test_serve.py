@@ -28,6 +28,7 @@ from tests.train.bench import Bench
 
 PROMPT = "a red house on a white background"
 DRAWN: dict[str, Any] = {"prompts": [PROMPT], "seeds": [0, 5], "inference_steps": 3, "guidance_scale": 3.0}
+PATIENCE_S = 240.0
 SERVED: dict[str, Any] = {"inference_steps": 3, "guidance_scale": 3.0, "most_images": 4, "most_waiting": 1}
 
 
@@ -58,7 +59,7 @@ class Endpoint:
 
 
 def ask(port: int, method: str, path: str, body: bytes | None = None, headers: Any = None) -> Answer:
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)) as connection:
         connection.request(method, path, body, {"Content-Type": "application/json", **(headers or {})})
         response = connection.getresponse()
         return Answer(response.status, response.getheader("content-type", ""), response.read())
@@ -87,7 +88,7 @@ def endpoint(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         env=environment({"SM_MODEL_DIR": str(folder), "SAGEMAKER_BIND_TO_PORT": str(port)}),
     )
     pings: list[int] = []
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + PATIENCE_S
     while 200 not in pings:
         assert process.poll() is None and time.monotonic() < give_up
         try:
@@ -96,7 +97,7 @@ def endpoint(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             time.sleep(0.02)
     yield Endpoint(port, jobs, pings)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) in (0, -signal.SIGTERM), "a signal ends it at once"
+    assert process.wait(timeout=PATIENCE_S) in (0, -signal.SIGTERM), "a signal ends it at once"
 
 
 def sample(job: Job, seed: int, step: int = 3) -> bytes:
