@@ -1,0 +1,53 @@
+"""What is said of a job's time: every second of a process is somebody's, and what a job would have cost alone."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from types import SimpleNamespace
+
+import pytest
+
+from runner.train import clock
+from runner.train.clock import PHASES, Clock
+from runner.train.cost import Alone, alone_s
+
+
+class Trained:
+    """What time is charged to."""
+
+    def __init__(self) -> None:
+        self.timings = dict.fromkeys(PHASES, 0.0)
+        self.trained_s = 0.0
+
+    def spent(self) -> dict[str, float]:
+        return {phase: seconds for phase, seconds in self.timings.items() if seconds}
+
+
+def test_every_second_is_charged_once_to_whom_it_was_spent_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now))
+    small, large, coming = Trained(), Trained(), Trained()
+    charged = Clock()
+    charged.training = {small: 1, large: 3}
+    now += 8
+    charged.charge_training()
+    now += 4
+    with charged.charging("cache", [coming]):
+        now += 3
+    with suppress(OSError), charged.charging("artifacts", [small, large]):
+        now += 2
+        raise OSError("the disk is full")
+    now += 4
+    charged.charge_training()
+    assert small.spent() == {"train": 2 + 1 + 1, "artifacts": 1}
+    assert large.spent() == {"train": 6 + 3 + 3, "artifacts": 1}
+    assert coming.spent() == {"cache": 3}
+    assert (small.trained_s, large.trained_s, coming.trained_s) == (16, 16, 0), "both were trained all the time"
+    assert charged.trained_s == {4: 16}
+
+
+@pytest.mark.parametrize(("step_s", "train_s"), [(None, 1000), (2.0, 7 * 2)])
+def test_a_job_alone_would_begin_load_train_and_do_all_that_was_its_own(step_s: float | None, train_s: float) -> None:
+    timings = {"load": 9e9, "cache": 10, "train": 1000, "validate": 20, "artifacts": 40}
+    alone = Alone(startup_s=100, load_s=200, step_s=step_s)
+    assert alone_s(alone, timings, steps=7) == 100 + 200 + 10 + 20 + 40 + train_s
