@@ -43,6 +43,7 @@ def test_the_table_is_shown_although_the_report_cannot_be_written(
     monkeypatch.setattr("runner.report.write_report", refuse)
     with pytest.raises(RunnerError, match=r"but for the report.* python -m runner\.report ") as raised:
         conclude(jobs)
+    assert str(raised.value).endswith(f"python -m runner.report {jobs[0].folder.parent}")
     assert not isinstance(raised.value, OSError), "that would mean that nothing was started"
     assert all(f"{job.id}  completed" in caplog.text for job in jobs)
     assert "the report cannot be written: [Errno 28]" in caplog.text

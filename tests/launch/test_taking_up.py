@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +12,11 @@ import pytest
 
 from runner import launch
 from runner.check import Checker
-from runner.errors import Detached, Interrupted
+from runner.errors import Detached, Interrupted, JobsFailed
 from runner.job import Job, State, lock, make_job, read_job, read_manifest, register, state_of, update_manifest
 from runner.launch import _take_up
 from runner.machine import Device, Machine
-from runner.outcome import conclude
+from runner.outcome import conclude, judge
 from runner.paths import outputs_dir
 from runner.plan import Plan
 from runner.schema import Experiment
@@ -87,7 +89,30 @@ def test_why_a_job_was_pruned_once_is_not_said_of_what_became_of_it_since(caplog
     assert "among the best" not in caplog.text
 
 
-@pytest.mark.parametrize(("asked", "found"), [("train/loss", 0.3), ("validation/loss_t0062", None)])
+def test_a_failure_is_told_with_its_reason_although_other_jobs_are_not_done_either() -> None:
+    settings = [Experiment.model_validate({"seed": seed}) for seed in (1, 2)]
+    failed, stopped = (
+        make_job(each, model="m", dataset="d", outputs=outputs_dir(), overrides=("steps=9", f"seed={each.seed}"))
+        for each in settings
+    )
+    for job in (failed, stopped):
+        register(job)
+    update_manifest(failed.folder, state=State.FAILED, error="the loss is nan")
+    update_manifest(stopped.folder, state=State.INTERRUPTED)
+    with pytest.raises(JobsFailed) as raised:
+        conclude([failed, stopped, failed])
+    assert str(raised.value).splitlines() == [
+        "1 of 2 jobs failed:",
+        f"  {failed.id} seed=1",
+        "    the loss is nan",
+        f"    log: {failed.paths.log}",
+        "Run the same command again to retry only these.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"), [("train/loss", 0.3), ("validation/loss", 0.9), ("validation/loss_t0062", None)]
+)
 def test_jobs_that_are_done_are_judged_by_the_objective_of_this_command(
     asked: str, found: float | None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -99,7 +124,8 @@ def test_jobs_that_are_done_are_judged_by_the_objective_of_this_command(
     update_manifest(job.folder, state=State.COMPLETED, **judged)
     job.paths.weights.parent.mkdir()
     job.paths.weights.touch()
-    job.paths.metrics.write_text('{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/loss": 0.3}\n')
+    last = {"step": 2, "train/loss": 0.3, "validation/loss": 0.9}
+    job.paths.metrics.write_text('{"step": 1, "train/loss": 0.5}\n' + json.dumps(last) + "\n")
 
     other = Experiment.model_validate({"objective": {"name": asked, "direction": "maximize"}})
     again = make_job(other, model="m", dataset="d", outputs=outputs_dir(), overrides=())
@@ -111,5 +137,19 @@ def test_jobs_that_are_done_are_judged_by_the_objective_of_this_command(
     assert manifest["objective_direction"] == "maximize"
     assert manifest["objective"] == found
     assert read_job(job.folder).experiment == job.experiment.model_copy(update={"objective": other.objective})
-    assert (f"{asked} 0.3000" in caplog.text) is (found is not None)
+    assert (f"{asked} {found or 0:.4f}" in caplog.text) is (found is not None)
     assert (f"{job.id}: its record has no {asked}" in caplog.text) is (found is None)
+
+
+def test_a_job_that_another_runner_has_taken_up_is_not_judged_meanwhile() -> None:
+    job = make_job(Experiment.model_validate({}), model="m", dataset="d", outputs=outputs_dir(), overrides=())
+    register(job)
+    update_manifest(job.folder, objective=0.7, objective_name="validation/loss", objective_direction="minimize")
+    other = Experiment.model_validate({"objective": {"name": "train/loss"}})
+    held, config = read_manifest(job.folder), job.paths.config.read_text()
+    with lock(job.folder):
+        judge(dataclasses.replace(job, settings=other))
+    assert read_manifest(job.folder) == held
+    assert job.paths.config.read_text() == config
+    judge(dataclasses.replace(job, settings=other))
+    assert read_manifest(job.folder)["objective_name"] == "train/loss"
