@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
 import random
 import resource
@@ -156,6 +157,25 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(half_done: Job, damag
     name, spoil = DAMAGES[damage]
     spoil(half_done.paths.checkpoint_at(5) / name)
     found = load_checkpoint(half_done)
+    assert found is not None
+    assert found[0] == 4
+
+
+class Program:
+    """What a pickle may hold that runs something as soon as it is read."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_a_checkpoint_runs_no_program_that_somebody_has_put_into_it(half_done: Job, tmp_path: Path) -> None:
+    file = half_done.paths.checkpoint_at(5) / "optimizer.pt"
+    torch.save({**torch.load(file, weights_only=True), "more": Program(tmp_path / "it ran")}, file)
+    found = load_checkpoint(half_done)
+    assert not (tmp_path / "it ran").exists()
     assert found is not None
     assert found[0] == 4
 
