@@ -69,6 +69,27 @@ def test_captions_without_new_words_are_read_as_ever_and_new_ones_have_their_pla
         assert [place for place in places[0].tolist() if place != NOWHERE] == [0, 1, 0, 1]
         assert bool((places[1] == NOWHERE).all()), "what is cut has no place"
 
+        pieces = tokenizer("a red star", add_special_tokens=False).input_ids
+        several = job.experiment.method.model_copy(update={"initial": ("a red star",), "vectors": len(pieces) + 1})
+        assert len(pieces) > 1
+        assert _Reader(tokenizer, length, several).initial == [*pieces, pieces[0]], "each piece in turn"
+
+
+@pytest.mark.parametrize(("initial", "vectors"), [("circle", 1), ("circle", 3), ("a round thing", 1)])
+def test_captions_are_cut_where_their_words_and_the_vectors_of_new_ones_are_too_many(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, initial: str, vectors: int
+) -> None:
+    room = 77 - 2
+    folder = write_images(tmp_path)
+    fits, too_long = (f"<cat>{' circle' * (room - vectors + more)}" for more in (0, 1))
+    texts = [fits, too_long, too_long.replace("<cat>", "<dog>"), too_long.replace("<cat>", "circle " * vectors)]
+    for index, text in enumerate(texts):
+        (folder / f"{index}.txt").write_text(text)
+    method = {"name": "pivotal", "tokens": ["<cat>", "<dog>"], "initial": [initial, initial], "vectors": vectors}
+    job = job_of(bench, sdxl_folder, folder, method=method)
+    cut = bench.materials(job, bench.base(job)).cut.captions
+    assert set(cut) == {text.strip() for text in texts[1:]}
+
 
 def losses_by_hand(bench: Bench, job: Job) -> tuple[list[float], dict[str, Tensor]]:
     """Training of embeddings, and of a LoRA beside them, with plain torch and peft: new ids in larger tables."""

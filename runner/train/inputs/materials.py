@@ -31,7 +31,7 @@ from runner.train.inputs.samples import EMPTY, Posteriors, PosteriorsInMemory, S
 from runner.train.inputs.schedule import Schedule
 from runner.train.inputs.stored import Stored
 from runner.train.inputs.text import Conditioner, EncodedText, LiveText, StoredText
-from runner.train.inputs.tokens import TokenText, spoken
+from runner.train.inputs.tokens import TokenText, as_long
 from runner.train.start import Kept, earlier_items
 from runner.train.validation import HeldOut
 
@@ -106,7 +106,7 @@ def prepare(job: Job, base: Base) -> Materials:
     of_images = (caption for item in dataset.items for caption in captions_of(item, settings.dataset))
     said_here = list(dict.fromkeys([*of_images, *(prior.prompts if prior else ())]))
     words = settings.method if isinstance(settings.method, NewTokens) else None
-    said = {spoken(caption, words) if words else caption: caption for caption in said_here}
+    said = {caption: as_long(caption, words) if words else caption for caption in said_here}
     cut = _cut(said, base)
     if cut.captions and base.place.is_main:
         log.warning(
@@ -181,7 +181,8 @@ def _cut(said: Mapping[str, str], base: Base) -> Cut:
     key = ("cut captions", tuple(said.items()))
     found: Cut | None = base.shared.get(key)
     if found is None:
-        found = base.shared[key] = Cut(tuple(said[caption] for caption in base.tokenizers.too_long(list(said))))
+        too_long = set(base.tokenizers.too_long(list(dict.fromkeys(said.values()))))
+        found = base.shared[key] = Cut(tuple(caption for caption, read in said.items() if read in too_long))
     return found
 
 

@@ -115,10 +115,10 @@ def first_vectors(family: Family, stack: TextStack, settings: NewTokens) -> dict
     return found
 
 
-def spoken(caption: str, settings: NewTokens) -> str:
-    """A caption with the first words in the place of the new ones, which is as long."""
-    for token, word in zip(settings.tokens, settings.initial, strict=True):
-        caption = caption.replace(token, " ".join([word] * settings.vectors))
+def as_long(caption: str, settings: NewTokens) -> str:
+    """A caption without the new words, of as many tokens: an `a`, which is one, for each of their vectors."""
+    for token in settings.tokens:
+        caption = caption.replace(token, f" {' '.join(['a'] * settings.vectors)} ")
     return caption
 
 
