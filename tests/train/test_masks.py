@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from runner.data import crops_for
-from runner.data.views import shape_of
+from runner.data import Crop, crops_for, read_dataset
+from runner.data.views import View, shape_of
 from runner.job import Job, State, read_manifest, state_of
+from runner.schema import DatasetSettings
+from runner.train.inputs.masks import masks_of
 from runner.train.loss import masked_mean
-from tests.train.bench import SIZES, Bench, difference, records, weights, write_images
+from tests.train.bench import CPU, SIZES, Bench, difference, records, weights, write_images
 
 MASKED: dict[str, Any] = {"dataset": {"masks": True}, "loss": {"masked": True}}
 CUT: dict[str, Any] = {"masks": True, "crop": "random", "flip": True, "buckets": True, "bucket_step": 8}
@@ -140,3 +142,17 @@ def test_a_black_mask_is_refused_by_name(bench: Bench, sdxl_folder: Path, tmp_pa
     assert not bench.train(job)
     assert state_of(job.folder) is State.FAILED
     assert "1.mask.png: the mask of 1.png is black wherever" in read_manifest(job.folder)["error"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_mask_that_is_black_in_one_of_several_crops_is_none_to_be_refused(tmp_path: Path, order: int) -> None:
+    pixels = np.zeros((64, 128), np.uint8)
+    Image.fromarray(pixels + 99).save(tmp_path / "0.png")
+    pixels[:, :64] = 255
+    Image.fromarray(pixels).save(tmp_path / "0.mask.png")
+    (item,) = read_dataset(DatasetSettings(path=str(tmp_path), masks=True, instance_prompt="a star")).items
+    assert item.mask is not None
+    views = [View(item, Crop(64, 128, 0, left, 64, 64)) for left in (0, 64)][::order]
+    latents = {view.key: (torch.zeros(4, 8, 8), torch.zeros(4, 8, 8)) for view in views}
+    masks = masks_of(views, latents, CPU)
+    assert [float(masks[item.mask.id, view.crop].mean()) for view in views] == [1.0, 0.0][::order]
