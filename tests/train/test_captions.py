@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from runner.data import read_dataset
-from runner.encodings import Need, cache_work
+from runner.encodings import Need, cache_work, caption_cache
+from runner.errors import DatasetError
 from runner.families import find_family
+from runner.families.family import TextStack
 from runner.job import read_manifest
 from runner.train.inputs import materials
-from tests.train.bench import SIZES, Bench, difference, weights, write_images
+from runner.train.inputs.encode import encode_captions
+from tests.train.bench import CPU, SIZES, Bench, difference, weights, write_images
 
 OPTIONS: dict[str, Any] = {
     "caption_prefix": "a photo of",
@@ -102,6 +106,37 @@ def test_a_long_caption_is_shown_by_its_beginning(
         "the first: 'a red circle a red circle a red circle a red circle a red circle a red circle...'"
     )
     assert [len(caption) for caption in materials.cut.captions] == [6499], "the record has all of it"
+
+
+def test_an_encoding_that_is_not_finite_names_the_caption_and_is_not_kept(sd15_folder: Path) -> None:
+    family = find_family("sd")
+
+    def load() -> TextStack:
+        text = family.load_text(sd15_folder, None, torch.float32)
+        with torch.no_grad():
+            next(iter(text.encoders[0].parameters())).fill_(float("nan"))
+        return text
+
+    with pytest.raises(DatasetError, match="the encoding of the caption 'a red star' is not finite"):
+        encode_captions(["a red star"], family=family, model_folder=sd15_folder, load_text=load, place=CPU)
+    assert not list(caption_cache().folder.rglob("*.safetensors"))
+
+
+def test_encodings_of_the_files_of_another_variant_are_other_ones(sd15_folder: Path) -> None:
+    family, loaded = find_family("sd"), list[str | None]()
+
+    def encode(variant: str | None) -> None:
+        def load() -> TextStack:
+            loaded.append(variant)
+            return family.load_text(sd15_folder, None, torch.float32)
+
+        encode_captions(
+            ["a red star"], family=family, model_folder=sd15_folder, load_text=load, place=CPU, variant=variant
+        )
+
+    for variant in (None, "fp16", "fp16", None):
+        encode(variant)
+    assert loaded == [None, "fp16"]
 
 
 def test_trained_text_encoders_know_all_captions(bench: Bench, sdxl_folder: Path, images: Path) -> None:

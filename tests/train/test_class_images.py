@@ -17,7 +17,7 @@ from runner.encodings import class_images_folder
 from runner.exclusive import alone
 from runner.job import read_manifest
 from runner.schema import Experiment
-from runner.train.inputs.class_images import turn_file
+from runner.train.inputs.class_images import IMAGES_PER_TURN, TURN_FILES, turn_file
 from tests.train.bench import Bench
 
 
@@ -97,3 +97,9 @@ def test_images_of_the_class_that_another_pack_draws_are_waited_for(
                 (tmp_path / file.name).rename(file)
         assert training.result()
     assert [file.stat().st_mtime_ns for file in drawn] == written
+
+
+def test_workers_draw_images_of_the_class_at_the_same_time(tmp_path: Path) -> None:
+    begins = range(0, IMAGES_PER_TURN * TURN_FILES, IMAGES_PER_TURN)
+    assert len({turn_file(tmp_path / "a star", first) for first in begins}) == TURN_FILES
+    assert turn_file(tmp_path / "a star", 0) != turn_file(tmp_path / "a circle", 0)

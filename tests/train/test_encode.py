@@ -173,7 +173,8 @@ def test_another_vae_or_crop_is_another_entry(sdxl_folder: Path, sd15_folder: Pa
     encode(views[:1], sd15_folder, load)
     shifted = View(views[0].item, Crop(*_resized(views[0].item), 0, 0, 64, 64, flip=True))
     encode([shifted], sdxl_folder, load)
-    assert load.images == 3
+    encode_views(views[:1], vae_folder=sdxl_folder / "vae", load_vae=load, place=CPU, variant="fp16")
+    assert load.images == 4
 
 
 def test_a_damaged_entry_is_made_again(sdxl_folder: Path, tmp_path: Path) -> None:
@@ -358,6 +359,18 @@ def test_text_encoders_that_a_gpu_does_not_hold_encode_on_the_cpu(caplog: pytest
     assert dict(encoding.encode_at_once(captions[:1], family, lambda: text, gpu)).keys() == {captions[0]}
     assert encoder.places[3:] == ["cpu"], "it was tried again"
     assert caplog.text.count("captions are encoded on the CPU") == 1
+
+
+def test_another_fault_of_a_gpu_does_not_send_captions_to_the_cpu() -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("an illegal memory access")
+
+    tokenizers: Any = SimpleNamespace(ids=lambda captions: [torch.ones(len(captions), 2)])
+    family: Any = SimpleNamespace(encode_text=fail)
+    text = TextStack(tokenizers, [], zeros_for_empty=False)
+    with pytest.raises(RuntimeError, match="illegal"):
+        list(encoding.encode_at_once(["a star"], family, lambda: text, Place(torch.device("meta"), 0, 1)))
+    assert not text.beyond_gpu
 
 
 def test_text_encoders_make_room_for_what_is_encoded_next(

@@ -1,4 +1,4 @@
-"""How many images are encoded at once, and how many encodings the memory holds."""
+"""How many images are encoded at once, how many encodings the memory holds, and what those mean that it does not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from runner.cache import TensorCache
 from runner.train.inputs import encode as encoding
+from runner.train.inputs.text import EncodedText, StoredText
 from tests.train.bench import write_images
 from tests.train.test_encode import views_of
 
@@ -34,3 +35,13 @@ def test_encodings_must_fit_into_the_memory_once_for_each_process(
     monkeypatch.setattr(encoding, "host_memory_gb", lambda: 2.5 * held_gb / encoding.MEMORY_SHARE)
     fits = [encoding._fit(cache, ["ab12"], processes, what="images", says=True) for processes in (1, 2, 3)]
     assert fits == [True, True, False]
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_captions_that_are_read_from_the_disk_are_those_in_memory(zeros: bool) -> None:
+    encoded = {caption: {"embeds": torch.full((3, 2), number)} for number, caption in enumerate(["a star", ""], 1)}
+    kinds = (EncodedText, StoredText)
+    one, other = (kind(encoded, zeros_for_empty=zeros, device=torch.device("cpu")) for kind in kinds)
+    asked = ["a star", None, "", "a star"]
+    assert one.text(asked)["embeds"][:, 0, 0].tolist() == [1, 0 if zeros else 2, 2, 1]
+    assert torch.equal(one.text(asked)["embeds"], other.text(asked)["embeds"])
