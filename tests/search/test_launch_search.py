@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -173,6 +174,21 @@ def test_a_crash_is_learnt_of_only_when_its_jobs_are_settled(monkeypatch: pytest
     update_manifest(job.folder, state=State.COMPLETED, crashed=False)
     found.learn()
     assert found.summary()[1].startswith("best: validation/loss 0.5 with")
+
+
+def test_what_is_learnt_of_a_trial_is_its_last_figure_if_it_is_completed() -> None:
+    found, best = search(trials=3, seeds=tuple(str(seed) for seed in range(10, 10_000))), ""
+    ends = {State.COMPLETED: 0.3, State.FAILED: 0.2, State.PRUNED: 0.1}
+    for (config, overrides), (state, last) in zip(found.more(3), ends.items(), strict=True):
+        job = Checker(outputs_dir()).job(config, overrides)
+        found.started(overrides, job)
+        finish(job)
+        lines = ({"step": step, "validation/loss": value} for step, value in enumerate((0.05, 0.9, last)))
+        job.paths.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        update_manifest(job.folder, state=state)
+        best = best or overrides[0]
+    found.learn()
+    assert found.summary() == ["search: 3 of 3 trials", f"best: validation/loss 0.3 with {best}"]
 
 
 def test_a_manifest_that_is_damaged_meanwhile_does_not_end_the_search() -> None:
