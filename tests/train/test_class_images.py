@@ -34,6 +34,8 @@ def test_images_of_the_class_are_drawn_once_and_added_to(bench: Bench, sdxl_fold
     assert bench.train(more)
     assert {name: (folder / name).stat().st_mtime_ns for name in written} == written
     assert read_manifest(more.folder)["dataset"]["class_images"] == 3
+    batch = bench.materials(more, bench.base(more)).samples.batch(0, range(2))
+    assert batch.captions[2:] == ("a red star", "a red star")
 
     # Image i is the one that the pipeline draws from seed i.
     pipeline = DiffusionPipeline.from_pretrained(sdxl_folder)
