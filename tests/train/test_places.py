@@ -106,6 +106,19 @@ def test_a_worker_waits_for_jobs_that_may_come(bench: Bench, sdxl_folder: Path) 
     assert [job.id for job in source.released] == [job.id for job in jobs]
 
 
+def test_a_job_whose_record_cannot_be_opened_fails_alone_and_is_let_go_of(bench: Bench, sdxl_folder: Path) -> None:
+    broken, good = jobs = [bench.job(sdxl_folder, seed=seed, steps=1) for seed in (1, 2)]
+    broken.paths.metrics.mkdir()
+    source = Listed(jobs)
+    with bench.own_cache():
+        assert not train(
+            source, CPU, at_once=2, startup_s=0, about={}, save=lambda *_: None, stop_requested=lambda: False
+        )
+    assert [state_of(job.folder) for job in jobs] == [State.FAILED, State.COMPLETED]
+    assert "metrics.jsonl" in read_manifest(broken.folder)["error"]
+    assert {job.id for job in source.released} == {broken.id, good.id}
+
+
 def test_the_time_of_a_worker_is_shared_out_among_its_jobs(bench: Bench, sdxl_folder: Path) -> None:
     jobs = [bench.job(sdxl_folder, seed=seed, steps=12, batch_size=batch) for seed, batch in ((1, 1), (2, 3))]
     assert bench.train(*jobs)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from runner.job import read_manifest
-from runner.train import clock, progress
+from runner.job import Job, read_manifest
+from runner.train import admission, clock, progress
 from runner.train.job_run import JobRun
 from runner.train.pack import Pack
 from runner.train.progress import Progress
@@ -77,3 +77,29 @@ def test_steps_that_are_made_to_be_timed_do_not_slow_the_training_in_its_records
     assert all(each["train"] < timed_s / 2 <= each["load"] for each in timings)
     for job in jobs:
         assert records(job, "train/images_per_s")[1] > 2 * job.experiment.batch_size / timed_s
+
+
+def test_what_is_spent_before_a_job_trains_is_its_own_or_its_share(
+    bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed = 0.0
+    real_s, prepare, start = time.perf_counter, admission.prepare, admission._start
+
+    def prepare_slowly(job: Job, *given: Any) -> Any:
+        nonlocal passed
+        passed += 1000.0 * job.experiment.seed
+        return prepare(job, *given)
+
+    def start_slowly(job: Job, *given: Any) -> Any:
+        nonlocal passed
+        passed += 500.0 * job.experiment.seed
+        return start(job, *given)
+
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: real_s() + passed))
+    monkeypatch.setattr(admission, "prepare", prepare_slowly)
+    monkeypatch.setattr(admission, "_start", start_slowly)
+    jobs = [bench.job(sdxl_folder, steps=1, seed=seed) for seed in (1, 3)]
+    assert bench.train(*jobs)
+    timings = [read_manifest(job.folder)["timings_s"] for job in jobs]
+    assert [each["cache"] for each in timings] == pytest.approx([1000, 3000], abs=100)
+    assert [each["load"] for each in timings] == pytest.approx([1000, 1000], abs=100), "the base is there for both"
