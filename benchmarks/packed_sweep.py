@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from runner.machine import cpu_name
+from runner.system.machine import cpu_name
 from runner.work import git_commit
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runner import HOME
 from runner.errors import Defect, Detached, Interrupted, RunnerError, SettingsError
-from runner.printable import log_to, printable
+from runner.system.printable import log_to, printable
 
 
 def main() -> None:

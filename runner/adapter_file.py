@@ -15,7 +15,7 @@ from runner.families.files import file_hash, is_hub_id, unreachable
 from runner.job import Job, State, read_job, state_of
 from runner.paths import WEIGHTS_NAME, JobPaths, outputs_dir, path_of
 from runner.schema.method import NewTokens
-from runner.tensor_file import Header, read_header
+from runner.system.tensor_file import Header, read_header
 
 NO_SUCH_FILE = "RemoteEntryNotFound"
 """How the Hub's client calls it where a repository has no file of a name."""

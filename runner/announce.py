@@ -15,12 +15,12 @@ from runner.data.buckets import bucket_lines
 from runner.data.views import buckets_of, held_out_lines
 from runner.encodings import CacheWork, Need, cache_work
 from runner.job import Job
-from runner.machine import disk_of
 from runner.paths import cache_dir, outputs_dir
 from runner.plan import Plan
 from runner.plan.disk import Disk
 from runner.plan.words import plan_data, plan_lines
 from runner.schema.launchers import APART
+from runner.system.machine import disk_of
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from runner.families.files import check_model, fingerprint, resolution_faults
 from runner.families.prediction import prediction_faults, sampler_faults
 from runner.families.targeted import target_faults
 from runner.job import Job, make_job, make_task_job
-from runner.printable import whole
 from runner.schema import DatasetSettings, Experiment, ModelSettings
 from runner.schema.job import JobSettings
 from runner.schema.launchers import APART
@@ -28,6 +27,7 @@ from runner.schema.messages import explain
 from runner.schema.method import NewTokens, TextualInversion
 from runner.schema.tasks import TASKS
 from runner.schema.training import OPTIMIZER_PACKAGES
+from runner.system.printable import whole
 from runner.tasks import check_task
 from runner.tasks.composed import settings_of, task_faults
 from runner.tasks.evaluate.of_training import evaluation_contents

@@ -18,10 +18,10 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from runner.errors import in_words
-from runner.machine import can_be_written, disk_of, find_gpus, standing, this_machine
 from runner.paths import cache_dir, outputs_dir
-from runner.printable import printable
-from runner.signals import silence
+from runner.system.machine import can_be_written, disk_of, find_gpus, standing, this_machine
+from runner.system.printable import printable
+from runner.system.signals import silence
 from runner.work import git_commit
 
 PROJECT = "lora-runner"

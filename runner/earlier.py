@@ -17,7 +17,7 @@ from runner.adapter_file import FIX, AdapterFile, find_adapter, header_of
 from runner.errors import SettingsError
 from runner.schema import LoraSettings
 from runner.schema.training import matches_layer
-from runner.tensor_file import METADATA, TEXT_MODEL
+from runner.system.tensor_file import METADATA, TEXT_MODEL
 
 DOWN = ".lora_A.weight"
 

@@ -15,7 +15,6 @@ from runner.check import Checker
 from runner.errors import Defect, Detached, Interrupted, RunnerError, SettingsError
 from runner.job import FINAL, Job, LockedError, State, is_held, lock, read_manifest, register, state_of
 from runner.launchers import find_launcher
-from runner.machine import Machine
 from runner.outcome import conclude, judge
 from runner.paths import ExperimentPaths, outputs_dir, write_text
 from runner.plan import Plan, Predictor, make_plan
@@ -23,6 +22,7 @@ from runner.plan.packs import is_done
 from runner.schema import LauncherSettings, QueuedLauncher
 from runner.schema.launchers import APART
 from runner.schema.tasks.deploy import Deploy
+from runner.system.machine import Machine
 
 POLL_S = 1.0
 

@@ -12,8 +12,8 @@ from runner.errors import SettingsError
 from runner.job import State, is_held, state_of
 from runner.job_folders import faults_of, job_folders
 from runner.launchers.elsewhere import Elsewhere
-from runner.printable import log_to
 from runner.report.words import count
+from runner.system.printable import log_to
 
 log = logging.getLogger(__name__)
 

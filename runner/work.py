@@ -26,9 +26,9 @@ from runner import PACKAGE
 from runner.errors import Interrupted, RunnerError, in_words, refusal
 from runner.job import Job, State, read_job, update_manifest
 from runner.job_folders import faults_of, the_job
-from runner.printable import Printable, log_to
 from runner.queue import Claims, FixedQueue, Queue
-from runner.signals import StopSignal
+from runner.system.printable import Printable, log_to
+from runner.system.signals import StopSignal
 
 if TYPE_CHECKING:
     from runner.train.job_run import JobRun

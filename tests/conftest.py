@@ -64,7 +64,7 @@ MakeOnce = Callable[[str, Callable[[Path], None]], Path]
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
     """A folder that is filled once for all processes that run tests, and then only read."""
-    from runner.exclusive import alone
+    from runner.system.exclusive import alone
 
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"

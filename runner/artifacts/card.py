@@ -13,10 +13,10 @@ import yaml
 from runner.families.known import FAMILIES
 from runner.families.single_file import is_single_file
 from runner.paths import WEIGHTS_NAME, sample_name, write_text
-from runner.printable import printable
 from runner.report.charts import Series, draw, smoothed, standalone
 from runner.schema import ModelSettings
 from runner.schema.method import NewTokens
+from runner.system.printable import printable
 
 if TYPE_CHECKING:
     import torch

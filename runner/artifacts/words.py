@@ -19,7 +19,7 @@ from runner.errors import ArtifactError
 from runner.families.family import Family, TextStack
 from runner.paths import JobPaths, atomic_file
 from runner.schema.method import NewTokens
-from runner.tensor_file import TOKEN
+from runner.system.tensor_file import TOKEN
 
 if TYPE_CHECKING:
     from runner.train.job_run import JobRun

@@ -19,7 +19,7 @@ from runner.clean.thing import KINDS, Thing, age_text, size_text
 from runner.errors import RunnerError
 from runner.job import Job
 from runner.job_folders import faults_of, job_folders
-from runner.printable import log_to, printable
+from runner.system.printable import log_to, printable
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from runner.archive import BadArchive, is_archive
 from runner.clean.thing import Thing, measure
 from runner.data import Dataset, read_dataset
 from runner.data.classes import prior_of
@@ -29,6 +28,7 @@ from runner.paths import cache_dir, path_of
 from runner.s3 import Location, is_s3
 from runner.s3.mirror import Mirror
 from runner.schema import DatasetSettings
+from runner.system.archive import BadArchive, is_archive
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import logging
 import sys
 from typing import TextIO
 
-from runner.signals import silence
+from runner.system.signals import silence
 
 
 class Lines(logging.StreamHandler[TextIO]):

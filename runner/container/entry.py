@@ -32,12 +32,12 @@ from runner.errors import Interrupted, RunnerError, SettingsError
 from runner.job import FINAL, Job, State, read_manifest, register, state_of, update_manifest, write_config
 from runner.launchers import local
 from runner.launchers.schedule import Schedule
-from runner.machine import Machine
 from runner.parcel import CACHE, CONFIG, Parcel
 from runner.plan import Predictor, make_plan
 from runner.plan.words import plan_lines
-from runner.printable import log_to
 from runner.schema import LocalLauncher
+from runner.system.machine import Machine
+from runner.system.printable import log_to
 from runner.work import WORKER_NAME
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from runner.archive import BadArchive, is_archive, lay_out
 from runner.check import Checker
 from runner.errors import RunnerError, SettingsError
 from runner.families.files import check_layout
@@ -23,6 +22,7 @@ from runner.schema.experiment import SECTIONS
 from runner.schema.job import JobSettings
 from runner.schema.messages import explain, unknown_key
 from runner.schema.tasks import TASKS
+from runner.system.archive import BadArchive, is_archive, lay_out
 
 
 def sent_jobs(

@@ -28,7 +28,7 @@ from runner.data.sources.kohya import numbers_without_effect
 from runner.data.sources.masks import masks_among
 from runner.data.sources.streamed import is_indexed
 from runner.errors import DatasetError
-from runner.printable import whole
+from runner.system.printable import whole
 
 if TYPE_CHECKING:
     from runner.schema import DatasetSettings

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-from runner.exclusive import alone
+from runner.system.exclusive import alone
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from runner.archive import BadArchive, is_archive
 from runner.embedded import MODEL_DIR
 from runner.errors import ModelError
 from runner.families import stored
@@ -24,6 +23,7 @@ from runner.families.single_file import is_single_file, lay_out_single_file, sin
 from runner.paths import cache_dir, files_below, path_of, write_text
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
+from runner.system.archive import BadArchive, is_archive
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")

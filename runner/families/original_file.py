@@ -19,7 +19,7 @@ from runner.errors import ModelError
 from runner.families.original import original_names
 from runner.families.single_file import V_PREDICTION, VELOCITY_MARK, ZERO_SNR_MARK
 from runner.paths import atomic_file
-from runner.tensor_file import TEXT_MODEL
+from runner.system.tensor_file import TEXT_MODEL
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP = {"sd": "cond_stage_model.transformer.", "sdxl": "conditioner.embedders.0.transformer."}

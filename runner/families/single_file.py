@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import ModelError
-from runner.exclusive import alone
 from runner.families.known import FAMILIES
 from runner.paths import atomic_folder, path_of
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
-from runner.tensor_file import read_header
+from runner.system.exclusive import alone
+from runner.system.tensor_file import read_header
 
 log = logging.getLogger(__name__)
 

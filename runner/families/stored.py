@@ -11,7 +11,6 @@ import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from runner.archive import SUFFIX, BadArchive, inner, is_archive, lay_out
 from runner.errors import ModelError
 from runner.paths import cache_dir
 from runner.s3 import Location
@@ -19,6 +18,7 @@ from runner.s3.access import NoAccess
 from runner.s3.mirror import Mirror
 from runner.s3.missing import NotThere
 from runner.s3.objects import Stored
+from runner.system.archive import SUFFIX, BadArchive, inner, is_archive, lay_out
 
 log = logging.getLogger(__name__)
 

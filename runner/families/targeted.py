@@ -17,7 +17,7 @@ from runner.families.targets import Presets
 from runner.schema import LoraSettings, ModelSettings
 from runner.schema.messages import nearest
 from runner.schema.training import matches_layer
-from runner.tensor_file import read_header
+from runner.system.tensor_file import read_header
 
 WEIGHT = ".weight"
 OF_LAYERS = (2, 4)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.job_folders import NAME_ANY
-from runner.listening import LOOPBACK, is_loopback, port, why_not
-from runner.printable import log_to
+from runner.system.listening import LOOPBACK, is_loopback, port, why_not
+from runner.system.printable import log_to
 
 USUAL_PORT = 7878
 

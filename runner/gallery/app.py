@@ -19,7 +19,6 @@ from runner.errors import RunnerError
 from runner.gallery.easel import MOST_WEIGHT, SAMPLERS, WEIGHT, Easel
 from runner.gallery.shelf import NotThere, Shelf
 from runner.gallery.table import over_steps, side_by_side
-from runner.listening import Guard
 from runner.report.evaluations import apart
 from runner.report.page import TEMPLATES as REPORT
 from runner.report.page import environment
@@ -27,6 +26,7 @@ from runner.report.ranking import Ranking
 from runner.report.several import comparison_charts, experiment_sentence, facts_of_experiment
 from runner.report.views import view_job
 from runner.report.words import count, job_sentence
+from runner.system.listening import Guard
 
 HERE = Path(__file__).parent
 THUMBNAIL_PX, SMALL_PX = 384, 128

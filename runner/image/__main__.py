@@ -19,7 +19,7 @@ from runner.errors import RunnerError
 from runner.image.checkout import BASE_IMAGE, DOCKERFILE, checkout, default_tag
 from runner.image.engine import ENGINES, Engine
 from runner.image.registry import Repository, login_to
-from runner.printable import log_to
+from runner.system.printable import log_to
 
 log = logging.getLogger(__name__)
 

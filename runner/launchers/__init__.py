@@ -11,8 +11,8 @@ from typing import Any, Protocol, cast
 
 from runner.job import Job
 from runner.launchers.cluster import Cluster
-from runner.machine import Machine
 from runner.plan import Plan
+from runner.system.machine import Machine
 
 LAUNCHERS = {
     "local": "runner.launchers.local",

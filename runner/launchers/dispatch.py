@@ -17,7 +17,6 @@ from time import monotonic, sleep
 from typing import Any
 
 from runner.errors import Detached, Interrupted, SettingsError
-from runner.exclusive import alone
 from runner.job import FINAL, Job, State, common_overrides, known_manifest, last_holder, own_overrides, update_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.cluster import Cluster, Gone, NoRoom, NotStopped, NotSubmitted
@@ -28,6 +27,7 @@ from runner.plan import Plan, pack_key
 from runner.report.words import count
 from runner.schema import QueuedLauncher
 from runner.status import live_table
+from runner.system.exclusive import alone
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from importlib import metadata
 from runner.job import Job
 from runner.launchers import MoreJobs
 from runner.launchers.schedule import Schedule
-from runner.machine import Machine, find_gpus, this_machine
 from runner.plan import Plan
 from runner.schema import LocalLauncher
+from runner.system.machine import Machine, find_gpus, this_machine
 
 
 def check(settings: LocalLauncher) -> list[str]:

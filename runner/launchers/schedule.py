@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from runner import signals
 from runner.errors import Interrupted, SettingsError
 from runner.job import (
     FINAL,
@@ -40,8 +39,9 @@ from runner.paths import ExperimentPaths
 from runner.plan import Pack, Plan, pack_key
 from runner.queue import Queue
 from runner.schema import LocalLauncher
-from runner.signals import STOP_SIGNALS, silence, streams_on_terminal
 from runner.status import live_table
+from runner.system import signals
+from runner.system.signals import STOP_SIGNALS, silence, streams_on_terminal
 from runner.work import INTERRUPTED_CODE
 
 log = logging.getLogger(__name__)

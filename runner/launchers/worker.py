@@ -14,7 +14,7 @@ from pathlib import Path
 from runner import PACKAGE
 from runner.job import Job, last_holder
 from runner.launchers.forked import CAN_FORK, Forked
-from runner.machine import Machine, threads_of
+from runner.system.machine import Machine, threads_of
 from runner.work import LAUNCHER_PID
 
 FORKED_FROM = 2

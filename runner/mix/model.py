@@ -20,7 +20,7 @@ from runner.errors import ArtifactError, Interrupted
 from runner.families.loading import load_component
 from runner.mix.layers import AdapterLayers, LowRank
 from runner.paths import atomic_folder, write_text
-from runner.tensor_file import read_header
+from runner.system.tensor_file import read_header
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from runner.families.family import Family, is_text_encoder
 from runner.families.original import original_names
 from runner.mix.layers import AdapterLayers, LowRank
 from runner.schema.training import matches_layer
-from runner.tensor_file import METADATA, TEXT_MODEL
+from runner.system.tensor_file import METADATA, TEXT_MODEL
 
 DOWN, UP, ALPHA, MAGNITUDE = "down", "up", "alpha", "magnitude"
 OF_DIFFUSERS = {

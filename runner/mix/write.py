@@ -17,7 +17,7 @@ from torch import Tensor
 from runner.families.family import Family, is_text_encoder
 from runner.mix.layers import AdapterLayers
 from runner.paths import WEIGHTS_NAME, atomic_file, named_where_full
-from runner.tensor_file import TEXT_MODEL
+from runner.system.tensor_file import TEXT_MODEL
 
 DOWN, UP, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 """peft's names of what an adapter holds for a layer, behind the layer's own."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from runner.families.arithmetic import Work
 from runner.job import Job
-from runner.machine import Machine
 from runner.plan.models import adapter_size, text_parameters, vae_channels
+from runner.system.machine import Machine
 
 if TYPE_CHECKING:
     from runner.plan.packs import Pack

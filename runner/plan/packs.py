@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from runner.job import Job, State
-from runner.machine import Machine, named_threads
 from runner.plan.predict import Prediction, Predictor, images_of
 from runner.schema import LauncherSettings, LocalLauncher, QueuedLauncher
+from runner.system.machine import Machine, named_threads
 
 MOST_AT_ONCE = {"cpu": 8, "cuda": 16}
 """Jobs that `launcher.pack=auto` trains together at most. A CPU is busy with fewer."""

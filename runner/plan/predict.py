@@ -15,11 +15,11 @@ from runner.encodings import PROMPTS_FROM_CAPTIONS
 from runner.families.arithmetic import Work
 from runner.families.known import FAMILIES
 from runner.job import Job
-from runner.machine import Device, Machine, threads_of, with_threads
 from runner.measured import Conditions, Measurement, recall, step_s
 from runner.plan.disk import results_gb
 from runner.plan.memory import USABLE_SHARE, base_gb, encoding_gb, job_gb, memory_gb
 from runner.plan.models import denoiser_config, latent_side, trained_share
+from runner.system.machine import Device, Machine, threads_of, with_threads
 
 if TYPE_CHECKING:
     from runner.plan.packs import Pack

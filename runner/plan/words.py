@@ -9,12 +9,12 @@ from typing import Any
 
 from runner.encodings import CacheWork
 from runner.job import Job, common_overrides, own_overrides
-from runner.machine import Machine
 from runner.plan.disk import Disk, too_full
 from runner.plan.packs import Pack, Plan, shared_terms
 from runner.plan.predict import Prediction
 from runner.schema import Experiment
 from runner.schema.method import NewTokens, TextualInversion
+from runner.system.machine import Machine
 
 WORTH_A_WORD_GB = 1.0
 

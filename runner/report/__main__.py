@@ -10,8 +10,8 @@ from pathlib import Path
 
 from runner.job_folders import faults_of, find_jobs
 from runner.paths import ExperimentPaths
-from runner.printable import log_to, printable
 from runner.report.page import write_report
+from runner.system.printable import log_to, printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,12 +17,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runner.exclusive import alone
 from runner.paths import cache_dir, write_text
 from runner.s3.access import NoAccess, code_of, message_of, require_boto3, s3_client, understood
 from runner.s3.location import Location, is_file_name
 from runner.s3.missing import NotThere, no_such_bucket, nothing_there
 from runner.s3.objects import Stored, download, listing
+from runner.system.exclusive import alone
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from runner.errors import RunnerError
-from runner.listening import LOOPBACK, Guard, port, why_not
-from runner.printable import log_to
+from runner.system.listening import LOOPBACK, Guard, port, why_not
+from runner.system.printable import log_to
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from runner.errors import RunnerError
-from runner.listening import Guard
-from runner.printable import whole
 from runner.schema.serving import Invocation, told
 from runner.serve.service import Busy, Service
+from runner.system.listening import Guard
+from runner.system.printable import whole
 from runner.train.drawing import Picture
 
 log = logging.getLogger(__name__)

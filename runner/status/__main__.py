@@ -13,11 +13,11 @@ from rich.console import Console
 
 from runner.job_folders import faults_of, job_folders
 from runner.paths import outputs_dir
-from runner.printable import log_to
-from runner.signals import silence
 from runner.status.experiment import ExperimentStatus, Watch, as_data
 from runner.status.live import follow
 from runner.status.table import tables
+from runner.system.printable import log_to
+from runner.system.signals import silence
 
 PLAIN_WIDTH = 200
 """Columns of a table that goes to a file or a program: nothing is folded there."""

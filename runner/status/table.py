@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal
 
 from runner.deployed import undeploy_command
 from runner.job import State
-from runner.printable import printable
 from runner.report.record import HELD_OUT, finite
 from runner.report.words import MISSING, count, duration, loss_name, number
 from runner.status.experiment import ExperimentStatus
 from runner.status.look import ACTIVE, DEAD, STARTING, JobStatus
+from runner.system.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -16,7 +16,7 @@ from torch import Tensor
 from runner.errors import SettingsError
 from runner.families.family import Family
 from runner.paths import WEIGHTS_NAME, JobPaths
-from runner.tensor_file import TOKEN
+from runner.system.tensor_file import TOKEN
 from runner.train.inputs.tokens import Words
 
 STAND_IN = "a"

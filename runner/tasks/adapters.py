@@ -7,7 +7,7 @@ from typing import Any
 from runner.adapter_file import AdapterFile, find_adapter, header_of, is_dora
 from runner.errors import SettingsError
 from runner.schema.tasks.adapters import WithAdapters
-from runner.tensor_file import TOKEN
+from runner.system.tensor_file import TOKEN
 
 
 def find_adapters(settings: WithAdapters) -> list[AdapterFile]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.job_folders import faults_of, the_job
-from runner.printable import log_to, printable
+from runner.system.printable import log_to, printable
 from runner.track.rebuild import rebuild
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from runner.errors import Interrupted, RunnerError
-from runner.machine import cpu_name, find_gpus, with_threads
+from runner.system.machine import cpu_name, find_gpus, with_threads
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ class Place:
 
     @property
     def device_name(self) -> str:
-        """The device as a plan names it (`runner.machine`); on a CPU, how many threads are used matters too."""
+        """The device as a plan names it (`runner.system.machine`); on a CPU, how many threads are used matters too."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return with_threads(cpu_name(), torch.get_num_threads())

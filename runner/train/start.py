@@ -21,7 +21,7 @@ from runner.data import Item, read_dataset, split
 from runner.data.captions import as_measured
 from runner.errors import CheckpointError, SettingsError
 from runner.schema import Experiment
-from runner.tensor_file import TEXT_MODEL
+from runner.system.tensor_file import TEXT_MODEL
 from runner.train.adapters.adapter import MAGNITUDE, Adapter
 from runner.train.base import Base
 from runner.train.drawing import UseRows

@@ -24,7 +24,7 @@ import yaml
 
 from runner.gallery.__main__ import main
 from runner.job import Job
-from runner.listening import Guard
+from runner.system.listening import Guard
 from tests.command_line import ROOT, environment
 from tests.gallery.chromium import PATIENCE_S, Tab, chromium
 from tests.serve.test_serve import free_port

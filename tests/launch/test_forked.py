@@ -16,8 +16,8 @@ import pytest
 
 from runner.launchers import forked, worker
 from runner.launchers.forked import Forked
-from runner.machine import Device, Machine
 from runner.queue import Queue
+from runner.system.machine import Device, Machine
 from tests.command_line import environment
 from tests.forked_command import run_forked
 

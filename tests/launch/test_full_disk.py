@@ -15,9 +15,9 @@ from runner import launch
 from runner.check import Checker
 from runner.errors import JobsFailed, RunnerError
 from runner.job import Job, State, register, update_manifest
-from runner.machine import Device, Machine
 from runner.outcome import conclude
 from runner.paths import outputs_dir
+from runner.system.machine import Device, Machine
 from tests.plan.test_packs import seeds
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "report.html")

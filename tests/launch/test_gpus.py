@@ -11,8 +11,8 @@ import torch
 from runner import work
 from runner.errors import RunnerError
 from runner.launchers import local
-from runner.machine import Device, find_gpus, this_machine
 from runner.schema import LocalLauncher
+from runner.system.machine import Device, find_gpus, this_machine
 from runner.train.place import Place
 from tests.command_line import runner
 from tests.launch.running import Running, manifests, outputs

@@ -17,15 +17,16 @@ from typing import Any
 
 import pytest
 
-from runner import signals, work
+from runner import work
 from runner.errors import Interrupted
 from runner.job import Job, State, last_holder, lock, read_manifest, register, state_of, update_manifest
 from runner.launchers import schedule, worker
-from runner.machine import Device, Machine
 from runner.plan import Pack, Plan
 from runner.queue import Queue
 from runner.schema import LocalLauncher
-from runner.signals import StopSignal
+from runner.system import signals
+from runner.system.machine import Device, Machine
+from runner.system.signals import StopSignal
 from runner.work import INTERRUPTED_CODE
 from tests.plan.test_packs import seeds
 

@@ -15,11 +15,11 @@ from runner.check import Checker
 from runner.errors import Detached, Interrupted, JobsFailed
 from runner.job import Job, State, lock, make_job, read_job, read_manifest, register, state_of, update_manifest
 from runner.launch import _take_up
-from runner.machine import Device, Machine
 from runner.outcome import conclude, judge
 from runner.paths import outputs_dir
 from runner.plan import Plan
 from runner.schema import Experiment
+from runner.system.machine import Device, Machine
 
 THIS_MACHINE = Machine((Device("cpu", "here", memory_gb=None),), cores=1)
 SLURM: dict[str, Any] = {"name": "slurm", "gpus_per_node": 0}

@@ -10,7 +10,7 @@ import pytest
 
 from runner import PACKAGE
 from runner.launchers import worker
-from runner.machine import Device, Machine
+from runner.system.machine import Device, Machine
 from runner.work import LAUNCHER_PID
 
 CPU = Machine((Device("cpu", "a processor", 16.0),), cores=8)

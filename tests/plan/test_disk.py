@@ -10,9 +10,9 @@ import pytest
 
 from runner.data import read_dataset
 from runner.encodings import Need, cache_work
-from runner.machine import disk_of
 from runner.plan.disk import Disk, results_gb, too_full
 from runner.plan.words import plan_lines
+from runner.system.machine import disk_of
 from tests.plan.test_packs import plan, seeds
 from tests.train.bench import SIZES, Bench
 

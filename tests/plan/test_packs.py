@@ -11,12 +11,12 @@ import pytest
 
 from runner.encodings import CacheWork
 from runner.job import Job, State, make_job, make_task_job
-from runner.machine import Device, Machine
 from runner.plan import Pack, Plan, Prediction, make_plan
 from runner.plan.packs import shared_out
 from runner.plan.words import plan_data, plan_lines
 from runner.schema import Experiment
 from runner.schema.tasks.generate import Generate
+from runner.system.machine import Device, Machine
 
 CPU = Machine((Device("cpu", "a processor, 2 cores", 16.0),), cores=2)
 

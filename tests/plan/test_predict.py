@@ -17,11 +17,11 @@ from runner.families.arithmetic import count_text_encoder, count_unet
 from runner.families.shapes import SD15_UNET, SDXL_UNET
 from runner.families.targets import UNET
 from runner.job import Job, make_job
-from runner.machine import Device, Machine
 from runner.measured import Conditions, Measurement, measurements_file, recall, record, step_s
 from runner.plan import Pack, Predictor, make_plan
 from runner.plan.memory import QUANTIZED_BYTES
 from runner.schema import Experiment
+from runner.system.machine import Device, Machine
 from runner.train.adapters.quantized import quantize
 from tests.plan.counted import Counted, counted
 from tests.train.bench import CPU

@@ -13,9 +13,9 @@ from runner.families import find_family
 from runner.families.known import FAMILIES
 from runner.families.shapes import FLUX_TRANSFORMER, SD3_TRANSFORMER
 from runner.job import make_job
-from runner.machine import Device, Machine
 from runner.plan import Pack, Predictor, make_plan
 from runner.schema import Experiment
+from runner.system.machine import Device, Machine
 from tests.plan.counted import counted
 from tests.train.bench import family_of
 

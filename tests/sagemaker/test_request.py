@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from runner.aws.names import NAME_LENGTH, Places, training_job_name
 from runner.aws.prices import Price, tabled
-from runner.instances import INSTANCES
 from runner.job import Job, make_job
 from runner.launchers.sagemaker import machine
 from runner.launchers.sagemaker.channels import too_many_channels
@@ -25,6 +24,7 @@ from runner.launchers.sagemaker.request import Channel, training_request
 from runner.plan import Pack, Plan, Predictor, make_plan
 from runner.schema import Experiment, ObjectiveSettings, SageMakerLauncher, TuningSettings
 from runner.search.tuning.request import tuning_request
+from runner.system.instances import INSTANCES
 from tests.command_line import runner
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -21,11 +21,11 @@ from runner.command.tuning import run_tuning
 from runner.errors import Defect, SettingsError
 from runner.job import Job, State, lock, register, update_manifest
 from runner.launch import launch_search
-from runner.machine import Device, Machine
 from runner.paths import ExperimentPaths, outputs_dir
 from runner.plan import Plan
 from runner.schema import ObjectiveSettings, SearchSettings
 from runner.search import Choices, OptunaSearch
+from runner.system.machine import Device, Machine
 from tests.command.test_composition import raw
 from tests.command_line import runner
 

@@ -13,12 +13,12 @@ from starlette.testclient import TestClient
 
 from runner.container import serving as container
 from runner.errors import SettingsError
-from runner.listening import LOOPBACK, Guard
 from runner.schema.serving import Invocation
 from runner.schema.serving import told as asked_as_told
 from runner.serve import __main__ as serving_command
 from runner.serve.app import MOST_BYTES, make_app
 from runner.serve.service import Service, find_served, read_serving
+from runner.system.listening import LOOPBACK, Guard
 
 
 def told(folder: Path, **serving: Any) -> Path:

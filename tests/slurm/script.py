@@ -12,10 +12,10 @@ from runner.job import Job, State, make_job, register, state_of, update_manifest
 from runner.launchers import dispatch
 from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
 from runner.launchers.dispatch import Dispatch
-from runner.machine import Device, Machine
 from runner.paths import outputs_dir
 from runner.plan import Pack, Plan
 from runner.schema import Experiment, SlurmLauncher
+from runner.system.machine import Device, Machine
 
 ENDED, TAKEN = Gone(words="ended as FAILED"), Gone(words="ended as PREEMPTED", reason="taken")
 CANCELLED = Gone(words="was cancelled", reason="cancelled")

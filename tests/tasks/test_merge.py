@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from runner.adapter_file import find_adapter
-from runner.archive import lay_out
 from runner.artifacts import merged
 from runner.errors import ArtifactError, Interrupted, ModelError, SettingsError
 from runner.families import find_family
@@ -24,6 +23,7 @@ from runner.job import Job
 from runner.mix.write import write_diffusers, write_kohya
 from runner.schema import ModelSettings
 from runner.schema.tasks import TASKS
+from runner.system.archive import lay_out
 from runner.tasks.sent import sent_files
 from tests.artifacts.saved import apart, output
 from tests.families.original_layout import write_original

@@ -14,9 +14,9 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from runner.encodings import class_images_folder
-from runner.exclusive import alone
 from runner.job import read_manifest
 from runner.schema import Experiment
+from runner.system.exclusive import alone
 from runner.train.inputs.class_images import IMAGES_PER_TURN, TURN_FILES, turn_file
 from tests.train.bench import Bench
 

@@ -22,7 +22,7 @@ from runner import work
 from runner.errors import Interrupted
 from runner.job import Job, State, is_held, read_manifest, register, state_of
 from runner.queue import Claims, FixedQueue
-from runner.signals import StopSignal
+from runner.system.signals import StopSignal
 from runner.train.checkpoint import load_checkpoint, save_checkpoint
 from runner.train.pack import reason_of, tried
 from tests.train.bench import Bench, difference, records, weights

@@ -8,7 +8,7 @@ from typing import Any
 from runner.data.faults import Faults, listed, nearest
 from runner.data.sources.found import Found
 from runner.data.sources.listing import DESCRIPTION_NAME
-from runner.printable import whole
+from runner.system.printable import whole
 
 KEYS = ("instance_prompt", "class_prompt", "class_data_dir")
 

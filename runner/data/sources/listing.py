@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.paths import outputs_dir
-from runner.printable import whole
+from runner.system.printable import whole
 
 IMAGE_SUFFIXES = frozenset(
     (

@@ -26,7 +26,7 @@ from runner.data.sources.found import Entry, Found
 from runner.data.sources.hub import explain, patterns
 from runner.data.sources.listing import IMAGE_SUFFIXES
 from runner.data.sources.tables import check_columns, of_split, read_table, schema_of
-from runner.exclusive import alone
+from runner.system.exclusive import alone
 
 if TYPE_CHECKING:
     import pyarrow

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from runner.aws.image import image_of
 from runner.errors import SettingsError
-from runner.instances import INSTANCES
 from runner.job import Job, read_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.lots import jobs_of_workers, recorded_lots
@@ -21,10 +20,11 @@ from runner.launchers.sagemaker.estimate import does_not_fit, estimate
 from runner.launchers.sagemaker.in_place import in_other_regions
 from runner.launchers.sagemaker.record import CLUSTER
 from runner.launchers.settle import close
-from runner.machine import Device, Machine, this_machine
 from runner.plan import Plan
 from runner.s3 import is_s3
 from runner.schema import SageMakerLauncher
+from runner.system.instances import INSTANCES
+from runner.system.machine import Device, Machine, this_machine
 
 if TYPE_CHECKING:
     from runner.launchers.cluster import Cluster

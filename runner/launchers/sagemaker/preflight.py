@@ -19,9 +19,9 @@ from runner.aws.checks import (
     role_faults,
 )
 from runner.aws.permissions import Actions, Things
-from runner.instances import INSTANCES
 from runner.launchers.sagemaker.logs import GROUP
 from runner.schema import SageMakerLauncher
+from runner.system.instances import INSTANCES
 
 SUBMITTER: Actions = {
     "training-job": (

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from runner.instances import INSTANCES
 from runner.s3 import Location
 from runner.schema import SageMakerLauncher
+from runner.system.instances import INSTANCES
 
 CHECKPOINTS = "checkpoints/"
 """Below a training job's place: what SageMaker keeps the same as /opt/ml/checkpoints at all times."""

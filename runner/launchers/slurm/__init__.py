@@ -10,9 +10,9 @@ from runner.launchers import MoreJobs, lots
 from runner.launchers.dispatch import Dispatch
 from runner.launchers.slurm.preflight import check
 from runner.launchers.slurm.text import NAMES, submission_text
-from runner.machine import Device, Machine, this_machine
 from runner.plan import Plan
 from runner.schema import SlurmLauncher
+from runner.system.machine import Device, Machine, this_machine
 
 if TYPE_CHECKING:
     from runner.launchers.cluster import Cluster

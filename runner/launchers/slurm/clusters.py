@@ -27,9 +27,9 @@ from runner.job import Job
 from runner.launchers.cluster import Gone, NoRoom, NotStopped, NotSubmitted, Order
 from runner.launchers.slurm.text import command_text, parameters
 from runner.launchers.worker import python_path, worker_defaults
-from runner.machine import cores, threads_of
 from runner.paths import cache_dir
 from runner.schema import SlurmLauncher
+from runner.system.machine import cores, threads_of
 
 LONGEST_SILENCE_S = 60
 """Slurm is asked at least so often; more often while something has just been submitted."""

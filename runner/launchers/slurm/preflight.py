@@ -7,10 +7,10 @@ import subprocess
 from functools import lru_cache
 from importlib.util import find_spec
 
-from runner.machine import can_be_written, find_gpus
 from runner.paths import outputs_dir
 from runner.schema import SlurmLauncher
 from runner.schema.messages import nearest
+from runner.system.machine import can_be_written, find_gpus
 
 COMMANDS = ("sbatch", "srun", "squeue")
 SINFO_TIMEOUT_S = 20

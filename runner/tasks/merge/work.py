@@ -31,8 +31,8 @@ from runner.mix.write import write_diffusers
 from runner.paths import JobPaths, atomic_file
 from runner.schema import ModelSettings
 from runner.schema.tasks.merge import Merge
+from runner.system.tensor_file import METADATA, TEXT_MODEL
 from runner.tasks.adapters import find_adapters
-from runner.tensor_file import METADATA, TEXT_MODEL
 from runner.train.base import DTYPES, vae_source
 from runner.train.place import Place
 

@@ -27,8 +27,8 @@ from runner.encodings import caption_cache, caption_key, encoder_hashes, posteri
 from runner.errors import DatasetError
 from runner.families.family import Family, Text, TextStack
 from runner.families.files import folder_hash
-from runner.machine import host_memory_gb
 from runner.schema.shapes import Shape
+from runner.system.machine import host_memory_gb
 from runner.train.inputs.shared_out import SharedWork, share_out
 from runner.train.inputs.stored import OnDisk, Stored
 from runner.train.memory import is_full

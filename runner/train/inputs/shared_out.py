@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from runner.exclusive import alone, alone_if_free
+from runner.system.exclusive import alone, alone_if_free
 from runner.train.place import Place
 
 Part = TypeVar("Part")

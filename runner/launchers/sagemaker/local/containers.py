@@ -22,11 +22,11 @@ from runner.launchers.sagemaker.local.tree import Hosts
 from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded, unrecorded_names
 from runner.launchers.sagemaker.request import CHECKPOINTS
 from runner.launchers.sagemaker.results import Collector
-from runner.machine import find_gpus
 from runner.parcel import CONTAINER_USER
 from runner.paths import cache_dir
 from runner.queue import Queue
 from runner.schema import SageMakerLauncher
+from runner.system.machine import find_gpus
 from runner.work import WORKER_NAME
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.machine import cores, host_memory_gb, this_machine
+from runner.system.machine import cores, host_memory_gb, this_machine
 
 
 def test_a_container_has_what_its_control_groups_leave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +18,7 @@ def test_a_container_has_what_its_control_groups_leave_it(tmp_path: Path, monkey
     (outer / "cpu.max").write_text("max 100000\n")
     mine = tmp_path / "cgroup"
     mine.write_text("0::/slice/job\n")
-    monkeypatch.setattr("runner.machine.CONTROL_GROUPS", (mine, tmp_path))
+    monkeypatch.setattr("runner.system.machine.CONTROL_GROUPS", (mine, tmp_path))
     assert host_memory_gb() == 2.0
     assert cores() == 1
     mine.write_text("12:memory:/elsewhere\n")
@@ -38,7 +38,7 @@ def test_a_processor_is_known_by_its_name_and_what_it_computes_in_software(
     facts: str, name: str, in_software: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text(facts)
-    monkeypatch.setattr("runner.machine.CPU_FACTS", tmp_path / "cpuinfo")
+    monkeypatch.setattr("runner.system.machine.CPU_FACTS", tmp_path / "cpuinfo")
     (cpu,) = this_machine("cpu").devices
     assert cpu.name.startswith(f"{name}, ") == bool(name)
     assert cpu.in_software == in_software
@@ -47,5 +47,5 @@ def test_a_processor_is_known_by_its_name_and_what_it_computes_in_software(
 def test_where_the_system_says_nothing_of_its_processor_nothing_is_known_to_be_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.machine.CPU_FACTS", tmp_path / "nowhere")
+    monkeypatch.setattr("runner.system.machine.CPU_FACTS", tmp_path / "nowhere")
     assert this_machine("cpu").devices[0].in_software == ()

@@ -13,8 +13,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from runner.errors import SettingsError
-from runner.exclusive import alone
 from runner.paths import atomic_folder
+from runner.system.exclusive import alone
 
 log = logging.getLogger(__name__)
 
