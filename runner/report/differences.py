@@ -28,7 +28,7 @@ MAX_CHARTED_SETTINGS = 6
 """More differing settings than this make charts too many and axes too close to read."""
 
 MAX_LABEL_SETTINGS = 3
-"""More differing settings than this make no title: those with the most values do, or the job's id."""
+"""More differing settings than this make no title; the job's id does."""
 
 LONG_VALUE = 24
 """Characters: longer values stand last in titles, since headings show only the beginning of a text without room."""
@@ -118,19 +118,16 @@ def labelled(jobs: list[JobRecord]) -> list[JobRecord]:
 
 def _titles(jobs: Sequence[JobRecord]) -> dict[Path, str]:
     """What tells the jobs of one task apart, by their folders."""
-    overridden, _ = differing_overrides(jobs)
-    values = {key: {job.overrides.get(key, "") for job in jobs} for key in overridden}
-    most = sorted(overridden, key=lambda key: len(values[key]), reverse=True)[:MAX_LABEL_SETTINGS]
-    keys = [key for key in overridden if key in most]
-    keys.sort(key=lambda key: any(len(value) > LONG_VALUE for value in values[key]))
+    keys, _ = differing_overrides(jobs)
+    keys.sort(key=lambda key: any(len(job.overrides.get(key, "")) > LONG_VALUE for job in jobs))
     given = [{key: job.overrides[key] for key in keys if key in job.overrides} for job in jobs]
     set_by_hand = [" ".join(f"{key}={value}" for key, value in each.items()) for each in given]
     rounded = [" ".join(f"{key}={_rounded(value)}" for key, value in each.items()) for each in given]
-    differing = most_varied(told_apart(differing_settings(jobs)[0], first=overridden), MAX_LABEL_SETTINGS)
+    differing, _ = differing_settings(jobs)
     differing.sort(key=lambda one: any(len(plain(value)) > LONG_VALUE for value in one.values.values()))
     resolved = [" ".join(f"{one.key}={plain(one.values.get(job.id))}" for one in differing) for job in jobs]
-    for titles in (rounded, set_by_hand, resolved):
-        if len(set(titles)) == len(jobs) and all(titles):
+    for titles, length in ((rounded, len(keys)), (set_by_hand, len(keys)), (resolved, len(differing))):
+        if 0 < length <= MAX_LABEL_SETTINGS and len(set(titles)) == len(jobs) and all(titles):
             return {job.folder: title for job, title in zip(jobs, titles, strict=True)}
     return {job.folder: job.id for job in jobs}
 

@@ -94,22 +94,6 @@ def test_a_long_value_hides_no_short_one_that_stands_behind_it(tmp_path: Path) -
     }  # fmt: skip
 
 
-def test_of_many_settings_those_with_the_most_values_are_the_title_if_they_tell_jobs_apart(tmp_path: Path) -> None:
-    folder = grid(tmp_path, ranks=(4, 8), rates=(1e-4, 3e-3))
-
-    def names(*values: tuple[str, str, str, str]) -> set[str]:
-        keys = ("lora.rank", "seed", "optimizer.lr", "steps")
-        for job, chosen in zip(find_jobs(folder), values, strict=True):
-            overrides = [f"{key}={value}" for key, value in zip(keys, chosen, strict=True)]
-            change_manifest(job, name="x", overrides=overrides)
-        return {job.name for job in labelled([read_job(job) for job in find_jobs(folder)])}
-
-    searched = [("4", "1", "1e-4", "50"), ("8", "1", "2e-4", "50"), ("16", "2", "3e-4", "60"), ("8", "3", "4e-4", "60")]
-    assert names(*searched) == {f"lora.rank={r} seed={seed} optimizer.lr={lr}" for r, seed, lr, _ in searched}
-    alike = [("4", "1", "1e-4", "50"), ("8", "1", "1e-4", "50"), ("4", "1", "1e-4", "60"), ("4", "2", "2e-4", "50")]
-    assert names(*alike) == {f"lora.rank={r} optimizer.lr={lr}" for r in (4, 8) for lr in ("1e-4", "0.003")}, "resolved"
-
-
 def test_a_number_that_was_drawn_is_rounded_in_titles_that_stay_apart(tmp_path: Path) -> None:
     folder = grid(tmp_path, ranks=(4,), rates=(1e-4, 3e-3))
     one, other = find_jobs(folder)
