@@ -85,7 +85,7 @@ def gallery(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             continue
     yield found
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=PATIENCE_S)
+    process.communicate(timeout=30)
     assert process.returncode in (0, -signal.SIGINT)
 
 
@@ -338,5 +338,5 @@ def test_listening_for_others_warns(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert process.stderr is not None
         assert "warning: with --host 0.0.0.0, everybody who reaches this machine" in process.stderr.readline()
         process.terminate()
-        process.communicate(timeout=PATIENCE_S)
+        process.communicate(timeout=30)
     assert json.dumps(process.returncode) in ("0", "-15", "143")

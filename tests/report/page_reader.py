@@ -76,7 +76,7 @@ class Browser:
         profile = self._folder / "profile"
         shutil.rmtree(profile, ignore_errors=True)
         command = [self._program, *FLAGS, f"--user-data-dir={profile}", *flags, address]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         return done.stdout
 
     def dom(self, page: Path, *flags: str, fragment: str = "") -> str:

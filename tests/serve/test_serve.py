@@ -97,7 +97,7 @@ def endpoint(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             time.sleep(0.02)
     yield Endpoint(port, jobs, pings)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=PATIENCE_S) in (0, -signal.SIGTERM), "a signal ends it at once"
+    assert process.wait(timeout=30) in (0, -signal.SIGTERM), "a signal ends it at once"
 
 
 def sample(job: Job, seed: int, step: int = 3) -> bytes:

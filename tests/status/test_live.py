@@ -18,7 +18,7 @@ from runner.job import State, lock, update_manifest
 from tests.command_line import ROOT, environment
 from tests.status.test_status import go_on, make, train
 
-DEADLINE_S = 180.0
+DEADLINE_S = 60.0
 SIZE = struct.pack("HHHH", 20, 150, 0, 0)
 
 
