@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -13,8 +14,10 @@ from runner.job import Job, LockedError, State, lock, read_job, read_manifest, s
 from runner.launchers import find_launcher
 from runner.launchers.cluster import Cluster, NotStopped, Searching
 from runner.launchers.lots import jobs_of_workers, recorded_lots
+from runner.paths import ExperimentPaths
 from runner.report import write_report
 from runner.schema import LauncherSettings
+from runner.system.exclusive import alone
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +56,17 @@ class Elsewhere:
     def withdraw(self, folders: Sequence[Path]) -> list[Path]:
         """Cancel what was to be submitted as soon as there is room, which a command that waits would do after a stop.
 
+        One that is submitting at this moment is waited for: it may find that there is no room, and try again.
+
         Returns:
             The jobs that were.
         """
-        return [folder for folder in folders if _cancel(folder, _waits_for_room, "was stopped before it was submitted")]
+        reason = "was stopped before it was submitted"
+        with ExitStack() as stack:
+            for experiment, cluster in sorted({place for folder in folders for place in _submitted_to(folder)}):
+                turn = ExperimentPaths(experiment).turn(cluster)
+                stack.enter_context(alone(turn, doing=f"submitting jobs of {experiment.name}"))
+            return [folder for folder in folders if _cancel(folder, _waits_for_room, reason)]
 
     def stop(self, folders: Sequence[Path]) -> tuple[list[str], list[str]]:
         """Ask their workers to save and end.
@@ -89,6 +99,16 @@ class Elsewhere:
                 for job in jobs:
                     _cancel(job.folder, partial(_waits_for, asked, left), "was stopped before a worker began with it")
         return stopped, faults
+
+
+def _submitted_to(folder: Path) -> list[tuple[Path, str]]:
+    """The experiment of a job that nobody has begun with, and the cluster that it is meant for; none of any other."""
+    try:
+        manifest = read_manifest(folder)
+    except RunnerError:
+        return []  # a damaged manifest, of which `stop` tells
+    cluster = (manifest.get("submission") or {}).get("cluster")
+    return [(folder.parent, cluster)] if cluster and manifest["state"] in (State.PENDING, State.SUBMITTED) else []
 
 
 def _waits_for_room(folder: Path) -> bool:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from runner import stop
 from runner.aws.account import Account
-from runner.job import Job, State, lock, make_job, register, update_manifest
+from runner.job import Job, State, lock, make_job, register, state_of, update_manifest
 from runner.launchers.cluster import NotStopped
 from runner.launchers.lots import Lot
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
+from runner.launchers.settle import take_up_again
+from runner.paths import ExperimentPaths
 from runner.plan import Pack
 from runner.schema import Experiment, SageMakerLauncher
+from runner.system.exclusive import alone
 from tests.command_line import command
 from tests.launch.running import Running, manifests, outputs
 from tests.sagemaker.stand_in import Image, StandIn
@@ -110,6 +114,26 @@ def test_a_damaged_manifest_is_told_and_keeps_nobody_from_hearing_of_the_others(
     with caplog.at_level("INFO"), lock(job.folder):
         assert stop.main([str(job.folder.parent)]) == 1
     assert f"trained by a command on this machine, where Ctrl-C saves and ends it: {job.folder}" in caplog.text
+
+
+def test_what_a_command_tries_to_submit_at_this_moment_is_waited_for(
+    settings: SageMakerLauncher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = made(settings, 1, tmp_path)
+    folder = job.folder.parent
+    caplog.set_level("INFO")
+    with alone(ExperimentPaths(folder).turn("sagemaker"), doing="this test"):
+        lot = Lot(Pack((job,), 1, 1, 1, ""), "sagemaker")
+        lot.begin(lot.jobs)  # as somebody does who asks whether there is room, ...
+        stopping = Thread(target=stop.main, args=([str(folder)],))
+        stopping.start()
+        while "waiting for another process, which is submitting jobs of dev" not in caplog.text:
+            assert stopping.is_alive()
+            time.sleep(0.01)
+        take_up_again(lot.jobs)  # ... and hears that there is none
+    stopping.join()
+    assert state_of(job.folder) is State.CANCELLED
+    assert "not submitted any more: 1 job, for which there was no room yet" in caplog.text
 
 
 def test_what_waits_for_room_is_not_sent_by_the_waiting_command_after_a_stop(aws: StandIn) -> None:
