@@ -51,8 +51,9 @@ class PackedAdapters:
         )
         self.magnitude_gradient = torch.zeros_like(self.magnitudes)
         self.words = [self._words_of(adapter) for adapter in adapters]
-        # There is one for every number of every adapter, as large as a moment of the optimizer.
-        narrow = len(self.weights) <= torch.iinfo(torch.int32).max
+        # There is one for every number of every adapter, as large as a moment of the optimizer. A GPU widens them in
+        # no time when it copies; a CPU takes up to a tenth of a small pack's step for it.
+        narrow = device.type != "cpu" and len(self.weights) <= torch.iinfo(torch.int32).max
         self._places = self._where_each_lies(device, torch.int32 if narrow else torch.int64)
         self.joint_gradient = torch.zeros(sum(map(len, adapters)), device=device)
         """All adapters' fp32 gradients as one vector, for a single reduction over the processes."""
@@ -254,7 +255,7 @@ class _Place:
     """Where an adapter's numbers lie in its own vector and in the pack's padded ones."""
 
     low_rank: Tensor
-    """Places of its projections in the pack; int32 wherever that holds them."""
+    """Places of its projections in the pack; on a GPU int32 wherever that holds them."""
     own: Tensor | None = None
     """Their places in its own vector, where there is anything else."""
     magnitudes: tuple[Tensor, Tensor] | None = None
