@@ -28,6 +28,7 @@ from runner.job import Job, State, read_job, update_manifest
 from runner.job_folders import faults_of, the_job
 from runner.queue import Claims, FixedQueue, Queue
 from runner.system.printable import Printable, log_to
+from runner.system.quiet import quiet_libraries
 from runner.system.signals import StopSignal
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ def _log_file(job: Job) -> Iterator[None]:
 @cache
 def load_libraries() -> float:
     """Load what work needs; seconds from the start of the process that has loaded it, here or before a fork."""
-    _quiet_libraries()
+    quiet_libraries()
     # What is loaded stays: looking through it for garbage takes a fifth of the time, and later copies what forked
     # processes share.
     was_enabled = gc.isenabled()
@@ -271,14 +272,6 @@ def load_libraries() -> float:
         if was_enabled:
             gc.enable()
     return time.perf_counter() - STARTED_S
-
-
-def _quiet_libraries() -> None:
-    # What they say while loading is about other ways of using them.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def versions() -> dict[str, str]:

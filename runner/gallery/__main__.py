@@ -11,6 +11,7 @@ from pathlib import Path
 from runner.job_folders import NAME_ANY
 from runner.system.listening import LOOPBACK, is_loopback, port, why_not
 from runner.system.printable import log_to
+from runner.system.quiet import quiet_libraries
 
 USUAL_PORT = 7878
 
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason := why_not(chosen.host, chosen.port):
         print(reason, file=sys.stderr)
         return 2
+    quiet_libraries()
     try:
         import uvicorn
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from runner.errors import RunnerError
 from runner.system.listening import LOOPBACK, Guard, port, why_not
 from runner.system.printable import log_to
+from runner.system.quiet import quiet_libraries
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if taken := why_not(chosen.host, chosen.port):
         log.error("%s", taken)
         return 2
+    quiet_libraries()
     import uvicorn
 
     from runner.serve.app import make_app

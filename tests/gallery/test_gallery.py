@@ -64,15 +64,17 @@ def gallery(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     (folder / "outside").symlink_to(folder.parent)
     shutil.copy(jobs[0].paths.samples_at(0) / "p00-s0.png", folder.parent / "secret.png")
     style = Path(shutil.copy(jobs[1].paths.weights, folder.parent / "style.safetensors"))
-    port = free_port()
+    port, said = free_port(), (folder.parent / "said").open("w")
     options = ("--port", str(port), "--device", "cpu", "--adapter", str(style))
     process = subprocess.Popen(
         [sys.executable, "-m", "runner.gallery", str(folder), *options],
         cwd=ROOT,
         env=environment({"RUNNER_CACHE": str(bench.cache)}),
         stdout=subprocess.PIPE,
+        stderr=said,
         text=True,
     )
+    said.close()
     assert process.stdout is not None
     assert process.stdout.readline().startswith(f"http://127.0.0.1:{port}/")
     found = Gallery(folder, port, jobs)
@@ -191,6 +193,7 @@ def test_draws_what_is_typed_with_sliders_and_keeps_it(gallery: Gallery, tab: Ta
     tab.click(".go button")
     tab.until(f"document.querySelectorAll('#strip .drawn').length === {there + 5}")
     assert drawn(tab)[0] == pictures[2], "the same settings give the same picture"
+    assert (gallery.folder.parent / "said").read_text() == "", "of other ways of using libraries"
 
 
 def test_settings_are_taken_up_on_the_page_of_their_model(gallery: Gallery, tab: Tab) -> None:

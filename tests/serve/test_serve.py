@@ -48,6 +48,7 @@ class Endpoint:
     port: int
     jobs: list[Job]
     pings: list[int]
+    said: Path
 
     def ask(self, body: object, **headers: str) -> Answer:
         return ask(self.port, "POST", "/invocations", json.dumps(body).encode(), headers)
@@ -81,12 +82,15 @@ def endpoint(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         (folder / "adapters" / name).mkdir(parents=True)
         shutil.copy(job.paths.weights, folder / "adapters" / name)
     (folder / "serve.json").write_text(json.dumps(SERVED))
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "runner.container", "serve", "--host", "127.0.0.1"],
-        cwd=ROOT,
-        env=environment({"SM_MODEL_DIR": str(folder), "SAGEMAKER_BIND_TO_PORT": str(port)}),
-    )
+    port, said = free_port(), folder.parent / "said"
+    with said.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "runner.container", "serve", "--host", "127.0.0.1"],
+            cwd=ROOT,
+            env=environment({"SM_MODEL_DIR": str(folder), "SAGEMAKER_BIND_TO_PORT": str(port)}),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
     pings: list[int] = []
     give_up = time.monotonic() + PATIENCE_S
     while 200 not in pings:
@@ -95,13 +99,18 @@ def endpoint(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             pings.append(ask(port, "GET", "/ping").code)
         except OSError:
             time.sleep(0.02)
-    yield Endpoint(port, jobs, pings)
+    yield Endpoint(port, jobs, pings, said)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) in (0, -signal.SIGTERM), "a signal ends it at once"
 
 
 def sample(job: Job, seed: int, step: int = 3) -> bytes:
     return (job.paths.samples_at(step) / f"p00-s{seed}.png").read_bytes()
+
+
+def test_the_log_tells_nothing_of_other_ways_of_using_its_libraries(endpoint: Endpoint) -> None:
+    said = endpoint.said.read_text()
+    assert said and "transformers" not in said
 
 
 def test_ping_says_when_the_model_is_loaded(endpoint: Endpoint) -> None:

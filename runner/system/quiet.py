@@ -1,0 +1,16 @@
+"""What libraries say while they are loaded."""
+
+from __future__ import annotations
+
+import os
+
+
+def quiet_libraries() -> None:
+    """Have them tell errors alone, unless the environment asks for more; before they are loaded.
+
+    The rest is about other ways of using them, such as with torchvision.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
