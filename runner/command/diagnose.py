@@ -166,9 +166,12 @@ def _single_values(override: Override, text: str) -> list[str]:
 
 
 def _of_file(error: Exception, search: list[str]) -> str | None:
-    """What is wrong with a file that is no YAML or no UTF-8, and where; None if it is not that."""
+    """What is wrong with a file that is no YAML, no UTF-8 or a list, and where; None if it is not that."""
     if isinstance(error, UnicodeDecodeError):
         return _of_encoding(error, search)
+    if found := re.match(r"In '([^']+)': ConfigTypeError .*\s*Cannot merge DictConfig with ListConfig", str(error)):
+        file = Path(_folder(search), f"{found[1]}.yaml") if search else Path(f"{found[1]}.yaml")
+        return f"{file}: holds a list (- value), where settings with their names belong (key: value); mend the file"
     if isinstance(error, ReaderError):
         return f"{error.name}, character {error.position + 1}: {error.reason}; remove it"
     if not isinstance(error, YAMLError):

@@ -142,6 +142,18 @@ def test_a_file_of_the_user_that_is_not_utf8_is_named_with_its_line(tmp_path: Pa
     assert fault == f"{file}, line 2: is not UTF-8 (invalid start byte); save it as UTF-8"
 
 
+def test_a_file_of_the_user_that_is_a_list_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "lora" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("- rank: 4\n")
+
+    (fault,) = said_of("--config-dir", str(tmp_path), "lora=mine")
+
+    assert fault == (
+        f"{file}: holds a list (- value), where settings with their names belong (key: value); mend the file"
+    )
+
+
 def test_a_file_with_another_ending_is_named(tmp_path: Path) -> None:
     file = tmp_path / "lora" / "mine.yml"
     file.parent.mkdir()
