@@ -111,6 +111,11 @@ class ExperimentPaths:
         """What is locked by the command that submits to it."""
         return self.cluster(cluster) / "submitting.lock"
 
+    @property
+    def turns(self) -> list[Path]:
+        """The same of every cluster that something was submitted to."""
+        return sorted(self.folder.glob("*/submitting.lock"))
+
     def queue(self, cluster: str, key: str) -> Path:
         """One such list."""
         return self.cluster(cluster) / f"queue-{key}.json"
@@ -118,6 +123,11 @@ class ExperimentPaths:
     def worker_log(self, place: str) -> Path:
         """What the workers on one place have said, where it was not shown."""
         return self.folder / f"worker-{place}.log"
+
+
+def stop_sign(queue: Path) -> Path:
+    """What says that somebody has stopped the workers of a list."""
+    return queue.with_suffix(".stopped")
 
 
 def step_name(step: int) -> str:

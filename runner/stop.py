@@ -29,8 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     folders = [job for root in options.folders for job in job_folders(root)]
     elsewhere = Elsewhere()
-    withdrawn = elsewhere.withdraw(folders)
-    stopped, faults = elsewhere.stop(folders)
+    with elsewhere.alone(folders):
+        withdrawn = elsewhere.withdraw(folders)
+        stopped, faults = elsewhere.stop(folders)
     here, unknown = _trained_here(folders)
     faults += unknown
     for name in stopped:

@@ -22,7 +22,7 @@ from runner.launchers import MoreJobs
 from runner.launchers.cluster import Cluster, Gone, NoRoom, NotStopped, NotSubmitted
 from runner.launchers.lots import OPEN_FOR_S, UNSETTLED, Lot, jobs_of_workers, recorded_lots
 from runner.launchers.settle import fail, halved, is_dead, last_words, take_up_again
-from runner.paths import ExperimentPaths
+from runner.paths import ExperimentPaths, stop_sign
 from runner.plan import Plan, pack_key
 from runner.report.words import count
 from runner.schema import QueuedLauncher
@@ -99,8 +99,8 @@ class Dispatch:
     def _turn(self) -> Iterator[None]:
         """Within it no other command submits jobs of these experiments: sending what they need may take minutes.
 
-        From other machines on the same disk too, as far as its file system passes locks on. What is submitted later, of
-        a search or again, belongs to this command already.
+        From other machines on the same disk too, as far as its file system passes locks on. Whoever stops them waits
+        for it as well, and finds then what was submitted.
         """
         folders = sorted({job.folder.parent for job in (*self.plan.todo, *self.plan.elsewhere)})
         with ExitStack() as stack:
@@ -114,6 +114,8 @@ class Dispatch:
         log.info("%s", self._how_it_goes_on())
         alive = self._alive()
         if alive and is_to_end("Leave them running?"):
+            for lot in self.lots:
+                stop_sign(lot.queue.file).touch()  # for other commands that wait
             try:
                 self.cluster.cancel(alive)
             except NotStopped as error:
@@ -165,6 +167,7 @@ class Dispatch:
 
     def _submit(self, lot: Lot) -> None:
         """Put the workers of a lot into the queue, no more of them than `launcher.concurrency` at a time."""
+        stop_sign(lot.queue.file).unlink(missing_ok=True)  # of an earlier time
         self.lots.append(lot)
         self._submit_workers(lot)
 
@@ -214,7 +217,7 @@ class Dispatch:
             self._submit_waiting()
 
     def _submit_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = [lot for lot in self._waiting if not lot.was_stopped], []
         for number, lot in enumerate(waiting):
             lot.look()
             lot.drop([*lot.in_state(*FINAL), *lot.given_to_others()])
@@ -233,8 +236,12 @@ class Dispatch:
         # What was interrupted in a worker that is there has its place still, or nobody knows yet who has ended it.
         going_on = sum(len(lot.in_state(State.INTERRUPTED)) for lot in self.lots if lot.alive)
         room = max(1, self.capacity) - going_on - sum(len(lot.in_state(*UNSETTLED)) for lot in self.lots)
-        jobs = self.more(room) if room > 0 and not self._was_cancelled else []
-        self._take_in(jobs)
+        jobs: Sequence[Job] = ()
+        if room > 0:
+            with self._turn():
+                self._was_cancelled |= any(lot.was_stopped for lot in self.lots)
+                jobs = self.more(room) if not self._was_cancelled else ()
+                self._take_in(jobs)
         if self._was_cancelled or (not jobs and not any(lot.is_unsettled for lot in self.lots)):
             self.more = None
         if self.more is None or jobs or monotonic() - self._opened > OPEN_FOR_S / 4:
@@ -277,7 +284,8 @@ class Dispatch:
                 if not lot.is_unsettled or monotonic() - since >= GRACE_S:
                     lot.alive.remove(worker)
                     self._tried = float("-inf")  # there is room now
-                    self._after(lot, worker, gone[worker])
+                    with self._turn():
+                        self._after(lot, worker, gone[worker])
                     lot.look()
 
     def _after(self, lot: Lot, worker: str, gone: Gone) -> None:
@@ -294,7 +302,7 @@ class Dispatch:
         if began is None:
             works = any(manifest.get("worker") == worker for manifest in manifests.values())
             began = lot.is_earlier or len(left) < len(lot.jobs) or works
-        if gone.reason == "cancelled":
+        if gone.reason == "cancelled" or lot.was_stopped:
             self._was_cancelled = True
             if self.more is not None:
                 log.info("%s: no further jobs are begun; the same command goes on with the search", how)

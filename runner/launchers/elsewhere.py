@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -14,7 +14,7 @@ from runner.job import Job, LockedError, State, lock, read_job, read_manifest, s
 from runner.launchers import find_launcher
 from runner.launchers.cluster import Cluster, NotStopped, Searching
 from runner.launchers.lots import jobs_of_workers, recorded_lots
-from runner.paths import ExperimentPaths
+from runner.paths import ExperimentPaths, stop_sign
 from runner.report import write_report
 from runner.schema import LauncherSettings
 from runner.system.exclusive import alone
@@ -53,28 +53,34 @@ class Elsewhere:
                 write_report(folder)
         self._looked_s = monotonic()
 
+    @contextmanager
+    def alone(self, folders: Sequence[Path]) -> Iterator[None]:
+        """Within it no command submits these jobs; one that does at this moment is waited for.
+
+        It may find that there is no room and try again, or be about to send anew what a worker has left.
+        """
+        with ExitStack() as stack:
+            for experiment in sorted({folder.absolute().parent for folder in folders}):
+                for turn in ExperimentPaths(experiment).turns:
+                    stack.enter_context(alone(turn, doing=f"submitting jobs of {experiment.name}"))
+            yield
+
     def withdraw(self, folders: Sequence[Path]) -> list[Path]:
         """Cancel what was to be submitted as soon as there is room, which a command that waits would do after a stop.
-
-        One that is submitting at this moment is waited for: it may find that there is no room, and try again.
 
         Returns:
             The jobs that were.
         """
         reason = "was stopped before it was submitted"
-        with ExitStack() as stack:
-            for experiment, cluster in sorted({place for folder in folders for place in _submitted_to(folder)}):
-                turn = ExperimentPaths(experiment).turn(cluster)
-                stack.enter_context(alone(turn, doing=f"submitting jobs of {experiment.name}"))
-            return [folder for folder in folders if _cancel(folder, _waits_for_room, reason)]
+        return [folder for folder in folders if _cancel(folder, _waits_for_room, reason)]
 
     def stop(self, folders: Sequence[Path]) -> tuple[list[str], list[str]]:
-        """Ask their workers to save and end.
+        """Ask their workers to save and end; a command that waits for them is told to send no others.
 
         Returns:
             The workers that were asked, by the names that their clusters know; and what to say of those that were not.
         """
-        stopped, faults = [], []
+        stopped, faults = [], _put_up_signs(folders)
         for settings, jobs in _groups(folders):
             try:
                 cluster = find_launcher(settings.name).cluster(settings)
@@ -101,14 +107,22 @@ class Elsewhere:
         return stopped, faults
 
 
-def _submitted_to(folder: Path) -> list[tuple[Path, str]]:
-    """The experiment of a job that nobody has begun with, and the cluster that it is meant for; none of any other."""
-    try:
-        manifest = read_manifest(folder)
-    except RunnerError:
-        return []  # a damaged manifest, of which `stop` tells
-    cluster = (manifest.get("submission") or {}).get("cluster")
-    return [(folder.parent, cluster)] if cluster and manifest["state"] in (State.PENDING, State.SUBMITTED) else []
+def _put_up_signs(folders: Sequence[Path]) -> list[str]:
+    """Leave word beside the lists of these jobs that they were stopped; what to say of those where it cannot be left.
+
+    How a worker ended does not tell everywhere that it was asked to, and it may have ended by itself just before.
+    """
+    faults = []
+    for folder in folders:
+        try:
+            queue = (read_manifest(folder).get("submission") or {}).get("queue")
+            if queue and Path(queue).parent.is_dir():  # or it is a command's on another machine
+                stop_sign(Path(queue)).touch()
+        except RunnerError as error:
+            log.debug("%s", error)  # a damaged manifest, of which `stop` tells
+        except OSError as error:
+            faults.append(f"{error}: a command that waits for {folder} may submit it again")
+    return faults
 
 
 def _waits_for_room(folder: Path) -> bool:

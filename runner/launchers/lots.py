@@ -26,7 +26,7 @@ from runner.job import (
     update_manifest,
 )
 from runner.launchers.cluster import Order
-from runner.paths import ExperimentPaths
+from runner.paths import ExperimentPaths, stop_sign
 from runner.plan import Pack
 from runner.queue import Queue
 
@@ -102,6 +102,11 @@ class Lot:
             processes=self.pack.processes,
             device=device,
         )
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether somebody has ended its workers, and wants no others in their place."""
+        return stop_sign(self.queue.file).exists()
 
     def look(self) -> list[Job]:
         """Read the states of all jobs; those that have another one than at the last look."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import runner
+from tests.command_line import command, runner
 from tests.launch.running import DEADLINE_S, Running, manifests, only_folder, outputs
 
 
@@ -70,18 +70,32 @@ def test_ctrl_c_does_not_reach_them_and_the_same_command_collects(settings: list
 
 
 @pytest.mark.slow
+def test_what_is_stopped_is_not_begun_again_by_the_command_that_waits(settings: list[str]) -> None:
+    running = Running([*settings, "steps=400"])
+    running.wait_for("dev/*/checkpoints/step-*")
+    stopped = command("stop", str(outputs() / "dev"))
+    answer = running.end()
+
+    assert stopped.code == 0, stopped.output
+    assert "asked to save and end: background" in stopped.output
+    assert answer.code == 130, answer.output
+    assert [manifest["state"] for manifest in manifests().values()] == ["cancelled"]
+    assert len(logs()) == 1
+
+
+@pytest.mark.slow
 def test_kill_saves_and_the_same_command_goes_on(settings: list[str]) -> None:
     settings = [*settings, "steps=300"]
     first = runner(*settings, "launcher.wait=false")
     assert first.code == 0, first.output
     assert manifests()[only_folder().name]["state"] == "submitted", "nobody had to wait for the worker's output"
-    command = first.output.splitlines()[-1].rpartition("after each has saved: ")[2]
+    how = first.output.splitlines()[-1].rpartition("after each has saved: ")[2]
     deadline = time.monotonic() + DEADLINE_S
     while not list(outputs().glob("dev/*/checkpoints/step-*")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
-    assert os.system(command) == 0
+    assert os.system(how) == 0
     wait_until_all_are("interrupted")
 
     answer = runner(*settings)
