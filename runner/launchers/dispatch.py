@@ -291,6 +291,9 @@ class Dispatch:
     def _after(self, lot: Lot, worker: str, gone: Gone) -> None:
         """Settle the jobs that a worker has left unfinished, which it could not do itself."""
         lot.look()
+        if others := lot.given_to_others():  # by another command that waits for the same worker
+            lot.drop(others)
+            self._attach(others)
         how = f"{self.cluster.name} {worker} {gone.words}"
         manifests = {job.folder: known_manifest(job.folder) for job in lot.jobs}
         dead = [job for job in lot.jobs if manifests[job.folder].get("worker") not in lot.alive and is_dead(job)]

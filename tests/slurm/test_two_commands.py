@@ -14,7 +14,9 @@ from runner.launchers.dispatch import Dispatch
 from runner.queue import Queue
 from tests.slurm.script import (
     LAUNCHER,
+    TAKEN,
     Script,
+    die,
     finish,
     make_jobs,
     make_plan,
@@ -67,6 +69,24 @@ def test_what_had_to_wait_and_another_command_has_submitted_is_not_submitted_aga
 
     assert len(cluster.orders) == 1
     assert states(jobs) == ["completed"]
+
+
+def test_what_another_command_has_sent_again_is_watched_and_not_sent_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs = make_jobs(2)
+    monkeypatch.setattr(dispatch, "GRACE_S", 0.0)
+
+    def another(cluster: Script) -> None:
+        die(jobs[:1], "w1", TAKEN)(cluster)
+        with pytest.raises(Detached):
+            Dispatch(make_plan(jobs), LAUNCHER.model_copy(update={"wait": False}), cluster).run()
+
+    cluster = Script(another, finish(jobs))
+    made = run(cluster, make_plan(jobs), monkeypatch)
+    assert len(cluster.orders) == 2
+    assert made.lots[-1].workers == ["w2"]
+    assert states(jobs) == ["completed", "completed"]
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["shared files", "apart"])
