@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -30,6 +30,7 @@ from runner.schema.experiment import NOT_IDENTITY
 from runner.schema.job import JobSettings
 from runner.schema.method import TextualInversion
 from runner.schema.tasks import TASKS
+from runner.system.signals import runs
 
 SCHEMA_NUMBER = 1
 """Raised when the meaning of existing settings changes: old results are then not taken for new ones."""
@@ -321,15 +322,20 @@ def lock(folder: Path, *, patience_s: float = 0.2) -> Iterator[None]:
         LockedError: another process holds it.
     """
     path = JobPaths(folder).lock
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as handle:
-        deadline = time.monotonic() + patience_s
-        while not _locked(handle, fcntl.LOCK_EX):
-            if time.monotonic() >= deadline:
-                handle.seek(0)
-                holder = handle.read().strip() or "unknown"
-                raise LockedError(f"{folder} is being worked on by process {holder}; wait for it or stop it")
-            time.sleep(LOCK_POLL_S)
+    deadline = time.monotonic() + patience_s
+    with ExitStack() as stack:
+        is_locked = False
+        while not is_locked:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = stack.enter_context(path.open("a+"))
+            while not _locked(handle, fcntl.LOCK_EX):
+                if time.monotonic() >= deadline:
+                    handle.seek(0)
+                    holder = handle.read().strip() or "unknown"
+                    raise LockedError(f"{folder} is being worked on by process {holder}; wait for it or stop it")
+                time.sleep(LOCK_POLL_S)
+            # Who held it may have removed the folder: others would not meet us at a file that is gone.
+            is_locked = path.exists() and os.path.samestat(path.stat(), os.fstat(handle.fileno()))
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
@@ -342,6 +348,12 @@ def last_holder(folder: Path) -> int | None:
         return int(JobPaths(folder).lock.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def is_taken_up(folder: Path) -> bool:
+    """Whether another command has held a job last that still runs, and may be about to begin with it."""
+    holder = last_holder(folder)
+    return holder not in (None, os.getpid()) and runs(holder)
 
 
 def _locked(handle: TextIO, kind: int) -> bool:

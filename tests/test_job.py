@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from runner.errors import RunnerError
-from runner.job import Job, State, make_job, read_job, read_manifest, register, update_manifest
+from runner.job import Job, State, is_held, lock, make_job, read_job, read_manifest, register, update_manifest
+from runner.paths import LOCK_NAME
 from runner.schema import Experiment
 
 
@@ -53,3 +56,24 @@ def test_of_a_configuration_that_is_none_it_is_said_which_file_is_damaged(left: 
     (tmp_path / "config.yaml").write_text(left)
     with pytest.raises(RunnerError, match=r"can be read: its manifest\.json or config\.yaml is empty or damaged$"):
         read_job(tmp_path)
+
+
+def test_who_waits_for_a_job_whose_folder_is_removed_meanwhile_holds_the_new_one(tmp_path: Path) -> None:
+    folder, answers = tmp_path / "x" / "1", []
+
+    def wait() -> None:
+        with lock(folder, patience_s=60):
+            answers.append(is_held(folder))
+
+    waiting = Thread(target=wait)
+    with lock(folder):
+        waiting.start()
+        while not _is_opened_twice(folder / LOCK_NAME):
+            assert waiting.is_alive()
+        shutil.rmtree(folder)
+    waiting.join()
+    assert answers == [True], "or two would work on it"
+
+
+def _is_opened_twice(file: Path) -> bool:
+    return sum(each.exists() and each.samefile(file) for each in Path("/proc/self/fd").iterdir()) == 2

@@ -15,6 +15,7 @@ from runner import PACKAGE
 from runner.job import Job, last_holder
 from runner.launchers.forked import CAN_FORK, Forked
 from runner.system.machine import Machine, threads_of
+from runner.system.signals import runs
 from runner.work import LAUNCHER_PID
 
 FORKED_FROM = 2
@@ -108,7 +109,7 @@ class Worker:
         if holder is None or not self._is_group:
             return holder == self.process.pid
         # Which processes torchrun had started is not known any more.
-        return holder != os.getpid() and not _runs(holder)
+        return holder != os.getpid() and not runs(holder)
 
     def stop(self, *, at_once: bool = False, hung_up: bool = False) -> None:
         """Ask it to end, before which every job saves its work. May be asked again: Ctrl-C reaches it by itself too.
@@ -133,16 +134,6 @@ def _children(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
     except OSError:
         return []
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def worker_command(

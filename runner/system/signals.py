@@ -41,6 +41,17 @@ class StopSignal:
             self.requested, self._since = True, time.monotonic()
 
 
+def runs(pid: int) -> bool:
+    """Whether there is a process of that number, whoever's it is."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def streams_on_terminal() -> list[int]:
     """Which of the standard streams are a terminal; of one that is gone it cannot be found out any more."""
     return [stream for stream in (0, 1, 2) if os.isatty(stream)]
