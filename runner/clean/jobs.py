@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from runner.clean.thing import Thing, measure
 from runner.errors import RunnerError
-from runner.job import Job, State, is_held, lock, read_job, read_manifest, state_of
+from runner.job import Job, State, is_held, is_taken_up, lock, read_job, read_manifest, state_of
 from runner.paths import JobPaths
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,6 @@ def readable(folders: Sequence[Path]) -> tuple[list[Job], bool]:
 
 def job_things(jobs: Sequence[Job]) -> Iterator[Thing]:
     """What of jobs could be freed, of all kinds that are about folders of jobs."""
-    # A command that works on one of them may take up the others of its experiment next.
-    worked_on = {job.folder.parent for job in jobs if is_held(job.folder)}
     for job in jobs:
         if job.folder.is_symlink():
             # What it leads to lies somewhere else, where nobody has asked to remove anything.
@@ -51,9 +49,24 @@ def job_things(jobs: Sequence[Job]) -> Iterator[Thing]:
         if state is State.COMPLETED and job.has_result:
             yield from _of_completed(job)
         elif state in GIVEN_UP:
-            yield _folder(job, "jobs", state, GIVEN_UP)
-        elif state in WAITING and not manifest.get("submission") and job.folder.parent not in worked_on:
-            yield _folder(job, "unfinished", state, WAITING)
+            given_up = f"{_named(job)}: {state.value}"
+            yield _thing("jobs", given_up, job, [job.folder], partial(_is_given_up, job.folder))
+        elif _only_waits(job.folder):
+            still = partial(_only_waits, job.folder)
+            yield _thing("unfinished", f"{_named(job)}: {state.value}", job, [job.folder], still)
+
+
+def _is_given_up(folder: Path) -> bool:
+    return state_of(folder) in GIVEN_UP
+
+
+def _only_waits(folder: Path) -> bool:
+    """Whether a job waits, and no command is about to begin with it or works on another one of its experiment."""
+    manifest = read_manifest(folder)
+    if State(manifest.get("state", State.PENDING)) not in WAITING or manifest.get("submission"):
+        return False
+    others = (each for each in folder.parent.iterdir() if each.is_dir() and each.name != folder.name)
+    return not is_taken_up(folder) and not any(is_held(each) for each in others)
 
 
 def _of_completed(job: Job) -> Iterator[Thing]:
@@ -72,15 +85,14 @@ def _between(paths: JobPaths) -> list[Path]:
     return steps[1:-1]
 
 
-def _folder(job: Job, kind: str, state: State, states: Collection[State]) -> Thing:
-    return _thing(kind, f"{_named(job)}: {state.value}", job, [job.folder], lambda: state_of(job.folder) in states)
-
-
 def _thing(kind: str, what: str, job: Job, paths: Sequence[Path], still: Callable[[], bool]) -> Thing:
     def remove() -> None:
+        before = still()  # while its lock says who else has held it last
         with lock(job.folder):
-            if not still():
-                raise RunnerError(f"{job.folder} is in another state than before; look again")
+            if not (before and still()):
+                raise RunnerError(
+                    f"{job.folder} is in another state than before, or a command works on its experiment; look again"
+                )
             for path in paths:
                 _remove_folder(path)
 
