@@ -20,11 +20,13 @@ from pathlib import Path
 from runner.errors import Interrupted, SettingsError
 from runner.job import (
     FINAL,
+    GOOD,
     Job,
     LockedError,
     State,
     common_overrides,
     is_held,
+    is_taken_up,
     lock,
     own_overrides,
     state_of,
@@ -332,7 +334,9 @@ class Schedule:
         share.drop([job for job in left if is_held(job.folder)])
         for job in left:
             share.tries[job.folder] += 1
-            if code not in NO_CRASH or share.tries[job.folder] == MOST_TRIES:
+            # What another command has made ready meanwhile goes on: with its worker, or with one of ours.
+            is_blamed = code not in NO_CRASH and not is_taken_up(job.folder)
+            if is_blamed or share.tries[job.folder] == MOST_TRIES:
                 fail(job, ending(code, worker.log, when=" before this job began"))
         share.look()
 
@@ -349,5 +353,13 @@ class Schedule:
 def _take_over(jobs: Sequence[Job]) -> None:
     """Make dead jobs pending, held last by this process: the next worker that dies has not had what it did not take."""
     for job in jobs:
-        with suppress(LockedError), lock(job.folder):  # or another runner goes on with it already
-            take_up_again([job])
+        with suppress(LockedError), lock(job.folder):  # or another runner goes on with it already, ...
+            if not _is_good(job):  # ... or has done it
+                take_up_again([job])
+
+
+def _is_good(job: Job) -> bool:
+    try:
+        return state_of(job.folder) in GOOD
+    except SettingsError:
+        return False  # damaged: it is begun with anew

@@ -331,6 +331,46 @@ def test_what_is_taken_up_again_counts_as_had_by_nobody(plan: Plan, monkeypatch:
     assert [last_holder(job.folder) for job in plan.todo[:2]] == [os.getpid()] * 2
 
 
+class Late(Preparing):
+    """The first dies with nothing, and before that is known another command that runs makes its jobs ready."""
+
+    takes = 0
+
+    def __init__(self, queue: Path, **more: Any) -> None:
+        super().__init__(queue, **more)
+        if len(self.made) == 1:
+            self.exit_code = -signal.SIGKILL
+            for folder in Queue(queue).read()[0]:
+                update_manifest(folder, state=State.PENDING)
+                (folder / ".lock").write_text(str(os.getppid()))
+
+
+def test_what_another_command_has_made_ready_meanwhile_is_not_failed(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "Worker", Late)
+    monkeypatch.setattr(schedule, "POLL_S", 0.0)
+    plan = dataclasses.replace(plan, packs=(dataclasses.replace(plan.packs[0], workers=1),), places=1)
+    schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
+    assert {state_of(job.folder) for job in plan.todo} == {State.COMPLETED}
+
+
+def test_what_another_command_has_done_since_the_look_is_not_done_again(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    share, job = schedule._Share(plan.packs[0], tmp_path, 1), plan.todo[0]
+    update_manifest(job.folder, state=State.INTERRUPTED)
+    share.look()
+
+    def has_been_done(folder: Path) -> bool:
+        update_manifest(folder, state=State.COMPLETED)
+        return False
+
+    monkeypatch.setattr(schedule, "is_held", has_been_done)
+    share.recover()
+    assert state_of(job.folder) is State.COMPLETED
+
+
 def test_when_one_worker_is_stopped_the_others_are_too(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped_soon(count: int) -> None:
         if count == 3:
