@@ -112,6 +112,9 @@ class Cluster(Protocol):
 class Searching(Protocol):
     """What a cluster is besides that starts workers by itself, for searches of its own."""
 
+    def has_ended(self, search: str, folder: Path) -> bool:
+        """Whether all results of a search are known to be here, in its experiment's folder."""
+
     def cancel_searches(self, searches: Sequence[str]) -> None:
         """Ask searches to end, after all their workers have saved.
 

@@ -81,7 +81,7 @@ class Elsewhere:
             The workers that were asked, by the names that their clusters know; and what to say of those that were not.
         """
         stopped, faults = [], _put_up_signs(folders)
-        for settings, jobs in _groups(folders):
+        for settings, jobs in _groups(folders, with_trials=True):
             try:
                 cluster = find_launcher(settings.name).cluster(settings)
                 if cluster is None:
@@ -158,13 +158,24 @@ def _cancel(folder: Path, waits: Callable[[Path], bool], reason: str) -> bool:
         return False
 
 
-def _groups(folders: Sequence[Path]) -> Iterable[tuple[LauncherSettings, list[Job]]]:
-    """The jobs with the same launcher settings together, so that each place is asked once."""
+def _search_of(folder: Path, cluster: str) -> str | None:
+    """The search on a cluster that a job is a trial of."""
+    submission = read_manifest(folder).get("submission") or {}
+    return submission.get("tuning") if submission.get("cluster") == cluster else None
+
+
+def _groups(folders: Sequence[Path], *, with_trials: bool = False) -> Iterable[tuple[LauncherSettings, list[Job]]]:
+    """The jobs with the same launcher settings together, so that each place is asked once.
+
+    Args:
+        with_trials: also of those that have ended: the search that has begun them may begin others.
+    """
     groups: dict[str, list[Job]] = {}
     for folder in folders:
         try:
             manifest = read_manifest(folder)
-            if manifest.get("submission") and manifest["state"] in OPEN:
+            submission = manifest.get("submission") or {}
+            if submission and (manifest["state"] in OPEN or (with_trials and "tuning" in submission)):
                 job = read_job(folder)
                 groups.setdefault(job.settings.launcher.model_dump_json(), []).append(job)
         except RunnerError as error:
@@ -182,8 +193,8 @@ def alive_workers(jobs: Sequence[Job], cluster: Cluster) -> list[tuple[Cancel, l
     gone = cluster.gone(workers)
     alive = [worker for worker in workers if worker not in gone]
     found: list[tuple[Cancel, list[str]]] = [(cluster.cancel, alive)] if alive else []
-    submissions = [read_manifest(job.folder).get("submission") or {} for job in jobs]
-    searches = {str(each["tuning"]) for each in submissions if each.get("tuning") and each["cluster"] == cluster.name}
-    if searches and isinstance(cluster, Searching):
-        found.append((cluster.cancel_searches, sorted(searches)))
+    if isinstance(cluster, Searching):
+        named = {(str(name), job.folder.parent) for job in jobs if (name := _search_of(job.folder, cluster.name))}
+        if searches := {name for name, folder in named if not cluster.has_ended(name, folder)}:
+            found.append((cluster.cancel_searches, sorted(searches)))
     return found

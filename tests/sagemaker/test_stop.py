@@ -13,6 +13,7 @@ from runner.aws.account import Account
 from runner.job import Job, State, lock, make_job, register, state_of, update_manifest
 from runner.launchers.cluster import NotStopped
 from runner.launchers.lots import Lot
+from runner.launchers.sagemaker.record import record_file
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 from runner.launchers.settle import take_up_again
 from runner.paths import ExperimentPaths
@@ -98,6 +99,27 @@ def test_the_command_stops_what_it_may_and_names_the_rest(
     assert said[-1].startswith("sagemaker search-1 was not stopped: ") and DENIED in said[-1]
     assert "stop-hyper-parameter-tuning-job --hyper-parameter-tuning-job-name search-1" in said[-1]
     assert not any("search-1" in line for line in said[:-1])
+
+
+def test_a_search_is_stopped_between_two_of_its_trials_and_not_when_it_has_ended(
+    aws: StandIn,
+    reached: SageMakerCluster,
+    settings: SageMakerLauncher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("runner.launchers.sagemaker.cluster", lambda known: reached)
+    first, second = made(settings, 1, tmp_path), made(settings, 2, tmp_path)
+    for job, search in ((first, "search-1"), (second, "search-2")):
+        submission = {"cluster": "sagemaker", "tuning": search, "ids": [f"{search}-001"]}
+        update_manifest(job.folder, state=State.COMPLETED, submission=submission)
+    record = record_file(first.folder.parent, "search-1")
+    record.parent.mkdir()
+    record.write_text("{}")
+
+    assert stop.main([str(first.folder.parent)]) == 0
+    assert asked(aws, "HyperParameterTuningJob") == ["search-2"]
+    assert asked(aws, "TrainingJob") == []
 
 
 def test_a_damaged_manifest_is_told_and_keeps_nobody_from_hearing_of_the_others(

@@ -18,7 +18,7 @@ from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
 from runner.launchers.lots import all_given_to
 from runner.launchers.sagemaker.inputs import Inputs, environment
 from runner.launchers.sagemaker.logs import LogTail
-from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded, unrecorded_names
+from runner.launchers.sagemaker.record import CLUSTER, log_file, record, record_file, recorded, unrecorded_names
 from runner.launchers.sagemaker.request import CHECKPOINTS, Channel, training_request
 from runner.launchers.sagemaker.results import Collector
 from runner.launchers.sagemaker.stopping import stop_searches, stop_training_jobs
@@ -223,6 +223,10 @@ class SageMakerCluster:
     def cancel(self, workers: Sequence[str]) -> None:
         """Ask training jobs to save and end."""
         stop_training_jobs(self.account, workers)
+
+    def has_ended(self, search: str, folder: Path) -> bool:
+        """Whether all results of a tuning job are here."""
+        return record_file(folder, search).exists()
 
     def cancel_searches(self, searches: Sequence[str]) -> None:
         """Ask tuning jobs, with all their training jobs."""
