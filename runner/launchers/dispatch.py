@@ -87,7 +87,7 @@ class Dispatch:
 
     def _submit_missing(self) -> None:
         with self._turn():
-            self._attach((*self.plan.todo, *self.plan.elsewhere))
+            self._attach((*self.plan.todo, *self.plan.elsewhere), from_now=True)
             attached = {job.folder for lot in self.lots for job in lot.jobs}
             for pack in self.plan.packs:
                 if missing := [job for job in pack.jobs if job.folder not in attached]:
@@ -147,14 +147,21 @@ class Dispatch:
 
     # --- submitting ---
 
-    def _attach(self, jobs: Sequence[Job]) -> None:
-        """Take up those that other commands have submitted and that are not over yet."""
+    def _attach(self, jobs: Sequence[Job], *, from_now: bool = False) -> None:
+        """Take up those that other commands have submitted and that are not over yet.
+
+        Args:
+            from_now: a stop before this moment is no reason to give up what its workers leave: this command came later.
+        """
         here = {job.folder for lot in self.lots for job in lot.jobs}
         lots = recorded_lots([job for job in jobs if job.folder not in here], self.cluster.name)
         gone = self.cluster.gone(jobs_of_workers(lots))
         for lot in lots:
             alive = [worker for worker in lot.alive if worker not in gone]
             if alive:
+                if from_now and lot.was_stopped:
+                    lot.is_ending = True
+                    stop_sign(lot.queue.file).unlink()
                 lot.begin(lot.in_state(State.PENDING))
                 # Jobs of a search come one after the other; those of one worker belong together.
                 known = next((each for each in self.lots if each.queue.file == lot.queue.file and each.alive), None)
@@ -291,27 +298,27 @@ class Dispatch:
     def _after(self, lot: Lot, worker: str, gone: Gone) -> None:
         """Settle the jobs that a worker has left unfinished, which it could not do itself."""
         lot.look()
-        if others := lot.given_to_others():  # by another command that waits for the same worker
-            lot.drop(others)
-            self._attach(others)
+        if given := lot.given_to_others():  # by another command that waits for the same worker
+            lot.drop(given)
+            self._attach(given)
         how = f"{self.cluster.name} {worker} {gone.words}"
         manifests = {job.folder: known_manifest(job.folder) for job in lot.jobs}
         dead = [job for job in lot.jobs if manifests[job.folder].get("worker") not in lot.alive and is_dead(job)]
         # What others of its workers can still take is theirs.
-        left = [] if lot.alive else lot.in_state(State.PENDING, State.SUBMITTED)
+        left = [] if lot.alive else lot.in_state(State.PENDING, State.SUBMITTED, *lot.given_up)
         interrupted = [] if lot.alive else lot.in_state(State.INTERRUPTED)
         # A worker from an earlier command may have been about to end when a job was put back into its list.
         began = gone.began
         if began is None:
             works = any(manifest.get("worker") == worker for manifest in manifests.values())
             began = lot.is_earlier or len(left) < len(lot.jobs) or works
-        if gone.reason == "cancelled" or lot.was_stopped:
+        if lot.was_stopped or (gone.reason == "cancelled" and not lot.is_ending):
             self._was_cancelled = True
             if self.more is not None:
                 log.info("%s: no further jobs are begun; the same command goes on with the search", how)
             for job in (*dead, *left, *interrupted):
                 update_manifest(job.folder, state=State.CANCELLED, error=how, crashed=False)
-        elif gone.reason == "taken":
+        elif gone.reason == "taken" or lot.is_ending:
             take_up_again(dead)
             self._send_on(lot, [*left, *interrupted, *([] if lot.alive else dead)], how)
         else:

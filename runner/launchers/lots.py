@@ -52,6 +52,8 @@ class Lot:
         self.alive: list[str] = []
         self.is_earlier = False
         """Whether an earlier command has submitted it."""
+        self.is_ending = False
+        """Whether its workers had been stopped before the command began that waits for them now."""
         self.is_open = False
         """Whether further jobs may follow, for which idle workers wait."""
         self.states: dict[Path, State] = {}
@@ -146,7 +148,12 @@ class Lot:
     @property
     def is_unsettled(self) -> bool:
         """Whether something is still to come of it; what was interrupted goes on by itself while there are workers."""
-        return bool(self.in_state(*UNSETTLED)) or bool(self.alive and self.in_state(State.INTERRUPTED))
+        return bool(self.in_state(*UNSETTLED)) or bool(self.alive and self.in_state(State.INTERRUPTED, *self.given_up))
+
+    @property
+    def given_up(self) -> tuple[State, ...]:
+        """What jobs are by a command that was there before the stop, and go on by this one, which came after it."""
+        return (State.CANCELLED,) if self.is_ending else ()
 
     @property
     def missing(self) -> int:

@@ -9,12 +9,12 @@ from threading import Thread
 import pytest
 
 from runner import stop
-from runner.errors import Interrupted
+from runner.errors import Detached, Interrupted
 from runner.job import Job, State
 from runner.launchers.cluster import Gone, Order
 from runner.launchers.dispatch import Dispatch
 from runner.paths import outputs_dir
-from tests.slurm.script import LAUNCHER, TAKEN, Script, die, finish, make_jobs, make_plan, run, states, write
+from tests.slurm.script import CANCELLED, LAUNCHER, TAKEN, Script, die, finish, make_jobs, make_plan, run, states, write
 
 FOLDER = "sweep"
 
@@ -145,6 +145,41 @@ def test_who_ends_its_workers_at_a_terminal_ends_them_for_others_that_wait(monke
         cluster.ended["w1"] = Gone(words="has ended")
 
     cluster = Script(another)
+    run(cluster, make_plan(jobs), monkeypatch)
+    assert len(cluster.orders) == 1
+    assert states(jobs) == ["cancelled"]
+
+
+@pytest.mark.parametrize("state", [State.INTERRUPTED, State.CANCELLED, State.RUNNING])
+@pytest.mark.parametrize("gone", [CANCELLED, Gone(words="has ended")], ids=["cancelled", "ended"])
+def test_a_command_that_comes_after_it_goes_on_with_what_the_stopped_workers_leave(
+    state: State, gone: Gone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = make_jobs(2)
+    cluster = Script()
+    with pytest.raises(Detached):
+        run(cluster, make_plan(jobs), monkeypatch, wait=False)
+    stop_all()
+
+    def ends(cluster: Script) -> None:
+        write(jobs[:1], state, worker="w1")  # cancelled by a command that waited before the stop
+        cluster.ended["w1"] = gone
+
+    monkeypatch.setattr("runner.launchers.dispatch.GRACE_S", 0.0)
+    cluster.moves = [ends, finish(jobs)]
+    run(cluster, make_plan(jobs), monkeypatch)
+    assert len(cluster.orders) == 2
+    assert states(jobs) == ["completed", "completed"]
+
+
+def test_a_command_that_comes_after_it_is_stopped_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(1)
+    cluster = Script()
+    with pytest.raises(Detached):
+        run(cluster, make_plan(jobs), monkeypatch, wait=False)
+    stop_all()
+    monkeypatch.setattr("runner.launchers.dispatch.GRACE_S", 0.0)
+    cluster.moves = [then_stop(die(jobs, "w1", CANCELLED))]
     run(cluster, make_plan(jobs), monkeypatch)
     assert len(cluster.orders) == 1
     assert states(jobs) == ["cancelled"]
