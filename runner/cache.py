@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ENCODING = 1
 """Raised when the way images or captions are encoded changes."""
+ATTEMPTS = 5
+"""To write an entry into a folder that is removed meanwhile."""
 
 
 def entry_key(kind: str, **content: Any) -> str:
@@ -52,7 +54,7 @@ class TensorCache:
         return size
 
     def get(self, key: str) -> dict[str, Tensor] | None:
-        """The entry's tensors on the CPU, or None if it is absent or cannot be read (then it is removed)."""
+        """The entry's tensors on the CPU, or None if it is absent or cannot be read."""
         from safetensors import SafetensorError
         from safetensors.torch import load
 
@@ -63,14 +65,21 @@ class TensorCache:
             return None
         except (OSError, SafetensorError):
             tensors = {}
-        if tensors and self.names <= tensors.keys():
-            return tensors
-        self._file(key).unlink(missing_ok=True)
-        return None
+        # A damaged one stays until it is replaced: another process may have made it anew since it was read.
+        return tensors if tensors and self.names <= tensors.keys() else None
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Store an entry; a reader sees all of it or none."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        with atomic_file(self._file(key)) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        file, written = self._file(key), {name: tensor.contiguous() for name, tensor in tensors.items()}
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                with atomic_file(file) as temporary:
+                    save_file(written, temporary)
+                return
+            except (FileNotFoundError, SafetensorError):
+                # Somebody has removed the whole cache meanwhile.
+                if not left:
+                    raise
