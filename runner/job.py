@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -323,23 +323,30 @@ def lock(folder: Path, *, patience_s: float = 0.2) -> Iterator[None]:
     """
     path = JobPaths(folder).lock
     deadline = time.monotonic() + patience_s
-    with ExitStack() as stack:
-        is_locked = False
-        while not is_locked:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = stack.enter_context(path.open("a+"))
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+") as handle:
             while not _locked(handle, fcntl.LOCK_EX):
                 if time.monotonic() >= deadline:
                     handle.seek(0)
                     holder = handle.read().strip() or "unknown"
                     raise LockedError(f"{folder} is being worked on by process {holder}; wait for it or stop it")
                 time.sleep(LOCK_POLL_S)
-            # Who held it may have removed the folder: others would not meet us at a file that is gone.
-            is_locked = path.exists() and os.path.samestat(path.stat(), os.fstat(handle.fileno()))
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
+            if not _is_at(handle, path):  # its holder has removed the folder: nobody else would wait at this file
+                continue
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+            yield
+            return
+
+
+def _is_at(handle: TextIO, path: Path) -> bool:
+    """Whether an open file is the one that others find there."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def last_holder(folder: Path) -> int | None:
