@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from runner.errors import FULL, SettingsError, system_error
@@ -142,10 +142,17 @@ def sample_name(prompt: int, seed: int) -> str:
 
 def samples_in(folder: Path) -> Iterator[tuple[int, int, int, Path]]:
     """(step, place of its prompt among all, seed, file) of every image in a folder of samples, in no order."""
-    for file in folder.glob("step-*/p*-s*.png"):
+    for file in [file for step in named_like("step-*", folder) for file in named_like("p*-s*.png", step)]:
         step, image = re.fullmatch(r"step-(\d+)", file.parent.name), re.fullmatch(r"p(\d+)-s(-?\d+)", file.stem)
         if step and image:
             yield int(step[1]), int(image[1]), int(image[2]), file
+
+
+def named_like(pattern: str, folder: Path) -> list[Path]:
+    """What `folder.glob` finds; nothing where somebody removes the folder, or one in it, at this moment."""
+    with suppress(FileNotFoundError):  # up to Python 3.12
+        return list(folder.glob(pattern))
+    return []
 
 
 def share(made: Path) -> None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from runner.errors import RunnerError
 from runner.job_folders import find_jobs, is_job_folder
-from runner.paths import JobPaths
+from runner.paths import JobPaths, named_like
 from runner.report.differences import labelled
 from runner.report.evaluations import Figures, apart, figures_by_job
 from runner.report.ranking import Aim, Ranking, rank
@@ -279,8 +279,8 @@ def _prompts_of(job: JobRecord) -> list[str]:
 
 def _last_pictures(folder: Path) -> list[Path]:
     """Of the end of a training, or drawn by a task; one of each prompt first."""
-    steps = sorted(each for each in JobPaths(folder).samples.glob("step-*") if each.is_dir())
-    found = sorted(steps[-1].glob("p*-s*.png")) if steps else []
+    steps = sorted(each for each in named_like("step-*", JobPaths(folder).samples) if each.is_dir())
+    found = sorted(named_like("p*-s*.png", steps[-1])) if steps else []
     first = {each.name.partition("-")[0]: each for each in reversed(found)}
     return sorted(found, key=lambda each: (first[each.name.partition("-")[0]] != each, each.name))[:PICTURES]
 

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 
 import yaml
 
-from runner.paths import CONFIG_NAME, LOG_NAME, LORA_NAME, MANIFEST_NAME, METRICS_NAME
+from runner.paths import CONFIG_NAME, LOG_NAME, LORA_NAME, MANIFEST_NAME, METRICS_NAME, named_like
 from runner.report.charts import Series, draw, smoothed
 from runner.report.evaluations import Figures, label_of
 from runner.report.frame import Chart
@@ -180,7 +180,7 @@ def _environment(job: JobRecord) -> list[tuple[str, str]]:
 
 def _links(job: JobRecord, root: Path) -> list[tuple[str, str]]:
     folder = job.folder
-    files = sorted((folder / LORA_NAME).rglob("*")) if (folder / LORA_NAME).is_dir() else []
+    files = sorted(named_like("**/*", folder / LORA_NAME))
     files += [folder / name for name in (CONFIG_NAME, MANIFEST_NAME, METRICS_NAME, LOG_NAME)]
     links = [
         (path.relative_to(folder).as_posix(), quote(path.relative_to(root).as_posix()))

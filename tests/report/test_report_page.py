@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -305,3 +308,18 @@ def test_values_of_another_kind_than_they_should_be_stop_nobody_from_looking(tmp
     looked = Watch(lambda: find_jobs(tmp_path / "x")).look()
     json.dumps(as_data(looked), allow_nan=False)
     assert [base.steps for base in Shelf(tmp_path).bases()] == [25]
+
+
+@pytest.mark.parametrize("gone", ["samples/step-000000", "lora"])
+def test_a_job_that_is_removed_while_it_is_read_does_not_keep_the_page_from_being_written(
+    gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, scandir = write_job(tmp_path / "experiment" / "a"), os.scandir
+
+    def remove_before(path: Any = ".") -> Any:
+        if str(path) == str(folder / gone):
+            shutil.rmtree(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", remove_before)
+    assert "<img" in read(folder.parent).html, "of what is still there"
