@@ -13,6 +13,7 @@ from pathlib import Path
 
 from runner.job import Job
 from runner.paths import cache_dir, write_text
+from runner.system.exclusive import alone
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +71,13 @@ def record(conditions: Conditions, found: Iterable[Measurement]) -> None:
     new = [json.dumps({**dataclasses.asdict(conditions), **dataclasses.asdict(each)}) for each in found]
     if not new:
         return
+    file = measurements_file()
     try:
-        write_text(measurements_file(), "\n".join([*_lines(), *new][-KEPT_LINES:]) + "\n")
+        # Workers of a sweep end together: each would write what it had read before the others wrote.
+        with alone(file.with_suffix(".lock"), doing="recording what it has measured"):
+            write_text(file, "\n".join([*_lines(), *new][-KEPT_LINES:]) + "\n")
     except OSError as error:  # a full disk, or a cache that is not ours: no reason to fail what has trained
-        log.warning("%s cannot be written: %s", measurements_file(), error)
+        log.warning("%s cannot be written: %s", file, error)
 
 
 def recall(conditions: Conditions) -> list[Measurement]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +246,19 @@ def test_the_newest_measurement_counts_and_damage_does_no_harm() -> None:
         raw.write(b"\xb5\x00\xff\n")
     record(conditions, [Measurement(2, 0.6, 2, 1)])
     assert [each.rows for each in recall(conditions)] == [1, 2, 4]
+
+
+def test_workers_that_end_together_keep_what_each_has_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    conditions, all_ready = Conditions.of(job(0), device="a GPU", processes=1), threading.Barrier(4)
+    monkeypatch.setattr(os, "fsync", lambda handle: time.sleep(0.05))  # of a slow disk
+
+    def end(rows: int) -> None:
+        all_ready.wait()
+        record(conditions, [Measurement(rows, 0.5, 1, 1)])
+
+    with ThreadPoolExecutor(4) as workers:
+        list(workers.map(end, range(1, 5)))
+    assert [each.rows for each in recall(conditions)] == [1, 2, 3, 4]
 
 
 def test_where_measurements_cannot_be_kept_what_was_trained_is_not_lost(
