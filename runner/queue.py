@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import RunnerError, SettingsError
-from runner.job import Job, LockedError, State, lock, read_job, state_of
+from runner.job import Job, LockedError, State, lock, read_job, read_manifest, state_of, update_manifest
 from runner.paths import write_text
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class Claims:
 
         Raises:
             LockedError: a folder of a fixed queue is held by another process.
-            RunnerError: it holds no job that can be read.
+            RunnerError: a folder of a fixed queue holds no job that can be read.
         """
         taken: list[Job] = []
         folders, _ = self.queue.read()
@@ -151,11 +151,25 @@ class Claims:
             # Between the look and the lock another worker may have done it.
             if not self.queue.takes(state_of(folder)):
                 return None
-            job = read_job(folder)
+            job = self._read(folder)
+            if job is None:
+                return None
             stack.enter_context(self._attached(job))
             self._held[job.folder] = stack.pop_all()
             return job
         raise AssertionError("unreachable")
+
+    def _read(self, folder: Path) -> Job | None:
+        """The job in a folder; None where its files are gone or damaged, which costs no other job of a list."""
+        try:
+            return read_job(folder)
+        except RunnerError as error:
+            if isinstance(self.queue, FixedQueue):
+                raise
+            log.error("%s", error)
+            if read_manifest(folder):  # who has removed all of it wants nothing there
+                update_manifest(folder, state=State.FAILED, error=str(error))
+            return None
 
     def release(self, job: Job) -> None:
         """Let go of a job that is done with."""

@@ -187,7 +187,13 @@ def _trains(queue: Queue) -> bool:
     Raises:
         RunnerError: the folders that were named hold both.
     """
-    kinds = {read_job(folder).trains for folder in queue.read()[0]}
+    kinds = set()
+    for folder in queue.read()[0]:
+        try:
+            kinds.add(read_job(folder).trains)
+        except RunnerError:
+            if isinstance(queue, FixedQueue):
+                raise  # of a list the others are done, and who takes from it says what is wrong with this one
     if len(kinds) > 1:
         raise RunnerError(
             "some of these folders hold trainings, and some other tasks; name them in commands of their own"

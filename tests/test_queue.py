@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,7 +13,19 @@ import pytest
 import yaml
 
 from runner.errors import RunnerError, SettingsError
-from runner.job import Job, LockedError, State, is_held, lock, make_job, read_job, register, state_of, update_manifest
+from runner.job import (
+    Job,
+    LockedError,
+    State,
+    is_held,
+    lock,
+    make_job,
+    read_job,
+    read_manifest,
+    register,
+    state_of,
+    update_manifest,
+)
 from runner.queue import Claims, FixedQueue, Queue
 from runner.schema import Experiment
 
@@ -164,6 +177,26 @@ def test_a_job_whose_manifest_is_damaged_is_left_out_once_unless_it_was_asked_fo
     assert caplog.text.count("left out") == 1
     with pytest.raises(SettingsError, match="is damaged"):
         claims(FixedQueue([damaged.folder])).take(1)
+
+
+def test_a_job_of_a_list_that_cannot_be_read_costs_no_other_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, without_settings, removed, last = jobs(tmp_path, 4)
+    without_settings.paths.config.unlink()
+    shutil.rmtree(removed.folder)
+    source = queue(tmp_path, [first, without_settings, removed, last])
+    taker = claims(source)
+    assert ids(taker.take(2)) == [first.id, last.id]
+    assert taker.take(2) == []
+    assert [is_held(job.folder) for job in (without_settings, removed)] == [False, False]
+    manifest = read_manifest(without_settings.folder)
+    assert manifest["state"] == State.FAILED
+    assert "holds no job that can be read: [Errno 2]" in manifest["error"]
+    assert not removed.paths.manifest.exists()
+    assert caplog.text.count("holds no job that can be read") == 2
+    with pytest.raises(RunnerError, match="holds no job that can be read"):
+        claims(FixedQueue([without_settings.folder])).take(1)
 
 
 def test_folders_of_a_command_line_are_taken_in_any_state_but_completed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A manifest that is damaged while its job is worked on takes nobody down, and is written anew."""
+"""What is damaged of a job while a command is at it takes nobody down; its manifest is written anew."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from runner import job as job_module
+from runner import work
 from runner.errors import JobsFailed, SettingsError
 from runner.job import Job, State, lock, read_job, read_manifest, register, state_of, update_manifest
 from runner.launchers.lots import Lot
@@ -17,6 +18,7 @@ from runner.launchers.settle import fail
 from runner.outcome import conclude
 from runner.plan import Pack
 from runner.queue import Claims, FixedQueue, Queue
+from runner.train.admission import SharedSource
 from tests.plan.test_packs import seeds
 
 
@@ -82,6 +84,25 @@ def test_a_worker_leaves_it_out_and_takes_the_others(
     jobs[0].paths.manifest.write_text("")
     with pytest.raises(SettingsError):
         Claims(FixedQueue([jobs[0].folder]), lambda _: nullcontext()).take(1)
+
+
+@pytest.mark.parametrize("damaged", ["config.yaml", "manifest.json"])
+def test_a_worker_that_begins_with_it_does_the_others(
+    jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    """It may have been damaged while the worker waited in a cluster's queue."""
+    queue = Queue(tmp_path / "queue.json")
+    queue.write([job.folder for job in jobs], is_open=False)
+    (jobs[0].folder / damaged).write_text("")
+    begun: list[str] = []
+
+    def train(source: SharedSource, *_: object, **__: object) -> bool:
+        begun.extend(job.id for job in source.take(2))
+        return True
+
+    monkeypatch.setattr("runner.train.loop.train", train)
+    assert work.main(["--device", "cpu", "--queue", str(queue.file)]) == 0
+    assert begun == [jobs[1].id]
 
 
 def test_the_launcher_leaves_it_to_the_worker_and_writes_it_anew_where_there_is_none(
