@@ -215,6 +215,23 @@ def test_a_signal_while_images_are_encoded_is_heard_between_them(
     assert (len(posteriors), len(set(posteriors))) == (7, 7)
 
 
+def test_a_signal_while_captions_are_encoded_is_heard_between_them(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "cache", tmp_path / "cache")
+    job = bench.job(sdxl_folder, steps=1, outputs=tmp_path)
+    kept, put = [], TensorCache.put
+
+    def counted(cache: TensorCache, key: str, entry: dict[str, torch.Tensor]) -> None:
+        put(cache, key, entry)
+        kept.append(sorted(entry))
+
+    monkeypatch.setattr(TensorCache, "put", counted)
+    with pytest.raises(Interrupted):
+        bench.train(job, stop=lambda: len(kept) >= 2, place=CPU)
+    assert (kept, state_of(job.folder)) == ([["embeds", "pooled"]] * 2, State.PENDING)
+
+
 def test_a_signal_that_one_process_hears_stops_all_of_them() -> None:
     def process(place: Place) -> str:
         with place.hearing(lambda: place.rank == 1):
