@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from contextlib import suppress
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from runner.train import clock
 from runner.train.clock import PHASES, Clock
-from runner.train.cost import Alone, alone_s
+from runner.train.cost import Alone, Cost, alone_s
+from runner.train.pack import Pack
+from tests.train.bench import CPU
+
+if TYPE_CHECKING:
+    from runner.train.base import Base
+    from runner.train.job_run import JobRun
 
 
 class Trained:
@@ -18,6 +25,7 @@ class Trained:
     def __init__(self) -> None:
         self.timings = dict.fromkeys(PHASES, 0.0)
         self.trained_s = 0.0
+        self.cost = Cost()
 
     def spent(self) -> dict[str, float]:
         return {phase: seconds for phase, seconds in self.timings.items() if seconds}
@@ -44,6 +52,27 @@ def test_every_second_is_charged_once_to_whom_it_was_spent_for(monkeypatch: pyte
     assert coming.spent() == {"cache": 3}
     assert (small.trained_s, large.trained_s, coming.trained_s) == (16, 16, 0), "both were trained all the time"
     assert charged.trained_s == {4: 16}
+
+
+def test_all_jobs_wait_and_pay_alike_while_those_that_join_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now))
+
+    def time_it(*_: object) -> None:
+        nonlocal now
+        now += 3
+
+    monkeypatch.setattr(Pack, "_measured_alone", time_it)
+    monkeypatch.setattr(Pack, "_assemble", lambda *_: None)
+    pack, runs = Pack(CPU), cast("list[JobRun]", [Trained() for _ in range(4)])
+    pack.base = cast("Base", object())
+    first, second, third, last = runs
+    pack.join([first])
+    pack.join([second, third])
+    pack.leave([second, third])
+    pack.join([last])
+    assert [run.timings["load"] for run in runs] == [3 + 3 + 3, 3, 3, 3]
+    assert [run.cost.packed_with for run in runs] == [3, 3, 3, 2], "the most at any time"
 
 
 @pytest.mark.parametrize(("step_s", "train_s"), [(None, 1000), (2.0, 7 * 2)])
