@@ -11,7 +11,8 @@ import pytest
 from runner import stop
 from runner.aws.account import Account
 from runner.job import Job, State, lock, make_job, register, state_of, update_manifest
-from runner.launchers.cluster import NotStopped
+from runner.launchers import sagemaker
+from runner.launchers.cluster import Gone, NotStopped
 from runner.launchers.lots import Lot
 from runner.launchers.sagemaker.record import record_file
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
@@ -120,6 +121,26 @@ def test_a_search_is_stopped_between_two_of_its_trials_and_not_when_it_has_ended
     assert stop.main([str(first.folder.parent)]) == 0
     assert asked(aws, "HyperParameterTuningJob") == ["search-2"]
     assert asked(aws, "TrainingJob") == []
+
+
+def test_what_is_sent_again_while_the_results_of_its_first_worker_are_brought_is_not_closed(
+    reached: SageMakerCluster, settings: SageMakerLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = made(settings, 1, tmp_path)
+    lot = Lot(Pack((job,), 1, 1, 1, ""), "sagemaker")
+    lot.begin(lot.jobs)
+    lot.add_worker("photos-1")
+
+    def slowly(workers: object) -> dict[str, Gone]:
+        again = Lot(lot.pack, "sagemaker")
+        again.begin(again.jobs)
+        again.add_worker("photos-2")
+        return {"photos-1": Gone(words="was stopped", reason="cancelled")}
+
+    monkeypatch.setattr("runner.launchers.sagemaker.cluster", lambda known: reached)
+    monkeypatch.setattr(reached, "gone", slowly)
+    sagemaker.collect([job], settings)
+    assert state_of(job.folder) is State.SUBMITTED, "or a stop would not find its new worker"
 
 
 def test_a_damaged_manifest_is_told_and_keeps_nobody_from_hearing_of_the_others(

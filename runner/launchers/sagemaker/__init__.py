@@ -124,11 +124,17 @@ def collect(jobs: Sequence[Job], settings: SageMakerLauncher) -> None:
     if lots:
         for name, gone in cluster(settings).gone(jobs_of_workers(lots)).items():
             left = [job for lot in lots for job in lot.jobs if name in lot.alive and name == lot.workers[-1]]
-            close(left, gone, f"{CLUSTER} {name} {gone.words}")
+            # Bringing its results may have taken minutes, in which another command may have sent them again.
+            close([job for job in left if not _is_sent_again(job, name)], gone, f"{CLUSTER} {name} {gone.words}")
     if trials := [job for job in jobs if (read_manifest(job.folder).get("submission") or {}).get("tuning")]:
         from runner.launchers.sagemaker.trials import collect_trials
 
         collect_trials(trials, _cluster(settings))
+
+
+def _is_sent_again(job: Job, name: str) -> bool:
+    ids = (read_manifest(job.folder).get("submission") or {}).get("ids") or [name]
+    return bool(ids[-1] != name)
 
 
 def cluster(settings: SageMakerLauncher) -> Cluster:
