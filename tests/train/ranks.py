@@ -30,6 +30,9 @@ class Rank(Place):
     def any_of(self, flags: Sequence[bool]) -> list[bool]:
         return [any(each) for each in zip(*self._exchanged(flags), strict=True)]
 
+    def most(self, count: int) -> int:
+        return int(max(self._exchanged(count)))
+
     def sum(self, tensor: Tensor) -> None:
         tensor.copy_(torch.stack(self._exchanged(tensor.clone())).sum(dim=0))
 

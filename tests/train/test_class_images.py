@@ -104,4 +104,7 @@ def test_images_of_the_class_that_another_pack_draws_are_waited_for(
 def test_workers_draw_images_of_the_class_at_the_same_time(tmp_path: Path) -> None:
     begins = range(0, IMAGES_PER_TURN * TURN_FILES, IMAGES_PER_TURN)
     assert len({turn_file(tmp_path / "a star", first) for first in begins}) == TURN_FILES
+    assert turn_file(tmp_path / "a star", IMAGES_PER_TURN * TURN_FILES) == turn_file(tmp_path / "a star", 0), (
+        "they stay"
+    )
     assert turn_file(tmp_path / "a star", 0) != turn_file(tmp_path / "a circle", 0)

@@ -18,7 +18,6 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from runner.cache import TensorCache, entry_key
 from runner.data import Crop, Item, read_dataset
 from runner.data.address import ParquetAddress
 from runner.data.export import export
@@ -277,21 +276,6 @@ def test_encoders_that_the_index_leaves_out_count_for_nothing(sd3_folder: Path, 
     assert encoder_hashes(folder) == whole[:2] + whole[3:-1], "all but the third encoder and its tokenizer"
     shutil.rmtree(folder / "text_encoder_3")
     assert encoder_hashes(folder) == whole[:2] + whole[3:-1]
-
-
-def test_an_entrys_name_depends_on_all_its_content() -> None:
-    keys = [entry_key("a", x=1), entry_key("b", x=1), entry_key("a", x=2), entry_key("a", y=1)]
-    assert len(set(keys)) == 4
-    assert entry_key("a", x=1, y=2) == entry_key("a", y=2, x=1)
-
-
-def test_a_reader_never_sees_half_an_entry(tmp_path: Path) -> None:
-    cache = TensorCache(tmp_path)
-    cache.put("ab12", {"x": torch.arange(3)})
-    assert cache.has("ab12")
-    assert [file.name for file in (tmp_path / "ab").iterdir()] == ["ab12.safetensors"]
-    assert cache.get("cd34") is None
-    assert torch.equal(cache.get("ab12")["x"], torch.arange(3))  # type: ignore[index]
 
 
 def test_encodings_that_the_memory_does_not_hold_are_read_from_the_cache(

@@ -156,3 +156,14 @@ def test_a_mask_that_is_black_in_one_of_several_crops_is_none_to_be_refused(tmp_
     latents = {view.key: (torch.zeros(4, 8, 8), torch.zeros(4, 8, 8)) for view in views}
     masks = masks_of(views, latents, CPU)
     assert [float(masks[item.mask.id, view.crop].mean()) for view in views] == [1.0, 0.0][::order]
+
+
+def test_a_mask_for_latents_of_another_size_is_another_entry(tmp_path: Path) -> None:
+    """Of another VAE: what is in the cache for the first one does not fit the second."""
+    folder = with_masks(tmp_path)
+    item = read_dataset(DatasetSettings(path=str(folder), masks=True, instance_prompt="a star")).items[0]
+    assert item.mask is not None
+    view = View(item, Crop(64, 64, 0, 0, 64, 64))
+    for side in (8, 16):
+        masks = masks_of([view], {view.key: (torch.zeros(4, side, side), torch.zeros(4, side, side))}, CPU)
+        assert masks[item.mask.id, view.crop].shape == (1, side, side)

@@ -6,7 +6,8 @@ import json
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,9 +19,12 @@ from runner.train import pack, passes
 from runner.train.adapters.packed import PackedAdapters
 from runner.train.base import Base
 from runner.train.cost import peak_memory_gb
+from runner.train.job_run import JobRun
 from runner.train.loop import train
 from runner.train.memory import within_memory
+from runner.train.place import Place
 from tests.train.bench import CPU, Bench, Listed, difference, records, weights
+from tests.train.ranks import in_both
 
 ROUNDING = 1e-5
 PICTURES: dict[str, Any] = {"prompts": ["a red circle"], "inference_steps": 2, "every": 2}
@@ -242,6 +246,29 @@ def test_when_one_image_does_not_fit_activations_are_recomputed_and_then_it_is_s
         "out of memory with one image at a time: activations are computed twice from here on",
     ]
     assert memory.kept == [False, False, False], "what a failed pass has made is let go of before memory is given back"
+
+
+def test_processes_of_a_pack_go_on_with_the_same_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of them was full, and however many rows each has of a batch that does not divide evenly."""
+
+    def full_in_one(made: passes.Passes, *_: object) -> None:
+        if made.base.place.rank == 1 and made.most_rows is None:
+            raise FULL
+
+    def portions(place: Place) -> int | None:
+        base = SimpleNamespace(place=place, collect=lambda: None, checkpoint_gradients=lambda: False)
+        run = SimpleNamespace(
+            positions=lambda _: place.share(11),
+            rows_per_position=2,
+            settings=SimpleNamespace(accumulation=1),
+            forget_step=lambda: None,
+        )
+        made = passes.Passes(cast("Base", base))
+        made.gradients(cast("PackedAdapters", SimpleNamespace(forget=lambda: None)), [(0, cast("JobRun", run))])
+        return made.most_rows
+
+    monkeypatch.setattr(passes.Passes, "_all_parts", full_in_one)
+    assert in_both(portions) == [6, 6], "half of the twelve rows that the other one has"
 
 
 @pytest.mark.parametrize("fault", [FULL, FULL_FOR_CUDNN])
