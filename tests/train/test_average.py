@@ -27,7 +27,7 @@ def test_the_average_is_the_one_of_diffusers(decay: float) -> None:
 
 
 def test_the_average_is_saved_and_validated_and_does_not_change_the_training(bench: Bench, sdxl_folder: Path) -> None:
-    common = {"steps": 4, "checkpoint": {"every": 1, "keep": 9}}
+    common = {"steps": 4, "checkpoint": {"every": 1, "keep": 9}, "validation": {"every": 2}}
     plain, averaged = (bench.job(sdxl_folder, **common, lora={"ema": decay}) for decay in (0.0, 0.9))
     assert bench.train(plain)
     assert bench.train(averaged)
