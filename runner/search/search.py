@@ -9,6 +9,7 @@ from runner.errors import SettingsError
 from runner.job import FINAL, Job, State, read_manifest
 from runner.launch import Config
 from runner.paths import ExperimentPaths
+from runner.plan.packs import is_done
 from runner.schema import ObjectiveSettings, SearchSettings
 from runner.search.space import Parameter
 from runner.search.study import Study
@@ -69,7 +70,10 @@ class OptunaSearch:
         number = self._numbers[tuple(overrides)].pop()
         self._jobs[number] = job
         if again:
-            self._before[number] = read_manifest(job.folder)
+            before = read_manifest(job.folder)
+            # Another command may have completed it since it was looked at: that is the answer.
+            if not (job.has_result and is_done(job, State(before.get("state", State.PENDING)))):
+                self._before[number] = before
 
     def refused(self, overrides: Sequence[str], reason: str) -> None:
         """A configuration is wrong: a trial that failed, and is not asked for again."""

@@ -114,6 +114,22 @@ def test_a_trial_that_another_runner_completes_meanwhile_is_not_done_again(
     assert not elsewhere & {job.id for job in launched}
 
 
+def test_a_trial_that_another_runner_completes_as_it_is_looked_at_is_learnt_from(
+    launched: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = OptunaSearch.started
+
+    def complete_before(self: OptunaSearch, overrides: Sequence[str], job: Job, *, again: bool) -> None:
+        assert again
+        finish(job)
+        started(self, overrides, job, again=again)
+
+    monkeypatch.setattr(OptunaSearch, "started", complete_before)
+    launch_search(found := search(trials=1))
+    assert launched == []
+    assert found.summary()[1].startswith("best: validation/loss 0.5 with")
+
+
 def test_values_that_are_chosen_twice_are_given_to_a_launcher_once_while_it_is_at_them(
     launched: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
