@@ -24,6 +24,7 @@ from runner.paths import cache_dir, files_below, path_of, write_text
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
 from runner.system.archive import BadArchive, is_archive
+from runner.system.exclusive import alone
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
@@ -268,12 +269,15 @@ class _Memo:
 
     def __init__(self) -> None:
         self.file = cache_dir() / "file-hashes.json"
+        self.known = self._read()
+        self.changed = False
+
+    def _read(self) -> dict[str, str]:
         try:
             known = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             known = None
-        self.known: dict[str, str] = known if isinstance(known, dict) else {}
-        self.changed = False
+        return known if isinstance(known, dict) else {}
 
     def sha256(self, file: Path) -> str:
         stat = file.stat()
@@ -287,7 +291,9 @@ class _Memo:
 
     def save(self) -> None:
         if self.changed:
-            write_text(self.file, json.dumps(self.known, indent=0))
+            # Hashing a model takes minutes, in which another command may have hashed another one.
+            with alone(self.file.with_suffix(".lock"), doing="writing down hashes of files"):
+                write_text(self.file, json.dumps(self._read() | self.known, indent=0))
 
 
 def snapshot(settings: ModelSettings) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -15,8 +16,27 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from runner.embedded import MODEL_DIR
 from runner.errors import ModelError
-from runner.families.files import folder_hash
+from runner.families.files import file_hash, folder_hash
 from runner.families.loading import load_component
+
+
+def test_commands_that_hash_at_the_same_time_remember_what_each_has_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other, digest, hashed = tmp_path / "one", tmp_path / "other", hashlib.file_digest, list[str]()
+    one.write_text("1")
+    other.write_text("2")
+
+    def hash_meanwhile(stream: Any, kind: str) -> Any:
+        hashed.append(Path(stream.name).name)
+        if hashed == ["one"]:
+            file_hash(other)
+        return digest(stream, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", hash_meanwhile)
+    for file in (one, other):
+        file_hash(file)
+    assert hashed == ["one", "other"]
 
 
 def test_a_part_that_is_a_link_counts_by_what_it_leads_to(tmp_path: Path) -> None:
