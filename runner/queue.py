@@ -133,7 +133,9 @@ class Claims:
         try:
             if not self.queue.takes(state_of(folder)):
                 return None
-        except SettingsError as error:  # a damaged manifest
+            if not folder.is_dir():  # its lock would make it anew
+                raise SettingsError(f"{folder} holds no job that can be read: it was removed")
+        except SettingsError as error:  # a damaged manifest, or none
             if isinstance(self.queue, FixedQueue):
                 raise
             if folder not in self._said:

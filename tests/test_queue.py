@@ -193,7 +193,7 @@ def test_a_job_of_a_list_that_cannot_be_read_costs_no_other_one(
     manifest = read_manifest(without_settings.folder)
     assert manifest["state"] == State.FAILED
     assert "holds no job that can be read: [Errno 2]" in manifest["error"]
-    assert not removed.paths.manifest.exists()
+    assert not removed.folder.exists(), "nor is it made anew"
     assert caplog.text.count("holds no job that can be read") == 2
     with pytest.raises(RunnerError, match="holds no job that can be read"):
         claims(FixedQueue([without_settings.folder])).take(1)
