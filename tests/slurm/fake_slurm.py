@@ -64,7 +64,9 @@ class FakeJob:
 
     def order(self, what: str) -> None:
         """preempt, requeue (preempt, but start it again), cancel, break (the node), exhaust (the memory)."""
-        (self.folder / "order").write_text(what)
+        # As a whole: read before it is written, it would be taken for none and be gone.
+        (self.folder / "order.new").write_text(what)
+        (self.folder / "order.new").replace(self.folder / "order")
 
     def take_order(self) -> str:
         file = self.folder / "order"
