@@ -161,7 +161,7 @@ class Dispatch:
             if alive:
                 if from_now and lot.was_stopped:
                     lot.is_ending = True
-                    stop_sign(lot.queue.file).unlink()
+                    stop_sign(lot.queue.file).unlink(missing_ok=True)
                 lot.begin(lot.in_state(State.PENDING))
                 # Jobs of a search come one after the other; those of one worker belong together.
                 known = next((each for each in self.lots if each.queue.file == lot.queue.file and each.alive), None)
