@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from synthetic import FULL, TINY, SyntheticBase, synthetic_run
 
+from runner.cache.measured import Conditions
 from runner.errors import OutOfMemoryError
 from runner.families.arithmetic import count_unet
-from runner.measured import Conditions
 from runner.train.base import DTYPES
 from runner.train.memory import is_full
 from runner.train.pack import Pack

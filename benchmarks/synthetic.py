@@ -21,7 +21,7 @@ from runner.families import find_family
 from runner.families.noise import NoiseSchedule
 from runner.families.prediction import Prediction
 from runner.families.shapes import SDXL_UNET
-from runner.job import make_job
+from runner.jobs.job import make_job
 from runner.schema import Experiment
 from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.clock import Clock

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from runner.earlier import find_earlier
 from runner.errors import SettingsError
 from runner.families.files import check_model, fingerprint, resolution_faults
 from runner.families.prediction import prediction_faults, sampler_faults
 from runner.families.targeted import target_faults
-from runner.job import Job, make_job, make_task_job
+from runner.jobs.earlier import find_earlier
+from runner.jobs.job import Job, make_job, make_task_job
 from runner.schema import DatasetSettings, Experiment, ModelSettings
 from runner.schema.job import JobSettings
 from runner.schema.launchers import APART

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.errors import SettingsError
-from runner.job import State, is_held, state_of
 from runner.job_folders import faults_of, job_folders
+from runner.jobs.job import State, is_held, state_of
 from runner.launchers.elsewhere import Elsewhere
 from runner.report.words import count
 from runner.system.printable import log_to

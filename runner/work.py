@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 
 from runner import PACKAGE
 from runner.errors import Interrupted, RunnerError, in_words, refusal
-from runner.job import Job, State, read_job, update_manifest
 from runner.job_folders import faults_of, the_job
-from runner.queue import Claims, FixedQueue, Queue
+from runner.jobs.job import Job, State, read_job, update_manifest
+from runner.jobs.queue import Claims, FixedQueue, Queue
 from runner.system.printable import Printable, log_to
 from runner.system.quiet import quiet_libraries
 from runner.system.signals import StopSignal
@@ -92,7 +92,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m runner.work", description="Train the jobs in some folders.")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--at-once", type=int, help="most jobs that train together; all by default")
-    parser.add_argument("--queue", type=Path, metavar="FILE", help="take pending jobs from this list (runner.queue)")
+    parser.add_argument(
+        "--queue", type=Path, metavar="FILE", help="take pending jobs from this list (runner.jobs.queue)"
+    )
     parser.add_argument(
         "--only-crash-fails", action="store_true", help="end with 0 unless it crashes; the folders say how jobs went"
     )

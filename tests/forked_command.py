@@ -1,7 +1,7 @@
 """Commands that are forked from a process which has loaded everything, instead of loading it again for each.
 
 A command takes half a second to begin and a worker four; a run of the tests starts hundreds of both. What a process
-does when it really begins is tested where `tests.launch.running` and others start it.
+does when it really begins is tested where `tests.launchers.running` and others start it.
 """
 
 from __future__ import annotations

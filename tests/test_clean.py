@@ -19,13 +19,13 @@ import pytest
 from runner.aws.names import Places
 from runner.aws.sent import is_sent, send, send_folder
 from runner.aws.storage import Storage
+from runner.cache.encodings import caption_cache, posterior_cache
 from runner.clean.__main__ import find, free, main
 from runner.clean.jobs import readable
 from runner.clean.thing import Thing
 from runner.embedded import MODEL_DIR
-from runner.encodings import caption_cache, posterior_cache
 from runner.families.stored import laid_out
-from runner.job import Job, State, lock, make_job, register, update_manifest
+from runner.jobs.job import Job, State, lock, make_job, register, update_manifest
 from runner.paths import ExperimentPaths, cache_dir
 from runner.schema import Experiment
 from tests.command_line import command, environment

@@ -10,9 +10,9 @@ import pytest
 
 from runner.clean.__main__ import find, free
 from runner.clean.jobs import readable
-from runner.job import Job, State, lock, make_job, register, update_manifest
+from runner.jobs.job import Job, State, lock, make_job, register, update_manifest
 from runner.schema import Experiment
-from tests.launch.running import Running, manifests
+from tests.launchers.running import Running, manifests
 
 
 def waiting(seed: int, outputs: Path) -> Job:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.job import State
+from runner.jobs.job import State
 from tests.test_clean import clean, files, job
 
 

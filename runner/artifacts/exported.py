@@ -14,7 +14,7 @@ from runner.artifacts.card import marked, sample_table, sampler_code, table, wor
 from runner.families import find_family
 from runner.families.family import Family
 from runner.families.files import is_hub_id
-from runner.job import Job, known_manifest
+from runner.jobs.job import Job, known_manifest
 from runner.paths import WEIGHTS_NAME, write_text
 from runner.schema.method import NewTokens
 from runner.track.metrics import MetricsFile

@@ -17,8 +17,8 @@ from runner.clean.caches import cache_things
 from runner.clean.jobs import job_things, readable
 from runner.clean.thing import KINDS, Thing, age_text, size_text
 from runner.errors import RunnerError
-from runner.job import Job
 from runner.job_folders import faults_of, job_folders
+from runner.jobs.job import Job
 from runner.system.printable import log_to, printable
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from runner.aws.names import Places
 from runner.aws.sent import forget
 from runner.clean.jobs import is_completed
 from runner.clean.thing import Thing
-from runner.deployed import deployments, endpoint_of, undeploy_command
 from runner.errors import RunnerError
-from runner.job import Job, read_manifest
+from runner.jobs.deployed import deployments, endpoint_of, undeploy_command
+from runner.jobs.job import Job, read_manifest
 from runner.launchers.sagemaker.record import CLUSTER
 from runner.paths import ExperimentPaths
 from runner.s3 import Location

@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from runner.cache.encodings import KeyFinder, Keys, Need, caption_cache, class_images_folder, posterior_cache
 from runner.clean.thing import Thing, measure
 from runner.data import Dataset, read_dataset
 from runner.data.classes import prior_of
 from runner.data.dataset import would_fetch
 from runner.data.sources.s3 import source_of as data_source_of
 from runner.data.sources.streamed import streamed_folder
-from runner.encodings import KeyFinder, Keys, Need, caption_cache, class_images_folder, posterior_cache
 from runner.errors import RunnerError
 from runner.families.files import model_folder
 from runner.families.stored import local_copy, place_of
 from runner.families.stored import source_of as model_source_of
-from runner.job import FINAL, Job, state_of
+from runner.jobs.job import FINAL, Job, state_of
 from runner.paths import cache_dir, path_of
 from runner.s3 import Location, is_s3
 from runner.s3.mirror import Mirror

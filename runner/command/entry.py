@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from runner.command.compose import plain, refuse_outdone, refuse_swept_launcher
 from runner.command.grammar import empty_sweeps
 from runner.errors import SettingsError, not_started
-from runner.job import read_manifest
-from runner.launch import launch
+from runner.jobs.job import read_manifest
+from runner.launch.door import launch
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader

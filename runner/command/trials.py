@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from runner.errors import SettingsError, not_started
-from runner.job import Job
-from runner.launch import Config
+from runner.jobs.job import Job
+from runner.launch.door import Config
 from runner.schema.knob import Settings
 from runner.schema.messages import explain
 from runner.search import Parameter

@@ -16,8 +16,8 @@ from runner.command.grammar import space_of
 from runner.command.trials import checked_settings, examples, first_values, flat, other_values, require_trainings
 from runner.container.settings import laid_over
 from runner.errors import RunnerError
-from runner.job import Job
-from runner.launch import Config, check_all, keep_request
+from runner.jobs.job import Job
+from runner.launch.door import Config, check_all, keep_request
 from runner.launchers import sagemaker
 from runner.paths import outputs_dir
 from runner.plan import Plan, Predictor, make_plan

@@ -1,6 +1,6 @@
 """The cache of a container's workers: what was sent along is linked into it, what is new is kept for later jobs.
 
-Links are safe: entries are read, replaced by renaming or removed by name, never written to (`runner.cache`,
+Links are safe: entries are read, replaced by renaming or removed by name, never written to (`runner.cache.store`,
 `runner.paths.atomic_file`). So a file that is no link is new.
 """
 
@@ -12,15 +12,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from runner.cache.measured import MEASUREMENTS
 from runner.container.repeating import repeating
-from runner.measured import MEASUREMENTS
 from runner.paths import atomic_file
 
 log = logging.getLogger(__name__)
 
 KEEP_EVERY_S = 10.0
 ENTRIES = ("*.safetensors", "*.png")
-"""Encodings, and images of a class that were drawn (`runner.encodings`)."""
+"""Encodings, and images of a class that were drawn (`runner.cache.encodings`)."""
 
 
 class CacheFolder:

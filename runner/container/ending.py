@@ -11,7 +11,7 @@ from typing import Any
 
 from runner.container.objective import objective_line
 from runner.container.tree import FAILURE_CHARACTERS, Tree
-from runner.job import GOOD, Job, State, read_manifest
+from runner.jobs.job import GOOD, Job, State, read_manifest
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from runner.container.spread import Spread
 from runner.container.tree import Host, Tree, meeting_port
 from runner.container.user import leave_root
 from runner.errors import Interrupted, RunnerError, SettingsError
-from runner.job import FINAL, Job, State, read_manifest, register, state_of, update_manifest, write_config
+from runner.jobs.job import FINAL, Job, State, read_manifest, register, state_of, update_manifest, write_config
 from runner.launchers import local
 from runner.launchers.schedule import Schedule
 from runner.parcel import CACHE, CONFIG, Parcel

@@ -7,7 +7,7 @@ import sys
 from contextlib import AbstractContextManager
 
 from runner.container.repeating import repeating
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.track import MetricsFile
 
 POLL_S = 2.0

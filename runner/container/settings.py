@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from runner.check import Checker
 from runner.errors import RunnerError, SettingsError
 from runner.families.files import check_layout
-from runner.job import Job, id_of, read_manifest
+from runner.jobs.job import Job, id_of, read_manifest
 from runner.parcel import Parcel, unpacked
 from runner.paths import JobPaths
 from runner.schema import Experiment, ModelSettings

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from runner.container.tree import Host
 from runner.errors import Interrupted, RunnerError, SettingsError
-from runner.job import Job, State, state_of
+from runner.jobs.job import Job, State, state_of
+from runner.jobs.queue import Queue
 from runner.launchers.ending import ending
 from runner.launchers.settle import fail, is_dead
 from runner.launchers.worker import Node, Worker
 from runner.parcel import Parcel
 from runner.paths import ExperimentPaths
 from runner.plan import pack_key
-from runner.queue import Queue
 from runner.system.machine import Machine
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Protocol, cast
 
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.launchers.cluster import Cluster
 from runner.plan import Plan
 from runner.system.machine import Machine

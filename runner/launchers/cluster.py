@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from runner.errors import RunnerError
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.launchers.worker import worker_command
 
 

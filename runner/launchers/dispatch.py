@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,11 +16,12 @@ from time import monotonic, sleep
 from typing import Any
 
 from runner.errors import Detached, Interrupted, SettingsError
-from runner.job import FINAL, Job, State, common_overrides, known_manifest, last_holder, own_overrides, update_manifest
+from runner.jobs.job import FINAL, Job, State, common_overrides, own_overrides, update_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.cluster import Cluster, Gone, NoRoom, NotStopped, NotSubmitted
+from runner.launchers.leftovers import leftovers_of
 from runner.launchers.lots import OPEN_FOR_S, UNSETTLED, Lot, jobs_of_workers, recorded_lots
-from runner.launchers.settle import fail, halved, is_dead, last_words, take_up_again
+from runner.launchers.settle import fail, halved, last_words, take_up_again
 from runner.paths import ExperimentPaths, stop_sign
 from runner.plan import Plan, pack_key
 from runner.report.words import count
@@ -302,46 +302,24 @@ class Dispatch:
             lot.drop(given)
             self._attach(given)
         how = f"{self.cluster.name} {worker} {gone.words}"
-        manifests = {job.folder: known_manifest(job.folder) for job in lot.jobs}
-        dead = [job for job in lot.jobs if manifests[job.folder].get("worker") not in lot.alive and is_dead(job)]
-        # What others of its workers can still take is theirs.
-        left = [] if lot.alive else lot.in_state(State.PENDING, State.SUBMITTED, *lot.given_up)
-        interrupted = [] if lot.alive else lot.in_state(State.INTERRUPTED)
-        # A worker from an earlier command may have been about to end when a job was put back into its list.
-        began = gone.began
-        if began is None:
-            works = any(manifest.get("worker") == worker for manifest in manifests.values())
-            began = lot.is_earlier or len(left) < len(lot.jobs) or works
-        if lot.was_stopped or (gone.reason == "cancelled" and not lot.is_ending):
+        found = leftovers_of(lot, worker, gone, shares_files=self.cluster.shares_files)
+        if found.was_stopped:
             self._was_cancelled = True
             if self.more is not None:
                 log.info("%s: no further jobs are begun; the same command goes on with the search", how)
-            for job in (*dead, *left, *interrupted):
-                update_manifest(job.folder, state=State.CANCELLED, error=how, crashed=False)
-        elif gone.reason == "taken" or lot.is_ending:
-            take_up_again(dead)
-            self._send_on(lot, [*left, *interrupted, *([] if lot.alive else dead)], how)
-        else:
-            taken = self._taken(lot, left, gone)
-            left, began = [job for job in left if job not in taken], began or bool(taken)
-            self._blame(lot, [*dead, *taken], worker, how)
-            if left and not began:
-                for job in left:
-                    fail(job, f"{how} before this job began{self._why(lot, worker)}")
-            self._send_on(lot, [*(left if began else []), *interrupted], how)
+        for job in found.cancelled:
+            update_manifest(job.folder, state=State.CANCELLED, error=how, crashed=False)
+        take_up_again(found.taken_away)
+        self._blame(lot, found.crashed, worker, how)
+        for job in found.not_begun:
+            fail(job, f"{how} before this job began{self._why(lot, worker)}")
+        self._send_on(lot, found.go_on, how)
         lot.look()
         if not lot.alive:
             # What is still open is held by another runner, and is that one's to finish.
             lot.drop(lot.in_state(*UNSETTLED))
             # What becomes of its jobs is decided, also where there was no room for others of its workers.
             self._waiting = [each for each in self._waiting if each is not lot]
-
-    def _taken(self, lot: Lot, left: Sequence[Job], gone: Gone) -> list[Job]:
-        """What its workers had taken and not begun to train yet: they were loading, or encoding."""
-        if lot.is_earlier or gone.began is not None or not self.cluster.shares_files:
-            return []
-        # Held last by another process than this one, which has submitted them.
-        return [job for job in left if last_holder(job.folder) not in (None, os.getpid())]
 
     def _blame(self, lot: Lot, dead: Sequence[Job], worker: str, how: str) -> None:
         """Who crashes alone is to blame; several go on from their checkpoints, half as many at once."""

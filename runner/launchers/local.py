@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import metadata
 
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.launchers import MoreJobs
 from runner.launchers.schedule import Schedule
 from runner.plan import Plan

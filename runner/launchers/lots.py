@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from runner.errors import RunnerError, SettingsError
-from runner.job import (
+from runner.jobs.job import (
     GOOD,
     Job,
     LockedError,
@@ -25,10 +25,10 @@ from runner.job import (
     state_of,
     update_manifest,
 )
+from runner.jobs.queue import Queue
 from runner.launchers.cluster import Order
 from runner.paths import ExperimentPaths, stop_sign
 from runner.plan import Pack
-from runner.queue import Queue
 
 log = logging.getLogger(__name__)
 

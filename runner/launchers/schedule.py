@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 
 from runner.errors import Interrupted, SettingsError
-from runner.job import (
+from runner.jobs.job import (
     FINAL,
     GOOD,
     Job,
@@ -32,6 +32,7 @@ from runner.job import (
     state_of,
     update_manifest,
 )
+from runner.jobs.queue import Queue
 from runner.launchers import MoreJobs
 from runner.launchers.ending import ending
 from runner.launchers.forked import forget_libraries
@@ -39,7 +40,6 @@ from runner.launchers.settle import fail, halved, how_it_ended, is_dead, take_up
 from runner.launchers.worker import Worker
 from runner.paths import ExperimentPaths
 from runner.plan import Pack, Plan, pack_key
-from runner.queue import Queue
 from runner.schema import LocalLauncher
 from runner.status import live_table
 from runner.system import signals

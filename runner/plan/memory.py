@@ -1,6 +1,6 @@
 """How much memory jobs need, by arithmetic: the base, what encodes and draws, the adapters and what a step keeps.
 
-Off by a third easily: what a device had at its peak is known only after a training there (`runner.measured`).
+Off by a third easily: what a device had at its peak is known only after a training there (`runner.cache.measured`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from runner.families.arithmetic import Work
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.plan.models import adapter_size, text_parameters, vae_channels
 from runner.system.machine import Machine
 

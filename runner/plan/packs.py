@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.job import Job, State
+from runner.jobs.job import Job, State
 from runner.plan.predict import Prediction, Predictor, images_of
 from runner.schema import LauncherSettings, LocalLauncher, QueuedLauncher
 from runner.system.machine import Machine, named_threads

@@ -11,11 +11,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from runner.encodings import PROMPTS_FROM_CAPTIONS
+from runner.cache.encodings import PROMPTS_FROM_CAPTIONS
+from runner.cache.measured import Conditions, Measurement, recall, step_s
 from runner.families.arithmetic import Work
 from runner.families.known import FAMILIES
-from runner.job import Job
-from runner.measured import Conditions, Measurement, recall, step_s
+from runner.jobs.job import Job
 from runner.plan.disk import results_gb
 from runner.plan.memory import USABLE_SHARE, base_gb, encoding_gb, job_gb, memory_gb
 from runner.plan.models import denoiser_config, latent_side, trained_share

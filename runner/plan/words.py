@@ -7,8 +7,8 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from runner.encodings import CacheWork
-from runner.job import Job, common_overrides, own_overrides
+from runner.cache.encodings import CacheWork
+from runner.jobs.job import Job, common_overrides, own_overrides
 from runner.plan.disk import Disk, too_full
 from runner.plan.packs import Pack, Plan, shared_terms
 from runner.plan.predict import Prediction

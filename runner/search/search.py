@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from runner.errors import SettingsError
-from runner.job import FINAL, Job, State, read_manifest
-from runner.launch import Config
+from runner.jobs.job import FINAL, Job, State, read_manifest
+from runner.launch.door import Config
 from runner.paths import ExperimentPaths
 from runner.plan.packs import is_done
 from runner.schema import ObjectiveSettings, SearchSettings

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.job import State
+from runner.jobs.job import State
 from runner.report.differences import by_task, differing_overrides, differing_settings, told_apart
 from runner.report.exports import strict
 from runner.report.record import JobRecord, finite

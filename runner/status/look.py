@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from runner.job import State, is_held
+from runner.jobs.job import State, is_held
 from runner.paths import JobPaths
 from runner.report.record import HELD_OUT, JobRecord, finite, read_briefly
 from runner.track.metrics import parse_line

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
-from runner.deployed import undeploy_command
-from runner.job import State
+from runner.jobs.deployed import undeploy_command
+from runner.jobs.job import State
 from runner.report.record import HELD_OUT, finite
 from runner.report.words import MISSING, count, duration, loss_name, number
 from runner.status.experiment import ExperimentStatus

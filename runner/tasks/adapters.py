@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.adapter_file import AdapterFile, find_adapter, header_of, is_dora
 from runner.errors import SettingsError
+from runner.jobs.adapter_file import AdapterFile, find_adapter, header_of, is_dora
 from runner.schema.tasks.adapters import WithAdapters
 from runner.system.tensor_file import TOKEN
 

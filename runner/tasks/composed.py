@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from runner.adapter_file import job_folder
+from runner.jobs.adapter_file import job_folder
 from runner.paths import JobPaths, path_of
 from runner.schema.experiment import Experiment
 from runner.schema.job import JobSettings

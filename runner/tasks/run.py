@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from runner.errors import Interrupted, RunnerError, in_words, refusal
-from runner.job import Job, State, known_manifest, now, update_manifest
-from runner.queue import Claims
+from runner.jobs.job import Job, State, known_manifest, now, update_manifest
+from runner.jobs.queue import Claims
 from runner.schema.experiment import OF_EVALUATION
 from runner.tasks import work_of
 from runner.track import MetricsFile, mirror_folder

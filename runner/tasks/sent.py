@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.adapter_file import AdapterFile
-from runner.job import Job
+from runner.jobs.adapter_file import AdapterFile
+from runner.jobs.job import Job
 from runner.paths import files_below, path_of
 from runner.schema.tasks.adapters import WithAdapters
 from runner.tasks.adapters import find_adapters

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from runner.cache.measured import Conditions
 from runner.families.files import check_fetched
 from runner.families.prediction import check_noise
-from runner.job import Job, State, update_manifest
-from runner.measured import Conditions
+from runner.jobs.job import Job, State, update_manifest
 from runner.schema.method import NewTokens, TextualInversion
 from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.base import Base
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """Where a pack's jobs come from (`runner.queue.Claims`)."""
+    """Where a pack's jobs come from (`runner.jobs.queue.Claims`)."""
 
     def take(self, count: int) -> list[Job]:
         """Up to so many further jobs, which are held until they are released."""

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from runner.encodings import vae_folder
+from runner.cache.encodings import vae_folder
 from runner.errors import ModelError
 from runner.families import find_family
 from runner.families.control import load_controlnet

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runner.errors import CheckpointError
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.paths import atomic_folder
 
 log = logging.getLogger(__name__)

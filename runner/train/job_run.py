@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from runner.errors import DivergedError
-from runner.job import Job, State, known_manifest, now, update_manifest
+from runner.jobs.job import Job, State, known_manifest, now, update_manifest
 from runner.paths import write_text
 from runner.schema.method import Pivotal
 from runner.track import MetricsFile, Mirror, open_mirror

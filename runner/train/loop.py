@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 
 import torch
 
+from runner.cache.measured import record
 from runner.errors import DivergedError, Interrupted
-from runner.job import State
-from runner.measured import record
+from runner.jobs.job import State
 from runner.train.admission import Source, admit
 from runner.train.drawing import UseRows
 from runner.train.job_run import JobRun

@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+from runner.cache.measured import Conditions, Measurement
 from runner.errors import Interrupted, in_words
-from runner.job import Job, State
-from runner.measured import Conditions, Measurement
+from runner.jobs.job import Job, State
 from runner.train.adapters.packed import PackedAdapters
 from runner.train.base import Base
 from runner.train.clock import Clock

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from runner.errors import RunnerError
-from runner.job import Job, read_manifest
+from runner.jobs.job import Job, read_manifest
 from runner.schema import PruningSettings
 from runner.schema.comparing import MEASURED_BY
 from runner.track import MetricsFile

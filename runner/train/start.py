@@ -16,10 +16,10 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from runner.adapter_file import AdapterFile
 from runner.data import Item, read_dataset, split
 from runner.data.captions import as_measured
 from runner.errors import CheckpointError, SettingsError
+from runner.jobs.adapter_file import AdapterFile
 from runner.schema import Experiment
 from runner.system.tensor_file import TEXT_MODEL
 from runner.train.adapters.adapter import MAGNITUDE, Adapter

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from runner.artifacts.verify import check_behaviour
 from runner.errors import ArtifactError
-from runner.job import Job
+from runner.jobs.job import Job
 from tests.artifacts.saved import (
     ATTENTION_AND_CONVOLUTION,
     DIFFUSERS,

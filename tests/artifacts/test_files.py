@@ -24,7 +24,7 @@ from runner.artifacts.files import write_kohya
 from runner.artifacts.verify import check_behaviour, check_kohya, check_tensors
 from runner.errors import ArtifactError
 from runner.families import find_family
-from runner.job import Job, read_manifest
+from runner.jobs.job import Job, read_manifest
 from runner.schema import LoraSettings
 from runner.train.adapters.adapter import DOWN, UP
 from tests.artifacts.saved import ATTENTION_AND_CONVOLUTION, DIFFUSERS, apart, as_trained, header, output, rewritten

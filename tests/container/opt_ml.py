@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from runner.container.tree import ROOT as ML_ROOT
-from runner.job import Job, read_manifest, update_manifest
+from runner.jobs.job import Job, read_manifest, update_manifest
 from runner.parcel import CODE, CODE_FILE, Parcel, in_channel
 from tests.command_line import ROOT, Answer
 from tests.train.bench import weights

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from runner.cache import TensorCache
+from runner.cache.measured import MEASUREMENTS
+from runner.cache.store import TensorCache
 from runner.container.cache_folder import CacheFolder
-from runner.measured import MEASUREMENTS
 
 
 def entry(folder: Path) -> TensorCache:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.job import read_manifest
+from runner.jobs.job import read_manifest
 from tests.container.opt_ml import Entry, OptMl
 from tests.train.bench import Bench, difference, records, weights
 

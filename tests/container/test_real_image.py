@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from runner.embedded import MODEL_DIR
-from runner.job import read_manifest
+from runner.jobs.job import read_manifest
 from tests.command_line import command, runner
 from tests.container.opt_ml import DEADLINE_S, OptMl
 from tests.train.bench import Bench, difference, weights

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.job import Job, read_job, read_manifest
+from runner.jobs.job import Job, read_job, read_manifest
 from tests.command_line import Answer
 from tests.container.conftest import REGION, Secrets
 from tests.container.opt_ml import OptMl, files_with, same_bits

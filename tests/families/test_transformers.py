@@ -16,7 +16,7 @@ from runner.check import Checker
 from runner.errors import SettingsError
 from runner.families import find_family, flux
 from runner.families.files import resolution_faults
-from runner.job import Job, State, read_manifest, state_of
+from runner.jobs.job import Job, State, read_manifest, state_of
 from runner.schema import LoraSettings, ModelSettings
 from runner.train.adapters.adapter import find_sites
 from tests.train.bench import Bench, family_of, pipeline_of, records

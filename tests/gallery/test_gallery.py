@@ -23,7 +23,7 @@ import uvicorn
 import yaml
 
 from runner.gallery.__main__ import main
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.system.listening import Guard
 from tests.command_line import ROOT, environment
 from tests.gallery.chromium import PATIENCE_S, Tab, chromium

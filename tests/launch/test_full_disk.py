@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from runner import launch
 from runner.check import Checker
 from runner.errors import JobsFailed, RunnerError
-from runner.job import Job, State, register, update_manifest
-from runner.outcome import conclude
+from runner.jobs.job import Job, State, register, update_manifest
+from runner.launch import door
+from runner.launch.outcome import conclude
 from runner.paths import outputs_dir
 from runner.system.machine import Device, Machine
 from tests.plan.test_packs import seeds
@@ -60,8 +60,8 @@ def test_a_command_that_ends_early_does_not_say_that_nothing_was_started(
         collect=lambda *_: None,
         launch=refuse,
     )
-    monkeypatch.setattr(launch, "find_launcher", lambda _: here)
-    monkeypatch.setattr(launch, "show", lambda *_: None)
+    monkeypatch.setattr(door, "find_launcher", lambda _: here)
+    monkeypatch.setattr(door, "show", lambda *_: None)
     update_manifest(jobs[0].folder, state=State.PENDING)
     with pytest.raises(RunnerError, match=r"No space left .* ended early, .* run the same command again"):
-        launch._run(jobs, Checker(outputs_dir()), expected=0)
+        door._run(jobs, Checker(outputs_dir()), expected=0)

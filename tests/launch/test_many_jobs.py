@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from runner import announce, encodings, launch
+from runner.cache import encodings
+from runner.launch import announce, door
 from runner.schema import Experiment
 
 
-def configs(**sections: list[Any]) -> list[launch.Config]:
+def configs(**sections: list[Any]) -> list[door.Config]:
     ((key, values),) = sections.items()
     base = {
         "launcher": {"name": "local", "dry_run": True},
@@ -47,13 +48,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def test_the_images_are_gone_through_once_for_all_jobs_of_a_sweep(calls: Counter[str]) -> None:
-    launch.launch(configs(seed=[1, 2, 3, 4, 5]))
+    door.launch(configs(seed=[1, 2, 3, 4, 5]))
     assert calls == {"views_of": 1, "held_out_lines": 1, "buckets_of": 1}
 
 
 def test_and_again_for_jobs_that_use_them_in_another_way(calls: Counter[str], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        launch.launch(configs(validation=[{"held_out": share} for share in (0.1, 0.5, 0.1)]))
+        door.launch(configs(validation=[{"held_out": share} for share in (0.1, 0.5, 0.1)]))
     assert calls == {"views_of": 2, "held_out_lines": 2, "buckets_of": 2}
     assert caplog.text.count("images: ") == 1, "of the files there is no more to say"
 
@@ -69,7 +70,7 @@ def test_the_gpus_of_the_machine_are_asked_for_no_more_often_for_many_jobs_than_
 
     def times(seeds: list[int]) -> int:
         asked.write_text("")
-        launch.launch(configs(seed=seeds))
+        door.launch(configs(seed=seeds))
         return len(asked.read_text().splitlines())
 
     assert times([1, 2, 3, 4, 5]) == times([1]) > 0

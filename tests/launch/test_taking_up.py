@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from runner import launch
 from runner.check import Checker
 from runner.errors import Detached, Interrupted, JobsFailed
-from runner.job import Job, State, lock, make_job, read_job, read_manifest, register, state_of, update_manifest
-from runner.launch import _take_up
-from runner.outcome import conclude, judge
+from runner.jobs.job import Job, State, lock, make_job, read_job, read_manifest, register, state_of, update_manifest
+from runner.launch import door
+from runner.launch.door import _take_up
+from runner.launch.outcome import conclude, judge
 from runner.paths import outputs_dir
 from runner.plan import Plan
 from runner.schema import Experiment
@@ -66,9 +66,9 @@ def test_nobody_waits_for_what_is_worked_on_who_said_not_to(by: str, monkeypatch
             raise Detached("slurm 7 go on without this command.")
 
     queue = SimpleNamespace(machine=lambda _: THIS_MACHINE, collect=lambda *_: None, launch=submit)
-    monkeypatch.setattr(launch, "find_launcher", lambda _: queue)
+    monkeypatch.setattr(door, "find_launcher", lambda _: queue)
     with lock(job.folder), pytest.raises(Detached):
-        launch._run([job], Checker(outputs_dir()), expected=0)
+        door._run([job], Checker(outputs_dir()), expected=0)
 
     assert [each.id for each in watched] == [job.id]
 
@@ -130,7 +130,7 @@ def test_jobs_that_are_done_are_judged_by_the_objective_of_this_command(
     other = Experiment.model_validate({"objective": {"name": asked, "direction": "maximize"}})
     again = make_job(other, model="m", dataset="d", outputs=outputs_dir(), overrides=())
     assert again.folder == job.folder
-    launch._run([again], Checker(outputs_dir()), expected=0)
+    door._run([again], Checker(outputs_dir()), expected=0)
 
     manifest = read_manifest(job.folder)
     assert manifest["objective_name"] == asked

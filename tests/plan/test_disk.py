@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from runner.cache.encodings import Need, cache_work
 from runner.data import read_dataset
-from runner.encodings import Need, cache_work
 from runner.plan.disk import Disk, results_gb, too_full
 from runner.plan.words import plan_lines
 from runner.system.machine import disk_of

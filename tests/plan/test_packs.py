@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from runner.encodings import CacheWork
-from runner.job import Job, State, make_job, make_task_job
+from runner.cache.encodings import CacheWork
+from runner.jobs.job import Job, State, make_job, make_task_job
 from runner.plan import Pack, Plan, Prediction, make_plan
 from runner.plan.packs import shared_out
 from runner.plan.words import plan_data, plan_lines

@@ -16,12 +16,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from runner.cache.measured import Conditions, Measurement, measurements_file, recall, record, step_s
 from runner.embedded import MODEL_DIR
 from runner.families.arithmetic import count_text_encoder, count_unet
 from runner.families.shapes import SD15_UNET, SDXL_UNET
 from runner.families.targets import UNET
-from runner.job import Job, make_job
-from runner.measured import Conditions, Measurement, measurements_file, recall, record, step_s
+from runner.jobs.job import Job, make_job
 from runner.plan import Pack, Predictor, make_plan
 from runner.plan.memory import QUANTIZED_BYTES
 from runner.schema import Experiment

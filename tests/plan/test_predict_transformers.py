@@ -12,7 +12,7 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from runner.families import find_family
 from runner.families.known import FAMILIES
 from runner.families.shapes import FLUX_TRANSFORMER, SD3_TRANSFORMER
-from runner.job import make_job
+from runner.jobs.job import make_job
 from runner.plan import Pack, Predictor, make_plan
 from runner.schema import Experiment
 from runner.system.machine import Device, Machine

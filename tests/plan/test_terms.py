@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from runner.job import Job, make_job
+from runner.jobs.job import Job, make_job
 from runner.plan.packs import pack_key, shared_terms
 from runner.schema import Experiment
 

@@ -11,10 +11,10 @@ from boto3.exceptions import RetriesExceededError, S3UploadFailedError
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
 from runner.aws.account import Account, NoAccess, may_pass, understood
-from runner.job import Job, make_job, register
+from runner.jobs.job import Job, make_job, register
+from runner.jobs.queue import Queue
 from runner.launchers.cluster import NoRoom, NotSubmitted, Order
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
-from runner.queue import Queue
 from runner.s3 import Location
 from runner.schema import Experiment, SageMakerLauncher
 from runner.search.tuning.job import TuningJob

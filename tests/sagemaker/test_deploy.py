@@ -19,7 +19,7 @@ from runner.schema.tasks.deploy import Deploy
 from runner.tasks.deploy.contents import serving_of
 from tests.command_line import command, runner, trained
 from tests.conftest import MakeOnce
-from tests.launch.running import manifests, outputs
+from tests.launchers.running import manifests, outputs
 from tests.sagemaker.stand_in import Image as ContainerImage
 from tests.sagemaker.stand_in import StandIn
 

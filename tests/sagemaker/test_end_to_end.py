@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from runner.embedded import MODEL_DIR
 from tests.command_line import command, runner
-from tests.launch.running import manifests, only_folder, outputs
+from tests.launchers.running import manifests, only_folder, outputs
 from tests.sagemaker.stand_in import Image as ContainerImage
 from tests.sagemaker.stand_in import StandIn
 

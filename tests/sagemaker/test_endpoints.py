@@ -14,10 +14,10 @@ from runner.aws.account import Account
 from runner.aws.checks import image_faults
 from runner.aws.endpoints import Endpoints, Wanted
 from runner.check import Checker
-from runner.deployed import undeploy_command
 from runner.errors import AwsError, Interrupted, SettingsError
-from runner.job import Job, State, make_task_job, read_manifest, register, state_of, update_manifest
-from runner.launch import Config, check_all
+from runner.jobs.deployed import undeploy_command
+from runner.jobs.job import Job, State, make_task_job, read_manifest, register, state_of, update_manifest
+from runner.launch.door import Config, check_all
 from runner.s3 import Location
 from runner.schema import SageMakerLauncher
 from runner.schema.aws import OWN_TAG

@@ -13,7 +13,7 @@ from runner.aws.names import Places
 from runner.aws.sent import send_folder
 from runner.aws.storage import Storage
 from runner.container.settings import sent_jobs
-from runner.job import Job, make_job, register
+from runner.jobs.job import Job, make_job, register
 from runner.launchers.cluster import Order
 from runner.launchers.sagemaker.channels import cache_indexes, planned_channels
 from runner.launchers.sagemaker.inputs import Inputs
@@ -22,7 +22,7 @@ from runner.s3 import Location
 from runner.schema import Experiment
 from runner.train.inputs.materials import Materials
 from tests.command_line import runner
-from tests.launch.running import assert_bitwise_equal, manifests, outputs
+from tests.launchers.running import assert_bitwise_equal, manifests, outputs
 from tests.sagemaker.stand_in import StandIn
 from tests.sagemaker.test_launch import launcher_settings
 from tests.train.bench import Bench, bench, write_images

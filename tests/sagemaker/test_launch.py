@@ -12,7 +12,7 @@ import torch
 
 from tests.command_line import command, runner, trained
 from tests.conftest import MakeOnce
-from tests.launch.running import Running, assert_bitwise_equal, manifests, only_folder, outputs, weights
+from tests.launchers.running import Running, assert_bitwise_equal, manifests, only_folder, outputs, weights
 from tests.measures.networks import save_clip, save_inception
 from tests.sagemaker.stand_in import Image, StandIn
 

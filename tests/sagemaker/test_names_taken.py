@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from runner.aws.account import Account
-from runner.job import make_job, register
+from runner.jobs.job import make_job, register
+from runner.jobs.queue import Queue
 from runner.launchers.cluster import Order
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
-from runner.queue import Queue
 from runner.schema import Experiment, SageMakerLauncher
 from tests.sagemaker.stand_in import Image, StandIn
 

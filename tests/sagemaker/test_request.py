@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from runner.aws.names import NAME_LENGTH, Places, training_job_name
 from runner.aws.prices import Price, tabled
-from runner.job import Job, make_job
+from runner.jobs.job import Job, make_job
 from runner.launchers.sagemaker import machine
 from runner.launchers.sagemaker.channels import too_many_channels
 from runner.launchers.sagemaker.divide import divided, parts

@@ -16,14 +16,14 @@ from PIL import Image as Picture
 from runner.aws.names import Places
 from runner.aws.storage import Storage
 from runner.data import read_dataset
-from runner.job import Job, make_job, register
+from runner.jobs.job import Job, make_job, register
 from runner.launchers.cluster import Order
 from runner.launchers.sagemaker.channels import has_embedded_data
 from runner.launchers.sagemaker.in_place import data_in_place, in_other_regions
 from runner.launchers.sagemaker.inputs import Inputs
 from runner.schema import DatasetSettings, Experiment
 from tests.command_line import Answer, runner
-from tests.launch.running import assert_bitwise_equal, only_folder
+from tests.launchers.running import assert_bitwise_equal, only_folder
 from tests.sagemaker.buckets import fetched, packed, put, sent
 from tests.sagemaker.stand_in import Image, StandIn
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.command_line import runner
-from tests.launch.running import outputs
+from tests.launchers.running import outputs
 from tests.sagemaker.stand_in import Image, StandIn
 from tests.sagemaker.test_launch import job_settings, launcher_settings
 

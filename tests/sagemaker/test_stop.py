@@ -10,7 +10,7 @@ import pytest
 
 from runner import stop
 from runner.aws.account import Account
-from runner.job import Job, State, lock, make_job, register, state_of, update_manifest
+from runner.jobs.job import Job, State, lock, make_job, register, state_of, update_manifest
 from runner.launchers import sagemaker
 from runner.launchers.cluster import Gone, NotStopped
 from runner.launchers.lots import Lot
@@ -22,7 +22,7 @@ from runner.plan import Pack
 from runner.schema import Experiment, SageMakerLauncher
 from runner.system.exclusive import alone
 from tests.command_line import command
-from tests.launch.running import Running, manifests, outputs
+from tests.launchers.running import Running, manifests, outputs
 from tests.sagemaker.stand_in import Image, StandIn
 
 DENIED = "sagemaker:StopHyperParameterTuningJob"

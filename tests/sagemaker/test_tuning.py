@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from runner.job import read_job
+from runner.jobs.job import read_job
 from tests.command_line import ROOT, command, environment, runner
-from tests.launch.running import Running, manifests, outputs
+from tests.launchers.running import Running, manifests, outputs
 from tests.sagemaker.stand_in import Image, StandIn
 
 # Like the real entry, but for one choice it fails as a container does.

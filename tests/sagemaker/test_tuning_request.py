@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from runner.aws.names import Location
 from runner.errors import SettingsError
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.launchers.sagemaker.request import Channel, training_request
 from runner.schema import Experiment, ObjectiveSettings, SageMakerLauncher, TuningSettings
 from runner.search.tuning.checks import faults_of_inputs, faults_of_settings, require_sagemaker

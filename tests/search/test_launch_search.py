@@ -14,13 +14,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from PIL import Image
 
-from runner import HOME, launch
+from runner import HOME
 from runner.check import Checker
 from runner.command.search import run_search
 from runner.command.tuning import run_tuning
 from runner.errors import Defect, SettingsError
-from runner.job import Job, State, lock, register, update_manifest
-from runner.launch import launch_search
+from runner.jobs.job import Job, State, lock, register, update_manifest
+from runner.launch import door
+from runner.launch.door import launch_search
 from runner.paths import ExperimentPaths, outputs_dir
 from runner.plan import Plan
 from runner.schema import ObjectiveSettings, SearchSettings
@@ -84,8 +85,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         collect=lambda jobs, settings: None,
         launch=run,
     )
-    monkeypatch.setattr("runner.launch.find_launcher", lambda name: fake)
-    monkeypatch.setattr("runner.launch.conclude", lambda jobs: None)
+    monkeypatch.setattr("runner.launch.door.find_launcher", lambda name: fake)
+    monkeypatch.setattr("runner.launch.door.conclude", lambda jobs: None)
     return found
 
 
@@ -143,7 +144,7 @@ def test_values_that_are_chosen_twice_are_given_to_a_launcher_once_while_it_is_a
         for job in jobs:
             finish(job)
 
-    monkeypatch.setattr(launch.find_launcher("local"), "launch", run)
+    monkeypatch.setattr(door.find_launcher("local"), "launch", run)
     found = search(trials=12)
     launch_search(found)
     assert [sorted(seeds) for seeds in given] == [[1, 2, 3, 4]]
@@ -173,7 +174,7 @@ def test_what_nobody_has_foreseen_is_no_mistake_of_the_configuration(
     def break_down(jobs: Sequence[Job]) -> None:
         raise ValueError("no such thing")
 
-    monkeypatch.setattr("runner.launch.conclude", break_down)
+    monkeypatch.setattr("runner.launch.door.conclude", break_down)
     with pytest.raises(Defect) as found:
         launch_search(search(trials=1))
     assert isinstance(found.value.__cause__, ValueError)

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.serve.__main__ import main
 from tests.command_line import ROOT, environment
 from tests.train.bench import Bench

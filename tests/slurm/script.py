@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runner.job import Job, State, make_job, register, state_of, update_manifest
+from runner.jobs.job import Job, State, make_job, register, state_of, update_manifest
 from runner.launchers import dispatch
 from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
 from runner.launchers.dispatch import Dispatch

@@ -16,7 +16,7 @@ from runner import HOME
 from runner.check import Checker
 from runner.command.compose import plain
 from runner.errors import Detached
-from runner.job import Job, read_manifest, register, state_of
+from runner.jobs.job import Job, read_manifest, register, state_of
 from runner.launchers import Launcher
 from runner.paths import outputs_dir
 from runner.plan import Plan, Predictor, make_plan

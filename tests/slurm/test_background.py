@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import command, runner
-from tests.launch.running import DEADLINE_S, Running, manifests, only_folder, outputs
+from tests.launchers.running import DEADLINE_S, Running, manifests, only_folder, outputs
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from runner.errors import Detached, Interrupted
-from runner.job import Job, State, lock, read_manifest, register, state_of
+from runner.jobs.job import Job, State, lock, read_manifest, register, state_of
+from runner.jobs.queue import Queue
 from runner.launchers import dispatch
 from runner.launchers.cluster import Gone
 from runner.launchers.lots import Lot, recorded_lots
 from runner.plan import Pack, Plan
-from runner.queue import Queue
 from tests.slurm.script import (
     CANCELLED,
     ENDED,

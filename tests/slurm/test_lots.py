@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runner.job import Job, State, read_manifest
+from runner.jobs.job import Job, State, read_manifest
 from runner.launchers.lots import Lot, all_given_to, recorded_lots
 from runner.plan import Pack
 from tests.slurm.script import make_jobs, states, write

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from runner.errors import Interrupted
-from runner.job import State, state_of
+from runner.jobs.job import State, state_of
+from runner.jobs.queue import Queue
 from runner.launchers import dispatch
 from runner.plan import Pack, Plan
-from runner.queue import Queue
 from tests.slurm.script import MACHINE, TAKEN, Script, die, finish, make_jobs, make_plan, run, states, write
 
 

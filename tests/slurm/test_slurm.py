@@ -15,7 +15,7 @@ from runner.status.experiment import Watch
 from tests.command_line import command, runner, trained
 from tests.conftest import MakeOnce
 from tests.forked_command import SERVER
-from tests.launch.running import Running, assert_bitwise_equal, manifests, only_folder, outputs, weights
+from tests.launchers.running import Running, assert_bitwise_equal, manifests, only_folder, outputs, weights
 from tests.slurm.conftest import Slurm, job_settings
 
 FOUR = "lora.rank=2,3,4,5"

@@ -10,7 +10,7 @@ import pytest
 
 from runner import stop
 from runner.errors import Detached, Interrupted
-from runner.job import Job, State
+from runner.jobs.job import Job, State
 from runner.launchers.cluster import Gone, Order
 from runner.launchers.dispatch import Dispatch
 from runner.paths import outputs_dir

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from runner.errors import SettingsError
-from runner.job import Job, make_job
+from runner.jobs.job import Job, make_job
 from runner.launchers import find_launcher
 from runner.launchers.slurm import check, machine, preview
 from runner.launchers.slurm.preflight import _partitions

@@ -7,11 +7,11 @@ from threading import Thread
 import pytest
 
 from runner.errors import Detached
-from runner.job import Job
+from runner.jobs.job import Job
+from runner.jobs.queue import Queue
 from runner.launchers import dispatch
 from runner.launchers.cluster import Gone, Order
 from runner.launchers.dispatch import Dispatch
-from runner.queue import Queue
 from tests.slurm.script import (
     LAUNCHER,
     TAKEN,

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from runner.job import State, lock, update_manifest
+from runner.jobs.job import State, lock, update_manifest
 from tests.command_line import ROOT, environment
 from tests.status.test_status import go_on, make, train
 

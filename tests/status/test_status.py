@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from runner.job import Job, State, lock, make_job, register, update_manifest
 from runner.job_folders import job_folders
+from runner.jobs.job import Job, State, lock, make_job, register, update_manifest
 from runner.paths import outputs_dir
 from runner.schema import Experiment
 from runner.status.__main__ import main

@@ -12,7 +12,7 @@ from PIL import Image
 
 from runner.errors import SettingsError
 from runner.families.family import TextStack
-from runner.job import Job, read_job
+from runner.jobs.job import Job, read_job
 from runner.schema import ModelSettings
 from runner.studio import Studio
 from runner.train.drawing import Control, Picture, Sampling, Wish, wishes_of

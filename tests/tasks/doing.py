@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from runner.families import find_family
-from runner.job import Job, State, update_manifest
+from runner.jobs.job import Job, State, update_manifest
 from runner.mix.write import write_diffusers
 from runner.paths import JobPaths
 from runner.schema.tasks import TASKS

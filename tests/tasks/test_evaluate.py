@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from runner.errors import Interrupted, SettingsError
-from runner.job import Job, read_job
+from runner.jobs.job import Job, read_job
 from runner.measures.networks import PICTURES_AT_ONCE, Clip
 from runner.paths import JobPaths
 from runner.schema import Experiment

@@ -13,9 +13,9 @@ from PIL import Image
 
 from runner.check import Checker
 from runner.errors import SettingsError
-from runner.job import Job
+from runner.jobs.job import Job
 from tests.command_line import runner
-from tests.launch.running import outputs
+from tests.launchers.running import outputs
 from tests.tasks.test_evaluate import Networks, networks
 
 __all__ = ["networks"]

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from runner.artifacts.exported import NAMING_PLACES, NOT_OF_INTEREST, Exported, header_of_kohya, write_export_card
 from runner.errors import Interrupted, RunnerError, SettingsError
 from runner.families import find_family
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.mix.write import write_diffusers
 from runner.schema import Experiment
 from runner.schema.tasks.export import Export

@@ -19,7 +19,7 @@ from torch import ones
 from runner import work
 from runner.check import Checker
 from runner.errors import refusal
-from runner.job import Job, State, read_manifest, register, state_of
+from runner.jobs.job import Job, State, read_manifest, register, state_of
 from runner.paths import atomic_file, atomic_folder
 from tests.mix.adapters import random_layers, write_peft_plainly
 from tests.mix.conftest import Parts

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save, save_file
 
-from runner.adapter_file import find_adapter
 from runner.check import Checker
 from runner.embedded import MODEL_DIR
 from runner.errors import SettingsError
-from runner.job import State, read_job, update_manifest
+from runner.jobs.adapter_file import find_adapter
+from runner.jobs.job import State, read_job, update_manifest
 from tests.command_line import runner, trained
 from tests.conftest import MakeOnce
 from tests.data.hub_data_sets import giving
-from tests.launch.running import manifests, outputs
+from tests.launchers.running import manifests, outputs
 from tests.mix.adapters import random_layers, write_peft_plainly
 from tests.mix.conftest import Parts
 from tests.tasks.doing import with_words

@@ -14,12 +14,12 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from runner.adapter_file import find_adapter
 from runner.artifacts import merged
 from runner.errors import ArtifactError, Interrupted, ModelError, SettingsError
 from runner.families import find_family
 from runner.families.files import check_model, snapshot
-from runner.job import Job
+from runner.jobs.adapter_file import find_adapter
+from runner.jobs.job import Job
 from runner.mix.write import write_diffusers, write_kohya
 from runner.schema import ModelSettings
 from runner.schema.tasks import TASKS

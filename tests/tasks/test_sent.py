@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from runner.image import checkout
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.launchers.sagemaker import channels
 from runner.schema.tasks import TASKS
 from runner.tasks.sent import sent_files

@@ -16,8 +16,8 @@ import wandb
 import yaml
 
 from runner.check import Checker
-from runner.job import State, lock, register, update_manifest
-from runner.launch import launch
+from runner.jobs.job import State, lock, register, update_manifest
+from runner.launch.door import launch
 from runner.paths import outputs_dir
 from runner.track import report_to_agent
 from tests.command.test_composition import raw
@@ -123,7 +123,7 @@ def test_a_job_that_another_agent_trains_at_this_moment_is_reported_when_it_is_d
             update_manifest(job.folder, state=State.COMPLETED, objective=0.2, objective_name="validation/loss")
             other.close()
 
-        monkeypatch.setattr("runner.launch.time.sleep", finish)
+        monkeypatch.setattr("runner.launch.door.time.sleep", finish)
         launch([(config, ())])
     run = in_a_sweep.runs["second"]
     assert (run["summary"]["validation/loss"], run["exit_code"]) == (0.2, 0)

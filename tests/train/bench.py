@@ -20,9 +20,9 @@ from torch import Tensor
 from runner.artifacts import save_artifacts
 from runner.data import read_dataset
 from runner.data.classes import prior_of
-from runner.earlier import find_earlier
 from runner.families.files import fingerprint
-from runner.job import Job, make_job, register
+from runner.jobs.earlier import find_earlier
+from runner.jobs.job import Job, make_job, register
 from runner.schema import Experiment
 from runner.track import MetricsFile
 from runner.train.adapters.adapter import DOWN, UP, Adapter, Site

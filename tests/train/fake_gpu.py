@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runner.measured import Conditions
+from runner.cache.measured import Conditions
 from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.inputs.materials import Materials
 from runner.train.job_run import JobRun

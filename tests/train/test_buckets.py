@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runner.errors import Interrupted
-from runner.job import Job, read_manifest
+from runner.jobs.job import Job, read_manifest
 from runner.train.inputs.samples import collate
 from tests.train.bench import SIZES, Bench, difference, records, weights
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from runner.cache.encodings import Need, cache_work, caption_cache
 from runner.data import read_dataset
-from runner.encodings import Need, cache_work, caption_cache
 from runner.errors import DatasetError
 from runner.families import find_family
 from runner.families.family import TextStack
-from runner.job import read_manifest
+from runner.jobs.job import read_manifest
 from runner.train.inputs import materials
 from runner.train.inputs.encode import encode_captions
 from tests.train.bench import CPU, SIZES, Bench, difference, weights, write_images

@@ -13,8 +13,8 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from runner.encodings import class_images_folder
-from runner.job import read_manifest
+from runner.cache.encodings import class_images_folder
+from runner.jobs.job import read_manifest
 from runner.schema import Experiment
 from runner.system.exclusive import alone
 from runner.train.inputs.class_images import IMAGES_PER_TURN, TURN_FILES, turn_file

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
-from runner.job import State, state_of
+from runner.jobs.job import State, state_of
 from tests.train.bench import Bench, pipeline_of, records, write_images
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -18,15 +18,15 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from runner.cache.encodings import encoder_hashes, posterior_cache
 from runner.data import Crop, Item, read_dataset
 from runner.data.address import ParquetAddress
 from runner.data.export import export
 from runner.data.views import View
-from runner.encodings import encoder_hashes, posterior_cache
 from runner.errors import DatasetError
 from runner.families import find_family
 from runner.families.family import TextStack
-from runner.job import State, read_manifest, state_of
+from runner.jobs.job import State, read_manifest, state_of
 from runner.schema import DatasetSettings
 from runner.train.base import Base
 from runner.train.inputs import encode as encoding

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from runner.artifacts import save_artifacts
-from runner.cache import TensorCache
+from runner.cache.store import TensorCache
 from runner.errors import Interrupted, SettingsError
-from runner.job import Job, State, read_manifest, state_of
+from runner.jobs.job import Job, State, read_manifest, state_of
 from runner.track import MetricsFile
 from runner.train import loop
 from runner.train.adapters.adapter import Adapter, Site

@@ -12,7 +12,7 @@ from PIL import Image
 
 from runner.data import Crop, crops_for, read_dataset
 from runner.data.views import View, shape_of
-from runner.job import Job, State, read_manifest, state_of
+from runner.jobs.job import Job, State, read_manifest, state_of
 from runner.schema import DatasetSettings
 from runner.train.inputs.masks import masks_of
 from runner.train.loss import masked_mean

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.optimization import Adafactor
 
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.clock import Clock
 from runner.train.job_run import JobRun

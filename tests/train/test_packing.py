@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner.cache import TensorCache
-from runner.job import Job, State, read_manifest, state_of
+from runner.cache.store import TensorCache
+from runner.jobs.job import Job, State, read_manifest, state_of
 from runner.paths import write_text
 from runner.schema import LoraSettings
 from runner.track import MetricsFile
@@ -157,7 +157,7 @@ def test_a_job_that_cannot_write_its_files_fails_alone(
 
     refused("runner.track.MetricsFile.truncate_after", MetricsFile.truncate_after, no_record)
     refused("runner.train.job_run.save_checkpoint", save_checkpoint, no_checkpoint)
-    refused("runner.job.write_text", write_text, nothing)
+    refused("runner.jobs.job.write_text", write_text, nothing)
     assert not bench.train(*jobs, save=lambda *_: None)
     assert [state_of(job.folder) for job in jobs] == [State.FAILED, State.FAILED, State.PENDING, State.COMPLETED]
     assert all("No space left" in read_manifest(folder)["error"] for folder in (no_record, no_checkpoint))

@@ -12,9 +12,9 @@ from typing import Any, cast
 import pytest
 import torch
 
+from runner.cache.measured import measurements_file
 from runner.errors import RunnerError
-from runner.job import Job, State, read_manifest, state_of
-from runner.measured import measurements_file
+from runner.jobs.job import Job, State, read_manifest, state_of
 from runner.train import pack, passes
 from runner.train.adapters.packed import PackedAdapters
 from runner.train.base import Base

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from runner.cache import TensorCache
+from runner.cache.store import TensorCache
 from runner.families.family import TextStack
 from runner.train.inputs import encode as encoding
 from runner.train.inputs import shared_out

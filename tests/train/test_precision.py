@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runner.families import find_family
-from runner.job import State, state_of
+from runner.jobs.job import State, state_of
 from runner.train.checkpoint import load_checkpoint
 from runner.train.place import Place
 from tests.train.bench import Bench, difference, records, weights

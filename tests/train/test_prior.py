@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from runner.data import read_dataset
 from runner.data.classes import prior_of
 from runner.errors import SettingsError
-from runner.job import Job, read_manifest
+from runner.jobs.job import Job, read_manifest
 from runner.schema import Experiment
 from runner.train.inputs.samples import Batch
 from runner.train.job_run import JobRun

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from runner.errors import RunnerError
-from runner.job import Job, State, read_manifest, state_of
+from runner.jobs.job import Job, State, read_manifest, state_of
 from runner.train.drawing import UseRows
 from runner.train.loop import _finish_if_done
 from runner.train.pack import tried

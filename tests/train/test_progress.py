@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from runner.job import Job, read_manifest
+from runner.jobs.job import Job, read_manifest
 from runner.train import admission, clock, progress
 from runner.train.job_run import JobRun
 from runner.train.pack import Pack

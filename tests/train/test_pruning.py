@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.paths import JobPaths
 from runner.schema import PruningSettings
 from runner.track import MetricsFile

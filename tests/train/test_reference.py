@@ -13,7 +13,7 @@ from diffusers.optimization import get_scheduler
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.inputs.samples import Batch
 from tests.train.bench import CPU, Bench, difference, pipeline_of, records, weights

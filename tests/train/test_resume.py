@@ -20,8 +20,8 @@ import torch
 
 from runner import work
 from runner.errors import Interrupted
-from runner.job import Job, State, is_held, read_manifest, register, state_of
-from runner.queue import Claims, FixedQueue
+from runner.jobs.job import Job, State, is_held, read_manifest, register, state_of
+from runner.jobs.queue import Claims, FixedQueue
 from runner.system.signals import StopSignal
 from runner.train.checkpoint import load_checkpoint, save_checkpoint
 from runner.train.pack import reason_of, tried

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from runner.earlier import find_earlier
 from runner.errors import SettingsError
-from runner.job import Job, State, read_manifest, state_of
+from runner.jobs.earlier import find_earlier
+from runner.jobs.job import Job, State, read_manifest, state_of
 from runner.schema import LoraSettings
 from runner.train.start import kept_share
 from tests.train.bench import Bench, difference, records, weights, write_images

@@ -14,12 +14,12 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from pydantic import ValidationError
 
+from runner.cache.encodings import Need, cache_work, class_images_folder
 from runner.clean.__main__ import find
 from runner.data import read_dataset
 from runner.data.classes import Prior, prior_of
-from runner.encodings import Need, cache_work, class_images_folder
 from runner.errors import SettingsError
-from runner.job import Job, make_job, read_manifest
+from runner.jobs.job import Job, make_job, read_manifest
 from runner.schema import Experiment
 from runner.train.inputs.pairing import Pairing
 from runner.train.inputs.prior import Stream

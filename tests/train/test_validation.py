@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.train import job_run
 from runner.train.drawing import Picture
 from runner.train.inputs.materials import Materials

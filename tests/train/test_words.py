@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from runner.artifacts.words import load_words
 from runner.families import find_family
 from runner.families.family import TextStack
-from runner.job import Job, State, read_manifest, state_of
+from runner.jobs.job import Job, State, read_manifest, state_of
 from runner.schema import Experiment
 from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.inputs.samples import Batch

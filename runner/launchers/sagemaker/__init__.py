@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from runner.aws.image import image_of
 from runner.errors import SettingsError
-from runner.job import Job, read_manifest
+from runner.jobs.job import Job, read_manifest
 from runner.launchers import MoreJobs
 from runner.launchers.lots import jobs_of_workers, recorded_lots
 from runner.launchers.sagemaker.channels import too_many_channels

@@ -9,7 +9,7 @@ from pathlib import Path
 from runner import HOME, PACKAGE
 from runner.aws.names import Places
 from runner.families.files import folder_hash, local_folder
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.launchers.sagemaker.in_place import data_in_place, models_in_place
 from runner.launchers.sagemaker.request import Channel
 from runner.parcel import CODE, CONFIG

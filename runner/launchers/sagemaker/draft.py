@@ -11,7 +11,7 @@ from runner.aws.account import Account, NoAccess
 from runner.aws.image import image_of
 from runner.aws.names import Places, training_job_name
 from runner.aws.prices import Prices
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.launchers.lots import Lot
 from runner.launchers.sagemaker.channels import planned_channels
 from runner.launchers.sagemaker.divide import divided

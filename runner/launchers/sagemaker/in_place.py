@@ -9,7 +9,7 @@ from typing import Any
 
 from runner.data.sources.s3 import source_of as data_source
 from runner.families.stored import source_of as model_source
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.launchers.sagemaker.request import Channel
 from runner.parcel import in_channel
 from runner.s3 import Location, is_s3

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.aws.names import training_job_name
-from runner.job import Job, now, read_manifest, update_manifest
+from runner.jobs.job import Job, now, read_manifest, update_manifest
 from runner.launchers.cluster import Gone, Order
 from runner.paths import ExperimentPaths, write_text
 

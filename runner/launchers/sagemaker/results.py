@@ -10,10 +10,10 @@ from typing import Any
 
 from runner.aws.names import Location, Places
 from runner.aws.storage import ObjectStore, Stored, differs
-from runner.job import Job, LockedError, State, lock, update_manifest
+from runner.cache.measured import MEASUREMENTS, measurements_file
+from runner.jobs.job import Job, LockedError, State, lock, update_manifest
 from runner.launchers.sagemaker.channels import cache_indexes
 from runner.launchers.sagemaker.request import CHECKPOINTS
-from runner.measured import MEASUREMENTS, measurements_file
 from runner.parcel import CACHE, JOBS
 from runner.paths import CONFIG_NAME, LOCK_NAME, LOG_NAME, MANIFEST_NAME, METRICS_NAME, write_text
 

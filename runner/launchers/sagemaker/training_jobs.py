@@ -13,7 +13,8 @@ from runner.aws.account import Account, aws_errors, code_of, may_pass, message_o
 from runner.aws.names import Location, Places
 from runner.aws.prices import Prices
 from runner.aws.storage import Storage
-from runner.job import Job, read_job
+from runner.jobs.job import Job, read_job
+from runner.jobs.queue import Queue
 from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
 from runner.launchers.lots import all_given_to
 from runner.launchers.sagemaker.inputs import Inputs, environment
@@ -23,7 +24,6 @@ from runner.launchers.sagemaker.request import CHECKPOINTS, Channel, training_re
 from runner.launchers.sagemaker.results import Collector
 from runner.launchers.sagemaker.stopping import stop_searches, stop_training_jobs
 from runner.parcel import JOBS
-from runner.queue import Queue
 from runner.schema import SageMakerLauncher
 from runner.work import WORKER_NAME
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.launchers import MoreJobs, lots
 from runner.launchers.dispatch import Dispatch
 from runner.launchers.slurm.preflight import check

@@ -23,7 +23,7 @@ from submitit.helpers import clean_env
 from submitit.local.local import LocalExecutor, LocalJob
 from submitit.slurm.slurm import SlurmExecutor
 
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.launchers.cluster import Gone, NoRoom, NotStopped, NotSubmitted, Order
 from runner.launchers.slurm.text import command_text, parameters
 from runner.launchers.worker import python_path, worker_defaults

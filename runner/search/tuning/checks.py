@@ -10,7 +10,7 @@ from runner.aws.checks import caller_faults, faults_of
 from runner.aws.image import image_of
 from runner.aws.permissions import Actions, Things
 from runner.errors import SettingsError, not_started
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.schema import Experiment, SageMakerLauncher, TuningSettings
 from runner.schema.knob import default_of
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from runner.aws.account import aws_errors, code_of, message_of, understood
 from runner.errors import Detached, Interrupted, RunnerError, SettingsError
-from runner.job import Job, state_of
+from runner.jobs.job import Job, state_of
 from runner.launchers.cluster import NotStopped
 from runner.launchers.dispatch import is_to_end
 from runner.launchers.sagemaker.request import CHECKPOINTS

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import Interrupted, JobsFailed, RunnerError
-from runner.job import Job, State, read_job, read_manifest, register, state_of
+from runner.jobs.job import Job, State, read_job, read_manifest, register, state_of
+from runner.launch.outcome import conclude
 from runner.launchers.cluster import Order
 from runner.launchers.sagemaker.inputs import environment
 from runner.launchers.sagemaker.request import training_request
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
-from runner.outcome import conclude
 from runner.schema import TuningSettings
 from runner.schema.tuning import MOST_PARENTS
 from runner.search.tuning.job import TuningJob

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from runner.adapter_file import AdapterFile
 from runner.aws.endpoints import BASE_PATH
 from runner.families.files import local_folder
+from runner.jobs.adapter_file import AdapterFile
 from runner.s3 import is_s3
 from runner.schema.serving import ADAPTERS_FOLDER, Serving
 from runner.schema.tasks.deploy import Deploy

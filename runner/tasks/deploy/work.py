@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from runner.adapter_file import AdapterFile
 from runner.aws.account import Account, refusals_said
 from runner.aws.endpoints import Endpoints, Wanted
 from runner.aws.image import image_of
@@ -16,9 +15,10 @@ from runner.aws.names import Places
 from runner.aws.prices import Prices
 from runner.aws.sent import send_folder
 from runner.aws.storage import Storage
-from runner.deployed import take_back, undeploy_command
 from runner.families.files import folder_hash
-from runner.job import now, update_manifest
+from runner.jobs.adapter_file import AdapterFile
+from runner.jobs.deployed import take_back, undeploy_command
+from runner.jobs.job import now, update_manifest
 from runner.parcel import HUB_SECRET
 from runner.paths import JobPaths, write_text
 from runner.schema.serving import SERVE_FILE

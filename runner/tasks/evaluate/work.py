@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from runner.data import Item
-from runner.job import update_manifest
+from runner.jobs.job import update_manifest
 from runner.measures.interval import Figure
 from runner.paths import JobPaths
 from runner.schema.experiment import OF_EVALUATION

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.adapter_file import AdapterFile, is_dora
 from runner.errors import SettingsError
 from runner.families.files import is_hub_id
+from runner.jobs.adapter_file import AdapterFile, is_dora
 from runner.schema.tasks.export import Export
 from runner.tasks.adapters import contents_of, find_adapters
 from runner.tasks.export.hub import hub_faults

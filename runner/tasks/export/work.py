@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runner.adapter_file import AdapterFile
 from runner.artifacts.exported import Exported, header_of_kohya, write_export_card
 from runner.artifacts.merged import check_read_back
 from runner.errors import Interrupted, ModelError
 from runner.families import find_family
 from runner.families.files import planning_folder, snapshot
 from runner.families.single_file import is_single_file
+from runner.jobs.adapter_file import AdapterFile
 from runner.mix.mix import concatenate
 from runner.mix.model import parts_of, skeleton
 from runner.mix.read import read_adapter

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.adapter_file import is_dora
 from runner.errors import SettingsError
+from runner.jobs.adapter_file import is_dora
 from runner.schema.tasks.merge import Merge
 from runner.tasks.adapters import contents_of, find_adapters
 

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from runner.adapter_file import header_of
 from runner.artifacts.merged import Compared, check_merged, check_put_together, check_read_back
-from runner.encodings import vae_folder
+from runner.cache.encodings import vae_folder
 from runner.errors import ArtifactError, ModelError
 from runner.families import find_family
 from runner.families.files import snapshot
 from runner.families.original_file import single_file_reason, write_single_file
 from runner.families.single_file import lay_out_single_file
+from runner.jobs.adapter_file import header_of
 from runner.mix.layers import AdapterLayers
 from runner.mix.mix import concatenate
 from runner.mix.model import configuration_of, parts_of, set_prediction, skeleton, stored_dtype, write_fused

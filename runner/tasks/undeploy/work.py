@@ -9,8 +9,8 @@ from typing import Any
 from runner.aws.account import refusals_said
 from runner.aws.endpoints import Endpoints
 from runner.aws.names import Places
-from runner.deployed import take_back
-from runner.job import now
+from runner.jobs.deployed import take_back
+from runner.jobs.job import now
 from runner.paths import JobPaths
 from runner.s3.objects import remove
 from runner.schema.tasks.deploy import Undeploy

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from runner.cache.encodings import class_image_name, class_images_folder
 from runner.data import Item
 from runner.data.address import FileAddress
 from runner.data.classes import SubjectClass
 from runner.data.item import content_id
-from runner.encodings import class_image_name, class_images_folder
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.train.base import Base
 from runner.train.drawing import Sampling, Wish, draw, write_pictures
 from runner.train.inputs.shared_out import SharedWork, share_out

@@ -18,12 +18,12 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from runner.cache import TensorCache
+from runner.cache.encodings import caption_cache, caption_key, encoder_hashes, posterior_cache, posterior_key
+from runner.cache.store import TensorCache
 from runner.data import Crop, render
 from runner.data.captions import shown
 from runner.data.dataset import reading_place
 from runner.data.views import View
-from runner.encodings import caption_cache, caption_key, encoder_hashes, posterior_cache, posterior_key
 from runner.errors import DatasetError
 from runner.families.family import Family, Text, TextStack
 from runner.families.files import folder_hash

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runner.cache import TensorCache, entry_key
+from runner.cache.store import TensorCache, entry_key
 from runner.data import Crop, render_mask
 from runner.data.views import View
 from runner.errors import DatasetError

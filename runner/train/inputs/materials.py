@@ -9,16 +9,16 @@ from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from runner.adapter_file import AdapterFile
+from runner.cache.encodings import prompts_of
 from runner.data import Dataset, Item, read_dataset, split
 from runner.data.captions import as_measured, captions_of, shown
 from runner.data.classes import Prior, prior_of
 from runner.data.report import MANIFEST_ROWS
 from runner.data.views import View, buckets_of, class_views_of, held_out_crop, repeated, views_of
-from runner.earlier import find_earlier
-from runner.encodings import prompts_of
 from runner.errors import SettingsError
-from runner.job import Job
+from runner.jobs.adapter_file import AdapterFile
+from runner.jobs.earlier import find_earlier
+from runner.jobs.job import Job
 from runner.schema import Experiment
 from runner.schema.method import DreamBooth, NewTokens
 from runner.train.base import Base

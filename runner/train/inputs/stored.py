@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from runner.cache import TensorCache
+from runner.cache.store import TensorCache
 
 Name = TypeVar("Name", bound=Hashable)
 Value = TypeVar("Value")

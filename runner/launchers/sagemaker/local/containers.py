@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.aws.names import Places
-from runner.job import Job, read_job
+from runner.jobs.job import Job, read_job
+from runner.jobs.queue import Queue
 from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
 from runner.launchers.lots import all_given_to
 from runner.launchers.sagemaker.inputs import Inputs, environment
@@ -24,7 +25,6 @@ from runner.launchers.sagemaker.request import CHECKPOINTS
 from runner.launchers.sagemaker.results import Collector
 from runner.parcel import CONTAINER_USER
 from runner.paths import cache_dir
-from runner.queue import Queue
 from runner.schema import SageMakerLauncher
 from runner.system.machine import find_gpus
 from runner.work import WORKER_NAME

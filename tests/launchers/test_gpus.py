@@ -15,7 +15,7 @@ from runner.schema import LocalLauncher
 from runner.system.machine import Device, find_gpus, this_machine
 from runner.train.place import Place
 from tests.command_line import runner
-from tests.launch.running import Running, manifests, outputs
+from tests.launchers.running import Running, manifests, outputs
 
 PARTS = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa)
   MIG 3g.40gb     Device  0: (UUID: MIG-cccc)

@@ -10,11 +10,11 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 
+from runner.cache.encodings import CacheWork, Need, cache_work
 from runner.check import Checker
 from runner.data.buckets import bucket_lines
 from runner.data.views import buckets_of, held_out_lines
-from runner.encodings import CacheWork, Need, cache_work
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.paths import cache_dir, outputs_dir
 from runner.plan import Plan
 from runner.plan.disk import Disk

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import RunnerError
-from runner.job import State, read_manifest, update_manifest
+from runner.jobs.job import State, read_manifest, update_manifest
 from runner.paths import MANIFEST_NAME
 from runner.schema.aws import AwsSettings
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import Interrupted, JobsFailed, RunnerError, SettingsError
-from runner.job import (
+from runner.jobs.job import (
     GOOD,
     Job,
     LockedError,

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.paths import cache_dir, write_text
 from runner.system.exclusive import alone
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from runner.errors import RunnerError, SettingsError
-from runner.job import (
+from runner.jobs.job import (
     Job,
     LockedError,
     State,
@@ -26,7 +26,7 @@ from runner.job import (
     state_of,
     update_manifest,
 )
-from runner.queue import Claims, FixedQueue, Queue
+from runner.jobs.queue import Claims, FixedQueue, Queue
 from runner.schema import Experiment
 
 

@@ -10,14 +10,14 @@ import json
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
-from runner.cache import TensorCache, entry_key
+from runner.cache.store import TensorCache, entry_key
 from runner.data import Item, split
 from runner.data.captions import captions_of
 from runner.data.classes import Prior
 from runner.data.views import View, class_views_of, views_of
 from runner.families.files import folder_hash, local_folder, model_folder
 from runner.families.known import FAMILIES
-from runner.job import Job
+from runner.jobs.job import Job
 from runner.paths import cache_dir
 from runner.schema import Experiment, ModelSettings
 from runner.schema.method import DreamBooth

@@ -19,10 +19,10 @@ import pytest
 
 from runner import work
 from runner.errors import Interrupted
-from runner.job import Job, State, last_holder, lock, read_manifest, register, state_of, update_manifest
+from runner.jobs.job import Job, State, last_holder, lock, read_manifest, register, state_of, update_manifest
+from runner.jobs.queue import Queue
 from runner.launchers import schedule, worker
 from runner.plan import Pack, Plan
-from runner.queue import Queue
 from runner.schema import LocalLauncher
 from runner.system import signals
 from runner.system.machine import Device, Machine
@@ -304,7 +304,7 @@ def test_a_worker_knows_by_the_locks_what_it_had(
 ) -> None:
     script = f"""
 from pathlib import Path
-from runner.job import lock
+from runner.jobs.job import lock
 with lock(Path({str(plan.todo[0].folder)!r})):
     pass
 """

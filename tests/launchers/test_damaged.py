@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from runner import job as job_module
 from runner import work
 from runner.errors import JobsFailed, SettingsError
-from runner.job import Job, State, lock, read_job, read_manifest, register, state_of, update_manifest
+from runner.jobs import job as job_module
+from runner.jobs.job import Job, State, lock, read_job, read_manifest, register, state_of, update_manifest
+from runner.jobs.queue import Claims, FixedQueue, Queue
+from runner.launch.outcome import conclude
 from runner.launchers.lots import Lot
 from runner.launchers.schedule import _Share
 from runner.launchers.settle import fail
-from runner.outcome import conclude
 from runner.plan import Pack
-from runner.queue import Claims, FixedQueue, Queue
 from runner.train.admission import SharedSource
 from tests.plan.test_packs import seeds
 

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from runner.announce import show
 from runner.check import Checker
 from runner.errors import Defect, Detached, Interrupted, RunnerError, SettingsError
-from runner.job import FINAL, Job, LockedError, State, is_held, lock, read_manifest, register, state_of
+from runner.jobs.job import FINAL, Job, LockedError, State, is_held, lock, read_manifest, register, state_of
+from runner.launch.announce import show
+from runner.launch.outcome import conclude, judge
 from runner.launchers import find_launcher
-from runner.outcome import conclude, judge
 from runner.paths import ExperimentPaths, outputs_dir, write_text
 from runner.plan import Plan, Predictor, make_plan
 from runner.plan.packs import is_done

@@ -13,7 +13,7 @@ import torch
 
 from tests.command_line import runner, trained
 from tests.conftest import MakeOnce
-from tests.launch.running import Running, assert_bitwise_equal, manifests, only_folder, outputs, weights
+from tests.launchers.running import Running, assert_bitwise_equal, manifests, only_folder, outputs, weights
 
 STEPS = 40
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.adapter_file import FIX, AdapterFile, find_adapter, header_of
 from runner.errors import SettingsError
+from runner.jobs.adapter_file import FIX, AdapterFile, find_adapter, header_of
 from runner.schema import LoraSettings
 from runner.schema.training import matches_layer
 from runner.system.tensor_file import METADATA, TEXT_MODEL

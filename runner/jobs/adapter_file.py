@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runner.errors import RunnerError, SettingsError
 from runner.families.files import file_hash, is_hub_id, unreachable
-from runner.job import Job, State, read_job, state_of
+from runner.jobs.job import Job, State, read_job, state_of
 from runner.paths import WEIGHTS_NAME, JobPaths, outputs_dir, path_of
 from runner.schema.method import NewTokens
 from runner.system.tensor_file import Header, read_header

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runner.errors import RunnerError
-from runner.job import Job, State, is_held, lock, make_job, read_job, read_manifest, register, update_manifest
+from runner.jobs.job import Job, State, is_held, lock, make_job, read_job, read_manifest, register, update_manifest
 from runner.paths import LOCK_NAME
 from runner.schema import Experiment
 

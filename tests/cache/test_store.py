@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.cache import TensorCache, entry_key
+from runner.cache.store import TensorCache, entry_key
 
 
 def test_an_entrys_name_depends_on_all_its_content() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.command_line import runner
-from tests.launch.running import Running, assert_bitwise_equal, manifests, outputs, weights
+from tests.launchers.running import Running, assert_bitwise_equal, manifests, outputs, weights
 
 KILLS = 10
 SWEEP = ["-m", "seed=1,2", "lora.rank=2,5"]

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from runner.jobs.queue import Queue
 from runner.launchers import forked, worker
 from runner.launchers.forked import Forked
-from runner.queue import Queue
 from runner.system.machine import Device, Machine
 from tests.command_line import environment
 from tests.forked_command import run_forked

@@ -1,0 +1,1 @@
+"""What this machine keeps between commands: encoded images and captions, and how long steps took."""
