@@ -29,7 +29,7 @@ MIXED: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def packed(bench: Bench, sdxl_folder: Path) -> list[Job]:
     jobs = [bench.job(sdxl_folder, **settings) for settings in MIXED]
-    assert bench.train(*jobs)
+    assert bench.train_only(*jobs)
     return jobs
 
 
@@ -38,7 +38,7 @@ def test_a_job_among_jobs_of_other_shapes_gives_what_it_gives_alone(
     packed: list[Job], bench: Bench, sdxl_folder: Path, index: int
 ) -> None:
     alone = bench.job(sdxl_folder, **MIXED[index])
-    assert bench.train(alone)
+    assert bench.train_only(alone)
     assert difference(weights(packed[index]), weights(alone)) < ROUNDING
     assert records(packed[index], "train/loss") == pytest.approx(records(alone, "train/loss"), rel=1e-5)
     assert records(packed[index], "validation/loss") == pytest.approx(records(alone, "validation/loss"), rel=1e-4)
@@ -54,11 +54,11 @@ def test_the_jobs_of_the_pack_did_differ_in_shape(packed: list[Job], bench: Benc
 
 def test_a_resumed_job_is_bit_for_bit_the_uninterrupted_one(packed: list[Job], bench: Bench, sdxl_folder: Path) -> None:
     straight, broken = (bench.job(sdxl_folder, **MIXED[0]) for _ in range(2))
-    assert bench.train(straight)
+    assert bench.train_only(straight)
     rounds = iter(range(100))
     with pytest.raises(Interrupted):
-        bench.train(broken, stop=lambda: next(rounds) == 3)
-    assert bench.train(broken)
+        bench.train_only(broken, stop=lambda: next(rounds) == 3)
+    assert bench.train_only(broken)
     assert difference(weights(straight), weights(broken)) == 0.0
     assert records(straight, "train/loss") == records(broken, "train/loss")
 

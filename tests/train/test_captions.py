@@ -48,7 +48,7 @@ def test_no_step_calls_a_text_encoder(
     bench: Bench, sdxl_folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = bench.job(sdxl_folder, images=images, dataset=OPTIONS)
-    assert bench.train(first)
+    assert bench.train_only(first)
     with bench.own_cache():
         items = read_dataset(first.experiment.dataset).items
         work = cache_work([Need(first, items)])
@@ -62,10 +62,10 @@ def test_no_step_calls_a_text_encoder(
 
     monkeypatch.setattr(find_family("sdxl"), "encode_text", refuse)
     again = bench.job(sdxl_folder, images=images, dataset=OPTIONS, seed=1, steps=5)
-    assert bench.train(again), read_manifest(again.folder).get("error")
+    assert bench.train_only(again), read_manifest(again.folder).get("error")
     more = bench.job(sdxl_folder, images=images, dataset=OPTIONS | {"caption_variants": 9})
     with pytest.raises(AssertionError, match="was called"):
-        bench.train(more)  # what is not encoded yet does need the encoder
+        bench.train_only(more)  # what is not encoded yet does need the encoder
 
 
 def test_which_caption_a_sample_gets_depends_on_seed_and_sample(bench: Bench, sdxl_folder: Path, images: Path) -> None:
@@ -142,19 +142,19 @@ def test_encodings_of_the_files_of_another_variant_are_other_ones(sd15_folder: P
 def test_trained_text_encoders_know_all_captions(bench: Bench, sdxl_folder: Path, images: Path) -> None:
     settings: dict[str, Any] = {"dataset": OPTIONS, "lora": {"text_encoder": True}, "batch_size": 6}
     packed = [bench.job(sdxl_folder, images=images, seed=seed, **settings) for seed in (1, 2)]
-    assert bench.train(*packed)
+    assert bench.train_only(*packed)
     alone = bench.job(sdxl_folder, images=images, seed=1, **settings)
-    assert bench.train(alone)
+    assert bench.train_only(alone)
     assert difference(weights(packed[0]), weights(alone)) < 1e-5
 
 
 def test_a_job_with_caption_options_gives_the_same_in_a_pack(bench: Bench, sdxl_folder: Path, images: Path) -> None:
     settings: list[dict[str, Any]] = [{"dataset": OPTIONS}, {"dataset": {}, "seed": 2}, {"dataset": OPTIONS, "seed": 3}]
     jobs = [bench.job(sdxl_folder, images=images, **each) for each in settings]
-    assert bench.train(*jobs)
+    assert bench.train_only(*jobs)
     for job, each in zip(jobs[::2], settings[::2], strict=True):
         alone = bench.job(sdxl_folder, images=images, **each)
-        assert bench.train(alone)
+        assert bench.train_only(alone)
         assert difference(weights(job), weights(alone)) < 1e-5
 
 
@@ -167,7 +167,7 @@ def test_a_manifest_stays_small_however_many_images_there_are(
         (images / f"again-{index}.png").write_bytes((images / "0.png").read_bytes())
         (images / f"again-{index}.txt").write_text(f"a red circle {index} " * 50)
     job = bench.job(sdxl_folder, images=images, steps=1)
-    assert bench.train(job)
+    assert bench.train_only(job)
     about = read_manifest(job.folder)["dataset"]
     every = json.loads(job.paths.images.read_text())
     files = {row["file"] for row in every["table"]["rows"]}
@@ -177,7 +177,7 @@ def test_a_manifest_stays_small_however_many_images_there_are(
     assert (len(about["table"]["rows"]), about["table"]["more_rows"]) == (3, len(files) - 3)
     assert about["table"]["counts"]["used"] == 13
     few = bench.job(sdxl_folder, images=write_images(tmp_path / "few"), steps=1)
-    assert bench.train(few)
+    assert bench.train_only(few)
     assert not few.paths.images.exists()
 
 

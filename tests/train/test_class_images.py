@@ -24,14 +24,14 @@ from tests.train.bench import Bench
 def test_images_of_the_class_are_drawn_once_and_added_to(bench: Bench, sdxl_folder: Path) -> None:
     method = {"name": "dreambooth", "class_prompt": "a red star", "num_class_images": 2, "class_inference_steps": 2}
     first = bench.job(sdxl_folder, steps=1, method=method)
-    assert bench.train(first)
+    assert bench.train_only(first)
     with bench.own_cache():
         folder = class_images_folder(first.experiment, "a red star", model=first.identity["model"])
     written = {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.suffix == ".png"}
     assert sorted(written) == ["00000.png", "00001.png"]
 
     more = bench.job(sdxl_folder, steps=1, seed=5, method={**method, "num_class_images": 3})
-    assert bench.train(more)
+    assert bench.train_only(more)
     assert {name: (folder / name).stat().st_mtime_ns for name in written} == written
     assert read_manifest(more.folder)["dataset"]["class_images"] == 3
     batch = bench.materials(more, bench.base(more)).samples.batch(0, range(2))
@@ -67,13 +67,13 @@ def test_images_of_the_class_know_nothing_of_text_encoders_that_are_trained(benc
     method = {"name": "dreambooth", "class_prompt": "a pink star", "num_class_images": 1, "class_inference_steps": 2}
     common = {"steps": 1, "method": method, "precision": "bf16"}
     frozen = bench.job(sdxl_folder, **common)
-    assert bench.train(frozen)
+    assert bench.train_only(frozen)
     with bench.own_cache():
         folder = class_images_folder(frozen.experiment, "a pink star", model=frozen.identity["model"])
     (image,) = folder.glob("*.png")
     drawn = image.read_bytes()
     image.unlink()
-    assert bench.train(bench.job(sdxl_folder, lora={"text_encoder": True}, **common))
+    assert bench.train_only(bench.job(sdxl_folder, lora={"text_encoder": True}, **common))
     assert image.read_bytes() == drawn
 
 
@@ -81,7 +81,7 @@ def test_images_of_the_class_that_another_pack_draws_are_waited_for(
     bench: Bench, sdxl_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     method = {"name": "dreambooth", "class_prompt": "a blue star", "num_class_images": 2, "class_inference_steps": 1}
-    assert bench.train(bench.job(sdxl_folder, steps=1, method=method))
+    assert bench.train_only(bench.job(sdxl_folder, steps=1, method=method))
     job = bench.job(sdxl_folder, steps=1, seed=5, method=method)
     with bench.own_cache():
         folder = class_images_folder(job.experiment, "a blue star", model=job.identity["model"])

@@ -37,12 +37,12 @@ def test_means_over_steps_are_those_of_an_undisturbed_job(
 ) -> None:
     straight = bench.job(sdxl_folder, **MEANS, outputs=bench.root / "straight")
     if not straight.has_result:
-        assert bench.train(straight)
+        assert bench.train_only(straight)
     broken = bench.job(sdxl_folder, **MEANS, outputs=tmp_path)
     for steps in stops:
         with pytest.raises(Interrupted):
-            bench.train(broken, stop=stopped_after(steps))
-    assert bench.train(broken)
+            bench.train_only(broken, stop=stopped_after(steps))
+    assert bench.train_only(broken)
     for metric in ("train/loss", "train/grad_norm"):
         assert list(records(broken, metric)) == [4, 6]
         assert records(broken, metric) == records(straight, metric)
@@ -53,14 +53,14 @@ def test_a_checkpoint_from_before_they_were_kept_begins_a_new_mean(
 ) -> None:
     each = bench.job(sdxl_folder, steps=6, outputs=tmp_path / "each")
     broken = bench.job(sdxl_folder, **MEANS, outputs=tmp_path / "broken")
-    assert bench.train(each)
+    assert bench.train_only(each)
     with pytest.raises(Interrupted):
-        bench.train(broken, stop=stopped_after(3))
+        bench.train_only(broken, stop=stopped_after(3))
     file = broken.paths.checkpoint_at(3) / "optimizer.pt"
     state = torch.load(file, weights_only=True)
     del state["window"]
     torch.save(state, file)
-    assert bench.train(broken)
+    assert bench.train_only(broken)
     assert records(broken, "train/loss")[4] == records(each, "train/loss")[4]
 
 
@@ -108,8 +108,8 @@ def test_a_signal_while_one_job_is_measured_interrupts_it_and_the_others_of_its_
     assert signals == [pack[0].id]
     assert [state_of(each.folder) for each in pack] == [State.INTERRUPTED, State.INTERRUPTED]
     assert [read_manifest(each.folder)["steps_done"] for each in pack] == [2, 2]
-    assert bench.train(*pack)
-    assert bench.train(straight)
+    assert bench.train_only(*pack)
+    assert bench.train_only(straight)
     assert [state_of(each.folder) for each in pack] == [State.COMPLETED, State.COMPLETED]
     assert list(records(pack[0], "validation/loss")) == [0, 2]
     assert difference(weights(pack[1]), weights(straight)) < 1e-5
@@ -124,9 +124,9 @@ def test_a_signal_is_heard_while_the_loss_is_measured_which_is_measured_when_it_
         return state_of(job.folder) is State.RUNNING
 
     with pytest.raises(Interrupted):
-        bench.train(job, stop=asked, place=CPU)
+        bench.train_only(job, stop=asked, place=CPU)
     assert (state_of(job.folder), records(job, "validation/loss")) == (State.INTERRUPTED, {}), "it waited for the loss"
-    assert bench.train(job)
+    assert bench.train_only(job)
     assert list(records(job, "validation/loss")) == [0, 1]
 
 
@@ -153,15 +153,15 @@ def test_a_signal_is_heard_while_a_job_is_drawn_from_which_is_done_when_it_goes_
         compared.append(step)
         return falls_behind(of, step)
 
-    assert bench.train(straight)
+    assert bench.train_only(straight)
     monkeypatch.setattr(loop, "falls_behind", judged)
     with pytest.raises(Interrupted):
-        bench.train(broken, stop=measured, place=CPU)
+        bench.train_only(broken, stop=measured, place=CPU)
     manifest = read_manifest(broken.folder)
     assert (manifest["state"], manifest["steps_done"]) == (State.INTERRUPTED, at)
     assert not broken.paths.samples_at(at).exists()
     assert broken.paths.checkpoint_at(at).is_dir()
-    assert bench.train(broken)
+    assert bench.train_only(broken)
     assert compared == [2], "once, by a figure that is there"
     assert records(broken, "validation/loss") == records(straight, "validation/loss")
     for step in (0, 2, 4):
@@ -189,7 +189,7 @@ def test_what_failed_after_the_last_step_is_tried_again_without_training_again(
         in_the_way.unlink()
     with monkeypatch.context() as patched:
         patched.setattr(Pack, "step", lambda pack: pytest.fail("it is trained again"))
-        assert bench.train(job)
+        assert bench.train_only(job)
     assert state_of(job.folder) is State.COMPLETED
     assert list(records(job, "train/loss")) == [1] and list(records(job, "validation/loss")) == [0, 1]
 
@@ -209,9 +209,9 @@ def test_a_signal_while_images_are_encoded_is_heard_between_them(
 
     monkeypatch.setattr(TensorCache, "put", counted)
     with pytest.raises(Interrupted):
-        bench.train(job, stop=lambda: len(posteriors) >= 2, place=CPU)
+        bench.train_only(job, stop=lambda: len(posteriors) >= 2, place=CPU)
     assert (len(posteriors), state_of(job.folder)) == (2, State.PENDING)
-    assert bench.train(job)
+    assert bench.train_only(job)
     assert (len(posteriors), len(set(posteriors))) == (7, 7)
 
 
@@ -228,7 +228,7 @@ def test_a_signal_while_captions_are_encoded_is_heard_between_them(
 
     monkeypatch.setattr(TensorCache, "put", counted)
     with pytest.raises(Interrupted):
-        bench.train(job, stop=lambda: len(kept) >= 2, place=CPU)
+        bench.train_only(job, stop=lambda: len(kept) >= 2, place=CPU)
     assert (kept, state_of(job.folder)) == ([["embeds", "pooled"]] * 2, State.PENDING)
 
 

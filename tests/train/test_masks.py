@@ -105,7 +105,7 @@ def test_white_masks_change_nothing(bench: Bench, sdxl_folder: Path, tmp_path: P
     white = bench.job(sdxl_folder, images=with_masks(tmp_path / "white", white=True), **MASKED)
     plain = bench.job(sdxl_folder)
     for job in (white, plain):
-        assert bench.train(job)
+        assert bench.train_only(job)
     assert difference(weights(white), weights(plain)) == 0.0
     assert records(white, "train/loss") == records(plain, "train/loss")
 
@@ -124,14 +124,14 @@ def test_a_masked_job_among_others_gives_what_it_gives_alone(
     bench: Bench, sdxl_folder: Path, settings: list[dict[str, Any]]
 ) -> None:
     packed: list[Job] = [bench.job(sdxl_folder, **each) for each in settings]
-    assert bench.train(*packed)
+    assert bench.train_only(*packed)
     for job, each in zip(packed, settings, strict=True):
         alone = bench.job(sdxl_folder, **each)
-        assert bench.train(alone)
+        assert bench.train_only(alone)
         assert difference(weights(job), weights(alone)) < 1e-5
         assert records(job, "train/loss") == pytest.approx(records(alone, "train/loss"), rel=1e-5)
     plain = bench.job(sdxl_folder, batch_size=3)
-    assert bench.train(plain)
+    assert bench.train_only(plain)
     assert difference(weights(packed[0]), weights(plain)) > 1e-2, "the masks had no effect"
 
 
@@ -139,7 +139,7 @@ def test_a_black_mask_is_refused_by_name(bench: Bench, sdxl_folder: Path, tmp_pa
     images = with_masks(tmp_path / "images")
     Image.new("L", (64, 64)).save(images / "1.mask.png")
     job = bench.job(sdxl_folder, images=images, **MASKED)
-    assert not bench.train(job)
+    assert not bench.train_only(job)
     assert state_of(job.folder) is State.FAILED
     assert "1.mask.png: the mask of 1.png is black wherever" in read_manifest(job.folder)["error"]
 

@@ -78,7 +78,7 @@ def test_a_job_among_others_gives_what_it_gives_alone(
     packed: list[Job], bench: Bench, sdxl_folder: Path, index: int
 ) -> None:
     alone = bench.job(sdxl_folder, **MIXED[index])
-    assert bench.train(alone)
+    assert bench.train_only(alone)
     assert difference(weights(packed[index]), weights(alone)) < ROUNDING
     assert records(packed[index], "train/loss") == pytest.approx(records(alone, "train/loss"), rel=1e-5)
     assert records(packed[index], "train/grad_norm") == pytest.approx(records(alone, "train/grad_norm"), rel=1e-4)
@@ -104,7 +104,7 @@ def test_transformers_pack_as_unets_do(bench: Bench, model: str, request: pytest
     assert bench.train(*together)
     for job, settings in zip(together, OF_TRANSFORMERS, strict=True):
         alone = bench.job(folder, **settings)
-        assert bench.train(alone)
+        assert bench.train_only(alone)
         assert difference(weights(job), weights(alone)) < ROUNDING
         assert records(job, "train/loss") == pytest.approx(records(alone, "train/loss"), rel=1e-5)
 
@@ -118,7 +118,7 @@ def test_a_job_that_diverges_fails_alone(bench: Bench, sdxl_folder: Path) -> Non
     settings: list[dict[str, Any]] = [{"seed": 1}, {"seed": 2, "optimizer": {"lr": 1e30}}, {"seed": 3, "steps": 4}]
     settings.append({"seed": 4, "lora": {"alpha": 1e25}})
     jobs = [bench.job(sdxl_folder, **each) for each in settings]
-    assert not bench.train(*jobs)
+    assert not bench.train_only(*jobs)
     assert [state_of(job.folder) for job in jobs] == [
         State.COMPLETED,
         State.FAILED,
@@ -128,13 +128,13 @@ def test_a_job_that_diverges_fails_alone(bench: Bench, sdxl_folder: Path) -> Non
     assert "the gradient has the norm inf at step 1; try a lower lora.alpha" in read_manifest(jobs[3].folder)["error"]
     assert "lower optimizer.lr" in read_manifest(jobs[1].folder)["error"]
     alone = bench.job(sdxl_folder, **settings[2])
-    assert bench.train(alone)
+    assert bench.train_only(alone)
     assert difference(weights(jobs[2]), weights(alone)) < ROUNDING
 
 
 def test_a_job_whose_settings_do_not_fit_the_model_fails_alone(bench: Bench, sdxl_folder: Path) -> None:
     good, bad = bench.job(sdxl_folder, steps=1), bench.job(sdxl_folder, lora={"targets": "nothing_like_it"})
-    assert not bench.train(bad, good)
+    assert not bench.train_only(bad, good)
     assert state_of(good.folder) is State.COMPLETED
     assert "lora.targets = 'nothing_like_it'" in read_manifest(bad.folder)["error"]
 
@@ -178,7 +178,7 @@ def test_adapters_of_text_encoders_among_others_give_what_they_give_alone(bench:
     assert bench.train(*jobs)
     for job, each in zip(jobs, settings, strict=True):
         alone = bench.job(sdxl_folder, **each)
-        assert bench.train(alone)
+        assert bench.train_only(alone)
         assert any(key.startswith("text_encoder_2.") for key in weights(job))
         assert difference(weights(job), weights(alone)) < ROUNDING
 
@@ -277,7 +277,7 @@ def test_jobs_that_follow_each_other_read_what_they_share_once_and_nothing_else_
         return bench.job(sd15_folder, images=images, steps=1, seed=seed)
 
     others = write_images(tmp_path / "others", seed=7)
-    bench.train(job(0), job(0, others))  # encodes all of them
+    bench.train_only(job(0), job(0, others))  # encodes all of them
     read: Counter[str] = Counter()
     get = TensorCache.get
 
@@ -286,10 +286,10 @@ def test_jobs_that_follow_each_other_read_what_they_share_once_and_nothing_else_
         return get(cache, key)
 
     monkeypatch.setattr(TensorCache, "get", counting)
-    bench.train(*map(job, range(1, 5)), at_once=2)
+    bench.train_only(*map(job, range(1, 5)), at_once=2)
     assert sorted(read.values()) == [0] * (len(read) - len(SIZES)) + [1] * len(SIZES)
     read.clear()
-    bench.train(job(5), job(6, others), job(7), at_once=1)
+    bench.train_only(job(5), job(6, others), job(7), at_once=1)
     assert sorted((+read).values()) == [1] * len(SIZES) + [2] * len(SIZES)
 
 
@@ -300,7 +300,7 @@ def test_gradient_checkpointing_changes_nothing(bench: Bench, model: str, reques
     settings: list[dict[str, Any]] = [{"seed": 1, "lora": lora}, {"seed": 2, "batch_size": 3}]
     plain = [bench.job(folder, **each) for each in settings]
     thrifty = [bench.job(folder, **each, launcher={"gradient_checkpointing": True}) for each in settings]
-    assert bench.train(*plain)
-    assert bench.train(*thrifty)
+    assert bench.train_only(*plain)
+    assert bench.train_only(*thrifty)
     for left, right in zip(plain, thrifty, strict=True):
         assert difference(weights(left), weights(right)) < ROUNDING

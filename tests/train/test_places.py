@@ -48,12 +48,12 @@ def test_the_next_job_takes_the_place_of_one_that_leaves(
     bench: Bench, sdxl_folder: Path, settings: list[dict[str, Any]]
 ) -> None:
     jobs = [bench.job(sdxl_folder, **each) for each in settings]
-    assert bench.train(*jobs, at_once=2)
+    assert bench.train_only(*jobs, at_once=2)
     assert [state_of(job.folder) for job in jobs] == [State.COMPLETED] * 5
     assert [read_manifest(job.folder)["cost"]["packed_with"] for job in jobs] == [2] * 5
     for job, each in zip(jobs, settings, strict=True):
         alone = bench.job(sdxl_folder, **each)
-        assert bench.train(alone)
+        assert bench.train_only(alone)
         assert difference(weights(job), weights(alone)) < ROUNDING
         assert records(job, "validation/loss") == pytest.approx(records(alone, "validation/loss"), rel=1e-4)
         assert sorted(path.name for path in job.folder.glob("samples/*/*.png")) == sorted(
@@ -71,18 +71,18 @@ def test_a_job_whose_images_broke_after_the_plan_fails_alone(bench: Bench, sdxl_
         bench.job(sdxl_folder, seed=3, optimizer={"lr": 1e30}, steps=5),
     )
     (images / "2.png").write_bytes((images / "2.png").read_bytes()[:200])
-    assert not bench.train(broken, good, diverging)
+    assert not bench.train_only(broken, good, diverging)
     assert [state_of(job.folder) for job in (good, broken, diverging)] == [State.COMPLETED, State.FAILED, State.FAILED]
     assert "2.png" in read_manifest(broken.folder)["error"]
     assert "lower optimizer.lr" in read_manifest(diverging.folder)["error"]
     alone = bench.job(sdxl_folder, seed=1)
-    assert bench.train(alone)
+    assert bench.train_only(alone)
     assert difference(weights(good), weights(alone)) < ROUNDING
 
 
 def test_when_all_leave_at_once_the_next_ones_come(bench: Bench, sdxl_folder: Path) -> None:
     jobs = [bench.job(sdxl_folder, seed=seed, steps=2) for seed in range(5)]
-    assert bench.train(*jobs, at_once=2)
+    assert bench.train_only(*jobs, at_once=2)
     assert [state_of(job.folder) for job in jobs] == [State.COMPLETED] * 5
 
 
@@ -125,7 +125,7 @@ def test_a_job_whose_record_cannot_be_opened_fails_alone_and_is_let_go_of(bench:
 
 def test_the_time_of_a_worker_is_shared_out_among_its_jobs(bench: Bench, sdxl_folder: Path) -> None:
     jobs = [bench.job(sdxl_folder, seed=seed, steps=12, batch_size=batch) for seed, batch in ((1, 1), (2, 3))]
-    assert bench.train(*jobs)
+    assert bench.train_only(*jobs)
     small, large = (read_manifest(job.folder) for job in jobs)
     assert large["timings_s"]["train"] == pytest.approx(3 * small["timings_s"]["train"], rel=0.05)
     for manifest in (small, large):
@@ -150,7 +150,7 @@ def test_a_worker_remembers_how_fast_it_was(bench: Bench, sdxl_folder: Path) -> 
     jobs = [bench.job(sdxl_folder, seed=seed, steps=12, batch_size=batch) for seed, batch in ((1, 1), (2, 3))]
     with bench.own_cache():
         measurements_file().unlink(missing_ok=True)
-        assert bench.train(*jobs)
+        assert bench.train_only(*jobs)
         with bench.own_cache():
             lines = [json.loads(line) for line in measurements_file().read_text().splitlines()]
     assert [line["rows"] for line in lines] == [1, 3, 4], "each job alone, and both together"
@@ -172,7 +172,7 @@ def test_a_pack_gives_its_memory_back_before_the_next_one_takes_as_much(
 
     monkeypatch.setattr(pack, "PackedAdapters", Watched)
     jobs = [bench.job(sdxl_folder, steps=steps, lora={"dora": steps == 2}) for steps in (1, 2, 3)]
-    assert bench.train(*jobs)
+    assert bench.train_only(*jobs)
     assert alive == [0, 0, 0], "of three jobs, then two, then one"
 
 
@@ -223,10 +223,10 @@ def test_what_does_not_fit_into_memory_is_done_in_parts(
         {"seed": 2, "batch_size": 3, "accumulation": 2, "steps": 5},
     ]
     roomy = [bench.job(sdxl_folder, **each) for each in settings]
-    assert bench.train(*roomy)
+    assert bench.train_only(*roomy)
     memory = Memory(monkeypatch, images, fault)
     jobs = [bench.job(sdxl_folder, **each) for each in settings]
-    assert bench.train(*jobs)
+    assert bench.train_only(*jobs)
     assert max(memory.passes) > images >= max(memory.passes[-3:])
     for job, plenty in zip(jobs, roomy, strict=True):
         assert difference(weights(job), weights(plenty)) < ROUNDING
@@ -239,7 +239,7 @@ def test_when_one_image_does_not_fit_activations_are_recomputed_and_then_it_is_s
     job = bench.job(sdxl_folder, batch_size=2)
     memory = Memory(monkeypatch, 0, FULL)
     with pytest.raises(RunnerError, match="out of memory with a single image at a time; lower resolution"):
-        bench.train(job)
+        bench.train_only(job)
     said = [record.getMessage() for record in caplog.records]
     assert [text for text in said if text.startswith("out of memory")] == [
         "out of memory with 2 images at a time: going on with 1",
@@ -305,7 +305,7 @@ PRUNING: dict[str, Any] = {"steps": 12, "pruning": {"name": "asha", "first": 2, 
 def test_halving_ends_the_worse_half_at_each_rung(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
     rates = [0.03, 1e-6, 0.02, 1e-7]
     jobs = [bench.job(sdxl_folder, outputs=tmp_path, optimizer={"lr": lr}, **PRUNING) for lr in rates]
-    assert bench.train(*jobs)
+    assert bench.train_only(*jobs)
     states = [state_of(job.folder) for job in jobs]
     assert sorted(states) == [State.COMPLETED, State.PRUNED, State.PRUNED, State.PRUNED]
     at_first = {job.id: records(job, "validation/loss")[2] for job in jobs}
@@ -316,22 +316,22 @@ def test_halving_ends_the_worse_half_at_each_rung(bench: Bench, sdxl_folder: Pat
     loser = next(job for job in jobs if job.id in stopped)
     assert "at step 2 is not among the best 2 of 4" in read_manifest(loser.folder)["reason"]
     unpruned = bench.job(sdxl_folder, steps=12, optimizer={"lr": winner.experiment.optimizer.lr})
-    assert bench.train(unpruned)
+    assert bench.train_only(unpruned)
     assert difference(weights(winner), weights(unpruned)) < ROUNDING, "being measured changes nothing"
 
 
 def test_a_pruned_job_makes_room_and_can_be_taken_up_again(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
     rates = [0.03, 1e-6, 0.02]
     jobs = [bench.job(sdxl_folder, outputs=tmp_path, optimizer={"lr": lr}, **PRUNING) for lr in rates]
-    assert bench.train(*jobs, at_once=2)
+    assert bench.train_only(*jobs, at_once=2)
     pruned = jobs[1]
     assert state_of(pruned.folder) is State.PRUNED
     assert not (pruned.folder / "lora").exists()
     again = bench.job(sdxl_folder, outputs=tmp_path, steps=12, optimizer={"lr": rates[1]})
     assert again.folder == pruned.folder
-    assert bench.train(again)
+    assert bench.train_only(again)
     straight = bench.job(sdxl_folder, steps=12, optimizer={"lr": rates[1]})
-    assert bench.train(straight)
+    assert bench.train_only(straight)
     assert difference(weights(again), weights(straight)) < ROUNDING
 
 
@@ -343,7 +343,7 @@ def test_jobs_on_other_data_are_not_compared(bench: Bench, sdxl_folder: Path, tm
         bench.job(sdxl_folder, outputs=tmp_path, optimizer={"lr": 0.03}, **PRUNING),
         bench.job(sdxl_folder, outputs=tmp_path, images=others, optimizer={"lr": 1e-7}, **PRUNING),
     ]
-    assert bench.train(*jobs)
+    assert bench.train_only(*jobs)
     assert [state_of(job.folder) for job in jobs] == [State.COMPLETED] * 2
 
 
@@ -361,7 +361,7 @@ def test_the_base_without_an_adapter_is_measured_and_drawn_once(
 
     monkeypatch.setattr(job_run, "draw", counting)
     jobs = [bench.job(sdxl_folder, seed=seed, steps=2, validation=PICTURES | {"every": 0}) for seed in (1, 2, 3)]
-    assert bench.train(*jobs)
+    assert bench.train_only(*jobs)
     assert len(drawn) == 1 + 3, "once before the training for all, and once after it for each"
     before = {(job.folder / "samples/step-000000/p00-s0.png").read_bytes() for job in jobs}
     after = {(job.folder / "samples/step-000002/p00-s0.png").read_bytes() for job in jobs}

@@ -103,7 +103,7 @@ def test_the_loss_is_that_of_the_subject_plus_the_weighted_one_of_the_class(
             errors = errors * snr.clamp(max=5.0) / snr
         weight = job.experiment.method.prior_loss_weight  # type: ignore[union-attr]
         wanted = errors[:count].mean() + weight * errors[count:].mean()
-        assert bench.train(job)
+        assert bench.train_only(job)
         assert records(job, "train/loss")[1] == pytest.approx(float(wanted), rel=1e-5)
         assert read_manifest(job.folder)["dataset"]["class_images"] == 3
 
@@ -114,7 +114,7 @@ def test_a_prior_of_the_base_pulls_back_to_it(bench: Bench, sdxl_folder: Path) -
     kept = bench.job(sdxl_folder, steps=4, method=OF_BASE)
     strict = bench.job(sdxl_folder, steps=4, method={**OF_BASE, "prior_loss_weight": 100.0})
     for job in (plain, kept, strict):
-        assert bench.train(job)
+        assert bench.train_only(job)
     assert records(kept, "train/loss")[1] == pytest.approx(records(plain, "train/loss")[1], rel=1e-5)
     assert records(kept, "train/loss")[4] != pytest.approx(records(plain, "train/loss")[4], rel=1e-5)
     assert difference(weights(strict), weights(plain)) > difference(weights(kept), weights(plain)) > 1e-3
@@ -139,9 +139,9 @@ def test_jobs_with_and_without_a_prior_in_one_pack_give_what_they_give_alone(
         return made
 
     together, alone = jobs(), jobs()
-    assert bench.train(*together)
+    assert bench.train_only(*together)
     for left, right in zip(together, alone, strict=True):
-        assert bench.train(right)
+        assert bench.train_only(right)
         assert difference(weights(left), weights(right)) < ROUNDING
         assert records(left, "train/loss") == pytest.approx(records(right, "train/loss"), rel=1e-5)
 
@@ -149,8 +149,8 @@ def test_jobs_with_and_without_a_prior_in_one_pack_give_what_they_give_alone(
 def test_text_encoders_that_are_trained_do_not_move_the_prior_of_the_base(bench: Bench, sdxl_folder: Path) -> None:
     lora = {"text_encoder": True, "dropout": 0.1}
     jobs = [bench.job(sdxl_folder, seed=seed, method=OF_BASE, lora=lora) for seed in (1, 2, 1)]
-    assert bench.train(*jobs[:2])
-    assert bench.train(jobs[2])
+    assert bench.train_only(*jobs[:2])
+    assert bench.train_only(jobs[2])
     assert difference(weights(jobs[0]), weights(jobs[2])) < ROUNDING
 
 
@@ -318,8 +318,8 @@ def test_jobs_with_a_prior_in_buckets_give_the_same_in_a_pack(
         {"seed": 3},
     ]
     jobs = [bench.job(sdxl_folder, **each) for each in settings]
-    assert bench.train(*jobs)
+    assert bench.train_only(*jobs)
     for job, each in zip(jobs[:2], settings[:2], strict=True):
         alone = bench.job(sdxl_folder, **each)
-        assert bench.train(alone)
+        assert bench.train_only(alone)
         assert difference(weights(job), weights(alone)) < ROUNDING

@@ -187,7 +187,7 @@ def test_a_training_is_the_one_that_diffusers_and_peft_would_do(
 ) -> None:
     folder: Path = request.getfixturevalue(model)
     job = bench.job(folder, **SETTINGS)
-    assert bench.train(job)
+    assert bench.train_only(job)
     state, losses, norms = trained_by_hand(bench, job)
     assert difference(weights(job), state) < ROUNDING
     assert list(records(job, "train/loss").values()) == pytest.approx(losses, rel=1e-6)
@@ -209,7 +209,7 @@ def test_dreambooth_is_the_one_that_diffusers_and_peft_would_do(
 ) -> None:
     method = {"name": "dreambooth", "class_prompt": "a photo of a cat", **PRIORS[prior]}
     job = bench.job(request.getfixturevalue(model), **{**SETTINGS, "steps": 3, "batch_size": 2}, method=method)
-    assert bench.train(job)
+    assert bench.train_only(job)
     state, losses, norms = trained_by_hand(bench, job)
     assert difference(weights(job), state) < ROUNDING
     assert list(records(job, "train/loss").values()) == pytest.approx(losses, rel=1e-6)
@@ -223,7 +223,7 @@ def test_a_training_in_buckets_is_the_one_that_diffusers_and_peft_would_do(
     """Their pipelines are given the shapes, time ids and places of patches that follow from each step's bucket."""
     folder: Path = request.getfixturevalue(model)
     job = bench.job(folder, **{**SETTINGS, "batch_size": 2}, dataset={"buckets": True, "bucket_step": 16})
-    assert bench.train(job)
+    assert bench.train_only(job)
     samples = bench.materials(job, bench.base(job)).samples
     assert len({samples.shape(step) for step in range(job.experiment.steps)}) > 1
     state, losses, norms = trained_by_hand(bench, job)
@@ -248,7 +248,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_every_kind_of_adapter_is_trained_as_peft_would(bench: Bench, sdxl_folder: Path, kind: str) -> None:
     job = bench.job(sdxl_folder, **{**SETTINGS, "lora": KINDS[kind]})
-    assert bench.train(job)
+    assert bench.train_only(job)
     state, losses, norms = trained_by_hand(bench, job)
     assert difference(weights(job), state) < ROUNDING
     assert list(records(job, "train/loss").values()) == pytest.approx(losses, rel=1e-6)
@@ -257,7 +257,7 @@ def test_every_kind_of_adapter_is_trained_as_peft_would(bench: Bench, sdxl_folde
 
 def test_up_projections_that_learn_faster_are_trained_as_torch_would(bench: Bench, sdxl_folder: Path) -> None:
     job = bench.job(sdxl_folder, **{**SETTINGS, "optimizer": {**SETTINGS["optimizer"], "lora_plus_ratio": 16.0}})
-    assert bench.train(job)
+    assert bench.train_only(job)
     state, losses, _ = trained_by_hand(bench, job)
     assert difference(weights(job), state) < ROUNDING
     assert list(records(job, "train/loss").values()) == pytest.approx(losses, rel=1e-6)
@@ -266,7 +266,7 @@ def test_up_projections_that_learn_faster_are_trained_as_torch_would(bench: Benc
 @pytest.mark.parametrize("model", ["sdxl_folder", "sd3_folder", "flux_folder"])
 def test_text_encoders_are_trained_as_peft_would(bench: Bench, model: str, request: pytest.FixtureRequest) -> None:
     job = bench.job(request.getfixturevalue(model), **{**SETTINGS, "lora": {"rank": 4, "text_encoder": True}})
-    assert bench.train(job)
+    assert bench.train_only(job)
     state, losses, _ = trained_by_hand(bench, job)
     assert any(key.startswith("text_encoder.text_model.encoder") for key in state)
     assert difference(weights(job), state) < ROUNDING
@@ -279,8 +279,8 @@ def test_accumulated_parts_give_the_same_as_one_batch(bench: Bench, sdxl_folder:
     whole = bench.job(sdxl_folder, **settings)
     two, three = (bench.job(sdxl_folder, **settings, accumulation=parts) for parts in (2, 3))
     assert whole.identity == two.identity == three.identity
-    assert bench.train(whole)
+    assert bench.train_only(whole)
     for parts in (two, three):
-        assert bench.train(parts)
+        assert bench.train_only(parts)
         assert difference(weights(whole), weights(parts)) < ROUNDING
         assert records(whole, "train/loss") == pytest.approx(records(parts, "train/loss"), rel=1e-6)

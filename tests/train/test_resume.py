@@ -67,15 +67,15 @@ def checkpoints(job: Job) -> list[str]:
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_a_resumed_job_is_bit_for_bit_the_uninterrupted_one(bench: Bench, sdxl_folder: Path, name: str) -> None:
     straight = bench.job(sdxl_folder, **COMMON, **OPTIMIZERS[name])
-    assert bench.train(straight)
+    assert bench.train_only(straight)
     broken = bench.job(sdxl_folder, **COMMON, **OPTIMIZERS[name])
     with pytest.raises(KilledError):
-        bench.train(broken, stop=killed_after(3))
+        bench.train_only(broken, stop=killed_after(3))
     assert sorted(records(broken, "train/loss")) == [1, 2, 3]
     torch.manual_seed(1)  # a new process has other random states
     np.random.seed(1)
     random.seed(1)
-    assert bench.train(broken)
+    assert bench.train_only(broken)
     assert difference(weights(straight), weights(broken)) == 0.0
     assert sorted(records(broken, "train/loss")) == [1, 2, 3, 4, 5, 6]
     for metric in ("train/loss", "train/grad_norm", "train/lr", "validation/loss"):
@@ -84,21 +84,21 @@ def test_a_resumed_job_is_bit_for_bit_the_uninterrupted_one(bench: Bench, sdxl_f
 
 def test_a_job_resumed_in_another_pack_gives_the_same(bench: Bench, sdxl_folder: Path) -> None:
     straight = bench.job(sdxl_folder, **COMMON)
-    assert bench.train(straight)
+    assert bench.train_only(straight)
     broken, other = bench.job(sdxl_folder, **COMMON), bench.job(sdxl_folder, steps=9, seed=5)
     with pytest.raises(Interrupted):
-        bench.train(broken, stop=stopped_after(3))
+        bench.train_only(broken, stop=stopped_after(3))
     assert state_of(broken.folder) is State.INTERRUPTED
     assert checkpoints(broken) == ["step-000002", "step-000003"]
-    assert bench.train(other, broken)
+    assert bench.train_only(other, broken)
     assert difference(weights(straight), weights(broken)) < 1e-5
 
 
 def test_a_job_killed_before_its_first_checkpoint_starts_anew(bench: Bench, sdxl_folder: Path) -> None:
     job = bench.job(sdxl_folder, steps=3)
     with pytest.raises(KilledError):
-        bench.train(job, stop=killed_after(2))
-    assert bench.train(job)
+        bench.train_only(job, stop=killed_after(2))
+    assert bench.train_only(job)
     assert sorted(records(job, "train/loss")) == [1, 2, 3]
     assert sorted(records(job, "validation/loss")) == [0, 3]
     assert read_manifest(job.folder)["attempts"] == 2
@@ -109,7 +109,7 @@ def halfway(bench: Bench, sdxl_folder: Path) -> Job:
     """A job with checkpoints of steps 4 and 5 of 6."""
     job = bench.job(sdxl_folder, steps=6, checkpoint={"every": 1, "keep": 2})
     with pytest.raises(KilledError):
-        bench.train(job, stop=killed_after(5))
+        bench.train_only(job, stop=killed_after(5))
     return job
 
 
@@ -184,9 +184,9 @@ def test_a_job_goes_on_from_the_checkpoint_before_a_damaged_one(
     bench: Bench, sdxl_folder: Path, half_done: Job
 ) -> None:
     straight = bench.job(sdxl_folder, steps=6)
-    assert bench.train(straight)
+    assert bench.train_only(straight)
     _cut(half_done.paths.checkpoint_at(5) / "optimizer.pt")
-    assert bench.train(half_done)
+    assert bench.train_only(half_done)
     assert difference(weights(straight), weights(half_done)) == 0.0
     assert sorted(records(half_done, "train/loss")) == [1, 2, 3, 4, 5, 6]
 
@@ -230,15 +230,15 @@ def test_a_checkpoint_torn_while_it_was_written_does_no_harm(bench: Bench, half_
     torn.mkdir()
     (torn / "adapter.safetensors").write_bytes(b"half")
     with pytest.raises(KilledError):
-        bench.train(half_done, stop=killed_after(0))
-    assert bench.train(half_done)
+        bench.train_only(half_done, stop=killed_after(0))
+    assert bench.train_only(half_done)
     assert sorted(records(half_done, "train/loss")) == [1, 2, 3, 4, 5, 6]
 
 
 def test_what_torn_writing_left_is_cleared_away(bench: Bench, sdxl_folder: Path) -> None:
     job = bench.job(sdxl_folder, steps=2, checkpoint={"every": 1})
     (job.paths.checkpoints / ".step-000001.torn").mkdir(parents=True)
-    assert bench.train(job)
+    assert bench.train_only(job)
     assert checkpoints(job) == ["step-000001"]
 
 
@@ -286,16 +286,16 @@ def test_a_checkpoint_is_not_written_twice(bench: Bench, sdxl_folder: Path) -> N
     # Between removing the old folder and naming the new one, a kill would leave nothing.
     job = bench.job(sdxl_folder, steps=4, checkpoint={"every": 2, "keep": 1})
     with pytest.raises(KilledError):
-        bench.train(job, stop=killed_after(2))
+        bench.train_only(job, stop=killed_after(2))
     written = (job.paths.checkpoint_at(2) / "about.json").stat().st_mtime_ns
     with pytest.raises(Interrupted):
-        bench.train(job, stop=stopped_after(0))
+        bench.train_only(job, stop=stopped_after(0))
     assert (job.paths.checkpoint_at(2) / "about.json").stat().st_mtime_ns == written
 
 
 def test_a_checkpoint_of_another_configuration_is_refused_with_the_difference(bench: Bench, half_done: Job) -> None:
     other = dataclasses.replace(half_done, identity={**half_done.identity, "settings.lora.rank": 16})
-    assert not bench.train(other)
+    assert not bench.train_only(other)
     error = read_manifest(half_done.folder)["error"]
     assert "another configuration" in error
     assert "lora.rank: 2 there, 16 here" in error

@@ -157,7 +157,7 @@ def test_images_are_drawn_of_each_class_and_the_loss_is_that_of_the_pairs(
         need = Need(job, dataset.items, prior_of(job.experiment, dataset))
         places = [class_images_folder(job.experiment, each, model=job.identity["model"]) for each in (DOG, CAT)]
         before = cache_work([need])
-        assert bench.train(job)
+        assert bench.train_only(job)
         after = cache_work([need])
     assert before is not None and before.class_images_missing == 2
     assert after is not None and (after.class_images_missing, after.captions_missing, after.images_missing) == (0, 0, 0)
@@ -310,8 +310,8 @@ def test_several_subjects_give_the_same_in_a_pack(bench: Bench, sdxl_folder: Pat
         {"seed": 3},
     ]
     jobs = [bench.job(sdxl_folder, **each) for each in settings]
-    assert bench.train(*jobs)
+    assert bench.train_only(*jobs)
     for job, each in zip(jobs[:2], settings[:2], strict=True):
         alone = bench.job(sdxl_folder, **each)
-        assert bench.train(alone)
+        assert bench.train_only(alone)
         assert difference(weights(job), weights(alone)) < ROUNDING

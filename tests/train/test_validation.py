@@ -41,14 +41,14 @@ def watched(bench: Bench, sdxl_folder: Path) -> Job:
     """A job that is validated, with pictures, after every step."""
     job = bench.job(sdxl_folder, validation={**DRAWS, "every": 1}, lora={"dropout": 0.2, "alpha": 8.0})
     before = random_states()
-    assert bench.train(job)
+    assert bench.train_only(job)
     assert random_states() == before, "training moved a global random state"
     return job
 
 
 def test_validation_changes_nothing_in_the_training(bench: Bench, sdxl_folder: Path, watched: Job) -> None:
     unwatched = bench.job(sdxl_folder, lora={"dropout": 0.2, "alpha": 8.0})
-    assert bench.train(unwatched)
+    assert bench.train_only(unwatched)
     assert sorted(records(watched, "validation/loss")) == [0, 1, 2, 3]
     assert difference(weights(watched), weights(unwatched)) == 0.0
     assert records(watched, "train/loss") == records(unwatched, "train/loss")
@@ -79,7 +79,7 @@ def test_the_loss_before_training_is_that_of_the_bare_model(
     bench: Bench, model: str, request: pytest.FixtureRequest
 ) -> None:
     job = bench.job(request.getfixturevalue(model), steps=1, validation={"timesteps": 3, "max_images": 2})
-    assert bench.train(job)
+    assert bench.train_only(job)
     by_hand = held_out_by_hand(job, bench.materials(job, bench.base(job)))
     assert records(job, "validation/loss")[0] == pytest.approx(by_hand, rel=1e-6)
     assert sorted(records(job, "validation/loss_t0166")) == [0, 1]
@@ -131,14 +131,14 @@ def test_pictures_are_those_that_plain_diffusers_draws(watched: Job) -> None:
 
 def test_pictures_of_sd_are_those_that_plain_diffusers_draws(bench: Bench, sd15_folder: Path) -> None:
     job = bench.job(sd15_folder, steps=1, validation=DRAWS, lora={"text_encoder": True})
-    assert bench.train(job)
+    assert bench.train_only(job)
     assert_same_pictures(job)
 
 
 @pytest.mark.parametrize("negative", ["", "a green face"])
 def test_a_negative_prompt_is_encoded_even_if_it_is_empty(bench: Bench, sdxl_folder: Path, negative: str) -> None:
     job = bench.job(sdxl_folder, steps=1, validation={**DRAWS, "negative_prompt": negative})
-    assert bench.train(job)
+    assert bench.train_only(job)
     assert_same_pictures(job, negative_prompt=negative)
 
 
@@ -161,7 +161,7 @@ def test_the_base_is_untouched_and_free_of_adapters_after_training(
 
     monkeypatch.setattr(admission, "Base", Remembered)
     job = bench.job(sdxl_folder, steps=2, lora={"text_encoder": True})
-    assert bench.train(job)
+    assert bench.train_only(job)
     fresh = DiffusionPipeline.from_pretrained(sdxl_folder)
     for name, part in bases[0].components().items():
         plain = getattr(fresh, name).state_dict()
