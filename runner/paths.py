@@ -120,6 +120,15 @@ class ExperimentPaths:
         """One such list."""
         return self.cluster(cluster) / f"queue-{key}.json"
 
+    def search(self, cluster: str, name: str) -> Path:
+        """What says that a cluster was asked to conduct a search by itself, and where it is."""
+        return self.cluster(cluster) / f"{name}.search"
+
+    @property
+    def searches(self) -> list[Path]:
+        """All such notes."""
+        return sorted(self.folder.glob("*/*.search"))
+
     def worker_log(self, place: str) -> Path:
         """What the workers on one place have said, where it was not shown."""
         return self.folder / f"worker-{place}.log"

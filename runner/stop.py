@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.errors import SettingsError
-from runner.job_folders import faults_of, job_folders
+from runner.job_folders import faults_of, is_job_folder, job_folders
 from runner.jobs.job import State, is_held, state_of
 from runner.launchers.elsewhere import Elsewhere
+from runner.paths import ExperimentPaths
 from runner.report.words import count
 from runner.system.printable import log_to
 
@@ -24,14 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="outputs/<name>, or a job in it")
     options = parser.parse_args(arguments)
     log_to(sys.stderr, logging.INFO)
-    if faults := faults_of(options.folders, job_folders):
+    if faults := faults_of(options.folders, _found):
         log.error("%s", "\n".join(faults))
         return 2
-    folders = [job for root in options.folders for job in job_folders(root)]
+    found = [_found(root) for root in options.folders]
+    folders = [job for jobs, _ in found for job in jobs]
+    searching = {experiment for _, experiments in found for experiment in experiments}
     elsewhere = Elsewhere()
-    with elsewhere.alone(folders):
+    with elsewhere.alone({folder.absolute().parent for folder in folders} | searching):
         withdrawn = elsewhere.withdraw(folders)
-        stopped, faults = elsewhere.stop(folders)
+        stopped, faults = elsewhere.stop(folders, sorted(searching))
     here, unknown = _trained_here(folders)
     faults += unknown
     for name in stopped:
@@ -47,6 +50,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for fault in faults:
         log.error("%s", fault)
     return 1 if faults else 0
+
+
+def _found(root: Path) -> tuple[list[Path], list[Path]]:
+    """The jobs in a folder, and the experiments for which a cluster was asked to search by itself.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: there is neither in it.
+    """
+    searching: list[Path] = []
+    if root.is_dir() and not is_job_folder(root):
+        root = root.absolute()
+        experiments = [root, *(child for child in sorted(root.iterdir()) if child.is_dir())]
+        searching = [each for each in experiments if ExperimentPaths(each).searches]
+    try:
+        return job_folders(root), searching
+    except ValueError:
+        if not searching:
+            raise
+        return [], searching
 
 
 def _trained_here(folders: Sequence[Path]) -> tuple[list[Path], list[str]]:

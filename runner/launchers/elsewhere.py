@@ -14,6 +14,7 @@ from runner.jobs.job import Job, LockedError, State, lock, read_job, read_manife
 from runner.launchers import find_launcher
 from runner.launchers.cluster import Cluster, NotStopped, Searching
 from runner.launchers.lots import jobs_of_workers, recorded_lots
+from runner.launchers.searches import searches_of
 from runner.paths import ExperimentPaths, stop_sign
 from runner.report import write_report
 from runner.schema import LauncherSettings
@@ -54,13 +55,13 @@ class Elsewhere:
         self._looked_s = monotonic()
 
     @contextmanager
-    def alone(self, folders: Sequence[Path]) -> Iterator[None]:
-        """Within it no command submits these jobs; one that does at this moment is waited for.
+    def alone(self, experiments: Iterable[Path]) -> Iterator[None]:
+        """Within it no command submits jobs of these experiments; one that does at this moment is waited for.
 
         It may find that there is no room and try again, or be about to send anew what a worker has left.
         """
         with ExitStack() as stack:
-            for experiment in sorted({folder.absolute().parent for folder in folders}):
+            for experiment in sorted(experiments):
                 for turn in ExperimentPaths(experiment).turns:
                     stack.enter_context(alone(turn, doing=f"submitting jobs of {experiment.name}"))
             yield
@@ -74,13 +75,17 @@ class Elsewhere:
         reason = "was stopped before it was submitted"
         return [folder for folder in folders if _cancel(folder, _waits_for_room, reason)]
 
-    def stop(self, folders: Sequence[Path]) -> tuple[list[str], list[str]]:
+    def stop(self, folders: Sequence[Path], experiments: Iterable[Path] = ()) -> tuple[list[str], list[str]]:
         """Ask their workers to save and end; a command that waits for them is told to send no others.
+
+        Args:
+            folders: those of jobs.
+            experiments: those whose searches are asked too, of which there may be no job yet.
 
         Returns:
             The workers that were asked, by the names that their clusters know; and what to say of those that were not.
         """
-        stopped, faults = [], _put_up_signs(folders)
+        stopped, faults, tried = list[str](), _put_up_signs(folders), set[str]()
         for settings, jobs in _groups(folders, with_trials=True):
             try:
                 cluster = find_launcher(settings.name).cluster(settings)
@@ -90,21 +95,38 @@ class Elsewhere:
             except RunnerError as error:
                 faults.append(str(error))
                 continue
-            asked, left = set[str](), set[str]()
-            for cancel, names in alive:
-                missed: Sequence[str] = ()
-                try:
-                    cancel(names)
-                except RunnerError as error:
-                    faults.append(str(error))
-                    missed = error.workers if isinstance(error, NotStopped) else names
-                asked.update(name for name in names if name not in missed)
-                left.update(missed)
+            asked, left = _asked(alive, faults)
+            tried |= asked | left
             stopped += [f"{cluster.name} {name}" for name in sorted(asked)]
             if cluster.shares_files:  # elsewhere, what was brought from there says how it ended
                 for job in jobs:
                     _cancel(job.folder, partial(_waits_for, asked, left), "was stopped before a worker began with it")
+        for search in searches_of(experiments):
+            try:
+                cluster = find_launcher(search.settings.name).cluster(search.settings)
+            except RunnerError as error:
+                faults.append(str(error))
+                continue
+            goes_on = isinstance(cluster, Searching) and not cluster.has_ended(search.name, search.experiment)
+            if isinstance(cluster, Searching) and goes_on and search.name not in tried:
+                asked, _ = _asked([(cluster.cancel_searches, [search.name])], faults)
+                stopped += [f"{cluster.name} {name}" for name in asked]
         return stopped, faults
+
+
+def _asked(alive: Iterable[tuple[Cancel, list[str]]], faults: list[str]) -> tuple[set[str], set[str]]:
+    """Ask workers to end: (those that were asked, those that were not), what was said of these among the faults."""
+    asked, left = set[str](), set[str]()
+    for cancel, names in alive:
+        missed: Sequence[str] = ()
+        try:
+            cancel(names)
+        except RunnerError as error:
+            faults.append(str(error))
+            missed = error.workers if isinstance(error, NotStopped) else names
+        asked.update(name for name in names if name not in missed)
+        left.update(missed)
+    return asked, left
 
 
 def _put_up_signs(folders: Sequence[Path]) -> list[str]:

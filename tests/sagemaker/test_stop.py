@@ -16,10 +16,12 @@ from runner.launchers.cluster import Gone, NotStopped
 from runner.launchers.lots import Lot
 from runner.launchers.sagemaker.record import record_file
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
+from runner.launchers.searches import Search, note
 from runner.launchers.settle import take_up_again
 from runner.paths import ExperimentPaths
 from runner.plan import Pack
 from runner.schema import Experiment, SageMakerLauncher
+from runner.search.tuning.records import TuningRecord
 from runner.system.exclusive import alone
 from tests.command_line import command
 from tests.launchers.running import Running, manifests, outputs
@@ -204,3 +206,47 @@ def test_what_waits_for_room_is_not_sent_by_the_waiting_command_after_a_stop(aws
     assert answer.code == 130, answer.output
     assert [manifest["state"] for manifest in manifests().values()] == ["cancelled", "cancelled"]
     assert len(aws.jobs) == 1
+
+
+def test_a_search_that_has_no_trial_yet_is_stopped_and_one_that_has_ended_is_not(
+    aws: StandIn,
+    reached: SageMakerCluster,
+    settings: SageMakerLauncher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("runner.launchers.sagemaker.cluster", lambda known: reached)
+    experiment = tmp_path / "photos"
+    for name in ("search-1", "search-2"):
+        note(Search(name, settings, experiment), "sagemaker")
+    TuningRecord(name="search-1", arn="a", status="Completed", failure_reason=None, trials={}, jobs=()).write(
+        experiment
+    )
+
+    assert stop.main([str(experiment)]) == 0
+    assert asked(aws, "HyperParameterTuningJob") == ["search-2"]
+    assert stop.main([str(tmp_path)]) == 0, "a folder of experiments"
+    assert asked(aws, "HyperParameterTuningJob") == ["search-2", "search-2"]
+
+
+def test_a_search_with_trials_is_asked_once_and_by_its_name_if_it_cannot_be(
+    aws: StandIn,
+    reached: SageMakerCluster,
+    settings: SageMakerLauncher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("runner.launchers.sagemaker.cluster", lambda known: reached)
+    trial = made(settings, 1, tmp_path)
+    submission = {"cluster": "sagemaker", "tuning": "search-1", "ids": ["search-1-001"]}
+    update_manifest(trial.folder, state=State.COMPLETED, submission=submission)
+    note(Search("search-1", settings, trial.folder.parent), "sagemaker")
+    assert stop.main([str(trial.folder.parent)]) == 0
+    assert asked(aws, "HyperParameterTuningJob") == ["search-1"]
+
+    aws.permissions.deny(DENIED)
+    with caplog.at_level("INFO"):
+        assert stop.main([str(trial.folder.parent)]) == 1
+    assert len(asked(aws, "HyperParameterTuningJob")) == 2
+    assert caplog.text.count("sagemaker search-1 was not stopped") == 1

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from runner.jobs.job import read_job
+from runner.paths import ExperimentPaths
 from tests.command_line import ROOT, command, environment, runner
 from tests.launchers.running import Running, manifests, outputs
 from tests.sagemaker.stand_in import Image, StandIn
@@ -106,14 +107,18 @@ def test_somebody_elses_search_of_the_same_name_is_left_alone(aws: StandIn, sdxl
     waits = settings_of(aws, sdxl_folder, Image(("sh", "-c", "sleep 60")))
     command = [*SEARCH, *waits, *SPACE, "hydra.sweeper.n_trials=1", "launcher.wait=false"]
     assert runner(*command).code == 0
-    other = {"RUNNER_OUTPUTS": str(tmp_path / "other")}
+    (search,) = aws.tuning.jobs
+    assert [note.stem for note in ExperimentPaths(outputs() / "dev").searches] == [search], "for `runner.stop`"
+    other, elsewhere = {"RUNNER_OUTPUTS": str(tmp_path / "other")}, ExperimentPaths(tmp_path / "other" / "dev")
 
     answer = runner(*command, "launcher.prefix=team/b", extra=other)
     assert answer.code == 2, answer.output
+    assert elsewhere.searches == [], "it is not this one's to stop"
     assert "is there already, and its results come to s3://stand-in/lora-runner/" in answer.output
     assert "launcher.prefix as it has them, or give this search another name" in answer.output
 
     assert runner(*command, extra=other).code == 0, "of the same place: taken up"
+    assert [note.stem for note in elsewhere.searches] == [search]
 
 
 def test_a_search_that_may_not_be_started_is_refused_before_anything_is_sent(aws: StandIn, settings: list[str]) -> None:

@@ -37,11 +37,6 @@ def stop_searches(account: Account, names: Sequence[str]) -> None:
     )
 
 
-def how_to_stop_search(name: str, region: str) -> str:
-    """AWS's own command."""
-    return _command("hyper-parameter-tuning-job", name, region)
-
-
 def _stop(names: Sequence[str], ask: Callable[[str], object], account: Account, kind: str) -> None:
     faults: dict[str, str] = {}
     for name in names:

@@ -14,12 +14,15 @@ from runner.errors import Detached, Interrupted, RunnerError, SettingsError
 from runner.jobs.job import Job, state_of
 from runner.launchers.cluster import NotStopped
 from runner.launchers.dispatch import is_to_end
+from runner.launchers.sagemaker.record import CLUSTER
 from runner.launchers.sagemaker.request import CHECKPOINTS
-from runner.launchers.sagemaker.stopping import how_to_stop_search
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 from runner.launchers.sagemaker.trials import Trials, begin
+from runner.launchers.searches import Search, note, strike_out
+from runner.paths import ExperimentPaths
 from runner.search.tuning.records import TuningRecord
 from runner.status import live_table
+from runner.system.exclusive import alone
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class TuningJob:
         self.reached, self.name, self.job_of, self.ends_early = reached, name, job_of, ends_early
         self.folder, self._request = experiment_folder, request
         self.client = reached.account.sagemaker
+        self._search = Search(name, reached.settings, experiment_folder)
         self._brings = Trials(reached, name, experiment_folder.name)
         self._trials: dict[str, _Trial] = {}
         self._said: dict[Path, str] = {}
@@ -90,9 +94,12 @@ class TuningJob:
     def _create(self) -> None:
         from botocore.exceptions import ClientError
 
-        with understood("sagemaker:CreateHyperParameterTuningJob and DescribeHyperParameterTuningJob"):
+        # Whoever stops the experiment waits until it is there, and finds it by its note.
+        turn = alone(ExperimentPaths(self.folder).turn(CLUSTER), doing=f"submitting a search of {self.folder.name}")
+        with turn, understood("sagemaker:CreateHyperParameterTuningJob and DescribeHyperParameterTuningJob"):
             try:
                 self._refuse_foreign(self._describe())
+                note(self._search, CLUSTER)
                 log.info("submitted before: tuning job %s", self.name)
             except ClientError as error:
                 if code_of(error) not in ("ResourceNotFound", "ValidationException"):
@@ -122,13 +129,16 @@ class TuningJob:
     def _send(self) -> None:
         from botocore.exceptions import ClientError
 
+        request = self._request()
+        note(self._search, CLUSTER)
         try:
-            self.client.create_hyper_parameter_tuning_job(**self._request())
+            self.client.create_hyper_parameter_tuning_job(**request)
             log.info("submitted: tuning job %s", self.name)
         except ClientError as error:
             if code_of(error) == "ResourceInUse":  # another command was faster
                 log.info("submitted before: tuning job %s", self.name)
                 return
+            strike_out(self._search, CLUSTER)
             if "AccessDenied" in code_of(error):
                 raise
             raise RunnerError(f"SageMaker has refused the search: {message_of(error)}") from error
@@ -229,11 +239,10 @@ class TuningJob:
                 log.info("asked to end: tuning job %s", self.name)
 
     def _how_it_goes_on(self) -> str:
-        how = how_to_stop_search(self.name, self.reached.account.region)
         return "\n".join(
             [
                 f"tuning job {self.name} goes on without this command.",
                 "The same command again waits for the results, and submits nothing twice.",
-                f"To look: python -m runner.status. To stop it: {how}",
+                f"To look: python -m runner.status. To stop it: python -m runner.stop {self.folder}",
             ]
         )
