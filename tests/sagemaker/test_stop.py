@@ -145,6 +145,23 @@ def test_what_is_sent_again_while_the_results_of_its_first_worker_are_brought_is
     assert state_of(job.folder) is State.SUBMITTED, "or a stop would not find its new worker"
 
 
+def test_what_is_being_sent_again_is_not_closed_by_a_look_at_its_first_worker(
+    reached: SageMakerCluster, settings: SageMakerLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = made(settings, 1, tmp_path)
+    lot = Lot(Pack((job,), 1, 1, 1, ""), "sagemaker")
+    lot.begin(lot.jobs)
+    lot.add_worker("photos-1")
+    monkeypatch.setattr("runner.launchers.sagemaker.cluster", lambda known: reached)
+    monkeypatch.setattr(reached, "gone", lambda _: {"photos-1": Gone(words="was stopped", reason="cancelled")})
+    with alone(ExperimentPaths(job.folder.parent).turn("sagemaker"), doing="this test"):
+        Lot(lot.pack, "sagemaker").begin(lot.jobs)  # its inputs are sent now, and it has no name yet
+        sagemaker.collect([job], settings)
+        assert state_of(job.folder) is State.SUBMITTED
+    sagemaker.collect([job], settings)
+    assert state_of(job.folder) is State.CANCELLED, "the command that would have sent it is gone"
+
+
 def test_a_damaged_manifest_is_told_and_keeps_nobody_from_hearing_of_the_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

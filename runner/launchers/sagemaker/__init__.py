@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from runner.aws.image import image_of
@@ -20,14 +21,16 @@ from runner.launchers.sagemaker.estimate import does_not_fit, estimate
 from runner.launchers.sagemaker.in_place import in_other_regions
 from runner.launchers.sagemaker.record import CLUSTER
 from runner.launchers.settle import close
+from runner.paths import ExperimentPaths
 from runner.plan import Plan
 from runner.s3 import is_s3
 from runner.schema import SageMakerLauncher
+from runner.system.exclusive import alone_if_free
 from runner.system.instances import INSTANCES
 from runner.system.machine import Device, Machine, this_machine
 
 if TYPE_CHECKING:
-    from runner.launchers.cluster import Cluster
+    from runner.launchers.cluster import Cluster, Gone
     from runner.launchers.sagemaker.local.containers import LocalContainers
     from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 
@@ -124,12 +127,21 @@ def collect(jobs: Sequence[Job], settings: SageMakerLauncher) -> None:
     if lots:
         for name, gone in cluster(settings).gone(jobs_of_workers(lots)).items():
             left = [job for lot in lots for job in lot.jobs if name in lot.alive and name == lot.workers[-1]]
-            # Bringing its results may have taken minutes, in which another command may have sent them again.
-            close([job for job in left if not _is_sent_again(job, name)], gone, f"{CLUSTER} {name} {gone.words}")
+            _close_here(left, name, gone)
     if trials := [job for job in jobs if (read_manifest(job.folder).get("submission") or {}).get("tuning")]:
         from runner.launchers.sagemaker.trials import collect_trials
 
         collect_trials(trials, _cluster(settings))
+
+
+def _close_here(jobs: Sequence[Job], name: str, gone: Gone) -> None:
+    """Close what a training job has left, but for what another command has sent again, or does at this moment."""
+    for experiment, group in groupby(jobs, key=lambda job: job.folder.parent):
+        with alone_if_free(ExperimentPaths(experiment).turn(CLUSTER)) as is_free:
+            if is_free:  # else the next look does
+                # Bringing its results may have taken minutes.
+                left = [job for job in group if not _is_sent_again(job, name)]
+                close(left, gone, f"{CLUSTER} {name} {gone.words}")
 
 
 def _is_sent_again(job: Job, name: str) -> bool:
