@@ -51,6 +51,13 @@ def made(settings: SageMakerLauncher, seed: int, outputs: Path) -> Job:
     return job
 
 
+def sent(job: Job) -> Lot:
+    lot = Lot(Pack((job,), 1, 1, 1, ""), "sagemaker")
+    lot.begin(lot.jobs)
+    lot.add_worker("photos-1")
+    return lot
+
+
 def asked(aws: StandIn, kind: str) -> list[str]:
     return [request[f"{kind}Name"] for request in aws.asked(f"Stop{kind}")]
 
@@ -88,9 +95,7 @@ def test_the_command_stops_what_it_may_and_names_the_rest(
     trial, other = made(settings, 1, tmp_path), made(settings, 2, tmp_path)
     submission = {"cluster": "sagemaker", "tuning": "search-1", "ids": ["search-1-001"]}
     update_manifest(trial.folder, state=State.RUNNING, submission=submission)
-    lot = Lot(Pack((other,), 1, 1, 1, ""), "sagemaker")
-    lot.begin(lot.jobs)
-    lot.add_worker("photos-1")
+    sent(other)
 
     with caplog.at_level("INFO"):
         code = stop.main([str(trial.folder.parent)])
@@ -129,9 +134,7 @@ def test_what_is_sent_again_while_the_results_of_its_first_worker_are_brought_is
     reached: SageMakerCluster, settings: SageMakerLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = made(settings, 1, tmp_path)
-    lot = Lot(Pack((job,), 1, 1, 1, ""), "sagemaker")
-    lot.begin(lot.jobs)
-    lot.add_worker("photos-1")
+    lot = sent(job)
 
     def slowly(workers: object) -> dict[str, Gone]:
         again = Lot(lot.pack, "sagemaker")
@@ -149,9 +152,7 @@ def test_what_is_being_sent_again_is_not_closed_by_a_look_at_its_first_worker(
     reached: SageMakerCluster, settings: SageMakerLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = made(settings, 1, tmp_path)
-    lot = Lot(Pack((job,), 1, 1, 1, ""), "sagemaker")
-    lot.begin(lot.jobs)
-    lot.add_worker("photos-1")
+    lot = sent(job)
     monkeypatch.setattr("runner.launchers.sagemaker.cluster", lambda known: reached)
     monkeypatch.setattr(reached, "gone", lambda _: {"photos-1": Gone(words="was stopped", reason="cancelled")})
     with alone(ExperimentPaths(job.folder.parent).turn("sagemaker"), doing="this test"):
