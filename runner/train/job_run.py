@@ -25,7 +25,7 @@ from runner.train.clock import PHASES, Clock
 from runner.train.cost import Alone, Cost, alone_s, peak_memory_gb
 from runner.train.drawing import Sampling, UseRows, draw, wishes_of, write_pictures, write_prompts
 from runner.train.inputs.materials import Materials
-from runner.train.optimizers import bind_gradients, build_lr_scheduler, build_optimizer
+from runner.train.optimizers import bind_gradients, build_lr_scheduler, build_optimizer, to_next_rate
 from runner.train.pruning import rungs
 from runner.train.start import EARLIER_LOSS, kept_share
 
@@ -173,7 +173,7 @@ class JobRun:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._lr = float(self.optimizer.param_groups[0]["lr"])  # of this step, not of the next
-        self.lr_scheduler.step()
+        to_next_rate(self.lr_scheduler, first=self.step == 0)
         gradient.zero_()
         self.step += 1
         self._steps_since += 1

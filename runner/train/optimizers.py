@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -98,3 +100,17 @@ def build_lr_scheduler(
         power=settings.power,
     )
     return scheduler
+
+
+def to_next_rate(scheduler: torch.optim.lr_scheduler.LRScheduler, *, first: bool) -> None:
+    """Go on to the learning rate of the next step, also behind a step that was left out in fp16.
+
+    Args:
+        first: whether that was the first one.
+    """
+    # If the optimizer has never stepped, torch says that the first rate is lost. It looks at the first step alone; at
+    # every one, the catching would let each other warning be said again.
+    with warnings.catch_warnings() if first else nullcontext():
+        if first:
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        scheduler.step()

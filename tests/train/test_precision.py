@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,23 @@ def test_a_diverging_step_in_fp16_is_left_out_and_the_scale_lowered(bench: Bench
     skipped = 2 - scaler["_growth_tracker"]
     assert scaler["scale"] == 65536.0 * 0.5**skipped
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights(job).values())
+
+
+def test_a_first_step_that_is_left_out_in_fp16_is_no_mistake_in_the_schedule(bench: Bench, sdxl_folder: Path) -> None:
+    """torch takes it for one, and a warning is an error here."""
+    job = bench.job(
+        sdxl_folder,
+        precision="fp16",
+        steps=2,
+        batch_size=1,
+        # Gradients too large for the first scale, of an update that is none yet.
+        lora={"alpha": 2e3},
+        optimizer={"name": "adafactor", "lr": 1e-9},
+        lr_scheduler={"name": "linear"},
+    )
+    assert bench.train(job, save=lambda *_: None)
+    assert records(job, "train/grad_norm")[1] == math.inf
+    assert records(job, "train/lr") == pytest.approx({1: 1e-9, 2: 5e-10})
 
 
 def test_sizes_of_images_stay_exact_in_bf16(sdxl_folder: Path) -> None:
