@@ -28,7 +28,7 @@ from runner.paths import atomic_folder
 
 log = logging.getLogger(__name__)
 
-ADAPTER, OPTIMIZER, ABOUT = "adapter.safetensors", "optimizer.pt", "about.json"
+ADAPTER, REST, ABOUT = "adapter.safetensors", "optimizer.pt", "about.json"
 
 DAMAGES = (
     *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
@@ -37,10 +37,12 @@ DAMAGES = (
 """What reading a torn or emptied file raises."""
 
 
-def save_checkpoint(
-    job: Job, step: int, adapter: Mapping[str, Mapping[str, Tensor]], optimizer: Mapping[str, Any]
-) -> Path:
-    """Write a checkpoint of `step` atomically; then remove the oldest beyond `checkpoint.keep`, and all later ones."""
+def save_checkpoint(job: Job, step: int, adapter: Mapping[str, Mapping[str, Tensor]], rest: Mapping[str, Any]) -> Path:
+    """Write a checkpoint of `step` atomically; then remove the oldest beyond `checkpoint.keep`, and all later ones.
+
+    Args:
+        rest: all of the state beside the adapter.
+    """
     target = job.paths.checkpoint_at(step)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as temporary:
@@ -50,9 +52,9 @@ def save_checkpoint(
         )
         # In memory first: what torch says of a full disk nobody would understand.
         content = io.BytesIO()
-        torch.save(dict(optimizer), content)
+        torch.save(dict(rest), content)
         content.seek(0)
-        with (temporary / OPTIMIZER).open("wb") as file:
+        with (temporary / REST).open("wb") as file:
             shutil.copyfileobj(content, file)
         (temporary / ABOUT).write_text(json.dumps({"step": step, "identity": job.identity}), encoding="utf-8")
         for each in temporary.iterdir():
@@ -76,7 +78,7 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(job: Job) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """(step, adapter, optimizer) of the newest checkpoint that can be read, or None where there is none.
+    """(step, adapter, rest) of the newest checkpoint that can be read, or None where there is none.
 
     Raises:
         CheckpointError: it belongs to another configuration or data set.
@@ -85,7 +87,7 @@ def load_checkpoint(job: Job) -> tuple[int, dict[str, dict[str, Tensor]], dict[s
         try:
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
             tensors = load_file(folder / ADAPTER)
-            optimizer = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+            rest = torch.load(folder / REST, map_location="cpu", weights_only=True)
             step, identity = int(about["step"]), dict(about["identity"])
         except DAMAGES as error:
             log.warning("%s cannot be read (%s); going back to the one before", folder, error)
@@ -95,7 +97,7 @@ def load_checkpoint(job: Job) -> tuple[int, dict[str, dict[str, Tensor]], dict[s
         for name, tensor in tensors.items():
             part, _, key = name.partition("/")
             adapter.setdefault(part, {})[key] = tensor
-        return step, adapter, optimizer
+        return step, adapter, rest
     return None
 
 
