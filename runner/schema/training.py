@@ -286,7 +286,7 @@ Sampler = Literal["model", "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp", 
 
 
 class SchedulerSettings(Settings):
-    """Group `scheduler`: the sampler that draws validation images (training always adds noise as DDPM does)."""
+    """Group `scheduler`: the sampler that draws validation images; training adds noise as the model's process does."""
 
     name: Sampler = knob(
         "model",

@@ -22,9 +22,9 @@ class Average:
 
 
 def decay_at(step: int, most: float) -> float:
-    """How much of the average is kept at a step: min(decay, step / (9 + step)), counted from the second one.
+    """How much of the average is kept at a step: nothing at the first one, then min(most, step / (9 + step)).
 
     The warm-up of TensorFlow's `ExponentialMovingAverage` and diffusers' `EMAModel`: without it the weights from
-    before the training would stay in the average for long. The first weights are taken as they are.
+    before the training would stay in the average for long.
     """
     return 0.0 if step <= 1 else min(most, step / (9 + step))

@@ -141,7 +141,7 @@ class Samples:
     def _sample(self, sample: int, shape: Shape) -> Sample:
         image = self.schedule.image(sample)
         draw = generator(self.seed, self.purpose, sample)
-        # The four numbers are always drawn, in this order: an option must not shift another one's stream.
+        # The three numbers are always drawn, in this order: an option must not shift another one's stream.
         variant, dropped, timestep = draw.random(), draw.random(), draw.random()
         item, crops = self.items[image], self._crops_in(image, shape)
         crop = crops[int(variant * len(crops))]
