@@ -109,8 +109,8 @@ def _may_be_text(value: str) -> bool:
 
 
 def _is_text(value: str) -> bool:
-    # Numbers and names hold no spaces, but for those after a comma.
-    return any(" " in part.strip() for part in value.split(","))
+    # Numbers and names hold no spaces, but for those after a comma, and no letters but a to z.
+    return not value.isascii() or any(" " in part.strip() for part in value.split(","))
 
 
 def _faults_of_choice(override: Override, group: str, search: list[str]) -> list[str]:

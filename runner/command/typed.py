@@ -100,7 +100,8 @@ def _begins(overrides: Sequence[str], place: int) -> bool:
 
 def quoted(value: str) -> str:
     """A value as Hydra's grammar wants it; a list or mapping, and what needs no quotes, as it is."""
-    plain = re.fullmatch(r"[\w./:@ -]+", value) or value[0] in "[{\"'"
+    # Without quotes, the grammar knows no letters but a to z.
+    plain = re.fullmatch(r"[\w./:@ -]+", value, re.ASCII) or value[0] in "[{\"'"
     return value if plain else '"' + value.replace('"', '\\"') + '"'
 
 

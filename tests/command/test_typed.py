@@ -105,6 +105,7 @@ def test_a_text_with_signs_is_told_with_its_quotes() -> None:
     for text, typed in (
         ("name=it's", "'name=\"it'\\''s\"'"),
         ("dataset.instance_prompt=a <cat>", "'dataset.instance_prompt=\"a <cat>\"'"),
+        ("dataset.instance_prompt=Gemälde", "'dataset.instance_prompt=\"Gemälde\"'"),
         ("validation.prompts=[a <cat>]", "'key=\"value\"'"),
         ("optimizer.lr=log(interval(1,2))", "'key=\"value\"'"),
         ("lora..rank=4", "'key=\"value\"'"),
@@ -113,7 +114,10 @@ def test_a_text_with_signs_is_told_with_its_quotes() -> None:
         assert fault.endswith(f"; quote values with special characters: {typed}")
 
 
-@pytest.mark.parametrize("text", ["prompts=a <cat> and a dog", "prompts=a red house, in a garden"])
+@pytest.mark.parametrize(
+    "text",
+    ["prompts=a <cat> and a dog", "prompts=a red house, in a garden", "prompts=ein schönes Haus", "prompts=Öl"],
+)
 def test_a_text_without_its_quotes_is_not_told_as_missing_besides(text: str) -> None:
     (fault,) = said_of("task=generate", text)
 
