@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 from yaml.reader import ReaderError
@@ -57,8 +58,8 @@ def diagnose(arguments: Sequence[str], error: Exception) -> SettingsError:
         # Which settings there are depends on the task.
         if not any(fault.startswith("task = ") for fault in faults):
             faults += _faults_of_values(good, search)
-    if not faults:
-        faults = [_of_file(error, search) or str(error)]
+        if not faults:
+            faults = [_of_file(error, search) or _of_item(good, search) or " ".join(str(error).split())]
     return not_started("The configuration is invalid", dict.fromkeys(faults))
 
 
@@ -147,8 +148,25 @@ def _faults_of_values(overrides: Sequence[str], search: list[str]) -> list[str]:
         except SettingsError as error:
             faults += str(error).splitlines()
         except COMPOSITION_ERRORS as error:
-            faults.append(_of_file(error, search) or _first_line(error))
+            faults.append(_of_file(error, search) or _of_item(combination, search) or _first_line(error))
     return faults
+
+
+def _of_item(overrides: Sequence[str], search: list[str]) -> str | None:
+    """The first setting that Hydra does not find because it would be in a list; None if there is none."""
+    for place, text in enumerate(overrides):
+        try:
+            compose("config", [*search, *overrides[: place + 1]])
+        except COMPOSITION_ERRORS:
+            key, _, value = text.lstrip("+~").partition("=")
+            parts = key.split(".")
+            before = compose("config", [*search, *overrides[:place]])
+            for depth in range(1, len(parts)):
+                holder = ".".join(parts[:depth])
+                if isinstance(OmegaConf.select(before, holder), ListConfig):
+                    return f"{key} = {value}: {holder} is a list, and is set as a whole: '{holder}=[...]'"
+            return None
+    return None
 
 
 def _single_values(override: Override, text: str) -> list[str]:

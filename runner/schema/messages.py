@@ -89,6 +89,8 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
             lines.append(_too_few(key.rpartition(".")[0], fault, faults))
         elif fault["type"] == "missing" or (fault["input"] is None and fault["type"] == "string_type"):
             lines.append(f"{key}: has no value; set {key}=...")
+        elif isinstance(fault["input"], Mapping) and fault["type"] != "value_error":
+            lines.append(_of_too_deep(key, fault))
         elif isinstance(fault["input"], (Mapping, BaseModel)):
             # A check over several keys of one group reports the group; it names the key and the value itself.
             said = _said(fault["msg"])
@@ -120,13 +122,27 @@ def _too_few(key: str, fault: ErrorDetails, faults: Sequence[ErrorDetails]) -> s
     return f"{key} = {fault['input']!r}: has {found} value{'' if found == 1 else 's'}, and should have {wanted}"
 
 
+def _of_too_deep(key: str, fault: ErrorDetails) -> str:
+    """What to say of settings below one that has a value of its own, such as `lora.rank.x`."""
+    inner, value = "", fault["input"]
+    while isinstance(value, Mapping) and len(value) == 1:
+        ((name, value),) = value.items()
+        inner += f".{name}"
+    said = f"{key}{inner} = {value!r}: "
+    holder, _, first = key.rpartition(".")
+    if holder in ("lora.rank_pattern", "lora.alpha_pattern") and not isinstance(value, Mapping):
+        return f"{said}a name with dots belongs in braces: '{holder}={{{first}{inner}: {value}}}'"
+    return f"{said}nothing is set below {key}, which {_wanted(fault, key) or _said(fault['msg'])}"
+
+
 def _wanted(fault: ErrorDetails, key: str) -> str | None:
     """What a value should be, where pydantic's own words are not for users."""
     value = fault["input"]
     if fault["type"] in ("dict_type", "model_type"):
         return f"should be a mapping, such as '{key}={{name: value}}'"
     if fault["type"] == "tuple_type":
-        return f"should be a list, such as '{key}=[{_quoted(value)}]'"
+        example = "a, b" if isinstance(value, Mapping) else _quoted(value)
+        return f"should be a list, such as '{key}=[{example}]'"
     if fault["type"] == "string_type" and isinstance(value, (int, float)):
         # An item of a list cannot be typed by itself.
         typed = f'"{value}"' if key.rpartition(".")[2].isdigit() else f"'{key}=\"{value}\"'"

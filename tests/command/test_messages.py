@@ -76,6 +76,18 @@ def test_a_value_in_place_of_a_list_and_a_number_in_place_of_a_text_are_told_wit
     ]
 
 
+def test_what_is_set_below_a_value_is_told_with_what_the_value_should_be() -> None:
+    assert of_training(lora={"rank": {"x": {"y": 3}}}) == [
+        "lora.rank.x.y = 3: nothing is set below lora.rank, which should be a valid integer"
+    ]
+    (prompts,) = of_training(validation={"prompts": {"0": "a house"}})
+    assert prompts.startswith("validation.prompts.0 = 'a house': nothing is set below validation.prompts, which should")
+    assert prompts.endswith(" be a list, such as 'validation.prompts=[a, b]'")
+    assert of_training(lora={"rank_pattern": {"attn2": {"to_k": 4}}}) == [
+        "lora.rank_pattern.attn2.to_k = 4: a name with dots belongs in braces: 'lora.rank_pattern={attn2.to_k: 4}'"
+    ]
+
+
 def test_an_address_in_place_of_a_bucket_is_told_with_its_name() -> None:
     for bucket, name in (("s3://photos/lora", "photos"), ("photos/lora", "photos"), ("My_Bucket", "our-models")):
         assert of_training(launcher={"name": "sagemaker", "bucket": bucket}) == [

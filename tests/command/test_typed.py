@@ -195,3 +195,11 @@ def test_a_recipe_whose_settings_nothing_would_read_is_refused(tmp_path: Path) -
     assert "'# @package _global_'" in fault
     file.write_text("# @package _global_\n" + file.read_text())
     assert said_of("--config-dir", str(tmp_path), "recipe=mine") == ["what Hydra says"]
+
+
+def test_what_would_be_in_a_list_is_told_with_the_list() -> None:
+    whole = "dataset.sources is a list, and is set as a whole: 'dataset.sources=[...]'"
+    assert said_of("dataset.sources.first=9") == [f"dataset.sources.first = 9: {whole}"]
+    assert said_of("dataset.sources=[{path: embedded}]", "dataset.path=null", "dataset.sources.0.repeats=3") == [
+        f"dataset.sources.0.repeats = 3: {whole}"
+    ]
