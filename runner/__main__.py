@@ -66,7 +66,8 @@ def _compose_and_launch() -> None:
 
     try:
         compose()
-    except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
+    # A file that chooses itself is followed without end.
+    except (HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError) as error:
         if isinstance(error, RunnerError):
             raise
         from runner.command.diagnose import diagnose

@@ -25,6 +25,7 @@ from yaml.reader import ReaderError
 from runner import HOME
 from runner.check import Checker
 from runner.command.compose import plain
+from runner.command.own_files import faults_of_defaults
 from runner.command.typed import in_shell, mended, quoted
 from runner.errors import SettingsError, not_started
 from runner.paths import outputs_dir
@@ -34,7 +35,7 @@ from runner.schema.knob import Settings
 from runner.schema.messages import nearest
 
 MOST_JOBS = 64
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, YAMLError)
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError)
 
 
 def diagnose(arguments: Sequence[str], error: Exception) -> SettingsError:
@@ -116,10 +117,7 @@ def _is_text(value: str) -> bool:
 
 def _faults_of_choice(override: Override, group: str, search: list[str]) -> list[str]:
     """Faults of an override such as `model=sdxl`: a choice that does not exist, or a value in a group's place."""
-    loader = GlobalHydra.instance().config_loader()
-    options = [name for name in loader.get_group_options(group) if not name.startswith("_")]
-    if search:  # the folder given with --config-dir adds choices
-        options += [file.stem for file in Path(_folder(search), group).glob("*.yaml")]
+    options = _options(group, search)
     values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
     faults = []
     for value in map(str, values):
@@ -130,7 +128,17 @@ def _faults_of_choice(override: Override, group: str, search: list[str]) -> list
             faults.append(
                 f"{group} = {value}: there is no such choice{near} there are: {', '.join(sorted(set(options)))}"
             )
+        elif search:
+            own = Path(_folder(search))
+            faults += faults_of_defaults(own, group, value, lambda other: _options(other, search))
     return faults
+
+
+def _options(group: str, search: list[str]) -> list[str]:
+    """What can be chosen in a group; the folder given with --config-dir adds choices."""
+    loader = GlobalHydra.instance().config_loader()
+    own = [file.stem for file in Path(_folder(search), group).glob("*.yaml")] if search else []
+    return [name for name in loader.get_group_options(group) if not name.startswith("_")] + own
 
 
 def _folder(search: list[str]) -> str:

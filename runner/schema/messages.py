@@ -84,6 +84,10 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
         elif fault["type"].startswith("union_tag"):
             kinds = ", ".join(variants_of(key))
             name = raw.get(key, {}).get("name") if isinstance(raw.get(key), Mapping) else raw.get(key)
+            if name is None:
+                first = next(iter(variants_of(key)))
+                lines.append(f"{key}.name: has no value; a file of your own begins with its kind: defaults: [{first}]")
+                continue
             lines.append(f"{key}.name = {name!r}: should be one of {kinds}{nearest(str(name), variants_of(key))}")
         elif fault["type"] == "missing" and key.rpartition(".")[2].isdigit():
             lines.append(_too_few(key.rpartition(".")[0], fault, faults))
@@ -179,6 +183,8 @@ def _either(wants: Sequence[str]) -> str:
 
 
 def _unknown(key: str, raw: Mapping[str, Any]) -> str:
+    if (of_file := _of_file(key, raw)) is not None:
+        return of_file
     if source := re.fullmatch(r"dataset\.sources\.\d+\.(.+)", key):
         return f"unknown key{nearest(source[1], SourceSettings.model_fields)}"
     group, _, last = key.partition(".")
@@ -188,6 +194,17 @@ def _unknown(key: str, raw: Mapping[str, Any]) -> str:
         return f"has no effect with {group}={raw[group].get('name')}, only with {' or '.join(owners)}; remove it"
     task = raw.get("task")
     return unknown_key(key, task["name"] if isinstance(task, Mapping) and task.get("name") in TASKS else "train")
+
+
+def _of_file(key: str, raw: Mapping[str, Any]) -> str | None:
+    """What to say of a key that only a file can have: one with dots in it, or a group's name once more."""
+    if "." in key and key in raw:
+        *holders, last = key.split(".")
+        return f"a file has no names with dots; write '{': '.join(holders)}:' and '{last}: ...' indented below it"
+    group, _, last = key.partition(".")
+    if group in GROUPS and last == group:
+        return f"a file of the group {group} holds its settings without its name; remove '{group}:' and its indentation"
+    return None
 
 
 def _said(message: str) -> str:

@@ -88,6 +88,17 @@ def test_what_is_set_below_a_value_is_told_with_what_the_value_should_be() -> No
     ]
 
 
+def test_what_only_a_file_can_have_is_told_with_what_to_write_in_it() -> None:
+    assert of_training(**{"lora.rank": 4}) == [
+        "lora.rank = 4: a file has no names with dots; write 'lora:' and 'rank: ...' indented below it"
+    ]
+    (again,) = of_training(lora={"lora": {"rank": 4}})
+    assert again.endswith("holds its settings without its name; remove 'lora:' and its indentation")
+    assert of_training(optimizer={"lr": 3}) == [
+        "optimizer.name: has no value; a file of your own begins with its kind: defaults: [adamw]"
+    ]
+
+
 def test_an_address_in_place_of_a_bucket_is_told_with_its_name() -> None:
     for bucket, name in (("s3://photos/lora", "photos"), ("photos/lora", "photos"), ("My_Bucket", "our-models")):
         assert of_training(launcher={"name": "sagemaker", "bucket": bucket}) == [

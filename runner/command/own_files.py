@@ -1,0 +1,82 @@
+"""What is wrong with YAML files of the user's own (`--config-dir`), as far as Hydra does not say it in words for users.
+
+Takes the folder and what there is to choose; knows nothing of values, which the schema checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from runner.schema import GROUPS
+from runner.schema.messages import nearest
+
+PACKAGE = "# @package _global_"
+"""How a recipe says that its settings are those at the top."""
+
+Options = Callable[[str], Sequence[str]]
+"""The names of a group's choices."""
+
+
+def faults_of_defaults(folder: Path, group: str, choice: str, options: Options) -> list[str]:
+    """What is wrong with the lists of defaults of a choice and of those that it begins with, a line each."""
+    faults: list[str] = []
+    way: list[str] = []
+    while (file := folder / group / f"{choice}.yaml").is_file():
+        way.append(choice)
+        entries = _entries(file)
+        if group == "recipe" and entries and not _is_global(file):
+            return [f"{file}: a recipe of your own begins with the line '{PACKAGE}'; add it at the top"]
+        faults += [f"{file}: {fault}" for entry in entries for fault in _of_entry(entry, group, options)]
+        named = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
+        if again := next((name for name in named if name in way), None):
+            other = "another choice" if again == choice else f"another choice than {again}"
+            return [*faults, f"{file}: 'defaults' leads back to this file; name {other}{_kinds(group, way, options)}"]
+        choice = named[0] if named else ""
+    return faults
+
+
+def _entries(file: Path) -> list[Any]:
+    """The list of defaults; nothing of a file that is no YAML, about which Hydra speaks itself."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return []
+    entries = content.get("defaults") if isinstance(content, dict) else None
+    return entries if isinstance(entries, list) else []
+
+
+def _is_global(file: Path) -> bool:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return any("".join(line.split()) == "".join(PACKAGE.split()) for line in lines)
+
+
+def _of_entry(entry: Any, group: str, options: Options) -> Iterator[str]:
+    if isinstance(entry, str):
+        if entry != "_self_" and not entry.startswith("/") and entry not in (there := options(group)):
+            yield f"defaults: {group} = {entry}: there is no such choice{nearest(entry, there) or ';'} {_all(there)}"
+        return
+    if group != "recipe" or not isinstance(entry, dict) or len(entry) != 1:
+        return
+    ((key, value),) = entry.items()
+    *before, named = str(key).split()
+    other = named.lstrip("/")
+    if other.startswith(("hydra", "schema", "recipe")):
+        return
+    if other not in GROUPS:
+        yield f"defaults: {key}: there is no group {other}{nearest(other, GROUPS) or ';'} {_all(GROUPS)}"
+    elif before != ["override"] or not named.startswith("/"):
+        yield f"defaults: {key}: {value}: a choice is made anew by 'override /{other}: {value}'"
+    elif isinstance(value, str) and value not in (there := options(other)):
+        yield f"defaults: {other} = {value}: there is no such choice{nearest(value, there) or ';'} {_all(there)}"
+
+
+def _all(names: Sequence[str]) -> str:
+    return f"there are: {', '.join(sorted(set(names)))}"
+
+
+def _kinds(group: str, way: Sequence[str], options: Options) -> str:
+    return f", such as {names[0]}" if (names := [name for name in options(group) if name not in way]) else ""
