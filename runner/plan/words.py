@@ -105,7 +105,9 @@ def _disk_lines(disks: Sequence[Disk]) -> list[str]:
     full = too_full(disks)
     if not full and sum(disk.gb for disk in disks) < WORTH_A_WORD_GB:
         return []
-    parts = [f"{disk.gb:.1f} GB of {disk.holds} ({disk.free_gb:.1f} GB are free)" for disk in disks if disk.gb >= 0.05]
+    # On a disk that is full, even what is little is too much.
+    told = [disk for disk in disks if disk.gb >= 0.05] or disks
+    parts = [f"{_room(disk.gb)} of {disk.holds} ({_room(disk.free_gb)} are free)" for disk in told]
     lines = [f"  on disk: up to {', '.join(parts)}"]
     if full:
         lines.append(
@@ -113,6 +115,10 @@ def _disk_lines(disks: Sequence[Disk]) -> list[str]:
             "what could be freed"
         )
     return lines
+
+
+def _room(gb: float) -> str:
+    return f"{gb:.1f} GB" if gb >= 0.05 else f"{gb * 1000:.0f} MB"
 
 
 def _duration(seconds: float) -> str:
