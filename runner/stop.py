@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runner.errors import SettingsError
 from runner.job_folders import faults_of, is_job_folder, job_folders
-from runner.jobs.job import State, is_held, state_of
+from runner.jobs.job import State, is_held, read_manifest, state_of
 from runner.launchers.elsewhere import Elsewhere
 from runner.paths import ExperimentPaths
 from runner.report.words import count
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with elsewhere.alone({folder.absolute().parent for folder in folders} | searching):
         withdrawn = elsewhere.withdraw(folders)
         stopped, faults = elsewhere.stop(folders, sorted(searching))
-    here, unknown = _trained_here(folders)
+    here, unknown = _trained_here(folders, stopped)
     faults += unknown
     for name in stopped:
         log.info("asked to save and end: %s", name)
@@ -72,12 +72,18 @@ def _found(root: Path) -> tuple[list[Path], list[Path]]:
         return [], searching
 
 
-def _trained_here(folders: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """(jobs that a command on this machine works on, what to say of those whose manifest does not tell)."""
+def _trained_here(folders: Sequence[Path], stopped: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """(jobs that a command on this machine works on, what to say of those whose manifest does not tell).
+
+    Args:
+        stopped: the workers that were asked to end, which hold their jobs until they have saved.
+    """
     here, unknown = [], []
     for folder in folders:
         try:
-            if state_of(folder) is State.RUNNING and is_held(folder):
+            submission = read_manifest(folder).get("submission") or {}
+            workers = {f"{submission.get('cluster')} {worker}" for worker in submission.get("ids") or ()}
+            if state_of(folder) is State.RUNNING and is_held(folder) and workers.isdisjoint(stopped):
                 here.append(folder)
         except SettingsError as error:
             unknown.append(str(error))

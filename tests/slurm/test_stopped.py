@@ -10,10 +10,11 @@ import pytest
 
 from runner import stop
 from runner.errors import Detached, Interrupted
-from runner.jobs.job import Job, State
+from runner.jobs.job import Job, State, lock, make_job, register
 from runner.launchers.cluster import Gone, Order
 from runner.launchers.dispatch import Dispatch
 from runner.paths import outputs_dir
+from runner.schema import Experiment
 from tests.slurm.script import CANCELLED, LAUNCHER, TAKEN, Script, die, finish, make_jobs, make_plan, run, states, write
 
 FOLDER = "sweep"
@@ -183,3 +184,23 @@ def test_a_command_that_comes_after_it_is_stopped_as_any_other(monkeypatch: pyte
     run(cluster, make_plan(jobs), monkeypatch)
     assert len(cluster.orders) == 1
     assert states(jobs) == ["cancelled"]
+
+
+def test_what_its_worker_holds_until_it_has_saved_is_not_said_to_be_trained_by_a_command_here(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment = Experiment.model_validate({"name": FOLDER, "launcher": {"name": "slurm", "gpus_per_node": 0}})
+    job = make_job(experiment, model="m", dataset="d", outputs=outputs_dir())
+    register(job)
+    cluster = Script()
+    monkeypatch.setattr("runner.launchers.slurm.cluster", lambda settings: cluster)
+    with pytest.raises(Detached):
+        run(cluster, make_plan([job]), monkeypatch, wait=False)
+    write([job], State.RUNNING)
+
+    with caplog.at_level("INFO"), lock(job.folder):
+        stop_all()
+
+    assert cluster.cancelled == ["w1"]
+    assert "asked to save and end: script w1" in caplog.text
+    assert "trained by a command" not in caplog.text
