@@ -99,10 +99,14 @@ def _several(override: Override, key: str, value: str) -> str:
 
 
 def _as_text(text: str) -> list[str]:
-    """A faulty setting with its value in quotes, if it was meant so: otherwise it would be told as missing, too."""
+    """A faulty setting in quotes, if meant so, or with the first of its values: else it is told as missing too."""
     key, _, value = text.partition("=")
-    is_meant = _may_be_text(value) and _is_text(value) and key not in (*GROUPS, "recipe")
-    return [f"{key}={quoted(value)}"] if is_meant else []
+    if key in (*GROUPS, "recipe") or not _may_be_text(value):
+        return []
+    if _is_text(value):
+        return [f"{key}={quoted(value)}"]
+    first, is_several, _ = value.partition(",")
+    return [f"{key}={first}"] if is_several and re.fullmatch(r"[\w./:@-]+", first, re.ASCII) else []
 
 
 def _may_be_text(value: str) -> bool:

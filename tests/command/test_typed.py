@@ -116,7 +116,13 @@ def test_a_text_with_signs_is_told_with_its_quotes() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["prompts=a <cat> and a dog", "prompts=a red house, in a garden", "prompts=ein schönes Haus", "prompts=Öl"],
+    [
+        "prompts=a <cat> and a dog",
+        "prompts=a red house, in a garden",
+        "prompts=ein schönes Haus",
+        "prompts=Öl",
+        "prompts=a,b",
+    ],
 )
 def test_a_text_without_its_quotes_is_not_told_as_missing_besides(text: str) -> None:
     (fault,) = said_of("task=generate", text)
