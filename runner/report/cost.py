@@ -39,6 +39,7 @@ def cost_of(jobs: Sequence[JobRecord]) -> Cost:
     if wall_s is not None:
         going_on = any(job.state == "running" for job in jobs)
         facts.append(("wall time so far" if going_on else "wall time", duration(wall_s)))
+        notes.append("Wall time is from the first start to the last end, pauses between commands included.")
     # Jobs that had their processes to themselves were packed with nobody, and saved nothing by it.
     if alone_s is not None and shares and packed > 1:
         facts += _compared(alone_s, sum(job.total_s or 0.0 for job in jobs if job.state == "completed"))

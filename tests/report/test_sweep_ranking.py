@@ -177,3 +177,4 @@ def test_a_running_sweep_counts_up_to_its_last_sign_of_life(tmp_path: Path) -> N
     job = write_job(tmp_path / "x" / "a", state="running", started="2026-11-20T09:00:00+00:00", finished=None)
     (job / "metrics.jsonl").write_text(json.dumps({"step": 1, "time": 1795165290.0, "train/loss": 1.0}) + "\n")
     assert ("wall time so far", "1 min 30 s") in cost_of([read_job(job)]).facts
+    assert "pauses between commands included" in cost_of([read_job(job)]).note
