@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runner.report.record import HELD_OUT, JobRecord, finite
 from runner.report.words import loss_name
@@ -82,11 +82,9 @@ class Ranked:
     style: str
     value: float | None
     step: int | None
-
-    @property
-    def is_best(self) -> bool:
-        """Whether it did better than all others; of jobs that are not at their end nobody knows."""
-        return self.place == 1
+    is_best: bool = False
+    """Whether it did better than all others. Of jobs that are not at their end nobody knows, nor of jobs that were not
+    measured alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +98,11 @@ class Ranking:
     def placed(self) -> list[Ranked]:
         """The jobs that have a place."""
         return [entry for entry in self.entries if entry.place is not None]
+
+    @property
+    def best(self) -> Ranked | None:
+        """The job that did better than all others, if that can be said."""
+        return next((entry for entry in self.entries if entry.is_best), None)
 
     @property
     def unlike(self) -> list[str]:
@@ -135,4 +138,7 @@ def rank(jobs: Sequence[JobRecord]) -> Ranking:
                 style=f"c{index}" if index < COLOURS else "other",
             )
         )  # fmt: skip
-    return Ranking(aim=aim, entries=entries)
+    ranking = Ranking(aim=aim, entries=entries)
+    if ranking.placed and not ranking.unlike:
+        entries[0] = replace(entries[0], is_best=True)
+    return ranking

@@ -93,8 +93,7 @@ def experiment_sentence(ranking: Ranking) -> str:
     parts = [f"{states.count('completed')} of {count(len(states), 'job')} completed"]
     parts += [f"{states.count(state)} {state}" for state in sorted(set(states) - {"completed"})]
     text = ", ".join(parts)
-    if ranking.placed:
-        best = ranking.placed[0]
+    if best := ranking.best:
         text += f"; best is {best.job.name} with {ranking.aim.label(best.job)} {number(best.value)}"
     return f"{text}."
 
@@ -103,7 +102,7 @@ def facts_of_experiment(ranking: Ranking) -> list[tuple[str, str]]:
     """The few numbers under the title of a report on several jobs."""
     states = [entry.job.state for entry in ranking.entries]
     facts = [("completed", f"{states.count('completed')} of {len(states)}")]
-    ends = ranking.placed[:: max(1, len(ranking.placed) - 1)]
+    ends = ranking.placed[:: max(1, len(ranking.placed) - 1)] if ranking.best else []
     facts += [(word, number(entry.value)) for word, entry in zip(("best", "worst"), ends, strict=False)]
     counted = {"stopped early": states.count("pruned"), "failed": states.count("failed")}
     return facts + [(word, str(amount)) for word, amount in counted.items() if amount]
