@@ -85,6 +85,33 @@ def test_trials_are_within_the_space(tmp_path: Path) -> None:
         finish(found, number, abs(float(chosen["optimizer.lr"]) - 0.01))
 
 
+def test_a_random_search_draws_by_the_scale_and_the_steps_of_each_interval(tmp_path: Path) -> None:
+    space = (
+        Interval("optimizer.lr", 1e-5, 1e-1, log=True),
+        Interval("steps", 1, 10000, log=True, integer=True),
+        Interval("lora.rank", 4, 32, integer=True, step=4),
+    )
+    found = study(tmp_path / "study.db", space=space, sampler="random")
+    drawn = [values(found.ask()[1]) for _ in range(12)]
+    assert 3 <= sum(float(each["optimizer.lr"]) < 1e-3 for each in drawn) <= 9
+    assert 3 <= sum(int(each["steps"]) < 100 for each in drawn) <= 9
+    assert all(int(each["lora.rank"]) % 4 == 0 for each in drawn)
+
+
+def test_it_learns_as_soon_as_so_many_trials_as_are_asked_for_have_begun_it(tmp_path: Path) -> None:
+    def ranks(best: int) -> list[str]:
+        found = study(tmp_path / f"{best}.db", space=SPACE[1:2], startup_trials=1)
+        asked = []
+        for _ in range(5):
+            number, overrides = found.ask()
+            asked.append(overrides[0])
+            finish(found, number, float(abs(int(values(overrides)["lora.rank"]) - best)))
+        return asked
+
+    low, high = ranks(2), ranks(32)
+    assert low[0] == high[0] and low != high
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_steps_of_a_range_are_written_as_a_grid_writes_them(tmp_path: Path, sampler: str) -> None:
     """`0.30000000000000004` would be another job than `0.3`."""
@@ -138,7 +165,9 @@ def test_a_search_with_other_settings_is_another_study(tmp_path: Path) -> None:
     assert study(file, sampler="random", seed=3, n_trials=99).count == 1
     assert study(file, fixed={"steps": 60}).count == 0
     assert study(file, space=SPACE[:2]).count == 0
+    assert study(file, space=[Interval("optimizer.lr", 1e-5, 1e-2, log=True), *SPACE[1:]]).count == 0
     assert study(file, objective={"name": "train/loss"}).count == 0
+    assert study(file, objective={"direction": "maximize"}).count == 0
 
 
 @pytest.mark.parametrize(("direction", "best"), [("minimize", 0.1), ("maximize", 0.3)])
