@@ -64,7 +64,9 @@ def test_encodings_that_are_missing_are_counted_in_bytes(
 def test_folders_of_one_file_system_share_its_room() -> None:
     results, encodings = Disk("results", 6.0, 10.0, 1), Disk("encodings", 5.0, 10.0, 1)
     assert too_full([results, encodings])
-    assert not too_full([results, dataclasses.replace(encodings, filesystem=2)])
+    apart = dataclasses.replace(encodings, filesystem=2)
+    assert not too_full([results, apart])
+    assert too_full([dataclasses.replace(results, gb=11.0), apart])
     assert not too_full([results, dataclasses.replace(encodings, gb=3.9)])
 
 

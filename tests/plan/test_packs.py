@@ -85,6 +85,7 @@ def shapes(found: Plan) -> list[tuple[int, int, int, int]]:
         (gpus(4), 8, {"concurrency": 2}, (8, 4, 2, 1)),
         (gpus(4), 8, {"processes": 2, "concurrency": 2}, (8, 4, 2, 2)),
         (gpus(4), 8, {"processes": 2, "concurrency": 1}, (8, 8, 1, 2)),
+        (gpus(4), 8, {"processes": 2, "concurrency": 4}, (8, 4, 2, 2)),
     ],
 )
 def test_jobs_are_spread_over_the_places(
@@ -140,6 +141,9 @@ def test_a_search_has_as_many_workers_as_its_trials_are_worth() -> None:
     settings = Experiment.model_validate({}).launcher
     found = make_plan(seeds(1), {}, settings, machine=machine, costs=CostsByMemory(), expected=40)
     assert shapes(found) == [(1, 4, 4, 1)]
+    # GPUs are for the trials that are to come: none lends a hand to the first two.
+    found = make_plan(seeds(2), {}, settings, machine=gpus(8), costs=Costs(), expected=40)
+    assert shapes(found) == [(2, 5, 8, 1)]
 
 
 def test_packs_beside_each_other_share_the_memory() -> None:
@@ -170,6 +174,7 @@ def test_workers_of_a_queue_are_spread_over_their_own_gpus_only() -> None:
     assert shapes(plan(seeds(2, batch_size=12), gpus(12), **settings)) == [(2, 1, 2, 4)]
     assert shapes(plan(seeds(1, batch_size=4), gpus(4), **{**settings, "concurrency": 4})) == [(1, 1, 1, 1)]
     assert shapes(plan([job(batch_size=12)], gpus(4), **{**settings, "concurrency": None})) == [(1, 1, 1, 4)]
+    assert shapes(plan([job(batch_size=2)], gpus(4), **{**settings, "concurrency": None})) == [(1, 1, 1, 2)]
 
 
 def test_a_job_is_spread_over_no_more_gpus_than_it_has_images() -> None:

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from runner.jobs.job import Job, make_job
+from runner.jobs.job import Job, make_job, make_task_job
 from runner.plan.packs import pack_key, shared_terms
 from runner.schema import Experiment
+from runner.schema.tasks import TASKS
 
 
 def job(**settings: Any) -> Job:
@@ -30,3 +31,27 @@ def test_the_plan_says_what_the_jobs_of_each_pack_agree_on() -> None:
     ]
     assert len({pack_key(each) for each in jobs}) == len(jobs)
     assert len({shared_terms(each) for each in jobs}) == len(jobs)
+
+
+def test_jobs_that_load_the_same_files_in_another_way_share_no_base() -> None:
+    ways: list[dict[str, Any]] = [
+        {},
+        {"quantization": "int8"},
+        {"quantization": "nf4"},
+        {"prediction_type": "epsilon"},
+        {"prediction_type": "v_prediction"},
+        {"prediction_type": "v_prediction", "zero_terminal_snr": True},
+    ]
+    experiments = [Experiment.model_validate({"model": way}) for way in ways]
+    jobs = [make_job(each, model="base", dataset="images", outputs=Path("outputs")) for each in experiments]
+    assert len({pack_key(each) for each in jobs}) == len(jobs)
+
+
+def test_other_tasks_share_what_is_loaded_only_with_their_like() -> None:
+    def doing(name: str, model: str, prompt: str = "a hill") -> Job:
+        given = TASKS[name].model_validate({"task": {"name": name}, "prompts": [prompt], "adapter": "lora"})
+        return make_task_job(given, {"model": model}, outputs=Path("outputs"))
+
+    jobs = [doing("generate", "base"), doing("generate", "another"), doing("evaluate", "base")]
+    assert len({pack_key(each) for each in jobs}) == len(jobs)
+    assert pack_key(doing("generate", "base", "a house")) == pack_key(jobs[0])
