@@ -152,6 +152,18 @@ def test_packs_beside_each_other_share_the_memory() -> None:
     assert shapes(found) == [(7, 6, 1, 1), (7, 6, 1, 1)]
 
 
+class CostsOfSmallOnes(CostsByMemory):
+    """Nothing is known of images of 128 px."""
+
+    def fitting(self, jobs: Sequence[Job], machine: Machine, processes: int) -> tuple[int, str] | None:
+        return super().fitting(jobs, machine, processes) if jobs[0].experiment.resolution < 128 else None
+
+
+def test_a_cpu_is_shared_only_where_that_is_right_for_every_pack() -> None:
+    assert plan(seeds(8), CPU, CostsOfSmallOnes()).places == 2
+    assert plan([*seeds(8), *seeds(8, resolution=128)], CPU, CostsOfSmallOnes()).places == 1
+
+
 def test_workers_of_a_queue_have_a_cpu_each() -> None:
     machine = Machine((Device("cpu", "a node", 16.0),), cores=2)
     slurm = {"name": "slurm", "gpus_per_node": 0, "concurrency": 4}

@@ -24,6 +24,7 @@ from runner.families.targets import UNET
 from runner.jobs.job import Job, make_job
 from runner.plan import Pack, Predictor, make_plan
 from runner.plan.memory import QUANTIZED_BYTES
+from runner.plan.predict import reached_tflops
 from runner.schema import Experiment
 from runner.system.machine import Device, Machine
 from runner.train.adapters.quantized import quantize
@@ -98,6 +99,8 @@ def test_text_encoders_are_counted_in_fp32_before_training_or_beside_it_where_ca
     flux = packed(1, model={"path": "somebody/flux", "family": "flux", "quantization": "nf4"}, resolution=512)
     assert flux.prediction is not None
     assert flux.prediction.encoding_gb > 19 > 15 > flux.prediction.memory_gb
+    on_cpu = packed(1, Machine((Device("cpu", "a processor", 64.0),), cores=4)).prediction
+    assert on_cpu is not None and on_cpu.memory_gb == pytest.approx(usual.memory_gb + 0.6), "beside the libraries"
     here = packed(1, model={"path": "embedded", "family": "sdxl"}, resolution=64).prediction
     assert here is not None and 0 < here.encoding_gb < 0.01
 
@@ -161,6 +164,11 @@ def test_parts_and_processes_share_the_memory_of_a_batch() -> None:
     )
     assert small is not None and parts is not None and spread is not None and both is not None
     assert small.memory_gb == parts.memory_gb == spread.memory_gb == both.memory_gb
+    many = packed(1, batch_size=16).prediction, packed(1, two, batch_size=16, launcher=launcher).prediction
+    assert many[0] is not None and many[1] is not None
+    assert many[1].seconds - 15 == pytest.approx((many[0].seconds - 15) / 2), "two do it in half the time"
+    uneven = packed(1, two, batch_size=3, launcher=launcher).prediction
+    assert uneven is not None and uneven.memory_gb == spread.memory_gb, "one of them has two images"
     larger = packed(1, batch_size=4).prediction
     assert larger is not None and larger.memory_gb > small.memory_gb + 2 * 5
 
@@ -209,6 +217,44 @@ def test_packs_are_no_larger_than_the_memory() -> None:
     thrifty = packed(16, small, launcher={"name": "local", "gradient_checkpointing": True})
     assert thrifty.at_once > packed(16, small).at_once
     assert packed(16, small).why == "as far as 24 GB hold them, by estimate"
+    mixed = Machine((*GPU.devices, *small.devices), cores=16)
+    assert Predictor().fitting([job(0)], mixed, 1) == Predictor().fitting([job(0)], small, 1)
+    costs, jobs = Predictor(), [job(0), job(1, batch_size=4)]
+    assert costs.fitting(jobs, GPU, 1) == costs.fitting(jobs[1:], GPU, 1) != costs.fitting(jobs[:1], GPU, 1)
+
+
+def test_packs_of_one_plan_are_each_predicted_by_their_own_size() -> None:
+    small, large = job(0, resolution=512), job(1)
+    both = make_plan([small, large], {}, small.settings.launcher, machine=GPU, costs=Predictor()).packs
+    predicted = [each.prediction for each in both]
+    assert predicted == [packed(1, resolution=512).prediction, packed(1).prediction]
+
+
+def test_the_largest_jobs_of_a_pack_may_come_together() -> None:
+    launcher = {"name": "local", "pack": 1}
+    jobs = [job(0, launcher=launcher), job(1, batch_size=4, launcher=launcher)]
+    (pack,) = make_plan(jobs, {}, jobs[0].settings.launcher, machine=GPU, costs=Predictor()).packs
+    alone = packed(1, batch_size=4).prediction
+    assert pack.prediction is not None and alone is not None
+    assert pack.prediction.memory_gb == alone.memory_gb
+
+
+def test_a_device_is_as_fast_as_its_name_and_the_precision_say() -> None:
+    def reached(name: str, precision: str = "bf16") -> float:
+        return reached_tflops(Device("cuda", name, 48.0), precision, 1)
+
+    assert reached("NVIDIA L40S") == 4 * reached("NVIDIA L4")
+    assert reached("NVIDIA L40S", "fp32") == reached("NVIDIA L40S") / 4
+
+
+@pytest.mark.parametrize(("every", "times"), [(0, 2), (30, 5), (50, 3), (100, 2)])
+def test_what_is_drawn_while_training_takes_its_time(every: int, times: int) -> None:
+    drawing = {"prompts": ["a", "b"], "seeds": [1, 2, 3], "inference_steps": 20, "timesteps": 6, "every": every}
+    for guidance_scale, passes in ((5.0, 2), (1.0, 1)):
+        found = packed(1, steps=100, batch_size=8, validation={**drawing, "guidance_scale": guidance_scale}).prediction
+        images = 8 * 100 + times * (2 * 3 * 20 * passes + 6 * 4) / 2
+        assert found is not None
+        assert found.seconds == pytest.approx(15 + images * 14.19 / 200, rel=0.03)
 
 
 def test_a_measured_step_takes_the_place_of_the_estimate() -> None:
@@ -220,6 +266,13 @@ def test_a_measured_step_takes_the_place_of_the_estimate() -> None:
     drawing_s = 8 * 2 * (4 * 25 * 2 + 8 * 4) / 2 * 0.9 / 8
     assert pack.prediction.seconds == pytest.approx(30 + 1000 * 0.9 + drawing_s)
     assert pack.prediction.memory_gb == 60.0
+    assert pack.prediction.alone_s == pytest.approx(8 * (30 + 1000 * 0.2) + drawing_s), (
+        "each begins and loads by itself"
+    )
+    shared = packed(8, dataclasses.replace(GPU, devices=GPU.devices * 2)).prediction
+    drawing_s = 8 * 2 * (4 * 25 * 2 + 8 * 4) / 2 * 0.5 / 4
+    assert shared is not None
+    assert shared.seconds == pytest.approx(30 + (2 * 1000 * 0.5 + drawing_s) / 2), "two workers train four each"
     other = packed(8, resolution=512).prediction
     assert other is not None
     assert not other.measured
