@@ -16,7 +16,7 @@ import yaml
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -276,6 +276,21 @@ def test_a_large_layer_is_checked_without_making_its_update(tmp_path: Path) -> N
     with _Largest() as largest:
         check_kohya(file, family, layers, lambda _: 3.0)
     assert largest.numbers < wide * wide / 100
+
+
+@pytest.mark.parametrize(("changed", "said"), [("lora_up.weight", "is not what was trained"), ("", "was not trained")])
+def test_what_is_no_number_or_was_not_trained_is_found_in_the_file_for_others(
+    changed: str, said: str, tmp_path: Path
+) -> None:
+    family, name = find_family("sdxl"), "mid_block.attentions.0.proj_in"
+    layers = {"unet": {f"{name}.{DOWN}": torch.randn(2, 8), f"{name}.{UP}": torch.randn(8, 2)}}
+    file = write_kohya(tmp_path / "small.safetensors", family, layers, LoraSettings(rank=2, alpha=6.0), about={})
+    check_kohya(file, family, layers, lambda _: 3.0)
+    tensors = load_file(file)
+    key = next(key for key in tensors if key.endswith(changed)) if changed else "lora_unet_another.alpha"
+    save_file(tensors | {key: torch.full_like(tensors.get(key, torch.ones(1)), float("nan"))}, file)
+    with pytest.raises(ArtifactError, match=said):
+        check_kohya(file, family, layers, lambda _: 3.0)
 
 
 class _Largest(TorchDispatchMode):
