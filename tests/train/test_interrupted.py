@@ -241,3 +241,18 @@ def test_a_signal_that_one_process_hears_stops_all_of_them() -> None:
         return place.together(lambda: "goes on", what="go on")
 
     assert in_both(process) == ["goes on", "goes on"]
+
+
+def test_a_signal_is_heard_after_an_action_within_another_and_its_fault_is_told_as_it_is() -> None:
+    place = Place(torch.device("cpu"), 0, 1)
+
+    def failing() -> None:
+        raise ValueError("the caption is empty")
+
+    with place.hearing(lambda: True), place.heeding():
+        with pytest.raises(ValueError, match="the caption is empty"):
+            place.together(failing, what="read captions")
+        with pytest.raises(Interrupted):
+            place.heed()
+    with place.heeding():
+        place.heed()
