@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 
-from runner.errors import RunnerError
+from runner.errors import RunnerError, SettingsError
 from runner.jobs.job import Job, LockedError, State, lock, read_job, read_manifest, state_of, update_manifest
 from runner.launchers import find_launcher
 from runner.launchers.cluster import Cluster, NotStopped, Searching
@@ -200,6 +200,9 @@ def _groups(folders: Sequence[Path], *, with_trials: bool = False) -> Iterable[t
             if submission and (manifest["state"] in OPEN or (with_trials and "tuning" in submission)):
                 job = read_job(folder)
                 groups.setdefault(job.settings.launcher.model_dump_json(), []).append(job)
+        except SettingsError as error:
+            # A damaged manifest, of which `stop` tells.
+            log.log(logging.DEBUG if with_trials else logging.WARNING, "%s", error)
         except RunnerError as error:
             log.warning("%s", error)
     return [(jobs[0].settings.launcher, jobs) for jobs in groups.values()]

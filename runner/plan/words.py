@@ -67,7 +67,7 @@ def _pack(pack: Pack) -> str:
 
 def _prediction(found: Prediction, jobs: int) -> str:
     source = "from steps measured here" if found.measured else "estimated; not measured here yet"
-    text = f"about {_duration(found.seconds)} and {found.memory_gb:.1f} GB"
+    text = f"about {_duration(found.seconds)} and {_size(found.memory_gb)}"
     if found.encoding_gb > found.memory_gb:
         text += f" ({found.encoding_gb:.1f} GB before, while captions are encoded)"
     if jobs > 1:
@@ -107,7 +107,7 @@ def _disk_lines(disks: Sequence[Disk]) -> list[str]:
         return []
     # On a disk that is full, even what is little is too much.
     told = [disk for disk in disks if disk.gb >= 0.05] or disks
-    parts = [f"{_room(disk.gb)} of {disk.holds} ({_room(disk.free_gb)} are free)" for disk in told]
+    parts = [f"{_size(disk.gb)} of {disk.holds} ({_size(disk.free_gb)} are free)" for disk in told]
     lines = [f"  on disk: up to {', '.join(parts)}"]
     if full:
         lines.append(
@@ -117,7 +117,7 @@ def _disk_lines(disks: Sequence[Disk]) -> list[str]:
     return lines
 
 
-def _room(gb: float) -> str:
+def _size(gb: float) -> str:
     return f"{gb:.1f} GB" if gb >= 0.05 else f"{gb * 1000:.0f} MB"
 
 

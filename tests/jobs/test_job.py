@@ -58,6 +58,16 @@ def test_of_a_configuration_that_is_none_it_is_said_which_file_is_damaged(left: 
         read_job(tmp_path)
 
 
+def test_a_job_without_its_settings_is_told_with_what_brings_them_back(tmp_path: Path) -> None:
+    made = job(tmp_path)
+    register(made)
+    made.paths.config.unlink()
+    with pytest.raises(RunnerError, match=r"it has no config\.yaml; the command that made it writes it anew"):
+        read_job(made.folder)
+    register(made)
+    assert read_job(made.folder).settings == made.settings
+
+
 def test_who_waits_for_a_job_whose_folder_is_removed_meanwhile_holds_the_new_one(tmp_path: Path) -> None:
     folder, answers = tmp_path / "x" / "1", []
 
