@@ -192,7 +192,7 @@ def test_a_job_of_a_list_that_cannot_be_read_costs_no_other_one(
     assert [is_held(job.folder) for job in (without_settings, removed)] == [False, False]
     manifest = read_manifest(without_settings.folder)
     assert manifest["state"] == State.FAILED
-    assert "holds no job that can be read: [Errno 2]" in manifest["error"]
+    assert "holds no job that can be read: it has no config.yaml" in manifest["error"]
     assert not removed.folder.exists(), "nor is it made anew"
     assert caplog.text.count("holds no job that can be read") == 2
     with pytest.raises(RunnerError, match="holds no job that can be read"):

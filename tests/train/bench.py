@@ -210,11 +210,14 @@ def records(job: Job, name: str) -> dict[int, float]:
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     # Their warnings are about parts that the files were never meant to have.
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
-    return Bench(tmp_path_factory.mktemp("bench"))
+    with pytest.MonkeyPatch.context() as changed:
+        # Trainings here have about as many steps as are made to see how long one takes alone.
+        changed.setattr("runner.train.pack.TIMED_STEPS", 2)
+        yield Bench(tmp_path_factory.mktemp("bench"))
 
 
 def pairs(adapter: Adapter, vector: Tensor) -> list[tuple[Site, Tensor, Tensor]]:
