@@ -83,6 +83,11 @@ class Invocation(Settings):
         return self
 
     @property
+    def count(self) -> int:
+        """How many images are asked for; the list of them may be longer than a machine has memory for."""
+        return max(1, len(self.prompts)) * max(1, len(self.seeds))
+
+    @property
     def wanted(self) -> list[tuple[str, int]]:
         """(prompt, seed) of each image."""
         prompts = self.prompts or (self.prompt or "",)

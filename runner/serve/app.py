@@ -68,8 +68,8 @@ def make_app(service: Service, *, guard: Guard, failed: Callable[[BaseException]
         if wanted is None:
             return _refused(400, faults)
         alone = request.headers.get("accept", "").partition(";")[0].strip() == "image/png"
-        if alone and len(wanted.wanted) > 1:
-            said = f"Accept = 'image/png': the request is for {len(wanted.wanted)} images; ask for application/json"
+        if alone and wanted.count > 1:
+            said = f"Accept = 'image/png': the request is for {wanted.count} images; ask for application/json"
             return _refused(400, [said])
         start = time.perf_counter()
         try:

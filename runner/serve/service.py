@@ -85,12 +85,12 @@ class Service:
         """
         studio, serving = self._studio, self.serving
         assert studio is not None
-        wishes = [Wish(f"{index}.png", prompt, seed) for index, (prompt, seed) in enumerate(wanted.wanted)]
-        if len(wishes) > serving.most_images:
+        if wanted.count > serving.most_images:
             raise SettingsError(
-                f"prompts, seeds: ask for {len(wishes)} images, and this endpoint draws at most {serving.most_images} "
+                f"prompts, seeds: ask for {wanted.count} images, and this endpoint draws at most {serving.most_images} "
                 "in a request; ask for them in several"
             )
+        wishes = [Wish(f"{index}.png", prompt, seed) for index, (prompt, seed) in enumerate(wanted.wanted)]
         named = serving.adapters if wanted.adapters is None else wanted.adapters
         self._refuse_unknown(named, "adapters")
         sampling = self.sampling(wanted)

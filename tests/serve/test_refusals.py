@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,15 @@ def test_a_request_that_does_not_say_its_length_may_be_no_longer(flux: TestClien
 
     assert flux.post("/invocations", content=parts(16)).status_code == 413
     assert flux.post("/invocations", content=parts(3)).status_code == 200
+
+
+@pytest.mark.parametrize("accept", ["image/png", "application/json"])
+def test_a_request_for_more_images_than_there_is_memory_to_count_is_refused(flux: TestClient, accept: str) -> None:
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    many = {"prompts": ["a"] * 2000, "seeds": list(range(1000))}
+    answer = flux.post("/invocations", json=many, headers={"Accept": accept})
+    assert answer.status_code == 400 and "2000000 images" in answer.text
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 50_000
 
 
 @pytest.mark.parametrize(
