@@ -111,6 +111,8 @@ class Dispatch:
 
     def _leave(self) -> None:
         """Say how everything goes on; on a terminal, ask whether it shall."""
+        for lot in self.lots:
+            lot.find_workers()
         log.info("%s", self._how_it_goes_on())
         alive = self._alive()
         if alive and is_to_end("Leave them running?"):

@@ -89,6 +89,12 @@ class Lot:
             except LockedError:
                 continue  # a worker has it, and says so itself
 
+    def find_workers(self) -> None:
+        """Take note of those that its cluster has noted in the list before it was broken off."""
+        for worker in self.queue.about().get("workers", ()):
+            if worker not in self.workers:
+                self.add_worker(worker)
+
     def write(self) -> None:
         """Write the list; one that is open must be written again before `OPEN_FOR_S` are over."""
         about = {"workers": self.workers, "at_once": self.pack.at_once, "processes": self.pack.processes}

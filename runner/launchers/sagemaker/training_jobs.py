@@ -72,14 +72,23 @@ class SageMakerCluster:
 
     def _is_made(self, name: str, order: Order, jobs: Sequence[Job]) -> bool:
         """Create a training job of that name; whether that, or the one that is there, works on these jobs."""
+        request, queue = self._request(name, order, jobs), Queue(order.queue)
+        before = list(queue.about().get("workers", ()))
+        # Whatever becomes of this process before the answer, a stop finds what was created.
+        queue.tell(workers=[*before, name])
+        is_ours = True
         try:
-            self._create(name, order, jobs)
+            self.account.sagemaker.create_training_job(**request)
+            log.info("%s", self.console_url(name))
         except aws_errors() as error:
+            is_ours = may_pass(error)  # then it may be there nevertheless
             if code_of(error) != "ResourceInUse":
                 raise
-            return self._may_take_up(name, self.places.training_job(order.title, name))
-        log.info("%s", self.console_url(name))
-        return True
+            is_ours = self._may_take_up(name, self.places.training_job(order.title, name))
+        finally:
+            if not is_ours:
+                queue.tell(workers=before)
+        return is_ours
 
     def _may_take_up(self, name: str, place: Location) -> bool:
         """Whether what a training job that nothing is known of here has done, or does, is to be had.
@@ -97,11 +106,12 @@ class SageMakerCluster:
         log.info("%s has ended before, and nothing of it is in %s: it is sent anew", name, kept)
         return False
 
-    def _create(self, name: str, order: Order, jobs: Sequence[Job]) -> None:
+    def _request(self, name: str, order: Order, jobs: Sequence[Job]) -> dict[str, Any]:
+        """What creates it; all that it needs from here is in S3 then."""
         place = self.places.training_job(order.title, name)
         if name not in self._brought:
             self._brought[name] = self.inputs.bring(jobs, order, place)
-        request = training_request(
+        return training_request(
             self.settings,
             name=name,
             experiment=order.title,
@@ -111,7 +121,6 @@ class SageMakerCluster:
             channels=self._brought[name],
             environment={WORKER_NAME: name} | environment(self.settings),
         )
-        self.account.sagemaker.create_training_job(**request)
 
     def _refusal(self, error: Exception) -> NotSubmitted:
         """What a refusal means: wait, or give up."""
