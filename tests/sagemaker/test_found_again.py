@@ -10,9 +10,11 @@ import pytest
 
 from runner import stop
 from runner.aws.account import Account
-from runner.jobs.job import Job, make_job, register
+from runner.jobs.job import Job, State, make_job, register, state_of
 from runner.jobs.queue import Queue
+from runner.launchers import sagemaker
 from runner.launchers.cluster import NotSubmitted
+from runner.launchers.elsewhere import Elsewhere
 from runner.launchers.lots import Lot
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 from runner.plan import Pack
@@ -68,6 +70,27 @@ def test_one_whose_command_ends_before_the_answer_is_stopped(
 
     assert stop.main([str(job.folder.parent)]) == 0
     assert [each["TrainingJobName"] for each in aws.asked("StopTrainingJob")] == [name]
+
+
+def test_one_in_another_region_than_is_asked_is_not_taken_for_ended(
+    aws: StandIn,
+    job: Job,
+    reached: SageMakerCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lot = lot_of(job)
+    lot.add_worker(reached.submit(lot.order("cpu"), after=None))
+    (name,) = aws.jobs
+    sagemaker._cluster_of.cache_clear()
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+
+    Elsewhere().collect([job.folder])
+    assert state_of(job.folder) is State.SUBMITTED
+    assert stop.main([str(job.folder.parent)]) == 1
+    said = f"training job {name} is in us-east-1 of account 123456789012, and eu-west-1 of 123456789012 is asked"
+    assert caplog.text.count(said) == 2
 
 
 def test_what_was_refused_is_no_worker(aws: StandIn, job: Job, reached: SageMakerCluster) -> None:

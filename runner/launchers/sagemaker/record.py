@@ -36,6 +36,19 @@ def recorded(experiment_folder: Path, name: str) -> Gone | None:
         return None
 
 
+def note_arn(experiment_folder: Path, name: str, arn: str) -> None:
+    """Keep where a training job is that begins: a command in another shell may ask another region, or account."""
+    write_text(record_file(experiment_folder, name), json.dumps({"name": name, "arn": arn}) + "\n")
+
+
+def arn_of(experiment_folder: Path, name: str) -> str | None:
+    """That of a training job; None where it was not kept."""
+    try:
+        return str(json.loads(record_file(experiment_folder, name).read_text(encoding="utf-8"))["arn"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def unrecorded_names(order: Order, experiment_folder: Path) -> Iterator[str]:
     """The names for these jobs that no ended training job has whose results are here, in their order, without end."""
     names = (training_job_name(order.title, order.key, attempt) for attempt in itertools.count(1))

@@ -13,13 +13,23 @@ from runner.aws.account import Account, aws_errors, code_of, may_pass, message_o
 from runner.aws.names import Location, Places
 from runner.aws.prices import Prices
 from runner.aws.storage import Storage
+from runner.errors import AwsError
 from runner.jobs.job import Job, read_job
 from runner.jobs.queue import Queue
 from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
 from runner.launchers.lots import all_given_to
 from runner.launchers.sagemaker.inputs import Inputs, environment
 from runner.launchers.sagemaker.logs import LogTail
-from runner.launchers.sagemaker.record import CLUSTER, log_file, record, record_file, recorded, unrecorded_names
+from runner.launchers.sagemaker.record import (
+    CLUSTER,
+    arn_of,
+    log_file,
+    note_arn,
+    record,
+    record_file,
+    recorded,
+    unrecorded_names,
+)
 from runner.launchers.sagemaker.request import CHECKPOINTS, Channel, training_request
 from runner.launchers.sagemaker.results import Collector
 from runner.launchers.sagemaker.stopping import stop_searches, stop_training_jobs
@@ -78,19 +88,20 @@ class SageMakerCluster:
         queue.tell(workers=[*before, name])
         is_ours = True
         try:
-            self.account.sagemaker.create_training_job(**request)
+            answer = self.account.sagemaker.create_training_job(**request)
+            note_arn(jobs[0].folder.parent, name, answer["TrainingJobArn"])
             log.info("%s", self.console_url(name))
         except aws_errors() as error:
             is_ours = may_pass(error)  # then it may be there nevertheless
             if code_of(error) != "ResourceInUse":
                 raise
-            is_ours = self._may_take_up(name, self.places.training_job(order.title, name))
+            is_ours = self._may_take_up(name, self.places.training_job(order.title, name), jobs[0].folder.parent)
         finally:
             if not is_ours:
                 queue.tell(workers=before)
         return is_ours
 
-    def _may_take_up(self, name: str, place: Location) -> bool:
+    def _may_take_up(self, name: str, place: Location, experiment_folder: Path) -> bool:
         """Whether what a training job that nothing is known of here has done, or does, is to be had.
 
         Names are the account's: somebody else's has its results in another bucket, or below another prefix. And of one
@@ -102,6 +113,7 @@ class SageMakerCluster:
             log.info("%s is there already, with its results in %s: another name is taken", name, kept)
             return False
         if described["TrainingJobStatus"] in RUNNING or self.storage.listing(place / f"{CHECKPOINTS}{JOBS}/"):
+            note_arn(experiment_folder, name, described["TrainingJobArn"])
             return True
         log.info("%s has ended before, and nothing of it is in %s: it is sent anew", name, kept)
         return False
@@ -201,6 +213,7 @@ class SageMakerCluster:
         except ClientError as error:
             if code_of(error) not in ("ValidationException", "ResourceNotFound"):
                 raise
+            self._refuse_another_place(name)
             self._gone[name] = Gone(words="is not known to SageMaker", began=False)
             return
         if described["TrainingJobStatus"] in RUNNING:
@@ -212,6 +225,17 @@ class SageMakerCluster:
         gone = gone_of(described, began=began)
         record(jobs, described, gone, usd_per_hour=price.usd if price else None)
         self._gone[name] = gone
+
+    def _refuse_another_place(self, name: str) -> None:
+        """Raises AwsError where a training job is in another region or account than the one that was asked."""
+        folder = self._jobs[name][0].folder.parent
+        _, _, _, region, account_id, *_ = (arn_of(folder, name) or ":::::").split(":")
+        if account_id and (region, account_id) != (self.account.region, self.account.account_id):
+            raise AwsError(
+                f"training job {name} is in {region} of account {account_id}, and {self.account.region} of "
+                f"{self.account.account_id} is asked: set AWS_REGION={region}, with credentials of that account; if "
+                f"nobody needs it any more, remove {record_file(folder, name)}"
+            )
 
     def _place(self, name: str) -> Location:
         return self.places.training_job(self._jobs[name][0].settings.name, name)

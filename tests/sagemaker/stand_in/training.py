@@ -80,18 +80,21 @@ class TrainingJobs:
         usage = "spot" if spot else "training"
         self.account.quotas.take(resources["InstanceType"], usage, resources["InstanceCount"], running)
 
-    def find(self, name: str) -> TrainingJob:
-        """A job by its name."""
-        if name not in self.jobs:
+    def find(self, name: str, call: Call | None = None) -> TrainingJob:
+        """A job by its name; each region has its own, and all are in one."""
+        if name not in self.jobs or not self._is_here(call):
             raise ServiceError("ValidationException", "Requested resource not found.")
         return self.jobs[name]
 
+    def _is_here(self, call: Call | None) -> bool:
+        return call is None or call.region == self.account.platform.settings.region
+
     def _describe(self, parameters: dict[str, Any], call: Call) -> dict[str, Any]:
         self.warm_pools.expire()
-        return self.find(parameters["TrainingJobName"]).describe()
+        return self.find(parameters["TrainingJobName"], call).describe()
 
     def _stop(self, parameters: dict[str, Any], call: Call) -> dict[str, Any]:
-        job = self.find(parameters["TrainingJobName"])
+        job = self.find(parameters["TrainingJobName"], call)
         with job.lock:
             if job.has_ended:
                 message = f"The request was rejected because the training job is in status {job.status}."
@@ -108,7 +111,7 @@ class TrainingJobs:
 
     def _list(self, parameters: dict[str, Any], call: Call) -> dict[str, Any]:
         self.warm_pools.expire()
-        jobs = [job for job in list(self.jobs.values()) if _is_listed(job, parameters)]
+        jobs = [job for job in list(self.jobs.values()) if self._is_here(call) and _is_listed(job, parameters)]
         jobs.sort(key=SORTED_BY[parameters.get("SortBy", "CreationTime")])
         if parameters.get("SortOrder") == "Descending":
             jobs.reverse()
