@@ -10,6 +10,7 @@ import pytest
 
 from runner import stop
 from runner.aws.account import Account
+from runner.errors import SettingsError
 from runner.jobs.job import Job, State, make_job, register, state_of
 from runner.jobs.queue import Queue
 from runner.launchers import sagemaker
@@ -17,8 +18,10 @@ from runner.launchers.cluster import NotSubmitted
 from runner.launchers.elsewhere import Elsewhere
 from runner.launchers.lots import Lot
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
+from runner.launchers.searches import note
 from runner.plan import Pack
 from runner.schema import Experiment, SageMakerLauncher
+from runner.search.tuning.job import TuningJob
 from tests.sagemaker.stand_in import StandIn
 
 WAITS = ["sh", "-c", "trap 'exit 0' TERM; while sleep 0.05; do :; done"]
@@ -99,3 +102,23 @@ def test_what_was_refused_is_no_worker(aws: StandIn, job: Job, reached: SageMake
     with pytest.raises(NotSubmitted):
         reached.submit(lot.order("cpu"), after=None)
     assert Queue(lot.queue.file).about()["workers"] == []
+
+
+def test_a_search_that_was_begun_in_another_region_is_not_begun_again(
+    aws: StandIn, reached: SageMakerCluster, tmp_path: Path
+) -> None:
+    def search(there: SageMakerCluster) -> TuningJob:
+        return TuningJob(
+            there,
+            "search",
+            request=lambda: {"HyperParameterTuningJobName": "search"},
+            job_of=lambda values: pytest.fail("no trial was seen"),
+            experiment_folder=tmp_path,
+            ends_early=True,
+        )
+
+    note(search(reached)._search, "sagemaker")
+    far = reached.settings.model_copy(update={"region": "eu-west-1"})
+    with pytest.raises(SettingsError, match="was begun in us-east-1, and eu-west-1 is asked"):
+        search(SageMakerCluster(far, Account(far))).run()
+    assert aws.asked("CreateHyperParameterTuningJob") == []

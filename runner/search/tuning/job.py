@@ -18,8 +18,9 @@ from runner.launchers.sagemaker.record import CLUSTER
 from runner.launchers.sagemaker.request import CHECKPOINTS
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 from runner.launchers.sagemaker.trials import Trials, begin
-from runner.launchers.searches import Search, note, strike_out
+from runner.launchers.searches import Search, note, searches_of, strike_out
 from runner.paths import ExperimentPaths
+from runner.schema import SageMakerLauncher
 from runner.search.tuning.records import TuningRecord
 from runner.status import live_table
 from runner.system.exclusive import alone
@@ -64,7 +65,9 @@ class TuningJob:
         self.reached, self.name, self.job_of, self.ends_early = reached, name, job_of, ends_early
         self.folder, self._request = experiment_folder, request
         self.client = reached.account.sagemaker
-        self._search = Search(name, reached.settings, experiment_folder)
+        # With the region that is asked: whoever stops it may be in a shell where another one is set.
+        settings = reached.settings.model_copy(update={"region": reached.account.region})
+        self._search = Search(name, settings, experiment_folder)
         self._brings = Trials(reached, name, experiment_folder.name)
         self._trials: dict[str, _Trial] = {}
         self._said: dict[Path, str] = {}
@@ -104,6 +107,7 @@ class TuningJob:
             except ClientError as error:
                 if code_of(error) not in ("ResourceNotFound", "ValidationException"):
                     raise
+                self._refuse_another_region()
                 self._send()
         region = self.reached.account.region
         log.info(
@@ -125,6 +129,17 @@ class TuningJob:
                 f"tuning job {self.name} is there already, and its results come to {kept}, not to {wanted}: set "
                 "launcher.bucket and launcher.prefix as it has them, or give this search another name"
             )
+
+    def _refuse_another_region(self) -> None:
+        """Raises SettingsError where it was begun in another region than the one that was asked."""
+        here = self.reached.account.region
+        begun = [each for each in searches_of([self.folder]) if each.name == self.name]
+        for region in [each.settings.region for each in begun if isinstance(each.settings, SageMakerLauncher)]:
+            if region not in (None, here):
+                raise SettingsError(
+                    f"launcher.region: tuning job {self.name} was begun in {region}, and {here} is asked; set "
+                    f"launcher.region={region}, or give this search another name"
+                )
 
     def _send(self) -> None:
         from botocore.exceptions import ClientError
