@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
@@ -105,6 +105,25 @@ class Account:
         """The bucket for data and results."""
         return self.settings.bucket or f"sagemaker-{self.region}-{self.account_id}"
 
+    def look_at_bucket(self, client: Any) -> Mapping[str, Any]:
+        """What S3 says of the bucket.
+
+        Raises:
+            AwsError: nobody has named it, and it is in another account. Whoever has made a bucket of SageMaker's own
+                name, which can be guessed, would be sent the data, and could change the code that runs.
+        """
+        from botocore.exceptions import ClientError
+
+        if self.settings.bucket is not None:
+            return dict(client.head_bucket(Bucket=self.bucket))
+        try:
+            return dict(client.head_bucket(Bucket=self.bucket, ExpectedBucketOwner=self.account_id))
+        except ClientError as error:
+            if code_of(error) not in ("403", "AccessDenied"):
+                raise
+        client.head_bucket(Bucket=self.bucket)  # which is refused, too, where it is only not allowed
+        raise AwsError(f"{self.section}.bucket = None: {self.bucket} is of another account; name a bucket of yours")
+
     def make_bucket(self) -> None:
         """Make SageMaker's own bucket where it is not there yet, as SageMaker's SDK does; one that is named must be.
 
@@ -129,7 +148,7 @@ class Account:
         from botocore.exceptions import ClientError
 
         try:
-            self.s3.head_bucket(Bucket=self.bucket)
+            self.look_at_bucket(self.s3)
             return
         except ClientError as error:
             if code_of(error) not in NO_BUCKET:

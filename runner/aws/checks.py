@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from runner.aws.account import NO_BUCKET, Account, NoAccess, code_of, message_of, no_role, understood
 from runner.aws.image import ECR_IMAGE
 from runner.aws.permissions import Actions, Things, denied
+from runner.errors import AwsError
 from runner.s3.access import bucket_region
 
 OCI = "application/vnd.oci."
@@ -129,7 +130,10 @@ def bucket_faults(account: Account) -> Iterable[str]:
 
     key = f"{account.section}.bucket = {account.settings.bucket!r}"
     try:
-        answer = account.client("s3", attempts=3).head_bucket(Bucket=account.bucket)
+        answer = account.look_at_bucket(account.client("s3", attempts=3))
+    except AwsError as error:
+        yield str(error)
+        return
     except ClientError as error:
         code = code_of(error)
         if code in NO_BUCKET:

@@ -116,6 +116,22 @@ def test_a_bucket_that_is_somebody_elses_by_now(aws: StandIn, code: str, said: s
         account.make_bucket()
 
 
+def test_a_bucket_of_sagemakers_name_in_another_account_is_not_used(aws: StandIn, faults: Faults) -> None:
+    """Its name can be guessed: whoever has made it would be sent the data, and could change the code that runs."""
+    account = Account(SageMakerLauncher(name="sagemaker"))
+    aws.s3.create_bucket(Bucket=account.bucket)
+    assert faults(bucket=None) == []
+    account.make_bucket()
+
+    aws.permissions.owners[account.bucket] = "210987654321"
+    said = f"launcher.bucket = None: {account.bucket} is of another account; name a bucket of yours"
+    with pytest.raises(AwsError, match=said):
+        account.make_bucket()
+    (fault,) = faults(bucket=None)
+    assert fault == said
+    assert faults(bucket=account.bucket) == [], "whoever names a bucket of others means it"
+
+
 def test_older_libraries_name_the_region_of_a_bucket_in_a_header_alone() -> None:
     headers = {"x-amz-bucket-region": "eu-west-1"}
     assert bucket_region({"ResponseMetadata": {"HTTPHeaders": headers}}) == "eu-west-1"

@@ -43,6 +43,8 @@ class Call:
     """At most the first MiB."""
     access_key: str
     region: str
+    expected_owner: str = ""
+    """Of a bucket: the account that it must be of, or S3 refuses."""
     caller: str = ""
     """The name of the role that a job's container acts as; empty for the person who submits."""
     status: int = 0
@@ -77,7 +79,8 @@ def read_call(environ: dict[str, Any], body: bytes) -> Call:
     else:
         operation, parameters = environ["REQUEST_METHOD"], {}
     whole = f"{path}?{query}" if query else path
-    return Call(service, operation, parameters, whole, body[:RECORDED_BODY_BYTES], key, region)
+    owner = environ.get("HTTP_X_AMZ_EXPECTED_BUCKET_OWNER", "")
+    return Call(service, operation, parameters, whole, body[:RECORDED_BODY_BYTES], key, region, owner)
 
 
 def _object_operation(environ: dict[str, Any], path: str, asked: dict[str, list[str]]) -> tuple[str, dict[str, Any]]:

@@ -35,6 +35,8 @@ class Permissions:
         """Services (`pricing`, `sagemaker`, ...) whose connections are dropped without an answer."""
         self.refused = ""
         """Why no credentials are accepted: `invalid` or `expired`; empty: they are."""
+        self.owners: dict[str, str] = {}
+        """Of buckets that are in other accounts, which let everybody in unless they are asked for their owner."""
         self.policies: dict[str, policies.Policy] = {}
         """By role, or empty for the person who submits: what the simulation goes by."""
         self._denied: list[tuple[str, str]] = []
@@ -75,6 +77,9 @@ class Permissions:
             message = f"The security token included in the request is {self.refused}"
             raise ServiceError(code if call.service in QUERY_SERVICES else json_code, message, 403)
         self.require(call.action, call.caller, call.service)
+        owner = self.owners.get(call.parameters.get("Bucket", ""), self.account)
+        if call.expected_owner not in ("", owner):
+            raise ServiceError("AccessDenied", "Access Denied", 403)
         every = self._throttled.get(call.operation, 0)
         if every:
             with self._lock:
