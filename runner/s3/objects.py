@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.errors import AwsError
 from runner.paths import atomic_file
 from runner.s3.location import Location
 
@@ -63,11 +64,21 @@ def download(
 
 
 def remove(client: Any, folder: Location) -> int:
-    """Remove everything in a folder; how many objects there were, none where there is no such bucket."""
+    """Remove everything in a folder; how many objects there were, none where there is no such bucket.
+
+    Raises:
+        AwsError: some could not be removed, which S3 says of each in an answer that is none of an error.
+    """
     try:
         keys = [{"Key": folder.key + name} for name in listing(client, folder)]
     except client.exceptions.NoSuchBucket:
         return 0
     for start in range(0, len(keys), REMOVED_AT_ONCE):
-        client.delete_objects(Bucket=folder.bucket, Delete={"Objects": keys[start : start + REMOVED_AT_ONCE]})
+        some = {"Objects": keys[start : start + REMOVED_AT_ONCE], "Quiet": True}
+        if kept := client.delete_objects(Bucket=folder.bucket, Delete=some).get("Errors"):
+            first = kept[0]
+            raise AwsError(
+                f"{len(kept)} objects in {folder.uri} could not be removed, such as {first.get('Key')}: "
+                f"{first.get('Message') or first.get('Code')} (s3:DeleteObject)"
+            )
     return len(keys)

@@ -16,6 +16,7 @@ from runner.launchers.sagemaker.channels import cache_indexes
 from runner.launchers.sagemaker.request import CHECKPOINTS
 from runner.parcel import CACHE, JOBS
 from runner.paths import CONFIG_NAME, LOCK_NAME, LOG_NAME, MANIFEST_NAME, METRICS_NAME, write_text
+from runner.s3.location import is_file_name
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,9 @@ class Collector:
 
 def _is_brought(name: str) -> bool:
     # What a container has begun to write has a hidden name, and may have been stored under it.
-    return name not in NOT_BROUGHT and not any(part.startswith(".") for part in name.split("/"))
+    # One whose name ends with a slash stands for a folder: S3's console makes some.
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    return name not in NOT_BROUGHT and not hidden and is_file_name(name)
 
 
 def _merge_measurements(text: str) -> None:

@@ -1,0 +1,46 @@
+"""What lies in S3 beside our own files, and what S3 does not let go of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from botocore.stub import Stubber
+
+from runner.aws.names import Places
+from runner.aws.storage import Storage
+from runner.errors import AwsError
+from runner.jobs.job import make_job, register
+from runner.launchers.sagemaker.results import Collector
+from runner.s3 import Location
+from runner.s3.objects import remove
+from runner.schema import Experiment
+from tests.sagemaker.buckets import write
+from tests.sagemaker.stand_in import StandIn
+
+
+def test_folders_that_a_console_has_made_keep_no_result_from_arriving(aws: StandIn, tmp_path: Path) -> None:
+    job = make_job(Experiment(), model="m", dataset="d", outputs=tmp_path)
+    register(job)
+    job.paths.lora.mkdir()
+    folder = f"run/checkpoints/jobs/{job.id}/"
+    for name in ("", "lora/", "samples//a.png", "../outside"):
+        write(aws, folder + name, "x")
+    write(aws, f"{folder}lora/weights", "w")
+
+    Collector(Storage(aws.s3), Places(aws.bucket, "p")).look([job], Location(aws.bucket, "run/"), everything=True)
+
+    assert [file.name for file in job.paths.lora.iterdir()] == ["weights"]
+    assert not job.paths.samples.exists() and not (tmp_path / "dev" / "outside").exists()
+
+
+def test_what_s3_does_not_let_go_of_is_not_called_removed(aws: StandIn) -> None:
+    write(aws, "run/a", "x")
+    answer = {"Errors": [{"Key": "run/a", "Code": "AccessDenied", "Message": "Access Denied"}]}
+    with Stubber(client := aws.client("s3")) as stub:
+        stub.add_response("list_objects_v2", {"Contents": [{"Key": "run/a", "Size": 1, "ETag": '"e"'}]})
+        stub.add_response("delete_objects", answer)
+        with pytest.raises(AwsError, match="1 objects in s3://stand-in/run/ could not be removed, such as run/a: Acc"):
+            remove(client, Location(aws.bucket, "run/"))
+    assert remove(aws.s3, Location(aws.bucket, "run/")) == 1
+    assert aws.keys() == []
