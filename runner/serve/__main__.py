@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import uvicorn
 
     from runner.serve.app import make_app
-    from runner.serve.service import Service
+    from runner.serve.service import Broken, Service
 
     reasons: list[BaseException] = []
 
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         server.run()
     for reason in reasons:
         trace = None if isinstance(reason, RunnerError) else reason
-        log.error("the model cannot be loaded: %s", reason, exc_info=trace)
+        log.error("%s%s", "" if isinstance(reason, Broken) else "the model cannot be loaded: ", reason, exc_info=trace)
     return 1 if reasons or not server.started else 0
 
 

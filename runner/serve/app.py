@@ -1,7 +1,7 @@
 """The endpoint's two addresses, as SageMaker calls them.
 
-`GET /ping`: 200 once the model is loaded, 503 before. `POST /invocations`: JSON in, JSON with base64 PNGs out, or
-the PNG alone for `Accept: image/png`.
+`GET /ping`: 200 once the model is loaded, 503 before, and when the GPU has failed. `POST /invocations`: JSON in, JSON
+with base64 PNGs out, or the PNG alone for `Accept: image/png`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse
 
 from runner.errors import RunnerError
 from runner.schema.serving import Invocation, told
-from runner.serve.service import Busy, Service
+from runner.serve.service import Broken, Busy, Service
 from runner.system.listening import Guard
 from runner.system.printable import whole
 from runner.train.drawing import Picture
@@ -36,7 +36,7 @@ def make_app(service: Service, *, guard: Guard, failed: Callable[[BaseException]
 
     Args:
         guard: tells whom it does not answer; who draws keeps the GPU busy.
-        failed: is told why the model could not be loaded.
+        failed: is told why nothing can be drawn, now and later.
     """
 
     @asynccontextmanager
@@ -78,6 +78,9 @@ def make_app(service: Service, *, guard: Guard, failed: Callable[[BaseException]
             return _refused(400, str(error).splitlines())
         except Busy as error:
             return _refused(503, [str(error)])
+        except Broken as error:
+            failed(error)
+            return _refused(500, [str(error)])
         log.info("%d images in %.1f s", len(pictures), time.perf_counter() - start)
         if alone:
             return Response(pictures[0].png, media_type="image/png")

@@ -13,12 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from runner.errors import RunnerError, SettingsError
 from runner.schema.messages import nearest
 from runner.schema.serving import ADAPTERS_FOLDER, SERVE_FILE, Invocation, Serving, told
 from runner.studio import Studio
 from runner.studio.adapters import find
 from runner.train.drawing import Picture, Sampling, Wish
+from runner.train.memory import is_full
 from runner.train.place import Place
 
 log = logging.getLogger(__name__)
@@ -41,6 +44,10 @@ class Busy(Exception):
     """So many requests wait that this one would wait too long."""
 
 
+class Broken(Exception):
+    """The GPU computes nothing more for this process, whatever it is asked; it may for another one."""
+
+
 class Service:
     """The model in a folder, drawn with by one request at a time: there is one GPU.
 
@@ -59,11 +66,12 @@ class Service:
         self._studio: Studio | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="studio")
         self._inside = 0
+        self._is_broken = False
 
     @property
     def ready(self) -> bool:
-        """Whether the model is loaded."""
-        return self._studio is not None
+        """Whether the model is loaded, and the GPU can be used."""
+        return self._studio is not None and not self._is_broken
 
     async def load(self) -> None:
         """Read the whole model."""
@@ -82,6 +90,7 @@ class Service:
         Raises:
             RunnerError: it cannot be done as it says.
             Busy: too many wait already.
+            Broken: neither this nor any other can be drawn here.
         """
         studio, serving = self._studio, self.serving
         assert studio is not None
@@ -134,6 +143,11 @@ class Service:
         self._inside += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, action)
+        except torch.AcceleratorError as error:
+            if is_full(error):  # which passes
+                raise
+            self._is_broken = True
+            raise Broken(f"the GPU cannot be used any more: {str(error).splitlines()[0]}") from error
         finally:
             self._inside -= 1
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 
 from runner.container import serving as container
@@ -134,6 +135,28 @@ def test_pages_from_elsewhere_do_not_draw(flux: TestClient) -> None:
         assert flux.post("/invocations", content="{}", headers={"Host": host}).status_code == code
     for site, code in (("cross-site", 403), ("same-site", 403), ("same-origin", 400), ("none", 400)):
         assert flux.post("/invocations", content="{}", headers={"Sec-Fetch-Site": site}).status_code == code
+
+
+def test_a_gpu_that_has_failed_ends_the_server(flux_folder: Path, tmp_path: Path) -> None:
+    """Or it would answer 500 for good, and be taken for healthy."""
+    folder = told(tmp_path, model={"family": "flux", "path": str(flux_folder)})
+    failures: list[BaseException] = []
+    service = Service(folder, "cpu")
+    app = make_app(service, guard=Guard(LOOPBACK), failed=failures.append)
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
+        while client.get("/ping").status_code != 200:
+            time.sleep(0.02)
+        assert service._studio is not None
+
+        def draw(*_: object) -> None:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCompile with ...")
+
+        service._studio.draw = draw  # type: ignore[assignment,method-assign]
+        answer = client.post("/invocations", json={"prompt": "a house"})
+        said = "the GPU cannot be used any more: CUDA error: an illegal memory access was encountered"
+        assert (answer.status_code, answer.json()["errors"]) == (500, [said])
+        assert client.get("/ping").status_code == 503
+    assert [str(failure) for failure in failures] == [said]
 
 
 def test_only_a_container_listens_to_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
