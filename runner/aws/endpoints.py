@@ -141,6 +141,9 @@ class Endpoints:
                     "when that is over"
                 )
             log.info("endpoint %s is there: it is brought to the new configuration without a pause", wanted.name)
+            if self._instance_of(config) != settings.instance:
+                # What grows by itself is refused another type; `scale` sets the limits again.
+                self._unscale(wanted.name)
             client.update_endpoint(EndpointName=wanted.name, EndpointConfigName=wanted.full_name)
 
     def wait(self, wanted: Wanted, *, poll_s: float, stop: Callable[[], bool]) -> None:
@@ -266,6 +269,11 @@ class Endpoints:
             if code_of(error) in MISSING:
                 return None
             raise
+
+    def _instance_of(self, config: str) -> str | None:
+        """The instance type of a configuration; None where somebody has removed it."""
+        about = self._described("endpoint_config", config)
+        return None if about is None else str(about["ProductionVariants"][0].get("InstanceType"))
 
     def _refuse_foreign(self, name: str) -> None:
         if fault := self.foreign_fault(name):

@@ -157,6 +157,16 @@ def test_an_endpoint_goes_back_to_an_earlier_deployment(aws: StandIn, image: str
     assert len(costing(Watch(lambda: folders).look()[0])) == 1
 
 
+def test_an_endpoint_that_grows_is_brought_to_another_instance(aws: StandIn, image: str, tmp_path: Path) -> None:
+    deployed(deployment(aws, image, tmp_path, max_instances=2))
+    deployed(deployment(aws, image, tmp_path, max_instances=3, instance="ml.g5.xlarge"))
+
+    (variant,) = aws.endpoints.configs[config_of(aws)]["ProductionVariants"]
+    scaling = aws.client("application-autoscaling").describe_scalable_targets(ServiceNamespace="sagemaker")
+    assert variant["InstanceType"] == "ml.g5.xlarge"
+    assert [target["MaxCapacity"] for target in scaling["ScalableTargets"]] == [3]
+
+
 def test_several_deployments_of_a_command_have_an_endpoint_each(aws: StandIn, image: str, tmp_path: Path) -> None:
     class Known(Checker):
         def job(self, raw: Any, overrides: tuple[str, ...] = ()) -> Job:

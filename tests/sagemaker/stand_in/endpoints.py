@@ -220,10 +220,20 @@ class Endpoints:
         if old.status not in ("InService", "Failed"):
             message = f'Cannot update in-progress endpoint "{old.endpoint}".'
             raise ServiceError("ValidationException", message)
+        variant = _found(self.configs, asked["EndpointConfigName"], "endpoint configuration")["ProductionVariants"][0]
+        if variant["InstanceType"] != old.variant["InstanceType"] and self._grows(old):
+            message = "The variant must be deregistered from Auto Scaling before its instance type may change."
+            raise ServiceError("ValidationException", message)
         old.removed.set()
         old.join()
         self._begin(old.endpoint, asked["EndpointConfigName"], before=old.config["EndpointConfigName"])
         return {"EndpointArn": self.account.arn("endpoint", old.endpoint)}
+
+    def _grows(self, endpoint: Endpoint) -> bool:
+        scaling = self.account.platform.client("application-autoscaling")
+        resource = f"endpoint/{endpoint.endpoint}/variant/{endpoint.variant['VariantName']}"
+        found = scaling.describe_scalable_targets(ServiceNamespace="sagemaker", ResourceIds=[resource])
+        return bool(found["ScalableTargets"])
 
     def _begin(self, name: str, config_name: str, *, before: str = "") -> Endpoint:
         config = _found(self.configs, config_name, "endpoint configuration")
