@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from boto3.exceptions import RetriesExceededError, S3UploadFailedError
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+from botocore.stub import Stubber
 
 from runner.aws.account import Account, NoAccess, may_pass, understood
 from runner.jobs.job import Job, make_job, register
 from runner.jobs.queue import Queue
 from runner.launchers.cluster import NoRoom, NotSubmitted, Order
+from runner.launchers.sagemaker.logs import LogTail
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 from runner.s3 import Location
 from runner.schema import Experiment, SageMakerLauncher
@@ -126,6 +128,25 @@ def test_a_result_that_does_not_arrive_ends_no_waiting(
     monkeypatch.setattr(reached, "_looked_s", 0.0)
     assert reached.gone({"photos-1": [job]}) == {}
     assert job.paths.metrics.read_text() == "{}\n", "the next look brings it"
+
+
+def test_what_was_read_of_a_log_before_a_fault_is_kept(aws: StandIn, tmp_path: Path) -> None:
+    def page(message: str) -> dict[str, Any]:
+        return {"events": [{"message": message}] if message else [], "nextForwardToken": "end"}
+
+    with Stubber(client := Account(SageMakerLauncher(name="sagemaker")).logs) as logs:
+        streams = {"logStreams": [{"logStreamName": f"job/algo-{host}-0"} for host in (1, 2)]}
+        logs.add_response("describe_log_streams", streams)
+        for message in ("first", ""):
+            logs.add_response("get_log_events", page(message))
+        logs.add_client_error("get_log_events", "ThrottlingException")
+        tail = LogTail(client, "job", tmp_path / "log", None)
+        tail.look()
+        logs.add_response("describe_log_streams", streams)
+        for message in ("", "second", ""):
+            logs.add_response("get_log_events", page(message))
+        tail.look()
+    assert (tmp_path / "log").read_text() == "algo-1: first\nalgo-2: second\n"
 
 
 def test_a_search_waits_for_what_does_not_arrive(

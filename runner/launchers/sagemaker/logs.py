@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,14 @@ class LogTail:
         """Take in what is new. A log that cannot be read is no reason to stop."""
         from botocore.exceptions import BotoCoreError, ClientError
 
+        lines: list[str] = []
         try:
             streams = self._streams()
-            lines = [line for stream in streams for line in self._new_lines(stream, hosts=len(streams))]
+            for stream in streams:  # what has come before a fault does not come again
+                for line in self._new_lines(stream, hosts=len(streams)):
+                    lines.append(line)
         except (BotoCoreError, ClientError) as error:
             log.debug("the log of %s: %s", self.name, error)
-            return
         if not lines:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -58,17 +61,15 @@ class LogTail:
             raise
         return sorted(stream["logStreamName"] for stream in answer["logStreams"])
 
-    def _new_lines(self, stream: str, *, hosts: int) -> list[str]:
-        lines: list[str] = []
+    def _new_lines(self, stream: str, *, hosts: int) -> Iterator[str]:
         host = f"{stream.rpartition('/')[2].rpartition('-')[0]}: " if hosts > 1 else ""
         for _ in range(MOST_PAGES):
             position = {"nextToken": self._tokens[stream]} if stream in self._tokens else {}
             answer = self.client.get_log_events(
                 logGroupName=GROUP, logStreamName=stream, startFromHead=True, **position
             )
-            lines += [host + event["message"].rstrip("\n") for event in answer["events"]]
             ended = answer["nextForwardToken"] == self._tokens.get(stream)
             self._tokens[stream] = answer["nextForwardToken"]
+            yield from [host + event["message"].rstrip("\n") for event in answer["events"]]
             if ended:
                 break
-        return lines
