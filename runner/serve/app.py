@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse
 
 from runner.errors import RunnerError
 from runner.schema.serving import Invocation, told
-from runner.serve.service import Broken, Busy, Service
+from runner.serve.service import Broken, Busy, Gone, Service
 from runner.system.listening import Guard
 from runner.system.printable import whole
 from runner.train.drawing import Picture
@@ -73,11 +73,14 @@ def make_app(service: Service, *, guard: Guard, failed: Callable[[BaseException]
             return _refused(400, [said])
         start = time.perf_counter()
         try:
-            pictures = await service.draw(wanted)
+            pictures = await service.draw(wanted, is_gone=request.is_disconnected)
         except RunnerError as error:
             return _refused(400, str(error).splitlines())
         except Busy as error:
             return _refused(503, [str(error)])
+        except Gone:
+            log.info("nobody waits any longer for %d images: they are not drawn", wanted.count)
+            return Response(status_code=503)  # which nobody reads
         except Broken as error:
             failed(error)
             return _refused(500, [str(error)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -44,6 +44,10 @@ class Busy(Exception):
     """So many requests wait that this one would wait too long."""
 
 
+class Gone(Exception):
+    """Nobody waits for the answer any longer."""
+
+
 class Broken(Exception):
     """The GPU computes nothing more for this process, whatever it is asked; it may for another one."""
 
@@ -65,7 +69,7 @@ class Service:
         self._device = device
         self._studio: Studio | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="studio")
-        self._inside = 0
+        self._inside, self._turn = 0, asyncio.Lock()
         self._is_broken = False
 
     @property
@@ -84,10 +88,14 @@ class Service:
         self._studio = await asyncio.get_running_loop().run_in_executor(self._thread, load)
         log.info("%s is loaded; %d adapters", self.serving.model.path, len(self.adapters))
 
-    async def draw(self, wanted: Invocation) -> list[Picture]:
+    async def draw(self, wanted: Invocation, *, is_gone: Callable[[], Awaitable[bool]]) -> list[Picture]:
         """The images of a request, when it is its turn.
 
+        Args:
+            is_gone: whether whoever asks has hung up; SageMaker does after a minute, and its clients then ask again.
+
         Raises:
+            Gone: whoever asks has hung up before it was its turn.
             RunnerError: it cannot be done as it says.
             Busy: too many wait already.
             Broken: neither this nor any other can be drawn here.
@@ -105,7 +113,7 @@ class Service:
         sampling = self.sampling(wanted)
         studio.check_resolution(sampling.resolution)
         mix = [(self.adapters[name], weight) for name, weight in named.items()]
-        return await self._in_turn(lambda: studio.draw(wishes, sampling, mix))
+        return await self._in_turn(lambda: studio.draw(wishes, sampling, mix), is_gone)
 
     def sampling(self, wanted: Invocation) -> Sampling:
         """How the images of a request are drawn.
@@ -137,12 +145,15 @@ class Service:
                     f"{key}.{name} = {weight}: no such adapter{nearest(name, self.adapters)}; there are: {there}"
                 )
 
-    async def _in_turn(self, action: Callable[[], Found]) -> Found:
+    async def _in_turn(self, action: Callable[[], Found], is_gone: Callable[[], Awaitable[bool]]) -> Found:
         if self._inside > self.serving.most_waiting:
             raise Busy(f"{self._inside} requests are waiting or at work; try again later")
         self._inside += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, action)
+            async with self._turn:
+                if await is_gone():
+                    raise Gone
+                return await asyncio.get_running_loop().run_in_executor(self._thread, action)
         except torch.AcceleratorError as error:
             if is_full(error):  # which passes
                 raise

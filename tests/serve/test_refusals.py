@@ -159,6 +159,31 @@ def test_a_gpu_that_has_failed_ends_the_server(flux_folder: Path, tmp_path: Path
     assert [str(failure) for failure in failures] == [said]
 
 
+def test_what_nobody_waits_for_any_longer_is_not_drawn(flux: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    """Or requests that have timed out would keep those waiting that were sent in their place."""
+    said = [
+        {"type": "http.request", "body": b'{"prompt": "a house"}', "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    answers: list[Any] = []
+
+    async def receive() -> Any:
+        return said.pop(0) if len(said) > 1 else said[0]
+
+    async def send(message: Any) -> None:
+        answers.append(message)
+
+    host = (b"host", b"localhost")
+    scope = {"type": "http", "method": "POST", "path": "/invocations", "headers": [host], "query_string": b""}
+    assert flux.portal is not None
+    with caplog.at_level("INFO"):
+        flux.portal.call(flux.app, scope, receive, send)
+    assert "nobody waits any longer for 1 images: they are not drawn" in caplog.text
+    assert "1 images in " not in caplog.text
+    assert answers[0]["status"] == 503
+    assert flux.post("/invocations", json={"prompt": "a house"}).status_code == 200, "others are"
+
+
 def test_only_a_container_listens_to_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
