@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 WEIGHT = "weight:"
 """What the names of the sliders begin with, before the path of the adapter's job."""
 MOST_WEIGHT = 1.5
-MOST_KEPT = 200
+MOST_KEPT, MOST_KEPT_BYTES = 200, 1 << 29
+"""Pictures that stay, and what they may take: of 4096 px, one takes tens of MB."""
 MOST_WAITING = 8
 SAMPLERS = tuple(Sampler.__args__)  # type: ignore[attr-defined]
 
@@ -134,9 +135,14 @@ class Easel:
             drawn = Drawn(number=self._count, png=picture.png, asked=asked, seed=seed, mix=named, took_s=took_s)
             self.drawn[drawn.number] = drawn
             new.append(drawn)
-        while len(self.drawn) > MOST_KEPT:
+        # The new ones stay in any case: the page asks for them next.
+        while len(self.drawn) > len(new) and (len(self.drawn) > MOST_KEPT or self._kept_bytes > MOST_KEPT_BYTES):
             self.drawn.popitem(last=False)
         return new[::-1]
+
+    @property
+    def _kept_bytes(self) -> int:
+        return sum(len(drawn.png) for drawn in self.drawn.values())
 
     def _studio_of(self, base: BaseModel, precision: str) -> Studio:
         """The studio of a base model; the one of another model, or of another precision, makes room."""

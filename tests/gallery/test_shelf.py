@@ -20,6 +20,7 @@ import yaml
 from starlette.testclient import TestClient
 
 from runner.errors import SettingsError
+from runner.gallery import easel as easel_module
 from runner.gallery.__main__ import main as gallery_main
 from runner.gallery.app import make_app
 from runner.gallery.easel import WEIGHT, Easel
@@ -144,6 +145,19 @@ def test_guidance_is_rescaled_as_in_the_training(tmp_path: Path, monkeypatch: py
     (picture,) = asyncio.run(easel.draw({"prompt": "a house", "guidance": "7", "guidance_rescale": "0.7"}))
     assert [(each.guidance_scale, each.guidance_rescale) for each in asked] == [(7.0, 0.7)]
     assert json.loads(picture.again)["fields"]["guidance_rescale"] == 0.7
+
+
+def test_the_pictures_that_stay_have_a_bound_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    completed(tmp_path / "x" / "job", model={"family": "sdxl", "path": "embedded"})
+    monkeypatch.setattr(easel_module, "MOST_KEPT_BYTES", 400)
+    large = SimpleNamespace(png=bytes(100))
+    studio = SimpleNamespace(check_resolution=lambda _: None, draw=lambda wishes, *_: [large] * len(wishes))
+    easel = Easel(Shelf(tmp_path), "cpu")
+    monkeypatch.setattr(easel, "_studio_of", lambda *_: studio)
+    for images in (3, 3, 8):
+        new = asyncio.run(easel.draw({"prompt": "a house", "images": str(images)}))
+        assert [*easel.drawn][-images:] == [each.number for each in new][::-1], "what the page asks for next"
+        assert len(easel.drawn) == {1: 3, 4: 4, 7: 8}[new[-1].number]
 
 
 def test_what_cannot_rescale_is_not_asked_to(flux_folder: Path, tmp_path: Path) -> None:
