@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from runner import stop
 from runner.aws.account import Account
-from runner.errors import SettingsError
+from runner.errors import RunnerError, SettingsError
 from runner.jobs.job import Job, State, make_job, register, state_of
 from runner.jobs.queue import Queue
 from runner.launchers import sagemaker
@@ -18,7 +19,7 @@ from runner.launchers.cluster import NotSubmitted
 from runner.launchers.elsewhere import Elsewhere
 from runner.launchers.lots import Lot
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
-from runner.launchers.searches import note
+from runner.launchers.searches import note, searches_of
 from runner.plan import Pack
 from runner.schema import Experiment, SageMakerLauncher
 from runner.search.tuning.job import TuningJob
@@ -104,21 +105,37 @@ def test_what_was_refused_is_no_worker(aws: StandIn, job: Job, reached: SageMake
     assert Queue(lot.queue.file).about()["workers"] == []
 
 
+def search_of(reached: SageMakerCluster, folder: Path) -> TuningJob:
+    return TuningJob(
+        reached,
+        "search",
+        request=lambda: {"HyperParameterTuningJobName": "search"},
+        job_of=lambda values: pytest.fail("no trial was seen"),
+        experiment_folder=folder,
+        ends_early=True,
+    )
+
+
 def test_a_search_that_was_begun_in_another_region_is_not_begun_again(
     aws: StandIn, reached: SageMakerCluster, tmp_path: Path
 ) -> None:
-    def search(there: SageMakerCluster) -> TuningJob:
-        return TuningJob(
-            there,
-            "search",
-            request=lambda: {"HyperParameterTuningJobName": "search"},
-            job_of=lambda values: pytest.fail("no trial was seen"),
-            experiment_folder=tmp_path,
-            ends_early=True,
-        )
-
-    note(search(reached)._search, "sagemaker")
+    note(search_of(reached, tmp_path)._search, "sagemaker")
     far = reached.settings.model_copy(update={"region": "eu-west-1"})
     with pytest.raises(SettingsError, match="was begun in us-east-1, and eu-west-1 is asked"):
-        search(SageMakerCluster(far, Account(far))).run()
+        search_of(SageMakerCluster(far, Account(far)), tmp_path).run()
     assert aws.asked("CreateHyperParameterTuningJob") == []
+
+
+@pytest.mark.parametrize(("code", "status", "left"), [("InternalFailure", 500, 1), ("ValidationException", 400, 0)])
+def test_a_search_is_forgotten_only_where_it_was_refused(
+    reached: SageMakerCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, status: int, left: int
+) -> None:
+    def answered(**request: Any) -> None:
+        said = {"Error": {"Code": code, "Message": "because"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+        raise ClientError(said, "CreateHyperParameterTuningJob")  # type: ignore[arg-type]
+
+    search = search_of(reached, tmp_path)
+    monkeypatch.setattr(search.client, "create_hyper_parameter_tuning_job", answered)
+    with pytest.raises(RunnerError, match="has refused the search: because"):
+        search.run()
+    assert len(searches_of([tmp_path])) == left, "what may be there is found by a stop"

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from runner.aws.account import aws_errors, code_of, message_of, understood
+from runner.aws.account import aws_errors, code_of, may_pass, message_of, understood
 from runner.errors import Detached, Interrupted, RunnerError, SettingsError
 from runner.jobs.job import Job, state_of
 from runner.launchers.cluster import NotStopped
@@ -153,7 +153,8 @@ class TuningJob:
             if code_of(error) == "ResourceInUse":  # another command was faster
                 log.info("submitted before: tuning job %s", self.name)
                 return
-            strike_out(self._search, CLUSTER)
+            if not may_pass(error):  # else it may be there nevertheless, and a stop must find it
+                strike_out(self._search, CLUSTER)
             if "AccessDenied" in code_of(error):
                 raise
             raise RunnerError(f"SageMaker has refused the search: {message_of(error)}") from error
