@@ -100,6 +100,14 @@ def test_an_endpoint_of_somebody_else_is_neither_changed_nor_removed(aws: StandI
     assert config_of(aws) in aws.endpoints.configs and len(aws.endpoints.models) == 1
 
 
+def test_who_may_not_end_an_endpoint_makes_none(aws: StandIn, image: str, tmp_path: Path) -> None:
+    aws.permissions.deny("sagemaker:DeleteEndpoint")
+    job = deployment(aws, image, tmp_path)
+    assert isinstance(job.settings, Deploy)
+    with pytest.raises(SettingsError, match=r"may not sagemaker:DeleteEndpoint on arn:.*:endpoint/shop; add"):
+        check.check(job.settings)
+
+
 @pytest.mark.parametrize("kind", ["index", "manifest"])
 def test_an_image_of_a_type_that_endpoints_refuse(aws: StandIn, image: str, tmp_path: Path, kind: str) -> None:
     manifest = {"schemaVersion": 2, "mediaType": f"application/vnd.oci.image.{kind}.v1+json", "layers": []}

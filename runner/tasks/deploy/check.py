@@ -38,7 +38,7 @@ CALLER: Actions = {
     ),
     "endpoint": (
         "sagemaker:CreateEndpoint", "sagemaker:UpdateEndpoint", "sagemaker:DescribeEndpoint",
-        "sagemaker:InvokeEndpoint", *OF_EACH,
+        "sagemaker:InvokeEndpoint", "sagemaker:DeleteEndpoint", *OF_EACH,
     ),
     "role": ("iam:PassRole",),
     "objects": ("s3:GetObject", "s3:PutObject"),
@@ -46,7 +46,7 @@ CALLER: Actions = {
     "key": ("kms:Decrypt", "kms:GenerateDataKey"),
     "volume-key": ("kms:CreateGrant",),
 }  # fmt: skip
-"""What whoever deploys must be allowed."""
+"""What whoever deploys must be allowed; to end what costs money, too."""
 EXECUTION: Actions = {
     "objects": ("s3:GetObject",),
     "bucket": ("s3:ListBucket",),
