@@ -154,8 +154,8 @@ class Service:
                 if await is_gone():
                     raise Gone
                 return await asyncio.get_running_loop().run_in_executor(self._thread, action)
-        except torch.AcceleratorError as error:
-            if is_full(error):  # which passes
+        except RuntimeError as error:
+            if is_full(error) or not _is_of_gpu(error):  # the next one may be drawn
                 raise
             self._is_broken = True
             raise Broken(f"the GPU cannot be used any more: {str(error).splitlines()[0]}") from error
@@ -204,3 +204,8 @@ def find_served(folder: Path) -> dict[str, Path]:
     if faults:
         raise SettingsError("\n".join(faults))
     return {place.name: place for place in places}
+
+
+def _is_of_gpu(error: RuntimeError) -> bool:
+    """Whether an error says that the GPU has failed, of which torch has a kind of its own since 2.8."""
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) or str(error).startswith("CUDA error")
