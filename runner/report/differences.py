@@ -78,11 +78,14 @@ def differing_settings(jobs: Sequence[JobRecord]) -> tuple[list[Difference], dic
 
 
 def differing_overrides(jobs: Sequence[JobRecord]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The overridden keys in which the jobs of a task differ, and the (key, value) pairs that all jobs share."""
+    """The overridden keys in which the jobs of a task differ, and the (key, value) pairs that all jobs share.
+
+    A job whose manifest does not say what was set has no part in it; one that was given nothing has.
+    """
     keys = dict.fromkeys(key for job in jobs for key in job.overrides if _has_effect(key))
     differing, shared = [], []
     for key in keys:
-        values = [{job.overrides.get(key) for job in kind if job.overrides} for kind in by_task(jobs)]
+        values = [{job.overrides.get(key) for job in kind if "overrides" in job.manifest} for kind in by_task(jobs)]
         together = set().union(*values)
         if any(len(each) > 1 for each in values):
             differing.append(key)

@@ -13,7 +13,14 @@ import pytest
 from runner.job_folders import find_jobs
 from runner.report import differing_keys, record, write_report
 from runner.report.axes import Axis, Categories, fitting, setting_axis, shortened, width_px
-from runner.report.differences import NO_EFFECT, differing_settings, labelled, most_varied, told_apart
+from runner.report.differences import (
+    NO_EFFECT,
+    differing_overrides,
+    differing_settings,
+    labelled,
+    most_varied,
+    told_apart,
+)
 from runner.report.record import read_job
 from runner.report.scatter import DOT_PX, side_by_side
 from runner.schema.experiment import NOT_IDENTITY
@@ -72,6 +79,17 @@ def test_a_job_whose_settings_cannot_be_read_makes_nothing_differ(tmp_path: Path
     (folder / "broken" / "config.yaml").write_text("a: [")
     differing, _ = differing_settings([read_job(job) for job in find_jobs(folder)])
     assert [found.key for found in differing] == ["lora.rank", "lora.alpha"]
+
+
+def test_what_one_job_was_given_and_the_other_was_not_is_not_the_same_in_both(tmp_path: Path) -> None:
+    """Such as of one command without overrides and one with some; what was damaged says nothing of either."""
+    folder = grid(tmp_path, ranks=(4, 8, 16), rates=(1e-4,))
+    for job, given in zip(sorted(folder.iterdir()), (["seed=1", "lora.rank=16"], [], []), strict=True):
+        change_manifest(job, overrides=given)
+    plain, given, damaged = (read_job(folder / f"r{rank}-0.0001") for rank in (4, 16, 8))
+    (damaged.folder / "manifest.json").write_text("{")
+    assert differing_overrides([given, plain]) == (["seed", "lora.rank"], [])
+    assert differing_overrides([given, read_job(damaged.folder)]) == ([], [("seed", "1"), ("lora.rank", "16")])
 
 
 def test_jobs_without_telling_overrides_are_named_by_their_settings(tmp_path: Path) -> None:
