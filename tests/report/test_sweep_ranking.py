@@ -130,6 +130,24 @@ def test_jobs_measured_by_something_else_are_not_compared(tmp_path: Path) -> Non
     assert [entry.job.folder.name for entry in ranking.placed] == ["good"]
 
 
+def test_the_aim_is_that_of_most_jobs_and_not_of_the_first(tmp_path: Path) -> None:
+    for number in range(3):
+        write_job(tmp_path / "x" / f"job{number}", sampled=[])
+    change_manifest(tmp_path / "x" / "job0", objective_name="clip/score", objective_direction="maximize")
+    aim = ranking_of(tmp_path / "x").aim
+    assert (aim.name, aim.maximize) == ("validation/loss", False)
+
+
+def test_a_job_that_diverged_on_the_way_is_shown_with_its_last_value_before_that(tmp_path: Path) -> None:
+    """To what is no number nothing compares, so that the order of all others would hang on it."""
+    job = write_job(tmp_path / "x" / "stopped", steps=80, sampled=[], state="interrupted", objective=None)
+    with (job / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 90, "validation/loss": null, "non_finite": {"validation/loss": "nan"}}\n')
+    (entry,) = ranking_of(tmp_path / "x").entries
+    assert entry.step == 80
+    assert entry.value is not None and 0 < entry.value < 1
+
+
 def test_a_packed_sweep_says_what_it_saved(tmp_path: Path) -> None:
     folder = write_search(tmp_path, 6)
     cost = cost_of([read_job(job) for job in find_jobs(folder)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -79,6 +80,14 @@ def test_a_job_whose_settings_cannot_be_read_makes_nothing_differ(tmp_path: Path
     (folder / "broken" / "config.yaml").write_text("a: [")
     differing, _ = differing_settings([read_job(job) for job in find_jobs(folder)])
     assert [found.key for found in differing] == ["lora.rank", "lora.alpha"]
+
+
+def test_jobs_do_not_differ_in_what_the_task_of_one_does_not_know(tmp_path: Path) -> None:
+    training = read_job(write_job(tmp_path / "x" / "trained", rank=4, sampled=[]))
+    measuring = replace(training, manifest={"id": "measured", "task": "evaluate"}, config={"adapter": "a", "seed": 0})
+    differing, shared = differing_settings([training, measuring])
+    assert differing == []
+    assert (shared["lora.rank"], shared["adapter"], shared["seed"]) == (4, "a", 0)
 
 
 def test_what_one_job_was_given_and_the_other_was_not_is_not_the_same_in_both(tmp_path: Path) -> None:
