@@ -14,10 +14,14 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 
+from runner.data import read_dataset
+from runner.data.views import held_out_crop
 from runner.jobs.job import Job
 from runner.train import job_run
 from runner.train.drawing import Picture
 from runner.train.inputs.materials import Materials
+from runner.train.inputs.samples import Sample
+from runner.train.validation import HeldOut
 from tests.train.bench import Bench, difference, records, weights
 
 DRAWS: dict[str, Any] = {
@@ -83,6 +87,28 @@ def test_the_loss_before_training_is_that_of_the_bare_model(
     by_hand = held_out_by_hand(job, bench.materials(job, bench.base(job)))
     assert records(job, "validation/loss")[0] == pytest.approx(by_hand, rel=1e-6)
     assert sorted(records(job, "validation/loss_t0166")) == [0, 1]
+
+
+def test_every_sample_of_the_loss_has_noise_of_its_own_which_is_that_of_all_jobs(
+    bench: Bench, sdxl_folder: Path
+) -> None:
+    """Or jobs that differ in their seeds would be compared by other noise, which differs more than they do."""
+    job = bench.job(sdxl_folder, validation={"timesteps": 2, "max_images": 2})
+    base, items = bench.base(job), read_dataset(job.experiment.dataset).items
+    means = {(item.id, held_out_crop(item, job.experiment)): torch.randn(4, 8, 8) for item in items}
+    posteriors = {key: (mean, torch.ones(4, 8, 8)) for key, mean in means.items()}
+
+    def samples(seed: int) -> list[Sample]:
+        return HeldOut(job.experiment.model_copy(update={"seed": seed}), items, posteriors, base).samples
+
+    found = samples(1)
+    assert len(found) == 4
+    assert len({sample.noise.numpy().tobytes() for sample in found}) == 4
+    assert all(torch.equal(one.noise, other.noise) for one, other in zip(found, samples(2), strict=True))
+    # As the model takes them, and not as the VAE gives them.
+    scale = float(str(base.vae_config["scaling_factor"]))
+    for sample, mean in zip(found[::2], means.values(), strict=False):
+        assert torch.allclose(sample.latent, mean * scale)
 
 
 def plain_pictures(job: Job, **arguments: Any) -> dict[str, np.ndarray[Any, Any]]:
