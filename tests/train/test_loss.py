@@ -71,6 +71,18 @@ def test_an_error_counts_as_much_as_its_timestep_does(
     assert losses.tolist() == pytest.approx([4 * weight for weight in weights], rel=2e-3)
 
 
+def test_an_offset_is_one_number_for_each_channel(schedule: NoiseSchedule) -> None:
+    plain, offset = (
+        Noising(Experiment(loss=LossSettings(noise_offset=strength)), schedule).noise(
+            generator(0, "test"), 7, (64, 4, 4)
+        )
+        for strength in (0.0, 0.1)
+    )
+    added = offset - plain
+    assert torch.allclose(added, added[:, :1, :1].expand_as(added), atol=1e-6)
+    assert float(added[:, 0, 0].std()) == pytest.approx(0.1, rel=0.3)
+
+
 def test_coarse_noise_is_as_strong_as_plain_noise_and_smoother(schedule: NoiseSchedule) -> None:
     plain, coarse = (
         Noising(Experiment(loss=LossSettings(**levels)), schedule).noise(generator(0, "test"), 7, (4, 32, 32))
@@ -95,6 +107,13 @@ def test_one_level_is_coarser_than_the_latent_by_less_than_four(schedule: NoiseS
     assert abs(likeness[8]) < 0.01
 
 
+def test_every_coarser_level_counts_less_than_the_one_before(schedule: NoiseSchedule) -> None:
+    """Or the coarsest, which is nearly one number for a channel, would be half of the noise and not a tenth."""
+    noising = Noising(Experiment(loss=LossSettings(multires_levels=6, multires_discount=0.5)), schedule)
+    found = noising.noise(generator(0, "test"), 7, (64, 64, 64))
+    assert 0.05 < float(found.mean(dim=(1, 2)).std()) < 0.2
+
+
 def test_nothing_is_coarser_than_one_number_for_a_channel(schedule: NoiseSchedule) -> None:
     one, many = (
         Noising(Experiment(loss=LossSettings(multires_levels=levels)), schedule).noise(
@@ -111,6 +130,13 @@ def test_what_is_perturbed_is_what_the_model_sees_and_not_what_it_predicts(bench
     assert torch.equal(plain.noise, perturbed.noise) and torch.equal(plain.latents, perturbed.latents)
     assert torch.equal(plain.seen_noise, plain.noise)
     assert float((perturbed.seen_noise - plain.noise).std()) == pytest.approx(0.1, rel=0.2)
+
+
+def test_every_sample_is_perturbed_in_its_own_way(schedule: NoiseSchedule) -> None:
+    noising = Noising(Experiment(loss=LossSettings(input_perturbation=0.1)), schedule)
+    first, again, other = (noising.perturbation(sample, (4, 8, 8)) for sample in (7, 7, 8))
+    assert first is not None and again is not None and other is not None
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_options_of_the_noise_do_not_shift_each_other(bench: Bench, sdxl_folder: Path) -> None:
