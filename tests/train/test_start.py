@@ -142,8 +142,20 @@ def test_scales_are_compared_layer_by_layer(tmp_path: Path) -> None:
     assert "has the scale 0.5 in b.0.ff, and this job would have 1" in str(caught.value)
     assert str(caught.value).endswith("set lora.alpha=16 and 'lora.alpha_pattern={b.0.ff: 8}'")
     assert find_earlier(LoraSettings(rank=16, alpha_pattern={"b.0.ff": 8.0}, init_from=start)) is not None
+    with pytest.raises(SettingsError, match=r"lora.alpha = 16.1: .* trained with 16"):
+        find_earlier(LoraSettings(rank=16, alpha=16.1, alpha_pattern={"b.0.ff": 8.0}, init_from=start))
     # The same scales, said otherwise: alpha / sqrt(rank) instead of alpha / rank.
     assert find_earlier(LoraSettings(rank=16, alpha=4, rslora=True, alpha_pattern={"b.0.ff": 2}, init_from=start))
+
+
+def test_layers_of_text_encoders_go_by_the_names_that_files_have(tmp_path: Path) -> None:
+    names, start = [f"text_model.encoder.layers.{number}.q" for number in range(2)], tmp_path / "a.safetensors"
+    said = {"text_encoder.lora_alpha": 16, "text_encoder.alpha_pattern": {names[1]: 8}}
+    tensors = {f"text_encoder.{name}.lora_A.weight": torch.zeros(16, 3) for name in names}
+    save_file(tensors, start, metadata={"lora_adapter_metadata": json.dumps(said)})
+    with pytest.raises(SettingsError, match=r"set lora.alpha=16 and 'lora.alpha_pattern=\{layers.1.q: 8\}'$"):
+        find_earlier(LoraSettings(rank=16, init_from=str(start)))
+    assert find_earlier(LoraSettings(rank=16, alpha_pattern={"^encoder.layers.1.q": 8.0}, init_from=str(start)))
 
 
 def test_ranks_are_compared_layer_by_layer_and_the_fix_is_the_shortest_that_fits(tmp_path: Path) -> None:
