@@ -287,6 +287,14 @@ def test_between_measurements_a_line_is_drawn() -> None:
     assert step_s(known[1:], 2) == pytest.approx(0.9)
 
 
+def test_no_line_leads_below_the_share_of_what_was_measured_nor_down_with_more_images() -> None:
+    steep = [Measurement(4, 0.4, 1, 1), Measurement(8, 2.0, 1, 1)]
+    assert step_s(steep, 1) == pytest.approx(0.1), "the line itself would be at -0.8"
+    disturbed = [Measurement(1, 0.5, 1, 1), Measurement(8, 0.4, 1, 1)]
+    assert step_s(disturbed, 0.5) == pytest.approx(0.45)
+    assert step_s(disturbed, 100) == pytest.approx(0.5)
+
+
 def test_the_newest_measurement_counts_and_damage_does_no_harm() -> None:
     conditions = Conditions.of(job(0), device="a GPU", processes=1)
     record(conditions, [Measurement(1, 0.5, 1, 1)])
@@ -299,6 +307,25 @@ def test_the_newest_measurement_counts_and_damage_does_no_harm() -> None:
         raw.write(b"\xb5\x00\xff\n")
     record(conditions, [Measurement(2, 0.6, 2, 1)])
     assert [each.rows for each in recall(conditions)] == [1, 2, 4]
+
+
+def test_what_was_measured_in_other_conditions_is_not_taken() -> None:
+    others: list[dict[str, Any]] = [
+        *({"model": {**COMMON["model"], "quantization": "int8"}}, {"lora": {"text_encoder": True}}),
+        *({"launcher": {"name": "local", "gradient_checkpointing": True}}, {"precision": "fp32"}, {"resolution": 512}),
+    ]
+    found = {Conditions.of(job(0, **changes), device="a GPU", processes=1) for changes in ({}, *others)}
+    assert len(found) == 1 + len(others)
+    assert Conditions.of(job(1), device="a GPU", processes=1) in found, "a seed costs nothing"
+
+
+def test_the_oldest_measurements_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runner.cache.measured.KEPT_LINES", 3)
+    conditions = Conditions.of(job(0), device="a GPU", processes=1)
+    for rows in range(1, 6):
+        record(conditions, [Measurement(rows, 0.5, 1, 1)])
+    assert [each.rows for each in recall(conditions)] == [3, 4, 5]
+    assert len(measurements_file().read_text().splitlines()) == 3
 
 
 def test_workers_that_end_together_keep_what_each_has_measured(monkeypatch: pytest.MonkeyPatch) -> None:
