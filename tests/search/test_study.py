@@ -136,6 +136,15 @@ def test_it_learns(tmp_path: Path) -> None:
     assert abs(int(best[1]["lora.rank"]) - 24) <= 1
 
 
+def test_trials_that_run_at_the_same_time_are_not_all_where_the_best_was(tmp_path: Path) -> None:
+    """Nothing is known of them yet, so that a sampler that passed over them would give each the same again."""
+    found = study(tmp_path / "study.db", space=SPACE[2:], startup_trials=2, seed=1)
+    for _ in range(3):
+        number, (chosen,) = found.ask()
+        finish(found, number, 0.1 if chosen == "lora=linear" else 0.5)
+    assert len({found.ask()[1][0] for _ in range(2)}) == 2
+
+
 def test_trials_of_earlier_runs_count_and_those_cut_off_are_tried_again(tmp_path: Path) -> None:
     first = study(tmp_path / "study.db")
     asked = [first.ask() for _ in range(4)]
@@ -155,6 +164,7 @@ def test_trials_of_earlier_runs_count_and_those_cut_off_are_tried_again(tmp_path
     third.take_up()
     third.take_up()
     assert third.count == 2
+    assert len({tuple(third.ask()[1]) for _ in range(4)}) == 4, "what was tried again is tried again once"
 
 
 def test_a_search_with_other_settings_is_another_study(tmp_path: Path) -> None:
