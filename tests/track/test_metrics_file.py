@@ -96,6 +96,29 @@ def test_truncate_after_drops_later_lines_and_appending_goes_on(metrics: Metrics
     assert [path.name for path in metrics.path.parent.iterdir() if path.is_file()] == ["metrics.jsonl"]
 
 
+def test_what_is_to_be_measured_anew_goes_and_all_else_stays(metrics: MetricsFile) -> None:
+    metrics.append(1, {"validation/loss": 0.5})
+    metrics.append(2, {"train/loss": 0.4})
+    metrics.append(2, {"validation/loss": 0.3, "validation/loss_t0062": 0.2})
+    metrics.append(3, {"validation/loss": 0.2})
+    metrics.drop(2, "validation/")
+    assert [(line["step"], *sorted(line.keys() - {"step", "time"})) for line in metrics.read()] == [
+        (1, "validation/loss"), (2, "train/loss"), (3, "validation/loss"),
+    ]  # fmt: skip
+
+
+def test_nothing_and_less_than_anything_are_numbers_too(metrics: MetricsFile) -> None:
+    metrics.append(1, {"score": 0.0})
+    metrics.append(2, {"score": -math.inf})
+    assert metrics.values("score") == [(1, 0.0), (2, -math.inf)]
+
+
+def test_a_line_whose_step_is_no_whole_number_is_torn(metrics: MetricsFile) -> None:
+    metrics.path.write_bytes(b'{"step": "2", "a": 1}\n{"step": 1.5, "a": 1}\n{"step": 0, "a": 1}\n')
+    metrics.truncate_after(1)
+    assert steps(metrics) == [0]
+
+
 def test_truncating_a_missing_file_makes_none(metrics: MetricsFile) -> None:
     metrics.truncate_after(0)
     assert not metrics.path.exists()
