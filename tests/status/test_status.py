@@ -229,6 +229,15 @@ def test_the_time_left_counts_what_is_to_come_and_no_pause_between_attempts() ->
     early = [json.dumps(json.loads(line) | {"time": 1.0 + number}) + "\n" for number, line in enumerate(lines[:1])]
     running.paths.metrics.write_text("".join(early + lines[1:]))
     assert look(running).jobs[0].left_s == pytest.approx(120, rel=0.01)
+    update_manifest(running.folder, state=State.INTERRUPTED)
+    assert look(running, waiting).left_s is None, "nothing runs any more, however fast it was"
+
+
+def test_all_is_done_when_the_slowest_is_however_fast_the_others_are() -> None:
+    slow, fast = make(0, State.RUNNING), make(1, State.RUNNING)
+    train(slow, [5, 10], step_s=10.0)
+    train(fast, [80, 90], step_s=1.0)
+    assert look(slow, fast).left_s == pytest.approx(900, rel=0.01)
 
 
 def test_only_what_is_new_in_a_record_is_read_and_a_cut_record_is_read_anew() -> None:
@@ -252,6 +261,11 @@ def test_only_what_is_new_in_a_record_is_read_and_a_cut_record_is_read_anew() ->
     assert str(now().value) == "nan"
     metrics.truncate_after(500)
     assert (now().steps_done, now().value) == (500, 0.5)
+    metrics.truncate_after(0)
+    metrics.append(1, {"validation/loss": 0.4})
+    for step in range(2, 700):
+        metrics.append(step, {"train/loss": 0.1})
+    assert (now().steps_done, now().value) == (699, 0.4), "longer than it was, and another"
 
 
 def test_damaged_folders_are_shown_as_far_as_they_go() -> None:
