@@ -110,6 +110,22 @@ def test_a_failure_is_told_with_its_reason_although_other_jobs_are_not_done_eith
     ]
 
 
+def test_trainings_that_differ_are_shown_in_a_workspace_by_what_they_differ_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[tuple[str, list[str]]] = []
+
+    def save(_: object, *, experiment: str, keys: list[str], **__: object) -> None:
+        saved.append((experiment, keys))
+
+    monkeypatch.setattr("runner.track.save_workspace", save)
+    settings = [Experiment.model_validate({"seed": seed}) for seed in (1, 2)]
+    jobs = [make_job(each, model="m", dataset="d", outputs=outputs_dir(), overrides=()) for each in settings]
+    for job in jobs:
+        register(job, State.COMPLETED)
+    conclude(jobs[:1])
+    conclude(jobs)
+    assert saved == [(jobs[0].settings.name, ["seed"])] * 2, "the folder counts, not the command"
+
+
 @pytest.mark.parametrize(
     ("asked", "found"), [("train/loss", 0.3), ("validation/loss", 0.9), ("validation/loss_t0062", None)]
 )

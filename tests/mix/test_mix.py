@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from runner.errors import SettingsError
+from runner.mix.layers import LowRank
 from runner.mix.mix import concatenate
 from tests.mix.adapters import delta, random_layers
 from tests.mix.conftest import Parts
@@ -64,3 +65,12 @@ def test_updates_are_compared_by_their_factors(sdxl_parts: Parts) -> None:
     untrained = dataclasses.replace(same, up=torch.zeros_like(same.up))
     assert untrained.compared(untrained) == (0.0, 0.0)
     assert math.isnan(dataclasses.replace(same, up=same.up * math.nan).compared(same)[0])
+
+
+def test_what_rounding_leaves_between_equal_updates_is_nothing_and_no_fault() -> None:
+    """Its square may come out below zero, where there is no root."""
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        down, up = torch.randn(3, 16, generator=draw), torch.randn(12, 3, generator=draw)
+        apart, size = LowRank(down, up, 0.5).compared(LowRank(down[[2, 0, 1]], up[:, [2, 0, 1]], 0.5))
+        assert apart < 1e-7 * size
