@@ -92,6 +92,15 @@ def test_random_crops_are_spread_evenly() -> None:
     assert counts.max() < 420
 
 
+def test_of_images_with_a_single_random_crop_about_half_are_mirrored() -> None:
+    found = [
+        crop.flip
+        for number in range(100)
+        for crop in crops_for(sized(72, 64, str(number)), shape=(64, 64), mode="random", variants=1, flip=True)
+    ]
+    assert 30 < sum(found) < 70
+
+
 def test_render_matches_the_picture(tmp_path: Path, photos: dict[str, Image.Image]) -> None:
     """Without resizing, a crop is exactly that part of the picture; mirrored it is exactly its mirror
     image.
