@@ -59,6 +59,16 @@ def test_and_again_for_jobs_that_use_them_in_another_way(calls: Counter[str], ca
     assert caplog.text.count("images: ") == 1, "of the files there is no more to say"
 
 
+def test_what_jobs_encode_otherwise_is_counted_for_each(calls: Counter[str]) -> None:
+    """Or encodings that one of them uses would be neither planned for nor kept."""
+    door.launch(configs(resolution=[64, 128, 64]))
+    assert calls["views_of"] == 2
+    door.launch(configs(lora=[{"text_encoder": encoder} for encoder in (False, True, False)]))
+    assert calls["views_of"] == 4
+    door.launch(configs(dataset=[{"path": "embedded", "flip": flip} for flip in (False, True, False)]))
+    assert calls["views_of"] == 6
+
+
 def test_the_gpus_of_the_machine_are_asked_for_no_more_often_for_many_jobs_than_for_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
