@@ -50,16 +50,21 @@ def test_images_of_the_class_are_drawn_once_and_added_to(bench: Bench, sdxl_fold
 def test_images_of_the_class_are_not_those_of_other_samplers_or_another_base() -> None:
     method = {"name": "dreambooth", "class_prompt": "a red star", "num_class_images": 2}
 
-    def folder(**changes: Any) -> Path:
-        return class_images_folder(Experiment.model_validate({"method": method, **changes}), "a red star", model="m")
+    def folder(*, prompt: str = "a red star", base: str = "m", **changes: Any) -> Path:
+        return class_images_folder(Experiment.model_validate({"method": method, **changes}), prompt, model=base)
 
     others = (
         {"scheduler": {"name": "ddim"}},
         {"scheduler": {"name": "ddim", "eta": 1.0}},
         {"model": {"quantization": "nf4"}},
+        {"model": {"prediction_type": "v_prediction"}},
         {"method": {**method, "class_guidance_scale": 2.0}},
+        {"method": {**method, "class_inference_steps": 9}},
+        {"precision": "bf16"},
+        {"resolution": 128},
     )
-    assert len({folder(), *(folder(**changes) for changes in others)}) == 5
+    different = {folder(), folder(prompt="a blue star"), folder(base="other")}
+    assert len({*different, *(folder(**changes) for changes in others)}) == 3 + len(others)
     assert folder(seed=3, method={**method, "num_class_images": 9}) == folder()
 
 
