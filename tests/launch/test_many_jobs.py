@@ -67,6 +67,9 @@ def test_what_jobs_encode_otherwise_is_counted_for_each(calls: Counter[str]) -> 
     assert calls["views_of"] == 4
     door.launch(configs(dataset=[{"path": "embedded", "flip": flip} for flip in (False, True, False)]))
     assert calls["views_of"] == 6
+    dreambooth = {"name": "dreambooth", "class_prompt": "a star", "num_class_images": 2}
+    door.launch(configs(method=[dreambooth | {"class_inference_steps": steps} for steps in (9, 5, 9)]))
+    assert calls["views_of"] == 8
 
 
 def test_the_gpus_of_the_machine_are_asked_for_no_more_often_for_many_jobs_than_for_one(
