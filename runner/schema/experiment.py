@@ -158,11 +158,19 @@ class Experiment(JobSettings):
         return self
 
     @model_validator(mode="after")
-    def _can_stream_there(self) -> Experiment:
-        if self.dataset.streams and self.launcher.name == "sagemaker":
+    def _goes_with_sagemaker(self) -> Experiment:
+        if self.launcher.name != "sagemaker":
+            return self
+        if self.dataset.streams:
             raise ValueError(
                 "dataset.stream = true: training jobs of launcher=sagemaker get their data from S3; put the parquet "
                 "files there and give dataset.path=s3://..., which is streamed above launcher.fast_file_over_gb"
+            )
+        if self.launcher.spot and not self.launcher.local and self.checkpoint.keep == 1:
+            raise ValueError(
+                "checkpoint.keep = 1: what is removed on a spot instance is removed in S3 at once, and one that is "
+                "taken away while the newest checkpoint is sent there would leave none; set it to 2, or "
+                "launcher.spot=false"
             )
         return self
 

@@ -205,3 +205,12 @@ def test_settings_of_other_scripts_are_settings_that_there_are() -> None:
 
 def test_a_task_is_offered_only_what_it_knows() -> None:
     assert of_drawing(learning_rate=1e-4) == ["learning_rate = 0.0001: unknown key"]
+
+
+def test_one_checkpoint_alone_is_refused_where_an_instance_can_be_taken_away_while_it_is_sent() -> None:
+    spot = {"name": "sagemaker"}
+    (said,) = of_training(launcher=spot, checkpoint={"keep": 1})
+    assert said.startswith("checkpoint.keep = 1: ") and said.endswith("set it to 2, or launcher.spot=false")
+    for launcher in (spot | {"spot": False}, spot | {"local": True}, {"name": "local"}):
+        assert of_training(launcher=launcher, checkpoint={"keep": 1}) == []
+    assert of_training(launcher=spot) == []
