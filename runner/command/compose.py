@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.check import secret_faults
+from runner.command.own_files import FIRST_LINE
 from runner.errors import SettingsError, not_started
 
 
@@ -70,7 +71,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
         keys = ", ".join(f"recipe.{key!s}" for key in below) if isinstance(below, DictConfig) else "recipe"
         raise SettingsError(
             f"{keys}: nothing reads what stands below recipe; the file of a recipe begins with the line "
-            "'# @package _global_', and its settings can be changed as those of any experiment, such as steps=100; "
+            f"'{FIRST_LINE}', and its settings can be changed as those of any experiment, such as steps=100; "
             "nothing was started"
         )
     # A copy: the composed object may be shared with Hydra.

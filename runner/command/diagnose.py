@@ -25,7 +25,7 @@ from yaml.reader import ReaderError
 from runner import HOME
 from runner.check import Checker
 from runner.command.compose import plain
-from runner.command.own_files import faults_of_defaults
+from runner.command.own_files import faults_of_defaults, no_choice
 from runner.command.typed import in_shell, mended, quoted
 from runner.errors import SettingsError, not_started
 from runner.paths import outputs_dir
@@ -128,10 +128,7 @@ def _faults_of_choice(override: Override, group: str, search: list[str]) -> list
         if search and (misnamed := Path(_folder(search), group, f"{value}.yml")).is_file():
             faults.append(f"{group} = {value}: {misnamed} is not read, for its name must end with .yaml; rename it")
         elif value not in options:
-            near = nearest(value, options) or ";"
-            faults.append(
-                f"{group} = {value}: there is no such choice{near} there are: {', '.join(sorted(set(options)))}"
-            )
+            faults.append(no_choice(group, value, options))
         elif search:
             own = Path(_folder(search))
             faults += faults_of_defaults(own, group, value, lambda other: _options(other, search))

@@ -14,7 +14,7 @@ import yaml
 from runner.schema import GROUPS
 from runner.schema.messages import nearest
 
-PACKAGE = "# @package _global_"
+FIRST_LINE = "# @package _global_"
 """How a recipe says that its settings are those at the top."""
 
 Options = Callable[[str], Sequence[str]]
@@ -29,7 +29,7 @@ def faults_of_defaults(folder: Path, group: str, choice: str, options: Options) 
         way.append(choice)
         entries = _entries(file)
         if group == "recipe" and entries and not _is_global(file):
-            return [f"{file}: a recipe of your own begins with the line '{PACKAGE}'; add it at the top"]
+            return [f"{file}: a recipe of your own begins with the line '{FIRST_LINE}'; add it at the top"]
         faults += [f"{file}: {fault}" for entry in entries for fault in _of_entry(entry, group, options)]
         named = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
         if again := next((name for name in named if name in way), None):
@@ -37,6 +37,11 @@ def faults_of_defaults(folder: Path, group: str, choice: str, options: Options) 
             return [*faults, f"{file}: 'defaults' leads back to this file; name {other}{_kinds(group, way, options)}"]
         choice = named[0] if named else ""
     return faults
+
+
+def no_choice(group: str, value: str, options: Sequence[str]) -> str:
+    """What to say of a choice that does not exist."""
+    return f"{group} = {value}: there is no such choice{nearest(value, options) or ';'} {_all(options)}"
 
 
 def _entries(file: Path) -> list[Any]:
@@ -51,13 +56,13 @@ def _entries(file: Path) -> list[Any]:
 
 def _is_global(file: Path) -> bool:
     lines = file.read_text(encoding="utf-8").splitlines()
-    return any("".join(line.split()) == "".join(PACKAGE.split()) for line in lines)
+    return any("".join(line.split()) == "".join(FIRST_LINE.split()) for line in lines)
 
 
 def _of_entry(entry: Any, group: str, options: Options) -> Iterator[str]:
     if isinstance(entry, str):
         if entry != "_self_" and not entry.startswith("/") and entry not in (there := options(group)):
-            yield f"defaults: {group} = {entry}: there is no such choice{nearest(entry, there) or ';'} {_all(there)}"
+            yield f"defaults: {no_choice(group, entry, there)}"
         return
     if group != "recipe" or not isinstance(entry, dict) or len(entry) != 1:
         return
@@ -71,7 +76,7 @@ def _of_entry(entry: Any, group: str, options: Options) -> Iterator[str]:
     elif before != ["override"] or not named.startswith("/"):
         yield f"defaults: {key}: {value}: a choice is made anew by 'override /{other}: {value}'"
     elif isinstance(value, str) and value not in (there := options(other)):
-        yield f"defaults: {other} = {value}: there is no such choice{nearest(value, there) or ';'} {_all(there)}"
+        yield f"defaults: {no_choice(other, value, there)}"
 
 
 def _all(names: Sequence[str]) -> str:
