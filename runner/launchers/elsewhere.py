@@ -107,8 +107,9 @@ class Elsewhere:
             except RunnerError as error:
                 faults.append(str(error))
                 continue
-            goes_on = isinstance(cluster, Searching) and not cluster.has_ended(search.name, search.experiment)
-            if isinstance(cluster, Searching) and goes_on and search.name not in tried:
+            if not isinstance(cluster, Searching) or search.name in tried:
+                continue
+            if not cluster.has_ended(search.name, search.experiment):
                 asked, _ = _asked([(cluster.cancel_searches, [search.name])], faults)
                 stopped += [f"{cluster.name} {name}" for name in asked]
         return stopped, faults

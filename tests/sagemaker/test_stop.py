@@ -37,11 +37,13 @@ def settings(aws: StandIn) -> SageMakerLauncher:
 
 
 @pytest.fixture
-def reached(settings: SageMakerLauncher) -> SageMakerCluster:
-    """The cluster; its client tries once, so that a refusal is one."""
+def reached(settings: SageMakerLauncher, monkeypatch: pytest.MonkeyPatch) -> SageMakerCluster:
+    """The cluster that commands ask; its client tries once, so that a refusal is one."""
     account = Account(settings)
     account.sagemaker = account.client("sagemaker", attempts=0)
-    return SageMakerCluster(settings, account)
+    cluster = SageMakerCluster(settings, account)
+    monkeypatch.setattr("runner.launchers.sagemaker.cluster", lambda known: cluster)
+    return cluster
 
 
 def made(settings: SageMakerLauncher, seed: int, outputs: Path) -> Job:
@@ -90,7 +92,6 @@ def test_the_command_stops_what_it_may_and_names_the_rest(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     aws.permissions.deny(DENIED)
-    monkeypatch.setattr("runner.launchers.sagemaker.cluster", lambda known: reached)
     monkeypatch.setattr(reached, "gone", lambda workers: {})
     trial, other = made(settings, 1, tmp_path), made(settings, 2, tmp_path)
     submission = {"cluster": "sagemaker", "tuning": "search-1", "ids": ["search-1-001"]}
@@ -114,9 +115,7 @@ def test_a_search_is_stopped_between_two_of_its_trials_and_not_when_it_has_ended
     reached: SageMakerCluster,
     settings: SageMakerLauncher,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("runner.launchers.sagemaker.cluster", lambda known: reached)
     first, second = made(settings, 1, tmp_path), made(settings, 2, tmp_path)
     for job, search in ((first, "search-1"), (second, "search-2")):
         submission = {"cluster": "sagemaker", "tuning": search, "ids": [f"{search}-001"]}
@@ -142,7 +141,6 @@ def test_what_is_sent_again_while_the_results_of_its_first_worker_are_brought_is
         again.add_worker("photos-2")
         return {"photos-1": Gone(words="was stopped", reason="cancelled")}
 
-    monkeypatch.setattr("runner.launchers.sagemaker.cluster", lambda known: reached)
     monkeypatch.setattr(reached, "gone", slowly)
     sagemaker.collect([job], settings)
     assert state_of(job.folder) is State.SUBMITTED, "or a stop would not find its new worker"
@@ -153,7 +151,6 @@ def test_what_is_being_sent_again_is_not_closed_by_a_look_at_its_first_worker(
 ) -> None:
     job = made(settings, 1, tmp_path)
     lot = sent(job)
-    monkeypatch.setattr("runner.launchers.sagemaker.cluster", lambda known: reached)
     monkeypatch.setattr(reached, "gone", lambda _: {"photos-1": Gone(words="was stopped", reason="cancelled")})
     with alone(ExperimentPaths(job.folder.parent).turn("sagemaker"), doing="this test"):
         Lot(lot.pack, "sagemaker").begin(lot.jobs)  # its inputs are sent now, and it has no name yet
@@ -231,9 +228,7 @@ def test_a_search_that_has_no_trial_yet_is_stopped_and_one_that_has_ended_is_not
     reached: SageMakerCluster,
     settings: SageMakerLauncher,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("runner.launchers.sagemaker.cluster", lambda known: reached)
     experiment = tmp_path / "photos"
     for name in ("search-1", "search-2"):
         note(Search(name, settings, experiment), "sagemaker")
@@ -252,10 +247,8 @@ def test_a_search_with_trials_is_asked_once_and_by_its_name_if_it_cannot_be(
     reached: SageMakerCluster,
     settings: SageMakerLauncher,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("runner.launchers.sagemaker.cluster", lambda known: reached)
     trial = made(settings, 1, tmp_path)
     submission = {"cluster": "sagemaker", "tuning": "search-1", "ids": ["search-1-001"]}
     update_manifest(trial.folder, state=State.COMPLETED, submission=submission)
