@@ -19,7 +19,6 @@ def main() -> None:
 
         sys.stdout.write(help_text())
         return
-    log_to(sys.stdout, logging.INFO)
     # Hydra prints its own errors one at a time and ends the process, unless told to raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -43,6 +42,7 @@ def main() -> None:
 
 def _compose_and_launch() -> None:
     import hydra
+    from hydra._internal.utils import get_args_parser
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf import DictConfig
@@ -52,7 +52,10 @@ def _compose_and_launch() -> None:
     from runner.command.typed import flags_first
 
     sys.argv[1:] = flags_first(sys.argv[1:])
-    _refuse_folder(sys.argv[1:])
+    options = get_args_parser().parse_args(sys.argv[1:])
+    if options.info is None:  # which Hydra logs by a handler of its own
+        log_to(sys.stdout, logging.INFO)
+    _refuse_folder(options.config_dir)
     failure: list[RunnerError | OSError] = []
 
     @hydra.main(version_base=None, config_path=str(HOME / "conf"), config_name="config")
@@ -77,12 +80,9 @@ def _compose_and_launch() -> None:
         raise failure[0]
 
 
-def _refuse_folder(arguments: list[str]) -> None:
+def _refuse_folder(folder: str | None) -> None:
     # Where there is none, Hydra would warn in its own way, with a line of its source, before it fails; and of two files
     # of one name it takes ours, without a word.
-    from hydra._internal.utils import get_args_parser
-
-    folder = get_args_parser().parse_args(arguments).config_dir
     if folder is None:
         return
     if not Path(folder).is_dir():

@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from runner.errors import RunnerError
+from runner.report.words import count
 from runner.schema.serving import Invocation, told
 from runner.serve.service import Broken, Busy, Gone, Service
 from runner.system.listening import Guard
@@ -67,7 +68,8 @@ def make_app(service: Service, *, guard: Guard, failed: Callable[[BaseException]
         wanted, faults = told(Invocation, raw)
         if wanted is None:
             return _refused(400, faults)
-        alone = request.headers.get("accept", "").partition(";")[0].strip() == "image/png"
+        accepted = {each.partition(";")[0].strip() for each in request.headers.get("accept", "").split(",")}
+        alone = "image/png" in accepted and "application/json" not in accepted
         if alone and wanted.count > 1:
             said = f"Accept = 'image/png': the request is for {wanted.count} images; ask for application/json"
             return _refused(400, [said])
@@ -79,12 +81,12 @@ def make_app(service: Service, *, guard: Guard, failed: Callable[[BaseException]
         except Busy as error:
             return _refused(503, [str(error)])
         except Gone:
-            log.info("nobody waits any longer for %d images: they are not drawn", wanted.count)
+            log.info("nobody waits any longer for %s: not drawn", count(wanted.count, "image"))
             return Response(status_code=503)  # which nobody reads
         except Broken as error:
             failed(error)
             return _refused(500, [str(error)])
-        log.info("%d images in %.1f s", len(pictures), time.perf_counter() - start)
+        log.info("%s in %.1f s", count(len(pictures), "image"), time.perf_counter() - start)
         if alone:
             return Response(pictures[0].png, media_type="image/png")
         return JSONResponse({"images": _images(wanted, pictures), "adapters": _used(service, wanted)})

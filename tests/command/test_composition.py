@@ -118,6 +118,12 @@ def test_the_configuration_reference_is_current() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == reference(), "run: make docs"
 
 
+def test_what_hydra_knows_of_itself_is_shown_once() -> None:
+    answer = runner("--info", "searchpath")
+
+    assert answer.output.count("Config search path") == 1, answer.output
+
+
 @pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--help"], ["launcher.dry_run=true"]])
 def test_nothing_heavy_is_imported_to_plan(arguments: list[str], tmp_path: Path) -> None:
     script = (

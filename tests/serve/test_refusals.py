@@ -179,8 +179,8 @@ def test_what_nobody_waits_for_any_longer_is_not_drawn(flux: TestClient, caplog:
     assert flux.portal is not None
     with caplog.at_level("INFO"):
         flux.portal.call(flux.app, scope, receive, send)
-    assert "nobody waits any longer for 1 images: they are not drawn" in caplog.text
-    assert "1 images in " not in caplog.text
+    assert "nobody waits any longer for 1 image: not drawn" in caplog.text
+    assert "1 image in " not in caplog.text
     assert answers[0]["status"] == 503
     assert flux.post("/invocations", json={"prompt": "a house"}).status_code == 200, "others are"
 

@@ -163,6 +163,21 @@ def test_a_wrong_request_is_told_what_is_wrong(endpoint: Endpoint, body: object,
     assert any(said in each for each in answer.said["errors"]), answer.said
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("image/png, */*;q=0.1", "image/png"),
+        ("image/webp,image/png;q=0.9", "image/png"),
+        ("application/json, image/png", "application/json"),
+        ("*/*", "application/json"),
+    ],
+)
+def test_the_image_alone_is_sent_to_who_takes_it_and_not_the_other(endpoint: Endpoint, accept: str, kind: str) -> None:
+    answer = endpoint.ask({"prompt": PROMPT}, Accept=accept)
+
+    assert (answer.code, answer.kind) == (200, kind)
+
+
 def test_what_is_no_request_is_refused(endpoint: Endpoint) -> None:
     assert ask(endpoint.port, "POST", "/invocations", b"{").code == 400
     assert ask(endpoint.port, "POST", "/invocations", b" " * (2 << 20)).code == 413

@@ -13,6 +13,7 @@ from PIL import Image
 
 from runner.errors import Interrupted
 from runner.paths import JobPaths
+from runner.report.words import count
 from runner.schema.tasks.evaluate import Evaluate
 from runner.tasks.evaluate.prompts import NEUTRAL, prompts_of
 from runner.train.drawing import Picture, Wish, wishes_of, write_pictures, write_prompts
@@ -91,7 +92,7 @@ def draw_missing(series: Iterable[Series], draw: Draw, *, stop: Callable[[], boo
         if stop():
             raise Interrupted("stopped between two images; those that are drawn stay")
         write_pictures(draw(wishes, each.adapted), each.folder)
-        log.info("drawn: %d images of %s", len(wishes), each.folder.name)
+        log.info("drawn: %s of %s", count(len(wishes), "image"), each.folder.name)
     return len(left)
 
 

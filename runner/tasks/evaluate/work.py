@@ -15,6 +15,7 @@ from runner.data import Item
 from runner.jobs.job import update_manifest
 from runner.measures.interval import Figure
 from runner.paths import JobPaths
+from runner.report.words import count
 from runner.schema.experiment import OF_EVALUATION
 from runner.schema.method import NewTokens
 from runner.schema.tasks.evaluate import Evaluate
@@ -160,6 +161,7 @@ def say(figures: Mapping[str, Figure]) -> None:
     """One line for each on this process's output: `fid_score=12.34`."""
     for name, figure in figures.items():
         if figure.low is not None and figure.high is not None:
-            log.info("%s %.4g, from %.4g to %.4g, of %d images", name, figure.value, figure.low, figure.high, figure.n)
+            images = count(figure.n, "image")
+            log.info("%s %.4g, from %.4g to %.4g, of %s", name, figure.value, figure.low, figure.high, images)
         sys.stdout.write(f"{name}={figure.value!r}\n")
     sys.stdout.flush()
