@@ -13,7 +13,7 @@ from runner.job_folders import faults_of, is_job_folder, job_folders
 from runner.jobs.job import State, is_held, read_manifest, state_of
 from runner.launchers.elsewhere import Elsewhere
 from runner.paths import ExperimentPaths
-from runner.report.words import count
+from runner.system.amounts import count
 from runner.system.printable import log_to
 
 log = logging.getLogger(__name__)

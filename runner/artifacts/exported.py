@@ -13,7 +13,7 @@ import yaml
 from runner.artifacts.card import marked, sample_table, sampler_code, table, words_code, write_curves
 from runner.families import find_family
 from runner.families.family import Family
-from runner.families.files import is_hub_id
+from runner.hub import is_hub_id
 from runner.jobs.job import Job, known_manifest
 from runner.paths import WEIGHTS_NAME, write_text
 from runner.schema.method import NewTokens

@@ -13,7 +13,7 @@ from runner.artifacts.exported import header_of_kohya
 from runner.artifacts.files import write_diffusers, write_kohya
 from runner.artifacts.verify import ScaleOf, check_behaviour, check_kohya, check_tensors
 from runner.artifacts.words import check_words, write_words
-from runner.families.files import is_hub_id
+from runner.hub import is_hub_id
 from runner.mix.write import Layers
 from runner.schema.method import NewTokens
 from runner.train.adapters.adapter import WORDS

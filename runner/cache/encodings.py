@@ -15,12 +15,13 @@ from runner.data import Item, split
 from runner.data.captions import captions_of
 from runner.data.classes import Prior
 from runner.data.views import View, class_views_of, views_of
-from runner.families.files import folder_hash, local_folder, model_folder
+from runner.families.files import local_folder, model_folder
 from runner.families.known import FAMILIES
 from runner.jobs.job import Job
 from runner.paths import cache_dir
 from runner.schema import Experiment, ModelSettings
 from runner.schema.method import DreamBooth
+from runner.system.hashes import folder_hash
 
 PROMPTS_FROM_CAPTIONS = 4
 LATENT_PX = 8

@@ -117,7 +117,6 @@ def _place(folder: Path, shard: Shard) -> Path:
 def _downloaded(shard: Shard, folder: Path) -> Path:
     from huggingface_hub import hf_hub_download
 
-    quieten_client()
     try:
         file = Path(
             hf_hub_download(shard.repository, shard.name, repo_type="dataset", revision=shard.commit, local_dir=folder)
@@ -138,13 +137,6 @@ def _digest(file: Path, shard: Shard) -> str:
     begin = hashlib.sha256 if kind == "sha256" else partial(hashlib.sha1, head, usedforsecurity=False)
     with file.open("rb") as content:
         return f"{kind}:{hashlib.file_digest(content, begin).hexdigest()}"
-
-
-def quieten_client() -> None:
-    """Keep the Hub's client from logging every address that it asks: there are many, and some are
-    signed: whoever has one that a file is sent to may write there."""
-    for name in ("httpx", "httpx2", "httpcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def reason_of(error: Exception) -> str:

@@ -91,8 +91,6 @@ class Family(Protocol):
     """Text encoder -> key of its vectors in the file of a new word; empty where the family is taught none."""
     controlled_pipeline: str | None
     """Class of diffusers that draws with a ControlNet; None where none is used here."""
-    classifier_free_guidance: bool
-    """Whether the pipeline compares two predictions for each image, or else tells the model the guidance scale."""
 
     def kohya_version(self, denoiser: nn.Module) -> str:
         """`ss_base_model_version` in the kohya header."""

@@ -6,12 +6,8 @@ S3 is known by its listing instead, wherever it is trained: it is another model 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import os
-import re
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +16,13 @@ from runner.errors import ModelError
 from runner.families import stored
 from runner.families.known import FAMILIES
 from runner.families.single_file import is_single_file, lay_out_single_file, single_file_faults
-from runner.paths import cache_dir, files_below, path_of, write_text
+from runner.hub import hub_faults, not_to_be_had, reason_of
+from runner.paths import cache_dir, path_of
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
 from runner.system.archive import BadArchive, is_archive
-from runner.system.exclusive import alone
+from runner.system.hashes import HASHED_SUFFIXES, file_hash, folder_hash
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-WEIGHT_SUFFIXES = (".safetensors", ".bin")
-HASHED_SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".txt")
-HUB_TIMEOUT_S = 10
 MODEL_FILES, VAE_FILES = ("model_index.json",), ("config.json", "vae/config.json")
 """By one of these the layout is known."""
 FAMILY_OF_PIPELINE = {known.pipeline: name for name, known in FAMILIES.items()}
@@ -172,56 +165,6 @@ def _other_family(folder: Path, settings: ModelSettings) -> list[str]:
     return [f"model.family = {settings.family!r}: {settings.path} holds a {pipeline}; {fix}"]
 
 
-def hub_faults(key: str, value: str, file: str, revision: str | None, *, ask: bool) -> list[str]:
-    """What is wrong with what is no folder on this machine, and so should be a Hub id.
-
-    Args:
-        file: one that such a repository has.
-        ask: whether it must be in the local cache or reachable, and not only of the right form.
-    """
-    owner, slash, name = value.partition("/")
-    if not (slash and owner and name) or "/" in name or value.startswith((".", "~")):
-        parent = path_of(value).parent
-        siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-        near = difflib.get_close_matches(Path(value).name, siblings, n=1)
-        if path_of(value).is_file():
-            return [f"{key} = {value!r}: is a file; give a folder in diffusers layout, or a .tar.gz of one"]
-        hint = f", did you mean {parent / near[0]}?" if near else "; give a folder or a Hub id (owner/name)"
-        return [f"{key} = {value!r}: there is no such folder{hint}"]
-    reason = unreachable(value, file, revision) if ask else ""
-    return [f"{key} = {value!r}: {_not_to_be_had(reason)}"] if reason else []
-
-
-def is_hub_id(given: str) -> bool:
-    """Whether a name has the form of a repository on the Hub, and nothing on this machine has that name."""
-    return bool(HUB_ID.fullmatch(given)) and not Path(given).exists()
-
-
-def unreachable(repository: str, file: str, revision: str | None) -> str:
-    """Why a file of a Hub repository can be neither found in the local cache nor asked for; empty if it can."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    if isinstance(try_to_load_from_cache(repository, file, revision=revision), str):
-        return ""
-    try:
-        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=HUB_TIMEOUT_S)
-    except OfflineModeIsEnabled:
-        return "HF_HUB_OFFLINE is set"
-    except Exception as error:  # noqa: BLE001 (which HTTP client the Hub's library uses changes with its version)
-        return textwrap.shorten(
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0]}", 160, placeholder=" ..."
-        )
-    return ""
-
-
-def _not_to_be_had(reason: str) -> str:
-    return (
-        f"neither a folder on this machine, nor in the local cache of the Hub, nor reachable on the Hub ({reason}); "
-        "give a folder in diffusers layout, or fetch it once where there is a network"
-    )
-
-
 def fingerprint(settings: ModelSettings) -> str:
     """What the base model is: a hash of its files where they are local, its name and revision on the Hub.
 
@@ -245,57 +188,6 @@ def _identity(path: str, revision: str | None, variant: str | None) -> str:
     return folder_hash(folder) + (f":{variant}" if variant else "")
 
 
-def folder_hash(folder: Path) -> str:
-    """SHA-256 over the names and contents of all JSON, text and weight files below `folder`."""
-    digest = hashlib.sha256()
-    memo = _Memo()
-    for file in files_below(folder):
-        if file.suffix in HASHED_SUFFIXES:
-            digest.update(f"{file.relative_to(folder).as_posix()}\0{memo.sha256(file)}\n".encode())
-    memo.save()
-    return digest.hexdigest()
-
-
-def file_hash(file: Path) -> str:
-    """SHA-256 of a file's content, in hex; of one that has not changed since, it is remembered."""
-    memo = _Memo()
-    digest = memo.sha256(file)
-    memo.save()
-    return digest
-
-
-class _Memo:
-    """Remembers hashes of large files by path, size and times, across processes."""
-
-    def __init__(self) -> None:
-        self.file = cache_dir() / "file-hashes.json"
-        self.known = self._read()
-        self.changed = False
-
-    def _read(self) -> dict[str, str]:
-        try:
-            known = json.loads(self.file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = None
-        return known if isinstance(known, dict) else {}
-
-    def sha256(self, file: Path) -> str:
-        stat = file.stat()
-        # Whoever makes an image or an archive may give all files one time of modification; nobody sets that of change.
-        key = f"{os.path.realpath(file)}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
-        if key not in self.known:
-            with file.open("rb") as stream:
-                self.known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-            self.changed = True
-        return self.known[key]
-
-    def save(self) -> None:
-        if self.changed:
-            # Hashing a model takes minutes, in which another command may have hashed another one.
-            with alone(self.file.with_suffix(".lock"), doing="writing down hashes of files"):
-                write_text(self.file, json.dumps(self._read() | self.known, indent=0))
-
-
 def snapshot(settings: ModelSettings) -> Path:
     """The local folder with a model's files, fetched from S3 or the Hub or laid out if need be.
 
@@ -316,10 +208,34 @@ def snapshot(settings: ModelSettings) -> Path:
         fetched = DiffusionPipeline.download(
             path, revision=settings.revision, variant=settings.variant, use_safetensors=True
         )
-    except (OSError, ValueError) as error:
-        reason = f"{type(error).__name__}: {str(error).strip()[:120]}"
-        raise ModelError(f"model.path = {path!r}: {_not_to_be_had(reason)}") from error
+    except Exception as error:  # the client's HTTP library has exceptions of its own, which are no OSErrors
+        raise ModelError(f"model.path = {path!r}: {not_to_be_had(reason_of(error))}") from error
     return Path(fetched)
+
+
+def vae_source(settings: ModelSettings) -> Path | None:
+    """The folder of a VAE that takes the place of the model's own; None where none does.
+
+    Raises:
+        ModelError: it is neither on this machine nor reachable.
+    """
+    if settings.vae is None:
+        return None
+    if is_s3(settings.vae):
+        return stored.fetched("model.vae", settings.vae)
+    local = local_folder(settings.vae)
+    return local if local is not None else _vae_snapshot(settings.vae)
+
+
+def _vae_snapshot(path: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["config.json", "*.safetensors", "vae/config.json", "vae/*.safetensors"]
+    try:
+        return Path(snapshot_download(path, allow_patterns=patterns))
+    except Exception as error:  # as above
+        said = not_to_be_had(reason_of(error))
+        raise ModelError(f"model.vae = {path!r}: {said}, or set model.vae=null for the model's own") from error
 
 
 def check_fetched(settings: ModelSettings, planned: str) -> None:

@@ -25,7 +25,6 @@ target_presets = FAMILIES["flux"].presets
 export = Peft()
 token_keys: dict[str, str] = {}
 controlled_pipeline = None
-classifier_free_guidance = False
 load_noise = load_flow_matching
 T5_TOKENS = 512
 """As many as the pipeline reads, and the model was trained on."""

@@ -39,6 +39,9 @@ class Known:
     """What its text encoders make of a caption."""
     text_parameters: float
     """Of all its usual text encoders together."""
+    original_layout: bool = False
+    """Whether its authors' own layout is in use beside diffusers': whole models as one file, and adapters with alpha
+    tensors that other programs read."""
     least_step_s: float = 0.0
     """Batch-1 steps on GPUs, where these are bound by launching kernels: published ones are much the same on an L40S
     and an H100; SDXL's took 0.26 to 0.41 s on an H200 (benchmarks/results/full_size_unet.md). Transformers have few
@@ -58,6 +61,7 @@ FAMILIES = {
         latent_channels=4,
         caption_numbers=77 * 768,
         text_parameters=0.12e9,
+        original_layout=True,
         least_step_s=0.15,
     ),
     "sdxl": Known(
@@ -70,6 +74,7 @@ FAMILIES = {
         latent_channels=4,
         caption_numbers=77 * 2048 + 1280,
         text_parameters=0.82e9,
+        original_layout=True,
         least_step_s=0.35,
     ),
     "sd3": Known(

@@ -22,7 +22,6 @@ target_presets = FAMILIES["sd"].presets
 export = Kohya({"unet": "lora_unet", "text_encoder": "lora_te"})
 token_keys = {"text_encoder": "emb_params"}
 controlled_pipeline = "StableDiffusionControlNetPipeline"
-classifier_free_guidance = True
 load_noise = load_noise_schedule
 SD2_TEXT_WIDTH = 1024
 

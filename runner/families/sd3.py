@@ -25,7 +25,6 @@ target_presets = FAMILIES["sd3"].presets
 export = Peft()
 token_keys: dict[str, str] = {}
 controlled_pipeline = None
-classifier_free_guidance = True
 load_noise = load_flow_matching
 T5_TOKENS = 256
 """As many as the pipeline reads, and the model was trained on."""

@@ -28,7 +28,6 @@ export = Kohya(
 )
 token_keys = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 controlled_pipeline = "StableDiffusionXLControlNetPipeline"
-classifier_free_guidance = True
 load_noise = load_noise_schedule
 
 

@@ -25,7 +25,8 @@ from runner.report.page import environment
 from runner.report.ranking import Ranking
 from runner.report.several import comparison_charts, experiment_sentence, facts_of_experiment
 from runner.report.views import view_job
-from runner.report.words import count, job_sentence
+from runner.report.words import job_sentence
+from runner.system.amounts import count
 from runner.system.listening import Guard
 
 HERE = Path(__file__).parent

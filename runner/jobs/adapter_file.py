@@ -11,10 +11,11 @@ import hashlib
 from pathlib import Path
 
 from runner.errors import RunnerError, SettingsError
-from runner.families.files import file_hash, is_hub_id, unreachable
+from runner.hub import is_hub_id, reason_of, unreachable
 from runner.jobs.job import Job, State, read_job, state_of
 from runner.paths import WEIGHTS_NAME, JobPaths, outputs_dir, path_of
 from runner.schema.method import NewTokens
+from runner.system.hashes import file_hash
 from runner.system.tensor_file import Header, read_header
 
 NO_SUCH_FILE = "RemoteEntryNotFound"
@@ -118,7 +119,7 @@ def _job_in(path: Path, named: str) -> Job | None:
 
 def _from_hub(repository: str, named: str) -> Path:
     """The one adapter of a repository on the Hub."""
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     known = try_to_load_from_cache(repository, WEIGHTS_NAME)
     if isinstance(known, str):
@@ -129,13 +130,26 @@ def _from_hub(repository: str, named: str) -> Path:
             return alone
         wrong = f"is not on this machine, nor to be had from the Hub ({reason})"
         raise SettingsError(f"{named}: {wrong}{_meant(repository)}")
-    if reason:
-        files = [name for name in HfApi().list_repo_files(repository) if name.endswith(".safetensors")]
-        if len(files) != 1:
-            found = f"holds {', '.join(sorted(files)[:5])}" if files else "holds no .safetensors file"
-            raise SettingsError(f"{named}: that repository {found}; download the one that you mean, and name the file")
-        chosen = files[0]
-    return Path(hf_hub_download(repository, chosen))
+    try:
+        if reason:
+            chosen = _only_one_of(repository, named)
+        return Path(hf_hub_download(repository, chosen))
+    except SettingsError:
+        raise
+    except Exception as error:  # of the client's HTTP library, too
+        wrong = f"is on the Hub, which does not give it ({reason_of(error)})"
+        raise SettingsError(f"{named}: {wrong}; try again later, or download the file and name it") from error
+
+
+def _only_one_of(repository: str, named: str) -> str:
+    """The name of the only safetensors file of a repository on the Hub."""
+    from huggingface_hub import HfApi
+
+    files = [name for name in HfApi().list_repo_files(repository) if name.endswith(".safetensors")]
+    if len(files) != 1:
+        found = f"holds {', '.join(sorted(files)[:5])}" if files else "holds no .safetensors file"
+        raise SettingsError(f"{named}: that repository {found}; download the one that you mean, and name the file")
+    return files[0]
 
 
 def _only_fetched(repository: str) -> Path | None:

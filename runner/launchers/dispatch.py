@@ -24,9 +24,9 @@ from runner.launchers.lots import OPEN_FOR_S, UNSETTLED, Lot, jobs_of_workers, r
 from runner.launchers.settle import fail, halved, last_words, take_up_again
 from runner.paths import ExperimentPaths, stop_sign
 from runner.plan import Plan, pack_key
-from runner.report.words import count
 from runner.schema import QueuedLauncher
 from runner.status import live_table
+from runner.system.amounts import count
 from runner.system.exclusive import alone
 
 log = logging.getLogger(__name__)

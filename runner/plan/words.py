@@ -14,6 +14,7 @@ from runner.plan.packs import Pack, Plan, shared_terms
 from runner.plan.predict import Prediction
 from runner.schema import Experiment
 from runner.schema.method import NewTokens, TextualInversion
+from runner.system.amounts import count
 from runner.system.machine import Machine
 
 WORTH_A_WORD_GB = 1.0
@@ -22,7 +23,7 @@ WORTH_A_WORD_GB = 1.0
 def plan_lines(plan: Plan, work: CacheWork | None, disks: Sequence[Disk] = ()) -> list[str]:
     """The plan, a line each."""
     jobs, packs = len(plan.todo), len(plan.packs)
-    head = f"{jobs} job{'s' * (jobs != 1)} to run in {packs} pack{'s' * (packs != 1)}"
+    head = f"{count(jobs, 'job')} to run in {count(packs, 'pack')}"
     head += f", {len(plan.done)} done already" if plan.done else ""
     head += f", {len(plan.elsewhere)} worked on by another runner" if plan.elsewhere else ""
     head += f", {plan.repeated} repeated in the command and run once" if plan.repeated else ""

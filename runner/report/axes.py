@@ -12,7 +12,8 @@ from itertools import pairwise
 from typing import Any
 
 from runner.report.record import finite
-from runner.report.words import chosen, number, scientific
+from runner.report.words import chosen
+from runner.system.amounts import number, scientific
 
 # From this ratio of largest to smallest value on, a linear axis shows only the largest.
 LOG_RATIO = 60.0

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from runner.report.axes import Axis, value_axis
 from runner.report.frame import BOTTOM_PX, HEIGHT_PX, LEFT_PX, RIGHT_PX, TOP_PX, WIDTH_PX, Chart, frame, px
 from runner.report.record import Point
-from runner.report.words import number
+from runner.system.amounts import number
 
 MAX_POINTS = 400
 

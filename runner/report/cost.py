@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from runner.report.record import JobRecord, finite
-from runner.report.words import count, duration, number
+from runner.system.amounts import count, duration, number
 
 
 @dataclass(frozen=True, kw_only=True)

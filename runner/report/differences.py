@@ -13,7 +13,8 @@ from typing import Any
 
 from runner.job_folders import find_jobs
 from runner.report.record import JobRecord, as_mapping, read_briefly
-from runner.report.words import number, plain
+from runner.report.words import plain
+from runner.system.amounts import number
 
 # What cannot change a result: names, places, how a batch is split, and the model's own defaults of other settings.
 NO_EFFECT = (

@@ -13,7 +13,8 @@ from typing import Any
 from runner.report.differences import differing_settings
 from runner.report.pictures import Picture, PictureBox, prompt_of
 from runner.report.record import JobRecord, as_mapping, finite
-from runner.report.words import number, plain
+from runner.report.words import plain
+from runner.system.amounts import number
 
 TASK = "evaluate"
 LABELS = {

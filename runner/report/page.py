@@ -33,7 +33,8 @@ from runner.report.ranking import rank
 from runner.report.record import JobRecord, read_job
 from runner.report.several import view_several
 from runner.report.views import view_job
-from runner.report.words import duration, number, plain
+from runner.report.words import plain
+from runner.system.amounts import duration, number
 
 TEMPLATES = Path(__file__).parent / "templates"
 

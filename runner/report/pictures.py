@@ -17,7 +17,7 @@ from PIL import Image
 
 from runner.report.ranking import Ranked
 from runner.report.record import JobRecord, Row
-from runner.report.words import number
+from runner.system.amounts import number
 
 # (up to so many pictures on the page, longest side of each in pixels)
 SIDES_PX = ((24, 384), (80, 288), (250, 192))

@@ -15,7 +15,8 @@ from runner.report.axes import Axis, setting_axis, value_axis
 from runner.report.differences import NOMINAL, Difference
 from runner.report.frame import BOTTOM_PX, HEIGHT_PX, LEFT_PX, RIGHT_PX, TOP_PX, WIDTH_PX, Chart, frame, px
 from runner.report.ranking import Ranked, Ranking
-from runner.report.words import chosen, number
+from runner.report.words import chosen
+from runner.system.amounts import number
 
 DOT_PX = 5.0
 INSET_PX = 22.0

@@ -20,7 +20,8 @@ from runner.report.ranking import Ranking
 from runner.report.record import HELD_OUT, JobRecord, finite
 from runner.report.scatter import setting_charts
 from runner.report.views import view_job
-from runner.report.words import count, loss_name, number, plain
+from runner.report.words import loss_name, plain
+from runner.system.amounts import count, number
 
 # With more jobs than this, each job's own grid shows only a few pictures.
 MANY_JOBS = 6

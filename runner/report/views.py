@@ -18,15 +18,8 @@ from runner.report.frame import Chart
 from runner.report.pictures import Grid
 from runner.report.ranking import COLOURS
 from runner.report.record import EARLIER, HELD_OUT, JobRecord, finite
-from runner.report.words import (
-    duration,
-    job_sentence,
-    loss_name,
-    moment,
-    number,
-    objective_label,
-    plain,
-)
+from runner.report.words import job_sentence, loss_name, objective_label, plain
+from runner.system.amounts import duration, moment, number
 
 CORE_SETTINGS = (
     "model.family", "model.path", "dataset.path", "method.name", "lora.rank", "lora.alpha", "lora.targets",

@@ -1,61 +1,13 @@
-"""Numbers, times and sentences as a person would write them. Takes plain values, gives plain text."""
+"""Jobs, their settings and how they went, in a person's words."""
 
 from __future__ import annotations
 
 import json
-import math
-from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
 
 from runner.report.record import HELD_OUT, JobRecord, as_mapping
-
-MISSING = "–"
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """A number with so many significant digits, as short as it gets: 0.1303, 1200, 1e-04."""
-    if value is None:
-        return MISSING
-    if not math.isfinite(value):
-        return str(value)
-    if value == 0:
-        return "0"
-    if abs(value) >= 1e6 or abs(value) < 1e-3:
-        return scientific(value, digits)
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    text = f"{value:,.{decimals}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def scientific(value: float, digits: int) -> str:
-    """A number with its power of ten, as short as it gets: 1e-4, 2.5e7."""
-    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-    return f"{mantissa}e{int(exponent)}"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as 0.4 s, 38 s, 4 min 10 s, 2 h 05 min."""
-    if seconds is None or not math.isfinite(seconds):
-        return MISSING
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def moment(text: object) -> str:
-    """An ISO time as 2026-11-20 09:00:02 UTC; anything else as it is."""
-    try:
-        parsed = datetime.fromisoformat(str(text))
-    except ValueError:
-        return str(text)
-    return f"{parsed:%Y-%m-%d %H:%M:%S} {parsed.tzname() or ''}".strip()
+from runner.system.amounts import MISSING, count, duration, number
 
 
 def objective_label(job: JobRecord) -> str:
@@ -68,11 +20,6 @@ def loss_name(job: JobRecord) -> str:
     """What the validation loss was measured on: small data sets have no held-out images."""
     held_out = as_mapping(job.manifest.get("dataset")).get("held_out")
     return "loss on the training images" if held_out == 0 else "held-out loss"
-
-
-def count(amount: float, noun: str) -> str:
-    """An amount with its noun: 1 job, 4 jobs."""
-    return f"{amount:,.0f} {noun}" if amount == 1 else f"{amount:,.0f} {noun}s"
 
 
 def plain(value: Any) -> str:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from runner.schema.instances import instance_fault
 from runner.schema.knob import Settings, knob, spelt
-from runner.system.instances import instance_fault
 
 OWN_TAG = "lora-runner:experiment"
 """Tag of everything that costs money, by which it can be found in AWS's bill."""

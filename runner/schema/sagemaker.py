@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import model_validator
 
 from runner.schema.aws import INSTANCE, AwsSettings
+from runner.schema.instances import INSTANCES
 from runner.schema.knob import knob
 from runner.schema.launching import QueuedLauncher
-from runner.system.instances import INSTANCES
 
 
 class SageMakerLauncher(QueuedLauncher, AwsSettings):

@@ -18,9 +18,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from runner.errors import RunnerError
-from runner.report.words import count
 from runner.schema.serving import Invocation, told
 from runner.serve.service import Broken, Busy, Gone, Service
+from runner.system.amounts import count
 from runner.system.listening import Guard
 from runner.system.printable import whole
 from runner.train.drawing import Picture

@@ -17,8 +17,8 @@ from runner.report.differences import by_task, differing_overrides, differing_se
 from runner.report.exports import strict
 from runner.report.record import JobRecord, finite
 from runner.report.several import cell_for
-from runner.report.words import MISSING
 from runner.status.look import ACTIVE, DEAD, SILENT_S, JobStatus, WatchedJob, ends_in_s
+from runner.system.amounts import MISSING
 
 MAX_COLUMNS = 5
 """More differing settings than this make a table too wide for a terminal; they share one column then."""

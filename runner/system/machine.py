@@ -11,6 +11,8 @@ import subprocess
 from pathlib import Path
 from typing import Literal
 
+from runner.system.amounts import count
+
 
 @dataclasses.dataclass(frozen=True)
 class Device:
@@ -65,7 +67,7 @@ def this_machine(device: Literal["auto", "cpu", "cuda"]) -> Machine:
 
 def with_threads(cpu: str, threads: int) -> str:
     """A CPU and how much of it a process uses, which is what measurements on it are known by."""
-    return f"{cpu}, {threads} thread{'s' * (threads != 1)}"
+    return f"{cpu}, {count(threads, 'thread')}"
 
 
 CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -126,7 +128,7 @@ CPU_FACTS = Path("/proc/cpuinfo")
 def cpu_name() -> str:
     """The processor's name and how many cores of it may be used."""
     name = _cpu_fact("model name") or platform.processor() or platform.machine()
-    return f"{name}, {cores()} core{'s' * (cores() != 1)}"
+    return f"{name}, {count(cores(), 'core')}"
 
 
 def _in_software() -> tuple[str, ...]:

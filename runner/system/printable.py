@@ -31,8 +31,14 @@ class Printable(logging.Formatter):
         return printable(super().format(record))
 
 
+HTTP_CLIENTS = ("httpx", "httpx2", "httpcore")
+"""They log every address that is asked for. There are many, and some are signed: whoever reads one may use it."""
+
+
 def log_to(stream: TextIO, level: int) -> None:
     """Have the messages of the log as lines on a stream, unless the log goes somewhere already."""
+    for name in HTTP_CLIENTS:
+        logging.getLogger(name).setLevel(logging.WARNING)
     handler = logging.StreamHandler(stream)
     handler.setFormatter(Printable("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler])

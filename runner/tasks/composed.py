@@ -34,7 +34,7 @@ def task_faults(raw: Mapping[str, Any], overrides: Sequence[str], kind: type[Job
         if key not in kind.model_fields and key not in Experiment.model_fields:
             faults.append(f"{key} = {raw[key]!r}: {unknown_key(key, task)}")
     launcher = raw.get("launcher")
-    for key in ("processes", "instances", "nodes"):
+    for key in ("processes", "instances", "nodes", "gpus_per_node"):
         if isinstance(launcher, Mapping) and isinstance(count := launcher.get(key), int) and count > 1:
             faults.append(
                 f"launcher.{key} = {count}: has no effect with task={task}, which takes one process; remove it"

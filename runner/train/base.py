@@ -14,15 +14,12 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from runner.cache.encodings import vae_folder
-from runner.errors import ModelError
 from runner.families import find_family
 from runner.families.control import load_controlnet
 from runner.families.family import TextStack, Tokenizers
-from runner.families.files import local_folder, snapshot
+from runner.families.files import snapshot, vae_source
 from runner.families.loading import load_vae
 from runner.families.process import NoiseProcess
-from runner.families.stored import fetched
-from runner.s3 import is_s3
 from runner.schema import Experiment, ModelSettings
 from runner.schema.inputs import Precision
 from runner.train.adapters.quantized import quantize
@@ -194,30 +191,3 @@ class Base:
     def sampler(self, name: str) -> Any:
         """A fresh sampler for validation images."""
         return self.noise.sampler(self.folder, name)
-
-
-def vae_source(settings: ModelSettings) -> Path | None:
-    """The folder of a VAE that takes the place of the model's own; None where none does.
-
-    Raises:
-        ModelError: it is neither on this machine nor reachable.
-    """
-    if settings.vae is None:
-        return None
-    if is_s3(settings.vae):
-        return fetched("model.vae", settings.vae)
-    local = local_folder(settings.vae)
-    return local if local is not None else _vae_snapshot(settings.vae)
-
-
-def _vae_snapshot(path: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["config.json", "*.safetensors", "vae/config.json", "vae/*.safetensors"]
-    try:
-        return Path(snapshot_download(path, allow_patterns=patterns))
-    except OSError as error:  # the Hub client's own are such, too
-        raise ModelError(
-            f"model.vae = {path!r}: neither a folder on this machine nor reachable on the Hub; give "
-            "model.vae=<folder>, or model.vae=null for the model's own"
-        ) from error

@@ -20,6 +20,7 @@ from torch import Tensor
 from runner.errors import SettingsError
 from runner.families.control import Control, controlled_by
 from runner.families.family import Text
+from runner.families.known import FAMILIES
 from runner.families.loading import decode_latents, noise_options
 from runner.paths import JobPaths, atomic_file, sample_name, write_text
 from runner.schema import Experiment
@@ -153,7 +154,7 @@ def _draw(
             negative_text = _one_by_one([sampling.negative_prompt] * len(part), conditioner)
         # Pipelines of transformers do not know it, and the schema refuses it for them.
         rescaled = {"guidance_rescale": sampling.guidance_rescale} if sampling.guidance_rescale else {}
-        guided = base.family.classifier_free_guidance and sampling.guidance_scale > 1
+        guided = not FAMILIES[base.settings.family].told_guidance and sampling.guidance_scale > 1
         with use_rows(len(part) * (1 + guided)):
             latents = pipeline(
                 **base.family.prompt_arguments(_typed(positive_text, base), _typed(negative_text, base)),

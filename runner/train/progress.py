@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from runner.report.words import duration, number
+from runner.system.amounts import duration, number
 from runner.train.cost import peak_memory_gb
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from runner.embedded import MODEL_DIR
 from runner.errors import ModelError
-from runner.families.files import file_hash, folder_hash
 from runner.families.loading import load_component
+from runner.system.hashes import file_hash, folder_hash
 
 
 def test_commands_that_hash_at_the_same_time_remember_what_each_has_hashed(

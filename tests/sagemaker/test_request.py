@@ -23,8 +23,8 @@ from runner.launchers.sagemaker.estimate import STARTING_S, estimate
 from runner.launchers.sagemaker.request import Channel, training_request
 from runner.plan import Pack, Plan, Predictor, make_plan
 from runner.schema import Experiment, ObjectiveSettings, SageMakerLauncher, TuningSettings
+from runner.schema.instances import INSTANCES
 from runner.search.tuning.request import tuning_request
-from runner.system.instances import INSTANCES
 from tests.command_line import runner
 
 GOLDEN = Path(__file__).parent / "golden"

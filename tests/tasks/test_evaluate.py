@@ -274,7 +274,7 @@ def test_faults_of_files_are_told_together_before_anything_is_drawn(networks: Ne
         check(asked)
     said = str(caught.value)
     assert "features.clip" in said and "has no config.json" in said
-    assert "features.dino = 'nowhere': is not there" in said
+    assert "features.dino = 'nowhere': there is no such folder; give a folder or a Hub id (owner/name)" in said
     assert "holds 1 images, and fid and kid need 2" in said
 
 

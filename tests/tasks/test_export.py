@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from runner.jobs.job import Job
 from runner.mix.write import write_diffusers
 from runner.schema import Experiment
 from runner.schema.tasks.export import Export
+from runner.system.printable import log_to
 from runner.tasks.export.check import base_model
 from tests.artifacts.saved import apart, output
 from tests.mix.adapters import SDXL_PREFIXES, add_kohya, random_layers, write_kohya_plainly, write_peft_plainly
@@ -180,6 +183,7 @@ def test_what_goes_to_the_hub_arrives_there(
     hub: Hub, trained: Job, sdxl_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
+    log_to(sys.stderr, logging.INFO)  # as every command does
     given: dict[str, Any] = {
         "adapter": str(trained.folder),
         "hub": {"push": True, "repo_id": "studio/circle", "private": True, "base_model": "someone/sdxl"},

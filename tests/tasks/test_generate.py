@@ -112,6 +112,25 @@ def test_an_adapter_on_the_hub_may_have_a_name_of_its_own(tmp_path: Path, monkey
             find_adapter("ann/several", key="adapter")
 
 
+@pytest.mark.parametrize("refused", ["/api/models/", "/resolve/main/pixels"])
+def test_a_hub_that_fails_is_told_of_the_adapter_and_not_of_this_disk(
+    refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with giving(monkeypatch, str(tmp_path / "hub")) as hub:
+        hub.files["ann/pixels"] = {"pixels.safetensors": save({"a": torch.zeros(1)})}
+        hub.refused[refused] = 501
+
+        answer = runner(
+            "task=generate", "adapter=ann/pixels", "prompts=a", "launcher.dry_run=true", cwd=tmp_path,
+            extra={"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "other")},
+        )  # fmt: skip
+
+    assert answer.code == 2
+    assert "adapter = 'ann/pixels': is on the Hub, which does not give it (" in answer.output, answer.output
+    assert "501" in answer.output
+    assert "HTTP Request" not in answer.output, "addresses may be signed"
+
+
 @pytest.mark.parametrize("given", ["8d9f4367bc", "grid/8d9f4367bc", "outputs/grid"])
 def test_a_job_is_suggested_for_its_id_alone_and_for_its_experiment(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -156,6 +175,10 @@ def told(**changes: object) -> dict[str, object]:
         ({"model": {"family": "flux"}, "scheduler": {"name": "ddim"}}, "scheduler.name = 'ddim': belongs to models"),
         ({"scheduler": {"name": "lcm"}, "inference_steps": 51}, "inference_steps = 51: scheduler=lcm picks its"),
         ({"launcher": {"name": "local", "processes": 2}}, "launcher.processes = 2: has no effect with task=generate"),
+        (
+            {"launcher": {"name": "slurm", "gpus_per_node": 4}},
+            "launcher.gpus_per_node = 4: has no effect with task=generate, which takes one process; remove it",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_drawn(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +16,12 @@ from runner.data.sources.listing import TABLE_SUFFIXES, Listing, list_folder
 from runner.data.sources.s3 import mirrored
 from runner.data.sources.streamed import read_streamed
 from runner.data.sources.tables import holds_images, is_shard, read_tables, split_of
+from runner.hub import HUB_ID
 from runner.paths import path_of
 from runner.s3 import is_s3
 
 if TYPE_CHECKING:
     from runner.schema import DatasetSettings
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def find(settings: DatasetSettings, faults: Faults, *, refresh: bool = True) -> Found:

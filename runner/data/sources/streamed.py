@@ -21,7 +21,7 @@ from runner import paths
 from runner.data.address import Address, ParquetAddress, StreamedAddress
 from runner.data.faults import Faults, listed
 from runner.data.inspection import Inspected, inspect_now, version
-from runner.data.shards import NotFetched, Shard, ShardStore, quieten_client
+from runner.data.shards import NotFetched, Shard, ShardStore
 from runner.data.sources.found import Entry, Found
 from runner.data.sources.hub import explain, patterns
 from runner.data.sources.listing import IMAGE_SUFFIXES
@@ -141,7 +141,6 @@ def _listed(settings: DatasetSettings, faults: Faults) -> list[Shard]:
     from huggingface_hub.hf_api import RepoFile
 
     (repository,) = settings.paths
-    quieten_client()
     api = HfApi()
     try:
         commit = api.dataset_info(repository, revision=settings.revision).sha

@@ -25,8 +25,8 @@ from runner.paths import ExperimentPaths
 from runner.plan import Plan
 from runner.s3 import is_s3
 from runner.schema import SageMakerLauncher
+from runner.schema.instances import INSTANCES
 from runner.system.exclusive import alone_if_free
-from runner.system.instances import INSTANCES
 from runner.system.machine import Device, Machine, this_machine
 
 if TYPE_CHECKING:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from runner import HOME, PACKAGE
 from runner.aws.names import Places
-from runner.families.files import folder_hash, local_folder
+from runner.families.files import local_folder
 from runner.jobs.job import Job
 from runner.launchers.sagemaker.in_place import data_in_place, models_in_place
 from runner.launchers.sagemaker.request import Channel
 from runner.parcel import CODE, CONFIG
 from runner.plan import Pack
 from runner.s3 import Location, is_s3
+from runner.system.hashes import folder_hash
 
 MOST_CHANNELS = 20
 """Of a training job, by SageMaker's reference of CreateTrainingJob."""

@@ -27,7 +27,6 @@ from runner.data import Item, read_dataset
 from runner.data.classes import prior_of
 from runner.data.dataset import Dataset, fingerprint_of, in_reading_order
 from runner.data.export import CAPTION_COLUMN, IMAGE_COLUMN, export
-from runner.families.files import folder_hash
 from runner.jobs.earlier import find_earlier
 from runner.jobs.job import Job, read_manifest
 from runner.launchers.cluster import Order
@@ -46,10 +45,11 @@ from runner.launchers.sagemaker.in_place import data_in_place, models_in_place
 from runner.launchers.sagemaker.request import CHECKPOINTS, Channel
 from runner.parcel import CACHE, CODE, CODE_FILE, CONFIG, JOBS, PLAN_FILE, Parcel, in_channel
 from runner.paths import CONFIG_NAME, MANIFEST_NAME
-from runner.report.words import count
 from runner.s3 import Location
 from runner.schema import DatasetSettings, SageMakerLauncher
 from runner.schema.knob import default_of
+from runner.system.amounts import count
+from runner.system.hashes import folder_hash
 from runner.tasks.sent import laid, sent_files
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from runner.aws.checks import (
 from runner.aws.permissions import Actions, Things
 from runner.launchers.sagemaker.logs import GROUP
 from runner.schema import SageMakerLauncher
-from runner.system.instances import INSTANCES
+from runner.schema.instances import INSTANCES
 
 SUBMITTER: Actions = {
     "training-job": (

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from runner.s3 import Location
 from runner.schema import SageMakerLauncher
-from runner.system.instances import INSTANCES
+from runner.schema.instances import INSTANCES
 
 CHECKPOINTS = "checkpoints/"
 """Below a training job's place: what SageMaker keeps the same as /opt/ml/checkpoints at all times."""

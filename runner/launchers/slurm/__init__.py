@@ -12,6 +12,7 @@ from runner.launchers.slurm.preflight import check
 from runner.launchers.slurm.text import NAMES, submission_text
 from runner.plan import Plan
 from runner.schema import SlurmLauncher
+from runner.system.amounts import count
 from runner.system.machine import Device, Machine, this_machine
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def machine(settings: SlurmLauncher) -> Machine:
     if settings.gpus_per_node:
         gpu = Device("cuda", settings.gpu_name or UNNAMED_GPU, settings.gpu_memory_gb)
         return Machine((gpu,) * (settings.fixed_processes * workers), cores)
-    name = f"a node, {cores} core{'s' * (cores != 1)}" if settings.cpus_per_task else "a node"
+    name = f"a node, {count(cores, 'core')}" if settings.cpus_per_task else "a node"
     return Machine((Device("cpu", name, settings.mem_gb),), cores)
 
 
@@ -51,7 +52,7 @@ def preview(plan: Plan, settings: SlurmLauncher) -> list[str]:
         return lines
     for number, pack in enumerate(plan.packs, start=1):
         lot = lots.Lot(pack, NAMES[settings.cluster])
-        lines.append(f"sbatch, {pack.workers} time{'s' * (pack.workers != 1)} for pack {number}:")
+        lines.append(f"sbatch, {count(pack.workers, 'time')} for pack {number}:")
         lines += [f"  {line}" for line in submission_text(settings, lot.order(settings.device)).splitlines()]
     return lines
 

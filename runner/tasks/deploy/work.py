@@ -15,7 +15,6 @@ from runner.aws.names import Places
 from runner.aws.prices import Prices
 from runner.aws.sent import send_folder
 from runner.aws.storage import Storage
-from runner.families.files import folder_hash
 from runner.jobs.adapter_file import AdapterFile
 from runner.jobs.deployed import take_back, undeploy_command
 from runner.jobs.job import now, update_manifest
@@ -23,6 +22,7 @@ from runner.parcel import HUB_SECRET
 from runner.paths import JobPaths, write_text
 from runner.schema.serving import SERVE_FILE
 from runner.schema.tasks.deploy import Deploy
+from runner.system.hashes import folder_hash
 from runner.tasks.adapters import find_adapters
 from runner.tasks.deploy.check import SECTION
 from runner.tasks.deploy.contents import base_folder, key_of, served_files, served_names, serving_of

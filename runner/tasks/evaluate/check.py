@@ -9,12 +9,14 @@ from typing import Any
 
 from runner.data import Dataset, read_dataset
 from runner.errors import DatasetError, SettingsError
-from runner.families.files import file_hash, folder_hash, resolution_faults, unreachable
+from runner.families.files import resolution_faults
 from runner.families.prediction import sampler_faults
+from runner.hub import hub_faults
 from runner.paths import path_of
 from runner.schema import DatasetSettings
 from runner.schema.evaluation import METRICS
 from runner.schema.tasks.evaluate import Evaluate
+from runner.system.hashes import file_hash, folder_hash
 from runner.tasks.adapters import contents_of, mix_faults
 from runner.tasks.evaluate.prompts import prompts_of
 
@@ -104,10 +106,7 @@ def _network_faults(key: str, named: str, *, scripted: bool, texts: bool) -> lis
         if missing:
             return [f"{said}: has no {missing[0]}; give a folder in transformers layout"]
         return _text_faults(said, path) if texts else []
-    owner, slash, name = named.partition("/")
-    if not (slash and owner and name) or "/" in name or named.startswith((".", "~", "/")):
-        return [f"{said}: is not there; give a folder in transformers layout, or a Hub id (owner/name)"]
-    return _hub_faults(said, named)
+    return hub_faults(key, named, CONFIG, None, ask=True, layout="transformers")
 
 
 def _text_faults(said: str, folder: Path) -> list[str]:
@@ -121,11 +120,6 @@ def _text_faults(said: str, folder: Path) -> list[str]:
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return [f"{said}: has no tokenizer; put the network's own beside it ({VOCABULARIES[0]}, or its vocabulary)"]
     return []
-
-
-def _hub_faults(said: str, named: str) -> list[str]:
-    reason = unreachable(named, CONFIG, None)
-    return [f"{said}: neither a folder here, nor in the Hub's local cache, nor reachable ({reason})"] if reason else []
 
 
 def _least(settings: Evaluate) -> int:

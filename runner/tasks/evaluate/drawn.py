@@ -13,8 +13,8 @@ from PIL import Image
 
 from runner.errors import Interrupted
 from runner.paths import JobPaths
-from runner.report.words import count
 from runner.schema.tasks.evaluate import Evaluate
+from runner.system.amounts import count
 from runner.tasks.evaluate.prompts import NEUTRAL, prompts_of
 from runner.train.drawing import Picture, Wish, wishes_of, write_pictures, write_prompts
 

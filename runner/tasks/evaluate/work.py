@@ -15,11 +15,11 @@ from runner.data import Item
 from runner.jobs.job import update_manifest
 from runner.measures.interval import Figure
 from runner.paths import JobPaths
-from runner.report.words import count
 from runner.schema.experiment import OF_EVALUATION
 from runner.schema.method import NewTokens
 from runner.schema.tasks.evaluate import Evaluate
 from runner.studio import Studio
+from runner.system.amounts import count
 from runner.tasks.adapters import find_adapters
 from runner.tasks.evaluate.check import real_images
 from runner.tasks.evaluate.drawn import Opened, Series, draw_missing, neutral_series, subject_series, write_about

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from runner.errors import SettingsError
-from runner.families.files import is_hub_id
+from runner.families.known import FAMILIES
+from runner.hub import is_hub_id
 from runner.jobs.adapter_file import AdapterFile, is_dora
 from runner.schema.tasks.export import Export
 from runner.tasks.adapters import contents_of, find_adapters
 from runner.tasks.export.hub import hub_faults
-
-WITH_ALPHA = ("sd", "sdxl")
-"""Families whose layout for other programs has alpha tensors."""
 
 
 def check(settings: Export) -> dict[str, Any]:
@@ -43,7 +41,7 @@ def _format_faults(settings: Export, found: AdapterFile) -> list[str]:
     """What of the chosen formats this adapter cannot have."""
     given, faults = settings.adapter[0], []
     (_, weight) = settings.weighted[0]
-    if settings.model.family not in WITH_ALPHA and "kohya_alpha" in settings.formats:
+    if not FAMILIES[settings.model.family].original_layout and "kohya_alpha" in settings.formats:
         faults.append(
             f"formats = {list(settings.formats)}: no program reads alpha tensors of a {settings.model.family} adapter; "
             "take kohya"

@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.data.shards import quieten_client
 from runner.errors import RunnerError
 from runner.paths import files_below
 from runner.schema.tasks.export import HubSettings
@@ -111,7 +110,6 @@ def push(folder: Path, settings: HubSettings, *, message: str) -> Pushed:
 def _api() -> HfApi:
     from huggingface_hub import HfApi
 
-    quieten_client()
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 from runner.data.decode import UnreadableImage, inspect
 from runner.errors import SettingsError
-from runner.families.files import file_hash, folder_hash, hub_faults, resolution_faults
+from runner.families.files import resolution_faults
 from runner.families.prediction import sampler_faults
+from runner.hub import hub_faults
 from runner.paths import path_of
 from runner.schema.tasks.generate import Generate
+from runner.system.hashes import file_hash, folder_hash
 from runner.tasks.adapters import contents_of, mix_faults
 
 CONFIG = "config.json"

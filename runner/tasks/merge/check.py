@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from runner.errors import SettingsError
+from runner.families.known import FAMILIES
 from runner.jobs.adapter_file import is_dora
 from runner.schema.tasks.merge import Merge
 from runner.tasks.adapters import contents_of, find_adapters
-
-SINGLE_FILES = ("sd", "sdxl")
-"""Families that are written as single files."""
 
 
 def check(settings: Merge) -> dict[str, Any]:
     """As `runner.tasks` says."""
     faults = []
-    if settings.output == "single_file" and settings.model.family not in SINGLE_FILES:
+    if settings.output == "single_file" and not FAMILIES[settings.model.family].original_layout:
         faults.append(
             f"output = 'single_file': only Stable Diffusion 1.x and XL are written so, and model.family is "
             f"{settings.model.family}; take output=folder"

@@ -18,7 +18,7 @@ from runner.artifacts.merged import Compared, check_merged, check_put_together, 
 from runner.cache.encodings import vae_folder
 from runner.errors import ArtifactError, ModelError
 from runner.families import find_family
-from runner.families.files import snapshot
+from runner.families.files import snapshot, vae_source
 from runner.families.original_file import single_file_reason, write_single_file
 from runner.families.single_file import lay_out_single_file
 from runner.jobs.adapter_file import header_of
@@ -33,7 +33,7 @@ from runner.schema import ModelSettings
 from runner.schema.tasks.merge import Merge
 from runner.system.tensor_file import METADATA, TEXT_MODEL
 from runner.tasks.adapters import find_adapters
-from runner.train.base import DTYPES, vae_source
+from runner.train.base import DTYPES
 from runner.train.place import Place
 
 log = logging.getLogger(__name__)

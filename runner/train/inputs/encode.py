@@ -26,8 +26,8 @@ from runner.data.dataset import reading_place
 from runner.data.views import View
 from runner.errors import DatasetError
 from runner.families.family import Family, Text, TextStack
-from runner.families.files import folder_hash
 from runner.schema.shapes import Shape
+from runner.system.hashes import folder_hash
 from runner.system.machine import host_memory_gb
 from runner.train.inputs.shared_out import SharedWork, share_out
 from runner.train.inputs.stored import OnDisk, Stored

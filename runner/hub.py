@@ -1,0 +1,79 @@
+"""The Hugging Face Hub as a place for models and adapters: names of repositories, and whether they can be had.
+
+Its client is imported when the Hub is asked. Data sets are fetched in `runner.data`, for each layout in its own way.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import textwrap
+from pathlib import Path
+
+from runner.paths import path_of
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+TIMEOUT_S = 10
+
+
+def hub_faults(
+    key: str, value: str, file: str, revision: str | None, *, ask: bool, layout: str = "diffusers"
+) -> list[str]:
+    """What is wrong with what is no folder on this machine, and so should be a Hub id.
+
+    Args:
+        file: one that such a repository has.
+        ask: whether it must be in the local cache or reachable, and not only of the right form.
+        layout: of which library the files are.
+    """
+    owner, slash, name = value.partition("/")
+    if not (slash and owner and name) or "/" in name or value.startswith((".", "~")):
+        parent = path_of(value).parent
+        siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+        near = difflib.get_close_matches(Path(value).name, siblings, n=1)
+        if path_of(value).is_file():
+            return [f"{key} = {value!r}: is a file; give a folder in {layout} layout, or a .tar.gz of one"]
+        hint = f", did you mean {parent / near[0]}?" if near else "; give a folder or a Hub id (owner/name)"
+        return [f"{key} = {value!r}: there is no such folder{hint}"]
+    reason = unreachable(value, file, revision) if ask else ""
+    return [f"{key} = {value!r}: {not_to_be_had(reason, layout)}"] if reason else []
+
+
+def is_hub_id(given: str) -> bool:
+    """Whether a name has the form of a repository on the Hub, and nothing on this machine has that name."""
+    return bool(HUB_ID.fullmatch(given)) and not Path(given).exists()
+
+
+def unreachable(repository: str, file: str, revision: str | None) -> str:
+    """Why a file of a Hub repository can be neither found in the local cache nor asked for; empty if it can."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if isinstance(try_to_load_from_cache(repository, file, revision=revision), str):
+        return ""
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=TIMEOUT_S)
+    except OfflineModeIsEnabled:
+        return "HF_HUB_OFFLINE is set"
+    except Exception as error:  # noqa: BLE001 (which HTTP client the Hub's library uses changes with its version)
+        return reason_of(error)
+    return ""
+
+
+def reason_of(error: Exception) -> str:
+    """The kind of an error of the Hub's client and its first line; of whichever library below, and some say nothing."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    # It says only that the copy here would have been taken; why that was needed, its cause tells.
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    first = next(iter(str(error).strip().splitlines()), "")
+    return textwrap.shorten(f"{type(error).__name__}: {first}".removesuffix(": "), 160, placeholder=" ...")
+
+
+def not_to_be_had(reason: str, layout: str = "diffusers") -> str:
+    """That there is no such folder here and no such repository there, and what to do."""
+    return (
+        f"neither a folder on this machine, nor in the local cache of the Hub, nor reachable on the Hub ({reason}); "
+        f"give a folder in {layout} layout, or fetch it once where there is a network"
+    )
