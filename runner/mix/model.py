@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from runner.errors import ArtifactError, Interrupted
 from runner.families.loading import load_component
 from runner.mix.layers import AdapterLayers, LowRank
-from runner.paths import atomic_folder, write_text
+from runner.paths import atomic_folder, files_below, write_text
 from runner.system.tensor_file import read_header
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,10 @@ def _copy_rest(base: Path, target: Path, written: set[str], variant: str | None)
         if entry.name in written or entry.name.startswith("."):
             continue
         if entry.is_dir() and entry.name in index:
-            shutil.copytree(entry, target / entry.name, dirs_exist_ok=True)
+            for file in files_below(entry):
+                copy = target / entry.name / file.relative_to(entry)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)  # without its rights: the base may be for reading only
             for file in (target / entry.name).glob(f"*.{variant}.*"):  # the parts that are written are of no variant
                 plain = file.with_name(file.name.replace(f".{variant}.", "."))
                 if not plain.exists():

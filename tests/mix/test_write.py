@@ -140,3 +140,17 @@ def test_what_comes_along_of_a_variant_is_found_beside_the_parts_that_are_writte
     written = {file.name: file.read_text() for file in (tmp_path / "merged" / "safety_checker").iterdir()}
     assert written["model.safetensors"] == "model.fp16.safetensors"
     assert written["other.bin"] == "other.bin"
+
+
+def test_a_base_that_is_for_reading_only_gives_a_folder_that_is_the_users(tmp_path: Path) -> None:
+    """As where a cluster's users share it: the prediction could not be written into what comes along."""
+    sampler = tmp_path / "base" / "scheduler"
+    sampler.mkdir(parents=True)
+    (tmp_path / "base" / "model_index.json").write_text(json.dumps({"scheduler": ["diffusers", "DDIMScheduler"]}))
+    (sampler / "scheduler_config.json").write_text("{}")
+    (sampler / "scheduler_config.json").chmod(0o444)
+    sampler.chmod(0o555)
+    merged = tmp_path / "merged"
+    for _ in range(2):  # the second goes on from an interrupted one
+        write_fused(tmp_path / "base", merged, {}, dtype=None, variant=None, vae=None, stop=lambda: False)
+    assert all(each.stat().st_mode & 0o200 for each in merged.rglob("*"))
