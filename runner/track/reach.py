@@ -5,6 +5,7 @@ Takes settings, gives yes or no. It asks no question at the terminal and logs in
 
 from __future__ import annotations
 
+import http.client
 import json
 import math
 import os
@@ -101,8 +102,8 @@ def _asked(url: str, timeout_s: float) -> str | None:
     except urllib.error.URLError as error:
         # A certificate that only wandb is set up to trust still means that the server is there.
         return None if isinstance(error.reason, ssl.SSLError) else f"{url}: {error.reason}"
-    except (OSError, ValueError) as error:
-        return f"{url}: {error or type(error).__name__}"
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the last: something else than a web server
+        return f"{url}: {str(error).strip() or type(error).__name__}"
 
 
 def within(timeout_s: float, call: Callable[[], Result], *, if_late: Callable[[Result], None] | None = None) -> Result:

@@ -7,6 +7,7 @@ import logging
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +208,20 @@ def test_a_pack_waits_once_for_a_server_that_never_answers(monkeypatch: pytest.M
         monkeypatch.setattr("runner.track.reach.ASK_AGAIN_S", 0.0)
         assert unreachable_because(url, 0.2) == f"{url}: timed out"
         silent.accept()[0].close()
+
+
+def test_what_is_no_web_server_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def greet() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        url = f"http://127.0.0.1:{other.getsockname()[1]}"
+        assert unreachable_because(url, 2.0) == f"{url}: SSH-2.0-OpenSSH_9.6"
 
 
 def test_server_that_denies_the_key_falls_back_to_offline(
