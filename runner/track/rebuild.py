@@ -73,6 +73,13 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         manifest = json.loads(paths.manifest.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{paths.config} is not YAML: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{paths.manifest} is not JSON: {error}") from error
+    for file, content in ((paths.config, config), (paths.manifest, manifest)):
+        if not isinstance(content, dict):
+            raise ValueError(f"{file} is empty or damaged")
+    if "id" not in manifest:
+        raise ValueError(f"{paths.manifest} names no job")
     return config, manifest
 
 

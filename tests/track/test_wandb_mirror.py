@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.track.__main__ import main
 from runner.track.reach import unreachable_because, within
 from runner.track.rebuild import mirror_folder, rebuild
 
@@ -64,10 +65,10 @@ def test_offline_run_reads_back_whole(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 def test_failed_and_interrupted_jobs_are_not_finished_runs(tmp_path: Path) -> None:
-    for state in ("failed", "interrupted"):
+    for state, code in {"failed": 1, "interrupted": 1, "pruned": 0}.items():
         open_for(tmp_path / state, job_id=state).finish(state, {})
         (logged,) = read_logs(tmp_path / state)
-        assert (logged.exit_code, logged.summary["state"]) == (1, state)
+        assert (logged.exit_code, logged.summary["state"]) == (code, state)
 
 
 def test_a_pack_of_runs_in_one_process_stays_apart(
@@ -304,12 +305,15 @@ def test_a_broken_mirror_says_why_once_and_goes_quiet(tmp_path: Path, caplog: py
 
 def test_a_lost_run_is_rebuilt_from_the_folder(tmp_path: Path, server: WandbServer) -> None:
     job = tmp_path / "job"
-    shots = job / "samples" / "step-000002"
-    shots.mkdir(parents=True)
-    samples(shots)
+    for step in (2, 4):
+        (shots := job / "samples" / f"step-{step:06d}").mkdir(parents=True)
+        samples(shots)
     (job / "samples" / "prompts.json").write_text(json.dumps({"prompts": ["a red house"]}))
-    (job / "config.yaml").write_text(json.dumps({**CONFIG, "logger": {"project": "lora", "tags": ["x"]}}))
-    (job / "manifest.json").write_text(json.dumps({"id": "abc123", "name": "rank 8", "state": "completed"}))
+    (job / "config.yaml").write_text(
+        json.dumps({**CONFIG, "logger": {"project": "mine", "entity": "team", "tags": ["x"]}})
+    )
+    ended = {"state": "completed", "objective": 0.7, "objective_name": "evaluation/score"}
+    (job / "manifest.json").write_text(json.dumps({"id": "abc123", "name": "rank 8", **ended}))
     lines = [{"step": step, "time": 1e9 + step, "train/loss": 1.0 / step} for step in (1, 2, 3)]
     (job / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step":')
     adapter(job)
@@ -319,12 +323,35 @@ def test_a_lost_run_is_rebuilt_from_the_folder(tmp_path: Path, server: WandbServ
     assert url
     assert url.endswith(name)
     told = [(line["global_step"], "samples" in line) for line in run["history"]]
-    assert told == [(1, False), (2, False), (2, True), (3, False), (3, False)]
+    assert told == [(1, False), (2, False), (2, True), (3, False), (4, True), (3, False)]
     assert {name for name in run["history"][0] if name[0] != "_"} == {"global_step", "train/loss"}
-    assert table_of(server) == [[2, "a red house", 0, "p00-s0.png"], [2, "prompt 1", 0, "p01-s0.png"]]
+    assert table_of(server) == [
+        [step, *row] for step in (2, 4) for row in (["a red house", 0, "p00-s0.png"], ["prompt 1", 0, "p01-s0.png"])
+    ]
+    assert (run["summary"]["objective"], run["summary"]["evaluation/score"]) == (0.7, 0.7)
     assert run["history"][2]["samples"]["captions"] == ["a red house (seed 0)", "prompt 1 (seed 0)"]
-    assert run["tags"] == ["x", "rebuilt"]
+    assert (run["entity"], run["project"], run["tags"]) == ("team", "mine", ["x", "rebuilt"])
     assert [one["state"] for one in server.artifacts.values() if one["type"] == "lora"] == ["COMMITTED"]
+
+
+@pytest.mark.parametrize(
+    ("config", "manifest", "said"),
+    [
+        ("", '{"id": "abc123"}', "config.yaml is empty or damaged"),
+        ("a: [", '{"id": "abc123"}', "config.yaml is not YAML"),
+        ("{}", "", "manifest.json is not JSON"),
+        ("{}", "[]", "manifest.json is empty or damaged"),
+        ("{}", "{}", "manifest.json names no job"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: str, manifest: str, said: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(config)
+    (tmp_path / "manifest.json").write_text(manifest)
+    assert main([str(tmp_path), "--mode", "offline"]) == 1
+    assert f"error: {tmp_path}/{said}" in capsys.readouterr().err
+    assert mirror_folder(Settings(), tmp_path) is None
 
 
 def test_a_task_is_told_from_the_trainings_of_its_group(tmp_path: Path, server: WandbServer) -> None:

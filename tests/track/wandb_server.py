@@ -130,7 +130,9 @@ def _resume(server: WandbServer, told: Variables) -> Any:
 
 def _upsert(server: WandbServer, told: Variables) -> Any:
     new = told["name"] not in server.runs
-    fresh = {"name": told["name"], "displayName": told["name"], "history": [], "summary": {}, "config": {}}
+    # Whose it is the first call says; from then on wandb goes by the answer, which is the same for everyone.
+    fresh = {"name": told["name"], "displayName": told["name"], "history": [], "summary": {}, "config": {},
+             "entity": told.get("entity")}  # fmt: skip
     run = server.runs.setdefault(told["name"], fresh)
     run.update({k: told[k] for k in ("displayName", "groupName", "jobType", "tags", "state", "sweep") if told.get(k)})
     run["project"] = told.get("project")
