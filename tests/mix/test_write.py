@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from runner.families import find_family
 from runner.mix.layers import AdapterLayers
-from runner.mix.model import fuse, fused, write_fused
+from runner.mix.model import fuse, fused, stored_dtype, write_fused
 from runner.mix.read import read_adapter
 from runner.mix.write import write_diffusers, write_kohya
 from tests.artifacts.saved import apart, output
@@ -154,3 +155,17 @@ def test_a_base_that_is_for_reading_only_gives_a_folder_that_is_the_users(tmp_pa
     for _ in range(2):  # the second goes on from an interrupted one
         write_fused(tmp_path / "base", merged, {}, dtype=None, variant=None, vae=None, stop=lambda: False)
     assert all(each.stat().st_mode & 0o200 for each in merged.rglob("*"))
+
+
+def test_a_part_keeps_the_precision_of_the_variant_that_was_asked_for(sd15_folder: Path, tmp_path: Path) -> None:
+    base, merged = tmp_path / "base", tmp_path / "merged"
+    shutil.copytree(sd15_folder, base)
+    pipeline_of(sd15_folder).to(torch.float16).save_pretrained(base, variant="fp16")
+    assert stored_dtype(base / "unet") == torch.float32, "the most exact of both"
+    (base / "whole.safetensors").write_bytes(b"the same once more, as a single file")
+    (base / ".cache").mkdir()
+    write_fused(base, merged, {}, dtype=None, variant="fp16", vae=None, stop=lambda: False)
+    for part in ("unet", "text_encoder", "vae"):
+        (file,) = (merged / part).glob("*.safetensors")
+        assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float16}
+    assert not {"whole.safetensors", ".cache"} & {each.name for each in merged.iterdir()}

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from runner import work
-from runner.errors import Interrupted
+from runner.errors import CheckpointError, Interrupted
 from runner.jobs.job import Job, State, is_held, read_manifest, register, state_of
 from runner.jobs.queue import Claims, FixedQueue
 from runner.system.signals import StopSignal
@@ -299,6 +299,13 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_the_difference(be
     error = read_manifest(half_done.folder)["error"]
     assert "another configuration" in error
     assert "lora.rank: 2 there, 16 here" in error
+    without = {key: value for key, value in half_done.identity.items() if key != "settings.lora.rank"}
+    for identity, said in (
+        (without, "lora.rank: 2 there, default here"),
+        ({**half_done.identity, "settings.lora.dora": True}, "lora.dora: default there, True here"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            load_checkpoint(dataclasses.replace(half_done, identity=identity))
 
 
 def test_checkpoints_of_very_long_trainings_are_found_in_order(half_done: Job) -> None:
