@@ -126,12 +126,14 @@ def write_kohya(
             tensors[names.alpha] = each.down.new_tensor(float(rank) if folded else each.scale * each.rank)
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
     alphas = Counter(float(rank) if folded else each.scale * each.rank for each in layers.values())
-    # The published hash of a LoRA covers the tensors alone, so that editing the header does not change it.
+    # The published hash of a LoRA covers what follows the header alone, so that editing that does not change it.
+    content = save(tensors)
+    values = memoryview(content)[8 + int.from_bytes(content[:8], "little") :]
     header = {
         **({"ss_network_module": family.export.module} if family.export.module else {}),
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(alphas.most_common(1)[0][0]),
-        "sshs_model_hash": hashlib.sha256(save(tensors)).hexdigest(),
+        "sshs_model_hash": hashlib.sha256(values).hexdigest(),
         **about,
     }
     with atomic_file(file) as temporary:
