@@ -26,7 +26,9 @@ def test_each_layer_becomes_the_nearest_of_the_rank(sdxl_parts: Parts) -> None:
         kept, total = kept + float(nearest.norm() ** 2), total + float(whole.norm() ** 2)
     assert reduced.kept_in_all == pytest.approx(kept / total, rel=1e-4)
     assert reduced.kept_in_all < 0.95
-    assert reduced.described().startswith(f"rank 3: kept {reduced.kept_in_all:.2%}")
+    least, share = min(reduced.kept.items(), key=lambda each: each[1])
+    said = f"rank 3: kept {reduced.kept_in_all:.2%} of the energy, least in {'.'.join(least)} ({share:.2%})"
+    assert reduced.described() == said
 
 
 def test_a_share_of_the_energy_takes_the_least_ranks_that_keep_it(sdxl_parts: Parts) -> None:

@@ -150,6 +150,8 @@ def test_values_that_are_chosen_twice_are_given_to_a_launcher_once_while_it_is_a
     assert [sorted(seeds) for seeds in given] == [[1, 2, 3, 4]]
     assert found.summary()[0] == "search: 12 of 12 trials"
     assert "best: " in found.summary()[1]
+    assert search(trials=12).left == 0, "all of them are answered"
+    assert search(trials=8).left == 0, "more than are asked for now"
 
 
 def test_a_trial_that_fails_does_not_end_the_search(launched: list[Job]) -> None:

@@ -120,6 +120,7 @@ def test_steps_of_a_range_are_written_as_a_grid_writes_them(tmp_path: Path, samp
     chosen = {values(found.ask()[1])["dataset.caption_dropout"] for _ in range(50)}
     assert chosen == {"0.0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7"}
     assert space[0].examples() == ("0.0", "0.7")
+    assert Interval("optimizer.eps", 1e-15, 1e-8, log=True).text(3e-14) == "3e-14", "no step, no rounding"
 
 
 def test_it_learns(tmp_path: Path) -> None:

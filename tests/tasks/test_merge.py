@@ -145,6 +145,7 @@ def test_a_single_file_has_the_layout_of_the_original_code(
     job = tmp_path / "job"
     do("merge", job, model, adapter=adapter, output="single_file", dtype="fp16")
     assert sorted(file.name for file in job.iterdir()) == ["model-config", "model.safetensors"]
+    assert not list((job / "model-config").rglob("*.safetensors")), "the weights are in the file"
     # Another writer of that layout, over the same base with the same adapter put in by diffusers.
     pipeline.load_lora_weights(tmp_path)
     pipeline.fuse_lora(components=["unet"])
