@@ -11,11 +11,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from runner.data import read_dataset, split
 from runner.errors import SettingsError
+from runner.jobs.adapter_file import AdapterFile
 from runner.jobs.earlier import find_earlier
 from runner.jobs.job import Job, State, read_manifest, state_of
 from runner.schema import LoraSettings
-from runner.train.start import kept_share
+from runner.train.start import earlier_items, kept_share
 from tests.train.bench import Bench, difference, records, weights, write_images
 
 
@@ -75,6 +77,24 @@ def test_where_the_earlier_images_are_gone_the_job_trains_all_the_same(
     assert bench.train(job)
     assert "kept_of_earlier" not in read_manifest(job.folder)
     assert "is not measured" in caplog.text
+
+
+def test_what_is_kept_is_measured_on_what_the_earlier_training_held_out_and_as_it_captioned_it(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = write_images(tmp_path / "images", seed=4)
+    for file in list(write_images(tmp_path / "more", seed=5).iterdir()):
+        file.rename(images / f"more-{file.name}")
+    dataset = {"path": str(images), "caption_prefix": "old"}
+    earlier = bench.job(sdxl_folder, images=images, dataset=dataset, validation={"held_out": 0.2})
+    settings = bench.job(sdxl_folder, validation={"max_images": 2}).experiment
+    _, held_out = split(read_dataset(earlier.experiment.dataset).items, held_out=0.2)
+    assert len(held_out) == 3
+    found = earlier_items(AdapterFile(earlier.paths.weights, earlier), settings)
+    assert [(item.id, item.caption) for item in found] == [(item.id, f"old {item.caption}") for item in held_out[:2]]
+    (images / "0.txt").write_text("something else")
+    assert earlier_items(AdapterFile(earlier.paths.weights, earlier), settings) == ()
+    assert f"{earlier.id} is not measured: its images have changed" in caplog.text
 
 
 def test_the_start_is_part_of_what_a_job_is(bench: Bench, sdxl_folder: Path, first: Job, tmp_path: Path) -> None:
