@@ -1,8 +1,8 @@
 """A saved W&B workspace for a sweep: the same views of its runs for everyone who opens the link.
 
-Takes the experiment's folder and the settings in which its jobs differ. Makes one workspace per experiment, and
-keeps its address beside the report; what somebody changed in it later stays. Never raises, and needs the package
-wandb-workspaces.
+Takes the experiment's folder and the settings in which its jobs differ. Makes one workspace per experiment, a new one
+where its jobs are compared by something else, and keeps its address beside the report; what somebody changed in it
+later stays. Never raises, and needs the package wandb-workspaces.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def save_workspace(
     if place is None:
         return None
     known = _read(folder)
-    wanted = {"entity": place[0], "project": place[1], "keys": list(keys)}
+    wanted = {
+        "entity": place[0], "project": place[1], "keys": list(keys), "objective": objective.model_dump(mode="json"),
+    }  # fmt: skip
     if known.items() >= wanted.items():
         return str(known["url"])
     if importlib.util.find_spec("wandb_workspaces") is None:
@@ -105,8 +107,9 @@ def _save(
         raise ConnectionError(reason)
     from wandb_workspaces.workspaces import Workspace
 
-    same_place = all(known.get(name) == wanted[name] for name in ("entity", "project"))
-    workspace = _updated(known["url"], wanted["keys"], objective) if same_place else None
+    # Everything in it is about the objective.
+    same = all(known.get(name) == wanted[name] for name in ("entity", "project", "objective"))
+    workspace = _updated(known["url"], wanted["keys"], objective) if same else None
     if workspace is None:
         workspace = Workspace(
             entity=wanted["entity"], project=wanted["project"], name=experiment,

@@ -118,6 +118,15 @@ def test_a_workspace_that_was_deleted_or_lies_elsewhere_is_made_anew(folder: Pat
     assert len(server.views) == 2
 
 
+def test_jobs_that_are_compared_by_something_else_have_a_workspace_for_that(folder: Path, server: WandbServer) -> None:
+    first = save(folder)
+    second = save(folder, objective=ObjectiveSettings(name="train/loss"))
+    assert second != first
+    del server.views[next(iter(server.views))]  # the other one is looked at
+    assert panels_of(server)["Settings"][0][1]["columns"][-1] == {"accessor": "summary:train/loss", "inverted": True}
+    assert save(folder, objective=ObjectiveSettings(name="train/loss")) == second
+
+
 def test_more_can_be_better(folder: Path, server: WandbServer) -> None:
     save(folder, objective=ObjectiveSettings(name="evaluation/clip_text_score", direction="maximize"))
     (runs,) = only_view(server)["spec"]["runSets"]
