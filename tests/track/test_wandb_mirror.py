@@ -33,6 +33,17 @@ def test_no_logger_and_disabled_do_nothing(tmp_path: Path) -> None:
         assert list((tmp_path / "job").iterdir()) == []
 
 
+@pytest.mark.parametrize(("said", "found"), [("disabled", None), ("dryrun", "offline"), ("run", "online")])
+def test_the_usual_variable_says_the_mode_where_the_settings_do_not(
+    tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch, said: str, found: str | None
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", said)
+    mirror = open_for(tmp_path / "job")
+    mirror.finish("completed", {})
+    assert (mirror.url is not None) == (found == "online")
+    assert bool(read_logs(tmp_path / "job")) == (found is not None)
+
+
 def test_offline_run_reads_back_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="runner.track")
     job = tmp_path / "job"
@@ -98,6 +109,9 @@ def test_online_run_tells_the_server_everything(tmp_path: Path, server: WandbSer
     assert (run["displayName"], run["groupName"], run["jobType"]) == ("rank 8", "houses", "train")
     assert run["tags"] == ["rank-8", "sd15"]
     assert run["config"]["lora"]["value"] == {"rank": 8}
+    # As W&B abbreviates it: all metrics (2) are drawn over the second one (5), whose name (1) is our step.
+    everything, step = run["config"]["_wandb"]["value"]["m"]
+    assert (everything["2"], everything["5"], step["1"]) == ("*", 2, "global_step")
     assert [line["global_step"] for line in run["history"]] == [1, 2, 3, 3, 3]
     assert run["history"][-1]["samples"]["captions"] == ["a red house", "a blue house"]
     assert (run["summary"]["objective"], run["exit_code"]) == (0.25, 0)
