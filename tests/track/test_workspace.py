@@ -78,6 +78,7 @@ def test_a_sweep_has_one_workspace_with_its_runs_and_its_settings(folder: Path, 
         {"accessor": "summary:validation/loss", "inverted": True},
     ]
     assert [kind for kind, _ in panels["Runs"]] == ["Scalar Chart", "Run Comparer"]
+    assert panels["Runs"][0][1]["groupAgg"] == "min"
     assert set(server.unknown) <= {"Probe"}
 
 
@@ -104,6 +105,8 @@ def test_a_sweep_that_grew_has_the_same_workspace_and_keeps_what_people_changed(
         "config:seed.value", "summary:validation/loss",
     ]  # fmt: skip
     assert json.loads(ExperimentPaths(folder).workspace.read_text())["keys"] == [*KEYS, "seed"]
+    server.deny = True
+    assert save(folder, keys=["seed"]) == first, "one that is behind is still one"
 
 
 def test_a_workspace_that_was_deleted_or_lies_elsewhere_is_made_anew(folder: Path, server: WandbServer) -> None:
@@ -116,6 +119,8 @@ def test_a_workspace_that_was_deleted_or_lies_elsewhere_is_made_anew(folder: Pat
     assert third
     assert third.startswith(f"{server.url}/me/other?nw=")
     assert len(server.views) == 2
+    (folder / "b" / "manifest.json").write_text(json.dumps({"wandb_url": f"{server.url}/me/third/runs/b"}))
+    assert (save(folder, keys=["seed"]) or "").startswith(f"{server.url}/me/third?nw=")
 
 
 def test_jobs_that_are_compared_by_something_else_have_a_workspace_for_that(folder: Path, server: WandbServer) -> None:
@@ -141,6 +146,7 @@ def test_more_can_be_better(folder: Path, server: WandbServer) -> None:
         ["train/loss"],
     ]
     assert panels["Settings"][0][1]["columns"][-1] == {"accessor": "summary:evaluation/clip_text_score"}
+    assert panels["Runs"][0][1]["groupAgg"] == "max"
 
 
 def test_nothing_is_saved_for_runs_that_are_not_online(tmp_path: Path, server: WandbServer) -> None:
