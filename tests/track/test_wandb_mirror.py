@@ -97,6 +97,10 @@ def test_a_pack_of_runs_in_one_process_stays_apart(
     assert "WANDB_RUN_ID" in caplog.text
     for k, one in enumerate(logged):
         assert [line["train/loss"] for line in one.history] == [10.0 * k + 1, 10.0 * k + 2]
+    open_for(tmp_path / "0", job_id="job0", mode="offline").finish("completed", {})
+    assert [one.run["id"] for one in read_logs(tmp_path / "0")] == ["named", "named"], (
+        "it is free when its job has ended"
+    )
 
 
 def test_online_run_tells_the_server_everything(tmp_path: Path, server: WandbServer) -> None:
