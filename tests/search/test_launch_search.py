@@ -195,6 +195,19 @@ def test_a_crash_is_learnt_of_only_when_its_jobs_are_settled(monkeypatch: pytest
     assert found.summary()[1].startswith("best: validation/loss 0.5 with")
 
 
+def test_how_a_job_ended_before_is_not_the_answer_while_another_runner_begins_with_it_again() -> None:
+    found = search(trials=1)
+    ((config, overrides),) = found.more(1)
+    job = Checker(outputs_dir()).job(config, overrides)
+    finish(job)
+    update_manifest(job.folder, state=State.FAILED, error="the disk is full")
+    found.started(overrides, job, again=True)
+    found.learn()
+    update_manifest(job.folder, state=State.COMPLETED, error=None)
+    found.learn()
+    assert found.summary()[1].startswith("best: validation/loss 0.5 with")
+
+
 def test_what_is_learnt_of_a_trial_is_its_last_figure_if_it_is_completed() -> None:
     found, best = search(trials=3, seeds=tuple(str(seed) for seed in range(10, 10_000))), ""
     ends = {State.COMPLETED: 0.3, State.FAILED: 0.2, State.PRUNED: 0.1}
