@@ -42,6 +42,8 @@ def _check_fits(file: Path, settings: LoraSettings, named: str) -> None:
     }
     if not ranks:
         raise SettingsError(f"{named}: holds no LoRA under peft's names (...{DOWN}); {FIX}")
+    of_text = any(layer.startswith("text_encoder") for layer in ranks)
+    _check_same(settings, "text_encoder", settings.text_encoder, of_text)
     if wrong := [layer for layer, rank in ranks.items() if settings.rank_of(_bare(layer)) != rank]:
         found = ", ".join(map(str, sorted(set(ranks.values()))))
         key = "rank" if settings.rank_pattern is None else "rank_pattern"

@@ -54,7 +54,7 @@ def start_from(earlier: AdapterFile, adapter: Adapter) -> None:
     except CheckpointError as error:
         raise SettingsError(
             f"lora.init_from: {earlier.file} is on other layers than this job's ({error}); set lora.targets and "
-            "lora.text_encoder as in the earlier training"
+            "lora.blocks as in the earlier training"
         ) from error
 
 

@@ -137,11 +137,13 @@ def test_a_pack_of_jobs_with_and_without_a_start_gives_what_each_gives_alone(
         ({"alpha": 2.0}, "lora.alpha = 2.0: .* trained with 8; set lora.alpha=8"),
         ({"rslora": True}, "lora.rslora = True: .* trained with false; set lora.rslora=false"),
         ({"dora": True}, "lora.dora = True: .* set lora.dora=false"),
+        ({"text_encoder": False}, "lora.text_encoder = False: .* trained with true; set lora.text_encoder=true"),
         ({"init_from": "/nowhere"}, "lora.init_from = '/nowhere': is not there"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused(first: Job, changes: dict[str, Any], said: str) -> None:
-    settings = LoraSettings.model_validate({"rank": 4, "alpha": 8.0, "init_from": str(first.folder), **changes})
+    fitting = {"rank": 4, "alpha": 8.0, "text_encoder": True, "init_from": str(first.folder)}
+    settings = LoraSettings.model_validate(fitting | changes)
     with pytest.raises(SettingsError, match="^" + said):
         find_earlier(settings)
 
@@ -174,8 +176,9 @@ def test_layers_of_text_encoders_go_by_the_names_that_files_have(tmp_path: Path)
     tensors = {f"text_encoder.{name}.lora_A.weight": torch.zeros(16, 3) for name in names}
     save_file(tensors, start, metadata={"lora_adapter_metadata": json.dumps(said)})
     with pytest.raises(SettingsError, match=r"set lora.alpha=16 and 'lora.alpha_pattern=\{layers.1.q: 8\}'$"):
-        find_earlier(LoraSettings(rank=16, init_from=str(start)))
-    assert find_earlier(LoraSettings(rank=16, alpha_pattern={"^encoder.layers.1.q": 8.0}, init_from=str(start)))
+        find_earlier(LoraSettings(rank=16, text_encoder=True, init_from=str(start)))
+    patterns = {"^encoder.layers.1.q": 8.0}
+    assert find_earlier(LoraSettings(rank=16, text_encoder=True, alpha_pattern=patterns, init_from=str(start)))
 
 
 def test_ranks_are_compared_layer_by_layer_and_the_fix_is_the_shortest_that_fits(tmp_path: Path) -> None:
@@ -218,6 +221,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path, bench: Bench, sdxl_fold
 
 
 def test_an_adapter_of_other_layers_fails_the_job_with_the_reason(bench: Bench, sdxl_folder: Path, first: Job) -> None:
-    job = second(bench, sdxl_folder, first.folder, lora={"text_encoder": False})
+    job = second(bench, sdxl_folder, first.folder, lora={"targets": "linear"})
     assert not bench.train(job)
-    assert "set lora.targets and lora.text_encoder as in the earlier training" in read_manifest(job.folder)["error"]
+    assert "is on other layers than this job's" in read_manifest(job.folder)["error"]
+    assert "; set lora.targets and lora.blocks as in the earlier training" in read_manifest(job.folder)["error"]
