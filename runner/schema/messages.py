@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from runner.schema.defaults import section_of, variants_of
 from runner.schema.elsewhere import HERE
 from runner.schema.experiment import GROUPS
-from runner.schema.inputs import SourceSettings
+from runner.schema.inputs import DatasetSettings, SourceSettings
 from runner.schema.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -186,6 +186,8 @@ def _unknown(key: str, raw: Mapping[str, Any]) -> str:
     if (of_file := _of_file(key, raw)) is not None:
         return of_file
     if source := re.fullmatch(r"dataset\.sources\.\d+\.(.+)", key):
+        if source[1] in DatasetSettings.model_fields:
+            return f"unknown key; dataset.{source[1]} is for all sources together"
         return f"unknown key{nearest(source[1], SourceSettings.model_fields)}"
     group, _, last = key.partition(".")
     kinds = variants_of(group) if group in GROUPS else {}

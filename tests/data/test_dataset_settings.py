@@ -32,6 +32,11 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"path": None, "sources": [{"path": "b", "repeat": 2}]},
         ["dataset.sources.0.repeat = 2: unknown key, did you mean repeats?"],
     ),
+    "a key of all sources in one": (
+        {"path": None, "sources": [{"path": "b", "masks": True}]},
+        ["dataset.sources.0.masks = True: unknown key; dataset.masks is for all sources together"],
+    ),
+    "a key of one source for all": ({"repeats": 3}, ["dataset.repeats = 3: unknown key, did you mean dataset.sources"]),
     "no repeats": ({"path": None, "sources": [{"path": "b", "repeats": 0}]}, ["dataset.sources.0.repeats = 0"]),
     "half a repeat": ({"path": None, "sources": [{"path": "b", "repeats": 1.5}]}, ["dataset.sources.0.repeats = 1.5"]),
     "a number for a source": ({"path": None, "sources": [3]}, ["dataset.sources = [3]: should be a list of paths"]),
