@@ -26,12 +26,18 @@ def find_earlier(settings: LoraSettings) -> AdapterFile | None:
     """The adapter that a job starts from; None if it starts anew.
 
     Raises:
-        SettingsError: there is none, or it is of another rank or scale than the settings say.
+        SettingsError: there is none, it was taught words, or it is of another rank or scale than the settings say.
     """
     if settings.init_from is None:
         return None
-    earlier = find_adapter(settings.init_from, key="lora.init_from")
-    _check_fits(earlier.file, settings, f"lora.init_from = {settings.init_from!r}")
+    earlier = find_adapter(settings.init_from, key="lora.init_from", words=True)
+    named = f"lora.init_from = {settings.init_from!r}"
+    if earlier.words:
+        words = ", ".join(file.stem for file in earlier.words)
+        fix = f"to start from its layers alone, name {earlier.file}, and leave the words out of captions"
+        fix = fix if earlier.file not in earlier.words else "there is nothing else in it to start from"
+        raise SettingsError(f"{named}: was taught words ({words}), which this job would not know; {fix}")
+    _check_fits(earlier.file, settings, named)
     return earlier
 
 

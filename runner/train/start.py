@@ -21,6 +21,7 @@ from runner.data.captions import as_measured
 from runner.errors import CheckpointError, SettingsError
 from runner.jobs.adapter_file import AdapterFile
 from runner.schema import Experiment
+from runner.schema.method import NewTokens
 from runner.system.tensor_file import TEXT_MODEL
 from runner.train.adapters.adapter import MAGNITUDE, Adapter
 from runner.train.base import Base
@@ -78,10 +79,15 @@ class Kept:
 
 
 def earlier_items(earlier: AdapterFile, experiment: Experiment) -> tuple[Item, ...]:
-    """The images that the earlier training's loss was measured on; none where they are not here as they were."""
+    """The images that the earlier training's loss was measured on; none where they cannot be measured as they were."""
     if earlier.job is None:
         return ()
     settings = earlier.job.experiment
+    if isinstance(settings.method, NewTokens):
+        log.warning(
+            "what is kept of %s is not measured: this job does not know the words of its captions", earlier.job.id
+        )
+        return ()
     try:
         dataset = read_dataset(settings.dataset, refresh=False)
     except SettingsError as error:

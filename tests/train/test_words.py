@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from runner.artifacts.words import load_words
+from runner.errors import SettingsError
 from runner.families import find_family
 from runner.families.family import TextStack
+from runner.jobs.earlier import find_earlier
 from runner.jobs.job import Job, State, read_manifest, state_of
-from runner.schema import Experiment
+from runner.schema import Experiment, LoraSettings
 from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.inputs.samples import Batch
 from runner.train.inputs.tokens import NOWHERE, _Reader
@@ -271,3 +273,21 @@ def test_what_words_do_not_go_with_is_refused(settings: dict[str, Any], said: st
 def test_a_lora_beside_words_has_an_optimizer_of_its_own() -> None:
     settings = {"method": PIVOTAL, "optimizer": {"name": "adamw", "lora_plus_ratio": 16, "weight_decay": 0.3}}
     assert Experiment.model_validate(settings).optimizer.weight_decay == 0.3
+
+
+def test_the_layers_of_an_adapter_with_words_are_started_from_only_where_they_are_named_alone(
+    bench: Bench, sdxl_folder: Path, images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pivotal = job_of(bench, sdxl_folder, images, method=PIVOTAL, lora={"rank": 4}, steps=1)
+    words = job_of(bench, sdxl_folder, images, steps=1)
+    assert bench.train(pivotal, words)
+    for job, said in (
+        (pivotal, rf"was taught words \(cat, dog\).*; to start from its layers alone, name {pivotal.paths.weights}, "),
+        (words, r"was taught words \(cat\).*; there is nothing else in it to start from"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            find_earlier(LoraSettings(rank=4, init_from=str(job.folder)))
+    # The loss on its images was measured with the words in their captions, and cannot be measured without.
+    job = bench.job(sdxl_folder, lora={"rank": 4, "init_from": str(pivotal.paths.weights)}, steps=1)
+    assert bench.train(job)
+    assert "kept_of_earlier" not in read_manifest(job.folder) and "does not know the words" in caplog.text
