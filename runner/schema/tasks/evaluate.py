@@ -109,7 +109,13 @@ class Evaluate(WithAdapters, DrawingSettings, EvaluationSettings):
 
     @model_validator(mode="after")
     def _takes_effect(self) -> Evaluate:
-        if self.subject_kind != "object" and not (self.draws_subject and self.prompts is None):
+        if not self.draws_subject and (self.prompts is not None or self.subject_kind != "object"):
+            idle = f"subject_kind = {self.subject_kind}" if self.prompts is None else f"prompts = {list(self.prompts)}"
+            raise ValueError(
+                f"{idle}: has no effect on base_drift, which is measured on neutral prompts of its own; remove it, or "
+                "measure something else as well"
+            )
+        if self.subject_kind != "object" and self.prompts is not None:
             raise ValueError(f"subject_kind = {self.subject_kind}: has no effect with prompts=[...]; remove it")
         if self.drift_in != "pixels" and "base_drift" not in self.measured:
             raise ValueError(f"drift_in = {self.drift_in}: has no effect without base_drift among metrics; remove it")
