@@ -13,6 +13,8 @@ RunnerError
 ├── Detached                            jobs go on elsewhere without this command
 └── JobsFailed                          at least one job did not complete
 
+Those of one room, such as of its locks, clusters or archives, are declared there.
+
 Defect                                what nobody has foreseen, while jobs ran
 """
 

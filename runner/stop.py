@@ -10,7 +10,8 @@ from pathlib import Path
 
 from runner.errors import SettingsError
 from runner.job_folders import faults_of, is_job_folder, job_folders
-from runner.jobs.job import State, is_held, read_manifest, state_of
+from runner.jobs.job import State, read_manifest, state_of
+from runner.jobs.lock import is_held
 from runner.launchers.elsewhere import Elsewhere
 from runner.paths import ExperimentPaths
 from runner.system.amounts import count

@@ -25,7 +25,8 @@ from runner.clean.jobs import readable
 from runner.clean.thing import Thing
 from runner.embedded import MODEL_DIR
 from runner.families.stored import laid_out
-from runner.jobs.job import Job, State, lock, make_job, register, update_manifest
+from runner.jobs.job import Job, State, make_job, register, update_manifest
+from runner.jobs.lock import lock
 from runner.paths import ExperimentPaths, cache_dir
 from runner.schema import Experiment
 from tests.command_line import command, environment

@@ -10,7 +10,8 @@ import pytest
 
 from runner.clean.__main__ import find, free
 from runner.clean.jobs import readable
-from runner.jobs.job import Job, State, lock, make_job, register, update_manifest
+from runner.jobs.job import Job, State, make_job, register, update_manifest
+from runner.jobs.lock import lock
 from runner.schema import Experiment
 from tests.launchers.running import Running, manifests
 

@@ -16,6 +16,7 @@ from runner.paths import WEIGHTS_NAME, sample_name, write_text
 from runner.report.charts import Series, draw, smoothed, standalone
 from runner.schema import ModelSettings
 from runner.schema.method import NewTokens
+from runner.schema.metrics import HELD_OUT, TRAIN_LOSS
 from runner.system.printable import printable
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from runner.families.family import Family
     from runner.train.job_run import JobRun
 
+NOT_OF_INTEREST = {"launcher", "logger", "checkpoint"}
+"""Settings that do not say what was trained."""
 MOST_SAMPLES = 8
 MARKUP = re.compile(r"[\\`*_\[\]<>|&~$]")
 """What Markdown and HTML do not show as it is, unless a backslash stands before it."""
@@ -45,7 +48,7 @@ def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float]
         head["instance_prompt"] = settings.dataset.instance_prompt
     curves = write_curves(folder, records)
     measured = "Held-out loss" if run.materials.held_out else "Loss on the training images, at fixed noise,"
-    first = next((line["validation/loss"] for line in records if "validation/loss" in line), None)
+    first = next((line[HELD_OUT] for line in records if HELD_OUT in line), None)
     lines = [
         "---",
         yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(),
@@ -53,7 +56,7 @@ def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float]
         "",
         f"# {marked(f'{settings.name}: {_what(run)} for {settings.model.path}')}",
         "",
-        f"{measured} {losses['validation/loss']:.4f} after {run.step} steps"
+        f"{measured} {losses[HELD_OUT]:.4f} after {run.step} steps"
         + (f" ({first:.4f} before training)." if first is not None else "."),
         "",
         *curves,
@@ -77,7 +80,7 @@ def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float]
         "## Settings",
         "",
         "```yaml",
-        yaml.safe_dump(settings.model_dump(mode="json", exclude={"launcher", "logger"}), sort_keys=False).rstrip(),
+        yaml.safe_dump(settings.model_dump(mode="json", exclude=NOT_OF_INTEREST), sort_keys=False).rstrip(),
         "```",
         "",
     ]
@@ -176,11 +179,11 @@ def write_curves(folder: Path, records: list[dict[str, Any]]) -> list[str]:
     def points(key: str) -> list[tuple[float, float]]:
         return [(line["step"], line[key]) for line in records if line.get(key) is not None]
 
-    raw = points("train/loss")
+    raw = points(TRAIN_LOSS)
     series = [
         Series(label="train", points=raw, style="raw"),
         Series(label="train, smoothed", points=smoothed(raw)),
-        Series(label="validation", points=points("validation/loss"), style="held", dots=True),
+        Series(label="validation", points=points(HELD_OUT), style="held", dots=True),
     ]
     chart = draw("Loss", series)
     if chart is None:

@@ -10,17 +10,17 @@ from typing import Any
 
 import yaml
 
-from runner.artifacts.card import marked, sample_table, sampler_code, table, words_code, write_curves
+from runner.artifacts.card import NOT_OF_INTEREST, marked, sample_table, sampler_code, table, words_code, write_curves
 from runner.families import find_family
 from runner.families.family import Family
 from runner.hub import is_hub_id
 from runner.jobs.job import Job, known_manifest
 from runner.paths import WEIGHTS_NAME, write_text
 from runner.schema.method import NewTokens
+from runner.schema.metrics import HELD_OUT
 from runner.track.metrics import MetricsFile
 
 SD2 = "sd_v2"
-NOT_OF_INTEREST = {"launcher", "logger", "checkpoint"}
 """Sections of the settings that say where and how it ran."""
 FENCE = "---\n"
 """Around the head of a card."""
@@ -97,7 +97,7 @@ def _trained(job: Job | None, folder: Path) -> list[str]:
     if job is None:
         return []
     records = MetricsFile(job.paths.metrics).read()
-    losses = [line["validation/loss"] for line in records if line.get("validation/loss") is not None]
+    losses = [line[HELD_OUT] for line in records if line.get(HELD_OUT) is not None]
     steps = max((line["step"] for line in records), default=job.experiment.steps)
     manifest = known_manifest(job.folder)
     data = manifest.get("dataset", {})

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from runner.clean.thing import Thing, measure
 from runner.errors import RunnerError
-from runner.jobs.job import Job, State, is_held, is_taken_up, lock, read_job, read_manifest, state_of
+from runner.jobs.job import Job, State, read_job, read_manifest, state_of
+from runner.jobs.lock import is_held, is_taken_up, lock
 from runner.paths import JobPaths
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from runner.command.compose import Composer, plain
 from runner.command.grammar import space_of
 from runner.command.trials import checked_settings, contents_of, examples, fixed_settings, require_trainings
 from runner.errors import SettingsError
-from runner.jobs.job import LockedError, lock
+from runner.jobs.lock import LockedError, lock
 from runner.launch.door import Config, check_all, keep_request, launch, launch_search
 from runner.paths import ExperimentPaths, outputs_dir
 from runner.schema import ObjectiveSettings, QueuedLauncher, SearchSettings

@@ -21,7 +21,7 @@ from runner.data.address import Address
 from runner.data.decode import UnreadableImage, inspect
 from runner.data.item import content_id
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Raise when the notes or the meaning of a remembered result change."""
@@ -134,7 +134,7 @@ def _recall(memory_file: Path) -> dict[str, Inspected]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        logger.warning("%s cannot be used (%s); every image is read again", memory_file, error)
+        log.warning("%s cannot be used (%s); every image is read again", memory_file, error)
         return {}
 
 
@@ -150,4 +150,4 @@ def _remember(memory_file: Path, results: dict[str, Inspected]) -> None:
         paths.write_text(memory_file, json.dumps({"version": version(), "files": files}))
     except OSError as error:
         # A full or read-only cache folder costs time at the next start, not the run.
-        logger.warning("%s cannot be written (%s); the next start reads every image again", memory_file, error)
+        log.warning("%s cannot be written (%s); the next start reads every image again", memory_file, error)

@@ -7,18 +7,14 @@ mean the same folder and a new option does not rename old ones.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import logging
-import os
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
@@ -30,7 +26,6 @@ from runner.schema.experiment import NOT_IDENTITY
 from runner.schema.job import JobSettings
 from runner.schema.method import TextualInversion
 from runner.schema.tasks import TASKS
-from runner.system.signals import runs
 
 SCHEMA_NUMBER = 1
 """Raised when the meaning of existing settings changes: old results are then not taken for new ones."""
@@ -38,8 +33,6 @@ SCHEMA_NUMBER = 1
 USUAL_METHOD = "text_to_image"
 OfClass = Mapping[str, str | None]
 """`prompt`, `images`, and with several classes `subjects` (`runner.data.classes`)."""
-
-LOCK_POLL_S = 0.01
 
 # Ten times as fast where PyYAML was built with libyaml; a table of jobs elsewhere reads hundreds every few seconds.
 SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -298,76 +291,3 @@ def register(job: Job, state: State = State.PENDING) -> None:
 def now() -> str:
     """This moment, in UTC, as ISO 8601 with seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-class LockedError(RunnerError):
-    """Another runner works on the same job."""
-
-
-def is_held(folder: Path) -> bool:
-    """Whether another process works on a job at this moment. Only reads, so that whoever may read may ask."""
-    try:
-        with JobPaths(folder).lock.open() as handle:
-            return not _locked(handle, fcntl.LOCK_SH)
-    except FileNotFoundError:
-        return False
-
-
-@contextmanager
-def lock(folder: Path, *, patience_s: float = 0.2) -> Iterator[None]:
-    """Hold the job's folder against every other process; freed when this process ends, however it ends.
-
-    Args:
-        patience_s: seconds to try for; somebody who only looks whether it is held holds it for a moment.
-
-    Raises:
-        LockedError: another process holds it.
-    """
-    path = JobPaths(folder).lock
-    deadline = time.monotonic() + patience_s
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+") as handle:
-            while not _locked(handle, fcntl.LOCK_EX):
-                if time.monotonic() >= deadline:
-                    handle.seek(0)
-                    holder = handle.read().strip() or "unknown"
-                    raise LockedError(f"{folder} is being worked on by process {holder}; wait for it or stop it")
-                time.sleep(LOCK_POLL_S)
-            if not _is_at(handle, path):  # its holder has removed the folder: nobody else would wait at this file
-                continue
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
-            yield
-            return
-
-
-def _is_at(handle: TextIO, path: Path) -> bool:
-    """Whether an open file is the one that others find there."""
-    try:
-        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def last_holder(folder: Path) -> int | None:
-    """The process that holds a job, or has held it last; None where nobody ever did."""
-    try:
-        return int(JobPaths(folder).lock.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def is_taken_up(folder: Path) -> bool:
-    """Whether another command has held a job last that still runs, and may be about to begin with it."""
-    holder = last_holder(folder)
-    return holder not in (None, os.getpid()) and runs(holder)
-
-
-def _locked(handle: TextIO, kind: int) -> bool:
-    try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import RunnerError, SettingsError
-from runner.jobs.job import Job, LockedError, State, lock, read_job, read_manifest, state_of, update_manifest
+from runner.jobs.job import Job, State, read_job, read_manifest, state_of, update_manifest
+from runner.jobs.lock import LockedError, lock
 from runner.paths import write_text
 
 log = logging.getLogger(__name__)

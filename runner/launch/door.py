@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from runner.check import Checker
 from runner.errors import Defect, Detached, Interrupted, RunnerError, SettingsError
-from runner.jobs.job import FINAL, Job, LockedError, State, is_held, lock, read_manifest, register, state_of
+from runner.jobs.job import FINAL, Job, State, read_manifest, register, state_of
+from runner.jobs.lock import LockedError, is_held, lock
 from runner.launch.announce import show
 from runner.launch.outcome import conclude, judge
 from runner.launchers import find_launcher

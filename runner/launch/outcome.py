@@ -13,16 +13,15 @@ from runner.errors import Interrupted, JobsFailed, RunnerError, SettingsError
 from runner.jobs.job import (
     GOOD,
     Job,
-    LockedError,
     State,
     common_overrides,
-    lock,
     own_overrides,
     read_job,
     read_manifest,
     update_manifest,
     write_config,
 )
+from runner.jobs.lock import LockedError, lock
 from runner.schema import Experiment
 
 log = logging.getLogger(__name__)

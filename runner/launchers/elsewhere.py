@@ -10,7 +10,8 @@ from pathlib import Path
 from time import monotonic
 
 from runner.errors import RunnerError, SettingsError
-from runner.jobs.job import Job, LockedError, State, lock, read_job, read_manifest, state_of, update_manifest
+from runner.jobs.job import Job, State, read_job, read_manifest, state_of, update_manifest
+from runner.jobs.lock import LockedError, lock
 from runner.launchers import find_launcher
 from runner.launchers.cluster import Cluster, NotStopped, Searching
 from runner.launchers.lots import jobs_of_workers, recorded_lots

@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runner.jobs.job import Job, State, known_manifest, last_holder
+from runner.jobs.job import Job, State, known_manifest
+from runner.jobs.lock import last_holder
 from runner.launchers.cluster import Gone
 from runner.launchers.lots import Lot
 from runner.launchers.settle import is_dead

@@ -13,18 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from runner.errors import RunnerError, SettingsError
-from runner.jobs.job import (
-    GOOD,
-    Job,
-    LockedError,
-    State,
-    known_manifest,
-    lock,
-    read_job,
-    read_manifest,
-    state_of,
-    update_manifest,
-)
+from runner.jobs.job import GOOD, Job, State, known_manifest, read_job, read_manifest, state_of, update_manifest
+from runner.jobs.lock import LockedError, lock
 from runner.jobs.queue import Queue
 from runner.launchers.cluster import Order
 from runner.paths import ExperimentPaths, stop_sign

@@ -18,20 +18,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 
 from runner.errors import Interrupted, SettingsError
-from runner.jobs.job import (
-    FINAL,
-    GOOD,
-    Job,
-    LockedError,
-    State,
-    common_overrides,
-    is_held,
-    is_taken_up,
-    lock,
-    own_overrides,
-    state_of,
-    update_manifest,
-)
+from runner.jobs.job import FINAL, GOOD, Job, State, common_overrides, own_overrides, state_of, update_manifest
+from runner.jobs.lock import LockedError, is_held, is_taken_up, lock
 from runner.jobs.queue import Queue
 from runner.launchers import MoreJobs
 from runner.launchers.ending import ending

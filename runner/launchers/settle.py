@@ -10,7 +10,8 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.jobs.job import Job, State, is_held, known_manifest, update_manifest
+from runner.jobs.job import Job, State, known_manifest, update_manifest
+from runner.jobs.lock import is_held
 from runner.launchers.cluster import Gone
 from runner.plan import Pack
 

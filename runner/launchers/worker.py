@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner import PACKAGE
-from runner.jobs.job import Job, last_holder
+from runner.jobs.job import Job
+from runner.jobs.lock import last_holder
 from runner.launchers.forked import CAN_FORK, Forked
 from runner.system.machine import Machine, threads_of
 from runner.system.signals import runs

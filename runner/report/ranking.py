@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from runner.report.record import HELD_OUT, JobRecord, finite
+from runner.report.record import JobRecord, finite
 from runner.report.words import loss_name
 from runner.schema.comparing import MEASURED_BY
+from runner.schema.metrics import HELD_OUT
 
 COLOURS = 8
 """So many of the best jobs have a colour of their own."""

@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from runner.paths import SAMPLES_NAME, JobPaths, samples_in
+from runner.schema.metrics import IMAGES_PER_S
 from runner.track.metrics import parse_line
 
 LOG_TAIL_BYTES = 6000
-HELD_OUT = "validation/loss"
-EARLIER = "validation/earlier_loss"
 """On the images of the training that a job started from."""
 
 # Ten times as fast where PyYAML was built with libyaml; a sweep has a hundred of these files.
@@ -165,7 +164,7 @@ class JobRecord:
 
     def images_per_s(self) -> float | None:
         """Training speed: the median over the logged values, images per second."""
-        speeds = [value for _, value in self.curve("train/images_per_s") if math.isfinite(value)]
+        speeds = [value for _, value in self.curve(IMAGES_PER_S) if math.isfinite(value)]
         return median(speeds) if speeds else None
 
 

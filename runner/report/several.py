@@ -17,10 +17,11 @@ from runner.report.frame import Chart
 from runner.report.parallel import parallel_chart
 from runner.report.pictures import MAX_JOBS, MAX_ROWS, MAX_STEPS, PictureBox, comparison_grid, progress_grid
 from runner.report.ranking import Ranking
-from runner.report.record import HELD_OUT, JobRecord, finite
+from runner.report.record import JobRecord, finite
 from runner.report.scatter import setting_charts
 from runner.report.views import view_job
 from runner.report.words import loss_name, plain
+from runner.schema.metrics import HELD_OUT, TRAIN_LOSS
 from runner.system.amounts import count, number
 
 # With more jobs than this, each job's own grid shows only a few pictures.
@@ -113,11 +114,11 @@ def comparison_charts(ranking: Ranking) -> list[Chart]:
     """The objective, the held-out loss and the smoothed training loss of all jobs; the best jobs have colours."""
     charts = []
     held_out = loss_name(ranking.entries[0].job).capitalize()
-    metrics = {held_out: HELD_OUT, "Training loss, smoothed": "train/loss"}
+    metrics = {held_out: HELD_OUT, "Training loss, smoothed": TRAIN_LOSS}
     if ranking.aim.name not in metrics.values():
         metrics = {ranking.aim.name: ranking.aim.name, **metrics}
     for title, metric in metrics.items():
-        measured = metric != "train/loss"
+        measured = metric != TRAIN_LOSS
         series = [
             Series(
                 label=entry.job.name, points=entry.job.curve(metric) if measured else smoothed(entry.job.curve(metric)),

@@ -17,8 +17,9 @@ from runner.report.evaluations import Figures, label_of
 from runner.report.frame import Chart
 from runner.report.pictures import Grid
 from runner.report.ranking import COLOURS
-from runner.report.record import EARLIER, HELD_OUT, JobRecord, finite
+from runner.report.record import JobRecord, finite
 from runner.report.words import job_sentence, loss_name, objective_label, plain
+from runner.schema.metrics import EARLIER, GRAD_NORM, HELD_OUT, LEARNING_RATE, TRAIN_LOSS
 from runner.system.amounts import duration, moment, number
 
 CORE_SETTINGS = (
@@ -105,7 +106,7 @@ def _kept(job: JobRecord) -> str:
 
 
 def _charts(job: JobRecord) -> list[Chart]:
-    raw, held = job.curve("train/loss"), job.curve(HELD_OUT)
+    raw, held = job.curve(TRAIN_LOSS), job.curve(HELD_OUT)
     loss = [
         Series(label="train, each step", points=raw, style="raw"),
         Series(label="train, smoothed", points=smoothed(raw), style="main"),
@@ -118,7 +119,7 @@ def _charts(job: JobRecord) -> list[Chart]:
         Series(label=f"t = {_timestep(name)}", points=job.curve(name), style=f"c{place}", dots=True)
         for place, name in enumerate(bands[:COLOURS])
     ]
-    rates, norm = job.curve("train/lr"), job.curve("train/grad_norm")
+    rates, norm = job.curve(LEARNING_RATE), job.curve(GRAD_NORM)
     rate = draw("Learning rate", [Series(label="learning rate", points=rates)], zero=True)
     if rate is not None:
         rate = replace(rate, last=f"highest {number(max(value for _, value in rates))}")

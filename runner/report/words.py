@@ -6,7 +6,8 @@ import json
 from pathlib import PurePosixPath
 from typing import Any
 
-from runner.report.record import HELD_OUT, JobRecord, as_mapping
+from runner.report.record import JobRecord, as_mapping
+from runner.schema.metrics import HELD_OUT
 from runner.system.amounts import MISSING, count, duration, number
 
 

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import model_validator
 
 from runner.schema.knob import Settings, default_of, knob, spelt
+from runner.schema.metrics import GRAD_NORM, HELD_OUT, IMAGES_PER_S, TRAIN_LOSS
 
-RECORDED = ("validation/loss", "train/loss", "train/grad_norm", "train/images_per_s")
+RECORDED = (HELD_OUT, TRAIN_LOSS, GRAD_NORM, IMAGES_PER_S)
 """Metrics that every job records; `validation/loss_t<timestep>` are recorded too."""
 
 MEASURED_BY = (
@@ -32,7 +33,7 @@ class ObjectiveSettings(Settings):
     """Section `objective`: the result of a job, which rankings and searches go by."""
 
     name: Annotated[str, METRIC] = knob(
-        "validation/loss",
+        HELD_OUT,
         doc="A recorded metric; its last value counts. `evaluation/fid_score` and the like are recorded where "
         "`evaluation.metrics` asks for them.",
     )

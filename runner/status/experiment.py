@@ -17,6 +17,7 @@ from runner.report.differences import by_task, differing_overrides, differing_se
 from runner.report.exports import strict
 from runner.report.record import JobRecord, finite
 from runner.report.several import cell_for
+from runner.schema.metrics import HELD_OUT
 from runner.status.look import ACTIVE, DEAD, SILENT_S, JobStatus, WatchedJob, ends_in_s
 from runner.system.amounts import MISSING
 
@@ -122,7 +123,7 @@ class Watch:
         if known is None or [id(record.config) for record in known[0]] != [id(record.config) for record in records]:
             known = self._told[folder] = (records, *_told_apart(records))
         _, columns, cells = known
-        metric = next((str(name) for job in records if (name := job.setting("objective.name"))), "validation/loss")
+        metric = next((str(name) for job in records if (name := job.setting("objective.name"))), HELD_OUT)
         ordered = sorted(jobs, key=lambda job: [*map(_order, cells[job.record.id]), job.record.id])
         return ExperimentStatus(folder=folder, metric=metric, columns=columns, cells=cells, jobs=ordered)
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from runner.jobs.job import State, is_held
+from runner.jobs.job import State
+from runner.jobs.lock import is_held
 from runner.paths import JobPaths
-from runner.report.record import HELD_OUT, JobRecord, finite, read_briefly
+from runner.report.record import JobRecord, finite, read_briefly
+from runner.schema.metrics import HELD_OUT, IMAGES_PER_S
 from runner.track.metrics import parse_line
 
 RECENT_LINES = 20
@@ -125,7 +127,7 @@ class WatchedJob:
         state = self._state()
         steps = record.setting("steps")
         last_step = int(recent[-1]["step"]) if recent else 0
-        speeds = [line["train/images_per_s"] for line in recent if "train/images_per_s" in line]
+        speeds = [line[IMAGES_PER_S] for line in recent if IMAGES_PER_S in line]
         return JobStatus(
             record=record,
             state=state,

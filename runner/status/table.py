@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 from runner.jobs.deployed import undeploy_command
 from runner.jobs.job import State
-from runner.report.record import HELD_OUT, finite
+from runner.report.record import finite
 from runner.report.words import loss_name
+from runner.schema.metrics import HELD_OUT
 from runner.status.experiment import ExperimentStatus
 from runner.status.look import ACTIVE, DEAD, STARTING, JobStatus
 from runner.system.amounts import MISSING, count, duration, number

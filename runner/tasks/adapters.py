@@ -64,9 +64,13 @@ def mix_faults(settings: WithAdapters) -> list[str]:
         elif is_dora(found.file, f"adapter = {given!r}"):
             if layered > 1:
                 faults.append(f"adapter = {given!r}: is a DoRA, which cannot be put together with others; use it alone")
-            if weight != 1:
-                faults.append(f"adapter_weight = {weight:g}: {given} is a DoRA, which has no other weight than 1")
+            faults += weight_faults_of_dora(given, weight)
     return faults
+
+
+def weight_faults_of_dora(given: str, weight: float) -> list[str]:
+    """That a DoRA has no other weight than 1: half of its magnitudes are not half of what it does."""
+    return [f"adapter_weight = {weight:g}: {given} is a DoRA, which has no other weight than 1"] if weight != 1 else []
 
 
 def _words_of(found: AdapterFile) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from runner.paths import atomic_file
 
-LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # JSON has no NaN or infinity: the value becomes null, and its name is kept under this key.
 NON_FINITE = "non_finite"
@@ -74,7 +74,7 @@ class MetricsFile:
         parsed = [(number, parse_line(raw)) for number, raw in enumerate(raw_lines, start=1) if raw.strip()]
         torn = [number for number, line in parsed if line is None]
         if torn and (len(torn) > 1 or torn[0] != parsed[-1][0]):
-            LOG.warning("%s: left out %d lines that are not JSON objects, the first is line %d",
+            log.warning("%s: left out %d lines that are not JSON objects, the first is line %d",
                         self.path, len(torn), torn[0])  # fmt: skip
         return [line for _, line in parsed if line is not None]
 

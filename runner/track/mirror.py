@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.schema.metrics import HELD_OUT
 from runner.track.agent import agent_run_id
 from runner.track.reach import PROBE_TIMEOUT_S, silent_because, unreachable_because, within
 from runner.track.samples import for_table, read_samples, samples_table
@@ -20,15 +21,12 @@ from runner.track.samples import for_table, read_samples, samples_table
 if TYPE_CHECKING:
     from wandb import Run
 
-LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 STEP_METRIC = "global_step"
 
 # `samples` are the images as they are drawn; a table has one type for ever, and needs a name of its own.
 SAMPLES_TABLE = "samples_table"
-
-# What a W&B sweep looks for in the summary, unless the job names another objective.
-OBJECTIVE = "validation/loss"
 
 # W&B knows a run as finished or failed by its exit code; these states are no failure.
 GOOD_STATES = frozenset({"completed", "pruned"})
@@ -127,7 +125,7 @@ class WandbMirror(Mirror):
             if state != "interrupted":
                 self._guarded("logging the table of samples", self._log_samples_table)
             objective = summary.get("objective")
-            named = {} if objective is None else {summary.get("objective_name", OBJECTIVE): objective}
+            named = {} if objective is None else {summary.get("objective_name", HELD_OUT): objective}
             self._run.summary.update({**summary, **named, "state": state})
             # A sweep's server stops runs on purpose; a preempted one it would start again.
             if state == "interrupted" and agent_run_id() is None:
@@ -159,7 +157,7 @@ class WandbMirror(Mirror):
             call()
         except Exception as error:  # noqa: BLE001 - never fatal, whatever wandb raises
             self._quiet = True
-            LOG.warning(
+            log.warning(
                 "W&B: %s failed (%s: %s); training goes on without it. The record is whole in metrics.jsonl; "
                 "upload what wandb kept with: wandb sync --include-online %s",
                 what, type(error).__name__, error, self._run.settings.sync_dir,

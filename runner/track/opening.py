@@ -18,7 +18,7 @@ from runner.track.reach import PROBE_TIMEOUT_S, RunMode, choose_mode, server_url
 if TYPE_CHECKING:
     from wandb import Run
 
-LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # The job that has the run of a sweep agent, by the id of that run.
 _job_of_agent_run: dict[str, str] = {}
@@ -57,7 +57,7 @@ def open_mirror(
             return Mirror()
         agent_run = agent_run_id()
         if agent_run is not None and _job_of_agent_run.setdefault(agent_run, job_id) != job_id:
-            LOG.warning("W&B: %s is not mirrored: the sweep agent's run %s is that of %s", job_id, agent_run,
+            log.warning("W&B: %s is not mirrored: the sweep agent's run %s is that of %s", job_id, agent_run,
                         _job_of_agent_run[agent_run])  # fmt: skip
             return Mirror()
         task = config.get("task", {}).get("name", "train")
@@ -72,20 +72,20 @@ def open_mirror(
         run = _start(arguments, mode, timeout_s=settings.timeout_s)
         run.define_metric("*", step_metric=STEP_METRIC)
     except Exception as error:  # noqa: BLE001 - never fatal, whatever wandb raises
-        LOG.warning("W&B: not used (%s: %s); training goes on without it", type(error).__name__, error)
+        log.warning("W&B: not used (%s: %s); training goes on without it", type(error).__name__, error)
         return Mirror()
     mirror = WandbMirror(run, job_id=job_id, folder=folder, timeout_s=settings.timeout_s)
     if mirror.url:
-        LOG.info("W&B: %s", mirror.url)
+        log.info("W&B: %s", mirror.url)
     else:
-        LOG.info("W&B: offline; upload it later with: wandb sync %s", run.settings.sync_dir)
+        log.info("W&B: offline; upload it later with: wandb sync %s", run.settings.sync_dir)
     return mirror
 
 
 def _run_id(own: str) -> str:
     named = os.environ.get("WANDB_RUN_ID")
     if named and named in OPEN_RUN_IDS:
-        LOG.warning("W&B: WANDB_RUN_ID=%s is taken by another job of this process; using %s", named, own)
+        log.warning("W&B: WANDB_RUN_ID=%s is taken by another job of this process; using %s", named, own)
         return own
     return named or own
 
@@ -113,6 +113,6 @@ def _start(arguments: dict[str, Any], mode: RunMode, *, timeout_s: float) -> Run
                 reason = f"{type(error).__name__}: {error}"
                 if "id" in arguments:  # wandb keeps the id of a run it failed to open
                     arguments["id"] += "-offline"
-        LOG.warning("W&B: cannot be reached (%s); this run is logged offline as %s", reason,
+        log.warning("W&B: cannot be reached (%s); this run is logged offline as %s", reason,
                     arguments.get("id", "the sweep agent's"))  # fmt: skip
     return init("offline")

@@ -20,7 +20,7 @@ from runner.track.metrics import MetricsFile
 from runner.track.opening import open_mirror
 from runner.track.samples import read_samples
 
-LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def rebuild(folder: Path, *, mode: str = "auto") -> str | None:
@@ -51,7 +51,7 @@ def mirror_folder(settings: LoggerSettings, folder: Path) -> str | None:
         config, manifest = _read(folder)
         return _replay(settings, folder, config, manifest, job_id=str(manifest["id"]))
     except (OSError, ValueError, KeyError) as error:
-        LOG.warning("W&B: %s is not mirrored (%s)", folder, error)
+        log.warning("W&B: %s is not mirrored (%s)", folder, error)
         return None
 
 

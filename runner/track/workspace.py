@@ -17,13 +17,14 @@ from urllib.parse import unquote, urlsplit
 
 from runner.paths import ExperimentPaths, JobPaths, write_text
 from runner.schema import LoggerSettings, ObjectiveSettings
-from runner.track.mirror import OBJECTIVE, SAMPLES_TABLE, STEP_METRIC
+from runner.schema.metrics import HELD_OUT, TRAIN_LOSS
+from runner.track.mirror import SAMPLES_TABLE, STEP_METRIC
 from runner.track.reach import PROBE_TIMEOUT_S, server_url, unreachable_because, within
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
 
-LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 SETTINGS_SECTION = "Settings"
 MAX_RUNS = 100
@@ -58,7 +59,7 @@ def save_workspace(
     if known.items() >= wanted.items():
         return str(known["url"])
     if importlib.util.find_spec("wandb_workspaces") is None:
-        LOG.info(
+        log.info(
             "W&B: no workspace was saved for this sweep; pip install 'lora-runner[workspaces]' brings what it needs"
         )
         return None
@@ -66,9 +67,9 @@ def save_workspace(
         url = within(settings.timeout_s, lambda: _save(experiment, wanted, known, objective, settings))
         write_text(ExperimentPaths(folder).workspace, json.dumps({**wanted, "url": url}, indent=2) + "\n")
     except Exception as error:  # noqa: BLE001 - never fatal, whatever wandb raises
-        LOG.warning("W&B: the workspace of %s was not saved (%s: %s)", experiment, type(error).__name__, error)
+        log.warning("W&B: the workspace of %s was not saved (%s: %s)", experiment, type(error).__name__, error)
         return known.get("url")
-    LOG.info("W&B workspace: %s", url)
+    log.info("W&B workspace: %s", url)
     return url
 
 
@@ -150,10 +151,10 @@ def _sections(keys: Sequence[str], objective: ObjectiveSettings) -> list[Section
     import wandb_workspaces.reports.v2 as panels
     from wandb_workspaces.workspaces import Section, SectionLayoutSettings
 
-    measured = list(dict.fromkeys((objective.name, OBJECTIVE)))
+    measured = list(dict.fromkeys((objective.name, HELD_OUT)))
     curves = [panels.LinePlot(title=name, x=STEP_METRIC, y=[name]) for name in measured]
     curves.append(panels.LinePlot(
-        title="train/loss", x=STEP_METRIC, y=["train/loss"], smoothing_type="exponential", smoothing_factor=0.6,
+        title=TRAIN_LOSS, x=STEP_METRIC, y=[TRAIN_LOSS], smoothing_type="exponential", smoothing_factor=0.6,
         smoothing_show_original=True,
     ))  # fmt: skip
     result = panels.ScalarChart(

@@ -6,7 +6,7 @@ The charges of all jobs add up to the time of their process, so that the time of
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -30,7 +30,7 @@ class Clock:
         self._mark = time.perf_counter()
         self.training: Mapping[Charged, int] = {}
         """The jobs that are training, and how many rows of a batch each has: the measure of its share."""
-        self.trained_s: Counter[int] = Counter()
+        self.trained_s: defaultdict[int, float] = defaultdict(float)
         """Seconds of training by the number of rows of all jobs together."""
 
     def _elapsed(self) -> float:
@@ -42,7 +42,7 @@ class Clock:
         """Share the time since the last charge among the jobs that are training."""
         elapsed = self._elapsed()
         rows = sum(self.training.values())
-        self.trained_s[rows] += elapsed  # type: ignore[assignment]
+        self.trained_s[rows] += elapsed
         for run, count in self.training.items():
             run.timings["train"] += elapsed * count / rows
             run.trained_s += elapsed

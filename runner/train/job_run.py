@@ -16,6 +16,7 @@ from runner.errors import DivergedError
 from runner.jobs.job import Job, State, known_manifest, now, update_manifest
 from runner.paths import write_text
 from runner.schema.method import Pivotal
+from runner.schema.metrics import EARLIER, GRAD_NORM, IMAGES_PER_S, LEARNING_RATE, TRAIN_LOSS
 from runner.track import MetricsFile, Mirror, open_mirror
 from runner.train.adapters.adapter import Adapter
 from runner.train.adapters.average import Average
@@ -27,7 +28,7 @@ from runner.train.drawing import Sampling, UseRows, draw, wishes_of, write_pictu
 from runner.train.inputs.materials import Materials
 from runner.train.optimizers import bind_gradients, build_lr_scheduler, build_optimizer, to_next_rate
 from runner.train.pruning import rungs
-from runner.train.start import EARLIER_LOSS, kept_share
+from runner.train.start import kept_share
 
 log = logging.getLogger(__name__)
 
@@ -244,10 +245,10 @@ class JobRun:
         self.last_loss = loss
         self.record(
             {
-                "train/loss": loss,
-                "train/grad_norm": norm,
-                "train/lr": self._lr,
-                "train/images_per_s": self.images_per_s,
+                TRAIN_LOSS: loss,
+                GRAD_NORM: norm,
+                LEARNING_RATE: self._lr,
+                IMAGES_PER_S: self.images_per_s,
             }
         )
 
@@ -261,7 +262,7 @@ class JobRun:
             held_out, conditioner = self.materials.held_out_samples, self.materials.conditioner
             losses = self._shared(held_out.key, lambda: held_out.loss(self.base, conditioner, use_rows))
             if self.materials.kept is not None:
-                losses = losses | {EARLIER_LOSS: self.materials.kept.loss(self.base, conditioner, use_rows)}
+                losses = losses | {EARLIER: self.materials.kept.loss(self.base, conditioner, use_rows)}
             self.record(losses)
             prompts = self.materials.prompts
             if prompts and pictures:
@@ -290,7 +291,7 @@ class JobRun:
     def kept_of_earlier(self) -> dict[str, Any]:
         """How much there still is of the training that this one started from; nothing where it is not measured."""
         kept = self.materials.kept
-        losses = dict(self.metrics.values(EARLIER_LOSS)) if self.metrics is not None else {}
+        losses = dict(self.metrics.values(EARLIER)) if self.metrics is not None else {}
         if kept is None or not losses:
             return {}
         return {"kept_of_earlier": kept_share(losses, kept.of_base(self.base, self.materials.conditioner))}

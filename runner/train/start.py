@@ -22,6 +22,7 @@ from runner.errors import CheckpointError, SettingsError
 from runner.jobs.adapter_file import AdapterFile
 from runner.schema import Experiment
 from runner.schema.method import NewTokens
+from runner.schema.metrics import HELD_OUT
 from runner.system.tensor_file import TEXT_MODEL
 from runner.train.adapters.adapter import MAGNITUDE, Adapter
 from runner.train.base import Base
@@ -30,8 +31,6 @@ from runner.train.inputs.text import Conditioner
 from runner.train.validation import HeldOut
 
 log = logging.getLogger(__name__)
-
-EARLIER_LOSS = "validation/earlier_loss"
 
 
 def start_from(earlier: AdapterFile, adapter: Adapter) -> None:
@@ -67,7 +66,7 @@ class Kept:
 
     def loss(self, base: Base, conditioner: Conditioner, use_rows: UseRows) -> float:
         """The loss on them with the adapter whose rows are used."""
-        return self.held_out.loss(base, conditioner, use_rows)["validation/loss"]
+        return self.held_out.loss(base, conditioner, use_rows)[HELD_OUT]
 
     def of_base(self, base: Base, conditioner: Conditioner) -> float:
         """The loss on them without any adapter."""

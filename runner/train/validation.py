@@ -17,6 +17,7 @@ from runner.data.views import held_out_crop
 from runner.families.loading import scale_latents
 from runner.schema import Experiment
 from runner.schema.experiment import loss_timesteps
+from runner.schema.metrics import HELD_OUT
 from runner.train.base import Base
 from runner.train.drawing import MOST_ROWS, PIXELS_PER_FORWARD, UseRows
 from runner.train.inputs.noising import normal
@@ -71,7 +72,7 @@ class HeldOut:
             f"validation/loss_t{timestep:04d}": float(value)
             for timestep, value in zip(self.timesteps, by_timestep, strict=True)
         }
-        return {"validation/loss": float(by_timestep.mean()), **losses}
+        return {HELD_OUT: float(by_timestep.mean()), **losses}
 
     def _portions(self, rows: int) -> Iterator[list[Sample]]:
         """At most so many samples of one shape at a time; those of one image stay side by side, in their order."""

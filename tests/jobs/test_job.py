@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from runner.errors import RunnerError
-from runner.jobs.job import Job, State, is_held, lock, make_job, read_job, read_manifest, register, update_manifest
+from runner.jobs.job import Job, State, make_job, read_job, read_manifest, register, update_manifest
+from runner.jobs.lock import is_held, lock
 from runner.paths import LOCK_NAME
 from runner.schema import Experiment
 

@@ -13,19 +13,8 @@ import pytest
 import yaml
 
 from runner.errors import RunnerError, SettingsError
-from runner.jobs.job import (
-    Job,
-    LockedError,
-    State,
-    is_held,
-    lock,
-    make_job,
-    read_job,
-    read_manifest,
-    register,
-    state_of,
-    update_manifest,
-)
+from runner.jobs.job import Job, State, make_job, read_job, read_manifest, register, state_of, update_manifest
+from runner.jobs.lock import LockedError, is_held, lock
 from runner.jobs.queue import Claims, FixedQueue, Queue
 from runner.schema import Experiment
 

@@ -12,7 +12,8 @@ import pytest
 
 from runner.check import Checker
 from runner.errors import Detached, Interrupted, JobsFailed
-from runner.jobs.job import Job, State, lock, make_job, read_job, read_manifest, register, state_of, update_manifest
+from runner.jobs.job import Job, State, make_job, read_job, read_manifest, register, state_of, update_manifest
+from runner.jobs.lock import lock
 from runner.launch import door
 from runner.launch.door import _take_up
 from runner.launch.outcome import conclude, judge

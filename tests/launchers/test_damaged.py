@@ -11,7 +11,8 @@ import pytest
 from runner import work
 from runner.errors import JobsFailed, SettingsError
 from runner.jobs import job as job_module
-from runner.jobs.job import Job, State, lock, read_job, read_manifest, register, state_of, update_manifest
+from runner.jobs.job import Job, State, read_job, read_manifest, register, state_of, update_manifest
+from runner.jobs.lock import lock
 from runner.jobs.queue import Claims, FixedQueue, Queue
 from runner.launch.outcome import conclude
 from runner.launchers.lots import Lot

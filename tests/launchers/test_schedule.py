@@ -19,7 +19,8 @@ import pytest
 
 from runner import work
 from runner.errors import Interrupted
-from runner.jobs.job import Job, State, last_holder, lock, read_manifest, register, state_of, update_manifest
+from runner.jobs.job import Job, State, read_manifest, register, state_of, update_manifest
+from runner.jobs.lock import last_holder, lock
 from runner.jobs.queue import Queue
 from runner.launchers import schedule, worker
 from runner.plan import Pack, Plan
@@ -304,7 +305,7 @@ def test_a_worker_knows_by_the_locks_what_it_had(
 ) -> None:
     script = f"""
 from pathlib import Path
-from runner.jobs.job import lock
+from runner.jobs.lock import lock
 with lock(Path({str(plan.todo[0].folder)!r})):
     pass
 """

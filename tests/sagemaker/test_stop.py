@@ -10,7 +10,8 @@ import pytest
 
 from runner import stop
 from runner.aws.account import Account
-from runner.jobs.job import Job, State, lock, make_job, register, state_of, update_manifest
+from runner.jobs.job import Job, State, make_job, register, state_of, update_manifest
+from runner.jobs.lock import lock
 from runner.launchers import sagemaker
 from runner.launchers.cluster import Gone, NotStopped
 from runner.launchers.lots import Lot

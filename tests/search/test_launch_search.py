@@ -19,7 +19,8 @@ from runner.check import Checker
 from runner.command.search import run_search
 from runner.command.tuning import run_tuning
 from runner.errors import Defect, SettingsError
-from runner.jobs.job import Job, State, lock, register, update_manifest
+from runner.jobs.job import Job, State, register, update_manifest
+from runner.jobs.lock import lock
 from runner.launch import door
 from runner.launch.door import launch_search
 from runner.paths import ExperimentPaths, outputs_dir

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from runner.errors import Detached, Interrupted
-from runner.jobs.job import Job, State, lock, read_manifest, register, state_of
+from runner.jobs.job import Job, State, read_manifest, register, state_of
+from runner.jobs.lock import lock
 from runner.jobs.queue import Queue
 from runner.launchers import dispatch
 from runner.launchers.cluster import Gone

@@ -10,7 +10,8 @@ import pytest
 
 from runner import stop
 from runner.errors import Detached, Interrupted
-from runner.jobs.job import Job, State, lock, make_job, register
+from runner.jobs.job import Job, State, make_job, register
+from runner.jobs.lock import lock
 from runner.launchers.cluster import Gone, Order
 from runner.launchers.dispatch import Dispatch
 from runner.paths import outputs_dir

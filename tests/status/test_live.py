@@ -14,7 +14,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from runner.jobs.job import State, lock, update_manifest
+from runner.jobs.job import State, update_manifest
+from runner.jobs.lock import lock
 from tests.command_line import ROOT, environment
 from tests.status.test_status import go_on, make, train
 

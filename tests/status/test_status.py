@@ -17,7 +17,8 @@ import pytest
 from rich.console import Console
 
 from runner.job_folders import job_folders
-from runner.jobs.job import Job, State, lock, make_job, register, update_manifest
+from runner.jobs.job import Job, State, make_job, register, update_manifest
+from runner.jobs.lock import lock
 from runner.paths import outputs_dir
 from runner.schema import Experiment
 from runner.status.__main__ import main

@@ -16,7 +16,8 @@ import wandb
 import yaml
 
 from runner.check import Checker
-from runner.jobs.job import State, lock, register, update_manifest
+from runner.jobs.job import State, register, update_manifest
+from runner.jobs.lock import lock
 from runner.launch.door import launch
 from runner.paths import outputs_dir
 from runner.track import report_to_agent

@@ -20,7 +20,8 @@ import torch
 
 from runner import work
 from runner.errors import CheckpointError, Interrupted
-from runner.jobs.job import Job, State, is_held, read_manifest, register, state_of
+from runner.jobs.job import Job, State, read_manifest, register, state_of
+from runner.jobs.lock import is_held
 from runner.jobs.queue import Claims, FixedQueue
 from runner.system.signals import StopSignal
 from runner.train.checkpoint import load_checkpoint, save_checkpoint

@@ -11,7 +11,8 @@ from typing import Any
 from runner.aws.names import Location, Places
 from runner.aws.storage import ObjectStore, Stored, differs
 from runner.cache.measured import MEASUREMENTS, measurements_file
-from runner.jobs.job import Job, LockedError, State, lock, update_manifest
+from runner.jobs.job import Job, State, update_manifest
+from runner.jobs.lock import LockedError, lock
 from runner.launchers.sagemaker.channels import cache_indexes
 from runner.launchers.sagemaker.request import CHECKPOINTS
 from runner.parcel import CACHE, JOBS

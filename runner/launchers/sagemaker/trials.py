@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from runner.aws.account import understood
 from runner.aws.names import Location
-from runner.jobs.job import Job, LockedError, State, lock, read_manifest, register, state_of, update_manifest
+from runner.jobs.job import Job, State, read_manifest, register, state_of, update_manifest
+from runner.jobs.lock import LockedError, lock
 from runner.launchers.cluster import Gone
 from runner.launchers.sagemaker.logs import LogTail
 from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded

@@ -9,7 +9,7 @@ from runner.families.known import FAMILIES
 from runner.hub import is_hub_id
 from runner.jobs.adapter_file import AdapterFile, is_dora
 from runner.schema.tasks.export import Export
-from runner.tasks.adapters import contents_of, find_adapters
+from runner.tasks.adapters import contents_of, find_adapters, weight_faults_of_dora
 from runner.tasks.export.hub import hub_faults
 
 
@@ -58,8 +58,7 @@ def _format_faults(settings: Export, found: AdapterFile) -> list[str]:
             f"formats = {list(settings.formats)}: {given} is a DoRA, which other programs read in other ways than it "
             "is trained; set formats=[diffusers]"
         )
-    if weight != 1:
-        faults.append(f"adapter_weight = {weight:g}: {given} is a DoRA, which has no other weight than 1")
+    faults += weight_faults_of_dora(given, weight)
     faults += [
         f"{key} = {getattr(settings, key)}: {given} is a DoRA, which cannot be reduced; remove it"
         for key in ("rank", "keep_energy")

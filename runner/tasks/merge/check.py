@@ -8,7 +8,7 @@ from runner.errors import SettingsError
 from runner.families.known import FAMILIES
 from runner.jobs.adapter_file import is_dora
 from runner.schema.tasks.merge import Merge
-from runner.tasks.adapters import contents_of, find_adapters
+from runner.tasks.adapters import contents_of, find_adapters, weight_faults_of_dora
 
 
 def check(settings: Merge) -> dict[str, Any]:
@@ -30,8 +30,7 @@ def check(settings: Merge) -> dict[str, Any]:
             continue
         if len(settings.adapter) > 1:
             faults.append(f"adapter = {given!r}: is a DoRA, which cannot be put together with others; merge it alone")
-        if weight != 1:
-            faults.append(f"adapter_weight = {weight:g}: {given} is a DoRA, which has no other weight than 1")
+        faults += weight_faults_of_dora(given, weight)
         if settings.output == "adapter":
             faults.append(f"output = 'adapter': {given} is a DoRA, which cannot be reduced; take output=folder")
     if faults:

@@ -24,7 +24,7 @@ from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorde
 from runner.launchers.sagemaker.request import CHECKPOINTS
 from runner.launchers.sagemaker.results import Collector
 from runner.parcel import CONTAINER_USER
-from runner.paths import cache_dir
+from runner.paths import cache_dir, write_text
 from runner.schema import SageMakerLauncher
 from runner.system.machine import find_gpus
 from runner.work import WORKER_NAME
@@ -195,19 +195,18 @@ class LocalContainers:
 
     def _keep_logs(self, name: str, hosts: Hosts, file: Path) -> None:
         before = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        several = len(hosts.names) > 1
-        lines = [
-            (f"{host}: " if several else "") + line
-            for host in hosts.names
-            for line in self._run("logs", f"{name}-{host}", fails=False, merged=True).splitlines()
-        ]
-        if len(lines) > len(before):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        lines, new = list[str](), list[str]()
+        for host in hosts.names:
+            head = f"{host}: " if len(hosts.names) > 1 else ""
+            printed = self._run("logs", f"{name}-{host}", fails=False, merged=True).splitlines()
+            known, own = [line for line in before if line.startswith(head)], [head + line for line in printed]
+            new += own[len(known) :]
+            lines += own if len(own) > len(known) else known  # whoever removes a container removes its log
+        if new:
+            write_text(file, "".join(f"{line}\n" for line in lines))
             if self.settings.logs == "stream":
-                for line in lines if several else lines[len(before) :]:
-                    if line not in before:
-                        log.info("%s | %s", name, line)
+                for line in new:
+                    log.info("%s | %s", name, line)
 
     def log(self, worker: str, folder: Path) -> Path:
         """Where what it printed is kept."""
