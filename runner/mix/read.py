@@ -87,6 +87,14 @@ def read_adapter(file: Path, family: Family, components: Mapping[str, nn.Module]
     for layer, alpha in alphas.items():
         if layer in found:
             found[layer].tensors[ALPHA] = alpha
+    for component in components:
+        own = [parts for (of, _), parts in found.items() if of == component]
+        plain = [parts.key for parts in own if MAGNITUDE not in parts.tensors]
+        if plain and len(plain) < len(own):
+            raise SettingsError(
+                f"{file}: some layers of its {component} are DoRA, and others are not ({plain[0]}); it is damaged, or "
+                "of a kind that is not read"
+            )
     configs = _configs(file, metadata)
     return {
         (component, name): _low_rank(
@@ -112,6 +120,8 @@ def _configs(file: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any
         said = json.loads(metadata.get(METADATA, "{}"))
     except ValueError as error:
         raise SettingsError(f"{file}: its {METADATA} is damaged ({error})") from error
+    if not isinstance(said, dict):
+        raise SettingsError(f"{file}: its {METADATA} is damaged (no settings, but {str(said)[:40]!r})")
     configs: dict[str, dict[str, Any]] = {}
     for key, value in said.items():
         component, _, name = key.partition(".")
@@ -248,6 +258,8 @@ def _low_rank(file: Path, parts: _Parts, module: nn.Linear | nn.Conv2d, said: tu
     if down is None or up is None:
         raise SettingsError(f"{file}: has only a part of an adapter for a layer ({parts.key})")
     rank = len(down)
+    if rank == 0:
+        raise SettingsError(f"{file}: {parts.key} has rank 0")
     wanted = _shapes(module, rank)
     fitted = [_fitted(tensor, shape) for tensor, shape in zip((down, up), wanted, strict=True)]
     if fitted[0] is None or fitted[1] is None:
@@ -258,6 +270,8 @@ def _low_rank(file: Path, parts: _Parts, module: nn.Linear | nn.Conv2d, said: tu
     if not all(bool(torch.isfinite(each).all()) for each in fitted if each is not None):
         raise SettingsError(f"{file}: {parts.key} holds numbers that are not finite")
     alpha = float(parts.tensors[ALPHA]) if ALPHA in parts.tensors else said[0]
+    if alpha is not None and not math.isfinite(alpha):
+        raise SettingsError(f"{file}: the alpha of {parts.key} is {alpha}")
     usual = 1.0 if alpha is None else float(alpha) / (math.sqrt(rank) if said[1] else rank)
     magnitude = parts.tensors.get(MAGNITUDE)
     return LowRank(fitted[0], fitted[1], usual, None if magnitude is None else magnitude.flatten().float())

@@ -35,7 +35,7 @@ class OptunaSearch:
         objective: ObjectiveSettings,
         compose: Callable[[Sequence[str]], Config],
     ) -> None:
-        self.settings, self.objective, self._compose = settings, objective, compose
+        self.settings, self.objective, self._compose, self._folder = settings, objective, compose, folder
         self._study = Study(folder.study, space=space, fixed=fixed, settings=settings, objective=objective)
         self._study.take_up()
         self._numbers: dict[tuple[str, ...], list[int]] = {}
@@ -69,6 +69,7 @@ class OptunaSearch:
         """
         number = self._numbers[tuple(overrides)].pop()
         self._jobs[number] = job
+        self._study.begin(number, job.id)
         if again:
             before = read_manifest(job.folder)
             # Another command may have completed it since it was looked at: that is the answer.
@@ -99,7 +100,7 @@ class OptunaSearch:
         best = self._study.best()
         lines = [f"search: {self._study.count} of {self.settings.n_trials} trials"]
         if best is not None:
-            result, chosen = best
+            result, chosen, job = best
             text = " ".join(f"{key}={value}" for key, value in chosen.items())
-            lines.append(f"best: {self.objective.name} {result:.4g} with {text}")
+            lines.append(f"best: {self.objective.name} {result:.4g} with {text}, in {self._folder.folder / job}")
         return lines

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import Trial
 
+JOB = "job"
+"""In which a trial keeps the id of its job."""
 RETRY_OF = "retry_of"
 """Names, in a trial, the earlier one that failed or was cut off and whose settings it has."""
 REFUSED = "refused"
@@ -142,6 +144,11 @@ class Study:
         self._open[trial.number] = trial
         return trial.number, [f"{key}={self.space[key].text(value)}" for key, value in trial.params.items()]
 
+    def begin(self, number: int, job: str) -> None:
+        """A trial that this run has asked for has become a job, of this id."""
+        with self._kept():
+            self._open[number].set_user_attr(JOB, job)
+
     def tell(self, number: int, *, state: str, curve: Mapping[int, float], value: float | None) -> None:
         """What became of a trial that this run has asked for.
 
@@ -169,14 +176,15 @@ class Study:
             trial.set_user_attr(REFUSED, reason)
             self._study.tell(trial, state=self._states.FAIL)
 
-    def best(self) -> tuple[float, dict[str, Any]] | None:
-        """The best value of a completed trial and its settings; None while there is none."""
+    def best(self) -> tuple[float, dict[str, Any], str] | None:
+        """The best value of a completed trial, its settings and its job's id; None while there is none."""
         with self._kept():
             if not self._study.get_trials(deepcopy=False, states=(self._states.COMPLETE,)):
                 return None
             best = self._study.best_trial
         assert best.value is not None
-        return best.value, {key: self.space[key].text(value) for key, value in best.params.items()}
+        settings = {key: self.space[key].text(value) for key, value in best.params.items()}
+        return best.value, settings, best.user_attrs.get(JOB, "")
 
 
 def _thinned(curve: Mapping[int, float]) -> list[tuple[int, float]]:

@@ -15,6 +15,7 @@ from runner.errors import SettingsError
 from runner.families import find_family
 from runner.families.original import original_names
 from runner.mix.read import read_adapter
+from runner.system.tensor_file import METADATA
 from tests.families.original_layout import _unet
 from tests.mix.adapters import (
     SD_PREFIXES,
@@ -163,6 +164,25 @@ def test_what_is_no_adapter_of_this_model_is_refused(sdxl_parts: Parts, sd15_par
     assert f"has two adapters for {component}.{name}" in said()
     save_file({"lora_unet_x.hada_w1_a": torch.ones(3)}, file)
     assert "is a LoHa" in said()
+    save_file(whole | {gone.replace("lora_up.weight", "alpha"): torch.tensor(math.inf)}, file)
+    assert " is inf" in said() and gone.removesuffix("lora_up.weight") in said()
+    shapes = {key: tensor.shape for key, tensor in whole.items() if key.startswith(gone.removesuffix("lora_up.weight"))}
+    save_file(whole | {key: torch.zeros(0, *shape[1:]) for key, shape in shapes.items() if "down" in key}, file)
+    assert "has rank 0" in said()
+    save_file(whole, file, metadata={METADATA: "[1, 2]"})
+    assert "lora_adapter_metadata is damaged (no settings, but '[1, 2]')" in said()
+
+
+def test_an_adapter_that_is_a_dora_on_some_layers_only_is_refused(sdxl_parts: Parts, tmp_path: Path) -> None:
+    unet = {"unet": sdxl_parts["unet"]}
+    file = tmp_path / "a.safetensors"
+    write_peft_plainly(file, random_layers(unet, dora=True), {})
+    whole = load_file(file)
+    gone = next(key for key in whole if "magnitude" in key)
+    save_file({key: tensor for key, tensor in whole.items() if key != gone}, file)
+
+    with pytest.raises(SettingsError, match=r"a\.safetensors: some layers of its unet are DoRA, and others are not"):
+        read_adapter(file, find_family("sdxl"), sdxl_parts)
 
 
 @pytest.mark.parametrize(("scale", "stored"), [(0.5, torch.float32), (0.3, torch.bfloat16)])

@@ -89,8 +89,10 @@ def test_trials_go_on_without_their_command_and_become_jobs(aws: StandIn, settin
         assert job.paths.weights.is_file()
         assert manifest["costs"][training_job]["usd"] > 0
         assert aws.jobs[training_job].metrics.value("validation/loss") == manifest["objective"]
-    best = min(manifest["objective"] for manifest in found.values())
-    assert f"best: validation/loss {best:.4g} with optimizer.lr=" in answer.output
+    best = min(found.values(), key=lambda manifest: float(manifest["objective"]))
+    (line,) = [line for line in answer.output.splitlines() if line.startswith("best: ")]
+    assert line.startswith(f"best: validation/loss {best['objective']:.4g} with optimizer.lr=")
+    assert line.endswith(f", in {outputs() / 'dev' / best['id']}")
     assert (outputs() / "dev" / "report.html").is_file()
     record = tuning_record(name)
     assert (record["status"], sorted(record["jobs"])) == ("Completed", sorted(found))

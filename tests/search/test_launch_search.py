@@ -219,7 +219,7 @@ def test_what_is_learnt_of_a_trial_is_its_last_figure_if_it_is_completed() -> No
         lines = ({"step": step, "validation/loss": value} for step, value in enumerate((0.05, 0.9, last)))
         job.paths.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
         update_manifest(job.folder, state=state)
-        best = best or overrides[0]
+        best = best or f"{overrides[0]}, in {job.folder}"
     found.learn()
     assert found.summary() == ["search: 3 of 3 trials", f"best: validation/loss 0.3 with {best}"]
 

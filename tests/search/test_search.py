@@ -43,6 +43,10 @@ def test_a_search_ends_after_its_trials_and_goes_on_when_there_are_more(settings
     again = runner(*settings, "hydra.sweeper.n_trials=3")
     assert again.code == 0, again.output
     assert "nothing is left to try; raise hydra.sweeper.n_trials to go on" in again.output
+    best = min(objectives, key=lambda job: objectives[job])
+    assert f", in {Path(os.environ['RUNNER_OUTPUTS']) / 'dev' / best}" in again.output, (
+        "also what an earlier command did"
+    )
 
     more = runner(*settings, "hydra.sweeper.n_trials=5")
     assert more.code == 0, more.output

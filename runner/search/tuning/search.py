@@ -174,5 +174,5 @@ class TuningSearch:
         if results:
             value, best = (min if objective.direction == "minimize" else max)(results, key=lambda each: each[0])
             own = " ".join(text for text in best.overrides if text not in self.fixed)
-            lines.append(f"best: {objective.name} {value:.4g} with {own}")
+            lines.append(f"best: {objective.name} {value:.4g} with {own}, in {best.folder}")
         return lines

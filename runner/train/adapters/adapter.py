@@ -196,11 +196,12 @@ class Adapter:
         """Trained weights from anywhere, with ranks and scales of their own in each layer; nothing is dropped.
 
         Raises:
-            SettingsError: a layer is not there, or not of that shape.
+            SettingsError: a layer is not there, or not of that shape; some are DoRA and others are not.
         """
         found = {_site_of(key, factors, components): factors for key, factors in layers.items()}
         dora = [factors.magnitude is not None for factors in found.values()]
-        assert all(dora) or not any(dora), "a mix of DoRA and LoRA"
+        if any(dora) and not all(dora):
+            raise SettingsError("an adapter that is a DoRA on some parts of the model only is not drawn with")
         adapter = cls.__new__(cls)
         adapter.dropout = adapter.rank_dropout = adapter.module_dropout = 0.0
         adapter.seed = 0
