@@ -16,6 +16,7 @@ from runner.schema.job import JobSettings
 from runner.schema.knob import knob, section
 from runner.schema.loss import TIMESTEPS, LossSettings
 from runner.schema.method import DreamBooth, MethodSettings, NewTokens, TextToImage
+from runner.schema.new_words import refuse_what_words_do_not_go_with
 from runner.schema.running import CheckpointSettings, ValidationSettings
 from runner.schema.shapes import Shape, bucket_shapes
 from runner.schema.training import (
@@ -27,7 +28,6 @@ from runner.schema.training import (
     Prodigy,
     SchedulerSettings,
 )
-from runner.schema.words import refuse_what_words_do_not_go_with
 
 
 class Experiment(JobSettings):

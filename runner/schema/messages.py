@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from runner.schema.defaults import section_of, variants_of
-from runner.schema.elsewhere import HERE
 from runner.schema.experiment import GROUPS
 from runner.schema.inputs import DatasetSettings, SourceSettings
+from runner.schema.other_scripts import HERE
 from runner.schema.tasks import TASKS
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from runner.schema import Experiment
-from runner.schema.elsewhere import HERE
 from runner.schema.knob import Settings
 from runner.schema.messages import dotted_keys, explain
+from runner.schema.other_scripts import HERE
 from runner.schema.tasks import TASKS
 from runner.schema.tuning import TuningSettings
 

@@ -32,8 +32,8 @@ from runner.train.base import Base
 from runner.train.inputs import encode as encoding
 from runner.train.inputs import materials, shared_out
 from runner.train.inputs.encode import encode_captions, encode_views
+from runner.train.inputs.on_disk import Stored
 from runner.train.inputs.samples import Samples
-from runner.train.inputs.stored import Stored
 from runner.train.inputs.text import EncodedText, StoredText
 from runner.train.place import Place
 from tests.train.bench import CPU, Bench, write_images

@@ -14,7 +14,7 @@ import torch
 from runner.data.sources.streamed import streamed_folder
 from runner.errors import Interrupted
 from runner.jobs.job import Job
-from runner.train.inputs.stored import Stored
+from runner.train.inputs.on_disk import Stored
 from runner.train.inputs.text import StoredText
 from tests.data.hub_data_sets import DataSets, giving
 from tests.train.bench import SIZES, Bench, records, weights

@@ -29,8 +29,8 @@ from runner.families.family import Family, Text, TextStack
 from runner.schema.shapes import Shape
 from runner.system.hashes import folder_hash
 from runner.system.machine import host_memory_gb
+from runner.train.inputs.on_disk import OnDisk, Stored
 from runner.train.inputs.shared_out import SharedWork, share_out
-from runner.train.inputs.stored import OnDisk, Stored
 from runner.train.memory import is_full
 from runner.train.place import Place
 

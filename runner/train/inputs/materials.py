@@ -25,11 +25,11 @@ from runner.train.base import Base
 from runner.train.inputs.class_images import draw_class_images
 from runner.train.inputs.encode import encode_captions, encode_views
 from runner.train.inputs.masks import Masks, masks_of
+from runner.train.inputs.on_disk import Stored
 from runner.train.inputs.pairing import Pairing
 from runner.train.inputs.prior import OfBase, OfImages, Stream, WithPrior
 from runner.train.inputs.samples import EMPTY, Posteriors, PosteriorsInMemory, Samples
 from runner.train.inputs.schedule import Schedule
-from runner.train.inputs.stored import Stored
 from runner.train.inputs.text import Conditioner, EncodedText, LiveText, StoredText
 from runner.train.inputs.tokens import TokenText, as_long
 from runner.train.start import Kept, earlier_items
