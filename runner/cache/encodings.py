@@ -11,11 +11,12 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 from runner.cache.store import TensorCache, entry_key
-from runner.data import Item, split
+from runner.data import Item
 from runner.data.captions import captions_of
 from runner.data.classes import Prior
+from runner.data.prompts import prompts_of
 from runner.data.views import View, class_views_of, views_of
-from runner.families.files import local_folder, model_folder
+from runner.families.files import local_folder, model_folder, vae_folder
 from runner.families.known import FAMILIES
 from runner.jobs.job import Job
 from runner.paths import cache_dir
@@ -23,7 +24,6 @@ from runner.schema import Experiment, ModelSettings
 from runner.schema.method import DreamBooth
 from runner.system.hashes import folder_hash
 
-PROMPTS_FROM_CAPTIONS = 4
 LATENT_PX = 8
 """Of an image, for each side of a place of a latent, in all families' own VAEs."""
 NUMBER_BYTES = 4
@@ -48,12 +48,6 @@ def posterior_key(view: View, *, vae: str, variant: str | None) -> str:
 def caption_key(caption: str, *, encoders: Sequence[str], variant: str | None, family: str) -> str:
     """The name of a caption's embeddings; `encoders` are the hashes of the encoders' and tokenizers' files."""
     return entry_key("caption", encoders=list(encoders), variant=variant, family=family, caption=caption)
-
-
-def vae_folder(model: Path, vae: Path | None) -> Path:
-    """The folder with the VAE's own files: the model's, or that of one that takes its place."""
-    source = vae or model
-    return source / "vae" if (source / "vae").is_dir() else source
 
 
 def encoder_hashes(model: Path) -> list[str]:
@@ -88,21 +82,6 @@ def class_images_folder(experiment: Experiment, prompt: str, *, model: str) -> P
 def class_image_name(index: int) -> str:
     """The file of one of them, which is drawn from the seed `index`."""
     return f"{index:05d}.png"
-
-
-def prompts_of(experiment: Experiment, items: Sequence[Item]) -> tuple[str, ...]:
-    """What to draw: the prompts of the configuration, or the captions of a few images that the loss is measured on.
-
-    Args:
-        items: the whole data set.
-    """
-    chosen = experiment.validation.prompts
-    if chosen is not None:
-        return chosen
-    training, held_out = split(items, held_out=experiment.validation.held_out)
-    measured = sorted(held_out or training, key=lambda item: item.file)
-    captions = dict.fromkeys(captions_of(item, experiment.dataset)[0] for item in measured)
-    return tuple(captions)[:PROMPTS_FROM_CAPTIONS]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -213,6 +213,12 @@ def snapshot(settings: ModelSettings) -> Path:
     return Path(fetched)
 
 
+def vae_folder(model: Path, vae: Path | None) -> Path:
+    """The folder with the VAE's own files: the model's, or that of one that takes its place."""
+    source = vae or model
+    return source / "vae" if (source / "vae").is_dir() else source
+
+
 def vae_source(settings: ModelSettings) -> Path | None:
     """The folder of a VAE that takes the place of the model's own; None where none does.
 

@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from runner.cache.encodings import PROMPTS_FROM_CAPTIONS
 from runner.cache.measured import Conditions, Measurement, recall, step_s
+from runner.data.prompts import PROMPTS_FROM_CAPTIONS
 from runner.families.arithmetic import Work
 from runner.families.known import FAMILIES
 from runner.jobs.job import Job

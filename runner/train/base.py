@@ -13,11 +13,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from runner.cache.encodings import vae_folder
 from runner.families import find_family
 from runner.families.control import load_controlnet
 from runner.families.family import TextStack, Tokenizers
-from runner.families.files import snapshot, vae_source
+from runner.families.files import snapshot, vae_folder, vae_source
 from runner.families.loading import load_vae
 from runner.families.process import NoiseProcess
 from runner.schema import Experiment, ModelSettings

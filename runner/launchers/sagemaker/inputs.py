@@ -22,11 +22,11 @@ import yaml
 from runner.aws.names import Places
 from runner.aws.sent import is_sent, send, send_folder
 from runner.aws.storage import ObjectStore
-from runner.cache.encodings import prompts_of
 from runner.data import Item, read_dataset
 from runner.data.classes import prior_of
 from runner.data.dataset import Dataset, fingerprint_of, in_reading_order
 from runner.data.export import CAPTION_COLUMN, IMAGE_COLUMN, export
+from runner.data.prompts import prompts_of
 from runner.jobs.earlier import find_earlier
 from runner.jobs.job import Job, read_manifest
 from runner.launchers.cluster import Order

@@ -15,10 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from runner.artifacts.merged import Compared, check_merged, check_put_together, check_read_back
-from runner.cache.encodings import vae_folder
 from runner.errors import ArtifactError, ModelError
 from runner.families import find_family
-from runner.families.files import snapshot, vae_source
+from runner.families.files import snapshot, vae_folder, vae_source
 from runner.families.original_file import single_file_reason, write_single_file
 from runner.families.single_file import lay_out_single_file
 from runner.jobs.adapter_file import header_of

@@ -9,10 +9,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from runner.cache.encodings import prompts_of
 from runner.data import Dataset, Item, read_dataset, split
 from runner.data.captions import as_measured, captions_of, shown
 from runner.data.classes import Prior, prior_of
+from runner.data.prompts import prompts_of
 from runner.data.report import MANIFEST_ROWS
 from runner.data.views import View, buckets_of, class_views_of, held_out_crop, repeated, views_of
 from runner.errors import SettingsError
