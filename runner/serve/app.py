@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 
 from runner.errors import RunnerError
 from runner.schema.serving import Invocation, told
@@ -42,8 +43,13 @@ def make_app(service: Service, *, guard: Guard, failed: Callable[[BaseException]
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
+        def is_over(task: asyncio.Task[None]) -> None:
+            # A server that ends before the model is loaded cancels it.
+            if not task.cancelled() and (error := task.exception()) is not None:
+                failed(error)
+
         loading = asyncio.create_task(service.load())
-        loading.add_done_callback(lambda task: failed(error) if (error := task.exception()) is not None else None)
+        loading.add_done_callback(is_over)
         yield
 
     app = FastAPI(lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
@@ -58,7 +64,11 @@ def make_app(service: Service, *, guard: Guard, failed: Callable[[BaseException]
             return _refused(403, [reason])
         if not service.ready:
             return _refused(503, ["the model is being loaded; try again when /ping answers 200"])
-        body = await _body(request)
+        try:
+            body = await _body(request)
+        except ClientDisconnect:
+            log.info("a request has broken off: who asks has hung up")
+            return Response(status_code=503)  # which nobody reads
         if body is None:
             return _refused(413, [f"the request is longer than {MOST_BYTES} bytes"])
         try:

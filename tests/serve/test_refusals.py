@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from runner.schema.serving import told as asked_as_told
 from runner.serve import __main__ as serving_command
 from runner.serve.app import MOST_BYTES, make_app
 from runner.serve.service import Service, find_served, read_serving
+from runner.studio import Studio
 from runner.system.listening import LOOPBACK, Guard
 
 
@@ -162,10 +164,16 @@ def test_a_gpu_that_has_failed_ends_the_server(kind: type[Exception], flux_folde
 
 def test_what_nobody_waits_for_any_longer_is_not_drawn(flux: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     """Or requests that have timed out would keep those waiting that were sent in their place."""
-    said = [
-        {"type": "http.request", "body": b'{"prompt": "a house"}', "more_body": False},
-        {"type": "http.disconnect"},
-    ]
+    with caplog.at_level("INFO"):
+        assert hung_up_after(b'{"prompt": "a house"}', flux, is_whole=True) == 503
+    assert "nobody waits any longer for 1 image: not drawn" in caplog.text
+    assert "1 image in " not in caplog.text
+    assert flux.post("/invocations", json={"prompt": "a house"}).status_code == 200, "others are"
+
+
+def hung_up_after(body: bytes, client: TestClient, *, is_whole: bool) -> int:
+    """What is answered to a request whose sender is gone after so much of it."""
+    said = [{"type": "http.request", "body": body, "more_body": not is_whole}, {"type": "http.disconnect"}]
     answers: list[Any] = []
 
     async def receive() -> Any:
@@ -176,13 +184,29 @@ def test_what_nobody_waits_for_any_longer_is_not_drawn(flux: TestClient, caplog:
 
     host = (b"host", b"localhost")
     scope = {"type": "http", "method": "POST", "path": "/invocations", "headers": [host], "query_string": b""}
-    assert flux.portal is not None
-    with caplog.at_level("INFO"):
-        flux.portal.call(flux.app, scope, receive, send)
-    assert "nobody waits any longer for 1 image: not drawn" in caplog.text
-    assert "1 image in " not in caplog.text
-    assert answers[0]["status"] == 503
-    assert flux.post("/invocations", json={"prompt": "a house"}).status_code == 200, "others are"
+    assert client.portal is not None
+    client.portal.call(client.app, scope, receive, send)
+    return int(answers[0]["status"])
+
+
+def test_who_hangs_up_while_he_asks_is_no_fault_of_the_server(flux: TestClient) -> None:
+    """Or each leaves a page of a traceback in its log."""
+    assert hung_up_after(b'{"prompt": "a ', flux, is_whole=False) == 503
+
+
+def test_a_server_that_ends_while_it_loads_says_nothing_of_it(
+    flux_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by Ctrl-C, which ends everything that was begun; the log would have a traceback of that."""
+    loaded = Event()
+    monkeypatch.setattr(Studio, "load", lambda _: loaded.wait(60))
+    failures: list[BaseException] = []
+    folder = told(tmp_path, model={"family": "flux", "path": str(flux_folder)})
+    app = make_app(Service(folder, "cpu"), guard=Guard(LOOPBACK), failed=failures.append)
+    with TestClient(app, base_url="http://localhost") as client:
+        assert client.get("/ping").status_code == 503
+    loaded.set()
+    assert not failures and "Traceback" not in caplog.text
 
 
 def test_only_a_container_listens_to_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
