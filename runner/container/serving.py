@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Sequence
 
 from runner.container.secret_values import fetch
 from runner.container.tree import Tree
 from runner.container.user import leave_root
+from runner.errors import RunnerError
 from runner.parcel import HUB_SECRET
 from runner.serve.__main__ import FOLDER, main
+from runner.system.printable import log_to
+
+log = logging.getLogger(__name__)
 
 EVERYWHERE = "0.0.0.0"
 """Requests reach a container from outside of it."""
@@ -17,11 +23,16 @@ EVERYWHERE = "0.0.0.0"
 
 def serve(arguments: Sequence[str]) -> int:
     """Serve until a signal asks to stop; the container's exit code."""
+    log_to(sys.stdout, logging.INFO)
     tree = Tree.here()
     # Nothing is written, and all that is read is the model.
     tree.data, tree.written = tree.model, ()
     leave_root(tree)
     if secret := os.environ.get(HUB_SECRET):
-        os.environ.update(fetch({"HF_TOKEN": secret}, os.environ.get("AWS_REGION")))
+        try:
+            os.environ.update(fetch({"HF_TOKEN": secret}, os.environ.get("AWS_REGION")))
+        except RunnerError as error:
+            log.error("%s", error)
+            return 1
     os.environ.setdefault(FOLDER, str(tree.model))
     return main(["--host", EVERYWHERE, *arguments])

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from runner.container import serving
 from runner.container.secret_values import fetch, lent
+from runner.container.tree import ROOT
 from runner.errors import RunnerError
+from runner.parcel import HUB_SECRET
 from tests.container.conftest import REGION, Secrets
 from tests.container.opt_ml import OptMl
 from tests.train.bench import Bench
@@ -52,3 +55,14 @@ def test_lent_variables_are_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> 
     with lent({"HF_TOKEN": PLAIN}):
         assert os.environ["HF_TOKEN"] == PLAIN
     assert "HF_TOKEN" not in os.environ
+
+
+def test_an_endpoint_whose_secret_cannot_be_had_says_so_and_ends(
+    store: Secrets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in ((HUB_SECRET, "arn:gone"), ("AWS_REGION", REGION), (ROOT, str(tmp_path))):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(serving, "leave_root", lambda tree: None)
+    assert serving.serve([]) == 1
+    assert caplog.messages[-1].startswith("HF_TOKEN: the secret arn:gone cannot be had (")
