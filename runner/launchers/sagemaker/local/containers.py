@@ -37,6 +37,8 @@ SHARED_MEMORY = "8g"
 """What processes of a container exchange data through; an engine's own default is 64 MB."""
 AWS_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL")
 STOPPED_CODES = (137, 143)
+CREATED = "created"
+"""What an engine calls a container that it could not start."""
 START_TIMEOUT_S = 600
 SECURITY = "{{.SecurityOptions}}"
 
@@ -84,8 +86,10 @@ class LocalContainers:
         name = next(unrecorded_names(order, jobs[0].folder.parent))
         place = self.places.training_job(order.title, name)
         hosts = self._hosts(name)
-        if self._states(name, hosts):
+        states = self._states(name, hosts)
+        if len(states) == len(hosts.names) and all(state != CREATED for state, _ in states.values()):
             return name  # started by an earlier command
+        self._remove(name, hosts)  # what it could not start, or not all of it, would never end
         channels = self.inputs.bring(jobs, order, place)
         hosts.lay(self.storage, place, channels)
         hosts.restore(self.storage, place)
@@ -148,11 +152,14 @@ class LocalContainers:
         self.collector.keep_cache(jobs, place / CHECKPOINTS)
         gone = self._how(hosts, states, began=began)
         record(jobs, self._described(name, gone), gone, usd_per_hour=None)
+        self._remove(name, hosts)
+        return gone
+
+    def _remove(self, name: str, hosts: Hosts) -> None:
         for host in hosts.names:
             self._run("rm", "--force", f"{name}-{host}", fails=False)
         if len(hosts.names) > 1:
             self._run("network", "rm", name, fails=False)
-        return gone
 
     @staticmethod
     def _how(hosts: Hosts, states: Mapping[str, tuple[str, int]], *, began: bool) -> Gone:
