@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from botocore.stub import Stubber
 from runner.aws.names import Places
 from runner.aws.storage import Storage
 from runner.errors import AwsError
-from runner.jobs.job import make_job, register
+from runner.jobs.job import State, make_job, register, state_of, update_manifest
 from runner.launchers.sagemaker.results import Collector
 from runner.s3 import Location
 from runner.s3.objects import remove
@@ -32,6 +33,26 @@ def test_folders_that_a_console_has_made_keep_no_result_from_arriving(aws: Stand
 
     assert [file.name for file in job.paths.lora.iterdir()] == ["weights"]
     assert not job.paths.samples.exists() and not (tmp_path / "dev" / "outside").exists()
+
+
+def test_a_job_is_completed_here_only_once_its_result_is_here(aws: StandIn, tmp_path: Path) -> None:
+    """SageMaker copies files in any order, and nobody looks for those of a completed job again."""
+    job = make_job(Experiment(), model="m", dataset="d", outputs=tmp_path)
+    register(job)
+    folder, place = f"run/checkpoints/jobs/{job.id}/", Location(aws.bucket, "run/")
+    collector = Collector(Storage(aws.s3), Places(aws.bucket, "p"))
+    write(aws, f"{folder}manifest.json", json.dumps({"state": "completed", "steps_done": 9}))
+    collector.look([job], place)
+    assert state_of(job.folder) is State.PENDING
+    write(aws, f"{folder}lora/{job.paths.weights.name}", "w")
+    collector.look([job], place)
+    assert state_of(job.folder) is State.COMPLETED and job.has_result
+    # Where nothing more will come, it is what it says.
+    job.paths.weights.unlink()
+    update_manifest(job.folder, state=State.PENDING)
+    aws.s3.delete_object(Bucket=aws.bucket, Key=f"{folder}lora/{job.paths.weights.name}")
+    Collector(Storage(aws.s3), Places(aws.bucket, "p")).look([job], place, everything=True)
+    assert state_of(job.folder) is State.COMPLETED
 
 
 def test_what_s3_does_not_let_go_of_is_not_called_removed(aws: StandIn) -> None:

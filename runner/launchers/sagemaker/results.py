@@ -83,6 +83,10 @@ class Collector:
                     self._seen[folder.uri, name] = files[name].etag
                 if whole:
                     self._remove_old_checkpoints(job, files)
+                # They come there in any order. Of what is completed without its result, the next look brings the rest.
+                is_completed = manifest is not None and manifest.get("state") == State.COMPLETED
+                if is_completed and not job.has_result and not everything:
+                    return
                 # Last of all: a job is what its manifest says only when everything else is there.
                 if manifest is not None and manifest.get("state") not in WAITING:
                     update_manifest(job.folder, **{key: each for key, each in manifest.items() if key not in OURS})
