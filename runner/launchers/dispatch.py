@@ -270,9 +270,9 @@ class Dispatch:
             if job.folder in attached:
                 continue
             key = pack_key(job)
-            lots = (
-                lot for lot in self.lots if lot.alive and self.cluster.shares_files and pack_key(lot.jobs[0]) == key
-            )
+            # One whose jobs have all gone to another lot has the same list as that, which is written last.
+            alive = (lot for lot in self.lots if lot.alive and lot.jobs and self.cluster.shares_files)
+            lots = (lot for lot in alive if pack_key(lot.jobs[0]) == key)
             if lot := next(lots, None):
                 lot.jobs.append(job)
                 lot.begin([job])

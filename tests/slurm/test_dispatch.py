@@ -245,6 +245,23 @@ def test_a_search_adds_jobs_to_workers_that_wait_for_them(monkeypatch: pytest.Mo
     assert 1 in asked
 
 
+def test_a_search_adds_jobs_beside_a_worker_that_waits_when_all_have_died_with_another_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs = make_jobs(3)
+    further = jobs[2:]
+
+    def more(_: int) -> list[Job]:
+        return [further.pop()] if further and len(cluster.orders) > 2 else []
+
+    cluster = Script(die(jobs[:2], "w1", ENDED), finish(jobs))
+    run(cluster, make_plan(jobs[:2], at_once=2, workers=2), monkeypatch, more)
+
+    assert states(jobs) == ["completed"] * 3
+    assert len(cluster.orders) == 4, "two workers, and two for those that died together"
+    assert Queue(cluster.orders[2][0].queue).read() == ([job.folder for job in jobs], False)
+
+
 @pytest.mark.parametrize("apart", [False, True], ids=["shared files", "apart"])
 def test_a_search_gives_no_further_jobs_in_the_place_of_those_that_somebody_has_ended(
     apart: bool, monkeypatch: pytest.MonkeyPatch
