@@ -177,6 +177,8 @@ class Dispatch:
     def _submit(self, lot: Lot) -> None:
         """Put the workers of a lot into the queue, no more of them than `launcher.concurrency` at a time."""
         stop_sign(lot.queue.file).unlink(missing_ok=True)  # of an earlier time
+        # The same jobs have the same list: others of the workers that they had may wait for them still.
+        lot.workers = [worker for other in self.lots if other.queue.file == lot.queue.file for worker in other.alive]
         self.lots.append(lot)
         self._submit_workers(lot)
 

@@ -259,7 +259,9 @@ def test_a_search_adds_jobs_beside_a_worker_that_waits_when_all_have_died_with_a
 
     assert states(jobs) == ["completed"] * 3
     assert len(cluster.orders) == 4, "two workers, and two for those that died together"
-    assert Queue(cluster.orders[2][0].queue).read() == ([job.folder for job in jobs], False)
+    queue = Queue(cluster.orders[2][0].queue)
+    assert queue.read() == ([job.folder for job in jobs], False)
+    assert queue.about()["workers"] == ["w2", "w3", "w4"], "a stop finds who waits still, too"
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["shared files", "apart"])
