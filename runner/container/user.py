@@ -92,12 +92,12 @@ def _tried(tree: Tree) -> str:
     Raises:
         OSError: one of these could not be done.
     """
-    for channel in sorted(tree.data.iterdir()) if tree.data.exists() else []:
-        for path, _, names in os.walk(channel, onerror=_raise):
-            if names:
-                with open(os.path.join(path, min(names)), "rb") as stream:
-                    stream.read(1)
-                break
+    for entry in sorted(tree.data.iterdir()) if tree.data.exists() else []:
+        firsts = (Path(path, min(names)) for path, _, names in os.walk(entry, onerror=_raise) if names)
+        # A file may lie beside the channels: `serve.json` of an endpoint, or a list that SageMaker leaves.
+        if (file := entry if entry.is_file() else next(firsts, None)) is not None:
+            with file.open("rb") as stream:
+                stream.read(1)
     for folder in (*tree.written, Path(tempfile.gettempdir())):
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -82,6 +82,16 @@ def test_a_channel_that_only_root_can_read_keeps_root(tree: OptMl) -> None:
     assert said.startswith("going on as root: ") and "Permission denied" in said and "plan.json" in said
 
 
+def test_a_file_beside_the_channels_is_read_as_they_are(tree: OptMl) -> None:
+    """As `serve.json` of an endpoint, and the lists that SageMaker lays beside channels."""
+    file = tree.data / "serve.json"
+    file.write_text("{}")
+    assert go_on(tree, python=anybodys_python())[0].startswith(f"{USER_ID} ")
+    file.chmod(0o600)
+    identity, said = go_on(tree)
+    assert identity.startswith("0 0 ") and "Permission denied" in said and "serve.json" in said
+
+
 @pytest.mark.parametrize("user", ["root", "nobody-has-this-name"])
 def test_without_such_a_user_nothing_changes_hands(tree: OptMl, user: str) -> None:
     identity, said = go_on(tree, {CONTAINER_USER: user})
