@@ -111,3 +111,36 @@ def test_processes_of_a_worker_share_a_place_of_the_cpu(plan: Plan, monkeypatch:
     monkeypatch.setattr(schedule, "Worker", Does)
     run(Plan((Pack(plan.todo[:2], 1, 2, 2, ""),), MACHINE, places=2))
     assert [each.places for each in Does.made] == [["0", "0"], ["1", "1"]]
+
+
+@pytest.mark.parametrize(("code", "tries"), [(-signal.SIGSEGV, 1), (1, 3), (0, 3)])
+def test_a_worker_that_takes_no_job_is_begun_again_only_a_few_times(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, code: int, tries: int
+) -> None:
+    class TakesNone(IdleWorker):
+        def __init__(self, *words: Any, **more: Any) -> None:
+            super().__init__(*words, **more)
+            self.exit_code = code
+
+        def had(self, job: Job) -> bool:
+            return False
+
+    monkeypatch.setattr(schedule, "Worker", TakesNone)
+    run(dataclasses.replace(plan, packs=(dataclasses.replace(plan.packs[0], workers=1),), places=1))
+    assert len(TakesNone.made) == tries
+    assert {state_of(job.folder) for job in plan.todo} == {State.FAILED}
+
+
+def test_a_job_that_another_runner_is_about_to_begin_is_left_to_it(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    class TakesTheOthers(IdleWorker):
+        def __init__(self, *words: Any, **more: Any) -> None:
+            super().__init__(*words, **more)
+            for job in plan.todo[1:]:
+                update_manifest(job.folder, state=State.COMPLETED)
+            self.exit_code = 0
+
+    monkeypatch.setattr(schedule, "Worker", TakesTheOthers)
+    with lock(plan.todo[0].folder):
+        run(dataclasses.replace(plan, packs=(dataclasses.replace(plan.packs[0], workers=1),), places=1))
+    assert len(TakesTheOthers.made) == 1
+    assert state_of(plan.todo[0].folder) is State.PENDING

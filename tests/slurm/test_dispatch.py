@@ -98,6 +98,16 @@ def test_only_the_jobs_of_the_worker_that_is_gone_are_settled(monkeypatch: pytes
     assert states(jobs) == ["failed", "completed", "completed"]
 
 
+def test_what_a_shared_disk_shows_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = make_jobs(2)
+    monkeypatch.setattr(dispatch, "GRACE_S", 60.0)
+    cluster = Script(die(jobs, "w1", ENDED), finish(jobs))
+    run(cluster, make_plan(jobs), monkeypatch)
+
+    assert states(jobs) == ["completed"] * 2
+    assert len(cluster.orders) == 1
+
+
 def test_what_the_cluster_takes_away_goes_on_in_another_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = make_jobs(3)
 
