@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
+
 from runner.jobs.job import Job, State, read_manifest
+from runner.launchers import dispatch
 from runner.launchers.lots import Lot, all_given_to, recorded_lots
 from runner.plan import Pack
-from tests.slurm.script import make_jobs, states, write
+from tests.slurm.script import Script, finish, make_jobs, make_plan, run, states, write
 
 
 def lot_of(jobs: list[Job], *, at_once: int = 2, workers: int = 2) -> Lot:
@@ -36,14 +41,15 @@ def test_a_job_that_a_worker_has_begun_with_is_not_told_of_further_ones() -> Non
 
 
 def test_jobs_in_another_list_or_with_workers_of_others_are_not_its_own() -> None:
-    jobs = make_jobs(3)
+    jobs = make_jobs(4)
     lot = lot_of(jobs)
     lot.begin(jobs)
     lot.add_worker("w1")
     ours = read_manifest(jobs[0].folder)["submission"]
     write(jobs[:1], State.SUBMITTED, submission=ours | {"queue": "another list"})
     write(jobs[1:2], State.SUBMITTED, submission=ours | {"ids": ["w9"]})
-    assert ids(lot.given_to_others()) == ids(jobs[:2])
+    write(jobs[2:3], State.SUBMITTED, submission=ours | {"ids": ["w1", "w9"]})
+    assert ids(lot.given_to_others()) == ids(jobs[:3])
 
 
 def test_as_many_workers_are_missing_as_find_something_to_do() -> None:
@@ -70,3 +76,15 @@ def test_the_same_jobs_have_the_same_list_in_any_order_and_it_counts_once_it_has
     (found,) = recorded_lots(jobs, "script")
     assert (ids(found.jobs), found.alive) == (ids(jobs), ["w1"])
     assert ids(all_given_to("w1", jobs[:1])) == ids(jobs), "each once"
+
+
+def test_a_list_is_open_for_as_long_as_its_command_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a worker that waits for jobs of a search would end while their command still looks for them."""
+    jobs, open_until = make_jobs(1), list[float]()
+    monkeypatch.setattr(dispatch, "OPEN_FOR_S", 0.0)
+
+    def look(cluster: Script) -> None:
+        open_until.append(json.loads(cluster.orders[0][0].queue.read_text())["open_until"])
+
+    run(Script(look, look, finish(jobs)), make_plan(jobs), monkeypatch, lambda _: [])
+    assert open_until[0] < open_until[1]

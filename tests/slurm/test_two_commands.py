@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from threading import Thread
 
 import pytest
 
 from runner.errors import Detached
-from runner.jobs.job import Job
+from runner.jobs.job import Job, State, lock
 from runner.jobs.queue import Queue
 from runner.launchers import dispatch
 from runner.launchers.cluster import Gone, Order
 from runner.launchers.dispatch import Dispatch
 from tests.slurm.script import (
+    ENDED,
     LAUNCHER,
     TAKEN,
     Script,
@@ -22,6 +24,7 @@ from tests.slurm.script import (
     make_plan,
     run,
     states,
+    write,
 )
 
 
@@ -111,3 +114,18 @@ def test_a_search_takes_up_what_an_earlier_command_has_submitted_whenever_it_com
     first = next(lot for lot in made.lots if lot.workers == ["w1"])
     assert {job.folder for job in first.jobs} >= {job.folder for job in jobs[:3]}
     assert states(jobs) == ["completed"] * 4
+
+
+def test_what_another_runner_has_taken_over_from_a_worker_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "GRACE_S", 0.0)
+    jobs = make_jobs(2)
+    with ExitStack() as held:
+
+        def take_over(cluster: Script) -> None:
+            held.enter_context(lock(jobs[0].folder))
+            write(jobs[:1], State.RUNNING)
+            write(jobs[1:], State.COMPLETED)
+            cluster.ended["w1"] = ENDED
+
+        run(Script(take_over), make_plan(jobs), monkeypatch)
+    assert states(jobs) == ["running", "completed"]
