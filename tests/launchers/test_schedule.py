@@ -99,11 +99,12 @@ def test_a_signal_while_workers_are_being_started_reaches_all_of_them(
 
 
 class Busy(IdleWorker):
-    """Has begun with the first job, and ends only when it is told that nobody waits for that."""
+    """Has begun with the first jobs, and ends only when it is told that nobody waits for that."""
 
     def __init__(self, queue: Path, **more: Any) -> None:
         super().__init__(queue, **more)
-        update_manifest(Queue(queue).read()[0][0], state=State.RUNNING)
+        for folder in Queue(queue).read()[0][:2]:
+            update_manifest(folder, state=State.RUNNING)
         os.kill(os.getpid(), signal.SIGINT)
 
     def stop(self, *, at_once: bool = False, hung_up: bool = False) -> None:
@@ -119,7 +120,7 @@ def test_a_second_ctrl_c_does_not_wait_until_all_is_saved(plan: Plan, monkeypatc
     with pytest.raises(Interrupted):
         schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
     assert [each.exit_code for each in Busy.made] == [-signal.SIGINT]
-    assert [state_of(job.folder) for job in plan.todo] == [State.INTERRUPTED, State.PENDING, State.PENDING]
+    assert [state_of(job.folder) for job in plan.todo] == [State.INTERRUPTED, State.INTERRUPTED, State.PENDING]
 
 
 def test_further_jobs_of_a_search_come_to_those_over_the_same_base(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
