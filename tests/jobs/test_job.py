@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 
 from runner.errors import RunnerError
 from runner.jobs.job import Job, State, make_job, read_job, read_manifest, register, update_manifest
-from runner.jobs.lock import is_held, lock
+from runner.jobs.lock import is_held, is_taken_up, lock
 from runner.paths import LOCK_NAME
 from runner.schema import Experiment
 
@@ -67,6 +70,26 @@ def test_a_job_without_its_settings_is_told_with_what_brings_them_back(tmp_path:
         read_job(made.folder)
     register(made)
     assert read_job(made.folder).settings == made.settings
+
+
+def test_who_only_looks_whether_a_job_is_held_is_no_holder(tmp_path: Path) -> None:
+    with lock(tmp_path):
+        assert is_held(tmp_path)
+    with (tmp_path / LOCK_NAME).open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert not is_held(tmp_path), "or two tables of jobs would take each other for runners"
+
+
+def test_a_job_is_taken_up_by_another_process_that_still_runs(tmp_path: Path) -> None:
+    assert not is_taken_up(tmp_path)
+    with lock(tmp_path):
+        pass
+    assert not is_taken_up(tmp_path), "by this one"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for holder, expected in ((os.getppid(), True), (ended.pid, False)):
+        (tmp_path / LOCK_NAME).write_text(str(holder))
+        assert is_taken_up(tmp_path) is expected
 
 
 def test_who_waits_for_a_job_whose_folder_is_removed_meanwhile_holds_the_new_one(tmp_path: Path) -> None:
