@@ -11,7 +11,8 @@ from botocore.stub import Stubber
 from runner.aws.names import Places
 from runner.aws.storage import Storage
 from runner.errors import AwsError
-from runner.jobs.job import State, make_job, register, state_of, update_manifest
+from runner.jobs.job import State, make_job, read_manifest, register, state_of, update_manifest
+from runner.launchers.sagemaker.channels import cache_indexes
 from runner.launchers.sagemaker.results import Collector
 from runner.s3 import Location
 from runner.s3.objects import remove
@@ -53,6 +54,34 @@ def test_a_job_is_completed_here_only_once_its_result_is_here(aws: StandIn, tmp_
     aws.s3.delete_object(Bucket=aws.bucket, Key=f"{folder}lora/{job.paths.weights.name}")
     Collector(Storage(aws.s3), Places(aws.bucket, "p")).look([job], place, everything=True)
     assert state_of(job.folder) is State.COMPLETED
+
+
+def test_what_is_written_here_stays_and_what_is_gone_there_goes(aws: StandIn, tmp_path: Path) -> None:
+    job = make_job(Experiment(), model="m", dataset="d", outputs=tmp_path, overrides=("seed=0",))
+    register(job, State.RUNNING)
+    update_manifest(job.folder, submission={"ids": ["w1"]})
+    (job.paths.checkpoints / "step-000002").mkdir(parents=True)
+    before, folder = read_manifest(job.folder), f"run/checkpoints/jobs/{job.id}/"
+    collector, place = Collector(Storage(aws.s3), Places(aws.bucket, "p")), Location(aws.bucket, "run/")
+    there = {"submission": {"ids": ["none"]}, "overrides": []}
+    write(aws, f"{folder}manifest.json", json.dumps({"state": "submitted", "steps_done": 0, **there}))
+    collector.look([job], place)
+    assert read_manifest(job.folder) == before, "before a worker has taken it, it says nothing new"
+    write(aws, f"{folder}manifest.json", json.dumps({"state": "interrupted", "steps_done": 4, **there}))
+    write(aws, f"{folder}checkpoints/step-000004/state", "s")
+    collector.look([job], place)
+    assert read_manifest(job.folder) == before | {"state": "interrupted", "steps_done": 4}
+    assert [step.name for step in job.paths.checkpoints.iterdir()] == ["step-000004"]
+
+
+def test_what_several_training_jobs_have_encoded_is_listed_together(aws: StandIn, tmp_path: Path) -> None:
+    job, places = make_job(Experiment(), model="m", dataset="d", outputs=tmp_path), Places(aws.bucket, "p")
+    for run in ("one", "two"):
+        write(aws, f"{run}/cache/captions/{run}.safetensors", run)
+        Collector(Storage(aws.s3), places).keep_cache([job], Location(aws.bucket, f"{run}/"))
+    (index,) = cache_indexes([job], places)
+    assert json.loads(Storage(aws.s3).read(index)) == ["captions/one.safetensors", "captions/two.safetensors"]
+    assert Storage(aws.s3).read(places.cache / "captions/one.safetensors") == b"one"
 
 
 def test_what_s3_does_not_let_go_of_is_not_called_removed(aws: StandIn) -> None:
