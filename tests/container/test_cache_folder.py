@@ -30,6 +30,11 @@ def test_only_what_is_new_is_kept(tmp_path: Path) -> None:
     with folder.keeping():
         cache.put("bb02", {"embeds": torch.zeros(2)})
     assert kept(tmp_path / "kept") == ["bb02.safetensors"]
+    (copied,) = (tmp_path / "kept").rglob("*.safetensors")
+    copied.write_text("as it was copied")
+    folder.keep()
+    assert copied.read_text() == "as it was copied", "not copied again and again"
+    CacheFolder(folder.folder, sources=[], kept=tmp_path / "kept").keep()
     assert torch.equal(entry(tmp_path / "kept").get("bb02")["embeds"], torch.zeros(2))  # type: ignore[index]
 
 

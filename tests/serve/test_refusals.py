@@ -125,6 +125,12 @@ def test_what_is_served_fits_the_family(tmp_path: Path, drawing: dict[str, Any],
         read_serving(told(tmp_path, model={"family": "flux"}, **drawing))
 
 
+def test_the_noise_that_is_said_for_one_sampler_is_not_for_another(tmp_path: Path) -> None:
+    service = Service(told(tmp_path, sampler="tcd", eta=0.5), "cpu")
+    assert service.sampling(Invocation(prompt="a")).eta == 0.5
+    assert service.sampling(Invocation(prompt="a", sampler="euler")).eta is None
+
+
 def test_folders_that_editors_leave_are_no_adapters(tmp_path: Path) -> None:
     for name in ("house", ".ipynb_checkpoints"):
         (tmp_path / "adapters" / name).mkdir(parents=True)
@@ -205,6 +211,8 @@ def test_a_server_that_ends_while_it_loads_says_nothing_of_it(
     app = make_app(Service(folder, "cpu"), guard=Guard(LOOPBACK), failed=failures.append)
     with TestClient(app, base_url="http://localhost") as client:
         assert client.get("/ping").status_code == 503
+        answer = client.post("/invocations", json={"prompt": "a house"})
+        assert answer.status_code == 503 and int(answer.headers["Retry-After"]) > 0
     loaded.set()
     assert not failures and "Traceback" not in caplog.text
 
