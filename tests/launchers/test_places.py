@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from runner.jobs.job import Job, State, lock, register, state_of, update_manifest
+from runner.jobs.job import Job, State, register, state_of, update_manifest
+from runner.jobs.lock import lock
 from runner.jobs.queue import Queue
 from runner.launchers import schedule
 from runner.plan import Pack, Plan

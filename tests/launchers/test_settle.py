@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from runner.jobs.job import Job, State, lock, read_manifest, register, state_of, update_manifest
+from runner.jobs.job import Job, State, read_manifest, register, state_of, update_manifest
+from runner.jobs.lock import lock
 from runner.launchers.cluster import Gone
 from runner.launchers.settle import close, fail, halved, is_dead, last_words, take_up_again
 from runner.plan import Pack

@@ -8,7 +8,8 @@ from threading import Thread
 import pytest
 
 from runner.errors import Detached
-from runner.jobs.job import Job, State, lock
+from runner.jobs.job import Job, State
+from runner.jobs.lock import lock
 from runner.jobs.queue import Queue
 from runner.launchers import dispatch
 from runner.launchers.cluster import Gone, Order
