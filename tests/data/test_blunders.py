@@ -47,6 +47,19 @@ def test_metadata_may_name_images_by_their_whole_paths(tmp_path: Path, settings:
     assert ignored(dataset) == {}, "what is used is not told as unnamed"
 
 
+def test_metadata_in_a_folder_beside_the_images_make_no_second_ones_of_them(tmp_path: Path, settings: Settings) -> None:
+    folder_of(tmp_path, "img/a.png", "img/b.png")
+    (tmp_path / "captions").mkdir()
+    names = [str(tmp_path / "img" / "a.png"), "../img/b.png"]
+    (tmp_path / "captions" / "metadata.jsonl").write_text(
+        "\n".join(json.dumps({"file_name": name, "text": "x"}) for name in names)
+    )
+
+    for prompt in (None, "sks"):
+        dataset = read_dataset(settings(tmp_path, instance_prompt=prompt))
+        assert sorted((item.file, item.caption) for item in dataset.items) == [("img/a.png", "x"), ("img/b.png", "x")]
+
+
 def test_metadata_that_is_one_list_is_one_fault(tmp_path: Path, settings: Settings) -> None:
     folder_of(tmp_path, "a.png", "b.png")
     lines = [{"file_name": name, "text": "x"} for name in ("a.png", "b.png")]

@@ -50,10 +50,12 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
             found.entries.append(Entry(name, FileAddress(listing.root / name), captions, fix))
     free = []
     for name in images:
+        if name in named:
+            continue
         decider = next((covered[folder] for folder in _folders_above(name) if folder in covered), None)
         if decider is None:
             free.append(name)
-        elif name not in named:
+        else:
             found.rows.append(_warning(name, f"not named in {decider}"))
     texts_read = _add_captioned_by_text(free, listing, found, settings, faults)
     if settings.captions_per_line and not texts_read:
