@@ -104,6 +104,17 @@ def test_folders_with_a_word_of_another_split_in_their_names_belong_to_it(hub: D
     assert not any("test-" in path.rpartition("/")[2] for _, path in hub.requests), "what is not wanted stays there"
 
 
+def test_a_split_may_end_like_another_one(hub: DataSets, settings: Settings) -> None:
+    splits = ["train", "latest", "hard_test", "retrieval"]
+    hub.files["ann/ends"] = {
+        f"data/{split}-00000-of-00001.parquet": table([row(number)]) for number, split in enumerate(splits)
+    }
+    for more in ({}, {"stream": True, "max_cache_gb": 1.0}):
+        for number, split in enumerate(splits):
+            found = read_dataset(settings("ann/ends", split=split, **more))
+            assert [item.caption for item in found.items] == [f"picture {number}"]
+
+
 def test_a_second_look_asks_for_no_images_and_reading_them_in_order_fetches_each_shard_once(
     hub: DataSets, bound_gb: float, settings: Settings
 ) -> None:

@@ -47,8 +47,10 @@ def patterns(settings: DatasetSettings) -> tuple[list[str], list[str]]:
     wanted = [f"*{suffix}" for suffix in suffixes] + [f"*{suffix.upper()}" for suffix in suffixes]
     wanted += [f"*{name}" for name in (*METADATA_NAMES, DESCRIPTION_NAME, STATE_NAME)]
     # Shards of other splits are often the larger part; their names are fixed by the Hub's own converter. With the
-    # digits, because a star matches folders too: those of `test-run/train-00000-of-00001.parquet` are no split.
-    return wanted, [f"*{split}-{DIGITS}-of-{DIGITS}*.parquet" for split in sorted(KNOWN_SPLITS - {settings.split})]
+    # digits, because a star matches folders too: those of `test-run/train-00000-of-00001.parquet` are no split. The
+    # chosen one may end like another: `latest` and `hard_test` like `test`.
+    others = sorted(split for split in KNOWN_SPLITS if not settings.split.endswith(split))
+    return wanted, [f"*{split}-{DIGITS}-of-{DIGITS}*.parquet" for split in others]
 
 
 def explain(settings: DatasetSettings, error: Exception) -> str:
