@@ -103,6 +103,15 @@ def test_captions_under_another_name_are_found(name: str, tmp_path: Path, settin
     assert ignored(read_dataset(settings(tmp_path))) == {name: "not an image"}
 
 
+def test_captions_in_a_table_beside_the_images_are_found(tmp_path: Path, settings: Settings) -> None:
+    folder_of(tmp_path, "a.png")
+    pq.write_table(pa.table({"file_name": ["a.png"], "text": ["one"]}), tmp_path / "metadata.parquet")
+
+    first, _ = faults_of(settings(tmp_path))
+
+    assert first.startswith("  - 'metadata.parquet': not read; captions are read from metadata.jsonl, metadata.csv")
+
+
 def test_captions_that_a_prompt_takes_the_place_of_are_told(tmp_path: Path, settings: Settings) -> None:
     """A column that is not there is allowed where a prompt takes its place; what is not read is said."""
     folder = folder_of(tmp_path / "folder", "a.png")

@@ -20,7 +20,7 @@ from runner.data.report import Row
 from runner.data.sources.description import read_description
 from runner.data.sources.found import CAPTION_COLUMN, KNOWN_SPLITS, Entry, Found
 from runner.data.sources.kohya import tell_captions_in_names
-from runner.data.sources.listing import Listing
+from runner.data.sources.listing import TABLE_SUFFIXES, Listing
 from runner.data.sources.masks import masks_among, without_masks
 from runner.data.sources.metadata import read_metadata
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from runner.schema import DatasetSettings
 
 
-LIKE_CAPTIONS = (".jsonl", ".json", ".csv", ".tsv", ".caption", ".captions")
+LIKE_CAPTIONS = (".jsonl", ".json", ".csv", ".tsv", ".caption", ".captions", *TABLE_SUFFIXES)
 
 
 def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> Found:
@@ -157,7 +157,7 @@ def _misnamed(listing: Listing, found: Found, faults: Faults) -> None:
     """Where images have no captions, note the files that may hold them under a name that is not read."""
     if all(any(caption.strip() for caption in entry.captions) for entry in found.entries):
         return
-    names = [name for name in listing.others if os.path.splitext(name)[1].lower() in LIKE_CAPTIONS]
+    names = [name for name in (*listing.others, *listing.tables) if os.path.splitext(name)[1].lower() in LIKE_CAPTIONS]
     if names:
         read = "captions are read from metadata.jsonl, metadata.csv (in small letters) and .txt files"
         faults.add("misnamed", f"{listed(names, limit=3)}: not read; {read}. Rename or rewrite what holds them.")
