@@ -25,7 +25,7 @@ from runner.schema import Experiment
 from runner.schema.evaluation import METRICS
 from runner.schema.tasks.evaluate import Evaluate
 from runner.studio import Studio
-from runner.tasks.evaluate.check import check
+from runner.tasks.evaluate.check import check, real_images
 from runner.tasks.evaluate.measuring import as_drawn
 from runner.tasks.evaluate.of_training import FOLDER
 from runner.tasks.evaluate.prompts import NEUTRAL, SUBJECT
@@ -186,6 +186,21 @@ def test_real_images_that_are_the_drawn_ones_are_no_distance_away(networks: Netw
     assert found["figures"]["fid_score"]["value"] == pytest.approx(0, abs=1e-4)
     dino = found["figures"]["dino_score"]
     assert dino["value"] < 1, "all pairs count, not only each image with itself"
+
+
+def test_masks_beside_real_images_are_none_of_them(networks: Networks, tmp_path: Path) -> None:
+    def write(*names: str) -> None:
+        for number, name in enumerate(names):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            Image.new("RGB", (64, 64), (number, len(name), 0)).save(tmp_path / name)
+
+    write("a.png", "b.png", "c.mask.png")
+    asked = settings(networks, metrics=["dino"], real=str(tmp_path))
+    without = check(asked)
+    write("a.mask.png", "masks/b.png")  # of a.png and b.png, and nothing is c.png
+    found = real_images(asked)
+    assert found is not None and sorted(item.file for item in found.items) == ["a.png", "b.png", "c.mask.png"]
+    assert check(asked) == without
 
 
 def test_real_images_are_opened_a_few_at_a_time(

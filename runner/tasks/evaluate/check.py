@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from runner.data import Dataset, read_dataset
+from runner.data.dataset import fingerprint_of
+from runner.data.sources.masks import masks_among
 from runner.errors import DatasetError, SettingsError
 from runner.families.files import resolution_faults
 from runner.families.prediction import sampler_faults
@@ -86,7 +89,12 @@ def real_images(settings: Evaluate) -> Dataset | None:
     if settings.real is None or not settings.needs_real:
         return None
     # Nobody looks at captions here, and a folder of photographs has none.
-    return read_dataset(DatasetSettings(path=settings.real, instance_prompt="a photo"), resolution=settings.resolution)
+    data = DatasetSettings(path=settings.real, instance_prompt="a photo")
+    found = read_dataset(data, resolution=settings.resolution)
+    # A folder that is trained with masks is no less real.
+    masks = masks_among([item.file for item in found.items if not item.address.column])
+    kept = tuple(item for item in found.items if item.file not in masks)
+    return dataclasses.replace(found, items=kept, fingerprint=fingerprint_of(kept)) if masks else found
 
 
 def network_digest(named: str) -> str:
