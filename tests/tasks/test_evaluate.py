@@ -12,6 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -304,6 +306,23 @@ def test_what_is_said_of_real_images_names_no_setting_that_an_evaluation_has_not
     with pytest.raises(SettingsError, match=r"real='.*': 2 faults") as caught:
         check(settings(networks, real=str(tmp_path)))
     assert "flat.png: the image is 64x8 px, its shorter side below 32. Repair or remove it." in str(caught.value)
+    assert "dataset." not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "said"),
+    [
+        ("t.parquet", {"img": [b"x"]}, "no column 'image' (did you mean 'img'?); columns: 'img'. Rename the one with"),
+        ("t.parquet", {"image": [1]}, "column 'image' holds int64, not images. Give a table where it is one of bytes"),
+        ("test.parquet", {"image": [b"x"]}, "split 'train': no file of this split; splits found: 'test'. Give its"),
+    ],
+)
+def test_what_is_said_of_tables_of_real_images_can_be_done(
+    networks: Networks, tmp_path: Path, name: str, columns: dict[str, Any], said: str
+) -> None:
+    pq.write_table(pa.table(columns), tmp_path / name)
+    with pytest.raises(SettingsError, match=re.escape(said)) as caught:
+        check(settings(networks, real=str(tmp_path)))
     assert "dataset." not in str(caught.value)
 
 

@@ -34,7 +34,16 @@ VOCABULARIES = (
 )
 """Files that tokenizers read their words from; a network that knows texts has one of them."""
 DISTANCES = ("fid", "kid")
-OF_DATA_SETS = {"dataset.path": "real", ", or set dataset.skip_unreadable=true": "", "dataset.min_side_px=": ""}
+OF_DATA_SETS = {
+    "dataset.path": "real",
+    ", or set dataset.skip_unreadable=true": "",
+    "dataset.min_side_px=": "",
+    "Set dataset.image_column.": "Rename the one with images.",
+    "dataset.image_column=": "",
+    "Choose a column of bytes": "Give a table where it is one of bytes",
+    "dataset.split='train'": "split 'train'",
+    "Choose one of them.": "Give its folder or file.",
+}
 """What faults of a data set name and real images have not, or call otherwise -> what is said instead."""
 
 
