@@ -88,6 +88,15 @@ def test_a_caption_in_each_line_of_a_text_file(tmp_path: Path, settings: Setting
     }
 
 
+def test_a_byte_order_mark_is_no_part_of_what_windows_wrote(tmp_path: Path, settings: Settings) -> None:
+    write(tmp_path, "a.png", "b.png")
+    (tmp_path / "a.txt").write_bytes("\ufeffone\r\ntwo\r\n".encode())
+    (tmp_path / "dataset_info.json").write_bytes('\ufeff{"instance_prompt": "sks"}\r\n'.encode())
+
+    assert captions_read(settings(tmp_path)) == {"a.png": ("one\ntwo",), "b.png": ("sks",)}
+    assert captions_read(settings(tmp_path, captions_per_line=True))["a.png"] == ("one", "two")
+
+
 def test_lines_that_nobody_reads_are_refused(captioned: Path, settings: Settings) -> None:
     with pytest.raises(DatasetError, match=r"dataset\.captions_per_line=true has no effect: no caption comes from"):
         read_dataset(settings(captioned, captions_per_line=True))
@@ -168,11 +177,17 @@ def test_another_separator() -> None:
     assert set(captions_of(an_item("a, b | c"), data)) == {"a, b | c", "a, b| c", "c| a, b"}
 
 
+def test_what_stands_between_two_commas_or_after_the_last_is_a_part_only_if_there_is_something() -> None:
+    data = DatasetSettings(caption_shuffle=True, keep_tokens=1, caption_variants=16)
+
+    assert set(captions_of(an_item("sks, , a,b, "), data)) == {"sks, , a,b, ", "sks, a, b", "sks, b, a"}
+
+
 @pytest.mark.parametrize("changed", [{"caption_separator": ";"}, {"keep_tokens": 2}])
 def test_nothing_to_shuffle_is_refused(tmp_path: Path, settings: Settings, changed: dict[str, Any]) -> None:
     write(tmp_path, "a.png")
     (tmp_path / "a.txt").write_text("a cat, a hat, a mat")
-    read_dataset(settings(tmp_path, caption_shuffle=True))
+    read_dataset(settings(tmp_path, caption_shuffle=True, keep_tokens=1))
     with pytest.raises(DatasetError, match=r"dataset\.caption_shuffle=true: with dataset\.caption_separator="):
         read_dataset(settings(tmp_path, caption_shuffle=True, **changed))
 

@@ -129,6 +129,35 @@ def test_folders_of_splits_in_capitals(tmp_path: Path, settings: Settings) -> No
         files("val")
 
 
+def test_two_files_may_be_called_dataset_info(tmp_path: Path, settings: Settings) -> None:
+    """That of the `datasets` library says nothing about prompts; with the other one metadata need no captions."""
+    picture(tmp_path / "a.png", 1)
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "number": 3}))
+    for about, more in (({"features": {}, "splits": {}}, {"instance_prompt": "sks"}), ({"instance_prompt": "sks"}, {})):
+        (tmp_path / "dataset_info.json").write_text(json.dumps(about))
+        assert [item.caption for item in read_dataset(settings(tmp_path, **more)).items] == ["sks"]
+
+
+def test_metadata_above_the_folders_of_splits_bring_no_image_of_another_one(tmp_path: Path, settings: Settings) -> None:
+    picture(tmp_path / "train" / "a.png", 1)
+    picture(tmp_path / "test" / "b.png", 2)
+    lines = [{"file_name": "train/a.png", "text": "one"}, {"file_name": "test/b.png", "text": "two"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    for split, caption in (("train", "one"), ("test", "two")):
+        assert [item.caption for item in read_dataset(settings(tmp_path, split=split)).items] == [caption]
+
+
+def test_a_split_without_a_folder_is_told_with_those_that_have_one(tmp_path: Path, settings: Settings) -> None:
+    picture(tmp_path / "test" / "b.png", 2)
+    said = r"dataset\.split='{}': no such folder; splits found: 'test'\. Choose one of them"
+    with pytest.raises(DatasetError, match=said.format("train")):
+        read_dataset(settings(tmp_path, instance_prompt="x"))
+    picture(tmp_path / "a.png", 1)  # of every split
+    with pytest.raises(DatasetError, match=said.format("val")):
+        read_dataset(settings(tmp_path, instance_prompt="x", split="val"))
+
+
 def test_a_split_has_no_effect_on_a_single_file(tmp_path: Path, settings: Settings) -> None:
     """Unless the file is of that split by its name."""
     for name in ("a.parquet", "test-00000-of-00001.parquet"):
