@@ -123,6 +123,10 @@ def test_squares_keep_the_names_of_their_encodings() -> None:
     assert "size_px" not in Crop(480, 640, 0, 0, 480, 640).content()
 
 
+def test_a_square_of_one_step_is_a_bucket() -> None:
+    assert bucket_shapes(64, 64, 2.0) == ((64, 64),)
+
+
 def test_the_table_accounts_for_every_image() -> None:
     table = bucket_table([(64, 64)] * 5 + [(48, 80)] * 3 + [(80, 48)], batch_size=4, steps=9)
 
@@ -134,7 +138,10 @@ def test_the_table_accounts_for_every_image() -> None:
     lines = bucket_lines(table)
     assert "up to 4 times in one, every 4 epochs" in lines[1]
     assert lines[2] == "     64 x 64         5", "a bucket with enough images has nothing particular"
+    assert "up to 2 times in one, every 2 epochs" in lines[3]
     assert "no step" not in "".join(lines)
+    few = bucket_table([(64, 64)] * 9 + [(48, 80)], batch_size=1, steps=9)
+    assert [row["steps"] for row in few] == [8, 0], "the share of one is less than a step"
     assert "no step in a training this short" in bucket_lines(bucket_table([(64, 64)] * 9, batch_size=4, steps=0))[1]
     assert bucket_lines([]) == []
 

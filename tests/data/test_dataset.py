@@ -141,8 +141,11 @@ def test_second_look_reads_no_image(tmp_path: Path, settings: Settings, monkeypa
     status = path.stat()
     path.write_bytes(b"\0" * status.st_size)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with pytest.raises(DatasetError, match=r"1 fault .*\n.*003\.png: cannot be decoded"):
-        read_dataset(settings(tmp_path / "a", instance_prompt="x"))
+    for _ in range(2):
+        with pytest.raises(DatasetError, match=r"1 fault .*\n.*003\.png: cannot be decoded"):
+            read_dataset(settings(tmp_path / "a", instance_prompt="x"))
+    (memory,) = (Path(os.environ["RUNNER_CACHE"]) / "inspections").iterdir()
+    assert len(json.loads(memory.read_text())["files"]) == 5, "neither what is damaged nor what it was before"
 
 
 def test_fresh_files_are_not_remembered(tmp_path: Path, settings: Settings) -> None:
@@ -248,6 +251,8 @@ def test_copies_stay_on_one_side(tmp_path: Path, settings: Settings, copies: int
         assert held_out
         assert not {i.id for i in train} & {i.id for i in held_out}
 
+    pairs = [item for item in items if "copy" not in item.file] * 2 + [item for item in items if "copy" in item.file]
+    assert len(split(pairs, held_out=0.01)[1]) == 2, "where one is too many, it is one with the fewest copies"
     same = [item for item in items if item.file.startswith("copy")] * 10
     assert split(same, held_out=0.5)[1] == ()
 

@@ -153,6 +153,11 @@ def test_colour_profile_is_applied(photos: dict[str, Image.Image]) -> None:
     red, green, blue = photo.split()
     assert distance(converted, Image.merge("RGB", (green, red, blue))) < 2
     assert inspect(encoded(photo, "PNG", icc_profile=lab_like)).notes == ("colour profile to sRGB",)
+    with_alpha = photo.convert("RGBA")
+    with_alpha.putpixel((0, 0), (0, 0, 0, 0))
+    seen_through = decode(encoded(with_alpha, "PNG", icc_profile=lab_like))
+    assert distance(seen_through, converted) < 0.1
+    assert seen_through.getpixel((0, 0)) == (255, 255, 255)
 
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for profile in (srgb, lab_like[:200], b"nonsense"):

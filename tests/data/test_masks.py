@@ -160,6 +160,17 @@ def test_what_is_transparent_in_a_mask_does_not_count(tmp_path: Path, settings: 
     assert np.asarray(item.mask.open())[0, ::20].tolist() == [255, 128, 0]
 
 
+def test_half_a_mask_of_an_odd_side_is_as_long_as_it_can_be(folder: Path, settings: Settings) -> None:
+    picture(folder / "a.png", size=(75, 51))
+    for size, fits in (((37, 25), True), ((38, 26), True), ((37, 24), False)):
+        picture(folder / "a.mask.png", mode="L", size=size)
+        if fits:
+            assert masks(read_dataset(settings(folder, masks=True, instance_prompt="x")))["a.png"]
+        else:
+            with pytest.raises(DatasetError, match="the mask is 37x24 px"):
+                read_dataset(settings(folder, masks=True, instance_prompt="x"))
+
+
 def test_a_mask_is_cut_exactly_like_its_image(tmp_path: Path, settings: Settings) -> None:
     """Without resizing, pixel for pixel, mirrored where the crop is; a mask of half the size fits, too."""
     picture(tmp_path / "x" / "a.png", size=(60, 48))

@@ -66,6 +66,10 @@ def test_each_source_has_settings_of_its_own(places: list[str]) -> None:
     assert [share["samples"] for share in dataset.report.as_dict()["sources"]] == [2, 3, 1]
 
 
+def test_a_prompt_that_only_some_of_the_sources_need_is_no_blunder(places: list[str]) -> None:
+    assert read(*places[:2], instance_prompt="x").report.remarks == ()
+
+
 def test_a_path_alone_is_a_source(places: list[str]) -> None:
     assert [item.id for item in read(*places[:2], instance_prompt="x").items] == [
         item.id for item in read({"path": places[0]}, {"path": places[1]}, instance_prompt="x").items
@@ -93,6 +97,8 @@ def test_what_is_sent_elsewhere_is_the_same_data_set_there(places: list[str], tm
     assert there.fingerprint == here.fingerprint
     kept = [[(item.id, item.captions, item.repeats) for item in dataset.items] for dataset in (here, there)]
     assert kept[0] == kept[1]
+    again = read({"path": str(tmp_path / "sent"), "repeats": 2})
+    assert [item.repeats for item in again.items] == [2 * item.repeats for item in here.items]
 
 
 def test_the_mistakes_of_all_sources_are_told_together_each_with_its_key(places: list[str], tmp_path: Path) -> None:
