@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from runner.data.dataset import Dataset, fingerprint_of, read_dataset
+from runner.data.faults import without_settings
 from runner.data.item import Item
 from runner.errors import SettingsError
 from runner.paths import path_of
@@ -244,7 +245,7 @@ def _class_images(said: _Said, data: DatasetSettings, read: Callable[[DatasetSet
     try:
         found = read(settings)
     except SettingsError as error:
-        raise SettingsError(str(error).replace("dataset.path", said.folder_key)) from error
+        raise SettingsError(without_settings(str(error)).replace("dataset.path", said.folder_key)) from error
     left_out = [row for row in found.report.rows if row.outcome == "dropped"]
     if left_out:
         shown = "; ".join(f"{row.file}: {', '.join(row.notes)}" for row in left_out[:5])

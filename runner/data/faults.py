@@ -17,6 +17,23 @@ OF_A_SOURCE = re.compile(
 """Settings that each of several sources has for itself; a fault of one of them names its own."""
 
 
+NOT_TO_BE_SET = {
+    "Set dataset.image_column.": "Rename the one with images.",
+    "dataset.image_column=": "",
+    "Choose a column of bytes": "Give a table where it is one of bytes",
+    "dataset.split='train'": "split 'train'",
+    "Choose one of them.": "Give its folder or file.",
+}
+"""What is said of settings -> what is said instead where images are read without them, such as those of a class."""
+
+
+def without_settings(said: str) -> str:
+    """What is said of images that have no settings of their own."""
+    for words, instead in NOT_TO_BE_SET.items():
+        said = said.replace(words, instead)
+    return said
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the closest of `names`, or an empty string when none is close."""
     by_lower = {candidate.lower(): candidate for candidate in names}

@@ -222,6 +222,18 @@ def test_images_of_the_subject_among_those_of_the_class_are_refused(tmp_path: Pa
             prior_of(settings, read_dataset(settings.dataset))
 
 
+def test_no_settings_are_named_that_images_of_the_class_have_not(bench: Bench, tmp_path: Path) -> None:
+    write_images(tmp_path / "class" / "test")
+    settings = Experiment.model_validate(
+        {"dataset": {"path": str(bench.images)}, "method": of_images(tmp_path / "class")}
+    )
+    with pytest.raises(
+        SettingsError, match=r"^method\.class_data_dir=.*\n.*'test'\. Give its folder or file\.$"
+    ) as raised:
+        prior_of(settings, read_dataset(settings.dataset))
+    assert "dataset." not in str(raised.value)
+
+
 def test_what_is_left_out_of_a_class_is_said(bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The settings that a fault of its images advises are those of the data set."""
     folder = write_images(tmp_path / "class")

@@ -10,6 +10,7 @@ from typing import Any
 
 from runner.data import Dataset, read_dataset
 from runner.data.dataset import fingerprint_of
+from runner.data.faults import without_settings
 from runner.data.sources.masks import masks_among
 from runner.errors import DatasetError, SettingsError
 from runner.families.files import resolution_faults
@@ -34,16 +35,7 @@ VOCABULARIES = (
 )
 """Files that tokenizers read their words from; a network that knows texts has one of them."""
 DISTANCES = ("fid", "kid")
-OF_DATA_SETS = {
-    "dataset.path": "real",
-    ", or set dataset.skip_unreadable=true": "",
-    "dataset.min_side_px=": "",
-    "Set dataset.image_column.": "Rename the one with images.",
-    "dataset.image_column=": "",
-    "Choose a column of bytes": "Give a table where it is one of bytes",
-    "dataset.split='train'": "split 'train'",
-    "Choose one of them.": "Give its folder or file.",
-}
+OF_DATA_SETS = {"dataset.path": "real", ", or set dataset.skip_unreadable=true": "", "dataset.min_side_px=": ""}
 """What faults of a data set name and real images have not, or call otherwise -> what is said instead."""
 
 
@@ -82,7 +74,7 @@ def settings_faults(settings: Evaluate) -> list[str]:
         if (real := real_images(settings)) is not None:
             faults += _too_few(settings, len(real.items))
     except DatasetError as error:
-        said = str(error)
+        said = without_settings(str(error))
         for words, instead in OF_DATA_SETS.items():
             said = said.replace(words, instead)
         faults += said.splitlines()
