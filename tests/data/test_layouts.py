@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from runner.data import Dataset, read_dataset
+from runner.data.sources.tables import split_of
 from runner.errors import DatasetError
 
 Settings = Callable[..., Any]
@@ -127,6 +128,22 @@ def test_folders_of_splits_in_capitals(tmp_path: Path, settings: Settings) -> No
     assert files("test") == ["Test/b.png"]
     with pytest.raises(DatasetError, match=r"dataset\.split='val': no such folder; splits found: 'Test', 'Train'\."):
         files("val")
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("dev-set/train.parquet", "train"),
+        ("test/0000.parquet", "test"),
+        ("train/data-00000-of-00001.arrow", "train"),
+        ("data-00000-of-00001.arrow", None),
+        ("photos.parquet", None),
+        ("data/training-00000-of-00002.parquet", "training"),
+        ("data/portraits-00000-of-00002-3a1b2c3d4e5f6071.parquet", "portraits"),
+    ],
+)
+def test_the_split_of_a_table_is_in_its_name_or_else_in_its_innermost_folder(name: str, split: str | None) -> None:
+    assert split_of(name, "train") == split
 
 
 def test_two_files_may_be_called_dataset_info(tmp_path: Path, settings: Settings) -> None:

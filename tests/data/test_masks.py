@@ -128,6 +128,7 @@ def test_masks_in_a_table_and_back(folder: Path, tmp_path: Path, settings: Setti
         if left.mask and right.mask:
             assert left.mask.id == right.mask.id
             assert np.array_equal(np.asarray(left.mask.open()), np.asarray(right.mask.open()))
+    assert not any(item.mask for item in read_dataset(settings(tmp_path / "sent")).items)
 
 
 def test_a_table_without_the_column_of_masks_is_refused(folder: Path, tmp_path: Path, settings: Settings) -> None:
