@@ -115,6 +115,19 @@ def test_a_split_may_end_like_another_one(hub: DataSets, settings: Settings) -> 
             assert [item.caption for item in found.items] == [f"picture {number}"]
 
 
+def test_another_column_of_captions_is_read_anew(hub: DataSets, settings: Settings) -> None:
+    hub.files["ann/two"] = {"train.parquet": table([row(0) | {"other": "another caption"}])}
+    for column, caption in (("text", "picture 0"), ("other", "another caption"), ("text", "picture 0")):
+        (item,) = read_dataset(settings("ann/two", stream=True, max_cache_gb=1.0, caption_column=column)).items
+        assert item.caption == caption
+
+
+def test_photographs_with_names_in_capitals_are_downloaded(hub: DataSets, settings: Settings) -> None:
+    hub.files["ann/photos"] = {"DSC_1.PNG": picture(1), "DSC_1.TXT": b"one", "notes.pdf": b"x"}
+    assert [item.caption for item in read_dataset(settings("ann/photos")).items] == ["one"]
+    assert not any("notes" in path for verb, path in hub.requests if verb == "GET" and "/resolve/" in path)
+
+
 def test_a_second_look_asks_for_no_images_and_reading_them_in_order_fetches_each_shard_once(
     hub: DataSets, bound_gb: float, settings: Settings
 ) -> None:
