@@ -114,6 +114,14 @@ def test_fid_of_few_images_is_too_high_and_kid_is_not() -> None:
     assert abs(kids[10]) < spread and abs(kids[160]) < spread
 
 
+def test_fid_has_no_interval_only_where_both_sides_have_too_many_images_for_one() -> None:
+    many = features(distances.MOST_TO_RESAMPLE + 1, 2, seed=0)
+    quick = Resampling(count=2)
+    assert distances.fid(many[:3], many, quick).low is not None
+    assert distances.fid(many, many[:3], quick).low is not None
+    assert distances.fid(many, many + 1, quick) == Figure(pytest.approx(2), None, None, len(many))
+
+
 def test_a_pair_of_copies_of_one_image_does_not_count_in_kid() -> None:
     kernels = [torch.eye(4).double() * 1e9, torch.zeros(4, 4).double(), torch.zeros(4, 4).double()]
     twice, once = torch.tensor([2.0, 2.0, 0.0, 0.0]).double(), torch.ones(4).double()

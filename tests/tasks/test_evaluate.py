@@ -109,11 +109,11 @@ def test_everything_is_measured_and_said_and_nothing_is_drawn_twice(
 def test_clip_compares_with_the_class_and_not_with_the_taught_word(
     networks: Networks, job: Job, tmp_path: Path
 ) -> None:
-    asked, paths = settings(networks, job, metrics=["clip_text"], seeds=[3]), JobPaths(tmp_path)
+    asked, paths = settings(networks, job, metrics=["clip_text"], seeds=[3, 5]), JobPaths(tmp_path)
     found = work(asked, paths, CPU, stop=never)
-    images = [Image.open(paths.samples_at(0) / name) for name in ("p00-s3.png", "p01-s3.png")]
+    images = [Image.open(paths.samples_at(0) / f"p0{prompt}-s{seed}.png") for prompt in (0, 1) for seed in (3, 5)]
     clip = Clip("", networks.clip, torch.device("cpu"))
-    seen, texts = clip.pictures(images), clip.texts(["a red house", "a star"])
+    seen, texts = clip.pictures(images), clip.texts(["a red house", "a red house", "a star", "a star"])
     assert found["figures"]["clip_text_score"]["value"] == pytest.approx(
         float(torch.cosine_similarity(seen, texts).mean()), rel=1e-5
     )
