@@ -251,6 +251,8 @@ def test_no_change_is_no_drift_and_pixels_count_as_shares_of_their_range() -> No
     black, white = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
     assert likeness.pixel_drift(black, black, USUAL).value == 0
     assert likeness.pixel_drift(black, white, USUAL) == Figure(1.0, 1.0, 1.0, 2)
+    half = torch.tensor([0.0, 1.0]).expand(2, 3, 4, 2).repeat(1, 1, 1, 2)
+    assert likeness.pixel_drift(black, half, USUAL).value == pytest.approx(0.5**0.5), "the root of the mean square"
     seen = features(4, 6, seed=9)
     assert likeness.feature_drift(seen, 3 * seen, USUAL).value == pytest.approx(0, abs=1e-12)
     assert likeness.feature_drift(seen, -seen, USUAL).value == pytest.approx(2)
