@@ -12,6 +12,7 @@ from runner.errors import SettingsError
 from runner.job_folders import faults_of, is_job_folder, job_folders
 from runner.jobs.job import State, read_manifest, state_of
 from runner.jobs.lock import is_held
+from runner.jobs.submission import Submission
 from runner.launchers.elsewhere import Elsewhere
 from runner.paths import ExperimentPaths
 from runner.system.amounts import count
@@ -82,8 +83,8 @@ def _trained_here(folders: Sequence[Path], stopped: Sequence[str]) -> tuple[list
     here, unknown = [], []
     for folder in folders:
         try:
-            submission = read_manifest(folder).get("submission") or {}
-            workers = {f"{submission.get('cluster')} {worker}" for worker in submission.get("ids") or ()}
+            submission = Submission.of(read_manifest(folder))
+            workers = {f"{submission.cluster} {worker}" for worker in submission.ids}
             if state_of(folder) is State.RUNNING and is_held(folder) and workers.isdisjoint(stopped):
                 here.append(folder)
         except SettingsError as error:

@@ -14,6 +14,7 @@ from runner.check import Checker
 from runner.errors import Defect, Detached, Interrupted, RunnerError, SettingsError
 from runner.jobs.job import FINAL, Job, State, read_manifest, register, state_of
 from runner.jobs.lock import LockedError, is_held, lock
+from runner.jobs.submission import Submission
 from runner.launch.announce import show
 from runner.launch.outcome import conclude, judge
 from runner.launchers import find_launcher
@@ -191,7 +192,7 @@ def _state_elsewhere(job: Job, settings: LauncherSettings) -> State:
     """Of a job with workers in a queue what it is there: it costs money, and is to be found also if this one dies."""
     manifest = read_manifest(job.folder)
     state = State(manifest.get("state", State.PENDING))
-    submitted = isinstance(settings, QueuedLauncher) and (manifest.get("submission") or {}).get("ids")
+    submitted = isinstance(settings, QueuedLauncher) and Submission.of(manifest).ids
     return state if submitted and state in (State.SUBMITTED, State.RUNNING, State.INTERRUPTED) else State.PENDING
 
 
@@ -317,14 +318,15 @@ def _refuse_jobs_elsewhere(jobs: Sequence[Job], launcher: str) -> None:
     """
     for job in jobs:
         manifest = read_manifest(job.folder)
-        submission = manifest.get("submission") or {}
+        submission = Submission.of(manifest)
         if manifest.get("state") not in (State.SUBMITTED, State.RUNNING):
             continue
-        if tuning := submission.get("tuning"):
+        if submission.tuning:
             raise SettingsError(
-                f"{job.id} is a trial of the tuning job {tuning}; run the command of that search again to collect it"
+                f"{job.id} is a trial of the tuning job {submission.tuning}; run the command of that search again to "
+                "collect it"
             )
-        cluster = submission.get("cluster")
+        cluster = submission.cluster
         if cluster in APART and cluster != launcher:
             raise SettingsError(
                 f"launcher = {launcher!r}: {job.id} was given to {cluster}; run this with launcher={cluster}, or stop "

@@ -12,6 +12,7 @@ from time import monotonic
 from runner.errors import RunnerError, SettingsError
 from runner.jobs.job import Job, State, read_job, read_manifest, state_of, update_manifest
 from runner.jobs.lock import LockedError, lock
+from runner.jobs.submission import Submission
 from runner.launchers import find_launcher
 from runner.launchers.cluster import Cluster, NotStopped, Searching
 from runner.launchers.lots import jobs_of_workers, recorded_lots
@@ -139,7 +140,7 @@ def _put_up_signs(folders: Sequence[Path]) -> list[str]:
     faults = []
     for folder in folders:
         try:
-            queue = (read_manifest(folder).get("submission") or {}).get("queue")
+            queue = Submission.of(read_manifest(folder)).queue
             if queue and Path(queue).parent.is_dir():  # or it is a command's on another machine
                 stop_sign(Path(queue)).touch()
         except RunnerError as error:
@@ -152,13 +153,14 @@ def _put_up_signs(folders: Sequence[Path]) -> list[str]:
 def _waits_for_room(folder: Path) -> bool:
     """Whether a job is in a list that no worker could be submitted for yet."""
     manifest = read_manifest(folder)
-    return manifest.get("state") == State.PENDING and (manifest.get("submission") or {}).get("ids") == []
+    submission = Submission.of(manifest)
+    return manifest.get("state") == State.PENDING and bool(submission) and not submission.ids
 
 
 def _waits_for(asked: Collection[str], left: Collection[str], folder: Path) -> bool:
     """Whether a job waits for workers that were asked to end, and for none that was not."""
     manifest = read_manifest(folder)
-    workers = (manifest.get("submission") or {}).get("ids") or ()
+    workers = Submission.of(manifest).ids
     return (
         manifest["state"] == State.SUBMITTED
         and any(worker in asked for worker in workers)
@@ -182,10 +184,10 @@ def _cancel(folder: Path, waits: Callable[[Path], bool], reason: str) -> bool:
         return False
 
 
-def _search_of(folder: Path, cluster: str) -> str | None:
-    """The search on a cluster that a job is a trial of."""
-    submission = read_manifest(folder).get("submission") or {}
-    return submission.get("tuning") if submission.get("cluster") == cluster else None
+def _search_of(folder: Path, cluster: str) -> str:
+    """The search on a cluster that a job is a trial of; empty where it is of none."""
+    submission = Submission.of(read_manifest(folder))
+    return submission.tuning if submission.cluster == cluster else ""
 
 
 def _groups(folders: Sequence[Path], *, with_trials: bool = False) -> Iterable[tuple[LauncherSettings, list[Job]]]:
@@ -198,8 +200,8 @@ def _groups(folders: Sequence[Path], *, with_trials: bool = False) -> Iterable[t
     for folder in folders:
         try:
             manifest = read_manifest(folder)
-            submission = manifest.get("submission") or {}
-            if submission and (manifest["state"] in OPEN or (with_trials and "tuning" in submission)):
+            submission = Submission.of(manifest)
+            if submission and (manifest["state"] in OPEN or (with_trials and submission.tuning)):
                 job = read_job(folder)
                 groups.setdefault(job.settings.launcher.model_dump_json(), []).append(job)
         except SettingsError as error:
@@ -221,7 +223,7 @@ def alive_workers(jobs: Sequence[Job], cluster: Cluster) -> list[tuple[Cancel, l
     alive = [worker for worker in workers if worker not in gone]
     found: list[tuple[Cancel, list[str]]] = [(cluster.cancel, alive)] if alive else []
     if isinstance(cluster, Searching):
-        named = {(str(name), job.folder.parent) for job in jobs if (name := _search_of(job.folder, cluster.name))}
+        named = {(name, job.folder.parent) for job in jobs if (name := _search_of(job.folder, cluster.name))}
         if searches := {name for name, folder in named if not cluster.has_ended(name, folder)}:
             found.append((cluster.cancel_searches, sorted(searches)))
     return found

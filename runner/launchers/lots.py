@@ -16,6 +16,7 @@ from runner.errors import RunnerError, SettingsError
 from runner.jobs.job import GOOD, Job, State, known_manifest, read_job, read_manifest, state_of, update_manifest
 from runner.jobs.lock import LockedError, lock
 from runner.jobs.queue import Queue
+from runner.jobs.submission import Submission
 from runner.launchers.cluster import Order
 from runner.paths import ExperimentPaths, stop_sign
 from runner.plan import Pack
@@ -58,8 +59,8 @@ class Lot:
                         log.info("%s  %s meanwhile, by another command", job.id, state.value)
                         self.drop([job])
                     else:
-                        submission = {"cluster": self.cluster, "queue": str(self.queue.file), "ids": self.workers}
-                        update_manifest(job.folder, state=State.SUBMITTED, submission=submission)
+                        submission = Submission(self.cluster, str(self.queue.file), tuple(self.workers))
+                        update_manifest(job.folder, state=State.SUBMITTED, submission=submission.data)
             except LockedError:
                 self.drop([job])
         self.look()
@@ -74,8 +75,8 @@ class Lot:
                 with lock(job.folder, patience_s=0.0):
                     manifest = read_manifest(job.folder)
                     if manifest["state"] == State.SUBMITTED:
-                        submission = manifest["submission"] | {"ids": self.workers}
-                        update_manifest(job.folder, submission=submission)
+                        submission = dataclasses.replace(Submission.of(manifest), ids=tuple(self.workers))
+                        update_manifest(job.folder, submission=submission.data)
             except LockedError:
                 continue  # a worker has it, and says so itself
 
@@ -131,9 +132,8 @@ class Lot:
         """Jobs that another command has submitted meanwhile: in a list of its own, or the same jobs in the same one."""
 
         def is_ours(job: Job) -> bool:
-            submission = known_manifest(job.folder).get("submission") or {}
-            ids = set(submission.get("ids") or ())
-            return submission.get("queue") == str(self.queue.file) and ids <= set(self.workers)
+            submission = Submission.of(known_manifest(job.folder))
+            return submission.queue == str(self.queue.file) and set(submission.ids) <= set(self.workers)
 
         return [job for job in self.in_state(State.SUBMITTED, State.RUNNING) if not is_ours(job)]
 
@@ -169,10 +169,10 @@ def recorded_lots(jobs: Iterable[Job], cluster: str) -> list[Lot]:
     """The lots that jobs were submitted in, by whatever command, as their folders say; all workers taken as alive."""
     lists: dict[str, list[Job]] = {}
     for job in jobs:
-        submission = read_manifest(job.folder).get("submission") or {}
+        submission = Submission.of(read_manifest(job.folder))
         # The trials of a tuning job are in no list of ours.
-        if submission.get("cluster") == cluster and "queue" in submission:
-            lists.setdefault(submission["queue"], []).append(job)
+        if submission.cluster == cluster and submission.queue:
+            lists.setdefault(submission.queue, []).append(job)
     lots = []
     for file, members in lists.items():
         about = Queue(Path(file)).about()
@@ -191,7 +191,7 @@ def jobs_of_workers(lots: Iterable[Lot]) -> dict[str, list[Job]]:
 
 def all_given_to(worker: str, jobs: Sequence[Job]) -> list[Job]:
     """These jobs of a worker, and all others that it was given with them, of which a command may not know."""
-    queue = (known_manifest(jobs[0].folder).get("submission") or {}).get("queue")
+    queue = Submission.of(known_manifest(jobs[0].folder)).queue
     known, found = {job.folder for job in jobs}, list(jobs)
     try:
         folders = Queue(Path(queue)).read()[0] if queue else []
@@ -201,7 +201,7 @@ def all_given_to(worker: str, jobs: Sequence[Job]) -> list[Job]:
         if folder in known:
             continue
         try:
-            if worker in ((read_manifest(folder).get("submission") or {}).get("ids") or ()):
+            if worker in Submission.of(read_manifest(folder)).ids:
                 found.append(read_job(folder))
         except RunnerError as error:
             log.debug("%s", error)

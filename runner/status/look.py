@@ -17,6 +17,7 @@ from typing import Any
 
 from runner.jobs.job import State
 from runner.jobs.lock import is_held
+from runner.jobs.submission import Submission
 from runner.paths import JobPaths
 from runner.report.record import JobRecord, finite, read_briefly
 from runner.schema.metrics import HELD_OUT, IMAGES_PER_S
@@ -156,15 +157,13 @@ class WatchedJob:
 
 def _where(record: JobRecord, state: str) -> str:
     """The device, and the worker or submission by the name that its cluster knows."""
-    submission = record.section("submission")
-    cluster = str(submission.get("cluster") or "")
+    submission = Submission.of(record.manifest)
     if state == State.SUBMITTED:
-        ids = submission.get("ids")
-        return " ".join([cluster, *map(str, ids if isinstance(ids, list) else [])])
+        return " ".join([submission.cluster, *submission.ids])
     worker, device = record.manifest.get("worker"), str(record.manifest.get("device") or "")
     if state in (State.PENDING, STARTING):
         return ""
-    return f"{cluster} {worker}, {device}".strip() if worker else device
+    return f"{submission.cluster} {worker}, {device}".strip() if worker else device
 
 
 def _changed(file: Path) -> float:

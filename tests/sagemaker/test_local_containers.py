@@ -14,7 +14,7 @@ import pytest
 from runner.jobs.job import Job, make_job, register
 from runner.launchers.cluster import Gone, NotSubmitted
 from runner.launchers.lots import Lot
-from runner.launchers.sagemaker.local.containers import LocalContainers
+from runner.launchers.sagemaker.local.containers import Container, LocalContainers
 from runner.launchers.sagemaker.local.tree import Hosts
 from runner.launchers.sagemaker.record import CLUSTER
 from runner.plan import Pack
@@ -34,7 +34,8 @@ if command == "run":
 elif command == "inspect":
     if not file.exists():
         sys.exit(1)
-    state = {{"Status": file.read_text(), "ExitCode": int((here / "code").read_text())}}
+    code, killed = map(int, (here / "code").read_text().split())
+    state = {{"Status": file.read_text(), "ExitCode": code, "OOMKilled": bool(killed)}}
     print(json.dumps([{{"State": state}}]))
 elif command == "rm":
     file.unlink(missing_ok=True)
@@ -54,11 +55,11 @@ class Engine:
         self.program, self.broken = folder / "docker", folder / "broken"
         self.program.write_text(ENGINE.format(python=sys.executable))
         self.program.chmod(0o755)
-        (folder / "code").write_text("0")
+        (folder / "code").write_text("0 0")
 
-    def end(self, code: int) -> None:
+    def end(self, code: int, *, for_memory: bool = False) -> None:
         """All containers end, as the engine says."""
-        (self.program.parent / "code").write_text(str(code))
+        (self.program.parent / "code").write_text(f"{code} {int(for_memory)}")
         for file in self.program.parent.glob("*.container"):
             file.write_text("exited")
 
@@ -132,8 +133,21 @@ def test_how_containers_have_ended_is_known(
         (tmp_path / "algo-1" / "output" / "failure").write_text(failure)
     if stopped:
         hosts.note_stopped()
-    gone = LocalContainers._how(hosts, {} if code is None else {"algo-1": ("exited", code)}, began=True)
+    gone = LocalContainers._how(hosts, {} if code is None else {"algo-1": Container("exited", code, False)}, began=True)
     assert gone == Gone(words=words, reason=reason, began=True)
+
+
+def test_what_the_system_has_killed_for_memory_was_not_stopped(engine: Engine, job: Job) -> None:
+    lot = Lot(Pack((job,), 1, 1, 2, ""), CLUSTER)
+    lot.write()
+    here = containers(engine, hosts=1)
+    name = here.submit(lot.order("cpu"), after=None)
+    engine.end(137, for_memory=True)
+
+    gone = here.gone({name: [job]})[name]
+
+    assert gone.reason == "ended"
+    assert gone.words.startswith("failed: AlgorithmError: out of memory of this machine; lower launcher.pack")
 
 
 def test_what_has_ended_is_removed_and_known_to_other_commands(engine: Engine, job: Job) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from runner.aws.image import image_of
 from runner.errors import SettingsError
 from runner.jobs.job import Job, read_manifest
+from runner.jobs.submission import Submission
 from runner.launchers import MoreJobs
 from runner.launchers.lots import jobs_of_workers, recorded_lots
 from runner.launchers.sagemaker.channels import too_many_channels
@@ -128,7 +129,7 @@ def collect(jobs: Sequence[Job], settings: SageMakerLauncher) -> None:
         for name, gone in cluster(settings).gone(jobs_of_workers(lots)).items():
             left = [job for lot in lots for job in lot.jobs if name in lot.alive and name == lot.workers[-1]]
             _close_here(left, name, gone)
-    if trials := [job for job in jobs if (read_manifest(job.folder).get("submission") or {}).get("tuning")]:
+    if trials := [job for job in jobs if Submission.of(read_manifest(job.folder)).tuning]:
         from runner.launchers.sagemaker.trials import collect_trials
 
         collect_trials(trials, _cluster(settings))
@@ -145,8 +146,8 @@ def _close_here(jobs: Sequence[Job], name: str, gone: Gone) -> None:
 
 
 def _is_sent_again(job: Job, name: str) -> bool:
-    ids = (read_manifest(job.folder).get("submission") or {}).get("ids") or [name]
-    return bool(ids[-1] != name)
+    ids = Submission.of(read_manifest(job.folder)).ids
+    return bool(ids) and ids[-1] != name
 
 
 def cluster(settings: SageMakerLauncher) -> Cluster:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from runner.aws.account import understood
 from runner.aws.names import Location
 from runner.jobs.job import Job, State, read_manifest, register, state_of, update_manifest
 from runner.jobs.lock import LockedError, lock
+from runner.jobs.submission import Submission
 from runner.launchers.cluster import Gone
 from runner.launchers.sagemaker.logs import LogTail
 from runner.launchers.sagemaker.record import CLUSTER, log_file, record, recorded
@@ -30,16 +32,16 @@ def begin(job: Job, tuning: str, training_job: str) -> None:
     try:
         with lock(job.folder):
             manifest = read_manifest(job.folder)
-            known = manifest.get("submission") or {}
-            if manifest.get("state") == State.COMPLETED or training_job in known.get("ids", ()):
+            known = Submission.of(manifest)
+            if manifest.get("state") == State.COMPLETED or training_job in known.ids:
                 return
-            submission = {"cluster": CLUSTER, "tuning": tuning, "ids": [training_job]}
-            if known.get("tuning") == tuning and manifest["state"] in (State.SUBMITTED, State.RUNNING):
+            if known.tuning == tuning and manifest["state"] in (State.SUBMITTED, State.RUNNING):
                 # A search may choose the same values twice.
-                update_manifest(job.folder, submission=submission | {"ids": [*known["ids"], training_job]})
+                update_manifest(job.folder, submission=replace(known, ids=(*known.ids, training_job)).data)
                 return
             register(job)
-            update_manifest(job.folder, state=State.SUBMITTED, submission=submission)
+            submission = Submission(CLUSTER, tuning=tuning, ids=(training_job,))
+            update_manifest(job.folder, state=State.SUBMITTED, submission=submission.data)
     except LockedError:
         log.info("%s: is trained here too, by another runner", job.id)
 
@@ -48,9 +50,9 @@ def collect_trials(jobs: Sequence[Job], reached: SageMakerCluster) -> None:
     """Bring what known trials have written; how those ended that could not say it, the search finds out."""
     with understood("what launcher=sagemaker needs (docs/sagemaker.md)"):
         for job in jobs:
-            submission = read_manifest(job.folder)["submission"]
-            trials = Trials(reached, submission["tuning"], job.settings.name)
-            for training_job in submission["ids"]:
+            submission = Submission.of(read_manifest(job.folder))
+            trials = Trials(reached, submission.tuning, job.settings.name)
+            for training_job in submission.ids:
                 trials.bring(job, training_job)
 
 

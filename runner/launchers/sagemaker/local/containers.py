@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,17 @@ def _works(program: str) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class Container:
+    """How a container is, in the engine's words."""
+
+    status: str
+    code: int
+    """With which it has ended; 0 before."""
+    ran_out_of_memory: bool
+    """Whether the system has killed something in it for memory."""
+
+
 class LocalContainers:
     """Containers in the place of training jobs.
 
@@ -87,7 +99,7 @@ class LocalContainers:
         place = self.places.training_job(order.title, name)
         hosts = self._hosts(name)
         states = self._states(name, hosts)
-        if len(states) == len(hosts.names) and all(state != CREATED for state, _ in states.values()):
+        if len(states) == len(hosts.names) and all(each.status != CREATED for each in states.values()):
             return name  # started by an earlier command
         self._remove(name, hosts)  # what it could not start, or not all of it, would never end
         channels = self.inputs.bring(jobs, order, place)
@@ -145,7 +157,7 @@ class LocalContainers:
         hosts, place = self._hosts(name), self.places.training_job(jobs[0].settings.name, name)
         states = self._states(name, hosts)
         self._keep_logs(name, hosts, log_file(folder, name))
-        is_over = not states or all(state == "exited" for state, _ in states.values())
+        is_over = not states or all(each.status == "exited" for each in states.values())
         began = self.collector.look(jobs, place, everything=is_over)
         if not is_over:
             return None
@@ -162,8 +174,8 @@ class LocalContainers:
             self._run("network", "rm", name, fails=False)
 
     @staticmethod
-    def _how(hosts: Hosts, states: Mapping[str, tuple[str, int]], *, began: bool) -> Gone:
-        codes = {code for _, code in states.values()}
+    def _how(hosts: Hosts, states: Mapping[str, Container], *, began: bool) -> Gone:
+        codes = {each.code for each in states.values()}
         if not states:
             return Gone(words="is gone: somebody has removed its containers", reason="taken", began=began)
         if hosts.was_stopped:
@@ -171,6 +183,8 @@ class LocalContainers:
         if codes == {0}:
             return Gone(words="has ended", began=began)
         reason = " ".join(hosts.failure().split())
+        if not reason and any(each.ran_out_of_memory for each in states.values()):
+            reason = "out of memory of this machine; lower launcher.pack, batch_size or resolution"
         if not reason and codes <= {0, *STOPPED_CODES}:
             return Gone(words="was stopped", reason="cancelled", began=began)
         return Gone(
@@ -190,14 +204,15 @@ class LocalContainers:
     def _hosts(self, name: str) -> Hosts:
         return Hosts(self.root / "hosts" / name, self.settings.instances)
 
-    def _states(self, name: str, hosts: Hosts) -> dict[str, tuple[str, int]]:
-        """Status and exit code of the containers that there are."""
+    def _states(self, name: str, hosts: Hosts) -> dict[str, Container]:
+        """The containers that there are, by their hosts."""
         found = {}
         for host in hosts.names:
             said = self._run("inspect", f"{name}-{host}", fails=False)
             if said:
                 state = json.loads(said)[0]["State"]
-                found[host] = str(state["Status"]), int(state["ExitCode"])
+                killed = bool(state.get("OOMKilled"))
+                found[host] = Container(str(state["Status"]), int(state["ExitCode"]), killed)
         return found
 
     def _keep_logs(self, name: str, hosts: Hosts, file: Path) -> None:
