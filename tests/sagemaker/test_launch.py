@@ -190,6 +190,7 @@ def test_stop_saves_and_the_same_command_continues(aws: StandIn, sdxl_folder: Pa
     assert any("/checkpoints/step-" in key for key in sent), "it goes on from there"
 
 
+@pytest.mark.slow
 def test_eight_jobs_on_an_instance_with_four_gpus_are_one_training_job(aws: StandIn, settings: list[str]) -> None:
     gpus = [text for text in settings if not text.startswith("launcher.instance")]
     sweep = ["-m", *gpus, "launcher.instance=ml.g5.12xlarge", "seed=1,2,3,4,5,6,7,8", "steps=2"]

@@ -20,7 +20,7 @@ from runner.launchers.sagemaker.record import CLUSTER
 from runner.plan import Pack
 from runner.schema import Experiment, SageMakerLauncher
 
-ENGINE = """#!{python}
+ENGINE = """#!{python} -IS
 import json, sys
 from pathlib import Path
 here = Path(__file__).parent

@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.command_line import runner
 from tests.launchers.running import outputs
 from tests.sagemaker.stand_in import Image, StandIn
@@ -67,6 +69,7 @@ def test_secrets_of_secrets_manager_reach_the_training_and_nothing_else(
     assert found_in(aws, HUB) == []
 
 
+@pytest.mark.slow
 def test_passing_them_in_the_request_is_asked_for_and_warned_of(aws: StandIn, sdxl_folder: Path) -> None:
     settings = [*job_settings(sdxl_folder, steps=2), *launcher_settings(aws), "launcher.pass_secrets=true"]
     extra = {"WANDB_API_KEY": WANDB}

@@ -160,6 +160,7 @@ def test_a_trial_that_fails_is_a_job_that_failed(apart: StandIn, sdxl_folder: Pa
     assert "best: validation/loss" in answer.output
 
 
+@pytest.mark.slow
 def test_a_search_in_which_all_fail_fails_and_the_next_command_tries_anew(aws: StandIn, sdxl_folder: Path) -> None:
     command = [*SEARCH, *settings_of(aws, sdxl_folder, Image(("sh", "-c", "exit 3"))), *SPACE]
     command += ["hydra.sweeper.n_trials=2", "launcher.wait=false"]

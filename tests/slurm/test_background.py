@@ -54,6 +54,7 @@ def test_after_the_command_was_killed_its_workers_go_on_and_the_same_command_wai
     assert len(logs()) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_does_not_reach_them_and_the_same_command_collects(settings: list[str]) -> None:
     running = Running(settings)
     running.wait_for("dev/*/checkpoints/step-000005")

@@ -75,7 +75,7 @@ def test_one_adapter_draws_what_its_training_has_drawn(job: Job, studio: Studio)
     [
         {"lora": {"rank": 2, "text_encoder": True}, "validation": {**DRAWN["validation"], "negative_prompt": "a star"}},
         {"method": WORDS, "validation": {**DRAWN["validation"], "prompts": ["a <one> <two>", "a house"]}},
-        {"lora": {"rank": 2, "dora": True}, "precision": "bf16"},
+        pytest.param({"lora": {"rank": 2, "dora": True}, "precision": "bf16"}, marks=pytest.mark.slow),
     ],
     ids=["text encoders", "new words", "dora in bf16"],
 )

@@ -32,7 +32,7 @@ PACKS: dict[str, tuple[str, list[dict[str, Any]]]] = {
 }
 
 
-@pytest.mark.parametrize("name", PACKS)
+@pytest.mark.parametrize("name", [pytest.param("text encoders", marks=pytest.mark.slow), *list(PACKS)[1:]])
 def test_a_step_is_on_the_gpu_alone_and_waits_for_nothing(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -244,7 +244,7 @@ DRAWS: dict[str, dict[str, Any]] = {
         "method": {"name": "dreambooth", "class_prompt": "a cat", "num_class_images": 1},
     },
     "generate": {"task": {"name": "generate"}, "prompts": "a cat"},
-    "evaluate": {"task": {"name": "evaluate"}, "prompts": ["a cat"], "adapter": "trained"},
+    "evaluate": {"task": {"name": "evaluate"}, "adapter": "trained"},
 }
 
 
