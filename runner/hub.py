@@ -14,6 +14,8 @@ from runner.paths import path_of
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TIMEOUT_S = 10
+QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
+"""What follows an address: of a signed one it is the signature."""
 
 
 def hub_faults(
@@ -67,7 +69,7 @@ def reason_of(error: Exception) -> str:
     # It says only that the copy here would have been taken; why that was needed, its cause tells.
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    first = next(iter(str(error).strip().splitlines()), "")
+    first = QUERY.sub(r"\1", next(iter(str(error).strip().splitlines()), ""))
     return textwrap.shorten(f"{type(error).__name__}: {first}".removesuffix(": "), 160, placeholder=" ...")
 
 

@@ -30,6 +30,7 @@ from tests.train.bench import Bench, bench, write_images
 __all__ = ["bench"]
 
 
+@pytest.mark.slow
 def test_a_class_and_a_start_travel_along(
     aws: StandIn, bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,7 @@ def test_a_sweep_is_one_training_job_and_the_next_one_uploads_and_encodes_nothin
     assert "32 images: 32 in the cache, 0 to encode" in log
 
 
+@pytest.mark.slow
 def test_with_quota_and_throttling_a_sweep_waits_and_is_done(aws: StandIn, settings: list[str]) -> None:
     aws.quotas.set("ml.m5.xlarge", training=2, spot=2)
     aws.permissions.throttle("CreateTrainingJob", 3)

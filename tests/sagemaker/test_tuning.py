@@ -182,6 +182,7 @@ def test_a_search_in_which_all_fail_fails_and_the_next_command_tries_anew(aws: S
     assert other["HyperParameterTuningJobConfig"]["RandomSeed"] == 4
 
 
+@pytest.mark.slow
 def test_stop_ends_the_search_and_its_trials(aws: StandIn, settings: list[str]) -> None:
     running = Running(
         [*SEARCH, "hydra.sweeper.n_trials=4", "hydra.sweeper.parallel=1", *settings, SPACE[0], "steps=4000"]

@@ -30,6 +30,7 @@ def wait_until_all_are(state: str) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_sweep_in_packs_is_done_by_two_workers(settings: list[str]) -> None:
     answer = runner("-m", *settings, "lora.rank=2,3,4,5", "launcher.pack=1", "launcher.concurrency=2")
 

@@ -203,6 +203,7 @@ def test_the_files_are_read_by_diffusers_and_give_the_same_image(bench: Bench, s
     assert any(line.startswith("# ") and r" \<cat\> for " in line for line in card.splitlines())
 
 
+@pytest.mark.slow
 def test_words_and_lora_together_in_a_pack_give_what_they_give_alone(
     bench: Bench, sdxl_folder: Path, images: Path
 ) -> None:
