@@ -21,7 +21,6 @@ from runner.schema.metrics import HELD_OUT
 from runner.track.metrics import MetricsFile
 
 SD2 = "sd_v2"
-"""Sections of the settings that say where and how it ran."""
 FENCE = "---\n"
 """Around the head of a card."""
 NAMING_PLACES = frozenset(
