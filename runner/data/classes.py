@@ -243,7 +243,7 @@ def _class_images(said: _Said, data: DatasetSettings, read: Callable[[DatasetSet
         min_side_px=data.min_side_px,
     )
     try:
-        found = read(settings)
+        found = read(settings).without_masks()
     except SettingsError as error:
         raise SettingsError(without_settings(str(error)).replace("dataset.path", said.folder_key)) from error
     left_out = [row for row in found.report.rows if row.outcome == "dropped"]

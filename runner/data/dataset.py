@@ -57,6 +57,14 @@ class Dataset:
     report: InventoryReport
     described: tuple[Described, ...] = ()
 
+    def without_masks(self) -> Dataset:
+        """Without the images that are named like masks of others: a folder that is trained with masks may serve where
+        nothing has any, as real images or as those of a class.
+        """
+        masks = _like_masks(self.items)
+        kept = tuple(item for item in self.items if item.file not in masks)
+        return dataclasses.replace(self, items=kept, fingerprint=fingerprint_of(kept)) if masks else self
+
 
 def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, refresh: bool = True) -> Dataset:
     """Find, read and check all images of `settings.path`, or of all `settings.sources`; `resolution` (pixels) lets the

@@ -131,16 +131,6 @@ def test_results_of_trainings_are_no_data(
     assert [item.file for item in chosen.items] == ["p00-s0.png"]
 
 
-def test_names_that_are_not_text(tmp_path: Path, photos: Photos, settings: Settings) -> None:
-    """A name in an old encoding is refused where it can be shown, not where a report is written."""
-    photos["cat"].save(tmp_path / "cat.png")
-    os.rename(tmp_path / "cat.png", os.fsencode(tmp_path) + b"/k\xe4tzchen.png")
-
-    with pytest.raises(DatasetError, match=r"k\?tzchen\.png: the name is not UTF-8") as raised:
-        read_dataset(settings(tmp_path, instance_prompt="x"))
-    str(raised.value).encode()
-
-
 def test_files_that_are_not_images(captioned: Path, photos: Photos, settings: Settings) -> None:
     """Other files, unnamed images and lone text files are listed; hidden files are not."""
     (captioned / ".DS_Store").write_bytes(b"x")

@@ -212,6 +212,16 @@ def test_bad_rows_and_files(tmp_path: Path, rows: list[dict[str, Any]], settings
             read_dataset(settings(tmp_path / name))
 
 
+def test_a_split_that_is_named_like_a_part_of_another(
+    tmp_path: Path, rows: list[dict[str, Any]], settings: Settings
+) -> None:
+    for count, split in enumerate(("test", "hard_test"), start=1):
+        pq.write_table(pa.Table.from_pylist(rows[:count]), tmp_path / f"{split}-00000-of-00001.parquet")
+
+    assert len(read_dataset(settings(tmp_path, split="test")).items) == 1
+    assert len(read_dataset(settings(tmp_path, split="hard_test")).items) == 2
+
+
 def test_wrong_split(tmp_path: Path, rows: list[dict[str, Any]], settings: Settings) -> None:
     """A split without files is refused with those that exist."""
     for split in ("validation", "portraits"):

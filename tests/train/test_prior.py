@@ -181,6 +181,19 @@ def test_the_class_is_read_from_dataset_info(
     assert job.id == bench.job(sdxl_folder, method=of_images(class_images)).id
 
 
+def test_masks_beside_images_of_the_class_are_none_of_it(bench: Bench, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "class")
+    (first, *others), masks = sorted(folder.glob("*.png")), folder / "masks"
+    masks.mkdir()
+    Image.new("L", (64, 64)).save(folder / f"{first.stem}.mask.png")
+    Image.new("L", (64, 64)).save(masks / others[0].name)
+    settings = Experiment.model_validate({"dataset": {"path": str(bench.images)}, "method": of_images(folder)})
+    prior = prior_of(settings, read_dataset(settings.dataset))
+    assert prior is not None and {item.file for item in prior.classes[0].items} == {
+        each.name for each in (first, *others)
+    }
+
+
 @pytest.mark.parametrize(
     ("method", "said"),
     [

@@ -12,7 +12,7 @@ from runner.data.sources.description import read_description
 from runner.data.sources.folder import read_folder
 from runner.data.sources.found import Found
 from runner.data.sources.hub import download
-from runner.data.sources.listing import TABLE_SUFFIXES, Listing, list_folder
+from runner.data.sources.listing import TABLE_SUFFIXES, Listing, list_folder, stem_of
 from runner.data.sources.s3 import mirrored
 from runner.data.sources.streamed import read_streamed
 from runner.data.sources.tables import holds_images, is_shard, read_tables, split_of
@@ -70,8 +70,8 @@ def _is_of_tables(listing: Listing, settings: DatasetSettings, faults: Faults) -
     if listing.metadata or described.instance_prompt or described.class_prompt or described.class_folder:
         return False
     tables = [name for name in listing.tables if holds_images(listing.root / name, settings.image_column)]
-    texts = {os.path.splitext(name)[0] for name in listing.texts}
-    captioned = any(os.path.splitext(name)[0] in texts for name in listing.images)
+    texts = {stem_of(name) for name in listing.texts}
+    captioned = any(stem_of(name) in texts for name in listing.images)
     # The Hub and the `datasets` library name tables so; what lies beside them shows what is in them.
     if any(map(is_shard, tables)) and not captioned:
         return True

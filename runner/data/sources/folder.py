@@ -20,7 +20,7 @@ from runner.data.report import Row
 from runner.data.sources.description import read_description
 from runner.data.sources.found import CAPTION_COLUMN, KNOWN_SPLITS, Entry, Found
 from runner.data.sources.kohya import tell_captions_in_names
-from runner.data.sources.listing import TABLE_SUFFIXES, Listing
+from runner.data.sources.listing import TABLE_SUFFIXES, Listing, stem_of
 from runner.data.sources.masks import masks_among, without_masks
 from runner.data.sources.metadata import read_metadata
 
@@ -68,7 +68,7 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
         tell_captions_in_names(found, settings, faults)
     found.rows += [Row(f"{name}/", "ignored", ("results of trainings (RUNNER_OUTPUTS)",)) for name in listing.results]
     for place, entry in enumerate(found.entries):
-        if mask := masks.get(os.path.splitext(entry.name)[0]):
+        if mask := masks.get(stem_of(entry.name)):
             found.entries[place] = dataclasses.replace(entry, mask=(mask, FileAddress(listing.root / mask)))
     return found
 
@@ -116,10 +116,10 @@ def _add_captioned_by_text(
     names: list[str], listing: Listing, found: Found, settings: DatasetSettings, faults: Faults
 ) -> set[str]:
     """Entries for images without metadata; the text files that were read for them."""
-    by_stem = {os.path.splitext(text)[0]: text for text in listing.texts}
+    by_stem = {stem_of(text): text for text in listing.texts}
     texts_read = set()
     for name in names:
-        text = by_stem.get(os.path.splitext(name)[0])
+        text = by_stem.get(stem_of(name))
         captions: tuple[str, ...] = ()
         if text:
             texts_read.add(text)
@@ -141,10 +141,10 @@ def _read_text(path: Path, name: str, faults: Faults) -> str:
 
 def _add_unused(listing: Listing, found: Found, texts_read: set[str], named: Collection[str]) -> None:
     """Rows for text files that caption nothing, tables beside images, and files of other kinds."""
-    stems = {os.path.splitext(name)[0] for name in listing.images}
+    stems = {stem_of(name) for name in listing.images}
     for text in listing.texts:
         if text not in texts_read and text not in named:
-            has_image = os.path.splitext(text)[0] in stems
+            has_image = stem_of(text) in stems
             reason = "its image is left out or captioned elsewhere" if has_image else "no image of this name"
             found.rows.append(_warning(text, f"text not read: {reason}"))
     tables = [name for name in listing.tables if name not in named]

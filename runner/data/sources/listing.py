@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from runner.paths import outputs_dir
@@ -54,6 +56,27 @@ class Listing:
     """The folder of all results, where it lies below `root`; nothing in it is listed."""
     errors: list[str] = field(default_factory=list)
     """Folders that cannot be opened and names that cannot be written down; their images would be missed."""
+
+    @cached_property
+    def _as_written(self) -> dict[str, str]:
+        names = (*self.images, *self.texts, *self.others)
+        return {composed(name): name for name in names} | {name: name for name in names}
+
+    def name_of(self, given: str) -> str | None:
+        """The file that somebody means by a name relative to `root`, whatever its Unicode form; None for no file."""
+        if there := self._as_written.get(given) or self._as_written.get(composed(given)):
+            return there
+        return given if (self.root / given).is_file() else None
+
+
+def composed(name: str) -> str:
+    """The form of a name that all its Unicode forms have: macOS writes an accent as a character after its letter."""
+    return unicodedata.normalize("NFC", name)
+
+
+def stem_of(name: str) -> str:
+    """A path without its suffix, by which an image is found again in the names of what belongs to it."""
+    return composed(os.path.splitext(name)[0])
 
 
 def list_folder(root: Path) -> Listing:

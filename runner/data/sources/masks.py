@@ -8,11 +8,10 @@ masks/photo.png         in a folder `masks` at the top, which has the folders th
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 
 from runner.data.faults import Faults
-from runner.data.sources.listing import Listing
+from runner.data.sources.listing import Listing, stem_of
 
 ENDINGS = (".mask", "-masklabel")
 FOLDER = "masks/"
@@ -25,14 +24,14 @@ def without_masks(listing: Listing, faults: Faults) -> tuple[Listing, dict[str, 
     """
     images, masks = [], dict[str, str]()
     for name in listing.images:
-        subject = _subject_of(os.path.splitext(name)[0])
+        subject = _subject_of(stem_of(name))
         if subject is None:
             images.append(name)
         elif subject in masks:
             faults.add("mask", f"{name} and {masks[subject]} are masks of one image. Remove one of them.")
         else:
             masks[subject] = name
-    stems = {os.path.splitext(name)[0] for name in images}
+    stems = {stem_of(name) for name in images}
     for subject in sorted(masks.keys() - stems):
         faults.add("mask", f"{masks[subject]}: a mask of no image, for there is no {subject}. Rename or remove it.")
     return dataclasses.replace(listing, images=images), masks
@@ -40,8 +39,8 @@ def without_masks(listing: Listing, faults: Faults) -> tuple[Listing, dict[str, 
 
 def masks_among(images: Sequence[str]) -> dict[str, str]:
     """Those of the images whose names say that they are the mask of another, and that one without suffix."""
-    stems = {os.path.splitext(name)[0] for name in images}
-    named = {name: _subject_of(os.path.splitext(name)[0]) for name in images}
+    stems = {stem_of(name) for name in images}
+    named = {name: _subject_of(stem_of(name)) for name in images}
     return {name: subject for name, subject in named.items() if subject is not None and subject in stems}
 
 

@@ -169,8 +169,8 @@ def _image_name(line: Line, folder: str, listing: Listing, faults: Faults) -> st
     if posixpath.isabs(name) and name.startswith(f"{root}/"):
         # Under the name that the listing of the folder has for it.
         name = posixpath.relpath(name, root)
-    if (listing.root / name).is_file():
-        return name
+    if there := listing.name_of(name):
+        return there
     hint = ""
     if faults.shows("missing"):
         # Each look at all names takes time, and of ten thousand wrong ones few are told.

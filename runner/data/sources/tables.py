@@ -99,6 +99,10 @@ def _named_in_state(folder: Path) -> set[str] | None:
 def of_split(names: list[str], settings: DatasetSettings, found: Found, faults: Faults) -> list[str]:
     """The tables of `settings.split`; the others get a row in `found`, and none at all is a fault."""
     splits = {name: split_of(name, settings.split) for name in names}
+    shards = {name: shard[1] for name in names if (shard := SHARD.search(name))}
+    if settings.split in shards.values():
+        # Where there is `test`, `hard_test` is another one.
+        splits |= {name: split for name, split in shards.items() if splits[name] == settings.split}
     named = {split for split in splits.values() if split}
     if settings.split in named or (settings.split == "train" and not named):
         for name, split in splits.items():

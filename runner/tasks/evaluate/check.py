@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from runner.data import Dataset, read_dataset
-from runner.data.dataset import fingerprint_of
 from runner.data.faults import without_settings
-from runner.data.sources.masks import masks_among
 from runner.errors import DatasetError, SettingsError
 from runner.families.files import resolution_faults
 from runner.families.prediction import sampler_faults
@@ -91,11 +88,7 @@ def real_images(settings: Evaluate) -> Dataset | None:
         return None
     # Nobody looks at captions here, and a folder of photographs has none.
     data = DatasetSettings(path=settings.real, instance_prompt="a photo")
-    found = read_dataset(data, resolution=settings.resolution)
-    # A folder that is trained with masks is no less real.
-    masks = masks_among([item.file for item in found.items if not item.address.column])
-    kept = tuple(item for item in found.items if item.file not in masks)
-    return dataclasses.replace(found, items=kept, fingerprint=fingerprint_of(kept)) if masks else found
+    return read_dataset(data, resolution=settings.resolution).without_masks()
 
 
 def network_digest(named: str) -> str:
