@@ -23,8 +23,8 @@ from runner.jobs.job import Job, make_job, make_task_job
 from runner.schema import DatasetSettings, Experiment, ModelSettings
 from runner.schema.job import JobSettings
 from runner.schema.launchers import APART
-from runner.schema.messages import explain
 from runner.schema.method import NewTokens, TextualInversion
+from runner.schema.reading import read
 from runner.schema.tasks import TASKS
 from runner.schema.training import OPTIMIZER_PACKAGES
 from runner.system.printable import whole
@@ -71,11 +71,8 @@ class Checker:
         task = raw["task"].get("name") if isinstance(raw.get("task"), Mapping) else None
         if task != "train" and task in TASKS:
             return self._task_job(raw, overrides, TASKS[task])
-        try:
-            experiment = Experiment.model_validate(raw)
-        except ValidationError as error:
-            faults += explain(error, raw)
-            experiment = None
+        experiment, said = read(Experiment, raw)
+        faults += said
         faults += _missing_packages(experiment) if experiment else []
         dataset = _valid(DatasetSettings, raw.get("dataset"))
         model = _valid(ModelSettings, raw.get("model"))
@@ -122,11 +119,9 @@ class Checker:
         """The job of a task that does not train."""
         faults = task_faults(raw, overrides, kind)
         given = settings_of(raw, overrides, kind)
-        settings = contents = None
-        try:
-            settings = kind.model_validate(given)
-        except ValidationError as error:
-            faults += explain(error, given)
+        settings, said = read(kind, given)
+        faults += said
+        contents = None
         if model := _valid(ModelSettings, given.get("model")):
             faults += self._model_faults(model, used_here=_runs_here(raw))
         if settings is not None:

@@ -6,13 +6,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from runner.errors import SettingsError, not_started
 from runner.jobs.job import Job
 from runner.launch.door import Config
 from runner.schema.knob import Settings
-from runner.schema.messages import explain
+from runner.schema.reading import read
 from runner.search import Parameter
 
 S = TypeVar("S", bound=Settings)
@@ -27,11 +25,10 @@ def checked_settings(kind: type[S], settings: Mapping[str, Any]) -> S:
     Raises:
         SettingsError: some are wrong; all of them at once.
     """
-    try:
-        return kind.model_validate(settings)
-    except ValidationError as error:
-        lines = [f"hydra.sweeper.{line}" for line in explain(error, settings)]
-        raise not_started("The configuration is invalid", lines) from error
+    checked, faults = read(kind, settings)
+    if checked is None:
+        raise not_started("The configuration is invalid", [f"hydra.sweeper.{line}" for line in faults])
+    return checked
 
 
 def first_values(space: Sequence[Parameter]) -> dict[str, str]:

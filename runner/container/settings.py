@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from runner.check import Checker
 from runner.errors import RunnerError, SettingsError
@@ -20,7 +19,8 @@ from runner.paths import JobPaths
 from runner.schema import Experiment, ModelSettings
 from runner.schema.experiment import SECTIONS
 from runner.schema.job import JobSettings
-from runner.schema.messages import explain, unknown_key
+from runner.schema.messages import unknown_key
+from runner.schema.reading import read
 from runner.schema.tasks import TASKS
 from runner.system.archive import BadArchive, is_archive, lay_out
 
@@ -68,10 +68,10 @@ def _read(folder: Path, data: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _checked(raw: Mapping[str, Any]) -> JobSettings:
     task = raw["task"].get("name") if isinstance(raw.get("task"), Mapping) else None
-    try:
-        return TASKS.get(str(task), Experiment).model_validate(raw)
-    except ValidationError as error:
-        raise SettingsError("; ".join(explain(error, raw))) from error
+    settings, faults = read(TASKS.get(str(task), Experiment), raw)
+    if settings is None:
+        raise SettingsError("; ".join(faults))
+    return settings
 
 
 def _overridden(sent: Job, raw: Mapping[str, Any], overrides: Mapping[str, str]) -> Job:

@@ -96,7 +96,7 @@ class Easel:
         base = next((each for each in bases if each.key == asked.base), None if asked.base else bases[0])
         if base is None:
             raise SettingsError("the trainings on this base model are no longer here; open the page anew")
-        if faults := sampling_faults(base.settings.family, asked.size, asked.sampler, asked):
+        if faults := list(sampling_faults(base.settings.family, asked.size, asked.sampler, asked)):
             raise SettingsError("\n".join(faults))
         asked, mix = asked.model_copy(update={"base": base.key}), _mix(form, base)
         if self._inside > MOST_WAITING:

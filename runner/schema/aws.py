@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from runner.schema.instances import instance_fault
 from runner.schema.knob import Settings, knob, spelt
@@ -72,14 +73,13 @@ class AwsSettings(Settings):
             raise ValueError("should be names with slashes between, such as team/lora")
         return value
 
-    @model_validator(mode="after")
-    def _whole_network(self) -> AwsSettings:
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
         if bool(self.subnets) != bool(self.security_groups):
             key, other = ("subnets", "security_groups") if self.subnets else ("security_groups", "subnets")
-            raise ValueError(f"{key}: a VPC needs {other} too")
+            yield f"{key}: a VPC needs {other} too"
         if OWN_TAG in (self.tags or {}):
-            raise ValueError(f"tags: {OWN_TAG} is set by the runner itself; remove it")
-        return self
+            yield f"tags: {OWN_TAG} is set by the runner itself; remove it"
 
     def network(self) -> dict[str, Any]:
         """What a request says of the VPC, if there is one."""

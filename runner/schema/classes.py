@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from runner.schema.method import DreamBooth
@@ -10,32 +11,27 @@ if TYPE_CHECKING:
     from runner.schema.experiment import Experiment
 
 
-def refuse_idle_classes(experiment: Experiment) -> None:
-    """Check what the sources of an experiment, and its method, say of the subjects' classes.
-
-    Raises:
-        ValueError: some of it has no effect.
-    """
+def class_faults(experiment: Experiment) -> Iterator[str]:
+    """What the sources of an experiment, and its method, say of the subjects' classes without effect."""
     method, sources = experiment.method, experiment.dataset.sources
     for key in ("class_prompt", "class_data_dir"):
-        because = None
+        because = ""
         if not isinstance(method, DreamBooth):
             because = "without method=dreambooth"
         elif method.prior == "none" or (method.prior == "base" and key == "class_data_dir"):
             because = f"with method.prior={method.prior}"
-        for number, source in enumerate(sources):
-            if because and (value := getattr(source, key)) is not None:
-                raise ValueError(f"dataset.sources.{number}.{key} = {value!r}: has no effect {because}; remove it")
+        for number, source in enumerate(sources if because else ()):
+            yield from source.idle(key, because=because, where=f"dataset.sources.{number}.")
     if not isinstance(method, DreamBooth) or not sources:
         return
     if method.class_prompt is not None and all(source.class_prompt is not None for source in sources):
-        raise ValueError(
+        yield (
             f"method.class_prompt = {method.class_prompt!r}: has no effect, for each of dataset.sources has a "
             "class_prompt of its own; remove it"
         )
     own = all(source.class_prompt is not None or source.class_data_dir is not None for source in sources)
     if method.class_data_dir is not None and own:
-        raise ValueError(
+        yield (
             f"method.class_data_dir = {method.class_data_dir!r}: has no effect, for each of dataset.sources has a "
             "class of its own; name its folder there, as class_data_dir"
         )

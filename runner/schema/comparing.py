@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import model_validator
-
-from runner.schema.knob import Settings, default_of, knob, spelt
+from runner.schema.knob import Settings, knob, spelt
 from runner.schema.metrics import GRAD_NORM, HELD_OUT, IMAGES_PER_S, TRAIN_LOSS
 
 RECORDED = (HELD_OUT, TRAIN_LOSS, GRAD_NORM, IMAGES_PER_S)
@@ -55,12 +54,9 @@ class PruningSettings(Settings):
         doc="The best 1/reduction of the jobs at a rung go on, and the next rung is this many times further.",
     )
 
-    @model_validator(mode="after")
-    def _takes_effect(self) -> PruningSettings:
-        idle = [key for key in ("first", "reduction") if getattr(self, key) != default_of(self, key)]
-        if self.name == "none" and idle:
-            raise ValueError(f"{idle[0]} = {getattr(self, idle[0])}: has no effect with pruning=none; set pruning=asha")
-        return self
+    def _faults(self) -> Iterator[str]:
+        if self.name == "none":
+            yield from self.idle("first", "reduction", because="with pruning=none", fix="set pruning=asha")
 
 
 class SearchSettings(Settings):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
-
-from runner.schema.knob import Settings, default_of
 
 if TYPE_CHECKING:
     from runner.schema.drawing import DrawingSettings
@@ -52,116 +51,90 @@ DISTILLED_SAMPLERS, DISTILLED_STEPS = ("lcm", "tcd"), 50
 those are."""
 
 
-def refuse_what_does_not_fit(experiment: Experiment) -> None:
-    """Check an experiment against the family of its model.
-
-    Raises:
-        ValueError: settings have no effect with the family, or cannot be; a line each.
-    """
+def family_faults(experiment: Experiment) -> Iterator[str]:
+    """Settings of an experiment that have no effect with the family of its model, or cannot be."""
     family = experiment.model.family
-    faults = _not_for_transformers(experiment) if family in TRANSFORMERS else _not_for_unets(experiment)
-    faults += drawing_faults(experiment, experiment.validation, where="validation.")
-    if faults:
-        raise ValueError("\n".join(faults))
+    if family in TRANSFORMERS:
+        yield from _not_for_transformers(experiment)
+    else:
+        said = f"with model.family={family}, which has a table of noise levels; it is for {' and '.join(TRANSFORMERS)}"
+        yield from experiment.flow.idle(because=said, where="flow.")
+    yield from drawing_faults(experiment, experiment.validation, where="validation.")
 
 
-def drawing_faults(settings: Draws, drawing: DrawingSettings, *, where: str = "") -> list[str]:
-    """What the samplers of the model's family do not know, a line each.
+def drawing_faults(settings: Draws, drawing: DrawingSettings, *, where: str = "") -> Iterator[str]:
+    """What the samplers of the model's family do not know.
 
     Args:
         where: what stands before the keys of `drawing` in the configuration.
     """
-    sampler, faults = settings.scheduler.name, []
+    sampler = settings.scheduler.name
     if sampler in DISTILLED_SAMPLERS and drawing.inference_steps > DISTILLED_STEPS:
-        faults.append(
+        yield (
             f"{where}inference_steps = {drawing.inference_steps}: scheduler={sampler} picks its steps out of "
             f"{DISTILLED_STEPS}; take fewer, such as 4"
         )
     told = (settings.model.family, settings.resolution, sampler, drawing)
-    return faults + sampling_faults(*told, where=where, sampler_key="scheduler.name")
+    yield from sampling_faults(*told, where=where, sampler_key="scheduler.name")
 
 
 def sampling_faults(
     family: str, resolution: int, sampler: str, drawing: Drawn, *, where: str = "", sampler_key: str = "sampler"
-) -> list[str]:
-    """What the sampler of a family does not know, a line each.
+) -> Iterator[str]:
+    """What the sampler of a family does not know.
 
     Args:
         resolution: side of the images in pixels.
         where: what stands before the keys of `drawing`.
         sampler_key: what the sampler is called where it was chosen.
     """
-    faults = []
     if family == "flux" and drawing.negative_prompt is not None:
-        faults.append(
+        yield (
             f"{where}negative_prompt = {drawing.negative_prompt!r}: has no effect with model.family=flux, which is "
             "told the guidance scale instead of comparing two predictions; remove it"
         )
     if family not in TRANSFORMERS:
-        return faults
+        return
     if resolution % PATCH_PX:
-        faults.append(
+        yield (
             f"resolution = {resolution}: should be a multiple of {PATCH_PX} with model.family={family}, "
             f"which cuts images into squares of {PATCH_PX} px"
         )
     if sampler != "model":
-        faults.append(
+        yield (
             f"{sampler_key} = {sampler!r}: belongs to models with a table of noise levels; set "
             f"{sampler_key.partition('.')[0]}=model, the flow-matching sampler of model.family={family}"
         )
     if drawing.guidance_rescale:
-        faults.append(
+        yield (
             f"{where}guidance_rescale = {drawing.guidance_rescale}: is not known to the sampler of "
             f"model.family={family}; remove it"
         )
-    return faults
 
 
-def _not_for_unets(experiment: Experiment) -> list[str]:
-    return [
-        f"flow.{key} = {value!r}: has no effect with model.family={experiment.model.family}, which has a table of "
-        f"noise levels; it is for {' and '.join(TRANSFORMERS)}. Remove it"
-        for key, value in _chosen(experiment.flow).items()
-    ]
-
-
-def _not_for_transformers(experiment: Experiment) -> list[str]:
-    family, faults = experiment.model.family, []
+def _not_for_transformers(experiment: Experiment) -> Iterator[str]:
+    family = experiment.model.family
     if experiment.dataset.buckets and experiment.dataset.bucket_step % PATCH_PX:
-        faults.append(
+        yield (
             f"dataset.bucket_step = {experiment.dataset.bucket_step}: should be a multiple of {PATCH_PX} with "
             f"model.family={family}, which cuts images into squares of {PATCH_PX} px"
         )
-    if experiment.model.prediction_type is not None:
-        faults.append(
-            f"model.prediction_type = {experiment.model.prediction_type!r}: has no effect with model.family={family}, "
-            "which always predicts the velocity of flow matching; remove it"
-        )
+    always = f"with model.family={family}, which always predicts the velocity of flow matching"
+    yield from experiment.model.idle("prediction_type", because=always, where="model.")
     if experiment.lora.targets == "linear_conv":
-        faults.append(
+        yield (
             f"lora.targets = 'linear_conv': the blocks of model.family={family} have no convolutions; choose "
             "lora.targets=linear"
         )
-    faults += [
+    yield from (
         f"loss.{key} = {value!r}: is for models with a table of noise levels, but model.family={family} is trained by "
         "flow matching; remove it (flow.timesteps says which noise levels count)"
-        for key, value in _chosen(experiment.loss).items()
-        if key in NOISE_TABLE_ONLY
-    ]
+        for key, value in experiment.loss.chosen(*NOISE_TABLE_ONLY).items()
+    )
     if experiment.loss.name == "huber" and experiment.loss.huber_schedule == "snr":
-        faults.append(
+        yield (
             f"loss.huber_schedule = 'snr': is for models with a table of noise levels, but model.family={family} is "
             "trained by flow matching; set loss.huber_schedule=exponential or constant"
         )
-    if experiment.model.zero_terminal_snr is not None:
-        faults.append(
-            f"model.zero_terminal_snr = {experiment.model.zero_terminal_snr}: has no effect with "
-            f"model.family={family}, whose last timestep always is noise alone; remove it"
-        )
-    return faults
-
-
-def _chosen(settings: Settings) -> dict[str, object]:
-    """What is not at its default."""
-    values = {key: getattr(settings, key) for key in type(settings).model_fields}
-    return {key: value for key, value in values.items() if value != default_of(settings, key)}
+    noise = f"with model.family={family}, whose last timestep always is noise alone"
+    yield from experiment.model.idle("zero_terminal_snr", because=noise, where="model.")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import model_validator
-
-from runner.schema.knob import Settings, default_of, knob
+from runner.schema.knob import Settings, knob
 
 
 class FlowSettings(Settings):
@@ -34,13 +33,8 @@ class FlowSettings(Settings):
         "model's own sampler does: a constant (SD3: 3), or more for larger images (FLUX.1: 3.2 at 1024 px).",
     )
 
-    @model_validator(mode="after")
-    def _takes_effect(self) -> FlowSettings:
-        needed = {"logit_mean": "logit_normal", "logit_std": "logit_normal", "mode_scale": "mode"}
-        for key, scheme in needed.items():
-            if self.timesteps != scheme and getattr(self, key) != default_of(self, key):
-                raise ValueError(
-                    f"{key} = {getattr(self, key)}: has no effect with flow.timesteps={self.timesteps}; remove it, or "
-                    f"set flow.timesteps={scheme}"
-                )
-        return self
+    def _faults(self) -> Iterator[str]:
+        because = f"with flow.timesteps={self.timesteps}"
+        for scheme, keys in {"logit_normal": ("logit_mean", "logit_std"), "mode": ("mode_scale",)}.items():
+            if self.timesteps != scheme:
+                yield from self.idle(*keys, because=because, fix=f"remove it, or set flow.timesteps={scheme}")

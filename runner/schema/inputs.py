@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
-from runner.schema.knob import Settings, default_of, knob
+from runner.schema.knob import Settings, knob
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -60,21 +60,18 @@ class ModelSettings(Settings):
     resolution: int = knob(64, ge=8, unit="px", identity=False, doc="Side of the square images the model was made for.")
     precision: Precision = knob("fp32", identity=False, doc="Precision the model is usually trained in.")
 
-    @model_validator(mode="after")
-    def _fits_the_layout(self) -> ModelSettings:
-        single = self.path.endswith(".safetensors")
-        if single and self.path.startswith("s3://"):
-            raise ValueError(f"path = {self.path!r}: single files are read from disks only; give a folder in S3")
-        if single and self.config is None:
-            raise ValueError(
+    def _faults(self) -> Iterator[str]:
+        if not self.path.endswith(".safetensors"):
+            yield from self.idle("config", because="with what is no single file as model.path")
+            return
+        if self.path.startswith("s3://"):
+            yield f"path = {self.path!r}: single files are read from disks only; give a folder in S3"
+        if self.config is None:
+            yield (
                 f"config = None: {self.path} is a single file, which does not say how the model is built; give "
                 "model.config=<folder in diffusers layout with the configurations and tokenizers of this kind of model>"
             )
-        for key in ("revision", "variant") if single else ("config",):
-            if (value := getattr(self, key)) is not None:
-                kind = "a single file" if single else "what is no single file"
-                raise ValueError(f"{key} = {value!r}: has no effect with {kind} as model.path; remove it")
-        return self
+        yield from self.idle("revision", "variant", because="with a single file as model.path")
 
 
 class SourceSettings(Settings):
@@ -219,48 +216,29 @@ class DatasetSettings(Settings):
             raise ValueError("should be a list of paths, or of mappings with a path")
         return [{"path": each} if isinstance(each, str) else each for each in value]
 
-    @model_validator(mode="after")
-    def _is_somewhere(self) -> DatasetSettings:
-        if self.path is None and not self.sources:
-            raise ValueError("dataset.path: has no value; set dataset.path=..., or dataset.sources=[...]")
-        if self.path is not None and self.sources:
-            raise ValueError(
-                f"dataset.path = {self.path!r}: has no effect with dataset.sources; set dataset.path=null, or make it "
-                "one of the sources"
+    def _faults(self) -> Iterator[str]:
+        if self.sources:
+            because = "with dataset.sources"
+            if self.path is not None:
+                fix = "set dataset.path=null, or make it one of the sources"
+                yield f"path = {self.path!r}: has no effect {because}; {fix}"
+            yield from self.idle("revision", because=because, fix="give it to one of them")
+        elif self.path is None:
+            yield "path: has no value; set dataset.path=..., or dataset.sources=[...]"
+        if not self.streams:
+            yield from self.idle("max_cache_gb", because="without dataset.stream=true")
+        elif self.masks:
+            yield (
+                "masks = true: masks are kept in memory, and a streamed data set is too large for that; remove it, or "
+                "dataset.stream"
             )
-        if self.sources and self.revision is not None:
-            raise ValueError(
-                f"dataset.revision = {self.revision!r}: has no effect with dataset.sources; give it to one of them"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _can_stream(self) -> DatasetSettings:
-        if not self.streams and self.max_cache_gb != default_of(self, "max_cache_gb"):
-            raise ValueError(
-                f"dataset.max_cache_gb = {self.max_cache_gb}: has no effect without dataset.stream=true; remove it"
-            )
-        if self.streams and self.masks:
-            raise ValueError(
-                "dataset.masks = true: masks are kept in memory, and a streamed data set is too large for that; remove "
-                "it, or dataset.stream"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _takes_effect(self) -> DatasetSettings:
-        if self.crop == "center" and self.variants != default_of(self, "variants"):
-            raise ValueError(f"dataset.variants = {self.variants}: has no effect with dataset.crop=center; remove it")
+        if self.crop == "center":
+            yield from self.idle("variants", because="with dataset.crop=center")
         used_with = {
             "masks": ("mask_column",),
             "buckets": ("bucket_step", "bucket_max_aspect"),
             "caption_shuffle": ("caption_variants", "caption_separator", "keep_tokens"),
         }
         for switch, keys in used_with.items():
-            idle = [key for key in keys if getattr(self, key) != default_of(self, key)]
-            if idle and not getattr(self, switch):
-                raise ValueError(
-                    f"dataset.{idle[0]} = {getattr(self, idle[0])}: has no effect without dataset.{switch}=true; "
-                    "remove it"
-                )
-        return self
+            if not getattr(self, switch):
+                yield from self.idle(*keys, because=f"without dataset.{switch}=true")

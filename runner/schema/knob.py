@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
@@ -26,6 +26,38 @@ class Settings(BaseModel):
             refusal = REFUSALS.get(_kind_of_number(field.annotation))
             if refusal is not None and refusal not in field.metadata:
                 field.metadata.append(refusal)
+
+    def faults(self) -> list[str]:
+        """All that is wrong with values of which each alone is right: `key = value: reason; fix` for each fault."""
+        return list(self._faults())
+
+    def _faults(self) -> Iterator[str]:
+        """Those faults, one after the other; a group that may have some overrides this."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if faults := self.faults():
+            raise ValueError("\n".join(faults))
+        return self
+
+    def chosen(self, *keys: str) -> dict[str, Any]:
+        """The settings among `keys`, or among all, that are not at their defaults."""
+        fields = type(self).model_fields
+        values = {key: getattr(self, key) for key in keys or fields}
+        return {
+            key: value for key, value in values.items() if value != fields[key].get_default(call_default_factory=True)
+        }
+
+    def idle(self, *keys: str, because: str, fix: str = "remove it", where: str = "") -> Iterator[str]:
+        """A fault for each of `keys`, or of all settings, that somebody has chosen though it has no effect.
+
+        Args:
+            where: what stands before the keys, for who looks at the settings from outside.
+        """
+        for key, value in self.chosen(*keys).items():
+            value = list(value) if isinstance(value, tuple) else value  # as it was written
+            yield f"{where}{key} = {value!r}: has no effect {because}; {fix}"
 
 
 def _kind_of_number(annotation: Any) -> type | None:
@@ -58,11 +90,6 @@ def _refusal(of: str) -> BeforeValidator:
 
 
 REFUSALS: dict[type | None, BeforeValidator] = {int: _refusal("whole number"), float: _refusal("number")}
-
-
-def default_of(settings: Settings, key: str) -> object:
-    """The declared default of one knob."""
-    return type(settings).model_fields[key].default
 
 
 def knob(default: Any = ..., *, doc: str, unit: str = "", identity: bool = True, **limits: Any) -> Any:

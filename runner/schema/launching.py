@@ -5,11 +5,12 @@ Group `launcher`; nothing in it changes what is trained.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from runner.schema.knob import Settings, default_of, knob
+from runner.schema.knob import Settings, knob
 
 
 class Launcher(Settings):
@@ -70,10 +71,7 @@ class QueuedLauncher(Launcher):
         "waits.",
     )
 
-    @model_validator(mode="after")
-    def _somebody_resubmits(self) -> QueuedLauncher:
-        if not self.wait and self.resubmissions != default_of(self, "resubmissions"):
-            raise ValueError(
-                f"resubmissions = {self.resubmissions}: has no effect with launcher.wait=false; remove one of them"
-            )
-        return self
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
+        if not self.wait:
+            yield from self.idle("resubmissions", because="with launcher.wait=false", fix="remove one of them")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from runner.schema.knob import Settings, default_of, knob
+from runner.schema.knob import Settings, knob
 
 TIMESTEPS = 1000
 """In which every model of the families so far is trained."""
@@ -72,33 +73,29 @@ class LossSettings(Settings):
         None, doc="First timestep of `range`, and the one after its last; there are 1000."
     )
 
-    @model_validator(mode="after")
-    def _takes_effect(self) -> LossSettings:
+    def _faults(self) -> Iterator[str]:
         bias = self.timestep_bias
-        idle = {
-            "huber_c": (self.name != "huber", "loss.name=huber"),
-            "huber_schedule": (self.name != "huber", "loss.name=huber"),
-            "multires_discount": (not self.multires_levels, "loss.multires_levels of at least 1"),
-            "timestep_bias_multiplier": (bias == "none", "loss.timestep_bias"),
-            "timestep_bias_portion": (bias not in ("earlier", "later"), "loss.timestep_bias=earlier or later"),
-            "timestep_bias_range": (bias != "range", "loss.timestep_bias=range"),
-        }
-        for key, (unused, needed) in idle.items():
-            if unused and getattr(self, key) != default_of(self, key):
-                raise ValueError(f"{key} = {getattr(self, key)!r}: has no effect without {needed}; remove it")
-        return self
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> LossSettings:
+        if self.name != "huber":
+            yield from self.idle("huber_c", "huber_schedule", because="without loss.name=huber")
+        if not self.multires_levels:
+            yield from self.idle("multires_discount", because="without loss.multires_levels of at least 1")
+        if bias == "none":
+            yield from self.idle("timestep_bias_multiplier", because="without loss.timestep_bias")
+        if bias not in ("earlier", "later"):
+            yield from self.idle("timestep_bias_portion", because="without loss.timestep_bias=earlier or later")
+        if bias != "range":
+            yield from self.idle("timestep_bias_range", because="without loss.timestep_bias=range")
+        else:
+            yield from self._faults_of_range()
         if self.debiased and self.snr_gamma is not None:
-            raise ValueError(f"debiased = True: snr_gamma = {self.snr_gamma} weighs the timesteps already; choose one")
-        if self.timestep_bias != "range":
-            return self
+            yield f"debiased = True: snr_gamma = {self.snr_gamma} weighs the timesteps already; choose one"
+
+    def _faults_of_range(self) -> Iterator[str]:
         if self.timestep_bias_range is None:
-            raise ValueError("timestep_bias_range = None: loss.timestep_bias=range needs one, such as [0,500]")
+            yield "timestep_bias_range = None: loss.timestep_bias=range needs one, such as [0,500]"
+            return
         first, end = self.timestep_bias_range
         if first >= end:
-            raise ValueError(f"timestep_bias_range = [{first}, {end}]: holds no timestep; the second number is larger")
+            yield f"timestep_bias_range = [{first}, {end}]: holds no timestep; the second number is larger"
         if end - first == TIMESTEPS:
-            raise ValueError(f"timestep_bias_range = [{first}, {end}]: has no effect, for it holds all timesteps")
-        return self
+            yield f"timestep_bias_range = [{first}, {end}]: has no effect, for it holds all timesteps"

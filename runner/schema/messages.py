@@ -80,7 +80,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
         if fault["type"] == "extra_forbidden":
             lines.append(f"{key} = {fault['input']!r}: {_unknown(key, raw)}")
         elif not key:
-            lines.append(_said(fault["msg"]))
+            lines += _said(fault["msg"]).splitlines()
         elif fault["type"].startswith("union_tag"):
             kinds = ", ".join(variants_of(key))
             name = raw.get(key, {}).get("name") if isinstance(raw.get(key), Mapping) else raw.get(key)
@@ -96,9 +96,8 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
         elif isinstance(fault["input"], Mapping) and fault["type"] != "value_error":
             lines.append(_of_too_deep(key, fault))
         elif isinstance(fault["input"], (Mapping, BaseModel)):
-            # A check over several keys of one group reports the group; it names the key and the value itself.
-            said = _said(fault["msg"])
-            lines.append(said if said.startswith(f"{key}.") else f"{key}.{said}")
+            # Checks over several keys of one group report the group; each line names its key and the value itself.
+            lines += [f"{key}.{said}" for said in _said(fault["msg"]).splitlines()]
         else:
             lines.append(f"{key} = {fault['input']!r}: {_wanted(fault, key) or _said(fault['msg'])}")
     return _joined(lines)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from runner.schema.knob import Settings, default_of, knob
+from runner.schema.knob import Settings, knob
 
 TOKEN = re.compile(r"<[\w.-]+>")
 """New words are names of files, too."""
@@ -59,21 +60,14 @@ class DreamBooth(Settings):
         25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler that draws them, which is `scheduler`."
     )
 
-    @model_validator(mode="after")
-    def _takes_effect(self) -> DreamBooth:
-        used = {
-            "prior_loss_weight": self.prior != "none",
-            "class_prompt": self.prior != "none",
-            "class_data_dir": self.prior == "images",
-            "num_class_images": self.prior == "images",
-            "class_guidance_scale": self.prior == "images" and self.num_class_images > 0,
-            "class_inference_steps": self.prior == "images" and self.num_class_images > 0,
-        }
-        idle = [key for key, takes in used.items() if not takes and getattr(self, key) != default_of(self, key)]
-        if idle:
-            because = f"method.prior={self.prior}" if self.prior != "images" else "method.num_class_images=0"
-            raise ValueError(f"{idle[0]} = {getattr(self, idle[0])!r}: has no effect with {because}; remove it")
-        return self
+    def _faults(self) -> Iterator[str]:
+        because, drawing = f"with method.prior={self.prior}", ("class_guidance_scale", "class_inference_steps")
+        if self.prior == "none":
+            yield from self.idle("prior_loss_weight", "class_prompt", because=because)
+        if self.prior != "images":
+            yield from self.idle("class_data_dir", "num_class_images", *drawing, because=because)
+        elif not self.num_class_images:
+            yield from self.idle(*drawing, because="with method.num_class_images=0")
 
 
 class NewTokens(Settings):
@@ -105,14 +99,12 @@ class NewTokens(Settings):
             raise ValueError("should name each word once")
         return value
 
-    @model_validator(mode="after")
-    def _have_first_words(self) -> Self:
+    def _faults(self) -> Iterator[str]:
         if len(self.initial) != len(self.tokens) or any(not word.strip() for word in self.initial):
-            raise ValueError(
+            yield (
                 f"initial = {list(self.initial)}: should name a word that each of tokens = {list(self.tokens)} starts "
                 "from, such as method.initial=[cat]"
             )
-        return self
 
 
 class TextualInversion(NewTokens):

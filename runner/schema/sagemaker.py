@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
-
-from pydantic import model_validator
 
 from runner.schema.aws import INSTANCE, AwsSettings
 from runner.schema.instances import INSTANCES
@@ -83,47 +82,42 @@ class SageMakerLauncher(QueuedLauncher, AwsSettings):
             return self.processes
         return self.processes or self.instances * max(1, INSTANCES[self.instance].gpus)
 
-    @model_validator(mode="after")
-    def _takes_effect(self) -> SageMakerLauncher:
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
         gpus = INSTANCES[self.instance].gpus
         if self.spot and self.keep_alive_s:
-            raise ValueError(
+            yield (
                 f"keep_alive_s = {self.keep_alive_s}: spot instances cannot be kept; remove it, or set "
                 "launcher.spot=false"
             )
-        if not self.spot and self.max_wait_hours is not None:
-            raise ValueError(
-                f"max_wait_hours = {self.max_wait_hours}: has no effect with launcher.spot=false; remove it"
-            )
-        if self.max_wait_hours is not None and self.max_wait_hours < self.max_hours:
-            raise ValueError(
+        if not self.spot:
+            yield from self.idle("max_wait_hours", because="with launcher.spot=false")
+        elif self.max_wait_hours is not None and self.max_wait_hours < self.max_hours:
+            yield (
                 f"max_wait_hours = {self.max_wait_hours}: includes the time that a job runs, so it cannot be below "
                 f"launcher.max_hours = {self.max_hours}; raise it"
             )
         if self.pass_secrets and (self.wandb_secret or self.hub_secret):
-            raise ValueError("pass_secrets = True: has no effect on what wandb_secret or hub_secret name; remove one")
+            yield "pass_secrets = True: has no effect on what wandb_secret or hub_secret name; remove one"
         if self.device == "cuda" and not gpus:
-            raise ValueError(f"device = 'cuda': {self.instance} has no GPU; choose another launcher.instance")
-        return self
+            yield f"device = 'cuda': {self.instance} has no GPU; choose another launcher.instance"
+        yield from self._faults_of_processes(gpus if self.device != "cpu" else 0)
 
-    @model_validator(mode="after")
-    def _divides_evenly(self) -> SageMakerLauncher:
-        gpus = INSTANCES[self.instance].gpus if self.device != "cpu" else 0
+    def _faults_of_processes(self, gpus: int) -> Iterator[str]:
         if self.processes is None:
-            return self
+            return
         if self.processes % self.instances:
-            raise ValueError(f"processes = {self.processes}: cannot be spread evenly over {self.instances} instances")
-        if gpus and self.processes > gpus * self.instances:
-            raise ValueError(
+            yield f"processes = {self.processes}: cannot be spread evenly over {self.instances} instances"
+        elif gpus and self.processes > gpus * self.instances:
+            yield (
                 f"processes = {self.processes}: {self.instances} x {self.instance} has {gpus * self.instances} GPUs; "
                 "lower it"
             )
-        if gpus and self.instances > 1 and self.processes != gpus * self.instances:
-            raise ValueError(
+        elif gpus and self.instances > 1 and self.processes != gpus * self.instances:
+            yield (
                 f"processes = {self.processes}: over several instances each GPU has one process, "
                 f"{gpus * self.instances} here; leave it out"
             )
-        return self
 
     @property
     def max_wait_s(self) -> int:

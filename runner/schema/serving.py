@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from runner.schema.drawing import MOST_GUIDANCE, MOST_PIXELS_SIDE, AdapterWeight, Seed
 from runner.schema.family import sampling_faults
@@ -45,16 +45,8 @@ class Serving(Settings):
         8, ge=0, le=1000, unit="requests", doc="More than wait behind the one at work are refused."
     )
 
-    @property
-    def faults(self) -> list[str]:
-        """What the model's family does not know of how it is drawn with, a line each."""
-        return sampling_faults(self.model.family, self.resolution or self.model.resolution, self.sampler, self)
-
-    @model_validator(mode="after")
-    def _fits_the_family(self) -> Serving:
-        if self.faults:
-            raise ValueError("; ".join(self.faults))
-        return self
+    def _faults(self) -> Iterator[str]:
+        yield from sampling_faults(self.model.family, self.resolution or self.model.resolution, self.sampler, self)
 
 
 class Invocation(Settings):
@@ -73,14 +65,12 @@ class Invocation(Settings):
     guidance_rescale: float | None = knob(None, ge=0, le=1, doc="Takes back the contrast that guidance adds.")
     eta: float | None = knob(None, ge=0, le=1, doc="Share of fresh noise in each step, of ddim and tcd.")
 
-    @model_validator(mode="after")
-    def _one_of_each(self) -> Invocation:
+    def _faults(self) -> Iterator[str]:
         if (self.prompt is None) == (not self.prompts):
             said = "has no value" if self.prompt is None else "goes not with prompts"
-            raise ValueError(f"prompt = {self.prompt!r}: {said}; give either prompt or prompts")
+            yield f"prompt = {self.prompt!r}: {said}; give either prompt or prompts"
         if self.seed is not None and self.seeds:
-            raise ValueError(f"seed = {self.seed}: goes not with seeds; give one of the two")
-        return self
+            yield f"seed = {self.seed}: goes not with seeds; give one of the two"
 
     @property
     def count(self) -> int:
@@ -105,15 +95,20 @@ def told(kind: type[Told], raw: object) -> tuple[Told | None, list[str]]:
         return kind.model_validate(raw), []
     except ValidationError as error:
         return None, [
-            _line(kind, fault["loc"], fault["type"], fault["msg"], fault["input"]) for fault in error.errors()
+            line
+            for fault in error.errors()
+            for line in _lines(kind, fault["loc"], fault["type"], fault["msg"], fault["input"])
         ]
 
 
-def _line(kind: type[Settings], place: Sequence[Any], fault: str, message: str, value: object) -> str:
+def _lines(kind: type[Settings], place: Sequence[Any], fault: str, message: str, value: object) -> list[str]:
     key, said = ".".join(map(str, place)), message.removeprefix("Value error, ").removeprefix("Input ")
     if fault == "extra_forbidden":
         near = nearest(key, kind.model_fields)
-        return f"{key} = {value!r}: unknown key{near or '; there are ' + ', '.join(kind.model_fields)}"
+        return [f"{key} = {value!r}: unknown key{near or '; there are ' + ', '.join(kind.model_fields)}"]
+    if fault == "value_error" and isinstance(value, (Mapping, Settings)):
+        # Of several keys together: each line names its own.
+        return [f"{key}.{line}".removeprefix(".") for line in said.splitlines()]
     # In the words of JSON, not of Python.
     said = {"tuple_type": "should be a list", "dict_type": OBJECT, "model_type": OBJECT}.get(fault, said)
-    return f"{key} = {value!r}: {said}" if key else said
+    return [f"{key} = {value!r}: {said}" if key else said]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
-from runner.schema.knob import default_of, knob
+from runner.schema.knob import knob
 from runner.schema.launching import QueuedLauncher
 
 ONLY_ON_SLURM = (
@@ -102,38 +102,34 @@ class SlurmLauncher(QueuedLauncher):
         """One for each GPU; on CPUs what was asked for, or one for each node."""
         return self.gpus_per_node * self.nodes or self.processes or self.nodes
 
-    @model_validator(mode="after")
-    def _takes_effect(self) -> SlurmLauncher:
-        idle = [key for key in ONLY_ON_SLURM if getattr(self, key) != default_of(self, key)]
-        if self.cluster == "local" and idle:
-            raise ValueError(f"{idle[0]} = {getattr(self, idle[0])!r}: has no effect with launcher.cluster=local")
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
+        if self.cluster == "local":
+            yield from self.idle(*ONLY_ON_SLURM, because="with launcher.cluster=local")
         if self.save_before_s >= self.time_limit_min * 60:
-            raise ValueError(
+            yield (
                 f"save_before_s = {self.save_before_s}: nothing is left of launcher.time_limit_min = "
                 f"{self.time_limit_min}; lower it"
             )
-        return self
+        yield from self._faults_of_gpus()
 
-    @model_validator(mode="after")
-    def _fits_the_gpus(self) -> SlurmLauncher:
+    def _faults_of_gpus(self) -> Iterator[str]:
         gpus = self.gpus_per_node
-        for key in ("gpu_name", "gpu_memory_gb"):
-            if not gpus and getattr(self, key) is not None:
-                raise ValueError(f"{key} = {getattr(self, key)!r}: has no effect with launcher.gpus_per_node=0")
+        if not gpus:
+            yield from self.idle("gpu_name", "gpu_memory_gb", because="with launcher.gpus_per_node=0")
         if (self.device == "cpu" and gpus) or (self.device == "cuda" and not gpus):
-            raise ValueError(
+            yield (
                 f"device = {self.device!r}: does not go with launcher.gpus_per_node = {gpus}; leave out launcher.device"
             )
         if gpus and self.processes is not None:
-            raise ValueError(
+            yield (
                 f"processes = {self.processes}: each GPU has one process, {self.fixed_processes} for each worker here; "
                 "leave it out, and set launcher.gpus_per_node"
             )
-        if self.fixed_processes % self.nodes:
-            raise ValueError(f"processes = {self.processes}: cannot be spread evenly over {self.nodes} nodes")
+        elif self.fixed_processes % self.nodes:
+            yield f"processes = {self.processes}: cannot be spread evenly over {self.nodes} nodes"
         if self.cluster == "local" and gpus and (self.concurrency or 1) > 1:
-            raise ValueError(
+            yield (
                 f"concurrency = {self.concurrency}: with launcher.cluster=local all workers use the same GPUs; "
                 "take launcher=local"
             )
-        return self

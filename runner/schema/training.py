@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from runner.schema.knob import Settings, default_of, knob
+from runner.schema.knob import Settings, knob
 
 TARGET_PRESETS = ("attention", "attention_ff", "linear", "linear_conv")
 
@@ -107,28 +107,22 @@ class LoraSettings(Settings):
                 ) from error
         return value
 
-    @model_validator(mode="after")
-    def _patterns_are_expressions(self) -> LoraSettings:
+    def _faults(self) -> Iterator[str]:
         for key in ("rank_pattern", "alpha_pattern"):
             patterns = getattr(self, key)
             if patterns == {}:
-                raise ValueError(f"{key} = {{}}: should hold at least one layer, such as {{conv1: 4}}; or be null")
+                yield f"{key} = {{}}: should hold at least one layer, such as {{conv1: 4}}; or be null"
             for pattern in patterns or ():
                 try:
                     re.compile(pattern)
                 except re.error as error:
-                    raise ValueError(f"{key} = {pattern!r}: should be a regular expression ({error})") from error
-        return self
-
-    @model_validator(mode="after")
-    def _fits_dora(self) -> LoraSettings:
+                    yield f"{key} = {pattern!r}: should be a regular expression ({error})"
         for key in ("rank_dropout", "module_dropout"):
             if self.dora and getattr(self, key):
-                raise ValueError(
+                yield (
                     f"{key} = {getattr(self, key)}: cannot be used with lora.dora=true, whose norms are those of whole "
                     "updates; take lora.dropout"
                 )
-        return self
 
     def rank_of(self, layer: str) -> int:
         """Rank of the update of the layer of this name."""
@@ -251,34 +245,31 @@ class LrSchedulerSettings(Settings):
         "line it needs quotes of both kinds: `'lr_scheduler.rules=\"1:10,0.1:20,0.01\"'`.",
     )
 
-    @model_validator(mode="after")
-    def _takes_effect(self) -> LrSchedulerSettings:
+    def _faults(self) -> Iterator[str]:
         used = {
             "warmup_steps": self.name not in ("constant", "piecewise_constant"),
             "cycles": self.name == "cosine_with_restarts",
             "power": self.name == "polynomial",
             "rules": self.name == "piecewise_constant",
         }
-        idle = [key for key, takes in used.items() if not takes and getattr(self, key) != default_of(self, key)]
-        if idle:
-            raise ValueError(
-                f"{idle[0]} = {getattr(self, idle[0])!r}: has no effect with lr_scheduler.name={self.name}; remove it"
-            )
-        if self.name == "piecewise_constant" and not RULES.fullmatch(self.rules or ""):
-            raise ValueError(
-                f"rules = {self.rules!r}: should read like 1:10,0.1:20,0.01 with lr_scheduler.name=piecewise_constant"
-            )
+        for key, takes in used.items():
+            if not takes:
+                yield from self.idle(key, because=f"with lr_scheduler.name={self.name}")
+        if self.name == "constant_with_warmup" and not self.warmup_steps:
+            yield "warmup_steps = 0: lr_scheduler.name=constant_with_warmup needs at least 1; or take constant"
+        if self.name == "piecewise_constant":
+            yield from self._faults_of_rules()
+
+    def _faults_of_rules(self) -> Iterator[str]:
+        if not RULES.fullmatch(self.rules or ""):
+            yield f"rules = {self.rules!r}: should read like 1:10,0.1:20,0.01 with lr_scheduler.name=piecewise_constant"
+            return
         factors = [part.partition(":")[0] for part in (self.rules or "0").split(",")]
         if endless := [factor for factor in factors if not math.isfinite(float(factor))]:
-            raise ValueError(f"rules = {self.rules!r}: {endless[0]} is no factor that can be computed with; lower it")
+            yield f"rules = {self.rules!r}: {endless[0]} is no factor that can be computed with; lower it"
         ends = [int(part.partition(":")[2]) for part in (self.rules or "").split(",")[:-1]]
         if ends != sorted(set(ends)):
-            raise ValueError(f"rules = {self.rules!r}: the steps should rise from rule to rule")
-        if self.name == "constant_with_warmup" and not self.warmup_steps:
-            raise ValueError(
-                "warmup_steps = 0: lr_scheduler.name=constant_with_warmup needs at least 1; or take constant"
-            )
-        return self
+            yield f"rules = {self.rules!r}: the steps should rise from rule to rule"
 
 
 Sampler = Literal["model", "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp", "unipc", "lcm", "tcd"]
@@ -301,14 +292,10 @@ class SchedulerSettings(Settings):
         "2402.19159); null is the sampler's own, 0 and 0.3.",
     )
 
-    @model_validator(mode="after")
-    def _takes_effect(self) -> SchedulerSettings:
-        if self.eta is not None and self.name not in NOISY_SAMPLERS:
-            raise ValueError(
-                f"eta = {self.eta}: has no effect with scheduler={self.name}, only with "
-                f"{' and '.join(NOISY_SAMPLERS)}; remove it"
-            )
-        return self
+    def _faults(self) -> Iterator[str]:
+        if self.name not in NOISY_SAMPLERS:
+            because = f"with scheduler={self.name}, only with {' and '.join(NOISY_SAMPLERS)}"
+            yield from self.idle("eta", because=because)
 
 
 NOISY_SAMPLERS = ("ddim", "tcd")

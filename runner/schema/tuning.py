@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from runner.schema.knob import Settings, dashed, default_of, knob, spelt
+from runner.schema.knob import Settings, dashed, knob, spelt
 
 MOST_PARENTS = 5
 """Earlier tuning jobs that one may learn from."""
@@ -56,24 +57,16 @@ class TuningSettings(Settings):
     def _as_yaml_reads_it(cls, value: object) -> object:
         return "Off" if value is False else value  # Off is false in YAML
 
-    @model_validator(mode="after")
-    def _takes_effect(self) -> TuningSettings:
-        hyperband = self.strategy == "Hyperband"
-        if hyperband and self.early_stopping != "Off":
-            raise ValueError(
-                "early_stopping = 'Auto': has no effect with strategy=Hyperband, which ends trials early by itself; "
-                "remove one of them"
-            )
-        for key in ("min_resource", "max_resource"):
-            if not hyperband and getattr(self, key) is not None:
-                raise ValueError(f"{key} = {getattr(self, key)}: has no effect without strategy=Hyperband; remove it")
+    def _faults(self) -> Iterator[str]:
+        if self.strategy == "Hyperband":
+            by_itself = "with strategy=Hyperband, which ends trials early by itself"
+            yield from self.idle("early_stopping", because=by_itself, fix="remove one of them")
+        else:
+            yield from self.idle("min_resource", "max_resource", because="without strategy=Hyperband")
         if self.min_resource and self.max_resource and self.min_resource > self.max_resource:
-            raise ValueError(
-                f"min_resource = {self.min_resource}: is above max_resource = {self.max_resource}; lower it"
-            )
-        if not self.warm_start and self.warm_start_type != default_of(self, "warm_start_type"):
-            raise ValueError(f"warm_start_type = {self.warm_start_type!r}: has no effect without warm_start; remove it")
-        return self
+            yield f"min_resource = {self.min_resource}: is above max_resource = {self.max_resource}; lower it"
+        if not self.warm_start:
+            yield from self.idle("warm_start_type", because="without warm_start")
 
     @property
     def ends_early(self) -> bool:

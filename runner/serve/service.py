@@ -125,8 +125,8 @@ class Service:
         if asked.get("sampler", self.serving.sampler) != self.serving.sampler:
             asked.setdefault("eta", None)  # what is said there of it is meant for another sampler
         said = self.serving.model_copy(update=asked)
-        if said.faults:
-            raise SettingsError("\n".join(said.faults))
+        if faults := said.faults():
+            raise SettingsError("\n".join(faults))
         return Sampling(
             said.resolution or said.model.resolution,
             said.sampler,

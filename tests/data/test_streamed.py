@@ -362,9 +362,9 @@ def test_one_of_several_sources_may_be_streamed(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"max_cache_gb": 3}, "dataset.max_cache_gb = 3.0: has no effect without dataset.stream=true"),
+        ({"max_cache_gb": 3}, "max_cache_gb = 3.0: has no effect without dataset.stream=true"),
         ({"stream": True, "max_cache_gb": 0}, "greater than 0"),
-        ({"stream": True, "masks": True}, "dataset.masks = true: masks are kept in memory"),
+        ({"stream": True, "masks": True}, "masks = true: masks are kept in memory"),
         ({"path": None, "sources": [{"path": NAME, "stream": False}], "stream": True, "max_cache_gb": 3}, "no effect"),
     ],
 )

@@ -253,7 +253,7 @@ def test_what_has_no_network_is_left_out_unless_it_was_asked_for(networks: Netwo
     assert alone.measured == ("clip_text",), "no real images, no adapter"
     with pytest.raises(ValidationError, match=r"metrics = \['dino'\]: dino needs features.dino=<network>"):
         settings(networks, job, features={}, metrics=["dino"])
-    with pytest.raises(ValidationError, match=r"fid needs real=<folder of images>; .*base_drift needs adapter=<job>"):
+    with pytest.raises(ValidationError, match=r"fid needs real=<folder of images>\n.*base_drift needs adapter=<job>"):
         settings(networks, real=None, metrics=["fid", "base_drift"])
 
 
@@ -263,7 +263,7 @@ def test_what_has_no_network_is_left_out_unless_it_was_asked_for(networks: Netwo
         ({"features": {}, "real": None}, "nothing can be measured; give a network"),
         (
             {"features": {}, "adapter": "outputs/dev/1", "prompts": None, "subject": None, "subject_class": None},
-            "real = 'embedded': has no effect, for no network is given",
+            "real = 'embedded': has no effect without a network that compares",
         ),
         ({"prompts": None, "subject": None, "subject_class": None}, "subject = null: the prompts have a place for it"),
         ({"prompts": ["a star"], "subject_class": None}, "subject = '<one> house': has no effect"),
@@ -272,10 +272,10 @@ def test_what_has_no_network_is_left_out_unless_it_was_asked_for(networks: Netwo
             {"prompts": ["a {}", "a star", "a <one> house"]},
             "'a <one> house' stands there twice, and copies would count",
         ),
-        ({"subject_kind": "live"}, "subject_kind = live: has no effect with prompts"),
-        ({"drift_in": "dino"}, "drift_in = dino: has no effect without base_drift"),
+        ({"subject_kind": "live"}, "subject_kind = 'live': has no effect with prompts"),
+        ({"drift_in": "dino"}, "drift_in = 'dino': has no effect without base_drift"),
         ({**DRIFT, "prompts": ["a star"]}, r"prompts = \['a star'\]: has no effect on base_drift, .* of its own"),
-        ({**DRIFT, "prompts": None, "subject_kind": "live"}, "subject_kind = live: has no effect on base_drift"),
+        ({**DRIFT, "prompts": None, "subject_kind": "live"}, "subject_kind = 'live': has no effect on base_drift"),
         ({"confidence": 1.0}, "less than 1"),
     ],
 )

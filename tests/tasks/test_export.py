@@ -383,8 +383,8 @@ def test_no_hub_at_all_is_said(
         ({"adapter": "a", "formats": ["webui"]}, "formats"),
         ({"adapter": "a", "formats": []}, r"formats = \[\]: names none"),
         ({"adapter": "a", "rank": 2, "keep_energy": 0.5}, "keep_energy = 0.5: has no effect"),
-        ({"adapter": "a", "hub": {"push": True}}, r"hub\.repo_id: has no value"),
-        ({"adapter": "a", "hub": {"repo_id": "a/b"}}, r"hub\.repo_id = a/b: has no effect without hub\.push=true"),
+        ({"adapter": "a", "hub": {"push": True}}, r"repo_id: has no value"),
+        ({"adapter": "a", "hub": {"repo_id": "a/b"}}, r"repo_id = 'a/b': has no effect without hub\.push=true"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(

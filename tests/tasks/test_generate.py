@@ -153,7 +153,8 @@ def told(**changes: object) -> dict[str, object]:
     [
         ({"prompts": []}, "prompts = []: has no value; set prompts="),
         ({"adapter": "nowhere/at/all"}, "adapter = 'nowhere/at/all': is not there"),
-        ({"adapter_weight": [1, 2]}, "adapter_weight = [1.0, 2.0]: 2 weights for 0 adapters"),
+        ({"adapter_weight": [1, 2]}, "adapter_weight = [1.0, 2.0]: has no effect without adapter=..."),
+        ({"adapter": "a", "adapter_weight": [1, 2]}, "adapter_weight = [1.0, 2.0]: 2 weights for 1 adapters"),
         ({"adapter_weight": 0.5}, "adapter_weight = [0.5]: has no effect without adapter"),
         ({"scheduler": {"name": "euler", "eta": 0.5}}, "scheduler.eta = 0.5: has no effect with scheduler=euler"),
         ({"control": {"path": "x"}}, "control.image = None: control.path needs it"),

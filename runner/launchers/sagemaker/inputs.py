@@ -47,7 +47,6 @@ from runner.parcel import CACHE, CODE, CODE_FILE, CONFIG, JOBS, PLAN_FILE, Parce
 from runner.paths import CONFIG_NAME, MANIFEST_NAME
 from runner.s3 import Location
 from runner.schema import DatasetSettings, SageMakerLauncher
-from runner.schema.knob import default_of
 from runner.system.amounts import count
 from runner.system.hashes import folder_hash
 from runner.tasks.sent import laid, sent_files
@@ -133,7 +132,7 @@ class Inputs:
 
     def _name_images(self, job: Job, settings: dict[str, Any], dataset: Dataset, place: Mapping[str, Any]) -> None:
         kept = {key: value for key, value in settings["dataset"].items() if key not in BY_CONTENT}
-        defaults = {key: default_of(job.experiment.dataset, key) for key in BY_CONTENT}
+        defaults = {key: DatasetSettings.model_fields[key].default for key in BY_CONTENT}
         columns = {"image_column": IMAGE_COLUMN, "caption_column": CAPTION_COLUMN}
         settings["dataset"] = {**kept, **defaults, "min_side_px": 1, **columns, **place}
         # Images have other names there, and these would choose other captions.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import field_validator, model_validator
+from collections.abc import Iterator
+
+from pydantic import field_validator
 
 from runner.schema.drawing import AdapterWeight
 from runner.schema.job import JobSettings
@@ -36,17 +38,14 @@ class WithAdapters(JobSettings):
     def _one_alone(cls, value: object) -> object:
         return (value,) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else value
 
-    @model_validator(mode="after")
-    def _one_weight_each(self) -> WithAdapters:
+    def _faults(self) -> Iterator[str]:
         if len(set(self.adapter)) < len(self.adapter):
-            raise ValueError(f"adapter = {list(self.adapter)}: names one twice; name it once, with the sum as weight")
-        if len(self.adapter_weight) not in (1, len(self.adapter)):
-            raise ValueError(
-                f"adapter_weight = {list(self.adapter_weight)}: {len(self.adapter_weight)} weights for "
-                f"{len(self.adapter)} adapters; give one for all, or one for each"
+            yield f"adapter = {list(self.adapter)}: names one twice; name it once, with the sum as weight"
+        weights = list(self.adapter_weight)
+        if not self.adapter and self.chosen("adapter_weight"):
+            yield f"adapter_weight = {weights}: has no effect without adapter=...; remove it"
+        elif len(weights) not in (1, len(self.adapter)):
+            yield (
+                f"adapter_weight = {weights}: {len(weights)} weights for {len(self.adapter)} adapters; give one for "
+                "all, or one for each"
             )
-        if not self.adapter and self.adapter_weight != (1.0,):
-            raise ValueError(
-                f"adapter_weight = {list(self.adapter_weight)}: has no effect without adapter=...; remove it"
-            )
-        return self

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, ClassVar
-
-from pydantic import model_validator
 
 from runner.schema.aws import BUCKET, INSTANCE, AwsSettings
 from runner.schema.drawing import MOST_GUIDANCE, MOST_PIXELS_SIDE, DrawingSettings
 from runner.schema.family import drawing_faults
 from runner.schema.job import JobSettings
-from runner.schema.knob import Settings, dashed, default_of, knob, section, spelt
+from runner.schema.knob import Settings, dashed, knob, section, spelt
 from runner.schema.tasks.adapters import WithAdapters
 from runner.schema.training import SchedulerSettings
 
@@ -53,24 +52,19 @@ class EndpointSettings(AwsSettings, EndpointName):
     )
     wait: bool = knob(True, identity=False, doc="Wait until the endpoint is in service.")
 
-    @model_validator(mode="after")
-    def _takes_effect(self) -> EndpointSettings:
-        if self.max_instances is None and self.requests_per_instance != default_of(self, "requests_per_instance"):
-            raise ValueError(
-                f"requests_per_instance = {self.requests_per_instance}: has no effect without "
-                "endpoint.max_instances; add it, or remove this"
-            )
-        if self.max_instances is not None and self.max_instances <= self.instances:
-            raise ValueError(
-                f"max_instances = {self.max_instances}: should be more than endpoint.instances = {self.instances}"
-            )
-        return self
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
+        if self.max_instances is None:
+            without = "without endpoint.max_instances"
+            yield from self.idle("requests_per_instance", because=without, fix="add it, or remove this")
+        elif self.max_instances <= self.instances:
+            yield f"max_instances = {self.max_instances}: should be more than endpoint.instances = {self.instances}"
 
 
-def _refuse_no_name(settings: Deploy | Undeploy) -> None:
-    """Refuse an experiment's name that no endpoint can have, where it would be the endpoint's."""
+def _faults_of_name(settings: Deploy | Undeploy) -> Iterator[str]:
+    """An experiment's name that no endpoint can have, where it would be the endpoint's."""
     if settings.endpoint.name is None and not re.fullmatch(NAME, settings.name):
-        raise ValueError(
+        yield (
             f"name = {settings.name!r}: would be the name of the endpoint, which may have up to {LONGEST} letters and "
             f"digits, and dashes between them; set endpoint.name, such as "
             f"endpoint.name={dashed(settings.name, LONGEST)}"
@@ -93,16 +87,10 @@ class Deploy(WithAdapters, DrawingSettings):
     scheduler: SchedulerSettings = section(SchedulerSettings)
     endpoint: EndpointSettings = section(EndpointSettings)
 
-    @model_validator(mode="after")
-    def _has_a_name(self) -> Deploy:
-        _refuse_no_name(self)
-        return self
-
-    @model_validator(mode="after")
-    def _fits_the_family(self) -> Deploy:
-        if faults := drawing_faults(self, self):
-            raise ValueError("\n".join(faults))
-        return self
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
+        yield from _faults_of_name(self)
+        yield from drawing_faults(self, self)
 
 
 class UndeployedEndpoint(EndpointName):
@@ -119,7 +107,5 @@ class Undeploy(JobSettings):
     done_once: ClassVar[bool] = False
     endpoint: UndeployedEndpoint = section(UndeployedEndpoint)
 
-    @model_validator(mode="after")
-    def _has_a_name(self) -> Undeploy:
-        _refuse_no_name(self)
-        return self
+    def _faults(self) -> Iterator[str]:
+        yield from _faults_of_name(self)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 from runner.schema.drawing import DrawingSettings
 from runner.schema.evaluation import METRICS, EvaluationSettings, MetricName, Network
@@ -65,64 +66,52 @@ class Evaluate(WithAdapters, DrawingSettings, EvaluationSettings):
 
     _one_text = field_validator("metrics", "prompts", mode="before")(in_a_list)
 
-    @model_validator(mode="after")
-    def _fits_the_family(self) -> Evaluate:
-        if faults := drawing_faults(self, self):
-            raise ValueError("\n".join(faults))
-        return self
-
-    @model_validator(mode="after")
-    def _can_be_measured(self) -> Evaluate:
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
+        yield from drawing_faults(self, self)
         asked: tuple[MetricName, ...] = self.metrics or ()
-        faults = [
+        yield from (
             f"metrics = {list(asked)}: {name} needs {missing}" for name in asked if (missing := self._missing(name))
-        ]
-        if faults:
-            raise ValueError("; ".join(faults))
+        )
         if not self.measured:
-            raise ValueError(
+            yield (
                 "metrics = null: nothing can be measured; give a network (features.clip=..., features.dino=..., "
                 "features.inception=...) and real=<folder>, or an adapter for base_drift"
             )
-        return self
+            return
+        yield from self._faults_of_prompts()
+        yield from self._idle()
 
-    @model_validator(mode="after")
-    def _can_be_drawn(self) -> Evaluate:
+    def _faults_of_prompts(self) -> Iterator[str]:
         if self.prompts is not None and (not self.prompts or any(not prompt.strip() for prompt in self.prompts)):
-            raise ValueError(f"prompts = {list(self.prompts)}: should hold texts; null is DreamBooth's list")
+            yield f"prompts = {list(self.prompts)}: should hold texts; null is DreamBooth's list"
+            return
         drawn = [prompt.replace("{}", self.subject or "{}") for prompt in self.prompts or ()]
         if twice := next((prompt for prompt in drawn if drawn.count(prompt) > 1), None):
-            raise ValueError(
+            yield (
                 f"prompts = {list(self.prompts or ())}: {twice!r} stands there twice, and copies would count as images "
                 "of their own; name it once, and give more seeds for more images"
             )
         asks = self.draws_subject and (self.prompts is None or any("{}" in prompt for prompt in self.prompts))
         if asks and self.subject is None:
-            raise ValueError(
+            yield (
                 "subject = null: the prompts have a place for it; set subject='sks dog' (the words that the adapter "
                 "was taught), or prompts=[...] without {}"
             )
-        idle = [key for key in ("subject", "subject_class") if getattr(self, key) is not None and not asks]
-        if idle:
-            raise ValueError(f"{idle[0]} = {getattr(self, idle[0])!r}: has no effect, no prompt has {{}}; remove it")
-        return self
+        if not asks:
+            yield from self.idle("subject", "subject_class", because="without {} in a prompt")
 
-    @model_validator(mode="after")
-    def _takes_effect(self) -> Evaluate:
-        if not self.draws_subject and (self.prompts is not None or self.subject_kind != "object"):
-            idle = f"subject_kind = {self.subject_kind}" if self.prompts is None else f"prompts = {list(self.prompts)}"
-            raise ValueError(
-                f"{idle}: has no effect on base_drift, which is measured on neutral prompts of its own; remove it, or "
-                "measure something else as well"
-            )
-        if self.subject_kind != "object" and self.prompts is not None:
-            raise ValueError(f"subject_kind = {self.subject_kind}: has no effect with prompts=[...]; remove it")
-        if self.drift_in != "pixels" and "base_drift" not in self.measured:
-            raise ValueError(f"drift_in = {self.drift_in}: has no effect without base_drift among metrics; remove it")
+    def _idle(self) -> Iterator[str]:
+        if not self.draws_subject:
+            own = "on base_drift, which is measured on neutral prompts of its own"
+            fix = "remove it, or measure something else as well"
+            yield from self.idle("subject_kind", "prompts", because=own, fix=fix)
+        elif self.prompts is not None:
+            yield from self.idle("subject_kind", because="with prompts=[...]")
+        if "base_drift" not in self.measured:
+            yield from self.idle("drift_in", because="without base_drift among metrics")
         # Where metrics are chosen, what is given may be more than they need; here it was meant to choose them.
-        if self.metrics is None and self.real is not None and not self.needs_real:
-            raise ValueError(
-                f"real = {self.real!r}: has no effect, for no network is given that compares with real images; give "
-                "one (features.inception=..., features.clip=..., features.dino=...), or remove it"
-            )
-        return self
+        if self.metrics is None and not self.needs_real:
+            networks = "features.inception=..., features.clip=..., features.dino=..."
+            because = "without a network that compares with real images"
+            yield from self.idle("real", because=because, fix=f"give one ({networks}), or remove it")

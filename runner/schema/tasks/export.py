@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
-from runner.schema.knob import Settings, default_of, in_a_list, knob, section
+from runner.schema.knob import Settings, in_a_list, knob, section
 from runner.schema.tasks.adapters import WithAdapters
 
 Format = Literal["diffusers", "kohya", "kohya_alpha"]
@@ -24,16 +25,11 @@ class HubSettings(Settings):
         doc="Hub id of the base model, for the card; null is `model.path`, where that is one.",
     )
 
-    @model_validator(mode="after")
-    def _takes_effect(self) -> HubSettings:
+    def _faults(self) -> Iterator[str]:
         if self.push and self.repo_id is None:
-            raise ValueError("hub.repo_id: has no value; set hub.repo_id=owner/name, or hub.push=false")
-        for key in ("repo_id", "private"):
-            if not self.push and getattr(self, key) != default_of(self, key):
-                raise ValueError(
-                    f"hub.{key} = {getattr(self, key)}: has no effect without hub.push=true; set that, or remove it"
-                )
-        return self
+            yield "repo_id: has no value; set hub.repo_id=owner/name, or hub.push=false"
+        if not self.push:
+            yield from self.idle("repo_id", "private", because="without hub.push=true", fix="set that, or remove it")
 
 
 class Export(WithAdapters):
@@ -63,21 +59,18 @@ class Export(WithAdapters):
 
     _one_format = field_validator("formats", mode="before")(in_a_list)
 
-    @model_validator(mode="after")
-    def _takes_effect(self) -> Export:
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
         if not self.adapter:
-            raise ValueError("adapter = []: there is nothing to export; set adapter=<folder of a job>")
+            yield "adapter = []: there is nothing to export; set adapter=<folder of a job>"
         if len(self.adapter) > 1:
-            raise ValueError(
+            yield (
                 f"adapter = {list(self.adapter)}: one is exported at a time; put them together first with task=merge "
                 "output=adapter, or sweep over them with -m"
             )
         if not self.formats:
-            raise ValueError("formats = []: names none; take some of diffusers, kohya, kohya_alpha")
+            yield "formats = []: names none; take some of diffusers, kohya, kohya_alpha"
         if len(set(self.formats)) < len(self.formats):
-            raise ValueError(f"formats = {list(self.formats)}: names one twice")
-        if self.rank is not None and self.keep_energy is not None:
-            raise ValueError(
-                f"keep_energy = {self.keep_energy}: has no effect with rank={self.rank}; remove one of them"
-            )
-        return self
+            yield f"formats = {list(self.formats)}: names one twice"
+        if self.rank is not None:
+            yield from self.idle("keep_energy", because=f"with rank={self.rank}", fix="remove one of them")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 from runner.paths import SAMPLES_NAME
 from runner.schema.drawing import DrawingSettings
 from runner.schema.family import TRANSFORMERS, drawing_faults
-from runner.schema.knob import Settings, default_of, in_a_list, knob, section
+from runner.schema.knob import Settings, in_a_list, knob, section
 from runner.schema.tasks.adapters import WithAdapters
 from runner.schema.training import SchedulerSettings
 
@@ -23,14 +24,12 @@ class ControlSettings(Settings):
     )
     scale: float = knob(1.0, ge=0, le=2, doc="How strictly it is followed.")
 
-    @model_validator(mode="after")
-    def _both(self) -> ControlSettings:
+    def _faults(self) -> Iterator[str]:
         if (self.path is None) != (self.image is None):
             missing, given = ("image", "path") if self.image is None else ("path", "image")
-            raise ValueError(f"{missing} = None: control.{given} needs it; set control.{missing}=...")
-        if self.path is None and self.scale != default_of(self, "scale"):
-            raise ValueError(f"scale = {self.scale}: has no effect without control.path and control.image; remove it")
-        return self
+            yield f"{missing} = None: control.{given} needs it; set control.{missing}=..."
+        elif self.path is None:
+            yield from self.idle("scale", because="without control.path and control.image")
 
 
 class Generate(WithAdapters, DrawingSettings):
@@ -54,16 +53,13 @@ class Generate(WithAdapters, DrawingSettings):
             raise ValueError("should not contain an empty prompt")
         return value
 
-    @model_validator(mode="after")
-    def _fits_the_family(self) -> Generate:
-        faults = drawing_faults(self, self)
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
+        yield from drawing_faults(self, self)
         if self.control.path is not None and self.model.family in TRANSFORMERS:
-            faults.append(
+            yield (
                 f"control.path = {self.control.path!r}: ControlNets are used with model.family=sd and sdxl only; "
                 "remove it and control.image"
             )
-        elif self.control.path is not None and self.guidance_rescale:
-            faults.append(f"guidance_rescale = {self.guidance_rescale}: has no effect with control.path; remove it")
-        if faults:
-            raise ValueError("\n".join(faults))
-        return self
+        elif self.control.path is not None:
+            yield from self.idle("guidance_rescale", because="with control.path")

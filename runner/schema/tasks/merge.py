@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
-
-from pydantic import model_validator
 
 from runner.paths import LORA_NAME, WEIGHTS_NAME
 from runner.schema.inputs import Precision
@@ -48,23 +47,19 @@ class Merge(WithAdapters):
         False, doc="With `output=folder`: write `model.tar.gz` besides, which `model.path` takes, here and in S3."
     )
 
-    @model_validator(mode="after")
-    def _takes_effect(self) -> Merge:
+    def _faults(self) -> Iterator[str]:
+        yield from super()._faults()
         if not self.adapter:
-            raise ValueError("adapter = []: there is nothing to merge; set adapter=<folder of a job>, or a list")
-        if self.output == "adapter" and self.dtype is not None:
-            raise ValueError(f"dtype = {self.dtype!r}: has no effect with output=adapter, which is in fp32; remove it")
-        for key in ("rank", "keep_energy"):
-            if getattr(self, key) is not None and self.output != "adapter":
-                raise ValueError(f"{key} = {getattr(self, key)}: has no effect with output={self.output}; remove it")
-        if self.rank is not None and self.keep_energy is not None:
-            raise ValueError(
-                f"keep_energy = {self.keep_energy}: has no effect with rank={self.rank}; remove one of them"
-            )
-        if self.archive and self.output != "folder":
-            raise ValueError(f"archive = true: has no effect with output={self.output}; remove it")
-        if self.output == "adapter" and len(self.adapter) == 1 and self.rank is None and self.keep_energy is None:
-            raise ValueError(
-                "output = 'adapter': one adapter alone is one already; name several, or set rank=... to make it smaller"
-            )
-        return self
+            yield "adapter = []: there is nothing to merge; set adapter=<folder of a job>, or a list"
+        with_output = f"with output={self.output}"
+        if self.output != "folder":
+            yield from self.idle("archive", because=with_output)
+        if self.output != "adapter":
+            yield from self.idle("rank", "keep_energy", because=with_output)
+            return
+        yield from self.idle("dtype", because=f"{with_output}, which is in fp32")
+        if self.rank is not None:
+            yield from self.idle("keep_energy", because=f"with rank={self.rank}", fix="remove one of them")
+        elif len(self.adapter) == 1 and self.keep_energy is None:
+            fix = "name several, or set rank=... to make it smaller"
+            yield f"output = 'adapter': one adapter alone is one already; {fix}"

@@ -12,7 +12,6 @@ from runner.aws.permissions import Actions, Things
 from runner.errors import SettingsError, not_started
 from runner.jobs.job import Job
 from runner.schema import Experiment, SageMakerLauncher, TuningSettings
-from runner.schema.knob import default_of
 
 TUNER: Actions = {
     "hyper-parameter-tuning-job": (
@@ -55,11 +54,8 @@ def faults_of_settings(experiment: Experiment, launcher: SageMakerLauncher, sett
     if launcher.concurrency is not None:
         said = "hydra.sweeper.parallel says how many trials run at the same time"
         faults.append(f"launcher.concurrency = {launcher.concurrency}: has no effect here; {said}")
-    if launcher.resubmissions != default_of(launcher, "resubmissions"):
-        faults.append(
-            f"launcher.resubmissions = {launcher.resubmissions}: has no effect here, where SageMaker starts the "
-            "training jobs; remove it"
-        )
+    because = "here, where SageMaker starts the training jobs"
+    faults += launcher.idle("resubmissions", because=because, where="launcher.")
     if launcher.keep_alive_s:
         said = "has no effect here, where SageMaker keeps instances for the next trial by itself; remove it"
         faults.append(f"launcher.keep_alive_s = {launcher.keep_alive_s}: {said}")

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from runner.errors import SettingsError
 from runner.schema import Experiment
 from runner.schema.drawing import DrawingSettings
 from runner.schema.evaluation import EvaluationSettings
-from runner.schema.messages import explain
+from runner.schema.reading import read
 from runner.schema.tasks.evaluate import Evaluate
 from runner.tasks.evaluate.check import measured_with, settings_faults
 
@@ -34,10 +32,10 @@ def evaluation_of(experiment: Experiment, adapter: Path) -> Evaluate | None:
     shared = {key: getattr(experiment, key) for key in ("name", "precision", "model", "resolution", "scheduler")}
     asked = {key: getattr(experiment.evaluation, key) for key in EvaluationSettings.model_fields}
     raw = {**shared, **drawing, **asked, "task": {"name": "evaluate"}, "adapter": (str(adapter),)}
-    try:
-        return Evaluate.model_validate(raw)
-    except ValidationError as error:
-        raise SettingsError("\n".join(f"{FOLDER}.{line}" for line in explain(error, raw))) from error
+    settings, faults = read(Evaluate, raw)
+    if settings is None:
+        raise SettingsError("\n".join(f"{FOLDER}.{line}" for line in faults))
+    return settings
 
 
 def evaluation_contents(experiment: Experiment) -> dict[str, Any]:
