@@ -18,6 +18,7 @@ from runner.data.prompts import prompts_of
 from runner.data.views import View, class_views_of, views_of
 from runner.families.files import local_folder, model_folder, vae_folder
 from runner.families.known import FAMILIES
+from runner.families.layout import index_of
 from runner.jobs.job import Job
 from runner.paths import cache_dir
 from runner.schema import Experiment, ModelSettings
@@ -52,7 +53,7 @@ def caption_key(caption: str, *, encoders: Sequence[str], variant: str | None, f
 
 def encoder_hashes(model: Path) -> list[str]:
     """Hashes of a model's text encoders and tokenizers, but for those that its index leaves out."""
-    index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+    index = index_of(model)
     left_out = {name for name, kind in index.items() if isinstance(kind, list) and kind[:1] == [None]}
     names = sorted(folder.name for folder in model.iterdir() if folder.name.startswith(("text_", "tokenizer")))
     return [folder_hash(model / name) for name in names if name not in left_out]

@@ -7,14 +7,14 @@ S3 is known by its listing instead, wherever it is trained: it is another model 
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 from runner.embedded import MODEL_DIR
 from runner.errors import ModelError
 from runner.families import stored
 from runner.families.known import FAMILIES
+from runner.families.layout import CONFIG, INDEX, config_of, index_of, layout_faults, names_in, part_faults
 from runner.families.single_file import is_single_file, lay_out_single_file, single_file_faults
 from runner.hub import hub_faults, not_to_be_had, reason_of
 from runner.paths import cache_dir, path_of
@@ -23,7 +23,7 @@ from runner.schema import ModelSettings
 from runner.system.archive import BadArchive, is_archive
 from runner.system.hashes import HASHED_SUFFIXES, file_hash, folder_hash
 
-MODEL_FILES, VAE_FILES = ("model_index.json",), ("config.json", "vae/config.json")
+MODEL_FILES, VAE_FILES = (INDEX,), (CONFIG, f"vae/{CONFIG}")
 """By one of these the layout is known."""
 FAMILY_OF_PIPELINE = {known.pipeline: name for name, known in FAMILIES.items()}
 
@@ -66,11 +66,13 @@ def resolution_faults(settings: ModelSettings, resolution: int, *, longest_px: i
         longest_px: longest side of any bucket, where images are not squares.
     """
     folder = planning_folder(settings)
+    if folder is None:
+        return []
     try:
-        config = _read_config(folder, FAMILIES[settings.family].denoiser)
-        vae_levels = len(_read_config(folder, "vae")["block_out_channels"])
+        config = config_of(folder, FAMILIES[settings.family].denoiser)
+        vae_levels = len(config_of(folder, "vae")["block_out_channels"])
         limit_px = config["pos_embed_max_size"] * config["patch_size"] * 2 ** (vae_levels - 1)
-    except (OSError, ValueError, KeyError, TypeError):  # it is not here yet, or has no such limit
+    except (OSError, ValueError, KeyError, TypeError):  # it has no such limit
         return []
     if resolution > limit_px:
         return [f"resolution = {resolution}: {settings.path} has places for images of up to {limit_px} px; lower it"]
@@ -78,13 +80,6 @@ def resolution_faults(settings: ModelSettings, resolution: int, *, longest_px: i
         said = f"{settings.path} has places for images of up to {limit_px} px, and the longest bucket has {longest_px}"
         return [f"dataset.buckets = true: {said}; lower dataset.bucket_max_aspect or resolution"]
     return []
-
-
-def _read_config(folder: Path | None, part: str) -> dict[str, Any]:
-    if folder is None:
-        raise FileNotFoundError(part)
-    config: dict[str, Any] = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
-    return config
 
 
 def _place_of_single_file(settings: ModelSettings) -> Path:
@@ -111,8 +106,10 @@ def check_model(settings: ModelSettings, *, used_here: bool = True) -> list[str]
 
 def _model_faults(settings: ModelSettings, *, used_here: bool) -> list[str]:
     if is_single_file(settings.path):
-        faults = single_file_faults(settings, used_here=used_here)
-        return faults or _other_family(path_of(str(settings.config)), settings)
+        faults, beside = single_file_faults(settings, used_here=used_here), path_of(str(settings.config))
+        faults = faults or _other_family(beside, settings)
+        lacks = () if faults else _lacks(beside, names_in(beside), settings, with_weights=False)
+        return faults + [f"model.config = {settings.config!r}: {reason}" for reason in lacks]
     if is_s3(settings.path):
         faults = stored.look("model.path", settings.path, one_of=MODEL_FILES)
         folder = None if faults else stored.described(settings.path)
@@ -122,24 +119,47 @@ def _model_faults(settings: ModelSettings, *, used_here: bool) -> list[str]:
     except BadArchive as error:
         return [f"model.path = {settings.path!r}: {error}"]
     if folder is None:
-        return hub_faults("model.path", settings.path, "model_index.json", settings.revision, ask=used_here)
+        return hub_faults("model.path", settings.path, INDEX, settings.revision, ask=used_here)
     return _layout_faults(folder, settings)
 
 
 def _layout_faults(folder: Path, settings: ModelSettings) -> list[str]:
-    if not (folder / "model_index.json").is_file():
-        said = f"model.path = {settings.path!r}: the folder has no model_index.json, so it is no model in diffusers "
-        return [said + "layout; name the folder that save_pretrained wrote"]
-    return _other_family(folder, settings) + _missing_variant(folder, settings)
+    said = f"model.path = {settings.path!r}"
+    if not (folder / INDEX).is_file():
+        why = f"the folder has no {INDEX}, so it is no model in diffusers layout"
+        return [f"{said}: {why}; name the folder that save_pretrained wrote"]
+    wrong_variant = _missing_variant(folder, settings)
+    try:
+        other_family = _other_family(folder, settings)
+    except (OSError, ValueError):
+        other_family = []  # what is wrong with the index comes below
+    if other_family:
+        return other_family + wrong_variant  # nothing else is as it should be, with the eyes of a family it is not of
+    listed = is_s3(settings.path) and not is_archive(settings.path)
+    names = set(stored.names_like(settings.path, "*")) if listed else names_in(folder)
+    lacks = _lacks(folder, names, settings, with_weights=not wrong_variant)
+    return wrong_variant + [f"{said}: {reason}" for reason in lacks]
+
+
+def _lacks(folder: Path, names: Collection[str], settings: ModelSettings, *, with_weights: bool) -> Iterator[str]:
+    return layout_faults(
+        folder,
+        names,
+        FAMILIES[settings.family].denoiser,
+        variant=settings.variant,
+        own_vae=settings.vae is None,
+        with_weights=with_weights,
+    )
 
 
 def _vae_faults(path: str, *, used_here: bool) -> list[str]:
     if is_s3(path):
         return stored.look("model.vae", path, one_of=VAE_FILES)
     try:
-        if local_folder(path):
-            return []
-        faults = hub_faults("model.vae", path, "config.json", None, ask=used_here)
+        if folder := local_folder(path):
+            found = part_faults(vae_folder(folder, None))
+            return [f"model.vae = {path!r}: {reason}" for reason in found]
+        faults = hub_faults("model.vae", path, CONFIG, None, ask=used_here)
         # `model=sdxl` brings one along, also where model.path is a copy on this machine.
         return [f"{fault}, or set model.vae=null for the model's own" for fault in faults]
     except BadArchive as error:
@@ -156,8 +176,7 @@ def _missing_variant(folder: Path, settings: ModelSettings) -> list[str]:
 
 
 def _other_family(folder: Path, settings: ModelSettings) -> list[str]:
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    pipeline = str(index.get("_class_name"))
+    pipeline = str(index_of(folder).get("_class_name"))
     family = FAMILY_OF_PIPELINE.get(pipeline)
     if family == settings.family:
         return []
@@ -236,7 +255,7 @@ def vae_source(settings: ModelSettings) -> Path | None:
 def _vae_snapshot(path: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["config.json", "*.safetensors", "vae/config.json", "vae/*.safetensors"]
+    patterns = [*VAE_FILES, "*.safetensors", "vae/*.safetensors"]
     try:
         return Path(snapshot_download(path, allow_patterns=patterns))
     except Exception as error:  # as above

@@ -5,17 +5,16 @@ The way back from what `single_file` reads, for Stable Diffusion 1.x and XL.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from runner.errors import ModelError
+from runner.families.layout import config_of
 from runner.families.original import original_names
 from runner.families.single_file import V_PREDICTION, VELOCITY_MARK, ZERO_SNR_MARK
 from runner.paths import atomic_file
@@ -59,7 +58,7 @@ def write_single_file(folder: Path, file: Path, family: str, *, about: Mapping[s
 
 
 def _prediction_marks(folder: Path, *, like: Tensor) -> dict[str, Tensor]:
-    scheduler = _scheduler(folder)
+    scheduler = config_of(folder, "scheduler")
     marks = {VELOCITY_MARK: scheduler.get("prediction_type") == V_PREDICTION}
     marks[ZERO_SNR_MARK] = bool(scheduler.get("rescale_betas_zero_snr"))
     return {name: like.new_empty(0) for name, marked in marks.items() if marked}
@@ -71,25 +70,15 @@ def single_file_reason(folder: Path, family: str, *, prediction: str | None) -> 
     Args:
         prediction: what the model is said to predict; None where its sampler says it.
     """
-    config = _config(folder / "unet")
+    config = config_of(folder, "unet")
     if config.get("cross_attention_dim") == SD2_TEXT_WIDTH:
         return "Stable Diffusion 2.x lost a layer of its text encoder in diffusers, and has no way back"
-    said = _scheduler(folder).get("prediction_type") if prediction is None else prediction
+    said = config_of(folder, "scheduler").get("prediction_type") if prediction is None else prediction
     if family == "sd" and said == V_PREDICTION:
         return "it predicts velocity, which programs cannot tell from a single file of Stable Diffusion 1.x"
     if not isinstance(config.get("layers_per_block"), int):
         return "its UNet has another number of layers from block to block, which the original code does not know"
     return ""
-
-
-def _scheduler(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    return config
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -99,14 +88,14 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 def _unet(folder: Path) -> dict[str, Tensor]:
     state = _tensors(folder)
     layers = {key.rpartition(".")[0] for key in state}
-    names = original_names(layers, _config(folder)["layers_per_block"])
+    names = original_names(layers, config_of(folder)["layers_per_block"])
     if unknown := sorted(layers - names.keys()):
         raise ModelError(f"model: its UNet has {unknown[0]}, which the original code does not; take output=folder")
     return {f"{names[layer]}.{kind}": state[f"{layer}.{kind}"] for layer, _, kind in (k.rpartition(".") for k in state)}
 
 
 def _vae(folder: Path) -> dict[str, Tensor]:
-    last = len(_config(folder)["block_out_channels"]) - 1
+    last = len(config_of(folder)["block_out_channels"]) - 1
     written = {}
     for key, tensor in _tensors(folder).items():
         name = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", key)

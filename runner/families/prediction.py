@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from runner.errors import ModelError
 from runner.families.files import planning_folder
+from runner.families.layout import config_of, index_of
 from runner.schema import Experiment, ModelSettings
 from runner.schema.family import TRANSFORMERS
 
@@ -66,7 +66,7 @@ class Prediction:
 
 def prediction_of(folder: Path, settings: ModelSettings) -> Prediction:
     """What the settings say, and the model's scheduler configuration where they are silent."""
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    config = config_of(folder, "scheduler")
     zero = settings.zero_terminal_snr
     return Prediction(
         settings.prediction_type or str(config.get("prediction_type", "epsilon")),
@@ -110,7 +110,7 @@ def sampler_faults(model: ModelSettings, sampler: str) -> list[str]:
         return [found.fault]
     if sampler != "model":
         return []
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = index_of(folder)
     fault = start_fault(str(index["scheduler"][1]), found)
     return [f"scheduler = 'model': {fault}; choose scheduler=ddim, or another that is named"] if fault else []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from runner.families.exports import Peft
 from runner.families.family import Text, TextStack, Tokenizers
 from runner.families.flow import load_flow_matching
 from runner.families.known import FAMILIES
+from runner.families.layout import config_of, index_of
 from runner.families.loading import load_component
 
 adapter_components = ("transformer", "text_encoder", "text_encoder_2")
@@ -65,7 +65,7 @@ def load_text(folder: Path, variant: str | None, dtype: torch.dtype) -> TextStac
     if _has_t5(folder):
         kinds["text_encoder_3"] = T5EncoderModel
     encoders = [load_component(kind, folder, name, variant=variant, dtype=dtype) for name, kind in kinds.items()]
-    config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    config = config_of(folder, "transformer")
     return Stack(load_tokenizers(folder), encoders, zeros_for_empty(folder), width=config["joint_attention_dim"])
 
 
@@ -146,5 +146,5 @@ def save_adapter(folder: Path, layers: dict[str, dict[str, Tensor]], configs: di
 
 
 def _has_t5(folder: Path) -> bool:
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = index_of(folder)
     return bool(index.get("text_encoder_3", [None])[0])

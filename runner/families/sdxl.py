@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from runner.families.exports import Kohya
 from runner.families.family import Text, TextStack, Tokenizers
 from runner.families.known import FAMILIES
+from runner.families.layout import index_of
 from runner.families.loading import load_component
 from runner.families.noise import load_noise_schedule
 from runner.families.original import AROUND
@@ -38,7 +38,7 @@ def kohya_version(denoiser: nn.Module) -> str:
 
 def zeros_for_empty(folder: Path) -> bool:
     """No prompt is zeros, unless the model's index says otherwise."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = index_of(folder)
     return bool(index.get("force_zeros_for_empty_prompt", True))
 
 

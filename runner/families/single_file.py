@@ -7,7 +7,6 @@ kept in the cache. Until then nothing here needs torch.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from importlib import import_module
@@ -16,6 +15,7 @@ from typing import Any
 
 from runner.errors import ModelError
 from runner.families.known import FAMILIES
+from runner.families.layout import INDEX, SCHEDULER_CONFIG, config_of, index_of
 from runner.paths import atomic_folder, path_of
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
@@ -51,11 +51,9 @@ def single_file_faults(settings: ModelSettings, *, used_here: bool) -> list[str]
     if not used_here:
         why = "a single file is laid out on the machine that reads it, and jobs that run elsewhere are sent folders"
         return [f"{said}: {why}; give a folder in diffusers layout"]
-    if not (folder / "model_index.json").is_file():
+    if not (folder / INDEX).is_file():
         fix = "the configurations and tokenizers of this kind of model (its weights are not needed)"
-        return [
-            f"model.config = {settings.config!r}: has no model_index.json; give a folder in diffusers layout with {fix}"
-        ]
+        return [f"model.config = {settings.config!r}: has no {INDEX}; give a folder in diffusers layout with {fix}"]
     try:
         header = read_header(file).tensors
     except (OSError, ValueError) as error:
@@ -66,18 +64,23 @@ def single_file_faults(settings: ModelSettings, *, used_here: bool) -> list[str]
     strange = kinds - {*PRECISIONS, *WHOLE_NUMBERS} or (set() if kinds & {*PRECISIONS} else kinds)
     if strange:
         return [f"{said}: its weights are quantised ({min(strange)}); give the file in bf16, fp16 or fp32"]
-    return _other_prediction(settings, header, folder) + [
+    try:
+        apart = _apart(header, folder)
+        faults = _other_prediction(settings, header, folder)
+    except ValueError as error:
+        return [f"model.config = {settings.config!r}: {error}; mend or replace it"]
+    return faults + [
         f"model.config = {settings.config!r}: {settings.path} holds no weights of the {name}, and neither does this "
         f"folder; put them into its {name}/"
-        for name in _apart(header, folder)
+        for name in apart
         if not _has_weights(folder / name)
     ]
 
 
 def _other_prediction(settings: ModelSettings, header: dict[str, dict[str, Any]], folder: Path) -> list[str]:
     """What the file's marks say of what it predicts, where neither the sampler beside it nor a setting does."""
-    file = folder / "scheduler" / "scheduler_config.json"
-    sampler = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    there = (folder / "scheduler" / SCHEDULER_CONFIG).is_file()
+    sampler = config_of(folder, "scheduler") if there else {}
     told = f"model.config = {settings.config!r}: {settings.path} is marked as a model that"
     faults = []
     if VELOCITY_MARK in header and settings.prediction_type is None and sampler.get("prediction_type") != V_PREDICTION:
@@ -101,7 +104,7 @@ def _precisions(header: dict[str, dict[str, Any]]) -> set[str]:
 
 def _apart(header: dict[str, dict[str, Any]], folder: Path) -> list[str]:
     """The model's parts with weights that the file does not hold."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = index_of(folder)
     wanted: dict[str, tuple[str, ...]] = {"vae": VAE}
     for name, value in index.items():
         if name.startswith("text_encoder") and value[0]:
@@ -139,7 +142,7 @@ def _read(settings: ModelSettings) -> Any:
     kinds = _precisions(header)
     found = [precision for precision in PRECISIONS if precision in kinds]
     dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[found[-1]]
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = index_of(folder)
     try:
         given = {}
         for name in _apart(header, folder):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.errors import ArtifactError, Interrupted
+from runner.families.layout import CONFIG, SCHEDULER_CONFIG, config_of, index_of
 from runner.families.loading import load_component
 from runner.mix.layers import AdapterLayers, LowRank
 from runner.paths import atomic_folder, files_below, write_text
@@ -31,10 +32,10 @@ STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 def parts_of(base: Path) -> dict[str, type[nn.Module]]:
     """The networks of a model in diffusers layout, by name."""
-    index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
+    index = index_of(base)
     found = {}
     for name, value in index.items():
-        if isinstance(value, list) and value[0] in LIBRARIES and (base / name / "config.json").is_file():
+        if isinstance(value, list) and value[0] in LIBRARIES and (base / name / CONFIG).is_file():
             kind = getattr(import_module(value[0]), value[1], None)
             if isinstance(kind, type) and issubclass(kind, nn.Module):
                 found[name] = kind
@@ -129,13 +130,13 @@ def _save(module: Any, folder: Path) -> None:
     with atomic_folder(folder) as temporary:
         module.save_pretrained(temporary)
         # diffusers notes the folder that it was read from, which is nobody else's business.
-        config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+        config = config_of(temporary)
         config.pop("_name_or_path", None)
-        write_text(temporary / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_text(temporary / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _copy_rest(base: Path, target: Path, written: set[str], variant: str | None) -> None:
-    index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
+    index = index_of(base)
     for entry in base.iterdir():
         if entry.name in written or entry.name.startswith("."):
             continue
@@ -158,9 +159,8 @@ def set_prediction(folder: Path, kind: str | None, zero_terminal_snr: bool | Non
     changes = {key: value for key, value in said.items() if value is not None}
     if not changes:
         return
-    file = folder / "scheduler" / "scheduler_config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    write_text(file, json.dumps(config | changes, indent=2, sort_keys=True) + "\n")
+    config = config_of(folder, "scheduler")
+    write_text(folder / "scheduler" / SCHEDULER_CONFIG, json.dumps(config | changes, indent=2, sort_keys=True) + "\n")
 
 
 def configuration_of(model: Path, target: Path) -> None:

@@ -5,14 +5,13 @@ Its own files say it where they lie on this machine, what is usual in its family
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from runner.families.arithmetic import Work, count_text_encoder
 from runner.families.files import planning_folder
 from runner.families.known import FAMILIES, Known
+from runner.families.layout import CONFIG, config_of
 from runner.families.targeted import adapter_numbers
 from runner.schema import Experiment, ModelSettings
 from runner.schema.method import TextualInversion
@@ -25,8 +24,7 @@ def denoiser_config(model: ModelSettings, family: Known) -> Mapping[str, Any] | 
     folder = planning_folder(model)
     try:
         if folder is not None:
-            config: dict[str, Any] = json.loads((folder / family.denoiser / "config.json").read_text(encoding="utf-8"))
-            return config
+            return config_of(folder, family.denoiser)
     except (OSError, ValueError):
         return None
     return family.config
@@ -36,8 +34,8 @@ def text_parameters(model: ModelSettings) -> float:
     """Of the text encoders of a model that lies here; of its family's usual ones otherwise."""
     folder = planning_folder(model)
     try:
-        configs = [] if folder is None else [*folder.glob("text_encoder*/config.json")]
-        found = sum(count_text_encoder(json.loads(file.read_text(encoding="utf-8"))) for file in configs)
+        encoders = [] if folder is None else [*folder.glob("text_encoder*/")]
+        found = sum(count_text_encoder(config_of(encoder)) for encoder in encoders)
     except (OSError, ValueError, KeyError, TypeError):
         found = 0.0
     return found or FAMILIES[model.family].text_parameters
@@ -51,8 +49,7 @@ def latent_side(model: ModelSettings, resolution: int) -> int:
 def vae_channels(model: ModelSettings) -> list[int]:
     """Of each level of a VAE that lies here, the finest first; of the usual one otherwise."""
     folder = planning_folder(model)
-    config = Path() if folder is None else folder / "vae" / "config.json"
-    found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    found = config_of(folder, "vae") if folder is not None and (folder / "vae" / CONFIG).is_file() else {}
     return list(found.get("block_out_channels", USUAL_VAE))
 
 

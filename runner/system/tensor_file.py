@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class Header:
     """The beginning of such a file."""
 
     tensors: dict[str, dict[str, Any]]
-    """Name -> `dtype` and `shape`."""
+    """Name -> `dtype`, `shape` and `data_offsets`, in bytes behind the header."""
     metadata: dict[str, str]
     """What whoever wrote it has said besides."""
 
@@ -33,13 +34,21 @@ def read_header(file: Path) -> Header:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no such file.
+        ValueError: it is no such file, or not the whole of it.
     """
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
         if not 0 < length <= LONGEST_HEADER_BYTES:
             raise ValueError("not a safetensors file")
         tensors = json.loads(stream.read(length))
+        size = stream.seek(0, os.SEEK_END)
     if not isinstance(tensors, dict):
         raise ValueError("its header is damaged")
-    return Header(metadata=tensors.pop("__metadata__", {}), tensors=tensors)
+    metadata = tensors.pop("__metadata__", {})
+    try:
+        whole = LENGTH_BYTES + length + max((about["data_offsets"][1] for about in tensors.values()), default=0)
+    except (LookupError, TypeError) as error:
+        raise ValueError("its header is damaged") from error
+    if size < whole:
+        raise ValueError(f"cut short: {size} of {whole} bytes")
+    return Header(metadata=metadata, tensors=tensors)

@@ -197,6 +197,7 @@ def test_what_images_follow_counts_by_its_content(tmp_path: Path) -> None:
     network, image = tmp_path / "network", tmp_path / "edges.png"
     network.mkdir()
     (network / "config.json").write_text("{}")
+    save_file({"any": torch.zeros(1)}, network / "diffusion_pytorch_model.safetensors")
     Image.new("RGB", (64, 64)).save(image)
     raw = told(control={"path": str(network), "image": str(image)}, model={"family": "sdxl"}, seeds=[2**64 - 1])
     before = Checker(tmp_path).job(raw).id

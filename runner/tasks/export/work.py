@@ -15,6 +15,7 @@ from runner.artifacts.merged import check_read_back
 from runner.errors import Interrupted, ModelError
 from runner.families import find_family
 from runner.families.files import planning_folder, snapshot
+from runner.families.layout import INDEX
 from runner.families.single_file import is_single_file
 from runner.jobs.adapter_file import AdapterFile
 from runner.mix.mix import concatenate
@@ -103,7 +104,7 @@ def _configurations(model: ModelSettings) -> Path:
         ModelError: it is neither on this machine nor reachable.
     """
     folder = planning_folder(model)
-    if folder is not None and (folder / "model_index.json").is_file() and parts_of(folder):
+    if folder is not None and (folder / INDEX).is_file() and parts_of(folder):
         return folder
     if is_s3(model.path) or is_single_file(model.path):
         return snapshot(model)

@@ -7,14 +7,13 @@ from typing import Any
 from runner.data.decode import UnreadableImage, inspect
 from runner.errors import SettingsError
 from runner.families.files import resolution_faults
+from runner.families.layout import CONFIG, part_faults
 from runner.families.prediction import sampler_faults
 from runner.hub import hub_faults
 from runner.paths import path_of
 from runner.schema.tasks.generate import Generate
 from runner.system.hashes import file_hash, folder_hash
 from runner.tasks.adapters import contents_of, mix_faults
-
-CONFIG = "config.json"
 
 
 def check(settings: Generate) -> dict[str, Any]:
@@ -56,7 +55,8 @@ def _network_faults(given: str) -> list[str]:
     folder = path_of(given)
     if not folder.is_dir():
         return hub_faults("control.path", given, CONFIG, None, ask=True)
-    if (folder / CONFIG).is_file():
-        return []
-    said = f"control.path = {given!r}: the folder has no {CONFIG}, so it is no ControlNet in diffusers layout; "
-    return [said + "name the folder that save_pretrained wrote"]
+    said = f"control.path = {given!r}"
+    if not (folder / CONFIG).is_file():
+        why = f"the folder has no {CONFIG}, so it is no ControlNet in diffusers layout"
+        return [f"{said}: {why}; name the folder that save_pretrained wrote"]
+    return [f"{said}: {reason}" for reason in part_faults(folder)]
