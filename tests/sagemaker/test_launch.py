@@ -113,6 +113,7 @@ def test_with_quota_and_throttling_a_sweep_waits_and_is_done(aws: StandIn, setti
     assert len({job.name for job in aws.jobs.values()}) == 4, "four lists of two jobs"
 
 
+@pytest.mark.slow
 def test_a_lost_spot_instance_changes_nothing(aws: StandIn, sdxl_folder: Path, undisturbed: Path) -> None:
     running = Running([*job_settings(sdxl_folder), *launcher_settings(aws), "logger.every=1"])
     deadline_s = time.monotonic() + 60
@@ -212,6 +213,7 @@ def test_eight_jobs_on_an_instance_with_four_gpus_are_one_training_job(aws: Stan
         assert f"{name} | [{place}] " in answer.output, "each GPU has a worker of its own"
 
 
+@pytest.mark.slow
 def test_two_instances_share_every_batch(aws: StandIn, settings: list[str], undisturbed: Path) -> None:
     answer = runner(*settings, "launcher.instances=2", "launcher.processes=4")
     assert answer.code == 0, answer.output

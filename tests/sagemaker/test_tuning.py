@@ -61,6 +61,7 @@ def tuning_record(name: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_trials_go_on_without_their_command_and_become_jobs(aws: StandIn, settings: list[str]) -> None:
     command = [*SEARCH, *settings, *SPACE, "hydra.sweeper.n_trials=4", "hydra.sweeper.parallel=2"]
     killed = Running(command)
