@@ -46,13 +46,24 @@ def is_hub_id(given: str) -> bool:
     return bool(HUB_ID.fullmatch(given)) and not Path(given).exists()
 
 
+def cached(repository: str, file: str, revision: str | None) -> Path | None:
+    """A file of a Hub repository in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, file, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
 def unreachable(repository: str, file: str, revision: str | None) -> str:
     """Why a file of a Hub repository can be neither found in the local cache nor asked for; empty if it can."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    return "" if cached(repository, file, revision) else not_answered(repository, file, revision)
+
+
+def not_answered(repository: str, file: str, revision: str | None) -> str:
+    """Why a file of a Hub repository cannot be asked for; empty if it can."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    if isinstance(try_to_load_from_cache(repository, file, revision=revision), str):
-        return ""
     try:
         get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=TIMEOUT_S)
     except OfflineModeIsEnabled:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
 from runner.embedded import MODEL_DIR
@@ -151,3 +152,37 @@ def test_a_controlnet_without_weights_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(SettingsError, match=r"^control\.path = '.*/network': it has no weights \("):
         check(Generate.model_validate(raw))
+
+
+@pytest.fixture
+def in_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot of a repository in the Hub's cache, which nobody can complete: the tests run offline."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--ann--sdxl"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    return shutil.copytree(MODEL_DIR, repository / "snapshots" / "abc")
+
+
+def test_half_a_download_is_refused_where_the_rest_cannot_be_fetched(in_cache: Path) -> None:
+    model = ModelSettings(path="ann/sdxl")
+    assert check_model(model) == []
+    gone(UNET)(in_cache)
+    (fault,) = check_model(model)
+    assert fault.startswith(
+        "model.path = 'ann/sdxl': the copy in the local cache of the Hub is not whole (its unet has no"
+    )
+    assert fault.endswith("and the Hub cannot be asked (HF_HUB_OFFLINE is set); fetch it once where there is a network")
+    assert check_model(model, used_here=False) == [], "another machine fetches its own"
+
+
+def test_half_a_vae_is_refused_where_the_rest_cannot_be_fetched(in_cache: Path) -> None:
+    shutil.copyfile(in_cache / "vae" / "config.json", in_cache / "config.json")
+    model = ModelSettings(vae="ann/sdxl")
+    (fault,) = check_model(model)
+    assert fault.startswith(
+        "model.vae = 'ann/sdxl': the copy in the local cache of the Hub is not whole (it has no weights"
+    )
+    assert fault.endswith("or set model.vae=null for the model's own")
+    shutil.copyfile(in_cache / VAE, in_cache / "diffusion_pytorch_model.safetensors")
+    assert check_model(model) == []
