@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from runner.paths import path_of
@@ -19,7 +20,14 @@ QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
 
 
 def hub_faults(
-    key: str, value: str, file: str, revision: str | None, *, ask: bool, layout: str = "diffusers"
+    key: str,
+    value: str,
+    file: str,
+    revision: str | None,
+    *,
+    ask: bool,
+    layout: str = "diffusers",
+    lacks: Callable[[Path], Iterator[str]] = lambda _copy: iter(()),
 ) -> list[str]:
     """What is wrong with what is no folder on this machine, and so should be a Hub id.
 
@@ -27,6 +35,8 @@ def hub_faults(
         file: one that such a repository has.
         ask: whether it must be in the local cache or reachable, and not only of the right form.
         layout: of which library the files are.
+        lacks: what a copy in the local cache lacks, with the fix behind a semicolon; it counts where the rest cannot be
+            fetched.
     """
     owner, slash, name = value.partition("/")
     if not (slash and owner and name) or "/" in name or value.startswith((".", "~")):
@@ -37,8 +47,14 @@ def hub_faults(
             return [f"{key} = {value!r}: is a file; give a folder in {layout} layout, or a .tar.gz of one"]
         hint = f", did you mean {parent / near[0]}?" if near else "; give a folder or a Hub id (owner/name)"
         return [f"{key} = {value!r}: there is no such folder{hint}"]
-    reason = unreachable(value, file, revision) if ask else ""
-    return [f"{key} = {value!r}: {not_to_be_had(reason, layout)}"] if reason else []
+    copy = cached(value, file, revision) if ask else None
+    missing = [] if copy is None else [reason.partition(";")[0] for reason in lacks(copy.parent)]
+    if not ask or (copy and not missing) or not (reason := not_answered(value, file, revision)):
+        return []
+    if not missing:
+        return [f"{key} = {value!r}: {not_to_be_had(reason, layout)}"]
+    said = f"the copy in the local cache of the Hub is not whole ({missing[0]}), and the Hub cannot be asked ({reason})"
+    return [f"{key} = {value!r}: {said}; fetch it once where there is a network"]
 
 
 def is_hub_id(given: str) -> bool:

@@ -7,7 +7,7 @@ S3 is known by its listing instead, wherever it is trained: it is another model 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from runner.embedded import MODEL_DIR
@@ -16,7 +16,7 @@ from runner.families import stored
 from runner.families.known import FAMILIES
 from runner.families.layout import CONFIG, INDEX, config_of, index_of, layout_faults, names_in, part_faults
 from runner.families.single_file import is_single_file, lay_out_single_file, single_file_faults
-from runner.hub import cached, hub_faults, not_answered, not_to_be_had, reason_of
+from runner.hub import hub_faults, not_to_be_had, reason_of
 from runner.paths import cache_dir, path_of
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
@@ -124,21 +124,7 @@ def _model_faults(settings: ModelSettings, *, used_here: bool) -> list[str]:
     def missing_in(copy: Path) -> Iterator[str]:
         return _lacks(copy, names_in(copy), settings, with_weights=True)
 
-    return _hub_faults("model.path", settings.path, INDEX, settings.revision, missing_in, used_here=used_here)
-
-
-def _hub_faults(
-    key: str, given: str, file: str, revision: str | None, lacks: Callable[[Path], Iterator[str]], *, used_here: bool
-) -> list[str]:
-    """As `hub_faults`; besides, the copy in the local cache must be whole where the rest cannot be fetched."""
-    faults = hub_faults(key, given, file, revision, ask=used_here)
-    known = cached(given, file, revision) if used_here and not faults else None
-    if known is None or not (missing := [reason.partition(";")[0] for reason in lacks(known.parent)]):
-        return faults
-    if not (reason := not_answered(given, file, revision)):
-        return []
-    said = f"the copy in the local cache of the Hub is not whole ({missing[0]}), and the Hub cannot be asked ({reason})"
-    return [f"{key} = {given!r}: {said}; fetch it once where there is a network"]
+    return hub_faults("model.path", settings.path, INDEX, settings.revision, ask=used_here, lacks=missing_in)
 
 
 def _layout_faults(folder: Path, settings: ModelSettings) -> list[str]:
@@ -177,7 +163,7 @@ def _vae_faults(path: str, *, used_here: bool) -> list[str]:
         if folder := local_folder(path):
             found = part_faults(vae_folder(folder, None))
             return [f"model.vae = {path!r}: {reason}" for reason in found]
-        faults = _hub_faults("model.vae", path, CONFIG, None, part_faults, used_here=used_here)
+        faults = hub_faults("model.vae", path, CONFIG, None, ask=used_here, lacks=part_faults)
         # `model=sdxl` brings one along, also where model.path is a copy on this machine.
         return [f"{fault}, or set model.vae=null for the model's own" for fault in faults]
     except BadArchive as error:

@@ -6,26 +6,21 @@ import re
 import shutil
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from runner.errors import Interrupted, SettingsError
+from runner.errors import Interrupted
 from runner.jobs.job import Job, read_job
 from runner.measures.networks import PICTURES_AT_ONCE, Clip
 from runner.paths import JobPaths
 from runner.schema import Experiment
 from runner.schema.evaluation import METRICS
-from runner.schema.tasks.evaluate import Evaluate
 from runner.studio import Studio
 from runner.tasks.evaluate.check import check, real_images
 from runner.tasks.evaluate.measuring import as_drawn
@@ -36,10 +31,11 @@ from runner.tasks.studios import studio_of
 from runner.train.drawing import Picture, Sampling, Wish
 from runner.train.place import Place
 from tests.command_line import runner
-from tests.measures.networks import save_clip, save_dino, save_inception
+from tests.measures.networks import save_clip
+from tests.tasks.evaluations import Networks, networks, settings
 from tests.train.bench import CPU, Bench, bench
 
-__all__ = ["bench"]
+__all__ = ["bench", "networks"]
 
 EMBEDDED = Path("embedded")
 DRIFT = {"metrics": ["base_drift"], "adapter": "outputs/dev/1", "real": None, "subject": None, "subject_class": None}
@@ -50,35 +46,11 @@ def never() -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class Networks:
-    clip: str
-    dino: str
-    inception: str
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
-    root = tmp_path_factory.mktemp("networks")
-    made = save_clip(root / "clip"), save_dino(root / "dino"), save_inception(root / "inception.pt")
-    return Networks(*map(str, made))
-
-
 @pytest.fixture(scope="module")
 def job(bench: Bench) -> Job:
     made = bench.job(EMBEDDED, model={"family": "sdxl"}, lora={"rank": 2, "targets": "linear"}, optimizer={"lr": 1e-1})
     assert bench.train(made)
     return read_job(made.folder)
-
-
-def settings(networks: Networks, job: Job | None = None, **changes: Any) -> Evaluate:
-    features = {"clip": networks.clip, "dino": networks.dino, "inception": networks.inception}
-    given: dict[str, Any] = {
-        "task": {"name": "evaluate"}, "features": features, "real": "embedded", "inference_steps": 1, "seeds": [0, 1],
-        "prompts": ["a red {}", "a star"], "subject": "<one> house", "subject_class": "house", "guidance_scale": 1.0,
-        **({"adapter": str(job.folder)} if job else {}),
-    }  # fmt: skip
-    return Evaluate.model_validate({**given, **changes})
 
 
 def images_of(paths: JobPaths) -> dict[str, bytes]:
@@ -282,68 +254,6 @@ def test_what_has_no_network_is_left_out_unless_it_was_asked_for(networks: Netwo
 def test_what_has_no_meaning_is_refused(networks: Networks, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         settings(networks, **changes)
-
-
-def test_faults_of_files_are_told_together_before_anything_is_drawn(networks: Networks, tmp_path: Path) -> None:
-    one = tmp_path / "one"
-    one.mkdir()
-    Image.fromarray(np.zeros((64, 64, 3), dtype=np.uint8)).save(one / "image.png")
-    features = {"clip": str(one), "dino": "nowhere", "inception": networks.inception}
-    asked = settings(networks, features=features, real=str(one))
-    with pytest.raises(SettingsError) as caught:
-        check(asked)
-    said = str(caught.value)
-    assert "features.clip" in said and "has no config.json" in said
-    assert "features.dino = 'nowhere': there is no such folder; give a folder or a Hub id (owner/name)" in said
-    assert "holds 1 images, and fid and kid need 2" in said
-
-
-def test_what_is_said_of_real_images_names_no_setting_that_an_evaluation_has_not(
-    networks: Networks, tmp_path: Path
-) -> None:
-    Image.new("RGB", (64, 8)).save(tmp_path / "flat.png")
-    (tmp_path / "torn.png").write_bytes(b"torn")
-    with pytest.raises(SettingsError, match=r"real='.*': 2 faults") as caught:
-        check(settings(networks, real=str(tmp_path)))
-    assert "flat.png: the image is 64x8 px, its shorter side below 32. Repair or remove it." in str(caught.value)
-    assert "dataset." not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "columns", "said"),
-    [
-        ("t.parquet", {"img": [b"x"]}, "no column 'image' (did you mean 'img'?); columns: 'img'. Rename the one with"),
-        ("t.parquet", {"image": [1]}, "column 'image' holds int64, not images. Give a table where it is one of bytes"),
-        ("test.parquet", {"image": [b"x"]}, "split 'train': no file of this split; splits found: 'test'. Give its"),
-    ],
-)
-def test_what_is_said_of_tables_of_real_images_can_be_done(
-    networks: Networks, tmp_path: Path, name: str, columns: dict[str, Any], said: str
-) -> None:
-    pq.write_table(pa.table(columns), tmp_path / name)
-    with pytest.raises(SettingsError, match=re.escape(said)) as caught:
-        check(settings(networks, real=str(tmp_path)))
-    assert "dataset." not in str(caught.value)
-
-
-def test_a_network_that_cannot_read_texts_is_refused_before_anything_is_drawn(
-    networks: Networks, tmp_path: Path
-) -> None:
-    mute = tmp_path / "mute"
-    shutil.copytree(networks.clip, mute, ignore=shutil.ignore_patterns("tokenizer*"))
-    for named, fault in ((networks.dino, "is a network that knows no texts"), (str(mute), "has no tokenizer")):
-        with pytest.raises(SettingsError, match=rf"features\.clip = '{named}': {fault}"):
-            check(settings(networks, features={"clip": named}, metrics=["clip_text"]))
-    with pytest.raises(SettingsError, match="has no tokenizer that knows any words"):
-        Clip("features.clip", str(mute), torch.device("cpu"))
-
-
-def test_a_distance_of_too_few_drawn_images_is_refused_before_anything_is_drawn(networks: Networks) -> None:
-    one = settings(networks, metrics=["kid"], prompts="a star", subject=None, subject_class=None, seeds=[0])
-    with pytest.raises(SettingsError, match=r"prompts = \['a star'\]: 1 x 1 seeds give 1 drawn image, and fid and kid"):
-        check(one)
-    check(one.model_copy(update={"seeds": (0, 1)}))
-    check(one.model_copy(update={"metrics": ("dino",)}))
 
 
 def test_of_several_processes_the_main_one_measures_a_training_and_draws_the_base_once_for_its_pack(

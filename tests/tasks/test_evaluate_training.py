@@ -16,7 +16,7 @@ from runner.errors import SettingsError
 from runner.jobs.job import Job
 from tests.command_line import runner
 from tests.launchers.running import outputs
-from tests.tasks.test_evaluate import Networks, networks
+from tests.tasks.evaluations import Networks, networks
 
 __all__ = ["networks"]
 

@@ -14,7 +14,8 @@ from runner.paths import JobPaths
 from runner.tasks.evaluate.drawn import neutral_series, subject_series, write_about
 from runner.tasks.evaluate.measuring import Pictures, as_drawn
 from runner.tasks.evaluate.prompts import NEUTRAL
-from tests.tasks.test_evaluate import DRIFT, Networks, settings
+from tests.tasks.evaluations import Networks, settings
+from tests.tasks.test_evaluate import DRIFT
 
 ANY = Networks("clip", "dino", "inception")
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from runner.data import Dataset, read_dataset
 from runner.data.faults import without_settings
 from runner.errors import DatasetError, SettingsError
 from runner.families.files import resolution_faults
+from runner.families.layout import CONFIG, config_of, part_faults
 from runner.families.prediction import sampler_faults
 from runner.hub import hub_faults
 from runner.paths import path_of
@@ -21,7 +22,7 @@ from runner.system.hashes import file_hash, folder_hash
 from runner.tasks.adapters import contents_of, mix_faults
 from runner.tasks.evaluate.prompts import prompts_of
 
-CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+PROCESSOR = "preprocessor_config.json"
 VOCABULARIES = (
     "tokenizer.json",
     "vocab.json",
@@ -102,22 +103,22 @@ def network_digest(named: str) -> str:
 def _network_faults(key: str, named: str, *, scripted: bool, texts: bool) -> list[str]:
     path, said = path_of(named), f"{key} = {named!r}"
     if path.is_file():
-        return [] if scripted else [f"{said}: is a file; give a folder in transformers layout, or a Hub id"]
+        if not scripted:
+            return [f"{said}: is a file; give a folder in transformers layout, or a Hub id"]
+        why = f"is no whole file of torch.jit.save ({path.stat().st_size} bytes)"
+        return [] if is_zipfile(path) else [f"{said}: {why}; copy or download it again"]
     if path.is_dir():
         missing = [name for name in (CONFIG, PROCESSOR) if not (path / name).is_file()]
         if missing:
             return [f"{said}: has no {missing[0]}; give a folder in transformers layout"]
-        return _text_faults(said, path) if texts else []
-    return hub_faults(key, named, CONFIG, None, ask=True, layout="transformers")
+        lacks = [f"{said}: {reason}" for reason in part_faults(path)]
+        return lacks or (_text_faults(said, path) if texts else [])
+    return hub_faults(key, named, CONFIG, None, ask=True, layout="transformers", lacks=part_faults)
 
 
 def _text_faults(said: str, folder: Path) -> list[str]:
     """Why the network of a folder cannot compare pictures with texts."""
-    try:
-        knows_texts = "text_config" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError) as error:
-        return [f"{said}: its {CONFIG} cannot be read ({error}); give a folder in transformers layout"]
-    if not knows_texts:
+    if "text_config" not in config_of(folder):
         return [f"{said}: is a network that knows no texts; give a CLIP"]
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return [f"{said}: has no tokenizer; put the network's own beside it ({VOCABULARIES[0]}, or its vocabulary)"]

@@ -54,7 +54,7 @@ def _image_faults(given: str) -> list[str]:
 def _network_faults(given: str) -> list[str]:
     folder = path_of(given)
     if not folder.is_dir():
-        return hub_faults("control.path", given, CONFIG, None, ask=True)
+        return hub_faults("control.path", given, CONFIG, None, ask=True, lacks=part_faults)
     said = f"control.path = {given!r}"
     if not (folder / CONFIG).is_file():
         why = f"the folder has no {CONFIG}, so it is no ControlNet in diffusers layout"
