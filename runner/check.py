@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -20,15 +21,18 @@ from runner.families.prediction import prediction_faults, sampler_faults
 from runner.families.targeted import target_faults
 from runner.jobs.earlier import find_earlier
 from runner.jobs.job import Job, make_job, make_task_job
-from runner.schema import DatasetSettings, Experiment, ModelSettings
+from runner.schema import DatasetSettings, Experiment, LauncherSettings, ModelSettings
+from runner.schema.defaults import variants_of
 from runner.schema.job import JobSettings
 from runner.schema.launchers import APART
 from runner.schema.method import NewTokens, TextualInversion
-from runner.schema.reading import read
+from runner.schema.reading import read_most, without
 from runner.schema.tasks import TASKS
+from runner.schema.tasks.adapters import WithAdapters
 from runner.schema.training import OPTIMIZER_PACKAGES
 from runner.system.printable import whole
 from runner.tasks import check_task
+from runner.tasks.adapters import find_adapters
 from runner.tasks.composed import settings_of, task_faults
 from runner.tasks.evaluate.of_training import evaluation_contents
 
@@ -42,6 +46,10 @@ SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 SECRET_MIN_LENGTH = 8
 MISSING = "???"
 """How YAML marks a value that the user must give."""
+OF_AN_EVALUATION = ("evaluation", "name", "precision", "model", "resolution", "scheduler", "validation")
+"""Sections that say with what a training is measured, and how."""
+OF_TARGETS = tuple(f"lora.{key}" for key in ("targets", "blocks", "rank_pattern", "alpha_pattern", "text_encoder"))
+"""Keys that say which layers of the model get an adapter."""
 
 
 class Checker:
@@ -59,46 +67,38 @@ class Checker:
         Raises:
             SettingsError: its text holds every fault, a line each.
         """
-        faults = secret_faults(raw)
-        faults += [f"{key}: has no value; set {key}=..." for key, text in _strings(raw, "") if text == MISSING]
-        faults += [
-            f"{key} = {text!r}: holds what is no character in UTF-8; write it anew, in a terminal with a UTF-8 locale"
-            for key, text in _strings(raw, "")
-            if whole(text) != text
-        ]
-        if faults:
-            raise SettingsError("\n".join(faults))
+        faults, raw, unset = _readable(raw)
         task = raw["task"].get("name") if isinstance(raw.get("task"), Mapping) else None
         if task != "train" and task in TASKS:
-            return self._task_job(raw, overrides, TASKS[task])
-        experiment, said = read(Experiment, raw)
+            return self._task_job(raw, overrides, TASKS[task], faults, unset)
+        experiment, said, wrong = read_most(Experiment, raw, unset=unset)
+        is_right = partial(_none_of, wrong)
         faults += said
-        faults += _missing_packages(experiment) if experiment else []
-        dataset = _valid(DatasetSettings, raw.get("dataset"))
-        model = _valid(ModelSettings, raw.get("model"))
+        faults += _missing_packages(experiment) if experiment and is_right("optimizer", "launcher") else []
+        dataset = _valid(DatasetSettings, raw.get("dataset")) if _none_of(unset, "dataset") else None
+        model = _valid(ModelSettings, raw.get("model")) if _none_of(unset, "model") else None
         model_faults = self._model_faults(model, used_here=_runs_here(raw)) if model else []
         faults += model_faults
+        knows_model = model is not None and not model_faults
         evaluation: dict[str, Any] | list[str] = {}
-        if experiment is not None and not model_faults:
-            faults += prediction_faults(experiment)
-            evaluation = self._evaluation(experiment)
-            faults += evaluation if isinstance(evaluation, list) else []
-            longest_px = max(max(shape) for shape in experiment.shapes)
-            faults += resolution_faults(experiment.model, experiment.resolution, longest_px=longest_px)
-            if not isinstance(experiment.method, TextualInversion):  # which adapts no layer
-                faults += target_faults(experiment.lora, experiment.model)
+        if experiment is not None and knows_model:
+            if is_right(*OF_AN_EVALUATION):
+                evaluation = self._evaluation(experiment)
+                faults += evaluation if isinstance(evaluation, list) else []
+            faults += _faults_with_model(experiment, is_right)
         images = self._dataset(dataset, raw.get("resolution")) if dataset else []
         faults += images if isinstance(images, list) else []
         prior = earlier = None
         try:
-            earlier = find_earlier(experiment.lora) if experiment else None
+            earlier = find_earlier(experiment.lora) if experiment and is_right("lora") else None
         except SettingsError as error:
-            faults.append(str(error))
-        if experiment is not None and not isinstance(images, list):
+            faults += str(error).splitlines()
+        if experiment is not None and not isinstance(images, list) and is_right("dataset", "method"):
             faults += _unused_words(experiment, images)
             try:
                 prior = self._prior(experiment, images)
-                if prior is not None and not model_faults and any(each.to_draw for each in prior.classes):
+                draws = prior is not None and any(each.to_draw for each in prior.classes)
+                if draws and knows_model and is_right("model", "scheduler"):
                     faults += sampler_faults(experiment.model, experiment.scheduler.name)
             except SettingsError as error:
                 faults += str(error).splitlines()
@@ -115,18 +115,28 @@ class Checker:
             evaluation=evaluation,
         )
 
-    def _task_job(self, raw: Mapping[str, Any], overrides: tuple[str, ...], kind: type[JobSettings]) -> Job:
-        """The job of a task that does not train."""
-        faults = task_faults(raw, overrides, kind)
+    def _task_job(
+        self,
+        raw: Mapping[str, Any],
+        overrides: tuple[str, ...],
+        kind: type[JobSettings],
+        faults: list[str],
+        unset: Sequence[str],
+    ) -> Job:
+        """The job of a task that does not train; `faults` and `unset` as `_readable` gives them."""
+        faults += task_faults(raw, overrides, kind)
         given = settings_of(raw, overrides, kind)
-        settings, said = read(kind, given)
+        settings, said, wrong = read_most(kind, given, unset=unset)
         faults += said
         contents = None
-        if model := _valid(ModelSettings, given.get("model")):
-            faults += self._model_faults(model, used_here=_runs_here(raw))
+        model = _valid(ModelSettings, given.get("model")) if _none_of(unset, "model") else None
+        faults += self._model_faults(model, used_here=_runs_here(raw)) if model else []
         if settings is not None:
             try:
-                contents = check_task(settings)
+                if not said and not unset:
+                    contents = check_task(settings)
+                elif isinstance(settings, WithAdapters) and _none_of(wrong, "adapter", "model"):
+                    find_adapters(settings)  # what else a task looks at may be what is wrong
             except SettingsError as error:
                 faults += str(error).splitlines()
         if faults or settings is None or contents is None:
@@ -192,12 +202,65 @@ class Checker:
         return self.datasets[key]
 
 
+def _readable(raw: Mapping[str, Any]) -> tuple[list[str], dict[str, Any], list[str]]:
+    """(a line for each text that cannot be what is meant, the configuration without them, their keys).
+
+    Raises:
+        SettingsError: it holds a secret, which nothing is to be asked about.
+    """
+    if faults := secret_faults(raw):
+        raise SettingsError("\n".join(faults))
+    texts = list(_strings(raw, ""))
+    faults = [f"{key}: has no value; set {key}=..." for key, text in texts if text == MISSING]
+    faults += [
+        f"{key} = {text!r}: holds what is no character in UTF-8; write it anew, in a terminal with a UTF-8 locale"
+        for key, text in texts
+        if whole(text) != text
+    ]
+    if not faults:
+        return [], dict(raw), []
+    # A list is set as a whole.
+    keys = [key.partition("[")[0] for key, text in texts if text == MISSING or whole(text) != text]
+    return faults, *without(raw, keys)
+
+
+def _none_of(wrong: Sequence[str], *known: str) -> bool:
+    """Whether none of the wrong keys is one of these, above one or below one: those hold what was said."""
+    return not any(
+        f"{key}.".startswith(f"{each}.") or f"{each}.".startswith(f"{key}.") for key in wrong for each in known
+    )
+
+
+def _faults_with_model(experiment: Experiment, is_right: Callable[..., bool]) -> list[str]:
+    """What does not fit a checked model, a line each, as far as what that depends on is right by itself."""
+    faults = prediction_faults(experiment) if is_right("model", "scheduler", "validation", "evaluation") else []
+    if is_right("model", "resolution", "dataset"):
+        longest_px = max(max(shape) for shape in experiment.shapes)
+        faults += resolution_faults(experiment.model, experiment.resolution, longest_px=longest_px)
+    if is_right("model", *OF_TARGETS, "method.name") and not isinstance(experiment.method, TextualInversion):
+        faults += target_faults(experiment.lora, experiment.model)  # the other method adapts no layer
+    return faults
+
+
 def _valid(kind: type[S], section: object) -> S | None:
     # A section with faults of its own is reported from the whole; its content cannot be looked at.
     try:
         return kind.model_validate(section)
     except ValidationError:
         return None
+
+
+def launcher_of(raw: Mapping[str, Any]) -> LauncherSettings | None:
+    """Where a configuration would run that is wrong elsewhere; None where that is wrong itself."""
+    section = raw.get("launcher")
+    if not isinstance(section, Mapping):
+        return None
+    try:
+        faults, *_ = _readable(section)
+        settings = None if faults else _valid(variants_of("launcher")[str(section.get("name"))], section)
+    except (SettingsError, KeyError):
+        return None
+    return cast("LauncherSettings | None", settings)
 
 
 def _runs_here(raw: Mapping[str, Any]) -> bool:

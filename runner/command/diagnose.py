@@ -28,6 +28,8 @@ from runner.command.compose import plain
 from runner.command.own_files import faults_of_defaults, no_choice
 from runner.command.typed import in_shell, mended, quoted
 from runner.errors import SettingsError, not_started
+from runner.jobs.job import Job
+from runner.launch.door import check_one
 from runner.paths import outputs_dir
 from runner.schema import GROUPS
 from runner.schema.defaults import SEARCHES
@@ -150,10 +152,12 @@ def _faults_of_values(overrides: Sequence[str], search: list[str]) -> list[str]:
     """Faults of the values in the overrides that Hydra does accept."""
     parser = OverridesParser.create()
     columns = [_single_values(parser.parse_override(text), text) for text in overrides]
-    checker, faults = Checker(outputs_dir()), []
+    checker, places = Checker(outputs_dir()), dict[str, list[str]]()
+    faults: list[str] = []
     for combination in itertools.islice(itertools.product(*columns), MOST_JOBS):
         try:
-            checker.job(plain(compose("config", [*search, *combination])))
+            found = check_one(checker, plain(compose("config", [*search, *combination])), combination, places)
+            faults += [] if isinstance(found, Job) else found
         except SettingsError as error:
             faults += str(error).splitlines()
         except COMPOSITION_ERRORS as error:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from runner.check import Checker
+from runner.check import Checker, launcher_of
 from runner.errors import Defect, Detached, Interrupted, RunnerError, SettingsError
 from runner.jobs.job import FINAL, Job, State, read_manifest, register, state_of
 from runner.jobs.lock import LockedError, is_held, lock
@@ -266,18 +266,11 @@ def check_all(checker: Checker, configs: Sequence[Config]) -> list[Job]:
     faults: dict[str, list[str]] = {}
     places: dict[str, list[str]] = {}
     for config, overrides in configs:
-        try:
-            job = checker.job(config, overrides)
-            launcher = job.settings.launcher
-            place = launcher.model_dump_json()
-            # Once for all jobs: a look starts other programs, and the driver's own tool may take a second.
-            if place not in places:
-                places[place] = find_launcher(launcher.name).check(launcher)
-            if wrong_place := places[place]:
-                raise SettingsError("\n".join(wrong_place))
-            jobs.append(job)
-        except SettingsError as error:
-            faults.setdefault(str(error), []).append(" ".join(overrides) or "the defaults")
+        found = check_one(checker, config, overrides, places)
+        if isinstance(found, Job):
+            jobs.append(found)
+        else:
+            faults.setdefault("\n".join(found), []).append(" ".join(overrides) or "the defaults")
     if not faults:
         _refuse_one_endpoint_for_several(jobs)
         return jobs
@@ -289,6 +282,29 @@ def check_all(checker: Checker, configs: Sequence[Config]) -> list[Job]:
         lines += [f"  {line}" for line in text.splitlines()]
     head = "The configuration is invalid" if len(configs) == 1 else f"{wrong} of {len(configs)} jobs are invalid"
     raise SettingsError("\n".join([f"{head}, nothing was started:", *lines]))
+
+
+def check_one(
+    checker: Checker, config: Mapping[str, Any], overrides: tuple[str, ...], places: dict[str, list[str]]
+) -> Job | list[str]:
+    """The job of a configuration, or what is wrong with it and with the place where it would run.
+
+    Args:
+        places: what is wrong with those that were looked at already, by their settings.
+    """
+    job: Job | None = None
+    faults: list[str] = []
+    try:
+        job = checker.job(config, overrides)
+    except SettingsError as error:
+        faults = str(error).splitlines()
+    if launcher := launcher_of(config) if job is None else job.settings.launcher:
+        place = launcher.model_dump_json()
+        # Once for all jobs: a look starts other programs, and the driver's own tool may take a second.
+        if place not in places:
+            places[place] = find_launcher(launcher.name).check(launcher)
+        faults += places[place]
+    return faults if job is None or faults else job
 
 
 def _refuse_one_endpoint_for_several(jobs: Sequence[Job]) -> None:

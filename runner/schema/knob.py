@@ -6,7 +6,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+
+VALUES_ALONE: dict[str, Any] = {}
+"""What a configuration is validated with whose values are looked at each by itself, and not how they go together."""
 
 
 class Settings(BaseModel):
@@ -36,8 +39,8 @@ class Settings(BaseModel):
         yield from ()
 
     @model_validator(mode="after")
-    def _goes_together(self) -> Self:
-        if faults := self.faults():
+    def _goes_together(self, info: ValidationInfo) -> Self:
+        if info.context is not VALUES_ALONE and (faults := self.faults()):
             raise ValueError("\n".join(faults))
         return self
 

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from runner.schema.defaults import variants_of
 from runner.schema.experiment import GROUPS
+from runner.schema.knob import VALUES_ALONE
 from runner.schema.messages import explain
 
 S = TypeVar("S", bound=BaseModel)
@@ -18,37 +20,57 @@ S = TypeVar("S", bound=BaseModel)
 SUBJECT = re.compile(r"[\w.]+(?= = |: )")
 """The key that a fault is about, at the beginning of its line."""
 
+A_SETTING = r"(?= ?=|\.\w|: )"
+"""What follows in a fault on a key without dots, which may be a word of its sentence, too: `steps = 5`, `lora.rank`."""
+
 
 def read(kind: type[S], raw: Mapping[str, Any]) -> tuple[S | None, list[str]]:
-    """(the settings, or None; a line for each fault).
+    """(the settings, or None; a line for each fault); see `read_most`."""
+    settings, faults, _ = read_most(kind, raw)
+    return None if faults else settings, faults
+
+
+def read_most(
+    kind: type[S], raw: Mapping[str, Any], *, unset: Sequence[str] = ()
+) -> tuple[S | None, list[str], list[str]]:
+    """(the settings, a line for each fault, the keys that these are about).
 
     Pydantic compares groups with each other only where each is right by itself. Here a wrong value does not hide what
-    is wrong elsewhere: the rest is looked at once more without it.
+    is wrong elsewhere: the rest is looked at once more without it. Where there are faults, the settings are what can be
+    looked at besides, with defaults in place of what is wrong, or None where that cannot be.
+
+    Args:
+        unset: keys that are told of already, and that `raw` has no values for.
     """
-    rest, faults, left_out = copy.deepcopy(dict(raw)), list[str](), list[str]()
+    rest, faults, left_out, is_first = copy.deepcopy(dict(raw)), list[str](), list(unset), True
     while True:
         try:
-            settings = kind.model_validate(rest)
+            return kind.model_validate(rest), faults, left_out
         except ValidationError as error:
             lines, within = explain(error, rest), {str(fault["loc"][0]) for fault in error.errors() if fault["loc"]}
-        else:
-            return None if faults else settings, faults
-        if not within or not left_out:  # what a group lacks without its wrong values is of no interest
+        if not within or is_first:  # what a group lacks without its wrong values is of no interest
             faults += [line for line in lines if not _mentions(line, left_out)]
-        if not within:
-            return None, faults
+        is_first = False
         wrong = [match[0] for line in lines if (match := SUBJECT.match(line))]
+        if not within:
+            return kind.model_validate(rest, context=VALUES_ALONE), faults, [*left_out, *wrong]
         gone = [key for key in map(partial(_leave_out, rest), wrong) if key]
         gone = gone or [key for key in map(partial(_leave_out, rest), within) if key]
         if not gone:
-            return None, faults
+            return None, faults, left_out
         left_out += gone
+
+
+def without(raw: Mapping[str, Any], keys: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """(a copy that has no values for these keys, the keys of what is gone)."""
+    rest = copy.deepcopy(dict(raw))
+    return rest, [gone for key in keys if (gone := _leave_out(rest, key))]
 
 
 def _leave_out(raw: dict[str, Any], key: str) -> str | None:
     """Remove a value, so that there is a default for it; the key of what is gone, or None where nothing was."""
     *holders, last = key.split(".")
-    if last == "name" and holders and holders[0] in GROUPS:
+    if last == "name" and holders and holders[0] in GROUPS and "" not in variants_of(holders[0]):
         last = holders.pop()  # without a kind there are no settings of it
     holder: Any = raw
     for place, name in enumerate(holders):
@@ -65,4 +87,4 @@ def _leave_out(raw: dict[str, Any], key: str) -> str | None:
 
 def _mentions(line: str, keys: Sequence[str]) -> bool:
     """Whether a fault is about one of these, or follows from it: in place of each there was a default."""
-    return any(re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", line) for key in keys)
+    return any(re.search(rf"(?<![\w.]){re.escape(key)}(?!\w){'' if '.' in key else A_SETTING}", line) for key in keys)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runner.check import Checker, launcher_of
+from runner.errors import SettingsError
+from runner.launch.door import check_all
 from runner.schema import Experiment
 from runner.schema.job import JobSettings
 from runner.schema.reading import read
 from runner.schema.tasks import TASKS
+from tests.command_line import runner
 
 Raw = dict[str, Any]
 
@@ -37,6 +43,10 @@ TOGETHER: dict[str, tuple[Raw, list[str]]] = {
     "a kind that does not exist": (
         {"optimizer": {"name": "adam"}, "dataset": {"masks": True}},
         ["optimizer.name", "dataset.masks"],
+    ),
+    "a name that does not exist, of a group that has no kinds": (
+        {"loss": {"name": "hubber", "huber_c": 0.2, "masked": True}},
+        ["loss.name", "loss.masked"],
     ),
     "a key that does not exist, and one at the top": (
         {"lora": {"rnk": 3}, "batch_size": 0, "evaluation": {"subject": "x"}},
@@ -80,6 +90,10 @@ HIDDEN: dict[str, tuple[Raw, list[str]]] = {
 def keys(kind: type[JobSettings], raw: Raw) -> list[str]:
     settings, faults = read(kind, raw)
     assert settings is None
+    return _subjects(faults)
+
+
+def _subjects(faults: Sequence[str]) -> list[str]:
     return [line.partition(" = ")[0].partition(": ")[0] for line in faults]
 
 
@@ -101,3 +115,85 @@ def test_what_is_right_is_read() -> None:
     settings, faults = read(Experiment, {"lora": {"rank": 8}})
 
     assert settings is not None and settings.lora.rank == 8 and not faults
+
+
+FILES: dict[str, tuple[Raw, list[str]]] = {
+    "a value, and what it has nothing to do with in files": (
+        {"steps": 0, "lora": {"targets": "nothing", "init_from": "/nowhere"}},
+        ["steps", "lora.targets", "lora.init_from"],
+    ),
+    "two settings of one group, one of which a look into the model shows": (
+        {"lora": {"rank": 0, "targets": "nothing"}},
+        ["lora.rank", "lora.targets"],
+    ),
+    "groups that do not fit each other, and a folder": (
+        {
+            "optimizer": {"name": "adamw", "text_encoder_lr": 1e-4},
+            "method": {"name": "dreambooth", "class_prompt": "a dog", "class_data_dir": "/nowhere"},
+            "dataset": {"instance_prompt": "sks"},
+        },
+        ["optimizer.text_encoder_lr", "method.class_data_dir"],
+    ),
+    "networks of an evaluation": (
+        {
+            "seed": -1,
+            "evaluation": {
+                "metrics": ["clip_image"],
+                "features": {"clip": "/nowhere"},
+                "subject": "a dog",
+                "real": "/nowhere",
+            },
+        },
+        ["seed", "evaluation.features.clip", "evaluation.real='/nowhere'", "  - not found"],
+    ),
+    "what nobody has said yet": (
+        {"model": {"path": "???"}, "dataset": {"masks": True}, "lora": {"rank": 0}},
+        ["model.path", "lora.rank", "dataset.masks", "dataset.masks=true"],
+    ),
+    "an adapter of a task": (
+        {"task": {"name": "generate"}, "adapter": ["/nowhere"], "inference_steps": 0},
+        ["inference_steps", "adapter"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("raw", "wrong"), FILES.values(), ids=FILES)
+def test_a_wrong_value_hides_no_file_that_is_wrong(raw: Raw, wrong: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as raised:
+        Checker(tmp_path).job({"model": {}, **raw})
+
+    assert _subjects(str(raised.value).splitlines()) == wrong
+
+
+def test_nothing_is_said_of_what_stands_in_place_of_a_wrong_value(tmp_path: Path) -> None:
+    raw = {"model": {"family": "sdx"}, "lora": {"targets": 3, "blocks": ["nowhere"]}, "method": {"name": "dreamboth"}}
+
+    with pytest.raises(SettingsError) as raised:
+        Checker(tmp_path).job(raw)
+
+    assert _subjects(str(raised.value).splitlines()) == ["model.family", "method.name", "lora.targets"]
+
+
+def test_the_place_is_looked_at_though_the_job_is_wrong(tmp_path: Path) -> None:
+    config = {"steps": 0, "launcher": {"name": "local", "device": "cuda"}}
+
+    with pytest.raises(SettingsError) as raised:
+        check_all(Checker(tmp_path), [(config, ())])
+
+    assert "steps = 0" in str(raised.value) and "launcher.device = 'cuda'" in str(raised.value)
+
+
+def test_a_place_that_a_secret_would_be_sent_to_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = {"name": "slurm", "account": "hush-hush-hush"}
+
+    assert launcher_of({"launcher": launcher}) is not None
+    monkeypatch.setenv("MY_TOKEN", "hush-hush-hush")
+    assert launcher_of({"launcher": launcher}) is None
+    assert launcher_of({"launcher": {"name": "slurm", "account": "???"}}) is None
+
+
+def test_a_wrong_command_line_is_looked_at_as_that_of_its_task(tmp_path: Path) -> None:
+    answer = runner("task=generate", "steps=5", "prompt=x", cwd=tmp_path)
+
+    assert answer.code == 2
+    assert "steps = 5: has no effect with task=generate" in answer.output and "did you mean prompts?" in answer.output
