@@ -93,15 +93,12 @@ class Checker:
             earlier = find_earlier(experiment.lora) if experiment and is_right("lora") else None
         except SettingsError as error:
             faults += str(error).splitlines()
-        if experiment is not None and not isinstance(images, list) and is_right("dataset", "method"):
-            faults += _unused_words(experiment, images)
-            try:
-                prior = self._prior(experiment, images)
-                draws = prior is not None and any(each.to_draw for each in prior.classes)
-                if draws and knows_model and is_right("model", "scheduler"):
-                    faults += sampler_faults(experiment.model, experiment.scheduler.name)
-            except SettingsError as error:
-                faults += str(error).splitlines()
+        if experiment is not None and is_right("dataset", "method"):
+            prior, said = self._subjects(experiment, images)
+            faults += said
+            draws = prior is not None and any(each.to_draw for each in prior.classes)
+            if draws and knows_model and is_right("model", "scheduler"):
+                faults += sampler_faults(experiment.model, experiment.scheduler.name)
         if faults or experiment is None or isinstance(images, list) or isinstance(evaluation, list):
             raise SettingsError("\n".join(dict.fromkeys(faults)))
         return make_job(
@@ -153,6 +150,18 @@ class Checker:
     def prior_of(self, job: Job) -> Prior | None:
         """What a checked job keeps of the class of its subject."""
         return self._prior(job.experiment, self.dataset_of(job))
+
+    def _subjects(self, experiment: Experiment, images: Dataset | list[str]) -> tuple[Prior | None, list[str]]:
+        """(what is kept of the subjects' classes, what is wrong with that and with new words)."""
+        from runner.data.classes import missing_folders
+
+        if isinstance(images, list):
+            return None, missing_folders(experiment)
+        faults = _unused_words(experiment, images)
+        try:
+            return self._prior(experiment, images), faults
+        except SettingsError as error:
+            return None, [*faults, *str(error).splitlines()]
 
     def _prior(self, experiment: Experiment, images: Dataset) -> Prior | None:
         from runner.data.classes import prior_of

@@ -98,12 +98,14 @@ def prior_of(
         return None
     with_images = {item.source for item in dataset.items}
     said = [each for each in _all_said(experiment, method, dataset) if each.source in with_images]
-    _refuse_without_prompt(said)
-    if method.prior == "base":
-        given: list[tuple[Item, ...]] = [()] * len(said)
-    else:
-        _refuse_a_shared_folder(said)
-        given = _given(said, experiment, method, dataset, read)
+    given: list[tuple[Item, ...]] = [()] * len(said)
+    faults = _without_prompt(said)
+    if method.prior == "images":
+        faults += _of_a_shared_folder(said)
+        given, wrong = _given(said, experiment, method, dataset, read)
+        faults += wrong
+    if faults:
+        raise SettingsError("\n".join(dict.fromkeys(faults)))
     keys = [(each.prompt, fingerprint_of(items) if items else "") for each, items in zip(said, given, strict=True)]
     distinct = sorted(set(keys))
     of_source = {each.source: distinct.index(key) for each, key in zip(said, keys, strict=True)}
@@ -153,29 +155,28 @@ def _all_said(experiment: Experiment, method: DreamBooth, dataset: Dataset) -> l
     return found
 
 
-def _refuse_without_prompt(said: Sequence[_Said]) -> None:
+def _without_prompt(said: Sequence[_Said]) -> list[str]:
     missing = [each for each in said if not each.prompt]
     if len(missing) == len(said):
-        raise SettingsError(NO_PROMPT)
-    if missing:
-        raise SettingsError(
-            "\n".join(
-                f"{each.section}.class_prompt = null: a prior needs the class of each subject, other sources have one, "
-                f"and nothing says that of {each.path!r}; set it, put class_prompt into its dataset_info.json, or set "
-                "method.class_prompt for all sources without one"
-                for each in missing
-            )
-        )
+        return [NO_PROMPT]
+    return [
+        f"{each.section}.class_prompt = null: a prior needs the class of each subject, other sources have one, "
+        f"and nothing says that of {each.path!r}; set it, put class_prompt into its dataset_info.json, or set "
+        "method.class_prompt for all sources without one"
+        for each in missing
+    ]
 
 
-def _refuse_a_shared_folder(said: Sequence[_Said]) -> None:
+def _of_a_shared_folder(said: Sequence[_Said]) -> list[str]:
     shared = [each for each in said if each.folder_key == "method.class_data_dir" and not each.described]
-    prompts = sorted({each.prompt for each in shared})
-    if len(prompts) > 1:
-        raise SettingsError(
-            f"method.class_data_dir = {shared[0].folder!r}: is one folder for several classes "
-            f"({', '.join(map(repr, prompts))}); give each of dataset.sources a class_data_dir of its own"
-        )
+    prompts = sorted({each.prompt for each in shared if each.prompt})
+    if len(prompts) < 2:
+        return []
+    fault = (
+        f"method.class_data_dir = {shared[0].folder!r}: is one folder for several classes "
+        f"({', '.join(map(repr, prompts))}); give each of dataset.sources a class_data_dir of its own"
+    )
+    return [fault]
 
 
 def _given(
@@ -184,10 +185,10 @@ def _given(
     method: DreamBooth,
     dataset: Dataset,
     read: Callable[[DatasetSettings], Dataset],
-) -> list[tuple[Item, ...]]:
-    """The images of each one's class that the user has."""
+) -> tuple[list[tuple[Item, ...]], list[str]]:
+    """(the images of each one's class that the user has, what is wrong with them)."""
     known: dict[tuple[str | None, str], tuple[Item, ...]] = {}
-    given, faults = [], []
+    given, faults = list[tuple[Item, ...]](), list[str]()
     for each in said:
         key = each.folder, each.prompt
         try:
@@ -203,9 +204,24 @@ def _given(
                 )
         except SettingsError as error:
             faults.append(str(error))
-    if faults:
-        raise SettingsError("\n".join(dict.fromkeys(faults)))
-    return given
+    return given, faults
+
+
+def missing_folders(experiment: Experiment) -> list[str]:
+    """The folders of classes that settings name and that are not there: what is known of them without the data set."""
+    method, sources = experiment.method, experiment.dataset.sources or ()
+    if not isinstance(method, DreamBooth) or method.prior != "images":
+        return []
+    named = [(f"dataset.sources.{number}.class_data_dir", each.class_data_dir) for number, each in enumerate(sources)]
+    return [
+        _not_there(key, path)
+        for key, path in [("method.class_data_dir", method.class_data_dir), *named]
+        if path is not None and not is_s3(path) and not path_of(path).exists()
+    ]
+
+
+def _not_there(key: str, path: str) -> str:
+    return f"{key} = {path!r}: there is no such folder; correct or remove it"
 
 
 def _check_folder(said: _Said, settings: DatasetSettings, dataset: Dataset) -> None:
@@ -214,7 +230,7 @@ def _check_folder(said: _Said, settings: DatasetSettings, dataset: Dataset) -> N
         return
     folder = path_of(path).resolve()
     if not folder.exists():
-        raise SettingsError(f"{said.folder_key} = {path!r}: there is no such folder; correct or remove it")
+        raise SettingsError(_not_there(said.folder_key, path))
     named = [each.class_folder.resolve() for each in dataset.described if each.class_folder is not None]
     if any(folder.is_relative_to(each) for each in named):
         return
@@ -238,7 +254,7 @@ def _class_images(said: _Said, data: DatasetSettings, read: Callable[[DatasetSet
         return ()
     settings = DatasetSettings(
         path=said.folder,
-        instance_prompt=said.prompt,
+        instance_prompt=said.prompt or "without a prompt",  # which is told
         skip_unreadable=data.skip_unreadable,
         min_side_px=data.min_side_px,
     )

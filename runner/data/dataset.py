@@ -96,7 +96,8 @@ def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, re
         place = section.removeprefix("dataset").removeprefix(".")
         items += [_of_source(item, number, place, repeats) for item in own_items]
         rows += [dataclasses.replace(row, file=_file_in(place, row.file)) for row in own_rows]
-    faults_of_all += _faults_of_all(items, settings)
+    # What one source lacks, those that cannot be read may have.
+    faults_of_all = faults_of_all or _faults_of_all(items, settings)
     if faults_of_all:
         raise DatasetError("\n".join(faults_of_all))
     items.sort(key=lambda item: (item.id, item.captions, item.file))

@@ -49,31 +49,45 @@ def _check_fits(file: Path, settings: LoraSettings, named: str) -> None:
     if not ranks:
         raise SettingsError(f"{named}: holds no LoRA under peft's names (...{DOWN}); {FIX}")
     of_text = any(layer.startswith("text_encoder") for layer in ranks)
-    _check_same(settings, "text_encoder", settings.text_encoder, of_text)
-    if wrong := [layer for layer, rank in ranks.items() if settings.rank_of(_bare(layer)) != rank]:
-        found = ", ".join(map(str, sorted(set(ranks.values()))))
-        key = "rank" if settings.rank_pattern is None else "rank_pattern"
-        where = "" if key == "rank" else f", in {_bare(wrong[0])} {ranks[wrong[0]]}"
-        raise SettingsError(
-            f"lora.{key} = {getattr(settings, key)}: {settings.init_from} has rank {found}{where}; set "
-            f"{_settings_for('rank', ranks)}"
-        )
     config = json.loads(header.metadata.get(METADATA, "{}"))
-    _check_same(settings, "dora", settings.dora, _said(config, ".use_dora", False))
+    faults = [
+        *_other(settings, "text_encoder", settings.text_encoder, of_text),
+        *_other(settings, "dora", settings.dora, _said(config, ".use_dora", False)),
+    ]
+    faults += _faults_of_ranks(settings, ranks) or _faults_of_scales(settings, ranks, config)
+    if faults:
+        raise SettingsError("\n".join(faults))
+
+
+def _faults_of_ranks(settings: LoraSettings, ranks: Mapping[str, int]) -> list[str]:
+    wrong = [layer for layer, rank in ranks.items() if settings.rank_of(_bare(layer)) != rank]
+    if not wrong:
+        return []
+    found = ", ".join(map(str, sorted(set(ranks.values()))))
+    key = "rank" if settings.rank_pattern is None else "rank_pattern"
+    where = "" if key == "rank" else f", in {_bare(wrong[0])} {ranks[wrong[0]]}"
+    said = f"lora.{key} = {getattr(settings, key)}: {settings.init_from} has rank {found}{where}; set "
+    return [said + _settings_for("rank", ranks)]
+
+
+def _faults_of_scales(settings: LoraSettings, ranks: Mapping[str, int], config: Mapping[str, Any]) -> list[str]:
+    """Of a job whose ranks are right, which its scales go by."""
     scales = {layer: _scale(config, layer, rank) for layer, rank in ranks.items()}
-    if wrong := [layer for layer, scale in scales.items() if not _same(settings.scale_of(_bare(layer)), scale)]:
-        alpha = settings.rank if settings.alpha is None else settings.alpha
-        _check_same(settings, "alpha", alpha, _said(config, ".lora_alpha", settings.rank))
-        _check_same(settings, "rslora", settings.rslora, _said(config, ".use_rslora", False))
-        alphas = {
-            layer: scales[layer] * (math.sqrt(rank) if settings.rslora else rank) for layer, rank in ranks.items()
-        }
-        layer = wrong[0]
-        raise SettingsError(
-            f"lora.alpha_pattern = {settings.alpha_pattern}: {settings.init_from} has the scale {scales[layer]:g} in "
-            f"{_bare(layer)}, and this job would have {settings.scale_of(_bare(layer)):g}; set "
-            f"{_settings_for('alpha', alphas)}"
-        )
+    wrong = [layer for layer, scale in scales.items() if not _same(settings.scale_of(_bare(layer)), scale)]
+    if not wrong:
+        return []
+    alpha = settings.rank if settings.alpha is None else settings.alpha
+    faults = _other(settings, "alpha", alpha, _said(config, ".lora_alpha", settings.rank))
+    faults += _other(settings, "rslora", settings.rslora, _said(config, ".use_rslora", False))
+    if faults:
+        return faults
+    alphas = {layer: scales[layer] * (math.sqrt(rank) if settings.rslora else rank) for layer, rank in ranks.items()}
+    layer = wrong[0]
+    said = (
+        f"lora.alpha_pattern = {settings.alpha_pattern}: {settings.init_from} has the scale {scales[layer]:g} in "
+        f"{_bare(layer)}, and this job would have {settings.scale_of(_bare(layer)):g}; set "
+    )
+    return [said + _settings_for("alpha", alphas)]
 
 
 def _same(here: float, there: float) -> bool:
@@ -124,10 +138,10 @@ def _said(config: Mapping[str, Any], ending: str, usual: Any) -> Any:
     return next((value for key, value in config.items() if key.endswith(ending)), usual)
 
 
-def _check_same(settings: LoraSettings, key: str, here: Any, there: Any) -> None:
-    if not _same(here, there):
-        shown = str(there).lower() if isinstance(there, bool) else f"{there:g}"
-        raise SettingsError(
-            f"lora.{key} = {getattr(settings, key)}: {settings.init_from} was trained with {shown}; set "
-            f"lora.{key}={shown}"
-        )
+def _other(settings: LoraSettings, key: str, here: Any, there: Any) -> list[str]:
+    """That the file was trained with another value of a setting."""
+    if _same(here, there):
+        return []
+    shown = str(there).lower() if isinstance(there, bool) else f"{there:g}"
+    said = f"lora.{key} = {getattr(settings, key)}: {settings.init_from} was trained with {shown}; set "
+    return [f"{said}lora.{key}={shown}"]

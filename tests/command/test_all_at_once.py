@@ -150,6 +150,25 @@ FILES: dict[str, tuple[Raw, list[str]]] = {
         {"model": {"path": "???"}, "dataset": {"masks": True}, "lora": {"rank": 0}},
         ["model.path", "lora.rank", "dataset.masks", "dataset.masks=true"],
     ),
+    "images, and a folder of the class": (
+        {
+            "dataset": {"path": "/nowhere"},
+            "method": {"name": "dreambooth", "class_data_dir": "/nor/here"},
+        },
+        ["dataset.path='/nowhere'", "  - not found", "method.class_data_dir"],
+    ),
+    "what is merged, and how": (
+        {"task": {"name": "merge"}, "model": {"family": "sd3"}, "adapter": ["/nowhere"], "output": "single_file"},
+        ["model.family", "output", "adapter"],
+    ),
+    "what is exported, and how": (
+        {"task": {"name": "export"}, "model": {"family": "sd3"}, "adapter": ["/nowhere"], "formats": ["kohya_alpha"]},
+        ["model.family", "formats", "adapter"],
+    ),
+    "what is deployed, and from where": (
+        {"task": {"name": "deploy"}, "adapter": ["/nowhere"], "launcher": {"name": "slurm"}},
+        ["launcher", "adapter"],
+    ),
     "an adapter of a task": (
         {"task": {"name": "generate"}, "adapter": ["/nowhere"], "inference_steps": 0},
         ["inference_steps", "adapter"],

@@ -159,3 +159,14 @@ def test_each_source_may_describe_its_own_class(tmp_path: Path) -> None:
         ("sources.1/1.png", 1),
         ("sources.2/2.png", 2),
     ]
+
+
+def test_what_the_sources_that_can_be_read_lack_others_may_have(tmp_path: Path) -> None:
+    right, masked = write(tmp_path / "right", 1, caption="a dog"), write(tmp_path / "masked", 2, caption="a cat")
+    Image.new("L", (40, 48)).save(masked / "2.mask.png")
+    (masked / "3.png").write_bytes(b"no image")
+
+    with pytest.raises(DatasetError) as raised:
+        read({"path": str(right)}, {"path": str(masked)}, masks=True)
+
+    assert "3.png: cannot be decoded" in str(raised.value) and "no image has a mask" not in str(raised.value)

@@ -148,6 +148,18 @@ def test_an_adapter_that_does_not_fit_is_refused(first: Job, changes: dict[str, 
         find_earlier(settings)
 
 
+def test_all_that_does_not_fit_an_adapter_is_told_together(first: Job) -> None:
+    settings = LoraSettings(rank=8, alpha=8.0, dora=True, init_from=str(first.folder))
+    with pytest.raises(SettingsError) as raised:
+        find_earlier(settings)
+    keys = [line.partition(" = ")[0] for line in str(raised.value).splitlines()]
+    assert keys == ["lora.text_encoder", "lora.dora", "lora.rank"]
+
+    settings = LoraSettings(rank=4, alpha=2.0, rslora=True, text_encoder=True, init_from=str(first.folder))
+    with pytest.raises(SettingsError, match=r"^lora.alpha = 2.0: .*\nlora.rslora = True: "):
+        find_earlier(settings)
+
+
 def adapter_file(file: Path, ranks: dict[str, int], **config: Any) -> str:
     """A file with layers of these ranks and what it says of them."""
     said = {f"unet.{key}": value for key, value in config.items()}

@@ -286,6 +286,15 @@ def test_classes_that_are_missing_or_wrong_are_named_with_their_source(folders: 
             ],
         ),
         (
+            [unsaid, {**cat, "class_data_dir": "/nowhere"}],
+            {"class_data_dir": "/nor/here"},
+            [
+                "dataset.sources.0.class_prompt = null",
+                "method.class_data_dir = '/nor/here': there is no such folder",
+                "dataset.sources.1.class_data_dir = '/nowhere': there is no such folder",
+            ],
+        ),
+        (
             [dog, {**cat, "class_data_dir": None}],
             {"num_class_images": 0},
             [f"no images of the class {CAT!r} either; set dataset.sources.1.class_data_dir"],

@@ -51,7 +51,8 @@ def _text(key: str, value: Any, faults: Faults) -> str | None:
         return None
     if value is not None and not isinstance(value, str):
         faults.add("description", f"{DESCRIPTION_NAME}: {key}={value!r} must be text. Put it in quotes.")
-        return None
+        # A caption is there, if it is one: that the images have none is not to be said besides.
+        return str(value) if key == "instance_prompt" else None
     if value is not None and whole(value) != value:
         faults.add("description", f"{DESCRIPTION_NAME}: {key}={value!r} holds half a character. Write it anew.")
         return None

@@ -22,6 +22,7 @@ from runner.errors import SettingsError
 from runner.families.files import local_folder
 from runner.families.prediction import sampler_faults
 from runner.families.single_file import is_single_file, single_file_faults
+from runner.jobs.adapter_file import AdapterFile
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
 from runner.schema.tasks.deploy import Deploy
@@ -61,15 +62,19 @@ EXECUTION: Actions = {
 
 def check(settings: Deploy) -> dict[str, Any]:
     """As `runner.tasks` says."""
-    adapters = find_adapters(settings)
-    names = served_names(settings, adapters)
+    adapters: list[AdapterFile] = []
+    faults = here_faults(settings.launcher.name, settings.task.name)
+    try:
+        adapters = find_adapters(settings)
+    except SettingsError as error:
+        faults += str(error).splitlines()
+    names = served_names(settings, adapters) if adapters else []
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise SettingsError(
+        faults.append(
             f"adapter: {', '.join(repeated)} would be the name of several in the endpoint; rename their files"
         )
-    if faults := _model_faults(settings.model) + sampler_faults(settings.model, settings.scheduler.name):
-        raise SettingsError("\n".join(faults))
-    if faults := here_faults(settings.launcher.name, settings.task.name):
+    faults += _model_faults(settings.model) + sampler_faults(settings.model, settings.scheduler.name)
+    if faults:  # before anybody is asked over the network
         raise SettingsError("\n".join(faults))
     wanted = settings.endpoint
     account, image = Account(wanted, section=SECTION), image_of(wanted)

@@ -15,8 +15,12 @@ from runner.tasks.export.hub import hub_faults
 
 def check(settings: Export) -> dict[str, Any]:
     """As `runner.tasks` says."""
-    (found,) = find_adapters(settings)
-    faults = _format_faults(settings, found)
+    faults = _of_the_family(settings)
+    try:
+        (found,) = find_adapters(settings)
+        faults += _format_faults(settings, found)
+    except SettingsError as error:
+        faults += str(error).splitlines()
     if settings.hub.push:
         if base_model(settings) is None:
             faults.append(
@@ -37,15 +41,18 @@ def base_model(settings: Export) -> str | None:
     return path if is_hub_id(path) else None
 
 
+def _of_the_family(settings: Export) -> list[str]:
+    """What of the chosen formats no adapter for such a model can have."""
+    if FAMILIES[settings.model.family].original_layout or "kohya_alpha" not in settings.formats:
+        return []
+    said = f"formats = {list(settings.formats)}: no program reads alpha tensors of a {settings.model.family} adapter; "
+    return [said + "take kohya"]
+
+
 def _format_faults(settings: Export, found: AdapterFile) -> list[str]:
     """What of the chosen formats this adapter cannot have."""
-    given, faults = settings.adapter[0], []
+    given, faults = settings.adapter[0], list[str]()
     (_, weight) = settings.weighted[0]
-    if not FAMILIES[settings.model.family].original_layout and "kohya_alpha" in settings.formats:
-        faults.append(
-            f"formats = {list(settings.formats)}: no program reads alpha tensors of a {settings.model.family} adapter; "
-            "take kohya"
-        )
     if found.file in found.words:
         changed = [key for key in ("rank", "keep_energy") if getattr(settings, key) is not None]
         changed += ["adapter_weight"] if weight != 1 else []

@@ -6,20 +6,24 @@ from typing import Any
 
 from runner.errors import SettingsError
 from runner.families.known import FAMILIES
-from runner.jobs.adapter_file import is_dora
+from runner.jobs.adapter_file import AdapterFile, is_dora
 from runner.schema.tasks.merge import Merge
 from runner.tasks.adapters import contents_of, find_adapters, weight_faults_of_dora
 
 
 def check(settings: Merge) -> dict[str, Any]:
     """As `runner.tasks` says."""
-    faults = []
+    faults, adapters = [], list[AdapterFile]()
     if settings.output == "single_file" and not FAMILIES[settings.model.family].original_layout:
         faults.append(
             f"output = 'single_file': only Stable Diffusion 1.x and XL are written so, and model.family is "
             f"{settings.model.family}; take output=folder"
         )
-    for given, found, (_, weight) in zip(settings.adapter, find_adapters(settings), settings.weighted, strict=True):
+    try:
+        adapters = find_adapters(settings)
+    except SettingsError as error:
+        faults += str(error).splitlines()
+    for found, (given, weight) in zip(adapters, settings.weighted, strict=False):  # none where one is not there
         if found.words:
             words = ", ".join(file.stem for file in found.words)
             fix = f"to merge its layers alone, name {found.file}, and keep the words' files beside"
