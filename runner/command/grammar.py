@@ -58,6 +58,12 @@ def space_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> tu
     return list(space.values()), list(fixed.values())
 
 
+def unswept(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[str]:
+    """The overrides that are no sweeps: what all jobs share, whatever the space is."""
+    parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
+    return [str(each.input_line) for each in parsed if not each.is_sweep_override()]
+
+
 def _parameter(key: str, override: Override) -> Parameter:
     value = override.value()
     if isinstance(value, IntervalSweep):

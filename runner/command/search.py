@@ -10,13 +10,20 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
 
-from runner.check import Checker
+from runner.check import Checker, launcher_of
 from runner.command.compose import Composer, plain
-from runner.command.grammar import space_of
-from runner.command.trials import checked_settings, contents_of, examples, fixed_settings, require_trainings
+from runner.command.grammar import space_of, unswept
+from runner.command.trials import (
+    Refusals,
+    checked_settings,
+    checked_trainings,
+    contents_of,
+    examples,
+    fixed_settings,
+)
 from runner.errors import SettingsError
 from runner.jobs.lock import LockedError, lock
-from runner.launch.door import Config, check_all, keep_request, launch, launch_search
+from runner.launch.door import Config, keep_request, launch, launch_search
 from runner.paths import ExperimentPaths, outputs_dir
 from runner.schema import ObjectiveSettings, QueuedLauncher, SearchSettings
 from runner.search import OptunaSearch
@@ -36,8 +43,9 @@ def run_search(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
     Raises:
         SettingsError: the space, the settings or one of the ends of the space is wrong; nothing was started.
     """
-    chosen = checked_settings(SearchSettings, settings)
-    space, fixed = space_of(arguments, loader)
+    wrong = Refusals()
+    chosen = wrong.of(lambda: checked_settings(SearchSettings, settings))
+    space, fixed = wrong.of(lambda: space_of(arguments, loader)) or ([], unswept(arguments, loader))
     composer = Composer(loader)
 
     def compose(overrides: Sequence[str]) -> Config:
@@ -46,12 +54,12 @@ def run_search(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
 
     found = examples(space, compose)
     first = found[0][0]
-    require_trainings(first)
-    jobs = check_all(Checker(outputs_dir()), found)
+    jobs = wrong.of(lambda: checked_trainings(Checker(outputs_dir()), found))
+    wrong.of(lambda: _require_waiting(first))
+    wrong.raise_if_any()
+    assert chosen is not None and jobs is not None
     experiment = jobs[0].experiment
     folder = ExperimentPaths(outputs_dir() / experiment.name)
-    if isinstance(experiment.launcher, QueuedLauncher) and not experiment.launcher.wait:
-        raise SettingsError("launcher.wait = False: a search goes on by results, and has to wait for them; remove it")
     if experiment.launcher.dry_run:
         launch(found[:1], expected=chosen.n_trials)
         return
@@ -70,6 +78,12 @@ def run_search(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
             return
         for line in [*search.summary(), "nothing is left to try; raise hydra.sweeper.n_trials to go on"]:
             log.info("%s", line)
+
+
+def _require_waiting(config: Mapping[str, Any]) -> None:
+    launcher = launcher_of(config)
+    if isinstance(launcher, QueuedLauncher) and not launcher.wait:
+        raise SettingsError("launcher.wait = False: a search goes on by results, and has to wait for them; remove it")
 
 
 @contextmanager

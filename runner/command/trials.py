@@ -6,17 +6,39 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from runner.check import Checker
 from runner.errors import SettingsError, not_started
 from runner.jobs.job import Job
-from runner.launch.door import Config
+from runner.launch.door import Config, check_all
 from runner.schema.knob import Settings
 from runner.schema.reading import read
 from runner.search import Parameter
 
 S = TypeVar("S", bound=Settings)
+T = TypeVar("T")
 
 WITHOUT_EFFECT = ("launcher", "logger", "checkpoint", "objective", "hydra", "name")
 """What all jobs share and no result depends on: another value does not make another search of it."""
+
+
+class Refusals:
+    """What keeps a search from starting, gathered over several looks at it, so that it is told together."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def of(self, look: Callable[[], T]) -> T | None:
+        """What a look gives, or None where it raises a SettingsError."""
+        try:
+            return look()
+        except SettingsError as error:
+            self._texts.append(str(error))
+            return None
+
+    def raise_if_any(self) -> None:
+        """Raises SettingsError with all of them."""
+        if self._texts:
+            raise SettingsError("\n".join(self._texts))
 
 
 def checked_settings(kind: type[S], settings: Mapping[str, Any]) -> S:
@@ -60,6 +82,16 @@ def fixed_settings(config: Mapping[str, Any], space: Sequence[Parameter]) -> dic
         if key.partition(".")[0] not in WITHOUT_EFFECT
         and not any(key == name or key.startswith(f"{name}.") for name in chosen)
     }
+
+
+def checked_trainings(checker: Checker, found: Sequence[Config]) -> list[Job]:
+    """The jobs of some configurations.
+
+    Raises:
+        SettingsError: they are no trainings, or some are wrong.
+    """
+    require_trainings(found[0][0])
+    return check_all(checker, found)
 
 
 def require_trainings(config: Mapping[str, Any]) -> None:

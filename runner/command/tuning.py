@@ -12,16 +12,25 @@ from omegaconf import DictConfig, OmegaConf
 
 from runner.check import Checker
 from runner.command.compose import Composer, plain
-from runner.command.grammar import space_of
-from runner.command.trials import checked_settings, examples, first_values, flat, other_values, require_trainings
+from runner.command.grammar import space_of, unswept
+from runner.command.trials import (
+    Refusals,
+    checked_settings,
+    checked_trainings,
+    examples,
+    first_values,
+    flat,
+    other_values,
+)
 from runner.container.settings import laid_over
 from runner.errors import RunnerError
 from runner.jobs.job import Job
-from runner.launch.door import Config, check_all, keep_request
+from runner.launch.door import Config, keep_request
 from runner.launchers import sagemaker
 from runner.paths import outputs_dir
 from runner.plan import Plan, Predictor, make_plan
 from runner.schema import SageMakerLauncher, TuningSettings
+from runner.search import Parameter
 from runner.search.tuning.checks import (
     faults_of_inputs,
     faults_of_permissions,
@@ -40,8 +49,10 @@ log = logging.getLogger(__name__)
 class _Space:
     """The space of a command, and the jobs in it."""
 
-    def __init__(self, loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> None:
-        self.parameters, self.fixed = space_of(arguments, loader)
+    def __init__(
+        self, loader: ConfigLoader, master: DictConfig, parameters: Sequence[Parameter], fixed: Sequence[str]
+    ) -> None:
+        self.parameters, self.fixed = parameters, fixed
         self.checker = Checker(outputs_dir())
         self._composer, self._master = Composer(loader), master
 
@@ -62,19 +73,20 @@ def run_tuning(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
     Raises:
         SettingsError: the space, the settings or one of the ends of the space is wrong; nothing was started.
     """
-    chosen = checked_settings(TuningSettings, settings)
-    space = _Space(loader, master, arguments)
+    wrong = Refusals()
+    chosen = wrong.of(lambda: checked_settings(TuningSettings, settings))
+    known = wrong.of(lambda: space_of(arguments, loader))
+    space = _Space(loader, master, *(known or ([], unswept(arguments, loader))))
     found = examples(space.parameters, space.compose)
     first = found[0][0]
-    require_trainings(first)
-    require_sagemaker(first)
-    jobs = check_all(space.checker, found)
+    jobs = wrong.of(lambda: checked_trainings(space.checker, found))
+    ranges = wrong.of(lambda: _ranges_there(space, first))
+    wrong.raise_if_any()
+    assert chosen is not None and jobs is not None and ranges is not None
     base, launcher = jobs[0], jobs[0].settings.launcher
     assert isinstance(launcher, SageMakerLauncher)
-    refuse(faults_of_settings(base.experiment, launcher, chosen))
-    ranges = ranges_of(space.parameters, space.composed)
-    tried = other_values(space.parameters)
-    refuse(faults_of_inputs(jobs, [f"{key}={text}" for key, text in tried]))
+    tried = [f"{key}={text}" for key, text in other_values(space.parameters)]
+    refuse([*faults_of_settings(base.experiment, launcher, chosen), *faults_of_inputs(jobs, tried)])
     refuse(_faults_of_laying(space, ranges, first, jobs))
     plan = _plan_of_one(base, launcher)
     search = TuningSearch(
@@ -98,6 +110,12 @@ def run_tuning(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
     reached = sagemaker.ready(all_trials(plan, chosen.n_trials), launcher)
     keep_request(base.folder.parent, OmegaConf.to_yaml(master))
     search.run(reached)
+
+
+def _ranges_there(space: _Space, first: Mapping[str, Any]) -> list[Range]:
+    """The space as SageMaker varies it, if it is SageMaker that shall."""
+    require_sagemaker(first)
+    return ranges_of(space.parameters, space.composed)
 
 
 def _plan_of_one(base: Job, launcher: SageMakerLauncher) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,12 +58,12 @@ def search(*, trials: int, wrong: str = "", seeds: Sequence[str] = SEEDS) -> Opt
     )
 
 
-def command(search_by: Callable[..., None], *given: str) -> None:
+def command(search_by: Callable[..., None], *given: str, settings: Mapping[str, Any] | None = None) -> None:
     """Search as the sweeper of the command line does."""
     with initialize_config_dir(str(HOME / "conf"), version_base=None):
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("config", list(given), run_mode=RunMode.MULTIRUN)
-        search_by(loader, master, given, {"n_trials": 5})
+        search_by(loader, master, given, settings or {"n_trials": 5})
 
 
 @pytest.fixture
@@ -291,6 +291,24 @@ def test_other_images_under_the_same_name_are_another_search(tmp_path: Path, mon
 def test_only_trainings_are_searched(search_by: Callable[..., None]) -> None:
     with pytest.raises(SettingsError, match="task = 'evaluate': cannot be searched, only trainings have an objective"):
         command(search_by, "task=evaluate", "adapter_weight=interval(0.1,1.0)")
+
+
+@pytest.mark.parametrize(
+    ("search_by", "given", "keys"),
+    [
+        (run_search, ["seed=1,2"], ["n_trails = 5: unknown key", "steps = 0", "launcher.wait = False"]),
+        (run_search, ["seed=interval(9,1)"], ["n_trails = 5: unknown key", "needs a lower and a higher", "steps = 0"]),
+        (run_tuning, ["seed=1,2"], ["n_trails = 5: unknown key", "steps = 0", "set launcher=sagemaker"]),
+        (run_tuning, ["name=a,b"], ["n_trails = 5: unknown key", "name changes no result", "set launcher=sagemaker"]),
+    ],
+)
+def test_what_is_wrong_with_a_search_and_with_its_jobs_is_told_together(
+    search_by: Callable[..., None], given: list[str], keys: list[str]
+) -> None:
+    slurm = ["launcher=slurm", "launcher.cluster=local", "launcher.gpus_per_node=0", "launcher.wait=false"]
+    with pytest.raises(SettingsError) as raised:
+        command(search_by, *given, *slurm, "steps=0", settings={"n_trails": 5})
+    assert [key for key in keys if key not in str(raised.value)] == [], str(raised.value)
 
 
 def test_one_search_at_a_time(tmp_path: Path) -> None:
