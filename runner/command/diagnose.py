@@ -37,6 +37,8 @@ from runner.schema.knob import Settings
 from runner.schema.messages import nearest
 
 MOST_JOBS = 64
+SWEEPERS = ("grid", *SEARCHES)
+"""What can be chosen as `hydra/sweeper`."""
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError)
 
 
@@ -85,6 +87,8 @@ def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[
         return [f"{key} = {value}: tasks have settings of their own, so run the command once for each of them"]
     if key in (*GROUPS, "recipe"):
         return _faults_of_choice(override, key, search)
+    if key == "hydra/sweeper":
+        return [] if value in SWEEPERS else [no_choice(key, value, SWEEPERS)]
     owner, _, name = key.rpartition(".")
     if searching is not None and owner == "hydra.sweeper" and name not in (*searching.model_fields, "params"):
         return [f"{key} = {value}: unknown key{nearest(name, searching.model_fields)}"]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from runner.check import Checker
 from runner.command.compose import plain, refuse_outdone, refuse_swept_launcher
 from runner.command.grammar import empty_sweeps
+from runner.command.trials import Refusals
 from runner.errors import SettingsError, not_started
 from runner.jobs.job import read_manifest
-from runner.launch.door import launch
+from runner.launch.door import Config, check_all, launch
+from runner.paths import outputs_dir
 
 if TYPE_CHECKING:
+    from hydra.conf import HydraConf
     from hydra.core.config_loader import ConfigLoader
     from hydra.core.utils import JobReturn
     from omegaconf import DictConfig
@@ -26,15 +30,29 @@ def single(config: DictConfig, overrides: Sequence[str]) -> None:
     """Run what Hydra composed without `-m`: a batch of one."""
     from hydra.core.hydra_config import HydraConfig
 
-    sweeper = HydraConfig.get().runtime.choices.get("hydra/sweeper")
-    if sweeper not in (None, "grid"):
-        raise SettingsError(f"hydra/sweeper = {sweeper}: has no effect without -m (python -m runner -m ...)")
     # On stderr, for what is said on stdout may be read by a program (launcher.dry_run=json).
     if params := HydraConfig.get().sweeper.get("params"):
         sweeps = " ".join(f"{key}={value}" for key, value in params.items())
         sys.stderr.write(f"a single job: the sweep of the recipe ({sweeps}) needs -m (python -m runner -m ...)\n")
-    refuse_outdone(config, HydraConfig.get())
-    launch([(plain(config), tuple(overrides))])
+    configs = [(plain(config), tuple(overrides))]
+    _refuse(configs, lambda: _refuse_search(HydraConfig.get()), lambda: refuse_outdone(config, HydraConfig.get()))
+    launch(configs)
+
+
+def _refuse_search(hydra: HydraConf) -> None:
+    sweeper = hydra.runtime.choices.get("hydra/sweeper")
+    if sweeper not in (None, "grid"):
+        raise SettingsError(f"hydra/sweeper = {sweeper}: has no effect without -m (python -m runner -m ...)")
+
+
+def _refuse(configs: Sequence[Config], *looks: Callable[[], None]) -> None:
+    """Raises SettingsError where a look does; with what is wrong with the jobs, which the door would tell only then."""
+    wrong = Refusals()
+    for look in looks:
+        wrong.of(look)
+    if wrong.texts:
+        wrong.of(lambda: check_all(Checker(outputs_dir()), configs))
+        wrong.raise_if_any()
 
 
 def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str]]) -> list[JobReturn]:
@@ -49,8 +67,9 @@ def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str
     if len(batch) >= MANY_JOBS:  # on stderr, as above
         sys.stderr.write(f"{len(batch)} jobs: every one is composed and checked before the first one starts\n")
     configs = [(loader.load_sweep_config(master, list(overrides)), tuple(overrides)) for overrides in batch]
-    refuse_swept_launcher(configs)
-    jobs = launch([(plain(config), overrides) for config, overrides in configs], request=OmegaConf.to_yaml(master))
+    resolved = [(plain(config), overrides) for config, overrides in configs]
+    _refuse(resolved, lambda: refuse_swept_launcher(configs))
+    jobs = launch(resolved, request=OmegaConf.to_yaml(master))
     results = []
     for job, (config, overrides) in zip(jobs, configs, strict=True):
         result = JobReturn(overrides=overrides, cfg=config, working_dir=str(job.folder), task_name="runner")

@@ -22,23 +22,23 @@ WITHOUT_EFFECT = ("launcher", "logger", "checkpoint", "objective", "hydra", "nam
 
 
 class Refusals:
-    """What keeps a search from starting, gathered over several looks at it, so that it is told together."""
+    """What keeps a command from starting, gathered over several looks at it, so that it is told together."""
 
     def __init__(self) -> None:
-        self._texts: list[str] = []
+        self.texts: list[str] = []
 
     def of(self, look: Callable[[], T]) -> T | None:
         """What a look gives, or None where it raises a SettingsError."""
         try:
             return look()
         except SettingsError as error:
-            self._texts.append(str(error))
+            self.texts.append(str(error))
             return None
 
     def raise_if_any(self) -> None:
         """Raises SettingsError with all of them."""
-        if self._texts:
-            raise SettingsError("\n".join(self._texts))
+        if self.texts:
+            raise SettingsError("\n".join(self.texts))
 
 
 def checked_settings(kind: type[S], settings: Mapping[str, Any]) -> S:

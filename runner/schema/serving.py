@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -94,11 +96,16 @@ def told(kind: type[Told], raw: object) -> tuple[Told | None, list[str]]:
     try:
         return kind.model_validate(raw), []
     except ValidationError as error:
-        return None, [
-            line
-            for fault in error.errors()
-            for line in _lines(kind, fault["loc"], fault["type"], fault["msg"], fault["input"])
-        ]
+        found = error.errors()
+    faults = [line for each in found for line in _lines(kind, each["loc"], each["type"], each["msg"], each["input"])]
+    wrong = {str(each["loc"][0]) for each in found if each["loc"]}
+    rest = {key: value for key, value in raw.items() if key not in wrong}
+    if len(rest) < len(raw):  # what is wrong hides how the others go together
+        more = told(kind, rest)[1]
+        # What a key may have been meant to be is not missing.
+        about = wrong.union(*(difflib.get_close_matches(key, kind.model_fields, n=1) for key in wrong))
+        faults += [line for line in more if not about & set(re.findall(r"\w+", line))]
+    return None, faults
 
 
 def _lines(kind: type[Settings], place: Sequence[Any], fault: str, message: str, value: object) -> list[str]:

@@ -14,6 +14,7 @@ from runner.launch.door import check_all
 from runner.schema import Experiment
 from runner.schema.job import JobSettings
 from runner.schema.reading import read
+from runner.schema.serving import Invocation, Serving, told
 from runner.schema.tasks import TASKS
 from tests.command_line import runner
 
@@ -216,3 +217,40 @@ def test_a_wrong_command_line_is_looked_at_as_that_of_its_task(tmp_path: Path) -
 
     assert answer.code == 2
     assert "steps = 5: has no effect with task=generate" in answer.output and "did you mean prompts?" in answer.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-m", "hydra/sweeper=optnua", "steps=0"], ["did you mean optuna?", "steps = 0"]),
+        (["hydra/sweeper=optuna", "steps=0"], ["has no effect without -m", "steps = 0"]),
+        (["-m", "launcher=local,slurm", "steps=0"], ["the launcher cannot be swept", "steps = 0"]),
+    ],
+)
+def test_a_sweep_that_cannot_be_made_hides_no_job_that_is_wrong(
+    arguments: list[str], said: list[str], tmp_path: Path
+) -> None:
+    answer = runner(*arguments, cwd=tmp_path)
+
+    assert answer.code == 2
+    assert [each for each in said if each not in answer.output] == [], answer.output
+
+
+@pytest.mark.parametrize(
+    ("request_", "wrong"),
+    [
+        ({"prompt": "a", "prompts": ["b"], "seed": "x"}, ["seed", "prompt"]),
+        ({"prompt": "a", "fo": 1, "seed": 1, "seeds": [2]}, ["fo", "seed"]),
+        ({"prmpt": "a", "seed": 1, "seeds": [2]}, ["prmpt", "seed"]),
+        ({"prompt": "a", "seed": "x", "seeds": [2]}, ["seed"]),
+    ],
+)
+def test_mistakes_in_a_request_come_together(request_: Raw, wrong: list[str]) -> None:
+    assert _subjects(told(Invocation, request_)[1]) == wrong
+
+
+def test_mistakes_in_what_an_endpoint_serves_come_together() -> None:
+    raw = {"model": {"family": "flux"}, "sampler": "ddim", "guidance_rescale": 0.5, "most_images": 0}
+
+    assert _subjects(told(Serving, raw)[1]) == ["most_images", "sampler", "guidance_rescale"]
+    assert _subjects(told(Serving, {**raw, "model": {"family": "flx"}})[1]) == ["model.family", "most_images"]
