@@ -20,9 +20,6 @@ S = TypeVar("S", bound=BaseModel)
 SUBJECT = re.compile(r"[\w.]+(?= = |: )")
 """The key that a fault is about, at the beginning of its line."""
 
-A_SETTING = r"(?= ?=|\.\w|: )"
-"""What follows in a fault on a key without dots, which may be a word of its sentence, too: `steps = 5`, `lora.rank`."""
-
 
 def read(kind: type[S], raw: Mapping[str, Any]) -> tuple[S | None, list[str]]:
     """(the settings, or None; a line for each fault); see `read_most`."""
@@ -87,4 +84,4 @@ def _leave_out(raw: dict[str, Any], key: str) -> str | None:
 
 def _mentions(line: str, keys: Sequence[str]) -> bool:
     """Whether a fault is about one of these, or follows from it: in place of each there was a default."""
-    return any(re.search(rf"(?<![\w.]){re.escape(key)}(?!\w){'' if '.' in key else A_SETTING}", line) for key in keys)
+    return any(re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", line) for key in keys)

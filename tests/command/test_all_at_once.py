@@ -112,6 +112,17 @@ def test_mistakes_in_the_settings_of_a_task_come_together() -> None:
     assert keys(TASKS["export"], raw) == ["hub.repo_id", "adapter", "formats", "keep_energy"]
 
 
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ({"adapter": 3, "drift_in": "dino"}, ["adapter.0"]),
+        ({"adapter": ["x"], "metrics": ["base_drfit"], "drift_in": "clip"}, ["metrics.0"]),
+    ],
+)
+def test_what_a_wrong_value_was_to_be_measured_with_is_not_missing(given: Raw, wrong: list[str]) -> None:
+    assert keys(TASKS["evaluate"], {"task": {"name": "evaluate"}, **given}) == wrong
+
+
 def test_what_is_right_is_read() -> None:
     settings, faults = read(Experiment, {"lora": {"rank": 8}})
 

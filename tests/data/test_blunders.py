@@ -141,3 +141,10 @@ def test_a_prompt_that_is_nobodys_caption_is_told(tmp_path: Path, settings: Sett
     assert f"  {said}" in report.lines()
     assert report.as_dict()["remarks"] == [said]
     assert read_dataset(settings(tmp_path)).report.remarks == ()
+
+
+def test_a_prompt_that_is_no_text_is_one_fault_and_not_one_for_each_image(tmp_path: Path, settings: Settings) -> None:
+    folder_of(tmp_path, "a.png", "b.png")
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"instance_prompt": 3}))
+
+    assert faults_of(settings(tmp_path)) == ["  - dataset_info.json: instance_prompt=3 must be text. Put it in quotes."]
