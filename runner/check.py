@@ -5,9 +5,7 @@ Knows the schema, the data set and the model's files; does not know Hydra, torch
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,11 +24,11 @@ from runner.schema.defaults import variants_of
 from runner.schema.job import JobSettings
 from runner.schema.launchers import APART
 from runner.schema.method import NewTokens, TextualInversion
-from runner.schema.reading import read_most, without
+from runner.schema.reading import read_most
 from runner.schema.tasks import TASKS
 from runner.schema.tasks.adapters import WithAdapters
+from runner.schema.texts import readable
 from runner.schema.training import OPTIMIZER_PACKAGES
-from runner.system.printable import whole
 from runner.tasks import check_task
 from runner.tasks.adapters import find_adapters
 from runner.tasks.composed import settings_of, task_faults
@@ -42,10 +40,6 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=BaseModel)
 
-SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
-SECRET_MIN_LENGTH = 8
-MISSING = "???"
-"""How YAML marks a value that the user must give."""
 OF_AN_EVALUATION = ("evaluation", "name", "precision", "model", "resolution", "scheduler", "validation")
 """Sections that say with what a training is measured, and how."""
 OF_TARGETS = tuple(f"lora.{key}" for key in ("targets", "blocks", "rank_pattern", "alpha_pattern", "text_encoder"))
@@ -67,7 +61,7 @@ class Checker:
         Raises:
             SettingsError: its text holds every fault, a line each.
         """
-        faults, raw, unset = _readable(raw)
+        faults, raw, unset = readable(raw)
         task = raw["task"].get("name") if isinstance(raw.get("task"), Mapping) else None
         if task != "train" and task in TASKS:
             return self._task_job(raw, overrides, TASKS[task], faults, unset)
@@ -120,7 +114,7 @@ class Checker:
         faults: list[str],
         unset: Sequence[str],
     ) -> Job:
-        """The job of a task that does not train; `faults` and `unset` as `_readable` gives them."""
+        """The job of a task that does not train; `faults` and `unset` as `readable` gives them."""
         faults += task_faults(raw, overrides, kind)
         given = settings_of(raw, overrides, kind)
         settings, said, wrong = read_most(kind, given, unset=unset)
@@ -211,28 +205,6 @@ class Checker:
         return self.datasets[key]
 
 
-def _readable(raw: Mapping[str, Any]) -> tuple[list[str], dict[str, Any], list[str]]:
-    """(a line for each text that cannot be what is meant, the configuration without them, their keys).
-
-    Raises:
-        SettingsError: it holds a secret, which nothing is to be asked about.
-    """
-    if faults := secret_faults(raw):
-        raise SettingsError("\n".join(faults))
-    texts = list(_strings(raw, ""))
-    faults = [f"{key}: has no value; set {key}=..." for key, text in texts if text == MISSING]
-    faults += [
-        f"{key} = {text!r}: holds what is no character in UTF-8; write it anew, in a terminal with a UTF-8 locale"
-        for key, text in texts
-        if whole(text) != text
-    ]
-    if not faults:
-        return [], dict(raw), []
-    # A list is set as a whole.
-    keys = [key.partition("[")[0] for key, text in texts if text == MISSING or whole(text) != text]
-    return faults, *without(raw, keys)
-
-
 def _none_of(wrong: Sequence[str], *known: str) -> bool:
     """Whether none of the wrong keys is one of these, above one or below one: those hold what was said."""
     return not any(
@@ -265,7 +237,7 @@ def launcher_of(raw: Mapping[str, Any]) -> LauncherSettings | None:
     if not isinstance(section, Mapping):
         return None
     try:
-        faults, *_ = _readable(section)
+        faults, *_ = readable(section)
         settings = None if faults else _valid(variants_of("launcher")[str(section.get("name"))], section)
     except (SettingsError, KeyError):
         return None
@@ -301,30 +273,3 @@ def _missing_packages(experiment: Experiment) -> list[str]:
         return []
     said = f"optimizer = {name!r}: needs the package {package}, which is not installed; "
     return [said + "pip install 'lora-runner[optimizers]', or choose optimizer=adamw"]
-
-
-def secret_faults(raw: Mapping[str, Any]) -> list[str]:
-    """A line for every value that holds the content of a secret-looking environment variable."""
-    secrets = {
-        value: name
-        for name, value in os.environ.items()
-        # The place of a key is no secret; what only looks like a path may be one: those of AWS may begin with a slash.
-        if SECRET_NAME.search(name) and len(value) >= SECRET_MIN_LENGTH and not os.path.exists(value)
-    }
-    return [
-        f"{key}: holds the value of the environment variable {name}; remove it"
-        for key, text in _strings(raw, "")
-        for value, name in secrets.items()
-        if value in text
-    ]
-
-
-def _strings(node: object, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(node, str):
-        yield key, node
-    elif isinstance(node, Mapping):
-        for name, child in node.items():
-            yield from _strings(child, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, (list, tuple)):
-        for index, child in enumerate(node):
-            yield from _strings(child, f"{key}[{index}]")

@@ -16,9 +16,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.check import secret_faults
 from runner.command.own_files import FIRST_LINE
 from runner.errors import SettingsError, not_started
+from runner.schema.texts import secret_faults
 
 
 class Composer:
