@@ -69,8 +69,8 @@ class Checker:
         is_right = partial(_none_of, wrong)
         faults += said
         faults += _missing_packages(experiment) if experiment and is_right("optimizer", "launcher") else []
-        dataset = _valid(DatasetSettings, raw.get("dataset")) if _none_of(unset, "dataset") else None
-        model = _valid(ModelSettings, raw.get("model")) if _none_of(unset, "model") else None
+        dataset = _valid(DatasetSettings, raw.get("dataset", {})) if _none_of(unset, "dataset") else None
+        model = _valid(ModelSettings, raw.get("model", {})) if _none_of(unset, "model") else None
         model_faults = self._model_faults(model, used_here=_runs_here(raw)) if model else []
         faults += model_faults
         knows_model = model is not None and not model_faults
@@ -120,7 +120,7 @@ class Checker:
         settings, said, wrong = read_most(kind, given, unset=unset)
         faults += said
         contents = None
-        model = _valid(ModelSettings, given.get("model")) if _none_of(unset, "model") else None
+        model = _valid(ModelSettings, given.get("model", {})) if _none_of(unset, "model") else None
         faults += self._model_faults(model, used_here=_runs_here(raw)) if model else []
         if settings is not None:
             try:

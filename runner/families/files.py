@@ -14,7 +14,7 @@ from runner.embedded import MODEL_DIR
 from runner.errors import ModelError
 from runner.families import stored
 from runner.families.known import FAMILIES
-from runner.families.layout import CONFIG, INDEX, config_of, index_of, layout_faults, names_in, part_faults
+from runner.families.layout import CONFIG, INDEX, Weights, config_of, index_of, layout_faults, names_in, part_faults
 from runner.families.single_file import is_single_file, lay_out_single_file, single_file_faults
 from runner.hub import hub_faults, not_to_be_had, reason_of
 from runner.paths import cache_dir, path_of
@@ -108,7 +108,7 @@ def _model_faults(settings: ModelSettings, *, used_here: bool) -> list[str]:
     if is_single_file(settings.path):
         faults, beside = single_file_faults(settings, used_here=used_here), path_of(str(settings.config))
         faults = faults or _other_family(beside, settings)
-        lacks = () if faults else _lacks(beside, names_in(beside), settings, with_weights=False)
+        lacks = () if faults else _lacks(beside, names_in(beside), settings, "none")
         return faults + [f"model.config = {settings.config!r}: {reason}" for reason in lacks]
     if is_s3(settings.path):
         faults = stored.look("model.path", settings.path, one_of=MODEL_FILES)
@@ -122,7 +122,7 @@ def _model_faults(settings: ModelSettings, *, used_here: bool) -> list[str]:
         return _layout_faults(folder, settings)
 
     def missing_in(copy: Path) -> Iterator[str]:
-        return _lacks(copy, names_in(copy), settings, with_weights=True)
+        return _lacks(copy, names_in(copy), settings, "here")
 
     return hub_faults("model.path", settings.path, INDEX, settings.revision, ask=used_here, lacks=missing_in)
 
@@ -141,18 +141,19 @@ def _layout_faults(folder: Path, settings: ModelSettings) -> list[str]:
         return other_family + wrong_variant  # nothing else is as it should be, with the eyes of a family it is not of
     listed = is_s3(settings.path) and not is_archive(settings.path)
     names = set(stored.names_like(settings.path, "*")) if listed else names_in(folder)
-    lacks = _lacks(folder, names, settings, with_weights=not wrong_variant)
+    weights: Weights = "none" if wrong_variant else "listed" if listed else "here"
+    lacks = _lacks(folder, names, settings, weights)
     return wrong_variant + [f"{said}: {reason}" for reason in lacks]
 
 
-def _lacks(folder: Path, names: Collection[str], settings: ModelSettings, *, with_weights: bool) -> Iterator[str]:
+def _lacks(folder: Path, names: Collection[str], settings: ModelSettings, weights: Weights) -> Iterator[str]:
     return layout_faults(
         folder,
         names,
         FAMILIES[settings.family].denoiser,
         variant=settings.variant,
         own_vae=settings.vae is None,
-        with_weights=with_weights,
+        weights=weights,
     )
 
 

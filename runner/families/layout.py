@@ -6,13 +6,14 @@ import json
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from runner.system.tensor_file import read_header
 
 INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 """Any of these sets is a whole tokenizer."""
+Weights = Literal["here", "listed", "none"]
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
 WEIGHTS = (".safetensors", ".bin")
 WHOLE = "copy or download the whole model"
@@ -25,7 +26,7 @@ def index_of(folder: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is no JSON object.
     """
-    return _object(folder / INDEX)
+    return _read(folder / INDEX)
 
 
 def config_of(folder: Path, part: str = "") -> dict[str, Any]:
@@ -35,27 +36,26 @@ def config_of(folder: Path, part: str = "") -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is no JSON object.
     """
-    return _object(folder / part / (SCHEDULER_CONFIG if part == "scheduler" else CONFIG))
+    return _read(folder / part / (SCHEDULER_CONFIG if part == "scheduler" else CONFIG))
 
 
 def layout_faults(
-    folder: Path, names: Collection[str], denoiser: str, *, variant: str | None, own_vae: bool, with_weights: bool
+    folder: Path, names: Collection[str], denoiser: str, *, variant: str | None, own_vae: bool, weights: Weights
 ) -> Iterator[str]:
     """What a model lacks of what a training loads, or has damaged: reason and fix for each.
 
     Args:
-        folder: its small files; weights are looked at where they are here.
+        folder: its small files, and weights that are here.
         names: of all its files, as paths relative to the folder: of a model in S3 not all are here.
         denoiser: the name of its part.
         variant: of which the files with weights are, such as `fp16`.
         own_vae: whether the model's own VAE is used.
-        with_weights: whether weights are needed.
+        weights: whether they are in the folder, or listed by name only; or are not needed.
     """
-    try:
-        index = index_of(folder)
-    except (OSError, ValueError) as error:
-        yield _reason(error)
+    if unreadable := _fault_of(folder, INDEX):
+        yield unreadable
         return
+    index = _object(folder / INDEX)
     named = {name for name, kind in index.items() if isinstance(kind, list) and kind[:1] != [None]}
     vae = {"vae"} if own_vae else set()
     needed = {denoiser, "scheduler", "text_encoder", "tokenizer"} | vae
@@ -66,16 +66,16 @@ def layout_faults(
                 there_are = " nor ".join(" and ".join(files) for files in TOKENIZERS)
                 yield f"its {name} has neither {there_are}; {WHOLE}"
         elif name in {denoiser, "scheduler"} | vae or name.startswith("text_encoder"):
-            yield from _config_faults(folder, name)
-            if with_weights and name != "scheduler":
+            yield from _faults_of_config(folder, name)
+            if weights != "none" and name != "scheduler":
                 files = [each.removeprefix(f"{name}/") for each in names if each.startswith(f"{name}/")]
-                yield from _weight_faults(folder / name, files, f"its {name}", variant)
+                yield from _weight_faults(folder / name, files, f"its {name}", variant, here=weights == "here")
 
 
 def part_faults(folder: Path) -> Iterator[str]:
     """What one network lacks that has a folder on this machine for itself, as of `layout_faults`."""
-    yield from _config_faults(folder, "")
-    yield from _weight_faults(folder, names_in(folder), "it", None)
+    yield from _faults_of_config(folder, "")
+    yield from _weight_faults(folder, names_in(folder), "it", None, here=True)
 
 
 def names_in(folder: Path) -> set[str]:
@@ -83,14 +83,15 @@ def names_in(folder: Path) -> set[str]:
     return {file.relative_to(folder).as_posix() for file in (*folder.glob("*"), *folder.glob("*/*")) if file.is_file()}
 
 
-def _config_faults(folder: Path, part: str) -> Iterator[str]:
-    try:
-        config_of(folder, part)
-    except (OSError, ValueError) as error:
-        yield _reason(error)
+def _faults_of_config(folder: Path, part: str) -> Iterator[str]:
+    name = SCHEDULER_CONFIG if part == "scheduler" else CONFIG
+    if unreadable := _fault_of(folder, f"{part}/{name}" if part else name):
+        yield unreadable
 
 
-def _weight_faults(folder: Path, names: Collection[str], said: str, variant: str | None) -> Iterator[str]:
+def _weight_faults(
+    folder: Path, names: Collection[str], said: str, variant: str | None, *, here: bool
+) -> Iterator[str]:
     files = sorted(name for name in names if name.endswith(WEIGHTS) and "/" not in name)
     variants = {_variant_of(name) for name in files}
     if not variants:
@@ -101,19 +102,18 @@ def _weight_faults(folder: Path, names: Collection[str], said: str, variant: str
         other = min(other for other in variants if other)
         yield f"{said} has weights of the variant {other} only; set model.variant={other}, or {WHOLE}"
     for name in files:
-        if name.endswith(".safetensors") and _variant_of(name) == variant and (folder / name).is_file():
+        if here and name.endswith(".safetensors") and _variant_of(name) == variant:
             try:
                 read_header(folder / name)
             except (OSError, ValueError) as error:
-                yield f"{folder / name}: cannot be read ({error}); {WHOLE}"
+                yield f"{said} has {name}, which cannot be read ({error}); {WHOLE}"
     for table in (name for name in names if ".index." in name and name.endswith(".json")):
         if _variant_of(table) != variant:
             continue
-        try:
-            parts = set(_object(folder / table).get("weight_map", {}).values())
-        except (OSError, ValueError) as error:
-            yield _reason(error)
+        if unreadable := _fault_of(folder, table):
+            yield unreadable
             continue
+        parts = set(_object(folder / table).get("weight_map", {}).values())
         if missing := sorted(parts - set(names)):
             yield f"{said} lacks {len(missing)} of {len(parts)} files with weights, such as {missing[0]}; {WHOLE}"
 
@@ -128,14 +128,27 @@ def _object(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file}: is not JSON ({error})") from error
+        raise ValueError(f"is no JSON ({error})") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{file}: holds no JSON object")
+        raise ValueError("holds no JSON object")
     return found
 
 
-def _reason(error: OSError | ValueError) -> str:
-    if isinstance(error, ValueError):
-        return f"{error}; {WHOLE}"
-    reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-    return f"{error.filename} {reason}; {WHOLE}"
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return _object(file)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _fault_of(folder: Path, name: str) -> str:
+    """Why a small file cannot be read, with the fix; empty if it can."""
+    try:
+        _object(folder / name)
+    except FileNotFoundError:
+        return f"its {name} is missing; {WHOLE}"
+    except OSError as error:
+        return f"its {name} cannot be read ({error.strerror}); {WHOLE}"
+    except ValueError as error:
+        return f"its {name} {error}; {WHOLE}"
+    return ""

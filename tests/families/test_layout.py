@@ -57,16 +57,19 @@ def in_shards(folder: Path) -> None:
 
 
 DAMAGED: dict[str, tuple[Change, list[str]]] = {
-    "no JSON": (written("model_index.json", "{"), ["model_index.json: is not JSON ("]),
-    "a list": (written("model_index.json", "[]"), ["model_index.json: holds no JSON object"]),
+    "no JSON": (written("model_index.json", "{"), ["its model_index.json is no JSON ("]),
+    "a list": (written("model_index.json", "[]"), ["its model_index.json holds no JSON object"]),
     "a part that is not named": (without("vae"), ["its model_index.json names no vae"]),
-    "a damaged configuration": (written("unet/config.json", "[]"), ["unet/config.json: holds no JSON object"]),
-    "a damaged sampler": (written("scheduler/scheduler_config.json", ""), ["scheduler_config.json: is not JSON ("]),
-    "no sampler": (gone("scheduler"), ["scheduler/scheduler_config.json is missing"]),
+    "a damaged configuration": (written("unet/config.json", "[]"), ["its unet/config.json holds no JSON object"]),
+    "a damaged sampler": (
+        written("scheduler/scheduler_config.json", ""),
+        ["its scheduler/scheduler_config.json is no JSON ("],
+    ),
+    "no sampler": (gone("scheduler"), ["its scheduler/scheduler_config.json is missing"]),
     "no tokenizer": (gone("tokenizer_2"), ["its tokenizer_2 has neither tokenizer.json nor vocab.json and merges.txt"]),
     "no text encoder": (
         gone("text_encoder_2"),
-        ["text_encoder_2/config.json is missing", f"its text_encoder_2 {NO_WEIGHTS}"],
+        ["its text_encoder_2/config.json is missing", f"its text_encoder_2 {NO_WEIGHTS}"],
     ),
     "no weights of two parts": (
         lambda folder: (gone(UNET)(folder), gone(VAE)(folder)),
@@ -82,7 +85,7 @@ DAMAGED: dict[str, tuple[Change, list[str]]] = {
     ),
     "weights that were cut short": (
         halved(VAE),
-        ["vae/diffusion_pytorch_model.safetensors: cannot be read (cut short"],
+        ["its vae has diffusion_pytorch_model.safetensors, which cannot be read (cut short"],
     ),
 }
 
@@ -114,7 +117,7 @@ def test_what_a_training_does_not_load_may_be_missing(model: Path) -> None:
     assert check_model(ModelSettings(path=str(model), vae=str(own))) == []
     gone("config.json")(own)
     (fault,) = check_model(ModelSettings(path=str(model), vae=str(own)))
-    assert fault.startswith(f"model.vae = {str(own)!r}: {own}/config.json is missing")
+    assert fault.startswith(f"model.vae = {str(own)!r}: its config.json is missing")
 
 
 def test_all_parts_need_the_variant(model: Path) -> None:
@@ -137,7 +140,7 @@ def test_of_a_model_elsewhere_the_names_are_enough(model: Path) -> None:
             (model / name).unlink()
 
     def lacks(names: set[str]) -> list[str]:
-        return list(layout_faults(model, names, "unet", variant=None, own_vae=True, with_weights=True))
+        return list(layout_faults(model, names, "unet", variant=None, own_vae=True, weights="listed"))
 
     assert lacks(names) == []
     assert lacks(names - {UNET}) == [f"its unet {NO_WEIGHTS}"]

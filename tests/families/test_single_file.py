@@ -153,9 +153,9 @@ def test_files_that_cannot_be_read_are_refused_before_anything_starts(
     (fault,) = check_model(settings_of(sd15_file, config), used_here=False)
     assert "jobs that run elsewhere are sent folders" in fault
     (config / "vae" / "config.json").unlink()
-    assert said(sd15_file).startswith(f"model.config = {str(config)!r}: {config}/vae/config.json is missing")
+    assert said(sd15_file).startswith(f"model.config = {str(config)!r}: its vae/config.json is missing")
     (config / "model_index.json").write_text("[")
-    assert f"{config}/model_index.json: is not JSON" in said(sd15_file)
+    assert f"{config}/model_index.json: is no JSON" in said(sd15_file)
 
 
 def test_a_file_that_is_marked_as_of_velocity_is_not_trained_as_one_of_noise(

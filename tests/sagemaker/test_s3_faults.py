@@ -96,3 +96,16 @@ def test_a_folder_that_is_no_model_is_refused_before_anything_starts(
     faults = check_model(settings_of(f"s3://{aws.bucket}/models/sd15", variant="fp16"))
     assert [fault.partition(";")[2] for fault in faults] == [" set model.family=sd", " set it to null"]
     assert not any(key.endswith((".safetensors", ".bin")) for key in fetched(aws))
+
+
+def test_a_model_that_is_not_whole_is_refused_by_its_listing(aws: StandIn, sd15_folder: Path) -> None:
+    path = put(aws, sd15_folder, "models/sd15/")
+    assert check_model(settings_of(path, family="sd")) == []
+    aws.s3.delete_object(Bucket=aws.bucket, Key="models/sd15/unet/diffusion_pytorch_model.safetensors")
+    aws.s3.delete_object(Bucket=aws.bucket, Key="models/sd15/vae/config.json")
+
+    no_weights, no_config = check_model(settings_of(path, family="sd"))
+
+    assert no_weights.startswith(f"model.path = {path!r}: its unet has no weights (*.safetensors or *.bin)")
+    assert no_config.startswith(f"model.path = {path!r}: its vae/config.json is missing; copy or download")
+    assert not any(key.endswith(".safetensors") for key in fetched(aws))

@@ -91,9 +91,12 @@ def test_a_network_that_is_not_whole_is_refused_before_anything_is_drawn(network
     inception.write_bytes(Path(networks.inception).read_bytes()[:-1000])
     features = {"clip": networks.clip, "dino": str(dino), "inception": str(inception)}
     for damage, fault in (
-        (lambda: weights.write_bytes(weights.read_bytes()[:-9]), f"{weights}: cannot be read (cut short"),
+        (
+            lambda: weights.write_bytes(weights.read_bytes()[:-9]),
+            f"it has {weights.name}, which cannot be read (cut short",
+        ),
         (weights.unlink, "it has no weights (*.safetensors or *.bin)"),
-        (lambda: (dino / "config.json").write_text("["), f"{dino}/config.json: is not JSON"),
+        (lambda: (dino / "config.json").write_text("["), "its config.json is no JSON"),
     ):
         damage()
         with pytest.raises(SettingsError) as caught:
