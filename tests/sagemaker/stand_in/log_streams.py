@@ -43,9 +43,13 @@ class Metrics:
         return [{"MetricName": name, "Value": value, "Timestamp": when} for name, (value, when) in self._last.items()]
 
 
+CREATING = threading.Lock()
+"""Moto is not made for two jobs that make one group at the same moment."""
+
+
 def create_group(logs: Any, group: str) -> None:
     """Make a group of log streams, if it is not there."""
-    with contextlib.suppress(logs.exceptions.ResourceAlreadyExistsException):
+    with CREATING, contextlib.suppress(logs.exceptions.ResourceAlreadyExistsException):
         logs.create_log_group(logGroupName=group)
 
 
