@@ -99,7 +99,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
             # Checks over several keys of one group report the group; each line names its key and the value itself.
             lines += [f"{key}.{said}" for said in _said(fault["msg"]).splitlines()]
         else:
-            lines.append(f"{key} = {fault['input']!r}: {_wanted(fault, key) or _said(fault['msg'])}")
+            lines.append(f"{key} = {fault['input']!r}: {_wanted(fault, key) or _said(fault['msg'])}{_meant(fault)}")
     return _joined(lines)
 
 
@@ -155,6 +155,14 @@ def _wanted(fault: ErrorDetails, key: str) -> str | None:
     return {"bool_parsing": TRUTH, "bool_type": TRUTH, "int_parsing": WHOLE, "float_parsing": NUMBER}.get(fault["type"])
 
 
+def _meant(fault: ErrorDetails) -> str:
+    """The name that is nearest to a wrong one, where there are some to choose from."""
+    if fault["type"] != "literal_error":
+        return ""
+    names = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
+    return nearest(str(fault["input"]), names) if len(names) > 2 else ""
+
+
 def _quoted(value: Any) -> str:
     """A value as an item of a list on the command line."""
     return f'"{value}"' if isinstance(value, str) and not re.fullmatch(r"[\w./ -]+", value) else str(value)
@@ -177,7 +185,8 @@ def _either(wants: Sequence[str]) -> str:
         return wants[0]
     choices: list[str] = []
     for want in wants:
-        choices += ["true", "false"] if want == TRUTH else [want.removeprefix("should be ").strip("'")]
+        choice = want.removeprefix("should be ").partition(", did you mean")[0].strip("'")
+        choices += ["true", "false"] if want == TRUTH else [choice]
     return f"should be {', '.join(choices[:-1])} or {choices[-1]}"
 
 

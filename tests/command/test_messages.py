@@ -45,6 +45,13 @@ def test_a_wrong_item_does_not_make_a_list_too_short_as_well() -> None:
     assert line.startswith("adapter_weight = []: should have at least 1 item")
 
 
+def test_of_several_names_the_nearest_is_meant() -> None:
+    (line,) = of_training(lr_scheduler={"name": "polynomal"})
+    assert line.endswith("'polynomial' or 'piecewise_constant', did you mean polynomial?")
+    assert of_training(precision="int8") == ["precision = 'int8': should be 'fp32', 'bf16' or 'fp16'"]
+    assert of_training(loss={"name": "hubber"}) == ["loss.name = 'hubber': should be 'mse' or 'huber'"]
+
+
 def test_a_value_of_several_kinds_is_one_fault_of_a_key_that_there_is() -> None:
     local = {"name": "local"}
     assert of_training(launcher=local | {"dry_run": "yess"}) == [
