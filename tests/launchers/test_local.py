@@ -168,6 +168,7 @@ def test_one_failure_does_not_hide_or_stop_another_job(settings: list[str]) -> N
     assert "1 done already" in again.output
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_weights_of_one(settings: list[str], uninterrupted: Path, tmp_path: Path) -> None:
     (temporary := tmp_path / "temporary").mkdir()
     extra = {"TMPDIR": str(temporary)}

@@ -153,6 +153,7 @@ def test_without_waiting_status_collects_and_a_killed_command_is_taken_up(
     assert created(aws) == [name]
 
 
+@pytest.mark.slow
 def test_who_asks_about_one_job_loses_nothing_of_those_that_were_sent_with_it(
     aws: StandIn, settings: list[str]
 ) -> None:
