@@ -69,13 +69,13 @@ def layout_faults(
             yield from _faults_of_config(folder, name)
             if weights != "none" and name != "scheduler":
                 files = [each.removeprefix(f"{name}/") for each in names if each.startswith(f"{name}/")]
-                yield from _weight_faults(folder / name, files, f"its {name}", variant, here=weights == "here")
+                yield from _weight_faults(folder / name, files, name, variant, here=weights == "here")
 
 
 def part_faults(folder: Path) -> Iterator[str]:
     """What one network lacks that has a folder on this machine for itself, as of `layout_faults`."""
     yield from _faults_of_config(folder, "")
-    yield from _weight_faults(folder, names_in(folder), "it", None, here=True)
+    yield from _weight_faults(folder, names_in(folder), "", None, here=True)
 
 
 def names_in(folder: Path) -> set[str]:
@@ -90,8 +90,9 @@ def _faults_of_config(folder: Path, part: str) -> Iterator[str]:
 
 
 def _weight_faults(
-    folder: Path, names: Collection[str], said: str, variant: str | None, *, here: bool
+    folder: Path, names: Collection[str], part: str, variant: str | None, *, here: bool
 ) -> Iterator[str]:
+    said = f"its {part}" if part else "it"
     files = sorted(name for name in names if name.endswith(WEIGHTS) and "/" not in name)
     variants = {_variant_of(name) for name in files}
     if not variants:
@@ -100,7 +101,8 @@ def _weight_faults(
         yield f"{said} has no weights of the variant {variant}; set model.variant=null, or {WHOLE}"
     elif variant not in variants:
         other = min(other for other in variants if other)
-        yield f"{said} has weights of the variant {other} only; set model.variant={other}, or {WHOLE}"
+        choose = f"set model.variant={other}, or " if part else ""  # which is of the parts of a model
+        yield f"{said} has weights of the variant {other} only; {choose}{WHOLE}"
     for name in files:
         if here and name.endswith(".safetensors") and _variant_of(name) == variant:
             try:

@@ -118,6 +118,10 @@ def test_what_a_training_does_not_load_may_be_missing(model: Path) -> None:
     gone("config.json")(own)
     (fault,) = check_model(ModelSettings(path=str(model), vae=str(own)))
     assert fault.startswith(f"model.vae = {str(own)!r}: its config.json is missing")
+    shutil.copyfile(MODEL_DIR / "vae" / "config.json", own / "config.json")
+    renamed(VAE.partition("/")[2], "diffusion_pytorch_model.fp16.safetensors")(own)
+    (fault,) = check_model(ModelSettings(path=str(model), vae=str(own)))
+    assert fault.endswith("it has weights of the variant fp16 only; copy or download the whole model")
 
 
 def test_all_parts_need_the_variant(model: Path) -> None:
