@@ -23,7 +23,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MENDED_BY = {
@@ -38,6 +39,9 @@ MENDED_BY = {
 """What a user can do where the system does not let a file be read or written."""
 SYSTEM_ERROR = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)")
 """One in the words of others: of `shutil.copytree`, or of safetensors, which has no type for it."""
+
+
+T = TypeVar("T")
 
 
 class RunnerError(Exception):
@@ -90,6 +94,26 @@ class JobsFailed(RunnerError):
 
 class Defect(Exception):
     """Something went wrong while jobs ran that no user can mend; its cause says what."""
+
+
+class Refusals:
+    """What keeps a command from starting, gathered over several looks at it, so that it is told together."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def of(self, look: Callable[[], T]) -> T | None:
+        """What a look gives, or None where it raises a SettingsError."""
+        try:
+            return look()
+        except SettingsError as error:
+            self.texts.append(str(error))
+            return None
+
+    def raise_if_any(self) -> None:
+        """Raises SettingsError with all of them."""
+        if self.texts:
+            raise SettingsError("\n".join(self.texts))
 
 
 def not_started(head: str, faults: Iterable[str]) -> SettingsError:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from runner.check import Checker
 from runner.command.compose import plain, refuse_outdone, refuse_swept_launcher
 from runner.command.grammar import empty_sweeps
-from runner.command.trials import Refusals
-from runner.errors import SettingsError, not_started
+from runner.errors import Refusals, SettingsError, not_started
 from runner.jobs.job import read_manifest
 from runner.launch.door import Config, check_all, launch
 from runner.paths import outputs_dir

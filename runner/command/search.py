@@ -14,14 +14,13 @@ from runner.check import Checker, launcher_of
 from runner.command.compose import Composer, plain
 from runner.command.grammar import space_of, unswept
 from runner.command.trials import (
-    Refusals,
     checked_settings,
     checked_trainings,
     contents_of,
     examples,
     fixed_settings,
 )
-from runner.errors import SettingsError
+from runner.errors import Refusals, SettingsError
 from runner.jobs.lock import LockedError, lock
 from runner.launch.door import Config, keep_request, launch, launch_search
 from runner.paths import ExperimentPaths, outputs_dir

@@ -15,30 +15,9 @@ from runner.schema.reading import read
 from runner.search import Parameter
 
 S = TypeVar("S", bound=Settings)
-T = TypeVar("T")
 
 WITHOUT_EFFECT = ("launcher", "logger", "checkpoint", "objective", "hydra", "name")
 """What all jobs share and no result depends on: another value does not make another search of it."""
-
-
-class Refusals:
-    """What keeps a command from starting, gathered over several looks at it, so that it is told together."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def of(self, look: Callable[[], T]) -> T | None:
-        """What a look gives, or None where it raises a SettingsError."""
-        try:
-            return look()
-        except SettingsError as error:
-            self.texts.append(str(error))
-            return None
-
-    def raise_if_any(self) -> None:
-        """Raises SettingsError with all of them."""
-        if self.texts:
-            raise SettingsError("\n".join(self.texts))
 
 
 def checked_settings(kind: type[S], settings: Mapping[str, Any]) -> S:

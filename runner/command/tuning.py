@@ -14,7 +14,6 @@ from runner.check import Checker
 from runner.command.compose import Composer, plain
 from runner.command.grammar import space_of, unswept
 from runner.command.trials import (
-    Refusals,
     checked_settings,
     checked_trainings,
     examples,
@@ -23,7 +22,7 @@ from runner.command.trials import (
     other_values,
 )
 from runner.container.settings import laid_over
-from runner.errors import RunnerError
+from runner.errors import Refusals, RunnerError
 from runner.jobs.job import Job
 from runner.launch.door import Config, keep_request
 from runner.launchers import sagemaker

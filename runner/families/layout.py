@@ -14,6 +14,7 @@ INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 """Any of these sets is a whole tokenizer."""
 Weights = Literal["here", "listed", "none"]
+"""Where the weights of a model are, if they are needed: in its folder, or elsewhere and known by name."""
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
 WEIGHTS = (".safetensors", ".bin")
 WHOLE = "copy or download the whole model"
@@ -50,7 +51,7 @@ def layout_faults(
         denoiser: the name of its part.
         variant: of which the files with weights are, such as `fp16`.
         own_vae: whether the model's own VAE is used.
-        weights: whether they are in the folder, or listed by name only; or are not needed.
+        weights: where they are.
     """
     if unreadable := _fault_of(folder, INDEX):
         yield unreadable
