@@ -75,7 +75,7 @@ def class_images_folder(experiment: Experiment, prompt: str, *, model: str) -> P
         quantization=experiment.model.quantization,
         sampler=[experiment.scheduler.name, experiment.scheduler.eta],
         steps=method.class_inference_steps,
-        guidance=method.class_guidance_scale,
+        guidance=FAMILIES[experiment.model.family].guidance(method.class_guidance_scale),
     )
     return cache_dir() / "class-images" / key
 

@@ -35,6 +35,8 @@ class Known:
     trained_shares: Mapping[str, float]
     """Of the base's parameters, for each unit of rank: an adapter on the layers that such a name stands for."""
     latent_channels: int
+    usual_guidance: float
+    """Guidance that its images are drawn with where nothing is said: the default of its pipeline in diffusers."""
     caption_numbers: int
     """What its text encoders make of a caption."""
     text_parameters: float
@@ -49,6 +51,10 @@ class Known:
     told_guidance: bool = False
     """Whether the model is told the guidance scale, and draws with one pass for each sampling step, not two."""
 
+    def guidance(self, asked: float | None) -> float:
+        """The guidance of its images; None asks for what is usual."""
+        return self.usual_guidance if asked is None else asked
+
 
 FAMILIES = {
     "sd": Known(
@@ -59,6 +65,7 @@ FAMILIES = {
         targets.UNET,
         trained_shares={"attention": 2.3e-4, "attention_ff": 4.4e-4, "linear": 4.9e-4, "linear_conv": 1.2e-3},
         latent_channels=4,
+        usual_guidance=7.5,
         caption_numbers=77 * 768,
         text_parameters=0.12e9,
         original_layout=True,
@@ -72,6 +79,7 @@ FAMILIES = {
         targets.UNET,
         trained_shares={"attention": 5.7e-4, "attention_ff": 1.02e-3, "linear": 1.04e-3, "linear_conv": 1.2e-3},
         latent_channels=4,
+        usual_guidance=5.0,
         caption_numbers=77 * 2048 + 1280,
         text_parameters=0.82e9,
         original_layout=True,
@@ -85,6 +93,7 @@ FAMILIES = {
         targets.SD3,
         trained_shares={"attention": 2.9e-4, "attention_ff": 6.5e-4, "linear": 9.0e-4},
         latent_channels=16,
+        usual_guidance=7.0,
         caption_numbers=SD3_TEXT_TOKENS * 4096 + 2048,
         text_parameters=5.58e9,
     ),
@@ -96,6 +105,7 @@ FAMILIES = {
         targets.FLUX,
         trained_shares={"attention": 1.4e-4, "attention_ff": 3.4e-4, "linear": 4.5e-4},
         latent_channels=16,
+        usual_guidance=3.5,
         caption_numbers=FLUX_TEXT_TOKENS * 4096 + 768,
         text_parameters=4.89e9,
         told_guidance=True,

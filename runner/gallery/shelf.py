@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from runner.errors import RunnerError
+from runner.families.known import FAMILIES
 from runner.job_folders import find_jobs, is_job_folder
 from runner.paths import JobPaths, named_like
 from runner.report.differences import labelled
@@ -265,7 +266,7 @@ def _base_of(job: JobRecord) -> BaseModel | None:
         resolution=int(finite(job.setting("resolution")) or settings.resolution),
         sampler=str(job.setting("scheduler.name") or "model"),
         steps=int(finite(job.setting("validation.inference_steps")) or 25),
-        guidance=5.0 if guidance is None else guidance,
+        guidance=FAMILIES[settings.family].guidance(guidance),
         guidance_rescale=finite(job.setting("validation.guidance_rescale")) or 0.0,
         prompt=prompts[0] if prompts else "",
         adapters=[],

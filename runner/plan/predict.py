@@ -179,7 +179,8 @@ def _trained(job: Job) -> int:
 def _drawing(job: Job) -> float:
     """Validation in images of a training step: a forward pass is about half of one."""
     validation = job.experiment.validation
-    guided = 1 + (validation.guidance_scale > 1 and not FAMILIES[job.settings.model.family].told_guidance)
+    family = FAMILIES[job.settings.model.family]
+    guided = 1 + (family.guidance(validation.guidance_scale) > 1 and not family.told_guidance)
     drawn = _pictures(job) * validation.inference_steps * guided
     return (drawn + _validations(job) * validation.timesteps * 4) / 2
 

@@ -10,6 +10,10 @@ from runner.schema.knob import Settings, knob
 
 MOST_PIXELS_SIDE, MOST_GUIDANCE = 4096, 100
 """Of what an endpoint draws."""
+GUIDANCE = (
+    "classifier-free, and up to 1 is off; FLUX.1 is told it. Null is what is usual for the family: 7.5 (sd), 5 (sdxl), "
+    "7 (sd3), 3.5 (flux)."
+)
 MOST_SEEDS = 2**64
 Seed = Annotated[int, Field(ge=0, lt=MOST_SEEDS)]
 """What torch's generators take; programs that draw choose them from all of it."""
@@ -23,11 +27,7 @@ class DrawingSettings(Settings):
     negative_prompt: str | None = knob(
         None, doc="What not to draw; null leaves it out (SDXL then uses zeros, not the empty caption)."
     )
-    guidance_scale: float = knob(
-        5.0,
-        ge=0,
-        doc="Guidance of the sample images: classifier-free, and up to 1 is off; FLUX.1 is told it (3.5 is usual).",
-    )
+    guidance_scale: float | None = knob(None, ge=0, doc=f"Guidance of the sample images; {GUIDANCE}")
     guidance_rescale: float = knob(
         0.0,
         ge=0,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from runner.schema.drawing import GUIDANCE
 from runner.schema.knob import Settings, knob
 
 TOKEN = re.compile(r"<[\w.-]+>")
@@ -55,7 +56,7 @@ class DreamBooth(Settings):
         doc="How many images of each class there are to be: what the folder lacks is drawn by the base model, once for "
         "all jobs.",
     )
-    class_guidance_scale: float = knob(5.0, ge=0, doc="Classifier-free guidance of the images that are drawn.")
+    class_guidance_scale: float | None = knob(None, ge=0, doc=f"Guidance of the images that are drawn; {GUIDANCE}")
     class_inference_steps: int = knob(
         25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler that draws them, which is `scheduler`."
     )

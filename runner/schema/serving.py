@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
-from runner.schema.drawing import MOST_GUIDANCE, MOST_PIXELS_SIDE, AdapterWeight, Seed
+from runner.schema.drawing import GUIDANCE, MOST_GUIDANCE, MOST_PIXELS_SIDE, AdapterWeight, Seed
 from runner.schema.family import sampling_faults
 from runner.schema.inputs import ModelSettings, Precision
 from runner.schema.knob import Settings, knob, section
@@ -37,7 +37,7 @@ class Serving(Settings):
     )
     sampler: Sampler = knob("model", doc="Sampler; `model` is the one saved with the model.")
     inference_steps: int = knob(25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler.")
-    guidance_scale: float = knob(5.0, ge=0, le=MOST_GUIDANCE, doc="Classifier-free guidance; up to 1 is off.")
+    guidance_scale: float | None = knob(None, ge=0, le=MOST_GUIDANCE, doc=f"Guidance; {GUIDANCE}")
     guidance_rescale: float = knob(0.0, ge=0, le=1, doc="Takes back the contrast that guidance adds.")
     negative_prompt: str | None = knob(None, doc="What not to draw.")
     eta: float | None = knob(None, ge=0, le=1, doc="Share of fresh noise in each step, of ddim and tcd (its gamma).")

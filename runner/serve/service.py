@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from runner.errors import RunnerError, SettingsError
+from runner.families.known import FAMILIES
 from runner.schema.messages import nearest
 from runner.schema.serving import ADAPTERS_FOLDER, SERVE_FILE, Invocation, Serving, told
 from runner.studio import Studio
@@ -131,7 +132,7 @@ class Service:
             said.resolution or said.model.resolution,
             said.sampler,
             said.inference_steps,
-            said.guidance_scale,
+            FAMILIES[said.model.family].guidance(said.guidance_scale),
             said.guidance_rescale,
             said.negative_prompt,
             said.eta,

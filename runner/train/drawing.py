@@ -65,7 +65,7 @@ class Sampling:
             settings.resolution,
             settings.scheduler.name,
             drawing.inference_steps,
-            drawing.guidance_scale,
+            FAMILIES[settings.model.family].guidance(drawing.guidance_scale),
             drawing.guidance_rescale,
             drawing.negative_prompt,
             settings.scheduler.eta,
@@ -76,9 +76,14 @@ class Sampling:
         """How the images of a DreamBooth job's class are."""
         method = experiment.method
         assert isinstance(method, DreamBooth), method
-        steps, scale = method.class_inference_steps, method.class_guidance_scale
         sampler = experiment.scheduler
-        return cls(experiment.resolution, sampler.name, steps, scale, eta=sampler.eta)
+        return cls(
+            experiment.resolution,
+            sampler.name,
+            method.class_inference_steps,
+            FAMILIES[experiment.model.family].guidance(method.class_guidance_scale),
+            eta=sampler.eta,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +198,7 @@ def write_prompts(
         also: further prompts, by what they are called.
     """
     told = {key: getattr(drawing, key) for key in DrawingSettings.model_fields}
+    told["guidance_scale"] = FAMILIES[settings.model.family].guidance(drawing.guidance_scale)
     about = {"prompts": prompts, **also, **told, "scheduler": settings.scheduler.name}
     write_text(paths.prompts, json.dumps(about, indent=2) + "\n")
 

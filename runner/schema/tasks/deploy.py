@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 from runner.schema.aws import BUCKET, INSTANCE, AwsSettings
-from runner.schema.drawing import MOST_GUIDANCE, MOST_PIXELS_SIDE, DrawingSettings
+from runner.schema.drawing import GUIDANCE, MOST_GUIDANCE, MOST_PIXELS_SIDE, DrawingSettings
 from runner.schema.family import drawing_faults
 from runner.schema.job import JobSettings
 from runner.schema.knob import Settings, dashed, knob, section, spelt
@@ -77,12 +77,8 @@ class Deploy(WithAdapters, DrawingSettings):
     resolution: int = knob(
         64, ge=8, le=MOST_PIXELS_SIDE, multiple_of=8, unit="px", doc="Side of the images, where a request names none."
     )
-    guidance_scale: float = knob(
-        5.0,
-        ge=0,
-        le=MOST_GUIDANCE,
-        doc="Guidance, where a request says none: classifier-free, and up to 1 is off; FLUX.1 is told it (3.5 is "
-        "usual).",
+    guidance_scale: float | None = knob(
+        None, ge=0, le=MOST_GUIDANCE, doc=f"Guidance, where a request says none; {GUIDANCE}"
     )
     scheduler: SchedulerSettings = section(SchedulerSettings)
     endpoint: EndpointSettings = section(EndpointSettings)
