@@ -17,7 +17,7 @@ from runner.errors import SettingsError
 from runner.families.files import check_model, fingerprint, resolution_faults
 from runner.families.prediction import prediction_faults, sampler_faults
 from runner.families.targeted import target_faults
-from runner.jobs.earlier import find_earlier
+from runner.jobs.earlier import find_earlier, layer_faults
 from runner.jobs.job import Job, make_job, make_task_job
 from runner.schema import DatasetSettings, Experiment, LauncherSettings, ModelSettings
 from runner.schema.defaults import variants_of
@@ -85,6 +85,8 @@ class Checker:
         prior = earlier = None
         try:
             earlier = find_earlier(experiment.lora) if experiment and is_right("lora") else None
+            if experiment is not None and earlier is not None and knows_model and is_right("model"):
+                faults += layer_faults(earlier, experiment.lora, experiment.model)
         except SettingsError as error:
             faults += str(error).splitlines()
         if experiment is not None and is_right("dataset", "method"):

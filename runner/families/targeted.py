@@ -65,13 +65,20 @@ def target_faults(settings: LoraSettings, model: ModelSettings) -> list[str]:
     return [] if settings.text_encoder else pattern_faults(settings, adapted)
 
 
-def adapter_numbers(settings: LoraSettings, model: ModelSettings) -> int | None:
-    """How many numbers an adapter of a checked model's denoiser has; None where its weights are not here yet."""
+def adapted_shapes(settings: LoraSettings, model: ModelSettings) -> Shapes | None:
+    """Shapes of the weights of a checked model's denoiser that get an adapter; None where they are not here yet."""
     layers = _layers(_shapes_of(model))
     if not layers:
         return None
-    adapted = matched(targets_of(settings, FAMILIES[model.family].presets), layers)
-    return sum(settings.rank_of(name) * (layers[name][0] + math.prod(layers[name][1:])) for name in adapted)
+    return {name: layers[name] for name in matched(targets_of(settings, FAMILIES[model.family].presets), layers)}
+
+
+def adapter_numbers(settings: LoraSettings, model: ModelSettings) -> int | None:
+    """How many numbers an adapter of a checked model's denoiser has; None where its weights are not here yet."""
+    adapted = adapted_shapes(settings, model)
+    if adapted is None:
+        return None
+    return sum(settings.rank_of(name) * (shape[0] + math.prod(shape[1:])) for name, shape in adapted.items())
 
 
 def _shapes_of(model: ModelSettings) -> Shapes:

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import SettingsError
+from runner.families.known import FAMILIES
+from runner.families.targeted import adapted_shapes
 from runner.jobs.adapter_file import FIX, AdapterFile, find_adapter, header_of
-from runner.schema import LoraSettings
+from runner.schema import LoraSettings, ModelSettings
 from runner.schema.training import matches_layer
+from runner.system.amounts import count
 from runner.system.tensor_file import METADATA, TEXT_MODEL
 
 DOWN = ".lora_A.weight"
@@ -39,6 +42,30 @@ def find_earlier(settings: LoraSettings) -> AdapterFile | None:
         raise SettingsError(f"{named}: was taught words ({words}), which this job would not know; {fix}")
     _check_fits(earlier.file, settings, named)
     return earlier
+
+
+def layer_faults(earlier: AdapterFile, settings: LoraSettings, model: ModelSettings) -> list[str]:
+    """What is wrong where an adapter is on other layers of a checked model's denoiser than the job's would be."""
+    here = adapted_shapes(settings, model)
+    if here is None:
+        return []
+    named, component = f"lora.init_from = {settings.init_from!r}", f"{FAMILIES[model.family].denoiser}."
+    there = {
+        key.removeprefix(component).removesuffix(DOWN): about["shape"]
+        for key, about in header_of(earlier.file, named).tensors.items()
+        if key.startswith(component) and key.endswith(DOWN)
+    }
+    for name in sorted(here.keys() & there.keys()):
+        if (inputs := there[name][1]) != here[name][1]:
+            there_and_here = f"{name} takes {inputs} inputs there, and {here[name][1]} in {model.path}"
+            return [f"{named}: was trained on another model: {there_and_here}; set model.path to that, or start anew"]
+    more, fewer = sorted(there.keys() - here.keys()), sorted(here.keys() - there.keys())
+    said = [f"has {count(len(more), 'layer')} that this job would not have, such as {more[0]}"] if more else []
+    said += [f"lacks {count(len(fewer), 'layer')} that it would have, such as {fewer[0]}"] if fewer else []
+    trained = earlier.job.experiment.lora if earlier.job is not None else None
+    as_there = f" (targets = {trained.targets!r}, blocks = {trained.blocks})" if trained is not None else ""
+    fix = f"set lora.targets and lora.blocks as in the earlier training{as_there}"
+    return [f"{named}: {', and '.join(said)}; {fix}"] if said else []
 
 
 def _check_fits(file: Path, settings: LoraSettings, named: str) -> None:

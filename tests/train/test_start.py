@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from runner.data import read_dataset, split
 from runner.errors import SettingsError
 from runner.jobs.adapter_file import AdapterFile
-from runner.jobs.earlier import find_earlier
+from runner.jobs.earlier import find_earlier, layer_faults
 from runner.jobs.job import Job, State, read_manifest, state_of
-from runner.schema import LoraSettings
+from runner.schema import LoraSettings, ModelSettings
 from runner.train.start import earlier_items, kept_share
 from tests.train.bench import Bench, difference, records, weights, write_images
 
@@ -146,6 +147,31 @@ def test_an_adapter_that_does_not_fit_is_refused(first: Job, changes: dict[str, 
     settings = LoraSettings.model_validate(fitting | changes)
     with pytest.raises(SettingsError, match="^" + said):
         find_earlier(settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ""),
+        ({"targets": "attention_ff"}, r"lacks \d+ layers that it would have, such as down_blocks\S+ff\S+"),
+        ({"blocks": ["mid_block"]}, r"has \d+ layers that this job would not have, such as down_blocks\S+"),
+        ({"targets": "linear", "blocks": ["mid_block"]}, r"has \d+ .*, and lacks \d+ .* mid_block\S+proj_in"),
+    ],
+)
+def test_an_adapter_on_other_layers_is_refused_before_anything_is_loaded(
+    first: Job, sdxl_folder: Path, changes: dict[str, Any], said: str
+) -> None:
+    settings = LoraSettings.model_validate({"rank": 4, **changes, "init_from": str(first.folder)})
+    model = ModelSettings(path=str(sdxl_folder))
+    faults = layer_faults(AdapterFile(first.paths.weights, first), settings, model)
+    fix = r"; set lora.targets and lora.blocks as in the earlier training \(targets = 'attention', blocks = None\)$"
+    assert [bool(re.search(said + fix, fault)) for fault in faults] == [True] * bool(said), faults
+
+
+def test_an_adapter_of_another_model_is_refused_before_anything_is_loaded(first: Job, sdxl_folder: Path) -> None:
+    settings, earlier = LoraSettings(rank=4, init_from=str(first.folder)), AdapterFile(first.paths.weights, None)
+    (fault,) = layer_faults(earlier, settings, ModelSettings())
+    assert re.search(r"was trained on another model: \S+ takes \d+ inputs there, and \d+ in embedded; ", fault)
 
 
 def test_all_that_does_not_fit_an_adapter_is_told_together(first: Job) -> None:
