@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,13 +18,13 @@ from runner.jobs.submission import Submission
 from runner.launch.announce import show
 from runner.launch.outcome import conclude, judge
 from runner.launchers import find_launcher
-from runner.paths import ExperimentPaths, outputs_dir, write_text
+from runner.paths import ExperimentPaths, cache_dir, outputs_dir, write_text
 from runner.plan import Plan, Predictor, make_plan
 from runner.plan.packs import is_done
 from runner.schema import LauncherSettings, QueuedLauncher
 from runner.schema.launchers import APART
 from runner.schema.tasks.deploy import Deploy
-from runner.system.machine import Machine
+from runner.system.machine import Machine, can_be_written, standing
 
 POLL_S = 1.0
 
@@ -302,9 +302,22 @@ def check_one(
         place = launcher.model_dump_json()
         # Once for all jobs: a look starts other programs, and the driver's own tool may take a second.
         if place not in places:
-            places[place] = find_launcher(launcher.name).check(launcher)
+            places[place] = [*_folder_faults(), *find_launcher(launcher.name).check(launcher)]
         faults += places[place]
     return faults if job is None or faults else job
+
+
+def _folder_faults() -> list[str]:
+    """Folders of this machine that every job writes into, and that cannot be written to."""
+    folders = {"RUNNER_OUTPUTS": outputs_dir()}
+    with suppress(SettingsError):  # that there is none is told by what looks into it
+        folders["RUNNER_CACHE"] = cache_dir()
+    return [
+        f"{variable} = {str(folder)!r}: {standing(folder)} cannot be written to; set it to another folder (with "
+        "launcher=slurm on a file system that the nodes share)"
+        for variable, folder in folders.items()
+        if not can_be_written(folder)
+    ]
 
 
 def _refuse_one_endpoint_for_several(jobs: Sequence[Job]) -> None:

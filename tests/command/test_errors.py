@@ -184,10 +184,10 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     in_the_way.touch()
 
     for variable in ("RUNNER_OUTPUTS", "RUNNER_CACHE"):
-        answer = runner("steps=1", cwd=tmp_path, extra={variable: str(in_the_way)})
+        answer = runner("steps=0", "launcher.dry_run=true", cwd=tmp_path, extra={variable: str(in_the_way / "x")})
         assert answer.code == 2, answer.output
-        assert "Traceback" not in answer.output
-        assert variable in answer.output
+        assert f"  {variable} = '{in_the_way}/x': {in_the_way} cannot be written to; set it to" in answer.output
+        assert "steps = 0: should be greater than or equal to 1" in answer.output, "told together"
 
 
 def test_a_damaged_memory_of_hashes_is_made_anew(tmp_path: Path) -> None:

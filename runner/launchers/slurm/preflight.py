@@ -7,10 +7,9 @@ import subprocess
 from functools import lru_cache
 from importlib.util import find_spec
 
-from runner.paths import outputs_dir
 from runner.schema import SlurmLauncher
 from runner.schema.messages import nearest
-from runner.system.machine import can_be_written, find_gpus
+from runner.system.machine import find_gpus
 
 COMMANDS = ("sbatch", "srun", "squeue")
 SINFO_TIMEOUT_S = 20
@@ -29,11 +28,6 @@ def check(settings: SlurmLauncher) -> list[str]:
             faults.append(f"launcher.gpus_per_node = {settings.gpus_per_node}: this machine has {gpus} GPUs; lower it")
     elif not settings.dry_run:
         faults += _slurm_faults(settings)
-    if not can_be_written(outputs_dir()):
-        faults.append(
-            f"outputs = {str(outputs_dir())!r}: cannot be written to; set RUNNER_OUTPUTS to a folder on a file system "
-            "that the nodes share"
-        )
     return faults
 
 
