@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from runner.artifacts.verify import LARGEST_DIFFERENCE, LARGEST_UPDATE_DIFFERENCE, off
+from runner.artifacts.verify import LARGEST_DIFFERENCE, LARGEST_UPDATE_DIFFERENCE, load, off
 from runner.errors import ArtifactError
 from runner.families import find_family
 from runner.families.family import Family, Text, TextStack
@@ -97,15 +97,10 @@ class Model:
         names = [f"adapter_{index}" for index in range(len(adapters))]
         try:
             for name, (file, _) in zip(names, adapters, strict=True):
-                try:
-                    with warnings.catch_warnings():
-                        # That there are several is what is wanted.
-                        warnings.filterwarnings("ignore", "Already found a `peft_config`")
-                        self.pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
-                except Exception as error:  # whatever it is, the comparison cannot be made
-                    raise ArtifactError(
-                        f"{file}: diffusers cannot load it ({type(error).__name__}: {error})"
-                    ) from error
+                with warnings.catch_warnings():
+                    # That there are several is what is wanted.
+                    warnings.filterwarnings("ignore", "Already found a `peft_config`")
+                    load(self.pipeline, file, adapter_name=name)
             self.pipeline.set_adapters(names, [weight for _, weight in adapters])
             for part in self.components.values():
                 part.eval()  # diffusers leaves what it adds in training mode: dropout would be at work

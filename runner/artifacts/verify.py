@@ -129,7 +129,7 @@ def check_behaviour(
         text = base.text if base.trains_text else None
         pipeline = base.family.pipeline(denoiser=base.denoiser, text=text, vae=None, scheduler=base.sampler("model"))
         try:
-            _load(pipeline, file)
+            load(pipeline, file)
             _check_layers(pipeline, file, layers, scale_of)
             _check_magnitudes(pipeline, file, layers)
             loaded = output()
@@ -145,9 +145,16 @@ def check_behaviour(
     return differences
 
 
-def _load(pipeline: Any, file: Path) -> None:
+def load(pipeline: Any, file: Path, **options: Any) -> None:
+    """Let diffusers put the adapter in a file beside a pipeline's layers.
+
+    Raises:
+        ArtifactError: it cannot.
+    """
     try:
-        pipeline.load_lora_weights(file.parent, weight_name=file.name)
+        # On the meta device peft goes through the usual start of each layer in Python: with real tensors it takes half
+        # as long (measured on 56 layers: 0.17 instead of 0.30 s).
+        pipeline.load_lora_weights(file.parent, weight_name=file.name, low_cpu_mem_usage=False, **options)
     except Exception as error:  # whatever it is, the file is not one that people can load
         raise ArtifactError(f"{file}: diffusers cannot load it ({type(error).__name__}: {error})") from error
 
