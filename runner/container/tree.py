@@ -119,11 +119,11 @@ def meeting_port() -> int:
         RunnerError: the environment names one that is no number.
     """
     named = os.environ.get(PORT, str(USUAL_PORT))
-    if not named.isdigit():
+    if not named.isdecimal():
         raise RunnerError(f"{PORT} = {named!r} is no port")
     return int(named)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """A key by which algo-2 comes before algo-10."""
-    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", name)]

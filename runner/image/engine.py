@@ -70,7 +70,7 @@ class Engine:
             return None
         asked = [self.name, "image", "inspect", "--format", "{{.Size}}", tag]
         done = subprocess.run(asked, capture_output=True, text=True, check=False)
-        return int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdigit() else None
+        return int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdecimal() else None
 
     def login(self, registry: str, user: str, password: str) -> None:
         """Log in to a registry; the password is on no command line, where every user of the machine could read it."""

@@ -119,7 +119,7 @@ def threads_of(count: int, processes: int) -> int:
 def named_threads() -> int | None:
     """What `OMP_NUM_THREADS` says, where it is set to a number."""
     named = os.environ.get("OMP_NUM_THREADS", "")
-    return int(named) if named.isdigit() and int(named) else None
+    return int(named) if named.isdecimal() and int(named) else None
 
 
 CPU_FACTS = Path("/proc/cpuinfo")
@@ -220,4 +220,4 @@ def _driver_says(*question: str) -> str:
 
 
 def _mebibytes(text: str) -> float | None:
-    return float(text) * 2**20 / 1e9 if text.isdigit() else None
+    return float(text) * 2**20 / 1e9 if text.isdecimal() else None

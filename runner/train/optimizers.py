@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from typing import Any
 
 import torch
@@ -38,7 +38,8 @@ def build_optimizer(settings: OptimizerSettings, adapter: Adapter, *, word_lr: f
     path, options = _options(settings)
     module, _, name = path.partition(":")
     kind = getattr(importlib.import_module(module), name)
-    optimizer: torch.optim.Optimizer = kind(groups, lr=settings.lr, weight_decay=settings.weight_decay, **options)
+    with redirect_stdout(None):  # prodigyopt prints a line for each job, into its log or the progress bar
+        optimizer: torch.optim.Optimizer = kind(groups, lr=settings.lr, weight_decay=settings.weight_decay, **options)
     return optimizer
 
 

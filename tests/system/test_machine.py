@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.system.machine import cores, host_memory_gb, this_machine
+from runner.system.machine import cores, host_memory_gb, named_threads, this_machine
 
 
 def test_a_container_has_what_its_control_groups_leave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +49,9 @@ def test_where_the_system_says_nothing_of_its_processor_nothing_is_known_to_be_s
 ) -> None:
     monkeypatch.setattr("runner.system.machine.CPU_FACTS", tmp_path / "nowhere")
     assert this_machine("cpu").devices[0].in_software == ()
+
+
+@pytest.mark.parametrize(("said", "threads"), [("4", 4), ("0", None), ("", None), ("many", None), ("²", None)])
+def test_threads_are_a_number_that_can_be_read(said: str, threads: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert named_threads() == threads
