@@ -1,6 +1,6 @@
 """Which job did best: the order of the jobs, their places, and the colour each has on the whole page.
 
-Takes job records, gives them best first. A place is only for jobs that got to their end.
+Takes job records, gives them best first. A place is only for jobs that got to their end; equal results share one.
 """
 
 from __future__ import annotations
@@ -101,6 +101,11 @@ class Ranking:
         return [entry for entry in self.entries if entry.place is not None]
 
     @property
+    def first(self) -> list[Ranked]:
+        """The jobs that none did better than, several where their results are equal; empty if that cannot be said."""
+        return [] if self.unlike else [entry for entry in self.placed if entry.place == 1]
+
+    @property
     def best(self) -> Ranked | None:
         """The job that did better than all others, if that can be said."""
         return next((entry for entry in self.entries if entry.is_best), None)
@@ -129,17 +134,18 @@ def rank(jobs: Sequence[JobRecord]) -> Ranking:
             return False, state, False, -latest[0], aim.cost(latest[1]), job.name
         return not job.trains, state, True, 0.0, 0.0, job.name
 
+    ordered = sorted(jobs, key=order)
+    results = [aim.result(job) for job in ordered]
     entries: list[Ranked] = []
-    for index, job in enumerate(sorted(jobs, key=order)):
-        result, latest = aim.result(job), aim.latest(job)
-        step, value = latest or (None, result)
+    for index, (job, result) in enumerate(zip(ordered, results, strict=True)):
+        step, value = aim.latest(job) or (None, result)
         entries.append(
             Ranked(
-                job=job, place=index + 1 if result is not None else None, value=value, step=step,
+                job=job, place=results.index(result) + 1 if result is not None else None, value=value, step=step,
                 style=f"c{index}" if index < COLOURS else "other",
             )
         )  # fmt: skip
     ranking = Ranking(aim=aim, entries=entries)
-    if ranking.placed and not ranking.unlike:
+    if len(ranking.first) == 1:
         entries[0] = replace(entries[0], is_best=True)
     return ranking

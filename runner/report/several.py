@@ -97,6 +97,8 @@ def experiment_sentence(ranking: Ranking) -> str:
     text = ", ".join(parts)
     if best := ranking.best:
         text += f"; best is {best.job.name} with {ranking.aim.label(best.job)} {number(best.value)}"
+    elif first := ranking.first:
+        text += f"; {len(first)} jobs share the best {ranking.aim.label(first[0].job)}, {number(first[0].value)}"
     return f"{text}."
 
 
@@ -104,7 +106,7 @@ def facts_of_experiment(ranking: Ranking) -> list[tuple[str, str]]:
     """The few numbers under the title of a report on several jobs."""
     states = [entry.job.state for entry in ranking.entries]
     facts = [("completed", f"{states.count('completed')} of {len(states)}")]
-    ends = ranking.placed[:: max(1, len(ranking.placed) - 1)] if ranking.best else []
+    ends = ranking.placed[:: max(1, len(ranking.placed) - 1)] if ranking.first else []
     facts += [(word, number(entry.value)) for word, entry in zip(("best", "worst"), ends, strict=False)]
     counted = {"stopped early": states.count("pruned"), "failed": states.count("failed")}
     return facts + [(word, str(amount)) for word, amount in counted.items() if amount]

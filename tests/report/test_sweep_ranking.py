@@ -68,6 +68,18 @@ def test_losses_that_were_not_measured_alike_are_told_as_that(tmp_path: Path) ->
     assert "best" not in text.partition("Ranking")[0] and "worst" not in text, "of such jobs nobody knows"
 
 
+def test_equal_results_share_a_place_and_none_of_them_is_the_best(tmp_path: Path) -> None:
+    """As of a setting that changes what is drawn and not what is trained."""
+    folder = four(tmp_path)
+    for name in ("good", "poor"):
+        change_manifest(folder / name, objective=0.125)
+    write_job(folder / "third", rank=3, objective=0.25)
+    assert [row[0] for row in table_of(folder)][:3] == ["1", "1", "3"]
+    text = Page(write_report(folder).read_text()).text.partition("Ranking")[0]
+    assert "2 jobs share the best held-out loss, 0.125." in text and "best 0.125 worst 0.25" in text
+    assert not any(entry.is_best for entry in ranking_of(folder).entries)
+
+
 def test_an_old_result_of_a_job_that_runs_again_is_no_place(tmp_path: Path) -> None:
     folder = four(tmp_path)
     change_manifest(folder / "good", state="running")
