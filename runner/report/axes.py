@@ -33,13 +33,14 @@ Label = tuple[float, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """Maps numbers to pixels; `stops` are values to label, instead of round ones."""
+    """Maps numbers to pixels; `stops` are values to label, instead of round ones. Steps are `whole`."""
 
     low: float
     high: float
     start_px: float
     end_px: float
     log: bool = False
+    whole: bool = False
     stops: tuple[float, ...] = ()
 
     def place(self, value: Any) -> float:
@@ -52,10 +53,10 @@ class Axis:
         """Round values on the axis, at most a few more than wanted."""
         if self.log:
             return self._log_ticks(wanted)
-        span = self.high - self.low
-        rough = span / wanted
+        rough = max((self.high - self.low) / wanted, 1.0 if self.whole else 0.0)
         unit = 10.0 ** math.floor(math.log10(rough))
-        stride_value = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= rough * 0.999)
+        strides = [unit * m for m in (1, 2, 2.5, 5, 10) if not (self.whole and unit * m % 1)]
+        stride_value = next(stride for stride in strides if stride >= rough * 0.999)
         first = math.ceil(self.low / stride_value - 1e-9)
         last = math.floor(self.high / stride_value + 1e-9)
         return [round(index * stride_value, 12) for index in range(first, last + 1)]

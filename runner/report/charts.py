@@ -128,8 +128,11 @@ def sparkline(points: Sequence[Point]) -> Markup:
 
 def _axes(clean: Sequence[tuple[Series, list[Point]]], *, zero: bool) -> tuple[Axis, Axis]:
     xs = [x for _, points in clean for x, _ in points]
-    x_low, x_high = min(xs), max(xs)
-    x_axis = Axis(low=x_low, high=x_high if x_high > x_low else x_low + 1, start_px=LEFT_PX, end_px=WIDTH_PX - RIGHT_PX)
+    low, high = min(xs), max(xs)
+    stops = (float(low),) if low == high else ()  # the next step is not there, and only gives the axis its length
+    x_axis = Axis(
+        low=low, high=max(high, low + 1), start_px=LEFT_PX, end_px=WIDTH_PX - RIGHT_PX, whole=True, stops=stops
+    )
     return x_axis, value_axis(_y_range(clean), start_px=HEIGHT_PX - BOTTOM_PX, end_px=TOP_PX, zero=zero)
 
 

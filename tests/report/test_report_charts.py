@@ -21,6 +21,16 @@ def test_an_axis_places_values_and_has_round_ticks() -> None:
     assert log.ticks() == pytest.approx([1e-3, 1e-2, 1e-1, 1, 10])
 
 
+@pytest.mark.parametrize(
+    ("steps", "labels"),
+    [((0, 1), "0 1"), ((0, 3), "0 1 2 3"), ((0, 12), "0 5 10"), ((7,), "7"), ((0, 120), "0 25 50 75 100")],
+)
+def test_steps_are_counted_in_whole_numbers(steps: tuple[int, ...], labels: str) -> None:
+    chart = draw("Loss", [Series(label="a", points=[(step, 0.5) for step in steps])])
+    assert chart is not None
+    assert re.findall(r'<text[^>]*text-anchor="middle"[^>]*>(.*?)</text>', chart.svg) == labels.split()
+
+
 def test_smoothing_keeps_a_constant_and_skips_nan() -> None:
     points = [(float(step), 2.0 if step % 7 else math.nan) for step in range(200)]
     out = smoothed(points)
