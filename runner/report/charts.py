@@ -60,14 +60,22 @@ def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     return [points[0], *out, points[-1]]
 
 
-def draw(title: str, series: Sequence[Series], *, zero: bool = False, more_is_better: bool = False) -> Chart | None:
+def draw(
+    title: str,
+    series: Sequence[Series],
+    *,
+    zero: bool = False,
+    more_is_better: bool = False,
+    first_on_top: bool = False,
+) -> Chart | None:
     """Draw a chart over steps; None where no series has a finite point.
 
     Args:
         title: what the y axis shows.
-        series: drawn in order, the last on top.
+        series: in the order in which they are named, and drawn, the last on top.
         zero: whether the y axis starts at zero.
         more_is_better: which of many values under the pointer are named: the largest, or else the smallest.
+        first_on_top: whether the first series lies over the others instead.
     """
     lost = sum(not math.isfinite(y) for one in series for _, y in one.points)
     clean = [(one, [p for p in one.points if math.isfinite(p[1])]) for one in series]
@@ -77,7 +85,8 @@ def draw(title: str, series: Sequence[Series], *, zero: bool = False, more_is_be
     x_axis, y_axis = _axes(clean, zero=zero)
     drawn = [(one, thinned(points)) for one, points in clean]
     lines = frame(x_axis.labels(across=True), y_axis.labels(across=False), corner="step")
-    parts = [lines, *(_line(one, points, x_axis, y_axis) for one, points in drawn)]
+    upwards = reversed(drawn) if first_on_top else drawn
+    parts = [lines, *(_line(one, points, x_axis, y_axis) for one, points in upwards)]
     shown = [(one, points) for one, points in drawn if one.style != "raw"] or drawn
     data = [{"label": one.label, "points": [[x, _short(y)] for x, y in points]} for one, points in shown]
     span = [LEFT_PX, WIDTH_PX - RIGHT_PX, x_axis.low, x_axis.high]
@@ -168,8 +177,9 @@ def _described(title: str, shown: Sequence[tuple[Series, list[Point]]]) -> str:
 def _last_values(shown: Sequence[tuple[Series, list[Point]]]) -> str:
     if len(shown) > 4:
         return ""
-    return " · ".join(f"{one.label} {number(points[-1][1])}" for one, points in shown)
+    return " · ".join(f"{one.label}: {number(points[-1][1])}" for one, points in shown)
 
 
 def _short(value: float) -> float:
-    return float(f"{value:.5g}")
+    """Rounded once, to what the page shows under the pointer."""
+    return float(f"{value:.4g}")

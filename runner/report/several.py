@@ -126,14 +126,11 @@ def comparison_charts(ranking: Ranking) -> list[Chart]:
                 label=entry.job.name, points=entry.job.curve(metric) if measured else smoothed(entry.job.curve(metric)),
                 dots=measured and entry.style != "other", style=entry.style, in_legend=entry.style != "other",
             )
-            for entry in reversed(ranking.entries)
+            for entry in ranking.entries
         ]  # fmt: skip
         more_is_better = metric == ranking.aim.name and ranking.aim.maximize
-        chart = draw(title, series, more_is_better=more_is_better)
-        if chart is not None:
-            chart.legend.reverse()
-            charts.append(chart)
-    return charts
+        charts.append(draw(title, series, more_is_better=more_is_better, first_on_top=True))
+    return [chart for chart in charts if chart is not None]
 
 
 def cell_for(job: JobRecord, key: str) -> str:

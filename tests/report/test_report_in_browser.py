@@ -221,6 +221,29 @@ def test_labels_of_settings_are_legible_and_apart(
     assert said["size"] > {390: 11, 700: 8.5, 1280: 11.5}[width_px]
 
 
+CURVES = """<!doctype html>
+<iframe id=f style="width:1280px;height:4000px;border:0"></iframe><pre id="said"></pre>
+<script>
+f.onload = () => {
+  const svg = f.contentDocument.querySelector("svg.chart[data-series]"), box = svg.getBoundingClientRect();
+  const at = (x) => new f.contentWindow.PointerEvent("pointermove", { clientX: x, bubbles: true });
+  const told = (x) => (svg.dispatchEvent(at(x)), svg.parentElement.querySelector(".readout").textContent);
+  said.textContent = JSON.stringify([told(box.left), told(box.right)]);
+};
+f.srcdoc = PAGE;
+</script>"""
+
+
+def test_pointing_beyond_the_end_of_a_curve_says_where_it_ended(tmp_path: Path, browser: Browser) -> None:
+    whole = write_job(tmp_path / "x" / "whole", rank=4, sampled=[], objective=0.1)
+    write_job(tmp_path / "x" / "stopped", rank=8, steps=80, sampled=[], state="pruned", objective=None)
+    page = write_report(whole.parent)
+    rest = html.unescape(re.findall(r'data-rest="(.*?)"', page.read_text())[0])
+    start, end = asked(tmp_path, browser, page, CURVES)
+    assert re.fullmatch(r"step 0 · rank 4, lr 0.001: 0\.\d+ · rank 8, lr 0.001: 0\.\d+", start), "the best first"
+    assert end == f"step 200 · {rest} at step 80"
+
+
 def test_a_chart_that_stands_alone_is_as_wide_as_one_of_several(tmp_path: Path, browser: Browser) -> None:
     """Stretched over the page, it is twice as high, with letters of twice the size."""
     alone, several = (write_job(tmp_path / name / "job", sampled=[]) for name in ("alone", "several"))

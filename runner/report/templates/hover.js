@@ -28,11 +28,16 @@ for (const svg of document.querySelectorAll("svg.chart[data-series]")) {
     cross.setAttribute("x1", x);
     cross.setAttribute("x2", x);
     svg.classList.add("on");
+    // What was measured at another step, or ended before this one, says where; long curves were thinned to so near.
+    const apart = (at) => (Math.abs(at - step) > 0.02 * (high - low) ? ` at step ${at}` : "");
     const values = series
-      .map((one) => [one.label, nearest(one.points, step)[1]])
-      .sort((a, b) => (series.length > 4 ? svg.dataset.order * (a[1] - b[1]) : 0))
+      .map((one) => [one.label, ...nearest(one.points, step)])
+      .sort((a, b) => (series.length > 4 ? svg.dataset.order * (a[2] - b[2]) : 0))
       .slice(0, 6);
-    readout.textContent = `step ${step}: ` + values.map(([label, value]) => `${label} ${text(value)}`).join(" · ");
+    readout.textContent = [
+      `step ${step}`,
+      ...values.map(([label, at, value]) => `${label}: ${text(value)}${apart(at)}`),
+    ].join(" · ");
   };
   follow(svg, point, () => {
     svg.classList.remove("on");
