@@ -42,7 +42,9 @@ def cost_of(jobs: Sequence[JobRecord]) -> Cost:
         notes.append("Wall time is from the first start to the last end, pauses between commands included.")
     # Jobs that had their processes to themselves were packed with nobody, and saved nothing by it.
     if alone_s is not None and shares and packed > 1:
-        facts += _compared(alone_s, sum(job.total_s or 0.0 for job in jobs if job.state == "completed"))
+        done = [job for job in jobs if job.state == "completed"]
+        which = "" if len(done) == len(jobs) else f"{count(len(done), 'completed job')} "
+        facts += _compared(which, alone_s, sum(job.total_s or 0.0 for job in done))
         notes.append(
             "One after the other is what the completed jobs would have taken as processes of their own, "
             "predicted from a step measured alone."
@@ -62,14 +64,18 @@ def _cost(job: JobRecord, name: str) -> float | None:
     return finite(job.section("cost").get(name))
 
 
-def _compared(alone_s: float, together_s: float) -> list[tuple[str, str]]:
-    """How the completed jobs' own time compares with what they would have taken one after the other."""
+def _compared(which: str, alone_s: float, together_s: float) -> list[tuple[str, str]]:
+    """How the completed jobs' own time compares with what they would have taken one after the other.
+
+    Args:
+        which: said where these are not all jobs, whose times stand beside it.
+    """
     if together_s <= 0 or alone_s <= 0:
         return []
     faster = alone_s / together_s
     word = "faster" if faster >= 1 else "slower"
     return [
-        ("one after the other", duration(alone_s)),
+        (f"{which}one after the other", duration(alone_s)),
         ("packed", f"{number(max(faster, 1 / faster), 2)} times {word}"),
     ]
 

@@ -22,7 +22,6 @@ from runner.schema.metrics import IMAGES_PER_S
 from runner.track.metrics import parse_line
 
 LOG_TAIL_BYTES = 6000
-"""On the images of the training that a job started from."""
 
 # Ten times as fast where PyYAML was built with libyaml; a sweep has a hundred of these files.
 SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -164,7 +164,7 @@ def test_a_packed_sweep_says_what_it_saved(tmp_path: Path) -> None:
     folder = write_search(tmp_path, 6)
     cost = cost_of([read_job(job) for job in find_jobs(folder)])
     assert cost.facts == [
-        ("machine time", "3 min 49 s"), ("wall time", "38 s"), ("one after the other", "9 min 33 s"),
+        ("machine time", "3 min 49 s"), ("wall time", "38 s"), ("5 completed jobs one after the other", "9 min 33 s"),
         ("packed", "3 times faster"), ("most jobs at once", "8"), ("peak memory", "1.23 GB"), ("price", "$0.06"),
     ]  # fmt: skip
     text = Page(write_report(folder).read_text()).text
@@ -197,6 +197,7 @@ def test_what_is_not_known_is_not_said(tmp_path: Path) -> None:
     assert facts()["price"] == "$0.50"
     give_cost(folder / "poor", alone_s=19.1)
     assert facts()["packed"] == "2 times slower"
+    assert facts()["2 completed jobs one after the other"] == "38 s", "the other times are those of all five"
     for job in folder.iterdir():
         if job.is_dir():
             change_manifest(job, timings_s=None, started="soon", finished=None, cost="dear")
