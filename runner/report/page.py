@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import BaseLoader, Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from runner.job_folders import find_jobs
 from runner.paths import ExperimentPaths, write_text
@@ -37,6 +37,8 @@ from runner.report.words import plain
 from runner.system.amounts import duration, number
 
 TEMPLATES = Path(__file__).parent / "templates"
+SHORT_WORD = 16
+"""So many characters fit above a picture, on a phone too."""
 
 
 def write_report(experiment_dir: Path) -> Path:
@@ -98,8 +100,15 @@ def _render(template: str, name: str, now: datetime, content: dict[str, Any]) ->
 def environment(loader: BaseLoader) -> Environment:
     """Templates that escape what they show, and write values as people do."""
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters.update(plain=plain, number=number, duration=duration)
+    made.filters.update(plain=plain, number=number, duration=duration, breaking=_breaking)
     return made
+
+
+def _breaking(text: str) -> Markup:
+    """A text in which a long setting is divided before its value, where there is no room, and not within a number."""
+    return Markup(" ").join(
+        Markup("=<wbr>").join(word.split("=")) if len(word) > SHORT_WORD else escape(word) for word in text.split(" ")
+    )
 
 
 def _single(

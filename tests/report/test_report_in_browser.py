@@ -154,6 +154,27 @@ def test_what_tells_samples_apart_is_read_whole(tmp_path: Path, browser: Browser
     assert asked(tmp_path, browser, page, HEADS.replace("WIDTH", str(width_px))) == [False] * 7
 
 
+RESULTS = """<!doctype html>
+<iframe id=f style="width:390px;height:900px;border:0"></iframe><pre id="said"></pre>
+<script>
+f.onload = () => {
+  const ends = (which) => [...f.contentDocument.querySelectorAll(which)].map((e) => e.getBoundingClientRect().right);
+  const value = f.contentDocument.createRange(), text = f.contentDocument.querySelector(".compare thead a").lastChild;
+  value.setStart(text, text.length - 6);
+  value.setEnd(text, text.length);
+  said.textContent = JSON.stringify([Math.max(...ends(".ranking .objective")) < 390, value.getClientRects().length]);
+};
+f.srcdoc = PAGE;
+</script>"""
+
+
+def test_a_phone_shows_each_result_beside_its_job_and_no_number_in_two_parts(tmp_path: Path, browser: Browser) -> None:
+    for rate in ("1000000000.0", "0.009062"):
+        job = write_job(tmp_path / "x" / rate, sampled=[0, 40])
+        change_manifest(job, name="x", overrides=[f"optimizer.lr={rate}"])
+    assert asked(tmp_path, browser, write_report(tmp_path / "x"), RESULTS) == [True, 1]
+
+
 PROMPTS = """<!doctype html>
 <iframe id=f style="width:WIDTHpx;height:900px;border:0"></iframe><pre id="said"></pre>
 <script>
