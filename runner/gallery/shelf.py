@@ -136,12 +136,13 @@ class Shelf:
         aim = Aim.of(jobs)
         results = [(job, aim.result(job)) for job in jobs]
         results.sort(key=lambda each: (each[0].state != "completed", each[1] is None, aim.cost(each[1] or 0.0)))
+        best = results[0][0]
         folders = [job.folder for job, _ in results] + [job.folder for job in evaluations]
         drawn = (list(filter(None, map(self.picture_path, _last_pictures(folder)))) for folder in folders)
         pictures = next(filter(None, drawn), [])
         return Cover(
             experiment=experiment,
-            about=subject(jobs[0]) if jobs[0].trains else f"task={jobs[0].task}",
+            about=subject(best) if best.trains else f"task={best.task}",
             states=list(Counter(job.state for job in jobs).items()),
             evaluations=list(Counter(job.state for job in evaluations).items()),
             pictures=pictures[: len(pictures) // ROW * ROW or None],

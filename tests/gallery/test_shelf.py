@@ -40,9 +40,11 @@ def test_the_cover_shows_the_best_job_whichever_way_is_better(tmp_path: Path, di
         about: dict[str, Any] = {"state": "completed", "objective": objective, "task": "train"}
         about |= {"objective_name": "evaluation/dino_score", "objective_direction": direction}
         (folder / "manifest.json").write_text(json.dumps(about))
+        (folder / "config.yaml").write_text(yaml.safe_dump({"dataset": {"path": f"data/{name}"}}))
     shelf = Shelf(tmp_path)
     (experiment,) = shelf.experiments()
     assert shelf.cover(experiment).pictures == [f"grid/{shown}/samples/step-000001/p00-s0.png"]
+    assert shelf.cover(experiment).about == f"LoRA on {shown}", "the words are on the same job"
 
 
 def test_each_adapter_draws_in_the_precision_of_its_training(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
