@@ -12,7 +12,7 @@ from runner.jobs.job import State
 from runner.report.record import finite
 from runner.report.words import loss_name
 from runner.schema.metrics import HELD_OUT
-from runner.status.experiment import ExperimentStatus
+from runner.status.experiment import TOGETHER, ExperimentStatus
 from runner.status.look import ACTIVE, DEAD, STARTING, JobStatus
 from runner.system.amounts import MISSING, count, duration, number
 from runner.system.printable import printable
@@ -90,11 +90,11 @@ def _parts(experiment: ExperimentStatus, width: int, height: int | None) -> Iter
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     rows = [_cells(experiment, job) for job in shown]
     columns = _fitting(rows, width)
-    for name in columns:
-        text = name in ("job", "task", "state", "progress", "where")
+    for name, heading in columns.items():
+        text = name in ("job", "task", "state", "progress", "where", TOGETHER)
         overflow: Literal["fold", "ellipsis"] = "fold" if name in experiment.columns else "ellipsis"
         table.add_column(
-            Text("" if name == "progress" else name),
+            Text("" if name == "progress" else heading),
             justify="left" if text else "right",
             no_wrap=name not in experiment.columns,
             overflow=overflow,
@@ -145,8 +145,8 @@ def _metric_name(experiment: ExperimentStatus) -> str:
     return next((loss_name(job.record) for job in experiment.jobs if job.record.section("dataset")), "held-out loss")
 
 
-def _fitting(rows: Sequence[Mapping[str, RenderableType]], width: int) -> list[str]:
-    """The columns that there is room for."""
+def _fitting(rows: Sequence[Mapping[str, RenderableType]], width: int) -> dict[str, str]:
+    """The columns that there is room for, with their headings, which take two lines where values would not fit."""
     from rich.text import Text
 
     def width_of(cell: RenderableType) -> int:
@@ -156,7 +156,15 @@ def _fitting(rows: Sequence[Mapping[str, RenderableType]], width: int) -> list[s
     for name in LEFT_OUT:
         if sum(widths.values()) + COLUMN_GAP * (len(widths) - 1) > width:
             del widths[name]
-    return list(widths)
+    narrow = sum(widths.values()) + COLUMN_GAP * (len(widths) - 1) > width
+    return {name: _in_two_lines(name) if narrow else name for name in widths}
+
+
+def _in_two_lines(name: str) -> str:
+    """A heading that is divided near its middle, between words or the parts of a key."""
+    ends = [index + 1 for index, sign in enumerate(name) if sign in " ."]
+    end = min(ends, key=lambda end: abs(2 * end - len(name)), default=0)
+    return f"{name[:end].rstrip()}\n{name[end:]}" if end else name
 
 
 def _age(seconds: float | None) -> str:

@@ -112,6 +112,30 @@ def test_brackets_in_values_and_names_are_shown_as_they_are(capsys: pytest.Captu
     assert ".*to_[qkv]" in shown and ".*to_q([/]|x)?" in shown and "of [red] things" in shown
 
 
+def test_a_narrow_terminal_folds_headings_before_values() -> None:
+    jobs = []
+    for rank, rate in ((8, "0.0012520653814999472"), (16, "0.00010975815419380165")):
+        settings = {
+            "name": "sweep",
+            "steps": 100,
+            "lora": {"rank": rank},
+            "optimizer": {"name": "adamw", "lr": float(rate)},
+        }
+        given = (f"lora.rank={rank}", f"optimizer.lr={rate}")
+        jobs.append(
+            make_job(
+                Experiment.model_validate(settings), model="m", dataset="d", outputs=outputs_dir(), overrides=given
+            )
+        )
+        register(jobs[-1])
+    console = Console(width=64, record=True, file=io.StringIO())
+    console.print(tables([look(*jobs)], width=64))
+    _, groups, keys, one, other, total = (line.split() for line in console.export_text().splitlines()[:6])
+    assert groups == ["lora.", "optimizer.", "held-out"]
+    assert keys == ["job", "rank", "lr", "state", "steps", "loss", "left"]
+    assert (one[1:3], other[1:3], total[:2]) == (["8", "0.001252"], ["16", "1.098e-4"], ["2", "jobs:"])
+
+
 def test_control_codes_in_values_and_errors_are_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
     job = make(state=State.FAILED, error="a\x1b]0;title\x07.png is damaged")
     main([str(job.folder.parent), "--once"])
