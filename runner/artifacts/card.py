@@ -77,12 +77,7 @@ def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float]
         + ", ".join(f"{name} {difference:.1e}" for name, difference in checked.items())
         + " of the output's norm.",
         "",
-        "## Settings",
-        "",
-        "```yaml",
-        yaml.safe_dump(settings.model_dump(mode="json", exclude=NOT_OF_INTEREST), sort_keys=False).rstrip(),
-        "```",
-        "",
+        *settings_section(settings.model_dump(mode="json", exclude=NOT_OF_INTEREST)),
     ]
     write_text(folder / "README.md", "\n".join(lines))
 
@@ -214,6 +209,12 @@ def _kept(run: JobRun) -> dict[str, Any]:
     facts = {"Started from": f"`{earlier.job.id if earlier.job else earlier.file.name}`"}
     share = run.kept_of_earlier().get("kept_of_earlier", {}).get("share")
     return facts if share is None else facts | {"Kept of it": f"{share:.0%} of what it had learned about its images"}
+
+
+def settings_section(settings: Mapping[str, Any]) -> list[str]:
+    """The recipe, as lines of Markdown."""
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip()
+    return ["## Settings", "", "```yaml", text, "```", ""]
 
 
 def table(facts: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,16 @@ from typing import Any
 
 import yaml
 
-from runner.artifacts.card import NOT_OF_INTEREST, marked, sample_table, sampler_code, table, words_code, write_curves
+from runner.artifacts.card import (
+    NOT_OF_INTEREST,
+    marked,
+    sample_table,
+    sampler_code,
+    settings_section,
+    table,
+    words_code,
+    write_curves,
+)
 from runner.families import find_family
 from runner.families.family import Family
 from runner.hub import is_hub_id
@@ -161,14 +170,7 @@ def _settings(job: Job | None) -> list[str]:
     if job is None:
         return []
     settings = job.experiment.model_dump(mode="json", exclude=NOT_OF_INTEREST)
-    return [
-        "## Settings",
-        "",
-        "```yaml",
-        yaml.safe_dump(_without_places(settings, job), sort_keys=False).rstrip(),
-        "```",
-        "",
-    ]
+    return settings_section(_without_places(settings, job))
 
 
 def _without_places(value: Any, job: Job, key: str = "") -> Any:

@@ -37,11 +37,13 @@ def test_the_code_of_the_card_names_the_files_that_were_trained_on() -> None:
 
 
 def test_the_card_of_an_export_tells_the_sampler_what_the_base_predicts(tmp_path: Path) -> None:
-    job = Bench(tmp_path).job(MODEL_DIR, model={"prediction_type": "epsilon"})
+    drawn = {"prompts": ["un château rouge", "بيت أحمر"]}
+    job = Bench(tmp_path).job(MODEL_DIR, model={"prediction_type": "epsilon"}, validation=drawn)
     (file := tmp_path / "pytorch_lora_weights.safetensors").touch()
     exported = Exported(tmp_path, {"diffusers": file}, (), {})
     card = write_export_card(exported, job, title="t", base_model="owner/name", family="sd").read_text()
     assert "from_config(pipeline.scheduler.config, prediction_type='epsilon')" in card
+    assert all(f"- {prompt}\n" in card for prompt in drawn["prompts"]), "in the settings, as they are read"
 
 
 def test_a_prompt_of_several_lines_or_with_bars_stays_in_its_cell() -> None:
