@@ -116,15 +116,16 @@ def _manifest_in(folder: Path) -> Mapping[str, Any]:
 
 def _log_table(jobs: Sequence[Job], manifests: Mapping[Path, Mapping[str, Any]]) -> None:
     common = common_overrides(jobs)
-    for job in jobs:
-        manifest = manifests[job.folder]
-        state, objective = State(manifest.get("state", State.PENDING)), manifest.get("objective")
-        # What it was pruned for stays in the manifest of a job that is taken up again.
-        why = manifest.get("reason", "") if state is State.PRUNED else ""
-        log.info(
-            "%s  %-11s %s  %s",
-            job.id,
-            state.value,
-            why if objective is None else f"{manifest['objective_name']} {objective:.4f}",
-            own_overrides(job, common),
-        )
+    results = [_result(manifests[job.folder]) for job in jobs]
+    width = max(map(len, results), default=0)
+    for job, result in zip(jobs, results, strict=True):
+        state = manifests[job.folder].get("state", State.PENDING)
+        log.info("%s", f"{job.id}  {state:<11} {result:<{width}}  {own_overrides(job, common)}".rstrip())
+
+
+def _result(manifest: Mapping[str, Any]) -> str:
+    """What a job came to."""
+    if (objective := manifest.get("objective")) is not None:
+        return f"{manifest['objective_name']} {objective:.4f}"
+    # What it was pruned for stays in the manifest of a job that is taken up again.
+    return str(manifest.get("reason", "")) if manifest.get("state") == State.PRUNED else ""

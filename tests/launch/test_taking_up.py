@@ -90,6 +90,27 @@ def test_why_a_job_was_pruned_once_is_not_said_of_what_became_of_it_since(caplog
     assert "among the best" not in caplog.text
 
 
+def test_the_last_table_has_columns(caplog: pytest.LogCaptureFixture) -> None:
+    """Also where a job has no result, or a longer one."""
+    caplog.set_level(logging.INFO)
+    jobs = []
+    endings: list[dict[str, Any]] = [
+        {"state": State.COMPLETED, "objective": 0.25, "objective_name": "validation/loss"},
+        {"state": State.PRUNED, "reason": "validation/loss 0.5 at step 4 is not among the best"},
+        {"state": State.FAILED, "error": "the loss is nan"},
+    ]
+    for seed, about in enumerate(endings):
+        experiment = Experiment.model_validate({"seed": seed})
+        given = (f"seed={seed}",)
+        jobs.append(make_job(experiment, model="m", dataset="d", outputs=outputs_dir(), overrides=given))
+        register(jobs[-1])
+        update_manifest(jobs[-1].folder, **about)
+    with pytest.raises(JobsFailed):
+        conclude(jobs)
+    lines = [line for line in caplog.messages if line.startswith(tuple(job.id for job in jobs))]
+    assert len({line.index("seed=") for line in lines}) == 1 and len(lines) == 3
+
+
 def test_a_failure_is_told_with_its_reason_although_other_jobs_are_not_done_either() -> None:
     settings = [Experiment.model_validate({"seed": seed}) for seed in (1, 2)]
     failed, stopped = (
