@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from runner.report.record import finite
-from runner.report.words import chosen
+from runner.report.words import abridged, chosen
 from runner.system.amounts import number, scientific
 
 # From this ratio of largest to smallest value on, a linear axis shows only the largest.
@@ -170,23 +170,5 @@ def fitting(labels: Sequence[Label], *, across: bool) -> list[Label]:
 
 
 def shortened(texts: Sequence[str], room_px: float) -> list[str]:
-    """The texts cut to fit: without the words that all begin and end with, then without the middle of the rest."""
-    most = max(5, int(min(room_px, 1e4) / CHARACTER_PX))
-    if all(len(text) <= most for text in texts):
-        return list(texts)
-    start, end = _shared_words(texts), _shared_words([text[::-1] for text in texts])
-    shown = [_without_ends(text, start, end) for text in texts]
-    return [text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - most // 2 - 1) :]}" for text in shown]
-
-
-def _shared_words(texts: Sequence[str]) -> int:
-    """How many characters all texts begin with, up to the end of a word; 0 where leaving them out saves nothing."""
-    first, last = min(texts), max(texts)
-    shared = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), 0)
-    words = max(first[:shared].rfind(sign) for sign in "/ ._-") + 1
-    return words if words > 2 else 0
-
-
-def _without_ends(text: str, start: int, end: int) -> str:
-    rest = text[start : len(text) - end] if start + end < len(text) else text[start:]
-    return f"{'…' * (start > 0)}{rest}{'…' * (end > 0 and start + end < len(text))}"
+    """The texts cut to fit, and told apart where that is possible."""
+    return abridged(texts, max(5, int(min(room_px, 1e4) / CHARACTER_PX)))

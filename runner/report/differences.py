@@ -13,7 +13,7 @@ from typing import Any
 
 from runner.job_folders import find_jobs
 from runner.report.record import JobRecord, as_mapping, read_briefly
-from runner.report.words import plain
+from runner.report.words import abridged, plain
 from runner.system.amounts import number
 
 # What cannot change a result: names, places, how a batch is split, and the model's own defaults of other settings.
@@ -33,6 +33,9 @@ MAX_LABEL_SETTINGS = 3
 
 LONG_VALUE = 24
 """Characters: longer values stand last in titles, since headings show only the beginning of a text without room."""
+
+MAX_VALUE = 100
+"""Characters: of longer values titles have what tells them apart."""
 
 LONG_NUMBER = 12
 """Characters: numbers with more are rounded in titles, where that still tells the jobs apart."""
@@ -126,7 +129,8 @@ def _titles(jobs: Sequence[JobRecord]) -> dict[Path, str]:
     keys.sort(key=lambda key: any(len(job.overrides.get(key, "")) > LONG_VALUE for job in jobs))
     given = [{key: job.overrides[key] for key in keys if key in job.overrides} for job in jobs]
     set_by_hand = [" ".join(f"{key}={value}" for key, value in each.items()) for each in given]
-    rounded = [" ".join(f"{key}={_rounded(value)}" for key, value in each.items()) for each in given]
+    short = {key: _short({_rounded(each[key]) for each in given if key in each}) for key in keys}
+    rounded = [" ".join(f"{key}={short[key][_rounded(value)]}" for key, value in each.items()) for each in given]
     differing, _ = differing_settings(jobs)
     differing.sort(key=lambda one: any(len(plain(value)) > LONG_VALUE for value in one.values.values()))
     resolved = [" ".join(f"{one.key}={plain(one.values.get(job.id))}" for one in differing) for job in jobs]
@@ -134,6 +138,10 @@ def _titles(jobs: Sequence[JobRecord]) -> dict[Path, str]:
         if 0 < length <= MAX_LABEL_SETTINGS and len(set(titles)) == len(jobs) and all(titles):
             return {job.folder: title for job, title in zip(jobs, titles, strict=True)}
     return {job.folder: job.id for job in jobs}
+
+
+def _short(texts: set[str]) -> dict[str, str]:
+    return dict(zip(texts, abridged(list(texts), MAX_VALUE), strict=True))
 
 
 def _rounded(text: str) -> str:

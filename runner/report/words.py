@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -43,6 +44,28 @@ def chosen(value: Any) -> str:
     if value is None:
         return "none"
     return number(value) if isinstance(value, float) else plain(value)
+
+
+def abridged(texts: Sequence[str], most: int) -> list[str]:
+    """The texts in so many characters: without the words that all begin and end with, then without their middle."""
+    if all(len(text) <= most for text in texts):
+        return list(texts)
+    start, end = _shared_words(texts), _shared_words([text[::-1] for text in texts])
+    shown = [_without_ends(text, start, end) for text in texts]
+    return [text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - most // 2 - 1) :]}" for text in shown]
+
+
+def _shared_words(texts: Sequence[str]) -> int:
+    """How many characters all texts begin with, up to the end of a word; 0 where leaving them out saves nothing."""
+    first, last = min(texts), max(texts)
+    shared = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), 0)
+    words = max(first[:shared].rfind(sign) for sign in "/ ._-") + 1
+    return words if words > 2 else 0
+
+
+def _without_ends(text: str, start: int, end: int) -> str:
+    rest = text[start : len(text) - end] if start + end < len(text) else text[start:]
+    return f"{'…' * (start > 0)}{rest}{'…' * (end > 0 and start + end < len(text))}"
 
 
 def subject(job: JobRecord) -> str:

@@ -17,6 +17,7 @@ from runner.report.differences import by_task, differing_overrides, differing_se
 from runner.report.exports import strict
 from runner.report.record import JobRecord, finite
 from runner.report.several import cell_for
+from runner.report.words import abridged
 from runner.schema.metrics import HELD_OUT
 from runner.status.look import ACTIVE, DEAD, SILENT_S, JobStatus, WatchedJob, ends_in_s
 from runner.system.amounts import MISSING
@@ -24,6 +25,8 @@ from runner.system.amounts import MISSING
 MAX_COLUMNS = 5
 """More differing settings than this make a table too wide for a terminal; they share one column then."""
 COUNTED = ("completed", "running", "starting", "submitted", "pending", "interrupted", "pruned", "cancelled", "failed")
+MAX_CELL = 40
+"""Characters: of longer values there is what tells them apart."""
 TOGETHER = "settings"
 SCHEMA_VERSION = 1
 
@@ -135,9 +138,11 @@ def _told_apart(jobs: list[JobRecord]) -> tuple[list[str], dict[str, list[str]]]
     columns, _ = differing_overrides(jobs)
     resolved = (told_apart(differing_settings(kind)[0], first=()) for kind in by_task(jobs))
     columns = columns or list(dict.fromkeys(one.key for kind in resolved for one in kind))
+    shown = [abridged([cell_for(job, key) for job in jobs], MAX_CELL) for key in columns]
+    cells = {job.id: [texts[index] for texts in shown] for index, job in enumerate(jobs)}
     if len(columns) <= MAX_COLUMNS:
-        return columns, {job.id: [cell_for(job, key) for key in columns] for job in jobs}
-    words = {job.id: [(key, cell_for(job, key)) for key in columns] for job in jobs}
+        return columns, cells
+    words = {job_id: list(zip(columns, each, strict=True)) for job_id, each in cells.items()}
     # What a job does not have, such as the settings of another task, takes no room.
     texts = {
         job_id: " ".join(f"{key}={cell}" for key, cell in each if cell != MISSING) for job_id, each in words.items()

@@ -257,6 +257,16 @@ def test_jobs_of_one_experiment_are_told_apart_by_what_differs(tmp_path: Path) -
     assert ">lora.rank=8</a>" in page
 
 
+def test_a_long_value_does_not_fill_the_page_wherever_a_job_is_named(tmp_path: Path) -> None:
+    for rank, word in ((2, "one"), (8, "two")):
+        job = write_job(tmp_path / "x" / word, rank=rank, sampled=[])
+        change_manifest(job, name="x", overrides=[f"validation.prompts=[{'a very long prompt ' * 50}{word}]"])
+    above, _, rest = read(tmp_path / "x").text.partition("Ranking")
+    charts = rest.partition("Curves")[2].partition("Each job")[0]
+    assert "best is validation.prompts=…" in above and "prompts=…one]: 0." in charts and "prompts=…two]: 0." in charts
+    assert "a very long prompt" not in above + charts, "the table has it"
+
+
 def test_pictures_of_different_prompts_never_share_a_row(tmp_path: Path) -> None:
     first, second = (write_job(tmp_path / "x" / f"r{rank}", rank=rank) for rank in (4, 8))
     about = json.loads((second / "samples" / "prompts.json").read_text())

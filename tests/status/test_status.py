@@ -136,6 +136,13 @@ def test_a_narrow_terminal_folds_headings_before_values() -> None:
     assert (one[1:3], other[1:3], total[:2]) == (["8", "0.001252"], ["16", "1.098e-4"], ["2", "jobs:"])
 
 
+def test_of_a_long_value_there_is_what_tells_it_from_the_others() -> None:
+    jobs = [make(rank, rank=rank) for rank in (1, 2)]
+    for job, word in zip(jobs, ("one", "two"), strict=True):
+        update_manifest(job.folder, overrides=[f"validation.prompts=[{'a very long prompt ' * 50}{word}]"])
+    assert sorted(look(*jobs).cells.values()) == [["…one]"], ["…two]"]]
+
+
 def test_control_codes_in_values_and_errors_are_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
     job = make(state=State.FAILED, error="a\x1b]0;title\x07.png is damaged")
     main([str(job.folder.parent), "--once"])
