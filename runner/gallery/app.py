@@ -18,7 +18,7 @@ from PIL import Image
 from runner.errors import RunnerError
 from runner.gallery.easel import MOST_WEIGHT, SAMPLERS, WEIGHT, Easel
 from runner.gallery.shelf import NotThere, Shelf
-from runner.gallery.table import over_steps, side_by_side
+from runner.gallery.table import MOST_JOBS, over_steps, side_by_side
 from runner.report.evaluations import apart
 from runner.report.page import TEMPLATES as REPORT
 from runner.report.page import environment
@@ -32,7 +32,6 @@ from runner.system.listening import Guard
 HERE = Path(__file__).parent
 THUMBNAIL_PX, SMALL_PX = 384, 128
 """Longest side of reduced pictures; up to the other they are shown enlarged, pixel by pixel."""
-MOST_JOBS = 24
 MOST_FORM_BYTES = 1 << 18
 PICTURES = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 KEPT = {"Cache-Control": "private, max-age=3600"}
@@ -165,7 +164,6 @@ STATIC = {
 
 
 def _compared(ranking: Ranking, shelf: Shelf) -> dict[str, Any]:
-    shown = ranking.entries[:MOST_JOBS]
     values = [entry.value is not None for entry in ranking.entries]
     folders = {job.folder for job in apart([entry.job for entry in ranking.entries])[0]}
     # As in the report, what is counted are the trainings; their evaluations are in the list.
@@ -177,9 +175,9 @@ def _compared(ranking: Ranking, shelf: Shelf) -> dict[str, Any]:
         "sentence": experiment_sentence(counted) if len(counted.entries) > 1 else job_sentence(counted.entries[0].job),
         "facts": facts_of_experiment(counted) if len(counted.entries) > 1 and any(values) else [],
         "measured": any(values),
-        "label": ranking.aim.label(shown[0].job),
-        "table": side_by_side(shown, shelf),
-        "shown": len(shown),
+        "label": ranking.aim.label(ranking.entries[0].job),
+        "table": side_by_side(ranking.entries, shelf),
+        "shown": MOST_JOBS,
         "charts": comparison_charts(ranking),
     }
 

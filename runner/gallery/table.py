@@ -10,6 +10,7 @@ from runner.report.pictures import prompt_of, standing
 from runner.report.ranking import Ranked
 from runner.report.record import JobRecord
 
+MOST_JOBS = 24
 MOST_ROWS = 48
 
 
@@ -38,12 +39,15 @@ class Table:
     heads: list[Head]
     lines: list[Line]
     left_out: int
+    of_jobs: int = 1
+    """So many have samples; the best of them have columns."""
 
 
 def side_by_side(entries: Sequence[Ranked], shelf: Shelf) -> Table | None:
     """The last samples of jobs, after a column from before training if they began as the same; None without any."""
     sampled = [entry for entry in entries if entry.job.steps_sampled]
-    shown = [entry for entry in sampled if entry.job.steps_sampled[-1] > 0 or not entry.job.trains]
+    known = [entry for entry in sampled if entry.job.steps_sampled[-1] > 0 or not entry.job.trains]
+    shown = known[:MOST_JOBS]
     jobs = [entry.job for entry in shown]
     if not jobs:
         return None
@@ -72,7 +76,8 @@ def side_by_side(entries: Sequence[Ranked], shelf: Shelf) -> Table | None:
         for (prompt, seed), start in keys.items()
     ]
     lines.sort(key=lambda line: line.pictures.count(""))  # what most of them have drawn comes first
-    return Table(heads=heads, lines=lines[:MOST_ROWS], left_out=max(0, len(lines) - MOST_ROWS))
+    left_out = max(0, len(lines) - MOST_ROWS)
+    return Table(heads=heads, lines=lines[:MOST_ROWS], left_out=left_out, of_jobs=len(known))
 
 
 def over_steps(job: JobRecord, shelf: Shelf) -> Table | None:

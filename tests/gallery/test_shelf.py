@@ -251,6 +251,10 @@ def test_of_very_many_jobs_it_is_said_how_many_are_side_by_side(tmp_path: Path) 
         said = "Of 30 jobs the first 24; choose others below to compare them."
         assert said in page.get("/experiment/x").text
         assert said not in page.get("/compare?job=x/job1&job=x/job2").text
+        for number in range(5):  # whose columns others take
+            shutil.rmtree(tmp_path / "x" / f"job{number}" / "samples")
+        text = page.get("/experiment/x").text
+        assert text.count('<th scope="col"><a href="/job/') == 24 and "Of 25 jobs with samples the first 24;" in text
 
 
 def test_links_in_a_circle_lead_nowhere(tmp_path: Path) -> None:
