@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 from runner import HOME
 from runner.schema import GROUPS
+
+WIDTH = 100
+"""Characters: a longer list goes on in the next line, below its beginning."""
 
 USAGE = """\
 Fine-tune a text-to-image model with LoRA: compose an experiment, run it, look at its report.
@@ -34,9 +39,12 @@ Beside it, each with a --help of its own (python -m runner.status ...):
 def help_text() -> str:
     """The whole page."""
     width = max(map(len, GROUPS)) + 2
-    lines = [f"  {group:<{width}}{', '.join(choices(group))}\n" for group in GROUPS]
     recipes = sorted(file.stem for file in (HOME / "recipes").glob("*.yaml"))
-    lines.append(f"  {'recipe':<{width}}{', '.join(recipes)}\n")
+    groups = {**{group: choices(group) for group in GROUPS}, "recipe": recipes}
+    lines = [
+        fill(f"  {group:<{width}}{', '.join(names)}", WIDTH, subsequent_indent=" " * (width + 2)) + "\n"
+        for group, names in groups.items()
+    ]
     return USAGE + "".join(lines) + ENDING
 
 

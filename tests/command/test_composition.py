@@ -177,6 +177,7 @@ def test_help_lists_every_group_recipe_and_command() -> None:
         assert re.search(rf"(^|  ){name} {{2,}}\w", text, re.MULTILINE), name
 
     assert [name for name in (*GROUPS, *RECIPES) if name not in text] == []
+    assert max(map(len, text.splitlines())) < 110, "a terminal would begin the rest of a list at its edge"
 
 
 def test_nobody_who_reads_on_is_no_error(tmp_path: Path) -> None:
