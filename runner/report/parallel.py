@@ -41,7 +41,7 @@ class Layout:
 def parallel_chart(ranking: Ranking, differing: Sequence[Difference]) -> Chart | None:
     """The chart of all jobs that have a value; None where fewer than two settings differ or two jobs are left."""
     known = set.intersection(*(set(one.values) for one in differing)) if differing else set()
-    shown = [entry for entry in ranking.entries if entry.value is not None and entry.job.id in known]
+    shown = [entry for entry in ranking.measured if entry.job.id in known]
     if len(differing) < 2 or len(shown) < 2:
         return None
     label = ranking.aim.label(shown[0].job)

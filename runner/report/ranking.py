@@ -101,6 +101,11 @@ class Ranking:
         return [entry for entry in self.entries if entry.place is not None]
 
     @property
+    def measured(self) -> list[Ranked]:
+        """The jobs whose value can come of their settings: before the first step it is that of the base model."""
+        return [entry for entry in self.entries if entry.value is not None and entry.step != 0]
+
+    @property
     def first(self) -> list[Ranked]:
         """The jobs that none did better than, several where their results are equal; empty if that cannot be said."""
         return [] if self.unlike else [entry for entry in self.placed if entry.place == 1]

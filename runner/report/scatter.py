@@ -25,7 +25,7 @@ INSET_PX = 22.0
 
 def setting_charts(ranking: Ranking, differing: Sequence[Difference]) -> list[Chart]:
     """A chart for each setting; none where fewer than two jobs can be compared."""
-    shown = [entry for entry in ranking.entries if entry.value is not None]
+    shown = ranking.measured
     if len(shown) < 2:
         return []
     values = [entry.value for entry in shown if entry.value is not None]

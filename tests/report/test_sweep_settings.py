@@ -280,3 +280,7 @@ def test_while_all_jobs_run_none_is_called_the_best(tmp_path: Path) -> None:
         change_manifest(job, state="running", objective=None)
     said = settings_of(page_of(folder))
     assert "best job" not in said and "; best: " not in said
+    for job in find_jobs(folder):
+        first, *_ = (job / "metrics.jsonl").read_text().splitlines()
+        (job / "metrics.jsonl").write_text(first)
+    assert "What the settings did" not in page_of(folder).text, "at step 0 they have done nothing"
