@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,25 @@ def _configs(file: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any
     for key, value in said.items():
         component, _, name = key.partition(".")
         configs.setdefault(component, {})[name] = value
+    for config in configs.values():
+        if wrong := _damage(config):
+            raise SettingsError(f"{file}: its {METADATA} is damaged ({wrong})")
     return configs
+
+
+def _damage(config: Mapping[str, Any]) -> str:
+    """Why the scales of layers cannot be told from a configuration; empty if they can."""
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        return f"alpha_pattern = {patterns!r}"
+    for key, alpha in {"lora_alpha": config.get("lora_alpha"), **patterns}.items():
+        if alpha is not None and not isinstance(alpha, (int, float)):
+            return f"{key} = {alpha!r}"
+        try:
+            re.compile(key)
+        except re.error as error:
+            return f"{key} is no regular expression: {error}"
+    return ""
 
 
 def _adaptable(components: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, nn.Linear | nn.Conv2d]]:
@@ -257,32 +276,46 @@ def _low_rank(file: Path, parts: _Parts, module: nn.Linear | nn.Conv2d, said: tu
     down, up = parts.tensors.get(DOWN), parts.tensors.get(UP)
     if down is None or up is None:
         raise SettingsError(f"{file}: has only a part of an adapter for a layer ({parts.key})")
-    rank = len(down)
+    rank = len(down) if down.dim() else 0
     if rank == 0:
         raise SettingsError(f"{file}: {parts.key} has rank 0")
-    wanted = _shapes(module, rank)
-    fitted = [_fitted(tensor, shape) for tensor, shape in zip((down, up), wanted, strict=True)]
-    if fitted[0] is None or fitted[1] is None:
-        raise SettingsError(
-            f"{file}: {parts.key} is of shape {list(down.shape)} and {list(up.shape)}, but the layer of this model "
-            f"needs {list(wanted[0])} and {list(wanted[1])}; is it for another kind of model?"
-        )
-    if not all(bool(torch.isfinite(each).all()) for each in fitted if each is not None):
-        raise SettingsError(f"{file}: {parts.key} holds numbers that are not finite")
-    alpha = float(parts.tensors[ALPHA]) if ALPHA in parts.tensors else said[0]
+    fitted: dict[str, Tensor] = {}
+    for kind, shape in _shapes(module, rank).items():
+        if (tensor := parts.tensors.get(kind)) is None:
+            continue
+        found = _fitted(tensor, shape)
+        if found is None:
+            raise SettingsError(
+                f"{file}: the {kind} part of {parts.key} is of shape {list(tensor.shape)}, but the layer of this model "
+                f"needs {list(shape)}; is it for another kind of model?"
+            )
+        if not bool(torch.isfinite(found).all()):
+            raise SettingsError(f"{file}: {parts.key} holds numbers that are not finite")
+        fitted[kind] = found
+    alpha = _alpha(file, parts, said[0])
+    usual = 1.0 if alpha is None else alpha / (math.sqrt(rank) if said[1] else rank)
+    return LowRank(fitted[DOWN], fitted[UP], usual, fitted.get(MAGNITUDE))
+
+
+def _alpha(file: Path, parts: _Parts, said: float | None) -> float | None:
+    """That of a layer: its own tensor, or what the file's configuration says; None where nothing does."""
+    given = parts.tensors.get(ALPHA)
+    alpha = said
+    if given is not None:
+        alpha = float(given) if given.numel() == 1 and not given.is_complex() else math.nan
     if alpha is not None and not math.isfinite(alpha):
-        raise SettingsError(f"{file}: the alpha of {parts.key} is {alpha}")
-    usual = 1.0 if alpha is None else float(alpha) / (math.sqrt(rank) if said[1] else rank)
-    magnitude = parts.tensors.get(MAGNITUDE)
-    return LowRank(fitted[0], fitted[1], usual, None if magnitude is None else magnitude.flatten().float())
+        raise SettingsError(f"{file}: the alpha of {parts.key} is {said if given is None else given.tolist()}")
+    return alpha
 
 
-def _shapes(module: nn.Linear | nn.Conv2d, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of the down- and of the up-projection."""
+def _shapes(module: nn.Linear | nn.Conv2d, rank: int) -> dict[str, tuple[int, ...]]:
+    """Of what a file has of a layer."""
     if isinstance(module, nn.Linear):
-        return (rank, module.in_features), (module.out_features, rank)
-    height, width = module.kernel_size
-    return (rank, module.in_channels // module.groups, height, width), (module.out_channels, rank, 1, 1)
+        outputs = module.out_features
+        return {DOWN: (rank, module.in_features), UP: (outputs, rank), MAGNITUDE: (outputs,)}
+    outputs, kernel = module.out_channels, module.kernel_size
+    inputs = module.in_channels // module.groups
+    return {DOWN: (rank, inputs, *kernel), UP: (outputs, rank, 1, 1), MAGNITUDE: (outputs,)}
 
 
 def _fitted(tensor: Tensor, shape: tuple[int, ...]) -> Tensor | None:

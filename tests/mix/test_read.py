@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -169,8 +170,25 @@ def test_what_is_no_adapter_of_this_model_is_refused(sdxl_parts: Parts, sd15_par
     shapes = {key: tensor.shape for key, tensor in whole.items() if key.startswith(gone.removesuffix("lora_up.weight"))}
     save_file(whole | {key: torch.zeros(0, *shape[1:]) for key, shape in shapes.items() if "down" in key}, file)
     assert "has rank 0" in said()
+    save_file(whole | {gone.replace("lora_up.weight", "alpha"): torch.ones(2)}, file)
+    assert " is [1.0, 1.0]" in said()
     save_file(whole, file, metadata={METADATA: "[1, 2]"})
     assert "lora_adapter_metadata is damaged (no settings, but '[1, 2]')" in said()
+    for wrong in ({"lora_alpha": "four"}, *({"alpha_pattern": each} for each in ([1], {"conv1": "four"}, {"(": 4}))):
+        save_file(whole, file, metadata={METADATA: json.dumps({f"unet.{key}": each for key, each in wrong.items()})})
+        assert "lora_adapter_metadata is damaged (" in said()
+
+
+def test_magnitudes_that_are_none_of_the_layer_are_refused(sdxl_parts: Parts, tmp_path: Path) -> None:
+    """A single one would be taken for all outputs, and the layer merged with norms that nobody trained."""
+    unet = {"unet": sdxl_parts["unet"]}
+    file = write_peft_plainly(tmp_path / "a.safetensors", random_layers(unet, dora=True), {})
+    whole = load_file(file)
+    key = next(key for key in whole if "magnitude" in key)
+    for wrong, said in ((whole[key][:1], "needs \\["), (whole[key] * math.nan, "not finite")):
+        save_file(whole | {key: wrong.contiguous()}, file)
+        with pytest.raises(SettingsError, match=rf"a\.safetensors: .*{said}"):
+            read_adapter(file, find_family("sdxl"), sdxl_parts)
 
 
 def test_an_adapter_that_is_a_dora_on_some_layers_only_is_refused(sdxl_parts: Parts, tmp_path: Path) -> None:
