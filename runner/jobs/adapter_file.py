@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import glob
 import hashlib
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 from runner.errors import RunnerError, SettingsError
 from runner.hub import is_hub_id, reason_of, unreachable
@@ -16,7 +17,7 @@ from runner.jobs.job import Job, State, read_job, state_of
 from runner.paths import WEIGHTS_NAME, JobPaths, outputs_dir, path_of
 from runner.schema.method import NewTokens
 from runner.system.hashes import file_hash
-from runner.system.tensor_file import Header, read_header
+from runner.system.tensor_file import PEFT_CONFIG, Header, config_of_peft, is_of_peft, read_header
 
 NO_SUCH_FILE = "RemoteEntryNotFound"
 """How the Hub's client calls it where a repository has no file of a name."""
@@ -36,10 +37,15 @@ class AdapterFile:
     """Files of the words that were taught with it."""
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """All that says what it is: beside its weights those of its words, and what peft says of its own files."""
+        config = config_of_peft(self.file)
+        return tuple(dict.fromkeys((self.file, *self.words, *([] if config is None else [config]))))
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the file, or of all files together."""
-        files = dict.fromkeys((self.file, *self.words))
-        hashes = [file_hash(file) for file in files]
+        hashes = [file_hash(file) for file in self.files]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
     @property
@@ -120,6 +126,7 @@ def _job_in(path: Path, named: str) -> Job | None:
 def _from_hub(repository: str, named: str) -> Path:
     """The one adapter of a repository on the Hub."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
 
     known = try_to_load_from_cache(repository, WEIGHTS_NAME)
     if isinstance(known, str):
@@ -133,7 +140,11 @@ def _from_hub(repository: str, named: str) -> Path:
     try:
         if reason:
             chosen = _only_one_of(repository, named)
-        return Path(hf_hub_download(repository, chosen))
+        file = Path(hf_hub_download(repository, chosen))
+        if is_of_peft(file):
+            with suppress(EntryNotFoundError):
+                hf_hub_download(repository, PurePosixPath(chosen).with_name(PEFT_CONFIG).as_posix())
+        return file
     except SettingsError:
         raise
     except Exception as error:  # of the client's HTTP library, too

@@ -25,7 +25,7 @@ from runner.families.family import Family, is_text_encoder
 from runner.families.original import original_names
 from runner.mix.layers import AdapterLayers, LowRank
 from runner.schema.training import matches_layer
-from runner.system.tensor_file import METADATA, TEXT_MODEL
+from runner.system.tensor_file import METADATA, PEFT_NAMES, TEXT_MODEL, config_of_peft
 
 DOWN, UP, ALPHA, MAGNITUDE = "down", "up", "alpha", "magnitude"
 OF_DIFFUSERS = {
@@ -96,7 +96,7 @@ def read_adapter(file: Path, family: Family, components: Mapping[str, nn.Module]
                 f"{file}: some layers of its {component} are DoRA, and others are not ({plain[0]}); it is damaged, or "
                 "of a kind that is not read"
             )
-    configs = _configs(file, metadata)
+    configs = _configs(file, metadata, family.adapter_components[0])
     return {
         (component, name): _low_rank(
             file, found[component, name], module, _scale_said(configs.get(component, {}), name, component)
@@ -115,21 +115,23 @@ def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise SettingsError(f"{file}: is no .safetensors file that can be read ({error})") from error
 
 
-def _configs(file: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Component -> its configuration in peft's words."""
+def _configs(file: Path, metadata: Mapping[str, str], denoiser: str) -> dict[str, dict[str, Any]]:
+    """Component -> its configuration in peft's words, which are in the file, or of a denoiser alone beside it."""
+    beside = config_of_peft(file)
+    said_in = METADATA if beside is None else beside.name
     try:
-        said = json.loads(metadata.get(METADATA, "{}"))
+        said = json.loads(metadata.get(METADATA, "{}") if beside is None else beside.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise SettingsError(f"{file}: its {METADATA} is damaged ({error})") from error
+        raise SettingsError(f"{file}: its {said_in} is damaged ({error})") from error
     if not isinstance(said, dict):
-        raise SettingsError(f"{file}: its {METADATA} is damaged (no settings, but {str(said)[:40]!r})")
+        raise SettingsError(f"{file}: its {said_in} is damaged (no settings, but {str(said)[:40]!r})")
     configs: dict[str, dict[str, Any]] = {}
     for key, value in said.items():
-        component, _, name = key.partition(".")
+        component, _, name = key.partition(".") if beside is None else (denoiser, "", key)
         configs.setdefault(component, {})[name] = value
     for config in configs.values():
         if wrong := _damage(config):
-            raise SettingsError(f"{file}: its {METADATA} is damaged ({wrong})")
+            raise SettingsError(f"{file}: its {said_in} is damaged ({wrong})")
     return configs
 
 
@@ -171,7 +173,7 @@ def _spellings(family: Family, components: Mapping[str, nn.Module]) -> dict[str,
             for path in _paths(component, name):
                 spelled[f"{component}.{path}"] = layer
                 if component == denoiser:
-                    spelled[f"base_model.model.{path}"] = spelled[f"diffusion_model.{path}"] = layer
+                    spelled[PEFT_NAMES + path] = spelled[f"diffusion_model.{path}"] = layer
                 for prefix in _prefixes(family, component):
                     spelled[f"{prefix}_{path.replace('.', '_')}"] = layer
             if name in original:

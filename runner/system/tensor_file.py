@@ -12,6 +12,10 @@ TEXT_MODEL = "text_model."
 """Stands in files before the names of what is in CLIP's text encoders; transformers took it out of them in 5.6."""
 METADATA = "lora_adapter_metadata"
 """Where diffusers keeps the configurations of peft, as JSON."""
+PEFT_CONFIG = "adapter_config.json"
+"""Where peft says the scales of a file that it has saved, beside the file."""
+PEFT_NAMES = "base_model.model."
+"""How names of tensors begin in such a file."""
 TOKEN = "token"
 """Where the file of a new word names it."""
 LENGTH_BYTES = 8
@@ -52,3 +56,17 @@ def read_header(file: Path) -> Header:
     if size < whole:
         raise ValueError(f"cut short: {size} of {whole} bytes")
     return Header(metadata=metadata, tensors=tensors)
+
+
+def config_of_peft(file: Path) -> Path | None:
+    """peft's configuration beside an adapter that it has saved, which says nothing of its scales itself; None where
+    there is none. Errors as of `read_header`.
+    """
+    beside = file.with_name(PEFT_CONFIG)
+    return beside if beside.is_file() and is_of_peft(file) else None
+
+
+def is_of_peft(file: Path) -> bool:
+    """Whether peft has saved an adapter by itself. Errors as of `read_header`."""
+    header = read_header(file)
+    return METADATA not in header.metadata and any(name.startswith(PEFT_NAMES) for name in header.tensors)

@@ -41,7 +41,7 @@ def sent_files(job: Job) -> Iterator[tuple[str, str, Mapping[str, Path]]]:
 
 def _adapter(name: str, adapter: AdapterFile) -> tuple[str, Mapping[str, Path]]:
     if adapter.job is None:
-        return f"{name}/{adapter.file.name}", {f"{name}/{adapter.file.name}": adapter.file}
+        return f"{name}/{adapter.file.name}", {f"{name}/{file.name}": file for file in adapter.files}
     # The folder of its job, as far as it is looked at: what it was trained for, and which words it was taught.
     paths, folder = adapter.job.paths, f"{name}/{adapter.job.id}"
     names = {

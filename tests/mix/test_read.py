@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from runner.errors import SettingsError
 from runner.families import find_family
 from runner.families.original import original_names
 from runner.mix.read import read_adapter
-from runner.system.tensor_file import METADATA
+from runner.system.tensor_file import METADATA, PEFT_NAMES
 from tests.families.original_layout import _unet
 from tests.mix.adapters import (
     SD_PREFIXES,
@@ -120,6 +121,25 @@ def test_what_peft_and_diffusers_save_is_read_as_they_apply_it(
     assert {each.scale for each in read.values()} == ({3.0, 5 / math.sqrt(2)} if rslora else {1.5, 2.5})
     for (_, name), each in read.items():
         assert torch.allclose(delta(each), wanted[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_what_peft_saves_alone_has_its_scales_beside_it(sdxl_folder: Path, tmp_path: Path, rslora: bool) -> None:
+    unet = pipeline_of(sdxl_folder).unet
+    config = LoraConfig(
+        r=4, lora_alpha=6, use_rslora=rslora, init_lora_weights=False, target_modules=["to_q", "conv1"],
+        rank_pattern={"conv1": 2}, alpha_pattern={"conv1": 5},
+    )  # fmt: skip
+    adapted = get_peft_model(unet, config)
+    adapted.save_pretrained(tmp_path)
+    layers = {name.removeprefix(PEFT_NAMES): each for name, each in adapted.named_modules()}
+
+    read = read_adapter(tmp_path / "adapter_model.safetensors", find_family("sdxl"), {"unet": adapted.unload()})
+
+    assert read
+    for (_, name), each in read.items():
+        wanted: Any = layers[name]
+        assert torch.allclose(delta(each), wanted.get_delta_weight("default"), rtol=1e-5, atol=1e-6), name
 
 
 def test_old_names_of_diffusers(sd15_parts: Parts, tmp_path: Path) -> None:

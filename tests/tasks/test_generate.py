@@ -15,6 +15,7 @@ from runner.embedded import MODEL_DIR
 from runner.errors import SettingsError
 from runner.jobs.adapter_file import find_adapter
 from runner.jobs.job import State, read_job, update_manifest
+from runner.system.tensor_file import PEFT_CONFIG
 from tests.command_line import runner, trained
 from tests.conftest import MakeOnce
 from tests.data.hub_data_sets import giving
@@ -103,6 +104,12 @@ def test_an_adapter_on_the_hub_may_have_a_name_of_its_own(tmp_path: Path, monkey
         hub.files["ann/several"] = {"one.safetensors": content, "two.safetensors": content}
         found = find_adapter("ann/pixels", key="adapter").file
         assert (found.name, found.read_bytes()) == ("pixels.safetensors", content)
+        of_peft = save({"base_model.model.a.lora_A.weight": torch.zeros(2, 3)})
+        hub.files["ann/peft"] = {"adapter_model.safetensors": of_peft, "adapter_config.json": b'{"lora_alpha": 4}'}
+        hub.files["ann/alone"] = {"adapter_model.safetensors": of_peft}
+        assert [each.name for each in find_adapter("ann/alone", key="adapter").files] == ["adapter_model.safetensors"]
+        file, config = find_adapter("ann/peft", key="adapter").files
+        assert (file.read_bytes(), config.name, config.read_bytes()) == (of_peft, PEFT_CONFIG, b'{"lora_alpha": 4}')
         with pytest.raises(SettingsError, match=r"holds one\.safetensors, two\.safetensors; download the one"):
             find_adapter("ann/several", key="adapter")
         # A worker may have no way to the Hub, and the file from whoever has planned the job.

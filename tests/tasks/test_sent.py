@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from runner.image import checkout
+from runner.jobs.adapter_file import find_adapter
 from runner.jobs.job import Job
 from runner.launchers.sagemaker import channels
 from runner.schema.tasks import TASKS
+from runner.system.tensor_file import PEFT_CONFIG
 from runner.tasks.sent import sent_files
 
 HIDDEN = (".env", ".git/config", "deeper/.env")
@@ -31,6 +36,21 @@ def test_hidden_files_beside_images_are_not_sent(folder: Path, tmp_path: Path) -
     )
     sent = {key: files for key, _, files in sent_files(Job("x", settings, {}, tmp_path, ()))}
     assert set(sent["real"]) == {"real/runner/a.png", "real/runner/deeper/b.png"}
+
+
+def test_what_peft_says_of_an_adapter_goes_with_it_and_counts_as_it(tmp_path: Path) -> None:
+    """Its scales stand in no other place."""
+    file, config = tmp_path / "adapter_model.safetensors", tmp_path / PEFT_CONFIG
+    settings = TASKS["generate"].model_validate({"task": {"name": "generate"}, "adapter": str(file), "prompts": ["a"]})
+    for name, beside in (("base_model.model.a.lora_A.weight", {config}), ("unet.a.lora_A.weight", set[Path]())):
+        save_file({name: torch.zeros(2, 3)}, file)
+        digests = set()
+        for alpha in (4, 8):
+            config.write_text(json.dumps({"lora_alpha": alpha}))
+            ((_, there, sent),) = sent_files(Job("x", settings, {}, tmp_path, ()))
+            assert (sent[there], set(sent.values())) == (file, {file, *beside})
+            digests.add(find_adapter(str(file), key="adapter").digest)
+        assert len(digests) == 1 + len(beside)
 
 
 def test_hidden_files_beside_the_code_are_neither_sent_nor_in_an_image(

@@ -63,7 +63,7 @@ def served_files(names: list[str], adapters: list[AdapterFile]) -> dict[str, Pat
     """Name in the container's folder -> file of this machine, for the adapters and the words they were taught."""
     files = {}
     for name, adapter in zip(names, adapters, strict=True):
-        for file in dict.fromkeys((adapter.file, *adapter.words)):
+        for file in adapter.files:
             files[f"{ADAPTERS_FOLDER}/{name}/{file.name}"] = file
     return files
 
