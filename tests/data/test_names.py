@@ -56,3 +56,19 @@ def test_two_files_in_two_unicode_forms_are_two(tmp_path: Path, photos: Photos, 
             file.write(json.dumps({"file_name": f"{name}.png", "text": photo}) + "\n")
 
     assert captions(read_dataset(settings(tmp_path))) == {"café.png": "cat", f"{DECOMPOSED}.png": "coffee"}
+
+
+def test_names_that_are_longer_than_any_file_has(tmp_path: Path, photos: Photos, settings: Settings) -> None:
+    """As where columns are mixed up, and a caption stands for a name: the place is told, with all other faults."""
+    photos["cat"].save(tmp_path / "cat.png")
+    caption = "a photo of a cat, " * 20
+    lines = [{"file_name": caption, "text": "cat.png"}, {"file_name": "cta.png", "text": "a cat"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"class_data_dir": caption}))
+
+    with pytest.raises(DatasetError, match="3 faults") as raised:
+        read_dataset(settings(tmp_path))
+    for said in ("line 1: there is no file 'a photo", "line 2: there is no file 'cta.png'", "is not a folder"):
+        assert said in str(raised.value)
+    with pytest.raises(DatasetError, match="not found: no 'a photo"):
+        read_dataset(settings(caption))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from runner.data.faults import Faults, listed, nearest
@@ -37,7 +38,7 @@ def read_description(found: Found, faults: Faults) -> None:
     found.class_prompt = values.get("class_prompt")
     if folder := values.get("class_data_dir"):
         found.class_folder = found.root / folder
-        if not found.class_folder.is_dir():
+        if not os.path.isdir(found.class_folder):  # Path.is_dir raises where the system knows no such names
             faults.add(
                 "description",
                 f"{DESCRIPTION_NAME}: class_data_dir={folder!r} is not a folder. Correct the path or remove the key.",

@@ -98,7 +98,7 @@ def _place(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> tuple
     if is_s3(path):
         return mirrored(settings, faults, refresh=refresh), False
     local = path_of(path)
-    if local.exists():
+    if os.path.exists(local):  # Path.exists raises where a name is too long for the system
         return local, False
     if _may_be_hub_id(path):
         return download(settings, faults), True
@@ -111,7 +111,7 @@ def _may_be_hub_id(path: str) -> bool:
 
 
 def _must_be_on_the_hub(path: str, faults: Faults) -> None:
-    there = "in S3" if is_s3(path) else "here" if path == "embedded" or path_of(path).exists() else None
+    there = "in S3" if is_s3(path) else "here" if path == "embedded" or os.path.exists(path_of(path)) else None
     if there is None and _may_be_hub_id(path):
         return
     if there is None:
@@ -126,13 +126,13 @@ def _must_be_on_the_hub(path: str, faults: Faults) -> None:
 def _looks_local(path: Path) -> bool:
     """Whether `path`, which does not exist, is more likely a misspelt file or folder than a Hub id."""
     return path.suffix.lower() in TABLE_SUFFIXES or bool(
-        path.parent.is_dir() and nearest(path.name, _names(path.parent))
+        os.path.isdir(path.parent) and nearest(path.name, _names(path.parent))
     )
 
 
 def _not_found(path: Path) -> str:
     parent = path.parent
-    while not parent.is_dir():
+    while not os.path.isdir(parent):
         path, parent = parent, parent.parent
     names = _names(parent)
     hint = nearest(path.name, names) or f"; there are: {listed(names)}"

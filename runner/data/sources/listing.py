@@ -66,7 +66,8 @@ class Listing:
         """The file that somebody means by a name relative to `root`, whatever its Unicode form; None for no file."""
         if there := self._as_written.get(given) or self._as_written.get(composed(given)):
             return there
-        return given if (self.root / given).is_file() else None
+        # Path.is_file raises where a name is too long for the system, such as a caption in the place of one.
+        return given if os.path.isfile(self.root / given) else None
 
 
 def composed(name: str) -> str:
