@@ -5,7 +5,6 @@ It may be named by the folder of the job that trained it, which then also says w
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -17,10 +16,11 @@ from runner.errors import SettingsError
 from runner.families.known import FAMILIES
 from runner.families.targeted import adapted_shapes
 from runner.jobs.adapter_file import FIX, AdapterFile, find_adapter, header_of
+from runner.jobs.scales import Config, alpha_in, configs_in
 from runner.schema import LoraSettings, ModelSettings
 from runner.schema.training import matches_layer
 from runner.system.amounts import count
-from runner.system.tensor_file import METADATA, TEXT_MODEL
+from runner.system.tensor_file import TEXT_MODEL
 
 DOWN = ".lora_A.weight"
 
@@ -71,17 +71,19 @@ def layer_faults(earlier: AdapterFile, settings: LoraSettings, model: ModelSetti
 def _check_fits(file: Path, settings: LoraSettings, named: str) -> None:
     header = header_of(file, named)
     ranks = {
-        key.removesuffix(DOWN): int(about["shape"][0]) for key, about in header.tensors.items() if key.endswith(DOWN)
+        key.removesuffix(DOWN): int(about["shape"][0])
+        for key, about in header.tensors.items()
+        if key.endswith(DOWN) and about["shape"]
     }
     if not ranks:
         raise SettingsError(f"{named}: holds no LoRA under peft's names (...{DOWN}); {FIX}")
     of_text = any(layer.startswith("text_encoder") for layer in ranks)
-    config = json.loads(header.metadata.get(METADATA, "{}"))
+    configs = configs_in(file, header.metadata)
     faults = [
         *_other(settings, "text_encoder", settings.text_encoder, of_text),
-        *_other(settings, "dora", settings.dora, _said(config, ".use_dora", False)),
+        *_other(settings, "dora", settings.dora, bool(_said(configs, "use_dora", False))),
     ]
-    faults += _faults_of_ranks(settings, ranks) or _faults_of_scales(settings, ranks, config)
+    faults += _faults_of_ranks(settings, ranks) or _faults_of_scales(settings, ranks, configs)
     if faults:
         raise SettingsError("\n".join(faults))
 
@@ -97,15 +99,15 @@ def _faults_of_ranks(settings: LoraSettings, ranks: Mapping[str, int]) -> list[s
     return [said + _settings_for("rank", ranks)]
 
 
-def _faults_of_scales(settings: LoraSettings, ranks: Mapping[str, int], config: Mapping[str, Any]) -> list[str]:
+def _faults_of_scales(settings: LoraSettings, ranks: Mapping[str, int], configs: Mapping[str, Config]) -> list[str]:
     """Of a job whose ranks are right, which its scales go by."""
-    scales = {layer: _scale(config, layer, rank) for layer, rank in ranks.items()}
+    scales = {layer: _scale(configs, layer, rank) for layer, rank in ranks.items()}
     wrong = [layer for layer, scale in scales.items() if not _same(settings.scale_of(_bare(layer)), scale)]
     if not wrong:
         return []
     alpha = settings.rank if settings.alpha is None else settings.alpha
-    faults = _other(settings, "alpha", alpha, _said(config, ".lora_alpha", settings.rank))
-    faults += _other(settings, "rslora", settings.rslora, _said(config, ".use_rslora", False))
+    faults = _other(settings, "alpha", alpha, _said(configs, "lora_alpha", settings.rank))
+    faults += _other(settings, "rslora", settings.rslora, bool(_said(configs, "use_rslora", False)))
     if faults:
         return faults
     alphas = {layer: scales[layer] * (math.sqrt(rank) if settings.rslora else rank) for layer, rank in ranks.items()}
@@ -127,16 +129,11 @@ def _bare(layer: str) -> str:
     return layer.partition(".")[2].removeprefix(TEXT_MODEL)
 
 
-def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
+def _scale(configs: Mapping[str, Config], layer: str, rank: int) -> float:
     """The factor on a layer's update that a file's configuration says; 1 where it says nothing."""
-    component, name = layer.partition(".")[0], _bare(layer)
-    patterns = config.get(f"{component}.alpha_pattern") or {}
-    usual = config.get(f"{component}.lora_alpha", rank)
-    alpha = next(
-        (said for key, said in patterns.items() if matches_layer(key, name) or matches_layer(key, TEXT_MODEL + name)),
-        usual,
-    )
-    return float(alpha) / (math.sqrt(rank) if config.get(f"{component}.use_rslora") else rank)
+    config, name = configs.get(layer.partition(".")[0], {}), _bare(layer)
+    alpha = alpha_in(config, (name, TEXT_MODEL + name))
+    return 1.0 if alpha is None else alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _settings_for(key: str, values: Mapping[str, float]) -> str:
@@ -160,9 +157,9 @@ def _settings_for(key: str, values: Mapping[str, float]) -> str:
     return f"lora.{key}={usual:g}" + (f" and 'lora.{key}_pattern={{{said}}}'" if said else "")
 
 
-def _said(config: Mapping[str, Any], ending: str, usual: Any) -> Any:
+def _said(configs: Mapping[str, Config], key: str, usual: Any) -> Any:
     """What a file's configuration says of its first component, or what readers take where it says nothing."""
-    return next((value for key, value in config.items() if key.endswith(ending)), usual)
+    return next((config[key] for config in configs.values() if config.get(key) is not None), usual)
 
 
 def _other(settings: LoraSettings, key: str, here: Any, there: Any) -> list[str]:

@@ -8,9 +8,7 @@ fused go through diffusers' own conversion first.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +21,9 @@ from runner.errors import SettingsError
 from runner.families.exports import Kohya
 from runner.families.family import Family, is_text_encoder
 from runner.families.original import original_names
+from runner.jobs.scales import Config, alpha_in, config_at, configs_in
 from runner.mix.layers import AdapterLayers, LowRank
-from runner.schema.training import matches_layer
-from runner.system.tensor_file import METADATA, PEFT_NAMES, TEXT_MODEL, config_of_peft
+from runner.system.tensor_file import PEFT_NAMES, TEXT_MODEL, config_of_peft
 
 DOWN, UP, ALPHA, MAGNITUDE = "down", "up", "alpha", "magnitude"
 OF_DIFFUSERS = {
@@ -97,13 +95,13 @@ def read_adapter(file: Path, family: Family, components: Mapping[str, nn.Module]
                 "of a kind that is not read"
             )
     configs = _configs(file, metadata, family.adapter_components[0])
-    return {
-        (component, name): _low_rank(
-            file, found[component, name], module, _scale_said(configs.get(component, {}), name, component)
-        )
-        for component, name, module in _adaptable(components)
-        if (component, name) in found
-    }
+    read: AdapterLayers = {}
+    for component, name, module in _adaptable(components):
+        if parts := found.get((component, name)):
+            config = configs.get(component, {})
+            said = _alpha(file, parts, alpha_in(config, _paths(component, name)))
+            read[component, name] = _low_rank(file, parts, module, said, of_root=bool(config.get("use_rslora")))
+    return read
 
 
 def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -115,39 +113,10 @@ def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise SettingsError(f"{file}: is no .safetensors file that can be read ({error})") from error
 
 
-def _configs(file: Path, metadata: Mapping[str, str], denoiser: str) -> dict[str, dict[str, Any]]:
+def _configs(file: Path, metadata: Mapping[str, str], denoiser: str) -> Mapping[str, Config]:
     """Component -> its configuration in peft's words, which are in the file, or of a denoiser alone beside it."""
     beside = config_of_peft(file)
-    said_in = METADATA if beside is None else beside.name
-    try:
-        said = json.loads(metadata.get(METADATA, "{}") if beside is None else beside.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SettingsError(f"{file}: its {said_in} is damaged ({error})") from error
-    if not isinstance(said, dict):
-        raise SettingsError(f"{file}: its {said_in} is damaged (no settings, but {str(said)[:40]!r})")
-    configs: dict[str, dict[str, Any]] = {}
-    for key, value in said.items():
-        component, _, name = key.partition(".") if beside is None else (denoiser, "", key)
-        configs.setdefault(component, {})[name] = value
-    for config in configs.values():
-        if wrong := _damage(config):
-            raise SettingsError(f"{file}: its {said_in} is damaged ({wrong})")
-    return configs
-
-
-def _damage(config: Mapping[str, Any]) -> str:
-    """Why the scales of layers cannot be told from a configuration; empty if they can."""
-    patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
-        return f"alpha_pattern = {patterns!r}"
-    for key, alpha in {"lora_alpha": config.get("lora_alpha"), **patterns}.items():
-        if alpha is not None and not isinstance(alpha, (int, float)):
-            return f"{key} = {alpha!r}"
-        try:
-            re.compile(key)
-        except re.error as error:
-            return f"{key} is no regular expression: {error}"
-    return ""
+    return configs_in(file, metadata) if beside is None else {denoiser: config_at(beside, file)}
 
 
 def _adaptable(components: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, nn.Linear | nn.Conv2d]]:
@@ -261,20 +230,10 @@ def _by_layer(
     return found
 
 
-def _scale_said(config: Mapping[str, Any], name: str, component: str) -> tuple[float | None, bool]:
-    """(alpha of a layer, whether it goes with the root of the rank), as the file's configuration has it."""
-
-    def matching(patterns: Mapping[str, float] | None) -> float | None:
-        paths = _paths(component, name)
-        return next(
-            (value for key, value in (patterns or {}).items() if any(matches_layer(key, path) for path in paths)), None
-        )
-
-    alpha = matching(config.get("alpha_pattern"))
-    return config.get("lora_alpha") if alpha is None else alpha, bool(config.get("use_rslora"))
-
-
-def _low_rank(file: Path, parts: _Parts, module: nn.Linear | nn.Conv2d, said: tuple[float | None, bool]) -> LowRank:
+def _low_rank(
+    file: Path, parts: _Parts, module: nn.Linear | nn.Conv2d, alpha: float | None, *, of_root: bool
+) -> LowRank:
+    """The factors of a layer; `of_root`: whether alpha goes with the root of the rank."""
     down, up = parts.tensors.get(DOWN), parts.tensors.get(UP)
     if down is None or up is None:
         raise SettingsError(f"{file}: has only a part of an adapter for a layer ({parts.key})")
@@ -294,9 +253,8 @@ def _low_rank(file: Path, parts: _Parts, module: nn.Linear | nn.Conv2d, said: tu
         if not bool(torch.isfinite(found).all()):
             raise SettingsError(f"{file}: {parts.key} holds numbers that are not finite")
         fitted[kind] = found
-    alpha = _alpha(file, parts, said[0])
-    usual = 1.0 if alpha is None else alpha / (math.sqrt(rank) if said[1] else rank)
-    return LowRank(fitted[DOWN], fitted[UP], usual, fitted.get(MAGNITUDE))
+    scale = 1.0 if alpha is None else alpha / (math.sqrt(rank) if of_root else rank)
+    return LowRank(fitted[DOWN], fitted[UP], scale, fitted.get(MAGNITUDE))
 
 
 def _alpha(file: Path, parts: _Parts, said: float | None) -> float | None:

@@ -254,6 +254,11 @@ def test_files_that_are_none_are_refused(tmp_path: Path, bench: Bench, sdxl_fold
     save_file({"unet.conv_in.weight": torch.zeros(2)}, other)
     assert "cannot be read" in said(text)
     assert "holds no LoRA under peft's names" in said(other)
+    for wrong in ({"alpha_pattern": [1]}, {"lora_alpha": "16"}, {"alpha_pattern": {"(": 4}}):
+        adapter_file(other, {"a.0.ff": 4}, **wrong)
+        assert f"{other}: its lora_adapter_metadata is damaged (" in said(other)
+    adapter_file(other, {"a.0.ff": 4}, lora_alpha=None)
+    assert find_earlier(LoraSettings(rank=4, init_from=str(other))) is not None, "nothing said is a scale of 1"
     assert "holds no pytorch_lora_weights.safetensors" in said(tmp_path)
     assert "that job is pending, not completed" in said(bench.job(sdxl_folder).folder)
 

@@ -1,0 +1,74 @@
+"""What the files of an adapter say of its scales, in peft's words; without torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from runner.errors import SettingsError
+from runner.schema.training import matches_layer
+from runner.system.tensor_file import METADATA
+
+Config = Mapping[str, Any]
+"""peft's configuration of an adapter on one component."""
+
+
+def configs_in(file: Path, metadata: Mapping[str, str]) -> dict[str, Config]:
+    """Component -> its configuration, as diffusers keeps them in the metadata of a file.
+
+    Raises:
+        SettingsError: they are damaged.
+    """
+    configs: dict[str, dict[str, Any]] = {}
+    for key, value in _object(file, METADATA, metadata.get(METADATA, "{}")).items():
+        component, _, name = key.partition(".")
+        configs.setdefault(component, {})[name] = value
+    return {component: _checked(file, METADATA, config) for component, config in configs.items()}
+
+
+def config_at(beside: Path, file: Path) -> Config:
+    """The configuration that peft has written beside a file. Raises SettingsError where it is damaged."""
+    return _checked(file, beside.name, _object(file, beside.name, beside.read_bytes()))
+
+
+def alpha_in(config: Config, names: Iterable[str]) -> float | None:
+    """Alpha of a layer that goes by these names; None where nothing says it."""
+    listed = list(names)
+    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
+    found = (alpha for key, alpha in patterns.items() if any(matches_layer(key, name) for name in listed))
+    own = next(found, None)
+    return config.get("lora_alpha") if own is None else own
+
+
+def _object(file: Path, said_in: str, text: str | bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(text)
+    except ValueError as error:
+        raise SettingsError(f"{file}: its {said_in} is damaged ({error})") from error
+    if not isinstance(said, dict):
+        raise SettingsError(f"{file}: its {said_in} is damaged (no settings, but {str(said)[:40]!r})")
+    return said
+
+
+def _checked(file: Path, said_in: str, config: dict[str, Any]) -> Config:
+    if wrong := _damage(config):
+        raise SettingsError(f"{file}: its {said_in} is damaged ({wrong})")
+    return config
+
+
+def _damage(config: Config) -> str:
+    """Why the scales of layers cannot be told from a configuration; empty if they can."""
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        return f"alpha_pattern = {patterns!r}"
+    for key, alpha in {"lora_alpha": config.get("lora_alpha"), **patterns}.items():
+        if alpha is not None and not isinstance(alpha, (int, float)):
+            return f"{key} = {alpha!r}"
+        try:
+            re.compile(key)
+        except re.error as error:
+            return f"{key} is no regular expression: {error}"
+    return ""
