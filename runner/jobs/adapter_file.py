@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from runner.errors import RunnerError, SettingsError
 from runner.hub import is_hub_id, reason_of, unreachable
 from runner.jobs.job import Job, State, read_job, state_of
+from runner.jobs.scales import configs_in
 from runner.paths import WEIGHTS_NAME, JobPaths, outputs_dir, path_of
 from runner.schema.method import NewTokens
 from runner.system.hashes import file_hash
@@ -63,7 +64,7 @@ def find_adapter(given: str, *, key: str, words: bool = False) -> AdapterFile:
         words: whether the words that a job was taught count, which may be all that it was.
 
     Raises:
-        SettingsError: there is none, its job is not completed, or it is no safetensors file.
+        SettingsError: there is none, its job is not completed, it is no safetensors file, or its scales are not told.
     """
     named = f"{key} = {given!r}"
     path = path_of(given).absolute()
@@ -79,7 +80,7 @@ def find_adapter(given: str, *, key: str, words: bool = False) -> AdapterFile:
     if not file.is_file():
         wrong = f"holds no {file.name}" if path.is_dir() else "is not there"
         raise SettingsError(f"{named}: {wrong}{_meant(given)}")
-    header_of(file, named)
+    configs_in(file, header_of(file, named).metadata)
     return AdapterFile(file, job if job is not None and job.trains else None, taught)
 
 

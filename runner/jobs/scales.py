@@ -10,28 +10,31 @@ from typing import Any
 
 from runner.errors import SettingsError
 from runner.schema.training import matches_layer
-from runner.system.tensor_file import METADATA
+from runner.system.tensor_file import METADATA, config_of_peft
 
 Config = Mapping[str, Any]
 """peft's configuration of an adapter on one component."""
 
+TAKEN_FROM_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""How the names of peft's starts begin that take what an adapter starts as out of the weights of its base."""
 
-def configs_in(file: Path, metadata: Mapping[str, str]) -> dict[str, Config]:
-    """Component -> its configuration, as diffusers keeps them in the metadata of a file.
+
+def configs_in(file: Path, metadata: Mapping[str, str], *, denoiser: str = "") -> dict[str, Config]:
+    """Component -> its configuration: as diffusers keeps them in the metadata of a file, or peft beside its own.
+
+    Args:
+        denoiser: what the component is called that such a file of peft is on.
 
     Raises:
-        SettingsError: they are damaged.
+        SettingsError: they are damaged, or it is no sum of the base and the adapter that was trained.
     """
+    if beside := config_of_peft(file):
+        return {denoiser: _checked(file, beside.name, _object(file, beside.name, beside.read_bytes()))}
     configs: dict[str, dict[str, Any]] = {}
     for key, value in _object(file, METADATA, metadata.get(METADATA, "{}")).items():
         component, _, name = key.partition(".")
         configs.setdefault(component, {})[name] = value
     return {component: _checked(file, METADATA, config) for component, config in configs.items()}
-
-
-def config_at(beside: Path, file: Path) -> Config:
-    """The configuration that peft has written beside a file. Raises SettingsError where it is damaged."""
-    return _checked(file, beside.name, _object(file, beside.name, beside.read_bytes()))
 
 
 def alpha_in(config: Config, names: Iterable[str]) -> float | None:
@@ -56,6 +59,12 @@ def _object(file: Path, said_in: str, text: str | bytes) -> dict[str, Any]:
 def _checked(file: Path, said_in: str, config: dict[str, Any]) -> Config:
     if wrong := _damage(config):
         raise SettingsError(f"{file}: its {said_in} is damaged ({wrong})")
+    start = config.get("init_lora_weights")
+    if str(start).lower().startswith(TAKEN_FROM_THE_BASE):
+        raise SettingsError(
+            f"{file}: starts as a part of its base (init_lora_weights = {start!r}), which it does not add to but takes "
+            "the place of; save it as a LoRA with path_initial_model_for_weight_conversion of peft's save_pretrained"
+        )
     return config
 
 

@@ -21,9 +21,9 @@ from runner.errors import SettingsError
 from runner.families.exports import Kohya
 from runner.families.family import Family, is_text_encoder
 from runner.families.original import original_names
-from runner.jobs.scales import Config, alpha_in, config_at, configs_in
+from runner.jobs.scales import alpha_in, configs_in
 from runner.mix.layers import AdapterLayers, LowRank
-from runner.system.tensor_file import PEFT_NAMES, TEXT_MODEL, config_of_peft
+from runner.system.tensor_file import PEFT_NAMES, TEXT_MODEL
 
 DOWN, UP, ALPHA, MAGNITUDE = "down", "up", "alpha", "magnitude"
 OF_DIFFUSERS = {
@@ -94,7 +94,7 @@ def read_adapter(file: Path, family: Family, components: Mapping[str, nn.Module]
                 f"{file}: some layers of its {component} are DoRA, and others are not ({plain[0]}); it is damaged, or "
                 "of a kind that is not read"
             )
-    configs = _configs(file, metadata, family.adapter_components[0])
+    configs = configs_in(file, metadata, denoiser=family.adapter_components[0])
     read: AdapterLayers = {}
     for component, name, module in _adaptable(components):
         if parts := found.get((component, name)):
@@ -111,12 +111,6 @@ def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return tensors, dict(opened.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise SettingsError(f"{file}: is no .safetensors file that can be read ({error})") from error
-
-
-def _configs(file: Path, metadata: Mapping[str, str], denoiser: str) -> Mapping[str, Config]:
-    """Component -> its configuration in peft's words, which are in the file, or of a denoiser alone beside it."""
-    beside = config_of_peft(file)
-    return configs_in(file, metadata) if beside is None else {denoiser: config_at(beside, file)}
 
 
 def _adaptable(components: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, nn.Linear | nn.Conv2d]]:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from runner.errors import SettingsError
 from runner.families import find_family
 from runner.families.original import original_names
+from runner.jobs.adapter_file import find_adapter
 from runner.mix.read import read_adapter
 from runner.system.tensor_file import METADATA, PEFT_NAMES
 from tests.families.original_layout import _unet
@@ -140,6 +141,30 @@ def test_what_peft_saves_alone_has_its_scales_beside_it(sdxl_folder: Path, tmp_p
     for (_, name), each in read.items():
         wanted: Any = layers[name]
         assert torch.allclose(delta(each), wanted.get_delta_weight("default"), rtol=1e-5, atol=1e-6), name
+
+
+@pytest.mark.parametrize("start", ["pissa_niter_4", "olora", True])
+def test_an_adapter_that_takes_the_place_of_a_part_of_its_base_is_refused(
+    sdxl_folder: Path, tmp_path: Path, start: Any
+) -> None:
+    """peft takes what it starts as out of the weights of the base, also where it is loaded again."""
+    unet, plain = pipeline_of(sdxl_folder).unet, {"unet": pipeline_of(sdxl_folder).unet}
+    adapted = get_peft_model(unet, LoraConfig(r=4, init_lora_weights=start, target_modules=["to_q"]))
+    adapted.save_pretrained(tmp_path)
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    merged = adapted.merge_and_unload().get_submodule(name).weight
+    assert torch.allclose(merged, plain["unet"].get_submodule(name).weight, atol=1e-5), "nothing is trained yet"
+
+    file = tmp_path / "adapter_model.safetensors"
+    if start is True:
+        assert not delta(read_adapter(file, find_family("sdxl"), plain)["unet", name]).any()
+        return
+    for tell in (
+        lambda: read_adapter(file, find_family("sdxl"), plain),
+        lambda: find_adapter(str(file), key="adapter"),
+    ):
+        with pytest.raises(SettingsError, match=rf"init_lora_weights = '{start}'.* save it as a LoRA"):
+            tell()
 
 
 def test_old_names_of_diffusers(sd15_parts: Parts, tmp_path: Path) -> None:
