@@ -69,7 +69,7 @@ def find_adapter(given: str, *, key: str, words: bool = False) -> AdapterFile:
     named = f"{key} = {given!r}"
     path = path_of(given).absolute()
     if is_hub_id(given):
-        return AdapterFile(_from_hub(given, named), None)
+        return AdapterFile(_read(_from_hub(given, named), named), None)
     job = _job_in(path, named)
     # Another folder in a job's own, such as that of a checkpoint, must not stand for what came out at the end.
     whole = job if job is not None and path in (job.folder, job.paths.lora) else None
@@ -80,8 +80,13 @@ def find_adapter(given: str, *, key: str, words: bool = False) -> AdapterFile:
     if not file.is_file():
         wrong = f"holds no {file.name}" if path.is_dir() else "is not there"
         raise SettingsError(f"{named}: {wrong}{_meant(given)}")
+    return AdapterFile(_read(file, named), job if job is not None and job.trains else None, taught)
+
+
+def _read(file: Path, named: str) -> Path:
+    """The file, once it has said what it is."""
     configs_in(file, header_of(file, named).metadata)
-    return AdapterFile(file, job if job is not None and job.trains else None, taught)
+    return file
 
 
 def _meant(given: str) -> str:

@@ -110,6 +110,9 @@ def test_an_adapter_on_the_hub_may_have_a_name_of_its_own(tmp_path: Path, monkey
         assert [each.name for each in find_adapter("ann/alone", key="adapter").files] == ["adapter_model.safetensors"]
         file, config = find_adapter("ann/peft", key="adapter").files
         assert (file.read_bytes(), config.name, config.read_bytes()) == (of_peft, PEFT_CONFIG, b'{"lora_alpha": 4}')
+        hub.files["ann/pissa"] = {file.name: of_peft, config.name: b'{"init_lora_weights": "pissa"}'}
+        with pytest.raises(SettingsError, match=r"starts as a part of its base \(init_lora_weights = 'pissa'\)"):
+            find_adapter("ann/pissa", key="adapter")
         with pytest.raises(SettingsError, match=r"holds one\.safetensors, two\.safetensors; download the one"):
             find_adapter("ann/several", key="adapter")
         # A worker may have no way to the Hub, and the file from whoever has planned the job.
