@@ -53,7 +53,7 @@ def layer_faults(earlier: AdapterFile, settings: LoraSettings, model: ModelSetti
     there = {
         key.removeprefix(component).removesuffix(DOWN): about["shape"]
         for key, about in header_of(earlier.file, named).tensors.items()
-        if key.startswith(component) and key.endswith(DOWN)
+        if key.startswith(component) and key.endswith(DOWN) and len(about["shape"]) > 1
     }
     for name in sorted(here.keys() & there.keys()):
         if (inputs := there[name][1]) != here[name][1]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -37,7 +38,7 @@ def start_from(earlier: AdapterFile, adapter: Adapter) -> None:
     """Give an adapter the weights of an earlier one.
 
     Raises:
-        SettingsError: it is on other layers.
+        SettingsError: it is on other layers, or holds numbers that are not finite.
     """
     named = {(site.component, site.name) for site in adapter.sites}
     state: dict[str, dict[str, Tensor]] = {}
@@ -48,6 +49,10 @@ def start_from(earlier: AdapterFile, adapter: Adapter) -> None:
             name = name.removeprefix(TEXT_MODEL)
         if name.endswith(f"{MAGNITUDE}.weight"):
             name = name.removesuffix(".weight")
+        if not bool(torch.isfinite(tensor).all()):
+            raise SettingsError(
+                f"lora.init_from: {earlier.file}: {key} holds numbers that are not finite; take another"
+            )
         state.setdefault(component, {})[name] = tensor
     try:
         adapter.load_state(state)

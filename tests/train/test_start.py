@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from runner.jobs.adapter_file import AdapterFile
 from runner.jobs.earlier import find_earlier, layer_faults
 from runner.jobs.job import Job, State, read_manifest, state_of
 from runner.schema import LoraSettings, ModelSettings
-from runner.train.start import earlier_items, kept_share
+from runner.train.adapters.adapter import Adapter, Site
+from runner.train.start import earlier_items, kept_share, start_from
 from tests.train.bench import Bench, difference, records, weights, write_images
 
 
@@ -261,6 +263,18 @@ def test_files_that_are_none_are_refused(tmp_path: Path, bench: Bench, sdxl_fold
     assert find_earlier(LoraSettings(rank=4, init_from=str(other))) is not None, "nothing said is a scale of 1"
     assert "holds no pytorch_lora_weights.safetensors" in said(tmp_path)
     assert "that job is pending, not completed" in said(bench.job(sdxl_folder).folder)
+
+
+def test_numbers_that_are_none_are_not_started_from(tmp_path: Path) -> None:
+    """The first loss would not be finite either, and the learning rate blamed for it."""
+    adapter = Adapter(LoraSettings(rank=2), [Site("unet", "a", (3,), 4)], seed=0, device=torch.device("cpu"))
+    state = {f"unet.{key}": tensor for key, tensor in adapter.state()["unet"].items()}
+    file = tmp_path / "a.safetensors"
+    save_file(state, file)
+    start_from(AdapterFile(file, None), adapter)
+    save_file(state | {"unet.a.lora_B.weight": torch.full((4, 2), math.inf)}, file)
+    with pytest.raises(SettingsError, match=r"a\.safetensors: unet\.a\.lora_B\.weight holds numbers that are not"):
+        start_from(AdapterFile(file, None), adapter)
 
 
 def test_an_adapter_of_other_layers_fails_the_job_with_the_reason(bench: Bench, sdxl_folder: Path, first: Job) -> None:
