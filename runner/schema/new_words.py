@@ -30,6 +30,11 @@ def word_faults(experiment: Experiment) -> Iterator[str]:
             f"method.name = {method.name!r}: is not offered with model.family={experiment.model.family}, one of whose "
             "text encoders is T5, for which no program reads new words; choose another method, or sd or sdxl"
         )
+    if experiment.dataset.caption_dropout == 1:
+        yield (
+            f"dataset.caption_dropout = 1.0: leaves out every caption, and with method.name={method.name} new words "
+            "are learnt from captions alone; lower it"
+        )
     if isinstance(method, TextualInversion):
         alone, fix = "with method.name=textual_inversion, ", "remove it, or choose method=pivotal"
         yield from lora.idle(because=f"{alone}which trains no LoRA", fix=fix, where="lora.")

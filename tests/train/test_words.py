@@ -263,6 +263,7 @@ def test_an_interrupted_training_of_words_goes_on_where_it_was(bench: Bench, sdx
         ({"method": PIVOTAL, "lora": {"text_encoder": True}}, "lora.text_encoder = True"),
         ({"method": PIVOTAL, "lora": {"init_from": "x"}}, "lora.init_from = 'x'"),
         ({"method": PIVOTAL, "model": {"family": "sd3"}}, "is not offered with model.family=sd3"),
+        ({"method": PIVOTAL, "dataset": {"caption_dropout": 1}}, "dataset.caption_dropout = 1.0: leaves out every"),
     ],
 )
 def test_what_words_do_not_go_with_is_refused(settings: dict[str, Any], said: str) -> None:
