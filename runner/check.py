@@ -80,7 +80,9 @@ class Checker:
                 evaluation = self._evaluation(experiment)
                 faults += evaluation if isinstance(evaluation, list) else []
             faults += _faults_with_model(experiment, is_right)
-        images = self._dataset(dataset, raw.get("resolution")) if dataset else []
+        # In which shape images are trained is part of what is said of them, once there is one.
+        side = raw.get("resolution") if is_right("resolution", "dataset.buckets") else None
+        images = self._dataset(dataset, side) if dataset else []
         faults += images if isinstance(images, list) else []
         prior = earlier = None
         try:

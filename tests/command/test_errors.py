@@ -49,6 +49,10 @@ WRONG = {
         ["batch_size=4", "accumulation=3", "launcher.processes=2"],
         ["launcher.processes = 2: batch_size = 4 in 3 parts leaves 1 of 2 processes without work", "accumulation"],
     ),
+    "no bucket at all": (
+        ["resolution=48", "dataset.buckets=true", "lora.rank=0"],
+        ["dataset.buckets = true: with resolution=48, dataset.bucket_step=64", "lora.rank = 0"],
+    ),
     "a rate for Prodigy": (["optimizer=prodigy", "optimizer.lr=1e-4"], ["optimizer.lr = 0.0001", "factor", "1"]),
     "two rates for Prodigy": (
         ["optimizer=prodigy", "method=pivotal", "method.initial=[cat]", "method.token_lr=1e-3"],
