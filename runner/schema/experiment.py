@@ -8,7 +8,7 @@ from typing import ClassVar
 from runner.schema.classes import class_faults
 from runner.schema.comparing import RECORDED, ObjectiveSettings, PruningSettings
 from runner.schema.evaluation import METRICS, EvaluationSettings
-from runner.schema.family import family_faults
+from runner.schema.family import PATCH_PX, TRANSFORMERS, family_faults
 from runner.schema.flow import FlowSettings
 from runner.schema.inputs import DatasetSettings
 from runner.schema.job import JobSettings
@@ -18,7 +18,7 @@ from runner.schema.method import DreamBooth, MethodSettings, NewTokens, TextToIm
 from runner.schema.new_words import word_faults
 from runner.schema.running import CheckpointSettings, ValidationSettings
 from runner.schema.sagemaker import SageMakerLauncher
-from runner.schema.shapes import Shape, bucket_shapes
+from runner.schema.shapes import LEAST_STEP_PX, MOST_ASPECT, Shape, bucket_shapes
 from runner.schema.training import (
     POLYNOMIAL_END,
     AdamW,
@@ -165,10 +165,14 @@ class Experiment(JobSettings):
             chosen = (self.resolution, data.bucket_step, data.bucket_max_aspect)
             keys = ("resolution", "dataset.bucket_step", "dataset.bucket_max_aspect")
             said = ", ".join(f"{key}={value}" for key, value in zip(keys, chosen, strict=True))
-            yield (
-                f"dataset.buckets = true: with {said} there are not two shapes to choose from; lower "
-                "dataset.bucket_step or raise dataset.bucket_max_aspect"
-            )
+            least_px = PATCH_PX if self.model.family in TRANSFORMERS else LEAST_STEP_PX
+            ways = {
+                "lower dataset.bucket_step": (least_px, data.bucket_max_aspect),
+                "raise dataset.bucket_max_aspect": (data.bucket_step, MOST_ASPECT),
+            }
+            fixes = [way for way, limits in ways.items() if len(bucket_shapes(self.resolution, *limits)) > 1]
+            fix = " or ".join(fixes) or "raise resolution"
+            yield f"dataset.buckets = true: with {said} there are not two shapes to choose from; {fix}"
 
     def _faults_on_sagemaker(self, launcher: SageMakerLauncher) -> Iterator[str]:
         if self.dataset.streams:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import field_validator
 
 from runner.schema.knob import Settings, knob
+from runner.schema.shapes import LEAST_STEP_PX, MOST_ASPECT
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -177,10 +178,18 @@ class DatasetSettings(Settings):
         "square.",
     )
     bucket_step: int = knob(
-        64, ge=8, multiple_of=8, unit="px", doc="All sides of buckets are multiples of it; used with `buckets`."
+        64,
+        ge=LEAST_STEP_PX,
+        multiple_of=8,
+        unit="px",
+        doc="All sides of buckets are multiples of it; used with `buckets`.",
     )
     bucket_max_aspect: float = knob(
-        2.0, ge=1, le=16, unit="longest side over shortest", doc="Most elongated bucket; used with `buckets`."
+        2.0,
+        ge=1,
+        le=MOST_ASPECT,
+        unit="longest side over shortest",
+        doc="Most elongated bucket; used with `buckets`.",
     )
     crop: Literal["center", "random"] = knob(
         "center", doc="Where the square, or the bucket's shape, is cut out of a longer image."

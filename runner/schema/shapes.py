@@ -7,6 +7,8 @@ from functools import lru_cache
 
 Shape = tuple[int, int]
 """(height, width), pixels."""
+LEAST_STEP_PX, MOST_ASPECT = 8, 16
+"""Bounds of `dataset.bucket_step` and `dataset.bucket_max_aspect`."""
 
 
 @lru_cache(maxsize=64)

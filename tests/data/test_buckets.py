@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from runner.data import Crop, Item, crops_for, read_dataset, render
 from runner.data.address import FileAddress
 from runner.data.buckets import bucket_lines, bucket_shapes, bucket_table, nearest_bucket
 from runner.data.item import content_id
-from runner.schema import DatasetSettings
+from runner.schema import DatasetSettings, Experiment
 
 SDXL = bucket_shapes(1024, 64, 4.0)
 
@@ -27,6 +28,24 @@ def stored(path: Path, picture: Image.Image) -> Item:
 
 def log_distance(height: int, width: int, shape: tuple[int, int]) -> float:
     return abs(math.log(height / width) - math.log(shape[0] / shape[1]))
+
+
+@pytest.mark.parametrize(
+    ("family", "resolution", "step", "aspect", "fix"),
+    [
+        ("sdxl", 128, 64, 2.0, "lower dataset.bucket_step or raise dataset.bucket_max_aspect"),
+        ("sdxl", 48, 64, 2.0, "lower dataset.bucket_step"),
+        ("sdxl", 32, 8, 1.5, "raise dataset.bucket_max_aspect"),
+        ("flux", 32, 16, 2.0, "raise dataset.bucket_max_aspect"),
+        ("sdxl", 8, 8, 16.0, "raise resolution"),
+    ],
+)
+def test_where_there_are_not_two_buckets_a_fix_is_said_that_helps(
+    family: str, resolution: int, step: int, aspect: float, fix: str
+) -> None:
+    data = {"buckets": True, "bucket_step": step, "bucket_max_aspect": aspect}
+    with pytest.raises(ValidationError, match=rf"not two shapes to choose from; {fix}( \[|$|\n)"):
+        Experiment.model_validate({"model": {"family": family}, "resolution": resolution, "dataset": data})
 
 
 def test_the_buckets_of_sdxl() -> None:
