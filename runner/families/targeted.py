@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runner.families.files import model_folder
 from runner.families.known import FAMILIES
-from runner.families.targets import Presets
+from runner.families.targets import TEXT_ENCODER, Presets
 from runner.schema import LoraSettings, ModelSettings
 from runner.schema.messages import nearest
 from runner.schema.training import matches_layer
@@ -22,6 +22,9 @@ from runner.system.tensor_file import read_header
 WEIGHT = ".weight"
 OF_LAYERS = (2, 4)
 """Dimensions of the weights of linear layers and convolutions."""
+
+CLIP_LAYERS = [f"encoder.layers.{number}.self_attn.{end}" for number in range(32) for end in TEXT_ENCODER]
+"""What may be adapted of a text encoder; the largest, of SDXL and SD3, has so many layers."""
 
 Targets = Sequence[str] | str
 Shapes = Mapping[str, tuple[int, ...]]
@@ -61,8 +64,7 @@ def target_faults(settings: LoraSettings, model: ModelSettings) -> list[str]:
         return faults
     if not adapted:
         return [matches_nothing(settings, known.denoiser, layers)]
-    # Patterns may be about the layers of text encoders, which are not looked at here.
-    return [] if settings.text_encoder else pattern_faults(settings, adapted)
+    return pattern_faults(settings, [*adapted, *(CLIP_LAYERS if settings.text_encoder else ())])
 
 
 def adapted_shapes(settings: LoraSettings, model: ModelSettings) -> Shapes | None:

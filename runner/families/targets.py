@@ -9,6 +9,8 @@ Presets = Mapping[str, tuple[str, ...] | str]
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+TEXT_ENCODER = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""The attention of CLIP's text encoders."""
 UNET_LINEAR = (*ATTENTION, *FEED_FORWARD, "proj_in", "proj_out")
 
 UNET: Presets = {

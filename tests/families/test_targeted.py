@@ -61,3 +61,6 @@ def test_patterns_may_be_about_text_encoders(sdxl_folder: Any) -> None:
     settings = LoraSettings.model_validate({"rank_pattern": {"q_proj": 2}})
     assert target_faults(settings, model) != []
     assert target_faults(settings.model_copy(update={"text_encoder": True}), model) == []
+    mistyped = LoraSettings.model_validate({"rank_pattern": {"q_prj": 2}, "text_encoder": True})
+    (fault,) = target_faults(mistyped, model)
+    assert fault.startswith("lora.rank_pattern.q_prj = 2: matches none of the adapted layers") and "q_proj?" in fault

@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from runner.errors import CheckpointError, SettingsError
 from runner.families import targeted
 from runner.families.family import is_text_encoder
-from runner.families.targets import UNET, Presets
+from runner.families.targets import TEXT_ENCODER, UNET, Presets
 from runner.mix import write
 from runner.mix.layers import AdapterLayers, LowRank
 from runner.schema import LoraSettings
 from runner.train.adapters.dora import squared_norms
 from runner.train.randomness import generator
-
-TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 DOWN, UP, MAGNITUDE = write.DOWN, write.UP, write.MAGNITUDE
 WORDS = "words"
@@ -63,7 +61,7 @@ def peft_config(settings: LoraSettings, component: str, presets: Presets, layers
         layers: names of the adapted layers, for the ranks and alphas that differ from layer to layer.
     """
     of_text = is_text_encoder(component)
-    chosen = TEXT_ENCODER_TARGETS if of_text else targeted.targets_of(settings, presets)
+    chosen = TEXT_ENCODER if of_text else targeted.targets_of(settings, presets)
     alpha = settings.rank if settings.alpha is None else settings.alpha
     # By the layers' own names: diffusers sorts the patterns, and the first that matches is the one that counts.
     return LoraConfig(
