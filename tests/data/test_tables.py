@@ -191,6 +191,16 @@ def test_wrong_columns(tmp_path: Path, rows: list[dict[str, Any]], settings: Set
     assert len(read_dataset(settings(tmp_path / "a.parquet", image_column="img", instance_prompt="x")).items) == 4
 
 
+@pytest.mark.parametrize(("name", "key"), [("image", "image_column"), ("text", "caption_column")])
+def test_two_columns_of_one_name(
+    name: str, key: str, tmp_path: Path, rows: list[dict[str, Any]], settings: Settings
+) -> None:
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table.append_column(name, table[name]), tmp_path / "two.parquet")
+    with pytest.raises(DatasetError, match=f"two.parquet: has several columns dataset.{key}='{name}'. Rename all but"):
+        read_dataset(settings(path=str(tmp_path / "two.parquet")))
+
+
 def test_bad_rows_and_files(tmp_path: Path, rows: list[dict[str, Any]], settings: Settings) -> None:
     """Rows are named by number; a damaged file says so."""
     rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:500]

@@ -178,6 +178,9 @@ def check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings, 
     may_lack_masks = OWN_TABLE in (schema.metadata or {}) and settings.mask_column not in schema.names
     columns += [("mask_column", settings.mask_column)] if settings.masks and not may_lack_masks else []
     for key, column in columns:
+        if schema.names.count(column) > 1:
+            usable = False
+            faults.add(key, f"{name}: has several columns dataset.{key}={column!r}. Rename all but one of them.")
         if column in schema.names:
             continue
         # As in metadata files: who set a name that is nearly one of the table's meant that one.
@@ -193,7 +196,7 @@ def check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings, 
             f"Set dataset.{key}{also}.",
         )
     for key, column in columns:
-        if key == "caption_column" or column not in schema.names or _may_hold_images(schema.field(column).type):
+        if key == "caption_column" or schema.names.count(column) != 1 or _may_hold_images(schema.field(column).type):
             continue
         usable = False
         faults.add(
