@@ -16,7 +16,7 @@ from markupsafe import Markup
 from runner.report.axes import Axis, value_axis
 from runner.report.frame import BOTTOM_PX, HEIGHT_PX, LEFT_PX, RIGHT_PX, TOP_PX, WIDTH_PX, Chart, frame, px
 from runner.report.record import Point
-from runner.system.amounts import number
+from runner.system.amounts import count, number
 
 MAX_POINTS = 400
 
@@ -103,7 +103,7 @@ def draw(
         svg=svg,
         legend=[(one.style, one.label) for one, _ in drawn if one.in_legend] if len(drawn) > 1 else [],
         last=_last_values(shown),
-        note=f"{lost} values were not finite and are left out" if lost else "",
+        note=f"{count(lost, 'value')} left out: not finite" if lost else "",
     )
 
 

@@ -17,6 +17,7 @@ from runner.report.differences import NOMINAL, Difference
 from runner.report.frame import Chart, px, text
 from runner.report.ranking import Ranked, Ranking
 from runner.report.scatter import told
+from runner.system.amounts import count
 
 INSET_PX = 12.0
 """How far values stay away from the ends of their axis."""
@@ -50,7 +51,7 @@ def parallel_chart(ranking: Ranking, differing: Sequence[Difference]) -> Chart |
     if any(entry.step is not None for entry in shown):
         notes.append("Dashed lines are jobs that are not at their end, stronger the further they came.")
     if left_out:
-        notes.append(f"{left_out} of {len(ranking.entries)} jobs have no value and no line.")
+        notes.append(f"{left_out} of {count(len(ranking.entries), 'job')} left out: no value.")
     layouts = (_lying(len(differing) + 1), _standing(len(differing) + 1))
     return Chart(
         title=f"From the settings to the {label}",

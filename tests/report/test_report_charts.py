@@ -73,7 +73,7 @@ def test_a_chart_tells_what_it_shows_to_those_who_cannot_see_it() -> None:
     held = Series(label="held-out <b>", points=[(0, 0.24), (100, 0.13), (200, math.nan)], style="held", dots=True)
     chart = draw("Loss", [held])
     assert chart is not None
-    assert chart.note.startswith("1 values")
+    assert chart.note.startswith("1 value left out")
     assert 'role="img"' in chart.svg
     assert "Loss over steps: held-out &lt;b&gt; from 0.24 to 0.13" in chart.svg
     assert "<title>held-out &lt;b&gt;, step 100: 0.13</title>" in chart.svg

@@ -165,7 +165,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     (job / "samples" / "step-000040" / "p00-s0.png").unlink()
     page = read(job)
     assert "config.yaml cannot be read" in page.text
-    assert "1 values were not finite" in page.text
+    assert "1 value left out: not finite" in page.text
     assert "cannot be read" in page.text
     assert "no image" in page.text
     assert len(page.all("img")) == 34
