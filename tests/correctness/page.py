@@ -14,8 +14,8 @@ PACKAGES = ("diffusers", "peft", "accelerate", "transformers", "torch")
 SCRIPTS = "diffusers' example scripts at commit 58eb52c (2026-08-23)"
 HEAD = """# Correctness
 
-What is known to go wrong in other trainers, and what happens here. Each entry is a test: it computes what happens
-elsewhere, with the library's own function or with the same arithmetic, beside what happens here. All of them:
+This page lists what is known to go wrong in other trainers, and what happens here. Each entry is a test: it computes
+what happens elsewhere, with the library's own function or the same arithmetic, beside what happens here. Run them all:
 
 ```
 .venv/bin/python -m pytest tests/correctness
@@ -23,12 +23,12 @@ elsewhere, with the library's own function or with the same arithmetic, beside w
 
 Examined: {scripts};
 {versions}.
-Later versions may differ; a test that no longer finds the fault fails, and its entry goes. No entry says more than its
-test shows.
+Later versions may differ: if a test no longer finds the fault, it fails, and its entry is removed. No entry says more
+than its test shows.
 
-Besides: a training [equals](../tests/train/test_reference.py) the one that plain calls of diffusers, peft and
-torch make of the same samples; every [saved file](../tests/artifacts/test_files.py) is loaded back and compared;
-a job [in a pack](../tests/train/test_packing.py) gives what it gives alone.
+Other tests show that a training [equals](../tests/train/test_reference.py) plain calls to diffusers, peft and torch on
+the same samples, that every [saved file](../tests/artifacts/test_files.py) is loaded back and compared, and that a job
+[in a pack](../tests/train/test_packing.py) gives the same result as alone.
 
 (This page is written by `python -m tests.correctness.page`.)
 """

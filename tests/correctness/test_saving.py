@@ -41,12 +41,13 @@ def layers(pipeline: Any) -> int:
 def test_alpha_survives(bench: Bench, sdxl_folder: Path, pipeline: Any, tmp_path: Path) -> None:
     """Alpha lost on the way to other programs
 
-    Elsewhere: diffusers' SD and SDXL scripts write LoRA files without the adapter's configuration, which is harmless as
-    long as alpha is the rank, as it is there: trained with alpha 16 at rank 4, a scale of 4, such a file loads with a
-    scale of 1. diffusers' own `convert_state_dict_to_kohya` writes alpha = rank whatever it was.
+    Elsewhere: diffusers' SD and SDXL scripts write LoRA files without the adapter's configuration. That is harmless as
+    long as alpha equals the rank, as in these scripts. An adapter trained with alpha 16 at rank 4, a scale of 4, loads
+    from such a file with a scale of 1. diffusers' own `convert_state_dict_to_kohya` writes alpha = rank, whatever alpha
+    was.
 
-    Here: the file for diffusers carries the configuration, that for ComfyUI and A1111 has the scale folded into its
-    weights, and both are loaded back and compared before a job is completed.
+    Here: the file for diffusers carries the configuration; the file for ComfyUI and A1111 has the scale folded into its
+    weights. Both are loaded back and compared before a job is completed.
     """
     pipeline.unet.add_adapter(LoraConfig(r=4, lora_alpha=16, target_modules=["to_q"]))
     state = get_peft_model_state_dict(pipeline.unet)
@@ -74,11 +75,10 @@ def test_alpha_survives(bench: Bench, sdxl_folder: Path, pipeline: Any, tmp_path
 def test_convolutions_survive(bench: Bench, sdxl_folder: Path, pipeline: Any, tmp_path: Path) -> None:
     """Layers lost when convolutions are trained
 
-    Elsewhere: `convert_state_dict_to_diffusers`, which diffusers' scripts call before they save, mixes two naming
-    schemes once there are convolutions or `proj_in` among the layers; on loading, most layers are dropped with a
-    warning.
+    Elsewhere: `convert_state_dict_to_diffusers`, which diffusers' scripts call before saving, mixes two naming schemes
+    if the layers include convolutions or `proj_in`. On loading, most layers are dropped with a warning.
 
-    Here: peft's own names are written, and every layer is there when the file is loaded back.
+    Here: peft's own names are written, and every layer is present when the file is loaded back.
     """
     targets = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2"]
     pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=targets))

@@ -33,11 +33,10 @@ def parameter() -> nn.Parameter:
 def test_gradients_are_clipped(bench: Bench, sdxl_folder: Path) -> None:
     """Gradient clipping that does nothing
 
-    Elsewhere: `train_text_to_image_lora.py` of diffusers keeps the trained parameters in a `filter(...)`. The
-    optimizer exhausts it, so that `clip_grad_norm_` gets no parameters: it returns 0 and clips nothing.
+    Elsewhere: `train_text_to_image_lora.py` of diffusers keeps the trained parameters in a `filter(...)`. The optimizer
+    exhausts it, so `clip_grad_norm_` gets no parameters: it returns 0 and clips nothing.
 
-    Here: the norm over all weights of a job is clipped, and the norm before clipping is recorded as
-    `train/grad_norm`.
+    Here: the norm over all weights of a job is clipped, and its value before clipping is recorded as `train/grad_norm`.
     """
     weight = parameter()
     trained = filter(lambda each: each.requires_grad, [weight])
@@ -60,11 +59,11 @@ def test_the_learning_rate_follows_its_curve(bench: Bench, sdxl_folder: Path) ->
     """A learning-rate schedule of another length than the training
 
     Elsewhere: `train_text_to_image_lora_sdxl.py` of diffusers makes a schedule of `max_train_steps *
-    gradient_accumulation_steps` steps, and accelerate steps it once for each optimizer step and process: with 4
-    accumulated parts a cosine ends at 0.854 of its peak; with 8 processes and no accumulation it runs through its
-    whole length eight times too fast, and swings four times.
+    gradient_accumulation_steps` steps, and accelerate steps it once for each optimizer step and process. With 4
+    accumulation steps, a cosine ends at 0.854 of its peak. With 8 processes and no accumulation, it advances eight
+    times too fast and oscillates four times.
 
-    Here: the schedule is as long as the training and is stepped once for each optimizer step.
+    Here: the schedule is as long as the training, and advances once for each optimizer step.
     """
     optimizer = torch.optim.AdamW([parameter()], lr=1.0)
     elsewhere = get_scheduler("cosine", optimizer, num_warmup_steps=0, num_training_steps=100 * 4)
@@ -92,10 +91,10 @@ def test_the_learning_rate_follows_its_curve(bench: Bench, sdxl_folder: Path) ->
 def test_min_snr_weights_of_a_velocity_model(sd21_folder: Path) -> None:
     """Min-SNR weights that weigh nothing
 
-    Elsewhere: `train_dreambooth_lora_sdxl.py` of diffusers takes min(SNR, gamma) / SNR + 1 where velocity is
-    predicted. That is between 1 and 2 everywhere: hardly a weight.
+    Elsewhere: `train_dreambooth_lora_sdxl.py` of diffusers uses min(SNR, gamma) / SNR + 1 if velocity is predicted.
+    That is between 1 and 2 everywhere: hardly a weight.
 
-    Here: min(SNR, gamma) / (SNR + 1), which is the same objective as the paper's (arXiv 2303.09556) for the noise.
+    Here: min(SNR, gamma) / (SNR + 1) is used, which is the same objective as the paper's (arXiv 2303.09556) for noise.
     """
     schedule = load_noise_schedule(sd21_folder, ModelSettings(family="sd"))
     assert schedule.prediction.kind == "v_prediction"
@@ -111,11 +110,11 @@ def test_each_latent_is_that_of_its_caption(bench: Bench, sdxl_folder: Path) -> 
     """Cached latents that belong to another image
 
     Elsewhere: `train_dreambooth_lora_sd3.py` and `..._flux.py` of diffusers fill a cache in the order of a shuffled
-    loader, and read it by the number of the step, while the loader is shuffled anew: nearly every caption trains
-    with the latent of another image (diffusers #14430).
+    loader and read it by step number, while the loader is reshuffled. Nearly every caption trains with the latent of
+    another image (diffusers #14430).
 
-    Here: encodings are found by the content of the image and its crop; the latent is checked against the one that
-    the VAE gives for the caption's image.
+    Here: encodings are looked up by the content of the image and its crop. The test compares the latent with the one
+    that the VAE gives for the caption's image.
     """
     loader = torch.utils.data.DataLoader(
         range(32),  # type: ignore[arg-type]
@@ -142,12 +141,11 @@ def test_each_latent_is_that_of_its_caption(bench: Bench, sdxl_folder: Path) -> 
 def test_weights_in_half_precision_move(bench: Bench, sdxl_folder: Path) -> None:
     """bf16 weights that never move
 
-    Elsewhere: peft gives an adapter the precision of its base: `unet.to(torch.bfloat16); unet.add_adapter(...)`
-    makes bf16 LoRA weights, and diffusers casts them up for fp16 only. Where a step is smaller than half the
-    distance to the next bf16 number, it is lost: of lora_A at rank 4 and a learning rate of 1e-4, most numbers
-    never change.
+    Elsewhere: peft gives an adapter the precision of its base: `unet.to(torch.bfloat16); unet.add_adapter(...)` makes
+    bf16 LoRA weights, and diffusers casts them up for fp16 only. A step smaller than half the distance to the next bf16
+    number is lost: in lora_A, at rank 4 and a learning rate of 1e-4, most numbers never change.
 
-    Here: weights and optimizer are fp32 whatever the base is, and bf16 copies of them compute: every number moves.
+    Here: weights and optimizer are fp32 whatever the base is, and the computation uses bf16 copies: every number moves.
     """
     unet = UNet2DConditionModel.from_pretrained(sdxl_folder, subfolder="unet").to(torch.bfloat16)
     unet.add_adapter(LoraConfig(r=4, target_modules=["to_q"], init_lora_weights="gaussian"))
@@ -176,10 +174,10 @@ def test_weights_in_half_precision_move(bench: Bench, sdxl_folder: Path) -> None
 def test_sizes_reach_the_model_as_they_are(bench: Bench, sdxl_folder: Path) -> None:
     """Image sizes rounded to bf16
 
-    Elsewhere: `train_text_to_image_lora_sdxl.py` of diffusers casts SDXL's size conditioning to the precision of
-    the weights. bf16 holds whole numbers only up to 256: 1365 becomes 1368, 511 becomes 512.
+    Elsewhere: `train_text_to_image_lora_sdxl.py` of diffusers casts SDXL's size conditioning to the precision of the
+    weights. bf16 represents all whole numbers only up to 256: 1365 becomes 1368, 511 becomes 512.
 
-    Here: it stays fp32 down to the UNet, which embeds it in fp32.
+    Here: the size stays fp32 all the way to the UNet, which embeds it in fp32.
     """
     sizes = torch.tensor([257.0, 511.0, 1365.0, 1443.0, 3000.0])
     assert sizes.to(torch.bfloat16).float().tolist() == [256.0, 512.0, 1368.0, 1440.0, 3008.0]
@@ -199,11 +197,11 @@ def test_sizes_reach_the_model_as_they_are(bench: Bench, sdxl_folder: Path) -> N
 def test_a_prior_with_min_snr_weights(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
     """Min-SNR weights and prior preservation together
 
-    Elsewhere: `train_dreambooth_lora_sdxl.py` of diffusers splits predictions into those of the subject and those
-    of the class, but not the weights: B losses times 2 B weights. For B of 2 and more that is an error; for 1 it is
-    silently the loss of the subject, weighted by the mean of both weights.
+    Elsewhere: `train_dreambooth_lora_sdxl.py` of diffusers splits the predictions into those of the subject and those
+    of the class, but not the weights: B losses are multiplied by 2 B weights. If B is 2 or more, that is an error;
+    if it is 1, the loss of the subject is silently weighted by the mean of both weights.
 
-    Here: each sample has the weight of its own timestep. (`test_prior.py` computes the loss of a step by hand.)
+    Here: each sample is weighted by its own timestep. (`test_prior.py` computes the loss of a step by hand.)
     """
     losses, both = torch.rand(2), torch.rand(4)
     with pytest.raises(RuntimeError):
@@ -224,9 +222,9 @@ def test_a_schedule_that_ends_in_noise(sdxl_folder: Path) -> None:
     """Zero terminal SNR where noise is predicted
 
     Elsewhere: with a schedule rescaled to end in pure noise, the SNR of the last timestep is 0. Min-SNR weights for
-    predicted noise are then 0 / 0: NaN, from which no training comes back.
+    predicted noise are then 0 / 0, that is NaN, and no training recovers from that.
 
-    Here: it is refused before anything starts; where velocity or the image is predicted all weights are finite.
+    Here: this is refused before anything starts. If velocity or the image is predicted, all weights are finite.
     """
     schedule = DDPMScheduler.from_pretrained(sdxl_folder, subfolder="scheduler", rescale_betas_zero_snr=True)
     alpha = schedule.alphas_cumprod[-1]
@@ -243,11 +241,10 @@ def test_what_a_process_draws_is_not_lost_on_resume(bench: Bench, sdxl_folder: P
     """State of the first process alone
 
     Elsewhere: diffusers' scripts call `accelerator.save_state` on the main process only. It writes one
-    `random_states_0.pkl`; after a resume every other process goes on with other random numbers, and accelerate says
-    so at a level that is not shown.
+    `random_states_0.pkl`. After a resume, every other process continues with different random numbers, and accelerate
+    logs this at a level that is not shown.
 
-    Here: there is no random state to save: what any process draws is a function of the seed and of the sample's
-    number.
+    Here: there is no random state to save: what a process draws is a function of the seed and the sample's number.
     """
     accelerator = Accelerator(cpu=True)
     accelerator.save_state(str(tmp_path / "state"))

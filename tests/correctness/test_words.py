@@ -15,12 +15,12 @@ from tests.train.test_words import WORDS
 def test_the_state_of_the_text_is_not_taken_from_a_new_word(bench: Bench, sdxl_folder: Path) -> None:
     """The state of the whole text, taken from a new word
 
-    Elsewhere: the configuration of SDXL's second text encoder gives 2 as the id of the text's end. transformers then
-    takes the state at the largest id for that of the text, which after `tokenizer.add_tokens` is that of a new word:
-    what stands behind it is not heard.
+    Elsewhere: the configuration of SDXL's second text encoder gives 2 as the id of the end of the text. transformers
+    then takes the state at the largest id as that of the whole text. After `tokenizer.add_tokens`, the largest id is
+    that of a new word, and whatever follows it is ignored.
 
-    Here: the encoder is given the id of a word that it knows, whose embedding is replaced: the state is that of the
-    text's end, whatever the configuration says. The model card has the line that other programs need.
+    Here: the encoder is given the id of a word that it knows, and that word's embedding is replaced. So the state is
+    that of the end of the text, whatever the configuration says. The model card has the line that other programs need.
     """
     encoder: Any = CLIPTextModelWithProjection.from_pretrained(sdxl_folder / "text_encoder_2")
     tokenizer: Any = CLIPTokenizer.from_pretrained(sdxl_folder / "tokenizer_2")
