@@ -1,6 +1,6 @@
-"""`python -m runner.doctor`: what this machine has for trainings, what it lacks, and what to do about that.
+"""`python -m runner.doctor`: what this machine has for training, what it lacks, and how to fix that.
 
-Looks and asks, and changes nothing. What it prints holds no secret and can be put into a report of a defect.
+Looks and asks, and changes nothing. What it prints holds no secret and can be put into a bug report.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def packages() -> Iterator[Finding]:
         if installed is None or not requirement.specifier.contains(installed, prereleases=True):
             there = f"{installed} is installed" if installed else "is not installed"
             fix = f"pip install '{requirement.name}{requirement.specifier}'"
-            yield Finding("packages", f"{requirement.name} {there}, needed is {requirement.specifier}", "wrong", fix)
+            text = f"{requirement.name} {there}, but {requirement.specifier} is required"
+            yield Finding("packages", text, "wrong", fix)
     yield Finding("packages", ", ".join(found))
 
 
@@ -78,15 +79,16 @@ def devices() -> Iterator[Finding]:
     yield Finding("host", this_machine("cpu").line())
     if not listed and torch.cuda.is_available():
         text = f"{build} sees {torch.cuda.device_count()}, and nvidia-smi lists none: plans are made for the CPU"
-        yield Finding("GPUs", text, "wrong", "have nvidia-smi on the PATH (of a container: the capability utility)")
+        fix = "put nvidia-smi on the PATH (in a container: the driver capability utility)"
+        yield Finding("GPUs", text, "wrong", fix)
         return
     if not listed:
-        yield Finding("GPUs", "nvidia-smi lists none that may be used here: trainings run on the CPU")
+        yield Finding("GPUs", "nvidia-smi lists none that may be used here: training runs on the CPU")
         return
     line = this_machine("cuda").line()
     if torch.version.cuda is None:
         fix = "install a build of torch with CUDA"
-        yield Finding("GPUs", f"{line}; {build} is a build without CUDA and uses none", "wrong", fix)
+        yield Finding("GPUs", f"{line}; {build} was built without CUDA and cannot use them", "wrong", fix)
         return
     try:
         for index in range(torch.cuda.device_count()):
@@ -95,7 +97,8 @@ def devices() -> Iterator[Finding]:
     except RuntimeError as error:  # an old driver, or a GPU that the build has no kernels for
         fault = str(error).splitlines()[0]
     if fault:
-        yield Finding("GPUs", f"{line}; {build} cannot use them: {fault}", "wrong", "match torch, driver and GPU")
+        fix = "install a build of torch that fits the driver and the GPU"
+        yield Finding("GPUs", f"{line}; {build} cannot use them: {fault}", "wrong", fix)
     else:
         yield Finding("GPUs", f"{line}; {build}, CUDA {torch.version.cuda}")
 
@@ -108,7 +111,7 @@ def disks() -> Iterator[Finding]:
     ):
         free_gb, _ = disk_of(folder)
         if can_be_written(folder):
-            yield Finding(name, f"{folder}, {free_gb:.1f} GB are free")
+            yield Finding(name, f"{folder}, {free_gb:.1f} GB free")
         else:
             yield Finding(
                 name, f"{folder}: {standing(folder)} cannot be written to", "wrong", f"set {variable} to another folder"
@@ -121,22 +124,22 @@ def hub() -> Iterator[Finding]:
     from huggingface_hub.errors import HfHubHTTPError
 
     if constants.HF_HUB_OFFLINE:
-        yield Finding("Hub", "HF_HUB_OFFLINE is set: only what lies here is used")
+        yield Finding("Hub", "HF_HUB_OFFLINE is set: only files on this machine are used")
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=ANSWER_WITHIN_S)
     except Exception as error:  # noqa: BLE001 (which HTTP client the Hub's library uses changes with its version)
         reason = f"{constants.ENDPOINT} does not answer ({type(error).__name__})"
-        yield Finding("Hub", f"{reason}: only models that lie here can be used", "missing", "model.path=FOLDER")
+        yield Finding("Hub", f"{reason}: only models on this machine can be used", "missing", "model.path=FOLDER")
         return
     if not get_token():
-        text = "reachable, without an account: models that ask for one, such as FLUX.1, cannot be fetched"
+        text = "reachable, but without an account: models that require one, such as FLUX.1, cannot be fetched"
         yield Finding("Hub", text, "missing", "hf auth login")
         return
     try:
         yield Finding("Hub", f"reachable, as {HfApi().whoami()['name']}")
     except HfHubHTTPError as error:
-        yield Finding("Hub", f"the token is refused ({error.response.status_code})", "wrong", "hf auth login")
+        yield Finding("Hub", f"the token was rejected ({error.response.status_code})", "wrong", "hf auth login")
 
 
 def weights_and_biases() -> Iterator[Finding]:
@@ -145,10 +148,10 @@ def weights_and_biases() -> Iterator[Finding]:
 
     mode = choose_mode("auto")
     if mode != "online":
-        named = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "there is no API key"
-        yield Finding("W&B", f"{mode} ({named}): runs are kept in their folders", "missing", "wandb login")
+        named = "WANDB_MODE" if os.environ.get("WANDB_MODE") else "no API key"
+        yield Finding("W&B", f"{mode} ({named}): runs stay in their folders", "missing", "wandb login")
     elif reason := unreachable_because(server_url(), ANSWER_WITHIN_S):
-        yield Finding("W&B", f"does not answer ({reason}): runs are kept in their folders", "missing")
+        yield Finding("W&B", f"does not answer ({reason}): runs stay in their folders", "missing")
     else:
         yield Finding("W&B", f"online at {server_url()}")
 
@@ -209,7 +212,8 @@ def findings() -> Iterator[Finding]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Say what was found, a line each; 1 if anything is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m runner.doctor", description="What this machine has for trainings.")
+    about = "Report what this machine has for training, and what it lacks."
+    parser = argparse.ArgumentParser(prog="python -m runner.doctor", description=about)
     parser.parse_args(arguments)
     wrong = False
     try:

@@ -46,7 +46,7 @@ def test_a_machine_that_has_everything_and_whose_secrets_stay_its_own(
 def test_what_a_machine_lacks_is_said_with_what_to_do_and_is_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main([]) == 0
     text = capsys.readouterr().out
-    assert "- W&B          offline (there is no API key): runs are kept in their folders  ->  wandb login" in text
+    assert "- W&B          offline (no API key): runs stay in their folders  ->  wandb login" in text
     assert "- AWS          no credentials  ->  aws configure" in text
     assert "HF_HUB_OFFLINE is set" in text
 
@@ -57,10 +57,11 @@ def test_a_package_out_of_bounds_is_wrong(monkeypatch: pytest.MonkeyPatch, capsy
     assert doctor.main([]) == 1
     text = capsys.readouterr().out
     installed = metadata.version("torch")
-    assert f"! packages     torch {installed} is installed, needed is <2.0  ->  pip install 'torch<2.0'" in text
-    assert (
-        "! packages     no-such-package is not installed, needed is >=1  ->  pip install 'no-such-package>=1'" in text
+    assert f"! packages     torch {installed} is installed, but <2.0 is required  ->  pip install 'torch<2.0'" in text
+    lacking = (
+        "! packages     no-such-package is not installed, but >=1 is required  ->  pip install 'no-such-package>=1'"
     )
+    assert lacking in text
     assert "other" not in text
 
 
@@ -85,7 +86,7 @@ def test_gpus_that_only_torch_sees_are_wrong(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert doctor.main([]) == 1
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "GPUs" in line)
-    assert "sees 2, and nvidia-smi lists none: plans are made for the CPU  ->  have nvidia-smi on the PATH" in line
+    assert "sees 2, and nvidia-smi lists none: plans are made for the CPU  ->  put nvidia-smi on the PATH" in line
 
 
 def test_a_folder_that_cannot_be_written_to_is_wrong(

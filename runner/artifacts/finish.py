@@ -50,7 +50,8 @@ def save_artifacts(
         vectors = {name: words[f"{name}.{WORDS}"] for name in run.adapter.words}
         files = write_words(run.paths, base.family, settings.method, vectors, step=run.step)
         checked |= check_words(run, files, use_rows)
-    log.info("%s: saved and read back, %s", run.job.id, ", ".join(f"{name} {d:.1e}" for name, d in checked.items()))
+    differences = ", ".join(f"{name} {difference:.1e}" for name, difference in checked.items())
+    log.info("%s: saved and read back; differences from what was trained: %s", run.job.id, differences)
     write_card(run, kohya_file, losses, checked)
 
 

@@ -11,28 +11,28 @@ WIDTH = 100
 """Characters: a longer list goes on in the next line, below its beginning."""
 
 USAGE = """\
-Fine-tune a text-to-image model with LoRA: compose an experiment, run it, look at its report.
+Fine-tune a text-to-image model with LoRA: compose an experiment, run it, read its report.
 
   python -m runner                                       the embedded demo
   python -m runner model=sdxl dataset=folder dataset.path=my_photos lora.rank=16
   python -m runner -m lora.rank=4,8,16 optimizer.lr=1e-4,3e-4        a sweep
-  python -m runner launcher.dry_run=true ...             the plan, and nothing else
-  python -m runner --cfg job ...                         the composed configuration
+  python -m runner launcher.dry_run=true ...             print the plan and stop
+  python -m runner --cfg job ...                         print the composed configuration
 
-Groups, and what can be chosen in each (group=choice):
+Groups and their choices (group=choice):
 """
 
 ENDING = """
-Every setting can be overridden as key=value; all of them, with units and defaults: docs/configuration.md.
+Override any setting with key=value; docs/configuration.md lists them all, with units and defaults.
 Your own choices: --config-dir DIR, with DIR/<group>/<choice>.yaml.  Hydra's own flags: --hydra-help.
 Results: outputs/<name>/<job id>/ and outputs/<name>/report.html (RUNNER_OUTPUTS moves them).
 
-Beside it, each with a --help of its own (python -m runner.status ...):
-  status   how far jobs are                     stop     end what runs elsewhere, after it has saved
-  report   report.html anew, from folders       gallery  look at trainings and draw with them, in a browser
-  clean    what could be freed, and free it     serve    answer prompts over HTTP, as on SageMaker
-  track    log jobs anew to W&B                 image    the image for SageMaker
-  doctor   what this machine has for trainings, and lacks
+Other commands, each with its own --help (python -m runner.status ...):
+  status   show the progress of jobs            stop     stop what runs elsewhere, after it has saved
+  report   rebuild report.html from folders     gallery  browse trainings and draw with them, in a browser
+  clean    show what could be freed, free it    serve    answer prompts over HTTP, as on SageMaker
+  track    log jobs to W&B again                image    build and push the image for SageMaker
+  doctor   check what this machine has for training, and what it lacks
 """
 
 

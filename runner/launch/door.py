@@ -154,8 +154,8 @@ def _run(
             break
         except OSError as error:  # workers have saved and ended by now: more than "nothing was started" is to be said
             raise RunnerError(
-                f"{error}: the command ended early, and its jobs may not be done. Once that is mended, run the same "
-                "command again to go on."
+                f"{error}: the command ended early, and some of its jobs may not be done. Once that is fixed, run "
+                "the same command again to continue."
             ) from error
         held = [job for job in left if is_held(job.folder)]
         if held:
@@ -184,7 +184,7 @@ def _take_up(job: Job, settings: LauncherSettings) -> bool:
             register(job, _state_elsewhere(job, settings))
             return True
     except LockedError:
-        log.info("%s: another runner has just begun with it", job.id)
+        log.info("%s: another runner has just started it", job.id)
         return False
 
 
@@ -255,7 +255,7 @@ def _state(job: Job) -> State:
     if state is State.COMPLETED and not job.settings.done_once:
         return State.PENDING
     if state is State.COMPLETED and not job.has_result:
-        log.warning("%s says that it is completed, but %s has lost its result: it runs again", job.id, job.folder)
+        log.warning("%s is marked as completed, but %s has lost its result: it runs again", job.id, job.folder)
         return State.PENDING
     return state
 

@@ -87,7 +87,7 @@ def conclude(jobs: Sequence[Job]) -> None:
         )
     if fault is not None:
         raise RunnerError(
-            "All jobs are done, but for the report. Once that is mended, write it: python -m runner.report "
+            "All jobs are done but for the report. Once that is fixed, write it with: python -m runner.report "
             + " ".join(sorted({str(job.folder.parent) for job in distinct.values()}))
         ) from fault
 

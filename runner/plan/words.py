@@ -40,7 +40,7 @@ def plan_lines(plan: Plan, work: CacheWork | None, disks: Sequence[Disk] = ()) -
         lines.append(f"  on {plan.machine.line()}")
     if len(plan.packs) > 1:
         lines.append(
-            "  packs are jobs that agree on base model, resolution, precision and what is trained of text encoders"
+            "  the jobs of a pack share base model, resolution, precision and what is trained in the text encoders"
         )
     for number, pack in enumerate(plan.packs, start=1):
         lines.append(f"  pack {number}: {_pack(pack)}")
@@ -60,7 +60,7 @@ def plan_lines(plan: Plan, work: CacheWork | None, disks: Sequence[Disk] = ()) -
 def _pack(pack: Pack) -> str:
     text = shared_terms(pack.jobs[0])
     if len(pack.jobs) > 1:
-        each = " by each worker" if pack.workers > 1 else ""
+        each = " per worker" if pack.workers > 1 else ""
         text += f"; {len(pack.jobs)} jobs, {pack.at_once} at once{each} ({pack.why})"
     text += f"; {pack.workers} workers" if pack.workers > 1 else ""
     return text + (f" of {pack.processes} processes" if pack.processes > 1 else "")
@@ -72,7 +72,7 @@ def _prediction(found: Prediction, jobs: int) -> str:
     if found.encoding_gb > found.memory_gb:
         text += f" ({found.encoding_gb:.1f} GB before, while captions are encoded)"
     if jobs > 1:
-        text += f", one after the other {_duration(found.alone_s)}"
+        text += f", or {_duration(found.alone_s)} one after the other"
     return f"{text} ({source})"
 
 
@@ -82,14 +82,14 @@ def _too_large(pack: Pack, found: Prediction, machine: Machine) -> list[str]:
     there = f"more than the {least_gb:.0f} GB of {'a GPU' if machine.has_gpus else 'this machine'}"
     lines = []
     if found.encoding_gb > least_gb:
-        instead = "the CPU encodes them" if machine.has_gpus else "bring a RUNNER_CACHE along that holds them, encoded"
+        instead = "the CPU encodes them" if machine.has_gpus else "provide a RUNNER_CACHE that holds their encodings"
         lines.append(f"    captions need {there}: {instead}")
     if found.memory_gb > least_gb:
         settings = pack.jobs[0].experiment
         less = ["launcher.pack=1"] if pack.at_once > 1 else []
         less += ["a higher accumulation"] if settings.accumulation < settings.batch_size else []
         less += [] if settings.launcher.gradient_checkpointing else ["launcher.gradient_checkpointing=true"]
-        ended = "passes will be cut" if machine.has_gpus else "the system may end it"
+        ended = "passes will be split" if machine.has_gpus else "the system may end it"
         lines.append(f"    {there}, and {ended}: {' or '.join(less or ['a lower resolution'])} takes less")
     return lines
 
@@ -108,7 +108,7 @@ def _disk_lines(disks: Sequence[Disk]) -> list[str]:
         return []
     # On a disk that is full, even what is little is too much.
     told = [disk for disk in disks if disk.gb >= 0.05] or disks
-    parts = [f"{_size(disk.gb)} of {disk.holds} ({_size(disk.free_gb)} are free)" for disk in told]
+    parts = [f"{_size(disk.gb)} of {disk.holds} ({_size(disk.free_gb)} free)" for disk in told]
     lines = [f"  on disk: up to {', '.join(parts)}"]
     if full:
         lines.append(

@@ -78,7 +78,7 @@ def test_a_plan_names_the_gpus(driver: Path) -> None:
     answer = runner("-m", "seed=1,2,3,4", "launcher.dry_run=true")
     assert answer.code == 0, answer.output
     assert "on 2 x NVIDIA H100 80GB HBM3, 86 GB each" in answer.output
-    assert "4 jobs, 2 at once by each worker (shared among 2 workers); 2 workers" in answer.output
+    assert "4 jobs, 2 at once per worker (shared among 2 workers); 2 workers" in answer.output
 
 
 def test_where_a_gpu_is_asked_for_that_torch_cannot_use_nothing_is_trained_on_the_cpu(

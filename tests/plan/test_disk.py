@@ -81,7 +81,7 @@ def test_a_plan_says_what_is_written_where_that_is_much_or_more_than_there_is_ro
 
 def test_a_full_disk_is_told_with_what_little_would_be_written() -> None:
     text = "\n".join(plan_lines(plan(seeds(2)), None, [Disk("results", 0.004, 0.0, 1)]))
-    assert "on disk: up to 4 MB of results (0 MB are free)" in text
+    assert "on disk: up to 4 MB of results (0 MB free)" in text
 
 
 def test_a_folder_that_is_not_there_yet_is_on_the_disk_of_what_will_hold_it(tmp_path: Path) -> None:

@@ -314,7 +314,7 @@ def test_the_plan_in_words_says_what_why_and_how_long() -> None:
     assert "21 jobs to run in 2 packs" in text
     assert "on NVIDIA H100, 80 GB" in text
     assert "embedded, 64 px, fp32; 20 jobs, 4 at once (as far as the memory holds them)" in text
-    assert "about 10 min and 31.4 GB, one after the other 60 min (estimated; not measured here yet)" in text
+    assert "about 10 min and 31.4 GB, or 60 min one after the other (estimated; not measured here yet)" in text
     assert "cache: 32 crops, 3 of them to encode; 5 captions, 0 to encode" in text
     assert all(f"seed={seed} " in text for seed in range(20))
 
@@ -344,7 +344,7 @@ def test_the_plan_says_what_reading_the_captions_takes_where_that_is_more_and_is
             {"batch_size": 1, "launcher": {"name": "local", "gradient_checkpointing": True}},
             "a lower resolution takes less",
         ),
-        (10.0, 90.0, {}, "captions need more than the 16 GB of this machine: bring a RUNNER_CACHE along"),
+        (10.0, 90.0, {}, "captions need more than the 16 GB of this machine: provide a RUNNER_CACHE"),
     ],
 )
 def test_a_plan_that_the_memory_is_unlikely_to_hold_says_so(
@@ -372,7 +372,7 @@ def test_the_plan_of_a_search_says_what_its_time_supposes() -> None:
     text = "\n".join(plan_lines(found, None))
     assert "up to 40 in all, 16 at once" in text
     assert (
-        "about 10 min and 31.4 GB, one after the other 60 min (from steps measured here), "
+        "about 10 min and 31.4 GB, or 60 min one after the other (from steps measured here), "
         "if every trial takes as long and none is pruned" in text
     )
 

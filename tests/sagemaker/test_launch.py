@@ -199,7 +199,7 @@ def test_eight_jobs_on_an_instance_with_four_gpus_are_one_training_job(aws: Stan
     sweep = ["-m", *gpus, "launcher.instance=ml.g5.12xlarge", "seed=1,2,3,4,5,6,7,8", "steps=2"]
     planned = runner(*sweep, "launcher.dry_run=true")
     assert planned.code == 0, planned.output
-    assert "8 jobs, 2 at once by each worker" in planned.output
+    assert "8 jobs, 2 at once per worker" in planned.output
     assert "with a training job for each job" in planned.output
     assert planned.output.count('"TrainingJobName"') == 1
     assert "preflight: good" in planned.output
