@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Ask all workers to end; 0, 1 if some could not be asked, 2 if there are no jobs in these folders."""
-    parser = argparse.ArgumentParser(prog="python -m runner.stop", description="End jobs that run elsewhere.")
+    parser = argparse.ArgumentParser(prog="python -m runner.stop", description="Stop jobs that run elsewhere.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="outputs/<name>, or a job in it")
     options = parser.parse_args(arguments)
     log_to(sys.stderr, logging.INFO)

@@ -33,7 +33,7 @@ KINDS = {
             "cache", "what is encoded, drawn, copied or unpacked for jobs that are not here; it is made again if needed"
         ),
         Kind("jobs", "folders of failed and cancelled jobs, with what they could be continued from"),
-        Kind("s3", "what lies in S3 of training jobs whose results are here"),
+        Kind("s3", "what training jobs whose results are here have left in S3"),
         Kind("unfinished", "folders of jobs that wait or were interrupted", named=True),
         Kind("s3-inputs", "data sets and models in S3 of completed jobs; they are sent again if needed", named=True),
         Kind("endpoints", "endpoints that cost money", listed=True),

@@ -1,4 +1,4 @@
-"""`python -m runner.gallery DIR [--adapter FILE] [--host HOST] [--port PORT]`: the page, until Ctrl-C."""
+"""`python -m runner.gallery DIR [--adapter FILE] [--host HOST] [--port PORT]`: serves the page until Ctrl-C."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m runner.status", description="How far jobs are.")
+    parser = argparse.ArgumentParser(prog="python -m runner.status", description="Show the progress of jobs.")
     parser.add_argument("--once", action="store_true", help="print the table once, also on a terminal")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, once")
     parser.add_argument(

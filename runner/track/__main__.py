@@ -1,4 +1,4 @@
-"""`python -m runner.track JOBDIR...` logs job folders anew to Weights & Biases."""
+"""`python -m runner.track JOBDIR...` logs job folders to Weights & Biases again."""
 
 from __future__ import annotations
 
