@@ -1,6 +1,6 @@
-"""How jobs come into a pack: their data encoded, their adapters made or resumed, their records opened.
+"""How jobs join a pack: their data is encoded, their adapters created or resumed, their records opened.
 
-A job that fails on the way fails alone, in every process of the pack.
+A job that fails on the way fails alone, and in every process of the pack.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ class Source(Protocol):
     """Where a pack's jobs come from (`runner.jobs.queue.Claims`)."""
 
     def take(self, count: int) -> list[Job]:
-        """Up to so many further jobs, which are held until they are released."""
+        """Up to `count` more jobs, held until they are released."""
 
     def release(self, job: Job) -> None:
         """Let go of a job that has left the pack."""
 
     @property
     def more_may_come(self) -> bool:
-        """Whether jobs may follow although there are none now."""
+        """Whether more jobs may come although none are available now."""
 
 
 class SharedSource:
-    """One source for all processes of a pack: the main one takes, the others are told.
+    """One source for all processes of a pack: the main process takes jobs and tells the others.
 
     Args:
         source: where the main process takes jobs from.
-        read: gives another process the job in a folder of the main one, which may be on another machine.
+        read: given a folder of the main process, returns the job for another process, maybe on another machine.
     """
 
     def __init__(self, source: Source | None, place: Place, read: Callable[[Path], Job]) -> None:
@@ -55,7 +55,7 @@ class SharedSource:
         self._source, self._place, self._read = source, place, read
 
     def take(self, count: int) -> list[Job]:
-        """Up to so many further jobs, the same in every process.
+        """Up to `count` more jobs, the same in every process.
 
         Raises:
             RunnerError: a process cannot read one of them.
@@ -74,12 +74,12 @@ class SharedSource:
 
     @property
     def more_may_come(self) -> bool:
-        """Whether jobs may follow."""
+        """Whether more jobs may come."""
         return self._place.any(self._source is not None and self._source.more_may_come)
 
 
 def admit(pack: Pack, source: Source, places: int, about: Mapping[str, Any]) -> int:
-    """Fill free places of a pack from a source; how many jobs were taken, failed ones included."""
+    """Fill the free places of a pack from a source; returns how many jobs were taken, including failed ones."""
     jobs = source.take(places) if places > 0 else []
     if not jobs:
         return 0
@@ -102,7 +102,7 @@ def admit(pack: Pack, source: Source, places: int, about: Mapping[str, Any]) -> 
 
 
 def _prepare_each(jobs: Sequence[Job], base: Base, pack: Pack) -> list[tuple[Job, Materials, float]]:
-    """Encode every job's data; seconds beside it. Encoders are gone before the denoiser is there."""
+    """Encode every job's data, with the seconds each took. The encoders are freed before the denoiser is loaded."""
     prepared = []
     with pack.preparing(jobs):
         for job in jobs:
@@ -172,7 +172,7 @@ def _open(run: JobRun, about: Mapping[str, Any]) -> None:
 
 
 class _Spent:
-    """Time that is charged before there is a run to charge it to."""
+    """Collects time that is charged before there is a run to charge it to."""
 
     def __init__(self) -> None:
         self.timings = {"load": 0.0, "cache": 0.0}
@@ -180,7 +180,7 @@ class _Spent:
 
 
 def _failed(job: Job, outcome: Any, place: Place) -> bool:
-    """Whether the job failed, here or in another process: then it starts nowhere."""
+    """Whether the job failed, in this process or another; if so, it starts in none."""
     if not place.any(isinstance(outcome, Exception)):
         return False
     _fail(job, outcome, place)

@@ -1,4 +1,4 @@
-"""The frozen base of a pack, loaded phase by phase so that encoders are gone before the denoiser is there."""
+"""The frozen base of a pack, loaded phase by phase so that the encoders are freed before the denoiser is loaded."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Base:
-    """The base model that all jobs of a pack share; each part is read when it is first asked for.
+    """The base model that all jobs of a pack share; each part is loaded when it is first used.
 
     Args:
-        trains_text: whether the text encoders carry adapters, ...
-        live_text: ... and whether captions are encoded when they are used, not before.
-        checkpointing: whether backward passes compute activations again.
+        trains_text: whether the text encoders carry adapters.
+        live_text: whether captions are encoded when they are used rather than beforehand.
+        checkpointing: whether backward passes recompute activations.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class Base:
         self.folder = snapshot(self.settings)
         self.vae_source = vae_source(self.settings)
         self.shared: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
-        """Encodings that several jobs of the pack use, for as long as one of them does."""
+        """Encodings shared by several jobs of the pack, for as long as one of them uses them."""
         self.validated: dict[Hashable, Any] = {}
-        """What validation has found of the base without an adapter, which every job starts from, for the last jobs."""
+        """Validation results of the base without an adapter, where every job starts, for the most recent jobs."""
         self.untrained: dict[Any, Any] = {}
-        """What else was found of it: a number for each earlier training that jobs start from."""
+        """The same for jobs that start from earlier training: one number for each such start."""
         self.drawn: dict[Any, Any] = {}
-        """Pictures that it has drawn without an adapter, by how and which; the last ones."""
+        """The most recent images generated without an adapter, by settings and prompt."""
         self._controlnet: tuple[str, nn.Module] | None = None
 
     @classmethod
     def of(cls, experiment: Experiment, place: Place) -> Base:
-        """The base of a pack with this job."""
+        """The base of a pack that contains this job."""
         return cls(
             experiment.model,
             place,
@@ -79,12 +79,12 @@ class Base:
 
     @property
     def vae_folder(self) -> Path:
-        """The folder with the VAE's own files."""
+        """The folder with the VAE's files."""
         return vae_folder(self.folder, self.vae_source)
 
     @cached_property
     def vae(self) -> AutoencoderKL:
-        """The VAE on the device, fp32; it also draws the samples."""
+        """The VAE on the device, fp32; it also decodes the samples."""
         return load_vae(self.folder, self.vae_source, self.settings.variant, self.place.device)
 
     @cached_property
@@ -94,12 +94,12 @@ class Base:
 
     @cached_property
     def text(self) -> TextStack:
-        """The text encoders; in training precision where they are used in training, fp32 otherwise."""
+        """The text encoders; in training precision if they are used during training, fp32 otherwise."""
         dtype = self.dtype if self.live_text else torch.float32
         return self.family.load_text(self.folder, self.settings.variant, dtype)
 
     def frozen_text(self) -> TextStack:
-        """The text encoders in fp32 and without adapters, in any training; a copy of their own where they train."""
+        """The text encoders in fp32 and without adapters, in any training; a separate copy if they are trained."""
         return self.family.load_text(self.folder, self.settings.variant, torch.float32) if self.live_text else self.text
 
     @cached_property
@@ -109,28 +109,28 @@ class Base:
 
     @property
     def zeros_for_empty(self) -> bool:
-        """Whether no prompt means zero embeddings rather than those of the empty caption."""
+        """Whether the absence of a prompt means zero embeddings rather than those of the empty caption."""
         return self.family.zeros_for_empty(self.folder)
 
     def free_text(self) -> None:
-        """Let go of the text encoders, which are not needed once every caption is encoded."""
+        """Free the text encoders, which are not needed once every caption is encoded."""
         self.__dict__.pop("text", None)
         self.collect()
 
     def set_text_aside(self) -> None:
-        """Make room on a GPU for what is encoded or drawn next; captions of further jobs bring the encoders back."""
+        """Make room on a GPU for encoding or sampling; captions of later jobs bring the encoders back."""
         if self.place.device.type != "cpu" and not self.live_text and "text" in vars(self):
             for encoder in self.text.encoders:
                 encoder.to("cpu")
             self.collect()
 
     def free_vae(self) -> None:
-        """Let go of the VAE."""
+        """Free the VAE."""
         self.__dict__.pop("vae", None)
         self.collect()
 
     def collect(self) -> None:
-        """Give back the memory of what was let go of."""
+        """Return the memory of freed parts."""
         gc.collect()
         if self.place.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -152,7 +152,7 @@ class Base:
         return placed
 
     def checkpoint_gradients(self) -> bool:
-        """Recompute activations in the backward pass from here on; False where that is done already."""
+        """Recompute activations in the backward pass from now on; returns False if that is already done."""
         if self.checkpointing:
             return False
         self.checkpointing = True
@@ -162,7 +162,7 @@ class Base:
 
     @cached_property
     def placed_tokens(self) -> PlacedTokens:
-        """The encoders' embeddings, in which new words take their places."""
+        """The encoders' embeddings, into which new words are placed."""
         encoders = [encoder.to(self.place.device) for encoder in self.text.encoders]
         return PlacedTokens(dict(zip(self.family.adapter_components[1:], encoders, strict=True)))
 
@@ -171,17 +171,17 @@ class Base:
         return self.parts(text=self.trains_text)
 
     def parts(self, *, text: bool) -> dict[str, nn.Module]:
-        """The denoiser, and the text encoders if they are wanted, by their names in the pipeline."""
+        """The denoiser and, if wanted, the text encoders, by their names in the pipeline."""
         names = self.family.adapter_components
         parts = {names[0]: self.denoiser}
         if text:
-            # An encoder without adapters (T5) is beside them: the captions go through all.
+            # An encoder without adapters (T5) is moved as well: captions go through all of them.
             encoders = [encoder.to(self.place.device) for encoder in self.text.encoders]
             parts |= dict(zip(names[1:], encoders, strict=False))
         return parts
 
     def controlnet(self, path: str) -> nn.Module:
-        """A ControlNet on the device; the last one stays."""
+        """A ControlNet on the device; the last one is kept."""
         if self._controlnet is None or self._controlnet[0] != path:
             self._controlnet = None
             self._controlnet = path, load_controlnet(path, self.dtype).to(self.place.device)

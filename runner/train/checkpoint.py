@@ -1,8 +1,8 @@
-"""What a killed job continues from: a folder per checkpoint, whole or absent, a few of them kept.
+"""What a killed job resumes from: one folder per checkpoint, complete or absent, of which a few are kept.
 
 The adapter, its average, the optimizer, the schedule and the sums for the next record are the whole state: order, noise
 and dropout are functions of the step, and every process holds the same weights, so one process's files are complete for
-any number of them.
+any number of processes.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ DAMAGES = (
     *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
     *(pickle.UnpicklingError, SafetensorError),
 )
-"""What reading a torn or emptied file raises."""
+"""What reading a truncated or empty file can raise."""
 
 
 def save_checkpoint(job: Job, step: int, adapter: Mapping[str, Mapping[str, Tensor]], rest: Mapping[str, Any]) -> Path:
     """Write a checkpoint of `step` atomically; then remove the oldest beyond `checkpoint.keep`, and all later ones.
 
     Args:
-        rest: all of the state beside the adapter.
+        rest: everything in the state apart from the adapter.
     """
     target = job.paths.checkpoint_at(step)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def save_checkpoint(job: Job, step: int, adapter: Mapping[str, Mapping[str, Tens
             {f"{part}/{key}": tensor for part, layers in adapter.items() for key, tensor in layers.items()},
             temporary / ADAPTER,
         )
-        # In memory first: what torch says of a full disk nobody would understand.
+        # In memory first: torch's own message about a full disk is incomprehensible.
         content = io.BytesIO()
         torch.save(dict(rest), content)
         content.seek(0)
@@ -66,7 +66,7 @@ def save_checkpoint(job: Job, step: int, adapter: Mapping[str, Mapping[str, Tens
     until = steps.index(target) + 1
     for old in steps[:until][: -job.experiment.checkpoint.keep]:
         shutil.rmtree(old)
-    for unreadable in steps[until:]:  # or the job would have gone on from there
+    for unreadable in steps[until:]:  # otherwise the job would later resume from there
         shutil.rmtree(unreadable, ignore_errors=True)
     for torn in job.paths.checkpoints.glob(".step-*"):
         shutil.rmtree(torn, ignore_errors=True)
@@ -78,7 +78,7 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(job: Job) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """(step, adapter, rest) of the newest checkpoint that can be read, or None where there is none.
+    """(step, adapter, rest) of the newest readable checkpoint, or None if there is none.
 
     Raises:
         CheckpointError: it belongs to another configuration or data set.

@@ -1,6 +1,6 @@
-"""Whose time it is: every second of a worker is charged to one job, or shared among those it was spent for.
+"""Time accounting: every second of a worker is charged to one job, or shared among the jobs it was spent for.
 
-The charges of all jobs add up to the time of their process, so that the time of a sweep can be read off its folders.
+The charges of all jobs add up to the time of their process, so a sweep's time can be read from its folders.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ PHASES = ("load", "cache", "train", "validate", "artifacts")
 
 
 class Charged(Protocol):
-    """What time can be charged to."""
+    """Something that time can be charged to."""
 
     timings: dict[str, float]
     """Seconds by phase: this job's own share."""
     trained_s: float
-    """Seconds during which the job was being trained, whatever the share."""
+    """Seconds during which the job was training, whatever its share."""
 
 
 class Clock:
-    """Seconds since the last charge, and the jobs that they belong to unless something else is said."""
+    """Seconds since the last charge, and the jobs they belong to by default."""
 
     def __init__(self) -> None:
         self._mark = time.perf_counter()
         self.training: Mapping[Charged, int] = {}
-        """The jobs that are training, and how many rows of a batch each has: the measure of its share."""
+        """The jobs that are training, and each one's rows in a batch, which determine its share."""
         self.trained_s: defaultdict[int, float] = defaultdict(float)
-        """Seconds of training by the number of rows of all jobs together."""
+        """Seconds of training by the total number of rows of all jobs."""
 
     def _elapsed(self) -> float:
         now = time.perf_counter()
@@ -49,7 +49,7 @@ class Clock:
 
     @contextmanager
     def charging(self, phase: str, runs: Sequence[Charged]) -> Iterator[None]:
-        """Charge the time within to these jobs, evenly, and what went before to the training."""
+        """Charge the time spent in this context evenly to these jobs, and the time before it to training."""
         self.charge_training()
         try:
             yield

@@ -1,6 +1,6 @@
-"""Images of fixed prompts and seeds: the samples of a job, and the images of a class that the base model draws.
+"""Images of fixed prompts and seeds: the samples of a job, and the class images that the base model generates.
 
-Uses the modules that are being trained and leaves them, their mode and every random state as they were.
+Uses the modules that are being trained; leaves them, their mode and every random state unchanged.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ PIXELS_PER_FORWARD = 8 * 1024 * 1024
 MOST_ROWS = 64
 
 TOGETHER_ON_CPU, PIXELS_ON_CPU = 4, 4 * 64 * 64
-"""Images of one forward pass on a CPU, and all their pixels: so small ones take half as long together as one by one
-(measured on the miniature at 64 px); larger ones are drawn by themselves."""
+"""Images per forward pass on a CPU, and their pixels in total: images this small take half as long together as one by
+one (measured on the miniature at 64 px); larger ones are drawn one at a time."""
 
 UseRows = Callable[[int], Any]
-"""Context in which the given number of rows belong to the job's adapter."""
+"""Makes a context in which the given number of rows belong to the job's adapter."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +54,13 @@ class Sampling:
     guidance_rescale: float = 0.0
     negative_prompt: str | None = None
     eta: float | None = None
-    """Share of fresh noise in each step, of samplers that know it (DDIM, and TCD, whose paper calls it gamma, arXiv
-    2402.19159); None is the sampler's own."""
+    """Share of fresh noise in each step, for samplers that support it (DDIM, and TCD, whose paper calls it gamma, arXiv
+    2402.19159); None means the sampler's default."""
     control: Control | None = None
 
     @classmethod
     def of(cls, settings: Draws, drawing: DrawingSettings) -> Sampling:
-        """As a job's settings say: of a training with those of its samples, of a task that draws with its own."""
+        """From a job's settings: `drawing` holds a training's settings for samples, or those of a task that draws."""
         return cls(
             settings.resolution,
             settings.scheduler.name,
@@ -73,7 +73,7 @@ class Sampling:
 
     @classmethod
     def of_class(cls, experiment: Experiment) -> Sampling:
-        """How the images of a DreamBooth job's class are."""
+        """How the class images of a DreamBooth job are drawn."""
         method = experiment.method
         assert isinstance(method, DreamBooth), method
         sampler = experiment.scheduler
@@ -112,14 +112,14 @@ def wishes_of(prompts: Sequence[str], seeds: Sequence[int]) -> list[Wish]:
 def draw(
     wishes: Sequence[Wish], sampling: Sampling, base: Base, conditioner: Conditioner, use_rows: UseRows
 ) -> list[Picture]:
-    """Every image that is wished for, as many at a time as the memory holds.
+    """Draw every requested image, as many at a time as fit in memory.
 
-    On a CPU always so many of a size, filled up where fewer are wished for: matrix products round by their shape, and
-    so an image is the same to the last bit whatever else is drawn.
+    On a CPU every pass has the same size, padded if fewer images are requested: the rounding of matrix products depends
+    on their shape, so this keeps an image identical to the last bit whatever else is drawn.
 
     Raises:
-        SettingsError: the sampling is not one for this model.
-        Interrupted: a signal has asked to stop, where that is heeded (`runner.train.place`).
+        SettingsError: the sampling settings do not suit this model.
+        Interrupted: a signal asked to stop, in a context that heeds it (`runner.train.place`).
     """
     chunk = max(1, min(MOST_ROWS, PIXELS_PER_FORWARD // sampling.resolution**2) // 2)
     on_cpu = base.place.device.type == "cpu"
@@ -157,7 +157,7 @@ def _draw(
         with use_rows(1):
             positive_text = _one_by_one([wish.prompt for wish in part], conditioner)
             negative_text = _one_by_one([sampling.negative_prompt] * len(part), conditioner)
-        # Pipelines of transformers do not know it, and the schema refuses it for them.
+        # Pipelines of transformers do not have this argument, and the schema rejects the setting for them.
         rescaled = {"guidance_rescale": sampling.guidance_rescale} if sampling.guidance_rescale else {}
         guided = not FAMILIES[base.settings.family].told_guidance and sampling.guidance_scale > 1
         with use_rows(len(part) * (1 + guided)):
@@ -184,7 +184,7 @@ def _heed(base: Base, _pipeline: Any, _step: int, _timestep: Any, changed: dict[
 
 
 def _one_by_one(prompts: Sequence[Caption], conditioner: Conditioner) -> Text:
-    """The embeddings of prompts, `[B, ...]`; each computed by itself, as frozen encoders do, to have the same bits."""
+    """The embeddings of prompts, `[B, ...]`; each computed by itself, as with frozen encoders, to get the same bits."""
     texts = {prompt: conditioner.text([prompt]) for prompt in dict.fromkeys(prompts)}
     return {name: torch.cat([texts[prompt][name] for prompt in prompts]) for name in texts[prompts[0]]}
 
@@ -192,10 +192,10 @@ def _one_by_one(prompts: Sequence[Caption], conditioner: Conditioner) -> Text:
 def write_prompts(
     paths: JobPaths, prompts: Sequence[str], settings: Draws, drawing: DrawingSettings, **also: Sequence[str]
 ) -> None:
-    """Say beside the images of a job what they were drawn from.
+    """Record beside a job's images what they were drawn from.
 
     Args:
-        also: further prompts, by what they are called.
+        also: further prompts, by name.
     """
     told = {key: getattr(drawing, key) for key in DrawingSettings.model_fields}
     told["guidance_scale"] = FAMILIES[settings.model.family].guidance(drawing.guidance_scale)
@@ -204,7 +204,7 @@ def write_prompts(
 
 
 def write_pictures(pictures: Sequence[Picture], folder: Path) -> list[tuple[Path, str]]:
-    """Write images into a folder: (file, prompt) of each."""
+    """Write images into a folder; returns (file, prompt) of each."""
     written = []
     for picture in pictures:
         with atomic_file(folder / picture.name) as temporary:

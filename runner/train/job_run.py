@@ -1,4 +1,4 @@
-"""One job while it trains: its adapter, optimizer, schedule, step, record. Knows nothing of the other jobs."""
+"""One job while it trains: its adapter, optimizer, schedule, step, record. Knows nothing about the other jobs."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
 VALIDATED_KEPT = 64
-"""Losses and sets of pictures of the untrained base: jobs that share them come soon after each other, and a worker may
-train hundreds of jobs, each with images and prompts of its own.
+"""Number of validation results of the untrained base to keep: jobs that share one come soon after each other, and a
+worker may train hundreds of jobs, each with its own images and prompts.
 """
 
 
@@ -60,9 +60,9 @@ class JobRun:
         self.alone: Alone | None = None
         self._rungs = frozenset(rungs(self.settings.pruning, self.settings.steps))
         self.unmeasured = True
-        """Whether validation is due after the current step, and not done."""
+        """Whether validation is due after the current step and has not been done."""
         self.at_rung = False
-        """Whether the job is to be compared with the others after the current step."""
+        """Whether the job must be compared with the others after the current step."""
         self.metrics: MetricsFile | None = None
         self.mirror: Mirror | None = None
         self._loss = torch.zeros((), device=base.place.device)
@@ -76,7 +76,7 @@ class JobRun:
         self._lr = 0.0
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint, if there is one; of the main process, for only that one writes any."""
+        """Resume from the newest checkpoint, if there is one; from the main process's, since only it writes any."""
         found = self.base.place.from_main(lambda: load_checkpoint(self.job))
         if found is None:
             return
@@ -112,9 +112,9 @@ class JobRun:
             **about,
         )
         self.metrics = MetricsFile(self.paths.metrics)
-        # An attempt that starts anew measures step 0 again.
+        # An attempt that starts from scratch measures step 0 again.
         self.metrics.truncate_after(self.step if self.step else -1)
-        if self.done or self.unmeasured:  # it failed or was interrupted, and is measured anew
+        if self.done or self.unmeasured:  # it failed or was interrupted; measure again
             self.metrics.drop(self.step, "validation/")
         self.mirror = open_mirror(
             self.settings.logger,
@@ -133,11 +133,11 @@ class JobRun:
 
     @property
     def rows_per_position(self) -> int:
-        """Images that each position of the batch stands for: with a prior, one of the subject and one of its class."""
+        """Images per position of the batch: with a prior, one of the subject and one of its class."""
         return self.settings.images_per_step // self.settings.batch_size
 
     def positions(self, part: int) -> range:
-        """Which positions of the batch this process works on in one accumulated part."""
+        """The batch positions that this process works on in one accumulation part."""
         parts = self.settings.accumulation
         if part >= parts:
             return range(0)
@@ -147,19 +147,20 @@ class JobRun:
         return range(start + mine.start, start + mine.stop)
 
     def loss_of(self, weighted_B: Tensor) -> Tensor:
-        """This process's part of the loss of the whole batch, which is a mean over `batch_size` samples."""
+        """This process's part of the whole batch's loss, which is a mean over `batch_size` samples."""
         loss = weighted_B.sum() / self.settings.batch_size
         self._loss_of_step += loss.detach()
         return self.scaler.scale(loss) if self.scaler.is_enabled() else loss
 
     def forget_step(self) -> None:
-        """Take back the losses of a step that starts over."""
+        """Discard the losses of a step that starts over."""
         self._loss_of_step.zero_()
 
     def update(self) -> None:
-        """One optimizer step from the gradient that is there.
+        """Take one optimizer step with the accumulated gradient.
 
-        Nothing waits for the device, but for Prodigy, and in fp16 any optimizer other than AdamW, as its libraries are.
+        This never waits for the device, except with Prodigy and, in fp16, with any optimizer but AdamW: their libraries
+        require it.
         """
         bind_gradients(self.optimizer, self.adapter)
         self._loss += self._loss_of_step
@@ -182,50 +183,50 @@ class JobRun:
         self._set_due(measured=False)
 
     def _set_due(self, *, measured: bool) -> None:
-        """What is to be done after the current step, unless it is already."""
+        """Set what is due after the current step; `measured` says that it has already been validated."""
         self.at_rung = self.step in self._rungs and not measured
         self.unmeasured = (self.at_rung or self.draws) and not measured and not self.done
 
     @property
     def draws(self) -> bool:
-        """Whether validation draws its images after the current step: before the first one, and as often as is set."""
+        """Whether validation draws images after the current step: before the first step, then at the set interval."""
         return self.step == 0 or self.due(self.settings.validation.every)
 
     @property
     def published(self) -> Tensor:
-        """The weights that are validated, drawn from and saved, laid out as the adapter's own."""
+        """The weights used for validation, samples and saved files, laid out like the adapter's own."""
         return self.adapter.weights if self.average is None else self.average.weights
 
     @property
     def done(self) -> bool:
-        """Whether the last step is behind."""
+        """Whether the last step has been taken."""
         return self.step >= self.settings.steps
 
     # --- the record ---
 
     def due(self, every: int) -> bool:
-        """Whether something with this period happens after the current step."""
+        """Whether something with this period is due after the current step."""
         return every > 0 and self.step % every == 0
 
     def record(self, values: Mapping[str, float]) -> None:
-        """Add to the metrics and their mirror."""
+        """Append to the metrics and their mirror."""
         if self.metrics is not None and self.mirror is not None:
             self.metrics.append(self.step, values)
             self.mirror.log(self.step, values)
 
     def objective(self) -> float | None:
-        """The last value of the metric that rankings and searches go by."""
+        """The last value of the metric used by rankings and searches."""
         values = [] if self.metrics is None else self.metrics.values(self.settings.objective.name)
         return values[-1][1] if values else None
 
     def log_step(self) -> None:
-        """Read the losses of the steps since the last call, in one wait for the device, and record them.
+        """Record the losses of the steps since the last call, which waits for the device once.
 
         Raises:
-            DivergedError: they are not finite, or the gradient was not.
+            DivergedError: a loss or the gradient is not finite.
         """
         count = max(1, self._steps_since)
-        self.base.place.sum(self._loss)  # each process has seen its own samples only
+        self.base.place.sum(self._loss)  # each process has seen only its own samples
         loss, norm = (float(value) / count for value in torch.stack([self._loss, self._norm]).tolist())
         self.clock.charge_training()
         elapsed = self.trained_s - self._trained_before_s
@@ -236,7 +237,7 @@ class JobRun:
         if not math.isfinite(loss):
             wider = {"fp16": " or precision=bf16", "bf16": " or precision=fp32"}.get(self.settings.precision, "")
             raise DivergedError(f"the loss is {loss} at step {self.step}; try a lower optimizer.lr{wider}")
-        # Cut to a length, a gradient without end trains nothing. In fp16 such steps are left out, and scaled down.
+        # Clipping turns an infinite gradient into one that trains nothing. In fp16 the scaler skips such steps.
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise DivergedError(
                 f"the gradient has the norm {norm} at step {self.step}; try a lower lora.alpha or optimizer.lr"
@@ -252,10 +253,10 @@ class JobRun:
         )
 
     def validate(self, use_rows: UseRows, *, pictures: bool = True) -> dict[str, float]:
-        """Measure and record the held-out loss, and draw the samples; to be called in the main process only.
+        """Measure and record the held-out loss, and draw the samples; call it in the main process only.
 
         Raises:
-            Interrupted: a signal came before it was done; it is to be done again.
+            Interrupted: a signal came before it finished; it must be repeated.
         """
         with self.clock.charging("validate", [self]), self.base.place.heeding():
             held_out, conditioner = self.materials.held_out_samples, self.materials.conditioner
@@ -277,18 +278,18 @@ class JobRun:
         return losses
 
     def _shared(self, key: Hashable, find: Callable[[], Found]) -> Found:
-        """What validation finds; every adapter starts without effect, so before the first step it is found once."""
+        """A validation result; adapters have no effect before the first step, so the base's result is found once."""
         if self.adapter.has_effect:
             return find()
         known = self.base.validated
         found: Found = known.pop(key) if key in known else find()
-        known[key] = found  # as the last one
+        known[key] = found  # most recently used last
         while len(known) > VALIDATED_KEPT:
             del known[next(iter(known))]
         return found
 
     def kept_of_earlier(self) -> dict[str, Any]:
-        """How much there still is of the training that this one started from; nothing where it is not measured."""
+        """How much is left of the training that this one started from; empty if that is not measured."""
         kept = self.materials.kept
         losses = dict(self.metrics.values(EARLIER)) if self.metrics is not None else {}
         if kept is None or not losses:
@@ -296,7 +297,7 @@ class JobRun:
         return {"kept_of_earlier": kept_share(losses, kept.of_base(self.base, self.materials.conditioner))}
 
     def checkpoint(self) -> None:
-        """Save all that a later process needs to go on from here, once; all take part, and the main process writes."""
+        """Save, once per step, all that a later process needs to resume; all take part, the main process writes."""
         self._gather_loss()
         if not self.is_main or self._saved_step == self.step:
             return
@@ -315,13 +316,13 @@ class JobRun:
             update_manifest(self.job.folder, steps_done=self.step, timings_s=self._timings_s())
 
     def _gather_loss(self) -> None:
-        """Bring what all processes have seen since the last record to the main one, where the next record finds it."""
+        """Move what all processes have summed since the last record to the main one, where the next record reads it."""
         self.base.place.sum(self._loss)
         if not self.is_main:
             self._loss.zero_()
 
     def _window(self) -> dict[str, Any]:
-        """The sums since the last record; a signal or a rung may come between two, and must not show in the next."""
+        """The sums since the last record, so that stopping between two records does not show in the next one."""
         elapsed_s = self.trained_s - self._trained_before_s
         sums = {"loss": self._loss.cpu(), "norm": self._norm.cpu()}
         return {"steps": self._steps_since, "elapsed_s": elapsed_s, **sums}
@@ -329,7 +330,7 @@ class JobRun:
     def _restore_window(self, window: Mapping[str, Any]) -> None:
         self._steps_since, self._trained_before_s = window["steps"], self.trained_s - window["elapsed_s"]
         self._norm.copy_(window["norm"])
-        if self.is_main:  # it is that of all processes, and will be summed over them
+        if self.is_main:  # the sum over all processes, which will be summed over them again
             self._loss.copy_(window["loss"])
 
     def interrupt(self) -> None:
@@ -338,12 +339,12 @@ class JobRun:
         self.close(State.INTERRUPTED)
 
     def prune(self, reason: str) -> None:
-        """End before the last step, because others do better; saved, so that it can be taken up again."""
+        """Stop before the last step because others do better; saved, so that it can be resumed."""
         self.checkpoint()
         self.close(State.PRUNED, reason=reason)
 
     def close(self, state: State, **fields: Any) -> None:
-        """Write the state the job ends in; in the main process only."""
+        """Record the state in which the job ends; only the main process writes."""
         if not self.is_main:
             return
         self.clock.charge_training()

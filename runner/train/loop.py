@@ -1,7 +1,7 @@
 """The one training loop: load, cache, step, log, validate, checkpoint, finish; for a pack of jobs over one base.
 
-Each round takes every job of the pack one optimizer step further. A job that ends, fails or is pruned leaves, and the
-next one takes its place; the others do not notice. All processes of a pack run this file in step with each other.
+Each round trains every job of the pack for one optimizer step. A job that ends, fails or is pruned leaves, and the next
+one takes its place; the others are not affected. All processes of a pack run this file in step with each other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 SaveArtifacts = Callable[[JobRun, UseRows, Mapping[str, float]], None]
 POLL_S = 0.2
 ROUNDS_PER_LOOK = 50
-"""How often a pack with free places looks for jobs that have come since."""
+"""How often a pack with free places looks for new jobs."""
 
 
 def train(
@@ -44,20 +44,20 @@ def train(
     save: SaveArtifacts,
     stop_requested: Callable[[], bool],
 ) -> bool:
-    """Train the jobs of a source, which may share a pack (see `runner.plan.pack_key`), until there are none left.
+    """Train the jobs of a source, which may share a pack (see `runner.plan.pack_key`), until none are left.
 
     Args:
-        source: where jobs come from; each is released when it is completed, failed, pruned or stopped.
-        at_once: most jobs that train together.
-        about: what every manifest shall say of this process: versions, commit, device.
-        save: writes and checks what a finished job leaves; a job is completed only after it. May be Interrupted, by
-            what `stop_requested` tells of.
+        source: where jobs come from; each is released when it has completed, failed, or been pruned or stopped.
+        at_once: the most jobs to train together.
+        about: what every manifest records about this process: versions, commit, device.
+        save: writes and checks the files of a finished job, which is completed only afterwards. It may raise
+            Interrupted when `stop_requested` returns True.
 
     Returns:
-        Whether no job failed.
+        Whether every job succeeded.
 
     Raises:
-        Interrupted: after everything is saved, because `stop_requested`.
+        Interrupted: `stop_requested` returned True, and everything is saved.
     """
     pack = Pack(place, startup_s=startup_s, on_leave=lambda run: source.release(run.job))
     try:
@@ -83,7 +83,7 @@ def _rounds(
             if place.any(stop_requested()):
                 _stop(pack)
             idle = not pack.runs
-            # Looking for jobs reads files: not in every round while nobody has left.
+            # Looking for jobs reads files, so it does not happen in every round while nobody has left.
             free = at_once - len(pack.runs)
             asks = idle or free != unfilled or rounds % ROUNDS_PER_LOOK == 0
             try:
@@ -91,7 +91,7 @@ def _rounds(
             except Interrupted:
                 _stop(pack)
             unfilled, rounds = free - taken, rounds + 1
-            _measure(pack)  # what has just begun, or was stopped before it was measured
+            _measure(pack)  # jobs that have just begun, or were stopped before they were measured
             pack.each(partial(_finish_if_done, pack, save))
             if any(run.done or run.unmeasured for run in pack.runs):
                 continue  # a signal came while one was being measured or saved
@@ -118,7 +118,7 @@ def _round(pack: Pack) -> None:
 
 
 def _measure(pack: Pack) -> None:
-    # All processes know alike what is due, and in most rounds need not ask each other.
+    # All processes agree on what is due, so in most rounds they need not ask each other.
     if any(run.unmeasured for run in pack.runs):
         pack.each(partial(_validate, pack))
         pack.each(_prune)
@@ -136,7 +136,7 @@ def _validate(pack: Pack, run: JobRun) -> None:
 
 
 def _measures(run: JobRun, use_rows: UseRows) -> bool:
-    """Measure a job and draw from it; False where a signal came before that was done: its checkpoint says so."""
+    """Validate a job; False if a signal came before that finished, which its checkpoint then records."""
     try:
         run.validate(use_rows, pictures=run.draws)
     except Interrupted:
@@ -145,11 +145,11 @@ def _measures(run: JobRun, use_rows: UseRows) -> bool:
 
 
 def _prune(run: JobRun) -> object:
-    """After all jobs of the pack were measured, so that they are judged together."""
+    """Runs after all jobs of the pack were measured, so that they are judged together."""
     if not run.at_rung or run.unmeasured:
         return None
     run.at_rung, place = False, run.base.place
-    # Only the main process reads the others' folders; what it fails at, all must hear of before it raises.
+    # Only the main process reads the other folders; if it fails, all must know before any of them raises.
     reason = place.together(
         lambda: falls_behind(run.job, run.step) if run.is_main else None, what="compare the job with the others"
     )
@@ -178,7 +178,7 @@ def _finish_if_done(pack: Pack, save: SaveArtifacts, run: JobRun) -> object:
     try:
         saved = run.base.place.from_main(lambda: _saves(save, run, pack.rows_of(run)))
     except FAULTS:
-        # What failed is tried again by the next process, and the training before it is not made again.
+        # The next process retries what failed, without repeating the training before it.
         with suppress(*FAULTS):
             run.checkpoint()
         raise
@@ -192,7 +192,7 @@ def _finish_if_done(pack: Pack, save: SaveArtifacts, run: JobRun) -> object:
 
 
 def _saves(save: SaveArtifacts, run: JobRun, use_rows: UseRows) -> bool:
-    """Measure a job for the last time and save what it leaves; False where a signal came before that was done."""
+    """Measure a job for the last time and save its files; False if a signal came before that finished."""
     try:
         losses = run.validate(use_rows)
         with run.clock.charging("artifacts", [run]):

@@ -1,4 +1,4 @@
-"""The training loss of each sample, and the squared error that runs are compared by.
+"""The training loss of each sample, and the squared error that is used to compare runs.
 
 # Shape suffixes: B samples, C channels, H W latent height and width.
 """
@@ -18,10 +18,10 @@ from runner.train.place import sent
 
 
 def residual(predicted_BCHW: Tensor, batch: Batch, noise: NoiseProcess, by_base_RCHW: Tensor | None = None) -> Tensor:
-    """What each prediction is off its target, in fp32, `[B, C, H, W]`.
+    """The difference between each prediction and its target, in fp32, `[B, C, H, W]`.
 
     Args:
-        by_base_RCHW: the target of the rows `batch.from_base`: what the base predicts for them.
+        by_base_RCHW: the target of the rows `batch.from_base`: the base model's prediction for them.
     """
     target_BCHW = noise.target(batch.latents, batch.noise, batch.timesteps)
     if by_base_RCHW is not None:
@@ -31,7 +31,7 @@ def residual(predicted_BCHW: Tensor, batch: Batch, noise: NoiseProcess, by_base_
 
 
 def squared_error(residual_BCHW: Tensor) -> Tensor:
-    """Mean over each sample, `[B]`."""
+    """The mean over each sample, `[B]`."""
     return residual_BCHW.square().flatten(1).mean(1)
 
 
@@ -42,7 +42,7 @@ def training_loss(
     noise: NoiseProcess,
     masks_B1HW: Tensor | None = None,
 ) -> Tensor:
-    """Each sample's error, where its mask counts it, times the weight of its timestep, `[B]`."""
+    """Each sample's error, weighted by its mask and its timestep, `[B]`."""
     if settings.name == "huber":
         error_BCHW = _huber_error(residual_BCHW, _huber_c(timesteps_B, settings, noise))
     else:
@@ -59,21 +59,21 @@ def training_loss(
 def masked_mean(error_BCHW: Tensor, masks_B1HW: Tensor) -> Tensor:
     """Each sample's error weighted by its mask, `[B]`: mean(mask * error) / mean(mask).
 
-    Divided by the mask's mean, so that a sample weighs the same however small its subject is. A mask of ones gives
-    the plain mean; a crop in which nothing counts gives 0.
+    Dividing by the mask's mean gives a sample the same weight however small its subject is. A mask of ones gives the
+    plain mean; a crop in which nothing counts gives 0.
     """
     share_B = masks_B1HW.flatten(1).mean(1)
     return (error_BCHW * masks_B1HW).flatten(1).mean(1) / share_B.clamp(min=torch.finfo(share_B.dtype).tiny)
 
 
 def _huber_error(residual_BCHW: Tensor, c_B: Tensor) -> Tensor:
-    """Pseudo-Huber error of each number (arXiv 2403.16728).
+    """The pseudo-Huber error of each element (arXiv 2403.16728).
 
-    It is 2 c (sqrt(r^2 + c^2) - c): r^2 for r far below c, 2 c |r| far above.
+    It is 2 c (sqrt(r^2 + c^2) - c): close to r^2 for r far below c, and to 2 c |r| far above.
     """
     c_B111 = c_B.view(-1, 1, 1, 1)
     square_BCHW = residual_BCHW.square()
-    # sqrt(r^2 + c^2) - c without the difference of two numbers that are nearly the same.
+    # sqrt(r^2 + c^2) - c, without subtracting two nearly equal numbers.
     return 2 * c_B111 * square_BCHW / ((square_BCHW + c_B111.square()).sqrt() + c_B111)
 
 

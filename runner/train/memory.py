@@ -1,4 +1,4 @@
-"""What to do when something does not fit into the memory: the same in smaller portions."""
+"""What to do when something does not fit in memory: the same in smaller portions."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ log = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
 FULL = re.compile(r"CUDA (error: )?out of memory|\bCU[A-Z]+_\w*ALLOC(ATION)?_FAILED")
-"""What a full GPU says where it is not torch's own allocator that finds it full: CUDA (`torch.AcceleratorError`), and
-its libraries, whose handles and workspaces come beside it, with plain RuntimeErrors."""
+"""What a full GPU reports when torch's own allocator is not what fails: CUDA (`torch.AcceleratorError`), and its
+libraries, which allocate handles and workspaces separately and raise plain RuntimeErrors."""
 
 
 def is_full(error: Exception) -> bool:
-    """Whether an error says that the GPU's memory is full: what failed may go with less, once memory is given back."""
+    """Whether an error says that the GPU's memory is full, so that using less, after freeing memory, may succeed."""
     return isinstance(error, torch.OutOfMemoryError) or FULL.search(str(error)) is not None
 
 
 def within_memory(action: Callable[[int], Found], size: int, *, collect: Callable[[], None]) -> Found:
-    """What an action finds that works on so many rows at a time; on half as many where they do not fit, and so on.
+    """The result of an action that works on `size` rows at a time; halves that for as long as they do not fit.
 
     Args:
-        action: gives the same for every size, up to rounding.
-        collect: gives back what a failed attempt has held.
+        action: returns the same for every size, up to rounding.
+        collect: frees what a failed attempt held.
 
     Raises:
-        RuntimeError: a single row does not fit (`is_full`), or another one of the action.
+        RuntimeError: a single row does not fit (`is_full`), or the action failed for another reason.
     """
     while True:
         try:

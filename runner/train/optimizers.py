@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules of one job, from the libraries that keep them."""
+"""Optimizers and learning-rate schedules of one job, from the libraries that maintain them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from runner.train.adapters.adapter import DOWN, MAGNITUDE, UP, WORDS, Adapter
 
 
 def build_optimizer(settings: OptimizerSettings, adapter: Adapter, *, word_lr: float | None) -> torch.optim.Optimizer:
-    """An optimizer over the adapter's weights, a parameter group for each learning rate in each component.
+    """An optimizer over the adapter's weights, with a parameter group for each learning rate in each component.
 
-    Elementwise optimizers see each component as one flat vector, which makes their step one kernel. Adafactor
-    looks at rows and columns, so it sees the matrices. Parameters share storage with the adapter's vectors.
+    Elementwise optimizers see each component as one flat vector, so their step is one kernel. Adafactor works on rows
+    and columns, so it sees the matrices. Parameters share storage with the adapter's vectors.
 
     Args:
-        word_lr: learning rate of the vectors of new words, which are not decayed: there is no reason for them to be
-            small. None means that of the rest.
+        word_lr: learning rate of the vectors of new words, which get no weight decay: nothing requires them to be
+            small. None means the rate of the rest.
     """
     groups: list[dict[str, Any]] = []
     for component in adapter.components:
@@ -49,15 +49,15 @@ def _text_encoder_lr(settings: OptimizerSettings) -> float:
 
 
 def _learning_rates(settings: OptimizerSettings) -> list[tuple[tuple[str, ...], float]]:
-    """(kinds of weights, how many times the learning rate): LoRA+ (arXiv 2402.12354) has two."""
+    """(kinds of weights, multiple of the learning rate): LoRA+ (arXiv 2402.12354) has two."""
     ratio = 1.0 if isinstance(settings, Prodigy) else settings.lora_plus_ratio
     return [((MAGNITUDE, DOWN, UP), 1.0)] if ratio == 1 else [((MAGNITUDE, DOWN), 1.0), ((UP,), ratio)]
 
 
 def bind_gradients(optimizer: torch.optim.Optimizer, adapter: Adapter) -> None:
-    """Point the parameters' gradients at the adapter's gradient vector, which moves when a pack changes.
+    """Point the parameters' gradients into the adapter's gradient vector, which moves when a pack changes.
 
-    They lie there as the parameters lie in the vector of the weights.
+    They lie at the same offsets as the parameters in the vector of the weights.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -75,7 +75,7 @@ def _parameters(
 
 
 def _options(settings: OptimizerSettings) -> tuple[str, dict[str, Any]]:
-    """The class of an optimizer, as `module:name`, and what only it is told."""
+    """The optimizer's class, as `module:name`, and the arguments that only it takes."""
     if isinstance(settings, Prodigy):
         options = {"d_coef": settings.d_coef, "safeguard_warmup": settings.safeguard_warmup}
         return "prodigyopt:Prodigy", options | {"betas": settings.betas, "use_bias_correction": True}
@@ -90,7 +90,7 @@ def _options(settings: OptimizerSettings) -> tuple[str, dict[str, Any]]:
 def build_lr_scheduler(
     settings: LrSchedulerSettings, optimizer: torch.optim.Optimizer, experiment: Experiment
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The schedule over the job's optimizer steps, to be stepped once for each of them."""
+    """The schedule over the job's optimizer steps; it must be stepped once per optimizer step."""
     scheduler: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
         settings.name,
         optimizer,
@@ -104,13 +104,13 @@ def build_lr_scheduler(
 
 
 def to_next_rate(scheduler: torch.optim.lr_scheduler.LRScheduler, *, first: bool) -> None:
-    """Go on to the learning rate of the next step, also behind a step that was left out in fp16.
+    """Move on to the learning rate of the next step, even after a step that fp16 skipped.
 
     Args:
-        first: whether that was the first one.
+        first: whether that was the first step.
     """
-    # If the optimizer has never stepped, torch says that the first rate is lost. It looks at the first step alone; at
-    # every one, the catching would let each other warning be said again.
+    # If the optimizer has never stepped, torch warns that the first rate is lost. It checks only at the first step;
+    # suppressing the warning at every step would make all other warnings repeat.
     with warnings.catch_warnings() if first else nullcontext():
         if first:
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)

@@ -1,4 +1,4 @@
-"""The jobs that train together: their slices of one batch, their adapters on the frozen base, who comes and goes.
+"""The jobs that train together: their slices of one batch, their adapters on the frozen base, who joins and leaves.
 
 Does not decide when anything happens; `runner.train.loop` does.
 """
@@ -28,13 +28,13 @@ from runner.train.place import FAULTS, Place
 log = logging.getLogger(__name__)
 
 LEAVES = object()
-"""Returned by an action after which a job is no longer in the pack."""
+"""Returned by an action after which the job leaves the pack."""
 
 LEAST_STEPS = 10
-"""Of fewer steps the time says more of their beginning than of them."""
+"""With fewer steps, their total time says more about start-up than about a step."""
 
 TIMED_STEPS = 5
-"""A job alone is timed over so many steps; as many in every process, which must stay in step."""
+"""How many steps to time a job alone; the same number in every process, since they must stay in step."""
 
 
 class Pack:
@@ -52,18 +52,18 @@ class Pack:
         self.adapters: PackedAdapters | None = None
         self.load_s = 0.0
         self._left_last: list[Materials] = []
-        """Inputs of the jobs after which nobody was left, for those that come next."""
+        """Inputs of the jobs that left the pack empty, kept for the next ones."""
         self._alone_step_s: dict[tuple[int, int], float] = {}
         self._steps: Counter[int] = Counter()
 
     # --- who is in it ---
 
     def found(self, base: Base, conditions: Conditions) -> None:
-        """Lay the base that all jobs share, and say what the speed of its steps depends on."""
+        """Set the base that all jobs share, and the conditions that the speed of its steps depends on."""
         self.base, self.passes, self.conditions = base, Passes(base), conditions
 
     def join(self, runs: Sequence[JobRun]) -> None:
-        """Take jobs in."""
+        """Add jobs to the pack."""
         if not runs:
             return
         assert self.base is not None
@@ -71,13 +71,13 @@ class Pack:
         self._assemble(self.base)
         for run in self.runs:
             run.cost.packed_with = max(run.cost.packed_with, len(self.runs))
-        # Steps that are made to be timed are no training: speeds and later plans go by the time of that.
+        # Steps run only for timing are not training: reported speeds and later plans count training time alone.
         with self.clock.charging("load", self.runs):
             for run in self.runs:
                 run.alone = Alone(self.startup_s, self.load_s, self._measured_alone(run))
 
     def leave(self, leaving: Sequence[JobRun]) -> None:
-        """Let jobs go; the others do not notice."""
+        """Remove jobs; the others are not affected."""
         if not leaving:
             return
         assert self.base is not None
@@ -91,11 +91,11 @@ class Pack:
 
     @contextmanager
     def preparing(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """Within it, what the last jobs have left is still in memory if one of these trains on the same images: jobs of
-        as many steps leave together, and all would be read again for each pack of a sweep.
+        """In this context, the inputs of the last jobs stay in memory if one of these trains on the same images: jobs
+        with the same number of steps leave together, and each pack of a sweep would have to read everything again.
         """
         wanted = {job.identity["dataset"] for job in jobs}
-        # What nobody shares makes room for what comes.
+        # What nobody shares makes room for the new inputs.
         self._left_last = [each for each in self._left_last if each.dataset.fingerprint in wanted]
         try:
             yield
@@ -106,7 +106,7 @@ class Pack:
         self.clock.charge_training()
         if self.adapters is not None:
             self.adapters.detach()
-        self.adapters = None  # the next one takes as much memory
+        self.adapters = None  # free it first: the next one takes as much memory
         self.adapters = (
             PackedAdapters(base.components(), [run.adapter for run in self.runs], dtype=base.dtype)
             if self.runs
@@ -117,7 +117,7 @@ class Pack:
         self.clock.training = {run: run.settings.images_per_step for run in self.runs}
 
     def rows_of(self, run: JobRun) -> Callable[[int], AbstractContextManager[None]]:
-        """A context maker: within it, so many rows of a forward pass belong to this job alone, as it is published."""
+        """A context maker: in it, `count` rows of a forward pass are this job's alone, with its published weights."""
 
         @contextmanager
         def use_rows(count: int) -> Iterator[None]:
@@ -132,10 +132,10 @@ class Pack:
         return use_rows
 
     def each(self, action: Callable[[JobRun], Any]) -> None:
-        """Do something for every job; one that fails at it leaves the pack with its reason, alone.
+        """Run an action for every job; a job for which it fails leaves the pack, alone, with the reason.
 
-        The main process validates and writes files, so only it can fail at that: all must hear of it, or they
-        would go on with different packs and wait for each other for ever.
+        Only the main process validates and writes files, so only it can fail at that. All must learn of it, or they
+        would continue with different packs and wait for each other forever.
         """
         outcomes = [tried(partial(action, run)) for run in self.runs]
         failed = self.place.any_of([isinstance(outcome, Exception) for outcome in outcomes])
@@ -153,10 +153,10 @@ class Pack:
     # --- a step ---
 
     def step(self) -> None:
-        """One optimizer step of every job.
+        """Take one optimizer step for every job.
 
         Raises:
-            OutOfMemoryError: not even one image fits into memory.
+            OutOfMemoryError: not even one image fits in memory.
         """
         assert self.adapters is not None and self.passes is not None
         self.passes.gradients(self.adapters, list(enumerate(self.runs)))
@@ -169,21 +169,21 @@ class Pack:
     # --- what it costs ---
 
     def measured(self) -> list[Measurement]:
-        """What was found of the speed of a step, for the plans of later commands."""
+        """The measured speed of a step, for the plans of later commands."""
         together = {rows: self.clock.trained_s[rows] / n for rows, n in self._steps.items() if n >= LEAST_STEPS}
         alone = {batch: seconds for (batch, _), seconds in self._alone_step_s.items()}
         peak, overhead_s = round(peak_memory_gb(), 3), round(self.startup_s + self.load_s, 3)
         return [Measurement(rows, seconds, peak, overhead_s) for rows, seconds in sorted({**alone, **together}.items())]
 
     def _measured_alone(self, run: JobRun) -> float | None:
-        """Seconds that a step of this job takes without the others; None where there never were others."""
+        """Seconds per step of this job without the others; None if there were never any others."""
         shape = (run.settings.images_per_step, run.settings.accumulation)
         if run.cost.packed_with > 1 and shape not in self._alone_step_s:
             self._alone_step_s[shape] = self._time_alone(run)
         return self._alone_step_s.get(shape)
 
     def _time_alone(self, run: JobRun) -> float:
-        """The quickest of a few steps of one job, after one to warm up; they leave nothing behind."""
+        """The fastest of a few steps of one job, after a warm-up step; they leave no trace."""
         assert self.adapters is not None and self.passes is not None
         spent: list[float] = []
         for _ in range(TIMED_STEPS):
@@ -197,7 +197,7 @@ class Pack:
 
 
 def tried(action: Callable[[], Any]) -> Any:
-    """What an action for one job gives, or the error that is this job's own affair."""
+    """The result of an action for one job, or the error if it concerns this job alone."""
     try:
         return action()
     except Interrupted:
@@ -208,7 +208,7 @@ def tried(action: Callable[[], Any]) -> Any:
 
 @contextmanager
 def unless_disk_is_full(job: Job) -> Iterator[None]:
-    """Write what became of a job, where that can be; else whoever has started this process sees it by the lock."""
+    """Record what became of a job if that is possible; if not, the process that started this one tells by the lock."""
     try:
         yield
     except OSError as error:
@@ -216,7 +216,7 @@ def unless_disk_is_full(job: Job) -> Iterator[None]:
 
 
 def reason_of(outcome: Any) -> str:
-    """Why an action of `tried` failed, in words."""
+    """Why an action run by `tried` failed, in words."""
     if isinstance(outcome, Exception):
         return in_words(outcome)
     return "another process of the job failed; its log says why"

@@ -1,6 +1,6 @@
-"""The forward and backward passes of a step: every job's slice of one batch, in as many parts as the memory asks for.
+"""The forward and backward passes of a step: every job's slice of one batch, in as many parts as memory requires.
 
-Leaves gradients in the adapters and losses in the jobs; steps no optimizer.
+Leaves gradients in the adapters and losses in the jobs; does not step the optimizers.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from runner.train.place import sent
 log = logging.getLogger(__name__)
 
 Slice = tuple[int, JobRun, range]
-"""The place of a job among the adapters, the job, and the positions of its batch."""
+"""The index of a job among the adapters, the job, and the positions of its batch."""
 
 
 class Passes:
-    """Makes gradients, and remembers how many rows have fitted into the memory."""
+    """Computes gradients, and remembers how many rows fit in memory."""
 
     def __init__(self, base: Base) -> None:
         self.base = base
         self.most_rows: int | None = None
-        """Rows of one forward pass, once more have not fitted."""
+        """The most rows per forward pass, once more did not fit."""
 
     def gradients(self, adapters: PackedAdapters, runs: Sequence[tuple[int, JobRun]]) -> None:
-        """The gradients of one step of some jobs, each with its place among the adapters.
+        """Compute the gradients of one step of some jobs, each given with its index among the adapters.
 
-        A step is a pure function of its number, so after a pass that did not fit it starts over with smaller ones.
+        A step is a pure function of its number, so after a pass that did not fit, it starts over with smaller ones.
 
         Raises:
             OutOfMemoryError: not even one image fits.
@@ -50,12 +50,12 @@ class Passes:
             except RuntimeError as error:
                 if not is_full(error):
                     raise
-                # Its traceback holds on to what the failed pass has made, and none of that could be given back.
+                # Its traceback refers to the tensors of the failed pass, so none of them could be freed.
                 fault = error.with_traceback(None)
             if not self.base.place.any(fault is not None):
                 return
             forget(adapters, [run for _, run in runs])
-            # Of all processes: they must come to the same decision.
+            # Over all processes: they must come to the same decision.
             self._use_less_memory(self.base.place.most(_most_rows([run for _, run in runs])), fault)
 
     def _all_parts(self, adapters: PackedAdapters, runs: Sequence[tuple[int, JobRun]]) -> None:
@@ -67,14 +67,14 @@ class Passes:
             adapters.collect()
 
     def _backward(self, adapters: PackedAdapters, slices: Sequence[Slice]) -> None:
-        """Forward and backward of some slices, stacked along the batch."""
+        """Forward and backward pass of some slices, stacked along the batch."""
         base = self.base
         batches = [run.materials.samples.batch(run.step, positions) for _, run, positions in slices]
         batch = join(batches).to(base.place.device)
         noisy = base.noise.add_noise(batch.latents, batch.seen_noise, batch.timesteps)
         lengths = [len(each.sample_ids) for each in batches]
         rows = [(index, length) for (index, _, _), length in zip(slices, lengths, strict=True)]
-        # Recomputed activations must find the same rows, so the backward pass belongs inside too.
+        # Recomputed activations must see the same rows, so the backward pass belongs inside too.
         with adapters.using(rows, [each.sample_ids for each in batches]):
             text = _text_of(slices, batches, adapters)
             predicted = base.family.predict(base.denoiser, noisy, batch.timesteps, text, batch.time_ids)
@@ -97,7 +97,7 @@ class Passes:
         batch: Batch,
         noisy_BCHW: Tensor,
     ) -> Tensor | None:
-        """What the base predicts, without any adapter, for the rows that shall stay so; None if there are none."""
+        """The base's prediction, without any adapter, for the rows that must stay like it; None if there are none."""
         if not batch.from_base:
             return None
         rows = sent(torch.tensor(batch.from_base), noisy_BCHW.device)
@@ -127,7 +127,7 @@ class Passes:
 
 
 def forget(adapters: PackedAdapters, runs: Sequence[JobRun]) -> None:
-    """Take back the gradients and losses of a step that is not made, or starts over."""
+    """Discard the gradients and losses of a step that is not taken or starts over."""
     adapters.forget()
     for run in runs:
         run.forget_step()
@@ -138,12 +138,12 @@ def _parts(runs: Sequence[JobRun]) -> int:
 
 
 def _most_rows(runs: Sequence[JobRun]) -> int:
-    """Rows of the largest forward pass of a step, before it is cut."""
+    """Rows of the largest forward pass of a step, before it is split."""
     return max(sum(len(run.positions(part)) * run.rows_per_position for run in runs) for part in range(_parts(runs)))
 
 
 def by_shape(slices: Sequence[Slice]) -> list[list[Slice]]:
-    """The slices of one image shape each, in the order in which the shapes first come: one forward pass has one."""
+    """The slices grouped by image shape, since a forward pass takes only one; shapes in order of first appearance."""
     groups: dict[Shape, list[Slice]] = {}
     for each in slices:
         groups.setdefault(each[1].materials.samples.shape(each[1].step), []).append(each)
@@ -151,9 +151,9 @@ def by_shape(slices: Sequence[Slice]) -> list[list[Slice]]:
 
 
 def in_chunks(slices: Sequence[Slice], most_rows: int | None) -> Iterator[list[Slice]]:
-    """The slices that have rows, in groups of at most so many rows; a slice is cut where it must be.
+    """The slices that have rows, in groups of at most `most_rows` rows; a slice is split where necessary.
 
-    What belongs to one position of a batch stays together.
+    The rows of one position of a batch stay together.
     """
     chunk: list[Slice] = []
     room = most_rows or sum(len(positions) * run.rows_per_position for _, run, positions in slices)

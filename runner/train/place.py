@@ -1,4 +1,4 @@
-"""Where this process stands: its device, its rank, and how the processes of one pack agree."""
+"""What this process is: its device, its rank, and how the processes of one pack agree."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
 FAULTS = (RunnerError, OSError, ValueError, RuntimeError, SafetensorError)
-"""What goes wrong with one job, and is no defect of ours; the last one also stands for a full disk."""
+"""Errors that concern one job and are not bugs of ours; SafetensorError also stands for a full disk."""
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
-"""Other ranks wait in a reduction while the main one validates and draws; NCCL's ten minutes are too few."""
+"""Other ranks wait in a reduction while the main one validates and draws; NCCL's ten minutes are not enough."""
 
 
 @dataclasses.dataclass
@@ -44,15 +44,15 @@ class Place:
         """Join the other processes, if accelerate started several; `device` is auto, cpu or cuda.
 
         Raises:
-            RunnerError: it is cuda, and torch finds no GPU that it can use.
+            RunnerError: it is cuda, and torch finds no usable GPU.
         """
-        # Unless told that there is no GPU, accelerate takes several processes without one for several single ones.
+        # Unless told that there is no GPU, accelerate treats several processes without one as several single ones.
         cpu = device == "cpu" or not torch.cuda.is_available()
         if cpu and device == "cuda":
             raise RunnerError(f"device = 'cuda': {_no_gpu()}")
         if cpu and device == "auto" and find_gpus():
             log.warning("training on the CPU, although there is an NVIDIA GPU: %s", _no_gpu())
-        # fp32 is fp32: of what goes into convolutions, a GPU would otherwise round all but 10 bits away (TF32).
+        # Real fp32: a GPU would otherwise round the inputs of convolutions to 10 bits of mantissa (TF32).
         torch.backends.cudnn.allow_tf32 = False
         state = PartialState(cpu=cpu, timeout=COLLECTIVE_TIMEOUT)
         place = cls(torch.device(state.device), state.process_index, state.num_processes)
@@ -72,14 +72,14 @@ class Place:
         return self.rank == 0
 
     def alone(self) -> Place:
-        """This process without the others, for what it does while they wait for it: nothing of it waits for them."""
+        """This process without the others, for what it does while they wait; nothing of it waits for them."""
         return Place(self.device, 0, 1)
 
     def share(self, count: int, among: Sequence[int] | None = None) -> range:
-        """Which of `count` positions are this process's: contiguous, as even as possible.
+        """The part of `count` positions that belongs to this process: contiguous, as even as possible.
 
         Args:
-            among: the ranks that they are shared among, this one included; all by default.
+            among: the ranks that share the positions, including this one; all by default.
         """
         world, rank = (self.world, self.rank) if among is None else (len(among), among.index(self.rank))
         small, extra = divmod(count, world)
@@ -87,20 +87,20 @@ class Place:
         return range(start, start + small + (rank < extra))
 
     def sum(self, tensor: Tensor) -> None:
-        """Add up a tensor over all processes, in place."""
+        """Sum a tensor over all processes, in place."""
         if self.world > 1:
             dist.all_reduce(tensor)
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` holds in any process; over the host, so that no GPU has to wait."""
+        """Whether `flag` is true in any process; exchanged by the host, so that no GPU has to wait."""
         return self.any_of([flag])[0]
 
     def any_of(self, flags: Sequence[bool]) -> list[bool]:
-        """For each of some flags, whether it holds in any process."""
+        """For each flag, whether it is true in any process."""
         return list(map(bool, self._largest(list(map(int, flags)))))
 
     def most(self, count: int) -> int:
-        """The largest of what the processes say."""
+        """The largest `count` of any process."""
         return self._largest([count])[0]
 
     def _largest(self, numbers: list[int]) -> list[int]:
@@ -111,10 +111,10 @@ class Place:
         return list(map(int, shared.tolist()))
 
     def from_main(self, find: Callable[[], Found]) -> Found:
-        """What the main process finds, in every process: the others may not see the files that it reads.
+        """What the main process finds, in every process: the others may not see the files it reads.
 
         Raises:
-            RunnerError: it has found nothing but an error, which the main process raises itself.
+            RunnerError: the main process failed; it raises its own error itself.
         """
         if self.world == 1:
             return find()
@@ -132,14 +132,14 @@ class Place:
         return found
 
     def together(self, action: Callable[[], Found], *, what: str) -> Found:
-        """What an action gives here, once it has succeeded in every process; so that none waits for one that failed.
+        """The result of an action here, once it has succeeded in every process; so none waits for one that failed.
 
         Args:
             what: the action in words, as in "could not ...".
 
         Raises:
-            RunnerError: it failed, here or elsewhere; here it may be another error of `FAULTS`.
-            Interrupted: it has heeded a signal, here or elsewhere.
+            RunnerError: it failed, here or elsewhere; a failure here may raise any other error of `FAULTS`.
+            Interrupted: it heeded a signal, here or elsewhere.
         """
         failure: Exception | None = None
         found: list[Found] = []
@@ -157,7 +157,7 @@ class Place:
 
     @contextmanager
     def hearing(self, stop_requested: Callable[[], bool]) -> Iterator[None]:
-        """Within it, `heed` looks whether a signal has asked to stop."""
+        """In this context, `heed` checks whether a signal asked to stop."""
         self._stop_requested = stop_requested
         try:
             yield
@@ -166,7 +166,7 @@ class Place:
 
     @contextmanager
     def heeding(self) -> Iterator[None]:
-        """Within it, `heed` raises: around what may end early without other processes waiting for its end."""
+        """In this context, `heed` raises: for work that may end early without leaving other processes waiting."""
         before, self._heeds = self._heeds, True
         try:
             yield
@@ -174,11 +174,11 @@ class Place:
             self._heeds = before
 
     def heed(self) -> None:
-        """To be called now and then in what takes long, and that keeps what it has done or can be done again.
+        """Call this from time to time in long work whose results are kept or can be computed again.
 
         Raises:
-            Interrupted: a signal has asked to stop. Elsewhere than in an action of `together`, whose end all processes
-                hear of, or within `heeding`, a signal has to wait.
+            Interrupted: a signal asked to stop. It has to wait unless this is called in an action of `together`, whose
+                end all processes learn of, or within `heeding`.
         """
         if self._heeds and self._stop_requested is not None and self._stop_requested():
             raise Interrupted("stopped by a signal")
@@ -194,12 +194,12 @@ class Place:
             marks: list[str] = [""] * self.world
             dist.all_gather_object(marks, mark.name, group=self._control)
             self._beside[folder] = [rank for rank, name in enumerate(marks) if (folder / name).exists()]
-            self.wait()  # all must have looked before a mark goes away
+            self.wait()  # all must have looked before a mark is removed
             mark.unlink()
         return self._beside[folder]
 
     def synchronize(self) -> None:
-        """Wait until the device has done what it was asked for."""
+        """Wait until the device has finished its queued work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -209,13 +209,13 @@ class Place:
             dist.barrier(group=self._control)
 
     def leave(self) -> None:
-        """Part from the others, at an end that all come to: left to the interpreter, one aborts now and then."""
+        """Leave the process group, at an end that all reach: left to the interpreter, a process sometimes aborts."""
         if self.world > 1:
             dist.destroy_process_group()
 
     @property
     def device_name(self) -> str:
-        """The device as a plan names it (`runner.system.machine`); on a CPU, how many threads are used matters too."""
+        """The device's name in a plan (`runner.system.machine`); on a CPU it includes the number of threads."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return with_threads(cpu_name(), torch.get_num_threads())
@@ -226,9 +226,9 @@ class Place:
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; one of the host without waiting for what a GPU still has to do."""
-    # Neither torch.tensor(..., device=...) does that, nor a copy out of pageable memory: that CUDA copies once more by
-    # itself, and for more than 64 KiB it may wait for the GPU. A pinned copy torch keeps until the GPU has read it.
+    """A tensor on a device; a host tensor is copied without waiting for the GPU's pending work."""
+    # Neither torch.tensor(..., device=...) nor a copy from pageable memory achieves that: CUDA first copies such memory
+    # itself, and above 64 KiB it may wait for the GPU. torch keeps a pinned copy until the GPU has read it.
     if tensor.device.type == "cpu" and device.type != "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -32,7 +32,7 @@ class Progress:
         """(steps, steps left when it was first seen) of every job so far."""
         self.said = time.perf_counter()
         self.start: float | None = None
-        """When the first round began: loading, encoding and measuring the base came before, and are not made again."""
+        """When the first round began; loading, encoding and measuring the base came before and happen only once."""
 
     def __enter__(self) -> Progress:
         if self.enabled and sys.stderr.isatty():
@@ -64,7 +64,7 @@ class Progress:
             self.start = time.perf_counter()
 
     def update(self, runs: Sequence[JobRun]) -> None:
-        """Show how far the pack is; costs nothing on the device."""
+        """Show the pack's progress; costs nothing on the device."""
         if not self.enabled:
             return
         for run in runs:

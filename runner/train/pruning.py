@@ -1,8 +1,8 @@
-"""Successive halving: whether a job that has reached a rung is among those that go on.
+"""Successive halving: whether a job that has reached a rung is among those that continue.
 
 The asynchronous rule of ASHA in its stopping form (Li et al., "A system for massively parallel hyperparameter
 tuning", arXiv 1810.05934): at rung k, after first * reduction^k steps, the best 1/reduction of the jobs that have
-reached it so far go on. It reads the folders of the experiment, so it needs nobody to ask, and works in every pack.
+reached it so far continue. It reads the folders of the experiment, so it needs no coordinator and works in every pack.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def rungs(settings: PruningSettings, steps: int) -> list[int]:
 
 
 def falls_behind(job: Job, step: int) -> str | None:
-    """Why a job is not among those that go on after this rung, or None if it is.
+    """Why a job does not continue after this rung, or None if it does.
 
-    Compared with all jobs of the experiment that were measured alike, at the same step.
+    It is compared with all jobs of the experiment that are measured the same way, at the same step.
     """
     values = _values_at(job, step)
     own = values[job.id]
@@ -64,11 +64,11 @@ def _values_at(job: Job, step: int) -> dict[str, float]:
 
 
 def _value_at(folder: Path, job: Job, step: int) -> float | None:
-    """What the job of a folder was measured at; None where it has no part in the comparison."""
+    """The measured value of a folder's job; None if it has no part in the comparison."""
     metrics = folder / job.paths.metrics.name
     if not metrics.is_file():
         return None
-    # A job's own manifest has nothing to say that it does not know.
+    # A job's own manifest says nothing that the job does not know.
     identity = job.identity if folder == job.folder else read_manifest(folder).get("identity", {})
     if any(identity.get(part) != job.identity.get(part) for part in MEASURED_BY):
         return None

@@ -1,8 +1,8 @@
-"""What a job starts from where it does not start anew, and how much of that is still there at the end.
+"""What a job starts from if it continues an earlier training, and how much of that training is left at the end.
 
-What is kept of an earlier training is measured on that training's own images: the loss without any adapter, with the
-adapter that the job starts from, and with the one that it has. The share that is kept is what the loss is still below
-that of the base, over what it was below it at the start.
+What is kept of the earlier training is measured on its own images: the loss without any adapter, with the adapter that
+the job starts from, and with the job's own. The share that is kept is how far the loss is still below that of the base,
+divided by how far it was below it at the start.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def start_from(earlier: AdapterFile, adapter: Adapter) -> None:
     """Give an adapter the weights of an earlier one.
 
     Raises:
-        SettingsError: it is on other layers, or holds numbers that are not finite.
+        SettingsError: the earlier one is on other layers, or holds numbers that are not finite.
     """
     named = {(site.component, site.name) for site in adapter.sites}
     state: dict[str, dict[str, Tensor]] = {}
     for key, tensor in load_file(earlier.file).items():
         component, _, name = key.partition(".")
-        # Files have names that transformers no longer has (runner.artifacts.files).
+        # Files use names that transformers no longer has (runner.artifacts.files).
         if (component, name.rpartition(".lora_")[0]) not in named:
             name = name.removeprefix(TEXT_MODEL)
         if name.endswith(f"{MAGNITUDE}.weight"):
@@ -65,7 +65,7 @@ def start_from(earlier: AdapterFile, adapter: Adapter) -> None:
 
 @dataclasses.dataclass
 class Kept:
-    """The earlier training's images, on which the loss is measured beside the job's own."""
+    """The earlier training's images, on which the loss is measured in addition to the job's own."""
 
     held_out: HeldOut
 
@@ -83,7 +83,7 @@ class Kept:
 
 
 def earlier_items(earlier: AdapterFile, experiment: Experiment) -> tuple[Item, ...]:
-    """The images that the earlier training's loss was measured on; none where they cannot be measured as they were."""
+    """The images that the earlier training's loss was measured on; none if they cannot be measured as they were."""
     if earlier.job is None:
         return ()
     settings = earlier.job.experiment
@@ -109,7 +109,7 @@ def kept_share(losses: Mapping[int, float], of_base: float) -> dict[str, Any]:
     """What is kept, for the manifest.
 
     Args:
-        losses: step -> loss with the adapter; the first is that of the start.
+        losses: step -> loss with the adapter; the first is the one at the start.
     """
     start, end = losses[min(losses)], losses[max(losses)]
     learned = of_base - start

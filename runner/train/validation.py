@@ -1,6 +1,6 @@
 """How good an adapter is: the held-out loss at fixed timesteps and noise.
 
-Uses the modules that are being trained and leaves them, their mode and every random state as they were.
+Uses the modules that are being trained; leaves them, their mode and every random state unchanged.
 
 # Shape suffixes: B samples.
 """
@@ -29,7 +29,7 @@ from runner.train.randomness import generator
 
 
 class HeldOut:
-    """The samples the loss is measured on: every image at every fixed timestep, always with the same noise."""
+    """The samples that the loss is measured on: every image at every fixed timestep, always with the same noise."""
 
     def __init__(self, experiment: Experiment, items: Sequence[Item], posteriors: Posteriors, base: Base) -> None:
         count = experiment.validation.timesteps
@@ -49,8 +49,8 @@ class HeldOut:
                 self.samples.append(Sample(latent, noise, timestep, crop.time_ids(item), item.caption))
 
     def loss(self, base: Base, conditioner: Conditioner, use_rows: UseRows) -> dict[str, float]:
-        """`validation/loss`, and the loss at each timestep; mean squared error without weights, so that runs
-        with different losses can be compared.
+        """`validation/loss`, and the loss at each timestep; the unweighted mean squared error, so that runs with
+        different training losses can be compared.
         """
         return within_memory(
             lambda rows: self._loss(base, conditioner, use_rows, rows), self.chunk, collect=base.collect
@@ -75,7 +75,7 @@ class HeldOut:
         return {HELD_OUT: float(by_timestep.mean()), **losses}
 
     def _portions(self, rows: int) -> Iterator[list[Sample]]:
-        """At most so many samples of one shape at a time; those of one image stay side by side, in their order."""
+        """At most `rows` samples of one shape at a time; those of one image stay adjacent, in order."""
         shapes: dict[torch.Size, list[Sample]] = {}
         for sample in self.samples:
             shapes.setdefault(sample.latent.shape, []).append(sample)

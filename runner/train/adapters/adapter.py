@@ -1,6 +1,6 @@
-"""One job's LoRA: which layers it adapts, and its fp32 weights as one flat vector in an order of its own.
+"""One job's LoRA: which layers it adapts, and its fp32 weights as one flat vector in its own order.
 
-The vector does not depend on the pack the job is in, so neither do its optimizer, its checkpoints or its file.
+The vector does not depend on which pack the job is in, so neither do its optimizer, its checkpoints or its file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from runner.train.randomness import generator
 
 DOWN, UP, MAGNITUDE = write.DOWN, write.UP, write.MAGNITUDE
 WORDS = "words"
-"""Component and kind of the vectors of new words; the text encoder that they are of stands where layers have names."""
+"""Component and kind of the vectors of new words; their site is named after their text encoder, not after a layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Site:
         return math.prod(self.in_shape)
 
     def shape(self, kind: str, rank: int) -> tuple[int, ...]:
-        """Shape of what peft calls `kind`."""
+        """Shape of the tensor that peft calls `kind`."""
         ones = tuple(1 for _ in self.in_shape[1:])
         if kind == MAGNITUDE:
             return (1, self.out, *ones) if ones else (self.out,)
@@ -54,7 +54,7 @@ class Site:
 
 
 def peft_config(settings: LoraSettings, component: str, presets: Presets, layers: Sequence[str] = ()) -> LoraConfig:
-    """The adapter of one component in peft's words: what it targets, and what its file says of it.
+    """The adapter of one component as a peft configuration: what it targets, and what its file records about it.
 
     Args:
         presets: what the names in `lora.targets` stand for in the model's family.
@@ -63,7 +63,7 @@ def peft_config(settings: LoraSettings, component: str, presets: Presets, layers
     of_text = is_text_encoder(component)
     chosen = TEXT_ENCODER if of_text else targeted.targets_of(settings, presets)
     alpha = settings.rank if settings.alpha is None else settings.alpha
-    # By the layers' own names: diffusers sorts the patterns, and the first that matches is the one that counts.
+    # Keyed by full layer names: diffusers sorts the patterns, and the first match counts.
     return LoraConfig(
         r=settings.rank,
         lora_alpha=alpha,
@@ -71,8 +71,8 @@ def peft_config(settings: LoraSettings, component: str, presets: Presets, layers
         alpha_pattern=write.differing({name: settings.alpha_of(name) for name in layers}, alpha),
         use_rslora=settings.rslora,
         use_dora=settings.dora,
-        # diffusers leaves the modules it adds in training mode: with the dropout of the training in the file, every
-        # image drawn from it would be another one.
+        # diffusers leaves the modules it adds in training mode: if the file carried the training dropout, every image
+        # generated from it would come out different.
         lora_dropout=0.0,
         target_modules=chosen if isinstance(chosen, str) else list(chosen),
         init_lora_weights="gaussian" if settings.init == "gaussian" else True,
@@ -86,8 +86,8 @@ def find_sites(settings: LoraSettings, components: Mapping[str, nn.Module], pres
         presets: what the names in `lora.targets` stand for in the model's family.
 
     Raises:
-        SettingsError: nothing is matched, or something that cannot carry an adapter; a block holds nothing of it; a
-            pattern for ranks or alphas is about no adapted layer, or two are about the same one.
+        SettingsError: nothing matches, or a match cannot carry an adapter; a named block has no adapted layer; a
+            pattern for ranks or alphas matches no adapted layer, or two match the same one.
     """
     sites: list[Site] = []
     for component, root in components.items():
@@ -122,7 +122,7 @@ def _site(component: str, name: str, module: nn.Module, targets: str) -> Site:
 
 
 def _site_of(key: tuple[str, str], factors: LowRank, components: Mapping[str, nn.Module]) -> Site:
-    """The layer that a trained update is of."""
+    """The layer that a trained update belongs to."""
     component, name = key
     try:
         site = _site(component, name, components[component].get_submodule(name), name)
@@ -144,14 +144,14 @@ def _is_plain(module: nn.Conv2d) -> bool:
 
 
 class Adapter:
-    """The weights of one job's LoRA, and of its new words, and their gradient, fp32.
+    """The weights of one job's LoRA and of its new words, with their gradient, all in fp32.
 
-    In the vector come, for each component, its magnitudes (of DoRA), then its down- and then its up-projections; last
-    the vectors of new words.
+    The vector holds, for each component, the magnitudes (of DoRA), then the down- and then the up-projections; the
+    vectors of new words come last.
 
     Args:
-        components: the frozen parts, for DoRA, whose magnitudes start as the norms of their weights.
-        words: text encoder -> what the vectors of new words start from, `[V, D]`.
+        components: the frozen parts, needed by DoRA, whose magnitudes start as the norms of their weights.
+        words: text encoder -> initial vectors of the new words, `[V, D]`.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Adapter:
             if kind == WORDS:
                 assert words is not None
                 view.copy_(words[site.name])
-            elif kind == DOWN:  # the update is zero at first because the up-projection is
+            elif kind == DOWN:  # the up-projection stays zero, so the initial update is zero
                 view.copy_(first[site])
             elif kind == MAGNITUDE:
                 assert components is not None
@@ -191,10 +191,10 @@ class Adapter:
         device: torch.device,
         words: Mapping[str, Tensor] | None = None,
     ) -> Adapter:
-        """Trained weights from anywhere, with ranks and scales of their own in each layer; nothing is dropped.
+        """An adapter from trained weights of any origin, each layer with its own rank and scale; without dropout.
 
         Raises:
-            SettingsError: a layer is not there, or not of that shape; some are DoRA and others are not.
+            SettingsError: a layer does not exist or has another shape; some layers are DoRA and others are not.
         """
         found = {_site_of(key, factors, components): factors for key, factors in layers.items()}
         dora = [factors.magnitude is not None for factors in found.values()]
@@ -247,18 +247,18 @@ class Adapter:
 
     @property
     def drops(self) -> bool:
-        """Whether anything of it is left out while it trains."""
+        """Whether any dropout applies while it trains."""
         return bool(self.dropout or self.rank_dropout or self.module_dropout)
 
     @property
     def has_effect(self) -> bool:
-        """Whether it changes any output: one that was not trained yet does not, its up-projections are zero."""
+        """Whether it changes any output; an untrained one does not, because its up-projections are zero."""
         return bool(self.words) or any(
             bool(self.weights[self.span(component, UP)].any()) for component in self.components
         )
 
     def parts(self, vector: Tensor) -> Iterator[tuple[Site, str, Tensor]]:
-        """(site, kind, view) into a vector laid out as the weights are, in its order."""
+        """(site, kind, view) into a vector laid out like the weights, in its order."""
         start = 0
         for site, kind, shape in self._layout:
             end = start + math.prod(shape)
@@ -266,7 +266,7 @@ class Adapter:
             start = end
 
     def words_in(self, vector: Tensor) -> dict[str, Tensor]:
-        """Text encoder -> view `[V, D]` of the new words in a vector laid out as the weights are."""
+        """Text encoder -> view `[V, D]` of the new words in a vector laid out like the weights."""
         views, start = {}, self.low_rank_length
         for name, site in self.words.items():
             end = start + site.out * site.down_units
@@ -275,7 +275,7 @@ class Adapter:
         return views
 
     def span(self, component: str, *kinds: str) -> slice:
-        """Where the weights of some kinds, which are neighbours, lie in the vector."""
+        """Where the weights of the given, adjacent kinds lie in the vector."""
         start = ends = 0
         wanted = []
         for site, kind, shape in self._layout:
@@ -287,17 +287,17 @@ class Adapter:
         return slice(wanted[0][0], wanted[-1][1])
 
     def state(self, vector: Tensor | None = None) -> dict[str, dict[str, Tensor]]:
-        """component -> peft key -> a copy of the tensor, fp32 on the CPU; of the weights, or of a vector like them."""
+        """component -> peft key -> a copy of the tensor, fp32 on the CPU; from the weights or a vector laid out so."""
         state: dict[str, dict[str, Tensor]] = {}
         for site, kind, view in self.parts(self.weights if vector is None else vector):
             state.setdefault(site.component, {})[f"{site.name}.{kind}"] = view.detach().to("cpu", copy=True)
         return state
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take over weights under peft keys.
+        """Load weights given under peft keys.
 
         Raises:
-            CheckpointError: a layer is missing, unknown or of another shape.
+            CheckpointError: a layer is missing, unknown or has another shape.
         """
         given = {(component, key) for component, layers in state.items() for key in layers}
         for site, kind, view in self.parts(self.weights):
@@ -313,12 +313,12 @@ class Adapter:
 
 
 def _initial(site: Site, rank: int, init: str, seed: int) -> Tensor:
-    """First values of a down-projection; keyed by the layer's name alone."""
+    """Initial values of a down-projection; seeded by the layer's name alone."""
     draw = generator(seed, "init", site.component, site.name)
     shape = site.shape(DOWN, rank)
     if init == "gaussian":
         down = draw.standard_normal(shape) / rank
-    else:  # kaiming_uniform with a = sqrt(5), as torch starts linear layers: a bound of 1 / sqrt(fan in)
+    else:  # kaiming_uniform with a = sqrt(5), torch's default for linear layers: a bound of 1 / sqrt(fan in)
         bound = 1 / math.sqrt(site.down_units)
         down = draw.uniform(-bound, bound, shape)
     return torch.from_numpy(down).float()

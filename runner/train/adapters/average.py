@@ -1,6 +1,6 @@
-"""The moving average of an adapter's weights, which is what validation, samples and the saved files are made of.
+"""The moving average of an adapter's weights, which validation, samples and the saved files use.
 
-Averaging the last part of a training takes the noise of its steps out of the weights (Polyak and Juditsky 1992).
+Averaging the last part of training removes the noise of single steps from the weights (Polyak and Juditsky 1992).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ class Average:
 
     @torch.no_grad()
     def update(self, weights: Tensor, step: int) -> None:
-        """Take in the weights after optimizer step `step`, counted from 1."""
+        """Fold in the weights after optimizer step `step`, counted from 1."""
         self.weights.lerp_(weights, 1 - decay_at(step, self.decay))
 
 
 def decay_at(step: int, most: float) -> float:
-    """How much of the average is kept at a step: nothing at the first one, then min(most, step / (9 + step)).
+    """How much of the average is kept at a step: nothing at the first, then min(most, step / (9 + step)).
 
-    The warm-up of TensorFlow's `ExponentialMovingAverage` and diffusers' `EMAModel`: without it the weights from
-    before the training would stay in the average for long.
+    This is the warm-up of TensorFlow's `ExponentialMovingAverage` and diffusers' `EMAModel`: without it, the initial
+    weights would linger in the average for a long time.
     """
     return 0.0 if step <= 1 else min(most, step / (9 + step))

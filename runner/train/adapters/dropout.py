@@ -1,8 +1,9 @@
-"""What falls out of an adapter while it trains: inputs, ranks, whole layers.
+"""Dropout inside an adapter while it trains: of inputs, ranks and whole layers.
 
-Every mask is a pure function of (seed, layer, sample), so packs, accumulated parts and processes change nothing. What
-rank and module dropout mean is what LyCORIS and sd-scripts made of them: dropped ranks are made up for by scaling
-the others up by 1 / (1 - p), a dropped layer is not made up for. Those draw once for a batch, this once for a sample.
+Every mask is a pure function of (seed, layer, sample), so packing, gradient accumulation and the number of processes
+change nothing. Rank and module dropout have the meaning LyCORIS and sd-scripts gave them: the ranks that remain are
+scaled up by 1 / (1 - p), a dropped layer is not compensated for. Those projects draw once per batch; this draws once
+per sample.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from runner.train.randomness import torch_seed
 
 
 def input_mask(adapter: Adapter, site: Site, sample: int, x: Tensor) -> Tensor:
-    """Factors for the input of one sample, `x`: 0, or 1 / (1 - p)."""
+    """Factors for `x`, the input of one sample: 0, or 1 / (1 - p)."""
     if not adapter.dropout:
         return torch.ones_like(x)
     draw = _draw(adapter, "dropout", site, sample, x.shape, x.device)
@@ -25,9 +26,9 @@ def input_mask(adapter: Adapter, site: Site, sample: int, x: Tensor) -> Tensor:
 
 
 def rank_masks(adapter: Adapter, site: Site, samples: Sequence[int], x: Tensor) -> Tensor | None:
-    """Factors for what the down-projection makes of each sample, `[samples, rank]`, typed and placed as `x`.
+    """Factors for the down-projection's output for each sample, `[samples, rank]`, with the type and device of `x`.
 
-    None where no rank and no layer is ever dropped.
+    None if no rank and no layer is ever dropped.
     """
     if not (adapter.rank_dropout or adapter.module_dropout) or site not in adapter.ranks:
         return None

@@ -1,6 +1,6 @@
 """One frozen layer with the adapters of a pack: its forward pass while they are attached.
 
-# Shape suffixes: K adapters, N rows of the batch, M rows and tokens of an adapter, I O layer inputs and outputs,
+# Shape suffixes: K adapters, N rows of the batch, M rows times tokens of one adapter, I O layer inputs and outputs,
 # R padded rank.
 """
 
@@ -31,11 +31,11 @@ class Slices:
     rows: tuple[tuple[int, int], ...] = ()
     """(adapter, number of rows), in batch order."""
     sample_ids: tuple[Sequence[int], ...] = ()
-    """Global sample indices of each slice, to which dropout is keyed; none where nothing is dropped."""
+    """Global sample indices of each slice, which key the dropout; empty if nothing is dropped."""
 
     @cached_property
     def alike(self) -> slice | None:
-        """The adapters in use, where they are neighbours with as many rows each."""
+        """The adapters in use, if they are adjacent and have the same number of rows."""
         if not self.rows:
             return None
         first = self.rows[0][0]
@@ -61,10 +61,10 @@ class Layer:
         self.down, self.up, self.scale_K11 = down, up, scale_K11
         self.scales = [adapter.scales.get(site, 0.0) for adapter in pack.adapters]
         self.is_unscaled = all(scale == 1.0 for scale in self.scales)
-        self.frozen = module.forward  # the class's own, bound; the instance's is replaced by `forward`
+        self.frozen = module.forward  # bound to the class; `forward` replaces the instance's own
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output with the updates of the adapters whose rows these are."""
+        """The layer's output, including the updates of the adapters that own these rows."""
         slices = self.pack.slices
         if not slices.rows:
             return self.frozen(x)  # type: ignore[no-any-return]
@@ -76,17 +76,16 @@ class Layer:
         return self._sliced(x, self.frozen(x), drops=drops)
 
     def _is_cheaper_merged(self, x: Tensor) -> bool:
-        """Whether the layer's own weight is smaller than what would be added to its output.
+        """Whether the layer's own weight is smaller than the update of its output.
 
-        Nothing is to be trained, and the sum keeps what the update is: in half precision most of it would be rounded
-        away.
+        Only without gradients and only in fp32: in half precision, rounding would lose most of the update.
         """
         channels = 1 if isinstance(self.module, nn.Conv2d) else -1
         rows = x.numel() // x.shape[channels]
         return not torch.is_grad_enabled() and self.down.dtype == torch.float32 and rows > self.site.out
 
     def _merged(self, x: Tensor, index: int) -> Tensor:
-        """The output of a weight that the update is part of, made for this pass and kept by nobody."""
+        """The output with the update merged into a weight that exists only for this pass."""
         rank = self.pack.adapters[index].ranks.get(self.site)
         if rank is None:
             return self.frozen(x)  # type: ignore[no-any-return]
@@ -102,24 +101,24 @@ class Layer:
         return F.linear(x, merged_OI, bias)
 
     def measure(self) -> None:
-        """Take the norms of DoRA anew, after the weights have changed."""
+        """Recompute the norms of DoRA after the weights have changed."""
         if self.magnitudes is not None:
             self.magnitudes.measure(self.down, self.up, self.scale_K11)
 
     def _fused(self, x: Tensor, adapters: slice) -> Tensor:
-        """Every adapter has as many rows."""
+        """For adapters with the same number of rows each."""
         factors = None if self.magnitudes is None else self.magnitudes.factors(adapters)
         output = self._low_rank(x, adapters)
         if factors is None:
             return output
-        # Written as a change, it is exactly none where nothing is trained yet, at any precision.
+        # Written as a difference, it is exactly zero before anything is trained, in any precision.
         base = self._without_bias(output).unflatten(0, (len(factors), -1))
         change = base * self._along_channels(factors - 1, base)
         changed: Tensor = output + change.flatten(0, 1)
         return changed.to(output.dtype)
 
     def _along_channels(self, values: Tensor, output: Tensor) -> Tensor:
-        """Values of the output channels, `[O]` or `[K, O]`, shaped so that an output can be multiplied by them."""
+        """Values per output channel, `[O]` or `[K, O]`, reshaped to broadcast against an output."""
         before = output.dim() - values.dim()
         after = 2 if isinstance(self.module, nn.Conv2d) else 0
         return values.view(*values.shape[:-1], *[1] * (before - after), values.shape[-1], *[1] * after)
@@ -140,14 +139,14 @@ class Layer:
         return output_KMO.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
     def _gradients(self, adapters: slice) -> tuple[Tensor, Tensor] | None:
-        """Where those of some adapters are added up; None where nothing is trained."""
+        """Where the gradients of these adapters accumulate; None where nothing is trained."""
         down, up = self.down.grad, self.up.grad
         if down is None or up is None or not torch.is_grad_enabled():
             return None
         return (down, up) if len(self.scales) == adapters.stop - adapters.start else (down[adapters], up[adapters])
 
     def _sliced(self, x: Tensor, output: Tensor, *, drops: bool) -> Tensor:
-        """Adapters have rows in any number, or something is dropped."""
+        """For adapters with any number of rows each, or with dropout."""
         rows, ids = self.pack.slices.rows, self.pack.slices.sample_ids
         lengths = [length for _, length in rows]
         downs, ups = self._each(self.down), self._each(self.up)
@@ -161,7 +160,7 @@ class Layer:
             if factors is None:
                 parts.append(torch.add(y_k, update, alpha=self.scales[row]))
                 continue
-            # As in peft: what is dropped is dropped from all that the magnitudes change, not from the base layer.
+            # As in peft: dropout applies to everything the magnitudes change, but not to the base layer's output.
             factor = self._along_channels(factors[0], y_k)
             drops_inputs = drops and self.pack.adapters[row].dropout
             base = self._without_bias(self.frozen(d_k) if drops_inputs else y_k)
@@ -179,7 +178,7 @@ class Layer:
         return output if bias is None else output - self._along_channels(bias, output)
 
     def _each(self, stacked: Tensor) -> Sequence[Tensor]:
-        # For one adapter a view: unbinding would copy the gradient once more.
+        # For one adapter, a view: unbinding would copy the gradient once more.
         return [stacked.squeeze(0)] if stacked.shape[0] == 1 else stacked.unbind(0)
 
     def _dropped(self, x: Tensor) -> Tensor:
@@ -195,7 +194,7 @@ class Layer:
 
 
 def _masked(hidden: Tensor, masks_NR: Tensor | None, dim: int) -> Tensor:
-    """What the down-projection gives, with ranks along `dim`, without the ranks that are dropped."""
+    """The down-projection's output, with its ranks along `dim`, after masking the dropped ranks."""
     if masks_NR is None:
         return hidden
     shape = [1] * hidden.dim()

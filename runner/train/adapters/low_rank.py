@@ -1,7 +1,7 @@
 """A frozen layer and the low-rank updates of K adapters as one differentiable operation.
 
-Apart, autograd would add the update to the output, and the two gradients of the input to each other, in passes
-over the activations of their own; together each is part of a matrix product.
+As separate operations, autograd would add the update to the output, and the two gradients of the input to each other,
+in extra passes over the activations; fused, each addition is part of a matrix product.
 
 # Shape suffixes: K adapters, B rows of each, N = K B, M rows times tokens, I O inputs and outputs, R padded rank,
 # H W height and width, P output pixels, Y X kernel height and width.
@@ -22,10 +22,10 @@ Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 class LowRankLinear(torch.autograd.Function):
     """x W' + b + s_k (x A_k') B_k' for slice k of x; gradients for x, A and B, not for the frozen W and b.
 
-    Takes the frozen layer itself, for the weight of a quantized one is made anew in each pass rather than kept. No
-    scale is a scale of 1. With `into`, `[K, R, I]` and `[K, O, R]`, each backward pass adds the gradients of A and B
-    there, and autograd gets none of them: it would add them in operations of their own, and what a step takes on a GPU
-    is the time in which its host starts so many small ones.
+    Takes the frozen layer itself, because the weight of a quantized layer is rebuilt in each pass rather than kept. A
+    scale of None means 1. With `into`, `[K, R, I]` and `[K, O, R]`, each backward pass adds the gradients of A and B
+    there and returns none to autograd, which would add them in separate operations; on a GPU, the time of a step is
+    the time its host needs to launch that many small operations.
     """
 
     @staticmethod
@@ -49,7 +49,7 @@ class LowRankLinear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the inputs of `forward`, from that of its output, `[K, M, O]`."""
+        """Gradients of the inputs of `forward`, given that of its output, `[K, M, O]`."""
         (gradient_KMO,) = gradients
         x_KMI, down_KRI, up_KOR, scale_K11, hidden_KMR = ctx.saved_tensors
         hidden_gradient_KMR = _scaled_(_product(gradient_KMO, up_KOR), scale_K11)
@@ -69,8 +69,8 @@ class LowRankLinear(torch.autograd.Function):
 class LowRankConv2d(torch.autograd.Function):
     """conv(x, W) + b + s_k B_k conv(x, A_k) for slice k of x; gradients for x, A and B, not for the frozen W and b.
 
-    The K small convolutions are one with K groups: one by one they cost more than the frozen one (measured on a CPU).
-    No scale is a scale of 1.
+    The K small convolutions run as one with K groups: one by one they cost more than the frozen one (measured on a
+    CPU). A scale of None means 1.
     """
 
     @staticmethod
@@ -99,7 +99,7 @@ class LowRankConv2d(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the inputs of `forward`, from that of its output, `[N, O, H, W]`."""
+        """Gradients of the inputs of `forward`, given that of its output, `[N, O, H, W]`."""
         (gradient_NOHW,) = gradients
         x_NIHW, weight_OIYX, down_KRIYX, up_NOR, scale_K11, hidden_NRP = ctx.saved_tensors
         count, rank = down_KRIYX.shape[:2]
@@ -129,7 +129,7 @@ def _grouped(x_NCHW: Tensor, rows: int) -> Tensor:
 
 
 def _apart(x_BJHW: Tensor, count: int) -> Tensor:
-    """The way back from `_grouped`, `[N, C, H, W]`."""
+    """The inverse of `_grouped`, `[N, C, H, W]`."""
     stacked: Tensor = x_BJHW.unflatten(1, (count, -1)).transpose(0, 1).flatten(0, 1)
     return stacked
 
@@ -149,7 +149,7 @@ def _scaled_(target: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    # A batch of one costs a sixth more than the plain product on small matrices.
+    # On small matrices a batched product with a batch of one costs a sixth more than the plain product.
     return torch.mm(left[0], right[0]).unsqueeze(0) if len(left) == 1 else torch.bmm(left, right)
 
 

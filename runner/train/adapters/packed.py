@@ -1,8 +1,8 @@
 """K adapters over one frozen base in one forward pass: slice k of the batch goes through adapter k.
 
-Each adapted layer computes its frozen part and the low-rank updates in its place while a pack is attached. Ranks
-are padded with zeros to the largest at that layer, which is exact: padded rows get a zero gradient. The frozen weights
-themselves are not touched.
+While a pack is attached, each adapted layer computes its frozen part and the low-rank updates itself. Ranks are padded
+with zeros to the largest rank at that layer, which is exact: padded rows get a zero gradient. The frozen weights are
+not touched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from runner.train.adapters.layer import Layer, Slices
 class PackedAdapters:
     """The adapters of a pack, in compute precision, attached to the frozen components.
 
-    `using` must name, around each forward pass, how many rows of the batch belong to which adapter.
+    Each forward pass must run inside `using`, which says how many rows of the batch belong to which adapter.
     """
 
     def __init__(self, components: Mapping[str, nn.Module], adapters: Sequence[Adapter], *, dtype: torch.dtype) -> None:
@@ -39,24 +39,24 @@ class PackedAdapters:
         ]
         self.ranks = [max(adapter.ranks.get(site, 0) for adapter in adapters) for site in self.sites]
         width = sum(rank * (site.down_units + site.out) for site, rank in zip(self.sites, self.ranks, strict=True))
-        # Layer by layer, and within a layer adapter by adapter: what a layer multiplies by is one block of memory.
+        # Layer by layer, and adapter by adapter within a layer, so that a layer multiplies by one block of memory.
         self.weights = torch.zeros(len(adapters) * width, device=device, dtype=dtype)
         self.gradient = torch.zeros_like(self.weights)
         self.decomposed = {
             site: [MAGNITUDE in adapter.kinds and site in adapter.ranks for adapter in adapters] for site in self.sites
         }
-        # In fp32 at any precision: the steps of bf16 beside 1 are larger than what is learnt.
+        # Always fp32: near 1, the spacing of bf16 values is larger than what is learnt.
         self.magnitudes = torch.ones(
             len(adapters) * sum(site.out for site, each in self.decomposed.items() if any(each)), device=device
         )
         self.magnitude_gradient = torch.zeros_like(self.magnitudes)
         self.words = [self._words_of(adapter) for adapter in adapters]
-        # There is one for every number of every adapter, as large as a moment of the optimizer. A GPU widens them in
-        # no time when it copies; a CPU takes up to a tenth of a small pack's step for it.
+        # One index for every number of every adapter makes this as large as an optimizer moment. Widening int32
+        # during a copy costs nothing on a GPU, but up to a tenth of a small pack's step on a CPU.
         narrow = device.type != "cpu" and len(self.weights) <= torch.iinfo(torch.int32).max
         self._places = self._where_each_lies(device, torch.int32 if narrow else torch.int64)
         self.joint_gradient = torch.zeros(sum(map(len, adapters)), device=device)
-        """All adapters' fp32 gradients as one vector, for a single reduction over the processes."""
+        """All adapters' fp32 gradients as one vector, so that one reduction over the processes is enough."""
         for adapter, part in zip(adapters, self.joint_gradient.split([len(a) for a in adapters]), strict=True):
             part.copy_(adapter.gradient)
             adapter.gradient = part
@@ -68,14 +68,14 @@ class PackedAdapters:
 
     @staticmethod
     def _words_of(adapter: Adapter) -> dict[str, nn.Parameter]:
-        """The vectors of an adapter's new words by text encoder, in fp32 in any precision; few, and in no layer."""
+        """The vectors of an adapter's new words by text encoder; always fp32, since they are few and in no layer."""
         found = {name: nn.Parameter(view.clone()) for name, view in adapter.words_in(adapter.weights).items()}
         for vectors in found.values():
             vectors.grad = torch.zeros_like(vectors)
         return found
 
     def words_in_use(self) -> dict[str, nn.Parameter]:
-        """Those of the adapter that rows belong to; no forward pass through the text encoders is of several."""
+        """Those of the adapter that owns the rows; a pass through the text encoders is never for several adapters."""
         users = {index for index, _ in self.slices.rows}
         assert len(users) < 2, users
         return self.words[users.pop()] if users else {}
@@ -90,7 +90,7 @@ class PackedAdapters:
             start = end
 
     def _magnitudes(self, vector: Tensor) -> dict[Site, Tensor]:
-        """Views `[K, O]` for the layers where an adapter has magnitudes."""
+        """Views `[K, O]` for the layers in which some adapter has magnitudes."""
         views, start, count = {}, 0, len(self.adapters)
         for site, decomposed in self.decomposed.items():
             if any(decomposed):
@@ -123,7 +123,7 @@ class PackedAdapters:
 
     def _make_layers(self, components: Mapping[str, nn.Module]) -> None:
         scales = [[adapter.scales.get(site, 0.0) for adapter in self.adapters] for site in self.sites]
-        # fp32 in any precision: a scale such as 0.6 has no value in bf16.
+        # Always fp32: a scale such as 0.6 is not representable in bf16.
         scale_LK11 = torch.tensor(scales, device=self.weights.device)[..., None, None]
         views = zip(self._views(self.weights), self._views(self.gradient), scale_LK11, strict=True)
         magnitude = self._magnitudes(self.magnitudes)
@@ -138,25 +138,25 @@ class PackedAdapters:
             layer = Layer(self, site, module, nn.Parameter(down), nn.Parameter(up), scale_K11, magnitudes)
             if magnitudes is not None:
                 self._decomposed_layers.append(layer)
-            # Autograd adds in place to a gradient that is there already: it lands in the pack's one vector.
+            # Autograd adds in place to an existing gradient, so it lands in the pack's single vector.
             layer.down.grad, layer.up.grad = down_gradient, up_gradient
             self._layers.append((module, layer))
 
     def attach(self) -> None:
-        """Take the places of the layers, where they were let go of."""
+        """Replace the forward passes of the layers, also after `detach(for_good=False)`."""
         for module, layer in self._layers:
             module.forward = layer.forward
 
     def detach(self, *, for_good: bool = True) -> None:
-        """Let go of the layers; the frozen components are as they were. `attach` is for those not gone for good."""
+        """Restore the layers of the frozen components; with `for_good=False`, `attach` can be called again."""
         for module, _ in self._layers:
             del module.forward
-        if for_good:  # the layers know their pack, which would be kept in memory by them
+        if for_good:  # the layers refer to their pack and would keep it in memory
             self._layers.clear()
             self._decomposed_layers.clear()
 
     def settle(self) -> None:
-        """Keep only what draws, a copy of all weights: they are not changed or trained any more."""
+        """Keep only the copy of all weights that sampling needs; nothing can be changed or trained afterwards."""
         for _, layer in self._layers:
             layer.down.grad = layer.up.grad = None
             if layer.magnitudes is not None:
@@ -169,11 +169,11 @@ class PackedAdapters:
 
     @contextmanager
     def using(self, rows: Sequence[tuple[int, int]], sample_ids: Sequence[Sequence[int]] = ()) -> Iterator[None]:
-        """Within it, forward passes belong to adapters as `rows` says: (adapter, number of rows), in batch order.
+        """In this context, forward passes belong to adapters as `rows` says: (adapter, number of rows), in batch order.
 
         Args:
-            sample_ids: global sample indices of each slice while training, to which dropout is keyed; none given
-                means that nothing is dropped.
+            sample_ids: global sample indices of each slice while training, which key the dropout; without them
+                nothing is dropped.
         """
         before = self.slices
         self.slices = Slices(tuple(rows), tuple(sample_ids))
@@ -184,7 +184,7 @@ class PackedAdapters:
 
     @contextmanager
     def showing(self, index: int, weights: Tensor) -> Iterator[None]:
-        """Within it, an adapter computes with other weights than its own, such as an average of them."""
+        """In this context, an adapter computes with weights other than its own, such as their average."""
         self._load({index: weights})
         try:
             yield
@@ -211,7 +211,7 @@ class PackedAdapters:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Add what the backward passes left to the adapters' fp32 gradients, and clear it."""
+        """Add what the backward passes accumulated to the adapters' fp32 gradients, and clear it."""
         for adapter, place in zip(self.adapters, self._places, strict=True):
             low_rank = self.gradient.index_select(0, place.low_rank)
             if place.own is None:
@@ -229,7 +229,7 @@ class PackedAdapters:
         self._clear()
 
     def forget(self) -> None:
-        """Take back all gradients."""
+        """Discard all gradients."""
         self._clear()
         self.joint_gradient.zero_()
 
@@ -243,7 +243,7 @@ class PackedAdapters:
 
 
 def _numbers(adapter: Adapter, *kinds: str) -> Tensor:
-    """Where the numbers of some kinds lie in an adapter's own vector."""
+    """Indices of the numbers of the given kinds in an adapter's own vector."""
     wanted = torch.zeros(len(adapter), dtype=torch.bool)
     for _, kind, view in adapter.parts(wanted):
         view.fill_(kind in kinds)
@@ -255,8 +255,8 @@ class _Place:
     """Where an adapter's numbers lie in its own vector and in the pack's padded ones."""
 
     low_rank: Tensor
-    """Places of its projections in the pack; on a GPU int32 wherever that holds them."""
+    """Indices of its projections in the pack; int32 on a GPU where that is wide enough."""
     own: Tensor | None = None
-    """Their places in its own vector, where there is anything else."""
+    """Their indices in its own vector, if that holds anything else."""
     magnitudes: tuple[Tensor, Tensor] | None = None
-    """Places of its magnitudes in its own vector and in the pack."""
+    """Indices of its magnitudes in its own vector and in the pack."""

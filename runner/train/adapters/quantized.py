@@ -1,10 +1,10 @@
-"""Linear layers whose frozen weight is kept in 8 or 4 bits, and made whole again whenever it is needed.
+"""Linear layers whose frozen weight is stored in 8 or 4 bits and dequantized whenever it is needed.
 
-int8: rounded to 127 steps of the largest value of an output channel. nf4: the 4-bit NormalFloat of QLoRA (arXiv
-2305.14314), in blocks of 64 values that share their largest one. Only what computes holds a whole weight, one layer at
-a time: nothing of it is kept for the backward pass, which makes it anew.
+int8: rounded to 127 steps of the largest value in an output channel. nf4: the 4-bit NormalFloat of QLoRA (arXiv
+2305.14314), in blocks of 64 values that share their largest one. A whole weight exists only while a layer computes, one
+layer at a time: none is kept for the backward pass, which dequantizes it again.
 
-Needs nothing but torch, so it is the same on any device.
+Needs only torch, so it behaves the same on any device.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BLOCK = 64
 
 
 def quantize(root: nn.Module, kind: str, device: torch.device) -> None:
-    """Replace the linear layers of a frozen model by quantized ones on a device, one after the other."""
+    """Replace the linear layers of a frozen model by quantized ones on a device, one after another."""
     make = {"int8": Int8Linear, "nf4": Nf4Linear}[kind]
     for name, module in list(root.named_modules()):
         if isinstance(module, nn.Linear):
@@ -37,7 +37,7 @@ def quantize(root: nn.Module, kind: str, device: torch.device) -> None:
 
 
 class QuantizedLinear(nn.Linear):
-    """A linear layer with a `weight` that is made anew each time somebody asks for it; readers find a linear layer."""
+    """A linear layer whose `weight` is dequantized on each access; to other code it is an ordinary linear layer."""
 
     def __init__(self, layer: nn.Linear, device: torch.device) -> None:
         nn.Module.__init__(self)
@@ -54,14 +54,14 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The weight, `[O, I]`, in the precision that the layer came in."""
+        """The weight, `[O, I]`, in the precision of the original layer."""
         with torch.no_grad():
             return self._whole()
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """What it keeps, and a weight of which there is but the shape.
+        """The stored values, and a weight that is only a shape.
 
-        Before diffusers (0.42.1) loads an adapter of FLUX.1, it looks there for the weight of each adapted layer.
+        Before diffusers (0.42.1) loads an adapter of FLUX.1, it looks up the weight of each adapted layer here.
         """
         super()._save_to_state_dict(destination, prefix, keep_vars)
         shape = self.out_features, self.in_features
@@ -74,7 +74,7 @@ class QuantizedLinear(nn.Linear):
 
 
 class Int8Linear(QuantizedLinear):
-    """One byte for each value, and a scale for each output channel."""
+    """One byte per value, and one scale per output channel."""
 
     def _keep(self, weight_OI: Tensor) -> None:
         scale_O1 = weight_OI.abs().amax(1, keepdim=True) / 127
@@ -82,12 +82,12 @@ class Int8Linear(QuantizedLinear):
         self.register_buffer("steps_OI", (weight_OI / scale_O1.clamp_min(1e-30)).round().to(torch.int8))
 
     def _whole(self) -> Tensor:
-        # Multiplied in fp32 and rounded once: the scales themselves are not rounded to the layer's precision.
+        # Multiplied in fp32 and rounded once: the scales are not rounded to the layer's precision first.
         return self.get_buffer("steps_OI").to(self.dtype).mul_(self.get_buffer("scale_O1"))
 
 
 class Nf4Linear(QuantizedLinear):
-    """Half a byte for each value, and a scale for each 64 of them."""
+    """Half a byte per value, and one scale per 64 of them."""
 
     def _keep(self, weight_OI: Tensor) -> None:
         values = F.pad(weight_OI.flatten(), (0, -weight_OI.numel() % BLOCK)).view(-1, BLOCK)
@@ -97,7 +97,7 @@ class Nf4Linear(QuantizedLinear):
         codes = torch.bucketize(values / scale_N1.clamp_min(1e-30), between).to(torch.uint8).view(-1, 2)
         self.register_buffer("scale_N1", scale_N1)
         self.register_buffer("pairs", codes[:, 0] * 16 + codes[:, 1])
-        # Two values at a time: what each of the 256 bytes stands for.
+        # Decodes two values at a time: the pair that each of the 256 bytes stands for.
         self.register_buffer("table", torch.cartesian_prod(levels, levels).to(self.dtype))
 
     def _whole(self) -> Tensor:

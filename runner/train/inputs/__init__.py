@@ -1,1 +1,1 @@
-"""What a job trains on: images, noise and captions, encoded once and drawn anew at every step."""
+"""What a job trains on: images, noise and captions; encoded once, sampled afresh at every step."""

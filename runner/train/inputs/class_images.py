@@ -1,6 +1,6 @@
-"""Images of a class, drawn by the base model once for all jobs and sweeps that keep this class.
+"""Images of a class, drawn by the base model once for all jobs and sweeps that preserve this class.
 
-Image i is drawn from seed i, so that more of them begin with those that are there.
+Image i is drawn from seed i, so a larger set starts with the images that already exist.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from runner.train.inputs.text import Conditioner
 log = logging.getLogger(__name__)
 
 IMAGES_PER_TURN = 32
-"""Written at once, so that little is lost when the process is killed, and workers can share them out."""
+"""Written at once, so that little is lost when the process is killed, and workers can split the work."""
 TURN_FILES = 16
-"""Of each class; they stay."""
+"""Lock files per class; they are not removed."""
 
 
 def draw_class_images(job: Job, kept: SubjectClass, base: Base, conditioner: Conditioner) -> tuple[Item, ...]:
-    """The images of a class that a job lacks, captioned with the class prompt.
+    """Draw the images of a class that a job lacks, and return all of them, captioned with the class prompt.
 
     Args:
-        conditioner: gives the embeddings of the class prompt and of the empty one.
+        conditioner: provides the embeddings of the class prompt and of the empty one.
     """
     folder = class_images_folder(job.experiment, kept.prompt, model=job.identity["model"])
     sampling = Sampling.of_class(job.experiment)
@@ -42,7 +42,7 @@ def draw_class_images(job: Job, kept: SubjectClass, base: Base, conditioner: Con
 
     def draw_some(part: Sequence[Wish]) -> None:
         place.heed()
-        # Where adapters of other jobs are attached, no row belongs to any of them.
+        # If adapters of other jobs are attached, no row belongs to any of them.
         write_pictures(draw(part, sampling, base, conditioner, lambda _rows: nullcontext()), folder)
 
     def begin(missing: int) -> None:
@@ -73,5 +73,5 @@ def draw_class_images(job: Job, kept: SubjectClass, base: Base, conditioner: Con
 
 
 def turn_file(folder: Path, first: int) -> Path:
-    """What is locked by who draws some images of a class, from the first of them on; beside their folder."""
+    """The lock file of the worker that draws the images from `first` on; it lies beside their folder."""
     return folder.with_suffix(f".{first // IMAGES_PER_TURN % TURN_FILES}.lock")

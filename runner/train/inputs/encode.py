@@ -1,6 +1,6 @@
-"""Frozen things, computed once: VAE posteriors of crops and text embeddings of captions, through the cache.
+"""Frozen results, computed once through the cache: VAE posteriors of crops and text embeddings of captions.
 
-Encodes in fp32 whatever the training precision is, so that all precisions share entries and no VAE overflows.
+Always encodes in fp32, whatever the training precision, so that all precisions share entries and no VAE overflows.
 
 # Shape suffixes: B crops or captions in a batch, H W pixels, h w latent pixels.
 """
@@ -38,13 +38,13 @@ log = logging.getLogger(__name__)
 
 PIXELS_PER_BATCH = 1024 * 1024
 CAPTIONS_PER_BATCH = 32
-"""On a GPU. On a CPU it is one, which takes as long: so an encoding does not depend on what it is encoded beside."""
+"""On a GPU. On a CPU it is one, which is just as fast, so that an encoding does not depend on its batch."""
 ENTRIES_PER_TURN = 64
-"""That a worker encodes before it looks again at what others have done."""
+"""Entries a worker encodes before it checks again what others have done."""
 
 MEMORY_SHARE = 0.25
-"""Of the host's memory that encoded images may take, and captions as much; these are there twice while they are put in
-order."""
+"""The share of the host's memory that encoded images may take, and captions as much again; captions exist twice while
+they are being arranged."""
 
 
 def encode_views(
@@ -56,27 +56,27 @@ def encode_views(
     variant: str | None = None,
     on_disk: bool = False,
 ) -> Mapping[tuple[str, Crop], tuple[Tensor, Tensor]]:
-    """The VAE's posterior of every view: (mean, standard deviation), each `[C, h, w]`, fp32 on the CPU.
+    """Encode every view with the VAE: its posterior's (mean, standard deviation), each `[C, h, w]`, fp32 on the CPU.
 
     Args:
-        on_disk: read each when it is asked for, instead of keeping all in memory where they fit.
+        on_disk: read each entry when it is needed, instead of keeping all in memory if they fit.
         vae_folder: the VAE's files; their content is part of the cache key.
         load_vae: called only if something is missing.
-        variant: which of the files in the folder are read, where there are several.
+        variant: which of the files in the folder to read, if there are several.
     """
     identity = folder_hash(vae_folder)
-    # As they lie on disk: a row of a table is read with its whole group. A data set that was sent elsewhere has this
-    # order there, too.
+    # In the order on disk: reading a row of a table reads its whole group. A data set that was sent elsewhere has
+    # the same order there.
     in_order = sorted(views, key=lambda view: reading_place(view.item))
     wanted: dict[str, View] = {}
-    for view in in_order:  # of copies of one image the first, which is next on the disk
+    for view in in_order:  # of copies of one image, keep the first, which comes next on the disk
         wanted.setdefault(posterior_key(view, vae=identity, variant=variant), view)
     cache = posterior_cache()
 
     def encode(keys: Sequence[str]) -> None:
         vae = load_vae()
-        # On a CPU one at a time, as captions: in batches, the last bits depend on what else was missing at that moment,
-        # and with them what a job is trained to that goes on with a cache that is half full.
+        # On a CPU one at a time, like captions: in batches, the last bits depend on what else was missing at that
+        # moment, so a job that resumes with a half-full cache would train to a different result.
         most_px = 0 if place.device.type == "cpu" else PIXELS_PER_BATCH
         for part in _alike(keys, wanted, most_px):
             place.heed()
@@ -89,7 +89,7 @@ def encode_views(
 
     entries = complete(cache, list(wanted), encode, place=place, what="images", on_disk=on_disk or None)
     if isinstance(entries, OnDisk):
-        names = {view.key: key for key, view in wanted.items()}  # copies have the same
+        names = {view.key: key for key, view in wanted.items()}  # copies have the same key
         return Stored(names, entries, lambda entry: (entry["mean"], entry["std"]))
     return {wanted[key].key: (entry["mean"], entry["std"]) for key, entry in entries.items()}
 
@@ -104,7 +104,7 @@ def encode_captions(
     variant: str | None = None,
     on_disk: bool = False,
 ) -> Mapping[str, Text]:
-    """The embeddings of every caption, without a batch dimension, fp32 on the CPU; with `on_disk` as `encode_views`."""
+    """The embeddings of every caption, without a batch dimension, fp32 on the CPU; `on_disk` as in `encode_views`."""
     encoders = encoder_hashes(model_folder)
     name = family.__name__ if hasattr(family, "__name__") else type(family).__name__
     wanted = {caption_key(caption, encoders=encoders, variant=variant, family=name): caption for caption in captions}
@@ -124,9 +124,9 @@ def encode_captions(
 def encode_at_once(
     captions: Sequence[str], family: Family, load_text: Callable[[], TextStack], place: Place
 ) -> Iterator[tuple[str, Text]]:
-    """The embeddings of captions, as `encode_captions` gives them, without a cache; nothing is loaded for none.
+    """The embeddings of captions as `encode_captions` returns them, without a cache; loads nothing if there are none.
 
-    Where a GPU does not hold the text encoders, the CPU encodes: with T5 they need 20 GB in fp32.
+    If the text encoders do not fit on the GPU, the CPU encodes: with T5 they need 20 GB in fp32.
     """
     if not captions:
         return
@@ -149,7 +149,7 @@ def encode_at_once(
 
 
 def _encoded(captions: Sequence[str], family: Family, text: TextStack, device: torch.device) -> Text | None:
-    """The embeddings of a few captions; None where a GPU has no room for that."""
+    """The embeddings of a few captions; None if they do not fit on the GPU."""
     try:
         for encoder in text.encoders:
             encoder.to(device)
@@ -174,10 +174,10 @@ def complete(
     """Every entry of a cache; missing ones are encoded first, each by one of the processes that share the cache.
 
     Args:
-        on_disk: entries are read when they are asked for; else they are in memory. None: as the memory holds them.
+        on_disk: read entries when they are needed instead of keeping them in memory. None: only if they do not fit.
 
     Raises:
-        Interrupted: a signal asked to stop; what was encoded is in the cache.
+        Interrupted: a signal asked to stop; what was encoded so far is in the cache.
     """
 
     def begin(missing: int) -> None:
@@ -204,19 +204,19 @@ def complete(
         return OnDisk(cache, keys, encode)
     entries = {key: cache.get(key) for key in keys}
     damaged = [key for key, entry in entries.items() if entry is None]
-    if damaged:  # a torn disk, or somebody cleaning up at this moment
+    if damaged:  # a truncated file, or someone cleaned up at this moment
         encode(damaged)
         entries |= {key: cache.get(key) for key in damaged}
     return {key: entry for key, entry in entries.items() if entry is not None}
 
 
 def _turn(cache: TensorCache, keys: Sequence[str]) -> Path:
-    """What is locked by who encodes these; of few names, for the files stay. Others may share one, and wait."""
+    """The lock file for encoding these keys; one of a few names, since the files stay. Turns may share one and wait."""
     return cache.folder / f"{hashlib.sha256(''.join(sorted(keys)).encode()).hexdigest()[:2]}.lock"
 
 
 def _fit(cache: TensorCache, keys: Sequence[str], processes: int, *, what: str, says: bool) -> bool:
-    """Whether the host's memory has room for all of these entries in each of so many processes."""
+    """Whether all of these entries fit in the host's memory once for each of this many processes."""
     memory_gb, size_gb = host_memory_gb(), cache.size_bytes(keys) / 1e9
     if memory_gb is None or size_gb * processes <= MEMORY_SHARE * memory_gb:
         return True
@@ -229,9 +229,9 @@ def _fit(cache: TensorCache, keys: Sequence[str], processes: int, *, what: str, 
 
 
 def _alike(keys: Sequence[str], wanted: Mapping[str, View], most_px: int) -> Iterator[dict[str, Tensor]]:
-    """The pixels of the keys in portions of one shape, as many as may be encoded at once.
+    """The pixels of the keys in batches of one shape, each as large as may be encoded at once.
 
-    Images are read in the order of the keys, which is that of the disk, and wait here for others of their shape.
+    Images are read in the order of the keys, which is their order on disk, and wait here for others of their shape.
     """
     waiting: dict[Shape, dict[str, Tensor]] = {}
     for key in keys:
@@ -245,7 +245,7 @@ def _alike(keys: Sequence[str], wanted: Mapping[str, View], most_px: int) -> Ite
 
 
 def _pixels(view: View) -> Tensor:
-    """The crop as the VAE takes it, `[3, H, W]` in [-1, 1]."""
+    """The crop as VAE input, `[3, H, W]` in [-1, 1]."""
     array_HW3 = render(view.item, view.crop)
     return torch.from_numpy(np.ascontiguousarray(array_HW3)).permute(2, 0, 1).float() / 127.5 - 1
 

@@ -1,4 +1,4 @@
-"""What of each crop counts in a masked loss: the image's mask cut like the image, as large as its latents.
+"""Which parts of each crop count in a masked loss: the image's mask, cropped like the image and sized like its latents.
 
 # Shape suffixes: H W pixels of the crop, h w latent pixels.
 """
@@ -21,19 +21,19 @@ from runner.train.place import Place
 
 
 class Masks(dict[tuple[str, Crop], Tensor]):
-    """The mask of every crop, `[1, h, w]` in [0, 1], by mask and crop; a class of its own, to be shared weakly."""
+    """The mask of every crop, `[1, h, w]` in [0, 1], by mask and crop; a class, so that it can be weakly referenced."""
 
 
 def masks_of(views: Iterable[View], latents: Mapping[tuple[str, Crop], tuple[Tensor, Tensor]], place: Place) -> Masks:
     """The masks of those views that have one, through the cache.
 
-    A latent pixel counts as much as the pixels it stands for do on average: the mean over its area.
+    A latent pixel counts as much as the pixels it covers do on average.
 
     Args:
-        latents: the posteriors of the views, which say how large latents are.
+        latents: the posteriors of the views, which give the size of the latents.
 
     Raises:
-        DatasetError: a mask is black everywhere, so that its image would never count.
+        DatasetError: a mask is black everywhere, so its image would never count.
     """
     wanted: dict[str, tuple[View, str, tuple[int, int]]] = {}
     for view in views:

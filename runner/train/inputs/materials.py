@@ -1,4 +1,4 @@
-"""What one job trains on, encoded: its images split into training and held-out ones, its captions, its prompts."""
+"""What one job trains on, encoded: its images (split into training and held-out), its captions, its prompts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """Captions of the data that are longer than the text encoders take."""
+    """Captions of the data that are longer than the text encoders allow."""
 
     captions: tuple[str, ...]
 
@@ -59,16 +59,16 @@ class Materials:
     conditioner: Conditioner
     cut: Cut
     buckets: Sequence[dict[str, Any]] = ()
-    """How many images each aspect-ratio bucket has (`runner.data.buckets.bucket_table`); none without buckets."""
+    """How many images each aspect-ratio bucket has (`runner.data.buckets.bucket_table`); empty without buckets."""
     class_images: int = 0
-    """Images of the class that are trained beside the subject's."""
+    """Number of class images trained beside the subject's."""
     earlier: AdapterFile | None = None
-    """What the job starts from, ..."""
+    """The adapter the job starts from, ..."""
     kept: Kept | None = None
-    """... and how much of it is still there, if it can be measured."""
+    """... and how much of its training is kept, if that can be measured."""
 
     def about(self) -> dict[str, Any]:
-        """What the manifest says of the data: of many files and captions the first, and how many more there are."""
+        """The manifest's entry about the data: of long lists of files and captions, the first ones and a count."""
         more = len(self.cut.captions) - MANIFEST_ROWS
         return {
             "fingerprint": self.dataset.fingerprint,
@@ -82,7 +82,7 @@ class Materials:
         } | ({"buckets": list(self.buckets)} if self.buckets else {})
 
     def all_images(self) -> dict[str, Any] | None:
-        """What the manifest has no room for; None where it holds everything."""
+        """What the manifest has no room for; None if it holds everything."""
         about = self.about()
         if "more_cut_captions" not in about and "more_rows" not in about["table"]:
             return None
@@ -160,9 +160,9 @@ def _kept(items: Sequence[Item], settings: Experiment, base: Base) -> Kept:
 def _planned(job: Job, base: Base) -> tuple[Dataset, Prior | None]:
     settings, resolution = job.experiment.dataset, job.experiment.resolution
     planned = job.identity["dataset"], job.identity.get("prior")
-    # What another job of the pack has found is what was planned with, however the files are by now.
+    # If another job of the pack has loaded this data, use that, whatever the files look like by now.
     key = ("data set", settings, resolution, job.identity["dataset"])
-    # A copy of what lies in S3 is that, too, unless the plan was made on another machine.
+    # Try the local copy of data in S3 first; it may be older than the plan if that was made on another machine.
     for refresh in (False, True):
         shared: Dataset | None = base.shared.get(key)
         dataset = shared or read_dataset(settings, resolution=resolution, refresh=refresh)
@@ -177,7 +177,7 @@ def _planned(job: Job, base: Base) -> tuple[Dataset, Prior | None]:
 
 
 def _cut(said: Mapping[str, str], base: Base) -> Cut:
-    """Those of the captions that are too long, by what is read of each; every reader is asked for every one of them."""
+    """The captions that are too long, judged by the text that is read for each; every encoder checks every caption."""
     key = ("cut captions", tuple(said.items()))
     found: Cut | None = base.shared.get(key)
     if found is None:
@@ -189,7 +189,7 @@ def _cut(said: Mapping[str, str], base: Base) -> Cut:
 def _beside(
     job: Job, prior: Prior | None, own: Samples, items: Sequence[Item], base: Base, conditioner: Conditioner
 ) -> tuple[Stream, int]:
-    """(a job's samples with what keeps their class, images of the class)."""
+    """(a job's samples together with what preserves their class, number of class images)."""
     settings = job.experiment
     if prior is None:
         return own, 0
@@ -201,10 +201,10 @@ def _beside(
     class_items: list[Item] = []
     sizes, parts = [], []
     for each in prior.classes:
-        # They are the same for every job, so they know nothing of encoders that one of them trains.
+        # They are the same for every job, so they must not depend on encoders that one of the jobs trains.
         by = _encoded_text((each.prompt, EMPTY), base) if base.live_text else conditioner
         drawn = draw_class_images(job, each, base, by) if each.to_draw else ()
-        # Apart: what is encoded together, which the last digits depend on, must not depend on where the images lie.
+        # Separately: what is encoded together affects the last digits, which must not depend on where the images lie.
         parts += [class_views_of(part, items, settings) for part in (each.items, drawn) if part]
         sizes.append(len(each.items) + len(drawn))
         class_items += sorted([*each.items, *drawn], key=lambda item: item.id)
@@ -257,7 +257,7 @@ def _masks(views: Sequence[View], posteriors: Posteriors, base: Base, *, key: tu
 def _own_posteriors(
     views: Sequence[View], prior: Prior | None, base: Base, *, key: tuple[Hashable, ...], on_disk: bool
 ) -> Posteriors:
-    """Those of the subjects' images; of several classes one class after the other, as they may be sent elsewhere."""
+    """Those of the subjects' images; with several classes, one class after another, as they may be sent elsewhere."""
     if prior is None or len(prior.classes) == 1:
         return _posteriors([views], base, key=key, on_disk=on_disk)
     classes = tuple(prior.class_of(view.item) for view in views)
@@ -271,7 +271,7 @@ def _own_posteriors(
 def _posteriors(
     parts: Sequence[Sequence[View]], base: Base, *, key: tuple[Hashable, ...], on_disk: bool = False
 ) -> Posteriors:
-    """Those of several parts together, which are encoded apart."""
+    """The posteriors of several parts as one; each part is encoded separately."""
     found: Posteriors | None = base.shared.get((on_disk, *key))
     if found is None:
         each = [

@@ -1,6 +1,6 @@
-"""The noise and the timestep of a training sample, where a job asks for other than plain ones.
+"""The noise and the timestep of a training sample, for jobs that ask for other than plain ones.
 
-Every kind of noise has a stream of its own: one that is switched on does not change what another one draws.
+Every kind of noise has its own random stream: switching one on does not change what another draws.
 
 # Shape suffixes: C channels, H W latent height and width, T training timesteps.
 """
@@ -30,13 +30,13 @@ class Noising:
         self._shares_T = _cumulative_shares(self.settings, process.num_timesteps)
 
     def timestep(self, uniform: float, latent_size: Sequence[int]) -> float:
-        """The timestep that a number from [0, 1) stands for, of latents of that height and width."""
+        """The timestep for a number from [0, 1), for latents of this height and width."""
         if self._shares_T is None:
             return self.process.timestep(uniform, self.flow, latent_size)
         return int(np.searchsorted(self._shares_T, uniform, side="right"))
 
     def noise(self, draw: np.random.Generator, sample: int, shape: Sequence[int]) -> Tensor:
-        """What is added to the latent and, where noise is predicted, the target, `[C, H, W]`."""
+        """The noise that is added to the latent and is the target where noise is predicted, `[C, H, W]`."""
         settings, noise_CHW = self.settings, normal(draw, shape)
         if settings.multires_levels:
             own = generator(self.seed, f"{self.stream}multires", sample)
@@ -46,7 +46,7 @@ class Noising:
         return noise_CHW
 
     def perturbation(self, sample: int, shape: Sequence[int]) -> Tensor | None:
-        """What is added to the noise that the model sees, and not to the target, `[C, H, W]` (arXiv 2301.11706)."""
+        """Extra noise that the model sees but that is not part of the target, `[C, H, W]` (arXiv 2301.11706)."""
         strength = self.settings.input_perturbation
         return (
             strength * normal(generator(self.seed, f"{self.stream}perturbation", sample), shape) if strength else None
@@ -54,7 +54,7 @@ class Noising:
 
 
 def _cumulative_shares(settings: LossSettings, count: int) -> np.ndarray | None:
-    """Share of draws up to and with each timestep, `[T]`; None where all are alike."""
+    """Share of draws up to and including each timestep, `[T]`; None if all timesteps are equally likely."""
     if settings.timestep_bias == "none":
         return None
     often = np.ones(count)
@@ -68,9 +68,9 @@ def _cumulative_shares(settings: LossSettings, count: int) -> np.ndarray | None:
 
 
 def _multires(noise_CHW: Tensor, draw: np.random.Generator, levels: int, discount: float) -> Tensor:
-    """Noise with coarser noise mixed in, of unit deviation (pyramid noise, J. Whitaker 2023).
+    """Noise with coarser noise mixed in, scaled to unit deviation (pyramid noise, J. Whitaker 2023).
 
-    Level i is noise on a grid that is coarser by r^i, r drawn from [2, 4), enlarged, and times discount^i.
+    Level i is noise on a grid coarser by r^i, with r drawn from [2, 4), enlarged and multiplied by discount^i.
     """
     channels, height, width = noise_CHW.shape
     for level in range(1, levels + 1):

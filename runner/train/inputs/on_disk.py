@@ -1,4 +1,4 @@
-"""Encodings that stay in the cache on disk, for data sets whose encodings are more than the memory holds."""
+"""Encodings that stay in the cache on disk, for data sets whose encodings do not fit in memory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Value = TypeVar("Value")
 
 
 class OnDisk(Mapping[str, dict[str, Tensor]]):
-    """Entries of a cache by their names, each read when it is asked for."""
+    """Entries of a cache by key, each read when it is accessed."""
 
     def __init__(self, cache: TensorCache, keys: Sequence[str], encode: Callable[[Sequence[str]], None]) -> None:
-        """`encode` makes entries again that have gone since, or are damaged."""
+        """`encode` recreates entries that have since disappeared or are damaged."""
         self.cache, self.encode = cache, encode
         self.keys_in_order = dict.fromkeys(keys)
 
@@ -39,7 +39,7 @@ class OnDisk(Mapping[str, dict[str, Tensor]]):
 
 
 class Stored(Mapping[Name, Value]):
-    """Such entries under other names and in another form; nothing is kept."""
+    """The same entries under other names and in another form; keeps nothing in memory."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Stored(Mapping[Name, Value]):
         entries: Mapping[str, dict[str, Tensor]],
         form: Callable[[dict[str, Tensor]], Value],
     ) -> None:
-        """`names`: which entry each name stands for."""
+        """`names`: the entry's key for each name."""
         self.names, self.entries, self.form = names, entries, form
 
     def __getitem__(self, name: Name) -> Value:

@@ -1,9 +1,9 @@
-"""Which image of its own class stands beside each sample, where subjects are of several classes: a pure function of
+"""Which image of its own class accompanies each sample, where subjects belong to several classes: a pure function of
 (seed, sample).
 
-The subjects' samples that are of one class are numbered through all epochs, in the order of the epochs' permutations.
-Number k goes with image `permutation(seed, turn)[k mod n]` of that class's n images, in turn k div n: so each image of
-a class comes as often as any other of it. With one class, and images of one shape, k is the index of the sample.
+The subjects' samples of one class are numbered through all epochs, in the order of the epochs' permutations. Number k
+goes with image `permutation(seed, turn)[k mod n]` of that class's n images, in turn k div n, so the images of a class
+all come equally often. With one class, and images of one shape, k is the index of the sample.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Pairing:
     """The images of several classes in the order of the subjects' samples."""
 
     def __init__(self, own: Schedule, classes: Sequence[int], sizes: Sequence[int], *, purpose: str) -> None:
-        """Take the samples of the subjects, and who is of which class.
+        """Take the subjects' samples and their classes.
 
         Args:
             own: the batches of the subjects' images.
             classes: the class of each of these images.
-            sizes: how many images each class has; they are numbered through all classes, one class after the other.
+            sizes: how many images each class has; their numbers run through all classes, one class after another.
             purpose: names the permutations of the turns.
         """
         self.own = own
@@ -36,15 +36,15 @@ class Pairing:
         self._turns = [Schedule(own.seed, [(0, 0)] * size, own.batch_size, purpose=purpose) for size in sizes]
 
     def samples(self, step: int, positions: range) -> tuple[int, ...]:
-        """The class's samples beside those at `positions` of a step."""
+        """The class samples that accompany those at `positions` of a step."""
         return tuple(step * self.own.batch_size + position for position in positions)
 
     def shape(self, step: int) -> Shape:
-        """That of the subjects' images."""
+        """The shape of the subjects' images."""
         return self.own.shape(step)
 
     def image(self, sample: int) -> int:
-        """Which image, among those of all classes, a sample is of."""
+        """The image, among those of all classes, that a sample shows."""
         step, position = divmod(sample, self.own.batch_size)
         (beside,) = self.own.samples(step, range(position, position + 1))
         epoch, place = divmod(beside, self.own.num_images)

@@ -1,9 +1,9 @@
 """What a job trains on at any step, as a pure function of (seed, global sample index).
 
 Sample g is image `permutation(seed, epoch)[g mod n]` of epoch `g div n`; its crop, latent, noise, timestep and
-caption dropout come from one generator keyed by g. The batch of step s is samples s*b .. s*b + b - 1, whoever
-computes them, so neither packs nor processes nor a resume change what is seen; where images have several shapes, those
-that `runner.train.inputs.schedule` gathers.
+caption dropout come from one generator keyed by g. The batch of step s is samples s*b .. s*b + b - 1, whichever process
+computes them, so packing, the number of processes and resuming do not change what the model sees. If images have
+several shapes, `runner.train.inputs.schedule` gathers the samples instead.
 
 # Shape suffixes: B samples, C h w latents.
 """
@@ -32,7 +32,7 @@ from runner.train.place import sent
 from runner.train.randomness import generator
 
 Caption = str | None
-"""None where the caption was dropped, or no prompt is given: what that means, the model decides."""
+"""None if the caption was dropped or no prompt is given; the model decides what that means."""
 
 
 @dataclasses.dataclass
@@ -46,13 +46,13 @@ class Batch:
     time_ids: Tensor
     captions: tuple[Caption, ...]
     perturbation: Tensor | None = None
-    """Noise that the denoiser sees beside `noise`, and shall not predict."""
+    """Noise that the denoiser sees in addition to `noise` but does not have to predict."""
     weights: Tensor | None = None
-    """What each sample counts in the loss, `[B]`; 1 where there are none."""
+    """The weight of each sample in the loss, `[B]`; None means 1."""
     masks: Tensor | None = None
-    """`[B, 1, h, w]` in [0, 1], what counts in the loss; None where all of every sample does."""
+    """`[B, 1, h, w]` in [0, 1], what counts in the loss; None if everything does."""
     from_base: tuple[int, ...] = ()
-    """Rows whose target is what the base model predicts without an adapter."""
+    """Rows whose target is the prediction of the base model without an adapter."""
 
     @property
     def seen_noise(self) -> Tensor:
@@ -70,15 +70,15 @@ class Batch:
 
 
 Posteriors = Mapping[tuple[str, Crop], tuple[Tensor, Tensor]]
-"""Mean and deviation of every crop, by image and crop."""
+"""Mean and standard deviation of every crop's latent, by image and crop."""
 
 
 class PosteriorsInMemory(dict[tuple[str, Crop], tuple[Tensor, Tensor]]):
-    """A class of its own, so that jobs can share one weakly."""
+    """A class rather than a dict, so that jobs can share one by weak reference."""
 
 
 EMPTY = ""
-"""The empty caption, which is text like any other."""
+"""The empty caption, which is a text like any other."""
 
 
 class Samples:
@@ -96,13 +96,13 @@ class Samples:
         stream: str = "",
         schedule: Schedule | Pairing | None = None,
     ) -> None:
-        """Which images there are, and how they are drawn from.
+        """Take the images and the settings for sampling them.
 
         Args:
-            masks: `[1, h, w]` by mask and crop, where the loss is masked.
-            stream: names another stream of the same job, with an order and draws of its own. Its captions are taken
-                as they are, and its images in the shapes that are asked for.
-            schedule: which of the images comes when; without one each comes once in an epoch.
+            masks: `[1, h, w]` by mask and crop, if the loss is masked.
+            stream: names a second stream of the same job, with its own order and draws. Its captions are used as they
+                are, and its images in the shapes that are requested.
+            schedule: which image comes when; by default each comes once per epoch.
         """
         self.seed, self.purpose = experiment.seed, f"{stream}sample"
         self.batch_size = experiment.batch_size
@@ -121,14 +121,14 @@ class Samples:
         self.schedule: Schedule | Pairing = schedule or usual
 
     def shape(self, step: int) -> Shape:
-        """The shape that all images of a step's batch have, (height, width) in pixels."""
+        """The shape that all images of a step's batch share, (height, width) in pixels."""
         return self.schedule.shape(step)
 
     def batch(self, step: int, positions: range, shape: Shape | None = None) -> Batch:
         """The samples at `positions` (within 0 .. batch_size) of optimizer step `step`.
 
         Args:
-            shape: what they are cut to, where it is not the step's own.
+            shape: what they are cut to, if not to the step's own shape.
         """
         ids = self.schedule.samples(step, positions)
         return collate(ids, [self._sample(index, shape or self.shape(step)) for index in ids])
@@ -141,7 +141,7 @@ class Samples:
     def _sample(self, sample: int, shape: Shape) -> Sample:
         image = self.schedule.image(sample)
         draw = generator(self.seed, self.purpose, sample)
-        # The three numbers are always drawn, in this order: an option must not shift another one's stream.
+        # All three numbers are always drawn, in this order: an option must not shift another one's stream.
         variant, dropped, timestep = draw.random(), draw.random(), draw.random()
         item, crops = self.items[image], self._crops_in(image, shape)
         crop = crops[int(variant * len(crops))]
@@ -199,7 +199,7 @@ def collate(ids: Sequence[int], samples: Sequence[Sample]) -> Batch:
 
 
 def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    """All samples of a job have one, or none has."""
+    """The tensors stacked; either all samples of a job have one, or none has."""
     given = [tensor for tensor in tensors if tensor is not None]
     assert len(given) in (0, len(tensors)), "some samples of a job lack what others have"
     return torch.stack(given) if given else None
@@ -228,7 +228,7 @@ def join(batches: Sequence[Batch]) -> Batch:
 
 
 def _joined(parts: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor | None:
-    """(tensor, what stands for one that is not there) of each batch as one, unless no batch has any."""
+    """Join the batches' tensors, given as (tensor, default for a missing one); None if no batch has any."""
     if all(given is None for given, _ in parts):
         return None
     return torch.cat([usual if given is None else given for given, usual in parts])

@@ -1,15 +1,15 @@
 """Which samples make up the batch of each step, where images have several shapes: a pure function of (seed, step).
 
-All images of an epoch come in the order of its permutation, one epoch after the other: sample g is image
+All images of an epoch come in the order of its permutation, one epoch after another: sample g is image
 `permutation(seed, epoch)[g mod n]` of epoch `g div n`, whatever its shape. Each goes to its bucket, and whenever a
-bucket holds a whole batch, that batch is the next step. What is left in a bucket when an epoch ends waits there for
-the images of the next one. So no sample is lost or added: after any number of epochs every image has been in a batch
-as often as any other, less what waits in its bucket, which are fewer images than a batch. A bucket with fewer images
-than a batch gathers them over several epochs, each of them equally often. With one shape, the batch of step s is
-samples s*b .. s*b + b - 1.
+bucket holds a whole batch, that batch is the next step. Images left in a bucket when an epoch ends wait there for
+those of the next one. So no sample is lost or added: after any number of epochs every image has been in a batch equally
+often, apart from the images waiting in its bucket, which are fewer than a batch. A bucket with fewer images than a
+batch gathers them over several epochs, each image equally often. With one shape, the batch of step s is samples
+s*b .. s*b + b - 1.
 
-Nothing is walked through to find a step: bucket i has filled floor(e * n_i / b) batches before epoch e, so the epoch
-of a step follows from a search over epochs, and the step's place in it from that epoch's permutation alone.
+Finding a step takes no walk through the earlier ones: bucket i has filled floor(e * n_i / b) batches before epoch e, so
+a search over epochs gives the step's epoch, and that epoch's permutation alone gives the step's place in it.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ Indices = NDArray[np.int64]
 @dataclasses.dataclass(frozen=True)
 class _Epoch:
     order: Indices
-    """Image at each place."""
+    """The image at each place."""
     places: tuple[Indices, ...]
-    """For each bucket, the places of its images, in their order."""
+    """For each bucket, the places of its images, in order."""
 
 
 class Schedule:
     """The batches of one job."""
 
     def __init__(self, seed: int, shapes: Sequence[Shape], batch_size: int, *, purpose: str = "order") -> None:
-        """`shapes`: of each training image, (height, width) in pixels; `purpose` names the permutations."""
+        """`shapes`: (height, width) in pixels of each training image; `purpose` names the permutations."""
         self.purpose = purpose
         self.seed, self.batch_size, self.num_images = seed, batch_size, len(shapes)
         self.shapes = sorted(set(shapes))
@@ -53,7 +53,7 @@ class Schedule:
         self._found: tuple[int, int, tuple[int, ...]] = (-1, 0, ())
 
     def samples(self, step: int, positions: range | None = None) -> tuple[int, ...]:
-        """Global sample indices of the batch of a step, all of one shape; all `batch_size`, or those at `positions`."""
+        """Global sample indices of a step's batch, all of one shape; the whole batch, or those at `positions`."""
         if positions is None:
             positions = range(self.batch_size)
         if len(self.shapes) == 1:
@@ -66,7 +66,7 @@ class Schedule:
         return self.shapes[0 if len(self.shapes) == 1 else self._batch(step)[0]]
 
     def image(self, sample: int) -> int:
-        """Which image a sample is of."""
+        """The image that a sample shows."""
         epoch, place = divmod(sample, self.num_images)
         return int(self._epoch(epoch).order[place])
 
@@ -84,7 +84,7 @@ class Schedule:
         return self._found[1:]
 
     def _filled(self, step: int) -> tuple[int, int]:
-        """The bucket that the step empties, and how many batches that bucket has filled before."""
+        """The bucket whose batch is this step, and how many batches that bucket has filled before."""
         enough = (step + len(self.shapes)) * self.batch_size // self.num_images + 1
         epoch = bisect_right(range(enough + 1), step, key=self._steps_before) - 1
         if self._filled_in[0] != epoch:
@@ -93,11 +93,11 @@ class Schedule:
         return bucket, number
 
     def _all_filled(self, epoch: int) -> list[tuple[int, int, int]]:
-        """(place that fills it, bucket, number among that bucket's) of each batch that an epoch fills, in order."""
+        """(place that fills it, bucket, its number in that bucket) of each batch that an epoch fills, in order."""
         filled: list[tuple[int, int, int]] = []
         for bucket, (count, places) in enumerate(zip(self._counts, self._epoch(epoch).places, strict=True)):
             waiting = epoch * count
-            # Its first image that completes a batch, and then every batch_size-th.
+            # The bucket's first image that completes a batch, and then every batch_size-th.
             first = self.batch_size - 1 - waiting % self.batch_size
             filled += [
                 (int(places[rank]), bucket, (waiting + rank) // self.batch_size)
@@ -109,7 +109,7 @@ class Schedule:
         return sum(epoch * count // self.batch_size for count in self._counts)
 
     def _sample(self, bucket: int, number: int) -> int:
-        """The global index of a bucket's sample, which are numbered through all epochs."""
+        """The global index of a bucket's sample; `number` counts that bucket's samples through all epochs."""
         epoch, rank = divmod(number, self._counts[bucket])
         return epoch * self.num_images + int(self._epoch(epoch).places[bucket][rank])
 

@@ -1,7 +1,7 @@
-"""What the workers of a sweep lack when they begin, found or made by one of them each and used by all.
+"""Work that the workers of a sweep need done when they begin: each part is done by one of them and used by all.
 
-Workers of one process share it out in turns. Of workers of several processes one does it, each of its processes a part,
-while the others wait: processes that wait for each other cannot leave a turn to somebody else.
+Workers of a single process each split the work in turns. Among workers of several processes, one worker does it, each
+of its processes a part, while the others wait: processes that wait for each other cannot leave a turn to someone else.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ SAY_EVERY_S = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class SharedWork(Generic[Part]):
-    """What is to be done with parts, and what is said of it."""
+    """How to do the parts, and how to report on them."""
 
     folder: Path
     """Where the parts are kept."""
     per_turn: int
-    """How many are done before it is looked again at what others have done."""
+    """How many are done before checking again what others have done."""
     lock: Callable[[Sequence[Part]], Path]
-    """The file that stands for some of them. Others may have the same one, and wait for each other."""
+    """The lock file for some parts. Several may share one, and wait for each other."""
     is_there: Callable[[Part], bool]
-    """Whether somebody has done one."""
+    """Whether a part has been done by anyone."""
     do: Callable[[Sequence[Part]], None]
-    """Does some that are missing."""
+    """Does some of the missing parts."""
     begin: Callable[[int], None]
-    """Told in the main process how many are missing."""
+    """Receives the number of missing parts, in the main process."""
     so_far: Callable[[int], None]
-    """The same later, now and then where it takes long: of a large data set it may take hours."""
+    """The same later, from time to time: for a large data set the work can take hours."""
     what: str
     """The work in words, as in "could not ..."."""
     doing: str
-    """The same, of another process that is waited for."""
+    """The same, for the message while waiting for another process."""
 
     def missing(self, parts: Sequence[Part]) -> list[Part]:
-        """Those that nobody has done."""
+        """The parts that nobody has done."""
         return [part for part in parts if not self.is_there(part)]
 
 
 def share_out(parts: Sequence[Part], work: SharedWork[Part], place: Place) -> None:
-    """Do what is missing of some parts; when it returns, all are there.
+    """Do the missing ones of some parts; when it returns, all are done.
 
     Args:
-        parts: all of them, there or not, in the same order in every worker.
+        parts: all of them, done or not, in the same order in every worker.
 
     Raises:
-        RunnerError: it failed in a process of this worker.
-        Interrupted: the work has heeded a signal.
+        RunnerError: the work failed in a process of this worker.
+        Interrupted: the work heeded a signal.
     """
     said_s = time.monotonic()
 
@@ -73,12 +73,12 @@ def share_out(parts: Sequence[Part], work: SharedWork[Part], place: Place) -> No
         place.together(lambda: _in_turns(parts, work, do_and_say), what=work.what)
         return
     beside = place.beside(work.folder)
-    # One process of each pack waits for those of others, and the others of its pack for it.
+    # One process of each pack waits for those of other packs, and the rest of its pack waits for it.
     waits = place.any(bool(work.missing(parts))) and place.rank == beside[0]
     with alone(work.lock(parts), doing=work.doing) if waits else nullcontext():
         place.wait()
         left = work.missing(parts)
-        place.wait()  # all must have looked before the first one writes, or they would share the work differently
+        place.wait()  # all must have looked before the first one writes, or they would split the work differently
         mine = [left[index] for index in place.share(len(left), beside)]
         if place.is_main:
             work.begin(len(left))
@@ -106,5 +106,5 @@ def _in_turns(parts: Sequence[Part], work: SharedWork[Part], do: Callable[[Seque
                     do(left)
         if len(taken_by_others) == len(turns):
             with alone(work.lock(turns[0]), doing=work.doing):
-                pass  # it has done that, or died of it
+                pass  # the other worker has finished that turn, or died doing it
         turns = taken_by_others

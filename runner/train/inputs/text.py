@@ -1,4 +1,4 @@
-"""Captions as the denoiser takes them: looked up where the encoders are frozen, computed where they are trained."""
+"""Captions as input of the denoiser: looked up if the encoders are frozen, computed if they are trained."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from runner.train.inputs.samples import EMPTY, Caption
 from runner.train.place import sent
 
 LARGEST_ON_DEVICE_BYTES = 1 << 30
-"""Embeddings of more captions than fit stay on the host: SDXL's take 0.6 MiB each, and each job has its own."""
+"""Larger sets of embeddings stay on the host: SDXL's take 0.6 MiB per caption, and each job has its own."""
 
 
 class Conditioner(Protocol):
-    """Gives the embeddings of captions."""
+    """Provides the embeddings of captions."""
 
     def text(self, captions: Sequence[Caption]) -> Text:
-        """A row for each caption, on the training device."""
+        """One row per caption, on the training device."""
 
 
 class EncodedText:
-    """Captions that were encoded before the training: rows of stacked tensors."""
+    """Captions that were encoded before training: rows of stacked tensors."""
 
     def __init__(self, encoded: Mapping[str, Text], *, zeros_for_empty: bool, device: torch.device) -> None:
         self.device = device
@@ -46,7 +46,7 @@ class EncodedText:
 
 
 class StoredText:
-    """Captions that were encoded before the training, and are read from the disk at every step."""
+    """Captions that were encoded before training and are read from disk at every step."""
 
     def __init__(self, encoded: Mapping[str, Text], *, zeros_for_empty: bool, device: torch.device) -> None:
         self.encoded, self.zeros_for_empty, self.device = encoded, zeros_for_empty, device
@@ -71,7 +71,7 @@ class LiveText:
         self.ids = [ids.to(device) for ids in stack.tokenizers.ids(list(self.rows))]
 
     def text(self, captions: Sequence[Caption]) -> Text:
-        """Encode these captions with the adapters that are in use."""
+        """Encode these captions with the adapters in use."""
         rows = sent(torch.tensor([self.rows[caption or EMPTY] for caption in captions]), self.device)
         text = self.family.encode_text(self.stack, [ids.index_select(0, rows) for ids in self.ids])
         if not self.stack.zeros_for_empty or None not in captions:

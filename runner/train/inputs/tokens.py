@@ -1,7 +1,7 @@
-"""New words of a job: where they stand in its captions, and their vectors, which are what is trained of the encoders.
+"""New words of a job: where they occur in its captions, and their vectors, the only trained part of the encoders.
 
-The encoders never see an id that they do not know: in its place stands a word that they do, and its embedding is
-replaced. So the pooled state of SDXL's second encoder, which older models take at the largest id, stays where it was.
+The encoders never see an id they do not know: a known word stands in for each new one, and its embedding is replaced.
+So the pooled state of SDXL's second encoder, which older models take at the largest id, stays at the same place.
 
 # Shape suffixes: N captions, L text tokens, V vectors of a job's words, D embedding width.
 """
@@ -26,22 +26,22 @@ from runner.train.inputs.text import LiveText
 from runner.train.place import sent
 
 NOWHERE = -1
-"""In the places of a caption: no new word here."""
+"""In the places of a caption: no new word at this position."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """New words of several trainings: `NewTokens` without its settings for training."""
+    """New words from several trainings: `NewTokens` without its training settings."""
 
     tokens: tuple[str, ...]
     initial: tuple[str, ...]
-    """A known word for each, whose place it takes."""
+    """For each, the known word that stands in for it."""
     lengths: tuple[int, ...]
     """How many vectors each has."""
 
 
 class PlacedTokens:
-    """The embeddings of some encoders, in which the vectors of new words take their places.
+    """The embeddings of some encoders, with the vectors of new words put in their places.
 
     Args:
         encoders: by their names in the pipeline.
@@ -49,7 +49,7 @@ class PlacedTokens:
 
     def __init__(self, encoders: Mapping[str, Any]) -> None:
         self.vectors_in_use: Callable[[], Mapping[str, Tensor]] = dict
-        """The vectors `[V, D]` of the job whose rows are used, by encoder; none where no job's are."""
+        """The vectors `[V, D]` of the job that owns the rows, by encoder; empty if no job does."""
         self._places: Mapping[str, Tensor] = {}
         for name, encoder in encoders.items():
             module: nn.Module = encoder.get_input_embeddings()
@@ -57,7 +57,7 @@ class PlacedTokens:
 
     @contextmanager
     def at(self, places: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within it, what is encoded has new words where `places` `[N, L]` says, by encoder."""
+        """In this context, encoded text has new words where `places` `[N, L]` says, by encoder."""
         self._places = places
         try:
             yield
@@ -97,14 +97,14 @@ class TokenText(LiveText):
         self.places = {name: places.to(device) for name, (_, places) in zip(names, read, strict=True)}
 
     def text(self, captions: Sequence[Caption]) -> Text:
-        """Encode these captions with the vectors of the job whose rows are used, or of the first words if none's."""
+        """Encode these captions with the vectors of the job that owns the rows, or the initial words if none does."""
         rows = sent(torch.tensor([self.rows[caption or ""] for caption in captions]), self.device)
         with self.placed.at({name: places.index_select(0, rows) for name, places in self.places.items()}):
             return super().text(captions)
 
 
 def first_vectors(family: Family, stack: TextStack, settings: NewTokens) -> dict[str, Tensor]:
-    """What the vectors start from: the embeddings of the words in `method.initial`, `[V, D]` by encoder."""
+    """Initial vectors: the embeddings of the words in `method.initial`, `[V, D]` by encoder."""
     found = {}
     for name, encoder, tokenizer, length in zip(
         family.adapter_components[1:], stack.encoders, stack.tokenizers.each, stack.tokenizers.lengths, strict=True
@@ -116,7 +116,7 @@ def first_vectors(family: Family, stack: TextStack, settings: NewTokens) -> dict
 
 
 def as_long(caption: str, settings: NewTokens) -> str:
-    """A caption without the new words, of as many tokens: an `a`, which is one, for each of their vectors."""
+    """A caption with the same number of tokens but no new words: each of their vectors becomes an `a`, one token."""
     for token in settings.tokens:
         caption = caption.replace(token, f" {' '.join(['a'] * settings.vectors)} ")
     return caption
@@ -128,7 +128,7 @@ class _Reader:
     def __init__(self, tokenizer: Any, length: int, settings: NewTokens | Words) -> None:
         self.tokenizer, self.length = tokenizer, length
         self.initial: list[int] = []
-        """For each vector of each word, the id that stands in its place: the pieces of its first word in turn."""
+        """For each vector of each word, the id that stands in for it, cycling through the initial word's tokens."""
         for word, vectors in zip(settings.initial, settings.lengths, strict=True):
             pieces = tokenizer(word, add_special_tokens=False).input_ids
             self.initial += [pieces[index % len(pieces)] for index in range(vectors)]
@@ -137,10 +137,10 @@ class _Reader:
             token: range(end - vectors, end)
             for token, end, vectors in zip(settings.tokens, ends, settings.lengths, strict=True)
         }
-        """Where the vectors of each word are among those of all."""
+        """The range of each word's vectors among all vectors."""
 
     def read(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(ids, places), each `[N, L]`; too long captions are cut."""
+        """(ids, places), each `[N, L]`; captions that are too long are truncated."""
         rows = [self._one(caption) for caption in captions]
         return torch.tensor([ids for ids, _ in rows]), torch.tensor([places for _, places in rows])
 
