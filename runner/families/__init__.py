@@ -1,4 +1,4 @@
-"""Model families, found by name; a new one is a file of its own and an entry in `known.py`."""
+"""Model families, found by name; adding one takes its own file and an entry in `known.py`."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ if TYPE_CHECKING:
 
 
 def find_family(name: str) -> Family:
-    """The family of that name; torch and diffusers are imported only now."""
+    """The family with that name; torch and diffusers are imported only now."""
     return cast("Family", import_module(f"runner.families.{name}"))

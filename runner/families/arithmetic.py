@@ -1,7 +1,8 @@
-"""What one image costs in a UNet: floating-point operations and kept activations, from its config.json alone.
+"""What one image costs in a UNet: floating-point operations and activations kept, from its config.json alone.
 
-For predictions before anything is loaded: no torch. Counts what the architecture of `UNet2DConditionModel` computes;
-tests compare with torch's own counter on the real shapes (SDXL at 1024 px: 14.2 TFLOP forward and backward, 5.6 GB).
+For predictions before anything is loaded, so it does not use torch. Counts what the architecture of
+`UNet2DConditionModel` computes; tests compare it with torch's own counter on the real shapes (SDXL at 1024 px: 14.2
+TFLOP forward and backward, 5.6 GB).
 """
 
 from __future__ import annotations
@@ -15,31 +16,31 @@ TEXT_TOKENS = 77
 
 @dataclasses.dataclass
 class Work:
-    """What a forward pass of one image does."""
+    """The cost of a forward pass of one image."""
 
     products: float = 0.0
-    """Operations of linear layers and convolutions; a multiplication and an addition are two."""
+    """Operations of linear layers and convolutions; a multiply-add counts as two."""
     attention: float = 0.0
-    """Operations of the attention's own products."""
+    """Operations of the products inside attention."""
     kept: float = 0.0
     """Numbers kept for the backward pass."""
     kept_at_borders: float = 0.0
-    """Those of them that are inputs of a block: all that gradient checkpointing keeps, ..."""
+    """Of these, the inputs of blocks: all that gradient checkpointing keeps, ..."""
     kept_in_largest: float = 0.0
-    """... but for the one block that it computes again at a time."""
+    """... apart from the one block that it recomputes at a time."""
     parameters: float = 0.0
     in_convolutions: float = 0.0
-    """Those of the parameters that convolutions have; linear layers have the others."""
+    """The parameters that belong to convolutions; linear layers have the others."""
 
     def training_flop(self, *, checkpointing: bool) -> float:
-        """Forward and backward of one image: frozen layers need the gradient of their input only, attention those
-        of both its factors; with gradient checkpointing the forward pass runs twice.
+        """Operations of forward and backward for one image: frozen layers need only the gradient of their input,
+        attention that of both factors; gradient checkpointing runs the forward pass twice.
         """
         forward = self.products + self.attention
         return forward * (1 + checkpointing) + self.products + 2 * self.attention
 
     def kept_numbers(self, *, checkpointing: bool) -> float:
-        """Numbers that a training step keeps of each image at its peak."""
+        """Numbers that a training step keeps per image at its peak."""
         return self.kept_at_borders + self.kept_in_largest if checkpointing else self.kept
 
 
@@ -49,7 +50,7 @@ def count_unet(config: Mapping[str, Any], *, latent_side: int) -> Work:
 
 
 def count_text_encoder(config: Mapping[str, Any]) -> float:
-    """Parameters of the text encoder of CLIP or T5 that `config` describes, but for norms and biases."""
+    """Parameters of the CLIP or T5 text encoder that `config` describes, without norms and biases."""
     if "d_model" in config:
         width, layers = config["d_model"], config["num_layers"]
         attention = 4 * width * config["num_heads"] * config["d_kv"]

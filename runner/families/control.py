@@ -1,6 +1,6 @@
-"""Drawing with a ControlNet, a second network that sees an image and adds to what the denoiser sees of its own.
+"""Drawing with a ControlNet, a second network that sees an image and adds to the denoiser's activations.
 
-Takes the pipeline of a family and a ControlNet, gives the pipeline that uses both and the arguments it needs.
+Takes a family's pipeline and a ControlNet; returns the pipeline that uses both and the arguments it needs.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """An image that a ControlNet makes the others follow (arXiv 2302.05543)."""
+    """An image that a ControlNet makes the generated images follow (arXiv 2302.05543)."""
 
     image: Path
     path: str
     """Folder or Hub id of the ControlNet."""
     scale: float = 1.0
-    """How much of what it says is added."""
+    """Factor for what the ControlNet adds."""
 
 
 def load_controlnet(path: str, dtype: torch.dtype) -> nn.Module:
     """A ControlNet in diffusers layout, frozen, on the CPU.
 
     Raises:
-        ModelError: it is neither here nor on the Hub.
+        ModelError: it is neither on this machine nor on the Hub.
     """
     try:
         network: Any = ControlNetModel.from_pretrained(path, torch_dtype=dtype)
@@ -53,7 +53,7 @@ def load_controlnet(path: str, dtype: torch.dtype) -> nn.Module:
 def controlled_by(
     control: Control, pipeline: Any, family: Family, load: Callable[[str], nn.Module]
 ) -> tuple[Any, dict[str, Any]]:
-    """(a pipeline of the same parts with a ControlNet, its further arguments).
+    """(a pipeline of the same parts with a ControlNet, its additional arguments).
 
     Raises:
         SettingsError: the image cannot be read.

@@ -1,6 +1,6 @@
 """What one image costs in a transformer over patches (SD3, FLUX.1), from its config.json alone.
 
-As `runner.families.arithmetic` for UNets; tests compare with torch's own counter.
+Like `runner.families.arithmetic` for UNets; tests compare it with torch's own counter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from runner.families.arithmetic import Work
 SD3_TEXT_TOKENS = 77 + 256
 FLUX_TEXT_TOKENS = 512
 TIME_WIDTH = 256
-"""Sines and cosines that the time is told by."""
+"""Number of sines and cosines that encode the time."""
 KEPT_BY_JOINT, KEPT_BY_SECOND_ATTENTION, KEPT_BY_SINGLE = 12.5, 9.0, 12.0
 """Activations kept for the backward pass, in multiples of (width x tokens), with adapters on the attention."""
 
@@ -49,7 +49,7 @@ class _Counter:
         self.width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
 
     def ends(self, patch: int, *, embedders: int) -> None:
-        """What is before the first block and after the last; `embedders` of numbers such as the time."""
+        """The layers before the first block and after the last; `embedders` of numbers such as the time."""
         width = self.width
         self._product(patch, width, self.image)
         self._product(int(self.config["joint_attention_dim"]), width, self.text)
@@ -60,7 +60,7 @@ class _Counter:
         self._product(width, patch, self.image)
 
     def joint_block(self, *, text_goes_on: bool) -> None:
-        """Image and text with projections of their own and one attention; after the last, the text is not needed."""
+        """Image and text, each with its own projections, in one attention; after the last, the text is not needed."""
         width = self.width
         for tokens, goes_on in ((self.image, True), (self.text, text_goes_on)):
             self._product(width, (6 if goes_on else 2) * width, 1)
@@ -72,7 +72,7 @@ class _Counter:
         self._keep(KEPT_BY_JOINT, self.image + self.text)
 
     def second_attention(self) -> None:
-        """That of the image alone (SD3.5 medium), in the same block."""
+        """The attention of the image alone (SD3.5 medium), in the same block."""
         width = self.width
         self._product(width, 3 * width, 1)
         self._product(width, 4 * width, self.image)
@@ -84,7 +84,7 @@ class _Counter:
         )
 
     def single_block(self) -> None:
-        """Image and text in one row, attention and feed-forward beside each other."""
+        """Image and text as one sequence, with attention and feed-forward in parallel."""
         width, tokens = self.width, self.image + self.text
         self._product(width, 3 * width, 1)
         self._product(width, 7 * width, tokens)

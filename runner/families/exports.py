@@ -1,4 +1,4 @@
-"""How the file for ComfyUI and others names an adapter's tensors; which of the two layouts fits, each family says."""
+"""How the file for ComfyUI and others names an adapter's tensors; each family chooses one of two layouts."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ class Names:
     down: str
     up: str
     alpha: str | None
-    """None where the layout has none, which readers take as the rank."""
+    """None if the layout has no alpha, which readers take to equal the rank."""
 
 
 class Layout(Protocol):
     """A layout of adapter files."""
 
     module: str
-    """`ss_network_module` of the header, by which programs tell layouts apart; "" writes none."""
+    """`ss_network_module` in the header, which tells programs the layout; "" writes none."""
     readers: str
-    """Programs that read it, for people."""
+    """Programs that read it, as told to people."""
 
     def names(self, component: str, path: str) -> Names:
-        """The keys of a layer, by its component and its path in it."""
+        """The keys of a layer, given its component and its path in it."""
 
 
 class Kohya:
     """`<prefix>_<path with _>.lora_down.weight` and so on, as ComfyUI, A1111, kohya's scripts and diffusers read it.
 
     Args:
-        prefixes: of each component.
-        renamed: layers that go by another name than the diffusers one, which some reader does not know.
+        prefixes: the prefix of each component.
+        renamed: layers whose diffusers name is unknown to some reader -> the name to use instead.
     """
 
     module = "networks.lora"
@@ -50,10 +50,10 @@ class Kohya:
 
 
 class Peft:
-    """`<component>.<path>.lora_A.weight` without alpha, as ComfyUI and diffusers read transformers.
+    """`<component>.<path>.lora_A.weight` without alpha, as ComfyUI and diffusers read adapters of transformers.
 
-    In kohya's layout these have one fused projection where diffusers has three or four. An adapter of some of them
-    would come back with layers that were not trained, and diffusers splits fused ones only at FLUX.1's own widths.
+    In kohya's layout, transformers have one fused projection where diffusers has three or four. An adapter of some of
+    them would come back with untrained layers, and diffusers splits fused ones only at FLUX.1's own widths.
     """
 
     module = ""

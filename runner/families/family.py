@@ -1,4 +1,4 @@
-"""What the training loop knows of a model family: a handful of functions, the same names in each family's file.
+"""What the training loop knows about a model family: a few functions, with the same names in each family's file.
 
 # Shape suffixes: N captions, B samples, L text tokens, D text width, P pooled width, C H W latents or pixels.
 """
@@ -19,11 +19,11 @@ from runner.families.targets import Presets
 from runner.schema import ModelSettings
 
 Text = dict[str, Tensor]
-"""Encoded captions: named tensors, a row for each caption; which names, only the family knows."""
+"""Encoded captions: named tensors with one row per caption; only the family knows the names."""
 
 
 def is_text_encoder(component: str) -> bool:
-    """Whether a component is a text encoder; of those with adapters, all others are the denoiser."""
+    """Whether a component is a text encoder; among those with adapters, any other is the denoiser."""
     return component.startswith("text_encoder")
 
 
@@ -31,7 +31,7 @@ class Tokenizers:
     """The tokenizers of a model, in its order.
 
     Args:
-        lengths: tokens that each pads and cuts to; none given means what the tokenizers themselves say.
+        lengths: the token count that each pads and truncates to; by default the tokenizers' own.
     """
 
     def __init__(self, tokenizers: Sequence[Any], lengths: Sequence[int] | None = None) -> None:
@@ -39,7 +39,7 @@ class Tokenizers:
         self.lengths = [int(each.model_max_length) for each in self.each] if lengths is None else list(lengths)
 
     def ids(self, captions: Sequence[str]) -> list[Tensor]:
-        """Padded token ids for each tokenizer, `[N, L]`; too long captions are cut."""
+        """Padded token ids for each tokenizer, `[N, L]`; captions that are too long are truncated."""
         return [
             tokenizer(
                 list(captions),
@@ -53,11 +53,11 @@ class Tokenizers:
 
     @property
     def limit(self) -> int:
-        """Tokens a caption may have, its begin and end included: as many as the longest reader takes."""
+        """The most tokens a caption may have, including begin and end: as many as the longest tokenizer takes."""
         return max(self.lengths)
 
     def too_long(self, captions: Sequence[str]) -> list[str]:
-        """The captions whose end no encoder reads; that CLIP reads less of them than T5 is as it was made."""
+        """The captions whose end no encoder reads. CLIP reading less of them than T5 is part of the model's design."""
         readers = [each for each, length in zip(self.each, self.lengths, strict=True) if length == self.limit]
         return [
             caption
@@ -74,26 +74,26 @@ class TextStack:
     encoders: list[nn.Module]
     zeros_for_empty: bool
     beyond_gpu: bool = dataclasses.field(default=False, init=False)
-    """Whether a GPU was found not to hold them while they encode."""
+    """Whether they turned out not to fit on a GPU while encoding."""
 
 
 class Family(Protocol):
     """One family's file."""
 
     adapter_components: tuple[str, ...]
-    """Components that can carry adapters, by their names in the pipeline: the denoiser, and text encoders in the order
+    """Components that can carry adapters, by their names in the pipeline: the denoiser, then text encoders in the order
     of `TextStack`."""
     target_presets: Presets
     """What the names in `lora.targets` stand for."""
     export: Layout
     """The layout of the file for ComfyUI and others."""
     token_keys: Mapping[str, str]
-    """Text encoder -> key of its vectors in the file of a new word; empty where the family is taught none."""
+    """Text encoder -> key of its vectors in the file of a new word; empty if the family cannot learn new words."""
     controlled_pipeline: str | None
-    """Class of diffusers that draws with a ControlNet; None where none is used here."""
+    """The diffusers class that draws with a ControlNet; None if this family has none here."""
 
     def kohya_version(self, denoiser: nn.Module) -> str:
-        """`ss_base_model_version` in the kohya header."""
+        """The `ss_base_model_version` of the kohya header."""
 
     def load_noise(self, folder: Path, settings: ModelSettings) -> NoiseProcess:
         """How the model's latents become noisy."""
@@ -102,13 +102,13 @@ class Family(Protocol):
         """Whether the unconditional embedding is zeros (SDXL) or the encoded empty caption."""
 
     def load_tokenizers(self, folder: Path) -> Tokenizers:
-        """The tokenizers alone, which are quick to read."""
+        """The tokenizers alone, which load quickly."""
 
     def load_text(self, folder: Path, variant: str | None, dtype: torch.dtype) -> TextStack:
         """Tokenizers and text encoders, on the CPU."""
 
     def encode_text(self, text: TextStack, token_ids: Sequence[Tensor]) -> Text:
-        """Encode `[N, L]` token ids (one tensor for each tokenizer)."""
+        """Encode token ids `[N, L]`, one tensor per tokenizer."""
 
     def load_denoiser(self, folder: Path, variant: str | None, dtype: torch.dtype) -> nn.Module:
         """The frozen network that is adapted, on the CPU."""
@@ -116,16 +116,16 @@ class Family(Protocol):
     def predict(
         self, denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: Text, time_ids_B6: Tensor
     ) -> Tensor:
-        """The denoiser's output, `[B, C, H, W]`, for text with a row for each sample."""
+        """The denoiser's output, `[B, C, H, W]`, for text with one row per sample."""
 
     def pipeline(self, *, denoiser: nn.Module, text: TextStack | None, vae: nn.Module | None, scheduler: Any) -> Any:
-        """A diffusers pipeline around parts in use; it can load adapters and, with a VAE, sample latents.
+        """A diffusers pipeline around existing parts; it can load adapters and, with a VAE, sample latents.
 
-        Latents are `[B, C, H, W]`. From the VAE it takes only how much smaller latents are than images.
+        Latents are `[B, C, H, W]`. It uses the VAE only for how much smaller latents are than images.
         """
 
     def prompt_arguments(self, positive: Text, negative: Text) -> dict[str, Any]:
-        """The pipeline's arguments for already encoded prompts."""
+        """The pipeline's arguments for prompts that are already encoded."""
 
     def save_adapter(self, folder: Path, layers: dict[str, dict[str, Tensor]], configs: dict[str, Any]) -> None:
         """Write `pytorch_lora_weights.safetensors` with peft keys and the adapters' configuration."""

@@ -1,7 +1,7 @@
-"""Where a base model's files lie and what they are, without reading them into tensors or importing torch.
+"""Where a base model's files are and what they contain, without reading them into tensors or importing torch.
 
-A model is known by its content: a folder that was moved is the same model, one that was changed is not. What lies in
-S3 is known by its listing instead, wherever it is trained: it is another model than a local copy of the same files.
+A model is identified by its content: a folder that was moved is the same model, one that was changed is not. A model in
+S3 is identified by its listing instead, wherever it is trained, so it differs from a local copy of the same files.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from runner.system.archive import BadArchive, is_archive
 from runner.system.hashes import HASHED_SUFFIXES, file_hash, folder_hash
 
 MODEL_FILES, VAE_FILES = (INDEX,), (CONFIG, f"vae/{CONFIG}")
-"""By one of these the layout is known."""
+"""Files that identify the layout; any one of them is enough."""
 FAMILY_OF_PIPELINE = {known.pipeline: name for name, known in FAMILIES.items()}
 
 
 def local_folder(path: str) -> Path | None:
-    """The folder of a model that lies on this machine, also as a whole copy of what S3 has; None otherwise.
+    """The folder of a model on this machine, including a complete copy of one in S3; None otherwise.
 
     Raises:
         BadArchive: it is a `.tar.gz` that cannot be unpacked.
@@ -45,7 +45,7 @@ def local_folder(path: str) -> Path | None:
 
 
 def model_folder(settings: ModelSettings) -> Path | None:
-    """The folder of a base model with its weights, if it lies on this machine; None otherwise."""
+    """The folder of a base model with its weights, if it is on this machine; None otherwise."""
     if is_single_file(settings.path):
         place = _place_of_single_file(settings)
         return place if place.is_dir() else None
@@ -53,17 +53,17 @@ def model_folder(settings: ModelSettings) -> Path | None:
 
 
 def planning_folder(settings: ModelSettings) -> Path | None:
-    """The folder with the configurations of a checked model, and perhaps no weights; None if they are not here."""
+    """The folder with a checked model's configurations, possibly without weights; None if they are not here."""
     if settings.config is not None:
         return path_of(settings.config)
     return stored.described(settings.path) if is_s3(settings.path) else local_folder(settings.path)
 
 
 def resolution_faults(settings: ModelSettings, resolution: int, *, longest_px: int | None = None) -> list[str]:
-    """Why a checked model cannot be trained at a resolution, one line each: SD3 has places for so many patches.
+    """Why a checked model cannot be trained at a resolution, one line each: SD3 has a limited number of positions.
 
     Args:
-        longest_px: longest side of any bucket, where images are not squares.
+        longest_px: longest side of any bucket, if images are not square.
     """
     folder = planning_folder(settings)
     if folder is None:
@@ -87,7 +87,7 @@ def _place_of_single_file(settings: ModelSettings) -> Path:
 
 
 def _single_file_identity(settings: ModelSettings) -> str:
-    """By the content of the file and of the folder beside it, whatever they are called."""
+    """Identifies the file and the folder beside it by their content, whatever their names."""
     digest = file_hash(path_of(settings.path))
     return f"single-file-{digest}:{folder_hash(path_of(str(settings.config)))}"
 
@@ -96,7 +96,7 @@ def check_model(settings: ModelSettings, *, used_here: bool = True) -> list[str]
     """Faults of `model.path` and `model.vae`, one line each.
 
     Args:
-        used_here: whether a Hub id must be in the local cache or reachable, and not only of the right form.
+        used_here: whether a Hub id must be in the local cache or reachable, not merely well-formed.
     """
     faults = _model_faults(settings, used_here=used_here)
     if settings.vae is not None:
@@ -136,9 +136,9 @@ def _layout_faults(folder: Path, settings: ModelSettings) -> list[str]:
     try:
         other_family = _other_family(folder, settings)
     except (OSError, ValueError):
-        other_family = []  # what is wrong with the index comes below
+        other_family = []  # the checks below report what is wrong with the index
     if other_family:
-        return other_family + wrong_variant  # nothing else is as it should be, with the eyes of a family it is not of
+        return other_family + wrong_variant  # checks made for the wrong family would all fail
     listed = is_s3(settings.path) and not is_archive(settings.path)
     names = set(stored.names_like(settings.path, "*")) if listed else names_in(folder)
     weights: Weights = "none" if wrong_variant else "listed" if listed else "here"
@@ -165,7 +165,7 @@ def _vae_faults(path: str, *, used_here: bool) -> list[str]:
             found = part_faults(vae_folder(folder, None))
             return [f"model.vae = {path!r}: {reason}" for reason in found]
         faults = hub_faults("model.vae", path, CONFIG, None, ask=used_here, lacks=part_faults)
-        # `model=sdxl` brings one along, also where model.path is a copy on this machine.
+        # `model=sdxl` brings one along, even if model.path is a copy on this machine.
         return [f"{fault}, or set model.vae=null for the model's own" for fault in faults]
     except BadArchive as error:
         return [f"model.vae = {path!r}: {error}"]
@@ -173,7 +173,7 @@ def _vae_faults(path: str, *, used_here: bool) -> list[str]:
 
 def _missing_variant(folder: Path, settings: ModelSettings) -> list[str]:
     pattern = f"{FAMILIES[settings.family].denoiser}/*.{settings.variant}.*"
-    # Of a folder in S3 the weights are not here yet.
+    # The weights of a folder in S3 are not here yet.
     listed = is_s3(settings.path) and stored.names_like(settings.path, pattern)
     if settings.variant is None or listed or any(folder.glob(pattern)):
         return []
@@ -190,10 +190,10 @@ def _other_family(folder: Path, settings: ModelSettings) -> list[str]:
 
 
 def fingerprint(settings: ModelSettings) -> str:
-    """What the base model is: a hash of its files where they are local, its name and revision on the Hub.
+    """Identifies the base model: a hash of its files if they are local, its name and revision if it is on the Hub.
 
-    What lies in S3 is known by its listing (names, sizes, ETags), as of the check before; also where a copy is here: a
-    job has one id wherever it runs, and another one than with a local folder of the same files.
+    A model in S3 is identified by its listing (names, sizes, ETags) as of the check before, even if a copy is here: a
+    job has one id wherever it runs, which differs from that of a local folder with the same files.
     """
     single = is_single_file(settings.path)
     own = _single_file_identity(settings) if single else _identity(settings.path, settings.revision, settings.variant)
@@ -213,10 +213,10 @@ def _identity(path: str, revision: str | None, variant: str | None) -> str:
 
 
 def snapshot(settings: ModelSettings) -> Path:
-    """The local folder with a model's files, fetched from S3 or the Hub or laid out if need be.
+    """The local folder with a model's files, fetched from S3 or the Hub or laid out if necessary.
 
     Raises:
-        ModelError: it is neither on this machine nor reachable, or a file that cannot be read.
+        ModelError: it is neither on this machine nor reachable, or one of its files cannot be read.
     """
     path = settings.path
     if is_single_file(path):
@@ -232,19 +232,19 @@ def snapshot(settings: ModelSettings) -> Path:
         fetched = DiffusionPipeline.download(
             path, revision=settings.revision, variant=settings.variant, use_safetensors=True
         )
-    except Exception as error:  # the client's HTTP library has exceptions of its own, which are no OSErrors
+    except Exception as error:  # the client's HTTP library has its own exceptions, which are not OSErrors
         raise ModelError(f"model.path = {path!r}: {not_to_be_had(reason_of(error))}") from error
     return Path(fetched)
 
 
 def vae_folder(model: Path, vae: Path | None) -> Path:
-    """The folder with the VAE's own files: the model's, or that of one that takes its place."""
+    """The folder with the VAE's own files: the model's, or those of its replacement."""
     source = vae or model
     return source / "vae" if (source / "vae").is_dir() else source
 
 
 def vae_source(settings: ModelSettings) -> Path | None:
-    """The folder of a VAE that takes the place of the model's own; None where none does.
+    """The folder of a VAE that replaces the model's own; None without a replacement.
 
     Raises:
         ModelError: it is neither on this machine nor reachable.
@@ -269,10 +269,10 @@ def _vae_snapshot(path: str) -> Path:
 
 
 def check_fetched(settings: ModelSettings, planned: str) -> None:
-    """Compare what was fetched with the fingerprint that a job was planned with, where it lies in S3.
+    """Compare what was fetched from S3 with the fingerprint that a job was planned with.
 
     Raises:
-        ModelError: it was changed since, or is a model of another family.
+        ModelError: it has changed since, or is a model of another family.
     """
     stored_keys = [key for key in ("path", "vae") if is_s3(getattr(settings, key) or "")]
     if stored_keys and fingerprint(settings) != planned:
@@ -281,16 +281,16 @@ def check_fetched(settings: ModelSettings, planned: str) -> None:
             f"model.{key} = {getattr(settings, key)!r}: what lies in S3 has changed since the job was planned; run the "
             "command again"
         )
-    # What an archive in S3 holds is known only now.
+    # Only now is it known what an archive in S3 contains.
     if is_s3(settings.path) and is_archive(settings.path):
         check_layout(settings)
 
 
 def check_layout(settings: ModelSettings) -> None:
-    """Check a folder that was unpacked.
+    """Check an unpacked folder.
 
     Raises:
-        ModelError: it is no model in diffusers layout, or one of another family.
+        ModelError: it is not a model in diffusers layout, or belongs to another family.
     """
     folder = local_folder(settings.path)
     assert folder is not None, settings.path

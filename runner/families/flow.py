@@ -1,7 +1,7 @@
-"""Flow matching: a straight line from the image to the noise, and where on it a model is trained.
+"""Flow matching: a straight line from the image to the noise, and the points on it where a model is trained.
 
 SD3 and FLUX.1 are trained on it (arXiv 2403.03206): x_s = (1 - s) x + s n at noise level s, and the model predicts
-the velocity n - x. It is told 1000 s.
+the velocity n - x. Its timestep input is 1000 s.
 
 # Shape suffixes: B samples, C channels, H W latent height and width.
 """
@@ -23,13 +23,13 @@ from runner.errors import ModelError
 from runner.schema import FlowSettings, ModelSettings
 
 PATCH = 2
-"""Side of the squares of latents that are one token of the transformer, in all families so far."""
+"""Side of the squares of latents that make up one token of the transformer, in all families so far."""
 LEAST_DRAW = 2.0**-54
-"""Takes the place of 0, whose quantile is infinite; other draws are multiples of 2^-53."""
+"""Replaces 0, whose quantile is infinite; other draws are multiples of 2^-53."""
 
 
 class FlowMatching:
-    """The straight line, with the shift towards noise that the model's scheduler configuration has."""
+    """The straight line, with the shift towards noise from the model's scheduler configuration."""
 
     def __init__(self, scheduler: Mapping[str, Any]) -> None:
         self.num_timesteps = int(scheduler.get("num_train_timesteps", 1000))
@@ -46,9 +46,9 @@ class FlowMatching:
         return self.num_timesteps * shifted(spread(uniform, settings), shift)
 
     def shift(self, tokens: int) -> float:
-        """How far the model's own sampler shifts noise levels towards noise, for an image of so many tokens.
+        """How far the model's own sampler shifts noise levels towards noise for an image of this many tokens.
 
-        A constant (SD3), or exp(mu) with mu on a line through two image sizes (FLUX.1).
+        Either a constant (SD3), or exp(mu) with mu on a line through two image sizes (FLUX.1).
         """
         config = self.scheduler
         if not config.get("use_dynamic_shifting", False):
@@ -68,19 +68,19 @@ class FlowMatching:
         return noise_BCHW - latents_BCHW
 
     def sampler(self, folder: Path, name: str) -> Any:
-        """The model's own: the others that there are names for belong to other processes (the schema refuses them)."""
+        """The model's own sampler; the schema rejects the other names, which belong to other processes."""
         assert name == "model", name
         return FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
 
     def sampler_fault(self, sampler: Any) -> str:
-        """There is none: it always starts from noise alone."""
+        """Always empty: this sampler starts from pure noise."""
         return ""
 
 
 def spread(uniform: float, settings: FlowSettings) -> float:
-    """The noise level s in [0, 1] of a uniform draw, before the shift.
+    """The noise level s in [0, 1] for a uniform draw, before the shift.
 
-    `logit_normal`: the logit of s is normal. `mode`: s = 1 - u - scale (cos^2(pi u / 2) - 1 + u), more often in the
+    `logit_normal`: the logit of s is normal. `mode`: s = 1 - u - scale (cos^2(pi u / 2) - 1 + u), which favours the
     middle (both arXiv 2403.03206, section 3.1).
     """
     if settings.timesteps == "logit_normal":
@@ -94,7 +94,7 @@ def spread(uniform: float, settings: FlowSettings) -> float:
 
 
 def shifted(level: float, shift: float) -> float:
-    """A noise level, moved towards noise as a larger image needs it (arXiv 2403.03206, section 5.3.2)."""
+    """A noise level, moved towards noise as larger images require (arXiv 2403.03206, section 5.3.2)."""
     return shift * level / (1 + (shift - 1) * level)
 
 

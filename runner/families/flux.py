@@ -1,6 +1,6 @@
-"""FLUX.1: CLIP's pooled embedding and T5, a transformer over packed latents that is told a guidance scale.
+"""FLUX.1: CLIP's pooled embedding and T5, a transformer over packed latents that takes a guidance scale as input.
 
-# Shape suffixes, beside those of `family.py`: T image tokens, of 2 x 2 latents each.
+# Shape suffixes, in addition to those of `family.py`: T image tokens, of 2 x 2 latents each.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ token_keys: dict[str, str] = {}
 controlled_pipeline = None
 load_noise = load_flow_matching
 T5_TOKENS = 512
-"""As many as the pipeline reads, and the model was trained on."""
+"""As many as the pipeline reads and the model was trained on."""
 TRAINING_GUIDANCE = 1.0
-"""The scale a model with guidance distilled into it is told in training: none, for the images are real."""
+"""Input of a guidance-distilled model during training: no guidance, because the images are real."""
 
 
 def kohya_version(denoiser: nn.Module) -> str:
@@ -38,12 +38,12 @@ def kohya_version(denoiser: nn.Module) -> str:
 
 
 def zeros_for_empty(folder: Path) -> bool:
-    """No prompt is the encoded empty caption."""
+    """Without a prompt, it uses the encoded empty caption."""
     return False
 
 
 def load_tokenizers(folder: Path) -> Tokenizers:
-    """CLIP's and T5's."""
+    """The tokenizers of CLIP and T5."""
     clip = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     t5 = T5Tokenizer.from_pretrained(folder / "tokenizer_2")
     return Tokenizers([clip, t5], [int(clip.model_max_length), T5_TOKENS])
@@ -72,7 +72,7 @@ def load_denoiser(folder: Path, variant: str | None, dtype: torch.dtype) -> nn.M
 
 
 def predict(denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: Text, time_ids_B6: Tensor) -> Tensor:
-    """The transformer's output, `[B, C, H, W]`; it takes tokens of 2 x 2 latents, and the noise level from 0 to 1."""
+    """The transformer's output, `[B, C, H, W]`; it takes tokens of 2 x 2 latents, and a noise level from 0 to 1."""
     dtype = next(denoiser.parameters()).dtype  # denoiser.dtype walks through all modules at every call
     config: Any = denoiser.config
     height, width = noisy_BCHW.shape[2:]
@@ -93,28 +93,28 @@ def predict(denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: 
 
 
 def packed(latents_BCHW: Tensor) -> Tensor:
-    """Latents as a row of tokens, `[B, T, 4 C]`."""
+    """Latents as a sequence of tokens, `[B, T, 4 C]`."""
     squares = latents_BCHW.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # B C H/2 2 W/2 2
     tokens: Tensor = squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
     return tokens
 
 
 def unpacked(tokens_BTD: Tensor, height: int, width: int) -> Tensor:
-    """The way back from `packed`, `[B, C, H, W]`."""
+    """The inverse of `packed`, `[B, C, H, W]`."""
     squares = tokens_BTD.unflatten(2, (-1, 2, 2)).unflatten(1, (height // 2, width // 2))  # B H/2 W/2 C 2 2
     latents: Tensor = squares.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
     return latents
 
 
 def _positions(rows: int, columns: int, device: torch.device) -> Tensor:
-    """Where each token is in the image, `[T, 3]`; the first number is free for other uses."""
+    """The position of each token in the image, `[T, 3]`; the first number is reserved for other uses."""
     row_T = torch.arange(rows, device=device, dtype=torch.float32).repeat_interleave(columns)
     column_T = torch.arange(columns, device=device, dtype=torch.float32).repeat(rows)
     return torch.stack([torch.zeros_like(row_T), row_T, column_T], dim=1)
 
 
 class _Pipeline(FluxPipeline):  # type: ignore[misc]
-    """Gives latents as other pipelines do, and not as a row of tokens."""
+    """Returns latents in the shape other pipelines use, not as a sequence of tokens."""
 
     def __call__(self, *, height: int, width: int, output_type: str = "pil", **arguments: Any) -> Any:
         drawn = super().__call__(height=height, width=width, output_type=output_type, **arguments)
@@ -125,7 +125,7 @@ class _Pipeline(FluxPipeline):  # type: ignore[misc]
 
 
 def pipeline(*, denoiser: nn.Module, text: TextStack | None, vae: nn.Module | None, scheduler: Any) -> Any:
-    """A FluxPipeline around parts in use."""
+    """A FluxPipeline around existing parts."""
     encoders = text.encoders if text else [None, None]
     tokenizers = text.tokenizers.each if text else [None, None]
     return _Pipeline(
@@ -140,7 +140,7 @@ def pipeline(*, denoiser: nn.Module, text: TextStack | None, vae: nn.Module | No
 
 
 def prompt_arguments(positive: Text, negative: Text) -> dict[str, Any]:
-    """The pipeline's arguments for already encoded prompts; there is no negative one."""
+    """The pipeline's arguments for prompts that are already encoded; there is no negative one."""
     return {"prompt_embeds": positive["embeds"], "pooled_prompt_embeds": positive["pooled"]}
 
 

@@ -1,4 +1,4 @@
-"""What plans and checks know of each family, without torch: an entry here and a file of its name are a family."""
+"""What plans and checks know about each family, without torch: an entry here and a file of that name make a family."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runner.families.targets import Presets
 
 
 class Count(Protocol):
-    """Counts what one image costs."""
+    """Counts the cost of one image."""
 
     def __call__(self, config: Mapping[str, Any], *, latent_side: int) -> Work:
         """From the denoiser's config.json and the side of the latents."""
@@ -24,7 +24,7 @@ class Known:
     """A family."""
 
     pipeline: str
-    """Class in `model_index.json`, by which a model's family is known."""
+    """The class in `model_index.json`, which identifies a model's family."""
     denoiser: str
     """Folder of the denoiser in diffusers layout."""
     config: Mapping[str, Any]
@@ -33,26 +33,26 @@ class Known:
     presets: Presets
     """What the names in `lora.targets` stand for."""
     trained_shares: Mapping[str, float]
-    """Of the base's parameters, for each unit of rank: an adapter on the layers that such a name stands for."""
+    """For each target name, an adapter's size per unit of rank, as a share of the base's parameters."""
     latent_channels: int
     usual_guidance: float
-    """Guidance that its images are drawn with where nothing is said: the default of its pipeline in diffusers."""
+    """Default guidance of its images: that of its pipeline in diffusers."""
     caption_numbers: int
-    """What its text encoders make of a caption."""
+    """Numbers in an encoded caption."""
     text_parameters: float
-    """Of all its usual text encoders together."""
+    """Parameters of all its usual text encoders together."""
     original_layout: bool = False
-    """Whether its authors' own layout is in use beside diffusers': whole models as one file, and adapters with alpha
+    """Whether its authors' own layout is in use beside diffusers': whole models in one file, and adapters with alpha
     tensors that other programs read."""
     least_step_s: float = 0.0
-    """Batch-1 steps on GPUs, where these are bound by launching kernels: published ones are much the same on an L40S
-    and an H100; SDXL's took 0.26 to 0.41 s on an H200 (benchmarks/results/full_size_unet.md). Transformers have few
-    and large ones."""
+    """Least time of a batch-1 step on a GPU, where launching kernels is the limit: published times are much the same on
+    an L40S and an H100; SDXL took 0.26 to 0.41 s on an H200 (benchmarks/results/full_size_unet.md). Transformers have
+    few, large kernels."""
     told_guidance: bool = False
-    """Whether the model is told the guidance scale, and draws with one pass for each sampling step, not two."""
+    """Whether the guidance scale is an input of the model, which then needs one pass per sampling step, not two."""
 
     def guidance(self, asked: float | None) -> float:
-        """The guidance of its images; None asks for what is usual."""
+        """The guidance of its images; None means the usual one."""
         return self.usual_guidance if asked is None else asked
 
 

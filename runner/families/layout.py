@@ -1,4 +1,4 @@
-"""A model's folder in diffusers layout: what its small files say, and whether all of it is there. Reads no weights."""
+"""A model's folder in diffusers layout: what its small files say, and whether it is complete. Reads no weights."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from runner.system.tensor_file import read_header
 
 INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
-"""Any of these sets is a whole tokenizer."""
+"""Each of these sets of files is a complete tokenizer."""
 Weights = Literal["here", "listed", "none"]
-"""Where the weights of a model are, if they are needed: in its folder, or elsewhere and known by name."""
+"""Where a model's weights are: in its folder, elsewhere and known by name ("listed"), or not needed ("none")."""
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
 WEIGHTS = (".safetensors", ".bin")
 WHOLE = "copy or download the whole model"
 
 
 def index_of(folder: Path) -> dict[str, Any]:
-    """What a model consists of: its pipeline's class, and the library and class of each part.
+    """The parts of a model: its pipeline's class, and the library and class of each part.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON object.
+        OSError: the file cannot be read.
+        ValueError: it is not a JSON object.
     """
     return _read(folder / INDEX)
 
 
 def config_of(folder: Path, part: str = "") -> dict[str, Any]:
-    """The configuration of one part of a model, or of a part that has the folder for itself.
+    """The configuration of one part of a model, or of a part in its own folder.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON object.
+        OSError: the file cannot be read.
+        ValueError: it is not a JSON object.
     """
     return _read(folder / part / (SCHEDULER_CONFIG if part == "scheduler" else CONFIG))
 
@@ -43,15 +43,15 @@ def config_of(folder: Path, part: str = "") -> dict[str, Any]:
 def layout_faults(
     folder: Path, names: Collection[str], denoiser: str, *, variant: str | None, own_vae: bool, weights: Weights
 ) -> Iterator[str]:
-    """What a model lacks of what a training loads, or has damaged: reason and fix for each.
+    """What training needs but a model lacks or has damaged: reason and fix for each.
 
     Args:
-        folder: its small files, and weights that are here.
-        names: of all its files, as paths relative to the folder: of a model in S3 not all are here.
+        folder: holds its small files, and its weights if they are here.
+        names: all its files, as paths relative to the folder; for a model in S3, not all of them are here.
         denoiser: the name of its part.
-        variant: of which the files with weights are, such as `fp16`.
+        variant: the variant of the files with weights, such as `fp16`.
         own_vae: whether the model's own VAE is used.
-        weights: where they are.
+        weights: where the weights are.
     """
     if unreadable := _fault_of(folder, INDEX):
         yield unreadable
@@ -74,13 +74,13 @@ def layout_faults(
 
 
 def part_faults(folder: Path) -> Iterator[str]:
-    """What one network lacks that has a folder on this machine for itself, as of `layout_faults`."""
+    """What a network in its own folder on this machine lacks; like `layout_faults`."""
     yield from _faults_of_config(folder, "")
     yield from _weight_faults(folder, names_in(folder), "", None, here=True)
 
 
 def names_in(folder: Path) -> set[str]:
-    """The names of a model's files, or of a part's, on this machine."""
+    """The names of a model's or a part's files on this machine."""
     return {file.relative_to(folder).as_posix() for file in (*folder.glob("*"), *folder.glob("*/*")) if file.is_file()}
 
 
@@ -102,7 +102,7 @@ def _weight_faults(
         yield f"{said} has no weights of the variant {variant}; set model.variant=null, or {WHOLE}"
     elif variant not in variants:
         other = min(other for other in variants if other)
-        choose = f"set model.variant={other}, or " if part else ""  # which is of the parts of a model
+        choose = f"set model.variant={other}, or " if part else ""  # a setting for parts of a model only
         yield f"{said} has weights of the variant {other} only; {choose}{WHOLE}"
     for name in files:
         if here and name.endswith(".safetensors") and _variant_of(name) == variant:
@@ -122,7 +122,7 @@ def _weight_faults(
 
 
 def _variant_of(name: str) -> str | None:
-    """`fp16` of `model.fp16.safetensors`, and of the table and the parts of such a file; None for the plain one."""
+    """`fp16` for `model.fp16.safetensors`, and for the index and shards of such a file; None for the plain one."""
     _, *words = SHARD.sub("", name).split(".")
     return next((word for word in words if word not in ("safetensors", "bin", "index", "json")), None)
 

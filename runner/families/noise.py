@@ -1,4 +1,4 @@
-"""The forward process of DDPM-style models: how much noise, what the model shall predict, how samples weigh.
+"""The forward process of DDPM-style models: how much noise, what the model must predict, how samples are weighted.
 
 # Shape suffixes: B samples, C channels, H W latent height and width, T training timesteps.
 """
@@ -20,11 +20,11 @@ from runner.families.prediction import Prediction, prediction_of, start_fault
 from runner.schema import FlowSettings, ModelSettings
 
 LARGEST_DEBIASED_SNR = 1000.0
-"""Above it the debiased weight stays as it is, as in the trainers that have it."""
+"""Above this, the debiased weight stays constant, as in the trainers that have it."""
 
 
 class NoiseSchedule:
-    """Signal and noise levels of every training timestep, as the model's scheduler configuration has them."""
+    """Signal and noise levels of every training timestep, from the model's scheduler configuration."""
 
     def __init__(self, scheduler: DDPMScheduler, prediction: Prediction) -> None:
         self.alphas_cumprod_T: Tensor = scheduler.alphas_cumprod.float()
@@ -37,15 +37,15 @@ class NoiseSchedule:
         return self
 
     def timestep(self, uniform: float, settings: FlowSettings, latent_size: Sequence[int]) -> int:
-        """The timestep of a training sample; all are drawn alike."""
+        """The timestep of a training sample; all are equally likely."""
         return int(uniform * self.num_timesteps)
 
     def sampler(self, folder: Path, name: str) -> Any:
-        """A fresh sampler on the model's own schedule."""
+        """A fresh sampler with the model's own schedule."""
         return load_sampler(folder, name, self.prediction)
 
     def sampler_fault(self, sampler: Any) -> str:
-        """That it cannot start from noise alone, where the schedule ends in that."""
+        """Says if it cannot start from pure noise although the schedule ends in it."""
         return start_fault(type(sampler).__name__, self.prediction)
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class NoiseSchedule:
         return alpha_B.sqrt() * latents_BCHW + (1 - alpha_B).sqrt() * noise_BCHW
 
     def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """What the model shall predict: the noise, the image, or the velocity of arXiv 2202.00512."""
+        """What the model must predict: the noise, the image, or the velocity of arXiv 2202.00512."""
         if self.prediction.kind == "epsilon":
             return noise_BCHW
         if self.prediction.kind == "sample":
@@ -70,7 +70,7 @@ class NoiseSchedule:
     def min_snr_weight(self, timesteps_B: Tensor, gamma: float) -> Tensor:
         """Min-SNR weight of each sample's loss, `[B]` (arXiv 2303.09556).
 
-        min(SNR, gamma) where the image is predicted, / SNR where noise is, / (SNR + 1) where velocity is.
+        min(SNR, gamma) if the image is predicted; that / SNR for noise, / (SNR + 1) for velocity.
         """
         snr_B = self.snr(timesteps_B)
         return self._weight(snr_B.clamp(max=gamma), snr_B)
@@ -78,16 +78,17 @@ class NoiseSchedule:
     def debiased_weight(self, timesteps_B: Tensor) -> Tensor:
         """Weight of debiased estimation, `[B]` (arXiv 2310.08442).
 
-        1 / sqrt(SNR) where noise is predicted, and the same objective where something else is: sqrt(SNR) for the
-        image, sqrt(SNR) / (SNR + 1) for velocity. (Other trainers take 1 / (SNR + 1) or 1 / sqrt(SNR + 1) for it.)
+        1 / sqrt(SNR) if noise is predicted; other predictions get the same objective: sqrt(SNR) for the image,
+        sqrt(SNR)
+        / (SNR + 1) for velocity. (Other trainers use 1 / (SNR + 1) or 1 / sqrt(SNR + 1) for velocity.)
         """
         snr_B = self.snr(timesteps_B)
         return self._weight(torch.maximum(snr_B.sqrt(), snr_B / math.sqrt(LARGEST_DEBIASED_SNR)), snr_B)
 
     def _weight(self, of_image_B: Tensor, snr_B: Tensor) -> Tensor:
-        """From the weight of the image's squared error to that of what is predicted.
+        """Convert the weight of the image's squared error to that of the predicted quantity.
 
-        The same deviation is a squared error SNR times as large in the noise, and SNR + 1 times in velocity.
+        The same deviation has a squared error SNR times as large in the noise, and SNR + 1 times in velocity.
         """
         if self.prediction.kind == "sample":
             return of_image_B
@@ -95,10 +96,10 @@ class NoiseSchedule:
 
 
 def load_noise_schedule(folder: Path, settings: ModelSettings) -> NoiseSchedule:
-    """Read the noise schedule of the model in `folder`, with what the settings say otherwise.
+    """Read the noise schedule of the model in `folder`, with the settings taking precedence.
 
     Raises:
-        ModelError: the model predicts something that is not trained here.
+        ModelError: the model predicts something that cannot be trained here.
     """
     prediction = prediction_of(folder, settings)
     if prediction.fault:

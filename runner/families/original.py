@@ -1,4 +1,4 @@
-"""The names that a UNet's layers have in Stable Diffusion's own code: in single files, and in kohya's for SDXL."""
+"""The names of a UNet's layers in Stable Diffusion's own code: in single files, and in kohya's for SDXL."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ RESIDUAL = {
 
 
 def original_names(layers: Collection[str], layers_per_block: int) -> Mapping[str, str]:
-    """Name of each layer in diffusers -> its name in the original code; what that does not have is left out.
+    """Name of each layer in diffusers -> its name in the original code; layers unknown to that are left out.
 
     Args:
-        layers: names of a UNet2DConditionModel's layers, all of them: where an upsampler stands depends on others.
-        layers_per_block: of the UNet's configuration; one number, as all models of the original code have it.
+        layers: names of all layers of a UNet2DConditionModel: the place of an upsampler depends on others.
+        layers_per_block: from the UNet's configuration; a single number, as in all models of the original code.
     """
     attended = {name.partition(".attentions.")[0] for name in layers if ".attentions." in name}
     found = {name: _original(name, attended, layers_per_block) for name in layers}
@@ -40,7 +40,7 @@ def _original(name: str, attended: Collection[str], layers_per_block: int) -> st
     if name in AROUND:
         return AROUND[name]
     found = re.fullmatch(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(\w+)\.(\d+)\.(.+)", name)
-    if found is None:  # such as the embedding of the guidance in distilled models
+    if found is None:  # such as the guidance embedding of distilled models
         return None
     direction, block, part, index, rest = found[1], int(found[2] or 0), found[3], int(found[4]), found[5]
     if part == "resnets":

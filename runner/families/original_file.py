@@ -1,6 +1,6 @@
-"""Writes a model in diffusers layout as one file in the layout of the original code, as ComfyUI and A1111 read it.
+"""Writes a model in diffusers layout as one file in the layout of the original code, for ComfyUI and A1111.
 
-The way back from what `single_file` reads, for Stable Diffusion 1.x and XL.
+The inverse of what `single_file` reads, for Stable Diffusion 1.x and XL.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ SD2_TEXT_WIDTH = 1024
 
 
 def write_single_file(folder: Path, file: Path, family: str, *, about: Mapping[str, str]) -> None:
-    """Write the UNet, the text encoders and the VAE of a folder that `save_pretrained` wrote, in their precision.
+    """Write the UNet, text encoders and VAE of a folder written by `save_pretrained`, in their own precision.
 
     Args:
-        about: what the header says.
+        about: the metadata for the header.
 
     Raises:
-        ModelError: there is no such layout of this model.
+        ModelError: this model cannot be written in that layout.
     """
     tensors = {UNET + key: tensor for key, tensor in _unet(folder / "unet").items()}
     tensors |= {VAE + key: tensor for key, tensor in _vae(folder / "vae").items()}
@@ -65,10 +65,10 @@ def _prediction_marks(folder: Path, *, like: Tensor) -> dict[str, Tensor]:
 
 
 def single_file_reason(folder: Path, family: str, *, prediction: str | None) -> str:
-    """Why a model has no single file; empty if it has.
+    """Why a model cannot be a single file; empty if it can.
 
     Args:
-        prediction: what the model is said to predict; None where its sampler says it.
+        prediction: what the settings say the model predicts; None to ask its sampler.
     """
     config = config_of(folder, "unet")
     if config.get("cross_attention_dim") == SD2_TEXT_WIDTH:
@@ -100,20 +100,20 @@ def _vae(folder: Path) -> dict[str, Tensor]:
     for key, tensor in _tensors(folder).items():
         name = re.sub(r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block.", key)
         name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample.", name)
-        # Counted from the image in the original code, from the latents in diffusers.
+        # The original code counts from the image, diffusers from the latents.
         name = re.sub(r"up_blocks\.(\d+)\.resnets\.", lambda found: f"up.{last - int(found[1])}.block.", name)
         name = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0\.", lambda found: f"up.{last - int(found[1])}.upsample.", name)
         name = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", name)
         if found := re.fullmatch(r"(\w+)\.mid_block\.attentions\.0\.(.+)\.(weight|bias)", name):
             name = f"{found[1]}.mid.attn_1.{VAE_ATTENTION[found[2]]}.{found[3]}"
-            # Linear in diffusers, a convolution over single pixels in the original code.
+            # A linear layer in diffusers, a 1x1 convolution in the original code.
             tensor = tensor[:, :, None, None] if tensor.dim() == 2 else tensor
         written[name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")] = tensor
     return written
 
 
 def _clip(folder: Path) -> dict[str, Tensor]:
-    # transformers has dropped the prefix from the names of its modules; some files of it still have it.
+    # transformers dropped this prefix from its module names; some of its files still have it.
     return {TEXT_MODEL + key.removeprefix(TEXT_MODEL): tensor for key, tensor in _tensors(folder).items()}
 
 

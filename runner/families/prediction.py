@@ -1,4 +1,4 @@
-"""What a DDPM-style model predicts and whether its noise ends in noise alone; by its configuration, without torch."""
+"""What a DDPM-style model predicts, and if its schedule ends in pure noise; from its configuration, without torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from runner.schema import Experiment, ModelSettings
 from runner.schema.family import TRANSFORMERS
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-"""Noise, velocity (arXiv 2202.00512), and the image itself, as diffusers calls them."""
+"""Noise, velocity (arXiv 2202.00512), and the image itself, by their names in diffusers."""
 OTHER_PROCESSES = ("EDM", "FlowMatch")
-"""How the names of samplers begin whose models learn something else (arXiv 2206.00364, 2209.03003): what diffusers
-makes of their configuration for DDPM are its own defaults."""
+"""Prefixes of samplers whose models learn something else (arXiv 2206.00364, 2209.03003): reading their configuration
+for DDPM would give diffusers' own defaults."""
 STARTS_WITHOUT_IMAGE = (
     "DDIM",
     "DDPM",
@@ -26,19 +26,19 @@ STARTS_WITHOUT_IMAGE = (
     "LCM",
     "TCD",
 )
-"""Samplers, without their suffix `Scheduler`, that know a schedule whose last timestep is noise alone."""
+"""Samplers, without the suffix `Scheduler`, that support a schedule whose last timestep is pure noise."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What the model was made to predict."""
+    """What the model was trained to predict."""
 
     kind: str
     zero_terminal_snr: bool
     scheduler: str = "DDPMScheduler"
-    """Class of the scheduler that the model comes with, ..."""
+    """Class of the model's own scheduler, ..."""
     has_betas: bool = True
-    """... and whether its configuration says how much noise each timestep has."""
+    """... and whether its configuration gives the noise of each timestep."""
 
     @property
     def fault(self) -> str:
@@ -55,7 +55,7 @@ class Prediction:
 
     @property
     def untrained(self) -> str:
-        """Why the model is none that learns what is trained here, though it can draw; empty if it is one."""
+        """Why the model does not learn what is trained here, even if it can draw; empty if it does."""
         if not self.scheduler.startswith(OTHER_PROCESSES) and self.has_betas:
             return ""
         return (
@@ -65,7 +65,7 @@ class Prediction:
 
 
 def prediction_of(folder: Path, settings: ModelSettings) -> Prediction:
-    """What the settings say, and the model's scheduler configuration where they are silent."""
+    """From the settings, or from the model's scheduler configuration if they say nothing."""
     config = config_of(folder, "scheduler")
     zero = settings.zero_terminal_snr
     return Prediction(
@@ -77,7 +77,7 @@ def prediction_of(folder: Path, settings: ModelSettings) -> Prediction:
 
 
 def check_noise(folder: Path, settings: ModelSettings) -> None:
-    """Whether the model in `folder`, which may not have been here before, learns what is trained.
+    """Check that the model in `folder`, which may only just have arrived, learns what is trained.
 
     Raises:
         ModelError: it does not.
@@ -87,7 +87,7 @@ def check_noise(folder: Path, settings: ModelSettings) -> None:
 
 
 def prediction_faults(experiment: Experiment) -> list[str]:
-    """What of a job does not fit the noise schedule of its checked model, one line each; none where it is not here."""
+    """What in a job conflicts with its checked model's noise schedule, one line each; none if the model is not here."""
     found = _planned(experiment.model)
     if found is None:
         return []
@@ -98,10 +98,10 @@ def prediction_faults(experiment: Experiment) -> list[str]:
 
 
 def sampler_faults(model: ModelSettings, sampler: str) -> list[str]:
-    """Why a checked model cannot be drawn with, one line; none where it is not here.
+    """Why a checked model cannot draw with this sampler, one line; empty if the model is not here.
 
     Args:
-        sampler: what `scheduler` names.
+        sampler: the name in `scheduler`.
     """
     found, folder = _planned(model), planning_folder(model)
     if found is None or folder is None:
@@ -116,18 +116,18 @@ def sampler_faults(model: ModelSettings, sampler: str) -> list[str]:
 
 
 def start_fault(sampler: str, prediction: Prediction) -> str:
-    """Why a sampler, by the name of its class, cannot draw with a model; empty if it can."""
+    """Why a sampler, given its class name, cannot draw with a model; empty if it can."""
     if not prediction.zero_terminal_snr or sampler.removesuffix("Scheduler") in STARTS_WITHOUT_IMAGE:
         return ""
     return f"{sampler} cannot start from noise alone (model.zero_terminal_snr)"
 
 
 def _planned(model: ModelSettings) -> Prediction | None:
-    """What a checked model predicts; None where it is not here, or is none of this kind."""
+    """What a checked model predicts; None if it is not here or not of this kind."""
     folder = planning_folder(model)
     if folder is None or model.family in TRANSFORMERS:
         return None
     try:
         return prediction_of(folder, model)
     except (OSError, ValueError):
-        return None  # it is read again, and said, when the model is loaded
+        return None  # loading the model reads it again and reports the error

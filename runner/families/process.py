@@ -1,4 +1,4 @@
-"""What training, validation and verification know of a forward process: how latents become noisy, and what is learned.
+"""What training, validation and verification know about a forward process: how latents get noisy, what is learned.
 
 # Shape suffixes: B samples, C channels, H W latent height and width.
 """
@@ -16,7 +16,7 @@ from runner.schema import FlowSettings
 
 
 class NoiseProcess(Protocol):
-    """A way from latents to noise, told to the denoiser in timesteps from 0 (none) to `num_timesteps` (all noise)."""
+    """A path from latents to noise; the denoiser gets timesteps from 0 (no noise) to `num_timesteps` (all noise)."""
 
     num_timesteps: int
 
@@ -27,7 +27,7 @@ class NoiseProcess(Protocol):
         """The timestep of a training sample, from a uniform draw in [0, 1).
 
         Args:
-            settings: how timesteps of flow matching are spread; other processes spread them evenly.
+            settings: how the timesteps of flow matching are distributed; other processes use a uniform distribution.
             latent_size: height and width of the sample's latents.
         """
 
@@ -35,10 +35,10 @@ class NoiseProcess(Protocol):
         """Noisy latents at the given timesteps, `[B, C, H, W]`."""
 
     def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """What the denoiser shall predict, `[B, C, H, W]`."""
+        """What the denoiser must predict, `[B, C, H, W]`."""
 
     def sampler(self, folder: Path, name: str) -> Any:
         """A fresh sampler of that name for the model in `folder`."""
 
     def sampler_fault(self, sampler: Any) -> str:
-        """Why images cannot be drawn by such a sampler; empty if they can."""
+        """Why this sampler cannot draw images; empty if it can."""

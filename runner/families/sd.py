@@ -27,18 +27,18 @@ SD2_TEXT_WIDTH = 1024
 
 
 def kohya_version(denoiser: nn.Module) -> str:
-    """SD 2.x has the wider text encoder."""
+    """SD 2.x has a wider text encoder."""
     width: int = denoiser.config.cross_attention_dim  # type: ignore[union-attr,assignment]
     return "sd_v2" if width == SD2_TEXT_WIDTH else "sd_v1"
 
 
 def zeros_for_empty(folder: Path) -> bool:
-    """No prompt is the encoded empty caption."""
+    """Without a prompt, it uses the encoded empty caption."""
     return False
 
 
 def load_tokenizers(folder: Path) -> Tokenizers:
-    """The one tokenizer."""
+    """Its single tokenizer."""
     return Tokenizers([CLIPTokenizer.from_pretrained(folder / "tokenizer")])
 
 
@@ -59,14 +59,14 @@ def load_denoiser(folder: Path, variant: str | None, dtype: torch.dtype) -> nn.M
 
 
 def predict(denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: Text, time_ids_B6: Tensor) -> Tensor:
-    """The UNet's output, `[B, C, H, W]`; this family is not told the images' sizes."""
+    """The UNet's output, `[B, C, H, W]`; image sizes are not an input of this family."""
     dtype = denoiser.get_parameter("conv_in.weight").dtype  # denoiser.dtype walks through all modules at every call
     output = denoiser(noisy_BCHW.to(dtype), timesteps_B, text["embeds"].to(dtype), return_dict=False)
     return output[0]  # type: ignore[no-any-return]
 
 
 def pipeline(*, denoiser: nn.Module, text: TextStack | None, vae: nn.Module | None, scheduler: Any) -> Any:
-    """A StableDiffusionPipeline around parts in use."""
+    """A StableDiffusionPipeline around existing parts."""
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text.encoders[0] if text else None,
@@ -80,7 +80,7 @@ def pipeline(*, denoiser: nn.Module, text: TextStack | None, vae: nn.Module | No
 
 
 def prompt_arguments(positive: Text, negative: Text) -> dict[str, Any]:
-    """The pipeline's arguments for already encoded prompts."""
+    """The pipeline's arguments for prompts that are already encoded."""
     return {"prompt_embeds": positive["embeds"], "negative_prompt_embeds": negative["embeds"]}
 
 

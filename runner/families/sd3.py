@@ -27,15 +27,15 @@ token_keys: dict[str, str] = {}
 controlled_pipeline = None
 load_noise = load_flow_matching
 T5_TOKENS = 256
-"""As many as the pipeline reads, and the model was trained on."""
+"""As many as the pipeline reads and the model was trained on."""
 
 
 @dataclasses.dataclass
 class Stack(TextStack):
-    """Tokenizers and encoders, of which T5 may be missing."""
+    """Tokenizers and encoders, possibly without T5."""
 
     width: int
-    """Of a token, as the transformer takes it: T5's."""
+    """Width of a token as the transformer takes it: that of T5."""
 
 
 def kohya_version(denoiser: nn.Module) -> str:
@@ -45,12 +45,12 @@ def kohya_version(denoiser: nn.Module) -> str:
 
 
 def zeros_for_empty(folder: Path) -> bool:
-    """No prompt is the encoded empty caption."""
+    """Without a prompt, it uses the encoded empty caption."""
     return False
 
 
 def load_tokenizers(folder: Path) -> Tokenizers:
-    """CLIP's two, and T5's where the model has it."""
+    """The two of CLIP, and T5's if the model has it."""
     tokenizers: list[Any] = [CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")]
     lengths = [int(tokenizer.model_max_length) for tokenizer in tokenizers]
     if _has_t5(folder):
@@ -70,9 +70,9 @@ def load_text(folder: Path, variant: str | None, dtype: torch.dtype) -> TextStac
 
 
 def encode_text(text: TextStack, token_ids: Sequence[Tensor]) -> Text:
-    """`embeds` `[N, L, D]`, CLIP's penultimate states side by side, then T5's; `pooled` `[N, P]`, CLIP's of both.
+    """`embeds` `[N, L, D]`: CLIP's penultimate states side by side, then T5's; `pooled` `[N, P]`: that of both CLIPs.
 
-    CLIP's are padded with zeros to T5's width; without T5, zeros stand for all its tokens.
+    CLIP's states are padded with zeros to T5's width; without T5, zeros replace all its tokens.
     """
     assert isinstance(text, Stack), text
     clip = [
@@ -93,7 +93,7 @@ def load_denoiser(folder: Path, variant: str | None, dtype: torch.dtype) -> nn.M
 
 
 def predict(denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: Text, time_ids_B6: Tensor) -> Tensor:
-    """The transformer's output, `[B, C, H, W]`; this family is not told the images' sizes."""
+    """The transformer's output, `[B, C, H, W]`; image sizes are not an input of this family."""
     dtype = next(denoiser.parameters()).dtype  # denoiser.dtype walks through all modules at every call
     output = denoiser(
         hidden_states=noisy_BCHW.to(dtype),
@@ -106,7 +106,7 @@ def predict(denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: 
 
 
 def pipeline(*, denoiser: nn.Module, text: TextStack | None, vae: nn.Module | None, scheduler: Any) -> Any:
-    """A StableDiffusion3Pipeline around parts in use."""
+    """A StableDiffusion3Pipeline around existing parts."""
     encoders = [*(text.encoders if text else []), None, None, None]
     tokenizers = [*(text.tokenizers.each if text else []), None, None, None]
     return StableDiffusion3Pipeline(
@@ -123,7 +123,7 @@ def pipeline(*, denoiser: nn.Module, text: TextStack | None, vae: nn.Module | No
 
 
 def prompt_arguments(positive: Text, negative: Text) -> dict[str, Any]:
-    """The pipeline's arguments for already encoded prompts."""
+    """The pipeline's arguments for prompts that are already encoded."""
     return {
         "prompt_embeds": positive["embeds"],
         "pooled_prompt_embeds": positive["pooled"],

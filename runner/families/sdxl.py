@@ -23,7 +23,7 @@ adapter_components = ("unet", "text_encoder", "text_encoder_2")
 target_presets = FAMILIES["sdxl"].presets
 export = Kohya(
     {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
-    # diffusers (0.42.1) reads these by their names in the original code only.
+    # diffusers (0.42.1) reads these only by their names in the original code.
     renamed={name: AROUND[name] for name in ("add_embedding.linear_1", "add_embedding.linear_2")},
 )
 token_keys = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
@@ -37,13 +37,13 @@ def kohya_version(denoiser: nn.Module) -> str:
 
 
 def zeros_for_empty(folder: Path) -> bool:
-    """No prompt is zeros, unless the model's index says otherwise."""
+    """Without a prompt, it uses zeros, unless the model's index says otherwise."""
     index = index_of(folder)
     return bool(index.get("force_zeros_for_empty_prompt", True))
 
 
 def load_tokenizers(folder: Path) -> Tokenizers:
-    """Both tokenizers: they pad differently."""
+    """Both tokenizers; they pad differently."""
     return Tokenizers([CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")])
 
 
@@ -57,7 +57,7 @@ def load_text(folder: Path, variant: str | None, dtype: torch.dtype) -> TextStac
 
 
 def encode_text(text: TextStack, token_ids: Sequence[Tensor]) -> Text:
-    """`embeds` `[N, L, D1 + D2]`: penultimate states without the final norm; `pooled` `[N, P]`: the second's."""
+    """`embeds` `[N, L, D1 + D2]`: penultimate states without the final norm; `pooled` `[N, P]`: that of the second."""
     outputs = [encoder(ids, output_hidden_states=True) for encoder, ids in zip(text.encoders, token_ids, strict=True)]
     return {
         "embeds": torch.cat([output.hidden_states[-2] for output in outputs], dim=-1),
@@ -73,7 +73,7 @@ def load_denoiser(folder: Path, variant: str | None, dtype: torch.dtype) -> nn.M
 def predict(denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: Text, time_ids_B6: Tensor) -> Tensor:
     """The UNet's output, `[B, C, H, W]`.
 
-    The sizes stay in fp32: bf16 holds whole numbers only up to 256 exactly, and the UNet embeds them in fp32.
+    The sizes stay in fp32: bf16 represents integers exactly only up to 256, and the UNet embeds them in fp32.
     """
     dtype = denoiser.get_parameter("conv_in.weight").dtype  # denoiser.dtype walks through all modules at every call
     output = denoiser(
@@ -87,7 +87,7 @@ def predict(denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, text: 
 
 
 def pipeline(*, denoiser: nn.Module, text: TextStack | None, vae: nn.Module | None, scheduler: Any) -> Any:
-    """A StableDiffusionXLPipeline around parts in use."""
+    """A StableDiffusionXLPipeline around existing parts."""
     encoders = text.encoders if text else [None, None]
     tokenizers = text.tokenizers.each if text else [None, None]
     return StableDiffusionXLPipeline(
@@ -103,7 +103,7 @@ def pipeline(*, denoiser: nn.Module, text: TextStack | None, vae: nn.Module | No
 
 
 def prompt_arguments(positive: Text, negative: Text) -> dict[str, Any]:
-    """The pipeline's arguments for already encoded prompts."""
+    """The pipeline's arguments for prompts that are already encoded."""
     return {
         "prompt_embeds": positive["embeds"],
         "pooled_prompt_embeds": positive["pooled"],

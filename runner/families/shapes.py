@@ -13,7 +13,7 @@ SD15_UNET: dict[str, Any] = {
     "layers_per_block": 2,
     "cross_attention_dim": 768,
 }
-"""Stable Diffusion 1.5; that of 2.1 differs only in the width of the text."""
+"""Stable Diffusion 1.5; 2.1 differs only in the width of the text."""
 
 SDXL_UNET: dict[str, Any] = {
     "in_channels": 4,

@@ -1,8 +1,8 @@
-"""A model in one `.safetensors` file, as ComfyUI and A1111 use them: what is in it, and its folder of many files.
+"""A model in one `.safetensors` file, as ComfyUI and A1111 use them: what it contains, and the folder made from it.
 
-diffusers reads such files where it is told the model's configurations, which lie in a folder beside (`model.config`);
-what the file has no weights of (the encoders and the VAE of a FLUX.1 file) is taken from there too. What comes out is
-kept in the cache. Until then nothing here needs torch.
+diffusers can read such a file when given the model's configurations, which lie in a separate folder (`model.config`).
+Weights that the file lacks (the encoders and the VAE of a FLUX.1 file) come from that folder too. The result is kept in
+the cache. Only reading the model needs torch.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ DENOISER = ("model.diffusion_model.", "joint_blocks.", "double_blocks.", "transf
 VAE = ("first_stage_model.", "vae.")
 T5 = ("text_encoders.t5xxl.",)
 CLIP = ("cond_stage_model.", "conditioner.embedders.", "text_encoders.clip_")
-"""How names of tensors begin, by which it is known what a file holds."""
+"""Prefixes of tensor names that tell what a file holds."""
 PRECISIONS = ("F16", "BF16", "F32")
-"""From the least to the most exact; where a file has several, all become the last of them."""
+"""From the least to the most precise; if a file has several, everything is converted to the most precise."""
 WHOLE_NUMBERS = ("I8", "I16", "I32", "I64", "U8", "BOOL")
 V_PREDICTION = "v_prediction"
 VELOCITY_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
-"""Tensors of no meaning by which programs know an SDXL file that predicts velocity, or ends in noise alone."""
+"""Empty tensors that mark an SDXL file for other programs: one that predicts velocity, one that ends in pure noise."""
 
 
 def is_single_file(path: str) -> bool:
-    """Whether `model.path` names one."""
+    """Whether `model.path` names a single file."""
     return path.endswith(SUFFIX) and not is_s3(path)
 
 
@@ -78,7 +78,7 @@ def single_file_faults(settings: ModelSettings, *, used_here: bool) -> list[str]
 
 
 def _other_prediction(settings: ModelSettings, header: dict[str, dict[str, Any]], folder: Path) -> list[str]:
-    """What the file's marks say of what it predicts, where neither the sampler beside it nor a setting does."""
+    """Faults where a mark in the file about its prediction contradicts the sampler beside it and no setting decides."""
     there = (folder / "scheduler" / SCHEDULER_CONFIG).is_file()
     sampler = config_of(folder, "scheduler") if there else {}
     told = f"model.config = {settings.config!r}: {settings.path} is marked as a model that"
@@ -97,13 +97,13 @@ def _other_prediction(settings: ModelSettings, header: dict[str, dict[str, Any]]
 
 
 def _precisions(header: dict[str, dict[str, Any]]) -> set[str]:
-    """Those of the model's weights; beside them there may be marks, and a table of the noise schedule."""
+    """The precisions of the model's weights, ignoring marks and tables of the noise schedule in the same file."""
     parts = (*DENOISER, *VAE, *T5, *CLIP)
     return {str(entry["dtype"]) for name, entry in header.items() if name.startswith(parts)}
 
 
 def _apart(header: dict[str, dict[str, Any]], folder: Path) -> list[str]:
-    """The model's parts with weights that the file does not hold."""
+    """The model's parts with weights that are not in the file."""
     index = index_of(folder)
     wanted: dict[str, tuple[str, ...]] = {"vae": VAE}
     for name, value in index.items():
@@ -117,7 +117,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def lay_out_single_file(settings: ModelSettings, folder: Path) -> Path:
-    """Write the model into a folder in diffusers layout, which appears whole; if it is there already, nothing is done.
+    """Write the model into a folder in diffusers layout, which appears all at once; does nothing if it exists.
 
     Raises:
         ModelError: diffusers cannot read the file with these configurations.
@@ -133,7 +133,7 @@ def lay_out_single_file(settings: ModelSettings, folder: Path) -> Path:
 
 
 def _read(settings: ModelSettings) -> Any:
-    """The pipeline in the file, in its most exact precision, on the CPU."""
+    """The pipeline in the file, in its highest precision, on the CPU."""
     import diffusers
     import torch
 
@@ -149,12 +149,12 @@ def _read(settings: ModelSettings) -> Any:
             library, kind = index[name]
             given[name] = getattr(import_module(library), kind).from_pretrained(folder / name, torch_dtype=dtype)
         kind = getattr(diffusers, FAMILIES[settings.family].pipeline)
-        # As in `loading`: parts that the files were never meant to have.
+        # As in `loading`: parts that these files were never meant to have.
         absent: dict[str, Any] = {name: None for name, value in index.items() if value == [None, None]}
         pipeline = kind.from_single_file(
             str(file), config=str(folder), local_files_only=True, torch_dtype=dtype, **given, **absent
         )
-    except Exception as error:  # whatever it is, it fails as a missing tensor makes it
+    except Exception as error:  # any exception here means the same as a missing tensor
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         raise ModelError(
             f"model.path = {settings.path!r}: diffusers cannot read the file with the configurations in "
@@ -167,7 +167,7 @@ def _read(settings: ModelSettings) -> Any:
 def _check_complete(pipeline: Any, settings: ModelSettings) -> None:
     for name, part in pipeline.components.items():
         if hasattr(part, "tie_weights"):
-            part.tie_weights()  # T5 has its embeddings twice, the file once
+            part.tie_weights()  # T5 holds its embeddings twice, the file once
         unread = [key for key, each in part.named_parameters() if each.is_meta] if hasattr(part, "parameters") else []
         if unread:
             raise ModelError(

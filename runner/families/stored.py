@@ -1,6 +1,6 @@
-"""A base model, or a VAE, in S3 or in a `.tar.gz`: what is known of it before it is here, and its folder once it is.
+"""A base model or VAE in S3 or in a `.tar.gz`: what is known about it before it is here, and its folder afterwards.
 
-What lies in S3 is known by its listing: names, sizes and ETags. No weights travel before a job needs them here.
+What lies in S3 is identified by its listing: names, sizes and ETags. No weights are transferred until a job needs them.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from runner.system.archive import SUFFIX, BadArchive, inner, is_archive, lay_out
 log = logging.getLogger(__name__)
 
 PLANNED_WITH = (".json", ".txt")
-"""Endings of the small files that a plan is made with."""
+"""Suffixes of the small files needed for planning."""
 
 
 def source_of(uri: str) -> Location:
     """The folder or archive that a setting names.
 
     Raises:
-        ValueError: it names none.
+        ValueError: it names neither.
     """
     return Location.of_input(uri, files=(SUFFIX,))
 
 
 def look(key: str, uri: str, *, one_of: Collection[str]) -> list[str]:
-    """Ask S3 what is there, and fetch the small files of a folder; faults, one line each.
+    """List a location in S3, and fetch the small files of a folder; returns faults, one line each.
 
     Args:
         key: the setting.
-        one_of: files by which the layout is known; an archive is not looked into.
+        one_of: files that identify the layout; archives are not inspected.
     """
     try:
         mirror = Mirror(source_of(uri))
@@ -56,7 +56,7 @@ def look(key: str, uri: str, *, one_of: Collection[str]) -> list[str]:
 
 
 def names_like(uri: str, pattern: str) -> list[str]:
-    """Paths in a folder, as of the last look, that fit a pattern."""
+    """Paths in a folder, as of the last listing, that match a pattern."""
     return fnmatch.filter(Mirror(source_of(uri)).listed() or {}, pattern)
 
 
@@ -66,7 +66,7 @@ def described(uri: str) -> Path | None:
 
 
 def local_copy(uri: str) -> Path | None:
-    """The folder with all files, if S3 had the same at the last look; None otherwise."""
+    """The folder with all files, if it matches the last listing of S3; None otherwise."""
     try:
         mirror = Mirror(source_of(uri))
     except ValueError:
@@ -78,10 +78,10 @@ def local_copy(uri: str) -> Path | None:
 
 
 def fetched(key: str, uri: str) -> Path:
-    """The folder with all files, brought up to date if S3 can be asked.
+    """The folder with all files, brought up to date if S3 is reachable.
 
     Raises:
-        ModelError: it is not here, and cannot be fetched.
+        ModelError: it is not here and cannot be fetched.
     """
     mirror = Mirror(source_of(uri))
     try:
@@ -94,7 +94,7 @@ def fetched(key: str, uri: str) -> Path:
         folder = _laid_out_in(mirror)
         assert folder is not None
         found = lay_out(archive, folder)
-        archive.unlink(missing_ok=True)  # what was in it is twice as much again
+        archive.unlink(missing_ok=True)  # its content takes as much space again
         return found
     except NoAccess as error:
         if (copy := local_copy(uri)) is None:
@@ -106,34 +106,34 @@ def fetched(key: str, uri: str) -> Path:
 
 
 def laid_out(archive: Path) -> Path:
-    """The folder with the content of an archive on this machine, unpacked once.
+    """The folder with the content of a local archive, unpacked once.
 
     Raises:
-        BadArchive: it is damaged, or holds what is not unpacked.
+        BadArchive: it is damaged, or contains something that is not unpacked.
     """
     return lay_out(archive, place_of(archive))
 
 
 def place_of(archive: Path) -> Path:
-    """Where an archive on this machine is unpacked, or would be."""
+    """Where a local archive is unpacked, or would be."""
     status = archive.stat()
     return _place(f"{archive.absolute()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}")
 
 
 def listing_hash(uri: str, suffixes: Collection[str]) -> str:
-    """SHA-256 over names, sizes and ETags, as of the last look: a changed object is another model.
+    """SHA-256 over names, sizes and ETags, as of the last listing: a changed object is another model.
 
-    An ETag depends on how an object was sent: the same files, uploaded again in other parts, are another model too.
+    An ETag depends on how an object was uploaded: the same files uploaded in other parts are another model too.
 
     Args:
-        uri: a folder or archive that was looked at.
-        suffixes: endings of the files that count in a folder.
+        uri: a folder or archive that has been listed.
+        suffixes: of the files that count in a folder.
     """
     objects = Mirror(source_of(uri)).listed() or {}
     digest = hashlib.sha256()
     for name, stored in sorted(objects.items()):
         if is_archive(uri) or name.endswith(tuple(suffixes)):
-            # How an archive is called is not what is in it.
+            # An archive's name says nothing about its content.
             shown = "" if is_archive(uri) else name
             digest.update(f"{shown}\0{stored.size}\0{stored.etag}\n".encode())
     return f"listing-{digest.hexdigest()}"
@@ -144,7 +144,7 @@ def _small(objects: Mapping[str, Stored]) -> list[str]:
 
 
 def _laid_out_in(mirror: Mirror) -> Path | None:
-    """Where the content of an archive in S3 is unpacked, which it is not yet; None before the first look."""
+    """Where the content of an archive in S3 will be unpacked; None before the first listing."""
     objects = mirror.listed()
     if objects is None:
         return None

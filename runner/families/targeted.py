@@ -1,6 +1,6 @@
 """Which layers of a denoiser carry an adapter, and what is wrong with how they were named; without torch.
 
-The names are in the headers of the model's files, so that nothing has to be loaded to say that a name is mistyped.
+The names are in the headers of the model's files, so a mistyped name is found without loading anything.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from runner.system.tensor_file import read_header
 
 WEIGHT = ".weight"
 OF_LAYERS = (2, 4)
-"""Dimensions of the weights of linear layers and convolutions."""
+"""Number of dimensions of the weights of linear layers and convolutions."""
 
 CLIP_LAYERS = [f"encoder.layers.{number}.self_attn.{end}" for number in range(32) for end in TEXT_ENCODER]
-"""What may be adapted of a text encoder; the largest, of SDXL and SD3, has so many layers."""
+"""Layers of a text encoder that may be adapted; the largest, in SDXL and SD3, has this many."""
 
 Targets = Sequence[str] | str
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def targets_of(settings: LoraSettings, presets: Presets) -> Targets:
-    """Ends of layer names, or an expression for whole names, in the blocks that are chosen."""
+    """Suffixes of layer names, or a regular expression for whole names, restricted to the chosen blocks."""
     chosen = presets.get(settings.targets, settings.targets)
     return chosen if settings.blocks is None else _inside(settings.blocks, chosen)
 
 
 def _inside(blocks: Sequence[str], targets: Targets) -> str:
-    """An expression for those of the targets, whole names or ends of names, that lie in one of the blocks."""
+    """A regular expression for the targets, whole names or suffixes, that lie in one of the blocks."""
     ends = targets if isinstance(targets, str) else rf"(.*\.)?({'|'.join(map(re.escape, targets))})"
     return rf"(?=({'|'.join(map(re.escape, blocks))})\.)({ends})"
 
 
 def matched(targets: Targets, names: Collection[str]) -> list[str]:
-    """The names that are targeted, as peft finds them."""
+    """The targeted names, matched as peft does."""
     if isinstance(targets, str):
         return [name for name in names if re.fullmatch(targets, name)]
     ends = tuple(f".{each}" for each in targets)
@@ -51,7 +51,7 @@ def matched(targets: Targets, names: Collection[str]) -> list[str]:
 
 
 def target_faults(settings: LoraSettings, model: ModelSettings) -> list[str]:
-    """What names nothing in a checked model, one line each; none where its weights are not here yet."""
+    """Settings that name nothing in a checked model, one line each; empty if its weights are not here yet."""
     known, shapes = FAMILIES[model.family], _shapes_of(model)
     layers, modules = _layers(shapes), _modules(shapes)
     if not layers:
@@ -68,7 +68,7 @@ def target_faults(settings: LoraSettings, model: ModelSettings) -> list[str]:
 
 
 def adapted_shapes(settings: LoraSettings, model: ModelSettings) -> Shapes | None:
-    """Shapes of the weights of a checked model's denoiser that get an adapter; None where they are not here yet."""
+    """Weight shapes of the adapted layers of a checked model's denoiser; None if the weights are not here yet."""
     layers = _layers(_shapes_of(model))
     if not layers:
         return None
@@ -76,7 +76,7 @@ def adapted_shapes(settings: LoraSettings, model: ModelSettings) -> Shapes | Non
 
 
 def adapter_numbers(settings: LoraSettings, model: ModelSettings) -> int | None:
-    """How many numbers an adapter of a checked model's denoiser has; None where its weights are not here yet."""
+    """Size of an adapter for a checked model's denoiser, in numbers; None if the weights are not here yet."""
     adapted = adapted_shapes(settings, model)
     if adapted is None:
         return None
@@ -90,13 +90,13 @@ def _shapes_of(model: ModelSettings) -> Shapes:
 
 @lru_cache
 def _shapes(denoiser: Path) -> Shapes:
-    """Of all tensors, by name."""
+    """The shapes of all tensors, by name."""
     shapes: dict[str, tuple[int, ...]] = {}
     try:
         for file in sorted(denoiser.glob("*.safetensors")):
             shapes |= {key: tuple(about["shape"]) for key, about in read_header(file).tensors.items()}
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # it is said when the model is loaded
+        return {}  # loading the model reports the error
     return shapes
 
 
@@ -110,13 +110,13 @@ def _layers(shapes: Shapes) -> Shapes:
 
 
 def _modules(names: Collection[str]) -> Collection[str]:
-    """All modules with weights, and what they are in."""
+    """All modules with weights, and the modules that contain them."""
     parts = [key.split(".")[:-1] for key in names]
     return {".".join(part[: end + 1]): None for part in parts for end in range(len(part))}
 
 
 def matches_nothing(settings: LoraSettings, component: str, layers: Collection[str]) -> str:
-    """That nothing is targeted, with examples of what there is."""
+    """The message that nothing is targeted, with examples of existing layers."""
     names = list(layers)
     examples = dict.fromkeys((names[0], names[len(names) // 2], names[-1])) if names else ()
     return (
@@ -126,7 +126,7 @@ def matches_nothing(settings: LoraSettings, component: str, layers: Collection[s
 
 
 def cannot_carry(targets: str, name: str, kind: str) -> str:
-    """That something else than a layer is targeted."""
+    """The message that something other than a layer is targeted."""
     return (
         f"lora.targets = {targets!r}: matches {name}, {kind}, which cannot carry a LoRA; "
         "match only linear and convolution layers"
@@ -134,7 +134,7 @@ def cannot_carry(targets: str, name: str, kind: str) -> str:
 
 
 def block_faults(settings: LoraSettings, adapted: Collection[str], modules: Collection[str]) -> list[str]:
-    """Blocks without any of the layers that are adapted."""
+    """Blocks that contain none of the adapted layers."""
     return [
         f"lora.blocks = {block!r}: holds no layer of lora.targets = {settings.targets!r}"
         f"{nearest(block, list(modules)) if block not in modules else ''}"
@@ -144,7 +144,7 @@ def block_faults(settings: LoraSettings, adapted: Collection[str], modules: Coll
 
 
 def pattern_faults(settings: LoraSettings, adapted: Sequence[str]) -> list[str]:
-    """Patterns for ranks and alphas that are about no adapted layer, or two of them about the same one."""
+    """Patterns for ranks and alphas that match no adapted layer, or the same one as another pattern."""
     faults = []
     for key in ("rank_pattern", "alpha_pattern"):
         faults += _pattern_faults(f"lora.{key}", getattr(settings, key) or {}, adapted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 Presets = Mapping[str, tuple[str, ...] | str]
-"""Name -> ends of layer names, or a regular expression for whole names; what peft calls `target_modules`."""
+"""Name -> suffixes of layer names, or a regular expression for whole names; what peft calls `target_modules`."""
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
@@ -20,7 +20,7 @@ UNET: Presets = {
     "linear_conv": (*UNET_LINEAR, "conv1", "conv2", "conv_shortcut", "conv"),
 }
 
-# The text has projections of its own in the attention that it shares with the image.
+# The text has its own projections in the attention that it shares with the image.
 JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 JOINT_FEED_FORWARD = (*FEED_FORWARD, "ff_context.net.0.proj", "ff_context.net.2")
 
@@ -35,7 +35,7 @@ _DOUBLE_FF = r"ff(_context)?\.net\.(0\.proj|2)"
 _SINGLE_FF = r"proj_mlp|proj_out"
 FLUX: Presets = {
     "attention": JOINT_ATTENTION,
-    # By the end of its name, the feed-forward of a single block could not be told from the last layer of the model.
+    # A suffix could not distinguish the feed-forward of a single block from the last layer of the model.
     "attention_ff": rf"(single_)?transformer_blocks\.\d+\.({_ATTENTION}|{_DOUBLE_FF}|{_SINGLE_FF})",
     "linear": (
         rf"(single_)?transformer_blocks\.\d+\."
