@@ -1,6 +1,6 @@
 """Images and captions: takes `DatasetSettings`, gives checked items, crops and an account of every file.
 
-Knows files, pixels and text. It does not know tensors, models or how settings were composed; importing it
+Deals with files, pixels and text. It knows nothing about tensors, models or how settings were composed; importing it
 loads neither numpy nor Pillow.
 """
 

@@ -1,6 +1,6 @@
-"""Where the encoded bytes of one image lie: a file, or a row of a parquet or arrow file, here or on the Hub.
+"""Where the encoded bytes of one image are: in a file, or a row of a parquet or arrow file, here or on the Hub.
 
-An address is small and can be pickled; the bytes are read when asked for. It does not know what the bytes mean.
+An address is small and can be pickled; the bytes are read on demand. It does not know what the bytes mean.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from runner.data.shards import Shard, ShardStore
 if TYPE_CHECKING:
     import pyarrow
 
-# Rows of one group are asked for by several threads at once; without the lock each would read the whole group.
+# Several threads read rows of one group at the same time; without the lock each would read the whole group.
 _table_lock = threading.Lock()
-# Another one: fetching takes long, and keeps nobody from what is here.
+# A separate lock: fetching takes long and must not block reading what is already here.
 _shard_lock = threading.Lock()
 
 
 class Address(Protocol):
-    """One image's place: the file that holds it, and its column and row there ("" and 0 in a plain file)."""
+    """One image's place: the file that holds it, and its column and row in it ("" and 0 in a plain file)."""
 
     @property
     def path(self) -> Path:
@@ -41,13 +41,13 @@ class Address(Protocol):
         ...
 
     def read(self) -> bytes:
-        """The encoded image. Raises OSError, or ValueError when the row holds no image."""
+        """The encoded image. Raises OSError, or ValueError if the row holds no image."""
         ...
 
 
 @dataclass(frozen=True)
 class FileAddress:
-    """An image in a file of its own."""
+    """An image in its own file."""
 
     path: Path
     column: str = ""
@@ -69,7 +69,7 @@ class ParquetAddress:
     row: int
 
     def read(self) -> bytes:
-        """The image's bytes; its row group stays in memory until two others were read."""
+        """The image's bytes; its row group stays in memory until two others have been read."""
         with _table_lock:
             cells = _parquet_cells(self.path, self.path.stat().st_mtime_ns, self.column, self.row_group)
         return cell_bytes(cells[self.row_in_group].as_py(), folder=self.path.parent)
@@ -103,11 +103,11 @@ class StreamedAddress:
 
     @property
     def path(self) -> Path:
-        """Where the shard lies while it is on this machine."""
+        """The path of the shard while it is on this machine."""
         return self.store.place(self.shard)
 
     def read(self) -> bytes:
-        """The image's bytes; its row group stays in memory until two others were read."""
+        """The image's bytes; its row group stays in memory until two others have been read."""
         with _shard_lock:
             cells = _shard_cells(self.store, self.shard, self.column, self.row_group)
         return cell_bytes(cells[self.row_in_group].as_py(), folder=None)
@@ -136,12 +136,12 @@ def open_arrow(path: Path) -> pyarrow.Table:
     try:
         return pa.ipc.open_file(mapped).read_all()
     except pa.ArrowInvalid:
-        # `datasets` writes the stream format, which has no footer and so is told apart only by trying.
+        # `datasets` writes the stream format, which has no footer, so only trying tells the two apart.
         mapped.seek(0)
         return pa.ipc.open_stream(mapped).read_all()
 
 
-# The modification time is part of the key: a rewritten file must not be answered from memory.
+# The modification time is part of the key: the cache must not answer for a file that was rewritten.
 @lru_cache(maxsize=2)
 def _parquet_cells(path: Path, mtime_ns: int, column: str, row_group: int) -> pyarrow.ChunkedArray:
     import pyarrow.parquet as pq
@@ -150,7 +150,7 @@ def _parquet_cells(path: Path, mtime_ns: int, column: str, row_group: int) -> py
         return parquet.read_row_group(row_group, columns=[column]).column(column)
 
 
-# What a shard holds never changes.
+# The content of a shard never changes.
 @lru_cache(maxsize=2)
 def _shard_cells(store: ShardStore, shard: Shard, column: str, row_group: int) -> pyarrow.ChunkedArray:
     import pyarrow.parquet as pq

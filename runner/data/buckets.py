@@ -1,6 +1,6 @@
-"""Aspect-ratio buckets: which of the shapes of `runner.schema.shapes` an image goes to, and how full each becomes.
+"""Aspect-ratio buckets: which of the shapes of `runner.schema.shapes` an image goes to, and how full each bucket gets.
 
-Pure functions of sizes in pixels: no seed, no state, no image. A shape is (height, width), height first.
+Pure functions of sizes in pixels: no seed, no state, no image. A shape is (height, width), in that order.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 def nearest_bucket(height_px: int, width_px: int, shapes: tuple[Shape, ...]) -> Shape:
     """The bucket with the closest aspect ratio: the smallest |log(aspect of the image / aspect of the bucket)|.
 
-    A logarithm, so that only the shape counts and not the size: an image and its enlargement go to one bucket, a
-    portrait and the same picture on its side to mirrored ones. Of two buckets equally close, the one of more pixels is
-    taken, then the wider one.
+    A logarithm, so that only the shape counts, not the size: an image and its enlargement go to the same bucket, a
+    portrait and the same picture on its side to mirrored ones. Of two equally close buckets, it takes the one with more
+    pixels, then the wider one.
     """
     aspect = math.log(width_px / height_px)
     apart = [abs(aspect - math.log(width / height)) for height, width in shapes]
-    nearly = min(apart) + 1e-9  # a rounding error does not decide between two
+    nearly = min(apart) + 1e-9  # a rounding error must not decide between two
     closest = [shape for shape, far in zip(shapes, apart, strict=True) if far <= nearly]
     return max(closest, key=lambda shape: (shape[0] * shape[1], shape[1]))
 
 
 def training_shape(height_px: int, width_px: int, data: DatasetSettings, resolution: int) -> Shape:
-    """What is cut out of an image of this size: the square of `resolution`, or with `dataset.buckets` its bucket."""
+    """The shape to cut from an image of this size: the square of `resolution`, or with `dataset.buckets` its bucket."""
     if not data.buckets:
         return resolution, resolution
     shapes = bucket_shapes(resolution, data.bucket_step, data.bucket_max_aspect)
@@ -46,12 +46,12 @@ def bucket_table(shapes: Iterable[Shape], *, batch_size: int, steps: int) -> lis
 
     Args:
         shapes: the bucket of each training image, as often as it comes in an epoch.
-        batch_size: images of one step.
+        batch_size: images per step.
         steps: optimizer steps of the training.
 
     Returns:
         Rows of `height_px`, `width_px`, `images`, `steps` (the bucket's share of the training's steps, rounded down)
-        and `repeats` (how often one batch holds the same image, where the bucket has fewer images than a batch;
+        and `repeats` (how often one batch holds the same image, if the bucket has fewer images than a batch;
         otherwise 1).
     """
     images = Counter(shapes)
@@ -69,7 +69,7 @@ def bucket_table(shapes: Iterable[Shape], *, batch_size: int, steps: int) -> lis
 
 
 def bucket_lines(table: Sequence[dict[str, Any]]) -> list[str]:
-    """The table in words, with what is particular about small buckets."""
+    """The table in words, with remarks about small buckets."""
     lines = [f"buckets: {len(table)} in use; height x width, images"] if table else []
     for row in table:
         line = f"  {row['height_px']:>5} x {row['width_px']:<5} {row['images']:>6}"

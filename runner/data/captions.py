@@ -1,7 +1,7 @@
-"""The captions that an image may be trained with: what was found for it, shuffled, with a prefix and a suffix.
+"""The captions that an image may be trained with: those found for it, shuffled, with a prefix and a suffix.
 
 Pure functions of the captions and the settings, so that all of them can be encoded once and shared by every job and
-seed. Which one a sample gets is chosen elsewhere.
+seed. Which one a sample gets is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ PUNCTUATION = tuple(",.;:!?")
 
 
 def captions_of(item: Item, data: DatasetSettings) -> tuple[str, ...]:
-    """All captions that `item` may be trained with; the first is the one to measure and draw with.
+    """All captions that `item` may be trained with; the first is used for measuring and sampling.
 
-    Without options these are the item's own. With `caption_shuffle` there are `caption_variants` of each, the first
-    of them as it was written. A caption with nothing to shuffle is there as often, so that all own captions weigh the
-    same. The prefix and the suffix stand around what is shuffled.
+    By default these are the item's own. With `caption_shuffle` there are `caption_variants` of each, the first of them
+    unchanged. A caption with nothing to shuffle appears just as often, so that all own captions have the same weight.
+    The prefix and the suffix surround the shuffled part.
     """
     found = []
     for caption in item.captions:
@@ -34,12 +34,12 @@ def captions_of(item: Item, data: DatasetSettings) -> tuple[str, ...]:
 
 
 def as_measured(items: Sequence[Item], data: DatasetSettings) -> tuple[Item, ...]:
-    """The items with the one caption each that they are measured with."""
+    """The items, each with the single caption it is measured with."""
     return tuple(dataclasses.replace(item, caption=captions_of(item, data)[0], more_captions=()) for item in items)
 
 
 def shown(caption: str) -> str:
-    """A caption as it is written into a message: in quotes, and only its beginning where it is long."""
+    """A caption as shown in a message: in quotes, and cut to its beginning if it is long."""
     return repr(caption if len(caption) <= SHOWN_CHARACTERS else f"{caption[: SHOWN_CHARACTERS - 3].rstrip()}...")
 
 
@@ -51,7 +51,7 @@ def tags_of(caption: str, data: DatasetSettings) -> tuple[list[str], list[str]]:
 
 
 def can_be_shuffled(items: Sequence[Item], data: DatasetSettings) -> bool:
-    """Whether any caption has two parts that may change places."""
+    """Whether any caption has two parts that may swap places."""
     return any(len(tags_of(caption, data)[1]) > 1 for item in items for caption in item.captions)
 
 
@@ -59,7 +59,7 @@ def _shuffled(caption: str, variant: int, data: DatasetSettings) -> str:
     kept, moving = tags_of(caption, data) if variant else ([], [])
     if len(moving) < 2:
         return caption
-    # By a hash of the text and not by a seed: more variants keep the first ones, and every job has the same.
+    # By a hash of the text, not by a seed: adding variants keeps the first ones, and every job gets the same.
     key = f"{variant}/{caption}"
     order = sorted(range(len(moving)), key=lambda place: hashlib.sha256(f"{place}/{key}".encode()).digest())
     return f"{data.caption_separator.rstrip()} ".join([*kept, *(moving[place] for place in order)])

@@ -1,7 +1,7 @@
-"""What subjects are one of: class prompts, images of the classes that are there, and how many are to be drawn.
+"""The classes that subjects belong to: class prompts, existing images of the classes, and how many to draw.
 
-Each of several sources may have a subject, and a class, of its own. Knows settings and data sets; drawing is for those
-who have the model.
+Each of several sources may have its own subject and class. This module knows settings and data sets; drawing is done
+where the model is loaded.
 """
 
 from __future__ import annotations
@@ -30,52 +30,52 @@ NO_PROMPT = (
 
 @dataclasses.dataclass(frozen=True)
 class SubjectClass:
-    """A class, and what is kept of it."""
+    """A class, and the images that preserve it."""
 
     prompt: str
     items: tuple[Item, ...]
-    """Images of the class that the user has, captioned with the class prompt."""
+    """The user's own images of the class, captioned with the class prompt."""
     to_draw: int
-    """Images that the base model draws beside them."""
+    """Number of images for the base model to draw in addition."""
     subjects: tuple[Item, ...]
-    """The images of subjects that are of this class."""
+    """The images of the subjects that belong to this class."""
 
     @property
     def identity(self) -> dict[str, str | None]:
-        """What tells it from others: the prompt and the fingerprint of the given images.
+        """What distinguishes it: the prompt and the fingerprint of the given images.
 
-        What is drawn beside them follows from the settings and the base model.
+        The images drawn in addition follow from the settings and the base model.
         """
         return {"prompt": self.prompt, "images": fingerprint_of(self.items) if self.items else None}
 
 
 @dataclasses.dataclass(frozen=True)
 class Prior:
-    """What a DreamBooth job keeps of the classes of its subjects."""
+    """What a DreamBooth job preserves: the classes of its subjects."""
 
     classes: tuple[SubjectClass, ...]
-    """Distinct ones, in an order that depends on their content only."""
+    """The distinct classes, in an order that depends only on their content."""
     of_source: Mapping[int, int]
-    """Which of them the images of each source are of."""
+    """Source -> index of the class that its images belong to."""
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The class prompts, in their order."""
+        """The class prompts, in order."""
         return tuple(dict.fromkeys(each.prompt for each in self.classes))
 
     @property
     def identity(self) -> Any:
-        """What tells it from others: the class's identity; with several a list of them, each with its subjects."""
+        """What distinguishes it: the class's identity, or a list of several, each with its subjects."""
         if len(self.classes) == 1:
             return self.classes[0].identity
         return [each.identity | {"subjects": fingerprint_of(each.subjects)} for each in self.classes]
 
     def class_of(self, item: Item) -> int:
-        """Which of the classes an image of the data set is of."""
+        """Index of the class that an image of the data set belongs to."""
         return self.of_source[item.source]
 
     def lines(self) -> Iterator[str]:
-        """For people: which class the subject of each source is of, where there are several classes."""
+        """For people: the class of each source's subject, if there are several classes."""
         for source, number in self.of_source.items() if len(self.classes) > 1 else ():
             each = self.classes[number]
             beside = f": {len(each.items)} images given, {each.to_draw} of the base model's"
@@ -85,13 +85,13 @@ class Prior:
 def prior_of(
     experiment: Experiment, dataset: Dataset, *, read: Callable[[DatasetSettings], Dataset] = read_dataset
 ) -> Prior | None:
-    """The prior that a job keeps, or None if it keeps none.
+    """The prior that a job trains with, or None if it has none.
 
     Args:
-        dataset: its images, whose `dataset_info.json` may name the class; with several sources that of each.
+        dataset: its images; its `dataset_info.json` may name the class, for each of several sources its own.
 
     Raises:
-        SettingsError: nothing says what the class is, or where its images come from, or these have faults.
+        SettingsError: the class or the origin of its images is not specified, or its images have faults.
     """
     method = experiment.method
     if not isinstance(method, DreamBooth) or method.prior == "none":
@@ -121,7 +121,7 @@ def prior_of(
 
 @dataclasses.dataclass(frozen=True)
 class _Said:
-    """What is said of the class of one source's subject."""
+    """What is specified about the class of one source's subject."""
 
     source: int
     section: str
@@ -130,20 +130,20 @@ class _Said:
     prompt: str
     folder: str | None
     folder_key: str
-    """The setting that names the folder, or would, where `dataset_info.json` does."""
+    """The setting that names the folder, or that would if `dataset_info.json` did not."""
     described: bool
-    """Whether it is `dataset_info.json` that names it."""
+    """Whether `dataset_info.json` names it."""
 
 
 def _all_said(experiment: Experiment, method: DreamBooth, dataset: Dataset) -> list[_Said]:
-    """What is said of each source: by itself, by the method for those that say nothing, or in `dataset_info.json`."""
+    """What is specified for each source: in its own settings, else in the method's, else in `dataset_info.json`."""
     settings, found = experiment.dataset, []
     for number, (path, described) in enumerate(zip(settings.paths, dataset.described, strict=True)):
         source = settings.sources[number] if settings.sources else None
         section = f"dataset.sources.{number}" if len(settings.paths) > 1 else "method"
         own_prompt, own_folder = (source.class_prompt, source.class_data_dir) if source else (None, None)
         prompt = (own_prompt or method.class_prompt or described.class_prompt or "").strip()
-        # The method's folder is of the method's class: who says to be of another one has other images, too.
+        # The method's folder belongs to the method's class: a source that names another class has other images too.
         folder, key = own_folder, f"dataset.sources.{number}.class_data_dir"
         if folder is None and own_prompt is None:
             folder, key = method.class_data_dir, "method.class_data_dir"
@@ -186,7 +186,7 @@ def _given(
     dataset: Dataset,
     read: Callable[[DatasetSettings], Dataset],
 ) -> tuple[list[tuple[Item, ...]], list[str]]:
-    """(the images of each one's class that the user has, what is wrong with them)."""
+    """(the user's images of each source's class, faults)."""
     known: dict[tuple[str | None, str], tuple[Item, ...]] = {}
     given, faults = list[tuple[Item, ...]](), list[str]()
     for each in said:
@@ -208,7 +208,7 @@ def _given(
 
 
 def missing_folders(experiment: Experiment) -> list[str]:
-    """The folders of classes that settings name and that are not there: what is known of them without the data set."""
+    """Folders of classes that the settings name but that do not exist; checked without the data set."""
     method, sources = experiment.method, experiment.dataset.sources or ()
     if not isinstance(method, DreamBooth) or method.prior != "images":
         return []
@@ -254,7 +254,7 @@ def _class_images(said: _Said, data: DatasetSettings, read: Callable[[DatasetSet
         return ()
     settings = DatasetSettings(
         path=said.folder,
-        instance_prompt=said.prompt or "without a prompt",  # which is told
+        instance_prompt=said.prompt or "without a prompt",  # a missing one is reported elsewhere
         skip_unreadable=data.skip_unreadable,
         min_side_px=data.min_side_px,
     )
@@ -270,7 +270,7 @@ def _class_images(said: _Said, data: DatasetSettings, read: Callable[[DatasetSet
 
 
 def _refuse_one_image_in_two_classes(items: Sequence[Item], of_source: Mapping[int, int]) -> None:
-    """Nothing would tell such samples apart, wherever the data set is sent."""
+    """Such samples could not be told apart once the data set is sent elsewhere."""
     first: dict[tuple[str, ...], Item] = {}
     for item in items:
         other = first.setdefault((item.id, *item.captions), item)

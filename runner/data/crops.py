@@ -1,7 +1,7 @@
 """Which part of an image is trained on, and its pixels. Pure functions of the image's content: no seed, no state.
 
 scale = max(target_h / height, target_w / width)                     the resized image covers the target, aspect kept
-crop  = resized[top : top + target_h, left : left + target_w]        then mirrored when `flip`
+crop  = resized[top : top + target_h, left : left + target_w]        then mirrored if `flip`
 
 The target is a square, or the bucket that the image belongs to (`runner.data.buckets`).
 """
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Crop:
-    """`height_px` x `width_px`, cut at (`top`, `left`) out of the image resized to (`resized_h`, `resized_w`);
-    all pixels.
+    """`height_px` x `width_px`, cut at (`top`, `left`) from the image resized to (`resized_h`, `resized_w`);
+    all in pixels.
     """
 
     resized_h: int
@@ -41,8 +41,8 @@ class Crop:
         """SDXL's micro-conditioning: (original h, w, crop top, left, target h, w).
 
         Original in pixels of the file, crop in pixels of the resized image, target in pixels of the crop itself. A
-        mirrored crop reports the left edge it has in the mirrored image. To be kept in fp32: bf16 does not hold
-        integers above 256 exactly. Source: SDXL paper 2307.01952, sections 2.2 and 2.3.
+        mirrored crop reports its left edge in the mirrored image. Keep them in fp32: bf16 does not represent integers
+        above 256 exactly. Source: SDXL paper 2307.01952, sections 2.2 and 2.3.
         """
         left = self.resized_w - self.width_px - self.left if self.flip else self.left
         sizes = (item.height_px, item.width_px, self.top, left, self.height_px, self.width_px)
@@ -50,7 +50,7 @@ class Crop:
         return height, width, top, left_edge, target_h, target_w
 
     def content(self) -> dict[str, Any]:
-        """What names its encoding in a cache; a square has one side, as before there were other shapes."""
+        """What identifies its encoding in a cache; a square is stored with one side, as before other shapes existed."""
         named = dataclasses.asdict(self)
         if self.height_px == self.width_px:
             named["size_px"] = named.pop("height_px")
@@ -63,9 +63,9 @@ def crops_for(
 ) -> tuple[Crop, ...]:
     """The crops of `item` for a target of this shape, (height, width) in pixels.
 
-    `center`: one crop, and its mirror image with `flip`. `random`: exactly `variants` crops, drawn from (item.id,
-    shape, variant number) only, so every job and every seed shares them; with `flip` every other one is mirrored.
-    Asking for more variants keeps the first ones. An image without room to move gives the same crop several times.
+    `center`: one crop, and its mirror image with `flip`. `random`: exactly `variants` crops, drawn only from (item.id,
+    shape, variant number), so every job and every seed shares them; with `flip` every other one is mirrored. Asking for
+    more variants keeps the first ones. An image without room to move gives the same crop several times.
     """
     height, width = shape
     resized_h, resized_w = resized_size(item.height_px, item.width_px, shape)
@@ -74,7 +74,7 @@ def crops_for(
         sides = (False, True) if flip else (False,)
         return tuple(Crop(resized_h, resized_w, room_h // 2, room_w // 2, height, width, side) for side in sides)
     assert mode == "random", f"unknown crop mode {mode!r}"
-    # Which half is mirrored differs between images, so that a single variant is not always the upright one.
+    # Which half is mirrored differs between images, so that a single variant is not always the unmirrored one.
     first_side = int(item.id[-1], 16) % 2
     target = f"{height}" if height == width else f"{height}x{width}"
     crops = []
@@ -94,9 +94,9 @@ def resized_size(height_px: int, width_px: int, shape: Shape) -> tuple[int, int]
 
 
 def render(item: Item, crop: Crop, *, image: Image.Image | None = None) -> NDArray[np.uint8]:
-    """Pixels of `crop`, uint8 RGB `[height, width, 3]`, Lanczos-resized. Raises DatasetError when the file has changed.
+    """Pixels of `crop`, uint8 RGB `[height, width, 3]`, Lanczos-resized. Raises DatasetError if the file has changed.
 
-    `image` is `item.open()`, given by a caller who renders several crops of one item.
+    `image` is `item.open()`, passed by a caller that renders several crops of one item.
     """
     import numpy as np
     from PIL import Image
@@ -108,7 +108,7 @@ def render(item: Item, crop: Crop, *, image: Image.Image | None = None) -> NDArr
 def render_mask(item: Item, crop: Crop) -> NDArray[np.uint8]:
     """The mask of `item` where `crop` cuts the image, uint8 `[height, width]`, 255 where it counts.
 
-    Raises DatasetError when the file has changed; the item must have a mask.
+    Raises DatasetError if the file has changed; the item must have a mask.
     """
     import numpy as np
     from PIL import Image
@@ -131,6 +131,6 @@ def _drawn(name: str, *rooms: int) -> list[int]:
     import numpy as np
 
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
-    # Raw words, because numpy keeps them the same between versions, and the distributions of Generator it does not.
+    # Raw words: numpy keeps them stable between versions, but not the distributions of Generator.
     words = np.random.Philox(key=key).random_raw(len(rooms))
     return [(int(word) * (room + 1)) >> 64 for word, room in zip(words, rooms, strict=True)]

@@ -1,7 +1,7 @@
-"""From settings to a checked data set: finds the items, reads each once, accounts for every file or raises
+"""From settings to a checked data set: finds the items, reads each once, and accounts for every file or raises
 with all faults.
 
-Knows the order of work and the rules that hold for every source; the sources know the layouts.
+Knows the order of work and the rules that apply to every source; the sources know the layouts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MIN_ITEMS_TO_HOLD_OUT = 10
 
 @dataclass(frozen=True)
 class Described:
-    """What the `dataset_info.json` of one source says of the class of its subject."""
+    """What the `dataset_info.json` of one source says about the class of its subject."""
 
     class_prompt: str | None = None
     class_folder: Path | None = None
@@ -46,10 +46,10 @@ class Described:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Items in an order that depends on their content only, and how they were found.
+    """Items in an order that depends only on their content, and how they were found.
 
-    `fingerprint` changes when an image's bytes, a caption or a count of them changes, and not with names,
-    folders or order. `described` has an entry for each source, and one for a single `path`.
+    `fingerprint` changes with an image's bytes, its captions or its number of copies, not with names, folders or
+    order. `described` has one entry per source, or a single one for a single `path`.
     """
 
     items: tuple[Item, ...]
@@ -58,8 +58,8 @@ class Dataset:
     described: tuple[Described, ...] = ()
 
     def without_masks(self) -> Dataset:
-        """Without the images that are named like masks of others: a folder that is trained with masks may serve where
-        nothing has any, as real images or as those of a class.
+        """Leave out images named like masks of others: a folder meant for training with masks may also be used where
+        there are none, as real images or as class images.
         """
         masks = _like_masks(self.items)
         kept = tuple(item for item in self.items if item.file not in masks)
@@ -67,11 +67,11 @@ class Dataset:
 
 
 def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, refresh: bool = True) -> Dataset:
-    """Find, read and check all images of `settings.path`, or of all `settings.sources`; `resolution` (pixels) lets the
-    report tell enlarged from reduced; without `refresh` a whole copy of what lies in S3 is taken as it is.
+    """Find, read and check all images of `settings.path`, or of all `settings.sources`; with `resolution` (pixels) the
+    report tells enlarged from reduced; without `refresh` a complete copy of data in S3 is used as it is.
 
     Raises DatasetError with every fault: no such path, no images, damaged or too small images (unless
-    `skip_unreadable`), captions that are missing, metadata that does not fit the files.
+    `skip_unreadable`), missing captions, metadata that does not match the files.
     """
     items: list[Item] = []
     rows: list[Row] = []
@@ -96,7 +96,7 @@ def read_dataset(settings: DatasetSettings, *, resolution: int | None = None, re
         place = section.removeprefix("dataset").removeprefix(".")
         items += [_of_source(item, number, place, repeats) for item in own_items]
         rows += [dataclasses.replace(row, file=_file_in(place, row.file)) for row in own_rows]
-    # What one source lacks, those that cannot be read may have.
+    # What the readable sources lack may be in the ones that cannot be read.
     faults_of_all = faults_of_all or _faults_of_all(items, settings)
     if faults_of_all:
         raise DatasetError("\n".join(faults_of_all))
@@ -117,7 +117,7 @@ def would_fetch(settings: DatasetSettings) -> bool:
 
 
 def fingerprint_of(items: Sequence[Item]) -> str:
-    """sha256 over the sorted (content id, captions) of all images, how often they come, and their masks, in hex."""
+    """sha256, in hex, over the sorted (content id, captions) of all images, their repeats, and their masks."""
     content: list[Any] = sorted((item.id, *item.captions) for item in items)
     repeated = sorted((item.id, item.repeats, *item.captions) for item in items if item.repeats > 1)
     masked = sorted((item.id, item.mask.id, *item.captions) for item in items if item.mask)
@@ -127,20 +127,20 @@ def fingerprint_of(items: Sequence[Item]) -> str:
 
 
 def in_reading_order(items: Sequence[Item]) -> tuple[Item, ...]:
-    """The same items as they lie on disk: rows of a table in turn, so that each row group is read once."""
+    """The same items in their order on disk: rows of a table one after another, so that each row group is read once."""
     return tuple(sorted(items, key=reading_place))
 
 
 def reading_place(item: Item) -> tuple[str, int]:
-    """What items are sorted by to be read as they lie on disk."""
+    """Sort key for reading items in their order on disk."""
     return str(item.address.path), item.address.row
 
 
 def split(items: Sequence[Item], *, held_out: float) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    """(train, held out): a share of `held_out` (from 0 to below 1) is kept out, chosen by content alone; both keep the
+    """(train, held out): holds out a share of `held_out` (0 <= share < 1), chosen by content alone; both keep the
     given order.
 
-    Copies of one image are always on one side. Below 10 items nothing is held out; from 10 on, at least one
+    Copies of an image are always on the same side. Below 10 items nothing is held out; from 10 on, at least one
     item is, unless all are copies of one image.
     """
     if held_out == 0 or len(items) < MIN_ITEMS_TO_HOLD_OUT:
@@ -160,7 +160,7 @@ def split(items: Sequence[Item], *, held_out: float) -> tuple[tuple[Item, ...], 
 
 
 def _parts_of(settings: DatasetSettings) -> list[tuple[str, DatasetSettings, int]]:
-    """Each place of images: (what its settings are called, its settings, how often its images come in an epoch)."""
+    """Each place with images: (the name of its settings, the settings, how often its images come in an epoch)."""
     if not settings.sources:
         return [("dataset", settings, 1)]
     parts = []
@@ -182,7 +182,7 @@ def _of_source(item: Item, number: int, place: str, repeats: int) -> Item:
 
 
 def _shares(items: Sequence[Item], parts: Sequence[tuple[str, DatasetSettings, int]]) -> tuple[Share, ...]:
-    """What each of several sources adds to an epoch."""
+    """What each of several sources contributes to an epoch."""
     shares = []
     for section, part, repeats in parts if len(parts) > 1 else ():
         place = section.removeprefix("dataset.")
@@ -192,7 +192,7 @@ def _shares(items: Sequence[Item], parts: Sequence[tuple[str, DatasetSettings, i
 
 
 def _faults_of_all(items: Sequence[Item], settings: DatasetSettings) -> list[str]:
-    """What is wrong with all sources together."""
+    """Faults of all sources together."""
     faults = []
     if settings.masks and items and not any(item.mask for item in items):
         faults.append(
@@ -210,7 +210,7 @@ def _faults_of_all(items: Sequence[Item], settings: DatasetSettings) -> list[str
 
 
 def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> tuple[list[Item], list[Row]]:
-    """The usable images with their captions, and the rows of all other files; adds what is wrong to `faults`."""
+    """The usable images with their captions, and the rows of all other files; adds to `faults`."""
     default_caption = (settings.instance_prompt or found.instance_prompt or "").strip()
     items, rows = [], list(found.rows)
     inspected = inspect_all([entry.address for entry in found.entries], root=found.root, known=found.seen)
@@ -251,7 +251,7 @@ def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> t
 
 
 def _idle_prompt(found: Found, settings: DatasetSettings) -> tuple[str, ...]:
-    """That `instance_prompt` is the caption of no image; of several sources another one may need it."""
+    """A remark if `instance_prompt` is the caption of no image; with several sources, another one may need it."""
     own = all(any(caption.strip() for caption in entry.captions) for entry in found.entries)
     if settings.instance_prompt is None or not found.entries or not own:
         return ()
@@ -259,7 +259,7 @@ def _idle_prompt(found: Found, settings: DatasetSettings) -> tuple[str, ...]:
 
 
 def _checked_masks(found: Found, images: Sequence[Inspected], faults: Faults) -> dict[str, Mask]:
-    """The masks by the names of their images; adds to `faults` those that cannot be read or have another shape."""
+    """The masks by image name; adds to `faults` those that cannot be read or have another shape."""
     pairs = [(entry, seen, entry.mask) for entry, seen in zip(found.entries, images, strict=True) if entry.mask]
     masks = {}
     inspected = inspect_all([address for _, _, (_, address) in pairs], root=found.root / "masks") if pairs else []
@@ -274,7 +274,7 @@ def _checked_masks(found: Found, images: Sequence[Inspected], faults: Faults) ->
 
 
 def _same_shape(mask: Inspected, image: Inspected) -> bool:
-    """Whether one is the other enlarged, to a pixel of the smaller one."""
+    """Whether one is a scaled version of the other, to within a pixel of the smaller one."""
     one, other = mask.height_px * image.width_px, mask.width_px * image.height_px
     return abs(one - other) <= max(image.height_px, image.width_px)
 
@@ -297,7 +297,7 @@ def _nothing_left(found: Found, rows: list[Row]) -> str:
 
 
 def _used_rows(items: list[Item], settings: DatasetSettings, resolution: int | None) -> list[Row]:
-    """A row for each item that is trained on, with all that happens to it."""
+    """A row for each item that is trained on, with everything that happens to it."""
     first: dict[str, str] = {}
     like_masks = {} if settings.masks else _like_masks(items)
     rows = []
@@ -332,7 +332,7 @@ def _used_rows(items: list[Item], settings: DatasetSettings, resolution: int | N
 
 
 def _like_masks(items: Sequence[Item]) -> dict[str, str]:
-    """Images that are files and named like the mask of another one: their names, and its name without suffix."""
+    """Image files named like the mask of another image: their name -> that image's name without suffix."""
     found = dict[str, str]()
     for number in {item.source for item in items}:
         files = [item.file for item in items if item.source == number and not item.address.column]

@@ -1,6 +1,6 @@
-"""Encoded bytes to an upright RGB picture, with a note for everything that was changed on the way.
+"""From encoded bytes to an upright RGB picture, with a note for everything changed on the way.
 
-Takes the bytes of any format Pillow reads. Does not know where they come from or what they are for.
+Takes the bytes of any format that Pillow reads. Does not know where they come from or what they are for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OPAQUE = 255
 BLACK, WHITE = 0, 255
 ORIENTATION_TAG = 0x0112
 SWAPS_SIDES = frozenset({5, 6, 7, 8})
-"""EXIF orientations that turn the picture by a quarter."""
+"""EXIF orientations that rotate the picture by a quarter turn."""
 
 DECODE_ERRORS = (
     OSError,
@@ -35,16 +35,16 @@ DECODE_ERRORS = (
     struct.error,
     zlib.error,
 )
-"""What Pillow's decoders were seen to raise on damaged files."""
+"""What Pillow's decoders have been seen to raise on damaged files."""
 
 
 class UnreadableImage(Exception):
-    """The bytes are not a picture that can be decoded; the message says why, without the file's name."""
+    """The bytes cannot be decoded as a picture; the message says why, without the file's name."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one look at an image's bytes told: size upright, in pixels, and what decoding will change."""
+    """What one look at an image's bytes found: its upright size in pixels, and what decoding will change."""
 
     width_px: int
     height_px: int
@@ -56,9 +56,9 @@ def inspect(encoded: bytes) -> Inspection:
     image = _open(encoded)
     try:
         width, height = image.size
-        # TIFF turns itself while loading, and then no longer has the tag. PNG's tag comes only with the pixels.
+        # TIFF rotates itself while loading and then loses the tag. PNG's tag arrives only with the pixels.
         turns_itself = image.format == "TIFF" and _orientation(image) != 1
-        # An eighth of the side: JPEG's entropy decoding still reads every byte, the costly transform does not run.
+        # At an eighth of the side, JPEG's entropy decoding still reads every byte, but the costly transform is skipped.
         drafted = image.draft(None, (max(1, width // 8), max(1, height // 8)))
         image.load()
         orientation = _orientation(image)
@@ -75,7 +75,7 @@ def inspect(encoded: bytes) -> Inspection:
 
 
 def decode(encoded: bytes, *, under: int = WHITE) -> Image.Image:
-    """The first frame as upright 8-bit sRGB, transparency laid over the grey `under` (0 to 255). Raises
+    """The first frame as upright 8-bit sRGB, with transparency laid over the grey `under` (0 to 255). Raises
     `UnreadableImage`.
     """
     from PIL import ImageOps
@@ -95,7 +95,7 @@ def _open(encoded: bytes) -> Image.Image:
 
     if not encoded:
         raise UnreadableImage("the file is empty (0 bytes)")
-    # Pillow has this limit only per process. It refuses at twice the figure, and warns above the figure itself.
+    # Pillow has this limit only per process. It rejects at twice the value, and warns above the value itself.
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_MEGAPIXELS * 1_000_000 // 2)
     try:
@@ -124,13 +124,13 @@ def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
     except DECODE_ERRORS:
-        # A camera's broken EXIF block says nothing about the pixels, which are checked by loading them.
+        # A camera's broken EXIF block says nothing about the pixels, which loading checks.
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _notes(image: Image.Image, *, turned: bool) -> tuple[str, ...]:
-    """What `decode` will change, for a loaded image."""
+    """What `decode` will change in a loaded image."""
     notes = []
     if turned:
         notes.append("turned upright (EXIF)")
@@ -171,7 +171,7 @@ def _to_rgb(image: Image.Image, under: int) -> Image.Image:
     if _is_wide_grey(image):
         return _grey_to_8_bit(image).convert("RGB")
     if _has_alpha(image):
-        # Converting a transparent picture straight to RGB shows whatever colour lies hidden under it, often black.
+        # Converting a transparent picture straight to RGB shows the hidden colour under it, often black.
         rgba = image.convert("RGBA")
         ground = Image.new("RGBA", rgba.size, (under, under, under, OPAQUE))
         flat = Image.alpha_composite(ground, rgba).convert("RGB")
@@ -181,7 +181,7 @@ def _to_rgb(image: Image.Image, under: int) -> Image.Image:
 
 
 def _grey_to_8_bit(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, or of 32 holding 16, to 8 bits; floats in 0..1. Raises ValueError outside."""
+    """Grey of 16 bits, or 32 bits holding 16, to 8 bits; floats must be in 0..1. Raises ValueError out of range."""
     import numpy as np
     from PIL import Image
 
@@ -196,13 +196,13 @@ def _grey_to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def _foreign_profile(image: Image.Image) -> bytes | None:
-    """The embedded ICC profile of a colour picture, unless it says sRGB already."""
+    """The embedded ICC profile of a colour picture, unless it is already sRGB."""
     profile = image.info.get("icc_profile")
     if image.mode not in ("RGB", "RGBA", "CMYK") or not isinstance(profile, bytes) or len(profile) < 128:
         return None
     # The description is ASCII in version 2 profiles and UTF-16 in version 4.
     named_srgb = b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile
-    # Bytes 16 to 20 of the header name the colour space the profile was made for.
+    # Bytes 16 to 20 of the header name the colour space of the profile.
     fits = profile[16:20] == (b"CMYK" if image.mode == "CMYK" else b"RGB ")
     return profile if fits and not named_srgb else None
 
@@ -217,7 +217,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError):
-        # A damaged profile is common and harmless: every viewer shows such a picture without it.
+        # A damaged profile is common and harmless: every viewer shows the picture without it.
         return image
     assert converted is not None, "a copy was asked for"
     return converted

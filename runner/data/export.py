@@ -1,4 +1,4 @@
-"""A data set as parquet files, in the layout that the Hub uses: what travels to another machine in few, large files."""
+"""A data set as parquet files in the Hub's layout: what is sent to another machine, in few, large files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ IMAGE_COLUMN, CAPTION_COLUMN, MASK_COLUMN = "image", "text", "mask"
 
 
 def export(items: Sequence[Item], folder: Path, *, shard_bytes: int = SHARD_BYTES) -> list[Path]:
-    """Write images, as the bytes that they are, and captions into `train-00000-of-00001.parquet` and so on.
+    """Write images, as their original bytes, and captions into `train-00000-of-00001.parquet` and so on.
 
     Args:
         folder: an empty folder.
-        shard_bytes: a file is ended when its images have so many bytes together.
+        shard_bytes: a file is closed once its images have this many bytes in total.
 
     Raises:
         OSError: an image can no longer be read.
@@ -47,7 +47,7 @@ def export(items: Sequence[Item], folder: Path, *, shard_bytes: int = SHARD_BYTE
 
 
 def _shards(items: Sequence[Item], shard_bytes: int, *, several: bool) -> Iterator[Iterable[list[dict[str, object]]]]:
-    """Shards of row groups of rows, read only when they are asked for."""
+    """Shards of row groups of rows; images are read only when needed."""
     position = 0
 
     def groups() -> Iterator[list[dict[str, object]]]:
@@ -64,7 +64,7 @@ def _shards(items: Sequence[Item], shard_bytes: int, *, several: bool) -> Iterat
                 text = list(item.captions) if several else item.caption
                 row = {IMAGE_COLUMN: {"bytes": content, "path": item.file}, CAPTION_COLUMN: text}
                 mask = {"bytes": item.mask.address.read(), "path": item.mask.file} if item.mask else None
-                # What the schema has no column for is left out.
+                # Keys without a column in the schema are dropped.
                 group.append(row | {REPEATS_COLUMN: item.repeats, MASK_COLUMN: mask})
             position += len(group)
             yield group

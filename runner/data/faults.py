@@ -1,4 +1,4 @@
-"""Faults of a data set, gathered so that one error shows all of them; knows nothing of files or images."""
+"""Faults of a data set, collected so that one error shows all of them; knows nothing about files or images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from runner.errors import DatasetError
 
 SHOWN_PER_KIND = 20
-"""Ten thousand missing captions are one mistake: after this many lines of a kind the rest is a number."""
+"""Ten thousand missing captions are one mistake: after this many lines of a kind, the rest is only counted."""
 
 OF_A_SOURCE = re.compile(
     r"\bdataset\.(path|revision|split|image_column|caption_column|mask_column|instance_prompt|captions_per_line|stream)\b"
 )
-"""Settings that each of several sources has for itself; a fault of one of them names its own."""
+"""Settings that each of several sources has for itself; a fault in one of them names the source's own."""
 
 
 NOT_TO_BE_SET = {
@@ -24,25 +24,25 @@ NOT_TO_BE_SET = {
     "dataset.split='train'": "split 'train'",
     "Choose one of them.": "Give its folder or file.",
 }
-"""What is said of settings -> what is said instead where images are read without them, such as those of a class."""
+"""Advice about settings -> what to say instead where images are read without them, such as those of a class."""
 
 
 def without_settings(said: str) -> str:
-    """What is said of images that have no settings of their own."""
+    """A message reworded for images that have no settings of their own."""
     for words, instead in NOT_TO_BE_SET.items():
         said = said.replace(words, instead)
     return said
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the closest of `names`, or an empty string when none is close."""
+    """`" (did you mean 'x'?)"` for the closest of `names`, or an empty string if none is close."""
     by_lower = {candidate.lower(): candidate for candidate in names}
     found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f" (did you mean {by_lower[found[0]]!r}?)" if found else ""
 
 
 def listed(names: Iterable[str], *, limit: int = 12) -> str:
-    """`'a', 'b' and 3 more` in sorted order; `none` when there are no names."""
+    """`'a', 'b' and 3 more` in sorted order; `none` if there are no names."""
     ordered = sorted(names)
     text = ", ".join(repr(name) for name in ordered[:limit])
     if len(ordered) > limit:
@@ -59,11 +59,11 @@ class Faults:
         self._by_kind: dict[str, list[str]] = {}
 
     def add(self, kind: str, text: str) -> None:
-        """Note one fault; `text` names the file, what is wrong with it and the fix."""
+        """Add one fault; `text` names the file, what is wrong with it and the fix."""
         self._by_kind.setdefault(kind, []).append(OF_A_SOURCE.sub(rf"{self._section}.\1", text))
 
     def shows(self, kind: str) -> bool:
-        """Whether the text of one more fault of a kind would be told, and not only counted."""
+        """Whether one more fault of this kind would be shown rather than only counted."""
         return len(self._by_kind.get(kind, ())) < SHOWN_PER_KIND
 
     def __len__(self) -> int:
@@ -81,6 +81,6 @@ class Faults:
         return DatasetError("\n".join(lines))
 
     def raise_if_any(self) -> None:
-        """Raise `DatasetError` with everything that was added, or do nothing."""
+        """Raise `DatasetError` with everything that was added, if anything was."""
         if self._by_kind:
             raise self.error()

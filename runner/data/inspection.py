@@ -1,6 +1,6 @@
 """Reads every image once, in parallel, and remembers the result so that a second look at the same files is quick.
 
-Takes addresses, gives for each its content id, size and notes, or why it cannot be used. Does not know captions.
+Takes addresses; returns each one's content id, size and notes, or why it cannot be used. Does not know captions.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from runner.data.item import content_id
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Raise when the notes or the meaning of a remembered result change."""
+"""Increase when the notes or the meaning of a remembered result change."""
 SETTLED_NS = 2_000_000_000
-"""A file written less than this ago may be written again within the resolution of its time stamp."""
+"""A file written more recently than this may be rewritten within the resolution of its time stamp."""
 THREADS_MAX = 16
 
 
@@ -40,14 +40,14 @@ class Inspected:
     notes: tuple[str, ...] = ()
     error: str | None = None
     lasting: bool = True
-    """Whether a second look would tell the same: a disk may fail once."""
+    """Whether a second look would find the same: a disk may fail just once."""
 
 
 def inspect_all(
     addresses: Sequence[Address], *, root: Path, known: Mapping[Address, Inspected] | None = None
 ) -> list[Inspected]:
-    """Inspect each address, in the order given. `root` names the data set whose memory is used; what is `known` is
-    not looked at again.
+    """Inspect each address, in the order given. `root` identifies the data set whose memory is used; addresses in
+    `known` are not inspected again.
     """
     if known:
         rest = iter(inspect_all([address for address in addresses if address not in known], root=root))
@@ -68,7 +68,7 @@ def inspect_all(
         now = time.time_ns()
         settled = {path for path, stamp in stamps.items() if now - stamp[1] > SETTLED_NS}
         lasting = [i for i, address in enumerate(addresses) if address.path in settled and not results[i].error]
-        # Another split of the same folder may be remembered too; what is known of these files is replaced.
+        # Another split of the same folder may be remembered too; only the results for these files are replaced.
         here = {os.path.abspath(path) for path in stamps}
         others = {key: seen for key, seen in remembered.items() if json.loads(key)[0] not in here}
         _remember(memory_file, others | {keys[i]: results[i] for i in lasting})
@@ -76,8 +76,8 @@ def inspect_all(
 
 
 def inspect_now(addresses: Sequence[Address]) -> list[Inspected]:
-    """Inspect each address, without a memory."""
-    # Decoding leaves Python for C code, so threads run on all cores.
+    """Inspect each address, without using the memory."""
+    # Decoding runs in C code outside Python's lock, so threads use all cores.
     with ThreadPoolExecutor(min(THREADS_MAX, (os.cpu_count() or 1) + 2)) as pool:
         return list(pool.map(_inspect, addresses))
 
@@ -94,9 +94,9 @@ def _inspect(address: Address) -> Inspected:
 
 
 def _stamps(addresses: Sequence[Address]) -> dict[Path, tuple[int, int, int]]:
-    """Size in bytes, and times of modification and change in nanoseconds, of each file; a file that cannot be asked is
-    left out. Copies and archives bring a time of modification along, and another file may have had the same; nobody
-    sets the time of change.
+    """Size in bytes, and times of modification and change in nanoseconds, of each file; files without a status are
+    left out. Copies and archives preserve the modification time, so another file may have had the same one; nobody
+    can set the change time.
     """
     stamps = {}
     for path in dict.fromkeys(address.path for address in addresses):
@@ -119,7 +119,7 @@ def _memory_file(root: Path) -> Path:
 
 
 def version() -> list[Any]:
-    """What the result of a look depends on besides the image."""
+    """What the result of an inspection depends on besides the image."""
     import PIL
 
     return [FORMAT, PIL.__version__]
@@ -140,7 +140,7 @@ def _recall(memory_file: Path) -> dict[str, Inspected]:
 
 def _entries(files: dict[str, list[Any]]) -> Iterator[tuple[str, Inspected]]:
     for key, (identity, width, height, notes) in files.items():
-        json.loads(key)  # raises when the key is not one of ours, as for any other damage
+        json.loads(key)  # raises if the key is not one of ours, like any other damage
         yield key, Inspected(str(identity), int(width), int(height), tuple(str(note) for note in notes))
 
 

@@ -1,4 +1,4 @@
-"""One training image with its caption: known by its content, opened on demand. Knows nothing of crops or models."""
+"""One training image with its caption: identified by content, opened on demand. Knows nothing about crops or models."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def content_id(encoded: bytes) -> str:
 
 @dataclass(frozen=True)
 class Mask:
-    """What of an image counts: a picture of its shape, white where it does. Known by its content like an image."""
+    """Which parts of an image count: a picture of the same shape, white where they do. Identified by its content."""
 
     id: str
     file: str
     address: Address = field(repr=False, kw_only=True)
 
     def open(self) -> Image.Image:
-        """The mask as upright grey, 8 bits, in its own size, black where it is transparent because nothing was painted
-        there. Raises DatasetError when its bytes have changed.
+        """The mask as upright 8-bit grey, in its own size, black where it is transparent because nothing was painted
+        there. Raises DatasetError if its bytes have changed.
         """
         return _opened(self.address, self.id, self.file, under=BLACK).convert("L")
 
@@ -50,23 +50,23 @@ class Item:
     notes: tuple[str, ...] = ()
     address: Address = field(repr=False, kw_only=True)
     more_captions: tuple[str, ...] = field(default=(), kw_only=True)
-    """Others that it may be trained with instead of `caption`."""
+    """Alternative captions that it may be trained with."""
     repeats: int = field(default=1, kw_only=True)
     """How often it comes in an epoch."""
     source: int = field(default=0, kw_only=True)
-    """Which of the places of a data set it is from."""
+    """Index of the data set's source that it comes from."""
     mask: Mask | None = field(default=None, kw_only=True)
-    """Without one all of it counts."""
+    """Without a mask, all of it counts."""
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """All captions that were found for it."""
+        """All captions found for it."""
         return (self.caption, *self.more_captions)
 
     def open(self) -> Image.Image:
         """The picture as upright RGB, 8 bits, transparency over white; size `(width_px, height_px)`.
 
-        Raises DatasetError when the bytes are no longer those that were inspected, because caches are named by them.
+        Raises DatasetError if the bytes are no longer those that were inspected, because caches are keyed by them.
         """
         return _opened(self.address, self.id, self.file)
 

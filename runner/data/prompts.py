@@ -1,4 +1,4 @@
-"""What to draw of a training where nobody has said it: captions of its own data set."""
+"""What a training's samples show if nobody has chosen prompts: captions of its own data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROMPTS_FROM_CAPTIONS = 4
 
 
 def prompts_of(experiment: Experiment, items: Sequence[Item]) -> tuple[str, ...]:
-    """What to draw: the prompts of the configuration, or the captions of a few images that the loss is measured on.
+    """The prompts to draw: those of the configuration, or captions of a few images that the loss is measured on.
 
     Args:
         items: the whole data set.

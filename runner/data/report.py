@@ -1,4 +1,4 @@
-"""The account of a data set: what became of every file. Takes rows, gives counts, JSON and a terminal table."""
+"""The account of a data set: what became of every file. Takes rows; gives counts, JSON and a terminal table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 Outcome = Literal["used", "dropped", "ignored"]
 SHOWN_ROWS = 20
 MANIFEST_ROWS = 50
-"""As many as the report shows. A manifest is read and written again and again, by whoever looks at its job."""
+"""As many as the report shows. A manifest is read and written often, by everything that looks at its job."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class Row:
     outcome: Outcome
     notes: tuple[str, ...] = ()
     kinds: frozenset[str] = frozenset()
-    """Counted properties: enlarged, reduced, duplicate, converted, rotated, warning, and with masks unmasked."""
+    """Counted properties: enlarged, reduced, duplicate, converted, rotated, warning, and with masks also unmasked."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one of several sources adds: its images, how often each comes in an epoch, and samples in all."""
+    """What one of several sources contributes: its images, how often each comes in an epoch, and samples in total."""
 
     source: str
     path: str
@@ -35,15 +35,15 @@ class Share:
 
 @dataclass(frozen=True)
 class InventoryReport:
-    """Rows of all files, in the order of their names."""
+    """Rows of all files, sorted by name."""
 
     rows: tuple[Row, ...]
     resolution_px: int | None = None
-    """Side of the training square; without it, enlarged and reduced are not known and count as 0."""
+    """Side of the training square; without it, enlarged and reduced are unknown and count as 0."""
     sources: tuple[Share, ...] = ()
-    """Of each source, where there are several; of an epoch before images are held out."""
+    """One per source, if there are several; counts an epoch before images are held out."""
     remarks: tuple[str, ...] = ()
-    """What is to be known of no single file."""
+    """Remarks that concern no single file."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -57,10 +57,10 @@ class InventoryReport:
         return counts
 
     def as_dict(self, *, limit: int | None = None) -> dict[str, Any]:
-        """For JSON: the counts, and a row for each file about which there is something to say, in the files' order.
+        """For JSON: the counts, and a row for each notable file, in the files' order.
 
         Args:
-            limit: where there are more rows, those that cost images, and how many others there are.
+            limit: if there are more rows, only the ones that cost images first, and the number of the others.
         """
         notable = self._notable()
         shown = notable if limit is None or len(notable) <= limit else _first(notable)[:limit]
@@ -71,7 +71,7 @@ class InventoryReport:
         return about | ({"sources": [asdict(share) for share in self.sources]} if self.sources else {})
 
     def lines(self, *, limit: int = SHOWN_ROWS) -> list[str]:
-        """A table of at most `limit` rows; what costs images comes first."""
+        """A table of at most `limit` rows; files that cost images come first."""
         shown_always = ("used", "dropped")
         counts = [f"{count} {name}" for name, count in self.counts.items() if count or name in shown_always]
         lines = ["images: " + ", ".join(counts)]
@@ -86,7 +86,7 @@ class InventoryReport:
         width = max((len(row.file) for row in rows[:limit]), default=0)
         for row in rows[:limit]:
             line = f"  {row.outcome:<7}  {row.file:<{width}}  {'; '.join(row.notes)}"
-            lines.append(line.rstrip().replace("\n", "\\n"))  # a name may hold one, and what looks like another row
+            lines.append(line.rstrip().replace("\n", "\\n"))  # a newline in a name would look like another row
         if len(rows) > limit:
             lines.append(f"  ... and {len(rows) - limit} more")
         return lines
@@ -97,6 +97,6 @@ class InventoryReport:
 
 
 def _first(rows: list[Row]) -> list[Row]:
-    """What costs images comes first."""
+    """Files that cost images come first."""
     order = {"dropped": 0, "ignored": 2}
     return sorted(rows, key=lambda row: 1 if "warning" in row.kinds else order.get(row.outcome, 3))

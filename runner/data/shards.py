@@ -1,7 +1,7 @@
-"""Shards of a Hub data set on this machine: fetched when they are needed, as many as a bound allows.
+"""Shards of a Hub data set on this machine: fetched on demand, up to a size limit.
 
-Knows files, sizes and hashes, and nothing of what is in a shard. Threads and processes share the folder: one fetches,
-the others wait for it.
+Knows files, sizes and hashes, but not what is in a shard. Threads and processes share the folder: one fetches, the
+others wait for it.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ log = logging.getLogger(__name__)
 
 
 class NotFetched(OSError):
-    """A shard cannot be had from the Hub; the message says why, and what to do."""
+    """A shard cannot be fetched from the Hub; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of a data set on the Hub, known by its content."""
+    """A file of a data set on the Hub, identified by its content."""
 
     repository: str
     commit: str
     name: str
     size: int
     digest: str
-    """The Hub's own hash: `sha256:...` of a large file, `git:...` of a small one."""
+    """The Hub's own hash: `sha256:...` for a large file, `git:...` for a small one."""
 
 
 @dataclass(frozen=True)
 class ShardStore:
-    """A folder that never holds more than `max_bytes` of shards; the least recently used one makes room."""
+    """A folder that never holds more than `max_bytes` of shards; the least recently used ones are removed first."""
 
     folder: Path
     max_bytes: int
 
     def place(self, shard: Shard) -> Path:
-        """Where a shard lies while it is here; places sort like the names of the shards."""
+        """The path of a shard while it is here; paths sort like the names of the shards."""
         return _place(self.folder, shard)
 
     @contextmanager
     def hold(self, shard: Shard) -> Iterator[Path]:
-        """The shard's file, which stays for as long as it is held. A thread must not hold two.
+        """The shard's file, which stays as long as it is held. A thread must not hold two.
 
         Raises:
-            NotFetched: it is not here, and cannot be had.
+            NotFetched: it is not here and cannot be fetched.
         """
         place = self.place(shard)
         while True:
@@ -70,7 +70,7 @@ class ShardStore:
         with alone(self.folder / "fetching.lock", doing="fetching a part of a data set"):
             if place.is_file():
                 return
-            # Of a process that died.
+            # Left by a process that died.
             shutil.rmtree(incoming, ignore_errors=True)
             self._make_room(shard.size)
             log.info("fetching %s of %s, %.1f MB", shard.name, shard.repository, shard.size / 1e6)
@@ -82,7 +82,7 @@ class ShardStore:
                 shutil.rmtree(incoming, ignore_errors=True)
 
     def _make_room(self, size: int) -> None:
-        """Remove shards until one of `size` bytes has its place, those that nobody holds first."""
+        """Remove shards until one of `size` bytes fits, starting with those that nobody holds."""
         here = [(file.stat(), file) for file in self.folder.glob("files/**/*.parquet") if file.is_file()]
         by_use = [(file, status.st_size) for status, file in sorted(here, key=lambda each: each[0].st_mtime_ns)]
         total = sum(each for _, each in by_use)
@@ -121,7 +121,7 @@ def _downloaded(shard: Shard, folder: Path) -> Path:
         file = Path(
             hf_hub_download(shard.repository, shard.name, repo_type="dataset", revision=shard.commit, local_dir=folder)
         )
-    except Exception as error:  # the client's HTTP library has exceptions of its own, which are no OSErrors
+    except Exception as error:  # the client's HTTP library has its own exceptions, which are not OSErrors
         raise NotFetched(f"{shard.name} of {shard.repository} cannot be fetched: {reason_of(error)}") from error
     if _digest(file, shard) != shard.digest:
         raise NotFetched(
@@ -132,7 +132,7 @@ def _downloaded(shard: Shard, folder: Path) -> Path:
 
 def _digest(file: Path, shard: Shard) -> str:
     kind = shard.digest.partition(":")[0]
-    # Git's name of a file is the hash of a line with its size, and of the file.
+    # Git names a file by the hash of a line with its size followed by its content.
     head = b"blob %d\0" % file.stat().st_size
     begin = hashlib.sha256 if kind == "sha256" else partial(hashlib.sha1, head, usedforsecurity=False)
     with file.open("rb") as content:

@@ -1,4 +1,4 @@
-"""Which crops of which images a job encodes and trains on; knows the settings, not the seeds."""
+"""Which crops of which images a job encodes and trains on; knows the settings, but not the seeds."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class View:
 
 
 def shape_of(item: Item, experiment: Experiment) -> Shape:
-    """What is cut out of an image, (height, width) in pixels: the square of the experiment, or the image's bucket."""
+    """The shape cut from an image, (height, width) in pixels: the square of the experiment, or the image's bucket."""
     return training_shape(item.height_px, item.width_px, experiment.dataset, experiment.resolution)
 
 
 def crops_of(item: Item, experiment: Experiment, *, shape: Shape | None = None) -> tuple[Crop, ...]:
-    """The crops of an image that a job trains on; in its own shape, if not in a given one."""
+    """The crops of an image that a job trains on; in the given shape, or else in the image's own."""
     data = experiment.dataset
     return crops_for(
         item, shape=shape or shape_of(item, experiment), mode=data.crop, variants=data.variants, flip=data.flip
@@ -48,19 +48,19 @@ def held_out_crop(item: Item, experiment: Experiment) -> Crop:
 
 
 def repeated(items: Sequence[Item]) -> tuple[Item, ...]:
-    """The images of one epoch: each as often as it shall come."""
+    """The images of one epoch, each repeated as often as it must come."""
     return tuple(item for item in items for _ in range(item.repeats))
 
 
 def views_of(items: Sequence[Item], experiment: Experiment) -> list[View]:
-    """All crops that a job needs, of the images it trains on and of those it measures the loss on."""
+    """All crops that a job needs: of the images it trains on and of those it measures the loss on."""
     training, held_out = split(items, held_out=experiment.validation.held_out)
     views = [View(item, crop) for item in training for crop in crops_of(item, experiment)]
     return views + [View(item, held_out_crop(item, experiment)) for item in held_out or training]
 
 
 def class_views_of(class_items: Sequence[Item], items: Sequence[Item], experiment: Experiment) -> list[View]:
-    """All crops of images of a class, which are trained beside those of the subject and so in each of their shapes."""
+    """All crops of class images; they are trained beside the subject's images, so they need each of their shapes."""
     training, _ = split(items, held_out=experiment.validation.held_out)
     shapes = sorted({shape_of(item, experiment) for item in training})
     return [
@@ -69,8 +69,8 @@ def class_views_of(class_items: Sequence[Item], items: Sequence[Item], experimen
 
 
 def held_out_lines(items: Sequence[Item], experiment: Experiment) -> Iterator[str]:
-    """For people: of which sources every image is held out. Images are chosen by content, so that a data set is cut
-    alike wherever it lies, and not by their sources.
+    """For people: the sources whose images are all held out. Images are chosen by content and not by source, so that a
+    data set is split the same way wherever it lies.
     """
     training, held_out = split(items, held_out=experiment.validation.held_out)
     for source in sorted({item.source for item in held_out} - {item.source for item in training}):

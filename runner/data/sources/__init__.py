@@ -1,1 +1,1 @@
-"""Layouts of data sets on disk and on the Hub, one file each; `find.find` picks the one that fits a path."""
+"""Layouts of data sets on disk and on the Hub, one file each; `find.find` picks the one that matches a path."""

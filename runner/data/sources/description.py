@@ -15,9 +15,9 @@ KEYS = ("instance_prompt", "class_prompt", "class_data_dir")
 
 
 def read_description(found: Found, faults: Faults) -> None:
-    """Set the prompts and the class folder of `found`, when its root has such a file; adds to `faults`.
+    """Set the prompts and the class folder of `found` if its root has such a file; adds to `faults`.
 
-    A relative `class_data_dir` starts at the data set's folder.
+    A relative `class_data_dir` is relative to the data set's folder.
     """
     path = found.root / DESCRIPTION_NAME
     if not path.is_file():
@@ -31,14 +31,14 @@ def read_description(found: Found, faults: Faults) -> None:
         faults.add("description", f"{DESCRIPTION_NAME}: must be an object with keys among {listed(KEYS)}.")
         return
     if "features" in described:
-        # The file of the same name that the `datasets` library writes; it says nothing about prompts.
+        # The `datasets` library writes a file with the same name, which says nothing about prompts.
         return
     values = {key: _text(key, value, faults) for key, value in described.items()}
     found.instance_prompt = values.get("instance_prompt")
     found.class_prompt = values.get("class_prompt")
     if folder := values.get("class_data_dir"):
         found.class_folder = found.root / folder
-        if not os.path.isdir(found.class_folder):  # Path.is_dir raises where the system knows no such names
+        if not os.path.isdir(found.class_folder):  # Path.is_dir raises for names the system does not allow
             faults.add(
                 "description",
                 f"{DESCRIPTION_NAME}: class_data_dir={folder!r} is not a folder. Correct the path or remove the key.",
@@ -52,7 +52,7 @@ def _text(key: str, value: Any, faults: Faults) -> str | None:
         return None
     if value is not None and not isinstance(value, str):
         faults.add("description", f"{DESCRIPTION_NAME}: {key}={value!r} must be text. Put it in quotes.")
-        # A caption is there, if it is one: that the images have none is not to be said besides.
+        # It may be the caption: do not report missing captions as well.
         return str(value) if key == "instance_prompt" else None
     if value is not None and whole(value) != value:
         faults.add("description", f"{DESCRIPTION_NAME}: {key}={value!r} holds half a character. Write it anew.")

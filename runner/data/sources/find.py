@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def find(settings: DatasetSettings, faults: Faults, *, refresh: bool = True) -> Found:
-    """All images that `settings` names, unread. Adds to `faults`; raises DatasetError when there is no such place.
+    """All images that `settings` names, not yet read. Adds to `faults`; raises DatasetError if there is no such place.
 
-    `refresh` asks S3 for changes even where a whole copy of what lies there is on this machine.
+    `refresh` asks S3 for changes even if a complete copy is on this machine.
     """
     if settings.stream:
         _must_be_on_the_hub(settings.paths[0], faults)
@@ -62,7 +62,7 @@ def find(settings: DatasetSettings, faults: Faults, *, refresh: bool = True) -> 
 
 
 def _is_of_tables(listing: Listing, settings: DatasetSettings, faults: Faults) -> bool:
-    """Whether a folder's data set is its tables, and not its images. Raises DatasetError where it may be either."""
+    """Whether a folder's data set is its tables rather than its images. Raises DatasetError if it may be either."""
     if not (listing.tables and listing.images):
         return bool(listing.tables)
     described = Found(listing.root)
@@ -72,7 +72,7 @@ def _is_of_tables(listing: Listing, settings: DatasetSettings, faults: Faults) -
     tables = [name for name in listing.tables if holds_images(listing.root / name, settings.image_column)]
     texts = {stem_of(name) for name in listing.texts}
     captioned = any(stem_of(name) in texts for name in listing.images)
-    # The Hub and the `datasets` library name tables so; what lies beside them shows what is in them.
+    # The Hub and the `datasets` library use such names; images beside such tables only preview their content.
     if any(map(is_shard, tables)) and not captioned:
         return True
     if tables:
@@ -98,7 +98,7 @@ def _place(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> tuple
     if is_s3(path):
         return mirrored(settings, faults, refresh=refresh), False
     local = path_of(path)
-    if os.path.exists(local):  # Path.exists raises where a name is too long for the system
+    if os.path.exists(local):  # Path.exists raises if a name is too long for the system
         return local, False
     if _may_be_hub_id(path):
         return download(settings, faults), True

@@ -1,8 +1,8 @@
 """A folder of image files, with captions in metadata files, in text files beside the images, or in `dataset_info.json`.
 
-metadata.jsonl | metadata.csv    decides for its folder and those below: images it does not name are left out
-photo.jpg + photo.txt            otherwise the text file with the image's name holds its caption, or one in each line
-photo.mask.png                   with `masks`, what of photo.jpg counts (`runner.data.sources.masks`)
+metadata.jsonl | metadata.csv    governs its folder and those below: images it does not name are left out
+photo.jpg + photo.txt            otherwise the text file with the image's name holds its caption, or one per line
+photo.mask.png                   with `masks`, what counts in photo.jpg (`runner.data.sources.masks`)
 dataset_info.json                instance_prompt, class_prompt, class_data_dir
 """
 
@@ -74,7 +74,7 @@ def read_folder(listing: Listing, settings: DatasetSettings, faults: Faults) -> 
 
 
 def _instance_images(listing: Listing, found: Found, settings: DatasetSettings, faults: Faults) -> list[str]:
-    """Images of the chosen split that are not class images; the others get their row."""
+    """Images of the chosen split that are not class images; the others get a row."""
     kept, other_splits = [], set()
     for name in listing.images:
         if _below(found.class_folder, listing.root / name):
@@ -101,21 +101,21 @@ def _belongs(name: str, listing: Listing, found: Found, settings: DatasetSetting
 
 
 def _in_other_split(name: str, settings: DatasetSettings) -> str | None:
-    """The split an image belongs to, by its topmost folder, when that is not the chosen one."""
+    """The split an image belongs to, by its topmost folder, if it is not the chosen one."""
     top = PurePosixPath(name).parts[0]
     is_folder = top != name
     return top if is_folder and top.lower() in KNOWN_SPLITS and not _is_chosen(top, settings) else None
 
 
 def _is_chosen(folder: str, settings: DatasetSettings) -> bool:
-    # Whether it is written Train or train is a matter of taste.
+    # Train and train are the same split.
     return folder.lower() == settings.split.lower()
 
 
 def _add_captioned_by_text(
     names: list[str], listing: Listing, found: Found, settings: DatasetSettings, faults: Faults
 ) -> set[str]:
-    """Entries for images without metadata; the text files that were read for them."""
+    """Add entries for images without metadata; returns the text files that were read for them."""
     by_stem = {stem_of(text): text for text in listing.texts}
     texts_read = set()
     for name in names:
@@ -124,7 +124,7 @@ def _add_captioned_by_text(
         if text:
             texts_read.add(text)
             content = _read_text(listing.root / text, text, faults)
-            # Not splitlines(): a caption may contain characters that it takes for the end of a line.
+            # Not splitlines(): a caption may contain characters that it treats as line ends.
             captions = tuple(content.split("\n")) if settings.captions_per_line else (content,)
         fix = f"Write one into {text or PurePosixPath(name).stem + '.txt beside it'}"
         found.entries.append(Entry(name, FileAddress(listing.root / name), captions, fix))
@@ -136,11 +136,11 @@ def _read_text(path: Path, name: str, faults: Faults) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         faults.add("text", f"{name}: cannot be read as text ({error}). Save it as UTF-8.")
-        return "-"  # that its image has no caption would be told besides
+        return "-"  # so that its image is not also reported as having no caption
 
 
 def _add_unused(listing: Listing, found: Found, texts_read: set[str], named: Collection[str]) -> None:
-    """Rows for text files that caption nothing, tables beside images, and files of other kinds."""
+    """Rows for text files that caption nothing, tables beside images, and other files."""
     stems = {stem_of(name) for name in listing.images}
     for text in listing.texts:
         if text not in texts_read and text not in named:
@@ -154,7 +154,7 @@ def _add_unused(listing: Listing, found: Found, texts_read: set[str], named: Col
 
 
 def _misnamed(listing: Listing, found: Found, faults: Faults) -> None:
-    """Where images have no captions, note the files that may hold them under a name that is not read."""
+    """If images have no captions, report files that may hold them under a name that is not read."""
     if all(any(caption.strip() for caption in entry.captions) for entry in found.entries):
         return
     names = [name for name in (*listing.others, *listing.tables) if os.path.splitext(name)[1].lower() in LIKE_CAPTIONS]
@@ -164,9 +164,9 @@ def _misnamed(listing: Listing, found: Found, faults: Faults) -> None:
 
 
 def _like_masks(listing: Listing, found: Found, faults: Faults) -> None:
-    """Where images have no captions, note those that are named like masks: they are meant to have none."""
+    """If images have no captions, report those named like masks, which are meant to have none."""
     without = {entry.name for entry in found.entries if not any(caption.strip() for caption in entry.captions)}
-    if names := sorted(without & masks_among(listing.images).keys()):  # none, where masks are read
+    if names := sorted(without & masks_among(listing.images).keys()):  # none if masks are read
         fix = "Add dataset.masks=true and loss.masked=true, or move them elsewhere"
         faults.add("like masks", f"{listed(names, limit=3)}: named like masks, and read as images. {fix}.")
 
@@ -176,12 +176,12 @@ def _warning(name: str, note: str) -> Row:
 
 
 def _folders_above(name: str) -> Iterator[str]:
-    """Its own folder, and those that it lies in; the root is the empty name."""
+    """The folder of a file and all folders above it; the root is the empty name."""
     while name:
         name = name.rpartition("/")[0]
         yield name
 
 
 def _below(folder: Path | None, path: Path) -> bool:
-    # Where the file itself is a link to says nothing: in the Hub's cache all are, to one folder of contents.
+    # Where the file itself links to says nothing: in the Hub's cache, all files link into one folder of contents.
     return folder is not None and path.parent.resolve().is_relative_to(folder.resolve())

@@ -1,4 +1,4 @@
-"""What a source hands over: images not yet read, and rows for the files that are not images to train on."""
+"""What a source returns: images not yet read, and rows for the files that are not images to train on."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ KNOWN_SPLITS = frozenset({"train", "training", "test", "testing", "validation", 
 """Names that mark a folder or a table as one part of a data set."""
 
 CAPTION_COLUMN = "text"
-"""Where captions are when nobody says (`dataset.caption_column`)."""
+"""The column with captions by default (`dataset.caption_column`)."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of the source, with no, one or several captions. `caption_fix` completes the sentence on how to give
-    it one.
+    """One image of the source, with any number of captions. `caption_fix` completes the sentence on how to give it
+    one.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Entry:
     caption_fix: str
     repeats: int = 1
     mask: tuple[str, Address] | None = None
-    """Name and place of its mask."""
+    """Name and address of its mask."""
 
 
 @dataclass
 class Found:
-    """All of a source. `root` is the folder or file it was found in."""
+    """Everything a source contains. `root` is the folder or file it was found in."""
 
     root: Path
     entries: list[Entry] = field(default_factory=list)
@@ -45,11 +45,11 @@ class Found:
     class_prompt: str | None = None
     class_folder: Path | None = None
     seen: dict[Address, Inspected] = field(default_factory=dict)
-    """What is known of images from an earlier look at them."""
+    """What an earlier look found out about images."""
 
 
 def captions_in(value: Any) -> tuple[str, ...] | None:
-    """The captions in one cell or value: none, a text, or a list of texts; None where it is something else."""
+    """The captions in one cell or value: none, a text, or a list of texts; None if it is anything else."""
     if value is None:
         return ()
     if isinstance(value, str):
@@ -60,8 +60,8 @@ def captions_in(value: Any) -> tuple[str, ...] | None:
 
 
 def passed_over(file: str, column: str, columns: Collection[str]) -> list[Row]:
-    """A row for a file of captions that lacks the column, where it was set or the file has another one of captions:
-    `instance_prompt` takes their place.
+    """A row for a file of captions without the caption column, if the column was set explicitly or another one looks
+    like captions: `instance_prompt` is used instead.
     """
     others = [each for each in ("caption", "captions", "prompt", "text") if each in columns]
     if not columns or column in columns or (column == CAPTION_COLUMN and not others):

@@ -1,5 +1,5 @@
-"""A data set on the Hugging Face Hub: downloads its files, or uses the copy that is there, and says what
-failed in plain words.
+"""A data set on the Hugging Face Hub: downloads its files, or uses the existing copy, and explains failures in plain
+words.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 DIGITS = "[0-9]" * 5
-"""In the names of shards."""
+"""The digits in the names of shards."""
 
 
 def download(settings: DatasetSettings, faults: Faults) -> Path:
@@ -32,7 +32,7 @@ def download(settings: DatasetSettings, faults: Faults) -> Path:
             allow_patterns=wanted,
             ignore_patterns=unwanted,
         )
-    except Exception as error:  # the client's HTTP library has exceptions of its own, which are no OSErrors
+    except Exception as error:  # the client's HTTP library has its own exceptions, which are not OSErrors
         faults.add("hub", explain(settings, error))
         raise faults.error() from error
     if not Path(folder).is_dir():
@@ -42,19 +42,19 @@ def download(settings: DatasetSettings, faults: Faults) -> Path:
 
 
 def patterns(settings: DatasetSettings) -> tuple[list[str], list[str]]:
-    """Names of files that a data set may be made of, and of those that it is not."""
+    """File name patterns for what may belong to a data set, and for what does not."""
     suffixes = sorted(IMAGE_SUFFIXES | TABLE_SUFFIXES | {".txt"})
     wanted = [f"*{suffix}" for suffix in suffixes] + [f"*{suffix.upper()}" for suffix in suffixes]
     wanted += [f"*{name}" for name in (*METADATA_NAMES, DESCRIPTION_NAME, STATE_NAME)]
-    # Shards of other splits are often the larger part; their names are fixed by the Hub's own converter. With the
-    # digits, because a star matches folders too: those of `test-run/train-00000-of-00001.parquet` are no split. The
-    # chosen one may end like another: `latest` and `hard_test` like `test`.
+    # Shards of other splits are often the larger part; the Hub's own converter fixes their names. The digits are part
+    # of the pattern because a star also matches folders: `test-run/train-00000-of-00001.parquet` is no test split. The
+    # chosen split may end like another one: `latest` and `hard_test` end like `test`.
     others = sorted(split for split in KNOWN_SPLITS if not settings.split.endswith(split))
     return wanted, [f"*{split}-{DIGITS}-of-{DIGITS}*.parquet" for split in others]
 
 
 def explain(settings: DatasetSettings, error: Exception) -> str:
-    """Why the Hub does not give the data set, with the fix."""
+    """Why the Hub does not provide the data set, with the fix."""
     from huggingface_hub import errors
 
     at = f" at dataset.revision={settings.revision!r}" if settings.revision else ""

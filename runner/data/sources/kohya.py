@@ -1,5 +1,5 @@
-"""Folders named as kohya's scripts take them, `10_sks dog`: how often their images come, and the caption of those that
-have none. Here a name says nothing; what to set instead is told.
+"""Folders named the way kohya's scripts expect, `10_sks dog`: how often their images come, and the caption for those
+that have none. This project ignores such names, but says which settings to use instead.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from runner.schema import DatasetSettings
 
 NAMED = re.compile(r"([1-9]\d{0,2})_(?=.*[^\W\d_])(.+)")
-"""Repeats and caption; a year, a day, or a number with a zero before it is somebody's own order."""
+"""Repeats and caption; a year, a day, or a number with a leading zero is the user's own ordering."""
 PLAIN = re.compile(r"[\w./-]+( [\w./-]+)*")
-"""What Hydra takes within a list without quotes."""
+"""What Hydra accepts in a list without quotes."""
 
 
 class Named(NamedTuple):
@@ -33,7 +33,7 @@ class Named(NamedTuple):
 
 
 def tell_captions_in_names(found: Found, settings: DatasetSettings, faults: Faults) -> None:
-    """Where images without captions lie in folders named so, note what their names mean in settings."""
+    """If images without captions lie in folders named this way, say how to express the names as settings."""
     without = [entry for entry in found.entries if not any(caption.strip() for caption in entry.captions)]
     named = _named(found.root, without)
     if not named:
@@ -54,7 +54,7 @@ def tell_captions_in_names(found: Found, settings: DatasetSettings, faults: Faul
 
 
 def numbers_without_effect(found: Found, *, repeats: int) -> tuple[str, ...]:
-    """That names which say how often images come do not; none where the source says the same."""
+    """A remark if the numbers in folder names differ from the source's repeats, since they have no effect."""
     named = _named(found.root, found.entries)
     idle = {folder: each for folder, each in named.items() if each.repeats != repeats}
     if not idle or named.keys() != _folders(found.entries):
@@ -64,7 +64,7 @@ def numbers_without_effect(found: Found, *, repeats: int) -> tuple[str, ...]:
 
 
 def _named(root: Path, entries: Iterable[Entry]) -> dict[str, Named]:
-    """The folders of images that are named so, below the root, whose own is empty."""
+    """The folders of images that are named this way, relative to the root, which is the empty name."""
     found = {}
     for folder in sorted(_folders(entries)):
         if match := NAMED.fullmatch(os.path.basename(folder) or root.absolute().name):
@@ -81,7 +81,7 @@ def _shown(root: Path, folders: Iterable[str]) -> str:
 
 
 def _typed(text: str) -> str:
-    """A text as it stands in a list on the command line."""
+    """A text as it must be written in a list on the command line."""
     if PLAIN.fullmatch(text):
         return text
     quoted = text.replace("\\", "\\\\").replace('"', '\\"')

@@ -1,4 +1,4 @@
-"""What lies in a folder, by kind, in an order that does not depend on the file system. Reads names only."""
+"""The files in a folder, by kind, in an order that does not depend on the file system. Reads names only."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ IMAGE_SUFFIXES = frozenset(
         ".jxl",
     )
 )
-"""Some that Pillow cannot read are here on purpose: a photograph is to be refused by name, not passed over."""
+"""Includes some that Pillow cannot read, on purpose: a photograph must be rejected by name, not silently skipped."""
 TABLE_SUFFIXES = frozenset({".parquet", ".arrow"})
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 DESCRIPTION_NAME = "dataset_info.json"
 STATE_NAME = "state.json"
-"""What `save_to_disk` of the `datasets` library writes beside its arrow files: which they are."""
+"""Written by `save_to_disk` of the `datasets` library beside its arrow files, which it lists."""
 SAVED_DATASET_NAMES = frozenset({STATE_NAME, "dataset_dict.json", "dataset_infos.json"})
-"""Bookkeeping of the `datasets` library beside its arrow files."""
+"""Bookkeeping files of the `datasets` library beside its arrow files."""
 
 
 @dataclass
@@ -53,9 +53,9 @@ class Listing:
     metadata: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     results: list[str] = field(default_factory=list)
-    """The folder of all results, where it lies below `root`; nothing in it is listed."""
+    """The folder of all results, if it is below `root`; nothing in it is listed."""
     errors: list[str] = field(default_factory=list)
-    """Folders that cannot be opened and names that cannot be written down; their images would be missed."""
+    """Folders that cannot be opened, and names that are not UTF-8; their images would be missed."""
 
     @cached_property
     def _as_written(self) -> dict[str, str]:
@@ -63,26 +63,26 @@ class Listing:
         return {composed(name): name for name in names} | {name: name for name in names}
 
     def name_of(self, given: str) -> str | None:
-        """The file that somebody means by a name relative to `root`, whatever its Unicode form; None for no file."""
+        """The file meant by a name relative to `root`, whatever its Unicode form; None if there is none."""
         if there := self._as_written.get(given) or self._as_written.get(composed(given)):
             return there
-        # Path.is_file raises where a name is too long for the system, such as a caption in the place of one.
+        # Path.is_file raises if a name is too long for the system, such as a caption in its place.
         return given if os.path.isfile(self.root / given) else None
 
 
 def composed(name: str) -> str:
-    """The form of a name that all its Unicode forms have: macOS writes an accent as a character after its letter."""
+    """The common form of all Unicode forms of a name: macOS writes an accent as a character after its letter."""
     return unicodedata.normalize("NFC", name)
 
 
 def stem_of(name: str) -> str:
-    """A path without its suffix, by which an image is found again in the names of what belongs to it."""
+    """A path without its suffix, which links an image to the files that belong to it."""
     return composed(os.path.splitext(name)[0])
 
 
 def list_folder(root: Path) -> Listing:
-    """All files below `root`; links are followed, each folder once; names that begin with a dot are passed
-    over, and so are the results of trainings, which would be data of the next one.
+    """All files below `root`; links are followed, each folder once. Skips names that begin with a dot, and the results
+    of trainings, which would otherwise become data of the next one.
     """
     listing = Listing(root)
     seen: set[str] = set()
@@ -95,7 +95,7 @@ def list_folder(root: Path) -> Listing:
     for folder, folders, files in os.walk(root, followlinks=True, onerror=failed):
         real = os.path.realpath(folder)
         if real in seen:
-            # A link to a folder above would be walked forever.
+            # Following a link to a parent folder would never end.
             folders.clear()
             continue
         seen.add(real)

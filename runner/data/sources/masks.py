@@ -1,8 +1,8 @@
 """Masks among the files of a folder: which file is the mask of which image. Reads names only.
 
 photo.mask.png          beside photo.jpg
-photo-masklabel.png     the same, under the name that OneTrainer gives them
-masks/photo.png         in a folder `masks` at the top, which has the folders that the images have
+photo-masklabel.png     the same, with the name that OneTrainer uses
+masks/photo.png         in a top-level folder `masks`, with the same subfolders as the images
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ FOLDER = "masks/"
 
 
 def without_masks(listing: Listing, faults: Faults) -> tuple[Listing, dict[str, str]]:
-    """(the listing with masks no longer among its images, the mask of each image by the image's name without suffix).
+    """(the listing without masks among its images, the mask of each image by the image's name without suffix).
 
-    Adds to `faults`: masks of images that are not there, and second masks of one image.
+    Adds to `faults`: masks without an image, and second masks of an image.
     """
     images, masks = [], dict[str, str]()
     for name in listing.images:
@@ -38,14 +38,14 @@ def without_masks(listing: Listing, faults: Faults) -> tuple[Listing, dict[str, 
 
 
 def masks_among(images: Sequence[str]) -> dict[str, str]:
-    """Those of the images whose names say that they are the mask of another, and that one without suffix."""
+    """Image name -> the image without suffix that it is the mask of, for those whose names say so."""
     stems = {stem_of(name) for name in images}
     named = {name: _subject_of(stem_of(name)) for name in images}
     return {name: subject for name, subject in named.items() if subject is not None and subject in stems}
 
 
 def _subject_of(stem: str) -> str | None:
-    """The image that a file is the mask of, without suffix; None where it is no mask."""
+    """The image that a file is the mask of, without suffix; None if it is not a mask."""
     if stem.startswith(FOLDER):
         return stem.removeprefix(FOLDER)
     return next((stem.removesuffix(ending) for ending in ENDINGS if stem.endswith(ending)), None)

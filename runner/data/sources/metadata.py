@@ -26,7 +26,7 @@ FILE_COLUMN = "file_name"
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a metadata file; `number` counts from 1 as an editor does."""
+    """One line of a metadata file; `number` counts from 1, like an editor."""
 
     file: str
     number: int
@@ -41,10 +41,10 @@ class Line:
 def read_metadata(
     listing: Listing, files: list[str], settings: DatasetSettings, has_default_caption: bool, faults: Faults
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, str], list[Row]]:
-    """(captions by image name, metadata file of `files` by the folder it decides for, both relative to the
-    data set's folder; a row for each file whose captions are not read).
+    """(captions by image name, the one of `files` that governs each folder, both relative to the data set's folder; a
+    row for each file whose captions are not read).
 
-    Adds to `faults`: lines that are no JSON, lack a column, name a missing file or one that was named before.
+    Adds to `faults`: lines that are not JSON, lack a column, or name a missing file or one already named.
     """
     captions: dict[str, tuple[str, ...]] = {}
     places: dict[str, str] = {}
@@ -67,7 +67,7 @@ def read_metadata(
                 faults.add("twice", f"{line.place}: {name!r} is already in {places[name]}. Remove one of the two.")
                 continue
             places[name] = line.place
-            # A column that is absent altogether is one fault, already noted, not one per image.
+            # A column that is missing altogether is one fault, already added, not one per image.
             captions[name] = _captions(line, settings.caption_column, faults) if has_captions else ("-",)
     return captions, covered, rows
 
@@ -85,20 +85,20 @@ def _lines(root: Path, file: str, faults: Faults) -> Iterator[Line]:
         fix = f'Write an object into each line, as {{"{FILE_COLUMN}": ..., "text": ...}}, without brackets around all'
         faults.add("json", f"{file}: is one list. {fix}.")
         return
-    # Not splitlines(): a caption may contain characters that it takes for the end of a line.
+    # Not splitlines(): a caption may contain characters that it treats as line ends.
     for number, content in enumerate(text.split("\n"), start=1):
         if content.strip() and (line := _json_line(file, number, content, faults)):
             yield line
 
 
 def _csv_lines(file: str, text: str, faults: Faults) -> Iterator[Line]:
-    # Strict, because a quote that nobody closes would make one caption of all lines that follow.
+    # Strict, because an unclosed quote would turn all following lines into one caption.
     reader = csv.reader(io.StringIO(text), strict=True)
     columns: list[str] | None = None
     number = 1
     try:
         for cells in reader:
-            # A quoted caption may go over several lines; people look for the first.
+            # A quoted caption may span several lines; people look for the first.
             first, number = number, reader.line_num + 1
             if not cells:
                 continue
@@ -129,15 +129,15 @@ def _json_line(file: str, number: int, content: str, faults: Faults) -> Line | N
 
 
 def _check_caption_column(lines: list[Line], column: str, has_default: bool, faults: Faults) -> bool:
-    """Whether captions can be looked up; notes one fault when no line has the column and nothing replaces it, or when
-    it was meant to be another.
+    """Whether captions can be looked up; adds one fault if no line has the column and nothing replaces it, or if its
+    name looks misspelt.
     """
     if not lines or any(column in line.values for line in lines):
         return True
     columns = {name for line in lines for name in line.values}
     others = columns - {FILE_COLUMN}
     hint = nearest(column, others)
-    # With a caption for all that have none there need be no column, but one that was set and misspelt was meant.
+    # With a default caption no column is needed, but one that was set and misspelt was meant to be found.
     if has_default and not (hint and column != CAPTION_COLUMN):
         return True
     hint = hint or nearest("caption", others) or nearest("prompt", others)
@@ -151,7 +151,7 @@ def _check_caption_column(lines: list[Line], column: str, has_default: bool, fau
 
 
 def _image_name(line: Line, folder: str, listing: Listing, faults: Faults) -> str | None:
-    """The image's path relative to the data set's folder, or None with a fault."""
+    """The image's path relative to the data set's folder, or None and a fault."""
     if FILE_COLUMN not in line.values:
         hint = nearest(FILE_COLUMN, line.values)
         faults.add(
@@ -167,13 +167,13 @@ def _image_name(line: Line, folder: str, listing: Listing, faults: Faults) -> st
     name = posixpath.normpath(posixpath.join(folder, given))
     root = os.path.abspath(listing.root)
     if posixpath.isabs(name) and name.startswith(f"{root}/"):
-        # Under the name that the listing of the folder has for it.
+        # Use the name it has in the folder's listing.
         name = posixpath.relpath(name, root)
     if there := listing.name_of(name):
         return there
     hint = ""
     if faults.shows("missing"):
-        # Each look at all names takes time, and of ten thousand wrong ones few are told.
+        # Comparing with all names takes time, and of ten thousand wrong ones only a few are shown.
         hint = nearest(given, (os.path.relpath(image, folder or ".").replace(os.sep, "/") for image in listing.images))
     faults.add("missing", f"{line.place}: there is no file {given!r}{hint}. Correct {FILE_COLUMN} or remove the line.")
     return None

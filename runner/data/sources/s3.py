@@ -20,7 +20,7 @@ def source_of(path: str) -> Location:
     """The folder, or the single parquet or arrow file, that `dataset.path` names.
 
     Raises:
-        ValueError: it names none.
+        ValueError: it names neither.
     """
     return Location.of_input(path, files=tuple(TABLE_SUFFIXES))
 
@@ -29,7 +29,7 @@ def mirrored(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> Pat
     """The copy of `settings.path`. Raises DatasetError.
 
     Args:
-        refresh: ask S3 for changes even where a whole copy is here.
+        refresh: ask S3 for changes even if a complete copy is here.
     """
     try:
         mirror = Mirror(source_of(settings.paths[0]))

@@ -1,7 +1,7 @@
-"""A data set on the Hub that stays there: which parquet files it has, and an index of what is in each of them.
+"""A data set that stays on the Hub: which parquet files it has, and an index of what is in each of them.
 
-A shard is read once to make its index (captions, content ids and sizes of its images); whoever comes later finds the
-index, and fetches a shard only for the pixels.
+A shard is read once to build its index (captions, content ids and sizes of its images); after that the index is used,
+and a shard is fetched only for its pixels.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Raise when the meaning of an index changes."""
+"""Increase when the meaning of an index changes."""
 GB = 10**9
 SERVER_ERRORS = 500
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is known of one row of a shard."""
+    """What is known about one row of a shard."""
 
     row_group: int
     row_in_group: int
@@ -54,21 +54,21 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What is known of a shard: its columns, and its rows in their order."""
+    """What is known about a shard: its columns, and its rows in order."""
 
     schema: pyarrow.Schema
     rows: tuple[Row, ...]
 
 
 def read_streamed(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> Found:
-    """All images of a Hub data set, without the files that they are in.
+    """All images of a Hub data set, without the files that contain them.
 
     Args:
-        refresh: ask the Hub what there is, even where that is known from an earlier time.
+        refresh: ask the Hub for the list of files, even if it is known from an earlier time.
 
     Raises:
-        DatasetError: there is no such data set, it has no parquet files, one of them is larger than the bound, or
-            cannot be had.
+        DatasetError: there is no such data set, it has no parquet files, or one of them is larger than the limit or
+            cannot be fetched.
     """
     shards, found = _shards(settings, faults, refresh=refresh)
     store = _store(settings)
@@ -80,7 +80,7 @@ def read_streamed(settings: DatasetSettings, faults: Faults, *, refresh: bool) -
         elif not check_columns(index.schema, shard.name, settings, faults):
             index = None
         if index is None or len(faults):
-            # The next shards would tell the same, after hours.
+            # The next shards would fail the same way, after hours.
             raise faults.error()
         for position, row in enumerate(index.rows):
             address = StreamedAddress(
@@ -94,7 +94,7 @@ def read_streamed(settings: DatasetSettings, faults: Faults, *, refresh: bool) -
 
 
 def is_indexed(settings: DatasetSettings) -> bool:
-    """Whether all of a streamed data set is known without the Hub."""
+    """Whether everything in a streamed data set is known without asking the Hub."""
     if (known := _recalled_listing(settings)) is None:
         return False
     faults = Faults(settings.paths[0])
@@ -103,7 +103,7 @@ def is_indexed(settings: DatasetSettings) -> bool:
     return not len(faults) and all(_index_file(shard, settings).is_file() for shard in known if shard.name in chosen)
 
 
-# --- which shards there are ---
+# --- which shards exist ---
 
 
 def _shards(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> tuple[list[Shard], Found]:
@@ -113,7 +113,7 @@ def _shards(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> tupl
     files = {shard.name: shard for shard in known or _listed(settings, faults)}
     tables = _without_other_splits([name for name in files if name.lower().endswith(".parquet")], settings)
     kinds = {os.path.splitext(name)[1].lower() for name in files}
-    # A download may read these, too.
+    # A download might read these as well.
     if not tables or kinds & (IMAGE_SUFFIXES | {".arrow"}):
         faults.add(
             "stream",
@@ -136,7 +136,7 @@ def _shards(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> tupl
 
 
 def _listed(settings: DatasetSettings, faults: Faults) -> list[Shard]:
-    """What the Hub says that there is; what it has said before, while it cannot be reached."""
+    """The files that the Hub lists; if it cannot be reached, those it listed before."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
@@ -146,8 +146,8 @@ def _listed(settings: DatasetSettings, faults: Faults) -> list[Shard]:
         commit = api.dataset_info(repository, revision=settings.revision).sha
         tree = api.list_repo_tree(repository, recursive=True, revision=commit, repo_type="dataset")
         files = {each.path: each for each in tree if isinstance(each, RepoFile)}
-    except Exception as error:  # the client's HTTP library has exceptions of its own, which are no OSErrors
-        # Without an answer, or without one about the data set.
+    except Exception as error:  # the client's HTTP library has its own exceptions, which are not OSErrors
+        # No answer at all, or none about the data set.
         status = getattr(getattr(error, "response", None), "status_code", None)
         unreachable = status is None or status >= SERVER_ERRORS
         if unreachable and (known := _recalled_listing(settings)) is not None:
@@ -167,13 +167,13 @@ def _listed(settings: DatasetSettings, faults: Faults) -> list[Shard]:
 
 
 def _is_of_data_set(name: str, settings: DatasetSettings) -> bool:
-    """Whether a file would be downloaded, and looked at."""
+    """Whether a download would fetch and read this file."""
     wanted, _ = patterns(settings)
     return any(fnmatch(name, each) for each in wanted) and not any(part.startswith(".") for part in name.split("/"))
 
 
 def _without_other_splits(names: Sequence[str], settings: DatasetSettings) -> list[str]:
-    """What a download would leave out has no say in what belongs to the split; where nothing is left, all has."""
+    """Leave out what a download would, so that it cannot affect the choice of splits; all names if none are left."""
     _, unwanted = patterns(settings)
     return [name for name in names if not any(fnmatch(name, each) for each in unwanted)] or list(names)
 
@@ -197,7 +197,7 @@ def _listing_file(settings: DatasetSettings) -> Path:
 
 
 def _indexed(shard: Shard, store: ShardStore, settings: DatasetSettings, faults: Faults) -> Index | None:
-    """The index of a shard, made now by one of the processes that want it; None with what is wrong in `faults`."""
+    """The index of a shard, built now by one of the processes that need it; None if it added to `faults`."""
     file = _index_file(shard, settings)
     with alone(file.with_suffix(".lock"), doing=f"reading {shard.name}"):
         if (made := _recall(shard, settings)) is not None:
@@ -244,7 +244,7 @@ def _told(seen: Inspected) -> tuple[str, int, int, tuple[str, ...], str | None]:
 
 
 def _recall(shard: Shard, settings: DatasetSettings) -> Index | None:
-    """The index of a shard, if it has one that can be used."""
+    """The index of a shard, if there is a usable one."""
     import pyarrow as pa
 
     file = _index_file(shard, settings)
@@ -272,7 +272,7 @@ def _index_file(shard: Shard, settings: DatasetSettings) -> Path:
     return streamed_folder() / "indexes" / key[:2] / f"{key}.json"
 
 
-# --- where all of it lies ---
+# --- where everything is kept ---
 
 
 def _store(settings: DatasetSettings) -> ShardStore:
@@ -280,7 +280,7 @@ def _store(settings: DatasetSettings) -> ShardStore:
 
 
 def streamed_folder() -> Path:
-    """Holds all that is kept of streamed data sets; any of it can be deleted at any time."""
+    """Holds everything kept for streamed data sets; any of it can be deleted at any time."""
     return paths.cache_dir() / "streamed"
 
 

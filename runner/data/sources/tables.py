@@ -1,6 +1,6 @@
-"""Parquet and arrow files, one image per row: single files, Hub shards, and what `Dataset.save_to_disk` writes.
+"""Parquet and arrow files with one image per row: single files, Hub shards, and the output of `Dataset.save_to_disk`.
 
-Reads schemas and captions; the images stay in the files until they are asked for.
+Reads schemas and captions; the images stay in the files until they are needed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from runner.schema import DatasetSettings
 
 REPEATS_COLUMN = "lora_runner_repeats"
-"""In tables that this project has written itself: how often each image comes in an epoch."""
+"""In tables that this project wrote: how often each image comes in an epoch."""
 
 OWN_TABLE = b"lora_runner"
-"""In the metadata of their schema: where images have no masks there is no column of them."""
+"""Marks the schema metadata of such tables: they have no mask column if no image has a mask."""
 
 SHARD = re.compile(r"([^/]+)-\d{5}-of-\d{5}")
-"""In the names of tables that the Hub and the `datasets` library write."""
+"""Matches the names of tables that the Hub and the `datasets` library write."""
 
 
 def read_tables(
@@ -42,7 +42,7 @@ def read_tables(
     root: Path,
     select_split: bool = False,
 ) -> Found:
-    """Rows of the files `names` below `folder`; with `select_split` only of those that belong to `settings.split`."""
+    """Rows of the files `names` below `folder`; with `select_split` only those that belong to `settings.split`."""
     found = Found(root)
     if settings.captions_per_line:
         faults.add("lines", "dataset.captions_per_line=true has no effect on tables. Remove it.")
@@ -51,19 +51,19 @@ def read_tables(
         try:
             read_table(folder / name, name, settings, found, faults)
         except (OSError, ValueError) as error:
-            # pyarrow's errors are ValueErrors; its texts can be long, the first line says what happened.
+            # pyarrow's errors are ValueErrors; their messages can be long, but the first line says what happened.
             reason = str(error).strip().split("\n")[0]
             faults.add("table", f"{name}: cannot be read ({reason}). Copy or download the file again.")
     return found
 
 
 def is_shard(name: str) -> bool:
-    """Whether a table has a name as the Hub and the `datasets` library give them."""
+    """Whether a table is named the way the Hub and the `datasets` library name shards."""
     return SHARD.search(name) is not None
 
 
 def holds_images(path: Path, column: str) -> bool:
-    """Whether a table may hold images: in `column`, or in another one of bytes. One that cannot be read holds none."""
+    """Whether a table may hold images, in `column` or another column of bytes. An unreadable one holds none."""
     try:
         schema = schema_of(path)
     except (OSError, ValueError):
@@ -72,8 +72,8 @@ def holds_images(path: Path, column: str) -> bool:
 
 
 def _saved(folder: Path, names: list[str], found: Found) -> list[str]:
-    """Without what the `datasets` library has left beside the tables of a saved data set, which is copies of rows and
-    indices of them; these get a row in `found`.
+    """Leave out what the `datasets` library keeps beside the tables of a saved data set, copies of rows and indices of
+    them; these get a row in `found`.
     """
     listed_there = {parent: _named_in_state(folder / parent) for parent in set(map(posixpath.dirname, names))}
     kept = []
@@ -88,7 +88,7 @@ def _saved(folder: Path, names: list[str], found: Found) -> list[str]:
 
 
 def _named_in_state(folder: Path) -> set[str] | None:
-    """The tables that a saved data set is made of; None where no such data set is in the folder itself."""
+    """The tables that make up a saved data set; None if the folder itself holds no such data set."""
     try:
         state = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
         return {str(each["filename"]) for each in state["_data_files"]}
@@ -97,11 +97,11 @@ def _named_in_state(folder: Path) -> set[str] | None:
 
 
 def of_split(names: list[str], settings: DatasetSettings, found: Found, faults: Faults) -> list[str]:
-    """The tables of `settings.split`; the others get a row in `found`, and none at all is a fault."""
+    """The tables of `settings.split`; the others get a row in `found`, and having none is a fault."""
     splits = {name: split_of(name, settings.split) for name in names}
     shards = {name: shard[1] for name in names if (shard := SHARD.search(name))}
     if settings.split in shards.values():
-        # Where there is `test`, `hard_test` is another one.
+        # If there is a `test`, then `hard_test` is a different one.
         splits |= {name: split for name, split in shards.items() if splits[name] == settings.split}
     named = {split for split in splits.values() if split}
     if settings.split in named or (settings.split == "train" and not named):
@@ -119,7 +119,7 @@ def of_split(names: list[str], settings: DatasetSettings, found: Found, faults: 
 
 
 def split_of(name: str, wanted: str) -> str | None:
-    """The split a table belongs to, by the words of its file name or else of its innermost folder that names one."""
+    """The split a table belongs to, by the words of its file name, or of its innermost folder that names one."""
     shard = SHARD.search(name)
     if shard and shard[1] == wanted:
         return wanted
@@ -127,12 +127,12 @@ def split_of(name: str, wanted: str) -> str | None:
         for word in re.split(r"[^A-Za-z0-9]+", part):
             if word == wanted or word.lower() in KNOWN_SPLITS:
                 return word
-    # `save_to_disk` calls all its shards `data`; any other name before the numbers is a split of its own.
+    # `save_to_disk` calls all its shards `data`; any other name before the numbers is its own split.
     return shard[1] if shard and shard[1] != "data" else None
 
 
 def read_table(path: Path, name: str, settings: DatasetSettings, found: Found, faults: Faults) -> None:
-    """Add the rows of one file to `found`. Raises OSError or ValueError where it cannot be read."""
+    """Add the rows of one file to `found`. Raises OSError or ValueError if it cannot be read."""
     schema = schema_of(path)
     image, caption = settings.image_column, settings.caption_column
     if not check_columns(schema, name, settings, faults):
@@ -160,7 +160,7 @@ def read_table(path: Path, name: str, settings: DatasetSettings, found: Found, f
 
 
 def _masks(path: Path, name: str, settings: DatasetSettings) -> dict[int, tuple[str, Address]]:
-    """Name and place of the mask of each row that has one."""
+    """Name and address of the mask of each row that has one."""
     # One cell at a time: masks are small, but all of them together need not be.
     cells = (cell.as_py() for cell in _column(path, settings.mask_column))
     there = [bool(cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else bool(cell) for cell in cells]
@@ -172,7 +172,7 @@ def _masks(path: Path, name: str, settings: DatasetSettings) -> dict[int, tuple[
 
 
 def check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings, faults: Faults) -> bool:
-    """Whether a table has the columns that are asked for, and of their kinds; adds to `faults`."""
+    """Whether a table has the required columns, of the right types; adds to `faults`."""
     usable = True
     columns = [("image_column", settings.image_column), ("caption_column", settings.caption_column)]
     may_lack_masks = OWN_TABLE in (schema.metadata or {}) and settings.mask_column not in schema.names
@@ -183,7 +183,7 @@ def check_columns(schema: pyarrow.Schema, name: str, settings: DatasetSettings, 
             faults.add(key, f"{name}: has several columns dataset.{key}={column!r}. Rename all but one of them.")
         if column in schema.names:
             continue
-        # As in metadata files: who set a name that is nearly one of the table's meant that one.
+        # As in metadata files: a setting that almost matches one of the table's columns was meant to match it.
         misspelt = column != CAPTION_COLUMN and nearest(column, schema.names)
         if key == "caption_column" and settings.instance_prompt and not misspelt:
             continue
@@ -212,7 +212,7 @@ def _may_hold_images(kind: pyarrow.DataType) -> bool:
 
     if pa.types.is_struct(kind):
         return bool({"bytes", "path"} & {kind.field(index).name for index in range(kind.num_fields)})
-    # polars writes views.
+    # polars writes the view types.
     return kind in (pa.binary(), pa.large_binary(), pa.binary_view()) or _is_text(kind)
 
 
@@ -237,7 +237,7 @@ def _column(path: Path, column: str) -> pyarrow.ChunkedArray:
     import pyarrow.parquet as pq
 
     if _is_parquet(path):
-        # Not read_table(): it would take folder names such as `split=train` for further columns.
+        # Not read_table(): it would treat folder names such as `split=train` as additional columns.
         with pq.ParquetFile(path) as parquet:
             return parquet.read(columns=[column]).column(column)
     return open_arrow(path).column(column)
