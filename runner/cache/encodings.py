@@ -1,6 +1,6 @@
-"""What encodings a job needs, by the names that the cache has them under: known before anything is encoded.
+"""The encodings that a job needs, by their names in the cache: known before anything is encoded.
 
-No torch: the plan counts what is cached already, the worker encodes what is not.
+Does not use torch: the plan counts what is already cached, the worker encodes the rest.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from runner.schema.method import DreamBooth
 from runner.system.hashes import folder_hash
 
 LATENT_PX = 8
-"""Of an image, for each side of a place of a latent, in all families' own VAEs."""
+"""Image pixels per side of one latent position, for all families' own VAEs."""
 NUMBER_BYTES = 4
 """Encodings are kept in fp32."""
 
 
 def posterior_cache() -> TensorCache:
-    """The store of VAE posteriors: mean and deviation of each crop."""
+    """The store of VAE posteriors: mean and standard deviation of each crop."""
     return TensorCache(cache_dir() / "posteriors", names=("mean", "std"))
 
 
@@ -42,17 +42,17 @@ def caption_cache() -> TensorCache:
 
 
 def posterior_key(view: View, *, vae: str, variant: str | None) -> str:
-    """The name of a crop's posterior; `vae` is the hash of the VAE's files."""
+    """The entry name of a crop's posterior; `vae` is the hash of the VAE's files."""
     return entry_key("posterior", vae=vae, variant=variant, image=view.item.id, crop=view.crop.content())
 
 
 def caption_key(caption: str, *, encoders: Sequence[str], variant: str | None, family: str) -> str:
-    """The name of a caption's embeddings; `encoders` are the hashes of the encoders' and tokenizers' files."""
+    """The entry name of a caption's embeddings; `encoders` are the hashes of the encoders' and tokenizers' files."""
     return entry_key("caption", encoders=list(encoders), variant=variant, family=family, caption=caption)
 
 
 def encoder_hashes(model: Path) -> list[str]:
-    """Hashes of a model's text encoders and tokenizers, but for those that its index leaves out."""
+    """Hashes of a model's text encoders and tokenizers, without those that its index leaves out."""
     index = index_of(model)
     left_out = {name for name, kind in index.items() if isinstance(kind, list) and kind[:1] == [None]}
     names = sorted(folder.name for folder in model.iterdir() if folder.name.startswith(("text_", "tokenizer")))
@@ -60,12 +60,12 @@ def encoder_hashes(model: Path) -> list[str]:
 
 
 def class_images_folder(experiment: Experiment, prompt: str, *, model: str) -> Path:
-    """Where the images of a class lie that the base model draws; `model` is its fingerprint."""
+    """The folder for the images of a class that the base model draws; `model` is its fingerprint."""
     method = experiment.method
     assert isinstance(method, DreamBooth), method
     key = entry_key(
         "class images",
-        # How, where that was changed: what was drawn otherwise is not taken.
+        # Describes the method where it has changed: images drawn in an earlier way are not reused.
         drawn="by frozen encoders, unclipped",
         model=model,
         prediction=[experiment.model.prediction_type, experiment.model.zero_terminal_snr],
@@ -81,22 +81,22 @@ def class_images_folder(experiment: Experiment, prompt: str, *, model: str) -> P
 
 
 def class_image_name(index: int) -> str:
-    """The file of one of them, which is drawn from the seed `index`."""
+    """The file name of one of them, which is drawn from the seed `index`."""
     return f"{index:05d}.png"
 
 
 @dataclasses.dataclass(frozen=True)
 class CacheWork:
-    """How much of what jobs need is encoded already."""
+    """How much of what jobs need is already encoded."""
 
     images: int = 0
     images_missing: int = 0
     captions: int = 0
     captions_missing: int = 0
     class_images_missing: int = 0
-    """Images of the class that the base model draws first; each is encoded as well."""
+    """Class images that the base model draws first; each is then encoded as well."""
     missing_gb: float = 0.0
-    """About what the missing encodings will take, in 1e9 bytes."""
+    """Approximate size of the missing encodings, in units of 1e9 bytes."""
 
     def line(self) -> str:
         """In words."""
@@ -109,7 +109,7 @@ class CacheWork:
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """What a job works on."""
+    """A job, with the data it works on."""
 
     job: Job
     items: Sequence[Item]
@@ -126,14 +126,14 @@ class Keys:
 
 
 class KeyFinder:
-    """Finds what jobs use; those that differ in nothing that an encoding depends on, such as seeds, share one look."""
+    """Finds what jobs use; jobs that differ only in what no encoding depends on, such as seeds, share a lookup."""
 
     def __init__(self) -> None:
         self._hashes: dict[ModelSettings, tuple[str, list[str]]] = {}
         self._found: dict[tuple[Hashable, ...], Keys] = {}
 
     def keys_of(self, need: Need) -> Keys | None:
-        """What a job uses; None where its model's files are not on this machine yet."""
+        """What a job uses; None if its model's files are not on this machine yet."""
         experiment, identity = need.job.experiment, need.job.identity
         model = experiment.model
         if model not in self._hashes:
@@ -178,7 +178,7 @@ def _keys_of(need: Need, vae_hash: str, encoders: Sequence[str]) -> Keys:
 
 
 def cache_work(needs: Sequence[Need]) -> CacheWork | None:
-    """Count what some jobs need and what is missing; None where a model's files are not on this machine yet."""
+    """Count what some jobs need and what is missing; None if a model's files are not on this machine yet."""
     posteriors: dict[str, int] = {}
     captions: dict[str, int] = {}
     to_draw: set[Path] = set()
@@ -203,6 +203,6 @@ def cache_work(needs: Sequence[Need]) -> CacheWork | None:
 
 
 def _posterior_bytes(experiment: Experiment) -> int:
-    """Of the mean and deviation of a crop of the usual area, by a VAE that is usual in its family."""
+    """Size of the mean and standard deviation of a crop of the usual area, for the usual VAE of its family."""
     side = experiment.resolution // LATENT_PX
     return 2 * FAMILIES[experiment.model.family].latent_channels * side * side * NUMBER_BYTES

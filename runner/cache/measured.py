@@ -1,6 +1,6 @@
 """How long steps took and how much memory they needed on this machine: written by workers, read by the plan.
 
-A line for each measurement in a file of the cache folder. Deleting it loses predictions, nothing else.
+One line per measurement in a file of the cache folder. Deleting it loses nothing but predictions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Conditions:
 
     @classmethod
     def of(cls, job: Job, *, device: str, processes: int) -> Conditions:
-        """Those of a job on a device."""
+        """The conditions of a job on a device."""
         settings, kept = job.experiment, job.settings.model.quantization
         return cls(
             job.identity["model"],
@@ -51,10 +51,10 @@ class Conditions:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One number of images in a step, and what was measured of it."""
+    """A number of images per step, and what was measured for it."""
 
     rows: int
-    """Images in a step, of all jobs of the pack together."""
+    """Images per step, of all jobs of the pack together."""
     step_s: float
     peak_memory_gb: float
     overhead_s: float
@@ -62,21 +62,21 @@ class Measurement:
 
 
 def measurements_file() -> Path:
-    """Where they are kept."""
+    """The file that holds them."""
     return cache_dir() / MEASUREMENTS
 
 
 def record(conditions: Conditions, found: Iterable[Measurement]) -> None:
-    """Keep measurements, where they can be written; the oldest are forgotten."""
+    """Save measurements, if the file can be written; the oldest are dropped."""
     new = [json.dumps({**dataclasses.asdict(conditions), **dataclasses.asdict(each)}) for each in found]
     if not new:
         return
     file = measurements_file()
     try:
-        # Workers of a sweep end together: each would write what it had read before the others wrote.
+        # Workers of a sweep end together: without the lock, each would overwrite what the others wrote.
         with alone(file.with_suffix(".lock"), doing="recording what it has measured"):
             write_text(file, "\n".join([*_lines(), *new][-KEPT_LINES:]) + "\n")
-    except OSError as error:  # a full disk, or a cache that is not ours: no reason to fail what has trained
+    except OSError as error:  # a full disk, or a cache that is not ours: no reason to fail a finished training
         log.warning("%s cannot be written: %s", file, error)
 
 
@@ -96,9 +96,9 @@ def recall(conditions: Conditions) -> list[Measurement]:
 
 
 def step_s(known: Sequence[Measurement], rows: float) -> float:
-    """Seconds of a step with so many images: a + b * rows through what was measured, by least squares.
+    """Seconds per step with this many images: a least-squares fit of a + b * rows through the measurements.
 
-    With a single measurement the time is taken as proportional above it and as constant below it.
+    With a single measurement, the time is assumed proportional above it and constant below it.
     """
     assert known
     if len(known) == 1:
@@ -112,7 +112,7 @@ def step_s(known: Sequence[Measurement], rows: float) -> float:
 
 def _lines() -> list[str]:
     try:
-        # A line that a torn disk has left unreadable is a line of another version, and no reason not to train.
+        # A line made unreadable by a disk fault is treated like one of another version; training continues.
         return measurements_file().read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []

@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ENCODING = 1
-"""Raised when the way images or captions are encoded changes."""
+"""Increased when the way images or captions are encoded changes."""
 ATTEMPTS = 5
-"""To write an entry into a folder that is removed meanwhile."""
+"""Attempts to write an entry into a folder that is being removed."""
 
 
 def entry_key(kind: str, **content: Any) -> str:
-    """The name of an entry: a hash of its kind and of all that its content depends on."""
+    """The name of an entry: a hash of its kind and of everything its content depends on."""
     text = json.dumps({"kind": kind, "encoding": ENCODING, **content}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class TensorCache:
-    """Named tensors under content keys."""
+    """Named tensors stored under content keys."""
 
     def __init__(self, folder: Path, *, names: Collection[str] = ()) -> None:
-        """`names`: tensors that every entry must have; one without them is damaged."""
+        """`names`: tensors that every entry must have; an entry without them is damaged."""
         self.folder = folder
         self.names = set(names)
 
@@ -42,11 +42,11 @@ class TensorCache:
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def has(self, key: str) -> bool:
-        """Whether the entry is there."""
+        """Whether the entry exists."""
         return self._file(key).is_file()
 
     def size_bytes(self, keys: Iterable[str]) -> int:
-        """What those of the entries that are there take."""
+        """Total size of those of the entries that exist."""
         size = 0
         for key in keys:
             with suppress(FileNotFoundError):
@@ -59,17 +59,17 @@ class TensorCache:
         from safetensors.torch import load
 
         try:
-            # Read, not mapped: a system allows some 65,000 mappings, and a mapped file that shrinks kills the process.
+            # Read, not mapped: a system allows about 65,000 mappings, and a mapped file that shrinks kills the process.
             tensors: dict[str, Tensor] = load(self._file(key).read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError):
             tensors = {}
-        # A damaged one stays until it is replaced: another process may have made it anew since it was read.
+        # A damaged entry stays until it is replaced: another process may have rewritten it since it was read.
         return tensors if tensors and self.names <= tensors.keys() else None
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Store an entry; a reader sees all of it or none."""
+        """Store an entry; readers see all of it or nothing."""
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
@@ -80,6 +80,6 @@ class TensorCache:
                     save_file(written, temporary)
                 return
             except (FileNotFoundError, SafetensorError):
-                # Somebody has removed the whole cache meanwhile.
+                # Someone has removed the whole cache in the meantime.
                 if not left:
                     raise
