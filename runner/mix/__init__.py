@@ -1,1 +1,1 @@
-"""Trained adapters as arithmetic: read from any layout, weighted, put together, reduced, written; no training."""
+"""Arithmetic on trained adapters: read from any layout, weighted, combined, reduced, written; no training."""

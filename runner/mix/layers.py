@@ -1,4 +1,4 @@
-"""What an adapter is, whoever wrote its file: for each adapted layer the factors of an update.
+"""What an adapter is, whichever program wrote its file: for each adapted layer, the factors of an update.
 
 # Shape suffixes: R rank, O I outputs and inputs of a layer.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 class LowRank:
     """The update of one layer: `scale * up @ down`, added to its weight.
 
-    Of DoRA (arXiv 2402.09353) there is a magnitude besides: the weight is then scaled, output by output, to that norm.
+    DoRA (arXiv 2402.09353) also has a magnitude: the weight is then scaled to that norm, output by output.
     """
 
     down: Tensor
@@ -23,7 +23,7 @@ class LowRank:
     up: Tensor
     """`[O, R]`, or `[O, R, 1, 1]`; fp32."""
     scale: float
-    """Alpha over rank, or over its root with rsLoRA."""
+    """Alpha over rank, or over the square root of the rank with rsLoRA."""
     magnitude: Tensor | None = None
     """`[O]`; None for LoRA."""
 
@@ -33,10 +33,10 @@ class LowRank:
         return len(self.down)
 
     def compared(self, other: LowRank) -> tuple[float, float]:
-        """(norm of the difference of two updates, norm of the other's), magnitudes aside; NaN where one is not finite.
+        """(norm of the difference of two updates, norm of the other's), without magnitudes; NaN if one is not finite.
 
-        From the factors' products with each other, in fp64, which is exact to some 1e-8 of the norm. The updates
-        themselves have as many numbers as the weights of a model: to make them took longer than all else in a check.
+        Computed from the products of the factors in fp64, which is exact to about 1e-8 of the norm. The updates
+        themselves have as many numbers as a model's weights: building them took longer than everything else in a check.
         """
         up_OR, down_RI = (
             torch.cat([self.up.flatten(1).double() * self.scale, other.up.flatten(1).double() * -other.scale], 1),
@@ -44,9 +44,9 @@ class LowRank:
         )
         products_RR = (up_OR.T @ up_OR) * (down_RI @ down_RI.T)
         squares = torch.stack([products_RR.sum(), products_RR[self.rank :, self.rank :].sum()])
-        apart, size = squares.clamp(min=0).sqrt().tolist()  # rounding may leave less than nothing
+        apart, size = squares.clamp(min=0).sqrt().tolist()  # rounding may make it negative
         return apart, size
 
 
 AdapterLayers = dict[tuple[str, str], LowRank]
-"""(component of the pipeline, name of the layer in it as it is loaded here) -> update."""
+"""(component of the pipeline, name of the layer in the component as loaded here) -> update."""

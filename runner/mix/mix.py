@@ -1,4 +1,4 @@
-"""Several adapters as one: their updates, each times its weight, added up layer by layer without any loss."""
+"""Several adapters as one: their weighted updates, summed layer by layer without loss."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from runner.mix.layers import AdapterLayers, LowRank
 
 
 def concatenate(parts: Sequence[tuple[AdapterLayers, float]]) -> AdapterLayers:
-    """The weighted sum of adapters, exactly: factors are stacked along the rank, and ranks add up.
+    """The exact weighted sum of adapters: factors are stacked along the rank, so ranks add up.
 
     Args:
-        parts: (adapter, weight). Of one alone only the scale changes, and so of a layer that only one adapts.
+        parts: (adapter, weight). With a single adapter, or in a layer that only one adapts, just the scale changes.
 
     Raises:
-        SettingsError: a DoRA is weighted or put together with others: its norms are those of a whole weight, and there
-            is no sum of them.
+        SettingsError: a DoRA is weighted or combined with others: its norms apply to a whole weight and cannot be
+            summed.
     """
     assert parts
     if any(each.magnitude is not None for layers, _ in parts for each in layers.values()):

@@ -1,6 +1,6 @@
-"""A base model with an adapter in its weights, part by part into a folder in diffusers layout.
+"""Merges an adapter into a base model's weights, part by part, into a folder in diffusers layout.
 
-Everything else that the base had comes along: tokenizers, sampler, configurations.
+Everything else in the base is copied: tokenizers, sampler, configurations.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parts_of(base: Path) -> dict[str, type[nn.Module]]:
 
 
 def stored_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
-    """The most exact precision of a part's weights; fp32 where the files do not say."""
+    """The highest precision among a part's weights; fp32 if the files do not say."""
     files = list(folder.glob(f"*.{variant}*.safetensors" if variant else "*.safetensors"))
     kinds = {str(each["dtype"]) for file in files for each in read_header(file).tensors.values()}
     return next((STORED[kind] for kind in ("F32", "BF16", "F16") if kind in kinds), torch.float32)
@@ -51,9 +51,9 @@ def stored_dtype(folder: Path, variant: str | None = None) -> torch.dtype:
 
 @torch.no_grad()
 def fused(weight: Tensor, update: LowRank) -> Tensor:
-    """The weight with the update in it, fp32, of the weight's shape.
+    """The weight merged with the update, fp32, in the weight's shape.
 
-    Of DoRA it is `m (W + s B A) / ||W + s B A||`, output by output (arXiv 2402.09353).
+    For DoRA it is `m (W + s B A) / ||W + s B A||`, output by output (arXiv 2402.09353).
     """
     change = update.up.flatten(1).to(weight.device) @ update.down.flatten(1).to(weight.device) * update.scale
     total: Tensor = weight.float() + change.view(weight.shape)
@@ -66,9 +66,9 @@ def fused(weight: Tensor, update: LowRank) -> Tensor:
 
 @torch.no_grad()
 def fuse(components: Mapping[str, nn.Module], layers: AdapterLayers, dtype: torch.dtype) -> None:
-    """Put an adapter into the weights of some components, in place, and bring all their weights to `dtype`.
+    """Merge an adapter into the weights of some components, in place, and convert all their weights to `dtype`.
 
-    The sum is made in fp32 and rounded once.
+    The sum is computed in fp32 and rounded once.
     """
     for (component, name), update in layers.items():
         if component in components:
@@ -89,15 +89,15 @@ def write_fused(
     vae: Path | None,
     stop: Callable[[], bool],
 ) -> None:
-    """Fill a folder with the model; parts that are in it already are not made again.
+    """Fill a folder with the model; parts that already exist are not written again.
 
     Args:
-        dtype: of the weights; None leaves each part's as it is stored.
-        vae: folder of the VAE that takes the place of the base's.
+        dtype: precision of the weights; None keeps each part as it is stored.
+        vae: folder of the VAE that replaces the base's.
 
     Raises:
-        ArtifactError: a weight is beyond the numbers of `dtype`.
-        Interrupted: a signal asked to stop; parts that are written stay.
+        ArtifactError: a weight exceeds the range of `dtype`.
+        Interrupted: a signal asked to stop; the parts written so far stay.
     """
     target.mkdir(parents=True, exist_ok=True)
     parts = parts_of(base)
@@ -129,7 +129,7 @@ def _check_finite(name: str, module: nn.Module, dtype: torch.dtype) -> None:
 def _save(module: Any, folder: Path) -> None:
     with atomic_folder(folder) as temporary:
         module.save_pretrained(temporary)
-        # diffusers notes the folder that it was read from, which is nobody else's business.
+        # diffusers records the folder that it read from, which is private.
         config = config_of(temporary)
         config.pop("_name_or_path", None)
         write_text(temporary / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -144,8 +144,8 @@ def _copy_rest(base: Path, target: Path, written: set[str], variant: str | None)
             for file in files_below(entry):
                 copy = target / entry.name / file.relative_to(entry)
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)  # without its rights: the base may be for reading only
-            for file in (target / entry.name).glob(f"*.{variant}.*"):  # the parts that are written are of no variant
+                shutil.copyfile(file, copy)  # without its permissions: the base may be read-only
+            for file in (target / entry.name).glob(f"*.{variant}.*"):  # the parts written here have no variant
                 plain = file.with_name(file.name.replace(f".{variant}.", "."))
                 if not plain.exists():
                     file.rename(plain)
@@ -154,7 +154,7 @@ def _copy_rest(base: Path, target: Path, written: set[str], variant: str | None)
 
 
 def set_prediction(folder: Path, kind: str | None, zero_terminal_snr: bool | None) -> None:
-    """Let a model's sampler say what its base was told to predict, where it was told."""
+    """Make a model's sampler record what the settings said about the base's prediction, if they said anything."""
     said = {"prediction_type": kind, "rescale_betas_zero_snr": zero_terminal_snr}
     changes = {key: value for key, value in said.items() if value is not None}
     if not changes:
@@ -164,14 +164,14 @@ def set_prediction(folder: Path, kind: str | None, zero_terminal_snr: bool | Non
 
 
 def configuration_of(model: Path, target: Path) -> None:
-    """Write a model's folder without its weights: what readers of its single file want beside it."""
+    """Write a model's folder without its weights: what readers of its single file need beside it."""
     shutil.copytree(
         model, target, dirs_exist_ok=True, ignore=lambda _, names: [n for n in names if n.endswith(WEIGHTS)]
     )
 
 
 def skeleton(base: Path, names: tuple[str, ...]) -> dict[str, nn.Module]:
-    """Some of a model's parts without weights, from its configurations: names and shapes of layers."""
+    """Some of a model's parts without weights, built from its configurations: names and shapes of layers."""
     found: dict[str, nn.Module] = {}
     for name, kind in parts_of(base).items():
         if name not in names:

@@ -1,8 +1,8 @@
 """Reads an adapter's file, in whichever layout, into the factors of each layer's update.
 
-A layer is known by how files spell its name: as in peft with the component before it, as diffusers wrote it before
-peft, or as kohya's scripts do, which for SDXL take the names of the original code. FLUX.1 files whose projections are
-fused go through diffusers' own conversion first.
+A layer is recognized by how files spell its name: as in peft, after the component's name; as diffusers wrote it before
+peft; or as kohya's scripts do, which use the names of the original code for SDXL. FLUX.1 files with fused projections
+go through diffusers' own conversion first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ OF_DIFFUSERS = {
     "_lora.down.weight": DOWN,
     "_lora.up.weight": UP,
 }
-"""How names of tensors end in files of diffusers, of any age -> what the tensor is."""
+"""Suffixes of tensor names in diffusers' files, of any version -> what the tensor is."""
 ENDINGS = {
     **OF_DIFFUSERS,
     ".lora_A.default.weight": DOWN,
@@ -48,9 +48,9 @@ ENDINGS = {
     ".lora_up.weight": UP,
     ".alpha": ALPHA,
 }
-"""The same in any of the layouts."""
+"""The same for all layouts."""
 OF_TEXT = "lora_te"
-"""How kohya's names of text encoders' layers begin."""
+"""Prefix of kohya's names for layers of text encoders."""
 OTHER_KINDS = {
     "hada_w": "a LoHa",
     "lokr_w": "a LoKr",
@@ -64,11 +64,11 @@ SHOWN = 3
 
 @dataclasses.dataclass
 class _Parts:
-    """What a file has of one layer."""
+    """What a file contains for one layer."""
 
     tensors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     key: str = ""
-    """One of its tensors, for messages."""
+    """The name of one of its tensors, for messages."""
 
 
 def read_adapter(file: Path, family: Family, components: Mapping[str, nn.Module]) -> AdapterLayers:
@@ -78,7 +78,7 @@ def read_adapter(file: Path, family: Family, components: Mapping[str, nn.Module]
         components: the parts that may carry adapters, by their names in the pipeline; every layer must be in one.
 
     Raises:
-        SettingsError: the file is none of an adapter, or it is on layers that this model does not have.
+        SettingsError: the file is not an adapter, or adapts layers that this model does not have.
     """
     tensors, metadata = _load(file)
     tensors, alphas = _converted(file, tensors)
@@ -121,7 +121,7 @@ def _adaptable(components: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, 
 
 
 def _spellings(family: Family, components: Mapping[str, nn.Module]) -> dict[str, tuple[str, str]]:
-    """How files may name a layer -> the layer."""
+    """Each name that files may use for a layer -> the layer."""
     spelled: dict[str, tuple[str, str]] = {}
     denoiser = family.adapter_components[0]
     for component, root in components.items():
@@ -146,7 +146,7 @@ def _spellings(family: Family, components: Mapping[str, nn.Module]) -> dict[str,
 
 
 def _paths(component: str, name: str) -> list[str]:
-    """A layer's name, and the names that it had before transformers 5.6 and diffusers 0.22."""
+    """A layer's name, and the names it had before transformers 5.6 and diffusers 0.22."""
     if is_text_encoder(component):
         bare = name.removeprefix(TEXT_MODEL)
         return [bare, TEXT_MODEL + bare]
@@ -164,7 +164,7 @@ def _prefixes(family: Family, component: str) -> list[str]:
 
 
 def _converted(file: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor]]:
-    """FLUX.1 in the original code's layout under diffusers' names, and the alphas that come with it."""
+    """Convert FLUX.1 files in the original code's layout to diffusers' names; also returns the alphas they contain."""
     if not any("double_blocks" in key or "single_blocks" in key for key in tensors):
         return tensors, {}
     from diffusers import FluxPipeline
@@ -179,14 +179,14 @@ def _converted(file: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor
     for key, alpha in (alphas or {}).items():
         component, _, name = key.removesuffix(".alpha").partition(".")
         by_layer[component, name] = torch.tensor(float(alpha))
-    # Those of text encoders have names of their own in this layout, which need no conversion.
+    # Text encoders have their own names in this layout, which need no conversion.
     return converted | {key: tensor for key, tensor in tensors.items() if key.startswith(OF_TEXT)}, by_layer
 
 
 def is_named_for_diffusers(names: Iterable[str], family: Family) -> bool:
-    """Whether diffusers (0.42.1) takes all of a file's tensors by these names, and their factors as they are.
+    """Whether diffusers (0.42.1) accepts all of a file's tensors by these names, and uses their factors unchanged.
 
-    It knows its own names and kohya's; what FLUX.1 has in kohya's layout, it multiplies in the file's precision.
+    It knows its own names and kohya's; FLUX.1 factors in kohya's layout it multiplies in the file's precision.
     """
     listed, own = list(names), tuple(f"{component}." for component in family.adapter_components)
     if isinstance(family.export, Kohya) and all(name.startswith("lora_") for name in listed):
@@ -227,7 +227,7 @@ def _by_layer(
 def _low_rank(
     file: Path, parts: _Parts, module: nn.Linear | nn.Conv2d, alpha: float | None, *, of_root: bool
 ) -> LowRank:
-    """The factors of a layer; `of_root`: whether alpha goes with the root of the rank."""
+    """The factors of a layer; `of_root`: whether alpha is divided by the square root of the rank."""
     down, up = parts.tensors.get(DOWN), parts.tensors.get(UP)
     if down is None or up is None:
         raise SettingsError(f"{file}: has only a part of an adapter for a layer ({parts.key})")
@@ -252,7 +252,7 @@ def _low_rank(
 
 
 def _alpha(file: Path, parts: _Parts, said: float | None) -> float | None:
-    """That of a layer: its own tensor, or what the file's configuration says; None where nothing does."""
+    """The alpha of a layer, from its own tensor or else the file's configuration; None if neither gives one."""
     given = parts.tensors.get(ALPHA)
     alpha = said
     if given is not None:
@@ -263,7 +263,7 @@ def _alpha(file: Path, parts: _Parts, said: float | None) -> float | None:
 
 
 def _shapes(module: nn.Linear | nn.Conv2d, rank: int) -> dict[str, tuple[int, ...]]:
-    """Of what a file has of a layer."""
+    """Shapes of what a file contains for a layer."""
     if isinstance(module, nn.Linear):
         outputs = module.out_features
         return {DOWN: (rank, module.in_features), UP: (outputs, rank), MAGNITUDE: (outputs,)}
@@ -273,6 +273,6 @@ def _shapes(module: nn.Linear | nn.Conv2d, rank: int) -> dict[str, tuple[int, ..
 
 
 def _fitted(tensor: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-    """In fp32 and in the layer's shape: what is linear in one program is a convolution of single pixels in another."""
+    """In fp32 and in the layer's shape: a linear layer in one program is a 1x1 convolution in another."""
     ones_apart = [side for side in tensor.shape if side != 1] == [side for side in shape if side != 1]
     return tensor.float().reshape(shape).contiguous() if ones_apart else None

@@ -1,4 +1,4 @@
-"""An adapter of a lower rank: of each layer's update the nearest one of that rank, and how much of it that is."""
+"""Lowers an adapter's rank: the nearest update of that rank for each layer, and how much of it remains."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from runner.mix.layers import AdapterLayers, LowRank
 
 @dataclasses.dataclass(frozen=True)
 class Reduced:
-    """What became of an adapter."""
+    """The result of a reduction."""
 
     layers: AdapterLayers
     kept: dict[tuple[str, str], float]
-    """Of each layer, the kept energy: the share of its update's squared Frobenius norm."""
+    """The energy kept in each layer: the share of its update's squared Frobenius norm."""
     kept_in_all: float
-    """The same share, of all updates together."""
+    """The same share over all updates together."""
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -36,12 +36,12 @@ class Reduced:
 def reduce(layers: AdapterLayers, *, rank: int | None = None, energy: float | None = None) -> Reduced:
     """The nearest adapter of a lower rank (Eckart-Young: the largest singular values), layer by layer.
 
-    A layer that is within the rank already keeps its factors as they are.
+    A layer already within the rank keeps its factors unchanged.
 
     Args:
-        layers: LoRA, no DoRA.
-        energy: instead of it, the share of each layer's energy that is to be kept; each layer gets the least rank that
-            does.
+        layers: LoRA only, without DoRA.
+        energy: instead of `rank`, the share of each layer's energy to keep; each layer gets the lowest rank that keeps
+            it.
     """
     assert (rank is None) != (energy is None)
     reduced: AdapterLayers = {}
@@ -55,9 +55,9 @@ def reduce(layers: AdapterLayers, *, rank: int | None = None, energy: float | No
 
 
 def _reduced(update: LowRank, rank: int | None, energy: float | None) -> tuple[LowRank, torch.Tensor]:
-    """The layer's new factors, and the squares of the singular values of its whole update."""
+    """The layer's new factors, and the squared singular values of its whole update."""
     assert update.magnitude is None
-    # Of the full matrix only the factors' triangles matter: rank x rank numbers instead of outputs x inputs.
+    # The full matrix is not needed, only the factors' triangles: rank x rank numbers instead of outputs x inputs.
     left, left_triangle = torch.linalg.qr(update.up.flatten(1).double() * update.scale)
     right, right_triangle = torch.linalg.qr(update.down.flatten(1).double().T)
     u, values, v = torch.linalg.svd(left_triangle @ right_triangle.T, full_matrices=False)
@@ -83,5 +83,5 @@ def _least_rank(energies: torch.Tensor, energy: float) -> int:
     if not energies.any():
         return 1
     shares = energies.cumsum(0) / energies.sum()
-    # Rounding must not ask for ranks that hold nothing.
+    # Rounding must not require ranks that hold nothing.
     return min(int((shares < energy - 1e-12).sum()) + 1, len(energies))

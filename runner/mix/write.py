@@ -20,14 +20,14 @@ from runner.paths import WEIGHTS_NAME, atomic_file, named_where_full
 from runner.system.tensor_file import TEXT_MODEL
 
 DOWN, UP, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
-"""peft's names of what an adapter holds for a layer, behind the layer's own."""
+"""peft's suffixes for what an adapter holds for a layer; they follow the layer's name."""
 
 Layers = Mapping[str, Mapping[str, Tensor]]
 """component -> peft key -> tensor."""
 
 
 def published_keys(layers: Layers) -> dict[str, dict[str, Tensor]]:
-    """The same layers under the names that files have always had."""
+    """The same layers under the names traditionally used in files."""
     return {
         component: {_published_key(component, key): tensor for key, tensor in tensors.items()}
         for component, tensors in layers.items()
@@ -35,25 +35,25 @@ def published_keys(layers: Layers) -> dict[str, dict[str, Tensor]]:
 
 
 def published_name(component: str, name: str) -> str:
-    """A layer, or what is said of it, by the name that files have always had.
+    """A layer, or an entry about it, under the name traditionally used in files.
 
-    transformers 5.6 took `text_model.` out of the module names of CLIPTextModel (huggingface/transformers #13843);
-    diffusers, ComfyUI and older files have it.
+    transformers 5.6 removed `text_model.` from the module names of CLIPTextModel (huggingface/transformers #13843);
+    diffusers, ComfyUI and older files still use it.
     """
     return TEXT_MODEL + name if is_text_encoder(component) and not name.startswith(TEXT_MODEL) else name
 
 
 def _published_key(component: str, key: str) -> str:
-    # transformers (5.23) finds the magnitudes of DoRA by this name only, and peft by either.
+    # transformers (5.23) finds the magnitudes of DoRA only under this name; peft accepts both.
     ending = ".weight" if is_text_encoder(component) and key.endswith(MAGNITUDE) else ""
     return published_name(component, key) + ending
 
 
 def write_peft(folder: Path, family: Family, layers: Layers, configs: Mapping[str, dict[str, Any]]) -> Path:
-    """Write `pytorch_lora_weights.safetensors`; without the metadata, diffusers would load alpha as rank.
+    """Write `pytorch_lora_weights.safetensors`; without the metadata, diffusers would use the rank as alpha.
 
     Args:
-        configs: component -> its configuration in peft's words.
+        configs: component -> its configuration as a peft dictionary.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
         with named_where_full(folder / WEIGHTS_NAME):
@@ -64,7 +64,7 @@ def write_peft(folder: Path, family: Family, layers: Layers, configs: Mapping[st
 
 
 def write_diffusers(folder: Path, family: Family, layers: AdapterLayers) -> Path:
-    """Write an adapter of any ranks and scales as `pytorch_lora_weights.safetensors`."""
+    """Write an adapter with any ranks and scales as `pytorch_lora_weights.safetensors`."""
     tensors: dict[str, dict[str, Tensor]] = {}
     for (component, name), each in layers.items():
         part = tensors.setdefault(component, {})
@@ -76,7 +76,7 @@ def write_diffusers(folder: Path, family: Family, layers: AdapterLayers) -> Path
 
 
 def _config(layers: AdapterLayers, component: str) -> dict[str, Any]:
-    """The ranks and scales of a component's layers in peft's words: the usual ones, and the layers that differ."""
+    """The peft configuration of a component: the usual rank and alpha, and the layers that differ."""
     mine = {name: each for (part, name), each in layers.items() if part == component}
     ranks = {name: each.rank for name, each in mine.items()}
     alphas = {name: each.scale * each.rank for name, each in mine.items()}
@@ -96,8 +96,8 @@ def _config(layers: AdapterLayers, component: str) -> dict[str, Any]:
 
 
 def differing(values: Mapping[str, float], usual: float) -> dict[str, float]:
-    """The layers whose value is not the usual one, by expressions that match no other layer."""
-    # One that is the end of another's name would match that too.
+    """The layers whose value is not the usual one, under patterns that match no other layer."""
+    # A name that is the end of another layer's name would match that one too.
     ends = {name for name in values if any(other.endswith(f".{name}") for other in values)}
     return {f"^{name}" if name in ends else name: value for name, value in values.items() if value != usual}
 
@@ -107,12 +107,12 @@ def write_kohya(
 ) -> Path:
     """Write the layout that other programs read.
 
-    Folded, the scale of each layer is in its up-projection: with alpha = rank, it means the same to readers that
-    honour the alpha tensors and to those that do not. Layers of other ranks are then padded with zeros to the largest:
-    diffusers (0.42.1) loses the alphas that differ from layer to layer.
+    When folded, each layer's scale is part of its up-projection: with alpha = rank, it means the same to readers that
+    honour the alpha tensors and to those that do not. Layers of lower rank are then padded with zeros to the largest
+    rank: diffusers (0.42.1) loses alphas that differ from layer to layer.
 
     Args:
-        folded: otherwise the factors stay as they are, and the alpha tensors say the scale.
+        folded: if False, the factors stay unchanged and the alpha tensors carry the scale.
     """
     rank = max(each.rank for each in layers.values())
     tensors: dict[str, Tensor] = {}
@@ -126,7 +126,7 @@ def write_kohya(
             tensors[names.alpha] = each.down.new_tensor(float(rank) if folded else each.scale * each.rank)
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
     alphas = Counter(float(rank) if folded else each.scale * each.rank for each in layers.values())
-    # The published hash of a LoRA covers what follows the header alone, so that editing that does not change it.
+    # The published hash of a LoRA covers only what follows the header, so that editing the header does not change it.
     content = save(tensors)
     values = memoryview(content)[8 + int.from_bytes(content[:8], "little") :]
     header = {
