@@ -1,4 +1,4 @@
-"""How good drawn images are, as numbers with intervals: takes pictures and feature networks, gives figures.
+"""How good generated images are, as numbers with intervals: takes pictures and feature networks, gives figures.
 
-Knows nothing of jobs, adapters or how the pictures were drawn.
+Knows nothing about jobs, adapters or how the pictures were drawn.
 """

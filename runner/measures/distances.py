@@ -1,7 +1,7 @@
-"""How far the drawn images are from real ones as a whole: FID and KID, of features that were taken before.
+"""How far the drawn images are from real ones as a whole: FID and KID, from features computed beforehand.
 
-B drawn and R real images, D features each. The arithmetic of both is torchmetrics'; the intervals need it a thousand
-times, and take it from the products of features instead of their covariances.
+B drawn and R real images, D features each. The value of the FID and the kernel of the KID come from torchmetrics; the
+intervals need the arithmetic a thousand times, and use the products of features instead of their covariances.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from runner.measures.interval import Figure, Resampling
 log = logging.getLogger(__name__)
 
 LEAST_FOR_PAIRS = 3
-"""Of two images only one pair has a meaning: it would be the same in every resampling."""
+"""Two images have only one meaningful pair, which would be the same in every resampling."""
 MOST_TO_RESAMPLE = 2000
-"""Images, above which the interval of the FID would take hours."""
+"""Number of images above which the interval of the FID would take hours."""
 FID_WORK = 2e10
 FEWEST_TIMES = 100
 
 
 class Given(nn.Module):
-    """Stands in torchmetrics for a network whose features are there already."""
+    """Takes the place of a network in torchmetrics when the features already exist."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.num_features = features
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        """The features."""
+        """Return the features unchanged."""
         return features_BD
 
 
 def fid(drawn_BD: Tensor, real_RD: Tensor, resampling: Resampling) -> Figure:
-    """Fréchet distance of two Gaussians through the features (Heusel et al. 2017, arXiv 1706.08500); less is better.
+    """Fréchet distance of two Gaussians fitted to the features (Heusel et al. 2017, arXiv 1706.08500); lower is better.
 
-    Of few images it is far too high: it then measures the missing rank of the covariances (Binkowski et al. 2018, arXiv
-    1801.01401). Only values of the same numbers of images can be compared. The interval is that of the bootstrap over
-    both sets, moved onto the value, so it holds the spread and not this bias; there is none above 2000 images. It is
-    1.5 to 2.6 times as wide as the figure spreads between samples of 50 to 100 images.
+    For few images it is far too high, because it then measures the missing rank of the covariances (Binkowski et al.
+    2018, arXiv 1801.01401). Only values for the same numbers of images can be compared. The interval is a bootstrap
+    over both sets, shifted onto the value, so it shows the spread but not this bias; there is none above 2000 images.
+    It is 1.5 to 2.6 times as wide as the spread of the figure between samples of 50 to 100 images.
 
     Raises:
-        ValueError: a set has less than two images.
+        ValueError: a set has fewer than two images.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -55,7 +55,7 @@ def fid(drawn_BD: Tensor, real_RD: Tensor, resampling: Resampling) -> Figure:
     metric = FrechetInceptionDistance(feature=Given(drawn.shape[1])).set_dtype(torch.float64)
     metric.update(real, real=True)
     metric.update(drawn, real=False)
-    # What eigenvalues round off may bring it below what a distance can be; so may moving the interval, further down.
+    # Rounding of eigenvalues may push it below zero, which no distance can be; shifting the interval may, too.
     value = max(float(metric.compute()), 0.0)
     small, large = sorted((len(drawn), len(real)))
     if small > MOST_TO_RESAMPLE:
@@ -74,14 +74,15 @@ def fid(drawn_BD: Tensor, real_RD: Tensor, resampling: Resampling) -> Figure:
 
 
 def frechet_of_products(drawn_BB: Tensor, real_RR: Tensor, cross_BR: Tensor, drawn_B: Tensor, real_R: Tensor) -> float:
-    """The Fréchet distance out of all products of features.
+    """The Fréchet distance computed from all products of features.
 
     With A and C the centred features as columns over the root of (count - 1), the covariances are AAᵀ and CCᵀ, and the
-    root of their product has the trace of AᵀC's singular values: small where there are fewer images than features.
+    trace of the root of their product is the sum of AᵀC's singular values: small if there are fewer images than
+    features.
 
     Args:
-        drawn_BB, real_RR, cross_BR: products of the features of each two images.
-        drawn_B, real_R: how often each image counts; sum to B and R.
+        drawn_BB, real_RR, cross_BR: products of the features of every two images.
+        drawn_B, real_R: the weight of each image; sum to B and R.
     """
     drawn, real = drawn_B / drawn_B.sum(), real_R / real_R.sum()
     between = drawn @ drawn_BB @ drawn + real @ real_RR @ real - 2 * (drawn @ cross_BR @ real)
@@ -95,15 +96,15 @@ def frechet_of_products(drawn_BB: Tensor, real_RR: Tensor, cross_BR: Tensor, dra
 
 
 def kid(drawn_BD: Tensor, real_RD: Tensor, resampling: Resampling) -> Figure:
-    """Squared maximum mean discrepancy under a cubic kernel of features (arXiv 1801.01401); less is better, about 0 for
+    """Squared maximum mean discrepancy with a cubic kernel of features (arXiv 1801.01401); lower is better, about 0 for
     the same distribution and then often below it.
 
-    The estimator is unbiased at every number of images, of all images instead of random subsets. In the bootstrap a
-    pair of copies of one image does not count, so that it stays unbiased. The interval is about 1.5 times as wide
-    as the figure spreads between samples of 50 to 100 images; there is none of two.
+    The estimator is unbiased for any number of images; it uses all images instead of random subsets. In the bootstrap,
+    pairs of copies of one image do not count, so that it stays unbiased. The interval is about 1.5 times as wide as the
+    spread of the figure between samples of 50 to 100 images; there is none for two images.
 
     Raises:
-        ValueError: a set has less than two images.
+        ValueError: a set has fewer than two images.
     """
     from torchmetrics.image.kid import poly_kernel
 
@@ -121,7 +122,7 @@ def kid(drawn_BD: Tensor, real_RD: Tensor, resampling: Resampling) -> Figure:
 
 
 def discrepancy(drawn_BB: Tensor, real_RR: Tensor, cross_BR: Tensor, drawn_B: Tensor, real_R: Tensor) -> float:
-    """The unbiased squared discrepancy out of the kernel's values, under weights; nan where one image has them all."""
+    """The unbiased squared discrepancy from weighted kernel values; nan if one image has all the weight."""
 
     def within(kernel: Tensor, weights: Tensor) -> Tensor:
         pairs = weights.sum() ** 2 - (weights**2).sum()

@@ -1,7 +1,7 @@
-"""Networks that make features of pictures and texts: a folder in transformers layout, a Hub id, or a TorchScript file.
+"""Networks that compute features of pictures and texts: from a folder in transformers layout, the Hub, or TorchScript.
 
-Takes Pillow images, gives fp32 features on the CPU: B images, D features. Which network it is decides what a figure
-means; nothing here is fetched but what is named.
+Takes Pillow images, gives fp32 features on the CPU: B images, D features. The choice of network decides what a figure
+means; nothing is fetched here except what a setting names.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from runner.train.memory import is_full
 PICTURES_AT_ONCE = 16
 FIX = "give a folder in transformers layout with its preprocessor_config.json, or the id of one on the Hub"
 IDLE = ("pooler.", "embeddings.mask_token")
-"""Weights that play no part in a network's features; files often lack them."""
+"""Weights that do not affect a network's features; files often lack them."""
 
 
 class PictureNetwork(Protocol):
-    """Makes features of pictures."""
+    """Computes features of pictures."""
 
     def pictures(self, pictures: Sequence[Image]) -> Tensor:
-        """Features_BD of these."""
+        """Their features, `[B, D]`."""
 
 
 class Vision:
     """A vision network of transformers, such as DINO, DINOv2 or ViT: the features of its class token, which comes
-    first; of a network without one the mean over all places, of one that knows texts too what it compares with them.
+    first. A network without one gives the mean over all positions; one that also knows texts, its joint embedding.
 
     Raises:
         SettingsError: it cannot be loaded.
@@ -48,7 +48,7 @@ class Vision:
         self.said, self.device = f"{key} = {named!r}", device
 
     def pictures(self, pictures: Sequence[Image]) -> Tensor:
-        """Features_BD of these."""
+        """Their features, `[B, D]`."""
         return _in_parts(self.said, pictures, self._some)
 
     def _some(self, pictures: Sequence[Image]) -> Tensor:
@@ -58,16 +58,16 @@ class Vision:
         hidden: Tensor = self.network(**given).last_hidden_state
         if hidden.ndim != 3:
             return hidden.flatten(2).mean(dim=2)
-        # Square pictures have a square number of places; one token more, or several, and the first is the class's.
+        # Square pictures have a square number of positions; with one or more extra tokens, the first is the class's.
         only_places = math.isqrt(hidden.shape[1]) ** 2 == hidden.shape[1]
         return hidden.mean(dim=1) if only_places else hidden[:, 0]
 
 
 class Clip(Vision):
-    """A CLIP of transformers: pictures and texts in one space, projected and not yet of length 1.
+    """A CLIP of transformers: pictures and texts in one space, projected but not normalised.
 
     Raises:
-        SettingsError: it cannot be loaded, or is no CLIP.
+        SettingsError: it cannot be loaded, or is not a CLIP.
     """
 
     def __init__(self, key: str, named: str, device: torch.device) -> None:
@@ -78,12 +78,12 @@ class Clip(Vision):
             kind = type(self.network).__name__
             raise SettingsError(f"{key} = {named!r}: is a {kind}, which knows no texts; give a CLIP")
         self.tokenizer = _loaded(key, named, AutoTokenizer)
-        # Without its files transformers makes one that takes all words for the same.
+        # If its files are missing, transformers creates a tokenizer that maps all words to the same token.
         if len(self.tokenizer) <= len(self.tokenizer.all_special_tokens):
             raise SettingsError(f"{key} = {named!r}: has no tokenizer that knows any words; give a CLIP with its own")
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Features_BD of these; what is longer than the network's context is cut off."""
+        """Their features, `[B, D]`; texts longer than the network's context are truncated."""
         return _in_parts(self.said, texts, self._some_texts)
 
     def _some_texts(self, texts: Sequence[str]) -> Tensor:
@@ -95,13 +95,13 @@ class Clip(Vision):
 
 
 class Scripted:
-    """A TorchScript file that takes pictures_B3HW as bytes (0 to 255) in their own size and gives features_BD, as the
-    Inception networks of FID implementations do.
+    """A TorchScript file that takes pictures `[B, 3, H, W]` as bytes (0 to 255) in their own size and returns features
+    `[B, D]`, like the Inception networks of FID implementations.
 
-    Such a file is a program, which runs. One that asks for `return_features` is told so.
+    Such a file is a program, which is run. If it takes an argument `return_features`, that is set.
 
     Raises:
-        SettingsError: it is none.
+        SettingsError: the file is not TorchScript.
     """
 
     def __init__(self, key: str, named: str, device: torch.device) -> None:
@@ -116,7 +116,7 @@ class Scripted:
         self._told = {"return_features": True} if "return_features" in names else {}
 
     def pictures(self, pictures: Sequence[Image]) -> Tensor:
-        """Features_BD of these, which have one size."""
+        """The features, `[B, D]`, of pictures that all have one size."""
         return _in_parts(self.said, pictures, self._some)
 
     def _some(self, pictures: Sequence[Image]) -> Tensor:
@@ -135,10 +135,10 @@ class Scripted:
 
 
 def picture_network(key: str, named: str, device: torch.device) -> PictureNetwork:
-    """The network of a file or folder.
+    """The network in a file or folder.
 
     Args:
-        key: the setting that names it, for what is said of it.
+        key: the setting that names it, for messages.
         named: its folder, file or Hub id.
 
     Raises:
@@ -151,22 +151,22 @@ def _of_transformers(key: str, named: str, device: torch.device) -> tuple[Any, A
     from transformers import AutoImageProcessor, AutoModel
 
     network, report = _loaded(key, named, AutoModel, output_loading_info=True)
-    # transformers makes up what a file lacks, by chance and anew at each start.
+    # transformers fills in missing weights with random numbers, different on each run.
     if missing := sorted(name for name in report["missing_keys"] if not name.startswith(IDLE)):
         raise SettingsError(
             f"{key} = {named!r}: its files lack {len(missing)} of the weights of a {type(network).__name__}, such as "
             f"{missing[0]}; {FIX}"
         )
-    # In fp32, however it is stored: what half precision rounds away would be in every figure.
+    # Always in fp32, however it is stored: the rounding of half precision would show in every figure.
     network = network.float().eval().requires_grad_(False).to(device)
-    # The processors that work on Pillow images: the others need torchvision, and round differently.
+    # The processors that work on Pillow images: the others need torchvision and round differently.
     return network, _loaded(key, named, AutoImageProcessor, backend="pil")
 
 
 def _loaded(key: str, named: str, kind: Any, **how: Any) -> Any:
     local = path_of(named)
     try:
-        # Without this transformers asks, on a terminal, whether to run what a repository brings.
+        # Otherwise transformers asks, on a terminal, whether to run code from the repository.
         return kind.from_pretrained(local if local.is_dir() else named, trust_remote_code=False, **how)
     except pickle.UnpicklingError as error:
         raise SettingsError(f"{key} = {named!r}: {MORE_THAN_WEIGHTS}") from error
@@ -176,7 +176,7 @@ def _loaded(key: str, named: str, kind: Any, **how: Any) -> Any:
 
 
 def _projected(found: Any) -> Tensor:
-    """Features of a CLIP: newer versions of transformers give them with the hidden states."""
+    """The features of a CLIP; newer versions of transformers return them along with the hidden states."""
     features: Tensor = getattr(found, "pooler_output", found)
     return features
 
