@@ -13,13 +13,13 @@ from runner.system.printable import log_to, printable
 
 
 def main() -> None:
-    """Run the command line; ends with 0, 1 (a job failed), 2 (nothing was started), 130 (interrupted)."""
+    """Run the command line; exits with 0, 1 (a job failed), 2 (nothing was started), 130 (interrupted)."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         from runner.command.help import help_text
 
         sys.stdout.write(help_text())
         return
-    # Hydra prints its own errors one at a time and ends the process, unless told to raise them.
+    # By default Hydra prints its own errors one at a time and ends the process; make it raise them instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         _compose_and_launch()
@@ -27,7 +27,7 @@ def main() -> None:
         _end(str(error), code=2)
     except Interrupted as error:
         _end(str(error), code=130)
-    except KeyboardInterrupt:  # while nothing was training: before, or while the report was written
+    except KeyboardInterrupt:  # while nothing was training: before it, or while writing the report
         _end("interrupted: run the same command again to go on", code=130)
     except Detached as error:
         sys.stdout.write(printable(f"{error}\n"))
@@ -53,7 +53,7 @@ def _compose_and_launch() -> None:
 
     sys.argv[1:] = flags_first(sys.argv[1:])
     options = get_args_parser().parse_args(sys.argv[1:])
-    if options.info is None:  # which Hydra logs by a handler of its own
+    if options.info is None:  # which Hydra logs through its own handler
         log_to(sys.stdout, logging.INFO)
     _refuse_folder(options.config_dir)
     failure: list[RunnerError | OSError] = []
@@ -64,12 +64,12 @@ def _compose_and_launch() -> None:
 
         try:
             single(config, HydraConfig.get().overrides.task)
-        except (RunnerError, OSError) as error:  # raised in here, Hydra would print a line of its own about it
+        except (RunnerError, OSError) as error:  # raised in here, Hydra would print its own line about it
             failure.append(error)
 
     try:
         compose()
-    # A file that chooses itself is followed without end.
+    # A file that chooses itself recurses without end.
     except (HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError) as error:
         if isinstance(error, RunnerError):
             raise
@@ -81,8 +81,8 @@ def _compose_and_launch() -> None:
 
 
 def _refuse_folder(folder: str | None) -> None:
-    # Where there is none, Hydra would warn in its own way, with a line of its source, before it fails; and of two files
-    # of one name it takes ours, without a word.
+    # If the folder does not exist, Hydra would warn in its own way, with a line of its source, before it fails; and of
+    # two files with the same name it silently uses ours.
     if folder is None:
         return
     if not Path(folder).is_dir():

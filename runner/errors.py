@@ -1,21 +1,21 @@
-"""The exceptions that a user may see, and their words; everything else that escapes is a defect of ours.
+"""The exceptions that a user may see, and their messages; any other that escapes is a defect of ours.
 
 RunnerError
 ├── SettingsError (also a ValueError)   a setting is wrong; names the key, the value and the fix
-│   ├── DatasetError                    the images or captions are
+│   ├── DatasetError                    the images or captions are wrong
 │   └── ModelError                      the base model is missing or of another kind
 ├── CheckpointError                     a checkpoint belongs to another configuration, or is damaged
 ├── ArtifactError                       what was saved is not what was trained
 ├── DivergedError                       a job's loss or gradient is not finite
-├── OutOfMemoryError                    not even one image fits into memory
-├── AwsError                            AWS has refused something, or did not start it
+├── OutOfMemoryError                    not even one image fits in memory
+├── AwsError                            AWS rejected a request, or did not start something
 ├── Interrupted                         a signal asked to stop; the work is saved
-├── Detached                            jobs go on elsewhere without this command
+├── Detached                            jobs continue elsewhere without this command
 └── JobsFailed                          at least one job did not complete
 
-Those of one room, such as of its locks, clusters or archives, are declared there.
+Exceptions of a single package, such as for its locks, clusters or archives, are declared there.
 
-Defect                                what nobody has foreseen, while jobs ran
+Defect                                an unforeseen error while jobs ran
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ MENDED_BY = {
     errno.EPERM: "take a folder that can be used",
     errno.EIO: "take a disk that works",
 }
-"""What a user can do where the system does not let a file be read or written."""
+"""What a user can do if the system does not let a file be read or written."""
 SYSTEM_ERROR = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)")
-"""One in the words of others: of `shutil.copytree`, or of safetensors, which has no type for it."""
+"""A system error quoted in another message: from `shutil.copytree`, or safetensors, which has no type for it."""
 
 
 T = TypeVar("T")
 
 
 class RunnerError(Exception):
-    """Base of all errors that are reported in one line, without a traceback."""
+    """Base class of all errors that are reported in one line, without a traceback."""
 
 
 class SettingsError(RunnerError, ValueError):
@@ -53,7 +53,7 @@ class SettingsError(RunnerError, ValueError):
 
 
 class DatasetError(SettingsError):
-    """The data set cannot be used as it is; all its faults are in the message."""
+    """The data set cannot be used as it is; the message lists all its faults."""
 
 
 class ModelError(SettingsError):
@@ -73,11 +73,11 @@ class DivergedError(RunnerError):
 
 
 class OutOfMemoryError(RunnerError):
-    """A single image does not fit into the device's memory."""
+    """A single image does not fit in the device's memory."""
 
 
 class AwsError(RunnerError):
-    """AWS has refused something, or what was started there did not come up."""
+    """AWS rejected a request, or what was started there did not come up."""
 
 
 class Interrupted(RunnerError):
@@ -85,25 +85,25 @@ class Interrupted(RunnerError):
 
 
 class Detached(RunnerError):
-    """Jobs go on elsewhere, and this command does not wait for them."""
+    """Jobs continue elsewhere, and this command does not wait for them."""
 
 
 class JobsFailed(RunnerError):
-    """At least one job did not complete; the message is the table of them."""
+    """At least one job did not complete; the message is the table of jobs."""
 
 
 class Defect(Exception):
-    """Something went wrong while jobs ran that no user can mend; its cause says what."""
+    """Something went wrong while jobs ran that no user can fix; its cause says what."""
 
 
 class Refusals:
-    """What keeps a command from starting, gathered over several looks at it, so that it is told together."""
+    """Reasons why a command cannot start, collected over several checks and reported together."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
     def of(self, look: Callable[[], T]) -> T | None:
-        """What a look gives, or None where it raises a SettingsError."""
+        """The result of a check, or None if it raises a SettingsError."""
         try:
             return look()
         except SettingsError as error:
@@ -111,22 +111,22 @@ class Refusals:
             return None
 
     def raise_if_any(self) -> None:
-        """Raises SettingsError with all of them."""
+        """Raise a SettingsError with all of them, if there are any."""
         if self.texts:
             raise SettingsError("\n".join(self.texts))
 
 
 def not_started(head: str, faults: Iterable[str]) -> SettingsError:
-    """The error that says all faults at once, a line for each.
+    """The error that reports all faults at once, one line each.
 
     Args:
-        head: what they keep from starting, such as "The search is invalid".
+        head: what cannot start because of them, such as "The search is invalid".
     """
     return SettingsError("\n".join([f"{head}, nothing was started:", *(f"  {fault}" for fault in faults)]))
 
 
 def system_error(error: BaseException) -> int | None:
-    """The number of what the system refuses, of those that a user can mend; None where it is something else."""
+    """The number of a system error that a user can fix; None if it is anything else."""
     code = error.errno if isinstance(error, OSError) else None
     if code is None and (found := SYSTEM_ERROR.search(str(error))):
         code = int(found[1] or found[2])
@@ -134,7 +134,7 @@ def system_error(error: BaseException) -> int | None:
 
 
 def refusal(error: BaseException) -> str | None:
-    """What the system does not let be read or written, and what to do about that; None where it is something else."""
+    """What the system does not let be read or written, and what to do about it; None if it is anything else."""
     code = system_error(error)
     if code is None:
         return None
@@ -144,7 +144,7 @@ def refusal(error: BaseException) -> str | None:
 
 
 def in_words(error: Exception) -> str:
-    """Why something failed, as its job's folder says it: what nobody has foreseen with its type."""
+    """Why something failed, in words for its job's folder; unforeseen errors include their type."""
     if isinstance(error, RunnerError):
         return str(error)
     return refusal(error) or f"{type(error).__name__}: {error}"
