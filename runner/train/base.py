@@ -60,9 +60,9 @@ class Base:
         self.validated: dict[Hashable, Any] = {}
         """Validation results of the base without an adapter, where every job starts, for the most recent jobs."""
         self.untrained: dict[Any, Any] = {}
-        """The same for jobs that start from earlier training: one number for each such start."""
+        """Its loss on the images of each earlier training that jobs start from."""
         self.drawn: dict[Any, Any] = {}
-        """The most recent images generated without an adapter, by settings and prompt."""
+        """The most recent images drawn without an adapter, by sampling settings and request."""
         self._controlnet: tuple[str, nn.Module] | None = None
 
     @classmethod

@@ -313,7 +313,7 @@ class Adapter:
 
 
 def _initial(site: Site, rank: int, init: str, seed: int) -> Tensor:
-    """Initial values of a down-projection; seeded by the layer's name alone."""
+    """Initial values of a down-projection; they depend only on the seed and the layer's name, not on its place."""
     draw = generator(seed, "init", site.component, site.name)
     shape = site.shape(DOWN, rank)
     if init == "gaussian":

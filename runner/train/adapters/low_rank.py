@@ -1,6 +1,6 @@
 """A frozen layer and the low-rank updates of K adapters as one differentiable operation.
 
-As separate operations, autograd would add the update to the output, and the two gradients of the input to each other,
+With separate operations, autograd would add the update to the output, and the two gradients of the input to each other,
 in extra passes over the activations; fused, each addition is part of a matrix product.
 
 # Shape suffixes: K adapters, B rows of each, N = K B, M rows times tokens, I O inputs and outputs, R padded rank,

@@ -75,7 +75,7 @@ class PackedAdapters:
         return found
 
     def words_in_use(self) -> dict[str, nn.Parameter]:
-        """Those of the adapter that owns the rows; a pass through the text encoders is never for several adapters."""
+        """The words of the adapter that owns the rows; no pass through the text encoders serves several adapters."""
         users = {index for index, _ in self.slices.rows}
         assert len(users) < 2, users
         return self.words[users.pop()] if users else {}

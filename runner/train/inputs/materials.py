@@ -61,7 +61,7 @@ class Materials:
     buckets: Sequence[dict[str, Any]] = ()
     """How many images each aspect-ratio bucket has (`runner.data.buckets.bucket_table`); empty without buckets."""
     class_images: int = 0
-    """Number of class images trained beside the subject's."""
+    """Number of class images trained along with the subject's."""
     earlier: AdapterFile | None = None
     """The adapter the job starts from, ..."""
     kept: Kept | None = None
@@ -257,7 +257,7 @@ def _masks(views: Sequence[View], posteriors: Posteriors, base: Base, *, key: tu
 def _own_posteriors(
     views: Sequence[View], prior: Prior | None, base: Base, *, key: tuple[Hashable, ...], on_disk: bool
 ) -> Posteriors:
-    """Those of the subjects' images; with several classes, one class after another, as they may be sent elsewhere."""
+    """Posteriors of the subjects' images; with several classes, one class at a time, as they may be sent elsewhere."""
     if prior is None or len(prior.classes) == 1:
         return _posteriors([views], base, key=key, on_disk=on_disk)
     classes = tuple(prior.class_of(view.item) for view in views)

@@ -1,4 +1,4 @@
-"""The noise and the timestep of a training sample, for jobs that ask for other than plain ones.
+"""The noise and the timestep of a training sample, for jobs that ask for more than plain ones.
 
 Every kind of noise has its own random stream: switching one on does not change what another draws.
 

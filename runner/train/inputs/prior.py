@@ -1,4 +1,4 @@
-"""What a DreamBooth job trains beside its subject, so that the class is preserved (arXiv 2208.12242).
+"""What a DreamBooth job trains along with its subject, so that the class is preserved (arXiv 2208.12242).
 
 Each image of the subject is paired with one of its class in the same forward pass. The loss is that of the subject
 plus `method.prior_loss_weight` times that of the class, each a mean over `batch_size` samples. Subjects from several

@@ -50,7 +50,7 @@ class SharedWork(Generic[Part]):
 
 
 def share_out(parts: Sequence[Part], work: SharedWork[Part], place: Place) -> None:
-    """Do the missing ones of some parts; when it returns, all are done.
+    """Do the parts that are missing; when it returns, all are done.
 
     Args:
         parts: all of them, done or not, in the same order in every worker.
