@@ -48,7 +48,7 @@ class Described:
 class Dataset:
     """Items in an order that depends only on their content, and how they were found.
 
-    `fingerprint` changes with an image's bytes, its captions or its number of copies, not with names, folders or
+    `fingerprint` changes with the bytes of an image, a caption or the number of either, not with names, folders or
     order. `described` has one entry per source, or a single one for a single `path`.
     """
 

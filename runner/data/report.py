@@ -60,7 +60,7 @@ class InventoryReport:
         """For JSON: the counts, and a row for each notable file, in the files' order.
 
         Args:
-            limit: if there are more rows, only the ones that cost images first, and the number of the others.
+            limit: if there are more rows, keep this many, those that cost images first, and count the others.
         """
         notable = self._notable()
         shown = notable if limit is None or len(notable) <= limit else _first(notable)[:limit]

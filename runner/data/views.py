@@ -60,7 +60,7 @@ def views_of(items: Sequence[Item], experiment: Experiment) -> list[View]:
 
 
 def class_views_of(class_items: Sequence[Item], items: Sequence[Item], experiment: Experiment) -> list[View]:
-    """All crops of class images; they are trained beside the subject's images, so they need each of their shapes."""
+    """All crops of class images; they are trained along with the subject's images, so in each of their shapes."""
     training, _ = split(items, held_out=experiment.validation.held_out)
     shapes = sorted({shape_of(item, experiment) for item in training})
     return [

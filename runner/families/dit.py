@@ -49,7 +49,7 @@ class _Counter:
         self.width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
 
     def ends(self, patch: int, *, embedders: int) -> None:
-        """The layers before the first block and after the last; `embedders` of numbers such as the time."""
+        """The layers before the first block and after the last; `embedders` counts inputs such as the time."""
         width = self.width
         self._product(patch, width, self.image)
         self._product(int(self.config["joint_attention_dim"]), width, self.text)

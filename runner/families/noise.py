@@ -45,7 +45,7 @@ class NoiseSchedule:
         return load_sampler(folder, name, self.prediction)
 
     def sampler_fault(self, sampler: Any) -> str:
-        """Says if it cannot start from pure noise although the schedule ends in it."""
+        """Why it cannot start from pure noise, if the schedule ends in that; empty if it can."""
         return start_fault(type(sampler).__name__, self.prediction)
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
@@ -78,9 +78,8 @@ class NoiseSchedule:
     def debiased_weight(self, timesteps_B: Tensor) -> Tensor:
         """Weight of debiased estimation, `[B]` (arXiv 2310.08442).
 
-        1 / sqrt(SNR) if noise is predicted; other predictions get the same objective: sqrt(SNR) for the image,
-        sqrt(SNR)
-        / (SNR + 1) for velocity. (Other trainers use 1 / (SNR + 1) or 1 / sqrt(SNR + 1) for velocity.)
+        1 / sqrt(SNR) if noise is predicted; other predictions get the same objective: sqrt(SNR) for the image, and
+        sqrt(SNR) / (SNR + 1) for velocity. (Other trainers use 1 / (SNR + 1) or 1 / sqrt(SNR + 1) for velocity.)
         """
         snr_B = self.snr(timesteps_B)
         return self._weight(torch.maximum(snr_B.sqrt(), snr_B / math.sqrt(LARGEST_DEBIASED_SNR)), snr_B)

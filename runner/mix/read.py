@@ -1,6 +1,6 @@
 """Reads an adapter's file, in whichever layout, into the factors of each layer's update.
 
-A layer is recognized by how files spell its name: as in peft, after the component's name; as diffusers wrote it before
+A layer is identified by how files spell its name: as in peft, after the component's name; as diffusers wrote it before
 peft; or as kohya's scripts do, which use the names of the original code for SDXL. FLUX.1 files with fused projections
 go through diffusers' own conversion first.
 """

@@ -119,7 +119,7 @@ def of_split(names: list[str], settings: DatasetSettings, found: Found, faults: 
 
 
 def split_of(name: str, wanted: str) -> str | None:
-    """The split a table belongs to, by the words of its file name, or of its innermost folder that names one."""
+    """The split a table belongs to, by the words of its file name, or else of the innermost folder that names one."""
     shard = SHARD.search(name)
     if shard and shard[1] == wanted:
         return wanted
