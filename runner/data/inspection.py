@@ -94,9 +94,9 @@ def _inspect(address: Address) -> Inspected:
 
 
 def _stamps(addresses: Sequence[Address]) -> dict[Path, tuple[int, int, int]]:
-    """Size in bytes, and times of modification and change in nanoseconds, of each file; files without a status are
-    left out. Copies and archives preserve the modification time, so another file may have had the same one; nobody
-    can set the change time.
+    """Size in bytes, and times of modification and change in nanoseconds, of each file whose status can be read. Copies
+    and archives preserve the modification time, so another file may have had the same one; nobody can set the change
+    time.
     """
     stamps = {}
     for path in dict.fromkeys(address.path for address in addresses):
