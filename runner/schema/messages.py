@@ -50,21 +50,38 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def unknown_key(key: str, task: str = "train") -> str:
-    """What to say of a key that a task does not have: whose it is, the closest full key, or the same name elsewhere."""
+    """What to say of a key that a task does not have: whose it is, or what may be meant."""
     owners = [other for other, kind in TASKS.items() if key.partition(".")[0] in kind.model_fields]
     known = dotted_keys(task)
-    last = key.rpartition(".")[2]
-    same_name = [candidate for candidate in known if candidate.rpartition(".")[2] == last]
-    meant = f"did you mean {' or '.join(same_name[:3])}?" if same_name and "." not in key else ""
+    same = _same_name(key, known)
+    meant = f"did you mean {' or '.join(same[:3])}?" if same else ""
     if owners and task not in owners:
-        return f"has no effect with task={task}, only with {' or '.join(owners)}; {meant or 'remove it'}"
-    if meant:
-        return f"unknown key, {meant}"
-    if (here := HERE.get(key, "")) and here.partition("=")[0] in (*known, *GROUPS):
-        return f"unknown key, did you mean {here}?"
+        fix = "" if "." in key else meant
+        return f"has no effect with task={task}, only with {' or '.join(owners)}; {fix or 'remove it'}"
+    return f"unknown key, {meant}" if meant else f"unknown key{_near(key, known)}"
+
+
+def _same_name(key: str, known: Sequence[str]) -> list[str]:
+    """What is called so in other scripts, written with a dot here, or in another group."""
+    last = key.rpartition(".")[2]
+    for name in (key, key.replace(".", "_"), last):
+        if (here := HERE.get(name, "")) and here.partition("=")[0] in (*known, *GROUPS):
+            return [here]
+    if last == "name":  # says which of its kinds a group is, and is chosen
+        return []
+    spelt = [each for each in known if each == last or each.replace(".", "_") == key]
+    return spelt or [each for each in known if each.rpartition(".")[2] == last]
+
+
+def _near(key: str, known: Sequence[str]) -> str:
+    """The known key that is nearest to a misspelt one: within the same group, whose name would count as likeness."""
+    group, _, last = key.rpartition(".")
+    within = [name for each in known if (name := each.removeprefix(f"{group}.")) != each and "." not in name]
+    if within:
+        near = nearest(last, within)
+        return near.replace("did you mean ", f"did you mean {group}.")
     tops = [candidate for candidate in (*known, *GROUPS) if "." not in candidate]
-    near = nearest(key, tops) if "." not in key else ""
-    return f"unknown key{near or nearest(key, known)}"
+    return ("" if group else nearest(key, tops)) or nearest(key, known)
 
 
 def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from runner.schema import Experiment
 from runner.schema.knob import Settings
-from runner.schema.messages import dotted_keys, explain
+from runner.schema.messages import dotted_keys, explain, unknown_key
 from runner.schema.other_scripts import HERE
 from runner.schema.tasks import TASKS
 from runner.schema.tuning import TuningSettings
@@ -194,11 +194,29 @@ def test_spellings_are_asked_for_in_words() -> None:
         ("train_data_dir", "photos", "unknown key, did you mean dataset.path?"),
         ("checkpointing_steps", 100, "unknown key, did you mean checkpoint.every?"),
         ("use_8bit_adam", True, "unknown key, did you mean optimizer=adamw8bit?"),
+        ("epochs", 10, "unknown key, did you mean steps?"),
+        ("lora_rank", 16, "unknown key, did you mean lora.rank?"),
         ("rank", 16, "has no effect with task=train, only with merge or export; did you mean lora.rank?"),
     ],
 )
 def test_who_comes_from_another_script_is_told_what_its_settings_are_here(name: str, value: Any, said: str) -> None:
     assert of_training(**{name: value}) == [f"{name} = {value!r}: {said}"]
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("lora.dim", ", did you mean lora.rank?"),
+        ("optimizer.learning_rate", ", did you mean optimizer.lr?"),
+        ("dataset.batch_size", ", did you mean batch_size?"),
+        ("dataset.resolution", ", did you mean resolution?"),
+        ("optimizer.warmup_steps", ", did you mean lr_scheduler.warmup_steps?"),
+        ("lora.alhpa", ", did you mean lora.alpha?"),
+        ("model.name", ""),
+    ],
+)
+def test_the_name_of_a_group_is_no_likeness(key: str, said: str) -> None:
+    assert unknown_key(key) == f"unknown key{said}"
 
 
 def test_settings_of_other_scripts_are_settings_that_there_are() -> None:
