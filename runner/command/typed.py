@@ -1,6 +1,6 @@
 """What was typed, before Hydra sees it: flags among settings, and values that a shell has cut at their spaces.
 
-Takes the arguments of the command line; knows Hydra's flags, and nothing of what settings there are.
+Takes the arguments of the command line; knows Hydra's flags, and of settings only what they are called elsewhere.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from hydra._internal.utils import get_args_parser
 
 from runner.errors import not_started
+from runner.schema.messages import meant_by
 
 MOVED = "moves no results; set the variable RUNNER_OUTPUTS, and name=... for the folder in it"
 APART = "takes a sweep apart, which is checked and packed as a whole; remove it, "
@@ -55,7 +56,8 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
 
 def _of_no_flag(argument: str) -> str:
     key, is_setting, value = argument.lstrip("-").partition("=")
-    setting = f"{key}={value}" if is_setting else f"{key}=..."
+    key = meant_by(key)
+    setting = key if "=" in key else f"{key}={value}" if is_setting else f"{key}=..."
     return f"{argument}: there is no such flag; settings have no dashes: {setting} (--hydra-help lists the flags)"
 
 

@@ -61,6 +61,13 @@ def unknown_key(key: str, task: str = "train") -> str:
     return f"unknown key, {meant}" if meant else f"unknown key{_near(key, known)}"
 
 
+def meant_by(key: str) -> str:
+    """The setting that a name stands for: itself where it is one or is like none, or one with a value."""
+    if any(key in (*dotted_keys(task), *GROUPS) for task in TASKS):
+        return key
+    return (_same_name(key, dotted_keys("train")) or [key])[0]
+
+
 def _same_name(key: str, known: Sequence[str]) -> list[str]:
     """What is called so in other scripts, written with a dot here, or in another group."""
     last = key.rpartition(".")[2]

@@ -33,10 +33,15 @@ def test_flags_may_stand_among_settings() -> None:
 
 def test_a_setting_with_dashes_is_refused_with_what_to_type() -> None:
     with pytest.raises(SettingsError) as refused:
-        flags_first(["--lora.rank=4", "steps=3", "--seed", "5"])
+        flags_first(
+            ["--lora.rank=4", "steps=3", "--seed", "5", "--learning_rate", "1e-4", "--network_dim=8", "--prompts"]
+        )
 
     assert "--lora.rank=4: there is no such flag; settings have no dashes: lora.rank=4 (" in str(refused.value)
     assert "--seed: there is no such flag; settings have no dashes: seed=... (" in str(refused.value)
+    assert "--learning_rate: there is no such flag; settings have no dashes: optimizer.lr=... (" in str(refused.value)
+    assert "--network_dim=8: there is no such flag; settings have no dashes: lora.rank=8 (" in str(refused.value)
+    assert "--prompts: there is no such flag; settings have no dashes: prompts=... (" in str(refused.value)
 
 
 def test_where_hydra_would_put_results_is_refused() -> None:
