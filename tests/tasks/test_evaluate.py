@@ -247,6 +247,10 @@ def test_what_has_no_network_is_left_out_unless_it_was_asked_for(networks: Netwo
         ({"subject_kind": "live"}, "subject_kind = 'live': has no effect with prompts"),
         ({"drift_in": "dino"}, "drift_in = 'dino': has no effect without base_drift"),
         ({**DRIFT, "prompts": ["a star"]}, r"prompts = \['a star'\]: has no effect on base_drift, .* of its own"),
+        (
+            {**DRIFT, "prompts": None, "subject": "a dog"},
+            "subject = 'a dog': has no effect on base_drift, .* of its own",
+        ),
         ({**DRIFT, "prompts": None, "subject_kind": "live"}, "subject_kind = 'live': has no effect on base_drift"),
         ({"confidence": 1.0}, "less than 1"),
     ],

@@ -98,14 +98,14 @@ class Evaluate(WithAdapters, DrawingSettings, EvaluationSettings):
                 "subject = null: the prompts have a place for it; set subject='sks dog' (the words that the adapter "
                 "was taught), or prompts=[...] without {}"
             )
-        if not asks:
+        if self.draws_subject and not asks:
             yield from self.idle("subject", "subject_class", because="without {} in a prompt")
 
     def _idle(self) -> Iterator[str]:
         if not self.draws_subject:
             own = "on base_drift, which is measured on neutral prompts of its own"
             fix = "remove it, or measure something else as well"
-            yield from self.idle("subject_kind", "prompts", because=own, fix=fix)
+            yield from self.idle("subject", "subject_class", "subject_kind", "prompts", because=own, fix=fix)
         elif self.prompts is not None:
             yield from self.idle("subject_kind", because="with prompts=[...]")
         if "base_drift" not in self.measured:
