@@ -263,7 +263,7 @@ def _unused_words(experiment: Experiment, dataset: Dataset) -> list[str]:
     captions = [caption for item in dataset.items for caption in captions_of(item, experiment.dataset)]
     return [
         f"method.tokens = {token!r}: is in none of the {len(captions)} captions, such as {shown(captions[0])}; write "
-        "it into them, for example with dataset.instance_prompt"
+        f"it into them, or before all of them: 'dataset.caption_prefix=\"{token}\"'"
         for token in experiment.method.tokens
         if not any(token in caption for caption in captions)
     ]

@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
+from runner.command.typed import in_shell
 from runner.schema import GROUPS
+from runner.schema.defaults import variants_of
 from runner.schema.messages import nearest
 
 FIRST_LINE = "# @package _global_"
@@ -41,7 +43,12 @@ def faults_of_defaults(folder: Path, group: str, choice: str, options: Options) 
 
 def no_choice(group: str, value: str, options: Sequence[str]) -> str:
     """What to say of a choice that does not exist."""
-    return f"{group} = {value}: there is no such choice{nearest(value, options) or ';'} {_all(options)}"
+    own = f" what you have is named by {in_shell(f'{group}.path', value)};" if "/" in value and _has_path(group) else ""
+    return f"{group} = {value}: there is no such choice{nearest(value, options) or ';'}{own} {_all(options)}"
+
+
+def _has_path(group: str) -> bool:
+    return group in GROUPS and any("path" in kind.model_fields for kind in variants_of(group).values())
 
 
 def _entries(file: Path) -> list[Any]:

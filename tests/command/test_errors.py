@@ -58,6 +58,18 @@ WRONG = {
         ["optimizer=prodigy", "method=pivotal", "method.initial=[cat]", "method.token_lr=1e-3"],
         ["method.token_lr = 0.001: Prodigy estimates one rate", "method.token_lr=null"],
     ),
+    "a word in no caption": (
+        ["method=pivotal", "method.tokens=['<cat>']", "method.initial=[cat]"],
+        ["method.tokens = '<cat>': is in none of the", "'dataset.caption_prefix=\"<cat>\"'"],
+    ),
+    "a folder in a group's place": (
+        ["dataset=/my/photos", "model=owner/name", "lora=a/b"],
+        [
+            "dataset = /my/photos: there is no such choice; what you have is named by dataset.path=/my/photos",
+            "model = owner/name: there is no such choice; what you have is named by model.path=owner/name",
+            "lora = a/b: there is no such choice; there are",
+        ],
+    ),
     "key of another group": (["lr=3"], ["lr = 3", "did you mean optimizer.lr?"]),
     "unquoted text": (["name=it's"], ["name=it's", "quote"]),
     "a prefix that leads out": (
