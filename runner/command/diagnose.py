@@ -34,7 +34,7 @@ from runner.paths import outputs_dir
 from runner.schema import GROUPS
 from runner.schema.defaults import SEARCHES
 from runner.schema.knob import Settings
-from runner.schema.messages import nearest
+from runner.schema.messages import nearest, takes_list
 
 MOST_JOBS = 64
 SWEEPERS = ("grid", *SEARCHES)
@@ -100,7 +100,8 @@ def _several(override: Override, key: str, value: str) -> str:
     said = "several values need -m (python -m runner -m ...)"
     if key in (*GROUPS, "recipe") or not override.is_choice_sweep():
         return said
-    said += f", a list brackets: {in_shell(key, f'[{value}]')}"
+    if takes_list(key):
+        said += f", a list brackets: {in_shell(key, f'[{value}]')}"
     return f"{said}, a text with commas quotes of its own: {in_shell(key, value)}" if _is_text(value) else said
 
 

@@ -65,16 +65,17 @@ class Settings(BaseModel):
 
 def _kind_of_number(annotation: Any) -> type | None:
     """What kind of number a knob takes, if it takes any, and no truth value."""
-    kinds = set(_kinds_in(annotation))
+    kinds = set(kinds_in(annotation))
     if bool in kinds:
         return None
     return next((kind for kind in (float, int) if kind in kinds), None)
 
 
-def _kinds_in(annotation: Any) -> Iterator[Any]:
+def kinds_in(annotation: Any) -> Iterator[Any]:
+    """A type, and all that it is made of."""
     yield annotation
     for inner in get_args(annotation):
-        yield from _kinds_in(inner)
+        yield from kinds_in(inner)
 
 
 def _refusal(of: str) -> BeforeValidator:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from runner.schema.defaults import section_of, variants_of
 from runner.schema.experiment import GROUPS
 from runner.schema.inputs import DatasetSettings, SourceSettings
+from runner.schema.knob import kinds_in
 from runner.schema.other_scripts import HERE
 from runner.schema.tasks import TASKS
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
 PLAIN_KINDS = ("bool", "int", "float", "str")
@@ -25,22 +27,32 @@ TRUTH, WHOLE, NUMBER = "should be true or false", "should be a valid integer", "
 
 def dotted_keys(task: str) -> list[str]:
     """Every key a user can set for a task, such as `lora.rank`, in the order of the schema."""
-    keys: list[str] = []
+    return list(dict.fromkeys(key for key, _ in _fields(task)))
+
+
+def takes_list(key: str) -> bool:
+    """Whether a setting may be a list, with any task."""
+    kinds = [
+        kind for task in TASKS for each, field in _fields(task) if each == key for kind in kinds_in(field.annotation)
+    ]
+    return any(get_origin(kind) is tuple for kind in kinds)
+
+
+def _fields(task: str) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in TASKS[task].model_fields.items():
         if name in GROUPS:
             for model in variants_of(name).values():
-                keys += [f"{name}.{key}" for key in model.model_fields]
+                yield from ((f"{name}.{key}", inner) for key, inner in model.model_fields.items())
         elif (kind := section_of(field)) is not None:
-            keys += list(_keys_in(kind, f"{name}."))
+            yield from _fields_in(kind, f"{name}.")
         else:
-            keys.append(name)
-    return list(dict.fromkeys(keys))
+            yield name, field
 
 
-def _keys_in(model: type[BaseModel], prefix: str) -> Iterator[str]:
+def _fields_in(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
         inner = section_of(field)
-        yield from [f"{prefix}{name}"] if inner is None else _keys_in(inner, f"{prefix}{name}.")
+        yield from [(f"{prefix}{name}", field)] if inner is None else _fields_in(inner, f"{prefix}{name}.")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -100,8 +100,10 @@ def test_several_values_without_m_are_told_apart_by_what_they_can_mean() -> None
     several = "several values need -m (python -m runner -m ...)"
     assert said_of("lora=linear,attention") == [f"lora = linear,attention: {several}"]
     assert said_of("optimizer.lr=interval(1e-4,1e-2)") == [f"optimizer.lr = interval(1e-4,1e-2): {several}"]
-    (rank,) = said_of("lora.rank=4,8")
-    assert rank == f"lora.rank = 4,8: {several}, a list brackets: 'lora.rank=[4,8]'"
+    assert said_of("lora.rank=4,8") == [f"lora.rank = 4,8: {several}"], "a list is no number"
+    for task, key in (("train", "validation.seeds"), ("generate", "adapter_weight")):
+        first, *_ = said_of(f"task={task}", f"{key}=4,8")
+        assert first == f"{key} = 4,8: {several}, a list brackets: '{key}=[4,8]'"
     (prompt,) = said_of("dataset.instance_prompt=a dog, red")
     assert prompt.endswith(", a text with commas quotes of its own: 'dataset.instance_prompt=\"a dog, red\"'")
 
