@@ -69,8 +69,8 @@ def _pack(pack: Pack) -> str:
 def _prediction(found: Prediction, jobs: int) -> str:
     source = "from steps measured here" if found.measured else "estimated; not measured here yet"
     text = f"about {_duration(found.seconds)} and {_size(found.memory_gb)}"
-    if found.encoding_gb > found.memory_gb:
-        text += f" ({found.encoding_gb:.1f} GB before, while captions are encoded)"
+    if found.encoding_gb > found.memory_gb and _size(found.encoding_gb) != _size(found.memory_gb):
+        text += f" ({_size(found.encoding_gb)} before, while captions are encoded)"
     if jobs > 1:
         text += f", or {_duration(found.alone_s)} one after the other"
     return f"{text} ({source})"

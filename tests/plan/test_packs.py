@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -326,6 +327,8 @@ def test_the_plan_says_what_reading_the_captions_takes_where_that_is_more_and_is
     for work in (CacheWork(4, 0, 5, 2), None):
         assert said in "\n".join(plan_lines(found, work))
     assert "22.3 GB" not in "\n".join(plan_lines(found, CacheWork(4, 0, 5, 0)))
+    alike = plan(seeds(1), gpus(1), Costs(prediction=dataclasses.replace(prediction, encoding_gb=9.62)))
+    assert "GB before" not in "\n".join(plan_lines(alike, None)), "it would be read as the same number twice"
 
 
 @pytest.mark.parametrize(
