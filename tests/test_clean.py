@@ -84,6 +84,8 @@ def test_looking_removes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_of_a_completed_job_all_that_counts_stays(tmp_path: Path) -> None:
     done = job(tmp_path, State.COMPLETED)
+    shutil.rmtree(done.paths.samples_at(20))
+    assert [each.what.rpartition(": ")[2] for each in things(tmp_path, only=["samples"])] == ["images of 1 step"]
     assert clean(tmp_path, "--yes", "--only", "checkpoints,samples,jobs,unfinished") == 0
     assert set(KEPT) <= files(done.folder)
     assert {folder.name for folder in done.paths.samples.iterdir()} == {"step-000000", "step-000030"}

@@ -13,6 +13,7 @@ from runner.errors import RunnerError
 from runner.jobs.job import Job, State, read_job, read_manifest, state_of
 from runner.jobs.lock import is_held, is_taken_up, lock
 from runner.paths import JobPaths
+from runner.system.amounts import count
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def _of_completed(job: Job) -> Iterator[Thing]:
         yield _thing("checkpoints", f"{named}: checkpoints", job, [paths.checkpoints], partial(is_completed, job))
     between = _between(paths) if job.trains else []
     if between:
-        text = f"{named}: images of {len(between)} steps"
+        text = f"{named}: images of {count(len(between), 'step')}"
         yield _thing("samples", text, job, between, partial(is_completed, job))
 
 
