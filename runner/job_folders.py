@@ -5,10 +5,11 @@ Knows what files make a folder a job's, and nothing of what is in them.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from runner.paths import CONFIG_NAME, MANIFEST_NAME
+from runner.paths import CONFIG_NAME, MANIFEST_NAME, outputs_dir
 
 NAME_ANY = "name outputs/<name>, a job in it, or a folder of experiments"
 NAME_ONE = "name outputs/<name>, or a job in it"
@@ -81,11 +82,17 @@ def faults_of(folders: Sequence[Path], find: Callable[[Path], object]) -> list[s
     return faults
 
 
+def no_folder(folder: Path, fix: str) -> str:
+    """What to say of a folder that is not there; it may be the name of an experiment, or a job's id."""
+    named = (found for place in ("", "*/") for found in outputs_dir().glob(place + glob.escape(folder.name)))
+    meant = next((found for found in named if found.is_dir()), None)
+    return f"no folder {folder.absolute()}: {fix}" + (f" (did you mean {meant}?)" if meant else "")
+
+
 def _checked(folder: Path, fix: str) -> Path:
-    folder = folder.absolute()
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: {fix}")
-    return folder
+        raise FileNotFoundError(no_folder(folder, fix))
+    return folder.absolute()
 
 
 def _jobs_of(experiment: Path) -> list[Path]:

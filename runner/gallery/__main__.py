@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.job_folders import NAME_ANY
+from runner.job_folders import NAME_ANY, no_folder
 from runner.system.listening import LOOPBACK, is_loopback, port, why_not
 from runner.system.printable import log_to
 from runner.system.quiet import quiet_libraries
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"--adapter {file}: no such file", file=sys.stderr)
             return 2
     if not chosen.folder.is_dir():
-        print(f"no folder {chosen.folder.absolute()}: {NAME_ANY}", file=sys.stderr)
+        print(no_folder(chosen.folder, NAME_ANY), file=sys.stderr)
         return 2
     if reason := why_not(chosen.host, chosen.port):
         print(reason, file=sys.stderr)

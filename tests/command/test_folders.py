@@ -46,6 +46,13 @@ def test_a_folder_that_is_not_there(
     assert "outputs/<name>" in said
     assert not list(tmp_path.iterdir()), "nor is it made"
 
+    meant = tmp_path / "results" / "dog[1]" / "none"
+    meant.mkdir(parents=True)
+    monkeypatch.setenv("RUNNER_OUTPUTS", str(tmp_path / "results"))
+    for named, there in (("none", meant), ("dog[1]", meant.parent)):
+        assert main([named]) == 2
+        assert f"(did you mean {there}?)" in capsys.readouterr().err + caplog.text
+
 
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"gallery"}))  # a page may be opened before the first job
 def test_a_folder_without_jobs(
