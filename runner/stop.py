@@ -11,7 +11,7 @@ from pathlib import Path
 from runner.errors import SettingsError
 from runner.job_folders import faults_of, is_job_folder, job_folders
 from runner.jobs.job import State, read_manifest, state_of
-from runner.jobs.lock import is_held
+from runner.jobs.lock import is_held, is_taken_up
 from runner.jobs.submission import Submission
 from runner.launchers.elsewhere import Elsewhere
 from runner.paths import ExperimentPaths
@@ -75,7 +75,7 @@ def _found(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _trained_here(folders: Sequence[Path], stopped: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """(jobs that a command on this machine works on, what to say of those whose manifest does not tell).
+    """(jobs that a command on this machine works on or is about to begin with, what to say of damaged manifests).
 
     Args:
         stopped: the workers that were asked to end, which hold their jobs until they have saved.
@@ -83,9 +83,10 @@ def _trained_here(folders: Sequence[Path], stopped: Sequence[str]) -> tuple[list
     here, unknown = [], []
     for folder in folders:
         try:
-            submission = Submission.of(read_manifest(folder))
+            submission, state = Submission.of(read_manifest(folder)), state_of(folder)
+            begins = state is State.PENDING and not submission.ids and is_taken_up(folder)
             workers = {f"{submission.cluster} {worker}" for worker in submission.ids}
-            if state_of(folder) is State.RUNNING and is_held(folder) and workers.isdisjoint(stopped):
+            if begins or (state is State.RUNNING and is_held(folder) and workers.isdisjoint(stopped)):
                 here.append(folder)
         except SettingsError as error:
             unknown.append(str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from threading import Thread
@@ -159,6 +160,20 @@ def test_what_is_being_sent_again_is_not_closed_by_a_look_at_its_first_worker(
         assert state_of(job.folder) is State.SUBMITTED
     sagemaker.collect([job], settings)
     assert state_of(job.folder) is State.CANCELLED, "the command that would have sent it is gone"
+
+
+def test_a_command_of_this_machine_that_is_about_to_begin_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = make_job(Experiment(), model="m", dataset="d", outputs=tmp_path)
+    register(job)
+    told = f"trained by a command on this machine, where Ctrl-C saves and ends it: {job.folder}"
+    for holder, is_told in ((os.getppid(), True), (2**22 + 1, False)):  # there is no process of the second number
+        caplog.clear()
+        job.paths.lock.write_text(str(holder))
+        with caplog.at_level("INFO"):
+            assert stop.main([str(job.folder)]) == 0
+        assert (told in caplog.text, "nothing runs elsewhere" in caplog.text) == (is_told, not is_told)
 
 
 def test_a_damaged_manifest_is_told_and_keeps_nobody_from_hearing_of_the_others(
