@@ -144,6 +144,12 @@ def step_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def last_step(folder: Path) -> int:
+    """The latest step that has a folder of its own in this one; 0 if none has."""
+    found = (re.fullmatch(r"step-(\d+)", each.name) for each in named_like("step-*", folder))
+    return max((int(step[1]) for step in found if step), default=0)
+
+
 def sample_name(prompt: int, seed: int) -> str:
     """The file name of an image, by the place of its prompt among all and its seed."""
     return f"p{prompt:02d}-s{seed}.png"

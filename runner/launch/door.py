@@ -18,7 +18,7 @@ from runner.jobs.submission import Submission
 from runner.launch.announce import show
 from runner.launch.outcome import conclude, judge
 from runner.launchers import find_launcher
-from runner.paths import ExperimentPaths, cache_dir, outputs_dir, write_text
+from runner.paths import ExperimentPaths, cache_dir, last_step, outputs_dir, write_text
 from runner.plan import Plan, Predictor, make_plan
 from runner.plan.packs import is_done
 from runner.schema import LauncherSettings, QueuedLauncher
@@ -199,7 +199,11 @@ def _state_elsewhere(job: Job, settings: LauncherSettings) -> State:
 def _plan(jobs: Sequence[Job], settings: LauncherSettings, machine: Machine, costs: Predictor, expected: int) -> Plan:
     states = {job.folder: _state(job) for job in jobs}
     held = [job.folder for job in jobs if job.folder.is_dir() and is_held(job.folder)]
-    return make_plan(jobs, states, settings, machine=machine, costs=costs, elsewhere=held, expected=expected)
+    steps_done = {job.folder: step for job in jobs if job.trains and (step := last_step(job.paths.checkpoints))}
+    return make_plan(
+        jobs, states, settings,
+        machine=machine, costs=costs, elsewhere=held, expected=expected, steps_done=steps_done,
+    )  # fmt: skip
 
 
 class _MoreJobs:

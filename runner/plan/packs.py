@@ -56,6 +56,8 @@ class Plan:
     """Jobs of the command that are the same as another of it, and run once."""
     expected: int = 0
     """Jobs that are to come in all, where a search chooses the others later."""
+    steps_done: Mapping[Path, int] = dataclasses.field(default_factory=dict)
+    """Folder of a job that continues -> the step of its newest checkpoint."""
 
     @property
     def todo(self) -> tuple[Job, ...]:
@@ -72,6 +74,7 @@ def make_plan(
     costs: Predictor,
     elsewhere: Collection[Path] = (),
     expected: int = 0,
+    steps_done: Mapping[Path, int] | None = None,
 ) -> Plan:
     """Sort jobs into packs and packs onto places.
 
@@ -79,7 +82,9 @@ def make_plan(
         launcher: what the user has chosen of packs and processes.
         elsewhere: folders that another runner holds.
         expected: how many jobs are to come in all, where that is more: packs are made for as many.
+        steps_done: folder -> the step that a job continues after.
     """
+    steps_done = steps_done or {}
     distinct = {job.folder: job for job in jobs}
     done = [job for job in distinct.values() if is_done(job, states.get(job.folder, State.PENDING))]
     held = [job for job in distinct.values() if job.folder in elsewhere and job not in done]
@@ -95,10 +100,11 @@ def make_plan(
     if not machine.has_gpus:  # the cores are shared by as many as there are workers
         places = max(1, min(places, sum(pack.workers for pack in packs)))
     packs = [
-        dataclasses.replace(pack, prediction=costs.predict(pack, machine, places, count))
+        dataclasses.replace(pack, prediction=costs.predict(pack, machine, places, count, steps_done))
         for pack, (_, count) in zip(packs, sized, strict=True)
     ]
-    return Plan(tuple(packs), machine, places, tuple(done), tuple(held), len(jobs) - len(distinct), expected)
+    repeated = len(jobs) - len(distinct)
+    return Plan(tuple(packs), machine, places, tuple(done), tuple(held), repeated, expected, steps_done)
 
 
 def is_done(job: Job, state: State) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.cache.measured import Conditions, Measurement, recall, step_s
@@ -70,11 +71,14 @@ class Predictor:
         each_gb = max(job_gb(job, work, processes) for job in jobs)
         return int(room_gb / each_gb), f"as far as {smallest_gb:.0f} GB hold them, by estimate"
 
-    def predict(self, pack: Pack, machine: Machine, places: int, count: int) -> Prediction | None:
+    def predict(
+        self, pack: Pack, machine: Machine, places: int, count: int, steps_done: Mapping[Path, int]
+    ) -> Prediction | None:
         """Time and memory of a pack, where so many workers share a CPU; None where nothing is known of its base.
 
         Args:
             count: how many jobs like those that are there it will have in all.
+            steps_done: folder -> the step that a job continues after.
         """
         first = pack.jobs[0]
         if not first.trains:
@@ -89,10 +93,13 @@ class Predictor:
         alone_of = _Seconds(known_alone, work, first, machine, 1, pack.processes)
         overhead_s = known[-1].overhead_s if known else OVERHEAD_S
         share = count / len(pack.jobs)
-        together_s = share * sum(map(_trained, pack.jobs)) * seconds_of(rows) / rows
-        drawn = share * sum(map(_drawing, pack.jobs))
+        left = [(job, 1 - min(1.0, steps_done.get(job.folder, 0) / job.experiment.steps)) for job in pack.jobs]
+        together_s = share * sum(_trained(job) * part for job, part in left) * seconds_of(rows) / rows
+        drawn = share * sum(_drawing(job) * part for job, part in left)
         drawing_s = drawn * seconds_of(rows) / rows
-        alone_s = share * sum(job.experiment.steps * alone_of(job.experiment.images_per_step) for job in pack.jobs)
+        alone_s = share * sum(
+            job.experiment.steps * part * alone_of(job.experiment.images_per_step) for job, part in left
+        )
         alone_s += drawn * alone_of(rows) / rows
         return Prediction(
             seconds=overhead_s + (together_s + drawing_s) / pack.workers,

@@ -50,7 +50,7 @@ def plan_lines(plan: Plan, work: CacheWork | None, disks: Sequence[Disk] = ()) -
             lines.append(f"    {_prediction(found, max(len(pack.jobs), plan.expected))}{like}")
             lines += _too_large(pack, found, plan.machine)
         lines += _in_software(pack.jobs[0].settings.precision, plan.machine)
-        lines += [f"    {job.id}  {_describe(job, common)}" for job in pack.jobs]
+        lines += [f"    {job.id}  {_describe(job, common)}{_continues(job, plan)}" for job in pack.jobs]
     lines += [f"  done: {job.id}  {_describe(job, common)}" for job in plan.done]
     lines += [f"  elsewhere: {job.id}  {_describe(job, common)}" for job in plan.elsewhere]
     lines += [f"  {work.line()}"] if work is not None and plan.packs else []
@@ -139,6 +139,11 @@ def _describe(job: Job, common: Collection[str]) -> str:
     return f"{chosen}  ({settings.steps} steps of {settings.batch_size}, {_trained(settings)})"
 
 
+def _continues(job: Job, plan: Plan) -> str:
+    step = plan.steps_done.get(job.folder, 0)
+    return f", continues after step {step}" if step else ""
+
+
 def _trained(settings: Experiment) -> str:
     words = list(settings.method.tokens) if isinstance(settings.method, NewTokens) else []
     rank = [] if isinstance(settings.method, TextualInversion) else [f"rank {settings.lora.rank}"]
@@ -152,7 +157,15 @@ def plan_data(plan: Plan, work: CacheWork | None, disks: Sequence[Disk] = ()) ->
         "packs": [
             {
                 "shares": shared_terms(pack.jobs[0]),
-                "jobs": [{"id": job.id, "folder": str(job.folder), "overrides": job.overrides} for job in pack.jobs],
+                "jobs": [
+                    {
+                        "id": job.id,
+                        "folder": str(job.folder),
+                        "overrides": job.overrides,
+                        "steps_done": plan.steps_done.get(job.folder, 0),
+                    }
+                    for job in pack.jobs
+                ],
                 "at_once": pack.at_once,
                 "workers": pack.workers,
                 "processes": pack.processes,

@@ -90,7 +90,9 @@ def test_a_signal_saves_and_the_same_command_continues(settings: list[str], unin
     assert manifest["error"] is None
     assert (only_folder() / "checkpoints" / f"step-{manifest['steps_done']:06d}").is_dir()
 
-    assert runner(*arguments).code == 0
+    answer = runner(*arguments)
+    assert answer.code == 0, answer.output
+    assert f"), continues after step {manifest['steps_done']}\n" in answer.output, "as the plan says"
     assert_bitwise_equal(only_folder(), uninterrupted)
 
 

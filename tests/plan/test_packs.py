@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,9 @@ class Costs:
     def fitting(self, jobs: Sequence[Job], machine: Machine, processes: int) -> tuple[int, str] | None:
         return None if self.fits is None else (self.fits, "as far as the memory holds them")
 
-    def predict(self, pack: Pack, machine: Machine, places: int, count: int) -> Prediction | None:
+    def predict(
+        self, pack: Pack, machine: Machine, places: int, count: int, steps_done: Mapping[Path, int]
+    ) -> Prediction | None:
         return self.prediction
 
 

@@ -22,9 +22,10 @@ from runner.families.arithmetic import count_text_encoder, count_unet
 from runner.families.shapes import SD15_UNET, SDXL_UNET
 from runner.families.targets import UNET
 from runner.jobs.job import Job, make_job
-from runner.plan import Pack, Predictor, make_plan
+from runner.plan import Pack, Plan, Predictor, make_plan
 from runner.plan.memory import QUANTIZED_BYTES
 from runner.plan.predict import reached_tflops
+from runner.plan.words import plan_data, plan_lines
 from runner.schema import Experiment
 from runner.system.machine import Device, Machine
 from runner.train.adapters.quantized import quantize
@@ -239,6 +240,24 @@ def test_the_largest_jobs_of_a_pack_may_come_together() -> None:
     alone = packed(1, batch_size=4).prediction
     assert pack.prediction is not None and alone is not None
     assert pack.prediction.memory_gb == alone.memory_gb
+
+
+def test_a_job_that_continues_takes_what_is_left_of_its_time() -> None:
+    fresh, half = job(0), job(1)
+
+    def planned(*steps_done: int) -> Plan:
+        known = {each.folder: done for each, done in zip((fresh, half), steps_done, strict=True)}
+        launcher = fresh.settings.launcher
+        return make_plan([fresh, half], {}, launcher, machine=GPU, costs=Predictor(), steps_done=known)
+
+    whole, plan = (planned(0, done).packs[0].prediction for done in (0, 500))
+    assert whole is not None and plan is not None
+    assert plan.seconds - 15 == pytest.approx((whole.seconds - 15) * 0.75)
+    assert plan.alone_s - 30 == pytest.approx((whole.alone_s - 30) * 0.75)
+    lines = [line for line in plan_lines(planned(0, 500), None) if "1000 steps" in line]
+    assert [line.partition("rank ")[2] for line in lines] == ["8)", "8), continues after step 500"]
+    data = plan_data(planned(0, 500), None)["packs"][0]["jobs"]
+    assert [each["steps_done"] for each in data] == [0, 500]
 
 
 def test_a_device_is_as_fast_as_its_name_and_the_precision_say() -> None:
