@@ -15,6 +15,7 @@ from runner.check import Checker
 from runner.data.buckets import bucket_lines
 from runner.data.views import buckets_of, held_out_lines
 from runner.jobs.job import Job
+from runner.launch.left_behind import left_behind
 from runner.paths import cache_dir, outputs_dir
 from runner.plan import Plan
 from runner.plan.disk import Disk
@@ -34,7 +35,7 @@ def show(plan: Plan, checker: Checker, preview: Sequence[str] = (), *, as_json: 
     if as_json:
         sys.stdout.write(json.dumps(plan_data(plan, work, disks) | {"preview": list(preview)}, indent=2) + "\n")
         return
-    for line in plan_lines(plan, work, disks):
+    for line in [*plan_lines(plan, work, disks), *left_behind(plan)]:
         log.info("%s", line)
     for line in _data_lines(trainings, checker):
         log.info("%s", line)
