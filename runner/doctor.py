@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 from runner.errors import in_words
 from runner.paths import cache_dir, outputs_dir
-from runner.system.machine import can_be_written, disk_of, find_gpus, standing, this_machine
+from runner.system.machine import disk_of, find_gpus, this_machine, unusable_because
 from runner.system.printable import printable
 from runner.system.signals import silence
 from runner.work import git_commit
@@ -110,12 +110,10 @@ def disks() -> Iterator[Finding]:
         ("cache", cache_dir(), "RUNNER_CACHE"),
     ):
         free_gb, _ = disk_of(folder)
-        if can_be_written(folder):
-            yield Finding(name, f"{folder}, {free_gb:.1f} GB free")
+        if reason := unusable_because(folder):
+            yield Finding(name, f"{folder}: {reason}", "wrong", f"set {variable} to another folder")
         else:
-            yield Finding(
-                name, f"{folder}: {standing(folder)} cannot be written to", "wrong", f"set {variable} to another folder"
-            )
+            yield Finding(name, f"{folder}, {free_gb:.1f} GB free")
 
 
 def hub() -> Iterator[Finding]:

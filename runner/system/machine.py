@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from runner.system.amounts import count
+from runner.system.printable import whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +158,17 @@ def host_memory_gb() -> float | None:
 
 def standing(folder: Path) -> Path:
     """A folder, or of one that does not exist yet the nearest above it that does."""
-    return next(each for each in (folder, *folder.parents) if each.exists())
+    # Path.exists raises below a folder that may not be entered.
+    return next(each for each in (folder, *folder.parents) if os.path.exists(each))
 
 
-def can_be_written(folder: Path) -> bool:
-    """Whether this user can make files in a folder, which may not exist yet."""
+def unusable_because(folder: Path) -> str | None:
+    """Why this user's jobs can keep nothing in a folder, which may not exist yet; None where they can."""
+    if whole(str(folder)) != str(folder):
+        return "its name is not UTF-8, and safetensors opens no file in it"
     there = standing(folder)
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    can_be_written = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    return None if can_be_written else f"{there} cannot be written to"
 
 
 def disk_of(folder: Path) -> tuple[float, int]:

@@ -199,10 +199,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.touch()
 
-    for variable in ("RUNNER_OUTPUTS", "RUNNER_CACHE"):
-        answer = runner("steps=0", "launcher.dry_run=true", cwd=tmp_path, extra={variable: str(in_the_way / "x")})
+    for variable, place, reason in (
+        ("RUNNER_OUTPUTS", in_the_way / "x", f"{in_the_way} cannot be written to"),
+        ("RUNNER_OUTPUTS", tmp_path / "caf\udce9", "its name is not UTF-8, and safetensors opens no file in it"),
+        ("RUNNER_CACHE", in_the_way / "x", f"{in_the_way} cannot be written to"),
+    ):
+        answer = runner("steps=0", "launcher.dry_run=true", cwd=tmp_path, extra={variable: str(place)})
         assert answer.code == 2, answer.output
-        assert f"  {variable} = '{in_the_way}/x': {in_the_way} cannot be written to; set it to" in answer.output
+        assert f"  {variable} = {str(place)!r}: {reason}; set it to" in answer.output
         assert "steps = 0: should be greater than or equal to 1" in answer.output, "told together"
 
 

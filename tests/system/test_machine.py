@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from runner.system.machine import cores, host_memory_gb, named_threads, this_machine
+from runner.system.machine import (
+    cores,
+    disk_of,
+    host_memory_gb,
+    named_threads,
+    standing,
+    this_machine,
+    unusable_because,
+)
 
 
 def test_a_container_has_what_its_control_groups_leave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,3 +64,24 @@ def test_where_the_system_says_nothing_of_its_processor_nothing_is_known_to_be_s
 def test_threads_are_a_number_that_can_be_read(said: str, threads: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", said)
     assert named_threads() == threads
+
+
+def test_below_a_folder_that_may_not_be_entered_is_what_stands_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the home of another user, whom a container's may be told to be."""
+    stat, wanted = os.stat, tmp_path / "outputs" / "dev"
+
+    def refused(path: str | Path, **options: bool) -> os.stat_result:
+        if Path(path) in (wanted, wanted.parent):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refused)
+    assert standing(wanted) == tmp_path
+    assert disk_of(wanted)[0] > 0
+
+
+def test_a_folder_in_which_safetensors_opens_no_file_cannot_be_used(tmp_path: Path) -> None:
+    assert unusable_because(tmp_path / "café") is None
+    assert "is not UTF-8" in (unusable_because(tmp_path / "caf\udce9") or "")
