@@ -28,6 +28,7 @@ from runner.report.views import view_job
 from runner.report.words import job_sentence
 from runner.system.amounts import count
 from runner.system.listening import Guard
+from runner.system.printable import whole
 
 HERE = Path(__file__).parent
 THUMBNAIL_PX, SMALL_PX = 384, 128
@@ -52,10 +53,11 @@ def make_app(folder: Path, *, host: str, device: str, files: Sequence[Path] = ()
     easel = Easel(shelf, device)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     pages = environment(ChoiceLoader([FileSystemLoader(HERE / "templates"), FileSystemLoader(REPORT)]))
-    pages.filters["address"] = lambda path: Markup(quote(str(path)))
+    pages.filters["address"] = lambda path: Markup(quote(whole(str(path))))
 
-    def page(name: str, **content: Any) -> Response:
-        return HTMLResponse(pages.get_template(name).render(root=shelf.root.name, **content))
+    def page(name: str, status: int = 200, **content: Any) -> Response:
+        # Folders may have names that are not UTF-8.
+        return HTMLResponse(whole(pages.get_template(name).render(root=shelf.root.name, **content)), status)
 
     @app.middleware("http")
     async def guarded(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -67,7 +69,7 @@ def make_app(folder: Path, *, host: str, device: str, files: Sequence[Path] = ()
     @app.exception_handler(404)
     @app.exception_handler(NotThere)
     async def not_there(_request: Request, _error: Exception) -> Response:
-        return HTMLResponse(pages.get_template("missing.html.j2").render(root=shelf.root.name), 404)
+        return page("missing.html.j2", 404)
 
     @app.get("/")
     def home() -> Response:
@@ -139,7 +141,7 @@ def _add_files(app: FastAPI, shelf: Shelf, easel: Easel) -> None:
         return file
 
     @app.get("/picture/{path:path}")
-    def whole(path: str) -> Response:
+    def large(path: str) -> Response:
         file = file_of(path)
         return Response(file.read_bytes(), media_type=PICTURES[file.suffix.lower()])
 

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed = 1
             continue
         paths = ExperimentPaths(folder)
-        print(paths.report, paths.table, paths.summary, sep="\n")
+        print(*(printable(str(each)) for each in (paths.report, paths.table, paths.summary)), sep="\n")
     return failed
 
 

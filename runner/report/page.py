@@ -35,6 +35,7 @@ from runner.report.several import view_several
 from runner.report.views import view_job
 from runner.report.words import plain
 from runner.system.amounts import duration, number
+from runner.system.printable import whole
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHORT_WORD = 16
@@ -69,19 +70,16 @@ def write_report(experiment_dir: Path) -> Path:
         content = view_several(ranking, experiment_dir, figures=figures, evaluations=evaluations)
         page = _render("several.html.j2", name, now, content)
     rows = export_rows(ranking, differing, experiment_dir, figures)
-    write_text(paths.report, page)
-    write_text(paths.table, as_csv(rows))
-    write_text(
-        paths.summary,
-        as_json(
-            rows,
-            ranking=ranking,
-            shared=shared,
-            experiment=name,
-            written=now,
-            evaluations=exported_rows(evaluations),
-        ),
+    data = as_json(
+        rows,
+        ranking=ranking,
+        shared=shared,
+        experiment=name,
+        written=now,
+        evaluations=exported_rows(evaluations),
     )
+    for file, text in ((paths.report, page), (paths.table, as_csv(rows)), (paths.summary, data)):
+        write_text(file, whole(text))  # errors may name files whose names are not UTF-8
     return paths.report
 
 

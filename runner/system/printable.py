@@ -19,8 +19,8 @@ def whole(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""The text with control codes spelled out, such as `\x1b` for escape."""
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    r"""The text with control codes spelled out, such as `\x1b` for escape, and of whole characters."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", whole(text))
 
 
 class Printable(logging.Formatter):

@@ -263,3 +263,11 @@ def test_links_in_a_circle_lead_nowhere(tmp_path: Path) -> None:
     for path in ("round.png", "round.png/x"):
         with pytest.raises(NotThere):
             shelf.inside(path)
+
+
+def test_a_folder_whose_name_is_not_utf_8_hides_no_other(tmp_path: Path) -> None:
+    for name in ("houses", "caf\udce9"):
+        write_job(tmp_path / name / "a1c2e3")
+    client = TestClient(make_app(tmp_path, host="127.0.0.1", device="cpu"), base_url="http://127.0.0.1")
+    text = client.get("/").text
+    assert "caf?" in text and "/experiment/houses" in text

@@ -20,6 +20,7 @@ from rich.console import Console
 from runner.gallery.shelf import Shelf
 from runner.job_folders import find_jobs
 from runner.report import write_report
+from runner.report.__main__ import main
 from runner.report.differences import labelled
 from runner.report.record import read_job
 from runner.report.several import cell_for
@@ -195,6 +196,16 @@ def test_text_from_users_stays_text(tmp_path: Path) -> None:
         assert "alert(1)" in page.text
         assert "{{ 7*7 }}" in page.text
         assert "javascript:" not in page.html
+
+
+def test_a_name_that_is_not_utf_8_hides_no_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "caf\udce9"
+    write_job(folder / "a1c2e3")
+    change_manifest(folder / "a1c2e3", error="no space is left for caf\udce9", state="failed")
+    assert main([str(folder)]) == 0
+    assert "/caf?/report.html" in capsys.readouterr().out
+    assert "no space is left for caf?" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "no space is left for caf?" in (folder / "sweep.json").read_text(encoding="utf-8")
 
 
 def test_the_page_asks_for_nothing_from_outside(sweep: Path) -> None:
