@@ -87,17 +87,24 @@ def write_export_card(exported: Exported, job: Job | None, *, title: str, base_m
 def _of_training(job: Job | None, folder: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """The head of the training's own card, and (prompt, file name) of its samples, which are copied."""
     card = None if job is None else job.paths.lora / "README.md"
-    if card is None or not card.is_file():
-        return {}, []
-    # Dashes may stand in prompts, too.
-    front = yaml.safe_load(card.read_text(encoding="utf-8").removeprefix(FENCE).partition(f"\n{FENCE}")[0])
+    front = {} if card is None else _head_of(card)
     samples = []
-    for each in front.get("widget") or ():
-        source = card.parent / each["output"]["url"]
-        if source.is_file():
-            shutil.copyfile(source, folder / source.name)
-            samples.append((str(each["text"]), source.name))
+    for each in front["widget"] if isinstance(front.get("widget"), list) else ():
+        match each:
+            case {"text": text, "output": {"url": str(name)}} if card and (source := card.parent / name).is_file():
+                shutil.copyfile(source, folder / source.name)
+                samples.append((str(text), source.name))
     return front, samples
+
+
+def _head_of(card: Path) -> dict[str, Any]:
+    """What a card says for programs; nothing where it has no such head, since people write them anew."""
+    try:
+        # Dashes may stand in prompts, too.
+        front = yaml.safe_load(card.read_text(encoding="utf-8").removeprefix(FENCE).partition(f"\n{FENCE}")[0])
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return front if isinstance(front, dict) else {}
 
 
 def _trained(job: Job | None, folder: Path) -> list[str]:

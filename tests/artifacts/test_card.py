@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import yaml
 
 from runner.artifacts.card import pipeline_code, sample_table, table
 from runner.artifacts.exported import Exported, write_export_card
@@ -44,6 +46,26 @@ def test_the_card_of_an_export_tells_the_sampler_what_the_base_predicts(tmp_path
     card = write_export_card(exported, job, title="t", base_model="owner/name", family="sd").read_text()
     assert "from_config(pipeline.scheduler.config, prediction_type='epsilon')" in card
     assert all(f"- {prompt}\n" in card for prompt in drawn["prompts"]), "in the settings, as they are read"
+
+
+@pytest.mark.parametrize(
+    ("written", "samples"),
+    [
+        ("# Mine\n\nIt is: so: good\n", []),
+        ("Mine.\n", []),
+        ("---\r\nwidget:\r\n- text: a\r\n- a\r\n- text: b\r\n  output: {url: b.png}\r\n---\r\n# Mine\r\n", ["b"]),
+        ("---\nwidget: none\n---\n", []),
+    ],
+)
+def test_a_card_that_somebody_has_written_anew_keeps_nothing_from_being_exported(
+    written: str, samples: list[str], tmp_path: Path
+) -> None:
+    job = Bench(tmp_path).job(MODEL_DIR)
+    job.paths.lora.mkdir()
+    (job.paths.lora / "README.md").write_bytes(written.encode())
+    (job.paths.lora / "b.png").touch()
+    card = write_export_card(Exported(tmp_path, {}, (), {}), job, title="t", base_model=None, family="sd").read_text()
+    assert [each["text"] for each in yaml.safe_load(card.split("---")[1])["widget"]] == samples
 
 
 def test_a_prompt_of_several_lines_or_with_bars_stays_in_its_cell() -> None:
