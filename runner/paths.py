@@ -170,16 +170,26 @@ def named_like(pattern: str, folder: Path) -> list[Path]:
     return []
 
 
+LONGEST_BEGINNING = 200
+"""Bytes of a name of which file systems take 255."""
+
+
 def share(made: Path) -> None:
     """Give a file or folder that was made for its owner alone the rights of any other new one, by the user's umask."""
     made.chmod((0o777 if made.is_dir() else 0o666) & ~UMASK)
+
+
+def _hidden(target: Path) -> str:
+    """How the name of a temporary beside it begins: hidden, and with room for what follows."""
+    beginning = os.fsencode(target.name)[:LONGEST_BEGINNING].decode("utf-8", "ignore")
+    return f".{beginning}."
 
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; on success it is synced and takes the target's place."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=_hidden(target))
     os.close(handle)
     temporary = Path(name)
     try:
@@ -196,7 +206,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a new folder beside `target`; on success it becomes `target`, which then appears with all that is in it."""
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=_hidden(target)))
     try:
         with named_where_full(target):
             yield temporary

@@ -31,6 +31,15 @@ def test_new_files_have_the_rights_that_the_umask_gives(
     assert (tmp_path / "model" / "unet" / "model.safetensors").stat().st_mode & 0o777 == file_mode
 
 
+def test_a_name_as_long_as_it_may_be_is_written_whole(tmp_path: Path) -> None:
+    """As pictures have that are named by their prompts."""
+    name = "é" * 125 + ".txt"
+    paths.write_text(tmp_path / name, "a house")
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    with paths.atomic_folder(tmp_path / f"{'é' * 125}.dir"):
+        pass
+
+
 def test_the_umask_is_the_users(tmp_path: Path) -> None:
     (plain := tmp_path / "plain").touch()
     paths.write_text(tmp_path / "ours", "")
