@@ -6,6 +6,7 @@ import io
 import tarfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,9 @@ from runner.families.files import (
 )
 from runner.families.stored import laid_out, source_of
 from runner.s3 import Location
+from runner.s3.access import NoAccess
 from runner.s3.mirror import Mirror
+from runner.s3.objects import download
 from tests.sagemaker.buckets import fetched, packed, put, settings_of, write
 from tests.sagemaker.stand_in import StandIn
 
@@ -63,6 +66,26 @@ def test_only_what_changed_travels_and_what_is_gone_disappears(aws: StandIn) -> 
     (copy.mirror.path / "a.txt").write_text("OTHER a.txt")
     assert not copy.mirror.is_complete
     assert copy.bring() == ({"a.txt": "other a.txt", "b": "b"}, ["data/a.txt", "data/b"])
+
+
+@pytest.mark.parametrize("place", ["data/", "data/a.parquet"])
+def test_what_is_written_anew_while_it_is_copied_is_not_taken_for_what_was_there(
+    place: str, aws: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(aws, "data/a.parquet", "first")
+    copy = Mirrored(aws, f"s3://{aws.bucket}/{place}")
+
+    def late(*given: Any) -> None:
+        write(aws, "data/a.parquet", "other")
+        download(*given)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr("runner.s3.mirror.download", late)
+        with pytest.raises(NoAccess, match=r"a\.parquet was changed in S3 while it was copied"):
+            copy.mirror.bring()
+    assert not copy.mirror.is_complete
+    copy.mirror.bring()
+    assert copy.mirror.is_complete
 
 
 def test_many_at_once_copy_each_file_once(aws: StandIn) -> None:
