@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def sent_files(job: Job) -> Iterator[tuple[str, str, Mapping[str, Path]]]:
         path = path_of(value) if isinstance(value, str) else None
         if path is None or not path.exists():
             continue
-        name = f"{key}/{path.name}"
+        name = f"{key}/{os.path.basename(os.path.abspath(path))}"  # of `.` and `..`, too
         if path.is_file():
             yield key, name, {name: path}
         else:

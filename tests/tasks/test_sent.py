@@ -38,6 +38,19 @@ def test_hidden_files_beside_images_are_not_sent(folder: Path, tmp_path: Path) -
     assert set(sent["real"]) == {"real/runner/a.png", "real/runner/deeper/b.png"}
 
 
+@pytest.mark.parametrize(("here", "real"), [(".", "."), ("deeper", "..")])
+def test_a_folder_is_sent_by_its_name_however_it_is_named(
+    here: str, real: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder / here)
+    features = {"inception": str(folder / "a.png")}
+    settings = TASKS["evaluate"].model_validate(
+        {"task": {"name": "evaluate"}, "real": real, "features": features, "prompts": ["a house"]}
+    )
+    (_, named, files), _ = sent_files(Job("x", settings, {}, tmp_path, ()))
+    assert named == "real/runner" and "real/runner/a.png" in files
+
+
 def test_what_peft_says_of_an_adapter_goes_with_it_and_counts_as_it(tmp_path: Path) -> None:
     """Its scales stand in no other place."""
     file, config = tmp_path / "adapter_model.safetensors", tmp_path / PEFT_CONFIG
