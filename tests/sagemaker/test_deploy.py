@@ -14,9 +14,10 @@ from PIL import Image
 
 from runner.check import Checker
 from runner.errors import SettingsError
+from runner.jobs.adapter_file import AdapterFile
 from runner.schema.tasks import TASKS
 from runner.schema.tasks.deploy import Deploy
-from runner.tasks.deploy.contents import serving_of
+from runner.tasks.deploy.contents import served_names, serving_of
 from tests.command_line import command, runner, trained
 from tests.conftest import MakeOnce
 from tests.launchers.running import manifests, outputs
@@ -184,3 +185,13 @@ def test_a_base_that_the_container_would_not_find_is_refused(tmp_path: Path) -> 
     for said, model in models.items():
         with pytest.raises(SettingsError, match=said):
             Checker(tmp_path).job({"name": "shop", "task": {"name": "deploy"}, "model": model}, ("model.path=x",))
+
+
+def test_adapters_are_called_as_their_folders_and_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("cat-v1.5", "cat-v1.6", "dog-v2.0.safetensors"):
+        (tmp_path / name).touch() if name.endswith(".safetensors") else (tmp_path / name).mkdir()
+    given = [str(tmp_path / "cat-v1.5"), "~/cat-v1.6/", "~/dog-v2.0.safetensors", "owner/bird-v3.1"]
+    settings = Deploy.model_validate({"task": {"name": "deploy"}, "adapter": given})
+    names = served_names(settings, [AdapterFile(tmp_path, None)] * len(given))
+    assert names == ["cat-v1.5", "cat-v1.6", "dog-v2.0", "bird-v3.1"]

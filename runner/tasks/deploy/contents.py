@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from runner.aws.endpoints import BASE_PATH
 from runner.families.files import local_folder
 from runner.jobs.adapter_file import AdapterFile
+from runner.paths import path_of
 from runner.s3 import is_s3
 from runner.schema.serving import ADAPTERS_FOLDER, Serving
 from runner.schema.tasks.deploy import Deploy
@@ -27,7 +29,8 @@ def served_names(settings: Deploy, adapters: list[AdapterFile]) -> list[str]:
 def _name(given: str, adapter: AdapterFile) -> str:
     if adapter.job is not None:
         return adapter.job.settings.name
-    return Path(given).stem if Path(given).exists() else given.rpartition("/")[2]
+    place = path_of(given)
+    return place.stem if place.is_file() else Path(os.path.abspath(place)).name
 
 
 def base_folder(settings: Deploy) -> Path | None:
