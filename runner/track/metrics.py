@@ -56,10 +56,11 @@ class MetricsFile:
             line[NON_FINITE] = non_finite
         if not self._tail_is_whole:
             _drop_torn_tail(self.path)
-            self._tail_is_whole = True
+        self._tail_is_whole = False  # a full disk takes a part of a line
         # Opened for each line: microseconds, and no handle is left open by a job that fails.
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, allow_nan=False) + "\n")
+        self._tail_is_whole = True
 
     def read(self) -> list[dict[str, Any]]:
         """All lines in the order they were written, with NaN and infinities restored.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,6 +97,22 @@ def test_truncate_after_drops_later_lines_and_appending_goes_on(metrics: Metrics
     metrics.append(4, {"a": 4.5})
     assert steps(metrics) == [1, 2, 3, 3, 4]
     assert [path.name for path in metrics.path.parent.iterdir() if path.is_file()] == ["metrics.jsonl"]
+
+
+def test_a_line_that_a_full_disk_has_torn_takes_no_other_with_it(
+    metrics: MetricsFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: Any, **__: Any) -> None:
+        os.truncate(path, path.stat().st_size + 1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    metrics.append(1, {"train/loss": 0.5})
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Path, "open", full)
+        with pytest.raises(OSError, match="No space"):
+            metrics.append(2, {"train/loss": 0.4})
+    metrics.append(3, {"train/loss": 0.3})
+    assert steps(metrics) == [1, 3]
 
 
 def test_what_is_to_be_measured_anew_goes_and_all_else_stays(metrics: MetricsFile) -> None:
