@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -105,21 +105,28 @@ class Studio:
 
         Raises:
             SettingsError: an adapter cannot be read, or is not for this model; the sampling is not for it.
-            OutOfMemoryError: a single image does not fit.
+            OutOfMemoryError: the adapters do not fit, or a single image does not.
         """
-        mix = self._mix(tuple((find(path), float(weight)) for path, weight in adapters if weight != 0))
+        found = tuple((find(path), float(weight)) for path, weight in adapters if weight != 0)
+        fault = f"adapters: {len(found)} do not fit into the GPU's memory beside the model; take fewer, or smaller ones"
+        with self._said_where_full(fault):
+            mix = self._mix(found)
         self._show(mix)
         prompts = [*(wish.prompt for wish in wishes), sampling.negative_prompt or EMPTY]
-        try:
+        fault = f"resolution = {sampling.resolution}: not even one image fits into the GPU's memory; draw smaller ones"
+        with self._said_where_full(fault):
             self._load_what_draws()
             return draw(wishes, sampling, self.base, self._conditioner(mix, prompts), mix.use_rows)
+
+    @contextmanager
+    def _said_where_full(self, fault: str) -> Iterator[None]:
+        try:
+            yield
         except RuntimeError as error:
             if not is_full(error):
                 raise
             self.base.collect()
-            raise OutOfMemoryError(
-                f"resolution = {sampling.resolution}: not even one image fits into the GPU's memory; draw smaller ones"
-            ) from error
+            raise OutOfMemoryError(fault) from error
 
     # --- adapters ---
 

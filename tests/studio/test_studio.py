@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from runner.errors import SettingsError
+from runner.errors import OutOfMemoryError, SettingsError
 from runner.families.family import TextStack
 from runner.jobs.job import Job, read_job
 from runner.schema import ModelSettings
 from runner.studio import Studio
+from runner.train.adapters.packed import PackedAdapters
 from runner.train.drawing import Control, Picture, Sampling, Wish, wishes_of
 from tests.train.bench import CPU, Bench
 
@@ -68,6 +70,21 @@ def test_one_adapter_draws_what_its_training_has_drawn(job: Job, studio: Studio)
     assert [each.png for each in studio.draw(wishes, sampling, [(job.paths.weights, 0.0)])] == before
     alone = studio.draw(wishes[3:], sampling, [(job.paths.weights, 1.0)])
     assert alone[0].png == after[3], "an image has the same bits whatever is drawn beside it"
+
+
+def test_adapters_that_do_not_fit_are_said_and_leave_nothing_on_the_layers(
+    job: Job, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: PackedAdapters) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    wishes, sampling = wanted(job)
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(PackedAdapters, "refresh", full)
+        with pytest.raises(OutOfMemoryError, match="adapters: 1 do not fit"):
+            studio.draw(wishes, sampling, [(job.folder, 0.25)])
+    assert not [name for name, module in studio.base.denoiser.named_modules() if "forward" in vars(module)]
+    assert [each.png for each in studio.draw(wishes, sampling)] == samples(job, 0)
 
 
 @pytest.mark.parametrize(

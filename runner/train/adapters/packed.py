@@ -63,8 +63,8 @@ class PackedAdapters:
         self._layers: list[tuple[nn.Module, Layer]] = []
         self._decomposed_layers: list[Layer] = []
         self._make_layers(components)
-        self.attach()
         self.refresh()
+        self.attach()  # last: one that does not fit into the memory must not stay on the layers
 
     @staticmethod
     def _words_of(adapter: Adapter) -> dict[str, nn.Parameter]:
