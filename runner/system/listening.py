@@ -72,7 +72,7 @@ class Guard:
         if not self._any_name and not self._is_here(asked):
             return f"what listens here is not {asked!r}"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != asked:
+        if origin is not None and origin.partition("://")[2] != asked:
             return "a page from elsewhere asks"
         elsewhere = headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
         # A link from elsewhere may be followed: what it opens, the page with the link does not see.

@@ -143,6 +143,8 @@ def test_pages_from_elsewhere_do_not_draw(flux: TestClient) -> None:
         assert flux.post("/invocations", content="{}", headers={"Host": host}).status_code == code
     for site, code in (("cross-site", 403), ("same-site", 403), ("same-origin", 400), ("none", 400)):
         assert flux.post("/invocations", content="{}", headers={"Sec-Fetch-Site": site}).status_code == code
+    for origin, code in (("http://evil.example", 403), ("null", 403), ("http://[", 403), ("http://localhost", 400)):
+        assert flux.post("/invocations", content="{}", headers={"Origin": origin}).status_code == code
 
 
 @pytest.mark.parametrize("kind", [torch.AcceleratorError, RuntimeError])
