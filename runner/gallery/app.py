@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from jinja2 import ChoiceLoader, FileSystemLoader
 from markupsafe import Markup
 from PIL import Image
+from starlette.requests import ClientDisconnect
 
 from runner.errors import RunnerError
 from runner.gallery.easel import MOST_WEIGHT, SAMPLERS, WEIGHT, Easel
@@ -70,6 +71,10 @@ def make_app(folder: Path, *, host: str, device: str, files: Sequence[Path] = ()
     @app.exception_handler(NotThere)
     async def not_there(_request: Request, _error: Exception) -> Response:
         return page("missing.html.j2", 404)
+
+    @app.exception_handler(ClientDisconnect)
+    async def hung_up(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=503)  # which nobody reads
 
     @app.get("/")
     def home() -> Response:

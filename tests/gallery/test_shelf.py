@@ -271,3 +271,17 @@ def test_a_folder_whose_name_is_not_utf_8_hides_no_other(tmp_path: Path) -> None
     client = TestClient(make_app(tmp_path, host="127.0.0.1", device="cpu"), base_url="http://127.0.0.1")
     text = client.get("/").text
     assert "caf?" in text and "/experiment/houses" in text
+
+
+def test_who_hangs_up_while_asking_is_no_defect(tmp_path: Path) -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        answered.append(message)
+
+    answered: list[Any] = []
+    headers = [(b"host", b"127.0.0.1"), (b"content-length", b"9")]
+    scope = {"type": "http", "method": "POST", "path": "/draw", "query_string": b"", "headers": headers}
+    asyncio.run(make_app(tmp_path, host="127.0.0.1", device="cpu")(scope, receive, send))
+    assert answered[0]["status"] == 503
