@@ -75,11 +75,11 @@ def _extract(archive: Path, folder: Path) -> None:
             name = PurePosixPath(member.name)
             if name.is_absolute() or ".." in name.parts:
                 raise BadArchive(f"{archive.name} holds {member.name!r}, which lies outside of it; {FIX}")
+            if any(part.startswith(".") for part in name.parts):
+                continue
             if not (member.isfile() or member.isdir()):
                 kind = "a link" if member.issym() or member.islnk() else "no file"
                 raise BadArchive(f"{archive.name} holds {member.name!r}, which is {kind}; {FIX}, with -h for links")
-            if any(part.startswith(".") for part in name.parts):
-                continue
             target = folder / name
             if member.isdir():
                 target.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from runner.s3 import Location
 from runner.s3.access import NoAccess
 from runner.s3.mirror import Mirror
 from runner.s3.objects import download
+from runner.system.archive import lay_out
 from tests.sagemaker.buckets import fetched, packed, put, settings_of, write
 from tests.sagemaker.stand_in import StandIn
 
@@ -176,3 +177,15 @@ def test_an_archive_that_leads_outside_is_refused(kind: str, tmp_path: Path) -> 
     assert not list((tmp_path / "cache" / "archives").glob("*[0-9a-f]"))
     (fault,) = check_model(settings_of(archive))
     assert fault.startswith(f"model.path = {str(archive)!r}: model.tar.gz "), fault
+
+
+def test_a_hidden_link_in_an_archive_is_passed_over_as_all_that_is_hidden(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "model.tar.gz", "w:gz") as tar:
+        link = hostile("link")
+        link.name = "./.latest"
+        tar.addfile(link)
+        tar.addfile(tarfile.TarInfo("./unet/.hidden"))
+        tar.addfile(tarfile.TarInfo("./model_index.json"))
+    assert [file.name for file in lay_out(tmp_path / "model.tar.gz", tmp_path / "model").iterdir()] == [
+        "model_index.json"
+    ]
