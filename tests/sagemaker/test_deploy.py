@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from runner.jobs.adapter_file import AdapterFile
 from runner.schema.tasks import TASKS
 from runner.schema.tasks.deploy import Deploy
 from runner.tasks.deploy.contents import served_names, serving_of
+from runner.tasks.deploy.work import request_example
 from tests.command_line import command, runner, trained
 from tests.conftest import MakeOnce
 from tests.launchers.running import manifests, outputs
@@ -195,3 +197,9 @@ def test_adapters_are_called_as_their_folders_and_files_are(tmp_path: Path, monk
     settings = Deploy.model_validate({"task": {"name": "deploy"}, "adapter": given})
     names = served_names(settings, [AdapterFile(tmp_path, None)] * len(given))
     assert names == ["cat-v1.5", "cat-v1.6", "dog-v2.0", "bird-v3.1"]
+
+
+def test_the_request_that_is_shown_can_be_copied_whatever_adapters_are_called() -> None:
+    about = {"name": "shop", "region": "eu-west-1", "bucket": None, "prefix": "lora", "adapters": ["bob's cat"]}
+    words = shlex.split(request_example(about).partition("To end it")[0])
+    assert json.loads(words[words.index("--body") + 1])["adapters"] == {"bob's cat": 1.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -110,6 +111,6 @@ def request_example(about: Mapping[str, Any]) -> str:
         "A request:\n"
         f"  aws sagemaker-runtime invoke-endpoint --region {about['region']} --endpoint-name {about['name']} \\\n"
         "    --content-type application/json --accept image/png --cli-binary-format raw-in-base64-out \\\n"
-        f"    --body '{json.dumps(body)}' image.png\n"
+        f"    --body {shlex.quote(json.dumps(body))} image.png\n"
         f"To end it, and what it costs: {undeploy_command(about)}\n"
     )
