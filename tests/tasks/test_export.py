@@ -357,6 +357,9 @@ def test_a_push_that_is_refused_says_why_and_goes_on_later(
         RunnerError, match=r"hub\.repo_id = 'ann/circle': the token may not write there \(403: .*not for"
     ):
         export()
+    hub.refused = {"/storage/": 413}
+    with pytest.raises(RunnerError, match=r"ann/circle': the Hub cannot be reached or used \(.* 413\)"):
+        export()
     hub.refused = {}
     with pytest.raises(Interrupted):
         export(stop=lambda: True)

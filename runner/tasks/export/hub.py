@@ -124,4 +124,8 @@ def _reason(error: Exception) -> str:
         return f"the token may not write there (403: {said}); give it the right to, or take another repository"
     if status is not None:
         return f"the Hub answers with {status}: {said}"
+    if (cause := error.__cause__) is not None:
+        # Of a file that was not sent; not in its own words, which hold the signed address that it was sent to.
+        refused = getattr(getattr(cause, "response", None), "status_code", None)
+        said += f" {type(cause).__name__}" + (f" {refused}" if refused is not None else "")
     return f"the Hub cannot be reached or used ({type(error).__name__}: {said})"
