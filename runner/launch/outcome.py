@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from runner.jobs.job import (
     write_config,
 )
 from runner.jobs.lock import LockedError, lock
+from runner.paths import ExperimentPaths
 from runner.schema import Experiment
 
 log = logging.getLogger(__name__)
@@ -65,7 +68,7 @@ def conclude(jobs: Sequence[Job]) -> None:
         reports = _write_reports(list(distinct.values()))
     except OSError as full:  # how the jobs went is to be said all the same
         fault = full
-    _log_table(list(distinct.values()), manifests)
+    _log_table(list(distinct.values()), manifests, best=_best_of(distinct, reports))
     for report in reports:
         log.info("report: %s", report)
     if fault is not None:
@@ -114,9 +117,19 @@ def _manifest_in(folder: Path) -> Mapping[str, Any]:
         return {"state": State.FAILED, "error": str(error)}
 
 
-def _log_table(jobs: Sequence[Job], manifests: Mapping[Path, Mapping[str, Any]]) -> None:
+def _best_of(folders: Collection[Path], reports: Sequence[Path]) -> set[Path]:
+    """The folders of the jobs that reports call the best of their experiments, if these have several."""
+    sizes = Counter(folder.parent for folder in folders)
+    experiments = [report.parent for report in reports if sizes[report.parent] > 1]
+    summaries = {each: json.loads(ExperimentPaths(each).summary.read_text(encoding="utf-8")) for each in experiments}
+    return {experiment / summary["best"] for experiment, summary in summaries.items() if summary["best"]}
+
+
+def _log_table(
+    jobs: Sequence[Job], manifests: Mapping[Path, Mapping[str, Any]], *, best: Collection[Path] = ()
+) -> None:
     common = common_overrides(jobs)
-    results = [_result(manifests[job.folder]) for job in jobs]
+    results = [_result(manifests[job.folder]) + " (best)" * (job.folder in best) for job in jobs]
     width = max(map(len, results), default=0)
     for job, result in zip(jobs, results, strict=True):
         state = manifests[job.folder].get("state", State.PENDING)

@@ -84,6 +84,7 @@ def as_json(
         "experiment": experiment,
         "written": written.astimezone(UTC).isoformat(timespec="seconds"),
         "objective": {"name": ranking.aim.name, "direction": ranking.aim.direction},
+        "best": None if ranking.best is None else ranking.best.job.id,
         "shared_settings": shared,
         "jobs": rows,
         "evaluations": evaluations,

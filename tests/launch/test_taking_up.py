@@ -111,6 +111,22 @@ def test_the_last_table_has_columns(caplog: pytest.LogCaptureFixture) -> None:
     assert len({line.index("seed=") for line in lines}) == 1 and len(lines) == 3
 
 
+@pytest.mark.parametrize(("losses", "best"), [((0.25, 0.5), "seed=0"), ((0.25, 0.25), None), ((0.5,), None)])
+def test_the_last_table_marks_the_best_of_several_jobs(
+    losses: tuple[float, ...], best: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    jobs = []
+    for seed, loss in enumerate(losses):
+        given = Experiment.model_validate({"seed": seed})
+        jobs.append(make_job(given, model="m", dataset="d", outputs=outputs_dir(), overrides=(f"seed={seed}",)))
+        register(jobs[-1])
+        update_manifest(jobs[-1].folder, state=State.COMPLETED, objective=loss, objective_name="validation/loss")
+    conclude(jobs)
+    marked = [line for line in caplog.messages if "(best)" in line]
+    assert [f"validation/loss 0.2500 (best)  {best}" in line for line in marked] == [True] * (best is not None)
+
+
 def test_a_failure_is_told_with_its_reason_although_other_jobs_are_not_done_either() -> None:
     settings = [Experiment.model_validate({"seed": seed}) for seed in (1, 2)]
     failed, stopped = (
