@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log.error("%s", error)
             return 1
         except KeyboardInterrupt:
-            log.info("ended at once; the next run goes on from what was saved before")
+            log.info("stopped at once; the next run continues from the last save")
             return INTERRUPTED_CODE
 
 

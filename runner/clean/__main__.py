@@ -74,7 +74,7 @@ def find(jobs: Sequence[Job], *, whole: bool = True, only: Sequence[str] | None 
 def show(things: Sequence[Thing], console: Console) -> None:
     """The table, with a sum for each kind."""
     if not things:
-        console.print("there is nothing to free")
+        console.print("nothing to free")
         return
     for name, own in _by_kind(things).items():
         sizes = [thing.size_bytes for thing in own if thing.size_bytes is not None]

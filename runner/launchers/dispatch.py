@@ -200,7 +200,7 @@ class Dispatch:
                 )
             except NoRoom as error:
                 if lot not in self._waiting:
-                    log.info("%s has no room at this moment: %s", self.cluster.name, error)
+                    log.info("%s has no capacity right now: %s", self.cluster.name, error)
                     self._waiting.append(lot)
                 if not lot.alive:
                     take_up_again(lot.in_state(State.SUBMITTED))
@@ -310,7 +310,7 @@ class Dispatch:
         if found.was_stopped:
             self._was_cancelled = True
             if self.more is not None:
-                log.info("%s: no further jobs are begun; the same command goes on with the search", how)
+                log.info("%s: no more jobs are started; the same command continues the search", how)
         for job in found.cancelled:
             update_manifest(job.folder, state=State.CANCELLED, error=how, crashed=False)
         take_up_again(found.taken_away)
@@ -345,7 +345,7 @@ class Dispatch:
             for job in jobs:
                 update_manifest(job.folder, state=State.INTERRUPTED)
             return
-        log.info("%s; what it has left goes on in another worker", how)
+        log.info("%s; its remaining jobs continue in another worker", how)
         lot.drop(jobs)
         pack = lot.part(jobs, why="what a worker has left")
         self._submit(Lot(pack, self.cluster.name, attempt=lot.attempt + 1))

@@ -332,7 +332,7 @@ class Schedule:
         """Try the jobs of a crashed worker again, half as many at once."""
         pack = halved(share.pack, dead)
         how = how_it_ended(worker.exit_code or 0)
-        log.warning("%s with %d jobs; they go on from their checkpoints, %d at once", how, len(dead), pack.at_once)
+        log.warning("%s with %d jobs; they continue from their checkpoints, %d at once", how, len(dead), pack.at_once)
         share.drop(dead)
         _take_over(dead)
         self._shares.append(_Share(pack, share.queue.file.parent, len(self._shares) + 1))

@@ -24,7 +24,7 @@ def plan_lines(plan: Plan, work: CacheWork | None, disks: Sequence[Disk] = ()) -
     """The plan, a line each."""
     jobs, packs = len(plan.todo), len(plan.packs)
     head = f"{count(jobs, 'job')} to run in {count(packs, 'pack')}"
-    head += f", {len(plan.done)} done already" if plan.done else ""
+    head += f", {len(plan.done)} already done" if plan.done else ""
     head += f", {len(plan.elsewhere)} worked on by another runner" if plan.elsewhere else ""
     head += f", {plan.repeated} repeated in the command and run once" if plan.repeated else ""
     lines = [head]
@@ -89,8 +89,8 @@ def _too_large(pack: Pack, found: Prediction, machine: Machine) -> list[str]:
         less = ["launcher.pack=1"] if pack.at_once > 1 else []
         less += ["a higher accumulation"] if settings.accumulation < settings.batch_size else []
         less += [] if settings.launcher.gradient_checkpointing else ["launcher.gradient_checkpointing=true"]
-        ended = "passes will be split" if machine.has_gpus else "the system may end it"
-        lines.append(f"    {there}, and {ended}: {' or '.join(less or ['a lower resolution'])} takes less")
+        ended = "passes will be split" if machine.has_gpus else "the system may kill it"
+        lines.append(f"    {there}, and {ended}: {' or '.join(less or ['a lower resolution'])} needs less memory")
     return lines
 
 
@@ -112,7 +112,7 @@ def _disk_lines(disks: Sequence[Disk]) -> list[str]:
     lines = [f"  on disk: up to {', '.join(parts)}"]
     if full:
         lines.append(
-            "    more than there is room for: a lower checkpoint.keep takes less, and python -m runner.clean shows "
+            "    not enough space: a lower checkpoint.keep takes less, and python -m runner.clean shows "
             "what could be freed"
         )
     return lines

@@ -57,7 +57,7 @@ def test_the_jobs_of_a_killed_worker_go_on_in_smaller_packs(settings: list[str])
     answer = running.end()
 
     assert answer.code == 0, answer.output
-    assert "killed by signal 9 (often: out of memory) with 4 jobs; they go on from their checkpoints, 2 at once" in (
+    assert "killed by signal 9 (often: out of memory) with 4 jobs; they continue from their checkpoints, 2 at once" in (
         answer.output
     )
     calm, killed = by_overrides("calm"), by_overrides("killed")

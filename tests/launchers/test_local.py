@@ -55,7 +55,7 @@ def test_a_run_folder_explains_itself_and_is_not_run_twice(settings: list[str]) 
     again = runner(*arguments)
 
     assert again.code == 0
-    assert "1 done already" in again.output
+    assert "1 already done" in again.output
     assert (folder / "manifest.json").read_bytes() == before
 
 
@@ -167,7 +167,7 @@ def test_one_failure_does_not_hide_or_stop_another_job(settings: list[str]) -> N
         assert "1e30" in (outputs() / f"pack-{pack}" / "multirun.yaml").read_text(), "what was asked for"
 
     again = runner(*sweep, "launcher.pack=1", "launcher.concurrency=2", "name=pack-1")
-    assert "1 done already" in again.output
+    assert "1 already done" in again.output
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def test_folders_of_one_file_system_share_its_room() -> None:
     assert not too_full([results, dataclasses.replace(encodings, gb=3.9)])
 
 
-@pytest.mark.parametrize(("gb", "said"), [(0.2, None), (40.0, "up to 40.0 GB"), (90.0, "more than there is room for")])
+@pytest.mark.parametrize(("gb", "said"), [(0.2, None), (40.0, "up to 40.0 GB"), (90.0, "not enough space")])
 def test_a_plan_says_what_is_written_where_that_is_much_or_more_than_there_is_room_for(
     gb: float, said: str | None
 ) -> None:

@@ -83,7 +83,7 @@ def test_an_endpoint_draws_with_the_adapters_that_a_request_names_and_leaves_not
 
     again = runner(*settings, "endpoint.max_instances=3")
 
-    assert "1 done already" in again.output
+    assert "1 already done" in again.output
     assert len(aws.asked("CreateEndpoint")) == 1
 
     costs = command("status", str(outputs() / "shop"), "--once").output

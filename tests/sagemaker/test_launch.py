@@ -92,7 +92,7 @@ def test_a_sweep_is_one_training_job_and_the_next_one_uploads_and_encodes_nothin
     answer = runner("-m", *settings, "seed=1,2,3,4", "steps=5", "launcher.logs=file")
     assert answer.code == 0, answer.output
     assert len(created(aws)) == 2
-    assert "3 done already" in answer.output
+    assert "3 already done" in answer.output
     assert "to S3" not in answer.output
     new = [key for key in set(aws.keys()) - before if "/experiments/" not in key]
     assert new == [], "data, model, code and encodings were there"
@@ -109,7 +109,7 @@ def test_with_quota_and_throttling_a_sweep_waits_and_is_done(aws: StandIn, setti
 
     assert answer.code == 0, answer.output
     assert [manifest["state"] for manifest in manifests().values()] == ["completed"] * 8
-    assert "has no room at this moment" in answer.output
+    assert "has no capacity right now" in answer.output
     assert len({job.name for job in aws.jobs.values()}) == 4, "four lists of two jobs"
 
 

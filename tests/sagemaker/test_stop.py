@@ -224,7 +224,7 @@ def test_what_waits_for_room_is_not_sent_by_the_waiting_command_after_a_stop(aws
             *("launcher.poll_s=0.2", "launcher.concurrency=2"),
         ]
     )
-    waits.wait_for_line("has no room at this moment")
+    waits.wait_for_line("has no capacity right now")
     (name,) = aws.jobs
     while "ready" not in aws.printed(name):  # before that it would not hear of the stop
         assert not aws.jobs[name].has_ended

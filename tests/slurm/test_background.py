@@ -67,7 +67,7 @@ def test_ctrl_c_does_not_reach_them_and_the_same_command_collects(settings: list
     wait_until_all_are("completed")
     again = runner(*settings)
     assert again.code == 0
-    assert "1 done already" in again.output
+    assert "1 already done" in again.output
     assert len(logs()) == 1
 
 

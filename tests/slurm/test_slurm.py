@@ -59,7 +59,7 @@ def test_a_job_trains_in_the_queue_and_gives_the_weights_of_a_local_one(
 
     again = runner(*settings)
     assert again.code == 0
-    assert "1 done already" in again.output
+    assert "1 already done" in again.output
     assert len(slurm.jobs) == 1
 
 
@@ -255,7 +255,7 @@ def test_what_sbatch_cannot_take_now_waits_and_has_not_failed(
         refused.setenv("FAKE_REFUSAL", refusal)
         first = runner(*settings, "launcher.wait=false")
     assert first.code == 0, first.output
-    assert f"slurm has no room at this moment: sbatch: error: {refusal.splitlines()[0]}" in first.output
+    assert f"slurm has no capacity right now: sbatch: error: {refusal.splitlines()[0]}" in first.output
     assert first.output.count(refusal.splitlines()[0]) == 1
     assert "1 job could not be submitted yet: the same command again does." in first.output
     assert states() == ["pending"]
