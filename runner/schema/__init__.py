@@ -1,4 +1,4 @@
-"""Every setting there is, once: frozen pydantic models that Hydra, the worker and the container all read."""
+"""All settings, each defined once: frozen pydantic models that Hydra, the worker and the container all read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes of several subjects: where what `dataset.sources` say of them takes effect."""
+"""Classes of several subjects: when what `dataset.sources` say about them has no effect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def class_faults(experiment: Experiment) -> Iterator[str]:
-    """What the sources of an experiment, and its method, say of the subjects' classes without effect."""
+    """What an experiment's sources and method say about the subjects' classes that has no effect."""
     method, sources = experiment.method, experiment.dataset.sources
     for key in ("class_prompt", "class_data_dir"):
         because = ""

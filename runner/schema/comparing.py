@@ -1,4 +1,4 @@
-"""What the jobs of a sweep are compared by, which of them end early, and how a search chooses the next ones."""
+"""What the jobs of a sweep are compared by, which of them stop early, and how a search chooses the next ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEASURED_BY = (
     "settings.validation.timesteps",
     "settings.validation.max_images",
 )
-"""What of a job's identity makes its held-out loss another figure, and not a better or worse one."""
+"""The parts of a job's identity that decide what its held-out loss measures: across them, losses do not compare."""
 
 METRIC = spelt(
     r"(train|validation|evaluation)/.+",
@@ -29,29 +29,29 @@ METRIC = spelt(
 
 
 class ObjectiveSettings(Settings):
-    """Section `objective`: the result of a job, which rankings and searches go by."""
+    """Section `objective`: the result that rankings and searches compare jobs by."""
 
     name: Annotated[str, METRIC] = knob(
         HELD_OUT,
-        doc="A recorded metric; its last value counts. `evaluation/fid_score` and the like are recorded where "
+        doc="A recorded metric; its last value counts. `evaluation/fid_score` and the like are recorded if "
         "`evaluation.metrics` asks for them.",
     )
     direction: Literal["minimize", "maximize"] = knob("minimize", doc="Which values are better.")
 
 
 class PruningSettings(Settings):
-    """Group `pruning`: whether jobs of a sweep that fall behind the others are ended early."""
+    """Group `pruning`: whether jobs of a sweep that fall behind the others are stopped early."""
 
     name: Literal["none", "asha"] = knob(
         "none", doc="`asha` is asynchronous successive halving (arXiv 1810.05934) on the objective."
     )
     first: int = knob(
-        25, ge=1, unit="optimizer steps", doc="First rung: where jobs are measured and compared for the first time."
+        25, ge=1, unit="optimizer steps", doc="First rung: when jobs are measured and compared for the first time."
     )
     reduction: int = knob(
         3,
         ge=2,
-        doc="The best 1/reduction of the jobs at a rung go on, and the next rung is this many times further.",
+        doc="The best 1/reduction of the jobs at a rung continue; the next rung is this many times further along.",
     )
 
     def _faults(self) -> Iterator[str]:
@@ -62,7 +62,7 @@ class PruningSettings(Settings):
 class SearchSettings(Settings):
     """`hydra/sweeper=optuna`: a search that learns from results which values to try next (needs `-m`)."""
 
-    n_trials: int = knob(20, ge=1, doc="Trials in all, those of earlier runs of the same command included.")
+    n_trials: int = knob(20, ge=1, doc="Trials in all, including those of earlier runs of the same command.")
     sampler: Literal["tpe", "random"] = knob(
         "tpe", doc="`tpe` is the tree-structured Parzen estimator (Bergstra et al., 2011); `random` learns nothing."
     )

@@ -1,4 +1,4 @@
-"""The schema's defaults as plain nodes, for Hydra to compose upon; knows nothing of Hydra."""
+"""The schema's defaults as plain nodes, for Hydra to compose on; knows nothing about Hydra."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def variants_of(group: str) -> dict[str, type[Settings]]:
 
 
 def base_node() -> dict[str, Any]:
-    """Every knob with its default, but for groups with several kinds, whose choices bring their own."""
+    """Every knob with its default, except in groups with several kinds, whose choices bring their own."""
     return {
         name: _node(variants_of(name)[""]) if name in SECTIONS else _plain(field.default)
         for name, field in Experiment.model_fields.items()
@@ -43,7 +43,7 @@ def variant_nodes() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def task_nodes() -> dict[str, dict[str, Any]]:
-    """The knobs that only this task has, with their defaults; the others are those of all tasks, or of groups."""
+    """For each task, the knobs that only it has, with their defaults; the rest belong to all tasks or to groups."""
     shared = {*JobSettings.model_fields, *GROUPS, "resolution"}
     return {
         task: {name: _default(field) for name, field in settings.model_fields.items() if name not in shared}
@@ -53,7 +53,7 @@ def task_nodes() -> dict[str, dict[str, Any]]:
 
 
 def section_of(field: FieldInfo) -> type[Settings] | None:
-    """The settings that a knob holds, if it is no single value."""
+    """The settings that a knob holds; None if it holds a single value."""
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
 
@@ -64,7 +64,7 @@ def search_nodes() -> dict[str, dict[str, Any]]:
 
 
 def _node(model: type[Settings]) -> dict[str, Any]:
-    # Read off the declarations: making an instance would build its validators.
+    # Read from the declarations: making an instance would build its validators.
     return {name: _default(field) for name, field in model.model_fields.items()}
 
 

@@ -9,20 +9,20 @@ from pydantic import Field, field_validator
 from runner.schema.knob import Settings, knob
 
 MOST_PIXELS_SIDE, MOST_GUIDANCE = 4096, 100
-"""Of what an endpoint draws."""
+"""Limits for what an endpoint draws."""
 GUIDANCE = (
-    "classifier-free, and up to 1 is off; FLUX.1 is told it. Null is what is usual for the family: 7.5 (sd), 5 (sdxl), "
-    "7 (sd3), 3.5 (flux)."
+    "classifier-free (up to 1 is off), but FLUX.1 takes it as an input instead. Null is the family's usual value: 7.5 "
+    "(sd), 5 (sdxl), 7 (sd3), 3.5 (flux)."
 )
 MOST_SEEDS = 2**64
 Seed = Annotated[int, Field(ge=0, lt=MOST_SEEDS)]
-"""What torch's generators take; programs that draw choose them from all of it."""
+"""The range of torch's generators; other programs draw seeds from all of it."""
 AdapterWeight = Annotated[float, Field(ge=-10, le=10)]
 """How strong an adapter is; 1 is as it was trained."""
 
 
 class DrawingSettings(Settings):
-    """What the sampler is told beside prompts."""
+    """What the sampler is told besides the prompts."""
 
     negative_prompt: str | None = knob(
         None, doc="What not to draw; null leaves it out (SDXL then uses zeros, not the empty caption)."
@@ -32,8 +32,8 @@ class DrawingSettings(Settings):
         0.0,
         ge=0,
         le=1,
-        doc="Takes back the contrast that guidance adds (arXiv 2305.08891; 0.7 is usual with "
-        "`model.zero_terminal_snr`); 0 is off.",
+        doc="Removes the contrast that guidance adds (arXiv 2305.08891; 0.7 is usual with `model.zero_terminal_snr`); "
+        "0 is off.",
     )
     inference_steps: int = knob(25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler.")
     seeds: tuple[Seed, ...] = knob((0,), min_length=1, max_length=64, doc="One image per prompt and seed.")

@@ -1,4 +1,4 @@
-"""What is measured of images: which metrics, with which networks, of which prompts."""
+"""What is measured on images: which metrics, with which networks, for which prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Network = Literal["inception", "clip", "dino"]
 
 
 class Metric(NamedTuple):
-    """What a metric is called in figures, what it needs, and which way is better."""
+    """A metric's name in the results, what it needs, and which direction is better."""
 
     figure: str
     network: Network | None
@@ -31,15 +31,15 @@ METRICS: dict[MetricName, Metric] = {
 
 
 class FeatureSettings(Settings):
-    """Section `features`: the networks that look at images. None comes with the package. In a job's identity their
-    content stands for their names.
+    """Section `features`: the networks that look at images. None comes with the package. A job's identity includes
+    their content, not their names.
     """
 
     inception: str | None = knob(
         None,
         min_length=1,
         identity=False,
-        doc="For `fid` and `kid`: a TorchScript file from bytes to features, or a folder or Hub id as below.",
+        doc="For `fid` and `kid`: a TorchScript file that maps bytes to features, or a folder or Hub id as below.",
     )
     clip: str | None = knob(
         None,
@@ -56,19 +56,20 @@ class FeatureSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """Section `evaluation`: what is measured of a training before it is completed; with `evaluation.metrics`."""
+    """Section `evaluation`: what is measured of a training before it is completed; on with `evaluation.metrics`."""
 
     metrics: tuple[MetricName, ...] | None = knob(
         None,
         min_length=1,
-        doc="What to measure; null is everything whose network (`features`) and images (`real`) are given.",
+        doc="What to measure. Null measures nothing after a training, and with `task=evaluate` everything whose "
+        "network (`features`) and images (`real`) are given.",
     )
     features: FeatureSettings = section(FeatureSettings)
     real: str | None = knob(
         None,
         min_length=1,
         identity=False,
-        doc="Real images of the subject or style, to compare with: folder, table, S3 or Hub id, as `dataset.path`.",
+        doc="Real images of the subject or style to compare with: folder, table, S3 or Hub id, as in `dataset.path`.",
     )
     prompts: tuple[str, ...] | None = knob(
         None,
@@ -81,16 +82,17 @@ class EvaluationSettings(Settings):
     subject_class: str | None = knob(
         None,
         min_length=1,
-        doc="What stands for them in the text of `clip_text`, which does not know new words, such as `dog`; null is "
-        "`subject`.",
+        doc="Known words, such as `dog`, that replace `subject` in the texts for `clip_text`, whose network does not "
+        "know new ones; null is `subject`.",
     )
     subject_kind: Literal["object", "live"] = knob(
-        "object", doc="Which of DreamBooth's lists: things, or people and animals; without `prompts`."
+        "object",
+        doc="Which of DreamBooth's prompt lists to use where `prompts` is null: things, or people and animals.",
     )
     drift_in: Literal["pixels", "clip", "dino"] = knob(
         "pixels", doc="What `base_drift` compares: pixels, or features of that network."
     )
-    confidence: float = knob(0.95, gt=0.5, lt=1, unit="share", doc="Width of the intervals.")
+    confidence: float = knob(0.95, gt=0.5, lt=1, unit="share", doc="Confidence level of the intervals.")
     bootstrap: int = knob(
         1000, ge=100, le=100_000, unit="resamples", doc="How often images are resampled for the intervals."
     )

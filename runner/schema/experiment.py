@@ -1,4 +1,4 @@
-"""One job's whole configuration: the groups, the settings above them, and the checks between them."""
+"""One job's whole configuration: the groups, the top-level settings, and the checks between them."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class Experiment(JobSettings):
         4,
         ge=1,
         unit="images",
-        doc="Images per optimizer step and job, over all processes and accumulated parts.",
+        doc="Images per optimizer step of a job, over all processes and accumulated parts.",
     )
     accumulation: int = knob(
         1,
         ge=1,
         unit="parts",
         identity=False,
-        doc="The batch is worked through in this many parts, and their gradients are summed: less memory, "
-        "the same result (unlike in the diffusers scripts, `batch_size` already counts all parts).",
+        doc="The batch is processed in this many parts, whose gradients are summed: less memory, the same result "
+        "(unlike in the diffusers scripts, `batch_size` already counts all parts).",
     )
     resolution: int = knob(
         64,
@@ -79,7 +79,7 @@ class Experiment(JobSettings):
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """What images may be trained in, (height, width) in pixels: the square, or the buckets."""
+        """The shapes that images may be trained in, (height, width) in pixels: the square, or the buckets."""
         data = self.dataset
         if not data.buckets:
             return ((self.resolution, self.resolution),)
@@ -87,18 +87,18 @@ class Experiment(JobSettings):
 
     @property
     def images_per_step(self) -> int:
-        """What one step works through: the batch, and as many images of the class where a prior is kept."""
+        """Images that one step processes: the batch, and as many images of the class if there is a prior."""
         has_prior = isinstance(self.method, DreamBooth) and self.method.prior != "none"
         return self.batch_size * (2 if has_prior else 1)
 
     @property
     def smallest_part(self) -> int:
-        """Images of the smallest forward pass of a step, all processes together: parts that are added up share them."""
+        """Images in the smallest forward pass of a step, over all processes: accumulated parts share the batch."""
         return self.batch_size // self.accumulation
 
     @property
     def live_text(self) -> bool:
-        """Whether captions are encoded at every step, because something of the text encoders is trained."""
+        """Whether captions are encoded at every step, because part of the text encoders is trained."""
         return self.lora.text_encoder or isinstance(self.method, NewTokens)
 
     def _faults(self) -> Iterator[str]:
@@ -222,7 +222,7 @@ class Experiment(JobSettings):
 
 
 OF_EVALUATION = "evaluation/"
-"""What stands before the names of figures in the metrics of a training."""
+"""Prefix of evaluation results among the metrics of a training."""
 
 
 def loss_timesteps(count: int, total: int) -> list[int]:
@@ -248,7 +248,7 @@ GROUPS = (
 """Sections that are Hydra groups: each has a folder of choices under conf/."""
 
 SECTIONS = (*GROUPS, "flow", "evaluation", "objective", "checkpoint")
-"""All settings that hold settings."""
+"""All settings that hold further settings."""
 
 NOT_IDENTITY = ("launcher", "logger", "checkpoint", "pruning", "objective")
-"""Sections that say where a job runs and how it is kept, never what it trains: they are no part of its id."""
+"""Sections that say where a job runs and how it is kept, not what it trains: they are not part of its id."""

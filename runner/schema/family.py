@@ -1,4 +1,4 @@
-"""What fits which model family: settings that one family knows and another does not."""
+"""What works with which model family: settings that one family supports and another does not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Draws(Protocol):
 
 
 class Drawn(Protocol):
-    """What a sampler is told, of which not every family knows all."""
+    """What a sampler is told; not every family supports all of it."""
 
     @property
     def negative_prompt(self) -> str | None:
@@ -37,7 +37,7 @@ class Drawn(Protocol):
 
     @property
     def guidance_rescale(self) -> float:
-        """How much of the contrast that guidance adds is taken back."""
+        """How much of the contrast that guidance adds is removed."""
 
 
 TRANSFORMERS = ("sd3", "flux")
@@ -45,14 +45,14 @@ TRANSFORMERS = ("sd3", "flux")
 PATCH_PX = 16
 """Side of the image squares that are one token of these transformers."""
 NOISE_TABLE_ONLY = ("snr_gamma", "debiased", "noise_offset", "multires_levels", "timestep_bias")
-"""Settings of `loss` that mend or weigh a table of noise levels, which flow matching does not have."""
+"""Settings of `loss` that correct or weight a table of noise levels, which flow matching does not have."""
 DISTILLED_SAMPLERS, DISTILLED_STEPS = ("lcm", "tcd"), 50
-"""Samplers that take some of the steps their network was distilled over (arXiv 2310.04378, 2402.19159), and how many
-those are."""
+"""Samplers that pick from the steps their network was distilled on (arXiv 2310.04378, 2402.19159), and how many such
+steps there are."""
 
 
 def family_faults(experiment: Experiment) -> Iterator[str]:
-    """Settings of an experiment that have no effect with the family of its model, or cannot be."""
+    """Settings of an experiment that have no effect with the family of its model, or do not work with it."""
     family = experiment.model.family
     if family in TRANSFORMERS:
         yield from _not_for_transformers(experiment)
@@ -63,10 +63,10 @@ def family_faults(experiment: Experiment) -> Iterator[str]:
 
 
 def drawing_faults(settings: Draws, drawing: DrawingSettings, *, where: str = "") -> Iterator[str]:
-    """What the samplers of the model's family do not know.
+    """Settings that the samplers of the model's family do not support.
 
     Args:
-        where: what stands before the keys of `drawing` in the configuration.
+        where: prefix of the keys of `drawing` in the configuration.
     """
     sampler = settings.scheduler.name
     if sampler in DISTILLED_SAMPLERS and drawing.inference_steps > DISTILLED_STEPS:
@@ -81,12 +81,12 @@ def drawing_faults(settings: Draws, drawing: DrawingSettings, *, where: str = ""
 def sampling_faults(
     family: str, resolution: int, sampler: str, drawing: Drawn, *, where: str = "", sampler_key: str = "sampler"
 ) -> Iterator[str]:
-    """What the sampler of a family does not know.
+    """Settings that the sampler of a family does not support.
 
     Args:
         resolution: side of the images in pixels.
-        where: what stands before the keys of `drawing`.
-        sampler_key: what the sampler is called where it was chosen.
+        where: prefix of the keys of `drawing`.
+        sampler_key: the key that the sampler was chosen with.
     """
     if family == "flux" and drawing.negative_prompt is not None:
         yield (

@@ -1,4 +1,4 @@
-"""Section `flow`: at which noise levels models of flow matching are trained."""
+"""Section `flow`: at which noise levels flow-matching models are trained."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from runner.schema.knob import Settings, knob
 
 
 class FlowSettings(Settings):
-    """Section `flow`: which noise levels are trained how often, with `model.family=sd3` and `flux` (flow matching)."""
+    """Section `flow`: how often each noise level is trained, with `model.family=sd3` and `flux` (flow matching)."""
 
     timesteps: Literal["logit_normal", "uniform", "mode"] = knob(
         "logit_normal",
-        doc="How noise levels from 0 to 1 are drawn: their logit from a normal distribution, all alike, or mostly the "
-        "middle (arXiv 2403.03206).",
+        doc="How noise levels from 0 to 1 are drawn: their logit from a normal distribution, uniformly, or mostly from "
+        "the middle (arXiv 2403.03206).",
     )
     logit_mean: float = knob(
-        0.0, ge=-10, le=10, doc="Mean of the logit; more is more noise. Used with `timesteps=logit_normal`."
+        0.0, ge=-10, le=10, doc="Mean of the logit; a higher one is more noise. Used with `timesteps=logit_normal`."
     )
     logit_std: float = knob(
         1.0, gt=0, le=10, doc="Standard deviation of the logit. Used with `timesteps=logit_normal`."
@@ -29,8 +29,8 @@ class FlowSettings(Settings):
         None,
         gt=0,
         le=100,
-        doc="Moves noise levels s towards noise, to shift s / (1 + (shift - 1) s); 1 moves nothing. Null does as the "
-        "model's own sampler does: a constant (SD3: 3), or more for larger images (FLUX.1: 3.2 at 1024 px).",
+        doc="Shifts noise levels s towards noise, to shift s / (1 + (shift - 1) s); 1 changes nothing. Null follows "
+        "the model's own sampler: a constant (SD3: 3), or more for larger images (FLUX.1: 3.2 at 1024 px).",
     )
 
     def _faults(self) -> Iterator[str]:

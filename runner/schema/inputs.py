@@ -14,7 +14,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class ModelSettings(Settings):
-    """Group `model`: the frozen base. In a job's identity its files stand for their names."""
+    """Group `model`: the frozen base. A job's identity includes the content of its files, not their names."""
 
     family: Literal["sd", "sdxl", "sd3", "flux"] = knob(
         "sdxl",
@@ -25,23 +25,22 @@ class ModelSettings(Settings):
         "embedded",
         min_length=1,
         identity=False,
-        doc="Hub id, folder or `.tar.gz` in diffusers layout, here or in S3 (`s3://bucket/folder/`); a single "
-        "`.safetensors` file, with `config`; `embedded` is the miniature that comes with the package.",
+        doc="Hub id; folder or `.tar.gz` in diffusers layout, local or in S3 (`s3://bucket/folder/`); or a single "
+        "`.safetensors` file, with `config`. `embedded` is the miniature that comes with the package.",
     )
     config: str | None = knob(
         None,
         min_length=1,
         identity=False,
-        doc="For a single file as `path`: a folder in diffusers layout with the configurations and tokenizers of that "
-        "kind of model, and with weights of what the file does not hold.",
+        doc="With a single file as `path`: a folder in diffusers layout with the configurations and tokenizers of that "
+        "kind of model, and the weights that the file lacks.",
     )
     revision: str | None = knob(None, identity=False, doc="Branch, tag or commit on the Hub.")
     variant: str | None = knob(None, identity=False, doc="File variant on the Hub, such as `fp16`.")
     vae: str | None = knob(
         None,
         identity=False,
-        doc="Hub id, folder or `.tar.gz`, here or in S3, of a VAE that takes the place of the model's own (SDXL: the "
-        "fp16 fix).",
+        doc="Hub id, folder or `.tar.gz` (local or in S3) of a VAE that replaces the model's own (SDXL: the fp16 fix).",
     )
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = knob(
         None,
@@ -50,8 +49,8 @@ class ModelSettings(Settings):
     )
     zero_terminal_snr: bool | None = knob(
         None,
-        doc="Whether the last timestep is noise alone (arXiv 2305.08891), in training and sampling; not where noise is "
-        "predicted. Null takes it from the model's scheduler configuration.",
+        doc="Whether the last timestep is pure noise (arXiv 2305.08891), in training and sampling; not for models that "
+        "predict noise. Null takes it from the model's scheduler configuration.",
     )
     quantization: Literal["none", "int8", "nf4"] = knob(
         "none",
@@ -76,11 +75,11 @@ class ModelSettings(Settings):
 
 
 class SourceSettings(Settings):
-    """One of `dataset.sources`: where some of the images are, and how often they count. Null is as in `dataset`."""
+    """One of `dataset.sources`: where some of the images are, and how often they count. Null means as in `dataset`."""
 
     path: str = knob(min_length=1, doc="As `dataset.path`.")
     repeats: int = knob(
-        1, ge=1, le=100_000, unit="times per epoch", doc="How often each image of the source comes in an epoch."
+        1, ge=1, le=100_000, unit="times per epoch", doc="How often each image of the source appears in an epoch."
     )
     revision: str | None = knob(None, doc="As `dataset.revision`.")
     split: str | None = knob(None, min_length=1, doc="As `dataset.split`.")
@@ -90,13 +89,14 @@ class SourceSettings(Settings):
     class_prompt: str | None = knob(
         None,
         min_length=1,
-        doc="What the subject of this source is one of, with `method=dreambooth`; null is as in `method`.",
+        doc="The class of this source's subject, such as `a photo of a dog`, with `method=dreambooth`; null means as "
+        "in `method`.",
     )
     class_data_dir: str | None = knob(
         None,
         min_length=1,
-        doc="Folder of images of its class. Null is as in `method` where `class_prompt` is null, too; otherwise that "
-        "of its `dataset_info.json`, if it names one.",
+        doc="Folder with images of that class. Null means as in `method` if `class_prompt` is null too, and otherwise "
+        "the folder that the source's `dataset_info.json` names, if any.",
     )
     mask_column: str | None = knob(None, min_length=1, doc="As `dataset.mask_column`.")
     captions_per_line: bool | None = knob(None, doc="As `dataset.captions_per_line`.")
@@ -104,30 +104,30 @@ class SourceSettings(Settings):
 
 
 class DatasetSettings(Settings):
-    """Group `dataset`: images and captions. In a job's identity their content stands for their names."""
+    """Group `dataset`: images and captions. A job's identity includes their content, not their names."""
 
     path: str | None = knob(
         "embedded",
         min_length=1,
         identity=False,
-        doc="Folder of images, parquet or arrow file or folder, here or in S3 (`s3://bucket/folder/`); Hub id; or "
-        "`embedded` (houses). Null with `sources`.",
+        doc="Folder of images, or a parquet or arrow file or folder, local or in S3 (`s3://bucket/folder/`); Hub id; "
+        "or `embedded` (houses). Null with `sources`.",
     )
     sources: tuple[SourceSettings, ...] = knob(
         (),
         identity=False,
-        doc="Several places of images instead of `path`: a list of paths, or of mappings with the keys below.",
+        doc="Several sources of images instead of `path`: a list of paths, or of mappings with the keys below.",
     )
     revision: str | None = knob(None, identity=False, doc="Branch, tag or commit on the Hub.")
     split: str = knob("train", min_length=1, identity=False, doc="Split of a Hub data set.")
     stream: bool = knob(
         False,
         identity=False,
-        doc="Fetch the parquet files of a Hub data set when they are needed, instead of downloading all of it; only "
-        "`max_cache_gb` of them are on the disk at a time.",
+        doc="Fetch the parquet files of a Hub data set when they are needed instead of downloading all of it; only "
+        "`max_cache_gb` of them are on disk at a time.",
     )
     max_cache_gb: float = knob(
-        50.0, gt=0, unit="GB", identity=False, doc="Largest share of the disk for parquet files; used with `stream`."
+        50.0, gt=0, unit="GB", identity=False, doc="Most disk space for these parquet files; used with `stream`."
     )
     image_column: str = knob(
         "image", min_length=1, identity=False, doc="Column with the image in parquet, arrow and Hub data."
@@ -140,7 +140,7 @@ class DatasetSettings(Settings):
     )
     instance_prompt: str | None = knob(None, identity=False, doc="Caption of every image that has none of its own.")
     captions_per_line: bool = knob(
-        False, identity=False, doc="Each line of a `.txt` file is a caption of its own, one of which a sample gets."
+        False, identity=False, doc="Each line of a `.txt` file is a caption of its own; a sample gets one of them."
     )
     caption_prefix: str | None = knob(
         None, min_length=1, doc="Text before every caption; joined by a space, unless punctuation follows."
@@ -149,16 +149,19 @@ class DatasetSettings(Settings):
         None, min_length=1, doc="Text after every caption; joined by a space, unless it begins with punctuation."
     )
     caption_shuffle: bool = knob(
-        False, doc="Train with the parts of each caption in several orders, drawn from the caption alone."
+        False, doc="Train with the parts of each caption in several orders, which depend on the caption alone."
     )
     caption_variants: int = knob(
         8, ge=2, le=64, unit="orders", doc="Orders of each caption that are encoded; used with `caption_shuffle`."
     )
     caption_separator: str = knob(
-        ",", min_length=1, doc="What stands between the parts of a caption; used with `caption_shuffle`."
+        ",", min_length=1, doc="Separator between the parts of a caption; used with `caption_shuffle`."
     )
     keep_tokens: int = knob(
-        0, ge=0, unit="parts", doc="First parts of a caption that keep their place; used with `caption_shuffle`."
+        0,
+        ge=0,
+        unit="parts",
+        doc="How many parts at the start of a caption keep their place; used with `caption_shuffle`.",
     )
     caption_dropout: float = knob(
         0.0, ge=0, le=1, unit="share of samples", doc="How often a sample is trained without its caption."
@@ -174,15 +177,15 @@ class DatasetSettings(Settings):
     )
     buckets: bool = knob(
         False,
-        doc="Train each image in the shape closest to its own, of the area of `resolution` squared, instead of a "
-        "square.",
+        doc="Train each image in the shape closest to its own, with at most the area of `resolution` squared, instead "
+        "of in a square.",
     )
     bucket_step: int = knob(
         64,
         ge=LEAST_STEP_PX,
         multiple_of=8,
         unit="px",
-        doc="All sides of buckets are multiples of it; used with `buckets`.",
+        doc="The sides of all buckets are multiples of this; used with `buckets`.",
     )
     bucket_max_aspect: float = knob(
         2.0,
@@ -192,18 +195,18 @@ class DatasetSettings(Settings):
         doc="Most elongated bucket; used with `buckets`.",
     )
     crop: Literal["center", "random"] = knob(
-        "center", doc="Where the square, or the bucket's shape, is cut out of a longer image."
+        "center", doc="Where the square, or the bucket's shape, is cut from a longer image."
     )
     flip: bool = knob(False, doc="Mirror every second sample, on average.")
     variants: int = knob(4, ge=1, le=64, unit="crops", doc="Random crops encoded per image; used with `crop=random`.")
     skip_unreadable: bool = knob(
         False,
         identity=False,
-        doc="Leave out files that cannot be read, or are too small, instead of refusing the data set.",
+        doc="Skip files that cannot be read or are too small, instead of rejecting the data set.",
     )
     max_images: int | None = knob(None, ge=1, unit="images", identity=False, doc="Use only this many images.")
     min_side_px: int = knob(
-        32, ge=1, unit="px", identity=False, doc="Images with a shorter side than this are refused."
+        32, ge=1, unit="px", identity=False, doc="Images with a side shorter than this are rejected."
     )
 
     @property
@@ -213,7 +216,7 @@ class DatasetSettings(Settings):
 
     @property
     def streams(self) -> bool:
-        """Whether any of it is streamed."""
+        """Whether any of the data is streamed."""
         sources = [source.stream for source in self.sources if source.stream is not None]
         return any(sources) or (self.stream and len(sources) < max(1, len(self.sources)))
 

@@ -1,6 +1,6 @@
-"""SageMaker's instance types: what is in each, as plain facts.
+"""SageMaker's instance types and what each contains, as plain facts.
 
-For planning only: a container counts the GPUs that it finds. Memory of GPUs as their driver reports it.
+For planning only: a container counts the GPUs that it finds. GPU memory is as the driver reports it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GPUS = {
     "p5en": ("NVIDIA H200", 150.8),
     "p6-b200": ("NVIDIA B200", 192.0),
 }
-"""Of each family with GPUs: the name that the driver gives them, and what each holds (1e9 bytes)."""
+"""For each family with GPUs: their name as the driver reports it, and the memory of each (1e9 bytes)."""
 
 SIZES: dict[str, dict[str, tuple[int, int, int]]] = {
     "g4dn": {
@@ -60,24 +60,25 @@ SIZES: dict[str, dict[str, tuple[int, int, int]]] = {
 
 
 WITH_DISKS = frozenset({"g4dn", "g5", "g6", "g6e", "g7e", "p4d", "p4de", "p5", "p5e", "p5en", "p6-b200"})
-"""Families with NVMe disks of their own, by AWS's table of instance store volumes; others have volumes alone."""
+"""Families with NVMe disks of their own, according to AWS's table of instance store volumes; others only have volumes.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Instance:
-    """One type."""
+    """One instance type."""
 
     name: str
     gpus: int
     gpu_name: str
     """Empty without GPUs."""
     gpu_memory_gb: float
-    """What each of its GPUs holds (1e9 bytes); 0 without any."""
+    """Memory of each of its GPUs (1e9 bytes); 0 without any."""
     cores: int
     memory_gb: float
     """Of the host (1e9 bytes)."""
     has_disks: bool
-    """Of its own; its hardware encrypts them, and no training job may name a key for them."""
+    """NVMe disks of its own; its hardware encrypts them, and a training job may not name a key for them."""
 
 
 def _types() -> dict[str, Instance]:

@@ -1,4 +1,4 @@
-"""What every job is told, whatever its task: where its result goes, over which model, and where it runs."""
+"""The settings of every job, whatever its task: where its result goes, its base model, and where it runs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ class TaskSettings(Settings):
 
     name: Task = knob(
         "train",
-        doc="`train` fine-tunes an adapter; the others are about adapters that are trained, and have settings of their "
-        "own.",
+        doc="`train` fine-tunes an adapter; the other tasks use trained adapters, and have settings of their own.",
     )
 
 
@@ -29,18 +28,18 @@ EXPERIMENT = spelt(
     "letters, digits, '.', '_' and '-', beginning with a letter or digit",
     lambda text: f"name={re.sub(r'[^A-Za-z0-9._-]+', '-', text).strip('._-') or 'dev'}",
 )
-"""Names that can be folders everywhere."""
+"""Names that are valid for folders everywhere."""
 
 
 class JobSettings(Settings):
-    """What every job is told; each task's settings are one of these."""
+    """The settings of every job; each task adds its own."""
 
     result_files: ClassVar[tuple[str, ...]] = ()
-    """Patterns of files in a completed job's folder: where none is there, its result is lost."""
+    """Patterns of files in a completed job's folder: if none of them exists, its result is lost."""
     local_files: ClassVar[tuple[str, ...]] = ()
-    """Keys of settings that may name files or folders of this machine, besides `model` and `adapter`."""
+    """Keys of settings, besides `model` and `adapter`, that may name files or folders of this machine."""
     done_once: ClassVar[bool] = True
-    """Whether a completed job need not be done again: what it has done may have been undone elsewhere."""
+    """Whether a completed job is not run again; False if what it did may have been undone elsewhere."""
     name: Annotated[str, EXPERIMENT] = knob(
         "dev",
         identity=False,

@@ -1,4 +1,4 @@
-"""How a setting is written down: once, with its type, default, unit and one line of meaning."""
+"""How a setting is declared: once, with its type, default, unit and one line of meaning."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Self, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 VALUES_ALONE: dict[str, Any] = {}
-"""What a configuration is validated with whose values are looked at each by itself, and not how they go together."""
+"""Validation context in which each value is checked by itself, and not how values go together."""
 
 
 class Settings(BaseModel):
-    """Base of all groups: frozen, and a key that is not declared is an error."""
+    """Base of all groups: frozen, and an undeclared key is an error."""
 
     # Validators are built when something is first validated: --cfg job only asks for the defaults.
     model_config = ConfigDict(
@@ -22,20 +22,20 @@ class Settings(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Knobs that take numbers refuse true and false, which Python counts with, and pydantic takes for 1 and 0."""
+        """Make knobs that take numbers reject true and false, which pydantic would take for 1 and 0."""
         super().__pydantic_init_subclass__(**kwargs)
         for field in cls.model_fields.values():
-            # Not a validator of all fields: pydantic allows none where a name says which kind of a group is meant.
+            # Not one validator for all fields: pydantic allows none on the name that tells a group's kinds apart.
             refusal = REFUSALS.get(_kind_of_number(field.annotation))
             if refusal is not None and refusal not in field.metadata:
                 field.metadata.append(refusal)
 
     def faults(self) -> list[str]:
-        """All that is wrong with values of which each alone is right: `key = value: reason; fix` for each fault."""
+        """What is wrong between values that are each right alone: `key = value: reason; fix` for each fault."""
         return list(self._faults())
 
     def _faults(self) -> Iterator[str]:
-        """Those faults, one after the other; a group that may have some overrides this."""
+        """These faults, one after the other; a group that checks for some overrides this."""
         yield from ()
 
     @model_validator(mode="after")
@@ -53,10 +53,10 @@ class Settings(BaseModel):
         }
 
     def idle(self, *keys: str, because: str, fix: str = "remove it", where: str = "") -> Iterator[str]:
-        """A fault for each of `keys`, or of all settings, that somebody has chosen though it has no effect.
+        """A fault for each of `keys`, or of all settings, that was chosen although it has no effect.
 
         Args:
-            where: what stands before the keys, for who looks at the settings from outside.
+            where: prefix of the keys, for callers outside these settings.
         """
         for key, value in self.chosen(*keys).items():
             value = list(value) if isinstance(value, tuple) else value  # as it was written
@@ -64,7 +64,7 @@ class Settings(BaseModel):
 
 
 def _kind_of_number(annotation: Any) -> type | None:
-    """What kind of number a knob takes, if it takes any, and no truth value."""
+    """The kind of number that a knob takes; None if it takes none, or truth values too."""
     kinds = set(kinds_in(annotation))
     if bool in kinds:
         return None
@@ -100,22 +100,22 @@ def knob(default: Any = ..., *, doc: str, unit: str = "", identity: bool = True,
     """Declare one setting.
 
     Args:
-        default: its value when nobody chooses; none given means that the configuration must choose.
+        default: its value when nobody chooses; without a default, the configuration must choose.
         doc: what it does, in one sentence.
         unit: the unit of the number, for the reference page.
-        identity: False where the value cannot change what a job trains, so that it stays out of the job id.
+        identity: False if the value cannot change what a job trains, so that it stays out of the job id.
         limits: pydantic constraints (`ge`, `le`, `pattern`, `min_length`, ...).
     """
     return Field(default, description=doc, json_schema_extra={"unit": unit, "identity": identity}, **limits)
 
 
 def spelt(pattern: str, wanted: str, such_as: Callable[[str], str]) -> AfterValidator:
-    """How a text must be spelt, for an annotation; unlike a bare `pattern`, it is refused in words.
+    """An annotation for how a text must be spelt; unlike a bare `pattern`, it rejects a text in words.
 
     Args:
         pattern: a regular expression for the whole text.
-        wanted: what it should be, behind "should be".
-        such_as: gives something that can be set instead of a wrong text.
+        wanted: what it should be, to follow "should be".
+        such_as: returns something that can be set instead of a wrong text.
     """
 
     def check(text: str) -> str:
@@ -127,15 +127,15 @@ def spelt(pattern: str, wanted: str, such_as: Callable[[str], str]) -> AfterVali
 
 
 def in_a_list(value: object) -> object:
-    """A validator, before the others, of a list of texts: one that stands alone is the list of it."""
+    """A before-validator for a list of texts: a text that stands alone becomes a list of one."""
     return (value,) if isinstance(value, str) else value
 
 
 def dashed(text: str, longest: int) -> str:
-    """The text with dashes for all that is neither letter nor digit; empty where nothing is left."""
+    """The text with dashes for everything but letters and digits; empty if nothing is left."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:longest].rstrip("-")
 
 
 def section(kind: type[Settings]) -> Any:
-    """Declare a group of settings, at its defaults when nobody chooses."""
+    """Declare a group of settings, with its defaults when nobody chooses."""
     return Field(default_factory=kind)

@@ -13,5 +13,5 @@ from runner.schema.slurm import SlurmLauncher
 LauncherSettings = Annotated[LocalLauncher | SlurmLauncher | SageMakerLauncher, Field(discriminator="name")]
 
 APART = ("sagemaker",)
-"""Kinds whose machines share no files with this one: they fetch from the Hub themselves, and what runs there cannot be
-seen here to be held."""
+"""Kinds whose machines share no files with this one: they fetch from the Hub themselves, and the locks of what
+runs there cannot be seen here."""

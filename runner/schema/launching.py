@@ -1,4 +1,4 @@
-"""Where jobs run, and how many of them together: what all launchers can be told, and this machine's own.
+"""Where jobs run, and how many of them together: the settings of all launchers, and of this machine's own.
 
 Group `launcher`; nothing in it changes what is trained.
 """
@@ -14,26 +14,27 @@ from runner.schema.knob import Settings, knob
 
 
 class Launcher(Settings):
-    """What every launcher can be told."""
+    """Settings of every launcher."""
 
     name: str = knob("", doc="Where jobs run.")
-    device: Literal["auto", "cpu", "cuda"] = knob("auto", doc="`auto` uses the GPUs where there are any.")
+    device: Literal["auto", "cpu", "cuda"] = knob("auto", doc="`auto` uses the GPUs if there are any.")
     processes: int | None = knob(
         None,
         ge=1,
-        doc="Processes each job is spread over; null means one, or the GPUs that would have no job otherwise.",
+        doc="Processes that each job is spread over; null means one, or more to use GPUs that would otherwise have no "
+        "job.",
     )
     concurrency: int | None = knob(
         None,
         ge=1,
         doc="Packs that train at the same time; null means as many as the GPUs hold, and on the CPU one for every four "
-        "jobs, as far as there are cores and the memory is known to hold them.",
+        "jobs, within the cores and what is known to fit in memory.",
     )
     pack: Annotated[int, Field(ge=1)] | Literal["auto"] = knob(
         "auto",
         unit="jobs",
-        doc="Most jobs trained together over one base model; `auto` is up to 8 on the CPU and 16 on a GPU, as far as "
-        "the memory is known to hold them.",
+        doc="Most jobs trained together on one base model; `auto` is up to 8 on the CPU and 16 on a GPU, within what "
+        "is known to fit in memory.",
     )
     gradient_checkpointing: bool = knob(
         False, doc="Recompute activations in the backward pass: less memory, about a third more time."
@@ -44,7 +45,7 @@ class Launcher(Settings):
 
     @property
     def fixed_processes(self) -> int | None:
-        """Processes of every worker where the settings say it; None leaves it to the plan."""
+        """Processes of every worker if the settings fix them; None leaves them to the plan."""
         return self.processes
 
 
@@ -55,19 +56,20 @@ class LocalLauncher(Launcher):
 
 
 class QueuedLauncher(Launcher):
-    """What a launcher can be told whose workers wait in a queue, and go on without the command that sent them there."""
+    """Settings of launchers whose workers wait in a queue and outlive the command that submitted them."""
 
     concurrency: int | None = knob(
-        None, ge=1, doc="Workers that run at the same time, of all packs together; null means one for each pack."
+        None, ge=1, doc="Workers that run at the same time, over all packs; null means one for each pack."
     )
     wait: bool = knob(
         True,
-        doc="Wait until all jobs are done; `false` ends at once, and the same command collects the results later.",
+        doc="Wait until all jobs are done; with `false` the command returns at once, and the same command collects the "
+        "results later.",
     )
     resubmissions: int = knob(
         10,
         ge=0,
-        doc="How often jobs that were interrupted (preempted, or at their time limit) are sent again while the command "
+        doc="How often interrupted jobs (preempted, or at their time limit) are submitted again while the command "
         "waits.",
     )
 

@@ -1,4 +1,4 @@
-"""Group `loss`: how far a prediction is from its target, what each timestep counts, and the noise that is added."""
+"""Group `loss`: how far a prediction is from its target, how much each timestep counts, and the noise that is added."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field
 from runner.schema.knob import Settings, knob
 
 TIMESTEPS = 1000
-"""In which every model of the families so far is trained."""
+"""Timesteps that every model of the families so far is trained with."""
 
 Timestep = Annotated[int, Field(ge=0, le=TIMESTEPS)]
 
@@ -19,10 +19,11 @@ class LossSettings(Settings):
     """Group `loss`: error of the prediction, weighted by timestep, and the noise it is trained on."""
 
     name: Literal["mse", "huber"] = knob(
-        "mse", doc="Error of each number: squared, or pseudo-Huber, which minds outliers less (arXiv 2403.16728)."
+        "mse",
+        doc="Error of each element: squared, or pseudo-Huber, which is less sensitive to outliers (arXiv 2403.16728).",
     )
     huber_c: float = knob(
-        0.1, gt=0, le=1, doc="Where `huber` turns from squared to absolute error; used with `name=huber`."
+        0.1, gt=0, le=1, doc="Where `huber` changes from squared to absolute error; used with `name=huber`."
     )
     huber_schedule: Literal["exponential", "snr", "constant"] = knob(
         "exponential",
@@ -39,24 +40,25 @@ class LossSettings(Settings):
         0.0,
         ge=0,
         le=1,
-        doc="Adds this much of a constant shift per channel to the noise (0.03-0.1 is usual).",
+        doc="Adds a constant shift per channel to the noise, this much of it (0.03-0.1 is usual).",
     )
     masked: bool = knob(
         False,
-        doc="Average each sample's error over the white of its mask (`dataset.masks`) instead of all of the image; an "
-        "image without a mask counts fully.",
+        doc="Average each sample's error over the white area of its mask (`dataset.masks`) instead of the whole image; "
+        "an image without a mask counts in full.",
     )
     multires_levels: int = knob(
-        0, ge=0, le=16, doc="Coarser noise is mixed into the noise on this many levels (6-10 is usual); 0 is off."
+        0, ge=0, le=16, doc="Mixes coarser noise into the noise on this many levels (6-10 is usual); 0 is off."
     )
     multires_discount: float = knob(
-        0.3, gt=0, lt=1, doc="Share of each coarser level in the one before it; used with `multires_levels`."
+        0.3, gt=0, lt=1, doc="Weight of each coarser level relative to the one before it; used with `multires_levels`."
     )
     input_perturbation: float = knob(
         0.0,
         ge=0,
         le=1,
-        doc="Adds this much more noise to what the model sees than it shall predict (arXiv 2301.11706; 0.1 is usual).",
+        doc="Adds this much noise to what the model sees, on top of the noise it should predict (arXiv 2301.11706; 0.1 "
+        "is usual).",
     )
     timestep_bias: Literal["none", "earlier", "later", "range"] = knob(
         "none",
@@ -67,7 +69,7 @@ class LossSettings(Settings):
         2.0, ge=0, le=1000, doc="How many times as often; 0 is never. Used with `timestep_bias`."
     )
     timestep_bias_portion: float = knob(
-        0.25, gt=0, lt=1, unit="share of timesteps", doc="How many are `earlier` or `later`."
+        0.25, gt=0, lt=1, unit="share of timesteps", doc="How many timesteps are `earlier` or `later`."
     )
     timestep_bias_range: tuple[Timestep, Timestep] | None = knob(
         None, doc="First timestep of `range`, and the one after its last; there are 1000."

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 PLAIN_KINDS = ("bool", "int", "float", "str")
-"""What pydantic puts behind the key of a value that may be of several kinds."""
+"""What pydantic appends to the key of a value that may have several types."""
 TRUTH, WHOLE, NUMBER = "should be true or false", "should be a valid integer", "should be a valid number"
 
 
@@ -62,7 +62,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def unknown_key(key: str, task: str = "train") -> str:
-    """What to say of a key that a task does not have: whose it is, or what may be meant."""
+    """The message for a key that a task lacks: which task has it, or what may have been meant."""
     owners = [other for other, kind in TASKS.items() if key.partition(".")[0] in kind.model_fields]
     known = dotted_keys(task)
     same = _same_name(key, known)
@@ -109,7 +109,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
     wrong_inside = {fault["loc"][:depth] for fault in faults for depth in range(len(fault["loc"]))}
     lines = []
     for fault in faults:
-        # What is wrong in a list is not counted in it, so pydantic calls the list too short besides.
+        # Pydantic does not count wrong items of a list, so it also calls the list too short.
         if fault["type"] == "too_short" and fault["loc"] in wrong_inside:
             continue
         key = _key(fault["loc"], raw)
@@ -132,7 +132,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
         elif isinstance(fault["input"], Mapping) and fault["type"] != "value_error":
             lines.append(_of_too_deep(key, fault))
         elif isinstance(fault["input"], (Mapping, BaseModel)):
-            # Checks over several keys of one group report the group; each line names its key and the value itself.
+            # Checks over several keys of one group report the group; each line names its key and value itself.
             lines += [f"{key}.{said}" for said in _said(fault["msg"]).splitlines()]
         else:
             lines.append(f"{key} = {fault['input']!r}: {_wanted(fault, key) or _said(fault['msg'])}{_meant(fault)}")
@@ -140,7 +140,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
 
 
 def _key(place: Sequence[int | str], raw: Mapping[str, Any]) -> str:
-    """The key that a user can set, without what pydantic adds to say which of several kinds of value it tried."""
+    """The key that a user can set, without what pydantic adds to say which type of value it tried."""
     location = [str(part) for part in place]
     if len(location) > 1 and location[0] in GROUPS and location[1] in variants_of(location[0]):
         del location[1]  # the kind of a group with several kinds is not part of the key
@@ -154,7 +154,7 @@ def _key(place: Sequence[int | str], raw: Mapping[str, Any]) -> str:
 
 
 def _too_few(key: str, fault: ErrorDetails, faults: Sequence[ErrorDetails]) -> str:
-    """What to say of a list of a fixed length: pydantic names each place that is empty."""
+    """The message for a list of fixed length that is too short: pydantic names each missing item."""
     *place, _ = fault["loc"]
     wanted = 1 + max(int(each["loc"][-1]) for each in faults if [*each["loc"][:-1]] == place)
     found = len(fault["input"])
@@ -162,7 +162,7 @@ def _too_few(key: str, fault: ErrorDetails, faults: Sequence[ErrorDetails]) -> s
 
 
 def _of_too_deep(key: str, fault: ErrorDetails) -> str:
-    """What to say of settings below one that has a value of its own, such as `lora.rank.x`."""
+    """The message for settings below one that has a value of its own, such as `lora.rank.x`."""
     inner, value = "", fault["input"]
     while isinstance(value, Mapping) and len(value) == 1:
         ((name, value),) = value.items()
@@ -175,7 +175,7 @@ def _of_too_deep(key: str, fault: ErrorDetails) -> str:
 
 
 def _wanted(fault: ErrorDetails, key: str) -> str | None:
-    """What a value should be, where pydantic's own words are not for users."""
+    """What a value should be, where pydantic's own words are not meant for users."""
     value = fault["input"]
     if fault["type"] in ("dict_type", "model_type"):
         return f"should be a mapping, such as '{key}={{name: value}}'"
@@ -192,7 +192,7 @@ def _wanted(fault: ErrorDetails, key: str) -> str | None:
 
 
 def _meant(fault: ErrorDetails) -> str:
-    """The name that is nearest to a wrong one, where there are some to choose from."""
+    """The name nearest to a wrong one, if there are several to choose from."""
     if fault["type"] != "literal_error":
         return ""
     names = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
@@ -205,7 +205,7 @@ def _quoted(value: Any) -> str:
 
 
 def _joined(lines: list[str]) -> list[str]:
-    """Without repetitions; a value that may be of two kinds, and is of neither, is one fault."""
+    """The lines without repetitions; a value that may have either of two types, and has neither, is one fault."""
     said: dict[str, list[str]] = {}
     for line in dict.fromkeys(lines):
         subject, colon, rest = line.partition(": ")
@@ -243,7 +243,7 @@ def _unknown(key: str, raw: Mapping[str, Any]) -> str:
 
 
 def _of_file(key: str, raw: Mapping[str, Any]) -> str | None:
-    """What to say of a key that only a file can have: one with dots in it, or a group's name once more."""
+    """The message for a key that only a file can have: one with dots in it, or a group's name repeated."""
     if "." in key and key in raw:
         *holders, last = key.split(".")
         return f"a file has no names with dots; write '{': '.join(holders)}:' and '{last}: ...' indented below it"

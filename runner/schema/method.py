@@ -12,7 +12,7 @@ from runner.schema.drawing import GUIDANCE
 from runner.schema.knob import Settings, knob
 
 TOKEN = re.compile(r"<[\w.-]+>")
-"""New words are names of files, too."""
+"""New words become names of files, too."""
 
 
 class TextToImage(Settings):
@@ -22,43 +22,43 @@ class TextToImage(Settings):
 
 
 class DreamBooth(Settings):
-    """`method=dreambooth`: a subject from a few images, and what its class looked like before (arXiv 2208.12242).
+    """`method=dreambooth`: a subject from a few images, while its class stays as it was (arXiv 2208.12242).
 
-    Images that have no caption of their own get `dataset.instance_prompt`, or that of their `dataset_info.json`.
+    Images without a caption of their own get `dataset.instance_prompt`, or that of their `dataset_info.json`.
     """
 
     name: Literal["dreambooth"] = knob("dreambooth", doc="Which method.")
     prior: Literal["images", "base", "none"] = knob(
         "images",
-        doc="What keeps the class as it was: `images` of it are trained beside those of the subject; or, without any, "
-        "the `base` model's own prediction for the class prompt on the subject's noisy images; or `none`.",
+        doc="What keeps the class as it was: `images` of it, trained beside those of the subject; `base`, which needs "
+        "no such images: the base model's own prediction for the class prompt on the subject's noisy images; or "
+        "`none`.",
     )
-    prior_loss_weight: float = knob(1.0, gt=0, le=100, doc="Weight of the prior's loss beside that of the subject's.")
+    prior_loss_weight: float = knob(1.0, gt=0, le=100, doc="Weight of the prior's loss relative to the subject's.")
     class_prompt: str | None = knob(
         None,
         min_length=1,
-        identity=False,  # a part of the identity of its own, wherever it comes from (runner.data.classes)
-        doc="What the subject is one of, such as `a photo of a dog`; null takes it from `dataset_info.json`. Each of "
-        "several subjects can have its own (`dataset.sources`).",
+        identity=False,  # enters the identity separately, wherever it comes from (runner.data.classes)
+        doc="The subject's class, such as `a photo of a dog`; null takes it from `dataset_info.json`. Each of several "
+        "subjects can have its own (`dataset.sources`).",
     )
     class_data_dir: str | None = knob(
         None,
         min_length=1,
         identity=False,
-        doc="Folder of images of the class, here or in S3; null takes `class_data_dir` of `dataset_info.json`, if it "
-        "names one. Their own captions are not used.",
+        doc="Folder with images of the class, local or in S3; null takes `class_data_dir` from `dataset_info.json`, if "
+        "it names one. The captions of these images are not used.",
     )
     num_class_images: int = knob(
         100,
         ge=0,
         le=100_000,
         unit="images",
-        doc="How many images of each class there are to be: what the folder lacks is drawn by the base model, once for "
-        "all jobs.",
+        doc="Fewest images of each class: the base model draws those that the folder lacks, once for all jobs.",
     )
     class_guidance_scale: float | None = knob(None, ge=0, doc=f"Guidance of the images that are drawn; {GUIDANCE}")
     class_inference_steps: int = knob(
-        25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler that draws them, which is `scheduler`."
+        25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler (`scheduler`) that draws them."
     )
 
     def _faults(self) -> Iterator[str]:
@@ -72,17 +72,17 @@ class DreamBooth(Settings):
 
 
 class NewTokens(Settings):
-    """What methods have in common that teach the text encoders new words."""
+    """Settings of methods that teach the text encoders new words."""
 
     tokens: tuple[str, ...] = knob(
         ("<new>",),
         min_length=1,
         max_length=64,
-        doc="New words, as they stand in captions and prompts: between angle brackets, such as `<cat>`.",
+        doc="New words, as written in captions and prompts: in angle brackets, such as `<cat>`.",
     )
     initial: tuple[str, ...] = knob((), doc="The word that each of them starts from, in the same order, such as `cat`.")
     vectors: int = knob(
-        1, ge=1, le=32, doc="Embeddings that each word is made of; each takes the room of a token in a caption."
+        1, ge=1, le=32, doc="Embeddings that make up each word; each takes the place of one token in a caption."
     )
 
     @property
@@ -109,7 +109,7 @@ class NewTokens(Settings):
 
 
 class TextualInversion(NewTokens):
-    """`method=textual_inversion`: new words alone, the model stays as it is (arXiv 2208.01618)."""
+    """`method=textual_inversion`: new words only; the model stays as it is (arXiv 2208.01618)."""
 
     name: Literal["textual_inversion"] = knob("textual_inversion", doc="Which method.")
 

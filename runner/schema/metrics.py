@@ -1,4 +1,4 @@
-"""What is recorded of a training, by the names that `metrics.jsonl` and its mirror have it under."""
+"""What is recorded of a training, by its name in `metrics.jsonl` and its mirror."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes with methods that teach new words, and what does not."""
+"""What works with methods that teach new words, and what does not."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ IDLE_WITHOUT_LORA = {
     "lora_plus_ratio": "which trains no up-projections",
     "weight_decay": "whose vectors are not decayed",
 }
-"""Settings of optimizers that do nothing for new words, with the reason."""
+"""Settings of optimizers that have no effect on new words, with the reason."""
 
 
 def word_faults(experiment: Experiment) -> Iterator[str]:
-    """What does not go with the words that an experiment teaches, or has no effect then."""
+    """Settings that do not work with the words that an experiment teaches, or have no effect then."""
     method, lora = experiment.method, experiment.lora
     if not isinstance(method, NewTokens):
         return

@@ -1,6 +1,4 @@
-"""What settings are called in the scripts that people come from: those of diffusers, kohya's sd-scripts,
-ai-toolkit and OneTrainer.
-"""
+"""Names of settings in the tools that people come from: diffusers' scripts, sd-scripts, ai-toolkit and OneTrainer."""
 
 from __future__ import annotations
 
@@ -60,4 +58,4 @@ HERE = {
     "output_dir": "name",
     "output_name": "name",
 }
-"""Their name -> the key here, or the choice of a group. Names that are close to ours are found without it."""
+"""Their name -> the key here, or the choice of a group. Names close to ours are found without it."""

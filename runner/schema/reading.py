@@ -32,12 +32,12 @@ def read_most(
 ) -> tuple[S | None, list[str], list[str]]:
     """(the settings, a line for each fault, the keys that these are about).
 
-    Pydantic compares groups with each other only where each is right by itself. Here a wrong value does not hide what
-    is wrong elsewhere: the rest is looked at once more without it. Where there are faults, the settings are what can be
-    looked at besides, with defaults in place of what is wrong, or None where that cannot be.
+    Pydantic compares groups with each other only if each is valid by itself. Here a wrong value does not hide what is
+    wrong elsewhere: the rest is validated again without it. If there are faults, the settings have defaults in place of
+    the wrong values, or are None if that is not possible.
 
     Args:
-        unset: keys that are told of already, and that `raw` has no values for.
+        unset: keys that were reported already, and for which `raw` has no values.
     """
     rest, faults, left_out, is_first = copy.deepcopy(dict(raw)), list[str](), list(unset), True
     while True:
@@ -45,7 +45,7 @@ def read_most(
             return kind.model_validate(rest), faults, left_out
         except ValidationError as error:
             lines, within = explain(error, rest), {str(fault["loc"][0]) for fault in error.errors() if fault["loc"]}
-        if not within or is_first:  # what a group lacks without its wrong values is of no interest
+        if not within or is_first:  # what a group lacks once its wrong values are gone is of no interest
             faults += [line for line in lines if not _mentions(line, left_out)]
         is_first = False
         wrong = [match[0] for line in lines if (match := SUBJECT.match(line))]
@@ -59,20 +59,20 @@ def read_most(
 
 
 def without(raw: Mapping[str, Any], keys: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """(a copy that has no values for these keys, the keys of what is gone)."""
+    """(a copy without values for these keys, the keys that were removed)."""
     rest = copy.deepcopy(dict(raw))
     return rest, [gone for key in keys if (gone := _leave_out(rest, key))]
 
 
 def _leave_out(raw: dict[str, Any], key: str) -> str | None:
-    """Remove a value, so that there is a default for it; the key of what is gone, or None where nothing was."""
+    """Remove a value so that its default applies; the key of what was removed, or None if there was nothing."""
     *holders, last = key.split(".")
     if last == "name" and holders and holders[0] in GROUPS and "" not in variants_of(holders[0]):
-        last = holders.pop()  # without a kind there are no settings of it
+        last = holders.pop()  # without its kind a group has no settings
     holder: Any = raw
     for place, name in enumerate(holders):
         inner = holder.get(name)
-        if not isinstance(inner, dict):  # a list is left out as a whole, and so is a value that has nothing below it
+        if not isinstance(inner, dict):  # a list is left out as a whole, and so is a value with nothing below it
             holders, last = holders[:place], name
             break
         holder = inner
@@ -83,5 +83,5 @@ def _leave_out(raw: dict[str, Any], key: str) -> str | None:
 
 
 def _mentions(line: str, keys: Sequence[str]) -> bool:
-    """Whether a fault is about one of these, or follows from it: in place of each there was a default."""
+    """Whether a fault is about one of these keys, or follows from the default that stood in for it."""
     return any(re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", line) for key in keys)

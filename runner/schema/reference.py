@@ -1,4 +1,4 @@
-"""`python -m runner.schema.reference FILE`: the reference page of all settings, made from the schema alone."""
+"""`python -m runner.schema.reference FILE`: the reference page of all settings, generated from the schema alone."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from runner.schema.tasks import TASKS
 HEAD = """\
 # Configuration
 
-Every setting, from the schema; this page is generated (`make docs`) and a test keeps it current.
+All settings. This page is generated from the schema (`make docs`), and a test keeps it current.
 
-Set them on the command line (`lora.rank=16`), in a file of your own or in a recipe; what is typed comes before what
-files say, and a recipe before other files (where it changes what a choice typed beside it says, that is refused). A
-setting marked *not part of the job id* can be changed without making it another job.
+Set them on the command line (`lora.rank=16`), in a file of your own or in a recipe. The command line overrides files,
+and a recipe overrides other files (one that changes what a choice typed beside it sets is refused). Changing a setting
+marked *not part of the job id* does not make it another job.
 
 ## How values are written
 
@@ -34,20 +34,20 @@ setting marked *not part of the job id* can be changed without making it another
 |---|---|---|
 | a number; true or false; nothing | `optimizer.lr=1e-4`, `dataset.flip=true`, `model.vae=null` | `lr: 1e-4` |
 | a text with spaces | `'dataset.instance_prompt=a photo of sks dog'` | `instance_prompt: a photo of sks dog` |
-| a text with other signs than letters (a to z), digits, spaces and `. : / - _`, or of digits alone | \
+| a text with characters other than letters (a to z), digits, spaces and `. : / - _`, or of digits alone | \
 `'dataset.instance_prompt="a dog, red"'`, `'name="2024"'` | `instance_prompt: "a dog, red"` |
-| a list, also of one | `'validation.prompts=[a house, "a dog, red"]'`, `'validation.seeds=[0,1]'` | `seeds: [0, 1]` |
+| a list, even of one | `'validation.prompts=[a house, "a dog, red"]'`, `'validation.seeds=[0,1]'` | `seeds: [0, 1]` |
 | a mapping | `'lora.rank_pattern={attn2.to_k: 4}'` | `rank_pattern: {attn2.to_k: 4}` |
 | several values, a job for each (with `-m`) | `lora.rank=4,8`, `'dataset.instance_prompt="a dog, red","a dog"'` | |
 
-The outer quotes are for the shell, those within for the value; there are no spaces around `=`.
+The outer quotes are for the shell, the inner ones for the value; there are no spaces around `=`.
 
 ## Files of your own
 
 `--config-dir DIR` adds choices: `DIR/lora/mine.yaml` is `lora=mine`, and holds the settings of that group without its
-name (`rank: 16`). Names that are taken already (`lora=attention`) are refused. Where a group has several kinds
-(`launcher`, `method`, `optimizer`), the file begins with the one that is meant, such as `defaults: [adamw]`. A recipe
-of your own, `DIR/recipe/ours.yaml`, begins with a line that puts its settings at the top:
+name (`rank: 16`). Names that are already taken (`lora=attention`) are refused. If a group has several kinds
+(`launcher`, `method`, `optimizer`), the file begins by choosing one, such as `defaults: [adamw]`. A recipe of your own,
+`DIR/recipe/ours.yaml`, begins with a line that puts its settings at the top level:
 
 ```yaml
 # @package _global_
@@ -86,7 +86,7 @@ def reference() -> str:
 
 
 def _tasks() -> Iterator[str]:
-    """What only a task after training can be told, and which of the sections it has."""
+    """The settings that only a task after training has, and which of the sections it shares with a training."""
     of_all = {*JobSettings.model_fields, "resolution"}
     for task, kind in TASKS.items():
         if task == "train":
@@ -94,7 +94,7 @@ def _tasks() -> Iterator[str]:
         shared = [f"`{name}`" for name in kind.model_fields if name in (*of_all, *SECTIONS) and name != "task"]
         yield f"## `task={task}`\n"
         yield _sentence(kind, "")
-        yield f"Of the settings of a training it has {', '.join(shared)}.\n"
+        yield f"It shares these settings with a training: {', '.join(shared)}.\n"
         shown_elsewhere = (*of_all, *SECTIONS)
         inner = [name for name, field in kind.model_fields.items() if section_of(field)]
         if kind.model_fields.keys() - {*shown_elsewhere, *inner}:
@@ -103,7 +103,7 @@ def _tasks() -> Iterator[str]:
 
 
 def _nested(prefix: str, model: type[BaseModel], *, skip: tuple[str, ...] = ()) -> Iterator[str]:
-    """The settings that lie in settings, each in a table of its own."""
+    """Settings nested in others, each group in a table of its own."""
     for name, field in model.model_fields.items():
         if name not in skip and (inner := section_of(field)) is not None:
             yield _table(f"{prefix}{name}.", inner)

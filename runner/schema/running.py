@@ -1,4 +1,4 @@
-"""How a job is watched and kept: nothing here changes what is trained but `validation`."""
+"""How a job is monitored and saved: of this, only `validation` changes what is trained."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class ValidationSettings(DrawingSettings):
         0,
         ge=0,
         unit="optimizer steps",
-        doc="Period of validation; 0 means only before the first and after the last.",
+        doc="Period of validation; 0 means only before the first step and after the last.",
     )
     held_out: float = knob(
         0.1,
         ge=0,
         lt=1,
         unit="share of images",
-        doc="Images kept out of training to measure the loss on; none where there are fewer than 10 images, "
-        "and then the loss is measured on the training images.",
+        doc="Images kept out of training to measure the loss on. With fewer than 10 images none are, and the loss is "
+        "measured on the training images.",
     )
     timesteps: int = knob(
         8, ge=1, le=1000, doc="Fixed timesteps, evenly spread, at which the held-out loss is measured."
@@ -63,9 +63,9 @@ def _project_such_as(text: str) -> str:
 
 
 PROJECT = spelt(r"[^/\\#?%:]{1,128}", "up to 128 characters without / \\ # ? % and :", _project_such_as)
-"""What W&B takes: of another project it says so only when the training has begun, which then has no mirror."""
+"""What W&B accepts; it rejects other projects only once the training has begun, which then has no mirror."""
 TAG = Field(min_length=1, max_length=64)
-"""What W&B takes, as above."""
+"""What W&B accepts, as above."""
 
 
 class LoggerSettings(Settings):
@@ -76,7 +76,7 @@ class LoggerSettings(Settings):
         "auto", doc="`auto` is online where an API key is found, offline otherwise."
     )
     project: Annotated[str, PROJECT] = knob("lora", min_length=1, doc="W&B project.")
-    entity: str | None = knob(None, doc="W&B user or team; null is the key's own.")
+    entity: str | None = knob(None, doc="W&B user or team; null is the API key's own.")
     tags: tuple[Annotated[str, TAG], ...] = knob((), doc="Tags of the W&B run.")
     every: int = knob(10, ge=1, unit="optimizer steps", doc="Period of the training metrics.")
-    timeout_s: float = knob(30.0, gt=0, unit="seconds", doc="Longest that starting or ending W&B may block.")
+    timeout_s: float = knob(30.0, gt=0, unit="seconds", doc="Longest that starting or finishing W&B may block.")

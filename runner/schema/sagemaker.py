@@ -1,4 +1,4 @@
-"""`launcher=sagemaker`: what training jobs on Amazon SageMaker are told (docs/sagemaker.md)."""
+"""`launcher=sagemaker`: the settings of training jobs on Amazon SageMaker (docs/sagemaker.md)."""
 
 from __future__ import annotations
 
@@ -19,65 +19,75 @@ class SageMakerLauncher(QueuedLauncher, AwsSettings):
         None,
         ge=1,
         unit="training jobs",
-        doc="Training jobs that run at the same time; jobs are divided among so many. Null is one for each pack.",
+        doc="Training jobs that run at the same time, among which the jobs are divided. Null is one for each pack.",
     )
     wait: bool = knob(
         True,
-        doc="Wait until all jobs are done; `false` ends at once, and the same command, or `python -m runner.status`, "
-        "collects the results later.",
+        doc="Wait until all jobs are done; with `false` the command returns at once, and the same command, or `python "
+        "-m runner.status`, collects the results later.",
     )
     local: bool = knob(
         False,
-        doc="Run the same image with the same inputs in containers of this machine (docker or podman), without AWS; "
-        "what has to do with an account is then not used.",
+        doc="Run the same image with the same inputs in containers on this machine (docker or podman), without AWS; "
+        "settings of the account are then not used.",
     )
     instance: Annotated[str, INSTANCE] = knob("ml.g6e.xlarge", doc="Instance type; each of its GPUs trains a pack.")
     instances: int = knob(
-        1, ge=1, le=20, unit="instances", doc="Instances of each training job, which share every batch if several."
+        1,
+        ge=1,
+        le=20,
+        unit="instances",
+        doc="Instances of each training job; if there are several, they share every batch.",
     )
-    spot: bool = knob(True, doc="Spot instances: about a third of the price; an interrupted job goes on by itself.")
+    spot: bool = knob(True, doc="Spot instances: about a third of the price; an interrupted job continues by itself.")
     max_hours: float = knob(
-        24.0, gt=0, le=672, unit="hours", doc="Longest that a training job runs; what is unfinished is sent again."
+        24.0,
+        gt=0,
+        le=672,
+        unit="hours",
+        doc="Longest that a training job may run; unfinished jobs are submitted again.",
     )
     max_wait_hours: float | None = knob(
         None,
         gt=0,
         le=672,
         unit="hours",
-        doc="Longest that a training job waits for spot instances and runs; null is `max_hours` and a day.",
+        doc="Longest that a training job may wait for spot instances and run in all; null is `max_hours` plus a day.",
     )
     keep_alive_s: int = knob(
         0,
         ge=0,
         le=21600,
         unit="seconds",
-        doc="Keep instances, which are billed meanwhile, for a next training job that then starts at once (not spot).",
+        doc="Keep instances, which are billed meanwhile, so that a next training job starts at once (not with spot).",
     )
     volume_gb: int = knob(200, ge=10, le=16384, unit="GB", doc="Disk of each instance.")
     fast_file_over_gb: float = knob(
         50.0, ge=0, unit="GB", doc="Larger data sets are streamed (FastFile) instead of being copied first."
     )
     wandb_secret: str | None = knob(
-        None, min_length=1, doc="Secrets Manager ARN or name with the W&B API key, which the container fetches itself."
+        None,
+        min_length=1,
+        doc="ARN or name of a Secrets Manager secret with the W&B API key, which the container fetches itself.",
     )
     hub_secret: str | None = knob(
-        None, min_length=1, doc="Secrets Manager ARN or name with a Hugging Face token, for gated models."
+        None, min_length=1, doc="ARN or name of a Secrets Manager secret with a Hugging Face token, for gated models."
     )
     pass_secrets: bool = knob(
         False,
-        doc="Pass WANDB_API_KEY and HF_TOKEN of this environment in the request instead, where whoever may describe "
+        doc="Pass WANDB_API_KEY and HF_TOKEN of this environment in the request instead, where anyone who may describe "
         "the job can read them.",
     )
     logs: Literal["stream", "file"] = knob(
         "stream", doc="`stream` shows the lines of all jobs here, `file` only keeps them beside the results."
     )
     poll_s: float = knob(
-        30.0, gt=0, le=600, unit="seconds", doc="How often SageMaker is asked; it allows two requests a second for all."
+        30.0, gt=0, le=600, unit="seconds", doc="How often SageMaker is polled; it allows two requests a second in all."
     )
 
     @property
     def fixed_processes(self) -> int | None:
-        """One for each GPU of all instances if there are several; the plan decides on a single one."""
+        """One for each GPU of all instances if there are several; on a single instance, the plan decides."""
         if self.instances == 1:
             return self.processes
         return self.processes or self.instances * max(1, INSTANCES[self.instance].gpus)

@@ -1,4 +1,4 @@
-"""What an endpoint is told: `serve.json` beside the model, once; and each request."""
+"""The settings of an endpoint: `serve.json` beside the model, and those of each request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Told = TypeVar("Told", bound=Settings)
 
 
 class Serving(Settings):
-    """`serve.json`: the model that an endpoint draws with, and how, where a request does not say."""
+    """`serve.json`: the model that an endpoint draws with, and the defaults for requests."""
 
     model: ModelSettings = section(ModelSettings)
     precision: Precision = knob("fp32", doc="Precision of the denoiser.")
@@ -38,13 +38,13 @@ class Serving(Settings):
     sampler: Sampler = knob("model", doc="Sampler; `model` is the one saved with the model.")
     inference_steps: int = knob(25, ge=1, le=1000, unit="sampling steps", doc="Steps of the sampler.")
     guidance_scale: float | None = knob(None, ge=0, le=MOST_GUIDANCE, doc=f"Guidance; {GUIDANCE}")
-    guidance_rescale: float = knob(0.0, ge=0, le=1, doc="Takes back the contrast that guidance adds.")
+    guidance_rescale: float = knob(0.0, ge=0, le=1, doc="Removes the contrast that guidance adds.")
     negative_prompt: str | None = knob(None, doc="What not to draw.")
-    eta: float | None = knob(None, ge=0, le=1, doc="Share of fresh noise in each step, of ddim and tcd (its gamma).")
-    adapters: dict[str, AdapterWeight] = knob({}, doc="Adapters and weights of requests that name none.")
-    most_images: int = knob(8, ge=1, le=256, unit="images", doc="A request may ask for so many.")
+    eta: float | None = knob(None, ge=0, le=1, doc="Share of fresh noise in each step, for ddim and tcd (its gamma).")
+    adapters: dict[str, AdapterWeight] = knob({}, doc="Adapters and weights for requests that name none.")
+    most_images: int = knob(8, ge=1, le=256, unit="images", doc="Most images that one request may ask for.")
     most_waiting: int = knob(
-        8, ge=0, le=1000, unit="requests", doc="More than wait behind the one at work are refused."
+        8, ge=0, le=1000, unit="requests", doc="Most requests that wait behind the current one; more are refused."
     )
 
     def _faults(self) -> Iterator[str]:
@@ -52,11 +52,11 @@ class Serving(Settings):
 
 
 class Invocation(Settings):
-    """A request: what to draw; what it leaves out is as in `serve.json`."""
+    """A request: what to draw; what it leaves out comes from `serve.json`."""
 
     prompt: str | None = knob(None, min_length=1, doc="What to draw; or `prompts`, several.")
     prompts: tuple[Annotated[str, Field(min_length=1)], ...] = knob((), doc="One image for each prompt and seed.")
-    seed: Seed | None = knob(None, doc="The same seed gives the same image; 0 where none is given. Or `seeds`.")
+    seed: Seed | None = knob(None, doc="The same seed gives the same image; 0 if none is given. Or `seeds`.")
     seeds: tuple[Seed, ...] = knob((), doc="One image for each prompt and seed.")
     adapters: dict[str, AdapterWeight] | None = knob(None, doc="Adapter -> weight; `{}` is the base model alone.")
     negative_prompt: str | None = knob(None, doc="What not to draw.")
@@ -64,8 +64,8 @@ class Invocation(Settings):
     sampler: Sampler | None = knob(None, doc="Sampler.")
     inference_steps: int | None = knob(None, ge=1, le=200, unit="sampling steps", doc="Steps of the sampler.")
     guidance_scale: float | None = knob(None, ge=0, le=MOST_GUIDANCE, doc="Classifier-free guidance; up to 1 is off.")
-    guidance_rescale: float | None = knob(None, ge=0, le=1, doc="Takes back the contrast that guidance adds.")
-    eta: float | None = knob(None, ge=0, le=1, doc="Share of fresh noise in each step, of ddim and tcd.")
+    guidance_rescale: float | None = knob(None, ge=0, le=1, doc="Removes the contrast that guidance adds.")
+    eta: float | None = knob(None, ge=0, le=1, doc="Share of fresh noise in each step, for ddim and tcd.")
 
     def _faults(self) -> Iterator[str]:
         if (self.prompt is None) == (not self.prompts):
@@ -76,7 +76,7 @@ class Invocation(Settings):
 
     @property
     def count(self) -> int:
-        """How many images are asked for; the list of them may be longer than a machine has memory for."""
+        """How many images are asked for; a list of them might not fit in a machine's memory."""
         return max(1, len(self.prompts)) * max(1, len(self.seeds))
 
     @property
@@ -100,9 +100,9 @@ def told(kind: type[Told], raw: object) -> tuple[Told | None, list[str]]:
     faults = [line for each in found for line in _lines(kind, each["loc"], each["type"], each["msg"], each["input"])]
     wrong = {str(each["loc"][0]) for each in found if each["loc"]}
     rest = {key: value for key, value in raw.items() if key not in wrong}
-    if len(rest) < len(raw):  # what is wrong hides how the others go together
+    if len(rest) < len(raw):  # wrong values hide faults between the others
         more = told(kind, rest)[1]
-        # What a key may have been meant to be is not missing.
+        # The key that a wrong one may have been meant to be is not missing.
         about = wrong.union(*(difflib.get_close_matches(key, kind.model_fields, n=1) for key in wrong))
         faults += [line for line in more if not about & set(re.findall(r"\w+", line))]
     return None, faults
@@ -114,8 +114,8 @@ def _lines(kind: type[Settings], place: Sequence[Any], fault: str, message: str,
         near = nearest(key, kind.model_fields)
         return [f"{key} = {value!r}: unknown key{near or '; there are ' + ', '.join(kind.model_fields)}"]
     if fault == "value_error" and isinstance(value, (Mapping, Settings)):
-        # Of several keys together: each line names its own.
+        # A fault of several keys together: each line names its own.
         return [f"{key}.{line}".removeprefix(".") for line in said.splitlines()]
-    # In the words of JSON, not of Python.
+    # In JSON's terms, not Python's.
     said = {"tuple_type": "should be a list", "dict_type": OBJECT, "model_type": OBJECT}.get(fault, said)
     return [f"{key} = {value!r}: {said}" if key else said]

@@ -15,13 +15,13 @@ LEAST_STEP_PX, MOST_ASPECT = 8, 16
 def bucket_shapes(resolution: int, step: int, max_aspect: float) -> tuple[Shape, ...]:
     """The buckets, from the tallest to the widest.
 
-    For every side that is a multiple of `step`, the other one is the largest multiple with which the area is not
-    above `resolution` squared: no bucket needs more memory than the square. Sides are at most `max_aspect` apart.
+    For every side that is a multiple of `step`, the other one is the largest multiple that keeps the area at or below
+    `resolution` squared: no bucket needs more memory than the square. The ratio of the sides is at most `max_aspect`.
     The rule is that of SDXL's multi-aspect training (arXiv 2307.01952, section 2.3): area kept, sides multiples of 64.
 
     Args:
         resolution: side of the square of the same area, pixels.
-        step: what every side is a multiple of, pixels.
+        step: every side is a multiple of this, pixels.
         max_aspect: longest side over shortest, at least 1.
     """
     area = resolution * resolution

@@ -1,4 +1,4 @@
-"""`launcher=slurm`: what a Slurm cluster is told."""
+"""`launcher=slurm`: the settings for a Slurm cluster."""
 
 from __future__ import annotations
 
@@ -33,42 +33,46 @@ class SlurmLauncher(QueuedLauncher):
 
     name: Literal["slurm"] = knob("slurm", doc="Where jobs run.")
     processes: int | None = knob(
-        None, ge=1, doc="Processes each job is spread over where there is no GPU; null means one for each node."
+        None, ge=1, doc="Processes that each job is spread over if there is no GPU; null means one for each node."
     )
     cluster: Literal["slurm", "local"] = knob(
         "slurm", doc="`local` runs the same workers in the background of this machine, without Slurm."
     )
     partition: str | None = knob(None, min_length=1, doc="Partition, or several with commas; null is Slurm's default.")
-    account: str | None = knob(None, min_length=1, doc="Account to be charged.")
+    account: str | None = knob(None, min_length=1, doc="Account to charge.")
     qos: str | None = knob(None, min_length=1, doc="Quality of service.")
     constraint: str | None = knob(None, min_length=1, doc="Features that the nodes must have, such as `a100`.")
     time_limit_min: int = knob(
         720,
         ge=1,
         unit="minutes",
-        doc="Longest that a worker runs; what is unfinished then goes on in the next one.",
+        doc="Longest that a worker runs; unfinished jobs then continue in the next one.",
     )
     save_before_s: int = knob(
         120,
         ge=1,
         unit="seconds",
-        doc="How long before that limit a worker is asked to save and end.",
+        doc="How long before that limit a worker is asked to save and stop.",
     )
     nodes: int = knob(1, ge=1, unit="nodes", doc="Nodes that each worker, and so each of its batches, is spread over.")
     gpus_per_node: int = knob(1, ge=0, unit="GPUs", doc="GPUs of a worker on each of its nodes; 0 trains on CPUs.")
     cpus_per_task: int | None = knob(
-        None, ge=1, unit="cores", doc="Cores of a worker on each of its nodes; null is what Slurm gives."
+        None, ge=1, unit="cores", doc="Cores of a worker on each of its nodes; null is Slurm's default."
     )
-    mem_gb: int | None = knob(None, ge=1, unit="GB", doc="Host memory on each node; null is what Slurm gives.")
+    mem_gb: int | None = knob(None, ge=1, unit="GB", doc="Host memory on each node; null is Slurm's default.")
     gpu_name: str | None = knob(
         None,
         min_length=1,
-        doc="The GPU's name as its driver has it, such as `NVIDIA H100 80GB HBM3`: the plan predicts times by it.",
+        doc="The GPU's name as its driver reports it, such as `NVIDIA H100 80GB HBM3`; the plan uses it to predict "
+        "times.",
     )
     gpu_memory_gb: float | None = knob(
-        None, gt=0, unit="GB", doc="What a GPU holds: `pack=auto` is sized by it, and by a mere number of jobs without."
+        None,
+        gt=0,
+        unit="GB",
+        doc="Memory of a GPU, which sizes `pack=auto`; without it, that is a fixed number of jobs.",
     )
-    setup: tuple[str, ...] = knob((), doc="Lines of shell before a worker starts, such as `module load cuda`.")
+    setup: tuple[str, ...] = knob((), doc="Shell lines to run before a worker starts, such as `module load cuda`.")
     sbatch: dict[str, str | bool] | None = knob(
         None, doc="Further parameters of sbatch by their long names, such as `{reservation: course, exclusive: true}`."
     )
@@ -99,7 +103,7 @@ class SlurmLauncher(QueuedLauncher):
 
     @property
     def fixed_processes(self) -> int:
-        """One for each GPU; on CPUs what was asked for, or one for each node."""
+        """One for each GPU; on CPUs as many as asked for, or one for each node."""
         return self.gpus_per_node * self.nodes or self.processes or self.nodes
 
     def _faults(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Texts of a configuration that cannot be what is meant: secrets, places that are to be filled, broken characters."""
+"""Texts in a configuration that cannot be intended: secrets, values still to be filled in, broken characters."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MISSING = "???"
 
 
 def readable(raw: Mapping[str, Any]) -> tuple[list[str], dict[str, Any], list[str]]:
-    """(a line for each text that cannot be what is meant, the configuration without them, their keys).
+    """(a line for each text that cannot be intended, the configuration without them, their keys).
 
     Raises:
-        SettingsError: it holds a secret, which nothing is to be asked about.
+        SettingsError: it holds a secret, which no further check may be given.
     """
     if faults := secret_faults(raw):
         raise SettingsError("\n".join(faults))
@@ -44,7 +44,7 @@ def secret_faults(raw: Mapping[str, Any]) -> list[str]:
     secrets = {
         value: name
         for name, value in os.environ.items()
-        # The place of a key is no secret; what only looks like a path may be one: those of AWS may begin with a slash.
+        # The path of a key is no secret; a value that only looks like a path may be one: AWS's may begin with a slash.
         if SECRET_NAME.search(name) and len(value) >= SECRET_MIN_LENGTH and not os.path.exists(value)
     }
     return [

@@ -31,8 +31,8 @@ class LoraSettings(Settings):
     )
     dora: bool = knob(
         False,
-        doc="Train the norm of each output channel apart from its direction (DoRA, arXiv 2402.09353). There is no file "
-        "for ComfyUI and A1111 then, whose readers take other norms.",
+        doc="Train the norm of each output channel separately from its direction (DoRA, arXiv 2402.09353). Then there "
+        "is no file for ComfyUI and A1111, whose readers use other norms.",
     )
     rank_pattern: dict[str, Rank] | None = knob(
         None,
@@ -50,39 +50,40 @@ class LoraSettings(Settings):
         ge=0,
         lt=1,
         unit="share of ranks",
-        doc="Leaves out ranks of each adapter, anew for each layer and sample; the others are scaled up to make up for "
-        "it (as in LyCORIS and sd-scripts).",
+        doc="Leaves out ranks of each adapter, drawn anew for each layer and sample; the others are scaled up to "
+        "compensate (as in LyCORIS and sd-scripts).",
     )
     module_dropout: float = knob(
         0.0,
         ge=0,
         lt=1,
         unit="share of layers",
-        doc="Leaves out the adapters of whole layers, anew for each sample; nothing makes up for it (as in LyCORIS and "
-        "sd-scripts).",
+        doc="Leaves out the adapters of whole layers, drawn anew for each sample; nothing compensates for it (as in "
+        "LyCORIS and sd-scripts).",
     )
     targets: str = knob(
         "attention",
         min_length=1,
-        doc="Layers of the UNet or transformer that get an adapter: `attention`, `attention_ff` (and feed-forward), "
-        "`linear` (every linear layer of the transformer blocks and their projections), `linear_conv` (and the "
-        "convolutions of a UNet's residual, down- and upsampling blocks), or a regular expression "
-        "that matches whole module names.",
+        doc="Layers of the UNet or transformer that get an adapter: `attention`, `attention_ff` (plus feed-forward), "
+        "`linear` (every linear layer of the transformer blocks and their projections), `linear_conv` (plus the "
+        "convolutions of a UNet's residual, down- and upsampling blocks), or a regular expression that matches whole "
+        "module names.",
     )
     blocks: tuple[str, ...] | None = knob(
         None,
         min_length=1,
-        doc="Of the targeted layers only those in these blocks, such as `[up_blocks.0.attentions.1]`; null means "
-        "all. `lora=b_lora` takes the two blocks of SDXL that hold content and style (B-LoRA, arXiv 2403.14572).",
+        doc="Only the targeted layers in these blocks, such as `[up_blocks.0.attentions.1]`; null means all. "
+        "`lora=b_lora` takes the two blocks of SDXL that hold content and style (B-LoRA, arXiv 2403.14572).",
     )
     init: Literal["gaussian", "kaiming"] = knob(
-        "gaussian", doc="Start of the down-projection: normal with deviation 1/rank, or Kaiming-uniform."
+        "gaussian",
+        doc="Initial values of the down-projection: normal with standard deviation 1/rank, or Kaiming-uniform.",
     )
     init_from: str | None = knob(
         None,
         min_length=1,
         identity=False,
-        doc="Adapter to start from: the folder of a completed job, or a `.safetensors` file under peft's names. Its "
+        doc="Adapter to start from: the folder of a completed job, or a `.safetensors` file with peft's names. Its "
         "content is part of the job's identity.",
     )
     text_encoder: bool = knob(False, doc="Train adapters on the attention of the text encoders as well.")
@@ -90,8 +91,8 @@ class LoraSettings(Settings):
         0.0,
         ge=0,
         lt=1,
-        doc="Decay of a moving average of the weights (0.99 is usual for short trainings); 0 is off. Step n keeps "
-        "min(ema, n / (9 + n)) of it, as diffusers' EMAModel does. The average is what is validated, drawn and saved; "
+        doc="Decay of a moving average of the weights (0.99 is usual for short trainings); 0 is off. The decay at step "
+        "n is min(ema, n / (9 + n)), as in diffusers' EMAModel. The average is what is validated, drawn and saved; "
         "the weights themselves stay in the checkpoints.",
     )
 
@@ -129,7 +130,7 @@ class LoraSettings(Settings):
         return _of_layer(self.rank_pattern, layer, self.rank)
 
     def alpha_of(self, layer: str) -> float:
-        """Alpha of the layer of this name; its own rank where nobody says."""
+        """Alpha of the layer of this name; its rank if nobody sets one."""
         return _of_layer(self.alpha_pattern, layer, self.rank_of(layer) if self.alpha is None else self.alpha)
 
     def scale_of(self, layer: str) -> float:
@@ -139,7 +140,7 @@ class LoraSettings(Settings):
 
 
 def matches_layer(pattern: str, layer: str) -> bool:
-    """Whether an expression matches the end of a layer's name, from its start or after a dot, as peft does it."""
+    """Whether an expression matches the end of a layer's name, from its start or after a dot, as in peft."""
     return re.match(rf"(.*\.)?({pattern})$", layer) is not None
 
 
@@ -179,7 +180,7 @@ class AdamW8bit(AdamW):
 
 
 LEAST_FACTOR = 0.01
-"""Of Prodigy: below it, nothing would be learnt in any usual number of steps."""
+"""For Prodigy: below this, nothing would be learnt in any usual number of steps."""
 
 
 class Prodigy(_Optimizer):
@@ -219,9 +220,9 @@ OptimizerSettings = Annotated[AdamW | AdamW8bit | Prodigy | Adafactor, Field(dis
 
 FACTOR = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 RULES = re.compile(rf"(?:{FACTOR}:[0-9]+,)+{FACTOR}")
-"""Of `piecewise_constant`: factors of at least 0, each but the last with the step that it goes to."""
+"""For `piecewise_constant`: factors of at least 0, each but the last with the step that it applies up to."""
 POLYNOMIAL_END = 1e-7
-"""The learning rate that `polynomial` falls to, which is diffusers'."""
+"""The learning rate that `polynomial` falls to, as in diffusers."""
 
 
 class LrSchedulerSettings(Settings):
@@ -277,7 +278,7 @@ Sampler = Literal["model", "ddpm", "ddim", "euler", "euler_ancestral", "dpmpp", 
 
 
 class SchedulerSettings(Settings):
-    """Group `scheduler`: the sampler that draws validation images; training adds noise as the model's process does."""
+    """Group `scheduler`: the sampler that draws validation images. Training adds noise by the model's own process."""
 
     name: Sampler = knob(
         "model",
@@ -288,8 +289,8 @@ class SchedulerSettings(Settings):
         None,
         ge=0,
         le=1,
-        doc="Share of fresh noise in each step, with `ddim`, and with `tcd`, whose paper calls it gamma (arXiv "
-        "2402.19159); null is the sampler's own, 0 and 0.3.",
+        doc="Share of fresh noise in each step, for `ddim` and for `tcd`, whose paper calls it gamma (arXiv "
+        "2402.19159); null is the sampler's own default, 0 and 0.3.",
     )
 
     def _faults(self) -> Iterator[str]:
@@ -299,4 +300,4 @@ class SchedulerSettings(Settings):
 
 
 NOISY_SAMPLERS = ("ddim", "tcd")
-"""Those that can be told how much fresh noise to add."""
+"""Samplers that can be told how much fresh noise to add."""

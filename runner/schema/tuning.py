@@ -1,4 +1,4 @@
-"""`hydra/sweeper=sagemaker_tuning`: what a search that Amazon SageMaker makes is told (docs/sweeps.md)."""
+"""`hydra/sweeper=sagemaker_tuning`: the settings of a search that Amazon SageMaker makes (docs/sweeps.md)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from runner.schema.knob import Settings, dashed, knob, spelt
 
 MOST_PARENTS = 5
-"""Earlier tuning jobs that one may learn from."""
+"""Most earlier tuning jobs that one may learn from."""
 TUNING_JOB = spelt(
     r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,31}",
     "the name of a tuning job: up to 32 letters and digits, and dashes between them",
@@ -19,26 +19,26 @@ TUNING_JOB = spelt(
 
 
 class TuningSettings(Settings):
-    """`hydra/sweeper=sagemaker_tuning`: a search that SageMaker's automatic model tuning makes (needs `-m` and
-    `launcher=sagemaker`); the words are SageMaker's own."""
+    """`hydra/sweeper=sagemaker_tuning`: a search by SageMaker's automatic model tuning (needs `-m` and
+    `launcher=sagemaker`); the terms are SageMaker's own."""
 
     n_trials: int = knob(20, ge=1, unit="training jobs", doc="Trials in all.")
     parallel: int = knob(
         2,
         ge=1,
         unit="training jobs",
-        doc="Trials that run at the same time; `Bayesian` learns less where there are more.",
+        doc="Trials that run at the same time; the more there are, the less `Bayesian` learns.",
     )
     strategy: Literal["Bayesian", "Random", "Hyperband"] = knob(
         "Bayesian",
-        doc="How values are chosen; `Hyperband` also ends trials early that fall behind, by what they measure "
+        doc="How values are chosen; `Hyperband` also stops trials early that fall behind, by what they measure "
         "(`validation.every`).",
     )
     early_stopping: Literal["Off", "Auto"] = knob(
-        "Off", doc="`Auto` ends trials early that will hardly be better than the median, by what they measure."
+        "Off", doc="`Auto` stops trials early that are unlikely to beat the median, by what they measure."
     )
     min_resource: int | None = knob(
-        None, ge=1, unit="measurements", doc="`Hyperband` ends no trial before it; null leaves it to SageMaker."
+        None, ge=1, unit="measurements", doc="`Hyperband` stops no trial before this many; null leaves it to SageMaker."
     )
     max_resource: int | None = knob(
         None, ge=1, unit="measurements", doc="Longest that `Hyperband` lets a trial run; null leaves it to SageMaker."
@@ -48,9 +48,10 @@ class TuningSettings(Settings):
     )
     warm_start_type: Literal["IdenticalDataAndAlgorithm", "TransferLearning"] = knob(
         "IdenticalDataAndAlgorithm",
-        doc="Whether those had the same data and image, so that their trials count as this search's own, or others.",
+        doc="Whether those had the same data and image, so that their trials count as this search's own, or different "
+        "ones.",
     )
-    seed: int | None = knob(None, ge=0, lt=2**31, doc="Seed by which values are chosen; null lets SageMaker draw one.")
+    seed: int | None = knob(None, ge=0, lt=2**31, doc="Seed for choosing values; null lets SageMaker draw one.")
 
     @field_validator("early_stopping", mode="before")
     @classmethod
@@ -70,5 +71,5 @@ class TuningSettings(Settings):
 
     @property
     def ends_early(self) -> bool:
-        """Whether trials may be ended before their last step, by what they have measured."""
+        """Whether trials may be stopped before their last step, by what they have measured."""
         return self.strategy == "Hyperband" or self.early_stopping == "Auto"

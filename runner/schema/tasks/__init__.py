@@ -19,4 +19,4 @@ TASKS: dict[str, type[JobSettings]] = {
     "deploy": Deploy,
     "undeploy": Undeploy,
 }
-"""`task.name` -> what a job of it is told."""
+"""`task.name` -> the settings of its jobs."""

@@ -1,4 +1,4 @@
-"""Which trained adapters a task is about, and how strong each is."""
+"""Which trained adapters a task uses, and how strong each is."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from runner.schema.knob import knob
 
 
 class WithAdapters(JobSettings):
-    """A task over trained adapters. In a job's identity their content stands for their names."""
+    """A task that uses trained adapters. A job's identity includes their content, not their names."""
 
     adapter: tuple[str, ...] = knob(
         (),
         max_length=32,
         identity=False,
-        doc="Trained adapters: folders of jobs, `.safetensors` files, or Hub ids; one, or a list that is mixed.",
+        doc="Trained adapters: folders of jobs, `.safetensors` files, or Hub ids; one, or a list to mix.",
     )
     adapter_weight: tuple[AdapterWeight, ...] = knob(
         (1.0,),

@@ -1,4 +1,4 @@
-"""`task=deploy` and `task=undeploy`: an endpoint of SageMaker that draws with a base model and many adapters."""
+"""`task=deploy` and `task=undeploy`: a SageMaker endpoint that draws with a base model and many adapters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runner.schema.training import SchedulerSettings
 
 LONGEST = 50
 NAME = rf"[A-Za-z0-9](-*[A-Za-z0-9]){{0,{LONGEST - 1}}}"
-"""Of an endpoint, with room for what its models are called."""
+"""Of an endpoint; short enough that the names of its models can be made from it."""
 ENDPOINT = spelt(
     NAME,
     f"up to {LONGEST} letters and digits, and dashes between them",
@@ -27,16 +27,16 @@ ENDPOINT = spelt(
 class EndpointName(Settings):
     """Which endpoint."""
 
-    name: Annotated[str, ENDPOINT] | None = knob(None, doc="Name of the endpoint; null is that of the experiment.")
-    poll_s: float = knob(15.0, gt=0, le=600, unit="seconds", identity=False, doc="How often SageMaker is asked.")
+    name: Annotated[str, ENDPOINT] | None = knob(None, doc="Name of the endpoint; null is the experiment's name.")
+    poll_s: float = knob(15.0, gt=0, le=600, unit="seconds", identity=False, doc="How often SageMaker is polled.")
 
 
 class EndpointSettings(AwsSettings, EndpointName):
     """Section `endpoint`: the account and the instances that serve."""
 
     instance: Annotated[str, INSTANCE] = knob("ml.g5.xlarge", doc="Instance type.")
-    instances: int = knob(1, ge=1, le=100, doc="Instances at the start, and the fewest of autoscaling.")
-    max_instances: int | None = knob(None, ge=2, le=100, doc="Most instances of autoscaling; null is none.")
+    instances: int = knob(1, ge=1, le=100, doc="Instances at the start, and the minimum of autoscaling.")
+    max_instances: int | None = knob(None, ge=2, le=100, doc="Maximum of autoscaling; null turns it off.")
     requests_per_instance: float = knob(
         10.0, gt=0, unit="requests a minute", doc="What autoscaling aims for; used with `max_instances`."
     )
@@ -45,10 +45,10 @@ class EndpointSettings(AwsSettings, EndpointName):
         ge=60,
         le=3600,
         unit="seconds",
-        doc="Longest from the start of a container to its first good health check.",
+        doc="Longest from the start of a container to its first passed health check.",
     )
     hub_secret: str | None = knob(
-        None, min_length=1, doc="Secrets Manager ARN or name with a Hugging Face token, for gated models."
+        None, min_length=1, doc="ARN or name of a Secrets Manager secret with a Hugging Face token, for gated models."
     )
     wait: bool = knob(True, identity=False, doc="Wait until the endpoint is in service.")
 
@@ -62,7 +62,7 @@ class EndpointSettings(AwsSettings, EndpointName):
 
 
 def _faults_of_name(settings: Deploy | Undeploy) -> Iterator[str]:
-    """An experiment's name that no endpoint can have, where it would be the endpoint's."""
+    """A fault if the endpoint would get the experiment's name, and that is no valid name for one."""
     if settings.endpoint.name is None and not re.fullmatch(NAME, settings.name):
         yield (
             f"name = {settings.name!r}: would be the name of the endpoint, which may have up to {LONGEST} letters and "
@@ -72,13 +72,13 @@ def _faults_of_name(settings: Deploy | Undeploy) -> Iterator[str]:
 
 
 class Deploy(WithAdapters, DrawingSettings):
-    """`task=deploy`: serve a base model with adapters, one of which or a mix each request chooses."""
+    """`task=deploy`: serve a base model with adapters; each request chooses one or a mix."""
 
     resolution: int = knob(
-        64, ge=8, le=MOST_PIXELS_SIDE, multiple_of=8, unit="px", doc="Side of the images, where a request names none."
+        64, ge=8, le=MOST_PIXELS_SIDE, multiple_of=8, unit="px", doc="Side of the images, if a request names none."
     )
     guidance_scale: float | None = knob(
-        None, ge=0, le=MOST_GUIDANCE, doc=f"Guidance, where a request says none; {GUIDANCE}"
+        None, ge=0, le=MOST_GUIDANCE, doc=f"Guidance, if a request names none; {GUIDANCE}"
     )
     scheduler: SchedulerSettings = section(SchedulerSettings)
     endpoint: EndpointSettings = section(EndpointSettings)
@@ -92,7 +92,7 @@ class Deploy(WithAdapters, DrawingSettings):
 class UndeployedEndpoint(EndpointName):
     """Section `endpoint`: which one, and where."""
 
-    region: str | None = knob(None, min_length=1, doc="AWS region; null is that of the environment or profile.")
+    region: str | None = knob(None, min_length=1, doc="AWS region; null takes it from the environment or profile.")
     bucket: Annotated[str, BUCKET] | None = knob(None, doc="As `endpoint.bucket` of the deployment.")
     prefix: str = knob("lora-runner", min_length=1, doc="As `endpoint.prefix` of the deployment.")
 

@@ -24,12 +24,12 @@ class Evaluate(WithAdapters, DrawingSettings, EvaluationSettings):
 
     @property
     def measured(self) -> tuple[MetricName, ...]:
-        """The metrics, in the order in which they are told."""
+        """The metrics, in the order in which they are reported."""
         return tuple(name for name in METRICS if name in (self.metrics or ())) if self.metrics else self._possible
 
     @property
     def needs_real(self) -> bool:
-        """Whether real images are looked at."""
+        """Whether real images are needed."""
         return any(METRICS[name].of_real_images for name in self.measured)
 
     @property
@@ -55,7 +55,7 @@ class Evaluate(WithAdapters, DrawingSettings, EvaluationSettings):
         return tuple(name for name in METRICS if not self._missing(name))
 
     def _missing(self, name: MetricName) -> str:
-        """The setting that a metric lacks; empty where it can be measured."""
+        """The setting that a metric lacks; empty if it can be measured."""
         metric = METRICS[name]
         network = metric.network or (self.drift_in if self.drift_in != "pixels" else None)
         if network is not None and getattr(self.features, network) is None:
@@ -110,7 +110,7 @@ class Evaluate(WithAdapters, DrawingSettings, EvaluationSettings):
             yield from self.idle("subject_kind", because="with prompts=[...]")
         if "base_drift" not in self.measured:
             yield from self.idle("drift_in", because="without base_drift among metrics")
-        # Where metrics are chosen, what is given may be more than they need; here it was meant to choose them.
+        # Chosen metrics may need less than is given; without a choice, what is given was meant to select them.
         if self.metrics is None and not self.needs_real:
             networks = "features.inception=..., features.clip=..., features.dino=..."
             because = "without a network that compares with real images"

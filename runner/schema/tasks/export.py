@@ -16,13 +16,13 @@ Format = Literal["diffusers", "kohya", "kohya_alpha"]
 class HubSettings(Settings):
     """`hub`: where on the Hub the export goes. The token comes from the environment (`HF_TOKEN`)."""
 
-    push: bool = knob(False, doc="Put the exported folder into a repository on the Hub.")
-    repo_id: str | None = knob(None, min_length=1, doc="The repository, as `owner/name`; it is made if need be.")
-    private: bool = knob(True, doc="Whether a repository that is made is private.")
+    push: bool = knob(False, doc="Push the exported folder to a repository on the Hub.")
+    repo_id: str | None = knob(None, min_length=1, doc="The repository, as `owner/name`; it is created if necessary.")
+    private: bool = knob(True, doc="Whether a repository that is created is private.")
     base_model: str | None = knob(
         None,
         min_length=1,
-        doc="Hub id of the base model, for the card; null is `model.path`, where that is one.",
+        doc="Hub id of the base model, for the card; null is `model.path`, if that is one.",
     )
 
     def _faults(self) -> Iterator[str]:
@@ -38,22 +38,23 @@ class Export(WithAdapters):
     result_files: ClassVar[tuple[str, ...]] = ("export/*.safetensors",)
     formats: tuple[Format, ...] = knob(
         ("diffusers", "kohya"),
-        doc="Layouts to write: `diffusers`; `kohya` for ComfyUI, A1111 and others, with the scale in the weights, so "
-        "that every reader takes it alike; `kohya_alpha`, with alpha beside the factors as they were trained.",
+        doc="Layouts to write: `diffusers`; `kohya` for ComfyUI, A1111 and others, with the scale folded into the "
+        "weights, so that every reader applies it alike; `kohya_alpha`, with alpha beside the factors as they were "
+        "trained.",
     )
     rank: int | None = knob(
         None,
         ge=1,
         le=1024,
-        doc="Largest rank of a layer: the nearest update of that rank is taken, and how much of it that is, is "
-        "printed; null leaves the ranks.",
+        doc="Largest rank of a layer: larger updates are replaced by the nearest one of this rank, and the share that "
+        "is kept is printed; null keeps the ranks.",
     )
     keep_energy: float | None = knob(
         None,
         gt=0,
         le=1,
         unit="share of the squared norm",
-        doc="Instead of `rank`: each layer gets the least rank that keeps so much of its update.",
+        doc="Instead of `rank`: each layer gets the smallest rank that keeps this much of its update.",
     )
     hub: HubSettings = section(HubSettings)
 

@@ -16,11 +16,14 @@ from runner.schema.training import SchedulerSettings
 
 
 class ControlSettings(Settings):
-    """Section `control`: an image that a ControlNet makes the others follow (arXiv 2302.05543)."""
+    """Section `control`: an image that the drawn ones follow by means of a ControlNet (arXiv 2302.05543)."""
 
     path: str | None = knob(None, min_length=1, doc="ControlNet: folder in diffusers layout, or Hub id; null is none.")
     image: str | None = knob(
-        None, min_length=1, identity=False, doc="Image that is followed, as the ControlNet takes it, such as edges."
+        None,
+        min_length=1,
+        identity=False,
+        doc="Image to follow, of the kind that the ControlNet expects, such as edges.",
     )
     scale: float = knob(1.0, ge=0, le=2, doc="How strictly it is followed.")
 

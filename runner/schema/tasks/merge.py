@@ -1,4 +1,4 @@
-"""`task=merge`: adapters put into a base, or put together into one adapter."""
+"""`task=merge`: adapters merged into a base, or combined into one adapter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runner.schema.tasks.adapters import WithAdapters
 
 
 class Merge(WithAdapters):
-    """`task=merge`: what comes out can be trained further with `model.path`, or used with `adapter`."""
+    """`task=merge`: merge adapters; the result can be trained further with `model.path`, or used with `adapter`."""
 
     result_files: ClassVar[tuple[str, ...]] = (
         "model/model_index.json",
@@ -21,30 +21,31 @@ class Merge(WithAdapters):
     )
     output: Literal["folder", "single_file", "adapter"] = knob(
         "folder",
-        doc="`folder` writes the base with the adapters in its weights as `model/`, in diffusers layout; `single_file` "
-        "as `model.safetensors`, which ComfyUI and A1111 read; `adapter` writes the adapters as one.",
+        doc="`folder` writes the base with the adapters merged into its weights as `model/`, in diffusers layout; "
+        "`single_file` writes it as `model.safetensors`, which ComfyUI and A1111 read; `adapter` writes the adapters "
+        "as one.",
     )
     dtype: Precision | None = knob(
         None,
-        doc="Precision of the merged base's weights; the sum is made in fp32 and rounded once. Null is as each part of "
-        "the base is stored.",
+        doc="Precision of the merged base's weights; the sum is computed in fp32 and rounded once. Null keeps the "
+        "precision in which each part of the base is stored.",
     )
     rank: int | None = knob(
         None,
         ge=1,
         le=1024,
-        doc="With `output=adapter`: largest rank of a layer; the nearest update of that rank is taken, and how much of "
-        "it that is, is printed. Null adds the ranks up, which is exact.",
+        doc="With `output=adapter`: largest rank of a layer; larger updates are replaced by the nearest one of this "
+        "rank, and the share that is kept is printed. Null adds the ranks up, which is exact.",
     )
     keep_energy: float | None = knob(
         None,
         gt=0,
         le=1,
         unit="share of the squared norm",
-        doc="With `output=adapter`, instead of `rank`: each layer gets the least rank that keeps so much of it.",
+        doc="With `output=adapter`, instead of `rank`: each layer gets the smallest rank that keeps this much of it.",
     )
     archive: bool = knob(
-        False, doc="With `output=folder`: write `model.tar.gz` besides, which `model.path` takes, here and in S3."
+        False, doc="With `output=folder`: also write `model.tar.gz`, which `model.path` accepts, local or in S3."
     )
 
     def _faults(self) -> Iterator[str]:
