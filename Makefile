@@ -2,14 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-# More at a time than there are cores: many tests wait for other processes most of the time.
+# More tests at a time than cores: many of them wait for other processes most of the time.
 JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 3)
 TESTS := OMP_NUM_THREADS=1 $(RUN) pytest -q --durations=20 -n $(JOBS) --dist worksteal
 
 .PHONY: demo test behaviour test-slow test-container check docs clean
 
-# Compiled on all cores, as pip does not; what packages hold for a later Python does not compile. What is left out is
-# a third of all that is there and hardly ever loaded, which compiles it.
+# Compile on all cores, which pip does not do; files that packages hold for a later Python fail to compile. What is left
+# out is a third of all files and hardly ever loaded; loading compiles it.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
@@ -25,7 +25,7 @@ test: $(VENV)/.installed     ## everything that must hold: style, types, import 
 behaviour: $(VENV)/.installed
 	$(TESTS) -m 'not slow'
 
-test-slow: $(VENV)/.installed   ## what takes long and is much like something quicker
+test-slow: $(VENV)/.installed   ## slow tests that resemble a quicker one
 	$(TESTS) -m slow
 
 test-container: $(VENV)/.installed   ## build the training image with podman, and train in it; needs root
@@ -37,7 +37,7 @@ check: $(VENV)/.installed
 	$(RUN) mypy
 	$(VENV)/bin/lint-imports
 
-docs: $(VENV)/.installed     ## write docs/configuration.md anew from the schema
+docs: $(VENV)/.installed     ## regenerate docs/configuration.md from the schema
 	$(RUN) runner.schema.reference docs/configuration.md
 
 clean:

@@ -1,10 +1,10 @@
-"""What the image installs: the project's dependencies in the tested versions, with the torch that the base image has.
+"""What the image installs: the project's dependencies in the tested versions, with the base image's own torch.
 
     python dependencies.py requirements sagemaker,optimizers
     python dependencies.py constraints
 
-Prints lines for pip. A base image comes with a torch that was made for its drivers: where that satisfies the project,
-it stays as it is, and so does what belongs to it.
+Prints lines for pip. A base image may come with a torch built for its drivers: if that satisfies the project, it stays
+as it is, and so do the packages that belong to it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-# Every pip brings it along; a bare base image may not have it otherwise.
+# Every pip ships it; a bare base image may not have it otherwise.
 from pip._vendor.packaging.requirements import Requirement
 
 PROJECT, CONSTRAINTS = Path("pyproject.toml"), Path("constraints.txt")
@@ -28,7 +28,7 @@ def requirements(extras: list[str]) -> list[str]:
 
 
 def constraints() -> list[str]:
-    """The tested versions, but the base's own torch where it has one that will do."""
+    """The tested versions, but with the base image's own torch if it has a suitable one."""
     lines = [line.split("#")[0].strip() for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines()]
     kept = kept_torch()
     if kept is None:
@@ -52,7 +52,7 @@ def _name(line: str) -> str:
 
 
 def main(arguments: list[str]) -> str:
-    """The lines that were asked for."""
+    """The requested lines."""
     kind, *rest = arguments
     if kind == "constraints":
         return "\n".join(constraints())
