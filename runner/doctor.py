@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 from runner.errors import in_words
 from runner.paths import cache_dir, outputs_dir
-from runner.system.machine import disk_of, find_gpus, this_machine, unusable_because
+from runner.system.machine import disk_of, find_gpus, folder_fault, this_machine
 from runner.system.printable import printable
 from runner.system.signals import silence
 from runner.work import git_commit
@@ -110,8 +110,8 @@ def disks() -> Iterator[Finding]:
         ("cache", cache_dir(), "RUNNER_CACHE"),
     ):
         free_gb, _ = disk_of(folder)
-        if reason := unusable_because(folder):
-            yield Finding(name, f"{folder}: {reason}", "wrong", f"set {variable} to another folder")
+        if fault := folder_fault(folder):
+            yield Finding(name, f"{folder}: {fault}", "wrong", f"set {variable} to another folder")
         else:
             yield Finding(name, f"{folder}, {free_gb:.1f} GB free")
 

@@ -24,7 +24,7 @@ from runner.plan.packs import is_done
 from runner.schema import LauncherSettings, QueuedLauncher
 from runner.schema.launchers import APART
 from runner.schema.tasks.deploy import Deploy
-from runner.system.machine import Machine, unusable_because
+from runner.system.machine import Machine, folder_fault
 
 POLL_S = 1.0
 
@@ -312,15 +312,15 @@ def check_one(
 
 
 def _folder_faults() -> list[str]:
-    """Folders of this machine that every job writes into, and that cannot be used."""
+    """Folders of this machine that every job writes into, and that cannot be used for that."""
     folders = {"RUNNER_OUTPUTS": outputs_dir()}
     with suppress(SettingsError):  # that there is none is told by what looks into it
         folders["RUNNER_CACHE"] = cache_dir()
     return [
-        f"{variable} = {str(folder)!r}: {reason}; set it to another folder (with launcher=slurm on a file system that "
+        f"{variable} = {str(folder)!r}: {fault}; set it to another folder (with launcher=slurm on a file system that "
         "the nodes share)"
         for variable, folder in folders.items()
-        if (reason := unusable_because(folder))
+        if (fault := folder_fault(folder))
     ]
 
 

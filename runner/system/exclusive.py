@@ -1,9 +1,10 @@
-"""One process of this machine at a time: the others wait."""
+"""One process of this machine at a time: the others wait; and whether a file system has the locks for that."""
 
 from __future__ import annotations
 
 import fcntl
 import logging
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ def alone(file: Path, *, doing: str) -> Iterator[None]:
     with file.open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             log.info("waiting for another process, which is %s", doing)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -40,3 +41,13 @@ def alone_if_free(file: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+def why_no_locks(folder: Path) -> str:
+    """What the system says where files in a folder cannot be locked; empty where they can be."""
+    with tempfile.TemporaryFile(dir=folder) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return str(error.strerror)
+    return ""

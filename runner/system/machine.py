@@ -8,10 +8,12 @@ import platform
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from runner.system.amounts import count
+from runner.system.exclusive import why_no_locks
 from runner.system.printable import whole
 
 
@@ -162,13 +164,18 @@ def standing(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if os.path.exists(each))
 
 
-def unusable_because(folder: Path) -> str | None:
-    """Why this user's jobs can keep nothing in a folder, which may not exist yet; None where they can."""
+def folder_fault(folder: Path) -> str:
+    """Why this user cannot keep results in a folder, which may not exist yet; empty where that can be done."""
     if whole(str(folder)) != str(folder):
         return "its name is not UTF-8, and safetensors opens no file in it"
     there = standing(folder)
-    can_be_written = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-    return None if can_be_written else f"{there} cannot be written to"
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        return f"{there} cannot be written to"
+    with suppress(OSError):  # a full disk, of which there are words elsewhere
+        # Who works on a job is told by a lock: without them, every job would seem to be worked on by somebody else.
+        if said := why_no_locks(there):
+            return f"{there} is on a file system without locks ({said}; Lustre has them where it is mounted with flock)"
+    return ""
 
 
 def disk_of(folder: Path) -> tuple[float, int]:

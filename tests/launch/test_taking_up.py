@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import logging
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from runner.errors import Detached, Interrupted, JobsFailed
 from runner.jobs.job import Job, State, make_job, read_job, read_manifest, register, state_of, update_manifest
 from runner.jobs.lock import lock
 from runner.launch import door
-from runner.launch.door import _take_up
+from runner.launch.door import _take_up, check_one
 from runner.launch.outcome import conclude, judge
 from runner.paths import outputs_dir
 from runner.plan import Plan
@@ -72,6 +74,23 @@ def test_nobody_waits_for_what_is_worked_on_who_said_not_to(by: str, monkeypatch
         door._run([job], Checker(outputs_dir()), expected=0)
 
     assert [each.id for each in watched] == [job.id]
+
+
+def test_where_nothing_can_be_locked_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Lustre that is mounted without flock: there, every job would seem to be another runner's, for ever."""
+
+    def refuse(handle: object, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    checker = SimpleNamespace(job=lambda *_: Job("0", Experiment.model_validate({}), {}, outputs_dir() / "dev" / "0"))
+    assert isinstance(check_one(checker, {}, (), {}), Job)  # type: ignore[arg-type]
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    faults = check_one(checker, {}, (), {})  # type: ignore[arg-type]
+    assert isinstance(faults, list) and [fault.partition(" = ")[0] for fault in faults] == [
+        "RUNNER_OUTPUTS",
+        "RUNNER_CACHE",
+    ]
+    assert "is on a file system without locks (Function not implemented; " in faults[0]
 
 
 def test_why_a_job_was_pruned_once_is_not_said_of_what_became_of_it_since(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,11 +10,11 @@ import pytest
 from runner.system.machine import (
     cores,
     disk_of,
+    folder_fault,
     host_memory_gb,
     named_threads,
     standing,
     this_machine,
-    unusable_because,
 )
 
 
@@ -83,5 +83,5 @@ def test_below_a_folder_that_may_not_be_entered_is_what_stands_above(
 
 
 def test_a_folder_in_which_safetensors_opens_no_file_cannot_be_used(tmp_path: Path) -> None:
-    assert unusable_because(tmp_path / "café") is None
-    assert "is not UTF-8" in (unusable_because(tmp_path / "caf\udce9") or "")
+    assert folder_fault(tmp_path / "café") == ""
+    assert "is not UTF-8" in folder_fault(tmp_path / "caf\udce9")
