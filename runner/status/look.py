@@ -116,8 +116,8 @@ class WatchedJob:
         self.record = read_briefly(folder)
         self._tail = _Tail(self.paths.metrics, str(self.record.setting("objective.name") or HELD_OUT))
 
-    def _changes(self) -> tuple[float, float]:
-        return _changed(self.paths.config), _changed(self.paths.manifest)
+    def _changes(self) -> list[tuple[int, ...] | None]:
+        return [_version(self.paths.config), _version(self.paths.manifest)]
 
     def look(self) -> JobStatus:
         """The job at this moment."""
@@ -172,6 +172,15 @@ def _changed(file: Path) -> float:
         return file.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def _version(file: Path) -> tuple[int, ...] | None:
+    """What differs once a file is written anew, also where file systems count times in seconds; None where none is."""
+    try:
+        about = file.stat()
+    except OSError:
+        return None
+    return about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def ends_in_s(jobs: Sequence[JobStatus]) -> float | None:

@@ -300,6 +300,15 @@ def test_only_what_is_new_in_a_record_is_read_and_a_cut_record_is_read_anew() ->
     assert (now().steps_done, now().value) == (699, 0.4), "longer than it was, and another"
 
 
+def test_what_a_manifest_says_new_is_seen_on_a_file_system_whose_times_are_of_seconds() -> None:
+    job = make(0, State.RUNNING)
+    watch, written = Watch(lambda: [job.folder]), job.paths.manifest.stat()
+    assert watch.look()[0].counts == {"running": 1}
+    update_manifest(job.folder, state=State.COMPLETED)
+    os.utime(job.paths.manifest, ns=(written.st_atime_ns, written.st_mtime_ns))
+    assert watch.look()[0].counts == {"completed": 1}
+
+
 def test_damaged_folders_are_shown_as_far_as_they_go() -> None:
     whole, torn = make(0), make(1)
     torn.paths.manifest.write_text('{"state": "runn')
