@@ -69,14 +69,26 @@ def measurements_file() -> Path:
 def record(conditions: Conditions, found: Iterable[Measurement]) -> None:
     """Save measurements, if the file can be written; the oldest are dropped."""
     new = [json.dumps({**dataclasses.asdict(conditions), **dataclasses.asdict(each)}) for each in found]
-    if not new:
+    _add(new)
+
+
+def take_in(text: str) -> None:
+    """Keep what such a file of another machine has, as far as it is not here yet; see `record`."""
+    _add(text.splitlines(), unless_known=True)
+
+
+def _add(lines: Sequence[str], *, unless_known: bool = False) -> None:
+    if not lines:
         return
     file = measurements_file()
     try:
         # Workers of a sweep end together: without the lock, each would overwrite what the others wrote.
         with alone(file.with_suffix(".lock"), doing="recording what it has measured"):
-            write_text(file, "\n".join([*_lines(), *new][-KEPT_LINES:]) + "\n")
-    except OSError as error:  # a full disk, or a cache that is not ours: no reason to fail a finished training
+            known = _lines()
+            skipped = {"", *known} if unless_known else ()
+            if new := [line for line in lines if line not in skipped]:
+                write_text(file, "\n".join([*known, *new][-KEPT_LINES:]) + "\n")
+    except OSError as error:  # a full disk, or a cache that is not ours: no reason to fail what has trained
         log.warning("%s cannot be written: %s", file, error)
 
 

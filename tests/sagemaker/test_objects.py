@@ -10,6 +10,7 @@ from botocore.stub import Stubber
 
 from runner.aws.names import Places
 from runner.aws.storage import Storage
+from runner.cache.measured import KEPT_LINES, measurements_file
 from runner.errors import AwsError
 from runner.jobs.job import State, make_job, read_manifest, register, state_of, update_manifest
 from runner.launchers.sagemaker.channels import cache_indexes
@@ -82,6 +83,17 @@ def test_what_several_training_jobs_have_encoded_is_listed_together(aws: StandIn
     (index,) = cache_indexes([job], places)
     assert json.loads(Storage(aws.s3).read(index)) == ["captions/one.safetensors", "captions/two.safetensors"]
     assert Storage(aws.s3).read(places.cache / "captions/one.safetensors") == b"one"
+
+
+def test_what_training_jobs_have_measured_comes_to_what_was_measured_here(aws: StandIn, tmp_path: Path) -> None:
+    job, places = make_job(Experiment(), model="m", dataset="d", outputs=tmp_path), Places(aws.bucket, "p")
+    known = [f"{number}" for number in range(KEPT_LINES - 1)]
+    measurements_file().parent.mkdir(parents=True)
+    measurements_file().write_bytes(b"\xff torn\n" + "\n".join(known).encode() + b"\n")
+    write(aws, "run/cache/measured.jsonl", f"{known[-1]}\nnew\n")
+    for _ in range(2):
+        Collector(Storage(aws.s3), places).keep_cache([job], Location(aws.bucket, "run/"))
+    assert measurements_file().read_text() == "\n".join([*known, "new", ""]), "the oldest is forgotten"
 
 
 def test_what_s3_does_not_let_go_of_is_not_called_removed(aws: StandIn) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 from runner.aws.names import Location, Places
 from runner.aws.storage import ObjectStore, Stored, differs
-from runner.cache.measured import MEASUREMENTS, measurements_file
+from runner.cache.measured import MEASUREMENTS, take_in
 from runner.jobs.job import Job, State, update_manifest
 from runner.jobs.lock import LockedError, lock
 from runner.launchers.sagemaker.channels import cache_indexes
 from runner.launchers.sagemaker.request import CHECKPOINTS
 from runner.parcel import CACHE, JOBS
-from runner.paths import CONFIG_NAME, LOCK_NAME, LOG_NAME, MANIFEST_NAME, METRICS_NAME, write_text
+from runner.paths import CONFIG_NAME, LOCK_NAME, LOG_NAME, MANIFEST_NAME, METRICS_NAME
 from runner.s3.location import is_file_name
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Collector:
         folder = kept / f"{CACHE}/"
         names = self.storage.listing(folder)
         if names.pop(MEASUREMENTS, None):
-            _merge_measurements(self.storage.read(folder / MEASUREMENTS).decode())
+            take_in(self.storage.read(folder / MEASUREMENTS).decode(errors="replace"))
         if not names:
             return
         known = self.storage.listing(self.places.cache)
@@ -148,11 +148,3 @@ def _is_brought(name: str) -> bool:
     # One whose name ends with a slash stands for a folder: S3's console makes some.
     hidden = any(part.startswith(".") for part in name.split("/"))
     return name not in NOT_BROUGHT and not hidden and is_file_name(name)
-
-
-def _merge_measurements(text: str) -> None:
-    file = measurements_file()
-    known = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    new = [line for line in text.splitlines() if line and line not in set(known)]
-    if new:
-        write_text(file, "\n".join([*known, *new]) + "\n")
