@@ -62,7 +62,6 @@ def run_search(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
     if experiment.launcher.dry_run:
         launch(found[:1], expected=chosen.n_trials)
         return
-    keep_request(folder.folder, OmegaConf.to_yaml(master))
     with _alone(folder):
         search = OptunaSearch(
             folder,
@@ -72,6 +71,7 @@ def run_search(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
             objective=ObjectiveSettings.model_validate(first.get("objective", {})),
             compose=compose,
         )
+        keep_request(folder.folder, OmegaConf.to_yaml(master))
         if search.left:
             launch_search(search)
             return

@@ -312,10 +312,13 @@ def test_what_is_wrong_with_a_search_and_with_its_jobs_is_told_together(
 
 
 def test_one_search_at_a_time(tmp_path: Path) -> None:
-    with lock(outputs_dir() / "dev"):
+    asked = ExperimentPaths(outputs_dir() / "dev").multirun
+    with lock(asked.parent):
+        asked.write_text("what the other one was asked for")
         answer = runner("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "seed=1,2", "logger=none")
     assert answer.code == 2, answer.output
     assert "name = 'dev': another command searches there at this moment" in answer.output
+    assert asked.read_text() == "what the other one was asked for"
 
 
 def test_a_search_cannot_leave_its_jobs_to_a_queue() -> None:
