@@ -69,8 +69,8 @@ def _compose_and_launch() -> None:
 
     try:
         compose()
-    # A file that chooses itself recurses without end.
-    except (HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError) as error:
+    # A file that chooses itself recurses without end, and lists cannot remove an item by its number.
+    except (HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError, TypeError) as error:
         if isinstance(error, RunnerError):
             raise
         from runner.command.diagnose import diagnose

@@ -63,6 +63,8 @@ def diagnose(arguments: Sequence[str], error: Exception) -> SettingsError:
         # Which settings there are depends on the task.
         if not any(fault.startswith("task = ") for fault in faults):
             faults += _faults_of_values(good, search)
+        if not faults and isinstance(error, TypeError):
+            raise error  # no mistake of the user's
         if not faults:
             faults = [_of_file(error, search) or _of_item(good, search) or " ".join(str(error).split())]
     return not_started("The configuration is invalid", dict.fromkeys(faults))
@@ -90,6 +92,8 @@ def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[
     if key == "hydra/sweeper":
         return [] if value in SWEEPERS else [no_choice(key, value, SWEEPERS)]
     owner, _, name = key.rpartition(".")
+    if override.is_delete() and name.isdigit() and (fault := _of_item([text], search)):
+        return [fault]
     if searching is not None and owner == "hydra.sweeper" and name not in (*searching.model_fields, "params"):
         return [f"{key} = {value}: unknown key{nearest(name, searching.model_fields)}"]
     return []
@@ -175,14 +179,14 @@ def _of_item(overrides: Sequence[str], search: list[str]) -> str | None:
     for place, text in enumerate(overrides):
         try:
             compose("config", [*search, *overrides[: place + 1]])
-        except COMPOSITION_ERRORS:
-            key, _, value = text.lstrip("+~").partition("=")
-            parts = key.split(".")
+        except (*COMPOSITION_ERRORS, TypeError):  # the last where an item of a list is to be removed
+            key, given, value = text.lstrip("+~").partition("=")
+            said, parts = f"{key} = {value}" if given else text, key.split(".")
             before = compose("config", [*search, *overrides[:place]])
             for depth in range(1, len(parts)):
                 holder = ".".join(parts[:depth])
                 if isinstance(OmegaConf.select(before, holder), ListConfig):
-                    return f"{key} = {value}: {holder} is a list, and is set as a whole: '{holder}=[...]'"
+                    return f"{said}: {holder} is a list, and is set as a whole: '{holder}=[...]'"
             return None
     return None
 

@@ -216,3 +216,23 @@ def test_what_would_be_in_a_list_is_told_with_the_list() -> None:
     assert said_of("dataset.sources=[{path: embedded}]", "dataset.path=null", "dataset.sources.0.repeats=3") == [
         f"dataset.sources.0.repeats = 3: {whole}"
     ]
+
+
+def test_an_item_of_a_list_is_not_removed_by_its_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr("sys.argv", ["runner", "~optimizer.betas.0", "steps=0"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "  ~optimizer.betas.0: optimizer.betas is a list, and is set as a whole: 'optimizer.betas=[...]'",
+        "  steps = 0: should be greater than or equal to 1",
+    ]
+
+
+def test_a_defect_in_the_composition_is_not_called_the_users() -> None:
+    defect = TypeError("of ours")
+    with pytest.raises(TypeError) as raised:
+        diagnose(["seed=1"], defect)
+    assert raised.value is defect
