@@ -48,6 +48,7 @@ class Composer:
         chosen = tuple(str(each.input_line) for each in overrides if self._is_choice(each))
         if chosen not in self._templates:
             self._templates[chosen] = self._compose(master_config, list(chosen))
+            refuse_idle_sweep(self._templates[chosen], master_config)
         config = copy.deepcopy(self._templates[chosen])
         values = [each for each in overrides if not self._is_choice(each)]
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
@@ -113,6 +114,20 @@ def refuse_outdone(config: DictConfig, hydra: HydraConf) -> None:
             )
     if faults:
         raise not_started("The configuration is invalid", faults)
+
+
+def refuse_idle_sweep(config: DictConfig, master: DictConfig) -> None:
+    """Raises SettingsError where the recipe of a job has a sweep of its own: Hydra takes only that of the command's.
+
+    Args:
+        config: what Hydra composed for a job.
+        master: what it composed of the command, without what is swept.
+    """
+    own, used = (_plainly(each.hydra.sweeper) for each in (config, master))
+    if own != used:
+        sweep = " ".join(f"{key}={value}" for key, value in (own.get("params") or {}).items())
+        fault = f"its own sweep ({sweep}) has no effect where recipes are swept; run the command once for each"
+        raise not_started("The configuration is invalid", [f"recipe = {config.hydra.runtime.choices.recipe}: {fault}"])
 
 
 def _content(path: str) -> DictConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,12 @@ def test_a_sweep_of_a_recipe_that_is_left_out_is_told(
     main()
 
     assert "a single job: the sweep of the recipe (seed=0,1) needs -m" in capsys.readouterr().err
+    sys.argv[1:] = ["-m", "recipe=demo,mine", "--config-dir", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "  recipe = mine: its own sweep (seed=0,1) has no effect where recipes are swept; run the command once for each"
+    ]
 
 
 def test_a_recipe_whose_settings_nothing_would_read_is_refused(tmp_path: Path) -> None:
