@@ -14,7 +14,12 @@ RECORDED = (HELD_OUT, TRAIN_LOSS, GRAD_NORM, IMAGES_PER_S)
 MEASURED_BY = (
     "model",
     "dataset",
+    "settings.model.prediction_type",
+    "settings.model.zero_terminal_snr",
     "settings.resolution",
+    "settings.dataset.buckets",
+    "settings.dataset.bucket_step",
+    "settings.dataset.bucket_max_aspect",
     "settings.validation.held_out",
     "settings.validation.timesteps",
     "settings.validation.max_images",

@@ -65,8 +65,11 @@ def test_a_job_whose_manifest_cannot_be_read_is_left_out(
         {"validation": {"max_images": 2}},
         {"validation": {"held_out": 0.5}},
         {"resolution": 32},
+        {"model": {"prediction_type": "v_prediction"}},
+        {"model": {"zero_terminal_snr": True}},
+        {"dataset": {"buckets": True, "bucket_step": 8}},
     ],
-    ids=["timesteps", "images", "held out", "resolution"],
+    ids=["timesteps", "images", "held out", "resolution", "prediction", "noise", "shapes"],
 )
 def test_only_jobs_whose_loss_is_measured_alike_are_compared(
     bench: Bench, sdxl_folder: Path, tmp_path: Path, other: dict[str, Any]
