@@ -21,9 +21,10 @@ LAST_WORDS_LENGTH = 400
 def is_dead(job: Job) -> bool:
     """Whether a job's worker is gone and has left it unfinished."""
     manifest = known_manifest(job.folder)
-    if manifest["state"] == State.FAILED and manifest.get("crashed"):
+    state = manifest.get("state")
+    if state == State.FAILED and manifest.get("crashed"):
         return True
-    return manifest["state"] == State.RUNNING and not is_held(job.folder)
+    return state == State.RUNNING and not is_held(job.folder)
 
 
 def fail(job: Job, reason: str) -> None:

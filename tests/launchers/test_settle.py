@@ -41,6 +41,16 @@ def test_what_a_worker_could_still_say_counts_more_and_it_is_settled_once(
     assert not is_dead(job), "or it would be taken along when another worker dies"
 
 
+def test_a_folder_in_which_another_runner_has_not_written_anything_yet_is_nobodys_dead_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (taken,) = seeds(1)
+    with lock(taken.folder):
+        assert not is_dead(taken)
+    assert not is_dead(taken)
+
+
 def test_what_is_taken_up_again_is_as_if_nothing_had_been(job: Job) -> None:
     update_manifest(job.folder, state=State.FAILED, error="out of memory", crashed=True)
     take_up_again([job])
