@@ -32,6 +32,14 @@ class NotStopped(RunnerError):
         self.workers = tuple(workers)
 
 
+class OutOfReach(RunnerError):
+    """Some workers are where nobody is asked, so that it is not known how they are; all others were looked at."""
+
+    def __init__(self, message: str, workers: Sequence[str]) -> None:
+        super().__init__(message)
+        self.workers = tuple(workers)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """A worker to be put into a cluster's queue."""
@@ -92,6 +100,9 @@ class Cluster(Protocol):
 
         Args:
             workers: their ids, and the jobs in the list of each.
+
+        Raises:
+            OutOfReach: some of them cannot be asked about from here.
         """
 
     def log(self, worker: str, folder: Path) -> Path:
@@ -106,6 +117,16 @@ class Cluster(Protocol):
 
     def how_to_cancel(self, workers: Sequence[str]) -> str:
         """The command that ends these workers."""
+
+
+def gone_in_reach(
+    cluster: Cluster, workers: Mapping[str, Sequence[Job]]
+) -> tuple[Mapping[str, Gone], OutOfReach | None]:
+    """(those that have ended, what is to be said of those that are out of reach)."""
+    try:
+        return cluster.gone(workers), None
+    except OutOfReach as error:
+        return cluster.gone({name: jobs for name, jobs in workers.items() if name not in error.workers}), error
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from runner.jobs.job import Job, State, read_job, read_manifest, state_of, updat
 from runner.jobs.lock import LockedError, lock
 from runner.jobs.submission import Submission
 from runner.launchers import find_launcher
-from runner.launchers.cluster import Cluster, NotStopped, Searching
+from runner.launchers.cluster import Cluster, NotStopped, Searching, gone_in_reach
 from runner.launchers.lots import jobs_of_workers, recorded_lots
 from runner.launchers.searches import searches_of
 from runner.paths import ExperimentPaths, stop_sign
@@ -51,7 +51,6 @@ class Elsewhere:
                 if str(error) not in self._said:
                     self._said.add(str(error))
                     log.warning("%s", error)
-                continue
             for folder in {job.folder.parent for job in jobs if state_of(job.folder) != before[job.folder]}:
                 write_report(folder)
         self._looked_s = monotonic()
@@ -93,7 +92,7 @@ class Elsewhere:
                 cluster = find_launcher(settings.name).cluster(settings)
                 if cluster is None:
                     continue
-                alive = alive_workers(jobs, cluster)
+                alive = alive_workers(jobs, cluster, faults)
             except RunnerError as error:
                 faults.append(str(error))
                 continue
@@ -212,15 +211,19 @@ def _groups(folders: Sequence[Path], *, with_trials: bool = False) -> Iterable[t
     return [(jobs[0].settings.launcher, jobs) for jobs in groups.values()]
 
 
-def alive_workers(jobs: Sequence[Job], cluster: Cluster) -> list[tuple[Cancel, list[str]]]:
+def alive_workers(jobs: Sequence[Job], cluster: Cluster, faults: list[str]) -> list[tuple[Cancel, list[str]]]:
     """The workers of these jobs that wait or run, and the searches that start workers by themselves.
+
+    Args:
+        faults: gets what is to be said of those that are out of reach.
 
     Returns:
         For each kind that there are any of: what asks them to end, and their names.
     """
     workers = jobs_of_workers(recorded_lots(jobs, cluster.name))
-    gone = cluster.gone(workers)
-    alive = [worker for worker in workers if worker not in gone]
+    gone, apart = gone_in_reach(cluster, workers)
+    faults += [str(apart)] if apart else []
+    alive = [worker for worker in workers if worker not in (*gone, *(apart.workers if apart else ()))]
     found: list[tuple[Cancel, list[str]]] = [(cluster.cancel, alive)] if alive else []
     if isinstance(cluster, Searching):
         named = {(name, job.folder.parent) for job in jobs if (name := _search_of(job.folder, cluster.name))}

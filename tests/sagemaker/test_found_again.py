@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from runner.launchers import sagemaker
 from runner.launchers.cluster import NotSubmitted
 from runner.launchers.elsewhere import Elsewhere
 from runner.launchers.lots import Lot
+from runner.launchers.sagemaker.record import note_arn, record_file
 from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 from runner.launchers.searches import note, searches_of
 from runner.plan import Pack
@@ -95,6 +98,28 @@ def test_one_in_another_region_than_is_asked_is_not_taken_for_ended(
     assert stop.main([str(job.folder.parent)]) == 1
     said = f"training job {name} is in us-east-1 of account 123456789012, and eu-west-1 of 123456789012 is asked"
     assert caplog.text.count(said) == 2
+
+
+def test_one_in_another_region_keeps_none_in_this_one_from_being_stopped(
+    aws: StandIn, job: Job, reached: SageMakerCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = dataclasses.replace(job, id="0", folder=job.folder.with_name("0"))
+    register(other)
+    lot_of(other).add_worker("dev-0")
+    note_arn(job.folder.parent, "dev-0", "arn:aws:sagemaker:eu-west-1:123456789012:training-job/dev-0")
+    lot = lot_of(job)
+    lot.add_worker(reached.submit(lot.order("cpu"), after=None))
+    sagemaker._cluster_of.cache_clear()
+
+    assert stop.main([str(job.folder.parent)]) == 1
+    assert [each["TrainingJobName"] for each in aws.asked("StopTrainingJob")] == lot.workers
+    assert caplog.text.count("training job dev-0 is in eu-west-1 of account 123456789012, and us-east-1 of") == 1
+    sagemaker._cluster_of.cache_clear()
+    ended = {"gone": {"words": "was stopped", "reason": "cancelled"}}
+    record_file(job.folder.parent, lot.workers[0]).write_text(json.dumps(ended))
+    Elsewhere().collect([other.folder, job.folder])
+    assert [state_of(each.folder) for each in (other, job)] == [State.SUBMITTED, State.CANCELLED]
+    assert caplog.text.count("training job dev-0 is in eu-west-1") == 2
 
 
 def test_what_was_refused_is_no_worker(aws: StandIn, job: Job, reached: SageMakerCluster) -> None:

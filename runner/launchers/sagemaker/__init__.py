@@ -15,6 +15,7 @@ from runner.errors import SettingsError
 from runner.jobs.job import Job, read_manifest
 from runner.jobs.submission import Submission
 from runner.launchers import MoreJobs
+from runner.launchers.cluster import gone_in_reach
 from runner.launchers.lots import jobs_of_workers, recorded_lots
 from runner.launchers.sagemaker.channels import too_many_channels
 from runner.launchers.sagemaker.divide import divided
@@ -123,16 +124,23 @@ def ready(plan: Plan, settings: SageMakerLauncher) -> SageMakerCluster:
 
 
 def collect(jobs: Sequence[Job], settings: SageMakerLauncher) -> None:
-    """Bring what training jobs of earlier commands have written, and close those that have ended."""
-    lots = recorded_lots(jobs, CLUSTER)
+    """Bring what training jobs of earlier commands have written, and close those that have ended.
+
+    Raises:
+        OutOfReach: some are in another region or account; all others were looked at.
+    """
+    lots, apart = recorded_lots(jobs, CLUSTER), None
     if lots:
-        for name, gone in cluster(settings).gone(jobs_of_workers(lots)).items():
+        ended, apart = gone_in_reach(cluster(settings), jobs_of_workers(lots))
+        for name, gone in ended.items():
             left = [job for lot in lots for job in lot.jobs if name in lot.alive and name == lot.workers[-1]]
             _close_here(left, name, gone)
     if trials := [job for job in jobs if Submission.of(read_manifest(job.folder)).tuning]:
         from runner.launchers.sagemaker.trials import collect_trials
 
         collect_trials(trials, _cluster(settings))
+    if apart is not None:
+        raise apart
 
 
 def _close_here(jobs: Sequence[Job], name: str, gone: Gone) -> None:

@@ -13,10 +13,9 @@ from runner.aws.account import Account, aws_errors, code_of, may_pass, message_o
 from runner.aws.names import Location, Places
 from runner.aws.prices import Prices
 from runner.aws.storage import Storage
-from runner.errors import AwsError
 from runner.jobs.job import Job, read_job
 from runner.jobs.queue import Queue
-from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order
+from runner.launchers.cluster import Gone, NoRoom, NotSubmitted, Order, OutOfReach
 from runner.launchers.lots import all_given_to
 from runner.launchers.sagemaker.inputs import Inputs, environment
 from runner.launchers.sagemaker.logs import LogTail
@@ -62,6 +61,8 @@ class SageMakerCluster:
         self._jobs: dict[str, Sequence[Job]] = {}
         self._tails: dict[str, LogTail] = {}
         self._gone: dict[str, Gone] = {}
+        self._apart: dict[str, str] = {}
+        """Training jobs in another region or account than the one that is asked, and what is to be said of each."""
         self._looked_s = float("-inf")
 
     # --- submitting ---
@@ -169,6 +170,8 @@ class SageMakerCluster:
         if unknown and monotonic() - self._looked_s >= self.settings.poll_s:
             self._look(unknown)
             self._looked_s = monotonic()
+        if apart := [name for name in workers if name in self._apart]:
+            raise OutOfReach("\n".join(self._apart[name] for name in apart), apart)
         return {name: self._gone[name] for name in workers if name in self._gone}
 
     def _look(self, names: Sequence[str]) -> None:
@@ -213,7 +216,9 @@ class SageMakerCluster:
         except ClientError as error:
             if code_of(error) not in ("ValidationException", "ResourceNotFound"):
                 raise
-            self._refuse_another_place(name)
+            if said := self._another_place(name):
+                self._apart[name] = said
+                return
             self._gone[name] = Gone(words="is not known to SageMaker", began=False)
             return
         if described["TrainingJobStatus"] in RUNNING:
@@ -226,16 +231,17 @@ class SageMakerCluster:
         record(jobs, described, gone, usd_per_hour=price.usd if price else None)
         self._gone[name] = gone
 
-    def _refuse_another_place(self, name: str) -> None:
-        """Raises AwsError where a training job is in another region or account than the one that was asked."""
+    def _another_place(self, name: str) -> str:
+        """What to say of a training job in another region or account than the one that was asked; empty of others."""
         folder = self._jobs[name][0].folder.parent
         _, _, _, region, account_id, *_ = (arn_of(folder, name) or ":::::").split(":")
-        if account_id and (region, account_id) != (self.account.region, self.account.account_id):
-            raise AwsError(
-                f"training job {name} is in {region} of account {account_id}, and {self.account.region} of "
-                f"{self.account.account_id} is asked: set AWS_REGION={region}, with credentials of that account; if "
-                f"nobody needs it any more, remove {record_file(folder, name)}"
-            )
+        if not account_id or (region, account_id) == (self.account.region, self.account.account_id):
+            return ""
+        return (
+            f"training job {name} is in {region} of account {account_id}, and {self.account.region} of "
+            f"{self.account.account_id} is asked: set AWS_REGION={region}, with credentials of that account; if "
+            f"nobody needs it any more, remove {record_file(folder, name)}"
+        )
 
     def _place(self, name: str) -> Location:
         return self.places.training_job(self._jobs[name][0].settings.name, name)
