@@ -92,7 +92,7 @@ def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[
     if key == "hydra/sweeper":
         return [] if value in SWEEPERS else [no_choice(key, value, SWEEPERS)]
     owner, _, name = key.rpartition(".")
-    if override.is_delete() and name.isdigit() and (fault := _of_item([text], search)):
+    if override.is_delete() and name.isdecimal() and (fault := _of_item([text], search)):
         return [fault]
     if searching is not None and owner == "hydra.sweeper" and name not in (*searching.model_fields, "params"):
         return [f"{key} = {value}: unknown key{nearest(name, searching.model_fields)}"]
