@@ -1,8 +1,9 @@
-"""What a job does that does not train: draw, measure, merge, export, deploy.
+"""What jobs do besides training: draw, measure, merge, export, deploy.
 
-Each task has a room with two files. `check.py`, without torch, has `check(settings)`: what is wrong, and what of the
-content of files counts for the job's identity. `work.py` has `work(settings, paths, place, stop=...)`: it does what is
-not done yet in the job's folder, and gives the fields of the manifest that say how it went.
+Each task has a package with two modules. `check.py`, which does not import torch, has `check(settings)`: it raises what
+is wrong, and returns the file contents that count towards the job's identity. `work.py` has `work(settings, paths,
+place, stop=...)`: it does whatever is still missing in the job's folder, and returns the manifest fields that describe
+the result.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ Work = Callable[..., dict[str, Any]]
 
 
 def check_task(settings: JobSettings) -> dict[str, Any]:
-    """What of the content of files counts for the identity of a job with these settings.
+    """The file contents that count towards the identity of a job with these settings.
 
     Raises:
-        SettingsError: every fault that the schema could not see, a line each.
+        SettingsError: every fault that the schema could not see, one per line.
     """
     check: Check = import_module(f"runner.tasks.{settings.task.name}.check").check
     return check(settings)
 
 
 def work_of(task: str) -> Work:
-    """What does the work of a task."""
+    """The function that does the work of a task."""
     work: Work = import_module(f"runner.tasks.{task}.work").work
     return work

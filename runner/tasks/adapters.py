@@ -1,4 +1,4 @@
-"""The adapters that a task's settings name: found, compared with the base model, and known by their content."""
+"""The adapters named in a task's settings: found, checked against the base model, and identified by their content."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from runner.system.tensor_file import TOKEN
 
 
 def find_adapters(settings: WithAdapters) -> list[AdapterFile]:
-    """The named adapters, in their order.
+    """The named adapters, in the order given.
 
     Raises:
-        SettingsError: one is not there, or was trained for a model of another family.
+        SettingsError: one does not exist, or was trained for a model of another family.
     """
     found, faults = [], []
     for given in settings.adapter:
@@ -36,12 +36,12 @@ def find_adapters(settings: WithAdapters) -> list[AdapterFile]:
 
 
 def mix_faults(settings: WithAdapters) -> list[str]:
-    """Why the named adapters cannot be drawn with as they are weighted, a line each.
+    """Why the named adapters cannot be used with their weights, one reason per line.
 
-    Those of weight 0 play no part.
+    Adapters of weight 0 are ignored.
 
     Raises:
-        SettingsError: one is not there, or was trained for a model of another family.
+        SettingsError: one does not exist, or was trained for a model of another family.
     """
     named = zip(settings.weighted, find_adapters(settings), strict=True)
     used = [(given, weight, found) for (given, weight), found in named if weight != 0]
@@ -58,7 +58,7 @@ def mix_faults(settings: WithAdapters) -> list[str]:
         layered += not _is_words_alone(found)
     for given, weight, found in used:
         if _is_words_alone(found):
-            # One number for all may be meant for the others.
+            # A single weight for all adapters may be meant for the others.
             if weight != 1 and (len(settings.adapter_weight) > 1 or not layered):
                 faults.append(f"adapter_weight = {weight:g}: has no effect on {given}, which is words alone; give it 1")
         elif is_dora(found.file, f"adapter = {given!r}"):
@@ -69,12 +69,12 @@ def mix_faults(settings: WithAdapters) -> list[str]:
 
 
 def weight_faults_of_dora(given: str, weight: float) -> list[str]:
-    """That a DoRA has no other weight than 1: half of its magnitudes are not half of what it does."""
+    """A fault unless the weight of a DoRA is 1: halving its magnitudes does not halve its effect."""
     return [f"adapter_weight = {weight:g}: {given} is a DoRA, which has no other weight than 1"] if weight != 1 else []
 
 
 def _words_of(found: AdapterFile) -> list[str]:
-    """The new words that it brings."""
+    """The new words that the adapter brings."""
     said = [header_of(file, str(file)).metadata.get(TOKEN) for file in dict.fromkeys((*found.words, found.file))]
     return [word for word in said if word is not None]
 
@@ -84,5 +84,5 @@ def _is_words_alone(found: AdapterFile) -> bool:
 
 
 def contents_of(settings: WithAdapters) -> dict[str, Any]:
-    """What stands for the adapters in a job's identity."""
+    """What represents the adapters in a job's identity."""
     return {"adapters": [adapter.digest for adapter in find_adapters(settings)]}

@@ -1,7 +1,7 @@
-"""From what Hydra composed to the settings of a task: only what the task knows, and nothing that has no effect.
+"""Turns what Hydra composed into the settings of a task: only keys that the task knows, and none without effect.
 
-Hydra composes all groups whatever the task is. A task after training knows few of them, and takes the base model from
-the adapter's own training unless somebody chooses another.
+Hydra composes all groups whatever the task is. A task after training knows only a few of them, and takes the base model
+from the adapter's own training unless the user chooses another.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from runner.schema.job import JobSettings
 from runner.schema.messages import unknown_key
 
 OF_THE_BASE = ("model", "precision", "resolution")
-"""What an adapter's own training says of the base model that it is for."""
+"""The settings of an adapter's own training that describe its base model."""
 
 
 def task_faults(raw: Mapping[str, Any], overrides: Sequence[str], kind: type[JobSettings]) -> list[str]:
-    """What was said on the command line and has no effect with this task, or that no task knows."""
+    """Faults for command-line overrides that have no effect with this task, and for keys that no task knows."""
     task = raw["task"]["name"]
     faults = []
     for text in overrides:
@@ -43,7 +43,7 @@ def task_faults(raw: Mapping[str, Any], overrides: Sequence[str], kind: type[Job
 
 
 def settings_of(raw: Mapping[str, Any], overrides: Sequence[str], kind: type[JobSettings]) -> dict[str, Any]:
-    """What the task is told, before it is validated."""
+    """The task's settings, before validation."""
     said = {text.lstrip("+~").partition("=")[0].partition(".")[0] for text in overrides}
     known = {key: value for key, value in raw.items() if key in kind.model_fields}
     if not said & {"model", "recipe"}:
@@ -53,7 +53,7 @@ def settings_of(raw: Mapping[str, Any], overrides: Sequence[str], kind: type[Job
 
 
 def _training_of(adapter: object) -> Mapping[str, Any]:
-    """The configuration that the first adapter was trained with, if its job's folder is here."""
+    """The configuration that the first adapter was trained with, if its job's folder is on this machine."""
     first = adapter[0] if isinstance(adapter, (list, tuple)) and adapter else adapter
     if not isinstance(first, str):
         return {}

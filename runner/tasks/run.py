@@ -1,4 +1,4 @@
-"""Works through the jobs of a queue one by one; one that fails does not keep the others from being done."""
+"""Works through the jobs of a queue one by one; a failed job does not stop the others."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ POLL_S = 0.2
 
 
 def run_tasks(claims: Claims, place: Place, *, about: Mapping[str, Any], stop_requested: Callable[[], bool]) -> bool:
-    """Do every job that can be claimed; whether all completed.
+    """Do every job that can be claimed; returns whether all of them completed.
 
     Args:
         about: what is recorded with each job: versions, device.
 
     Raises:
-        Interrupted: a signal asked to stop; what was made so far stays, and is not made again.
+        Interrupted: a signal asked to stop; what was made so far stays and is not made again.
     """
     good = True
     while True:
@@ -65,7 +65,7 @@ def _run(job: Job, place: Place, about: Mapping[str, Any], stop_requested: Calla
         update_manifest(job.folder, state=State.INTERRUPTED, finished=now())
         raise
     except Exception as error:
-        # The folder must say it, whatever it was, and the jobs after it are none the worse.
+        # Whatever the error was, the folder must record it, and the next jobs must not suffer from it.
         if not isinstance(error, RunnerError) and refusal(error) is None:
             log.exception("%s failed", job.id)
         reason = in_words(error)
@@ -80,7 +80,7 @@ def _run(job: Job, place: Place, about: Mapping[str, Any], stop_requested: Calla
 
 
 def _complete(job: Job, found: Mapping[str, Any], spent_s: float) -> None:
-    """Record what the work has found, and that it is done."""
+    """Record the results of the work, and that it is done."""
     if figures := found.get("figures"):
         record = MetricsFile(job.paths.metrics)
         record.truncate_after(-1)

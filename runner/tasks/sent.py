@@ -1,4 +1,4 @@
-"""The files that the settings of a task name, for where they are not: what is sent, and how settings name it there."""
+"""Local files that a task's settings name, for jobs run elsewhere: which are sent, and how settings name them there."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from runner.tasks.adapters import find_adapters
 
 
 def sent_files(job: Job) -> Iterator[tuple[str, str, Mapping[str, Path]]]:
-    """(dotted key of a setting, its value there, name there -> file here) of all that a job needs besides its model.
+    """(dotted key of a setting, its value there, name there -> file here) for all that a job needs besides its model.
 
-    Values are names below a folder in which the files will lie. A list's item has its index as the last part of the
-    key.
+    Values are names below the folder that will hold the files. The key of a list item ends in its index.
     """
     settings = job.settings
     if isinstance(settings, WithAdapters):
@@ -31,11 +30,11 @@ def sent_files(job: Job) -> Iterator[tuple[str, str, Mapping[str, Path]]]:
         path = path_of(value) if isinstance(value, str) else None
         if path is None or not path.exists():
             continue
-        name = f"{key}/{os.path.basename(os.path.abspath(path))}"  # of `.` and `..`, too
+        name = f"{key}/{os.path.basename(os.path.abspath(path))}"  # also for `.` and `..`
         if path.is_file():
             yield key, name, {name: path}
         else:
-            # Hidden files are no images and no weights: somebody's .env and .git do not travel.
+            # Hidden files are neither images nor weights: somebody's .env and .git are not sent.
             below = files_below(path, hidden=False)
             yield key, name, {f"{name}/{file.relative_to(path).as_posix()}": file for file in below}
 
@@ -43,13 +42,13 @@ def sent_files(job: Job) -> Iterator[tuple[str, str, Mapping[str, Path]]]:
 def _adapter(name: str, adapter: AdapterFile) -> tuple[str, Mapping[str, Path]]:
     if adapter.job is None:
         return f"{name}/{adapter.file.name}", {f"{name}/{file.name}": file for file in adapter.files}
-    # The folder of its job, as far as it is looked at: what it was trained for, and which words it was taught.
+    # The part of its job's folder that is read: what it was trained for, and which words it was taught.
     paths, folder = adapter.job.paths, f"{name}/{adapter.job.id}"
     names = {
         file: f"{folder}/{file.relative_to(paths.folder).as_posix()}"
         for file in (paths.config, paths.manifest, adapter.file, *adapter.words)
     }
-    # Without the words a file of its layers was named, and not the folder, in which they would be looked for.
+    # Without words, the settings named a file with its layers; given the folder, the task would look for words in it.
     return folder if adapter.words else names[adapter.file], {name: file for file, name in names.items()}
 
 

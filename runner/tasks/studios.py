@@ -1,4 +1,4 @@
-"""The base model that tasks draw with, kept loaded from one job of a worker to the next."""
+"""Keeps the base model that tasks draw with loaded from one job of a worker to the next."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _LAST: dict[tuple[ModelSettings, Precision], Studio] = {}
 
 
 def studio_of(model: ModelSettings, precision: Precision, place: Place) -> Studio:
-    """A studio over a base model; the one that was asked for last is still there."""
+    """A studio for a base model; the most recent one stays loaded."""
     key = model, precision
     if key not in _LAST:
         _LAST.clear()  # before another is loaded: two might not fit
-        gc.collect()  # layers and the adapters in their places refer to each other
+        gc.collect()  # layers and the adapters that replace them refer to each other
         _LAST[key] = Studio(model, precision, place)
     return _LAST[key]

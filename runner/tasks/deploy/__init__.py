@@ -1,1 +1,1 @@
-"""`task=deploy`: an endpoint of SageMaker that draws with a base model and many adapters."""
+"""`task=deploy`: a SageMaker endpoint that draws with a base model and many adapters."""

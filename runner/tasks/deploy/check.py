@@ -1,4 +1,4 @@
-"""What would keep the endpoint from coming up, found before anything is uploaded or costs money."""
+"""Finds what would keep the endpoint from coming up, before anything is uploaded or costs money."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CALLER: Actions = {
     "key": ("kms:Decrypt", "kms:GenerateDataKey"),
     "volume-key": ("kms:CreateGrant",),
 }  # fmt: skip
-"""What whoever deploys must be allowed; to end what costs money, too."""
+"""What the caller must be allowed to do, including to end what costs money."""
 EXECUTION: Actions = {
     "objects": ("s3:GetObject",),
     "bucket": ("s3:ListBucket",),
@@ -57,11 +57,11 @@ EXECUTION: Actions = {
     "secrets": ("secretsmanager:GetSecretValue",),
     "key": ("kms:Decrypt",),
 }
-"""What the execution role must be allowed."""
+"""What the execution role must be allowed to do."""
 
 
 def check(settings: Deploy) -> dict[str, Any]:
-    """As `runner.tasks` says."""
+    """See `runner.tasks`."""
     adapters: list[AdapterFile] = []
     faults = here_faults(settings.launcher.name, settings.task.name)
     try:
@@ -74,7 +74,7 @@ def check(settings: Deploy) -> dict[str, Any]:
             f"adapter: {', '.join(repeated)} would be the name of several in the endpoint; rename their files"
         )
     faults += _model_faults(settings.model) + sampler_faults(settings.model, settings.scheduler.name)
-    if faults:  # before anybody is asked over the network
+    if faults:  # before any request over the network
         raise SettingsError("\n".join(faults))
     wanted = settings.endpoint
     account, image = Account(wanted, section=SECTION), image_of(wanted)
@@ -102,7 +102,7 @@ def check(settings: Deploy) -> dict[str, Any]:
 
 
 def _model_faults(model: ModelSettings) -> list[str]:
-    """Why containers could not load the base model, though this machine can: they are sent one folder, and no other."""
+    """Why containers could not load the base model although this machine can: they are sent only one folder."""
     faults = single_file_faults(model, used_here=False) if is_single_file(model.path) else []
     if model.vae is not None and not is_s3(model.vae) and local_folder(model.vae) is not None:
         faults.append(
@@ -113,7 +113,7 @@ def _model_faults(model: ModelSettings) -> list[str]:
 
 
 def here_faults(launcher: str, task: str) -> list[str]:
-    """Why AWS cannot be asked from here, a line each."""
+    """Why AWS cannot be used from here, one reason per line."""
     if launcher != "local":
         said = f"has no effect with task={task}, which asks SageMaker from this machine; remove it"
         return [f"launcher = {launcher!r}: {said}, and say region, role and image in `{SECTION}`"]

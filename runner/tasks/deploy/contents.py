@@ -1,4 +1,4 @@
-"""What an endpoint serves: the adapters by name, and what its containers are told of the base model."""
+"""What an endpoint serves: the adapters by name, and the base model as described to its containers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runner.schema.tasks.deploy import Deploy
 
 
 def served_names(settings: Deploy, adapters: list[AdapterFile]) -> list[str]:
-    """What requests call the adapters: the experiment that trained each, with the job's id where there are several."""
+    """The adapters' names in requests: that of the training experiment, with the job's id where several share it."""
     plain = [_name(given, adapter) for given, adapter in zip(settings.adapter, adapters, strict=True)]
     return [
         f"{name}-{adapter.job.id}" if plain.count(name) > 1 and adapter.job is not None else name
@@ -34,15 +34,15 @@ def _name(given: str, adapter: AdapterFile) -> str:
 
 
 def base_folder(settings: Deploy) -> Path | None:
-    """The folder of this machine with the base model, where the container cannot fetch it by itself."""
+    """The folder on this machine with the base model, if the container cannot fetch it by itself."""
     path = settings.model.path
     return None if path == "embedded" or is_s3(path) else local_folder(path)
 
 
 def serving_of(settings: Deploy, names: list[str]) -> Serving:
-    """What the containers are told.
+    """The settings sent to the containers.
 
-    An endpoint of one adapter uses it unless a request says otherwise; of several, requests choose.
+    An endpoint with one adapter uses it unless a request says otherwise; with several, each request chooses.
     """
     usual = dict(zip(names, (weight for _, weight in settings.weighted), strict=True)) if len(names) == 1 else {}
     model = settings.model
@@ -63,7 +63,7 @@ def serving_of(settings: Deploy, names: list[str]) -> Serving:
 
 
 def served_files(names: list[str], adapters: list[AdapterFile]) -> dict[str, Path]:
-    """Name in the container's folder -> file of this machine, for the adapters and the words they were taught."""
+    """Name in the container's folder -> file on this machine, for the adapters and the words they were taught."""
     files = {}
     for name, adapter in zip(names, adapters, strict=True):
         for file in adapter.files:
@@ -72,7 +72,7 @@ def served_files(names: list[str], adapters: list[AdapterFile]) -> dict[str, Pat
 
 
 def key_of(settings: Deploy, image: str, serving: Serving, digests: list[str]) -> str:
-    """A hash of all that makes an endpoint another one."""
+    """A hash of everything that distinguishes one version of an endpoint from another."""
     fields = {"endpoint": settings.endpoint.model_dump(mode="json", exclude={"name", "poll_s", "wait", "tags"})}
     parts: dict[str, Any] = fields | {"image": image, "serving": serving.model_dump(mode="json"), "adapters": digests}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Uploads what is served, has the endpoint made, and waits until it answers."""
+"""Uploads what is served, creates the endpoint, and waits until it answers."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ PASSED_VARIABLES = ("HF_ENDPOINT",)
 
 
 def work(settings: Deploy, paths: JobPaths, _place: object, *, stop: Callable[[], bool]) -> dict[str, Any]:
-    """As `runner.tasks` says.
+    """See `runner.tasks`.
 
     Raises:
         AwsError: AWS refuses something, or the endpoint does not come up.
-        Interrupted: a signal asked to stop; the endpoint goes on starting.
+        Interrupted: a signal asked to stop; the endpoint continues to start.
     """
     with refusals_said():
         return _deploy(settings, paths, stop)
@@ -67,7 +67,7 @@ def _deploy(settings: Deploy, paths: JobPaths, stop: Callable[[], bool]) -> dict
         "files": wanted.adapters.uri,
         "made": now(),
     }
-    # Said before it is there: whatever happens from here on, somebody must find what costs money.
+    # Recorded before the endpoint exists: whatever happens next, somebody must be able to find what costs money.
     update_manifest(paths.folder, endpoint=about)
     outputs, why = paths.folder.parent.parent, f"its endpoint was given to {paths.folder.name} at {now()}"
     take_back(outputs, name, account.region, why=why, but=paths.folder)
@@ -83,7 +83,7 @@ def _deploy(settings: Deploy, paths: JobPaths, stop: Callable[[], bool]) -> dict
 
 
 def _upload(settings: Deploy, account: Account, name: str, names: list[str], adapters: list[AdapterFile]) -> Wanted:
-    """Send what the containers read; what is there already is not sent again."""
+    """Upload what the containers read; files that are already there are not sent again."""
     chosen = settings.endpoint
     storage, places = Storage(account.s3, chosen.kms_key), Places(account.bucket, chosen.prefix)
     image, serving = image_of(chosen), serving_of(settings, names)
@@ -105,7 +105,7 @@ def _environment(hub_secret: str | None, region: str) -> dict[str, str]:
 
 
 def request_example(about: Mapping[str, Any]) -> str:
-    """A request to the endpoint that can be copied, and what removes it."""
+    """A request to the endpoint that can be copied, and the command that removes the endpoint."""
     body = {"prompt": "a photo of a dog", "seed": 0, "adapters": dict.fromkeys(about["adapters"][:2], 1.0)}
     return (
         "A request:\n"

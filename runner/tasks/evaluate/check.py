@@ -1,4 +1,4 @@
-"""What is wrong with the settings, and what counts of the content of adapters, networks and real images."""
+"""Checks the settings, and finds the content of adapters, networks and real images that counts for the identity."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ VOCABULARIES = (
     "tokenizer.model",
     "sentencepiece.bpe.model",
 )
-"""Files that tokenizers read their words from; a network that knows texts has one of them."""
+"""Files that tokenizers read their vocabulary from; a network for texts has one of them."""
 DISTANCES = ("fid", "kid")
 OF_DATA_SETS = {"dataset.path": "real", ", or set dataset.skip_unreadable=true": "", "dataset.min_side_px=": ""}
-"""What faults of a data set name and real images have not, or call otherwise -> what is said instead."""
+"""Wording in data set faults that does not fit real images -> its replacement."""
 
 
 def check(settings: Evaluate) -> dict[str, Any]:
-    """As `runner.tasks` says."""
+    """See `runner.tasks`."""
     faults = resolution_faults(settings.model, settings.resolution)
     faults += sampler_faults(settings.model, settings.scheduler.name)
     contents: dict[str, Any] = {}
@@ -54,14 +54,14 @@ def check(settings: Evaluate) -> dict[str, Any]:
 
 
 def measured_with(settings: Evaluate) -> dict[str, Any]:
-    """What stands for real images and networks, which are there and can be read, in a job's identity."""
+    """What represents real images and networks in a job's identity; they must exist and be readable."""
     real = real_images(settings)
     contents: dict[str, Any] = {} if real is None else {"real": real.fingerprint}
     return contents | {"networks": {key: network_digest(named) for key, named in settings.networks.items()}}
 
 
 def settings_faults(settings: Evaluate) -> list[str]:
-    """What is wrong with networks and real images, a line each."""
+    """What is wrong with networks and real images, one fault per line."""
     faults = []
     for key, named in settings.networks.items():
         faults += _network_faults(f"features.{key}", named, scripted=key == "inception", texts=key == "clip")
@@ -80,20 +80,20 @@ def settings_faults(settings: Evaluate) -> list[str]:
 
 
 def real_images(settings: Evaluate) -> Dataset | None:
-    """The images to compare with; None where no metric looks at them.
+    """The images to compare with; None if no metric uses them.
 
     Raises:
         DatasetError: they cannot be read.
     """
     if settings.real is None or not settings.needs_real:
         return None
-    # Nobody looks at captions here, and a folder of photographs has none.
+    # Captions are not used here, and a folder of photographs has none.
     data = DatasetSettings(path=settings.real, instance_prompt="a photo")
     return read_dataset(data, resolution=settings.resolution).without_masks()
 
 
 def network_digest(named: str) -> str:
-    """What stands for a network in a job's identity: its content, or its id on the Hub."""
+    """What represents a network in a job's identity: its content, or its id on the Hub."""
     path = path_of(named)
     if path.is_file():
         return file_hash(path)
@@ -117,7 +117,7 @@ def _network_faults(key: str, named: str, *, scripted: bool, texts: bool) -> lis
 
 
 def _text_faults(said: str, folder: Path) -> list[str]:
-    """Why the network of a folder cannot compare pictures with texts."""
+    """Why the network in a folder cannot compare pictures with texts."""
     if "text_config" not in config_of(folder):
         return [f"{said}: is a network that knows no texts; give a CLIP"]
     if not any((folder / name).is_file() for name in VOCABULARIES):

@@ -1,4 +1,4 @@
-"""The images that are measured: which there are, and drawing those that are not there yet."""
+"""The images that are measured: lists them, and draws the missing ones."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from runner.train.drawing import Picture, Wish, wishes_of, write_pictures, write
 log = logging.getLogger(__name__)
 
 IMAGES_AT_ONCE = 8
-"""Drawn before anybody asks whether to stop, and written before the next ones are drawn."""
+"""Drawn between two checks whether to stop, and written before the next ones are drawn."""
 
 Draw = Callable[[Sequence[Wish], bool], list[Picture]]
 """Draws with the adapters, or (False) with the base alone."""
 
 
 class Opened(Sequence[Image.Image]):
-    """Pictures that are opened whenever they are asked for and not kept: all together may not fit into the memory."""
+    """Pictures that are opened on each access and not kept: all of them together may not fit into memory."""
 
     def __init__(self, opens: Sequence[Callable[[], Image.Image]]) -> None:
         self._opens = opens
@@ -67,7 +67,7 @@ class Series:
 
 
 def subject_series(settings: Evaluate, paths: JobPaths) -> Series:
-    """The prompts of a subject, or those that were given."""
+    """The default prompts for a subject, or those that were given."""
     templates = prompts_of(settings)
     subject = settings.subject or ""
     drawn = [template.replace("{}", subject) for template in templates]
@@ -82,10 +82,10 @@ def neutral_series(settings: Evaluate, paths: JobPaths, *, adapted: bool) -> Ser
 
 
 def draw_missing(series: Iterable[Series], draw: Draw, *, stop: Callable[[], bool]) -> int:
-    """Draw what is not there yet; how many that were.
+    """Draw the missing images; returns how many they were.
 
     Raises:
-        Interrupted: `stop` said so; what was drawn stays.
+        Interrupted: `stop` asked for it; what was drawn stays.
     """
     left = [(each, wish) for each in series for wish in each.wishes if not (each.folder / wish.name).is_file()]
     for each, wishes in _parts(left):
@@ -97,7 +97,7 @@ def draw_missing(series: Iterable[Series], draw: Draw, *, stop: Callable[[], boo
 
 
 def write_about(settings: Evaluate, subject: Series | None, paths: JobPaths) -> None:
-    """Say beside the images what they were drawn from, as beside the samples of a training."""
+    """Record next to the images what they were drawn from, as for the samples of a training."""
     prompts = [wish.prompt for wish in subject.wishes[:: len(settings.seeds)]] if subject else []
     write_prompts(paths, prompts, settings, settings, neutral=NEUTRAL)
 

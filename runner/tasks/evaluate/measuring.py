@@ -1,4 +1,4 @@
-"""From pictures to figures: each network looks at each picture once."""
+"""Computes figures from pictures; each network sees each picture only once."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Pictures:
     """The images of one evaluation, and what the networks see in them.
 
     Args:
-        drawn: with the adapters.
+        drawn: images drawn with the adapters.
         texts: what each of them should show.
-        neutral: pairs of images of the base alone and with the adapters.
+        neutral: pairs of images, by the base alone and with the adapters.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Pictures:
 
     @cached_property
     def clip(self) -> Clip:
-        """The network that knows texts."""
+        """The network for texts."""
         return Clip("features.clip", str(self.settings.features.clip), self.device)
 
     @cached_property
     def dino(self) -> PictureNetwork:
-        """The network that knows subjects."""
+        """The network for subjects."""
         return Vision("features.dino", str(self.settings.features.dino), self.device)
 
     @cached_property
@@ -75,7 +75,7 @@ class Pictures:
         return picture_network("features.inception", str(self.settings.features.inception), self.device)
 
     def _of(self, network: Network, pictures: Literal["drawn", "real"]) -> Tensor:
-        """What a network sees in some of the pictures, at which it looks once."""
+        """The features that a network sees in the drawn or real pictures, computed once."""
         if (network, pictures) not in self._seen:
             seer: PictureNetwork = getattr(self, network)
             self._seen[network, pictures] = seer.pictures(getattr(self, pictures))
@@ -90,8 +90,8 @@ class Pictures:
 
 
 def as_drawn(image: Image.Image, side_px: int) -> Image.Image:
-    """A real image in the shape of the drawn ones, cut in the middle as in training: otherwise the figures would also
-    measure how each network makes large images small.
+    """A real image in the shape of the drawn ones, center-cropped as in training: otherwise the figures would also
+    measure how each network downscales large images.
     """
     return ImageOps.fit(image, (side_px, side_px), Image.Resampling.LANCZOS)
 

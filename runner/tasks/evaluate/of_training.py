@@ -1,4 +1,4 @@
-"""What a training's own `evaluation` asks for, as the settings of the task that measures."""
+"""Turns a training's own `evaluation` section into the settings of the evaluate task."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from runner.schema.tasks.evaluate import Evaluate
 from runner.tasks.evaluate.check import measured_with, settings_faults
 
 FOLDER = "evaluation"
-"""Of the images that are drawn for it, in the job's folder."""
+"""The folder, in the job's, of the images drawn for the evaluation."""
 
 
 def evaluation_of(experiment: Experiment, adapter: Path) -> Evaluate | None:
-    """The evaluation of a training's result, drawn as its samples are; None where none is asked for.
+    """The evaluation of a training's result, drawn like its samples; None if none is asked for.
 
     Args:
         adapter: the file that was trained, or will be.
 
     Raises:
-        SettingsError: it cannot be made so; a line for each fault, with the full key.
+        SettingsError: such an evaluation is not possible; one line per fault, with the full key.
     """
     if experiment.evaluation.metrics is None:
         return None
@@ -39,15 +39,15 @@ def evaluation_of(experiment: Experiment, adapter: Path) -> Evaluate | None:
 
 
 def evaluation_contents(experiment: Experiment) -> dict[str, Any]:
-    """What stands in a training's identity for the files that it is measured with; nothing where there are none.
+    """What represents the files used to measure a training in its identity; empty if there are none.
 
     Raises:
-        SettingsError: the evaluation cannot be made so; a line for each fault, with the full key.
+        SettingsError: such an evaluation is not possible; one line per fault, with the full key.
     """
     settings = evaluation_of(experiment, Path("to-be-trained.safetensors"))
     if settings is None:
         return {}
     if faults := settings_faults(settings):
-        # What is indented goes on about the line before it.
+        # An indented line continues the one before it.
         raise SettingsError("\n".join(line if line.startswith(" ") else f"{FOLDER}.{line}" for line in faults))
     return {key: content for key, content in measured_with(settings).items() if content}

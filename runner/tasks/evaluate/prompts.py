@@ -1,7 +1,8 @@
-"""The prompts that are drawn where nobody names others.
+"""The default prompts.
 
-Those of a subject are the lists of DreamBooth (Ruiz et al. 2023, arXiv 2208.12242, published with its data set): 25 for
-things and 25 for people and animals, `{}` for the subject. The neutral ones are about nothing that anybody would teach.
+Those for a subject are the lists of DreamBooth (Ruiz et al. 2023, arXiv 2208.12242, published with its data set): 25
+for things and 25 for people and animals, with `{}` for the subject. The neutral ones show nothing that anybody would
+teach.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ NEUTRAL = (
     "a group of people in a park",
     "the skyline of a city at night",
 )
-"""For the drift from the base: nothing of these should change."""
+"""For the drift from the base: an adapter should change none of these."""
 
 
 def prompts_of(settings: Evaluate) -> tuple[str, ...]:
-    """The prompts of a subject, `{}` where it stands: those that were given, or DreamBooth's."""
+    """The prompts for a subject, with `{}` in its place: those that were given, or DreamBooth's."""
     return settings.prompts or SUBJECT[settings.subject_kind]

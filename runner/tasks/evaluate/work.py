@@ -1,4 +1,4 @@
-"""Draws what is not there yet, measures all of it, and says the figures for a tuner's regular expression to find."""
+"""Draws the missing images, measures all of them, and prints figures that a tuner's regular expression can find."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from runner.train.place import Place
 log = logging.getLogger(__name__)
 
 KEPT_BYTES = 2**30
-"""Of pictures of the base alone, some 700 at 1024 px: a sweep over how it draws has others for every job."""
+"""Limit for kept pictures of the base alone, about 700 at 1024 px: a sweep over sampling needs others for each job."""
 
 
 def work(settings: Evaluate, paths: JobPaths, place: Place, *, stop: Callable[[], bool]) -> dict[str, Any]:
-    """As `runner.tasks` says; images that are there are not drawn again.
+    """See `runner.tasks`; existing images are not drawn again.
 
     Returns:
-        `figures`: each with value, low, high, n; and `of`: the id of the training whose result was measured, where it
-        is one adapter of a job.
+        `figures`: each with value, low, high, n; `of`: the id of the training whose result was measured, if the only
+        adapter comes from a job; and `images` and `drawn`: how many there are, and how many were drawn now.
 
     Raises:
         Interrupted: a signal asked to stop; what was drawn stays.
@@ -71,9 +71,9 @@ def evaluate(
     """(figures, how many images there are, how many of them were drawn now).
 
     Args:
-        adapters: what to load each by, and its weight.
-        studio: called only if something is to be drawn.
-        of_base: where the images of the base alone are kept for other jobs; with the studio, if nowhere else.
+        adapters: where to load each from, and its weight.
+        studio: called only if something has to be drawn.
+        of_base: where images of the base alone are kept for other jobs; by default, with the studio.
     """
     sampling = Sampling.of(settings, settings)
 
@@ -96,11 +96,11 @@ def evaluate(
 def drawn_by_base(
     studio: Callable[[], Studio], wishes: Sequence[Wish], sampling: Sampling, kept: dict[Any, Any] | None
 ) -> list[Picture]:
-    """What the base alone draws: once for all jobs of a worker that ask for it soon after each other."""
+    """What the base alone draws, cached for the jobs of a worker that ask for the same images soon after each other."""
     kept = studio().base.drawn if kept is None else kept
     missing = [wish for wish in wishes if (sampling, wish) not in kept]
     drawn = dict(zip(missing, studio().draw(missing, sampling), strict=True)) if missing else {}
-    # Those that were known become the last ones.
+    # Cached pictures move to the end: the oldest are dropped first.
     pictures = [kept.pop((sampling, wish)) if wish not in drawn else drawn[wish] for wish in wishes]
     kept.update(((sampling, wish), each) for wish, each in zip(wishes, pictures, strict=True))
     spent = sum(len(each.png) for each in kept.values())
@@ -110,10 +110,10 @@ def drawn_by_base(
 
 
 def evaluate_training(run: JobRun, *, stop: Callable[[], bool]) -> None:
-    """Measure what a training gives, from its own file, before it is completed; its record has the figures then.
+    """Measure a training's result, from its own file, before it is completed, so that its record has the figures.
 
-    The base is loaded once more for it, without what other jobs of the pack train at this moment. Of several processes
-    only the main one measures, and the others wait.
+    The base is loaded once more for this, without the adapters that other jobs of the pack are training. Of several
+    processes only the main one measures, and the others wait.
 
     Raises:
         Interrupted: a signal asked to stop; what was drawn stays.
@@ -141,7 +141,7 @@ def evaluate_training(run: JobRun, *, stop: Callable[[], bool]) -> None:
 
 
 def measured(settings: Evaluate, place: Place, subject: Series | None, neutral: Sequence[Series]) -> dict[str, Figure]:
-    """The figures of images that are drawn."""
+    """The figures of images that have been drawn."""
     data = real_images(settings)
     return Pictures(
         settings,
@@ -158,7 +158,7 @@ def _real(item: Item, side_px: int) -> Image.Image:
 
 
 def say(figures: Mapping[str, Figure]) -> None:
-    """One line for each on this process's output: `fid_score=12.34`."""
+    """Print one line per figure to stdout: `fid_score=12.34`."""
     for name, figure in figures.items():
         if figure.low is not None and figure.high is not None:
             images = count(figure.n, "image")

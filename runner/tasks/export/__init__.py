@@ -1,1 +1,1 @@
-"""`task=export`: an adapter in the layouts of other programs, with a card, and on the Hub."""
+"""`task=export`: writes an adapter in the layouts of other programs, with a card, and pushes it to the Hub."""

@@ -1,4 +1,4 @@
-"""What is wrong with the settings, with the adapter, and with what may be done on the Hub."""
+"""Checks the settings, the adapter, and the permissions on the Hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runner.tasks.export.hub import hub_faults
 
 
 def check(settings: Export) -> dict[str, Any]:
-    """As `runner.tasks` says."""
+    """See `runner.tasks`."""
     faults = _of_the_family(settings)
     try:
         (found,) = find_adapters(settings)
@@ -34,7 +34,7 @@ def check(settings: Export) -> dict[str, Any]:
 
 
 def base_model(settings: Export) -> str | None:
-    """Where the base is on the Hub, as far as anybody has said."""
+    """The base's id on the Hub, if the settings give it."""
     if settings.hub.base_model is not None:
         return settings.hub.base_model
     path = settings.model.path
@@ -42,7 +42,7 @@ def base_model(settings: Export) -> str | None:
 
 
 def _of_the_family(settings: Export) -> list[str]:
-    """What of the chosen formats no adapter for such a model can have."""
+    """Chosen formats that no adapter for such a model can have."""
     if FAMILIES[settings.model.family].original_layout or "kohya_alpha" not in settings.formats:
         return []
     said = f"formats = {list(settings.formats)}: no program reads alpha tensors of a {settings.model.family} adapter; "
@@ -50,7 +50,7 @@ def _of_the_family(settings: Export) -> list[str]:
 
 
 def _format_faults(settings: Export, found: AdapterFile) -> list[str]:
-    """What of the chosen formats this adapter cannot have."""
+    """Chosen formats, and changes, that are not possible for this adapter."""
     given, faults = settings.adapter[0], list[str]()
     (_, weight) = settings.weighted[0]
     if found.file in found.words:

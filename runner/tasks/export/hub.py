@@ -1,4 +1,4 @@
-"""The Hub: whether this account may write there, before anything is made; and the push. `HF_ENDPOINT` says where it is.
+"""The Hub: checks, before any work, whether this account may write there; and the push. `HF_ENDPOINT` sets its address.
 
 The token is read from the environment, or from where `hf auth login` has put it; it is never written.
 """
@@ -31,7 +31,7 @@ class Pushed:
 
 
 def hub_faults(settings: HubSettings) -> list[str]:
-    """Why a push would fail, as far as it can be known before; asks the Hub who the token is of."""
+    """Why a push would fail, as far as this can be known in advance; asks the Hub whose token it is."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
@@ -60,7 +60,7 @@ def hub_faults(settings: HubSettings) -> list[str]:
 
 
 def _seen_otherwise(settings: HubSettings) -> list[str]:
-    """A repository that is there already is seen by whom it is seen by: a push changes nothing about that."""
+    """A fault if an existing repository's visibility is not the one asked for: a push does not change it."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
@@ -77,18 +77,18 @@ def _seen_otherwise(settings: HubSettings) -> list[str]:
 
 
 def _no_write(account: dict[str, Any]) -> str | None:
-    """Why a token is one that may not write anything; None where it may, or its rights are too fine to say."""
+    """Why a token may not write anything; None if it may, or if its rights are too fine-grained to tell."""
     role = (account.get("auth") or {}).get("accessToken", {}).get("role")
     return "the token may only read; make one that may write" if role == "read" else None
 
 
 def push(folder: Path, settings: HubSettings, *, message: str) -> Pushed:
-    """Put a folder into the repository, which is made if need be, and look whether all of it is there.
+    """Push a folder to the repository, which is created if needed, and check that every file arrived.
 
-    Hidden files stay here: those that a killed process has left half written are among them.
+    Hidden files are not sent: they include those that a killed process left half written.
 
     Raises:
-        RunnerError: the Hub refuses it, cannot be reached, or has other files than were sent.
+        RunnerError: the Hub refuses the push, cannot be reached, or has other files than were sent.
     """
     api, repo_id = _api(), str(settings.repo_id)
     try:
@@ -98,7 +98,7 @@ def push(folder: Path, settings: HubSettings, *, message: str) -> Pushed:
         )
         stored = {each.rfilename: each.size for each in api.model_info(repo_id, files_metadata=True).siblings or ()}
     except Exception as error:
-        # Whichever library and layer it comes from; the reason is for people.
+        # It may come from any library and layer; users only need the reason.
         raise RunnerError(f"hub.repo_id = {repo_id!r}: {_reason(error)}") from error
     for file in files_below(folder, hidden=False):
         name = file.relative_to(folder).as_posix()
@@ -114,7 +114,7 @@ def _api() -> HfApi:
 
 
 def _reason(error: Exception) -> str:
-    """What happened, in words; the Hub's own where it has some."""
+    """What happened, in words; in the Hub's own where it gives any."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     own = getattr(error, "server_message", None) or str(error).strip()
     said = (own.splitlines() or [type(error).__name__])[-1][:200]
@@ -125,7 +125,7 @@ def _reason(error: Exception) -> str:
     if status is not None:
         return f"the Hub answers with {status}: {said}"
     if (cause := error.__cause__) is not None:
-        # Of a file that was not sent; not in its own words, which hold the signed address that it was sent to.
+        # A file was not sent. Its error's own message is left out: it holds the signed address that it was sent to.
         refused = getattr(getattr(cause, "response", None), "status_code", None)
         said += f" {type(cause).__name__}" + (f" {refused}" if refused is not None else "")
     return f"the Hub cannot be reached or used ({type(error).__name__}: {said})"

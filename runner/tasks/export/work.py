@@ -1,4 +1,4 @@
-"""Writes the files, reads each back, describes them in a card, and pushes the folder if that is wished."""
+"""Writes the files, reads each back, describes them in a card, and pushes the folder if asked to."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ PUSHED = "pushed.json"
 
 
 def work(settings: Export, paths: JobPaths, place: Place, *, stop: Callable[[], bool]) -> dict[str, Any]:
-    """As `runner.tasks` says; what is on the Hub already is not pushed again.
+    """See `runner.tasks`; what has been pushed to the Hub is not pushed again.
 
     Raises:
-        ArtifactError: a file, read back, is not the adapter.
+        ArtifactError: a file, read back, does not hold the adapter.
         Interrupted: a signal asked to stop.
     """
     (found,) = find_adapters(settings)
@@ -64,7 +64,7 @@ def work(settings: Export, paths: JobPaths, place: Place, *, stop: Callable[[], 
 
 
 def _title(settings: Export, found: AdapterFile) -> str:
-    """As the files of its training are called, or by its own name."""
+    """Named like the files of its training, or after its own file."""
     if found.job is not None:
         return f"{found.job.settings.name}-{found.job.id}"
     own = found.file.stem
@@ -72,7 +72,7 @@ def _title(settings: Export, found: AdapterFile) -> str:
 
 
 def _write(settings: Export, found: AdapterFile, folder: Path, title: str) -> tuple[dict[str, Path], dict[str, Any]]:
-    """The files by format, and what was made of the adapter."""
+    """The files by format, and facts about the adapter as written."""
     family = find_family(settings.model.family)
     parts = skeleton(_configurations(settings.model), family.adapter_components)
     ((_, weight),) = settings.weighted
@@ -98,10 +98,10 @@ def _write(settings: Export, found: AdapterFile, folder: Path, title: str) -> tu
 
 
 def _configurations(model: ModelSettings) -> Path:
-    """A folder with what the base's parts are, and perhaps no weights.
+    """A folder with the configurations of the base's parts, perhaps without weights.
 
     Raises:
-        ModelError: it is neither on this machine nor reachable.
+        ModelError: the base is neither on this machine nor reachable.
     """
     folder = planning_folder(model)
     if folder is not None and (folder / INDEX).is_file() and parts_of(folder):
@@ -112,7 +112,7 @@ def _configurations(model: ModelSettings) -> Path:
 
     try:
         return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=["*.json"]))
-    except Exception as error:  # whichever library and layer it comes from
+    except Exception as error:  # from any library and layer
         raise ModelError(
             f"model.path = {model.path!r}: neither a folder on this machine nor reachable on the Hub "
             f"({type(error).__name__}); give a folder in diffusers layout"
@@ -130,7 +130,7 @@ def _push(settings: Export, paths: JobPaths, title: str) -> dict[str, Any]:
 
 
 def _shown(facts: dict[str, Any]) -> dict[str, Any]:
-    """For people."""
+    """The facts as they are shown on the card."""
     shown = {"Layers": facts.get("layers"), "Largest rank": facts.get("rank")}
     if "weight" in facts:
         shown["Strength"] = f"{facts['weight']:g} of what was trained"

@@ -1,1 +1,1 @@
-"""`task=generate`: images of given prompts, and a sheet of all of them."""
+"""`task=generate`: draws images for given prompts, and a sheet of all of them."""

@@ -1,4 +1,4 @@
-"""What is wrong with the settings, and what counts of the content of adapters, ControlNet and its image."""
+"""Checks the settings, and finds the content of adapters, ControlNet and its image that counts for the identity."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runner.tasks.adapters import contents_of, mix_faults
 
 
 def check(settings: Generate) -> dict[str, Any]:
-    """As `runner.tasks` says."""
+    """See `runner.tasks`."""
     faults = resolution_faults(settings.model, settings.resolution)
     faults += sampler_faults(settings.model, settings.scheduler.name)
     contents: dict[str, Any] = {}

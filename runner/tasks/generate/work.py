@@ -1,4 +1,4 @@
-"""Draws what is asked for and not there yet, a few images at a time, and puts all of them on one sheet."""
+"""Draws the missing images, a few at a time, and puts all of them on one sheet."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from runner.train.place import Place
 log = logging.getLogger(__name__)
 
 IMAGES_PER_LOOK = 8
-"""Written at once, so that little is lost when the process is killed."""
+"""Drawn and then written together; few, so that little is lost when the process is killed."""
 
 
 def work(settings: Generate, paths: JobPaths, place: Place, *, stop: Callable[[], bool]) -> dict[str, Any]:
-    """As `runner.tasks` says; images that are there are not drawn again.
+    """See `runner.tasks`; existing images are not drawn again.
 
     Raises:
         Interrupted: a signal asked to stop; what was drawn stays.

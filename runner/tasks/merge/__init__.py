@@ -1,1 +1,1 @@
-"""`task=merge`: adapters put into the weights of their base, or put together into one."""
+"""`task=merge`: merges adapters into the weights of their base, or combines them into one adapter."""

@@ -1,4 +1,4 @@
-"""What is wrong with the settings, and what counts of the adapters' content."""
+"""Checks the settings, and finds the content of the adapters that counts for the identity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runner.tasks.adapters import contents_of, find_adapters, weight_faults_of_d
 
 
 def check(settings: Merge) -> dict[str, Any]:
-    """As `runner.tasks` says."""
+    """See `runner.tasks`."""
     faults, adapters = [], list[AdapterFile]()
     if settings.output == "single_file" and not FAMILIES[settings.model.family].original_layout:
         faults.append(
@@ -23,7 +23,7 @@ def check(settings: Merge) -> dict[str, Any]:
         adapters = find_adapters(settings)
     except SettingsError as error:
         faults += str(error).splitlines()
-    for found, (given, weight) in zip(adapters, settings.weighted, strict=False):  # none where one is not there
+    for found, (given, weight) in zip(adapters, settings.weighted, strict=False):  # no adapters if one was not found
         if found.words:
             words = ", ".join(file.stem for file in found.words)
             fix = f"to merge its layers alone, name {found.file}, and keep the words' files beside"

@@ -1,4 +1,4 @@
-"""Merges, compares what came out with what diffusers makes of the parts, and only then gives it its name."""
+"""Merges, compares the result with what diffusers makes of the parts, and only then gives it its final name."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from runner.train.place import Place
 log = logging.getLogger(__name__)
 
 UNFINISHED = ".merging"
-"""Where the merged base is until it has been compared."""
+"""The folder of the merged base until it has been compared."""
 
 
 def work(settings: Merge, paths: JobPaths, place: Place, *, stop: Callable[[], bool]) -> dict[str, Any]:
-    """As `runner.tasks` says; parts that are written are not made again.
+    """See `runner.tasks`; parts that have been written are not made again.
 
     Raises:
-        ArtifactError: what came out is not the base and the adapters.
+        ArtifactError: the result does not match the base with the adapters.
         Interrupted: a signal asked to stop.
     """
     base = snapshot(settings.model)
@@ -70,9 +70,9 @@ def work(settings: Merge, paths: JobPaths, place: Place, *, stop: Callable[[], b
 def _as_diffusers_reads(
     files: Sequence[Path], read: Sequence[AdapterLayers], model: ModelSettings
 ) -> Iterator[list[Path]]:
-    """Files for the comparison: the adapters' own, or copies of those that diffusers would not read as they are meant.
+    """Files for the comparison: the adapters' own, or copies where diffusers would misread the originals.
 
-    Of files without its metadata, diffusers (0.42.1) takes one alpha for all layers.
+    For files without its metadata, diffusers (0.42.1) assumes one alpha for all layers.
     """
     family = find_family(model.family)
     with tempfile.TemporaryDirectory(prefix="adapters-") as temporary:
@@ -123,10 +123,10 @@ def _merge(
 
 
 def _single_file(settings: Merge, paths: JobPaths, folder: Path) -> None:
-    """Write it, and compare what a reader makes of it with the folder, bit for bit.
+    """Write the single file, read it back, and compare it with the folder bit for bit.
 
     Raises:
-        ArtifactError: a tensor is another one.
+        ArtifactError: a tensor differs.
     """
     with tempfile.TemporaryDirectory(dir=paths.folder, prefix=".reading-") as temporary:
         file = Path(temporary) / paths.model_file.name
@@ -158,14 +158,14 @@ def _archive(paths: JobPaths) -> None:
     log.info("packing %s", paths.model_archive)
     with (
         atomic_file(paths.model_archive) as temporary,
-        # Weights are hardly smaller for any effort.
+        # Weights hardly compress, whatever the level.
         tarfile.open(temporary, "w:gz", compresslevel=1) as archive,
     ):
         archive.add(paths.model, arcname=".", filter=_nobodys)
 
 
 def _nobodys(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Without whose it is here: an archive is given away, and user names are nobody else's business."""
+    """Remove the file's owner: archives are given away, and user names are nobody else's business."""
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = ""
     return entry
@@ -179,7 +179,7 @@ def _put_together(
     adapters: Sequence[tuple[Path, float]],
     layers: AdapterLayers,
 ) -> dict[str, Any]:
-    """The adapters as one."""
+    """Combine the adapters into one."""
     reduced, family = None, find_family(settings.model.family)
     if settings.rank is not None or settings.keep_energy is not None:
         reduced = reduce(layers, rank=settings.rank, energy=settings.keep_energy)

@@ -1,1 +1,1 @@
-"""`task=undeploy`: an endpoint and all that belongs to it are removed; what is gone already is no error."""
+"""`task=undeploy`: removes an endpoint and everything that belongs to it; what is already gone is no error."""

@@ -1,4 +1,4 @@
-"""Whether AWS can be asked at all; that there is no such endpoint is no fault."""
+"""Checks whether AWS can be used at all; a missing endpoint is no fault."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runner.tasks.deploy.check import SECTION, here_faults
 
 
 def check(settings: Undeploy) -> dict[str, Any]:
-    """As `runner.tasks` says."""
+    """See `runner.tasks`."""
     if faults := here_faults(settings.launcher.name, settings.task.name):
         raise SettingsError("\n".join(faults))
     try:

@@ -1,4 +1,4 @@
-"""Removes an endpoint, its configurations, its models and what was uploaded for it, and says so where it was made."""
+"""Removes an endpoint, its configurations, models and uploads, and records this with the jobs that deployed it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def work(settings: Undeploy, paths: JobPaths, _place: object, *, stop: Callable[[], bool]) -> dict[str, Any]:
-    """As `runner.tasks` says; once begun, it is not stopped half-way.
+    """See `runner.tasks`; once begun, it is not stopped half-way.
 
     Raises:
         AwsError: AWS refuses something.
