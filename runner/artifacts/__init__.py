@@ -1,6 +1,4 @@
-"""What a finished job leaves: the adapter as diffusers and as ComfyUI read it, checked, and a card that says
-what it is.
-"""
+"""What a finished job leaves: the adapter as diffusers and ComfyUI read it, checked, and a card that describes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model card beside the weights: base model, settings, data, figures and samples, for people and for the Hub."""
+"""The model card next to the weights: base model, settings, data, figures and samples, for people and for the Hub."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from runner.train.job_run import JobRun
 
 NOT_OF_INTEREST = {"launcher", "logger", "checkpoint"}
-"""Settings that do not say what was trained."""
+"""Settings that say nothing about what was trained."""
 MOST_SAMPLES = 8
 MARKUP = re.compile(r"[\\`*_\[\]<>|&~$]")
-"""What Markdown and HTML do not show as it is, unless a backslash stands before it."""
+"""Characters that Markdown and HTML show literally only after a backslash."""
 
 
 def write_card(run: JobRun, kohya_file: Path | None, losses: Mapping[str, float], checked: Mapping[str, float]) -> None:
-    """Write README.md, the loss curve and a few samples into the folder of the weights."""
+    """Write README.md, the loss curve and a few samples to the folder of the weights."""
     folder, settings = run.paths.lora, run.settings
     samples = _copy_samples(run, folder)
     records = run.metrics.read() if run.metrics is not None else []
@@ -93,7 +93,7 @@ def _what(run: JobRun) -> str:
 
 
 def _loading_code(run: JobRun) -> list[str]:
-    """Python that teaches the pipeline what was trained."""
+    """Python code that loads what was trained into the pipeline."""
     method, lines = run.settings.method, list[str]()
     if run.adapter.sites:
         lines.append(f'pipeline.load_lora_weights("path/to/this/folder", weight_name="{WEIGHTS_NAME}")')
@@ -103,7 +103,7 @@ def _loading_code(run: JobRun) -> list[str]:
 
 
 def words_code(files: Mapping[str, str], family: Family) -> list[str]:
-    """Python that teaches the pipeline words, each from the file of that name."""
+    """Python code that teaches the pipeline words, each from its file."""
     lines = ["from safetensors.torch import load_file"]
     for token, file in files.items():
         lines.append(f'vectors = load_file("path/to/this/folder/{file}")')
@@ -121,7 +121,7 @@ def words_code(files: Mapping[str, str], family: Family) -> list[str]:
 
 
 def _for_others(run: JobRun, kohya_file: Path | None) -> list[str]:
-    """How other programs read it."""
+    """How to use it in other programs."""
     readers, lines = run.base.family.export.readers, []
     if kohya_file is not None:
         lines += [f"{readers}: copy `{kohya_file.name}` into the folder of LoRAs.", ""]
@@ -134,7 +134,7 @@ def _for_others(run: JobRun, kohya_file: Path | None) -> list[str]:
 
 
 def pipeline_code(model: ModelSettings, dtype: torch.dtype) -> list[str]:
-    """Python that loads the base as it was trained on; the type is said because a model's files may have several."""
+    """Python code that loads the base as in training; the dtype is explicit because a model's files may mix several."""
     kind, load, path = "AutoPipelineForText2Image", "from_pretrained", repr(model.path)
     given: dict[str, Any] = {"variant": model.variant, "revision": model.revision}
     if is_single_file(model.path):
@@ -152,7 +152,7 @@ def pipeline_code(model: ModelSettings, dtype: torch.dtype) -> list[str]:
 
 
 def sampler_code(model: ModelSettings) -> list[str]:
-    """Python that tells the pipeline's sampler what the base was told to predict; none where its files say it."""
+    """Python code that sets what the base predicts on the pipeline's sampler; none if the base's files say it."""
     said = _arguments(
         {
             "prediction_type": model.prediction_type,
@@ -164,12 +164,12 @@ def sampler_code(model: ModelSettings) -> list[str]:
 
 
 def _arguments(given: Mapping[str, Any]) -> str:
-    """Those that have a value, behind others."""
+    """Arguments that have a value, as code that follows other arguments."""
     return "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
 
 
 def write_curves(folder: Path, records: list[dict[str, Any]]) -> list[str]:
-    """Draw the losses beside the card; the lines that show them."""
+    """Draw the losses next to the card; returns the lines that show them."""
 
     def points(key: str) -> list[tuple[float, float]]:
         return [(line["step"], line[key]) for line in records if line.get(key) is not None]
@@ -203,7 +203,7 @@ def _facts(run: JobRun) -> dict[str, Any]:
 
 
 def _kept(run: JobRun) -> dict[str, Any]:
-    """What is left of the training that this one started from."""
+    """The training that this one started from, and how much of it is kept."""
     if (earlier := run.materials.earlier) is None:
         return {}
     facts = {"Started from": f"`{earlier.job.id if earlier.job else earlier.file.name}`"}
@@ -212,7 +212,7 @@ def _kept(run: JobRun) -> dict[str, Any]:
 
 
 def settings_section(settings: Mapping[str, Any]) -> list[str]:
-    """The recipe, as lines of Markdown."""
+    """The settings, as lines of Markdown."""
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip()
     return ["## Settings", "", "```yaml", text, "```", ""]
 
@@ -223,13 +223,13 @@ def table(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _row(name: str, value: Any) -> str:
-    # A bar in the name of a folder would begin another cell, between backticks too.
+    # A bar in a folder's name would start another cell, even between backticks.
     cells = (each.replace("|", r"\|") for each in (name, str(value)))
     return f"| {' | '.join(cells)} |"
 
 
 def _copy_samples(run: JobRun, folder: Path) -> list[tuple[str, str]]:
-    """(prompt, file name) of a few images of the last step, copied so that the folder can travel alone."""
+    """(prompt, file name) of a few images of the last step, copied so that the folder is self-contained."""
     copied = []
     source = run.paths.samples_at(run.step)
     seed = run.settings.validation.seeds[0]
@@ -243,7 +243,7 @@ def _copy_samples(run: JobRun, folder: Path) -> list[tuple[str, str]]:
 
 
 def marked(text: str) -> str:
-    """A text of one line, such that it is shown as it is; a word such as <cat> is no HTML."""
+    """A text as one line of Markdown that shows it literally; a word like <cat> is not taken for HTML."""
     return MARKUP.sub(r"\\\g<0>", printable(" ".join(text.split())))
 
 
@@ -251,7 +251,7 @@ def sample_table(samples: list[tuple[str, str]]) -> list[str]:
     """(prompt, file name) of images, as lines of Markdown."""
     if not samples:
         return []
-    # A caption may go over several lines, and a row of a table may not.
+    # A caption may have several lines, but a table row must not.
     cells = [(name, marked(prompt)) for prompt, name in samples]
     return [
         "| " + " | ".join(f"![{prompt}]({name})" for name, prompt in cells) + " |",

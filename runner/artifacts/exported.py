@@ -1,4 +1,4 @@
-"""The card of an adapter that is given away: as that of its training, without what is only true on this machine."""
+"""The card of an exported adapter: like that of its training, without what is only true on this machine."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from runner.track.metrics import MetricsFile
 
 SD2 = "sd_v2"
 FENCE = "---\n"
-"""Around the head of a card."""
+"""Delimits the head of a card."""
 NAMING_PLACES = frozenset(
     ("path", "config", "vae", "sources", "class_data_dir", "init_from", "real", "inception", "clip", "dino")
 )
-"""Settings, in whichever section, that name a folder, a file or a Hub id."""
+"""Settings, in any section, that name a folder, a file or a Hub id."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Exported:
     """Format -> file."""
     words: Sequence[Path]
     facts: Mapping[str, Any]
-    """What was made of the adapter."""
+    """About the adapter as written."""
 
 
 def write_export_card(exported: Exported, job: Job | None, *, title: str, base_model: str | None, family: str) -> Path:
-    """Write README.md beside the files, with the samples and the loss of the training where its folder is here."""
+    """Write README.md next to the files, with the training's samples and loss if its folder is on this machine."""
     folder = exported.folder
     front, samples = _of_training(job, folder)
     head = {
@@ -98,9 +98,9 @@ def _of_training(job: Job | None, folder: Path) -> tuple[dict[str, Any], list[tu
 
 
 def _head_of(card: Path) -> dict[str, Any]:
-    """What a card says for programs; nothing where it has no such head, since people write them anew."""
+    """The machine-readable head of a card; empty if it has none, since people rewrite cards."""
     try:
-        # Dashes may stand in prompts, too.
+        # Prompts may contain dashes, too.
         front = yaml.safe_load(card.read_text(encoding="utf-8").removeprefix(FENCE).partition(f"\n{FENCE}")[0])
     except (OSError, ValueError, yaml.YAMLError):
         return {}
@@ -173,7 +173,7 @@ def _files(exported: Exported) -> dict[str, Any]:
 
 
 def _settings(job: Job | None) -> list[str]:
-    """The recipe; of folders on this machine only what they are called."""
+    """The settings; folders on this machine are reduced to their names."""
     if job is None:
         return []
     settings = job.experiment.model_dump(mode="json", exclude=NOT_OF_INTEREST)
@@ -194,7 +194,7 @@ def _without_places(value: Any, job: Job, key: str = "") -> Any:
 
 
 def _is_on_the_hub(value: str, job: Job) -> bool:
-    """Whether a place is known to be a Hub id; a folder that is only not to be found from here may look like one."""
+    """Whether a place is known to be a Hub id; a folder that cannot be found from here may look like one."""
     if not is_hub_id(value):
         return False
     from huggingface_hub import constants
@@ -209,11 +209,11 @@ def _is_on_the_hub(value: str, job: Job) -> bool:
 
 
 def header_of_kohya(family: Family, denoiser: Any, *, title: str, base_model: str | None) -> dict[str, str]:
-    """What the header of a file for other programs says of it."""
+    """The header of a file for other programs."""
     version = family.kohya_version(denoiser)
     return {
         "ss_base_model_version": version,
-        # A1111 knows the files for Stable Diffusion 2.x by this alone, and shows no others beside such a model.
+        # A1111 recognizes files for Stable Diffusion 2.x by this alone, and with such a model shows no others.
         **({"ss_v2": "True"} if version == SD2 else {}),
         "ss_output_name": title,
         **({"ss_sd_model_name": base_model} if base_model else {}),

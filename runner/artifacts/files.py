@@ -1,4 +1,4 @@
-"""The files of a training's adapter; how they are written, `runner.mix.write` knows."""
+"""Writes the files of a training's adapter, through `runner.mix.write`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from runner.train.adapters.adapter import DOWN, UP, peft_config
 
 
 def adapted_layers(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the layers that peft keys are about."""
+    """Names of the layers that the peft keys belong to."""
     return [key.removesuffix(f".{DOWN}") for key in tensors if key.endswith(f".{DOWN}")]
 
 
 def write_diffusers(folder: Path, family: Family, layers: Layers, settings: LoraSettings) -> Path:
-    """Write `pytorch_lora_weights.safetensors`, with the configuration that it was trained with."""
+    """Write `pytorch_lora_weights.safetensors`, with the configuration used in training."""
     configs = {
         component: peft_config(settings, component, family.target_presets, adapted_layers(tensors)).to_dict()
         for component, tensors in layers.items()

@@ -30,13 +30,13 @@ COMPARED_SAMPLES = 2
 def save_artifacts(
     run: JobRun, use_rows: Callable[[int], AbstractContextManager[None]], losses: Mapping[str, float]
 ) -> None:
-    """Write everything under `lora/` of a job's folder.
+    """Write everything under `lora/` in a job's folder.
 
-    There is no kohya file of DoRA: ComfyUI divides by the norm of the base weight, where it is trained with that of
-    the sum, and diffusers leaves its magnitudes (`dora_scale`) out. No arithmetic would be right for all readers.
+    DoRA gets no kohya file: ComfyUI divides by the norm of the base weight, where training uses that of the sum, and
+    diffusers drops the magnitudes (`dora_scale`). No arithmetic would be right for all readers.
 
     Raises:
-        ArtifactError: a file, read back, is not what was trained.
+        ArtifactError: a file, read back, does not match what was trained.
     """
     base, settings, folder = run.base, run.settings, run.paths.lora
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def save_artifacts(
 def _save_layers(
     run: JobRun, layers: Layers, use_rows: Callable[[int], AbstractContextManager[None]]
 ) -> tuple[Path | None, dict[str, float]]:
-    """The file for other programs, if there is one, and how far what each file gives is from what was trained."""
+    """The file for other programs, if there is one, and how far the output of each file is from what was trained."""
     base, settings = run.base, run.settings
     diffusers_file = write_diffusers(run.paths.lora, base.family, layers, settings.lora)
     check_tensors(diffusers_file, layers)
@@ -87,5 +87,5 @@ def _kohya_file(run: JobRun, layers: Layers) -> Path:
 
 
 def _named(path: str) -> str:
-    """A Hub id as it is; of a folder or file only its name, for this file is given away."""
+    """A Hub id unchanged, or only the name of a folder or file, because this file is given away."""
     return path if is_hub_id(path) else path.rstrip("/").rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""A merged base must do what diffusers does with the base and the adapters beside it; so must a merged adapter."""
+"""Checks that a merged base, or merged adapter, does what diffusers does with the base and the adapters beside it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CAPTIONS = ("a photo of a red house on a hill", "a drawing of a cat in the snow"
 TIMESTEPS = (701.0, 201.0)
 LATENT_SIDE = 16
 LEAST_ROUNDING = 1e-6
-"""Of a layer's weight, as a share of its norm: sums in another order, in fp32."""
+"""Allowed for any layer's weight, as a share of its norm: fp32 sums in another order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Compared:
     """How far two models are apart."""
 
     output: float
-    """Of the denoiser's output, as a share of its norm."""
+    """Difference of the denoiser's output, as a share of its norm."""
     weights: float
-    """Of the layer that differs most, as a share of its weight's norm."""
+    """Difference of the layer that differs most, as a share of its weight's norm."""
     effect: float
-    """What the adapters change of the output, as a share of its norm."""
+    """How much the adapters change the output, as a share of its norm."""
 
 
 class Model:
-    """A base model's denoiser and text encoders, to be looked at.
+    """A base model's denoiser and text encoders, loaded for comparison.
 
     Args:
         folder: in diffusers layout, on this machine.
@@ -69,7 +69,7 @@ class Model:
 
     @torch.no_grad()
     def output(self) -> Tensor:
-        """What the denoiser makes of the same noise and captions every time, `[B, C, H, W]`, fp32 on the CPU."""
+        """The denoiser's output for fixed noise and captions, `[B, C, H, W]`, fp32 on the CPU."""
         draw = torch.Generator().manual_seed(0)
         channels = AutoencoderKL.load_config(self.folder / "vae")["latent_channels"]
         noisy = torch.randn(len(CAPTIONS), channels, LATENT_SIDE, LATENT_SIDE, generator=draw).to(self.place.device)
@@ -81,7 +81,7 @@ class Model:
         return self.family.predict(self.denoiser, noisy, timesteps, text, sizes).float().cpu()
 
     def weight(self, component: str, name: str) -> Tensor:
-        """Of a layer, whether diffusers has put adapters around it or not."""
+        """The weight of a layer, whether or not diffusers has wrapped it with adapters."""
         module: Any = getattr(self.pipeline, component).get_submodule(name)
         base = module.get_base_layer() if isinstance(module, LoraLayer) else module
         weight: Tensor = base.weight.detach()
@@ -89,7 +89,7 @@ class Model:
 
     @contextmanager
     def beside(self, adapters: Sequence[tuple[Path, float]]) -> Iterator[None]:
-        """Within it, adapters are loaded by diffusers from their files, with their weights.
+        """Inside the context, diffusers has loaded the adapters from their files, with their weights.
 
         Raises:
             ArtifactError: diffusers cannot load one.
@@ -98,18 +98,18 @@ class Model:
         try:
             for name, (file, _) in zip(names, adapters, strict=True):
                 with warnings.catch_warnings():
-                    # That there are several is what is wanted.
+                    # Several adapters are intended.
                     warnings.filterwarnings("ignore", "Already found a `peft_config`")
                     load(self.pipeline, file, adapter_name=name)
             self.pipeline.set_adapters(names, [weight for _, weight in adapters])
             for part in self.components.values():
-                part.eval()  # diffusers leaves what it adds in training mode: dropout would be at work
+                part.eval()  # diffusers leaves what it adds in training mode: dropout would apply
             yield
         finally:
             self.pipeline.unload_lora_weights()
 
     def fuse(self, components: Sequence[str]) -> None:
-        """Let diffusers put the adapters that are beside it into its weights."""
+        """Let diffusers fuse the loaded adapters into the weights."""
         self.pipeline.fuse_lora(components=list(components))
 
 
@@ -126,24 +126,24 @@ def check_merged(
     """Compare a merged base with the base and the adapters beside it: its output, and every adapted weight.
 
     Args:
-        folders: of the base, and of the merged one.
+        folders: of the base, and of the merged base.
         adapters: (file, weight), as diffusers reads them.
         layers: which layers are adapted.
         computed: precision of the computation.
         stored: component -> precision of its weights in the merged base.
 
     Raises:
-        ArtifactError: a weight or the output is further away than rounding.
+        ArtifactError: a weight or the output differs by more than rounding.
     """
     base = Model(settings, folders[0], place, computed)
     bare = base.output()
     with base.beside(adapters):
         wanted = base.output()
         base.fuse(sorted({component for component, _ in layers}))
-        # Of the base no more than this stays: two whole models beside each other are more than many GPUs hold.
+        # Only this is kept of the base: many GPUs cannot hold two whole models.
         targets = {key: base.weight(*key).cpu() for key in layers}
     del base
-    gc.collect()  # the pipeline knows itself
+    gc.collect()  # the pipeline refers to itself
     merged = Model(settings.model_copy(update={"variant": None}), folders[1], place, computed)
     worst = 0.0
     for component, name in layers:
@@ -177,10 +177,10 @@ def check_put_together(
     computed: torch.dtype,
     exact: bool,
 ) -> Compared:
-    """Compare one adapter with the several that it was put together from, both loaded by diffusers.
+    """Compare one adapter with those that it was combined from, both loaded by diffusers.
 
     Args:
-        exact: whether nothing was left out; otherwise the difference is measured, not judged.
+        exact: whether nothing was left out; otherwise the difference is measured but not judged.
 
     Raises:
         ArtifactError: the difference is beyond rounding.
@@ -200,10 +200,10 @@ def check_put_together(
 
 
 def check_read_back(file: Path, family: Family, parts: Mapping[str, torch.nn.Module], wanted: AdapterLayers) -> None:
-    """Read an adapter's file back and compare it with what was to be written, layer by layer.
+    """Read an adapter's file back and compare it, layer by layer, with what should have been written.
 
     Raises:
-        ArtifactError: a layer's update is another one.
+        ArtifactError: a layer's update differs.
     """
     found = read_adapter(file, family, parts)
     if found.keys() != wanted.keys():

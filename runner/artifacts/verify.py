@@ -1,4 +1,4 @@
-"""The saved files, read back by diffusers, must give what was trained; a job that cannot show that is not done."""
+"""Checks that the saved files, read back by diffusers, give what was trained; otherwise the job fails."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from runner.train.inputs.text import Conditioner
 
 LARGEST_DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest allowed difference of two denoiser outputs, as a share of their norm: the same product in another
-order of operations. A short training changes the output less than that, so layers, weights and scales are also
+order of operations. A short training may change the output by less, so layers, weights and scales are also
 compared one by one."""
 LARGEST_UPDATE_DIFFERENCE = 1e-5
-"""Of a layer's update, fp32, as a share of its norm."""
+"""Largest allowed difference of a layer's update, fp32, as a share of its norm."""
 
 ScaleOf = Callable[[str], float]
 """The scale of the update of a layer, by its name."""
 
 
 def check_tensors(file: Path, layers: Layers) -> None:
-    """The file's tensors are, bit for bit, the trained ones.
+    """Check that the file's tensors are, bit for bit, the trained ones.
 
     Raises:
-        ArtifactError: naming the first that is not.
+        ArtifactError: one is not; names the first.
     """
     saved = _read(file)
     expected = {
@@ -54,10 +54,10 @@ def check_tensors(file: Path, layers: Layers) -> None:
 
 
 def check_kohya(file: Path, family: Family, layers: Layers, scale_of: ScaleOf) -> None:
-    """Every layer's update, by the arithmetic of the layout (up @ down * alpha / rank), is the trained one.
+    """Check that every layer's update, by the layout's arithmetic (up @ down * alpha / rank), is the trained one.
 
     Raises:
-        ArtifactError: naming the first layer that is not.
+        ArtifactError: one is not; names the first layer.
     """
     saved = _read(file)
     for component, tensors in layers.items():
@@ -101,8 +101,8 @@ def check_behaviour(
     """Load each file into a diffusers pipeline over the same base and compare its denoiser with the trained one.
 
     Args:
-        files: what each file is called in the result -> the file, and the scale that each of its layers must get.
-        layers: the trained weights, which say what layers there are.
+        files: name of each file in the result -> the file, and the scale that each of its layers must get.
+        layers: the trained weights, which also determine the layers that must be found.
         batch: samples to compare on.
         use_rows: gives rows of a forward pass to the trained adapter.
 
@@ -110,14 +110,14 @@ def check_behaviour(
         The difference as a share of the norm, for each file.
 
     Raises:
-        ArtifactError: a layer or scale is another one, or a difference is beyond rounding.
+        ArtifactError: a layer or scale is not the trained one, or a difference is beyond rounding.
     """
 
     with use_rows(len(batch.captions)):
         as_trained = conditioner.text(batch.captions)
 
     def output() -> Tensor:
-        # New words are no part of these files.
+        # These files do not contain new words.
         text = conditioner.text(batch.captions) if base.trains_text else as_trained
         noisy = base.noise.add_noise(batch.latents, batch.noise, batch.timesteps)
         return base.family.predict(base.denoiser, noisy, batch.timesteps, text, batch.time_ids).float()
@@ -146,21 +146,21 @@ def check_behaviour(
 
 
 def load(pipeline: Any, file: Path, **options: Any) -> None:
-    """Let diffusers put the adapter in a file beside a pipeline's layers.
+    """Let diffusers load the adapter in a file beside a pipeline's layers.
 
     Raises:
         ArtifactError: it cannot.
     """
     try:
-        # On the meta device peft goes through the usual start of each layer in Python: with real tensors it takes half
-        # as long (measured on 56 layers: 0.17 instead of 0.30 s).
+        # On the meta device peft runs the usual initialization of each layer in Python; with real tensors, loading
+        # takes about half as long (measured on 56 layers: 0.17 instead of 0.30 s).
         pipeline.load_lora_weights(file.parent, weight_name=file.name, low_cpu_mem_usage=False, **options)
-    except Exception as error:  # whatever it is, the file is not one that people can load
+    except Exception as error:  # whatever it is, users could not load the file either
         raise ArtifactError(f"{file}: diffusers cannot load it ({type(error).__name__}: {error})") from error
 
 
 def _check_layers(pipeline: Any, file: Path, layers: Layers, scale_of: ScaleOf) -> None:
-    """diffusers has put an adapter, with the right scale, on the trained layers and on no other."""
+    """Check that diffusers has put an adapter, with the right scale, on the trained layers and on no others."""
     expected = {
         (component, layer): scale_of(layer)
         for component, tensors in layers.items()
@@ -182,7 +182,7 @@ def _check_layers(pipeline: Any, file: Path, layers: Layers, scale_of: ScaleOf) 
 
 
 def _check_magnitudes(pipeline: Any, file: Path, layers: Layers) -> None:
-    """diffusers has the trained magnitudes of DoRA at every layer, and none elsewhere."""
+    """Check that diffusers has the trained DoRA magnitudes at every trained layer, and none elsewhere."""
     for component, tensors in layers.items():
         for name, module in getattr(pipeline, component).named_modules():
             if not isinstance(module, LoraLayer):

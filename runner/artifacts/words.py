@@ -1,6 +1,6 @@
-"""New words as files: one for each, which diffusers, ComfyUI and A1111 read; read back before a job is completed.
+"""Writes new words, one file each, for diffusers, ComfyUI and A1111; reads them back before a job is completed.
 
-The layouts: `emb_params` for a single text encoder, `clip_l` and `clip_g` for SDXL's two; a row for each vector.
+The layouts: `emb_params` for a single text encoder, `clip_l` and `clip_g` for SDXL's two; one row per vector.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from runner.train.job_run import JobRun
 
 OLD_EOS_ID = 2
-"""What configurations say that were written before transformers 4.31, whatever the tokenizer's is."""
+"""The id in configurations written before transformers 4.31, whatever the tokenizer's id is."""
 
 
 def write_words(
     paths: JobPaths, family: Family, settings: NewTokens, words: Mapping[str, Tensor], *, step: int
 ) -> dict[str, Path]:
-    """Word -> its file.
+    """Write each word to its file; returns word -> file.
 
     Args:
         words: text encoder -> vectors of all words, `[V, D]`.
-        step: optimizer steps that they were trained.
+        step: optimizer steps that they were trained for.
     """
     files = {}
     for index, token in enumerate(settings.tokens):
@@ -50,7 +50,7 @@ def write_words(
 def check_words(
     run: JobRun, files: Mapping[str, Path], use_rows: Callable[[int], AbstractContextManager[None]]
 ) -> dict[str, float]:
-    """Load the files into fresh text encoders and compare what they make of the job's captions.
+    """Load the files into fresh text encoders and compare their embeddings of the job's captions.
 
     Returns:
         The difference as a share of the norm, for the words' files together.
@@ -112,7 +112,7 @@ def load_words(pipeline: Any, family: Family, stack: TextStack, files: Mapping[s
 
 
 def heed_end_of_text(encoder: Any, tokenizer: Any) -> None:
-    """Let the pooled state be that of the end of the text, where an old configuration says that of the largest id."""
+    """Take the pooled state at the end of the text, where an old configuration takes it at the largest id."""
     for module in encoder.modules():
         if getattr(module, "eos_token_id", None) == OLD_EOS_ID:
             module.eos_token_id = tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""Drawing with what was trained: one loaded base, any mix of adapters, the same images as in training."""
+"""Draws with trained adapters: one loaded base, any mix of adapters, the same images as in training."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What an adapter on disk brings: the updates of its layers, and its new words.
+"""Reads an adapter from disk: the updates of its layers, and its new words.
 
-Takes a job's folder, the folder of its files, or one file; knows nothing of what else is drawn with.
+Takes a job's folder, the folder of its files, or one file; knows nothing about the rest of the drawing.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from runner.system.tensor_file import TOKEN
 from runner.train.inputs.tokens import Words
 
 STAND_IN = "a"
-"""A new word stands where a known one does, whose embedding it takes the place of; any will do."""
+"""The known word whose embedding a new word replaces where it appears in a prompt; any known word will do."""
 
 OF_TEXT = ("text_encoder", "lora_te")
-"""How names of a text encoder's layers begin, in files of diffusers and peft, and of kohya."""
+"""Prefixes of a text encoder's layer names: in files of diffusers and peft, and in those of kohya."""
 
 Identity = tuple[tuple[str, int, int], ...]
 
@@ -33,7 +33,7 @@ class Found:
     """The files of an adapter."""
 
     weights: Path | None
-    """Of its layers; None where there are only new words."""
+    """The file of its layers; None if there are only new words."""
     words: Mapping[str, Path]
     """New word -> its file."""
 
@@ -52,12 +52,12 @@ class Found:
 
 
 def find(place: Path) -> Found:
-    """The files of the adapter in a job's folder, in the folder of its files, or of a single file.
+    """The files of the adapter in a job's folder, in the folder of its files, or in a single file.
 
-    The words that a job has taught beside its layers come along, whichever of these is named.
+    Words that the job taught besides its layers are included, whichever of these is named.
 
     Raises:
-        SettingsError: there is nothing of the kind.
+        SettingsError: there is no adapter, or several.
     """
     if place.is_file():
         token = _token(place)
@@ -85,7 +85,7 @@ def merged_words(parts: Sequence[Found], family: Family) -> tuple[Words, dict[st
     """The new words of several adapters, and their vectors by text encoder, `[V, D]` each; None if there are none.
 
     Raises:
-        SettingsError: two of them bring the same word, or one is of another family.
+        SettingsError: two of them bring the same word, or one is for another family.
     """
     files: dict[str, Path] = {}
     for part in parts:
@@ -119,7 +119,7 @@ def _words_in(folder: Path) -> dict[str, Path]:
 
 
 def _token(file: Path) -> str | None:
-    """The word that a file is about (`runner.artifacts.words`)."""
+    """The word that a file holds, if it was written by `runner.artifacts.words`."""
     with _opened(file) as content:
         return (content.metadata() or {}).get(TOKEN)
 

@@ -1,7 +1,8 @@
-"""A contact sheet: many pictures on one, each prompt above its row.
+"""A contact sheet: many pictures in one, each prompt above its row.
 
-Takes the files of drawn pictures in their order, gives a PNG; knows nothing of how they were drawn. One picture at a
-time is held, and the sheet has a bound: of very many pictures each is small, and in the end not all are on it.
+Takes the files of drawn pictures in order and returns a PNG; knows nothing about how they were drawn. Only one picture
+is held at a time, and the sheet's size is limited: with very many pictures they get smaller, and finally some are left
+out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ PAPER, INK = "#fcfcfa", "#1b1d21"
 GAP_PX, LEAST_CELL_PX, MOST_CELL_PX = 8, 96, 512
 SMALLEST_CELL_PX, STEP_PX = 32, 16
 MOST_PIXELS = 64_000_000
-"""Of the whole sheet: 192 MB while it is made, and less than what Pillow takes for an attack when it is opened."""
+"""Limit for the whole sheet: 192 MB while it is made, and less than what Pillow treats as an attack on opening."""
 TEXT_PX, LINE_PX, MOST_LINES = 14, 18, 3
 
 Shown = tuple[str, Path]
@@ -28,7 +29,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Where things go: the side of a cell, and of each row the lines above it and the places of its pictures."""
+    """Where things go: the side of a cell and, for each row, the lines above it and the indices of its pictures."""
 
     cell_px: int
     width_px: int
@@ -50,7 +51,7 @@ def contact_sheet(shown: Sequence[Shown], columns: int) -> bytes:
     """All pictures in rows, as a PNG. A prompt stands above the rows of its pictures.
 
     Args:
-        columns: pictures in a row; of the same prompt, if it is the number of seeds.
+        columns: pictures per row; with the number of seeds, each row shows one prompt.
     """
     assert shown
     font = ImageFont.load_default(size=TEXT_PX)
@@ -73,7 +74,7 @@ def contact_sheet(shown: Sequence[Shown], columns: int) -> bytes:
 
 
 def _bounded(shown: Sequence[Shown], columns: int, font: Font) -> tuple[_Layout, int]:
-    """(the layout with the largest cells that fit, how many pictures are on no row of it)."""
+    """(the layout with the largest cells that fit, how many pictures it leaves out)."""
     cell_px = max(_side(file) for _, file in shown)
     layout = _laid_out(shown, columns, cell_px, font)
     while not layout.fits and cell_px > SMALLEST_CELL_PX:
@@ -95,7 +96,7 @@ def _laid_out(shown: Sequence[Shown], columns: int, cell_px: int, font: Font) ->
 
 
 def _side(file: Path) -> int:
-    """The longest side of a picture in a size to look at: those of miniatures enlarged, large ones reduced."""
+    """The longest side at which a picture is shown: miniatures are enlarged, large pictures reduced."""
     with Image.open(file) as image:
         longest = max(image.size)
     if longest < LEAST_CELL_PX:
@@ -104,7 +105,7 @@ def _side(file: Path) -> int:
 
 
 def _fitted(file: Path, cell_px: int) -> Image.Image:
-    """The picture for a cell: as large as it is where it fits, or by whole times enlarged, or reduced."""
+    """The picture for a cell: at its own size if that fits, enlarged by a whole factor, or reduced."""
     with Image.open(file) as opened:
         image = opened.convert("RGB")
     longest = max(image.size)
@@ -115,7 +116,7 @@ def _fitted(file: Path, cell_px: int) -> Image.Image:
 
 
 def _rows(shown: Sequence[Shown], columns: int) -> list[tuple[str, list[int]]]:
-    """(prompt if it is another one than before, places of the pictures) of each row."""
+    """(prompt, if it differs from the one before; indices of the pictures) for each row."""
     rows: list[tuple[str, list[int]]] = []
     before: str | None = None
     for place, (prompt, _) in enumerate(shown):
@@ -128,6 +129,6 @@ def _rows(shown: Sequence[Shown], columns: int) -> list[tuple[str, list[int]]]:
 
 
 def _lines(text: str, font: Font, width_px: int) -> list[str]:
-    """A prompt in lines that fit; what is too long for them ends in dots."""
+    """A prompt broken into lines that fit; one that is too long is cut off with dots."""
     characters = max(8, int(width_px / (font.getlength("an average prompt") / len("an average prompt"))))
     return textwrap.wrap(text, characters, max_lines=MOST_LINES, placeholder=" ...") or [text[:characters]]

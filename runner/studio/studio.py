@@ -1,7 +1,7 @@
 """Draws images with any mix of adapters on one loaded base, through the code that draws a training's samples.
 
-One adapter of weight 1 gives on a CPU, bit for bit, what its training has drawn for the same prompt and seed. Not for
-several threads at a time.
+On a CPU, one adapter of weight 1 gives, bit for bit, what its training drew for the same prompt and seed. Not
+thread-safe.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from runner.train.memory import is_full
 from runner.train.place import Place
 
 MIXES, FILES, PROMPTS = 4, 16, 256
-"""How many of each are kept in memory: mixes that were drawn with, adapters read from files, encoded prompts."""
+"""How many of each are cached in memory: mixes, adapters read from files, encoded prompts."""
 
 Key = TypeVar("Key", bound=Hashable)
 Kept = TypeVar("Kept")
@@ -45,15 +45,15 @@ Kept = TypeVar("Kept")
 
 @dataclasses.dataclass
 class Mix:
-    """Adapters put together, on the layers of the base."""
+    """A combination of adapters on the layers of the base."""
 
     packed: PackedAdapters | None = None
-    """None is the base alone."""
+    """None for the base alone."""
     adapts_text: bool = False
     words: Words | None = None
 
     def use_rows(self, count: int) -> AbstractContextManager[None]:
-        """Within it, so many rows of a forward pass are drawn with the mix."""
+        """Inside the context, the first `count` rows of a forward pass use the mix."""
         return nullcontext() if self.packed is None else self.packed.using([(0, count)])
 
 
@@ -62,7 +62,7 @@ class Studio:
 
     Args:
         precision: of the denoiser, and of text encoders that an adapter changes.
-        keep_prompts: whether prompts are kept, encoded, on disk as captions are in training; or only in memory.
+        keep_prompts: whether encoded prompts are cached on disk, like captions in training, or only in memory.
     """
 
     def __init__(self, model: ModelSettings, precision: Precision, place: Place, *, keep_prompts: bool = True) -> None:
@@ -74,18 +74,18 @@ class Studio:
         self._prompts: OrderedDict[str, Text] = OrderedDict()
 
     def load(self) -> None:
-        """Read all parts of the model now, not when they are first needed."""
+        """Load all parts of the model now, not when they are first needed."""
         self._load_what_draws()
         for part in (self.base.tokenizers, self._frozen_text):
             assert part is not None
 
     def _load_what_draws(self) -> None:
-        # Before prompts are encoded: where a GPU does not hold the text encoders beside it, the CPU encodes.
+        # Before prompts are encoded: if the text encoders do not fit on the GPU beside these, the CPU encodes.
         for part in (self.base.denoiser, self.base.vae):
             assert part is not None
 
     def check_resolution(self, resolution: int) -> None:
-        """Refuse what the model has no places for.
+        """Reject a resolution that the model has no positions for.
 
         Raises:
             SettingsError: images of this side are too large for it.
@@ -97,14 +97,14 @@ class Studio:
     def draw(
         self, wishes: Sequence[Wish], sampling: Sampling, adapters: Sequence[tuple[Path, float]] = ()
     ) -> list[Picture]:
-        """The images that are wished for.
+        """Draw the requested images.
 
         Args:
-            adapters: (folder of a job, folder of an adapter's files, or file; weight); those of weight 0 play no part.
-                New words that they bring may stand in the prompts.
+            adapters: (folder of a job, folder of an adapter's files, or file; weight); those of weight 0 are ignored.
+                The prompts may contain the new words that they bring.
 
         Raises:
-            SettingsError: an adapter cannot be read, or is not for this model; the sampling is not for it.
+            SettingsError: an adapter cannot be read or is not for this model, or the sampling does not suit the model.
             OutOfMemoryError: the adapters do not fit, or a single image does not.
         """
         found = tuple((find(path), float(weight)) for path, weight in adapters if weight != 0)
@@ -137,7 +137,7 @@ class Studio:
         return _kept(self._mixes, key, MIXES, lambda: self._mixed(parts))
 
     def _mixed(self, parts: Sequence[tuple[Found, float]]) -> Mix:
-        self._show(Mix())  # layers must be found as they are without adapters
+        self._show(Mix())  # layers must be found without adapters on them
         taught = merged_words([found for found, _ in parts], self.base.family)
         words, vectors = (None, None) if taught is None else taught
         layers = self._layers(parts)
@@ -159,7 +159,7 @@ class Studio:
         return _kept(self._files, found.identity, FILES, lambda: read_adapter(file, self.base.family, components))
 
     def _show(self, mix: Mix) -> None:
-        """Let the layers of the base compute with a mix, in place of the one before."""
+        """Make the layers of the base compute with this mix instead of the previous one."""
         if self._shown is mix:
             return
         if self._shown.packed is not None:
@@ -174,7 +174,7 @@ class Studio:
 
     @cached_property
     def _frozen_text(self) -> TextStack:
-        """The text encoders as training has them where it leaves them alone: in fp32."""
+        """The text encoders as in trainings that do not change them: in fp32."""
         base = self.base
         if base.dtype == torch.float32:
             return base.text
@@ -212,12 +212,12 @@ class Studio:
         return given
 
     def _without_mix(self) -> TextStack:
-        # No mix is in use outside `use_rows`: the layers of these encoders compute as they are.
+        # No mix is active outside `use_rows`: the layers of these encoders compute without adapters.
         return self._frozen_text
 
 
 def _kept(kept: OrderedDict[Key, Kept], key: Key, most: int, make: Callable[[], Kept]) -> Kept:
-    """What is kept under a key, made if it is not there; what was used longest ago gives way."""
+    """The value cached under a key, made if it is missing; evicts the least recently used one."""
     if key not in kept:
         while len(kept) >= most:
             kept.popitem(last=False)
