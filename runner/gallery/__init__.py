@@ -1,1 +1,1 @@
-"""`python -m runner.gallery DIR`: a local page to look at trainings side by side, and to draw with what they made."""
+"""`python -m runner.gallery DIR`: a local page to compare trainings side by side and to draw with their adapters."""

@@ -33,7 +33,7 @@ from runner.system.printable import whole
 
 HERE = Path(__file__).parent
 THUMBNAIL_PX, SMALL_PX = 384, 128
-"""Longest side of reduced pictures; up to the other they are shown enlarged, pixel by pixel."""
+"""Longest side of reduced pictures; pictures up to the smaller size are shown enlarged, pixel by pixel."""
 MOST_FORM_BYTES = 1 << 18
 PICTURES = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 KEPT = {"Cache-Control": "private, max-age=3600"}
@@ -45,11 +45,11 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
 }
-"""Of every answer: nothing is loaded from elsewhere, and nothing from here is shown elsewhere."""
+"""Headers of every response: nothing is loaded from other sites, and other sites can embed nothing from here."""
 
 
 def make_app(folder: Path, *, host: str, device: str, files: Sequence[Path] = ()) -> FastAPI:
-    """The application over a folder of experiments, listening at an address."""
+    """The application for a folder of experiments, listening at an address."""
     shelf, guard = Shelf(folder, files), Guard(host)
     easel = Easel(shelf, device)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -57,7 +57,7 @@ def make_app(folder: Path, *, host: str, device: str, files: Sequence[Path] = ()
     pages.filters["address"] = lambda path: Markup(quote(whole(str(path))))
 
     def page(name: str, status: int = 200, **content: Any) -> Response:
-        # Folders may have names that are not UTF-8.
+        # Folder names may not be valid UTF-8.
         return HTMLResponse(whole(pages.get_template(name).render(root=shelf.root.name, **content)), status)
 
     @app.middleware("http")
@@ -74,7 +74,7 @@ def make_app(folder: Path, *, host: str, device: str, files: Sequence[Path] = ()
 
     @app.exception_handler(ClientDisconnect)
     async def hung_up(_request: Request, _error: Exception) -> Response:
-        return Response(status_code=503)  # which nobody reads
+        return Response(status_code=503)  # nobody reads it
 
     @app.get("/")
     def home() -> Response:
@@ -87,7 +87,7 @@ def make_app(folder: Path, *, host: str, device: str, files: Sequence[Path] = ()
         return page("compare.html.j2", **_compared(ranking, shelf), title=found.name, whole=True)
 
     @app.get("/compare")
-    def compare(job: list[str] = Query(default=[])) -> Response:  # noqa: B008 - it is FastAPI's way
+    def compare(job: list[str] = Query(default=[])) -> Response:  # noqa: B008 - this is how FastAPI does it
         if not job:
             return RedirectResponse("/")  # nothing was chosen
         return page("compare.html.j2", **_compared(shelf.ranking(job), shelf), title="Side by side", whole=False)
@@ -118,7 +118,7 @@ def make_app(folder: Path, *, host: str, device: str, files: Sequence[Path] = ()
     @app.post("/draw")
     async def drawn(request: Request) -> Response:
         length = request.headers.get("content-length")
-        if length is None or int(length) > MOST_FORM_BYTES:  # without one, it may be of any length
+        if length is None or int(length) > MOST_FORM_BYTES:  # without it, the body may have any length
             return PlainTextResponse("the form is too long", 413)
         form = dict(parse_qsl((await request.body()).decode("utf-8", "replace"), keep_blank_values=True))
         try:
@@ -131,7 +131,7 @@ def make_app(folder: Path, *, host: str, device: str, files: Sequence[Path] = ()
 
 
 def _add_files(app: FastAPI, shelf: Shelf, easel: Easel) -> None:
-    """What the pages refer to: pictures, styles and scripts."""
+    """Add what the pages refer to: pictures, styles and scripts."""
 
     @app.get("/drawn/{number}.png")
     def picture(number: int) -> Response:
@@ -173,7 +173,7 @@ STATIC = {
 def _compared(ranking: Ranking, shelf: Shelf) -> dict[str, Any]:
     values = [entry.value is not None for entry in ranking.entries]
     folders = {job.folder for job in apart([entry.job for entry in ranking.entries])[0]}
-    # As in the report, what is counted are the trainings; their evaluations are in the list.
+    # As in the report, only trainings are counted; their evaluations are in the list.
     counted = replace(ranking, entries=[entry for entry in ranking.entries if entry.job.folder in folders])
     measured = len(ranking.entries) - len(counted.entries)
     return {
@@ -190,7 +190,7 @@ def _compared(ranking: Ranking, shelf: Shelf) -> dict[str, Any]:
 
 
 def _small(file: Path) -> bytes:
-    """The picture small enough for a page with many, as WebP; that of a miniature as it is."""
+    """The picture as WebP, reduced for a page with many; that of a miniature unchanged."""
     stream = io.BytesIO()
     try:
         with Image.open(file) as image:

@@ -1,6 +1,6 @@
-"""Drawing for the page: a form becomes pictures, one request at a time, and the last pictures stay.
+"""Drawing for the page: turns a form into pictures, one request at a time, and keeps the last pictures.
 
-Takes the fields of a form as text, gives `Drawn`; the model is loaded when it is first drawn with.
+Takes the fields of a form as text and returns `Drawn`; the model is loaded on first use.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from runner.studio import Studio
 
 WEIGHT = "weight:"
-"""What the names of the sliders begin with, before the path of the adapter's job."""
+"""Prefix of the sliders' names, before the path of the adapter's job."""
 MOST_WEIGHT = 1.5
 MOST_KEPT, MOST_KEPT_BYTES = 200, 1 << 29
-"""Pictures that stay, and what they may take: of 4096 px, one takes tens of MB."""
+"""How many pictures are kept, and how much memory they may take: one of 4096 px takes tens of MB."""
 MOST_WAITING = 8
 SAMPLERS = tuple(Sampler.__args__)  # type: ignore[attr-defined]
 
 
 class Asked(Settings):
-    """What the form asks for, without adapters."""
+    """What the form asks for, except for the adapters."""
 
     prompt: str = knob(min_length=1, max_length=4000, doc="What to draw.")
     negative_prompt: str | None = knob(None, max_length=4000, doc="What not to draw.")
@@ -66,28 +66,28 @@ class Drawn:
 
     @property
     def again(self) -> str:
-        """The fields of the form that give it again, as JSON."""
-        # As text: a number of JavaScript has 53 bits, and a seed 64.
+        """The form fields that reproduce it, as JSON."""
+        # The seed is text: a JavaScript number has 53 bits, a seed 64.
         fields = self.asked.model_dump(exclude={"images"}) | {"seed": str(self.seed), "images": 1}
         return json.dumps({"fields": fields, "weights": {path: weight for path, _, weight in self.mix}})
 
 
 class Easel:
-    """What the page draws with."""
+    """Draws for the page."""
 
     def __init__(self, shelf: Shelf, device: str) -> None:
         self.shelf, self._device = shelf, device
         self.drawn: OrderedDict[int, Drawn] = OrderedDict()
-        """The last pictures, by their numbers."""
+        """The last pictures, by number."""
         self._count = self._inside = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="easel")
         self._studio: tuple[tuple[str, str], Studio] | None = None
 
     async def draw(self, form: Mapping[str, str]) -> list[Drawn]:
-        """The pictures that a form asks for, when it is its turn.
+        """Draw the pictures that a form asks for, once it is its turn.
 
         Raises:
-            SettingsError: it cannot be done as it says.
+            SettingsError: the form asks for something that is not possible.
         """
         bases = self.shelf.bases()
         if not bases:
@@ -135,7 +135,7 @@ class Easel:
             drawn = Drawn(number=self._count, png=picture.png, asked=asked, seed=seed, mix=named, took_s=took_s)
             self.drawn[drawn.number] = drawn
             new.append(drawn)
-        # The new ones stay in any case: the page asks for them next.
+        # The new ones are always kept: the page requests them next.
         while len(self.drawn) > len(new) and (len(self.drawn) > MOST_KEPT or self._kept_bytes > MOST_KEPT_BYTES):
             self.drawn.popitem(last=False)
         return new[::-1]
@@ -145,14 +145,14 @@ class Easel:
         return sum(len(drawn.png) for drawn in self.drawn.values())
 
     def _studio_of(self, base: BaseModel, precision: str) -> Studio:
-        """The studio of a base model; the one of another model, or of another precision, makes room."""
+        """The studio for a base model; replaces one for another model or precision."""
         from runner.studio import Studio
         from runner.train.place import Place
 
         key = (base.key, precision)
         if self._studio is None or self._studio[0] != key:
             self._studio = None
-            gc.collect()  # modules refer to each other, and would hold the memory that the next model needs
+            gc.collect()  # modules refer to each other and would hold memory that the next model needs
             self._studio = key, Studio(base.settings, precision, Place.here(self._device))  # type: ignore[arg-type]
         return self._studio[1]
 
@@ -177,7 +177,7 @@ def _line(key: str, value: object, message: str, kind: str) -> str:
 
 
 def _precision(base: BaseModel, mix: list[tuple[str, str, Path, float]]) -> str:
-    """That of the training of the first adapter: one alone then gives the picture that its training has drawn."""
+    """The precision in which the first adapter was trained: used alone, it then gives the picture its training drew."""
     said = {usable.path: usable.precision for usable in base.adapters}
     return next(filter(None, (said[path] for path, _, _, _ in mix)), base.precision)
 

@@ -1,4 +1,4 @@
-"""What lies in the folder: experiments, their jobs, the adapters to draw with. Reads folders, changes nothing."""
+"""Finds what is in the folder: experiments, their jobs, the adapters to draw with. Changes nothing."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from runner.schema import ModelSettings
 from runner.schema.family import TRANSFORMERS
 
 DEPTH = 4
-"""Experiments that lie deeper in the folder are not looked for."""
+"""Experiments deeper in the folder are not found."""
 PICTURES, ROW = 6, 3
 FILE = "file:"
-"""What the paths of adapters from anywhere begin with."""
+"""Prefix for the paths of adapters from outside the folder."""
 
 
 class NotThere(Exception):
-    """A name of something that is not in the folder."""
+    """The name of something that is not in the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +39,19 @@ class Experiment:
 
     name: str
     path: str
-    """Below the shelf's folder, as in addresses."""
+    """Relative to the shelf's folder, as in URLs."""
     folders: tuple[Path, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cover:
-    """How an experiment is shown among others: how its jobs stand, and a few of its pictures."""
+    """How an experiment is shown among others: the states of its jobs, and a few of its pictures."""
 
     experiment: Experiment
     about: str
     states: list[tuple[str, int]]
     evaluations: list[tuple[str, int]]
-    """How those stand that measure the jobs."""
+    """States of the jobs that evaluate its trainings, with their counts."""
     pictures: list[str]
 
 
@@ -66,17 +66,17 @@ class Usable:
     words: tuple[str, ...]
     """New words that it brings."""
     precision: str | None
-    """In which its training computed; of a file nobody knows."""
+    """Precision of its training; unknown for a plain file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
-    """A base model, and the adapters here that were trained on it."""
+    """A base model, and the adapters in this folder that were trained on it."""
 
     key: str
     settings: ModelSettings
     precision: str
-    """Of the first of the trainings here: what the base alone is drawn with."""
+    """Precision of the first of these trainings; used to draw with the base alone."""
     resolution: int
     sampler: str
     steps: int
@@ -87,13 +87,13 @@ class BaseModel:
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """Its name on the page."""
         path = self.settings.path
         return "the embedded miniature" if path == "embedded" else path.rstrip("/").split("/")[-1]
 
     @property
     def rescales(self) -> bool:
-        """Whether its sampler knows `guidance_rescale`."""
+        """Whether its sampler supports `guidance_rescale`."""
         return self.settings.family not in TRANSFORMERS
 
 
@@ -101,7 +101,7 @@ class Shelf:
     """A folder with experiments somewhere in it.
 
     Args:
-        files: further adapters to draw with, from anywhere; for which base model is seen when they are used.
+        files: further adapters to draw with, from anywhere; whether they fit a base model shows only in use.
     """
 
     def __init__(self, root: Path, files: Sequence[Path] = ()) -> None:
@@ -119,7 +119,7 @@ class Shelf:
         ]
 
     def experiments(self) -> list[Experiment]:
-        """All of them, the one that changed last first."""
+        """All experiments, most recently changed first."""
         if is_job_folder(self.root):
             return [self._experiment(self.root, (self.root,))]
         found = [self._experiment(folder, jobs) for folder, jobs in _with_jobs(self.root, DEPTH)]
@@ -149,10 +149,10 @@ class Shelf:
         )
 
     def ranking(self, paths: Sequence[str]) -> Ranking:
-        """Jobs, best first, with titles that tell them apart.
+        """The jobs, best first, with titles that tell them apart.
 
         Raises:
-            NotThere: one is no job in the folder.
+            NotThere: one is not a job in the folder.
         """
         return rank(labelled([read_job(self.job_folder(path)) for path in dict.fromkeys(paths)]))
 
@@ -168,7 +168,7 @@ class Shelf:
         raise NotThere(path)
 
     def job(self, path: str) -> tuple[JobRecord, Figures]:
-        """A job, with a title that tells it from those beside it, and what was measured of its result.
+        """A job, with a title that tells it apart from its neighbors, and what was measured of its result.
 
         Raises:
             NotThere: there is none.
@@ -188,25 +188,25 @@ class Shelf:
         return folder
 
     def inside(self, path: str) -> Path:
-        """Something in the folder, by its path below it; links that lead out of it lead nowhere.
+        """Resolve a path relative to the folder; links that lead out of the folder are not followed.
 
         Raises:
-            NotThere: it is not there, or not in it.
+            NotThere: it does not exist, or is not inside the folder.
         """
         try:
             found = (self.root / path).resolve()
             if found.is_relative_to(self.root) and found.exists():
                 return found
-        except (OSError, ValueError, RuntimeError):  # the last of links in a circle, up to Python 3.12
+        except (OSError, ValueError, RuntimeError):  # RuntimeError: circular links, up to Python 3.12
             pass
         raise NotThere(path)
 
     def path_of(self, path: Path) -> str:
-        """The path below the folder, as in addresses; `.` is the folder itself."""
+        """The path relative to the folder, as in URLs; `.` is the folder itself."""
         return path.resolve().relative_to(self.root).as_posix()
 
     def picture_path(self, path: Path) -> str:
-        """That of a picture; empty where a link leads out of the folder, from which nothing is shown."""
+        """The path of a picture; empty if a link leads out of the folder, since nothing outside it is shown."""
         try:
             return self.path_of(path)
         except ValueError:
@@ -238,7 +238,7 @@ class Shelf:
 
     @staticmethod
     def is_usable(job: JobRecord) -> bool:
-        """Whether there is an adapter of it to draw with."""
+        """Whether the job has an adapter to draw with."""
         return job.state == "completed" and (JobPaths(job.folder).weights.is_file() or bool(_words_of(job)))
 
 
@@ -247,13 +247,13 @@ def _precision_of(job: JobRecord) -> str:
 
 
 def _words_of(job: JobRecord) -> tuple[str, ...]:
-    """The new words that a training has taught."""
+    """The new words that a training taught."""
     words = job.setting("method.tokens")
     return tuple(map(str, words)) if isinstance(words, list) else ()
 
 
 def _base_of(job: JobRecord) -> BaseModel | None:
-    """The base model that a job was trained on; None where its settings are of another version."""
+    """The base model that a job was trained on; None if its settings are from another version."""
     given = job.setting("model")
     try:
         settings = ModelSettings.model_validate(given if isinstance(given, dict) else {})
@@ -280,7 +280,7 @@ def _prompts_of(job: JobRecord) -> list[str]:
 
 
 def _last_pictures(folder: Path) -> list[Path]:
-    """Of the end of a training, or drawn by a task; one of each prompt first."""
+    """Pictures from the end of a training, or drawn by a task; one of each prompt first."""
     steps = sorted(each for each in named_like("step-*", JobPaths(folder).samples) if each.is_dir())
     found = sorted(named_like("p*-s*.png", steps[-1])) if steps else []
     first = {each.name.partition("-")[0]: each for each in reversed(found)}

@@ -1,4 +1,4 @@
-"""Samples of jobs side by side: a row for each prompt and seed, a column for each job, wherever they come from."""
+"""Samples of jobs side by side: a row for each prompt and seed, a column for each job of any experiment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One prompt and seed; a path is empty where there is no picture."""
+    """One prompt and seed; the path of a missing picture is empty."""
 
     prompt: str
     seed: int
@@ -40,11 +40,11 @@ class Table:
     lines: list[Line]
     left_out: int
     of_jobs: int = 1
-    """So many have samples; the best of them have columns."""
+    """How many jobs have samples; the best of them have columns."""
 
 
 def side_by_side(entries: Sequence[Ranked], shelf: Shelf) -> Table | None:
-    """The last samples of jobs, after a column from before training if they began as the same; None without any."""
+    """The last samples of jobs, after a column from before training if all share a base model; None without samples."""
     sampled = [entry for entry in entries if entry.job.steps_sampled]
     known = [entry for entry in sampled if entry.job.steps_sampled[-1] > 0 or not entry.job.trains]
     shown = known[:MOST_JOBS]
@@ -75,13 +75,13 @@ def side_by_side(entries: Sequence[Ranked], shelf: Shelf) -> Table | None:
         )
         for (prompt, seed), start in keys.items()
     ]
-    lines.sort(key=lambda line: line.pictures.count(""))  # what most of them have drawn comes first
+    lines.sort(key=lambda line: line.pictures.count(""))  # those that most jobs have drawn come first
     left_out = max(0, len(lines) - MOST_ROWS)
     return Table(heads=heads, lines=lines[:MOST_ROWS], left_out=left_out, of_jobs=len(known))
 
 
 def over_steps(job: JobRecord, shelf: Shelf) -> Table | None:
-    """One job's samples, a column for each step, or what a task has drawn; None without any."""
+    """One job's samples, a column for each step, or what a task has drawn; None without samples."""
     steps = job.steps_sampled
     if not steps:
         return None

@@ -1,1 +1,1 @@
-"""The endpoint: one base model and many adapters behind `/ping` and `/invocations`, as SageMaker asks for them."""
+"""The endpoint: one base model and many adapters behind `/ping` and `/invocations`, as SageMaker requires."""

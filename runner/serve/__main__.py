@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--host", default=LOOPBACK, help="address to listen on; in a container all (0.0.0.0), as SageMaker needs"
     )
-    # A default that is text is read as if it had been typed, and refused in the same words.
+    # argparse parses a default that is text like typed input, and rejects it with the same message.
     parser.add_argument(
         "--port", type=port, default=os.environ.get(PORT) or "8080", help=f"port to listen on ({PORT}, else 8080)"
     )
@@ -62,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunnerError as error:
         log.error("%s", error)
         return 1
-    # What stands before a container calls it by names that nobody knows here.
+    # Whatever is in front of a container addresses it by names that are unknown here.
     app = make_app(service, guard=Guard(chosen.host, any_name=True), failed=failed)
     server = uvicorn.Server(uvicorn.Config(app, chosen.host, chosen.port, log_level="warning"))
-    with suppress(KeyboardInterrupt):  # which it passes on once it has ended
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
         server.run()
     for reason in reasons:
         trace = None if isinstance(reason, RunnerError) else reason

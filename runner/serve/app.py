@@ -1,7 +1,7 @@
 """The endpoint's two addresses, as SageMaker calls them.
 
-`GET /ping`: 200 once the model is loaded, 503 before, and when the GPU has failed. `POST /invocations`: JSON in, JSON
-with base64 PNGs out, or the PNG alone for `Accept: image/png`.
+`GET /ping`: 200 once the model is loaded; 503 before that, and after the GPU has failed. `POST /invocations`: JSON in,
+JSON with base64 PNGs out, or the PNG alone for `Accept: image/png`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from runner.train.drawing import Picture
 log = logging.getLogger(__name__)
 
 MOST_BYTES = 1 << 20
-"""A request with more is none of ours."""
+"""Larger requests are rejected."""
 RETRY_AFTER_S = "5"
 
 
@@ -37,14 +37,14 @@ def make_app(service: Service, *, guard: Guard, failed: Callable[[BaseException]
     """The application.
 
     Args:
-        guard: tells whom it does not answer; who draws keeps the GPU busy.
-        failed: is told why nothing can be drawn, now and later.
+        guard: decides which requests are refused, because drawing keeps the GPU busy.
+        failed: called with the reason when nothing can be drawn any more.
     """
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
         def is_over(task: asyncio.Task[None]) -> None:
-            # A server that ends before the model is loaded cancels it.
+            # A server that ends before the model is loaded cancels this task.
             if not task.cancelled() and (error := task.exception()) is not None:
                 failed(error)
 
@@ -68,12 +68,12 @@ def make_app(service: Service, *, guard: Guard, failed: Callable[[BaseException]
             body = await _body(request)
         except ClientDisconnect:
             log.info("a request has broken off: who asks has hung up")
-            return Response(status_code=503)  # which nobody reads
+            return Response(status_code=503)  # nobody reads it
         if body is None:
             return _refused(413, [f"the request is longer than {MOST_BYTES} bytes"])
         try:
             raw = json.loads(body)
-        except (ValueError, RecursionError) as error:  # the latter of brackets in thousands of brackets
+        except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
             return _refused(400, [f"the request is no JSON ({error})"])
         wanted, faults = told(Invocation, raw)
         if wanted is None:
@@ -92,7 +92,7 @@ def make_app(service: Service, *, guard: Guard, failed: Callable[[BaseException]
             return _refused(503, [str(error)])
         except Gone:
             log.info("nobody waits any longer for %s: not drawn", count(wanted.count, "image"))
-            return Response(status_code=503)  # which nobody reads
+            return Response(status_code=503)  # nobody reads it
         except Broken as error:
             failed(error)
             return _refused(500, [str(error)])
@@ -105,11 +105,11 @@ def make_app(service: Service, *, guard: Guard, failed: Callable[[BaseException]
 
 
 async def _body(request: Request) -> bytes | None:
-    """What a request holds; None where that is too much, of which no more is read."""
+    """The body of a request; None if it is too long, in which case the rest is not read."""
     if int(request.headers.get("content-length") or 0) > MOST_BYTES:
         return None
     body = bytearray()
-    async for part in request.stream():  # which may come without a length
+    async for part in request.stream():  # a body may come without a length
         body += part
         if len(body) > MOST_BYTES:
             return None
@@ -129,5 +129,5 @@ def _used(service: Service, wanted: Invocation) -> dict[str, float]:
 
 def _refused(code: int, faults: list[str]) -> Response:
     headers = {"Retry-After": RETRY_AFTER_S} if code == 503 else None
-    # A fault may repeat what a request holds, half a character too.
+    # A fault may quote the request, even half a character of it.
     return JSONResponse({"errors": [whole(fault) for fault in faults]}, status_code=code, headers=headers)

@@ -1,6 +1,6 @@
-"""What an endpoint draws with: the model and the adapters of a folder, and one thread that uses them.
+"""What an endpoint draws with: the model and the adapters in a folder, and one thread that uses them.
 
-Takes validated requests, gives pictures; knows nothing of HTTP.
+Takes validated requests and returns pictures; knows nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ ASKED = (
     "negative_prompt",
     "eta",
 )
-"""What a request may say of the drawing, and `serve.json` says otherwise."""
+"""Drawing settings that a request may override; their defaults are in `serve.json`."""
 
 
 class Busy(Exception):
-    """So many requests wait that this one would wait too long."""
+    """Too many requests are waiting: this one would wait too long."""
 
 
 class Gone(Exception):
-    """Nobody waits for the answer any longer."""
+    """Nobody is waiting for the answer any more."""
 
 
 class Broken(Exception):
-    """The GPU computes nothing more for this process, whatever it is asked; it may for another one."""
+    """The GPU no longer computes anything for this process; it may for another one."""
 
 
 class Service:
-    """The model in a folder, drawn with by one request at a time: there is one GPU.
+    """The model in a folder, used by one request at a time because there is one GPU.
 
     Args:
-        folder: with `serve.json`, and a folder for each adapter in `adapters`.
+        folder: holds `serve.json`, and a folder for each adapter in `adapters`.
 
     Raises:
-        SettingsError: `serve.json` is not there or is wrong, or an adapter cannot be read.
+        SettingsError: `serve.json` is missing or wrong, or an adapter cannot be read.
     """
 
     def __init__(self, folder: Path, device: str) -> None:
@@ -79,7 +79,7 @@ class Service:
         return self._studio is not None and not self._is_broken
 
     async def load(self) -> None:
-        """Read the whole model."""
+        """Load the whole model."""
 
         def load() -> Studio:
             studio = Studio(self.serving.model, self.serving.precision, Place.here(self._device), keep_prompts=False)
@@ -90,16 +90,16 @@ class Service:
         log.info("%s is loaded; %d adapters", self.serving.model.path, len(self.adapters))
 
     async def draw(self, wanted: Invocation, *, is_gone: Callable[[], Awaitable[bool]]) -> list[Picture]:
-        """The images of a request, when it is its turn.
+        """Draw the images of a request, once it is its turn.
 
         Args:
-            is_gone: whether whoever asks has hung up; SageMaker does after a minute, and its clients then ask again.
+            is_gone: whether the caller has hung up; SageMaker does so after a minute, and its clients then retry.
 
         Raises:
-            Gone: whoever asks has hung up before it was its turn.
-            RunnerError: it cannot be done as it says.
-            Busy: too many wait already.
-            Broken: neither this nor any other can be drawn here.
+            Gone: the caller hung up before it was its turn.
+            RunnerError: the request asks for something that is not possible.
+            Busy: too many requests are waiting already.
+            Broken: the GPU has failed: neither this request nor any other can be drawn here.
         """
         studio, serving = self._studio, self.serving
         assert studio is not None
@@ -120,11 +120,11 @@ class Service:
         """How the images of a request are drawn.
 
         Raises:
-            SettingsError: the model's family does not know it.
+            SettingsError: the model's family does not support it.
         """
         asked = {key: value for key in ASKED if (value := getattr(wanted, key)) is not None}
         if asked.get("sampler", self.serving.sampler) != self.serving.sampler:
-            asked.setdefault("eta", None)  # what is said there of it is meant for another sampler
+            asked.setdefault("eta", None)  # the one in serve.json is meant for another sampler
         said = self.serving.model_copy(update=asked)
         if faults := said.faults():
             raise SettingsError("\n".join(faults))
@@ -165,10 +165,10 @@ class Service:
 
 
 def read_serving(folder: Path) -> Serving:
-    """What `serve.json` says; a model beside it is found.
+    """The content of `serve.json`; a relative model path is looked up next to it.
 
     Raises:
-        SettingsError: it is not there, or wrong.
+        SettingsError: the file is missing or wrong.
     """
     file = folder / SERVE_FILE
     try:
@@ -191,7 +191,7 @@ def find_served(folder: Path) -> dict[str, Path]:
     """Name -> folder of the adapters that a request may name.
 
     Raises:
-        SettingsError: in one of the folders is no adapter.
+        SettingsError: one of the folders holds no adapter.
     """
     # Editors and file managers leave hidden folders, such as .ipynb_checkpoints.
     found = (folder / ADAPTERS_FOLDER).glob("*")
@@ -208,5 +208,5 @@ def find_served(folder: Path) -> dict[str, Path]:
 
 
 def _is_of_gpu(error: RuntimeError) -> bool:
-    """Whether an error says that the GPU has failed, of which torch has a kind of its own since 2.8."""
+    """Whether an error means that the GPU has failed; torch has its own class for this since 2.8."""
     return isinstance(error, getattr(torch, "AcceleratorError", ())) or str(error).startswith("CUDA error")

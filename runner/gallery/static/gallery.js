@@ -1,5 +1,5 @@
 "use strict";
-// What htmx does not do: sliders say their value, settings are taken up again, pixels of miniatures stay sharp.
+// What htmx does not do: show the sliders' values, reuse a picture's settings, keep the pixels of miniatures sharp.
 const SMALL_PX = 128;
 
 function sharpen(image) {
@@ -15,7 +15,7 @@ function show(slider) {
 function takeUp(again, number) {
   const form = document.getElementById("ask");
   if (form.elements.namedItem("base").value !== again.fields.base) {
-    // The sliders of another base model are on a page of their own.
+    // The sliders of another base model are on their own page.
     location.assign(`/draw?base=${encodeURIComponent(again.fields.base)}#again-${number}`);
     return;
   }
