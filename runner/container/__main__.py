@@ -6,7 +6,7 @@ import sys
 
 
 def main(arguments: list[str]) -> int:
-    """Train, or be an endpoint, for which SageMaker says `serve`."""
+    """Train, or run as an endpoint if SageMaker passes `serve`."""
     if arguments[:1] == ["serve"]:
         from runner.container.serving import serve
 

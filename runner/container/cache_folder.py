@@ -1,7 +1,7 @@
-"""The cache of a container's workers: what was sent along is linked into it, what is new is kept for later jobs.
+"""The cache of a container's workers: entries that were sent are linked into it, new ones are kept for later jobs.
 
-Links are safe: entries are read, replaced by renaming or removed by name, never written to (`runner.cache.store`,
-`runner.paths.atomic_file`). So a file that is no link is new.
+Links are safe: entries are read, replaced by renaming or removed by name, but never written to (`runner.cache.store`,
+`runner.paths.atomic_file`). So a file that is not a link is new.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ log = logging.getLogger(__name__)
 
 KEEP_EVERY_S = 10.0
 ENTRIES = ("*.safetensors", "*.png")
-"""Encodings, and images of a class that were drawn (`runner.cache.encodings`)."""
+"""Encodings, and class images that were drawn (`runner.cache.encodings`)."""
 
 
 class CacheFolder:
-    """The folder that is RUNNER_CACHE for the workers.
+    """The workers' RUNNER_CACHE folder.
 
     Args:
-        folder: where it is made.
-        sources: folders with entries; those that are not there are passed over.
-        kept: where new entries are copied to, whole; None on hosts that keep nothing.
+        folder: where it is created.
+        sources: folders with entries; missing ones are skipped.
+        kept: where new entries are copied to, atomically; None on hosts that keep nothing.
     """
 
     def __init__(self, folder: Path, *, sources: Sequence[Path], kept: Path | None) -> None:
@@ -48,7 +48,7 @@ class CacheFolder:
                 link.symlink_to(file.absolute())
 
     def keep(self) -> None:
-        """Copy what is new since the last time; what cannot be copied is said, and lost to later jobs alone."""
+        """Copy what is new since the last call; a failed copy is logged, and only later jobs miss it."""
         if self.kept is None:
             return
         entries = [file for pattern in ENTRIES for file in self.folder.rglob(pattern)]
@@ -61,13 +61,13 @@ class CacheFolder:
                     shutil.copyfile(file, temporary)
                 self._done[file] = changed_ns
             except FileNotFoundError:
-                continue  # a temporary file that has just got its name, or no measurements yet
+                continue  # a temporary file that has just been renamed, or no measurements yet
             except OSError as error:
                 log.warning("%s is not kept: %s", file.name, error)
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """Keep what is new from time to time, and at the end."""
+        """Inside the context, keep what is new at intervals, and once more at the end."""
         try:
             with repeating(self.keep, every_s=KEEP_EVERY_S, name="keeps the cache"):
                 yield

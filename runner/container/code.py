@@ -1,4 +1,4 @@
-"""The project's package as it was where the command was typed: unpacked, and run in place of the image's own."""
+"""Unpacks the project's package as it was where the command was typed, and runs it instead of the image's own."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from runner.errors import RunnerError
 from runner.parcel import CODE, CODE_FILE
 
 UNPACKED = "RUNNER_CODE"
-"""Environment variable with the folder of the package that runs, once it is the one that was sent."""
+"""Environment variable with the folder of the package that was sent; set once that package runs."""
 
 
 def run_sent_code(tree: Tree, arguments: Sequence[str]) -> None:
-    """Go on as the package that was sent; return where none was, or where this is it.
+    """Continue as the package that was sent; return if none was sent, or if this already is it.
 
     Raises:
-        RunnerError: what was sent is no such package.
+        RunnerError: what was sent is not this package.
     """
     file = tree.channel(CODE) / CODE_FILE
     if UNPACKED in os.environ or not file.parent.exists():
         return
     folder = _unpack(file)
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # Whatever lies in the current folder must not come before it.
+    # Nothing in the current folder must shadow it.
     os.environ.update({UNPACKED: str(folder), "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"})
-    # The same process, so that it still gets the signals that are meant for the container.
+    # In the same process, so that it still gets the signals meant for the container.
     os.execv(sys.executable, [sys.executable, "-m", "runner.container", *arguments])
 
 

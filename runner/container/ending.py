@@ -1,4 +1,4 @@
-"""How a training job ends: results where they are taken from, the objective for a tuner, a reason if it fails."""
+"""Ends a training job: puts results where SageMaker collects them, prints the objective, writes any failure reason."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from runner.jobs.job import GOOD, Job, State, read_manifest
 log = logging.getLogger(__name__)
 
 LEAST_CHARACTERS = 80
-"""Of a reason, where many jobs have failed."""
+"""Minimum per job in a reason, if many jobs have failed."""
 
 
 def conclude(tree: Tree, jobs: Sequence[Job], *, interrupted: bool) -> int:
-    """Put the results in place, and say how it went; the exit code.
+    """Put the results in place and report how it went; returns the exit code.
 
     Args:
-        interrupted: whether a signal has ended the training; what is not done then goes on in another container.
+        interrupted: whether a signal ended the training; unfinished jobs then continue in another container.
     """
     manifests = [read_manifest(job.folder) for job in jobs]
     for job, manifest in zip(jobs, manifests, strict=True):
@@ -40,7 +40,7 @@ def conclude(tree: Tree, jobs: Sequence[Job], *, interrupted: bool) -> int:
 
 
 def how_far(jobs: Sequence[Job]) -> str:
-    """The states of jobs and their steps, in a line."""
+    """The jobs' states and steps, in one line."""
     manifests = [read_manifest(job.folder) for job in jobs]
     states = Counter(manifest["state"] for manifest in manifests)
     steps = sum(manifest.get("steps_done") or 0 for manifest in manifests)
@@ -50,7 +50,7 @@ def how_far(jobs: Sequence[Job]) -> str:
 
 
 def reason(failed: Sequence[tuple[str, str]], *, of: int) -> str:
-    """Why a training job fails, in as many characters as SageMaker shows."""
+    """Why a training job fails, in no more characters than SageMaker shows."""
     head = f"{len(failed)} of {of} jobs failed\n" if of > 1 else ""
     shown = list(failed)
     while len(shown) > 1 and _room(shown, head) < LEAST_CHARACTERS:
@@ -70,13 +70,13 @@ def _why(manifest: dict[str, object]) -> str:
 def _put_into_model(tree: Tree, job: Job) -> None:
     folder = tree.model / job.id
     folder.mkdir(parents=True, exist_ok=True)
-    if job.paths.lora.is_dir():  # other tasks may give something else, which lies in the job's folder as always
+    if job.paths.lora.is_dir():  # other tasks may make something else, which is in the job's folder as always
         shutil.copytree(job.paths.lora, folder / job.paths.lora.name, dirs_exist_ok=True)
     shutil.copyfile(job.paths.config, folder / job.paths.config.name)
 
 
 def _say_objective(manifest: dict[str, Any]) -> None:
-    """The line that a tuner's regular expression finds."""
+    """Print the line that a tuner's regular expression finds."""
     value = manifest.get("objective")
     if manifest["state"] in GOOD and value is not None:
         sys.stdout.write(objective_line(str(manifest["objective_name"]), value) + "\n")

@@ -1,7 +1,7 @@
-"""The container's first process: reads what was sent, trains, hands over results; a signal makes it save and end.
+"""The container's first process: reads what was sent, trains, hands over results; on a signal, it saves and exits.
 
-0 if every job is completed or pruned, or a signal has ended the training; 1 otherwise, with the reason in
-`output/failure`.
+It exits with 0 if every job is completed or pruned, or if a signal ended the training; otherwise with 1, and the
+reason in `output/failure`.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ TRAINING_JOB = "TRAINING_JOB_NAME"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train what was sent; the container's exit code. What SageMaker appends to the command says nothing new."""
+    """Train what was sent; returns the exit code. What SageMaker appends to the command adds no information."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     log_to(sys.stdout, logging.INFO)
-    # The kernel does not end a container's first process by a signal that it has not asked for.
+    # The kernel does not kill a container's first process with a signal that it has no handler for.
     signal.signal(signal.SIGTERM, _interrupt)
     tree = Tree.here()
-    # A tuner's training jobs all have the same environment: each one's own name is only known here.
+    # All training jobs of a tuner have the same environment: the name of each is only known here.
     if training_job := os.environ.get(TRAINING_JOB):
         os.environ.setdefault(WORKER_NAME, training_job)
     try:
@@ -109,7 +109,7 @@ def _run(tree: Tree) -> int:
 def _train(
     training: Callable[[], None], jobs: Sequence[Job], cache: CacheFolder, secrets: Mapping[str, str], *, named: bool
 ) -> bool:
-    """Train, with everything around it; whether a signal has ended it."""
+    """Train, with cache, logs and secrets set up; returns whether a signal ended it."""
     relay = Relay(jobs[0].folder.parent, named=named, how_far=lambda: how_far(jobs))
     with cache.keeping(), relay.following(), _said_objective(jobs):
         try:
@@ -140,7 +140,7 @@ def _settings(parcel: Parcel) -> LocalLauncher:
 def _training(
     open_jobs: Sequence[Job], jobs: Sequence[Job], parcel: Parcel, host: Host, machine: Machine, work: Path
 ) -> Callable[[], None]:
-    """What trains the jobs: a schedule for this machine alone, or this host's part of a worker over all of them."""
+    """The function that trains the jobs: a schedule for this machine alone, or this host's part of a spread worker."""
     if len(host.names) > 1:
         spread = Spread(jobs, parcel, host=host, machine=machine, logs=jobs[0].folder.parent, port=meeting_port())
         return lambda: spread.run(work)
@@ -152,12 +152,12 @@ def _training(
 
 
 def _take_up(job: Job, sent: Mapping[str, Any]) -> bool:
-    """Make a job's folder ready for a worker; whether there is anything left to do.
+    """Prepare a job's folder for a worker; returns whether there is anything left to do.
 
-    What SageMaker has restored of an earlier container is kept, but for the paths in config.yaml.
+    What SageMaker has restored from an earlier container is kept, except for the paths in config.yaml.
 
     Args:
-        sent: the manifest that came with the job; what else it says is kept.
+        sent: the manifest that came with the job; a new folder takes it over.
 
     Raises:
         RunnerError: the folder holds another job.
@@ -180,7 +180,7 @@ def _take_up(job: Job, sent: Mapping[str, Any]) -> bool:
 
 
 def _lay_beside(job: Job, folder: Path) -> Job:
-    """The same job in a folder that nothing is written to but what it is: for the hosts that write no results."""
+    """The same job in a folder of its own that only describes it, for hosts that write no results."""
     beside = Job(job.id, job.settings, job.identity, folder / job.id, job.overrides)
     register(beside)
     return beside

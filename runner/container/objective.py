@@ -1,4 +1,4 @@
-"""A job's objective on this process's output whenever it is measured, where a tuner's regular expression finds it."""
+"""Prints a job's objective to stdout whenever it is measured, for a tuner's regular expression to find."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ POLL_S = 2.0
 
 
 def objective_line(name: str, value: float) -> str:
-    """The line, which nothing else that is printed looks like."""
+    """The line; nothing else that is printed looks like it."""
     return f"{name}={value!r}"
 
 
 class ObjectiveLines:
-    """Follows the metrics of the only job. Its last value is said at the end (`runner.container.ending`)."""
+    """Follows the metrics of the only job. The last value is printed at the end (`runner.container.ending`)."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.name = job, job.experiment.objective.name
-        # What an earlier container has measured was said then.
+        # An earlier container has already printed what it measured.
         lines = MetricsFile(self.job.paths.metrics).read()
         self._said_step = max((int(line["step"]) for line in lines), default=0)
 
     def following(self) -> AbstractContextManager[None]:
-        """Say what is measured while the block runs."""
+        """Inside the context, print each new value."""
         return repeating(self.say, every_s=POLL_S, name="says the objective")
 
     def say(self) -> None:
-        """Say what is new. Before the first step all trials are the same: a tuner must not compare them there."""
+        """Print what is new. Before the first step all trials are alike, so a tuner must not compare them there."""
         for step, value in MetricsFile(self.job.paths.metrics).values(self.name):
             if math.isfinite(value) and self._said_step < step < self.job.experiment.steps:
                 self._said_step = step

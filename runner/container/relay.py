@@ -1,4 +1,4 @@
-"""What workers write into their logs, on this process's output too, where the training job's log is made from it."""
+"""Copies what workers write to their logs to stdout, from which SageMaker makes the training job's log."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from runner.paths import ExperimentPaths
 
 POLL_S = 0.2
 SILENT_S = 60.0
-"""After so long without a line, this process says itself how far the jobs are."""
+"""After this long without a line, this process reports the jobs' progress itself."""
 
 
 class Relay:
-    """Follows the logs of the workers in some folder.
+    """Follows the logs of the workers in a folder.
 
     Args:
         named: whether each line begins with the place of its worker.
-        how_far: a line about the jobs, for when nobody says anything.
+        how_far: a line about the jobs' progress, for when no worker writes anything.
     """
 
     def __init__(self, folder: Path, *, named: bool, how_far: Callable[[], str]) -> None:
         self._pattern = ExperimentPaths(folder).worker_log("*")
         self._named, self._how_far = named, how_far
-        # What an earlier container has said was said then.
+        # An earlier container has already passed on what its workers wrote.
         self._read_bytes = {file: file.stat().st_size for file in self._files()}
         self._rest: dict[Path, bytes] = {}
         self._last_s = time.monotonic()
@@ -37,7 +37,7 @@ class Relay:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Pass lines on, until all that was written is."""
+        """Inside the context, pass lines on; on leaving it, pass on everything that is left."""
         try:
             with repeating(self._pass_on, every_s=POLL_S, name="passes logs on"):
                 yield

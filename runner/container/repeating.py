@@ -1,4 +1,4 @@
-"""Something that is done from time to time beside the work of this process."""
+"""Work that is repeated in the background of this process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def repeating(work: Callable[[], object], *, every_s: float, name: str) -> Iterator[None]:
-    """Call it every so often while the block runs, in a thread of that name; it is not running when the block is left.
+    """Call `work` repeatedly in a thread named `name` while the block runs; no call is running after the block.
 
     Args:
-        every_s: seconds from the end of a call to the next one, and before the first one.
+        every_s: seconds before the first call, and from the end of each call to the next.
     """
     done = threading.Event()
 

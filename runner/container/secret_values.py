@@ -1,4 +1,4 @@
-"""Keys and tokens out of Secrets Manager: fetched with the container's role, and given to the workers alone."""
+"""Keys and tokens from Secrets Manager: fetched with the container's role, and passed only to the workers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from runner.errors import RunnerError
 
 
 def fetch(secrets: Mapping[str, str], region: str | None) -> dict[str, str]:
-    """The values of secrets by the variables that they are for; those that the environment has already are left out.
+    """Variable -> value of its secret; variables that the environment already has are skipped.
 
     Args:
         secrets: variable -> ARN or name of the secret, which is plain text or JSON with the variable as a key.
-        region: where they are kept; None is the session's own.
+        region: where they are stored; None for the session's own.
 
     Raises:
-        RunnerError: a secret cannot be had, or has no such key.
+        RunnerError: a secret cannot be fetched, is empty, or lacks the key.
     """
     wanted = {name: arn for name, arn in secrets.items() if not os.environ.get(name)}
     if not wanted:
@@ -57,7 +57,7 @@ def _value(name: str, arn: str, text: str | None) -> str:
 
 @contextmanager
 def lent(values: Mapping[str, str]) -> Iterator[None]:
-    """Have variables in the environment that processes started now inherit, and no longer than that."""
+    """Inside the context, set environment variables for processes started there to inherit; then restore them."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -1,4 +1,4 @@
-"""The container as an endpoint: as a user without rights, with the model where SageMaker has laid it."""
+"""Runs the container as an endpoint: as an unprivileged user, with the model where SageMaker has put it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from runner.system.printable import log_to
 log = logging.getLogger(__name__)
 
 EVERYWHERE = "0.0.0.0"
-"""Requests reach a container from outside of it."""
+"""Requests reach a container from outside."""
 
 
 def serve(arguments: Sequence[str]) -> int:
-    """Serve until a signal asks to stop; the container's exit code."""
+    """Serve until a signal asks to stop; returns the container's exit code."""
     log_to(sys.stdout, logging.INFO)
     tree = Tree.here()
-    # Nothing is written, and all that is read is the model.
+    # An endpoint writes nothing, and reads only the model.
     tree.data, tree.written = tree.model, ()
     leave_root(tree)
     if secret := os.environ.get(HUB_SECRET):

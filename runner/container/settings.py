@@ -1,4 +1,4 @@
-"""The settings of the jobs that were sent: channels become paths, archives folders; hyperparameters are laid over."""
+"""Settings of the jobs that were sent: channels become paths, archives become folders, hyperparameters override."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from runner.system.archive import BadArchive, is_archive, lay_out
 def sent_jobs(
     parcel: Parcel, config: Path, data: Path, jobs: Path, overrides: Mapping[str, str], *, models: Path
 ) -> list[Job]:
-    """The jobs of a parcel, each with its folder below `jobs`, which is not touched.
+    """The jobs of a parcel, each with its folder below `jobs`, where nothing is written yet.
 
     Args:
-        config: the channel that the parcel lies in.
+        config: the channel that holds the parcel.
         data: the folder of all channels.
-        overrides: dotted key -> value as YAML, of the only job; it is another job then, with an id of its own.
+        overrides: dotted key -> value as YAML, for the only job; this makes it another job, with its own id.
         models: where archives of base models are unpacked.
 
     Raises:
@@ -75,10 +75,10 @@ def _checked(raw: Mapping[str, Any]) -> JobSettings:
 
 
 def _overridden(sent: Job, raw: Mapping[str, Any], overrides: Mapping[str, str]) -> Job:
-    """The job with other settings. It has the id that it would have where the command was typed.
+    """The job with other settings. It gets the id that it would have where the command was typed.
 
-    Some of what was sent has been rewritten for the container, such as paths. So the identity that was sent is kept,
-    but for what the overrides change of it.
+    Some of what was sent, such as paths, has been rewritten for the container. So the identity that was sent is kept,
+    except for what the overrides change.
     """
     checker, folder = Checker(sent.folder.parent), sent.folder.parent
     before = checker.job(raw).identity
@@ -97,7 +97,7 @@ def laid_over(raw: Mapping[str, Any], overrides: Mapping[str, str]) -> dict[str,
         overrides: dotted key -> value as YAML.
 
     Raises:
-        SettingsError: a value is no YAML, or a key leads nowhere.
+        SettingsError: a value is not valid YAML, or a key does not exist.
     """
     changed = copy.deepcopy(dict(raw))
     for key, text in overrides.items():
@@ -123,11 +123,11 @@ def _lay(raw: dict[str, Any], key: str, text: str) -> None:
 
 
 def with_open_models(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A configuration in which `model.path` and `model.vae` are folders where they were archives.
+    """A configuration whose `model.path` and `model.vae` are folders even where they were archives.
 
     Args:
-        raw: with paths of this machine.
-        folder: where archives are unpacked, each once; it goes when the container ends.
+        raw: a configuration with paths on this machine.
+        folder: where each archive is unpacked, once; it is removed when the container ends.
 
     Raises:
         SettingsError: an archive is damaged, or holds no model of this family.

@@ -1,4 +1,4 @@
-"""One worker over all hosts of a training job: each starts its part, and the first one writes the results."""
+"""One worker spread over all hosts of a training job: each starts its part, and the first one writes the results."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Spread:
     """This host's part of the work.
 
     Args:
-        jobs: all jobs, in folders that this host's processes may read; written by those of the first host alone.
-        port: of the first host; each pack has one of its own from there on.
+        jobs: all jobs, in folders that this host's processes may read; only those of the first host write to them.
+        port: on the first host, for the first pack; the following packs take the next ports.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class Spread:
         """Work through one pack after the other; all hosts have the same ones, in the same order.
 
         Args:
-            folder: where this host's lists of jobs lie meanwhile.
+            folder: for this host's lists of jobs meanwhile.
 
         Raises:
-            Interrupted: a signal came; what was training is saved.
+            Interrupted: a signal came; the jobs in training are saved.
             RunnerError: the processes of this host have crashed.
         """
         if self.host.interface:
@@ -93,7 +93,7 @@ class Spread:
         return self._worker.exit_code
 
     def _settle(self, jobs: Sequence[Job], code: int, *, stopped: bool) -> None:
-        """Give jobs the states that their processes could not write any more."""
+        """Give jobs the states that their processes could no longer write."""
         for job in jobs:
             if is_dead(job):
                 fail(job, ending(code, self.log))

@@ -1,4 +1,4 @@
-"""The files of a training container: where they are, and what SageMaker says in them of hosts and hyperparameters."""
+"""The files of a training container: where they are, and what SageMaker's say about hosts and hyperparameters."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from runner.parcel import CACHE, JOBS
 from runner.paths import write_text
 
 ROOT = "SM_ML_ROOT"
-"""Environment variable with the tree's folder, where it is not /opt/ml."""
+"""Environment variable with the tree's folder, if it is not /opt/ml."""
 PORT = "RUNNER_MEETING_PORT"
-"""Environment variable with the port of the first host at which several find each other."""
+"""Environment variable with the port on the first host where several hosts find each other."""
 USUAL_PORT = 7777
 FAILURE_CHARACTERS = 1024
-"""What SageMaker shows of a reason."""
+"""How much of a reason SageMaker shows."""
 NOT_SETTINGS = ("_", "sagemaker_")
-"""Hyperparameters that begin so are SageMaker's own."""
+"""Hyperparameters with these prefixes are SageMaker's own."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Host:
     name: str
     names: tuple[str, ...]
     interface: str | None
-    """The network interface on which they see each other; None where there is none of the name that was given."""
+    """The network interface on which they reach each other; None if the named one does not exist."""
 
     @property
     def rank(self) -> int:
@@ -71,7 +71,7 @@ class Tree:
         """Which of the job's hosts this is.
 
         Raises:
-            RunnerError: resourceconfig.json cannot be read, or is no such thing.
+            RunnerError: resourceconfig.json cannot be read, or does not name this host among the others.
         """
         found = self._said("resourceconfig")
         names, current = found.get("hosts"), str(found.get("current_host"))
@@ -83,7 +83,7 @@ class Tree:
         return Host(current, tuple(sorted(names, key=_natural)), interface if exists else None)
 
     def overrides(self) -> dict[str, str]:
-        """Hyperparameters that are settings of the job, by their dotted keys; none where there is no such file.
+        """Hyperparameters that are settings of the job, by their dotted keys; none if the file does not exist.
 
         Raises:
             RunnerError: the file is damaged.
@@ -107,16 +107,16 @@ class Tree:
         return found
 
     def write_failure(self, reason: str) -> None:
-        """Say why the training job fails; SageMaker shows the beginning."""
+        """Record why the training job fails; SageMaker shows the beginning."""
         self.failure.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.failure, reason.strip()[:FAILURE_CHARACTERS])
 
 
 def meeting_port() -> int:
-    """The port of the first host at which the processes of all hosts find each other.
+    """The port on the first host where the processes of all hosts find each other.
 
     Raises:
-        RunnerError: the environment names one that is no number.
+        RunnerError: the environment names one that is not a number.
     """
     named = os.environ.get(PORT, str(USUAL_PORT))
     if not named.isdecimal():
@@ -125,5 +125,5 @@ def meeting_port() -> int:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key by which algo-2 comes before algo-10."""
+    """A sort key that puts algo-2 before algo-10."""
     return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", name)]

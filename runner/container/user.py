@@ -1,7 +1,8 @@
-"""Who the container's processes are: root lays the ground, and a user without its rights trains.
+"""The user of the container's processes: root prepares the folders, and an unprivileged user trains.
 
-SageMaker mounts /opt/ml as root's and says nowhere that another user may write there. So the image starts as root,
-gives that user what it has to write to, and goes on as it, where it can read and write what a training needs.
+SageMaker mounts /opt/ml as root's and does not document that another user may write there. So the image starts as root,
+gives the unprivileged user the folders to write to, and continues as that user if it can read and write what a training
+needs.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from runner.parcel import CONTAINER_USER
 log = logging.getLogger(__name__)
 
 USUAL_USER = "runner"
-"""The image's user without rights (container/Dockerfile)."""
+"""The image's unprivileged user (container/Dockerfile)."""
 ELASTIC_FABRIC = Path("/dev/infiniband")
-"""Network devices that need locked memory, which root has without limit."""
+"""Network devices that need locked memory, which is unlimited for root."""
 WITHOUT_LIMIT = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
 
 def leave_root(tree: Tree) -> None:
-    """Go on as a user without rights; as root where there is no such user or it could not work, and say why."""
+    """Continue as an unprivileged user; as root if there is no such user or, with a warning, if it could not work."""
     if os.geteuid() != 0:
         return
     try:
@@ -65,7 +66,7 @@ def _become(account: pwd.struct_passwd) -> None:
 
 
 def _obstacle(tree: Tree, account: pwd.struct_passwd) -> str:
-    """What that user cannot do here, tried by a process that is it; empty if nothing."""
+    """What that user cannot do here, tried by a child process of that user; empty if nothing."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -87,14 +88,14 @@ def _obstacle(tree: Tree, account: pwd.struct_passwd) -> str:
 
 
 def _tried(tree: Tree) -> str:
-    """Nothing, once the first file of each channel was read and a file was written wherever a training writes.
+    """Try to read the first file of each channel and to write wherever a training writes; returns any other obstacle.
 
     Raises:
-        OSError: one of these could not be done.
+        OSError: a file could not be read or written.
     """
     for entry in sorted(tree.data.iterdir()) if tree.data.exists() else []:
         firsts = (Path(path, min(names)) for path, _, names in os.walk(entry, onerror=_raise) if names)
-        # A file may lie beside the channels: `serve.json` of an endpoint, or a list that SageMaker leaves.
+        # There may be files beside the channels: `serve.json` of an endpoint, or a list that SageMaker leaves.
         if (file := entry if entry.is_file() else next(firsts, None)) is not None:
             with file.open("rb") as stream:
                 stream.read(1)

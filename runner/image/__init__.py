@@ -1,1 +1,1 @@
-"""The image that jobs run in on AWS: built from a checkout, pushed to ECR, remembered for the launcher."""
+"""The image that jobs run in on AWS: built from a checkout, pushed to ECR, recorded for the launcher."""

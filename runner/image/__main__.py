@@ -27,7 +27,7 @@ NAME = "lora-runner"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do it; 0 if it worked, 1 with a line that says why not."""
+    """Run the command; returns 0 if it worked, else 1 after logging the reason."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     own, passed_on = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     options = _parse(own)
@@ -78,7 +78,7 @@ def _build(options: argparse.Namespace, passed_on: Sequence[str]) -> None:
 
 
 def _push(options: argparse.Namespace) -> str:
-    """Push the image that was built with the same options; its reference by digest."""
+    """Push the image that was built with the same options; returns its reference by digest."""
     local = _local(options)
     tag = local.rpartition(":")[2]
     repository = Repository(options.repository, options.region)
@@ -99,7 +99,7 @@ def _push(options: argparse.Namespace) -> str:
 
 
 def _local(options: argparse.Namespace) -> str:
-    """What the image is called on this machine."""
+    """The image's name on this machine."""
     return f"{options.repository}:{options.tag or default_tag(checkout(), options.base_image)}"
 
 

@@ -1,4 +1,4 @@
-"""The checkout that an image is built from, and the tag that says what is in it."""
+"""The checkout that an image is built from, and the tag that identifies its content."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from runner.errors import RunnerError
 SOURCES = (
     "runner", "conf", "recipes", "container", "pyproject.toml", "constraints.txt", "README.md", "LICENSE",
 )  # fmt: skip
-"""What goes into an image; `.dockerignore` lets in the same."""
+"""What goes into an image; `.dockerignore` admits the same."""
 DOCKERFILE = Path("container", "Dockerfile")
 BASE_IMAGE = "public.ecr.aws/docker/library/python:3.11-slim-bookworm"
-"""Python and nothing else: torch comes with what it needs of CUDA. The Dockerfile names the same."""
+"""Python and nothing else: torch brings the parts of CUDA that it needs. The Dockerfile names the same image."""
 
 
 def checkout() -> Path:
     """The root of the checkout that this package runs from.
 
     Raises:
-        RunnerError: it was installed without one.
+        RunnerError: the package was installed without one.
     """
     root = PACKAGE.parent
     if not (root / DOCKERFILE).is_file():
@@ -31,7 +31,7 @@ def checkout() -> Path:
 
 
 def files(root: Path) -> Iterator[Path]:
-    """The files that go into an image, in an order that is always the same."""
+    """The files that go into an image, always in the same order."""
     for name in SOURCES:
         found = root / name
         for file in [found] if found.is_file() else sorted(found.rglob("*")):
@@ -41,7 +41,7 @@ def files(root: Path) -> Iterator[Path]:
 
 
 def default_tag(root: Path, base_image: str) -> str:
-    """The project's version, and a hash of what the image is made of: the same content has the same tag."""
+    """The project's version and a hash of the image's content: the same content gets the same tag."""
     digest = hashlib.sha256(base_image.encode())
     for file in files(root):
         content = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""The program that builds and pushes images: docker, podman or buildah, told the same things."""
+"""The program that builds and pushes images: docker, podman or buildah, behind one interface."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from runner.errors import RunnerError
 
 ENGINES = ("docker", "podman", "buildah")
 PLATFORM = "linux/amd64"
-"""What SageMaker's instances are, whatever the image is built on."""
+"""The platform of SageMaker's instances, whatever machine the image is built on."""
 OUTPUTS = ("--output", "-o", "--load", "--push")
-"""Options of docker that say what becomes of an image; there may be one."""
+"""Docker options that set an image's output; at most one may be given."""
 
 
 class Engine:
     """A container engine on this machine.
 
     Args:
-        name: which one; None takes the first that is there.
+        name: which one; None takes the first that is installed.
 
     Raises:
-        RunnerError: it is not there.
+        RunnerError: it is not installed.
     """
 
     def __init__(self, name: str | None = None) -> None:
@@ -41,31 +41,31 @@ class Engine:
         Args:
             root: folder of everything that goes into it.
             dockerfile: relative to the root.
-            options: others, as the engine has them.
+            options: further options, passed to the engine unchanged.
         """
         told = [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]
         command = ["build", "--platform", PLATFORM, "--file", str(root / dockerfile), "--tag", tag, *told]
         self._run([*command, *self._as_docker(options), *options, str(root)])
 
     def _as_docker(self, options: Sequence[str]) -> list[str]:
-        """Options for an image of Docker's own media types: SageMaker's endpoints take no image of OCI's.
+        """Options for an image with Docker's own media types: SageMaker's endpoints reject images with OCI's.
 
         Args:
-            options: others; who says where the image goes says in what types.
+            options: the user's; if they set the output, its media types are left to them.
         """
         if self.name != "docker":
             return ["--format", "docker"]
         asked = subprocess.run([self.name, "build", "--help"], capture_output=True, text=True, check=False)
         if "--provenance" not in asked.stdout:
-            return []  # a builder of before BuildKit, which writes no other types
-        # With attestations, an image becomes an index of several things, which is of OCI's types whatever is said.
+            return []  # a builder from before BuildKit, which writes only these types
+        # With attestations, an image becomes an index of several parts, which has OCI's types whatever is asked for.
         plain = ["--provenance=false"]
         if any(option.partition("=")[0] in OUTPUTS for option in options):
             return plain
         return [*plain, "--output", "type=image,oci-mediatypes=false"]
 
     def size_bytes(self, tag: str) -> int | None:
-        """Of an image of this machine, uncompressed; None where the engine does not say."""
+        """The uncompressed size of an image on this machine; None if the engine does not report it."""
         if self.name == "buildah":
             return None
         asked = [self.name, "image", "inspect", "--format", "{{.Size}}", tag]
@@ -73,11 +73,11 @@ class Engine:
         return int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdecimal() else None
 
     def login(self, registry: str, user: str, password: str) -> None:
-        """Log in to a registry; the password is on no command line, where every user of the machine could read it."""
+        """Log in to a registry; the password goes through stdin, because all users can read command lines."""
         self._run(["login", "--username", user, "--password-stdin", registry], given=password)
 
     def push(self, tag: str, target: str) -> None:
-        """Push an image of this machine under another name."""
+        """Push an image on this machine under another name."""
         self._run(["tag", tag, target])
         self._run(["push", target])
 

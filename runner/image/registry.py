@@ -1,4 +1,4 @@
-"""The account's repository of images in ECR."""
+"""The account's image repository in ECR."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from runner.s3.access import NoAccess, aws_session, client_config, message_of, r
 
 @dataclass(frozen=True)
 class Login:
-    """What an engine logs in to a registry with; good for twelve hours."""
+    """An engine's credentials for a registry; valid for twelve hours."""
 
     user: str
     password: str
 
 
 class Repository:
-    """A repository of this account, which need not be there yet.
+    """A repository of this account, which need not exist yet.
 
     Args:
-        region: where it is; None is that of the environment or profile.
+        region: where it is; None for that of the environment or profile.
 
     Raises:
         NoAccess: AWS's library is not installed, or nothing names a region.
@@ -37,7 +37,7 @@ class Repository:
         self.region = str(self._ecr.meta.region_name)
 
     def make(self) -> str:
-        """Its address, `<registry>/<name>`; it is created if need be, with tags that stay where they are.
+        """Create the repository if needed, with immutable tags; returns its address, `<registry>/<name>`.
 
         Raises:
             NoAccess: no credentials, or not allowed.
@@ -61,11 +61,11 @@ class Repository:
         return str(found["repositoryUri"])
 
     def login(self) -> Login:
-        """What an engine logs in with."""
+        """The credentials that an engine logs in with."""
         return _login(self._ecr)
 
     def digest(self, tag: str) -> str | None:
-        """`sha256:...` of the image with that tag; None where there is none."""
+        """`sha256:...` of the image with that tag; None if there is none."""
         with _asked("ecr:DescribeImages"):
             try:
                 answer = self._ecr.describe_images(repositoryName=self.name, imageIds=[{"imageTag": tag}])
@@ -74,7 +74,7 @@ class Repository:
         return str(answer["imageDetails"][0]["imageDigest"])
 
     def latest(self) -> str:
-        """The reference of the image that was pushed last, by its digest.
+        """The reference, by digest, of the image that was pushed last.
 
         Raises:
             RunnerError: there is none.
@@ -96,7 +96,7 @@ class Repository:
 
 
 def login_to(image: str) -> tuple[str, Login] | None:
-    """The registry of an image and what to log in with, if it is in ECR, of whatever account; None otherwise.
+    """The registry of an image and its credentials, if it is in ECR, in any account; None otherwise.
 
     Raises:
         NoAccess: no credentials, or not allowed.
@@ -123,7 +123,7 @@ def _login(ecr: Any) -> Login:
 
 @contextmanager
 def _asked(what: str) -> Iterator[None]:
-    """Turn what AWS refuses into an error for the user; `what` is the permission that is needed."""
+    """Turn AWS errors into errors for the user; `what` is the permission that is needed."""
     from botocore.exceptions import ClientError
 
     try:
