@@ -1,6 +1,6 @@
-"""The Hugging Face Hub as a place for models and adapters: names of repositories, and whether they can be had.
+"""The Hugging Face Hub as a place for models and adapters: names of repositories, and whether they are available.
 
-Its client is imported when the Hub is asked. Data sets are fetched in `runner.data`, for each layout in its own way.
+Its client is imported only for requests to the Hub. Data sets are fetched in `runner.data`, each layout in its own way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from runner.paths import path_of
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TIMEOUT_S = 10
 QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
-"""What follows an address: of a signed one it is the signature."""
+"""A URL with its query, which in a signed URL holds the signature."""
 
 
 def hub_faults(
@@ -29,14 +29,14 @@ def hub_faults(
     layout: str = "diffusers",
     lacks: Callable[[Path], Iterator[str]] = lambda _copy: iter(()),
 ) -> list[str]:
-    """What is wrong with what is no folder on this machine, and so should be a Hub id.
+    """What is wrong with a value that is not a folder on this machine and so should be a Hub id.
 
     Args:
-        file: one that such a repository has.
-        ask: whether it must be in the local cache or reachable, and not only of the right form.
-        layout: of which library the files are.
-        lacks: what a copy in the local cache lacks, with the fix behind a semicolon; it counts where the rest cannot be
-            fetched.
+        file: a file that such a repository has.
+        ask: whether it must also be in the local cache or reachable, not only well-formed.
+        layout: the library whose layout is expected.
+        lacks: what a copy in the local cache lacks, with the fix after a semicolon; it matters only if the rest cannot
+            be fetched.
     """
     owner, slash, name = value.partition("/")
     if not (slash and owner and name) or "/" in name or value.startswith((".", "~")):
@@ -71,12 +71,12 @@ def cached(repository: str, file: str, revision: str | None) -> Path | None:
 
 
 def unreachable(repository: str, file: str, revision: str | None) -> str:
-    """Why a file of a Hub repository can be neither found in the local cache nor asked for; empty if it can."""
+    """Why a file of a Hub repository is neither in the local cache nor available from the Hub; empty if it is."""
     return "" if cached(repository, file, revision) else not_answered(repository, file, revision)
 
 
 def not_answered(repository: str, file: str, revision: str | None) -> str:
-    """Why a file of a Hub repository cannot be asked for; empty if it can."""
+    """Why a file of a Hub repository is not available from the Hub; empty if it is."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -90,10 +90,10 @@ def not_answered(repository: str, file: str, revision: str | None) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """The kind of an error of the Hub's client and its first line; of whichever library below, and some say nothing."""
+    """The type of an error of the Hub's client, or a library below it, and its first line, which may be empty."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    # It says only that the copy here would have been taken; why that was needed, its cause tells.
+    # It says only that there is no local copy to fall back on; its cause says why one was needed.
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     first = QUERY.sub(r"\1", next(iter(str(error).strip().splitlines()), ""))
@@ -101,7 +101,7 @@ def reason_of(error: Exception) -> str:
 
 
 def not_to_be_had(reason: str, layout: str = "diffusers") -> str:
-    """That there is no such folder here and no such repository there, and what to do."""
+    """The message that there is neither such a folder here nor such a repository on the Hub, and what to do."""
     return (
         f"neither a folder on this machine, nor in the local cache of the Hub, nor reachable on the Hub ({reason}); "
         f"give a folder in {layout} layout, or fetch it once where there is a network"

@@ -1,7 +1,7 @@
-"""What a command sends into a container besides data: which jobs, how they are worked through, and where files lie.
+"""What a command sends to a container besides data: which jobs, how to work through them, and where files are.
 
-The launcher writes it, the container reads it. A training job has input channels; a text `channel:NAME/rest` in a
-configuration stands for a file or folder in one of them, wherever that lies in the container.
+The launcher writes it, the container reads it. A training job has input channels; the text `channel:NAME/rest` in a
+configuration stands for a file or folder in one of them, wherever that is in the container.
 """
 
 from __future__ import annotations
@@ -17,35 +17,36 @@ from runner.errors import RunnerError
 from runner.paths import write_text
 
 CONTAINER_USER = "RUNNER_CONTAINER_USER"
-"""Environment variable: the user that root becomes in the container, where it is not that of the image."""
+"""Environment variable: the user that root becomes in the container, if it is not the image's."""
 HUB_SECRET = "RUNNER_HUB_SECRET"
-"""Environment variable of an endpoint's container: the secret with the token for gated models, never the token."""
+"""Environment variable of an endpoint's container: names the secret with the token for gated models; never the token.
+"""
 CONFIG, CODE, CACHE = "config", "code", "cache"
-"""Channels: this list with a folder for each job, the project's package, and encodings that are there already."""
+"""Channels: the parcel with a folder for each job, the project's package, and existing encodings."""
 PLAN_FILE, CODE_FILE = "plan.json", "runner.zip"
 JOBS = "jobs"
-"""Folder of the job folders below a container's checkpoints; what was encoded there is beside it, in `CACHE`."""
+"""Folder of the job folders below a container's checkpoints; encodings made there are next to it, in `CACHE`."""
 
 CHANNEL = re.compile(r"channel:(?P<name>[A-Za-z0-9._-]{1,64})(?:/(?P<rest>.*))?", re.DOTALL)
 JobId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class Parcel(BaseModel):
-    """What is in `plan.json`."""
+    """The content of `plan.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     jobs: tuple[JobId, ...] = Field(min_length=1)
-    """Ids in the order in which they are to be trained; `<id>/config.yaml` and `<id>/manifest.json` lie beside."""
+    """Ids in training order; `<id>/config.yaml` and `<id>/manifest.json` are beside the plan."""
     at_once: int = Field(ge=1)
-    """Most jobs that a worker trains together."""
+    """How many jobs a worker trains together at most."""
     processes: int = Field(ge=1)
     """Processes of each worker, over all hosts."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     secrets: dict[str, str] = {}
-    """Environment variables of the workers, and where their values are kept: ARNs, never values."""
+    """Environment variable of the workers -> where its value is stored: an ARN, never the value."""
     region: str | None = None
-    """Where they are kept."""
+    """The region where the secrets are stored."""
 
     @field_validator("jobs")
     @classmethod
@@ -55,15 +56,15 @@ class Parcel(BaseModel):
         return value
 
     def write(self, folder: Path) -> None:
-        """Write it into the folder of the channel `CONFIG`."""
+        """Write it to the folder of the channel `CONFIG`."""
         write_text(folder / PLAN_FILE, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Parcel:
-        """Read it from there.
+        """Read it from that folder.
 
         Raises:
-            RunnerError: it is missing, or something else.
+            RunnerError: the file is missing or not a plan.
         """
         file = folder / PLAN_FILE
         try:
@@ -81,13 +82,13 @@ def in_channel(name: str, rest: str = "") -> str:
 
 
 def unpacked(node: Any, data: Path) -> Any:
-    """A configuration in which every `channel:NAME/rest` is a path.
+    """The configuration with every `channel:NAME/rest` replaced by a path.
 
     Args:
         data: the folder that holds a folder for each channel.
 
     Raises:
-        RunnerError: there is no such channel, or nothing of that name in it.
+        RunnerError: there is no such channel, or it has nothing of that name.
     """
     if isinstance(node, Mapping):
         return {key: unpacked(value, data) for key, value in node.items()}

@@ -25,14 +25,14 @@ from runner.schema.aws import AwsSettings
 __all__ = ["NO_BUCKET", "Account", "NoAccess", "aws_errors", "code_of", "may_pass", "message_of", "understood"]
 
 NO_BUCKET = ("404", "NoSuchBucket")
-"""Codes of S3 for a bucket that is not there."""
+"""S3's error codes for a bucket that does not exist."""
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def refusals_said() -> Iterator[None]:
-    """Raises AwsError, which is said in one line, for whatever AWS refuses inside, or where it cannot be asked."""
+    """Raises AwsError, with a one-line message, if AWS refuses something inside or cannot be reached."""
     try:
         yield
     except aws_errors() as error:
@@ -42,10 +42,10 @@ def refusals_said() -> Iterator[None]:
 
 
 class Account:
-    """Clients for one region; made when they are first needed.
+    """Clients for one region, created on first use.
 
     Args:
-        section: where its settings stand in the configuration, for what is said of them.
+        section: where its settings are in the configuration, for messages about them.
     """
 
     def __init__(self, settings: AwsSettings, *, section: str = "launcher") -> None:
@@ -57,7 +57,7 @@ class Account:
         """Where jobs are sent.
 
         Raises:
-            NoAccess: nothing says which region.
+            NoAccess: no region is configured.
         """
         if not self.session.region_name:
             raise NoAccess(
@@ -67,7 +67,7 @@ class Account:
         return str(self.session.region_name)
 
     def client(self, service: str, *, region: str | None = None, attempts: int = ATTEMPTS) -> Any:
-        """A client of boto3 that is patient with throttling."""
+        """A boto3 client that is patient with throttling."""
         return self.session.client(service, region_name=region or self.region, config=client_config(attempts))
 
     @cached_property
@@ -97,7 +97,7 @@ class Account:
 
     @property
     def caller_arn(self) -> str:
-        """Who asks."""
+        """The ARN of the caller."""
         return self._caller["Arn"]
 
     @cached_property
@@ -106,11 +106,11 @@ class Account:
         return self.settings.bucket or f"sagemaker-{self.region}-{self.account_id}"
 
     def look_at_bucket(self, client: Any) -> Mapping[str, Any]:
-        """What S3 says of the bucket.
+        """S3's description of the bucket.
 
         Raises:
-            AwsError: nobody has named it, and it is in another account. Whoever has made a bucket of SageMaker's own
-                name, which can be guessed, would be sent the data, and could change the code that runs.
+            AwsError: the settings name no bucket, and SageMaker's own is in another account. Its name can be guessed:
+                whoever has created it there would be sent the data, and could change the code that runs.
         """
         from botocore.exceptions import ClientError
 
@@ -121,15 +121,15 @@ class Account:
         except ClientError as error:
             if code_of(error) not in ("403", "AccessDenied"):
                 raise
-        client.head_bucket(Bucket=self.bucket)  # which is refused, too, where it is only not allowed
+        client.head_bucket(Bucket=self.bucket)  # also refused if access is merely not allowed
         raise AwsError(f"{self.section}.bucket = None: {self.bucket} is of another account; name a bucket of yours")
 
     def make_bucket(self) -> None:
-        """Make SageMaker's own bucket where it is not there yet, as SageMaker's SDK does; one that is named must be.
+        """Create SageMaker's own bucket if it is missing, as SageMaker's SDK does; a bucket that is named must exist.
 
         Raises:
             NoAccess: not allowed.
-            AwsError: it cannot be made.
+            AwsError: it cannot be created.
         """
         from botocore.exceptions import ClientError
 
@@ -173,18 +173,18 @@ class Account:
         return role if role.startswith("arn:") else self._arn_of(role)
 
     def _arn_of(self, role: str) -> str:
-        """Of a role by its name: it may have a path, as those that SageMaker's console makes have."""
+        """The ARN of a role by name: it may have a path, like those created by SageMaker's console."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         if "/" not in role:
-            # Whoever may not ask has to name the path or the ARN.
+            # Users who may not ask have to give the path or the ARN.
             with suppress(BotoCoreError, ClientError):
                 return str(self.client("iam", attempts=3).get_role(RoleName=role)["Role"]["Arn"])
         return f"arn:{self.caller_arn.split(':')[1]}:iam::{self.account_id}:role/{role}"
 
 
 def no_role(section: str) -> str:
-    """What to say where no role is named."""
+    """The message if no role is named."""
     return (
         f"{section}.role = None: SageMaker's containers need an execution role; set {section}.role to its ARN or name "
         "(docs/sagemaker.md has its policy)"

@@ -1,6 +1,6 @@
-"""What of an account would keep containers from running, each with its fix; found before a cent is spent.
+"""Finds what in an account would keep containers from running, each with its fix, before a cent is spent.
 
-What may not be asked is passed over: whoever may start something need not be allowed to look at roles and quotas.
+Checks that are not permitted are skipped: a user who may start something need not be allowed to view roles and quotas.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from runner.errors import AwsError
 from runner.s3.access import bucket_region
 
 OCI = "application/vnd.oci."
-"""What media types of the Open Container Initiative begin with."""
+"""Prefix of the Open Container Initiative's media types."""
 QUOTAS = "https://console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas"
 
 Check = Callable[[], Iterable[str]]
 
 
 def faults_of(account: Account, image: str | None, checks: Sequence[Check]) -> list[str]:
-    """What all checks find, a line each; they ask at the same time.
+    """All faults that the checks find, one per line; the checks run concurrently.
 
     Args:
-        image: URI of the image that containers would run, if one is known.
+        image: URI of the image that containers would run, if known.
     """
     try:
         _ = account.region, account.account_id
@@ -40,7 +40,7 @@ def faults_of(account: Account, image: str | None, checks: Sequence[Check]) -> l
 
 
 def no_image(section: str) -> str:
-    """What to say where no image is known."""
+    """The message if no image is known."""
     return (
         f"{section}.image = None: no image was pushed from here yet; python -m runner.image build, then push "
         f"(docs/sagemaker.md), or set {section}.image"
@@ -60,14 +60,14 @@ def _asked(check: Check) -> list[str]:
 
 
 def caller_faults(account: Account, actions: Actions, things: Things) -> Iterable[str]:
-    """Of whoever asks, who must be allowed these actions."""
+    """Faults of the caller, who must be allowed these actions."""
     arn = _caller(account)
     if refused := denied(account, arn, actions, things):
         yield f"AWS permissions: {arn} may not {', nor '.join(refused)}; add them to its policy (docs/sagemaker.md)"
 
 
 def _caller(account: Account) -> str:
-    """Who has the policies: of a session its role."""
+    """The ARN that has the policies: for a session, that of its role."""
     arn = account.caller_arn
     if found := re.fullmatch(r"arn:([\w-]+):sts::(\d+):assumed-role/([^/]+)/.*", arn):
         return f"arn:{found[1]}:iam::{found[2]}:role/{found[3]}"
@@ -75,10 +75,10 @@ def _caller(account: Account) -> str:
 
 
 def quota_faults(account: Account, wanted: str, needed: int, key: str) -> Iterable[str]:
-    """Of the quota of that name, of which so much is needed.
+    """Faults of the quota named `wanted`, which must be at least `needed`.
 
     Args:
-        key: the setting and its value that it is needed for.
+        key: the setting that needs it, with its value.
     """
     pages = account.client("service-quotas", attempts=3).get_paginator("list_service_quotas")
     for page in pages.paginate(ServiceCode="sagemaker"):
@@ -93,7 +93,7 @@ def quota_faults(account: Account, wanted: str, needed: int, key: str) -> Iterab
 
 
 def role_faults(account: Account, actions: Actions, things: Things) -> Iterable[str]:
-    """Of the execution role, which must be allowed these actions."""
+    """Faults of the execution role, which must be allowed these actions."""
     from botocore.exceptions import ClientError
 
     try:
@@ -125,7 +125,7 @@ def role_faults(account: Account, actions: Actions, things: Things) -> Iterable[
 
 
 def bucket_faults(account: Account) -> Iterable[str]:
-    """Of the bucket."""
+    """Faults of the bucket."""
     from botocore.exceptions import ClientError
 
     key = f"{account.section}.bucket = {account.settings.bucket!r}"
@@ -155,7 +155,7 @@ def bucket_faults(account: Account) -> Iterable[str]:
 
 
 def _making_faults(account: Account) -> Iterable[str]:
-    """Of SageMaker's own bucket where it is to be made."""
+    """Faults of SageMaker's own bucket if it has to be created."""
     arn = _caller(account)
     if refused := denied(account, arn, {"bucket": ("s3:CreateBucket",)}, Things()):
         yield (
@@ -165,10 +165,10 @@ def _making_faults(account: Account) -> Iterable[str]:
 
 
 def image_faults(account: Account, image: str | None, *, served: bool = False) -> Iterable[str]:
-    """Of the image, which must be in ECR, in the same region.
+    """Faults of the image, which must be in ECR, in the same region.
 
     Args:
-        served: it is for an endpoint, which takes less than a training job.
+        served: it is for an endpoint, which accepts fewer image types than a training job.
     """
     from botocore.exceptions import ClientError
 
@@ -203,10 +203,10 @@ def image_faults(account: Account, image: str | None, *, served: bool = False) -
 
 
 def key_faults(account: Account, *, named_exactly: bool = False) -> Iterable[str]:
-    """Of the key of KMS, where the settings name one.
+    """Faults of the KMS key, if the settings name one.
 
     Args:
-        named_exactly: it is for something that takes no alias.
+        named_exactly: it is for something that accepts no alias.
     """
     from botocore.exceptions import ClientError
 

@@ -1,7 +1,7 @@
-"""Real-time endpoints: the model, the configuration and the endpoint are made and removed together.
+"""Real-time endpoints: the model, the configuration and the endpoint are created and removed together.
 
-Every model and configuration of an endpoint is called like it, with a hash behind; so nothing of it is lost sight of,
-and what is there already is not made twice. All have our tag, and nothing without it is changed or removed.
+Every model and configuration is named after its endpoint, plus a hash; so all of them can be found again, and nothing
+is created twice. All have our tag, and nothing without it is changed or removed.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ log = logging.getLogger(__name__)
 VARIANT = "main"
 BASE_CHANNEL = "base"
 BASE_PATH = f"/opt/ml/additional-model-data-sources/{BASE_CHANNEL}"
-"""Where a container finds the base model that it is given beside the adapters."""
+"""Where a container finds a base model that is sent along with the adapters."""
 DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 METRIC = "SageMakerVariantInvocationsPerInstance"
 POLICY = "requests"
 DOWNLOAD_TIMEOUT_S = 3600
 MISSING = ("ValidationException", "ResourceNotFound", "ObjectNotFoundException")
-"""Codes for what is not there: SageMaker says it as a ValidationException."""
+"""Error codes for what does not exist: SageMaker reports it as a ValidationException."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """An endpoint as it is to be."""
+    """An endpoint as it should be."""
 
     name: str
     key: str
-    """Hash of all that matters; models and configurations carry it."""
+    """Hash of everything that matters, in the names of models and configurations."""
     image: str
     role_arn: str
     adapters: Location
-    """Folder with what the container is told and the adapters."""
+    """Folder with the container's settings and the adapters."""
     base: Location | None
-    """Folder with the base model, where the container does not fetch it itself."""
+    """Folder with the base model, if the container does not fetch it itself."""
     environment: Mapping[str, str]
 
     @property
     def full_name(self) -> str:
-        """Of its model and its configuration."""
+        """The name of its model and its configuration."""
         return f"{self.name}-{self.key}"
 
 
 def model_request(wanted: Wanted, settings: EndpointSettings, *, experiment: str) -> dict[str, Any]:
-    """What `create_model` is called with."""
+    """The arguments for `create_model`."""
     container: dict[str, Any] = {
         "Image": wanted.image,
         "ModelDataSource": {"S3DataSource": _source(wanted.adapters)},
@@ -77,7 +77,7 @@ def _source(place: Location) -> dict[str, str]:
 
 
 def config_request(wanted: Wanted, settings: EndpointSettings, *, experiment: str) -> dict[str, Any]:
-    """What `create_endpoint_config` is called with."""
+    """The arguments for `create_endpoint_config`."""
     variant = {
         "VariantName": VARIANT,
         "ModelName": wanted.full_name,
@@ -96,12 +96,12 @@ def config_request(wanted: Wanted, settings: EndpointSettings, *, experiment: st
 
 
 def log_group(name: str) -> str:
-    """Where CloudWatch keeps what the containers of an endpoint print."""
+    """The CloudWatch log group with the output of an endpoint's containers."""
     return f"/aws/sagemaker/Endpoints/{name}"
 
 
 def _config_to_be(known: Mapping[str, Any]) -> str:
-    """The configuration of a described endpoint, or the one it is being brought to: until then it names the old one."""
+    """The configuration that a described endpoint has, or is being updated to: until then it names the old one."""
     pending: Mapping[str, Any] = known.get("PendingDeploymentSummary") or {}
     return str(pending.get("EndpointConfigName") or known["EndpointConfigName"])
 
@@ -115,7 +115,7 @@ class Endpoints:
     # --- making ---
 
     def make(self, wanted: Wanted, settings: EndpointSettings, *, experiment: str) -> None:
-        """Create the endpoint, or bring one of that name to what is wanted; what is there already is left alone.
+        """Create the endpoint, or update an existing one of that name; parts that are already right are left alone.
 
         Raises:
             AwsError: the endpoint of that name is not ours, or is being changed to something else.
@@ -142,16 +142,16 @@ class Endpoints:
                 )
             log.info("endpoint %s is there: it is brought to the new configuration without a pause", wanted.name)
             if self._instance_of(config) != settings.instance:
-                # What grows by itself is refused another type; `scale` sets the limits again.
+                # SageMaker refuses another instance type while autoscaling is on; `scale` sets the limits again.
                 self._unscale(wanted.name)
             client.update_endpoint(EndpointName=wanted.name, EndpointConfigName=wanted.full_name)
 
     def wait(self, wanted: Wanted, *, poll_s: float, stop: Callable[[], bool]) -> None:
-        """Until the endpoint is in service as it is wanted.
+        """Wait until the endpoint is in service as wanted.
 
         Raises:
-            AwsError: it failed, or SageMaker went back to what it was, with SageMaker's reason.
-            Interrupted: a signal asked to stop; the endpoint goes on starting.
+            AwsError: it failed, or SageMaker rolled it back; with SageMaker's reason.
+            Interrupted: a signal asked to stop; the endpoint continues to start.
         """
         name, said = wanted.name, ""
         while True:
@@ -177,7 +177,7 @@ class Endpoints:
             time.sleep(poll_s)
 
     def scale(self, name: str, settings: EndpointSettings) -> None:
-        """Set or lift the limits of autoscaling."""
+        """Set or remove the limits of autoscaling."""
         client, resource = self._scaling, _resource(name)
         if settings.max_instances is None:
             self._unscale(name)
@@ -204,7 +204,7 @@ class Endpoints:
     # --- removing ---
 
     def remove(self, name: str, *, poll_s: float) -> list[str]:
-        """Remove the endpoint, and every configuration and model of it that is ours; what was there, in words.
+        """Remove the endpoint with all its configurations and models that are ours; returns what was removed, in words.
 
         Raises:
             AwsError: the endpoint of that name is not ours; nothing is removed.
@@ -232,7 +232,7 @@ class Endpoints:
         return removed
 
     def foreign_fault(self, name: str) -> str | None:
-        """Why an endpoint of that name is left alone; None where it is ours, or there is none."""
+        """Why an endpoint of that name is left alone; None if it is ours, or if there is none."""
         known = self._described("endpoint", name)
         if known is None or self._is_ours(known["EndpointArn"]):
             return None
@@ -265,13 +265,13 @@ class Endpoints:
         try:
             return dict(getattr(self.client, f"describe_{kind}")(**{key: name}))
         except ClientError as error:
-            # The code stands for every other fault of a request too, of which there is none here.
+            # The code also covers every other fault of a request, but this request has none.
             if code_of(error) in MISSING:
                 return None
             raise
 
     def _instance_of(self, config: str) -> str | None:
-        """The instance type of a configuration; None where somebody has removed it."""
+        """The instance type of a configuration; None if somebody has removed it."""
         about = self._described("endpoint_config", config)
         return None if about is None else str(about["ProductionVariants"][0].get("InstanceType"))
 

@@ -1,4 +1,4 @@
-"""Which image containers run: that of the settings, or the one that was pushed last from this machine."""
+"""Which image containers run: the one in the settings, or the one last pushed from this machine."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ ECR_IMAGE = re.compile(REGISTRY.pattern + r"/(?P<name>[^:@]+)(?::(?P<tag>[^@]+))
 
 
 def image_of(settings: AwsSettings) -> str | None:
-    """The image of the settings, or the last that was pushed from here; None where there is none."""
+    """The image in the settings, or the one last pushed from here; None if there is neither."""
     return settings.image or last_pushed(settings.region)
 
 
 def pushed_file() -> Path:
-    """Where they are noted; deleting it loses nothing but the default of `launcher.image`."""
+    """The record of pushed images; deleting it loses only the default of `launcher.image`."""
     return cache_dir() / "pushed-images.json"
 
 
 def note_pushed(region: str, reference: str) -> None:
-    """Remember the image that was pushed last in a region."""
+    """Record the image that was last pushed in a region."""
     known = _noted()
     known.pop(region, None)
     write_text(pushed_file(), json.dumps(known | {region: reference}, indent=2) + "\n")
 
 
 def last_pushed(region: str | None) -> str | None:
-    """The reference of the image that was pushed last in a region, or anywhere; None where none was."""
+    """The reference of the image last pushed in a region, or in any; None if none was pushed."""
     known = _noted()
     if region is not None:
         return known.get(region)

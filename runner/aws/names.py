@@ -1,4 +1,4 @@
-"""Names of training jobs and places in S3: made from what is in them, so that nothing is ever sent twice."""
+"""Names of training jobs and places in S3: derived from their content, so that nothing is sent twice."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ NAME_LENGTH = 63
 
 
 def training_job_name(experiment: str, key: str, attempt: int, *, length: int = NAME_LENGTH) -> str:
-    """The name of a training job, or of anything else that may have so many characters.
+    """The name of a training job, or of anything else whose name may have up to `length` characters.
 
     Args:
-        experiment: the experiment's name, of which as much is kept as has room.
+        experiment: the experiment's name, cut off where there is no room for it.
         key: a hash of the jobs in it.
-        attempt: from 1; the first one's name does not have it.
+        attempt: from 1; the name of the first attempt omits it.
     """
     end = f"-{key}" + (f"-{attempt}" if attempt > 1 else "")
     return (dashed(experiment, length - len(end)) or "job") + end
 
 
 class Places:
-    """Where an experiment's things lie in S3."""
+    """Where an experiment's files are in S3."""
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self.root = Location(bucket, f"{prefix.strip('/')}/")
 
     def training_job(self, experiment: str, name: str) -> Location:
-        """All that belongs to one training job."""
+        """Everything that belongs to one training job."""
         return self.root / f"experiments/{experiment}/{name}/"
 
     def dataset(self, fingerprint: str) -> Location:
-        """The images and captions of a data set, whatever it was made of."""
+        """The images and captions of a data set, whatever its source."""
         return self.root / f"datasets/{fingerprint[:32]}/"
 
     def model(self, fingerprint: str) -> Location:
@@ -51,5 +51,5 @@ class Places:
 
     @property
     def cache(self) -> Location:
-        """What training jobs have encoded, shared by all that follow."""
+        """Encodings made by training jobs, shared with all later ones."""
         return self.root / "cache/"

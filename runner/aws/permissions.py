@@ -1,7 +1,7 @@
-"""What a role or user may do, asked of IAM's simulation; and on what: things of each kind in this account and region.
+"""Asks IAM's simulation what a role or user may do, and on what: resources of each kind in this account and region.
 
-The simulation takes a resource literally, and "*" for all there are, of which a policy for training jobs of one region
-allows nothing. So each action is asked about on a thing of its own kind, and "*" is for actions that know no kinds.
+The simulation takes a resource literally, and "*" as all resources, for which a policy limited to the training jobs of
+one region allows nothing. So each action is simulated on a resource of its own kind; "*" is for actions without kinds.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ Kind = Literal[
     "objects", "repository", "logs", "secrets", "key", "volume-key",
 ]  # fmt: skip
 Actions = Mapping[Kind, tuple[str, ...]]
-"""By the kind of what they are done to."""
+"""Actions by the kind of resource that they apply to."""
 NAMED = "x"
-"""Stands for the name of what is not there yet."""
+"""Placeholder for the name of something that does not exist yet."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Things:
-    """What containers are started from, as far as it is known."""
+    """The resources that containers use, as far as they are known."""
 
     log_group: str = NAMED
-    """That SageMaker writes to."""
+    """The group that SageMaker writes to."""
     image: str | None = None
     """Its URI."""
     secrets: Sequence[str] = ()
     """Names or ARNs."""
     name: str = NAMED
-    """Of what is started in SageMaker."""
+    """The name of what is started in SageMaker."""
     key: str | None = None
-    """Of KMS, by its id, ARN or alias."""
+    """The KMS key, by its id, ARN or alias."""
     key_for_volumes: bool = False
-    """Whether volumes of instances are encrypted with the key, too."""
+    """Whether the key also encrypts the volumes of instances."""
 
 
 def denied(account: Account, who: str, actions: Actions, things: Things) -> list[str]:
-    """Actions that a role or user is not allowed, and on what, as far as that may be asked.
+    """Actions that a role or user is not allowed, and on what, as far as the caller may simulate it.
 
     Args:
         who: ARN of the role or user.
@@ -53,11 +53,11 @@ def denied(account: Account, who: str, actions: Actions, things: Things) -> list
     iam = account.client("iam", attempts=3)
     found = []
     for arn, asked in _by_arn(account, actions, things).items():
-        # Roles are passed to one service, and good policies say so.
+        # Roles are passed to one service, and good policies are limited to it.
         passed = {"ContextKeyName": "iam:PassedToService", "ContextKeyType": "string"}
         context = [passed | {"ContextKeyValues": ["sagemaker.amazonaws.com"]}] if "iam:PassRole" in asked else []
         try:
-            # One resource at a time: then an action has one answer.
+            # One resource at a time, so that each action has one answer.
             answer = iam.simulate_principal_policy(
                 PolicySourceArn=who, ActionNames=asked, ResourceArns=[arn], ContextEntries=context
             )
@@ -80,7 +80,7 @@ def _by_arn(account: Account, actions: Actions, things: Things) -> dict[str, lis
 
 
 def _arns(account: Account, kind: Kind, things: Things) -> Iterator[str]:
-    """Things of a kind, in the shapes that docs/policies has; none where what is needed for one is not known."""
+    """Resources of a kind, in the form used in docs/policies; none if not enough is known to name one."""
     partition, here = account.caller_arn.split(":")[1], f"{account.region}:{account.account_id}"
     match kind:
         case "any":
@@ -94,7 +94,7 @@ def _arns(account: Account, kind: Kind, things: Things) -> Iterator[str]:
         case "objects":
             yield f"arn:{partition}:s3:::{account.bucket}/{account.settings.prefix}/{NAMED}"
         case "logs":
-            # What is asked of a whole group is decided by its streams, too: policies have `:*` behind the group.
+            # Asking about a stream covers actions on the whole group: policies have `:*` after the group.
             yield f"arn:{partition}:logs:{here}:log-group:{things.log_group}:log-stream:{NAMED}"
         case "repository":
             if things.image is not None and (image := ECR_IMAGE.fullmatch(things.image)):
@@ -111,7 +111,7 @@ def _arns(account: Account, kind: Kind, things: Things) -> Iterator[str]:
 
 
 def _key_arn(account: Account, key: str) -> str | None:
-    """Policies name keys by ARN; None where nobody says which key has an alias."""
+    """The ARN of a key, by which policies name it; None if the key cannot be looked up."""
     from botocore.exceptions import ClientError
 
     if ":key/" in key:
@@ -123,7 +123,7 @@ def _key_arn(account: Account, key: str) -> str | None:
 
 
 def _lets_in(account: Account, key: str, who: str) -> bool:
-    """Whether a key's own policy names somebody, which needs no policy of theirs then; or may not be looked at."""
+    """Whether a key's own policy names `who`, who then needs no policy for it; also true if it may not be read."""
     from botocore.exceptions import ClientError
 
     try:
@@ -135,7 +135,7 @@ def _lets_in(account: Account, key: str, who: str) -> bool:
 
 
 def _secret_arn(account: Account, secret: str, here: str) -> str:
-    """Its own ARN, which ends with letters that AWS has chosen; or one of that shape where it may not be asked."""
+    """A secret's ARN, which ends in letters chosen by AWS; one of that form if it may not be looked up."""
     from botocore.exceptions import ClientError
 
     if secret.startswith("arn:"):

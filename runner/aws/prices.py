@@ -1,4 +1,4 @@
-"""What an hour of an instance costs: from AWS's price list where it can be asked, from a dated table otherwise."""
+"""The price of an instance per hour: from AWS's price list if it is reachable, otherwise from a dated table."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from runner.paths import cache_dir, write_text
 log = logging.getLogger(__name__)
 
 PRICE_LIST_REGION = "us-east-1"
-"""One of the few that answer for all."""
+"""One of the few regions that answer for all."""
 GOOD_FOR_S = 86_400.0
 SPOT_PAID = 0.35
-"""Share of the price on demand that spot instances are assumed to cost, where nothing better is known."""
+"""Share of the on-demand price that spot instances are assumed to cost if nothing better is known."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Price:
-    """Of one instance on demand."""
+    """The on-demand price of one instance."""
 
     usd: float
-    """Dollars an hour."""
+    """Dollars per hour."""
     source: str
 
 
 class Prices:
-    """Prices of a region, each asked for once a day."""
+    """Prices in a region, each requested once a day."""
 
     def __init__(self, account: Account | None, *, component: Literal["Training", "Hosting"] = "Training") -> None:
-        """`account`: whom to ask; None reads the table alone, which is of training. `component`: what runs there."""
+        """`account`: used for requests; None: only the table, which is for training. `component`: what runs there."""
         self.account, self.component = account, component
         self._found: dict[str, Price | None] = {}
 
     def per_hour(self, instance: str) -> Price | None:
-        """Of an instance type; None where nobody says it."""
+        """The price of an instance type; None if it is not known."""
         if instance not in self._found:
             self._found[instance] = self._remembered(instance) or self._asked(instance) or tabled(instance)
         return self._found[instance]
@@ -94,7 +94,7 @@ class Prices:
 
 
 def tabled(instance: str) -> Price | None:
-    """From the table that comes with the project, which is of one region and one day."""
+    """The price in the project's own table, which covers one region on one day."""
     table = yaml.safe_load((HOME / "conf" / "prices" / "sagemaker.yaml").read_text(encoding="utf-8"))
     usd = table["usd_per_hour"].get(instance)
     return None if usd is None else Price(float(usd), f"table of {table['as_of']}, {table['region']}")

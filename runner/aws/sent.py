@@ -1,4 +1,4 @@
-"""Folders in S3 under a name made of their content: sent once, and whole only when that is said beside them."""
+"""Folders in S3 named after their content: sent once, and complete only when a marker beside them says so."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ log = logging.getLogger(__name__)
 
 
 def is_sent(place: Location, storage: ObjectStore) -> bool:
-    """Whether all of a folder is there."""
+    """Whether a folder has been sent completely."""
     return storage.has(_complete(place))
 
 
 def send(files: Mapping[str, Path], place: Location, storage: ObjectStore) -> None:
-    """Send files, by their names in the folder, and only then say that it is whole."""
+    """Send files, by their names in the folder, and only then mark it as complete."""
     storage.upload(files, place)
     storage.write(_complete(place), b"{}")
 
 
 def send_folder(folder: Path, place: Location, storage: ObjectStore, *, what: str) -> None:
-    """Send all of a folder but hidden files, unless it is there."""
+    """Send a folder without its hidden files, unless it is already there."""
     if is_sent(place, storage):
         return
     files = {file.relative_to(folder).as_posix(): file for file in files_below(folder, hidden=False)}
@@ -37,9 +37,9 @@ def send_folder(folder: Path, place: Location, storage: ObjectStore, *, what: st
 
 
 def forget(client: Any, place: Location) -> int:
-    """Remove a folder; how many objects were in it.
+    """Remove a folder; returns how many objects were in it.
 
-    What says that it is whole goes first: a removal that is broken off leaves a folder that is sent again.
+    The marker is removed first: after an interrupted removal, the folder is sent again.
     """
     whole = _complete(place)
     client.delete_object(Bucket=whole.bucket, Key=whole.key)

@@ -1,4 +1,4 @@
-"""Files to S3 and back. Takes places and paths; knows nothing of jobs."""
+"""Copies files to S3 and back. Takes places and paths; knows nothing about jobs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["ObjectStore", "Storage", "Stored", "differs"]
 
 
 class ObjectStore(Protocol):
-    """Where objects lie under names: S3, or folders that stand for it."""
+    """A store of named objects: S3, or folders in its place."""
 
     def listing(self, folder: Location) -> dict[str, Stored]:
-        """Everything in a folder, by its path there."""
+        """Everything in a folder, by relative path."""
 
     def has(self, place: Location) -> bool:
-        """Whether there is an object of that name."""
+        """Whether an object of that name exists."""
 
     def read(self, place: Location) -> bytes:
         """The content of an object."""
@@ -34,25 +34,25 @@ class ObjectStore(Protocol):
         """Store files, by their names in the folder."""
 
     def download(self, folder: Location, names: Iterable[str], target: Path) -> None:
-        """Fetch objects of a folder; each file appears whole."""
+        """Fetch objects of a folder; each file appears atomically."""
 
     def copy(self, source: Location, target: Location) -> None:
         """Copy an object."""
 
 
 class Storage:
-    """S3, with a client of boto3."""
+    """S3, through a boto3 client."""
 
     def __init__(self, client: Any, kms_key: str | None = None) -> None:
         self.client = client
         self._extra = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
 
     def listing(self, folder: Location) -> dict[str, Stored]:
-        """Everything in a folder, by its path there."""
+        """Everything in a folder, by relative path."""
         return listing(self.client, folder)
 
     def has(self, place: Location) -> bool:
-        """Whether there is an object of that name."""
+        """Whether an object of that name exists."""
         from botocore.exceptions import ClientError
 
         try:
@@ -62,7 +62,7 @@ class Storage:
                 return False
             if code_of(error) not in ("400", "403"):
                 raise
-            # The answer to HEAD has no words: whether a login has expired, or something is not allowed, GET says.
+            # The answer to HEAD has no message: GET says whether a login has expired or something is not allowed.
             self.client.get_object(Bucket=place.bucket, Key=place.key)["Body"].close()
         return True
 
@@ -76,7 +76,7 @@ class Storage:
         self.client.put_object(Bucket=place.bucket, Key=place.key, Body=content, **self._extra)
 
     def upload(self, files: Mapping[str, Path], folder: Location) -> None:
-        """Send files, by their names in the folder; in parts where they are large."""
+        """Send files, by their names in the folder; large ones in parts."""
 
         def send(name: str) -> None:
             place = folder / name
@@ -86,18 +86,18 @@ class Storage:
             list(pool.map(send, files))
 
     def download(self, folder: Location, names: Iterable[str], target: Path) -> None:
-        """Fetch objects of a folder; each file appears whole."""
+        """Fetch objects of a folder; each file appears atomically."""
         download(self.client, folder, names, target)
 
     def copy(self, source: Location, target: Location) -> None:
-        """Copy an object inside S3, also from one bucket to another."""
+        """Copy an object within S3, also from one bucket to another."""
         self.client.copy(
             {"Bucket": source.bucket, "Key": source.key}, target.bucket, target.key, ExtraArgs=self._extra or None
         )
 
 
 def differs(file: Path, stored: Stored) -> bool:
-    """Whether a file may not be what is stored; one that was sent in parts is taken for another."""
+    """Whether a file may differ from what is stored; a file that was sent in parts always counts as different."""
     try:
         if file.stat().st_size != stored.size or "-" in stored.etag:
             return True

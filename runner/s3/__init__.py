@@ -1,6 +1,6 @@
-"""Amazon S3 as a place for data, models and results: addresses, what lies there, and copies of it on this machine.
+"""Amazon S3 as a place for data, models and results: addresses, objects, and copies of them on this machine.
 
-It knows nothing of jobs and launchers, nor what the objects mean. boto3 is imported when S3 is asked.
+It knows nothing about jobs and launchers, nor what the objects mean. boto3 is imported only for requests to S3.
 """
 
 from __future__ import annotations

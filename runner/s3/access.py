@@ -1,4 +1,4 @@
-"""Whether AWS can be asked at all: clients, and what its refusals mean to a user."""
+"""Access to AWS: clients, and what its refusals mean to a user."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing import Any
 from runner.errors import SettingsError
 
 ATTEMPTS = 10
-"""Tries of a call that is throttled or does not get through; the pauses between them grow."""
+"""Attempts for a call that is throttled or does not get through, with growing pauses between them."""
 FEW_ATTEMPTS = 3
-"""Of what a user waits for."""
+"""Attempts for a call that a user waits for."""
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired")
-"""Refusals of credentials that were good before: whoever logs in again renews them."""
+"""Refusals of credentials that were valid before: logging in again renews them."""
 BUSY = (
     "SlowDown", "Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled",
     "RequestThrottledException", "RequestLimitExceeded", "TooManyRequestsException", "RequestTimeout",
 )  # fmt: skip
-"""Refusals of a request that is good, and comes too often or too slowly; other services say it with HTTP's status."""
+"""Refusals of a valid request that comes too often or too slowly; other services use the HTTP status for this."""
 TOO_MANY_REQUESTS, SERVER_ERROR = 429, 500
 
 
 class NoAccess(SettingsError):
-    """AWS cannot be asked: no region, no credentials, no way there, or not allowed."""
+    """AWS cannot be used: no region, no credentials, no connection, or no permission."""
 
 
 def client_config(attempts: int = ATTEMPTS) -> Any:
-    """How clients of boto3 behave: patient with throttling."""
+    """The configuration of boto3 clients: patient with throttling."""
     from botocore.config import Config
 
     return Config(
@@ -51,38 +51,38 @@ def require_boto3() -> None:
 
 
 def aws_session(region: str | None = None) -> Any:
-    """A session of boto3 with the credentials of the environment or profile, and their region unless one is named."""
+    """A boto3 session with the credentials of the environment or profile, and their region unless one is given."""
     import boto3
     from botocore.session import get_session
 
-    # It tells at this level where it has found credentials and endpoints.
+    # At level INFO it logs where it found credentials and endpoints.
     logging.getLogger("botocore").setLevel(logging.WARNING)
     bare = get_session()
     descriptions = _descriptions(bare.get_config_variable("data_path"))
     bare.register_component("data_loader", descriptions)
     session = boto3.Session(region_name=region, botocore_session=bare)
-    # To which every session adds the same folder.
+    # Every session adds the same folder to the search paths.
     descriptions.search_paths[:] = dict.fromkeys(descriptions.search_paths)
     return session
 
 
 @cache
 def _descriptions(folders: str | None) -> Any:
-    """What botocore's files say of services; several MB for some, which each session would read anew."""
+    """botocore's service descriptions, several MB for some services, which each session would otherwise read anew."""
     from botocore.loaders import create_loader
 
     return create_loader(folders)
 
 
 def s3_client() -> Any:
-    """A client for S3 with the credentials of the environment or profile; buckets of any region answer it."""
+    """A client for S3 with the credentials of the environment or profile; works with buckets in any region."""
     session = aws_session()
-    # Without any region S3 is asked in this one, and says itself where a bucket is.
+    # If no region is configured, S3 in this one tells where a bucket is.
     return session.client("s3", region_name=session.region_name or "us-east-1", config=client_config(FEW_ATTEMPTS))
 
 
 def aws_errors() -> tuple[type[Exception], ...]:
-    """All that AWS's library ends a call with: refusals, no way there, and what transfers of files make of both."""
+    """All exceptions that AWS's library raises: refusals, no connection, and what file transfers make of both."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -90,7 +90,7 @@ def aws_errors() -> tuple[type[Exception], ...]:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether one of these is over after a while: a network that is away, too many requests, an expired login."""
+    """Whether one of these errors may be temporary: a lost network, too many requests, an expired login."""
     from boto3.exceptions import RetriesExceededError
     from botocore import exceptions
 
@@ -110,32 +110,32 @@ def may_pass(error: Exception) -> bool:
 
 
 def code_of(error: Exception) -> str:
-    """AWS's name of an error, also of one that a transfer has ended with; empty if it is none of AWS's."""
+    """AWS's code for an error, also for one that ended a transfer; empty if the error is not AWS's."""
     return str(_response(error).get("Error", {}).get("Code", ""))
 
 
 def _response(error: Exception) -> Mapping[str, Any]:
-    """What AWS has answered; nothing where it has not."""
+    """AWS's response to the failed request; empty if there was none."""
     from boto3.exceptions import Boto3Error
 
-    # A transfer's error has AWS's own only as what it was raised for.
+    # A transfer's error has AWS's own error only as its context.
     told = error.__context__ if isinstance(error, Boto3Error) else error
     return getattr(told, "response", None) or {}
 
 
 def message_of(error: Exception) -> str:
-    """AWS's words, in one line."""
+    """AWS's message, in one line."""
     response = getattr(error, "response", None) or {}
     words = response.get("Error", {}).get("Message") or str(error)
-    # A transfer that was tried several times does not say itself why it failed.
+    # The error of a transfer that was retried does not itself say why it failed.
     last = getattr(error, "last_exception", None)
     return " ".join((f"{words}: {last}" if last else words).split())
 
 
 def bucket_region(answer: Mapping[str, Any]) -> str | None:
-    """Where a bucket is by the answer of HeadBucket, which boto3 sends on to whatever region that is.
+    """The region of a bucket from the response to HeadBucket, which boto3 redirects to the right region.
 
-    The parameter is newer than the header.
+    The field `BucketRegion` is newer than the header.
     """
     headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     region: str | None = answer.get("BucketRegion") or headers.get("x-amz-bucket-region")
@@ -144,7 +144,7 @@ def bucket_region(answer: Mapping[str, Any]) -> str | None:
 
 @contextmanager
 def understood(what: str) -> Iterator[None]:
-    """Turn what keeps AWS from being asked into an error for the user.
+    """Turn whatever prevents access to AWS into an error for the user.
 
     Raises:
         NoAccess: no credentials, expired or refused ones, no network, no permission.

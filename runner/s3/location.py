@@ -1,4 +1,4 @@
-"""Addresses in S3; nothing is asked."""
+"""Addresses in S3; makes no requests."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ SCHEME = "s3://"
 
 
 def is_s3(path: str) -> bool:
-    """Whether a setting names a place in S3, well written or not."""
+    """Whether a setting names a place in S3, valid or not."""
     return path.startswith(SCHEME)
 
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-    """A place in S3: a bucket, and a key that ends with a slash where it stands for a folder."""
+    """A place in S3: a bucket, and a key that ends with a slash if it stands for a folder."""
 
     bucket: str
     key: str
@@ -34,15 +34,15 @@ class Location:
 
     @classmethod
     def of_input(cls, uri: str, *, files: tuple[str, ...]) -> Location:
-        """A folder, with or without the slash at the end, or a single object.
+        """A folder, given with or without the trailing slash, or a single object.
 
-        A folder gets the slash, so that `data` does not stand for `data2` as well.
+        A folder gets the slash, so that `data` does not also match `data2`.
 
         Args:
-            files: endings of names that stand for an object.
+            files: file name endings that mark a single object.
 
         Raises:
-            ValueError: it is not of that form, or names what can be no file here.
+            ValueError: it is not of that form, or its key cannot be a file path here.
         """
         found = cls.parse(uri)
         if found.key and not found.key.endswith("/") and not found.key.lower().endswith(files):
@@ -58,7 +58,7 @@ class Location:
 
     @property
     def is_folder(self) -> bool:
-        """Whether it stands for all objects below it, and not for one."""
+        """Whether it stands for all objects below it rather than for one object."""
         return not self.key or self.key.endswith("/")
 
     @property
@@ -68,7 +68,7 @@ class Location:
 
     @property
     def parent(self) -> Location:
-        """The folder that it lies in; the bucket's own is the bucket."""
+        """The folder that contains it; the parent of the bucket is the bucket."""
         above, slash, _ = self.key.rstrip("/").rpartition("/")
         return Location(self.bucket, f"{above}{slash}")
 

@@ -1,7 +1,7 @@
-"""A folder or object of S3 and its copy on this machine, kept the same by names, sizes and ETags.
+"""Keeps a copy on this machine of a folder or object in S3, in sync by names, sizes and ETags.
 
-The copies lie in `RUNNER_CACHE/s3/<bucket>/<key>`, as they do in S3; names that begin with a dot are passed over. A
-record beside them says what S3 had at the last look, and which of that is here: plans are made of it without asking.
+The copies are in `RUNNER_CACHE/s3/<bucket>/<key>`, laid out as in S3; names that begin with a dot are skipped. A record
+beside them holds what S3 had at the last look, and which of it is here, so that plans need no requests.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 
 NOT_THERE = ("NoSuchBucket", "NoSuchKey", "404")
 FORGOTTEN_S = 24 * 3600
-"""Temporary files older than this are of processes that were killed."""
+"""Temporary files older than this were left by killed processes."""
 
 
 class Held(NamedTuple):
-    """A file that is here: what it is a copy of, and its time of change, by which a change of the copy is seen."""
+    """A file that is here: what it is a copy of, and its modification time, which reveals changes to the copy."""
 
     etag: str
     size: int
@@ -40,7 +40,7 @@ class Held(NamedTuple):
 
 
 class Mirror:
-    """One copy; all processes of a machine share it, and one at a time brings it up to date."""
+    """One copy, shared by all processes on a machine; only one at a time updates it."""
 
     def __init__(self, source: Location) -> None:
         self.source = source
@@ -52,27 +52,27 @@ class Mirror:
         self._record, self._turn = root / ".records" / f"{name}.json", root / ".records" / f"{name}.lock"
 
     def listed(self) -> dict[str, Stored] | None:
-        """What S3 had at the last look of any process here, by path; None before the first."""
+        """What S3 had when any process here last looked, by path; None before the first look."""
         return None if (record := self._read()) is None else record[0]
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything of the last look is here, and unchanged."""
+        """Whether everything seen at the last look is here and unchanged."""
         record = self._read()
         return record is not None and all(self._has(name, each, record[1]) for name, each in record[0].items())
 
     def bring(self, wanted: Callable[[Mapping[str, Stored]], Collection[str]] | None = None) -> Path:
-        """Ask S3, fetch what has changed, and remove what is no longer there.
+        """List what S3 has, fetch what has changed, and remove what is no longer there.
 
         Args:
-            wanted: gives the paths that are needed now, of all that there are; None is everything.
+            wanted: picks the paths that are needed now from all that exist; None for everything.
 
         Returns:
             The copy's path.
 
         Raises:
-            NoAccess: S3 cannot be asked, or not written to disk.
-            NotThere: there is no such bucket, or nothing in that place.
+            NoAccess: S3 cannot be accessed, or the copy cannot be written to disk.
+            NotThere: the bucket does not exist, or has nothing in that place.
         """
         require_boto3()
         with alone(self._turn, doing=f"copying {self.source.uri}"), self._explained():
@@ -87,18 +87,18 @@ class Mirror:
             try:
                 self._fetch(client, objects, missing, held)
             finally:
-                # Also where it was broken off: what has arrived does not travel again.
+                # Even if it was interrupted: files that have arrived are not fetched again.
                 self._write(objects, held)
         return self.path
 
     def forget(self) -> None:
-        """Remove the copy and its record; the next who needs it copies it again.
+        """Remove the copy and its record; the next process that needs it copies it again.
 
         Raises:
             OSError: it cannot be removed.
         """
         with alone(self._turn, doing=f"removing the copy of {self.source.uri}"):
-            # First what says that it is whole.
+            # The record, which says that the copy is complete, is removed first.
             self._record.unlink(missing_ok=True)
             if self.path.is_dir():
                 shutil.rmtree(self.path)
@@ -142,7 +142,7 @@ class Mirror:
 
         source = self.source if self.source.is_folder else self.source.parent
         download(client, source, missing, self._folder, arrived)
-        # Gigabytes take minutes, and another model of the same shape has files of the same sizes.
+        # Look again: gigabytes take minutes, and a model of the same shape has files of the same sizes.
         now = self._look(client)
         for name in missing:
             if now.get(name) != objects[name]:
@@ -150,7 +150,7 @@ class Mirror:
                 raise NoAccess(f"{name} was changed in S3 while it was copied; run the command again")
 
     def _remove_others(self, objects: Mapping[str, Stored]) -> None:
-        """Files that S3 does not have, whoever left them, and folders that are empty then."""
+        """Remove files that S3 does not have, whoever left them, and folders that become empty."""
         for folder, _, names in os.walk(self._folder, topdown=False):
             for name in names:
                 file = Path(folder, name)
@@ -181,7 +181,7 @@ class Mirror:
                 str(name): Held(str(etag), int(size), int(mtime)) for name, (etag, size, mtime) in found["held"].items()
             }
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return None  # it is made anew at the next look
+            return None  # it is recreated at the next look
         return objects, held
 
     def _write(self, objects: Mapping[str, Stored], held: Mapping[str, Held]) -> None:
@@ -206,7 +206,7 @@ class Mirror:
 
 
 def _is_shown(name: str) -> bool:
-    """Whether an object is a file of the folder; one whose name ends with a slash stands for a folder."""
+    """Whether an object is a visible file; a name that ends with a slash stands for a folder."""
     return not name.endswith("/") and not any(
         part.startswith(".") and part not in (".", "..") for part in name.split("/")
     )

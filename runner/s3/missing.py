@@ -1,4 +1,4 @@
-"""What to say of a place in S3 that is not there: what it may be meant to be."""
+"""Error messages for places in S3 that do not exist, with suggestions of what may be meant."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from runner.s3.access import s3_client
 from runner.s3.location import Location
 
 LISTED = 6
-"""Names that are said where none is near."""
+"""How many names are listed if none is close."""
 
 
 class NotThere(SettingsError):
-    """S3 has no such bucket, or nothing that can be used in that place."""
+    """S3 has no such bucket, or nothing usable in that place."""
 
 
 def no_such_bucket(bucket: str) -> NotThere:
-    """Names the nearest bucket of the account, if buckets may be listed."""
+    """Suggests the account's bucket with the closest name, if buckets may be listed."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         names = [each["Name"] for each in s3_client().list_buckets()["Buckets"]]
     except (BotoCoreError, ClientError):
-        names = []  # whoever may read a bucket need not be allowed to list all
+        names = []  # permission to read a bucket does not include listing all of them
     near = difflib.get_close_matches(bucket, names, n=1)
     hint = (
         f", did you mean s3://{near[0]}/?" if near else "; correct its name, or log in to the account that may read it"
@@ -33,7 +33,7 @@ def no_such_bucket(bucket: str) -> NotThere:
 
 
 def nothing_there(client: Any, source: Location) -> NotThere:
-    """Names what lies in the nearest folder above that has anything."""
+    """Suggests what is in the nearest folder above that is not empty."""
     if not source.key:
         return NotThere(f"the bucket {source.bucket!r} is empty; copy the files there: aws s3 sync FOLDER {source.uri}")
     missing = source
@@ -56,7 +56,7 @@ def nothing_there(client: Any, source: Location) -> NotThere:
 
 
 def _names(client: Any, folder: Location) -> list[str]:
-    """What lies in a folder, as far as one answer of S3 tells; folders with a slash."""
+    """Names in a folder, as far as one response of S3 lists them; folders end with a slash."""
     answer = client.list_objects_v2(Bucket=folder.bucket, Prefix=folder.key, Delimiter="/")
     found = [each["Prefix"] for each in answer.get("CommonPrefixes", [])]
     found += [each["Key"] for each in answer.get("Contents", [])]

@@ -1,4 +1,4 @@
-"""What lies in S3, and bringing it here. Takes a client, places and paths."""
+"""Lists, fetches and removes objects in S3. Takes a client, places and paths."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from runner.paths import atomic_file
 from runner.s3.location import Location
 
 AT_ONCE = 8
-"""Files that travel at the same time."""
+"""Files that are transferred at the same time."""
 REMOVED_AT_ONCE = 1000
-"""S3 takes no more in one request."""
+"""S3 accepts no more in one request."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a listing says of an object."""
+    """An object as listed by S3."""
 
     size: int
     etag: str
-    """The MD5 of its content, unless it was sent in parts: it then has a dash."""
+    """The MD5 of its content, unless it was sent in parts: then it contains a dash."""
 
 
 def listing(client: Any, folder: Location) -> dict[str, Stored]:
-    """Everything in a folder, by its path there."""
+    """Everything in a folder, by relative path."""
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=folder.bucket, Prefix=folder.key)
     found = {}
     for page in pages:
@@ -41,10 +41,10 @@ def listing(client: Any, folder: Location) -> dict[str, Stored]:
 def download(
     client: Any, folder: Location, names: Iterable[str], target: Path, arrived: Callable[[str], None] | None = None
 ) -> None:
-    """Fetch objects of a folder; each file appears whole.
+    """Fetch objects of a folder; each file appears atomically.
 
     Args:
-        arrived: told of each file that is there; from several threads.
+        arrived: called with the name of each file once it is there, from several threads.
     """
 
     def fetch(name: str) -> None:
@@ -58,16 +58,16 @@ def download(
         try:
             list(pool.map(fetch, names))
         except BaseException:
-            # What failed for one will fail for thousands of others.
+            # What failed for one file would fail for thousands of others.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def remove(client: Any, folder: Location) -> int:
-    """Remove everything in a folder; how many objects there were, none where there is no such bucket.
+    """Remove everything in a folder; returns how many objects there were, 0 if the bucket does not exist.
 
     Raises:
-        AwsError: some could not be removed, which S3 says of each in an answer that is none of an error.
+        AwsError: some could not be removed, which S3 reports for each in an otherwise successful response.
     """
     try:
         keys = [{"Key": folder.key + name} for name in listing(client, folder)]
