@@ -63,7 +63,7 @@ def is_hub_id(given: str) -> bool:
 
 
 def cached(repository: str, file: str, revision: str | None) -> Path | None:
-    """A file of a Hub repository in the local cache."""
+    """The path of a Hub repository's file in the local cache; None if it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, file, revision=revision)

@@ -152,7 +152,7 @@ def pipeline_code(model: ModelSettings, dtype: torch.dtype) -> list[str]:
 
 
 def sampler_code(model: ModelSettings) -> list[str]:
-    """Python code that sets what the base predicts on the pipeline's sampler; none if the base's files say it."""
+    """Python code that gives the pipeline's sampler the configured prediction; none if the base's files say it."""
     said = _arguments(
         {
             "prediction_type": model.prediction_type,

@@ -77,7 +77,7 @@ def check_kohya(file: Path, family: Family, layers: Layers, scale_of: ScaleOf) -
 
 
 def off(found: Tensor, wanted: Tensor) -> float:
-    """The norm of the difference of two tensors, as a share of that of the second."""
+    """The norm of the difference of two tensors, as a share of the second's norm."""
     return float(torch.linalg.vector_norm(found - wanted) / torch.linalg.vector_norm(wanted))
 
 

@@ -165,7 +165,7 @@ class Account:
         """The execution role.
 
         Raises:
-            NoAccess: the settings name none.
+            NoAccess: the settings name no role.
         """
         role = self.settings.role
         if role is None:

@@ -1,4 +1,4 @@
-"""The files of a training container: where they are, and what SageMaker's say about hosts and hyperparameters."""
+"""The files of a training container: where they are, and what SageMaker's files say of hosts and hyperparameters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOT_SETTINGS = ("_", "sagemaker_")
 
 @dataclass(frozen=True)
 class Host:
-    """This container among those of a training job, in an order that all of them agree on."""
+    """This container among those of a training job, in an order that is the same on all of them."""
 
     name: str
     names: tuple[str, ...]
@@ -46,7 +46,7 @@ class Host:
 
 
 class Tree:
-    """The names below /opt/ml."""
+    """The paths below /opt/ml."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()

@@ -129,7 +129,7 @@ class Shelf:
         return Experiment(name=folder.name, path=self.path_of(folder), folders=tuple(jobs))
 
     def cover(self, experiment: Experiment) -> Cover:
-        """How it is shown among others."""
+        """How an experiment is shown among others."""
         found = [read_briefly(folder) for folder in experiment.folders]
         jobs = apart(found)[0]
         evaluations = [job for job in found if job not in jobs]

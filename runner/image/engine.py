@@ -36,7 +36,7 @@ class Engine:
         self.name = found
 
     def build(self, root: Path, dockerfile: Path, tag: str, arguments: dict[str, str], options: Sequence[str]) -> None:
-        """Build an image; its output is this process's.
+        """Build an image; the engine's output goes to that of this process.
 
         Args:
             root: folder of everything that goes into it.

@@ -98,7 +98,7 @@ def _merge(
     layers: AdapterLayers,
     stop: Callable[[], bool],
 ) -> dict[str, Any]:
-    """A base with the adapters in its weights."""
+    """Merge the adapters into the weights of their base."""
     model, unfinished = settings.model, paths.folder / UNFINISHED
     if not paths.model.is_dir():
         vae = None if (source := vae_source(model)) is None else vae_folder(base, source)
