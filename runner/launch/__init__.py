@@ -1,1 +1,1 @@
-"""From the jobs of a command to their end: what is said before it starts, the launch, and how it went."""
+"""From a command's jobs to their end: what is announced before the start, the launch, and the outcome."""

@@ -1,6 +1,6 @@
-"""What a command says before it starts anything: its plan, the data that is used, and the room on the disks.
+"""What a command says before it starts anything: its plan, the data it uses, and the free space on the disks.
 
-Takes a plan and the checker that knows the jobs' data; writes to the log, or the plan as JSON to the standard output.
+Takes a plan and the checker that knows the jobs' data; writes to the log, or prints the plan as JSON on stdout.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def show(plan: Plan, checker: Checker, preview: Sequence[str] = (), *, as_json: bool = False) -> None:
-    """Print the plan, what of each data set is used, and what would be sent."""
+    """Print the plan, which part of each data set is used, and what would be sent."""
     trainings = [job for job in plan.todo if job.trains]
     needs = [Need(job, checker.dataset_of(job).items, checker.prior_of(job)) for job in trainings]
     work = cache_work(needs) if trainings else None
@@ -44,7 +44,7 @@ def show(plan: Plan, checker: Checker, preview: Sequence[str] = (), *, as_json: 
 
 
 def _disks(plan: Plan, work: CacheWork | None) -> list[Disk]:
-    """What the trainings of a plan write, where they run on disks of this machine."""
+    """What the trainings of a plan write, if they run on disks of this machine."""
     if not plan.todo or plan.todo[0].settings.launcher.name in APART:
         return []
     results_gb = sum(pack.prediction.results_gb for pack in plan.packs if pack.prediction is not None)
@@ -55,7 +55,7 @@ def _disks(plan: Plan, work: CacheWork | None) -> list[Disk]:
 
 
 def _data_lines(trainings: Sequence[Job], checker: Checker) -> Iterator[str]:
-    """What of each data set is used, and how: of jobs that use the same in the same way once."""
+    """Which part of each data set is used, and how; said once for jobs that use the same data in the same way."""
     shown: set[object] = set()
 
     def is_new(*what: object) -> bool:
@@ -67,7 +67,7 @@ def _data_lines(trainings: Sequence[Job], checker: Checker) -> Iterator[str]:
         dataset, settings, prior = checker.dataset_of(job), job.experiment, checker.prior_of(job)
         if is_new("files", dataset.fingerprint, settings.resolution, settings.dataset.buckets):
             yield from dataset.report.lines()
-        # To look at a large data set takes a second, for each of a hundred jobs.
+        # Looking at a large data set takes a second, and there may be a hundred jobs.
         cut = dataset.fingerprint, settings.dataset, settings.validation.held_out
         if is_new("held out", *cut):
             held_out = tuple(held_out_lines(dataset.items, settings))

@@ -29,52 +29,52 @@ from runner.system.machine import Machine, folder_fault
 POLL_S = 1.0
 
 Config = tuple[Mapping[str, Any], tuple[str, ...]]
-"""A resolved configuration, and the overrides that it was composed with."""
+"""A resolved configuration, and the overrides it was composed with."""
 
 
 class Search(Protocol):
-    """What chooses further jobs while others run (`runner.search`)."""
+    """Chooses further jobs while others run (`runner.search`)."""
 
     @property
     def left(self) -> int:
         """How many configurations are still to come."""
 
     def more(self, count: int) -> Sequence[Config]:
-        """Up to so many further configurations; none if it has no more, or waits for results."""
+        """Up to `count` further configurations; none if there are no more, or if it is waiting for results."""
 
     def started(self, overrides: Sequence[str], job: Job, *, again: bool) -> None:
-        """A configuration has become this job: one that is done already, or (`again`) to be done, however it ended."""
+        """A configuration has become this job, which is done already or (`again`) runs, however it ended before."""
 
     def refused(self, overrides: Sequence[str], reason: str) -> None:
-        """A configuration is wrong, and no job."""
+        """A configuration is wrong and has become no job."""
 
     def learn(self) -> None:
         """Look at the jobs that have ended."""
 
     def summary(self) -> list[str]:
-        """What was found, a line each."""
+        """The findings, one per line."""
 
 
 log = logging.getLogger(__name__)
 
 
 def launch(configs: Sequence[Config], *, expected: int = 0, request: str = "") -> list[Job]:
-    """Check all configurations, plan, run what is missing, and say how it went.
+    """Check all configurations, plan, run what is missing, and report the outcome.
 
     Args:
         configs: the resolved configuration and the overrides of each job.
-        expected: how many jobs are to come in all, where that is more than `configs`.
-        request: what was asked for as a whole, in YAML; kept beside the jobs once they are begun with.
+        expected: how many jobs there will be in all, if that is more than `configs`.
+        request: the whole request, in YAML; kept beside the jobs once they have started.
 
     Returns:
         The jobs, in the order of `configs`.
 
     Raises:
-        SettingsError: at least one configuration is wrong; nothing was started.
+        SettingsError: at least one configuration is wrong; nothing has started.
         JobsFailed: at least one job did not complete.
-        Interrupted: a signal stopped the run; what was done is saved.
-        RunnerError: the runner's own files, or the report, cannot be written any more.
-        Defect: something else went wrong after that.
+        Interrupted: a signal stopped the run; the work so far is saved.
+        RunnerError: the runner's own files, or the report, can no longer be written.
+        Defect: something unforeseen went wrong after the checks.
     """
     if any(isinstance(raw.get("launcher"), Mapping) and raw["launcher"].get("dry_run") == "json" for raw, _ in configs):
         _leave_stdout_to_json()
@@ -86,10 +86,10 @@ def launch(configs: Sequence[Config], *, expected: int = 0, request: str = "") -
 
 
 def launch_search(search: Search) -> None:
-    """The same for jobs that a search chooses, one after the other.
+    """The same for jobs that a search chooses one after another.
 
     Raises:
-        As `launch`.
+        The same as `launch`.
     """
     checker = Checker(outputs_dir())
     jobs: list[Job] = []
@@ -107,7 +107,7 @@ def launch_search(search: Search) -> None:
 
 @contextmanager
 def _defects() -> Iterator[None]:
-    """From here on, what nobody has foreseen is no mistake of the configuration."""
+    """From here on, an unforeseen error is not the fault of the configuration."""
     try:
         yield
     except (RunnerError, OSError):
@@ -119,7 +119,7 @@ def _defects() -> Iterator[None]:
 def _run(
     jobs: Sequence[Job], checker: Checker, *, more: _MoreJobs | None = None, expected: int, request: str = ""
 ) -> None:
-    """Plan some jobs, and run what is missing."""
+    """Plan these jobs, and run what is missing."""
     settings = jobs[0].settings.launcher
     launcher = find_launcher(settings.name)
     machine, costs = launcher.machine(settings), Predictor()
@@ -144,7 +144,7 @@ def _run(
         for job in plan.todo:
             _take_up(job, settings)
         try:
-            # Workers of a queue outlive a command: what they work on is watched, or left to them, as if it were sent.
+            # Workers in a queue outlive a command: their jobs are watched, or left to them, like newly submitted ones.
             if plan.packs or (plan.elsewhere and isinstance(settings, QueuedLauncher) and settings.name not in APART):
                 launcher.launch(plan, settings, more)
             elif more is not None and (following := more(1)):
@@ -152,7 +152,7 @@ def _run(
                 continue
         except Interrupted:
             break
-        except OSError as error:  # workers have saved and ended by now: more than "nothing was started" is to be said
+        except OSError as error:  # workers have saved and ended by now: "nothing was started" would not be enough
             raise RunnerError(
                 f"{error}: the command ended early, and some of its jobs may not be done. Once that is fixed, run "
                 "the same command again to continue."
@@ -164,19 +164,19 @@ def _run(
         for job in {job.folder: job for job in (*plan.elsewhere, *held)}.values():
             if state_of(job.folder) in FINAL:
                 report_to_agent(job.settings.logger, job.folder)
-            else:  # what another runner has left unfinished is gone on with here
+            else:  # what another runner left unfinished continues here
                 left.append(job)
     if more is None:
         conclude(jobs)
 
 
 def keep_request(folder: Path, request: str) -> None:
-    """Write down what the jobs of an experiment are the answer to."""
+    """Record the request that the jobs of an experiment answer."""
     write_text(ExperimentPaths(folder).multirun, request)
 
 
 def _take_up(job: Job, settings: LauncherSettings) -> bool:
-    """Make a job's folder ready for a worker, unless another runner is faster; whether it is."""
+    """Prepare a job's folder for a worker, unless another runner is faster; returns whether it is ready."""
     try:
         with lock(job.folder):
             if is_done(job, _state(job)):
@@ -189,7 +189,7 @@ def _take_up(job: Job, settings: LauncherSettings) -> bool:
 
 
 def _state_elsewhere(job: Job, settings: LauncherSettings) -> State:
-    """Of a job with workers in a queue what it is there: it costs money, and is to be found also if this one dies."""
+    """A job's state if workers in a queue have it: it costs money, and must be found even if this process dies."""
     manifest = read_manifest(job.folder)
     state = State(manifest.get("state", State.PENDING))
     submitted = isinstance(settings, QueuedLauncher) and Submission.of(manifest).ids
@@ -207,14 +207,14 @@ def _plan(jobs: Sequence[Job], settings: LauncherSettings, machine: Machine, cos
 
 
 class _MoreJobs:
-    """Jobs of a search, checked and taken up as those of a sweep are."""
+    """Jobs of a search, checked and prepared like those of a sweep."""
 
     def __init__(self, search: Search, checker: Checker, jobs: list[Job]) -> None:
         self._search, self._checker, self._jobs = search, checker, jobs
 
     def __call__(self, count: int) -> list[Job]:
         found: list[Job] = []
-        # What is done already is an answer at once, and leaves room for others.
+        # A job that is already done gives its answer at once, and leaves room for others.
         while len(found) < count and (configs := self._search.more(count - len(found))):
             found += [job for config, overrides in configs if (job := self._checked(config, overrides))]
         return found
@@ -229,14 +229,14 @@ class _MoreJobs:
         if done := is_done(job, _state(job)):
             judge(job)
         self._search.started(overrides, job, again=not done)
-        # A search may choose the same values twice, before it knows what the first became: one job answers for both.
+        # A search may choose the same values twice before it knows the first result: one job answers for both.
         works = any(each.folder == job.folder for each in self._jobs) and state_of(job.folder) not in FINAL
         self._jobs.append(job)
         return job if not done and not works and _take_up(job, job.settings.launcher) else None
 
 
 def _wait_for(jobs: Sequence[Job], settings: LauncherSettings) -> None:
-    """Wait until another runner lets go of these jobs: finished, or to be gone on with here.
+    """Wait until another runner releases these jobs, either finished or to be continued here.
 
     Raises:
         Detached: `launcher.wait=false`.
@@ -254,7 +254,7 @@ def _wait_for(jobs: Sequence[Job], settings: LauncherSettings) -> None:
 
 
 def _state(job: Job) -> State:
-    """The state of a job's folder; one that says completed and has lost its weights is not."""
+    """The state of a job's folder; a job marked completed whose weights are lost does not count as completed."""
     state = state_of(job.folder)
     if state is State.COMPLETED and not job.settings.done_once:
         return State.PENDING
@@ -265,7 +265,7 @@ def _state(job: Job) -> State:
 
 
 def check_all(checker: Checker, configs: Sequence[Config]) -> list[Job]:
-    """Turn every configuration into a job, or raise one error with the faults of all of them."""
+    """Turn every configuration into a job, or raise one error with all of their faults."""
     jobs: list[Job] = []
     faults: dict[str, list[str]] = {}
     places: dict[str, list[str]] = {}
@@ -291,10 +291,10 @@ def check_all(checker: Checker, configs: Sequence[Config]) -> list[Job]:
 def check_one(
     checker: Checker, config: Mapping[str, Any], overrides: tuple[str, ...], places: dict[str, list[str]]
 ) -> Job | list[str]:
-    """The job of a configuration, or what is wrong with it and with the place where it would run.
+    """The job of a configuration, or the faults in it and in the place where it would run.
 
     Args:
-        places: what is wrong with those that were looked at already, by their settings.
+        places: the faults of places that were already checked, by their settings.
     """
     job: Job | None = None
     faults: list[str] = []
@@ -304,7 +304,7 @@ def check_one(
         faults = str(error).splitlines()
     if launcher := launcher_of(config) if job is None else job.settings.launcher:
         place = launcher.model_dump_json()
-        # Once for all jobs: a look starts other programs, and the driver's own tool may take a second.
+        # Once for all jobs: a check starts other programs, and the driver's own tool may take a second.
         if place not in places:
             places[place] = [*_folder_faults(), *find_launcher(launcher.name).check(launcher)]
         faults += places[place]
@@ -312,9 +312,9 @@ def check_one(
 
 
 def _folder_faults() -> list[str]:
-    """Folders of this machine that every job writes into, and that cannot be used for that."""
+    """Folders on this machine that every job writes to but that cannot be used for it."""
     folders = {"RUNNER_OUTPUTS": outputs_dir()}
-    with suppress(SettingsError):  # that there is none is told by what looks into it
+    with suppress(SettingsError):  # a missing one is reported where it is read
         folders["RUNNER_CACHE"] = cache_dir()
     return [
         f"{variable} = {str(folder)!r}: {fault}; set it to another folder (with launcher=slurm on a file system that "
@@ -325,10 +325,10 @@ def _folder_faults() -> list[str]:
 
 
 def _refuse_one_endpoint_for_several(jobs: Sequence[Job]) -> None:
-    """An endpoint can only be what one deployment of a command makes of it.
+    """Refuse several deployments to the same endpoint in one command.
 
     Raises:
-        SettingsError: several deployments would each take it from the others.
+        SettingsError: several deployments would overwrite each other's endpoint.
     """
     made: dict[tuple[str, str | None], set[str]] = {}
     for job in jobs:
@@ -344,10 +344,10 @@ def _refuse_one_endpoint_for_several(jobs: Sequence[Job]) -> None:
 
 
 def _refuse_jobs_elsewhere(jobs: Sequence[Job], launcher: str) -> None:
-    """Nothing may train here what is being trained where its lock cannot be seen.
+    """Refuse to train here what is being trained elsewhere, where its lock cannot be seen.
 
     Raises:
-        SettingsError: some jobs are with a cluster that shares no files with this machine.
+        SettingsError: some jobs are on a cluster that shares no files with this machine.
     """
     for job in jobs:
         manifest = read_manifest(job.folder)
@@ -368,7 +368,7 @@ def _refuse_jobs_elsewhere(jobs: Sequence[Job], launcher: str) -> None:
 
 
 def _leave_stdout_to_json() -> None:
-    """What is said on the way, such as of copies from S3, goes to stderr: the plan is read by a program."""
+    """Send progress messages, such as those about copies from S3, to stderr: a program reads the plan."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.setStream(sys.stderr)

@@ -1,7 +1,7 @@
 """Unfinished jobs of an experiment that a command does not continue, because it asks for something slightly different.
 
-A job is its settings: changing a sample prompt or the number of steps makes another job, which starts anew. Users of
-other trainers expect it to continue, so the plan says that it does not.
+A job is defined by its settings: changing a sample prompt or the number of steps makes another job, which starts from
+scratch. Users of other trainers expect it to continue, so the plan says that it does not.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from runner.plan import Plan
 
 MOST_SHOWN = 3
 MOST_DIFFERENCES = 3
-"""A job that differs in more than these is not what a new one was made from."""
+"""A job with more differences than this is not considered the origin of a new one."""
 
 
 def left_behind(plan: Plan) -> list[str]:
-    """A line for each unfinished job with a checkpoint that differs only little from one that starts anew."""
-    if plan.expected:  # a search takes up its own trials
+    """A line for each unfinished job with a checkpoint that differs only slightly from one that starts from scratch."""
+    if plan.expected:  # a search continues its own trials
         return []
     new = [job for job in plan.todo if job.trains and job.folder not in plan.steps_done]
     known = {job.folder for job in (*plan.todo, *plan.done, *plan.elsewhere)}
@@ -43,7 +43,7 @@ def left_behind(plan: Plan) -> list[str]:
 
 
 def _unfinished(experiment: Path) -> Iterator[tuple[JobPaths, Mapping[str, Any]]]:
-    """The jobs with a checkpoint that are not done and that nobody works on, with their identities."""
+    """The unfinished jobs with a checkpoint that nobody is working on, with their identities."""
     try:
         folders = find_jobs(experiment)
     except (OSError, ValueError):
@@ -59,6 +59,6 @@ def _unfinished(experiment: Path) -> Iterator[tuple[JobPaths, Mapping[str, Any]]
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The keys in which two identities differ, as users know them."""
+    """The keys in which two identities differ, under the names that users know."""
     keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
     return [key.removeprefix("settings.") for key in keys]

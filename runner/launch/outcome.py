@@ -1,4 +1,4 @@
-"""How the jobs of a command went: the reports of their experiments, one table, and an error if one did not complete."""
+"""How a command's jobs went: the reports of their experiments, one table, and an error if a job did not complete."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def judge(job: Job) -> None:
-    """Give a training that is done the result that this command compares by; its id does not depend on that."""
+    """Give a finished training the result that this command compares by; its id does not depend on that choice."""
     from runner.track import MetricsFile
 
     manifest = read_manifest(job.folder)
@@ -44,7 +44,7 @@ def judge(job: Job) -> None:
     if not curve:
         log.warning("%s: its record has no %s, so it cannot be compared by that", job.id, name)
     result = {"objective": curve[-1][1] if curve else None} if "objective" in manifest else {}
-    with suppress(LockedError), lock(job.folder):  # or another runner has taken it up
+    with suppress(LockedError), lock(job.folder):  # or another runner has it
         trained = read_job(job.folder)
         chosen = trained.experiment.model_copy(update={"objective": job.experiment.objective})
         write_config(dataclasses.replace(trained, settings=chosen))
@@ -52,10 +52,10 @@ def judge(job: Job) -> None:
 
 
 def conclude(jobs: Sequence[Job]) -> None:
-    """Write each experiment's report, and say how every job went.
+    """Write each experiment's report, and report how every job went.
 
     Raises:
-        JobsFailed: at least one failed; the message is the table of them.
+        JobsFailed: at least one failed; the message is a table of them.
         Interrupted: none failed, but at least one is not done.
         RunnerError: all are done, but a report cannot be written.
     """
@@ -66,7 +66,7 @@ def conclude(jobs: Sequence[Job]) -> None:
     fault: OSError | None = None
     try:
         reports = _write_reports(list(distinct.values()))
-    except OSError as full:  # how the jobs went is to be said all the same
+    except OSError as full:  # the outcome of the jobs must still be reported
         fault = full
     _log_table(list(distinct.values()), manifests, best=_best_of(distinct, reports))
     for report in reports:
@@ -110,7 +110,7 @@ def _write_reports(jobs: Sequence[Job]) -> list[Path]:
 
 
 def _manifest_in(folder: Path) -> Mapping[str, Any]:
-    """What a manifest says; of one that was damaged since its job ended, that."""
+    """The content of a manifest; if it was damaged after its job ended, a note of that."""
     try:
         return read_manifest(folder)
     except SettingsError as error:
@@ -118,7 +118,7 @@ def _manifest_in(folder: Path) -> Mapping[str, Any]:
 
 
 def _best_of(folders: Collection[Path], reports: Sequence[Path]) -> set[Path]:
-    """The folders of the jobs that reports call the best of their experiments, if these have several."""
+    """The folders of the jobs that reports call the best of their experiment, for experiments with several jobs."""
     sizes = Counter(folder.parent for folder in folders)
     experiments = [report.parent for report in reports if sizes[report.parent] > 1]
     summaries = {each: json.loads(ExperimentPaths(each).summary.read_text(encoding="utf-8")) for each in experiments}
@@ -137,8 +137,8 @@ def _log_table(
 
 
 def _result(manifest: Mapping[str, Any]) -> str:
-    """What a job came to."""
+    """A job's result, in words."""
     if (objective := manifest.get("objective")) is not None:
         return f"{manifest['objective_name']} {objective:.4f}"
-    # What it was pruned for stays in the manifest of a job that is taken up again.
+    # The reason for pruning stays in the manifest of a job that is continued later.
     return str(manifest.get("reason", "")) if manifest.get("state") == State.PRUNED else ""
