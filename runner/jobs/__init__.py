@@ -1,4 +1,4 @@
-"""Jobs and their folders: what a job is, which others it takes from, and how workers share a list of them.
+"""Jobs and their folders: what a job is, which others it builds on, and how workers share a list of them.
 
-Knows nothing of where jobs run or how they are trained.
+Knows nothing about where jobs run or how they are trained.
 """

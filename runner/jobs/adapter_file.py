@@ -1,6 +1,6 @@
 """A trained adapter that a setting names: its file, the job that trained it, its hash; found without torch.
 
-It is named by the folder of its job, by a file, or by its place on the Hub.
+A setting may give the folder of its job, a file, or a repository on the Hub.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from runner.system.hashes import file_hash
 from runner.system.tensor_file import PEFT_CONFIG, Header, config_of_peft, is_of_peft, read_header
 
 NO_SUCH_FILE = "RemoteEntryNotFound"
-"""How the Hub's client calls it where a repository has no file of a name."""
+"""The name of the Hub client's error for a file that a repository does not have."""
 MOST_MEANT = 3
 FIX = "name a job's folder, or a .safetensors file that diffusers or this runner wrote"
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterFile:
-    """An adapter that was trained before."""
+    """An already trained adapter."""
 
     file: Path
-    """Its weights; of textual inversion, those of its first word."""
+    """Its weights; for textual inversion, those of its first word."""
     job: Job | None
     """The job that trained it, if its folder is here; a merge trains nothing."""
     words: tuple[Path, ...] = ()
-    """Files of the words that were taught with it."""
+    """Files of the words that were trained with it."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All that says what it is: beside its weights those of its words, and what peft says of its own files."""
+        """All files that define it: its weights, those of its words, and peft's configuration beside its own files."""
         config = config_of_peft(self.file)
         return tuple(dict.fromkeys((self.file, *self.words, *([] if config is None else [config]))))
 
@@ -51,27 +51,27 @@ class AdapterFile:
 
     @property
     def place(self) -> Path:
-        """What to load it by: the folder of its job where it has words, which are found there, or else the file."""
+        """Where to load it from: the folder of its job if it has words, which are found there, otherwise the file."""
         return self.job.folder if self.job is not None and self.words else self.file
 
 
 def find_adapter(given: str, *, key: str, words: bool = False) -> AdapterFile:
-    """The adapter that a setting names; from the Hub it is fetched.
+    """The adapter that a setting names; one on the Hub is downloaded.
 
     Args:
         given: folder of a job, folder with the file, file, or Hub id.
-        key: the setting, for what is said where there is none.
-        words: whether the words that a job was taught count, which may be all that it was.
+        key: the setting, for error messages.
+        words: whether to include the words that a job has learned, which may be all that it has trained.
 
     Raises:
-        SettingsError: there is none, its job is not completed, it is no safetensors file, or its scales are not told.
+        SettingsError: none exists, its job is not completed, it is no safetensors file, or its scales are unknown.
     """
     named = f"{key} = {given!r}"
     path = path_of(given).absolute()
     if is_hub_id(given):
         return AdapterFile(_read(_from_hub(given, named), named), None)
     job = _job_in(path, named)
-    # Another folder in a job's own, such as that of a checkpoint, must not stand for what came out at the end.
+    # Another folder inside a job's folder, such as a checkpoint's, must not pass for the final result.
     whole = job if job is not None and path in (job.folder, job.paths.lora) else None
     taught = _words_of(whole) if whole is not None and words else ()
     if taught and whole is not None and not whole.paths.weights.is_file():
@@ -84,15 +84,15 @@ def find_adapter(given: str, *, key: str, words: bool = False) -> AdapterFile:
 
 
 def _read(file: Path, named: str) -> Path:
-    """The file, once it has said what it is."""
+    """The file, once its header has been read and checked."""
     configs_in(file, header_of(file, named).metadata)
     return file
 
 
 def _meant(given: str) -> str:
-    """`, did you mean outputs/dev/8d9f4367bc?` where an experiment was named, or a job by its id alone; or the fix."""
+    """`, did you mean outputs/dev/8d9f4367bc?` if given an experiment, or a job's id alone; otherwise the fix."""
     path = path_of(given)
-    # Tables show ids alone; the results of another folder than `outputs` are not looked through.
+    # Tables show only ids; no folder of results other than `outputs` is searched.
     places = path.glob("*") if path.is_dir() else outputs_dir().glob(f"*/{glob.escape(path.name)}")
     found = [place for place in sorted(places) if JobPaths(place).lora.is_dir()][:MOST_MEANT]
     here = Path.cwd()
@@ -106,9 +106,9 @@ def _words_of(job: Job) -> tuple[Path, ...]:
 
 
 def job_folder(path: Path) -> Path | None:
-    """The folder of the job whose folder, folder of weights or file in either this is; None where it is of none.
+    """The folder of the job that a path belongs to: it, its folder of weights, or a file in either; None if no job's.
 
-    A folder without a manifest is no job: other programs write a config.yaml, too.
+    A folder without a manifest is no job: other programs also write a config.yaml.
     """
     for folder in (path, path.parent, path.parent.parent):
         if JobPaths(folder).config.is_file() and JobPaths(folder).manifest.is_file():
@@ -130,7 +130,7 @@ def _job_in(path: Path, named: str) -> Job | None:
 
 
 def _from_hub(repository: str, named: str) -> Path:
-    """The one adapter of a repository on the Hub."""
+    """The only adapter in a repository on the Hub."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -153,13 +153,13 @@ def _from_hub(repository: str, named: str) -> Path:
         return file
     except SettingsError:
         raise
-    except Exception as error:  # of the client's HTTP library, too
+    except Exception as error:  # errors of the client's HTTP library as well
         wrong = f"is on the Hub, which does not give it ({reason_of(error)})"
         raise SettingsError(f"{named}: {wrong}; try again later, or download the file and name it") from error
 
 
 def _only_one_of(repository: str, named: str) -> str:
-    """The name of the only safetensors file of a repository on the Hub."""
+    """The name of the only safetensors file in a repository on the Hub."""
     from huggingface_hub import HfApi
 
     files = [name for name in HfApi().list_repo_files(repository) if name.endswith(".safetensors")]
@@ -170,7 +170,7 @@ def _only_one_of(repository: str, named: str) -> str:
 
 
 def _only_fetched(repository: str) -> Path | None:
-    """The adapter that an earlier command has fetched, where it is the only one; for machines without a network."""
+    """The adapter that an earlier command downloaded, if it is the only one; for machines without a network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -183,10 +183,10 @@ def _only_fetched(repository: str) -> Path | None:
 
 
 def header_of(file: Path, named: str) -> Header:
-    """What a safetensors file says of its tensors, without reading them.
+    """What a safetensors file says about its tensors, without reading them.
 
     Args:
-        named: the setting and its value, for what is said where it cannot be read.
+        named: the setting and its value, for the message if the file cannot be read.
 
     Raises:
         SettingsError: it is no safetensors file.

@@ -1,6 +1,6 @@
-"""What manifests say of endpoints: which jobs have made one that is still there, and what ends it.
+"""What manifests say about endpoints: which jobs have made one that still exists, and how to remove it.
 
-Takes folders and manifests; AWS is not asked.
+Reads only folders and manifests; AWS is not asked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def deployments(outputs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """(folder, manifest) of the jobs of all experiments that have made an endpoint, until it is taken back."""
+    """(folder, manifest) of every job, in any experiment, with an endpoint that has not been taken back."""
     for file in sorted(outputs.glob(f"*/*/{MANIFEST_NAME}")):
         try:
             manifest = read_manifest(file.parent)
@@ -31,16 +31,16 @@ def deployments(outputs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def endpoint_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What a manifest says of its endpoint; empty where there is none."""
+    """What a manifest says about its endpoint; empty if there is none."""
     about = manifest.get("endpoint")
     return about if isinstance(about, dict) and about.get("name") else {}
 
 
 def take_back(outputs: Path, name: str, region: str, *, why: str, but: Path | None = None) -> None:
-    """Let no job say any longer that an endpoint is as it has made it: such jobs can be run again.
+    """Stop every job from claiming that an endpoint is as the job made it, so that such jobs can be run again.
 
     Args:
-        but: the folder of the job that it belongs to now.
+        but: the folder of the job that the endpoint belongs to now.
     """
     for folder, manifest in deployments(outputs):
         about = endpoint_of(manifest)
@@ -49,7 +49,7 @@ def take_back(outputs: Path, name: str, region: str, *, why: str, but: Path | No
 
 
 def undeploy_command(about: Mapping[str, Any]) -> str:
-    """What removes an endpoint and all that was uploaded for it, wherever that lies."""
+    """The command that removes an endpoint and everything that was uploaded for it, wherever that is stored."""
     usual = {"bucket": None, "prefix": AwsSettings.model_fields["prefix"].default}
     places = {key: about.get(key) for key in ("region", *usual)}
     said = [f"endpoint.{key}={value}" for key, value in places.items() if value and value != usual.get(key)]

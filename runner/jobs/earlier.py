@@ -1,6 +1,6 @@
-"""The adapter that a job starts from (`lora.init_from`): whether it is of the rank and scale that the job asks for.
+"""The adapter that a job starts from (`lora.init_from`): whether it has the rank and scale that the job asks for.
 
-It may be named by the folder of the job that trained it, which then also says what it was trained on.
+The setting may give the folder of the job that trained it, which then also says what it was trained on.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ DOWN = ".lora_A.weight"
 
 
 def find_earlier(settings: LoraSettings) -> AdapterFile | None:
-    """The adapter that a job starts from; None if it starts anew.
+    """The adapter that a job starts from; None if it starts from scratch.
 
     Raises:
-        SettingsError: there is none, it was taught words, or it is of another rank or scale than the settings say.
+        SettingsError: none exists, it has trained words, or its rank or scale differs from the settings.
     """
     if settings.init_from is None:
         return None
@@ -45,7 +45,7 @@ def find_earlier(settings: LoraSettings) -> AdapterFile | None:
 
 
 def layer_faults(earlier: AdapterFile, settings: LoraSettings, model: ModelSettings) -> list[str]:
-    """What is wrong where an adapter is on other layers of a checked model's denoiser than the job's would be."""
+    """The faults if an adapter is on other layers of a checked model's denoiser than the job's adapter would be."""
     here = adapted_shapes(settings, model)
     if here is None:
         return []
@@ -100,7 +100,7 @@ def _faults_of_ranks(settings: LoraSettings, ranks: Mapping[str, int]) -> list[s
 
 
 def _faults_of_scales(settings: LoraSettings, ranks: Mapping[str, int], configs: Mapping[str, Config]) -> list[str]:
-    """Of a job whose ranks are right, which its scales go by."""
+    """The faults of the scales, for a job whose ranks are right: scales depend on ranks."""
     scales = {layer: _scale(configs, layer, rank) for layer, rank in ranks.items()}
     wrong = [layer for layer, scale in scales.items() if not _same(settings.scale_of(_bare(layer)), scale)]
     if not wrong:
@@ -120,33 +120,33 @@ def _faults_of_scales(settings: LoraSettings, ranks: Mapping[str, int], configs:
 
 
 def _same(here: float, there: float) -> bool:
-    """Whether two numbers are the same, as far as what is told of them goes (six digits)."""
+    """Whether two numbers agree to the precision that messages show (six digits)."""
     return math.isclose(here, there, rel_tol=1e-5)
 
 
 def _bare(layer: str) -> str:
-    """The name within its component that a layer has in a job, of `component.name` as files have it."""
+    """A layer's name within its component, as jobs use it, from the `component.name` that files use."""
     return layer.partition(".")[2].removeprefix(TEXT_MODEL)
 
 
 def _scale(configs: Mapping[str, Config], layer: str, rank: int) -> float:
-    """The factor on a layer's update that a file's configuration says; 1 where it says nothing."""
+    """The factor on a layer's update according to a file's configuration; 1 if it says nothing."""
     config, name = configs.get(layer.partition(".")[0], {}), _bare(layer)
     alpha = alpha_in(config, (name, TEXT_MODEL + name))
     return 1.0 if alpha is None else alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _settings_for(key: str, values: Mapping[str, float]) -> str:
-    """What to set for these ranks or alphas of layers: the usual one, and patterns for those that differ.
+    """The settings that give layers these ranks or alphas: the most common value, and patterns for the others.
 
-    A pattern is the shortest end of a name that only layers of that value have, so that no two match the same layer.
+    A pattern is the shortest name ending shared only by layers with that value, so no two match the same layer.
     """
     usual = Counter(values.values()).most_common(1)[0][0]
     named = [(_bare(layer), value) for layer, value in values.items()]
     patterns = {}
     for name, value in named:
         parts = name.split(".")
-        # A number alone would be none of a text to whoever reads the command line.
+        # The command line would parse a bare number as a number, not as text.
         ends = [".".join(parts[start:]) for start in reversed(range(len(parts))) if not parts[start].isdigit()]
         alike = (
             end for end in ends if all(other == value for each, other in named if matches_layer(re.escape(end), each))
@@ -158,12 +158,12 @@ def _settings_for(key: str, values: Mapping[str, float]) -> str:
 
 
 def _said(configs: Mapping[str, Config], key: str, usual: Any) -> Any:
-    """What a file's configuration says of its first component, or what readers take where it says nothing."""
+    """What a file's configuration says about its first component, or the default that readers use without it."""
     return next((config[key] for config in configs.values() if config.get(key) is not None), usual)
 
 
 def _other(settings: LoraSettings, key: str, here: Any, there: Any) -> list[str]:
-    """That the file was trained with another value of a setting."""
+    """The fault that the file was trained with another value of a setting; none if the values agree."""
     if _same(here, there):
         return []
     shown = str(there).lower() if isinstance(there, bool) else f"{there:g}"

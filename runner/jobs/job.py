@@ -1,7 +1,7 @@
-"""A job: settings, an identity, a folder. Knows nothing of where it runs or how it is trained.
+"""A job: settings, an identity, a folder. Knows nothing about where it runs or how it is trained.
 
-The id is a hash of what can change the result, with defaults left out, so that the same settings always
-mean the same folder and a new option does not rename old ones.
+The id is a hash of everything that can change the result, with defaults left out, so that the same settings always
+map to the same folder and a new option does not rename old ones.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from runner.schema.method import TextualInversion
 from runner.schema.tasks import TASKS
 
 SCHEMA_NUMBER = 1
-"""Raised when the meaning of existing settings changes: old results are then not taken for new ones."""
+"""Incremented when the meaning of existing settings changes, so that old results are not mistaken for new ones."""
 
 USUAL_METHOD = "text_to_image"
 OfClass = Mapping[str, str | None]
 """`prompt`, `images`, and with several classes `subjects` (`runner.data.classes`)."""
 
-# Ten times as fast where PyYAML was built with libyaml; a table of jobs elsewhere reads hundreds every few seconds.
+# Ten times as fast if PyYAML was built with libyaml; a table of jobs elsewhere reads hundreds every few seconds.
 SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 log = logging.getLogger(__name__)
 
 _remembered: dict[Path, dict[str, Any]] = {}
-"""The manifests of jobs that this process has taken or written, as they were last."""
+"""The manifests of jobs that this process has claimed or written, in their latest version."""
 
 
 class State(StrEnum):
@@ -58,12 +58,12 @@ class State(StrEnum):
 
 GOOD = (State.COMPLETED, State.PRUNED)
 FINAL = (*GOOD, State.FAILED, State.CANCELLED)
-"""States that do not change by waiting: whoever has brought a job there has given its answer."""
+"""States that waiting does not change: the job has its answer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One job of a command."""
+    """One of a command's jobs."""
 
     id: str
     settings: JobSettings
@@ -73,7 +73,7 @@ class Job:
 
     @property
     def paths(self) -> JobPaths:
-        """The names inside its folder."""
+        """The paths inside its folder."""
         return JobPaths(self.folder)
 
     @property
@@ -83,7 +83,7 @@ class Job:
 
     @property
     def trains(self) -> bool:
-        """Whether it is a training; all other tasks are about adapters that were trained."""
+        """Whether it is a training; all other tasks work on adapters that are already trained."""
         return isinstance(self.settings, Experiment)
 
     @property
@@ -94,13 +94,13 @@ class Job:
 
     @property
     def classes(self) -> Sequence[OfClass]:
-        """The classes of subjects that a training keeps, as its identity has them."""
+        """The subject classes whose prior a training preserves, as its identity has them."""
         prior = self.identity.get("prior") or ()
         return (prior,) if isinstance(prior, Mapping) else prior
 
     @property
     def has_result(self) -> bool:
-        """Whether the file of what was trained, or made, is there."""
+        """Whether the file with the result of the training or task exists."""
         if not self.trains:
             patterns = self.settings.result_files
             return not patterns or any(any(self.folder.glob(pattern)) for pattern in patterns)
@@ -110,13 +110,13 @@ class Job:
 
 
 def common_overrides(jobs: Iterable[Job]) -> frozenset[str]:
-    """What was said of all jobs of a command alike; nothing where there is only one, of which all counts."""
+    """The overrides that all jobs of a command share; none if there is only one job, whose overrides all count."""
     texts = [frozenset(job.overrides) for job in jobs]
     return frozenset.intersection(*texts) if len(texts) > 1 else frozenset()
 
 
 def own_overrides(job: Job, common: Collection[str]) -> str:
-    """What tells a job from the others of its command."""
+    """The overrides that distinguish a job from the others of its command."""
     return " ".join(text for text in job.overrides if text not in common)
 
 
@@ -136,10 +136,10 @@ def make_job(
     Args:
         model: fingerprint of the base model.
         dataset: fingerprint of the images and captions.
-        prior: the class prompt and the fingerprint of given class images, where a prior is kept; those of each class,
-            with the fingerprint of its subjects, where there are several.
+        prior: the class prompt and the fingerprint of given class images, if a prior is preserved; with several
+            classes, those of each class and the fingerprint of its subjects.
         init: hash of the adapter that the job starts from.
-        evaluation: fingerprints of the images and networks that its result is measured with, where there are any.
+        evaluation: fingerprints of the images and networks used to measure its result, if there are any.
     """
     contents: dict[str, Any] = {"model": model, "dataset": dataset} | ({"prior": prior} if prior else {})
     contents |= ({"init": init} if init else {}) | ({"evaluation": evaluation} if evaluation else {})
@@ -152,7 +152,7 @@ def make_task_job(
     """Give the settings of any task their identity and folder.
 
     Args:
-        contents: what stands for files that the settings name: fingerprints and hashes of what they hold.
+        contents: fingerprints and hashes of the files that the settings name, in place of their paths.
     """
     identity = {"schema": SCHEMA_NUMBER, **contents}
     identity |= {f"settings.{key}": value for key, value in _result_settings(settings)}
@@ -166,7 +166,7 @@ def id_of(identity: Mapping[str, Any]) -> str:
 
 
 def _result_settings(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of the settings that can change a result and are not at their default."""
+    """(dotted key, value) of the settings that can change a result and differ from their default."""
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         if not prefix and name in NOT_IDENTITY:
@@ -176,7 +176,7 @@ def _result_settings(settings: BaseModel, prefix: str = "") -> Iterator[tuple[st
             continue
         extra = field.json_schema_extra
         counts = extra.get("identity", True) if isinstance(extra, dict) else True
-        # The kind of a group is part of the identity even when it is that kind's own default.
+        # The kind of a group is part of the identity even when it equals that kind's own default.
         chosen = name == "name" and (prefix == "optimizer." or (prefix == "method." and value != USUAL_METHOD))
         if counts and (value != field.default or chosen):
             yield f"{prefix}{name}", settings.model_dump(mode="json")[name]
@@ -188,7 +188,7 @@ def write_config(job: Job) -> None:
 
 
 def read_job(folder: Path) -> Job:
-    """The job in a folder, as its config.yaml and manifest.json say.
+    """The job in a folder, read from its config.yaml and manifest.json.
 
     Raises:
         RunnerError: the folder holds no job.
@@ -209,7 +209,7 @@ def read_job(folder: Path) -> Job:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a job's folder; empty where there is none yet.
+    """The manifest in a job's folder; empty if there is none yet.
 
     Raises:
         SettingsError: it is damaged.
@@ -229,15 +229,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def state_of(folder: Path) -> State:
-    """The state a folder's manifest names; pending where there is none."""
+    """The state in a folder's manifest; pending if there is none."""
     return State(read_manifest(folder).get("state", State.PENDING))
 
 
 def known_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a job that this process works on: where it was damaged or removed meanwhile, as it was before.
+    """The manifest of a job that this process works on; if damaged or removed in the meantime, its last known version.
 
     Raises:
-        SettingsError: it is damaged, and not known here.
+        SettingsError: it is damaged, and this process has no earlier version.
     """
     paths = JobPaths(folder)
     known = _remembered.get(paths.folder, {})
@@ -256,7 +256,7 @@ def update_manifest(folder: Path, **fields: Any) -> None:
     """Change fields of a manifest in one atomic write; no other module writes manifests.
 
     Raises:
-        SettingsError: it is damaged, and not known here.
+        SettingsError: it is damaged, and this process has no earlier version.
     """
     paths = JobPaths(folder)
     manifest = known_manifest(folder) | fields
@@ -265,7 +265,7 @@ def update_manifest(folder: Path, **fields: Any) -> None:
 
 
 def register(job: Job, state: State = State.PENDING) -> None:
-    """Make the job's folder, or take it up again, as pending unless it is known to be in another state."""
+    """Create or reuse the job's folder, and set the job to `state`."""
     write_config(job)
     fresh = {
         "id": job.id,
@@ -275,7 +275,7 @@ def register(job: Job, state: State = State.PENDING) -> None:
         "identity": job.identity,
     }
     known = read_manifest(job.folder)
-    if not known:  # whoever has removed it, wants a new one
+    if not known:  # whoever removed it wants a new one
         _remembered.pop(job.paths.folder, None)
     update_manifest(
         job.folder,

@@ -1,6 +1,6 @@
-"""Who works on a job: a lock on its folder, which no process can leave behind when it ends.
+"""Who works on a job: a lock on its folder, which is always released when its process ends.
 
-Locks are advisory and of the file system (`flock`): other machines see them as far as the shared disk passes them on.
+The locks are advisory file locks (`flock`): other machines see them only if the shared disk passes them on.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ POLL_S = 0.01
 
 
 class LockedError(RunnerError):
-    """Another runner works on the same job."""
+    """Another runner is working on the same job."""
 
 
 def is_held(folder: Path) -> bool:
-    """Whether another process works on a job at this moment. Only reads, so that whoever may read may ask."""
+    """Whether another process is working on a job right now. Needs only read access to the folder."""
     try:
         with JobPaths(folder).lock.open() as handle:
             return not _locked(handle, fcntl.LOCK_SH)
@@ -35,10 +35,10 @@ def is_held(folder: Path) -> bool:
 
 @contextmanager
 def lock(folder: Path, *, patience_s: float = 0.2) -> Iterator[None]:
-    """Hold the job's folder against every other process; freed when this process ends, however it ends.
+    """Lock the job's folder against every other process; released when this process ends, however it ends.
 
     Args:
-        patience_s: seconds to try for; somebody who only looks whether it is held holds it for a moment.
+        patience_s: seconds to keep trying; a process that only checks whether it is held holds it for a moment.
 
     Raises:
         LockedError: another process holds it.
@@ -54,7 +54,7 @@ def lock(folder: Path, *, patience_s: float = 0.2) -> Iterator[None]:
                     holder = handle.read().strip() or "unknown"
                     raise LockedError(f"{folder} is being worked on by process {holder}; wait for it or stop it")
                 time.sleep(POLL_S)
-            if not _is_at(handle, path):  # its holder has removed the folder: nobody else would wait at this file
+            if not _is_at(handle, path):  # its holder removed the folder: nobody else would wait for this file
                 continue
             handle.truncate(0)
             handle.write(str(os.getpid()))
@@ -64,7 +64,7 @@ def lock(folder: Path, *, patience_s: float = 0.2) -> Iterator[None]:
 
 
 def _is_at(handle: TextIO, path: Path) -> bool:
-    """Whether an open file is the one that others find there."""
+    """Whether an open file is still the one that others find at that path."""
     try:
         return os.path.samestat(os.fstat(handle.fileno()), path.stat())
     except FileNotFoundError:
@@ -72,7 +72,7 @@ def _is_at(handle: TextIO, path: Path) -> bool:
 
 
 def last_holder(folder: Path) -> int | None:
-    """The process that holds a job, or has held it last; None where nobody ever did."""
+    """The process that holds a job or held it last; None if none ever did."""
     try:
         return int(JobPaths(folder).lock.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -80,7 +80,7 @@ def last_holder(folder: Path) -> int | None:
 
 
 def is_taken_up(folder: Path) -> bool:
-    """Whether another command has held a job last that still runs, and may be about to begin with it."""
+    """Whether the last holder of a job is another process that still runs, and so may be about to start it."""
     holder = last_holder(folder)
     return holder not in (None, os.getpid()) and runs(holder)
 

@@ -1,7 +1,7 @@
-"""The jobs that workers take from: a list of folders, shared by several workers, which may grow while they work.
+"""The jobs that workers choose from: a list of folders, shared by several workers, that may grow while they work.
 
-A worker claims a job by its folder's lock and its state, so no job is trained twice, whoever else takes from the list.
-Knows nothing of how jobs are trained.
+A worker claims a job through its folder's lock and its state, so no job is trained twice, however many workers share
+the list. Knows nothing about how jobs are trained.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Queue:
-    """Folders of jobs in the order in which they are to be taken."""
+    """Folders of jobs, in the order in which to take them."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -39,12 +39,12 @@ class Queue:
         resumes: bool = False,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Say which jobs there are; a reader sees the old list or the new one.
+        """Write the list of jobs; a reader sees either the old list or the new one.
 
         Args:
-            open_for_s: seconds after which none will, unless this is written again by then; None is never.
-            resumes: whether a job that a signal has interrupted is for the next worker.
-            about: what else whoever writes it wants to find here again.
+            open_for_s: seconds after which an open list closes unless it is written again; None for never.
+            resumes: whether the next worker may take a job that a signal interrupted.
+            about: whatever else the writer wants to store here.
         """
         content = {"folders": [str(folder) for folder in folders], "open": is_open, "resumes": resumes}
         if is_open and open_for_s is not None:
@@ -52,14 +52,14 @@ class Queue:
         write_text(self.file, json.dumps(content | {"about": dict(about or {})}))
 
     def read(self) -> tuple[list[Path], bool]:
-        """The folders, and whether others may follow."""
+        """The folders, and whether more may follow."""
         content = json.loads(self.file.read_text(encoding="utf-8"))
         self._resumes = bool(content.get("resumes"))
         is_open = bool(content["open"]) and time.time() < content.get("open_until", math.inf)
         return [Path(folder) for folder in content["folders"]], is_open
 
     def here(self, folder: Path) -> Path:
-        """The folder in this list of a job that is in `folder` on another machine: experiment and id are the same.
+        """The folder in this list of a job that is in `folder` on another machine: it has the same experiment and id.
 
         Raises:
             RunnerError: the list has no such job.
@@ -73,42 +73,42 @@ class Queue:
         raise RunnerError(f"{folder} is not among the jobs of this machine")
 
     def about(self) -> dict[str, Any]:
-        """What else was written; nothing where there is no such file."""
+        """What else was stored; empty if there is no such file."""
         try:
             return dict(json.loads(self.file.read_text(encoding="utf-8"))["about"])
         except (OSError, ValueError, KeyError):
             return {}
 
     def tell(self, **about: Any) -> None:
-        """Write more that is to be found here again, in place of what has the same name; the jobs stay as they are."""
+        """Store more beside the jobs, replacing what has the same name; the jobs stay as they are."""
         content = json.loads(self.file.read_text(encoding="utf-8"))
         write_text(self.file, json.dumps(content | {"about": {**content["about"], **about}}))
 
     def takes(self, state: State) -> bool:
-        """What nobody has begun with: a job that failed here is not for the next worker to try."""
+        """Whether to take a job in this state: only if nobody has started it; the next worker retries no failed job."""
         return state in (State.PENDING, State.SUBMITTED) or (state is State.INTERRUPTED and self._resumes)
 
 
 class FixedQueue(Queue):
-    """The folders named on a command line, which may be in any state but completed."""
+    """The folders given on a command line, whose jobs may be in any state but completed."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = list(folders)
 
     def read(self) -> tuple[list[Path], bool]:
-        """The folders; no others follow."""
+        """The folders; no more follow."""
         return self.folders, False
 
     def takes(self, state: State) -> bool:
-        """What is not completed is trained, from its newest checkpoint."""
+        """Every job that is not completed is trained, from its newest checkpoint."""
         return state is not State.COMPLETED
 
 
 class Claims:
-    """The jobs one process works on, each held against all others until it is released.
+    """The jobs that one process works on, each locked against all other processes until it is released.
 
     Args:
-        attached: what else is to be held open for a job while it is worked on, such as its log file.
+        attached: what else to hold open while a job is worked on, such as its log file.
     """
 
     def __init__(self, queue: Queue, attached: Callable[[Job], AbstractContextManager[object]]) -> None:
@@ -139,7 +139,7 @@ class Claims:
         try:
             if not self.queue.takes(state_of(folder)):
                 return None
-            if not folder.is_dir():  # its lock would make it anew
+            if not folder.is_dir():  # locking it would create it again
                 raise SettingsError(f"{folder} holds no job that can be read: it was removed")
         except SettingsError as error:  # a damaged manifest, or none
             if isinstance(self.queue, FixedQueue):
@@ -156,7 +156,7 @@ class Claims:
                     raise
                 return None
             self._seen.add(folder)
-            # Between the look and the lock another worker may have done it.
+            # Another worker may have done it between the check and the lock.
             if not self.queue.takes(state_of(folder)):
                 return None
             job = self._read(folder)
@@ -168,30 +168,30 @@ class Claims:
         raise AssertionError("unreachable")
 
     def _read(self, folder: Path) -> Job | None:
-        """The job in a folder; None where its files are gone or damaged, which costs no other job of a list."""
+        """The job in a folder; None if its files are gone or damaged, which affects no other job of a list."""
         try:
             return read_job(folder)
         except RunnerError as error:
             if isinstance(self.queue, FixedQueue):
                 raise
             log.error("%s", error)
-            if read_manifest(folder):  # who has removed all of it wants nothing there
+            if read_manifest(folder):  # whoever removed all of it wants nothing there
                 update_manifest(folder, state=State.FAILED, error=str(error))
             return None
 
     def release(self, job: Job) -> None:
-        """Let go of a job that is done with."""
+        """Release a finished job."""
         self.held = [each for each in self.held if each.folder != job.folder]
         self._held.pop(job.folder).close()
 
     def release_all(self) -> None:
-        """Let go of every job."""
+        """Release every job."""
         for job in list(self.held):
             self.release(job)
 
     @property
     def more_may_come(self) -> bool:
-        """Whether waiting for further jobs makes sense."""
+        """Whether it makes sense to wait for more jobs."""
         try:
             return self.queue.read()[1]
         except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What the files of an adapter say of its scales, in peft's words; without torch."""
+"""What an adapter's files say about its scales, in peft's format; without torch."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Config = Mapping[str, Any]
 """peft's configuration of an adapter on one component."""
 
 TAKEN_FROM_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""How the names of peft's starts begin that take what an adapter starts as out of the weights of its base."""
+"""Prefixes of peft's initializations that take an adapter's initial weights out of its base."""
 
 
 def configs_in(file: Path, metadata: Mapping[str, str], *, denoiser: str = "") -> dict[str, Config]:
-    """Component -> its configuration: as diffusers keeps them in the metadata of a file, or peft beside its own.
+    """Component -> its configuration, which diffusers keeps in a file's metadata and peft in a file beside its own.
 
     Args:
-        denoiser: what the component is called that such a file of peft is on.
+        denoiser: the name of the component that such a file of peft's applies to.
 
     Raises:
-        SettingsError: they are damaged, or it is no sum of the base and the adapter that was trained.
+        SettingsError: they are damaged, or what was trained is not a sum of the base and the adapter.
     """
     if beside := config_of_peft(file):
         return {denoiser: _checked(file, beside.name, _object(file, beside.name, beside.read_bytes()))}
@@ -38,7 +38,7 @@ def configs_in(file: Path, metadata: Mapping[str, str], *, denoiser: str = "") -
 
 
 def alpha_in(config: Config, names: Iterable[str]) -> float | None:
-    """Alpha of a layer that goes by these names; None where nothing says it."""
+    """Alpha of a layer known by these names; None if the configuration has none."""
     listed = list(names)
     patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
     found = (alpha for key, alpha in patterns.items() if any(matches_layer(key, name) for name in listed))
@@ -69,7 +69,7 @@ def _checked(file: Path, said_in: str, config: dict[str, Any]) -> Config:
 
 
 def _damage(config: Config) -> str:
-    """Why the scales of layers cannot be told from a configuration; empty if they can."""
+    """Why a configuration does not determine the scales of layers; empty if it does."""
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         return f"alpha_pattern = {patterns!r}"

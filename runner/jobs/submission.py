@@ -1,4 +1,4 @@
-"""Which workers a job was given to, as its manifest says it: `submission`, written by commands and never by workers."""
+"""Which workers a job was given to: the `submission` of its manifest, written by commands and never by workers."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Submission:
-    """All empty for a job that was never given to a cluster."""
+    """The submission of a job; all fields are empty if it was never given to a cluster."""
 
     cluster: str = ""
     """The name of the kind of cluster."""
     queue: str = ""
-    """The file of the list that the workers take jobs from; a trial of a search by the cluster itself is in none."""
+    """The list file that the workers take jobs from; empty for a trial of a search that the cluster itself runs."""
     ids: tuple[str, ...] = ()
-    """The workers, by the names that their cluster knows; none while there is no room for any."""
+    """The workers, by the names their cluster uses; empty while there is no room for any."""
     tuning: str = ""
-    """The search by the cluster itself that the job is a trial of."""
+    """The search, run by the cluster itself, that the job is a trial of."""
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> Submission:
-        """What a manifest says; of one that somebody has changed by hand, what can be understood."""
+        """The submission in a manifest; if somebody edited it by hand, as much as can be understood."""
         known = manifest.get("submission")
         if not isinstance(known, Mapping):
             return cls()
@@ -39,6 +39,6 @@ class Submission:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What the manifest is to say."""
+        """The form in which the manifest stores it."""
         place = {"tuning": self.tuning} if self.tuning else {"queue": self.queue}
         return {"cluster": self.cluster, **place, "ids": list(self.ids)}
