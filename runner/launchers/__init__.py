@@ -1,6 +1,6 @@
-"""Where jobs run. A launcher makes every job of a plan completed, and knows nothing of how they are trained.
+"""Where jobs run. A launcher brings every job of a plan to completion, and knows nothing about how jobs are trained.
 
-A new launcher is one file with the functions below, named here.
+A new launcher is one file with the functions below, listed here.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ LAUNCHERS = {
 }
 
 MoreJobs = Callable[[int], Sequence[Job]]
-"""Asked for so many further jobs, whose folders are ready for workers, when places are free; fewer or none mean that
-there are no more at this moment."""
+"""Called with the number of jobs wanted when places are free; the folders of the returned jobs are ready for workers.
+Fewer or none means that there are no more at the moment."""
 
 
 class Launcher(Protocol):
-    """What a launcher's module offers. `settings` is the section `launcher` of its kind."""
+    """The interface of a launcher's module. `settings` is the `launcher` section of its kind."""
 
     def check(self, settings: Any) -> list[str]:
-        """What is wrong with the place, a line each, before anything starts."""
+        """The faults of the place, one per line, before anything starts."""
 
     def machine(self, settings: Any) -> Machine:
-        """What jobs would run on."""
+        """The machine that jobs would run on."""
 
     def launch(self, plan: Plan, settings: Any, more: MoreJobs | None = None) -> None:
-        """Work through the plan, and through what `more` gives; the job folders say how it went.
+        """Work through the plan and whatever `more` returns; the job folders record the outcome.
 
         Raises:
-            Interrupted: a signal asked to stop; every job that was training has saved its work, or goes on elsewhere.
-            Detached: jobs go on without this command, as was asked for.
+            Interrupted: a signal asked to stop; every job that was training has saved its work, or continues elsewhere.
+            Detached: jobs continue without this command, as requested.
         """
 
     def collect(self, jobs: Sequence[Job], settings: Any) -> None:
-        """Bring into the job folders what became of jobs that an earlier command has left to run elsewhere."""
+        """Update the folders of jobs that an earlier command left to run elsewhere."""
 
     def cluster(self, settings: Any) -> Cluster | None:
-        """The queue that workers wait in; None where they are processes of the command."""
+        """The queue that workers wait in; None if they are processes of the command."""
 
     def preview(self, plan: Plan, settings: Any) -> list[str]:
-        """What a dry run shows besides the plan, a line each."""
+        """What a dry run shows besides the plan, one item per line."""
 
 
 def find_launcher(name: str) -> Launcher:
-    """The launcher of that name; it is imported only now."""
+    """The launcher of that name, imported on demand."""
     return cast("Launcher", import_module(LAUNCHERS[name]))

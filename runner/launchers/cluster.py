@@ -1,7 +1,7 @@
-"""What a cluster is to the project: a queue that workers are put into, and that says how they ended.
+"""What the project needs from a cluster: a queue that accepts workers and says how they ended.
 
-`runner.launchers.dispatch` does everything else, so that one more kind of cluster is one small class
-(docs/clusters.md has one from beginning to end).
+`runner.launchers.dispatch` does everything else, so that supporting another kind of cluster takes one small class
+(docs/clusters.md has a complete example).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from runner.launchers.worker import worker_command
 
 
 class NotSubmitted(RunnerError):
-    """The cluster has refused a worker; the message is what it said."""
+    """The cluster rejected a worker; the message is the cluster's own."""
 
 
 class NoRoom(NotSubmitted):
-    """It cannot take a worker at this moment, and may later."""
+    """The cluster cannot take a worker now, but may later."""
 
 
 class NotStopped(RunnerError):
-    """Some workers could not be asked to end; the message has a line for each, with how to end it."""
+    """Some workers could not be asked to end; the message says for each, on its own line, how to end it."""
 
     def __init__(self, message: str, workers: Sequence[str]) -> None:
         super().__init__(message)
@@ -33,7 +33,7 @@ class NotStopped(RunnerError):
 
 
 class OutOfReach(RunnerError):
-    """Some workers are where nobody is asked, so that it is not known how they are; all others were looked at."""
+    """Some workers are beyond this machine's reach, so their state is unknown; all others were checked."""
 
     def __init__(self, message: str, workers: Sequence[str]) -> None:
         super().__init__(message)
@@ -42,14 +42,14 @@ class OutOfReach(RunnerError):
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """A worker to be put into a cluster's queue."""
+    """A worker to submit to a cluster's queue."""
 
     title: str
-    """For the people who look at that queue: the experiment's name."""
+    """What people who look at the queue see: the experiment's name."""
     queue: Path
-    """The list that it takes jobs from."""
+    """The list it takes jobs from."""
     at_once: int
-    """Most jobs that it trains together."""
+    """The most jobs it trains together."""
     processes: int
     device: str
     """auto, cpu or cuda."""
@@ -61,58 +61,58 @@ class Order:
 
     @property
     def command(self) -> list[str]:
-        """What the worker is, where all its processes are on one node."""
+        """The command that runs the worker, if all its processes are on one node."""
         return worker_command(self.queue, at_once=self.at_once, processes=self.processes, device=self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gone:
-    """A worker that neither waits nor runs any more."""
+    """A worker that is no longer waiting or running."""
 
     words: str
     """How it ended, in the cluster's words."""
     reason: Literal["ended", "cancelled", "taken"] = "ended"
-    """`cancelled` by somebody, `taken` by the cluster (preempted, out of time, a broken node), or `ended` by itself:
-    done, or crashed, which only the jobs that it leaves behind can tell."""
+    """`cancelled` by a person, `taken` by the cluster (preempted, out of time, a broken node), or `ended` by itself:
+    done or crashed, which only the jobs it leaves behind can tell."""
     began: bool | None = None
-    """Whether it has begun to work, where the cluster knows."""
+    """Whether it had started to work; None if the cluster does not know."""
 
 
 class Cluster(Protocol):
     """A cluster's queue."""
 
     name: str
-    """Also the name of the folder in an experiment's that its workers' lists and logs lie in."""
+    """Also the name of the subfolder of an experiment that holds its workers' lists and logs."""
     shares_files: bool
-    """Whether workers read and write the files that are here: they can then be given further jobs at any time."""
+    """Whether workers share this machine's files, so that they can be given more jobs at any time."""
 
     def submit(self, order: Order, *, after: str | None) -> str:
-        """Put a worker into the queue, to start when another one has ended, if `after` names one; its id.
+        """Submit a worker, to start after the worker `after` has ended if one is named; returns its id.
 
         Raises:
-            NotSubmitted: the cluster has refused it; `NoRoom` if it may take it later.
+            NotSubmitted: the cluster rejected it; `NoRoom` if it may take it later.
         """
 
     def gone(self, workers: Mapping[str, Sequence[Job]]) -> Mapping[str, Gone]:
-        """Those of these workers that have ended. Asked often: it may remember the last answer for a while.
+        """Which of these workers have ended. Called often, so the last answer may be cached for a while.
 
-        Where the cluster shares no files with this machine, what its workers have written is brought here before.
+        If the cluster shares no files with this machine, the workers' files are brought here first.
 
         Args:
-            workers: their ids, and the jobs in the list of each.
+            workers: their ids, and the jobs in each one's list.
 
         Raises:
-            OutOfReach: some of them cannot be asked about from here.
+            OutOfReach: the state of some cannot be queried from here.
         """
 
     def log(self, worker: str, folder: Path) -> Path:
-        """Where a worker's output is; its list lies in that folder."""
+        """The file with a worker's output; `folder` is the one with its list."""
 
     def cancel(self, workers: Sequence[str]) -> None:
-        """Ask workers to save and end, those that wait too.
+        """Ask workers to save and end, including those that are waiting.
 
         Raises:
-            NotStopped: not all of them could be asked; all others were.
+            NotStopped: some could not be asked; all others were.
         """
 
     def how_to_cancel(self, workers: Sequence[str]) -> str:
@@ -122,7 +122,7 @@ class Cluster(Protocol):
 def gone_in_reach(
     cluster: Cluster, workers: Mapping[str, Sequence[Job]]
 ) -> tuple[Mapping[str, Gone], OutOfReach | None]:
-    """(those that have ended, what is to be said of those that are out of reach)."""
+    """(those that have ended, the error about those that are out of reach)."""
     try:
         return cluster.gone(workers), None
     except OutOfReach as error:
@@ -131,14 +131,14 @@ def gone_in_reach(
 
 @runtime_checkable
 class Searching(Protocol):
-    """What a cluster is besides that starts workers by itself, for searches of its own."""
+    """What else a cluster offers if it starts workers by itself, for its own searches."""
 
     def has_ended(self, search: str, folder: Path) -> bool:
-        """Whether all results of a search are known to be here, in its experiment's folder."""
+        """Whether all results of a search are known to be in its experiment's folder here."""
 
     def cancel_searches(self, searches: Sequence[str]) -> None:
-        """Ask searches to end, after all their workers have saved.
+        """Ask searches to end once all their workers have saved.
 
         Raises:
-            NotStopped: as `Cluster.cancel`.
+            NotStopped: as in `Cluster.cancel`.
         """

@@ -1,8 +1,8 @@
-"""Which workers are in a cluster's queue, and what becomes of the jobs of one that is gone.
+"""Which workers are in a cluster's queue, and what happens to the jobs of a worker that is gone.
 
-Everything is submitted at once, so that the cluster can go on without this process; waiting only watches. The states
-in the job folders are the truth: the same command finds again what an earlier one has submitted. `schedule.py` does the
-same for this machine, where workers are processes of the command.
+Everything is submitted at once, so that the cluster can continue without this process; waiting only watches. The
+states in the job folders are the truth, so the same command, run again, finds what it submitted earlier. `schedule.py`
+does the same on this machine, where workers are processes of the command.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ log = logging.getLogger(__name__)
 
 POLL_S = 2.0
 TRY_AGAIN_S = 15.0
-"""Between two tries to submit what a cluster had no room for."""
+"""Time between two attempts to submit what a cluster had no room for."""
 GRACE_S = 5.0
-"""A shared file system shows what a worker wrote last only a while after the cluster says that it has ended."""
+"""A shared file system may show a worker's last writes only some time after the cluster reports that it has ended."""
 
 
 def is_to_end(question: str) -> bool:
-    """Whether somebody at the terminal says no to letting something go on; where nobody is there, it does."""
+    """Whether the person at the terminal answers no to letting something continue; False if nobody is there."""
     if not sys.stdin.isatty():
         return False
     try:
@@ -62,18 +62,18 @@ class Dispatch:
         self._known = (*plan.todo, *plan.done, *plan.elsewhere)
         self._gone_since: dict[str, float] = {}
         self._waiting: list[Lot] = []
-        """Lots that there was no room for yet."""
+        """Lots that there has been no room for yet."""
         self._was_cancelled = False
-        """Whether somebody has ended a worker, who does not want the next jobs of a search in its place."""
+        """Whether somebody ended a worker, and so does not want the next jobs of a search in its place."""
         self._opened = 0.0
         self._tried = float("-inf")
 
     def run(self) -> None:
-        """Submit what is missing, and wait for everything unless it was said not to.
+        """Submit what is missing, and wait for everything unless told not to.
 
         Raises:
             Detached: jobs are submitted or running, and nobody waits.
-            Interrupted: Ctrl-C, or the cluster has taken away workers too often; jobs are not done.
+            Interrupted: Ctrl-C, or the cluster took workers away too often; jobs are not done.
         """
         try:
             self._submit_missing()
@@ -97,10 +97,10 @@ class Dispatch:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Within it no other command submits jobs of these experiments: sending what they need may take minutes.
+        """Keep other commands from submitting jobs of these experiments: sending what they need may take minutes.
 
-        From other machines on the same disk too, as far as its file system passes locks on. Whoever stops them waits
-        for it as well, and finds then what was submitted.
+        This includes other machines on the same disk, if its file system passes locks on. A command that stops the
+        experiments waits for it as well, and then finds what was submitted.
         """
         folders = sorted({job.folder.parent for job in (*self.plan.todo, *self.plan.elsewhere)})
         with ExitStack() as stack:
@@ -110,14 +110,14 @@ class Dispatch:
             yield
 
     def _leave(self) -> None:
-        """Say how everything goes on; on a terminal, ask whether it shall."""
+        """Say how everything continues; on a terminal, ask whether it should."""
         for lot in self.lots:
             lot.find_workers()
         log.info("%s", self._how_it_goes_on())
         alive = self._alive()
         if alive and is_to_end("Leave them running?"):
             for lot in self.lots:
-                stop_sign(lot.queue.file).touch()  # for other commands that wait
+                stop_sign(lot.queue.file).touch()  # for other commands that are waiting
             try:
                 self.cluster.cancel(alive)
             except NotStopped as error:
@@ -137,7 +137,7 @@ class Dispatch:
             sleep(POLL_S)
 
     def _is_open(self, lot: Lot) -> bool:
-        """Whether something is still to come; of a worker elsewhere that is what it has cost and printed, too."""
+        """Whether something is still to come; from a worker elsewhere, that includes its cost and its output."""
         return lot.is_unsettled or bool(lot.alive and not self.cluster.shares_files)
 
     def _look(self) -> None:
@@ -150,10 +150,10 @@ class Dispatch:
     # --- submitting ---
 
     def _attach(self, jobs: Sequence[Job], *, from_now: bool = False) -> None:
-        """Take up those that other commands have submitted and that are not over yet.
+        """Adopt jobs that other commands have submitted and that have not ended yet.
 
         Args:
-            from_now: a stop before this moment is no reason to give up what its workers leave: this command came later.
+            from_now: whether to ignore an earlier stop and continue what its workers leave: this command came later.
         """
         here = {job.folder for lot in self.lots for job in lot.jobs}
         lots = recorded_lots([job for job in jobs if job.folder not in here], self.cluster.name)
@@ -165,7 +165,7 @@ class Dispatch:
                     lot.is_ending = True
                     stop_sign(lot.queue.file).unlink(missing_ok=True)
                 lot.begin(lot.in_state(State.PENDING))
-                # Jobs of a search come one after the other; those of one worker belong together.
+                # Jobs of a search arrive one at a time; those of one worker belong together.
                 known = next((each for each in self.lots if each.queue.file == lot.queue.file and each.alive), None)
                 if known is None:
                     self.lots.append(lot)
@@ -175,16 +175,16 @@ class Dispatch:
                 log.info("submitted before: %s, for %s", self._names(alive), count(len(lot.jobs), "job"))
 
     def _submit(self, lot: Lot) -> None:
-        """Put the workers of a lot into the queue, no more of them than `launcher.concurrency` at a time."""
-        stop_sign(lot.queue.file).unlink(missing_ok=True)  # of an earlier time
-        # The same jobs have the same list: others of the workers that they had may wait for them still.
+        """Submit the workers of a lot, no more of them at a time than `launcher.concurrency`."""
+        stop_sign(lot.queue.file).unlink(missing_ok=True)  # left from an earlier run
+        # The same jobs have the same list: other workers of theirs may still be waiting for them.
         lot.workers = [worker for other in self.lots if other.queue.file == lot.queue.file for worker in other.alive]
         self.lots.append(lot)
         self._submit_workers(lot)
 
     def _submit_workers(self, lot: Lot) -> bool:
-        """Submit the workers that a lot lacks; whether there was room for them."""
-        if not lot.alive:  # or a job that one of its workers has begun with would be given to another one
+        """Submit the workers that a lot lacks; returns whether there was room for them."""
+        if not lot.alive:  # otherwise a job that one of its workers has started would be given to another
             lot.begin(lot.jobs)
         if not lot.jobs:
             return True
@@ -218,7 +218,7 @@ class Dispatch:
         return has_room
 
     def _try_again(self) -> None:
-        """Submit what there was no room for, and what nobody else has done meanwhile."""
+        """Submit what there was no room for, except what somebody else has done in the meantime."""
         if monotonic() - self._tried < TRY_AGAIN_S:
             return
         self._tried = monotonic()
@@ -233,18 +233,18 @@ class Dispatch:
             lot.look()
             lot.drop([*lot.in_state(*FINAL), *lot.given_to_others()])
             if lot.jobs:
-                self._waiting.append(lot)  # so that it is said only once
+                self._waiting.append(lot)  # so that it is reported only once
                 if self._submit_workers(lot):
                     self._waiting.remove(lot)
                 else:
                     self._waiting += waiting[number + 1 :]
                     break
-        self._attach((*self.plan.todo, *self.plan.elsewhere))  # to what others have taken meanwhile
+        self._attach((*self.plan.todo, *self.plan.elsewhere))  # to what others have taken in the meantime
 
     def _ask_for_more(self) -> None:
         if self.more is None:
             return
-        # What was interrupted in a worker that is there has its place still, or nobody knows yet who has ended it.
+        # What was interrupted in a live worker still has its place, or it is not yet known who ended that worker.
         going_on = sum(len(lot.in_state(State.INTERRUPTED)) for lot in self.lots if lot.alive)
         room = max(1, self.capacity) - going_on - sum(len(lot.in_state(*UNSETTLED)) for lot in self.lots)
         jobs: Sequence[Job] = ()
@@ -257,14 +257,14 @@ class Dispatch:
             self.more = None
         if self.more is None or jobs or monotonic() - self._opened > OPEN_FOR_S / 4:
             self._opened = monotonic()
-            # Workers elsewhere have read theirs, of which an attached lot may hold some jobs alone.
+            # Workers elsewhere have already read their list, and an attached lot may hold only some of its jobs.
             for lot in self.lots if self.cluster.shares_files else ():
                 lot.is_open = self.more is not None
                 if lot.alive:
                     lot.write()
 
     def _take_in(self, jobs: Sequence[Job]) -> None:
-        """Give further jobs to the workers that there are, or submit those that have none together."""
+        """Give more jobs to existing workers, and submit together those that no worker can take."""
         self._attach(jobs)
         attached = {job.folder for lot in self.lots for job in lot.jobs}
         new: dict[tuple[Any, ...], list[Job]] = {}
@@ -272,7 +272,7 @@ class Dispatch:
             if job.folder in attached:
                 continue
             key = pack_key(job)
-            # One whose jobs have all gone to another lot has the same list as that, which is written last.
+            # A lot whose jobs have all moved to another lot shares that lot's list, which is written last.
             alive = (lot for lot in self.lots if lot.alive and lot.jobs and self.cluster.shares_files)
             lots = (lot for lot in alive if pack_key(lot.jobs[0]) == key)
             if lot := next(lots, None):
@@ -294,15 +294,15 @@ class Dispatch:
                 since = self._gone_since.setdefault(worker, monotonic())
                 if not lot.is_unsettled or monotonic() - since >= GRACE_S:
                     lot.alive.remove(worker)
-                    self._tried = float("-inf")  # there is room now
+                    self._tried = float("-inf")  # now there is room
                     with self._turn():
                         self._after(lot, worker, gone[worker])
                     lot.look()
 
     def _after(self, lot: Lot, worker: str, gone: Gone) -> None:
-        """Settle the jobs that a worker has left unfinished, which it could not do itself."""
+        """Settle the jobs that a worker left unfinished and could not settle itself."""
         lot.look()
-        if given := lot.given_to_others():  # by another command that waits for the same worker
+        if given := lot.given_to_others():  # by another command that is waiting for the same worker
             lot.drop(given)
             self._attach(given)
         how = f"{self.cluster.name} {worker} {gone.words}"
@@ -320,13 +320,13 @@ class Dispatch:
         self._send_on(lot, found.go_on, how)
         lot.look()
         if not lot.alive:
-            # What is still open is held by another runner, and is that one's to finish.
+            # What is still open is held by another runner, which is to finish it.
             lot.drop(lot.in_state(*UNSETTLED))
-            # What becomes of its jobs is decided, also where there was no room for others of its workers.
+            # The fate of its jobs is decided, even if there was no room for some of its other workers.
             self._waiting = [each for each in self._waiting if each is not lot]
 
     def _blame(self, lot: Lot, dead: Sequence[Job], worker: str, how: str) -> None:
-        """Who crashes alone is to blame; several go on from their checkpoints, half as many at once."""
+        """Fail a job that crashed alone; let several continue from their checkpoints, half as many at once."""
         if len(dead) == 1:
             fail(dead[0], f"{how}{self._why(lot, worker)}")
         elif dead:
@@ -337,7 +337,7 @@ class Dispatch:
             self._submit(Lot(pack, self.cluster.name, attempt=lot.attempt))
 
     def _send_on(self, lot: Lot, jobs: Sequence[Job], how: str) -> None:
-        """Submit jobs again whose workers are gone through no fault of theirs."""
+        """Resubmit jobs whose workers are gone through no fault of the jobs."""
         if not jobs:
             return
         if lot.attempt >= self.settings.resubmissions:

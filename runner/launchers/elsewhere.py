@@ -1,4 +1,4 @@
-"""Jobs that commands have left to run elsewhere: found by their folders alone, brought up to date, stopped."""
+"""Jobs that commands have left running elsewhere: finds them by their folders alone, updates them, stops them."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ OPEN = (State.SUBMITTED, State.RUNNING, State.INTERRUPTED)
 
 
 class Elsewhere:
-    """The jobs in some folders that were submitted and are not known to have ended."""
+    """Jobs that were submitted and are not known to have ended, found by their folders."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
         self._looked_s = float("-inf")
 
     def collect(self, folders: Sequence[Path]) -> None:
-        """Bring what they have written into their folders, and make the reports of experiments anew that changed.
+        """Bring what they have written into their folders, and rebuild the reports of experiments that changed.
 
-        May be called often. What cannot be asked is said once, and is no reason not to look at what is here.
+        May be called often. What cannot be asked is reported once, and does not keep what is here from being checked.
         """
         if monotonic() - self._looked_s < LOOK_EVERY_S:
             return
@@ -57,9 +57,9 @@ class Elsewhere:
 
     @contextmanager
     def alone(self, experiments: Iterable[Path]) -> Iterator[None]:
-        """Within it no command submits jobs of these experiments; one that does at this moment is waited for.
+        """Keep commands from submitting jobs of these experiments, after waiting for one that is doing so.
 
-        It may find that there is no room and try again, or be about to send anew what a worker has left.
+        Such a command may find no room and try again, or be about to resubmit what a worker has left.
         """
         with ExitStack() as stack:
             for experiment in sorted(experiments):
@@ -68,23 +68,23 @@ class Elsewhere:
             yield
 
     def withdraw(self, folders: Sequence[Path]) -> list[Path]:
-        """Cancel what was to be submitted as soon as there is room, which a command that waits would do after a stop.
+        """Cancel what is waiting for room, which a waiting command would otherwise submit after the stop.
 
         Returns:
-            The jobs that were.
+            The cancelled jobs.
         """
         reason = "was stopped before it was submitted"
         return [folder for folder in folders if _cancel(folder, _waits_for_room, reason)]
 
     def stop(self, folders: Sequence[Path], experiments: Iterable[Path] = ()) -> tuple[list[str], list[str]]:
-        """Ask their workers to save and end; a command that waits for them is told to send no others.
+        """Ask their workers to save and end; a command that waits for them is told to submit no others.
 
         Args:
-            folders: those of jobs.
-            experiments: those whose searches are asked too, of which there may be no job yet.
+            folders: the folders of jobs.
+            experiments: the experiments whose searches are stopped too; they may have no jobs yet.
 
         Returns:
-            The workers that were asked, by the names that their clusters know; and what to say of those that were not.
+            The workers that were asked, by the names their clusters use, and the messages about those that were not.
         """
         stopped, faults, tried = list[str](), _put_up_signs(folders), set[str]()
         for settings, jobs in _groups(folders, with_trials=True):
@@ -99,7 +99,7 @@ class Elsewhere:
             asked, left = _asked(alive, faults)
             tried |= asked | left
             stopped += [f"{cluster.name} {name}" for name in sorted(asked)]
-            if cluster.shares_files:  # elsewhere, what was brought from there says how it ended
+            if cluster.shares_files:  # otherwise, what was brought from there says how it ended
                 for job in jobs:
                     _cancel(job.folder, partial(_waits_for, asked, left), "was stopped before a worker began with it")
         for search in searches_of(experiments):
@@ -117,7 +117,7 @@ class Elsewhere:
 
 
 def _asked(alive: Iterable[tuple[Cancel, list[str]]], faults: list[str]) -> tuple[set[str], set[str]]:
-    """Ask workers to end: (those that were asked, those that were not), what was said of these among the faults."""
+    """Ask workers to end: (those that were asked, those that were not); messages about the latter go to the faults."""
     asked, left = set[str](), set[str]()
     for cancel, names in alive:
         missed: Sequence[str] = ()
@@ -132,15 +132,15 @@ def _asked(alive: Iterable[tuple[Cancel, list[str]]], faults: list[str]) -> tupl
 
 
 def _put_up_signs(folders: Sequence[Path]) -> list[str]:
-    """Leave word beside the lists of these jobs that they were stopped; what to say of those where it cannot be left.
+    """Leave a sign beside the lists of these jobs that they were stopped; returns messages where that failed.
 
-    How a worker ended does not tell everywhere that it was asked to, and it may have ended by itself just before.
+    Not every cluster says that a worker ended on request, and it may have ended by itself just before.
     """
     faults = []
     for folder in folders:
         try:
             queue = Submission.of(read_manifest(folder)).queue
-            if queue and Path(queue).parent.is_dir():  # or it is a command's on another machine
+            if queue and Path(queue).parent.is_dir():  # otherwise it belongs to a command on another machine
                 stop_sign(Path(queue)).touch()
         except RunnerError as error:
             log.debug("%s", error)  # a damaged manifest, of which `stop` tells
@@ -150,14 +150,14 @@ def _put_up_signs(folders: Sequence[Path]) -> list[str]:
 
 
 def _waits_for_room(folder: Path) -> bool:
-    """Whether a job is in a list that no worker could be submitted for yet."""
+    """Whether a job is in a list for which no worker could be submitted yet."""
     manifest = read_manifest(folder)
     submission = Submission.of(manifest)
     return manifest.get("state") == State.PENDING and bool(submission) and not submission.ids
 
 
 def _waits_for(asked: Collection[str], left: Collection[str], folder: Path) -> bool:
-    """Whether a job waits for workers that were asked to end, and for none that was not."""
+    """Whether a job waits for workers that were asked to end, and for no others."""
     manifest = read_manifest(folder)
     workers = Submission.of(manifest).ids
     return (
@@ -168,7 +168,7 @@ def _waits_for(asked: Collection[str], left: Collection[str], folder: Path) -> b
 
 
 def _cancel(folder: Path, waits: Callable[[Path], bool], reason: str) -> bool:
-    """Cancel a job that still waits, and that nobody works on; whether it was."""
+    """Cancel a job that is still waiting and that nobody works on; returns whether it was cancelled."""
     try:
         if not waits(folder):
             return False
@@ -177,23 +177,23 @@ def _cancel(folder: Path, waits: Callable[[Path], bool], reason: str) -> bool:
                 update_manifest(folder, state=State.CANCELLED, error=reason)
             return is_cancelled
     except LockedError:
-        return False  # somebody works on it, here
+        return False  # somebody on this machine is working on it
     except RunnerError as error:
         log.debug("%s", error)  # a damaged manifest, of which `stop` tells
         return False
 
 
 def _search_of(folder: Path, cluster: str) -> str:
-    """The search on a cluster that a job is a trial of; empty where it is of none."""
+    """The search on a cluster that a job is a trial of; empty if it is of none."""
     submission = Submission.of(read_manifest(folder))
     return submission.tuning if submission.cluster == cluster else ""
 
 
 def _groups(folders: Sequence[Path], *, with_trials: bool = False) -> Iterable[tuple[LauncherSettings, list[Job]]]:
-    """The jobs with the same launcher settings together, so that each place is asked once.
+    """The jobs grouped by launcher settings, so that each place is asked once.
 
     Args:
-        with_trials: also of those that have ended: the search that has begun them may begin others.
+        with_trials: whether to include trials that have ended: the search that started them may start others.
     """
     groups: dict[str, list[Job]] = {}
     for folder in folders:
@@ -204,7 +204,7 @@ def _groups(folders: Sequence[Path], *, with_trials: bool = False) -> Iterable[t
                 job = read_job(folder)
                 groups.setdefault(job.settings.launcher.model_dump_json(), []).append(job)
         except SettingsError as error:
-            # A damaged manifest, of which `stop` tells.
+            # A damaged manifest, which `stop` reports.
             log.log(logging.DEBUG if with_trials else logging.WARNING, "%s", error)
         except RunnerError as error:
             log.warning("%s", error)
@@ -212,13 +212,13 @@ def _groups(folders: Sequence[Path], *, with_trials: bool = False) -> Iterable[t
 
 
 def alive_workers(jobs: Sequence[Job], cluster: Cluster, faults: list[str]) -> list[tuple[Cancel, list[str]]]:
-    """The workers of these jobs that wait or run, and the searches that start workers by themselves.
+    """The waiting or running workers of these jobs, and the searches that start workers by themselves.
 
     Args:
-        faults: gets what is to be said of those that are out of reach.
+        faults: receives the messages about those that are out of reach.
 
     Returns:
-        For each kind that there are any of: what asks them to end, and their names.
+        For each kind that is present: the function that asks them to end, and their names.
     """
     workers = jobs_of_workers(recorded_lots(jobs, cluster.name))
     gone, apart = gone_in_reach(cluster, workers)

@@ -1,7 +1,7 @@
-"""A worker's process that is forked from one which has loaded the libraries, so that several workers share these.
+"""A worker's process forked from one that has already loaded the libraries, so that several workers share them.
 
 Loading them takes four seconds of a core and a third of a gigabyte. Only for the CPU: what CUDA sets up in a process
-does not survive a fork. Only on Linux: elsewhere the system's own libraries do not bear one.
+does not survive a fork. Only on Linux: elsewhere the system's own libraries do not tolerate one.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from runner.work import main
 
 CAN_FORK = sys.platform == "linux"
 UNKNOWN_CODE = 255
-"""What `multiprocessing` says of a process once the one that it was forked from is gone, whether it runs or not."""
+"""The exit code that `multiprocessing` reports once the parent of the fork is gone, whether the process runs or not."""
 
 
 class Forked:
-    """`python -m runner.work`, forked; with the part of `subprocess.Popen` that a worker needs.
+    """`python -m runner.work`, forked; offers the part of `subprocess.Popen` that a worker needs.
 
-    It ends with this process at the latest, and is asked to save its work before.
+    It ends no later than this process, and is asked to save its work first.
 
     Args:
-        options: what it is told on its command line.
-        log: where its output goes, in a session of its own; None shares this process's terminal.
+        options: its command line.
+        log: the file for its output, in which case it gets its own session; None shares this process's terminal.
 
-    Raises:
-        OSError: no process can be forked here, at least at this moment.
+        Raises:
+        OSError: no process can be forked here, at least at the moment.
     """
 
     def __init__(self, options: Sequence[str], *, environment: Mapping[str, str], log: Path | None) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["runner.launchers.libraries"])
-        with _environment(environment), _without_ctrl_c():  # OpenMP reads its settings when it is loaded
+        with _environment(environment), _without_ctrl_c():  # OpenMP reads its settings when loaded
             forkserver.ensure_running()
         self._process = context.Process(target=_work, args=(list(options), dict(environment), log), daemon=True)
         try:
@@ -48,20 +48,20 @@ class Forked:
         except EOFError as error:
             raise OSError("the process that workers are forked from was killed") from error
         self._life: int | None = None
-        with suppress(OSError):  # it has ended already, or the system is too old to have such handles
+        with suppress(OSError):  # it has already ended, or the system is too old for such handles
             self._life = os.pidfd_open(self.pid)
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """Its process id."""
         pid = self._process.pid
         assert pid is not None
         return pid
 
     def poll(self) -> int | None:
-        """How it ended: its exit code, or a signal's number below zero; None while it runs.
+        """How it ended: its exit code, or the negated number of a signal; None while it runs.
 
-        255 where nobody can say, because the process that it was forked from did not live as long.
+        255 if that is unknown, because the process it was forked from ended first.
         """
         code = self._process.exitcode
         if code is None or (code == UNKNOWN_CODE and self._lives()):
@@ -74,11 +74,11 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
         if self.poll() is None:
-            with suppress(ProcessLookupError):  # it has ended at this moment
+            with suppress(ProcessLookupError):  # it has just ended
                 os.kill(self.pid, number)
 
     def _lives(self) -> bool:
-        """Whether it runs, asked of the system."""
+        """Whether it runs, according to the system."""
         if self._life is None:
             return False
         asked = select.poll()
@@ -87,16 +87,16 @@ class Forked:
 
 
 def forget_libraries() -> None:
-    """End the process that workers are forked from; all of them must have ended. The next one starts it anew."""
+    """End the process that workers are forked from; all workers must have ended. The next worker restarts it."""
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 def as_a_command(action: Callable[[], int], environment: Mapping[str, str], log: Path | None) -> None:
-    """In a forked process: do something as if it were a command that has just been started, and end with its code.
+    """In a forked process: run an action as if it were a freshly started command, and exit with its code.
 
     Args:
-        environment: all of it.
-        log: where its output goes, in a session of its own; None leaves both as they are.
+        environment: the complete environment.
+        log: the file for its output, in which case it gets its own session; None leaves both as they are.
     """
     os.environ.clear()
     os.environ.update(environment)
@@ -111,9 +111,9 @@ def as_a_command(action: Callable[[], int], environment: Mapping[str, str], log:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             code = action()
         finally:
-            atexit._run_exitfuncs()  # multiprocessing leaves them out
+            atexit._run_exitfuncs()  # multiprocessing skips them
     except KeyboardInterrupt:
-        # As the interpreter itself ends then, so that whoever waits for it knows why.
+        # The interpreter itself ends this way, so that the waiting process knows why.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
         raise
@@ -138,8 +138,8 @@ def _environment(changed: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """What is started within it hears none until it wants to: a Python that begins says pages of one."""
-    resource_tracker.ensure_running()  # it would hear again at its end
+    """Block Ctrl-C in processes started here until they unblock it: a starting Python prints pages on one."""
+    resource_tracker.ensure_running()  # it unblocks the signal when it is done
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,4 +1,4 @@
-"""What is to become of the jobs that a worker of a cluster has left unfinished; decides, and changes nothing."""
+"""What to do with the jobs that a worker of a cluster left unfinished; decides, and changes nothing."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from runner.launchers.settle import is_dead
 
 @dataclass(frozen=True, kw_only=True)
 class Leftovers:
-    """The jobs that a worker has left, by what becomes of them."""
+    """The jobs that a worker left, by what happens to them next."""
 
     was_stopped: bool = False
-    """Whether somebody has ended it, who wants nothing in its place."""
+    """Whether somebody ended it and wants nothing in its place."""
     cancelled: Sequence[Job] = ()
     taken_away: Sequence[Job] = ()
-    """Those it was training when its cluster took it away: they go on from their checkpoints."""
+    """Those it was training when its cluster took it away: they resume from their checkpoints."""
     crashed: Sequence[Job] = ()
-    """Those one of which has ended it."""
+    """Those of which one made it crash."""
     not_begun: Sequence[Job] = ()
-    """Those it had not come to when it ended by itself, before any: others would fare no better."""
+    """Those left by a worker that ended by itself before starting any job: another worker would fare no better."""
     go_on: Sequence[Job] = ()
     """Those for another worker."""
 
@@ -34,12 +34,12 @@ def leftovers_of(lot: Lot, worker: str, gone: Gone, *, shares_files: bool) -> Le
     """Look through the jobs of a lot, one of whose workers has ended.
 
     Args:
-        lot: as its folders say now, the worker among those that are not alive.
+        lot: as its folders say now, with the worker no longer counted as alive.
         shares_files: whether the worker's locks can be seen from here.
     """
     manifests = {job.folder: known_manifest(job.folder) for job in lot.jobs}
     dead = [job for job in lot.jobs if manifests[job.folder].get("worker") not in lot.alive and is_dead(job)]
-    # What others of its workers can still take is theirs.
+    # What its other workers can still take is left to them.
     left = [] if lot.alive else lot.in_state(State.PENDING, State.SUBMITTED, *lot.given_up)
     interrupted = [] if lot.alive else lot.in_state(State.INTERRUPTED)
     if lot.was_stopped or (gone.reason == "cancelled" and not lot.is_ending):
@@ -59,6 +59,6 @@ def leftovers_of(lot: Lot, worker: str, gone: Gone, *, shares_files: bool) -> Le
 
 
 def _taken(left: Sequence[Job]) -> list[Job]:
-    """What a worker had taken and not begun to train yet: it was loading, or encoding."""
-    # Held last by another process than this one, which has submitted them.
+    """What a worker had taken but not started to train: it was still loading or encoding."""
+    # Their last holder is a process other than this one, which submitted them.
     return [job for job in left if last_holder(job.folder) not in (None, os.getpid())]

@@ -1,4 +1,4 @@
-"""Loads, when it is imported, what a worker needs: in the process that workers are forked from."""
+"""Loads, on import, what a worker needs; imported in the process that workers are forked from."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from contextlib import suppress
 
 from runner.work import load_libraries
 
-# A Ctrl-C of a terminal goes to everybody, and was kept from this process until here (`runner.launchers.forked`). It is
-# to end it while it loads, at once and without a page of words; afterwards it passes such signals over.
+# A terminal's Ctrl-C reaches every process, and was blocked in this one until here (`runner.launchers.forked`). It
+# should end this process at once while it loads, without a page of traceback; afterwards such signals are ignored.
 _usual = signal.signal(signal.SIGINT, signal.SIG_DFL)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-with suppress(Exception):  # a worker meets it again, and says it where it is looked for
+with suppress(Exception):  # a worker runs into it again, and reports it where people look
     load_libraries()
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 signal.signal(signal.SIGINT, _usual)

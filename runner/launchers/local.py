@@ -1,4 +1,4 @@
-"""`launcher=local`: packs in processes of their own on this machine, so that a crash takes nothing else down."""
+"""`launcher=local`: each pack in its own process on this machine, so that a crash takes nothing else down."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from runner.system.machine import Machine, find_gpus, this_machine
 
 
 def check(settings: LocalLauncher) -> list[str]:
-    """Whether the GPUs that are asked for are there."""
+    """Check that the requested GPUs exist."""
     gpus = len(find_gpus()) if settings.device != "cpu" else 0
     if settings.device == "cuda" and not gpus:
         return ["launcher.device = 'cuda': this machine has no NVIDIA GPU; set launcher.device=cpu or auto"]
-    torch = metadata.version("torch")  # which says it too, once it is loaded
+    torch = metadata.version("torch")  # torch itself says so too, but only once loaded
     if settings.device == "cuda" and torch.endswith("+cpu"):
         return [f"launcher.device = 'cuda': torch {torch} is a build without CUDA; install one with it, or set cpu"]
     faults = []
@@ -46,7 +46,7 @@ def cluster(settings: LocalLauncher) -> None:
 
 
 def preview(plan: Plan, settings: LocalLauncher) -> list[str]:
-    """Nothing: the plan says it all."""
+    """Nothing: the plan says everything."""
     return []
 
 

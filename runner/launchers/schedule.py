@@ -1,7 +1,7 @@
-"""Which worker runs where and when on this machine, and what becomes of the jobs of one that crashed.
+"""Which worker runs where and when on this machine, and what happens to the jobs of one that crashed.
 
 Every pack has a queue of jobs; workers are started on free places while a queue has jobs for them, and end when it has
-none. The states in the job folders are the truth: this process may die at any moment, and the next one goes on.
+none. The states in the job folders are the truth: this process may die at any moment, and the next one continues.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 MOST_TRIES = 3
-"""Workers that may end without having taken a job before it is given up."""
+"""How many workers may end without having taken a job before it is given up."""
 NO_CRASH = (0, 1, INTERRUPTED_CODE)
 SECOND_AFTER_S = 2 * signals.SECOND_AFTER_S
-"""As there; longer, so that a worker takes what comes then for a second one, too."""
+"""Longer than the worker's own, so that the worker also counts the signal it then gets as a second one."""
 STOPPED = (INTERRUPTED_CODE, *(-number for number in STOP_SIGNALS))
 
 
 class _Share:
-    """A pack while it is worked through."""
+    """A pack in progress."""
 
     def __init__(self, pack: Pack, folder: Path, number: int) -> None:
         self.pack, self.number = pack, number
@@ -59,7 +59,7 @@ class _Share:
         self.idle_deaths = 0
 
     def write(self, *, is_open: bool) -> None:
-        # Some systems remove from /tmp what nobody has changed for days.
+        # Some systems delete files in /tmp that have not changed for days.
         if self._written != (len(self.jobs), is_open) or not self.queue.file.exists():
             self._written = len(self.jobs), is_open
             self.queue.write([job.folder for job in self.jobs], is_open=is_open)
@@ -69,13 +69,13 @@ class _Share:
         self.states[job.folder] = State.PENDING
 
     def drop(self, jobs: Sequence[Job]) -> None:
-        """Forget jobs that go on elsewhere."""
+        """Forget jobs that continue elsewhere."""
         gone = {job.folder for job in jobs}
         self.jobs = [job for job in self.jobs if job.folder not in gone]
         self.states = {folder: state for folder, state in self.states.items() if folder not in gone}
 
     def look(self) -> list[Job]:
-        """Read the states of the jobs that are not settled; the jobs that are, since the last look."""
+        """Read the states of unsettled jobs; returns those settled since the last look."""
         settled = []
         for job in self.jobs:
             if self.states[job.folder] not in FINAL:
@@ -85,7 +85,7 @@ class _Share:
         return settled
 
     def _state_of(self, job: Job) -> State:
-        """The state of a job; one whose manifest is damaged is left to its worker, or begun with anew."""
+        """The state of a job; one with a damaged manifest is left to its worker, or started afresh."""
         try:
             return state_of(job.folder)
         except SettingsError:
@@ -95,7 +95,7 @@ class _Share:
             return State.PENDING
 
     def prepared_by(self, worker: Worker) -> list[Job]:
-        """What a worker that has ended had taken, and not begun to train yet: it was loading, or encoding."""
+        """What a worker that has ended had taken but not started to train: it was still loading or encoding."""
         return [
             job
             for job in self.jobs
@@ -103,7 +103,7 @@ class _Share:
         ]
 
     def died_idle(self, worker: Worker) -> None:
-        """Take note of a worker that has died without a job, beside others; after a few of them do without such."""
+        """Count a worker that died without a job while others ran; after a few of them, stop replacing such workers."""
         self.idle_deaths += 1
         if self.idle_deaths == MOST_TRIES:
             log.warning("%s, as others before; it is not replaced", how_it_ended(worker.exit_code or 0))
@@ -111,7 +111,7 @@ class _Share:
             self.idle_deaths = 0
 
     def recover(self) -> None:
-        """Make pending what workers of an earlier runner took in their last moments, and left."""
+        """Make pending what workers of an earlier runner took in their last moments and left unfinished."""
         open_states = (State.INTERRUPTED, State.RUNNING)
         left = [job for job in self.jobs if self.states[job.folder] in open_states and not is_held(job.folder)]
         _take_over(left)
@@ -122,7 +122,7 @@ class _Share:
 
     @property
     def wants_worker(self) -> bool:
-        """Whether one more worker would find something to do."""
+        """Whether another worker would find something to do."""
         unsettled = self.count(State.PENDING, State.RUNNING)
         needed = min(self.pack.workers, -(-unsettled // self.pack.at_once))
         return self.count(State.PENDING) > 0 and len(self.workers) < needed
@@ -132,8 +132,8 @@ class Schedule:
     """Works through a plan on this machine.
 
     Args:
-        more: gives further jobs when places are free.
-        keeps_logs: whether the output of a worker that is alone goes to a file too, and not to the terminal.
+        more: provides more jobs when places are free.
+        keeps_logs: whether the output of a lone worker, too, goes to a file rather than to the terminal.
     """
 
     def __init__(self, plan: Plan, settings: LocalLauncher, more: MoreJobs | None, *, keeps_logs: bool = False) -> None:
@@ -141,7 +141,7 @@ class Schedule:
         gpus = [device.selector for device in plan.machine.devices[: plan.places]]
         self.free = gpus if plan.machine.has_gpus else [str(number) for number in range(plan.places)]
         self.capacity = sum(pack.at_once * pack.workers for pack in plan.packs)
-        # On the terminal, a worker that is alone shows its progress itself.
+        # On the terminal, a lone worker shows its own progress.
         self.alone = plan.places == 1 or sum(pack.workers for pack in plan.packs) == 1
         self.at_most = 1 if self.alone else len(self.free)
         self.stopping = False
@@ -150,10 +150,10 @@ class Schedule:
         self._shares: list[_Share] = []
 
     def run(self) -> None:
-        """Start workers and wait, until every job is settled.
+        """Start workers and wait until every job is settled.
 
         Raises:
-            Interrupted: a signal came; what was training is saved.
+            Interrupted: a signal came; the work in progress is saved.
         """
         with tempfile.TemporaryDirectory(prefix="runner-queues-") as folder, self._signals(), self._table():
             self._shares = [_Share(pack, Path(folder), number) for number, pack in enumerate(self._packs, start=1)]
@@ -177,7 +177,7 @@ class Schedule:
             time.sleep(POLL_S)
 
     def _wait_for_workers(self) -> None:
-        """Where an error ends this early, workers save and end first: their lists go away with it."""
+        """If an error ends this process early, workers save and end first: their lists disappear with it."""
         workers = [worker for share in self._shares for worker in share.workers]
         if workers:
             self._stop()
@@ -188,7 +188,7 @@ class Schedule:
         return sum(share.count(State.PENDING, State.RUNNING, State.INTERRUPTED) for share in self._shares)
 
     def _table(self) -> AbstractContextManager[None]:
-        """What several workers do, for one on the terminal shows it itself."""
+        """The progress of several workers; one on the terminal shows its own."""
         return nullcontext() if self.alone else live_table(lambda: [job.folder for job in self._all_jobs()])
 
     def _all_jobs(self) -> list[Job]:
@@ -208,7 +208,7 @@ class Schedule:
             self._stop(at_once=at_once, hung_up=number == signal.SIGHUP)
             asked = min(asked, time.monotonic())
 
-        # nohup says that a terminal which goes shall stop nothing.
+        # Under nohup, the end of the terminal must stop nothing.
         deaf = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else []
         before = {number: signal.signal(number, stop) for number in STOP_SIGNALS if number not in deaf}
         try:
@@ -218,7 +218,7 @@ class Schedule:
                 signal.signal(number, handler)
 
     def _stop(self, *, at_once: bool = False, hung_up: bool = False) -> None:
-        """Ask every worker to end, and start no other."""
+        """Ask every worker to end, and start no more."""
         self.stopping = True
         for share in list(self._shares):
             for worker in list(share.workers):
@@ -230,11 +230,11 @@ class Schedule:
         for share in list(self._shares):
             size = share.pack.processes
             while not self.stopping and share.wants_worker and len(self.free) >= min(size, self._places):
-                # On the CPU several processes share one place.
+                # On the CPU, several processes share one place.
                 taken = self.free[: size if self.machine.has_gpus else 1]
                 self.free = self.free[len(taken) :]
                 share.workers.append(self._start(share, taken))
-                if self.stopping:  # the signal came while it was being started
+                if self.stopping:  # the signal came while the worker was starting
                     share.workers[-1].stop()
         waiting = any(share.wants_worker for share in self._shares)
         for share in self._shares:
@@ -291,11 +291,11 @@ class Schedule:
                 share.recover()
 
     def _after(self, share: _Share, worker: Worker) -> None:
-        """Give the jobs of a worker that has ended the states that it could not write itself."""
+        """Give the jobs of an ended worker the states that it could not write itself."""
         code = worker.exit_code
         assert code is not None
         if code in STOPPED:
-            # By a signal to it alone, or to all: either way somebody wants it to end.
+            # A signal reached it alone or all workers: either way somebody wants it to end.
             self._stop()
         share.look()
         dead = [job for job in share.jobs if is_dead(job)]
@@ -304,7 +304,7 @@ class Schedule:
             self._retry(share, [*dead, *prepared], worker)
         else:
             for job in dead:
-                if code in STOPPED:  # it was not given the time to save
+                if code in STOPPED:  # it had no time to save
                     update_manifest(job.folder, state=State.INTERRUPTED)
                 else:
                     fail(job, ending(code, worker.log))
@@ -318,11 +318,11 @@ class Schedule:
             if left and code != 0 and not any(map(worker.had, share.jobs)):
                 share.died_idle(worker)
             return
-        # What is pending and held is another runner's to finish.
+        # What is pending and held is for another runner to finish.
         share.drop([job for job in left if is_held(job.folder)])
         for job in left:
             share.tries[job.folder] += 1
-            # What another command has made ready meanwhile goes on: with its worker, or with one of ours.
+            # What another command has prepared in the meantime continues, with its worker or one of ours.
             is_blamed = code not in NO_CRASH and not is_taken_up(job.folder)
             if is_blamed or share.tries[job.folder] == MOST_TRIES:
                 fail(job, ending(code, worker.log, when=" before this job began"))
@@ -339,9 +339,9 @@ class Schedule:
 
 
 def _take_over(jobs: Sequence[Job]) -> None:
-    """Make dead jobs pending, held last by this process: the next worker that dies has not had what it did not take."""
+    """Make dead jobs pending with this process as last holder, so that a later dead worker is not blamed for them."""
     for job in jobs:
-        with suppress(LockedError), lock(job.folder):  # or another runner goes on with it already, ...
+        with suppress(LockedError), lock(job.folder):  # otherwise another runner is already continuing it, ...
             if not _is_good(job):  # ... or has done it
                 take_up_again([job])
 
@@ -350,4 +350,4 @@ def _is_good(job: Job) -> bool:
     try:
         return state_of(job.folder) in GOOD
     except SettingsError:
-        return False  # damaged: it is begun with anew
+        return False  # damaged: it starts afresh

@@ -1,6 +1,6 @@
-"""Searches that a cluster conducts by itself: noted in their experiment's folder before they begin.
+"""Searches that a cluster runs by itself: recorded in their experiment's folder before they start.
 
-Their trials become jobs only when a command hears of them; a search that has none yet is found by its note alone.
+Their trials become jobs only when a command learns of them; until then only the record leads to a search.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ SETTINGS = TypeAdapter[LauncherSettings](LauncherSettings)
 
 @dataclass(frozen=True)
 class Search:
-    """A search that a command has begun."""
+    """A search that a command has started."""
 
     name: str
-    """By which its cluster knows it."""
+    """Its name on the cluster."""
     settings: LauncherSettings
     experiment: Path
     """The folder of its experiment."""
 
 
 def note(search: Search, cluster: str) -> None:
-    """Note a search before it is asked for: whatever becomes of this process, it is found again."""
+    """Record a search before requesting it, so that it is found again whatever happens to this process."""
     text = SETTINGS.dump_json(search.settings, indent=2).decode()
     write_text(ExperimentPaths(search.experiment).search(cluster, search.name), text + "\n")
 
 
 def strike_out(search: Search, cluster: str) -> None:
-    """Take back the note of a search that was refused."""
+    """Remove the record of a search that was rejected."""
     ExperimentPaths(search.experiment).search(cluster, search.name).unlink(missing_ok=True)
 
 
 def searches_of(experiments: Iterable[Path]) -> list[Search]:
-    """All that were ever begun for these experiments; whether they have ended, their clusters know."""
+    """All searches ever started for these experiments; only their clusters know whether they have ended."""
     found = []
     for experiment in experiments:
         for file in ExperimentPaths(experiment).searches:

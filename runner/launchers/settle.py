@@ -1,4 +1,4 @@
-"""What becomes of jobs whose worker is gone: they go on in smaller packs, or are failed with the reason.
+"""What happens to jobs whose worker is gone: they continue in smaller packs, or fail with the reason.
 
 Knows how a worker ended and what it wrote; does not know where it ran.
 """
@@ -19,7 +19,7 @@ LAST_WORDS_LENGTH = 400
 
 
 def is_dead(job: Job) -> bool:
-    """Whether a job's worker is gone and has left it unfinished."""
+    """Whether a job's worker is gone and left it unfinished."""
     manifest = known_manifest(job.folder)
     state = manifest.get("state")
     if state == State.FAILED and manifest.get("crashed"):
@@ -28,7 +28,7 @@ def is_dead(job: Job) -> bool:
 
 
 def fail(job: Job, reason: str) -> None:
-    """Mark a dead job as failed; what its worker could still write of the reason counts more."""
+    """Mark a dead job as failed; a reason that its worker managed to write takes precedence."""
     known = known_manifest(job.folder)
     error = known.get("error") if known.get("crashed") else None
     update_manifest(job.folder, state=State.FAILED, error=error or reason, crashed=False)
@@ -41,7 +41,7 @@ def take_up_again(jobs: Sequence[Job]) -> None:
 
 
 def close(jobs: Sequence[Job], gone: Gone, how: str) -> None:
-    """Say of the jobs that a gone worker has left how that came, where nobody goes on with them now."""
+    """Record why a gone worker left these jobs, when nobody continues them now."""
     for job in jobs:
         state = known_manifest(job.folder).get("state")
         open_states = (State.PENDING, State.SUBMITTED, State.RUNNING, State.INTERRUPTED)
@@ -56,7 +56,7 @@ def close(jobs: Sequence[Job], gone: Gone, how: str) -> None:
 
 
 def halved(pack: Pack, jobs: Sequence[Job]) -> Pack:
-    """The jobs that died together, half as many at once; who crashes alone is to blame."""
+    """The jobs that died together, half as many at once; a job that crashes alone is to blame."""
     at_once = max(1, -(-len(jobs) // 2))
     return dataclasses.replace(
         pack, jobs=tuple(jobs), at_once=at_once, why="half of a pack that crashed", prediction=None
@@ -64,14 +64,14 @@ def halved(pack: Pack, jobs: Sequence[Job]) -> Pack:
 
 
 def how_it_ended(code: int) -> str:
-    """An exit code as `subprocess` has it, in words."""
+    """An exit code, as `subprocess` gives it, in words."""
     if code == -signal.SIGKILL:
         return "the process was killed by signal 9 (often: out of memory)"
     return f"the process was killed by signal {-code}" if code < 0 else f"the process ended with code {code}"
 
 
 def last_words(log: Path | None) -> str:
-    """The last line in a worker's log; nothing where its output was not kept."""
+    """The last line of a worker's log; empty if its output was not kept."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace") if log is not None else ""
     except OSError:

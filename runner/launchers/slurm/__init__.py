@@ -1,4 +1,4 @@
-"""`launcher=slurm`: workers in a Slurm cluster's queue, through submitit; or, without Slurm, in the background here."""
+"""`launcher=slurm`: workers in a Slurm cluster's queue, through submitit; without Slurm, in the background here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNNAMED_GPU = "a GPU that launcher.gpu_name does not name"
 
 
 def machine(settings: SlurmLauncher) -> Machine:
-    """What the settings say of the nodes; the one that this runs on is seldom of their kind."""
+    """What the settings say about the nodes; the machine this runs on is rarely one of them."""
     if settings.cluster == "local":
         here = this_machine("auto" if settings.gpus_per_node else "cpu")
         return Machine(here.devices[: max(1, settings.gpus_per_node)], here.cores)
@@ -37,7 +37,7 @@ def machine(settings: SlurmLauncher) -> Machine:
 
 
 def launch(plan: Plan, settings: SlurmLauncher, more: MoreJobs | None = None) -> None:
-    """Submit what is missing, and wait for it unless it was said not to; see `Dispatch.run`."""
+    """Submit what is missing, and wait for it unless told not to; see `Dispatch.run`."""
     Dispatch(plan, settings, cluster(settings), more).run()
 
 
@@ -46,7 +46,7 @@ def collect(jobs: Sequence[Job], settings: SlurmLauncher) -> None:
 
 
 def preview(plan: Plan, settings: SlurmLauncher) -> list[str]:
-    """The files that would be handed to sbatch, a line each."""
+    """The files that would be passed to sbatch, line by line."""
     lines: list[str] = []
     if settings.cluster != "slurm":
         return lines
@@ -58,7 +58,7 @@ def preview(plan: Plan, settings: SlurmLauncher) -> list[str]:
 
 
 def cluster(settings: SlurmLauncher) -> Cluster:
-    """The queue that the settings mean."""
+    """The queue that the settings select."""
     # submitit is imported only where something is submitted.
     from runner.launchers.slurm.clusters import BackgroundCluster, SlurmCluster
 

@@ -1,6 +1,6 @@
-"""Slurm's queue, and the background of this machine in its place: the only module that knows submitit.
+"""Slurm's queue, and background processes of this machine as a substitute: the only module that knows submitit.
 
-submitit makes the file for sbatch, hands it over, names the logs and asks for states with a back-off. Its own way of
+submitit writes the file for sbatch, submits it, names the logs and polls for states with a back-off. Its own way of
 running things, which pickles a function and its arguments, is not used: what runs is a command.
 """
 
@@ -32,18 +32,18 @@ from runner.schema import SlurmLauncher
 from runner.system.machine import cores, threads_of
 
 LONGEST_SILENCE_S = 60
-"""Slurm is asked at least so often; more often while something has just been submitted."""
+"""Slurm is polled at least this often, and more often shortly after a submission."""
 COMMAND_TIMEOUT_S = 120
 
 NO_ROOM = (
     "MaxSubmitJob", "GrpSubmitJobs", "Unable to contact slurm controller", "Socket timed out", "standby mode",
     "temporarily unable to accept",
 )  # fmt: skip
-"""Words of sbatch where a user, account or QOS has as many jobs in the queue as it may, and where Slurm is away."""
+"""What sbatch says when a user, account or QOS has reached its limit of queued jobs, and when Slurm is unreachable."""
 TAKEN = ("BOOT_FAIL", "DEADLINE", "NODE_FAIL", "PREEMPTED", "REVOKED", "TIMEOUT")
 ENDED = ("COMPLETED", "FAILED", "OUT_OF_MEMORY")
 FORGOTTEN = "FORGOTTEN"
-"""Neither the queue nor the accounting knows it."""
+"""The state of a job that neither the queue nor the accounting knows."""
 
 
 class SlurmCluster:
@@ -57,12 +57,12 @@ class SlurmCluster:
         self._watcher = QueueWatcher(delay_s=LONGEST_SILENCE_S)
 
     def submit(self, order: Order, *, after: str | None) -> str:
-        """Hand a worker to sbatch; the job's id."""
+        """Pass a worker to sbatch; returns the job's id."""
         executor = SlurmExecutor(order.queue.parent)
         executor.parameters = parameters(self.settings, order, after=after)
         try:
-            # A command that itself runs inside a Slurm job must not hand that job's variables on.
-            # What sbatch says is told by whoever asks, once, however often that is tried.
+            # A command that itself runs inside a Slurm job must not pass on that job's variables.
+            # What sbatch prints is dropped: the caller reports it once, however often it tries.
             with clean_env() if "SLURM_JOB_ID" in os.environ else nullcontext(), redirect_stderr(io.StringIO()):
                 job = executor._submit_command(command_text(self.settings, order))
         except (FailedJobError, FailedSubmissionError, OSError) as error:
@@ -72,7 +72,7 @@ class SlurmCluster:
         return str(job.job_id)
 
     def gone(self, workers: Mapping[str, Sequence[Job]]) -> Mapping[str, Gone]:
-        """What has ended, by one call of squeue for all, and one of sacct for those that it no longer lists."""
+        """What has ended, from one squeue call for all and one sacct call for those that squeue no longer lists."""
         self._watcher.register_all(list(workers))
         found = {}
         for worker in workers:
@@ -88,11 +88,11 @@ class SlurmCluster:
         return found
 
     def log(self, worker: str, folder: Path) -> Path:
-        """Where srun writes."""
+        """The file that srun writes to."""
         return JobPaths(folder, job_id=worker).stdout
 
     def cancel(self, workers: Sequence[str]) -> None:
-        """By scancel, all at once; of which it has told, if it did not tell all, it does not say."""
+        """Call scancel once for all; if some cannot be signalled, it does not say which ones were."""
         try:
             answer = subprocess.run(
                 ["scancel", *workers], capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
@@ -108,15 +108,15 @@ class SlurmCluster:
         )
 
     def how_to_cancel(self, workers: Sequence[str]) -> str:
-        """Slurm asks them to end, and kills them half a minute later (KillWait)."""
+        """scancel: Slurm asks them to end, and kills them half a minute later (KillWait)."""
         return " ".join(["scancel", *workers])
 
 
 class QueueWatcher(InfoWatcher):
-    """States of Slurm jobs, asked for with submitit's back-off.
+    """States of Slurm jobs, polled with submitit's back-off.
 
-    squeue is asked first: it answers at once and everywhere. Of jobs that it has forgotten, sacct may know the end,
-    where the cluster keeps accounts.
+    squeue is asked first: it answers at once and everywhere. For jobs that it has forgotten, sacct may know how they
+    ended, if the cluster keeps accounts.
     """
 
     def register_all(self, workers: Sequence[str]) -> None:
@@ -126,11 +126,11 @@ class QueueWatcher(InfoWatcher):
                 self.register_job(worker)
 
     def get_state(self, job_id: str, mode: str = "standard") -> str:
-        """One word in capitals; UNKNOWN where Slurm did not answer yet."""
+        """One word in capitals; UNKNOWN if Slurm has not answered yet."""
         return self.get_info(job_id, mode=mode).get("State", "UNKNOWN")
 
     def update(self) -> None:
-        """Ask for all jobs together; what cannot be answered keeps its last state."""
+        """Query all jobs together; those without an answer keep their last state."""
         self._num_calls += 1
         self._last_status_check = time.time()
         open_jobs = sorted(self._registered - self._finished)
@@ -147,7 +147,7 @@ class QueueWatcher(InfoWatcher):
 
 
 def _states(*command: str) -> dict[str, str] | None:
-    """Job ids and the first word of their states, as a command lists them; None where it could not."""
+    """Job ids and the first word of their states, as a command lists them; None if it failed."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -159,7 +159,7 @@ def _states(*command: str) -> dict[str, str] | None:
 
 
 class BackgroundCluster:
-    """This machine: workers that outlive the command that has started them."""
+    """This machine: workers that outlive the command that started them."""
 
     name = "background"
     shares_files = True
@@ -169,7 +169,7 @@ class BackgroundCluster:
         self._started: dict[str, LocalJob[object]] = {}
 
     def submit(self, order: Order, *, after: str | None) -> str:
-        """Start a worker; the id of the process that watches its time limit."""
+        """Start a worker; returns the id of the process that watches its time limit."""
         executor = LocalExecutor(order.queue.parent)
         executor.parameters = {
             "gpus_per_node": self.settings.gpus_per_node,
@@ -184,7 +184,7 @@ class BackgroundCluster:
         threads = threads_of(cores(), order.processes * (self.settings.concurrency or 1))
         environment = {name: os.environ.get(name, value) for name, value in worker_defaults(threads).items()}
         environment |= {"PYTHONPATH": python_path(), "RUNNER_CACHE": str(cache_dir())}
-        # TERM is what a worker saves at, before its time is over.
+        # A worker saves on TERM, before its time is over.
         with environment_variables(**environment, SUBMITIT_PREEMPT_SIGNAL="TERM"), _away_from_the_terminal():
             job: LocalJob[object] = executor._submit_command(command)
         self._started[job.job_id] = job
@@ -198,7 +198,7 @@ class BackgroundCluster:
         if worker in self._started:
             return not self._started[worker].done()
         try:
-            # Started by an earlier command; its number may have been given to another process since.
+            # Started by an earlier command; its process id may have been reused since.
             said = subprocess.run(["ps", "-o", "command=", "-p", worker], capture_output=True, text=True, check=False)
         except OSError:
             return Path("/proc", worker).is_dir()
@@ -209,19 +209,19 @@ class BackgroundCluster:
         return JobPaths(folder, job_id=worker).stdout
 
     def cancel(self, workers: Sequence[str]) -> None:
-        """By a signal, which each worker passes on."""
+        """Send a signal, which each worker passes on."""
         for worker in workers:
             with suppress(ProcessLookupError):
                 os.kill(int(worker), signal.SIGTERM)
 
     def how_to_cancel(self, workers: Sequence[str]) -> str:
-        """Each worker saves, and ends."""
+        """kill: each worker saves and ends."""
         return " ".join(["kill", *workers])
 
 
 @contextmanager
 def _away_from_the_terminal() -> Iterator[None]:
-    """What is started meanwhile does not end with this terminal, and keeps nobody waiting for the end of our output."""
+    """Start processes that do not end with this terminal, and that do not keep our output open for its readers."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     kept = [os.dup(stream) for stream in range(3)]
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -241,7 +241,7 @@ def _away_from_the_terminal() -> Iterator[None]:
 
 
 def _remove_links(folder: Path) -> None:
-    """submitit leaves a link to each file under the name that it had before the job had an id."""
+    """Remove submitit's links: it leaves one to each file, under the name from before the job had an id."""
     for link in folder.glob(".submission_file_*.sh"):
         if link.is_symlink():
             link.unlink()

@@ -1,4 +1,4 @@
-"""What keeps workers from being submitted, found before anything is: all of it, with key, value and fix."""
+"""Everything that keeps workers from being submitted, found before anything is, with key, value and fix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SINFO_TIMEOUT_S = 20
 
 
 def check(settings: SlurmLauncher) -> list[str]:
-    """Everything that is wrong with the place; a dry run submits nothing, and can be made anywhere."""
+    """Everything that is wrong with the place; a dry run submits nothing and works anywhere."""
     faults = []
     if find_spec("submitit") is None:
         faults.append(
@@ -48,7 +48,7 @@ def _slurm_faults(settings: SlurmLauncher) -> list[str]:
 
 @lru_cache
 def _partitions() -> tuple[str, ...]:
-    """The cluster's partitions; none where it does not say."""
+    """The cluster's partitions; empty if it does not say."""
     try:
         answer = subprocess.run(
             ["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True, timeout=SINFO_TIMEOUT_S, check=False

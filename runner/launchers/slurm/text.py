@@ -1,4 +1,4 @@
-"""From settings to the file that sbatch gets; pure, and the same for a dry run as for a submission."""
+"""Turns settings into the file for sbatch; pure, and the same for a dry run as for a submission."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from runner.schema import SlurmLauncher
 from runner.work import WORKER_NAME
 
 NAMES = {"slurm": "slurm", "local": "background"}
-"""What each kind of `launcher.cluster` is called in folders and messages."""
+"""The name of each kind of `launcher.cluster` in folders and messages."""
 GPU_PARAMETERS = ("gres", "gpus", "gpus_per_node", "gpus_per_task")
-"""Other ways to ask sbatch for GPUs; where one of them is used, ours is left out."""
+"""Other ways to ask sbatch for GPUs; if one of them is used, ours is left out."""
 FIRST_PORT, PORTS = 20000, 20000
 MEETING_POINT = "RUNNER_MEETING_POINT"
-"""Environment variable with the host and port at which the processes of several nodes find each other."""
+"""Environment variable with the host and port where the processes of several nodes find each other."""
 
 
 def submission_text(settings: SlurmLauncher, order: Order) -> str:
@@ -30,7 +30,7 @@ def submission_text(settings: SlurmLauncher, order: Order) -> str:
 
 
 def command_text(settings: SlurmLauncher, order: Order) -> str:
-    """What srun starts on each node, as shell."""
+    """The shell command that srun starts on each node."""
     if settings.nodes == 1:
         return shlex.join(order.command)
     python, *worker = worker_arguments(order.queue, at_once=order.at_once, device=order.device)
@@ -40,12 +40,12 @@ def command_text(settings: SlurmLauncher, order: Order) -> str:
 
 
 def parameters(settings: SlurmLauncher, order: Order, *, after: str | None = None) -> dict[str, Any]:
-    """What submitit makes the file from."""
+    """The parameters that submitit makes the file from."""
     others = {key.replace("-", "_"): value for key, value in (settings.sbatch or {}).items()}
     asks_itself = any(key in others for key in GPU_PARAMETERS)
     cores = settings.cpus_per_task
-    # A worker that Slurm starts again under the same id finds its jobs as the killed one left them, and takes none of
-    # them for its own: a new one is submitted instead, once it is known what has become of the first.
+    # A worker that Slurm restarts under the same id finds its jobs as the killed one left them, and does not recognise
+    # them as its own: a new worker is submitted instead, once the fate of the first is known.
     restarts = {} if "requeue" in others else {"no_requeue": True}
     return {
         "job_name": order.title,
@@ -62,16 +62,16 @@ def parameters(settings: SlurmLauncher, order: Order, *, after: str | None = Non
         "dependency": None if after is None else f"afterany:{after}",
         "wckey": None,
         "stderr_to_stdout": True,
-        # TERM is what a worker saves at; Slurm sends it to what srun has started.
+        # A worker saves on TERM; Slurm sends it to the processes that srun started.
         "additional_parameters": {"signal": f"TERM@{settings.save_before_s}", **restarts, **others},
         "setup": [*_exports(settings, order), *settings.setup],
-        # Since Slurm 22.05 srun no longer takes the number of cores over from sbatch.
+        # Since Slurm 22.05, srun no longer inherits the number of cores from sbatch.
         "srun_args": ["--kill-on-bad-exit=1", *([] if cores is None else [f"--cpus-per-task={cores}"])],
     }
 
 
 def _exports(settings: SlurmLauncher, order: Order) -> list[str]:
-    """Lines of shell for what a worker finds in its environment."""
+    """Shell lines that set a worker's environment."""
     processes = order.processes // settings.nodes
     threads = None if settings.cpus_per_task is None else max(1, settings.cpus_per_task // processes)
     fixed = {"PYTHONPATH": python_path(), "RUNNER_CACHE": str(cache_dir())}
