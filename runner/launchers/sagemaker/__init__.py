@@ -1,4 +1,4 @@
-"""`launcher=sagemaker`: jobs in training jobs on Amazon SageMaker; what they write is brought into the job folders."""
+"""`launcher=sagemaker`: runs jobs in training jobs on Amazon SageMaker and brings what they write into job folders."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 def check(settings: SageMakerLauncher) -> list[str]:
-    """Everything that is wrong with the account and the settings; a dry run asks nobody."""
+    """Everything that is wrong with the account and the settings; a dry run does not ask AWS."""
     if settings.local:
         from runner.launchers.sagemaker.local.containers import preflight as local_preflight
 
@@ -57,7 +57,7 @@ def check(settings: SageMakerLauncher) -> list[str]:
 
 @lru_cache
 def _checked(settings: str) -> tuple[str, ...]:
-    """Once for all jobs of a command."""
+    """The check, run once for all jobs of a command."""
     from runner.aws.account import Account
     from runner.launchers.sagemaker.preflight import preflight
 
@@ -66,7 +66,7 @@ def _checked(settings: str) -> tuple[str, ...]:
 
 
 def machine(settings: SageMakerLauncher) -> Machine:
-    """The instances of all training jobs that run at the same time."""
+    """The instances of all simultaneous training jobs."""
     if settings.local:
         return this_machine(settings.device)
     instance, count = INSTANCES[settings.instance], (settings.concurrency or 1) * settings.instances
@@ -77,7 +77,7 @@ def machine(settings: SageMakerLauncher) -> Machine:
 
 
 def launch(plan: Plan, settings: SageMakerLauncher, more: MoreJobs | None = None) -> None:
-    """Submit what is missing, and wait for it unless it was said not to; see `Dispatch.run`."""
+    """Submit what is missing, and wait for it unless told not to; see `Dispatch.run`."""
     from runner.launchers.dispatch import Dispatch
 
     reached = ready_here(plan, settings) if settings.local else ready(plan, settings)
@@ -85,10 +85,10 @@ def launch(plan: Plan, settings: SageMakerLauncher, more: MoreJobs | None = None
 
 
 def ready_here(plan: Plan, settings: SageMakerLauncher) -> Cluster:
-    """Containers of this machine in the place of training jobs.
+    """Containers on this machine in place of training jobs.
 
     Raises:
-        SettingsError: a base model lies in S3, which they do not reach.
+        SettingsError: a base model is in S3, which they cannot reach.
     """
     for job in plan.todo:
         for key in ("path", "vae"):
@@ -101,7 +101,7 @@ def ready_here(plan: Plan, settings: SageMakerLauncher) -> Cluster:
 
 
 def ready(plan: Plan, settings: SageMakerLauncher) -> SageMakerCluster:
-    """The account's training jobs, with a bucket for what they need; says what the plan will cost.
+    """The account's training jobs, with a bucket for what they need; logs what the plan will cost.
 
     Raises:
         SettingsError: a job of the plan is too large for the instances; a training job has too many inputs.
@@ -124,10 +124,10 @@ def ready(plan: Plan, settings: SageMakerLauncher) -> SageMakerCluster:
 
 
 def collect(jobs: Sequence[Job], settings: SageMakerLauncher) -> None:
-    """Bring what training jobs of earlier commands have written, and close those that have ended.
+    """Bring what training jobs of earlier commands have written, and close those that have ended here.
 
     Raises:
-        OutOfReach: some are in another region or account; all others were looked at.
+        OutOfReach: some are in another region or account; all others were checked.
     """
     lots, apart = recorded_lots(jobs, CLUSTER), None
     if lots:
@@ -144,10 +144,10 @@ def collect(jobs: Sequence[Job], settings: SageMakerLauncher) -> None:
 
 
 def _close_here(jobs: Sequence[Job], name: str, gone: Gone) -> None:
-    """Close what a training job has left, but for what another command has sent again, or does at this moment."""
+    """Close what a training job left, except jobs that another command has resubmitted or is resubmitting."""
     for experiment, group in groupby(jobs, key=lambda job: job.folder.parent):
         with alone_if_free(ExperimentPaths(experiment).turn(CLUSTER)) as is_free:
-            if is_free:  # else the next look does
+            if is_free:  # otherwise the next look does it
                 # Bringing its results may have taken minutes.
                 left = [job for job in group if not _is_sent_again(job, name)]
                 close(left, gone, f"{CLUSTER} {name} {gone.words}")
@@ -159,12 +159,12 @@ def _is_sent_again(job: Job, name: str) -> bool:
 
 
 def cluster(settings: SageMakerLauncher) -> Cluster:
-    """The account's training jobs, or containers of this machine in their place."""
+    """The account's training jobs, or containers on this machine in their place."""
     return _containers(settings.model_dump_json()) if settings.local else _cluster(settings)
 
 
 def preview(plan: Plan, settings: SageMakerLauncher) -> list[str]:
-    """What it would cost, the requests that would be sent, and what would be looked at before."""
+    """What it would cost, the requests that would be sent, and the checks that would come first."""
     if settings.local:
         return []
     from runner.launchers.sagemaker.draft import preview_lines
@@ -182,7 +182,7 @@ def _containers(settings: str) -> LocalContainers:
 
 @lru_cache
 def _cluster_of(settings: str) -> SageMakerCluster:
-    # boto3 is imported only where AWS is asked.
+    # boto3 is imported only when AWS is called.
     from runner.aws.account import Account
     from runner.launchers.sagemaker.training_jobs import SageMakerCluster
 
@@ -191,7 +191,7 @@ def _cluster_of(settings: str) -> SageMakerCluster:
 
 
 def _cluster(settings: SageMakerLauncher) -> SageMakerCluster:
-    """One for each settings: it remembers what it has seen, and when it has asked last."""
+    """One for each set of settings: it remembers what it has seen and when it last asked."""
     return _cluster_of(settings.model_dump_json())
 
 

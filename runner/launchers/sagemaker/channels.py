@@ -1,4 +1,4 @@
-"""The inputs of a training job by name and place, as far as they follow from jobs alone; nothing is read or sent."""
+"""The inputs of a training job by name and place, as far as jobs alone determine them; nothing is read or sent."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from runner.s3 import Location, is_s3
 from runner.system.hashes import folder_hash
 
 MOST_CHANNELS = 20
-"""Of a training job, by SageMaker's reference of CreateTrainingJob."""
+"""The limit per training job, from SageMaker's reference of CreateTrainingJob."""
 
 
 def too_many_channels(packs: Sequence[Pack], places: Places) -> str | None:
-    """What to say where a training job would have more inputs than SageMaker takes: data sets and base models."""
+    """The message if a training job would have more inputs (data sets and base models) than SageMaker accepts."""
     place = places.training_job("any", "any")
-    # One more: what earlier ones have encoded.
+    # Plus one: what earlier training jobs have encoded.
     most = max((len(planned_channels(pack.jobs, places, place)) + 1 for pack in packs), default=0)
     if most <= MOST_CHANNELS:
         return None
@@ -36,12 +36,12 @@ def too_many_channels(packs: Sequence[Pack], places: Places) -> str | None:
 
 
 def planned_channels(jobs: Sequence[Job], places: Places, place: Location) -> list[Channel]:
-    """All but what earlier training jobs have encoded, which only S3 knows."""
+    """All inputs except what earlier training jobs have encoded, which only S3 knows."""
     channels = {CONFIG: config_channel(place), CODE: code_channel(places, code_digest())}
     for job in jobs:
         found = [each.channel for each in models_in_place(job).values()]
         if not job.trains:
-            pass  # what it reads lies beside its configuration
+            pass  # what it reads is stored beside its configuration
         elif data := data_in_place(job):
             found.append(data.channel)
         elif len(job.classes) > 1:
@@ -55,7 +55,7 @@ def planned_channels(jobs: Sequence[Job], places: Places, place: Location) -> li
 
 
 def config_channel(place: Location) -> Channel:
-    """The settings of each job, and how they are worked through."""
+    """The settings of each job, and the plan for working through them."""
     return Channel(CONFIG, (place / f"{CONFIG}/").uri)
 
 
@@ -65,7 +65,7 @@ def code_channel(places: Places, digest: str) -> Channel:
 
 
 def dataset_channel(places: Places, fingerprint: str, *, streamed: bool = False) -> Channel:
-    """A data set, whatever it was made of."""
+    """A data set, whatever it was made from."""
     return Channel(f"dataset-{fingerprint[:8]}", places.dataset(fingerprint).uri, "FastFile" if streamed else "File")
 
 
@@ -80,7 +80,7 @@ def has_embedded_data(job: Job) -> bool:
 
 
 def model_folders(job: Job) -> dict[str, Path]:
-    """The folders here that `model.path` and `model.vae` name, by these keys; others are read where they are."""
+    """The local folders that `model.path` and `model.vae` name, by these keys; others are read in place."""
     found = {}
     for key in ("path", "vae"):
         value = getattr(job.settings.model, key)
@@ -91,7 +91,7 @@ def model_folders(job: Job) -> dict[str, Path]:
 
 
 def cache_indexes(jobs: Sequence[Job], places: Places) -> list[Location]:
-    """Where it is listed what is encoded, for each pair of base model and data set among these jobs."""
+    """Where the lists of encodings are, one for each pair of base model and data set among these jobs."""
     trainings = [job for job in jobs if job.trains]
     pairs = {(job.identity["model"], job.identity["dataset"], job.experiment.resolution) for job in trainings}
     keys = sorted(hashlib.sha256(repr(pair).encode()).hexdigest()[:32] for pair in pairs)
@@ -99,7 +99,7 @@ def cache_indexes(jobs: Sequence[Job], places: Places) -> list[Location]:
 
 
 def code_files() -> Iterator[tuple[str, Path]]:
-    """(name in the archive, file) of everything in the package, and of its configuration, but hidden files."""
+    """(name in the archive, file) of everything in the package and its configuration, except hidden files."""
     roots = {"runner": PACKAGE} | ({} if HOME == PACKAGE else {"conf": HOME / "conf"})
     for top, root in roots.items():
         for file in sorted(root.rglob("*")):

@@ -1,4 +1,4 @@
-"""Which jobs go into which training job: into one, or as many as `launcher.concurrency` allows at a time."""
+"""Divides jobs among training jobs: one, or as many as `launcher.concurrency` allows at a time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from runner.schema import SageMakerLauncher
 
 
 def divided(plan: Plan, settings: SageMakerLauncher) -> Plan:
-    """The same plan with a pack for each training job, whose instances work through its jobs by themselves."""
+    """The same plan with one pack per training job, whose instances work through its jobs by themselves."""
     return dataclasses.replace(plan, packs=tuple(part for pack in plan.packs for part in parts(pack, settings)))
 
 
 def parts(pack: Pack, settings: SageMakerLauncher) -> list[Pack]:
-    """A pack's jobs, shared out among so many training jobs."""
+    """A pack's jobs, divided among the training jobs."""
     count = min(settings.concurrency or 1, len(pack.jobs))
     return [dataclasses.replace(pack, jobs=tuple(jobs), workers=1) for jobs in shared_out(pack.jobs, count)]

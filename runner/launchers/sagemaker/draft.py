@@ -1,4 +1,4 @@
-"""What a dry run shows: cost, requests, and what an account would have to have. Sends nothing that changes anything."""
+"""What a dry run shows: cost, requests, and what the account would need. Sends nothing that changes anything."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNKNOWN_ACCOUNT = "<account>"
 
 
 def preview_lines(plan: Plan, settings: SageMakerLauncher) -> list[str]:
-    """What it would cost, the requests that would be sent, and what would be looked at before."""
+    """What it would cost, the requests that would be sent, and the checks that would come first."""
     draft = Draft(settings)
     requests = []
     for pack in divided(plan, settings).packs:
@@ -39,7 +39,7 @@ def preview_lines(plan: Plan, settings: SageMakerLauncher) -> list[str]:
 
 
 class Draft:
-    """What can be said before anything is sent; what only the account knows is marked where it cannot be asked."""
+    """What can be said before anything is sent; what only the account knows is marked if it cannot be asked."""
 
     def __init__(self, settings: SageMakerLauncher) -> None:
         self.settings, self.account = settings, Account(settings)
@@ -56,7 +56,7 @@ class Draft:
             self.role_arn = self.account.role_arn if known else f"arn:aws:iam::{account_id}:role/{settings.role}"
 
     def estimate(self, plan: Plan) -> Estimate | None:
-        """What the plan will cost; None where a price or a time is not known."""
+        """What the plan will cost; None if a price or a time is unknown."""
         asked = self.account if self.known and self.account.session.region_name else None
         price = Prices(asked).per_hour(self.settings.instance)
         return None if price is None else estimate(plan, self.settings, price)
@@ -73,7 +73,7 @@ class Draft:
         """The request for a training job of these jobs.
 
         Args:
-            variables: of the container, besides those that every one gets.
+            variables: the container's variables, besides those that every container gets.
         """
         experiment = jobs[0].settings.name
         place = self.places.training_job(experiment, name)
@@ -90,7 +90,7 @@ class Draft:
         )
 
     def preflight(self) -> list[str]:
-        """What a run would be refused for, or what it would look at."""
+        """What would make a run fail its checks, or which checks it would make."""
         if not self.known:
             return [f"no AWS credentials here: a run would need them, and check before it starts: {NEEDED}"]
         faults = preflight(self.settings, self.account, image_of(self.settings))

@@ -10,26 +10,26 @@ from runner.plan import Pack, Plan
 from runner.schema import SageMakerLauncher
 
 STARTING_S = 240.0
-"""Billed before training begins: inputs are copied, the image is pulled (its size is unknown here)."""
+"""Billed before training starts: inputs are copied and the image is pulled (its size is unknown here)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of a whole plan."""
+    """The cost of a whole plan."""
 
     instance_hours: float
     usd_on_demand: float
     usd: float
-    """What is expected to be paid: less than on demand where spot instances are used."""
+    """The expected bill: less than on demand if spot instances are used."""
     usd_apart: float
-    """The same jobs in training jobs of their own, on the same terms."""
+    """The bill for the same jobs, each in its own training job, on the same terms."""
     measured: bool
-    """Whether steps were measured on such a device before."""
+    """Whether steps have been measured on such a device before."""
     training_jobs: int
     price: Price
 
     def line(self, settings: SageMakerLauncher) -> str:
-        """In words."""
+        """The estimate in words."""
         basis = "from steps measured on this GPU" if self.measured else "estimated, never measured on this GPU"
         text = f"cost: about ${self.usd:.2f} for {self.instance_hours:.1f} hours of {settings.instance}"
         if settings.spot:
@@ -40,16 +40,16 @@ class Estimate:
 
 
 def estimate(plan: Plan, settings: SageMakerLauncher, price: Price) -> Estimate | None:
-    """What the packs of a plan will cost; None where no time is known of one of them.
+    """What the packs of a plan will cost; None if the time of any of them is unknown.
 
     Args:
-        plan: as it is before it is divided among training jobs.
+        plan: the plan before it is divided among training jobs.
     """
     hours, apart_hours, count, measured = 0.0, 0.0, 0, True
     for pack in plan.packs:
         if pack.prediction is None:
             return None
-        jobs = max(len(pack.jobs), plan.expected * len(pack.jobs) // len(plan.todo))  # of a search, those to come too
+        jobs = max(len(pack.jobs), plan.expected * len(pack.jobs) // len(plan.todo))  # for a search, also those to come
         number = min(settings.concurrency or 1, jobs)
         hours += _hours([pack.prediction.seconds] * number, settings)
         apart_hours += _hours([pack.prediction.alone_s / jobs] * jobs, settings)
@@ -67,7 +67,7 @@ def _hours(seconds: Sequence[float], settings: SageMakerLauncher) -> float:
 
 
 def does_not_fit(pack: Pack, settings: SageMakerLauncher, gpu_memory_gb: float) -> str | None:
-    """What to say where even one job is too large for the GPU by estimate."""
+    """The message if, by estimate, even a single job is too large for the GPU."""
     found = pack.prediction
     if found is None or not gpu_memory_gb or pack.at_once > 1 or found.memory_gb <= gpu_memory_gb:
         return None

@@ -1,4 +1,4 @@
-"""Data sets and base models that lie in S3 already: training jobs read them there, and nothing is sent."""
+"""Data sets and base models that are already in S3: training jobs read them there, and nothing is sent."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ class InPlace:
 
     channel: Channel
     path: str
-    """How a configuration names it in the container."""
+    """The path that configurations in the container use for it."""
 
 
 def data_in_place(job: Job) -> InPlace | None:
-    """The data set of a checked job, if it lies in S3; a large one is streamed."""
+    """The data set of a checked job, if it is in S3; a large one is streamed."""
     launcher = job.settings.launcher
     assert isinstance(launcher, SageMakerLauncher), job.id
     path = job.experiment.dataset.path
-    # Several sources go there as one data set.
+    # Several sources are sent as one data set.
     if path is None or not is_s3(path) or launcher.local:
         return None
     source = data_source(path)
-    # As the check has seen it: nothing is asked again.
+    # The listing comes from the check: nothing is asked again.
     size_gb = sum(each.size for each in (Mirror(source).listed() or {}).values()) / 1e9
     return _in_place("dataset", source, streamed=size_gb > launcher.fast_file_over_gb)
 
 
 def models_in_place(job: Job) -> Mapping[str, InPlace]:
-    """The base model and VAE of a checked job as far as they lie in S3, by their keys in the group `model`."""
+    """The base model and VAE of a checked job that are in S3, by their keys in the group `model`."""
     named = {key: getattr(job.settings.model, key) for key in ("path", "vae")}
     return {key: _in_place("model", model_source(uri)) for key, uri in named.items() if uri and is_s3(uri)}
 
 
 def in_other_regions(jobs: Sequence[Job], client: Any, region: str) -> list[str]:
-    """Faults of inputs that training jobs cannot read, for they take only what is in their own region."""
+    """Faults of inputs that training jobs cannot read because they are in another region."""
     from botocore.exceptions import ClientError
 
     uris = {
@@ -65,7 +65,7 @@ def in_other_regions(jobs: Sequence[Job], client: Any, region: str) -> list[str]
             try:
                 regions[bucket] = bucket_region(client.head_bucket(Bucket=bucket))
             except ClientError:
-                regions[bucket] = None  # whoever may read it need not be allowed to ask
+                regions[bucket] = None  # permission to read it does not imply permission to ask
         if regions[bucket] not in (None, region):
             fix = f"copy it to a bucket there, or set launcher.region={regions[bucket]}"
             faults.append(f"{setting}: is in {regions[bucket]}, and training jobs run in {region}; {fix}")

@@ -1,7 +1,7 @@
-"""What a training job needs from here, brought to S3: settings, code, data, base model, and what is encoded already.
+"""Brings what a training job needs to S3: settings, code, data, base model, and what is already encoded.
 
-Everything but the settings lies under a name made of its content, and is sent only where it is not there yet; data and
-models that are in S3 already are read where they are.
+Everything but the settings is stored under a name derived from its content, and sent only if it is not there yet; data
+and models that are already in S3 are read in place.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ from runner.tasks.sent import laid, sent_files
 log = logging.getLogger(__name__)
 
 PASSED_VARIABLES = ("WANDB_BASE_URL", "WANDB_ENTITY", "HF_ENDPOINT")
-"""Variables of this environment that containers get too, if they are set; nothing secret is among them."""
+"""Environment variables that are passed on to containers if set; none of them is secret."""
 PASSED_SECRETS = ("WANDB_API_KEY", "HF_TOKEN")
 MOST_CACHED = 50_000
-"""Encodings in the list that a training job is given; S3 reads no longer ones."""
+"""The most encodings in the list that a training job gets; S3 reads no longer lists."""
 BY_CONTENT = ("path", "sources", "revision", "split", "image_column", "caption_column", "captions_per_line",
               "mask_column", "instance_prompt", "skip_unreadable", "max_images", "min_side_px")  # fmt: skip
-"""Settings of a data set that say how to find its images here, and nothing of the images that were found."""
+"""Settings of a data set that say how to find its images here, and nothing about the images found."""
 
 
 class Inputs:
@@ -76,7 +76,7 @@ class Inputs:
         """Everything that a training job of these jobs reads.
 
         Args:
-            place: what lies below is the training job's own.
+            place: the training job's own folder.
         """
         channels = {CONFIG: config_channel(place), CODE: self._code}
         for job in jobs:
@@ -104,7 +104,7 @@ class Inputs:
     # --- settings ---
 
     def _images(self, job: Job, settings: dict[str, Any]) -> list[Channel]:
-        """Those of a training, and of the classes of its subjects; puts where they are there into its settings."""
+        """The images of a training and of its subject classes; puts their place in the container into its settings."""
         dataset = self._read(job)
         prior = prior_of(job.experiment, dataset)
         kept = prior.classes if prior else ()
@@ -121,7 +121,7 @@ class Inputs:
         elif has_embedded_data(job):
             own = []
         elif len(classes) > 1:
-            # As many sources as there are classes, whatever they were here.
+            # One source for each class, whatever the sources were here.
             own = [self._channel(each.subjects) for each in kept]
             sources = [{"path": in_channel(channel.name), **said} for channel, said in zip(own, classes, strict=True)]
             self._name_images(job, settings, dataset, {"path": None, "sources": sources})
@@ -135,11 +135,11 @@ class Inputs:
         defaults = {key: DatasetSettings.model_fields[key].default for key in BY_CONTENT}
         columns = {"image_column": IMAGE_COLUMN, "caption_column": CAPTION_COLUMN}
         settings["dataset"] = {**kept, **defaults, "min_side_px": 1, **columns, **place}
-        # Images have other names there, and these would choose other captions.
+        # Images have other names in the container, and would lead to other captions being chosen.
         settings["validation"]["prompts"] = list(prompts_of(job.experiment, dataset.items))
 
     def _send_files(self, job: Job, settings: dict[str, Any], place: Location) -> None:
-        """Adapters, and what else a task's settings name; they lie beside the configuration of the job."""
+        """Send adapters and whatever else a task's settings name; they are stored beside the job's configuration."""
         for key, name, files in sent_files(job):
             self.storage.upload({f"{job.id}/files/{each}": file for each, file in files.items()}, place / f"{CONFIG}/")
             laid(settings, key, in_channel(CONFIG, f"{job.id}/files/{name}"))
@@ -148,7 +148,7 @@ class Inputs:
         folder = place / f"{CONFIG}/{job.id}/"
         self.storage.write(folder / CONFIG_NAME, yaml.safe_dump(settings, sort_keys=False).encode())
         self.storage.write(folder / MANIFEST_NAME, json.dumps(read_manifest(job.folder), indent=2).encode())
-        # What was trained before, here or in another training job, is where SageMaker restores checkpoints from.
+        # What was trained earlier, here or in another training job, goes where SageMaker restores checkpoints from.
         paths = job.paths
         if paths.checkpoints.is_dir() or paths.metrics.is_file():
             unwanted = (paths.lock, paths.config)
@@ -171,11 +171,11 @@ class Inputs:
         )
         self.storage.write(place / f"{CONFIG}/{PLAN_FILE}", parcel.model_dump_json(indent=2).encode())
 
-    # --- what is known by its content ---
+    # --- what is named by its content ---
 
     @cached_property
     def _code(self) -> Channel:
-        """The project's package, as it is here: what was planned is what runs."""
+        """The project's package as it is here, so that what was planned is what runs."""
         digest = code_digest()
         place = self.places.code(digest)
         if not self.storage.has(place / CODE_FILE):
@@ -191,7 +191,7 @@ class Inputs:
         return self._datasets[key]
 
     def _channel(self, items: Sequence[Item]) -> Channel:
-        """Images as a data set of their own, those of subjects and those of a class alike."""
+        """Images as their own data set, whether of subjects or of a class."""
         fingerprint = fingerprint_of(items)
         if fingerprint not in self._sent:
             self._sent[fingerprint] = self._send_images(items, fingerprint)
@@ -217,17 +217,17 @@ class Inputs:
 
     @cached_property
     def _in_cache(self) -> frozenset[str]:
-        """What the cache holds, looked at once for all jobs of a command."""
+        """What the cache holds, listed once for all jobs of a command."""
         return frozenset(self.storage.listing(self.places.cache))
 
     def _cached(self, jobs: Sequence[Job], place: Location) -> Channel | None:
-        """What earlier training jobs have encoded of the same data with the same model."""
+        """What earlier training jobs have encoded from the same data with the same model."""
         names: set[str] = set()
         for index in cache_indexes(jobs, self.places):
             if self.storage.has(index):
                 names |= set(json.loads(self.storage.read(index)))
         if names:
-            # A list outlives what is in it where objects are removed by their age; what is gone is encoded again.
+            # A list outlives its objects if those expire by age; what is gone is encoded again.
             names &= self._in_cache
         if not names:
             return None
@@ -238,17 +238,17 @@ class Inputs:
 
 
 def environment(settings: SageMakerLauncher) -> dict[str, str]:
-    """Variables of the container."""
+    """Environment variables of the container."""
     names = (*PASSED_VARIABLES, *(PASSED_SECRETS if settings.pass_secrets else ()))
     return {name: value for name in names if (value := os.environ.get(name))}
 
 
 def code_archive() -> bytes:
-    """The package and its configuration as a zip, the same for the same content."""
+    """The package and its configuration as a zip; the same content gives the same bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, file in code_files():
-            # The date of a file says nothing about its content.
+            # Without the file's date, which says nothing about its content.
             entry = zipfile.ZipInfo(name)
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, file.read_bytes(), compresslevel=1)

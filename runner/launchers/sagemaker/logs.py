@@ -1,4 +1,4 @@
-"""What training jobs print, from CloudWatch Logs: shown here line by line, and kept in a file for each."""
+"""The output of training jobs, from CloudWatch Logs: shown here line by line, and kept in a file for each."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ log = logging.getLogger(__name__)
 
 GROUP = "/aws/sagemaker/TrainingJobs"
 MOST_PAGES = 20
-"""Pages of a stream at one look; the rest waits for the next."""
+"""The most pages of a stream to read in one look; the rest waits for the next."""
 
 
 class LogTail:
     """The log of one training job, all its hosts together.
 
     Args:
-        file: where the lines are kept.
-        prefix: what is put before each line that is shown; None shows none.
+        file: the file that keeps the lines.
+        prefix: the prefix of each line that is shown; None shows no lines.
     """
 
     def __init__(self, client: Any, name: str, file: Path, prefix: str | None) -> None:
@@ -28,13 +28,13 @@ class LogTail:
         self._is_begun = False
 
     def look(self) -> None:
-        """Take in what is new. A log that cannot be read is no reason to stop."""
+        """Read what is new. A log that cannot be read is no reason to stop."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         lines: list[str] = []
         try:
             streams = self._streams()
-            for stream in streams:  # what has come before a fault does not come again
+            for stream in streams:  # lines received before a fault are not sent again
                 for line in self._new_lines(stream, hosts=len(streams)):
                     lines.append(line)
         except (BotoCoreError, ClientError) as error:
@@ -42,7 +42,7 @@ class LogTail:
         if not lines:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        # A file from an earlier look by another command would be repeated: streams are read from their beginning.
+        # Appending to another command's file would repeat its lines: streams are read from their beginning.
         with self.file.open("a" if self._is_begun else "w", encoding="utf-8") as kept:
             self._is_begun = True
             kept.writelines(f"{line}\n" for line in lines)
@@ -57,7 +57,7 @@ class LogTail:
             answer = self.client.describe_log_streams(logGroupName=GROUP, logStreamNamePrefix=f"{self.name}/")
         except ClientError as error:
             if error.response["Error"]["Code"] == "ResourceNotFoundException":
-                return []  # nothing has been printed yet
+                return []  # no output yet
             raise
         return sorted(stream["logStreamName"] for stream in answer["logStreams"])
 

@@ -1,6 +1,6 @@
-"""What would keep training jobs from running, found before a cent is spent: all of it, each with its fix.
+"""Everything that would keep training jobs from running, found before a cent is spent, each with its fix.
 
-What may not be asked is passed over: whoever may start training jobs need not be allowed to look at roles and quotas.
+What may not be queried is skipped: a user who may start training jobs need not be allowed to read roles and quotas.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SUBMITTER: Actions = {
     "key": ("kms:Decrypt", "kms:GenerateDataKey"),
     "volume-key": ("kms:CreateGrant",),
 }  # fmt: skip
-"""What whoever submits must be allowed."""
+"""The permissions that the submitting user needs."""
 EXECUTION: Actions = {
     "objects": ("s3:GetObject", "s3:PutObject", "s3:DeleteObject"),
     "bucket": ("s3:ListBucket",),
@@ -46,15 +46,15 @@ EXECUTION: Actions = {
     "secrets": ("secretsmanager:GetSecretValue",),
     "key": ("kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey"),
 }
-"""What the execution role must be allowed."""
+"""The permissions that the execution role needs."""
 NEEDED = "credentials, execution role, both policies, bucket, image, quota of the instance type, key, secrets"
 
 
 def preflight(settings: SageMakerLauncher, account: Account, image: str | None) -> list[str]:
-    """Everything that is wrong, a line each.
+    """Everything that is wrong, one fault per line.
 
     Args:
-        image: URI of the image that jobs would run in, if one is known.
+        image: URI of the image that jobs would run in, if known.
     """
     secrets = [secret for secret in (settings.wandb_secret, settings.hub_secret) if secret]
     volumes = not INSTANCES[settings.instance].has_disks

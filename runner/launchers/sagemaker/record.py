@@ -1,4 +1,4 @@
-"""What is known of each training job after its end: a small file beside the results, and its share in each manifest."""
+"""What is known about each ended training job: a small file beside the results, and a share in each manifest."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ CLUSTER = "sagemaker"
 
 
 def record_file(experiment_folder: Path, name: str) -> Path:
-    """Where the record of a training job is."""
+    """The path of a training job's record."""
     return ExperimentPaths(experiment_folder).cluster(CLUSTER) / f"{name}.json"
 
 
 def log_file(experiment_folder: Path, name: str) -> Path:
-    """Where what it printed is."""
+    """The path of its output."""
     return record_file(experiment_folder, name).with_suffix(".log")
 
 
 def recorded(experiment_folder: Path, name: str) -> Gone | None:
-    """How a training job has ended whose results are here; None where they are not."""
+    """How a training job ended, if its results are here; None if they are not."""
     try:
         known = json.loads(record_file(experiment_folder, name).read_text(encoding="utf-8"))
         return Gone(**known["gone"])
@@ -37,12 +37,12 @@ def recorded(experiment_folder: Path, name: str) -> Gone | None:
 
 
 def note_arn(experiment_folder: Path, name: str, arn: str) -> None:
-    """Keep where a training job is that begins: a command in another shell may ask another region, or account."""
+    """Record where a starting training job is: a command in another shell may use another region or account."""
     write_text(record_file(experiment_folder, name), json.dumps({"name": name, "arn": arn}) + "\n")
 
 
 def arn_of(experiment_folder: Path, name: str) -> str | None:
-    """That of a training job; None where it was not kept."""
+    """The ARN of a training job; None if it was not recorded."""
     try:
         return str(json.loads(record_file(experiment_folder, name).read_text(encoding="utf-8"))["arn"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -50,21 +50,21 @@ def arn_of(experiment_folder: Path, name: str) -> str | None:
 
 
 def unrecorded_names(order: Order, experiment_folder: Path) -> Iterator[str]:
-    """The names for these jobs that no ended training job has whose results are here, in their order, without end."""
+    """The endless sequence of names for these jobs, except those of ended training jobs whose results are here."""
     names = (training_job_name(order.title, order.key, attempt) for attempt in itertools.count(1))
     return (name for name in names if recorded(experiment_folder, name) is None)
 
 
 def record(jobs: Sequence[Job], described: Mapping[str, Any], gone: Gone, *, usd_per_hour: float | None) -> None:
-    """Keep what a training job was and cost.
+    """Record what a training job was and what it cost.
 
-    Billed seconds are those of one instance, spot saving included, as SageMaker counts them. The cost is shared among
-    the jobs by the images that each has trained on.
+    Billed seconds are those of one instance, spot savings included, as SageMaker counts them. The cost is divided among
+    the jobs in proportion to the images that each has trained on.
 
     Args:
-        described: SageMaker's description of it, after its end.
-        gone: what follows from that for its jobs.
-        usd_per_hour: price of an instance on demand; None where it is not known.
+        described: SageMaker's description of it after its end.
+        gone: what that means for its jobs.
+        usd_per_hour: on-demand price of an instance; None if unknown.
     """
     resources = described["ResourceConfig"]
     billed_s, training_s = described.get("BillableTimeInSeconds", 0), described.get("TrainingTimeInSeconds", 0)

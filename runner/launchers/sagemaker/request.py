@@ -1,4 +1,4 @@
-"""The request for a training job: one plain dict, made from settings and places alone."""
+"""The request for a training job: a plain dict, built from settings and places alone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from runner.schema import SageMakerLauncher
 from runner.schema.instances import INSTANCES
 
 CHECKPOINTS = "checkpoints/"
-"""Below a training job's place: what SageMaker keeps the same as /opt/ml/checkpoints at all times."""
+"""The folder in a training job's place that SageMaker keeps in sync with /opt/ml/checkpoints."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Channel:
-    """An input: objects of S3 that the container finds as files."""
+    """An input: S3 objects that the container sees as files."""
 
     name: str
     uri: str
@@ -24,7 +24,7 @@ class Channel:
     kind: Literal["S3Prefix", "ManifestFile"] = "S3Prefix"
 
     def data(self) -> dict[str, Any]:
-        """As the request has it."""
+        """The channel in the request's form."""
         source = {"S3DataType": self.kind, "S3Uri": self.uri, "S3DataDistributionType": "FullyReplicated"}
         return {"ChannelName": self.name, "InputMode": self.mode, "DataSource": {"S3DataSource": source}}
 
@@ -40,10 +40,10 @@ def training_request(
     channels: Sequence[Channel],
     environment: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What `create_training_job` is called with.
+    """The arguments of `create_training_job`.
 
     Args:
-        experiment: for the tag by which its cost is found.
+        experiment: the value of the tag under which its cost is found.
         image: URI of the container image.
         place: where its checkpoints and results go.
         environment: variables of the container; whoever may describe the job can read them.
@@ -59,7 +59,7 @@ def training_request(
         resources["KeepAlivePeriodInSeconds"] = settings.keep_alive_s
     if settings.kms_key:
         output["KmsKeyId"] = settings.kms_key
-        # SageMaker refuses a key for disks that are encrypted by the instance itself.
+        # SageMaker rejects a key for disks that the instance itself encrypts.
         if not INSTANCES[settings.instance].has_disks:
             resources["VolumeKmsKeyId"] = settings.kms_key
     if settings.spot:

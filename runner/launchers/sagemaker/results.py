@@ -1,4 +1,4 @@
-"""What a training job has written to S3, brought into the job folders here: little while it runs, all at its end."""
+"""Brings what a training job wrote to S3 into the job folders here: a little while it runs, everything at its end."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from runner.s3.location import is_file_name
 log = logging.getLogger(__name__)
 
 WATCHED = (METRICS_NAME, LOG_NAME)
-"""What is brought while a job runs."""
+"""The files that are brought while a job runs."""
 OURS = ("submission", "overrides")
-"""Fields of a manifest that are written here and not there."""
+"""Manifest fields that are written here and not in the container."""
 NOT_BROUGHT = (CONFIG_NAME, MANIFEST_NAME, LOCK_NAME)
 WAITING = (State.PENDING, State.SUBMITTED)
-"""What a job is there before a worker has taken it says nothing new."""
+"""States that a job has there before a worker takes it; they say nothing new."""
 ENDED = (State.COMPLETED, State.FAILED, State.PRUNED, State.INTERRUPTED)
 
 
 class Collector:
-    """Brings results; remembers what it has seen, so that only what has changed travels."""
+    """Brings results; remembers what it has seen, so that only changes are transferred."""
 
     def __init__(self, storage: ObjectStore, places: Places) -> None:
         self.storage, self.places = storage, places
         self._seen: dict[tuple[str, str], str] = {}
 
     def look(self, jobs: Sequence[Job], place: Location, *, everything: bool = False) -> bool:
-        """Bring what is new of a training job's jobs; whether it has begun with any of them.
+        """Bring what is new from a training job's jobs; returns whether it has started any of them.
 
         Args:
-            everything: also of jobs that have not ended, as when nothing more will come.
+            everything: whether to bring all files even of jobs that have not ended, because nothing more will come.
         """
         folder = place / f"{CHECKPOINTS}{JOBS}/"
         found: dict[str, dict[str, Stored]] = {}
@@ -55,10 +55,10 @@ class Collector:
         return bool(found)
 
     def look_at(self, job: Job, kept: Location, *, everything: bool) -> bool:
-        """Bring what is new of one job; whether there is anything of it.
+        """Bring what is new from one job; returns whether there is anything from it.
 
         Args:
-            kept: what its container has as the folder of checkpoints.
+            kept: the place of its container's folder of checkpoints.
             everything: as in `look`.
         """
         folder = kept / f"{JOBS}/{job.id}/"
@@ -76,35 +76,35 @@ class Collector:
             if (whole or name in WATCHED) and _is_brought(name) and self._is_new(job, folder, name, stored)
         ]
         try:
-            # Whoever holds it trains it here, and knows better.
+            # Whoever holds the lock trains the job here, and knows better.
             with lock(job.folder):
                 self.storage.download(folder, wanted, job.folder)
                 for name in wanted:
                     self._seen[folder.uri, name] = files[name].etag
                 if whole:
                     self._remove_old_checkpoints(job, files)
-                # They come there in any order. Of what is completed without its result, the next look brings the rest.
+                # Files arrive there in any order. If a completed job lacks its result, the next look brings the rest.
                 is_completed = manifest is not None and manifest.get("state") == State.COMPLETED
                 if is_completed and not job.has_result and not everything:
                     return
-                # Last of all: a job is what its manifest says only when everything else is there.
+                # The manifest comes last: it must not claim anything before everything else is here.
                 if manifest is not None and manifest.get("state") not in WAITING:
                     update_manifest(job.folder, **{key: each for key, each in manifest.items() if key not in OURS})
-                # Only now: an object that goes between listing and copy ends a look, and the next must see it.
+                # Only now: an object that vanishes between listing and copy ends a look, and the next must try again.
                 if manifest is not None:
                     self._seen[folder.uri, MANIFEST_NAME] = files[MANIFEST_NAME].etag
         except LockedError:
             log.debug("%s is worked on here", job.id)
 
     def _manifest(self, folder: Location, stored: Stored | None) -> dict[str, Any] | None:
-        """The job's manifest, if it has changed since the last look."""
+        """The job's manifest, if it changed since the last look."""
         if stored is None or self._seen.get((folder.uri, MANIFEST_NAME)) == stored.etag:
             return None
         place = folder / MANIFEST_NAME
         try:
             manifest = json.loads(self.storage.read(place))
         except ValueError:
-            return None  # it is whole at the next look
+            return None  # it will be complete at the next look
         return dict(manifest)
 
     def _is_new(self, job: Job, folder: Location, name: str, stored: Stored) -> bool:
@@ -121,10 +121,10 @@ class Collector:
                     shutil.rmtree(step, ignore_errors=True)
 
     def keep_cache(self, jobs: Sequence[Job], kept: Location) -> None:
-        """Leave what a training job has encoded to all that follow, and what it has measured to the plans made here.
+        """Keep what a training job has encoded for later ones, and what it has measured for plans made here.
 
         Args:
-            kept: what its container has as the folder of checkpoints.
+            kept: the place of its container's folder of checkpoints.
         """
         folder = kept / f"{CACHE}/"
         names = self.storage.listing(folder)
@@ -144,7 +144,7 @@ class Collector:
 
 
 def _is_brought(name: str) -> bool:
-    # What a container has begun to write has a hidden name, and may have been stored under it.
-    # One whose name ends with a slash stands for a folder: S3's console makes some.
+    # A file that a container is still writing has a hidden name, and may have been stored under it. A name that ends
+    # with a slash stands for a folder: S3's console creates some.
     hidden = any(part.startswith(".") for part in name.split("/"))
     return name not in NOT_BROUGHT and not hidden and is_file_name(name)

@@ -1,4 +1,4 @@
-"""Asks training jobs and tuning jobs to save and end: each by the call for its kind, and all, whatever one answers."""
+"""Asks training jobs and tuning jobs to save and end, each by the call for its kind; all of them, even if one fails."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from runner.launchers.cluster import NotStopped
 from runner.launchers.sagemaker.record import CLUSTER
 
 OVER = ("ValidationException", "ResourceNotFound")
-"""How SageMaker refuses to stop what has ended meanwhile."""
+"""SageMaker's error codes for stopping what has already ended."""
 
 
 def stop_training_jobs(account: Account, names: Sequence[str]) -> None:
-    """SageMaker gives them two minutes.
+    """Stop training jobs; SageMaker gives them two minutes.
 
     Raises:
         NotStopped: some of them may still run.
@@ -23,7 +23,7 @@ def stop_training_jobs(account: Account, names: Sequence[str]) -> None:
 
 
 def stop_searches(account: Account, names: Sequence[str]) -> None:
-    """Tuning jobs, with all training jobs of theirs.
+    """Stop tuning jobs with all their training jobs.
 
     Raises:
         NotStopped: some of them may still run.

@@ -1,4 +1,4 @@
-"""SageMaker as a cluster: a worker is a training job, named after the jobs in it, so that none is ever sent twice."""
+"""SageMaker as a cluster: a worker is a training job named after its jobs, so that none is ever submitted twice."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 RUNNING = ("InProgress", "Stopping")
 TAKEN = ("MaxRuntimeExceeded", "MaxWaitTimeExceeded", "Interrupted")
-"""Secondary statuses of what was stopped by SageMaker and not by a person."""
+"""Secondary statuses of training jobs that SageMaker stopped, not a person."""
 
 
 class SageMakerCluster:
@@ -48,7 +48,7 @@ class SageMakerCluster:
 
     name = CLUSTER
     shares_files = False
-    """A training job has its own: it works through the jobs that it was given, and cannot be given others."""
+    """A training job has its own files: it works through the jobs it was given, and cannot be given more."""
 
     def __init__(self, settings: SageMakerLauncher, account: Account, *, image: str = "") -> None:
         self.settings, self.account, self.image = settings, account, image
@@ -62,13 +62,13 @@ class SageMakerCluster:
         self._tails: dict[str, LogTail] = {}
         self._gone: dict[str, Gone] = {}
         self._apart: dict[str, str] = {}
-        """Training jobs in another region or account than the one that is asked, and what is to be said of each."""
+        """Training jobs in a region or account other than the one queried, with a message for each."""
         self._looked_s = float("-inf")
 
     # --- submitting ---
 
     def submit(self, order: Order, *, after: str | None) -> str:
-        """Create a training job, or take up the one of the same jobs that is there; its name."""
+        """Create a training job, or adopt the existing one with the same jobs; returns its name."""
         if after is not None:
             raise NoRoom(f"launcher.concurrency = {self.settings.concurrency} is reached")
         jobs = [read_job(folder) for folder in Queue(order.queue).read()[0]]
@@ -82,10 +82,10 @@ class SageMakerCluster:
         return name
 
     def _is_made(self, name: str, order: Order, jobs: Sequence[Job]) -> bool:
-        """Create a training job of that name; whether that, or the one that is there, works on these jobs."""
+        """Create a training job of that name; returns whether it, or an existing one, works on these jobs."""
         request, queue = self._request(name, order, jobs), Queue(order.queue)
         before = list(queue.about().get("workers", ()))
-        # Whatever becomes of this process before the answer, a stop finds what was created.
+        # Even if this process dies before the answer, a stop finds what was created.
         queue.tell(workers=[*before, name])
         is_ours = True
         try:
@@ -93,7 +93,7 @@ class SageMakerCluster:
             note_arn(jobs[0].folder.parent, name, answer["TrainingJobArn"])
             log.info("%s", self.console_url(name))
         except aws_errors() as error:
-            is_ours = may_pass(error)  # then it may be there nevertheless
+            is_ours = may_pass(error)  # it may have been created nevertheless
             if code_of(error) != "ResourceInUse":
                 raise
             is_ours = self._may_take_up(name, self.places.training_job(order.title, name), jobs[0].folder.parent)
@@ -103,10 +103,10 @@ class SageMakerCluster:
         return is_ours
 
     def _may_take_up(self, name: str, place: Location, experiment_folder: Path) -> bool:
-        """Whether what a training job that nothing is known of here has done, or does, is to be had.
+        """Whether to adopt a training job that is unknown here: its results, now or later, must be within reach.
 
-        Names are the account's: somebody else's has its results in another bucket, or below another prefix. And of one
-        that has ended they may be gone, or there were none.
+        Names are unique per account: somebody else's training job has its results in another bucket or under another
+        prefix. Those of an ended one may be gone, or it may have had none.
         """
         described = self.account.sagemaker.describe_training_job(TrainingJobName=name)
         kept, wanted = described.get("CheckpointConfig", {}).get("S3Uri"), (place / CHECKPOINTS).uri
@@ -120,7 +120,7 @@ class SageMakerCluster:
         return False
 
     def _request(self, name: str, order: Order, jobs: Sequence[Job]) -> dict[str, Any]:
-        """What creates it; all that it needs from here is in S3 then."""
+        """The request that creates it; everything it needs from here is then in S3."""
         place = self.places.training_job(order.title, name)
         if name not in self._brought:
             self._brought[name] = self.inputs.bring(jobs, order, place)
@@ -136,7 +136,7 @@ class SageMakerCluster:
         )
 
     def _refusal(self, error: Exception) -> NotSubmitted:
-        """What a refusal means: wait, or give up."""
+        """What a rejection means: wait, or give up."""
         message = message_of(error)
         if may_pass(error):
             return NoRoom(message)
@@ -150,18 +150,18 @@ class SageMakerCluster:
         return NotSubmitted(f"{code_of(error)}: {message}".removeprefix(": "))
 
     def console_url(self, name: str) -> str:
-        """Where a person can look at a training job."""
+        """The web page of a training job."""
         region = self.account.region
         return f"https://{region}.console.aws.amazon.com/sagemaker/home?region={region}#/jobs/{name}"
 
     # --- watching ---
 
     def gone(self, workers: Mapping[str, Sequence[Job]]) -> Mapping[str, Gone]:
-        """Those that have ended; what they, and those that still run, have written is brought here before.
+        """Those that have ended; what they and the running ones have written is brought here first.
 
-        SageMaker is asked once for all, and not more often than `launcher.poll_s`.
+        SageMaker is asked once for all of them, no more often than every `launcher.poll_s`.
         """
-        # What is brought at its end is brought once: of all its jobs, whichever are asked about.
+        # The results at its end are brought once, for all its jobs, whichever are asked about.
         self._jobs |= {name: all_given_to(name, jobs) for name, jobs in workers.items()}
         for name, jobs in workers.items():
             if name not in self._gone and (gone := recorded(jobs[0].folder.parent, name)):
@@ -184,11 +184,11 @@ class SageMakerCluster:
                 else:
                     self._end(name)
         except aws_errors() as error:
-            # A network that is away for a while is no reason to give up a sweep.
+            # A temporary network failure is no reason to give up a sweep.
             log.warning("SageMaker cannot be asked: %s", message_of(error))
 
     def _statuses(self, names: Sequence[str]) -> dict[str, str]:
-        """Of training jobs, newest first, until all that are looked for are found."""
+        """The statuses of training jobs, listed newest first until all of these are found."""
         wanted = set(names)
         common = _common_start(names)
         pages = self.account.sagemaker.get_paginator("list_training_jobs").paginate(
@@ -207,7 +207,7 @@ class SageMakerCluster:
         return found
 
     def _end(self, name: str) -> None:
-        """Bring everything of a training job that has ended, and say how it did."""
+        """Bring everything from a training job that has ended, and log how it ended."""
         from botocore.exceptions import ClientError
 
         jobs = self._jobs[name]
@@ -222,7 +222,7 @@ class SageMakerCluster:
             self._gone[name] = Gone(words="is not known to SageMaker", began=False)
             return
         if described["TrainingJobStatus"] in RUNNING:
-            return  # the list was a little older
+            return  # the list was slightly out of date
         self._tail(name).look()
         began = self.collector.look(jobs, self._place(name), everything=True)
         self.collector.keep_cache(jobs, self._place(name) / CHECKPOINTS)
@@ -232,7 +232,7 @@ class SageMakerCluster:
         self._gone[name] = gone
 
     def _another_place(self, name: str) -> str:
-        """What to say of a training job in another region or account than the one that was asked; empty of others."""
+        """The message about a training job in a region or account other than the one queried; empty for others."""
         folder = self._jobs[name][0].folder.parent
         _, _, _, region, account_id, *_ = (arn_of(folder, name) or ":::::").split(":")
         if not account_id or (region, account_id) == (self.account.region, self.account.account_id):
@@ -254,7 +254,7 @@ class SageMakerCluster:
         return self._tails[name]
 
     def log(self, worker: str, folder: Path) -> Path:
-        """Where what it printed is kept."""
+        """The file with its output."""
         return log_file(folder.parent, worker)
 
     # --- ending ---
@@ -268,27 +268,27 @@ class SageMakerCluster:
         return record_file(folder, search).exists()
 
     def cancel_searches(self, searches: Sequence[str]) -> None:
-        """Ask tuning jobs, with all their training jobs."""
+        """Ask tuning jobs to end, with all their training jobs."""
         stop_searches(self.account, searches)
 
     def how_to_cancel(self, workers: Sequence[str]) -> str:
-        """Our own command: AWS's stops one at a time."""
+        """Our own command: AWS's stops only one at a time."""
         folders = {str(self._jobs[name][0].folder.parent) for name in workers if name in self._jobs}
         return " ".join(["python -m runner.stop", *sorted(folders)])
 
 
 def _common_start(names: Sequence[str]) -> str:
-    """The longest beginning that all names have: what the list is filtered by."""
+    """The longest common prefix of the names, by which the list is filtered."""
     first, last = min(names), max(names)
     length = next((number for number, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), None)
     return first[:length].rstrip("-")
 
 
 def gone_of(described: Mapping[str, Any], *, began: bool) -> Gone:
-    """How a training job has ended, from SageMaker's description of it.
+    """How a training job ended, from SageMaker's description of it.
 
     Args:
-        began: whether it has left anything of its jobs.
+        began: whether it left anything from its jobs.
     """
     status, secondary = described["TrainingJobStatus"], described.get("SecondaryStatus", "")
     reason = str(described.get("FailureReason") or "")

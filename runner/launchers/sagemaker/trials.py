@@ -1,7 +1,7 @@
-"""The trials of a tuning job: training jobs that SageMaker has created, each with one job whose folder is here.
+"""The trials of a tuning job: training jobs created by SageMaker, each with one job whose folder is here.
 
-A trial that is known needs no more than its job's folder to be brought up to date; which trials there are, and what
-jobs they stand for, is for `runner.search.tuning` to find out.
+A known trial can be updated from its job's folder alone; `runner.search.tuning` finds out which trials exist and which
+jobs they stand for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ENDED_EARLY = "ended early by SageMaker, others do better"
 
 
 def begin(job: Job, tuning: str, training_job: str) -> None:
-    """Note in a job's folder that a trial trains it, unless it is done, or was noted before."""
+    """Record in a job's folder that a trial trains it, unless it is done or that was recorded before."""
     try:
         with lock(job.folder):
             manifest = read_manifest(job.folder)
@@ -47,7 +47,7 @@ def begin(job: Job, tuning: str, training_job: str) -> None:
 
 
 def collect_trials(jobs: Sequence[Job], reached: SageMakerCluster) -> None:
-    """Bring what known trials have written; how those ended that could not say it, the search finds out."""
+    """Bring what known trials have written; the search finds out how those ended that could not say so."""
     with understood("what launcher=sagemaker needs (docs/sagemaker.md)"):
         for job in jobs:
             submission = Submission.of(read_manifest(job.folder))
@@ -65,15 +65,15 @@ class Trials:
         self._tails: dict[str, LogTail] = {}
 
     def look(self, job: Job, training_job: str) -> None:
-        """Bring what is new of a trial that runs."""
+        """Bring what is new from a running trial."""
         self._tail(job, training_job).look()
         self.bring(job, training_job)
 
     def end(self, job: Job, training_job: str, *, may_be_early: bool) -> bool:
-        """Bring everything of a trial that has ended, and settle its job; whether it has really ended.
+        """Bring everything from a trial that has ended, and settle its job; returns whether it has really ended.
 
         Args:
-            may_be_early: whether one that was stopped was stopped by the search, and not by a person.
+            may_be_early: whether a stopped trial was stopped by the search rather than by a person.
         """
         if recorded(job.folder.parent, training_job) is not None:
             return True
@@ -91,7 +91,7 @@ class Trials:
         return True
 
     def bring(self, job: Job, training_job: str, *, everything: bool = False) -> Location | None:
-        """Bring what there is, and say where it was: all trials share a folder, or SageMaker has made one for each."""
+        """Bring what exists and return where it was: all trials share a folder, or SageMaker made one for each."""
         for kept in (self.place / CHECKPOINTS, self.place / f"{CHECKPOINTS}{training_job}/"):
             if self.reached.collector.look_at(job, kept, everything=everything):
                 return kept
@@ -99,14 +99,14 @@ class Trials:
 
     def _settle(self, job: Job, training_job: str, gone: Gone, *, may_be_early: bool) -> None:
         if state_of(job.folder) in (State.COMPLETED, State.FAILED, State.PRUNED):
-            return  # its worker has said so itself
+            return  # its worker recorded that itself
         how = f"{CLUSTER} {training_job} {gone.words}"
         if gone.reason == "cancelled" and may_be_early:
             update_manifest(job.folder, state=State.PRUNED, reason=ENDED_EARLY)
         elif gone.reason == "cancelled":
             update_manifest(job.folder, state=State.CANCELLED, error=how)
         else:
-            # A tuning job counts it as tried: nothing would go on with it.
+            # A tuning job counts it as tried: nothing would continue it.
             fail(job, how)
 
     def _tail(self, job: Job, training_job: str) -> LogTail:

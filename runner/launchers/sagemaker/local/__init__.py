@@ -1,1 +1,1 @@
-"""`launcher.local=true`: the same image, inputs and results in containers of this machine, with folders for S3."""
+"""`launcher.local=true`: the same image, inputs and results in containers on this machine, with folders for S3."""

@@ -1,4 +1,4 @@
-"""Training jobs as containers of this machine: the same image and contract as SageMaker's, without an account."""
+"""Training jobs as containers on this machine: the same image and contract as SageMaker's, without an account."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ log = logging.getLogger(__name__)
 ENGINES = ("docker", "podman")
 BUCKET = "local"
 SHARED_MEMORY = "8g"
-"""What processes of a container exchange data through; an engine's own default is 64 MB."""
+"""Memory through which a container's processes exchange data; the engines' own default is 64 MB."""
 AWS_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL")
 STOPPED_CODES = (137, 143)
 CREATED = "created"
-"""What an engine calls a container that it could not start."""
+"""An engine's name for the state of a container that it could not start."""
 START_TIMEOUT_S = 600
 SECURITY = "{{.SecurityOptions}}"
 
 
 @lru_cache
 def engine() -> str | None:
-    """The program that runs containers here; None where there is none that works."""
+    """The program that runs containers here; None if none works."""
     return next((name for name in ENGINES if shutil.which(name) and _works(name)), None)
 
 
 def _works(program: str) -> bool:
-    """A client may be there whose daemon is not."""
+    """Whether the engine answers: its client may be installed without a running daemon."""
     try:
         return subprocess.run([program, "ps"], capture_output=True, timeout=30, check=False).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
@@ -60,20 +60,20 @@ def _works(program: str) -> bool:
 
 @dataclass(frozen=True)
 class Container:
-    """How a container is, in the engine's words."""
+    """The state of a container, in the engine's words."""
 
     status: str
     code: int
-    """With which it has ended; 0 before."""
+    """Its exit code; 0 until it ends."""
     ran_out_of_memory: bool
-    """Whether the system has killed something in it for memory."""
+    """Whether the system killed something in it for lack of memory."""
 
 
 class LocalContainers:
-    """Containers in the place of training jobs.
+    """Containers in place of training jobs.
 
     Args:
-        image: what they run, by a name that the engine knows.
+        image: the image they run, by a name that the engine knows.
         program: the engine.
     """
 
@@ -90,7 +90,7 @@ class LocalContainers:
         self._gone: dict[str, Gone] = {}
 
     def submit(self, order: Order, *, after: str | None) -> str:
-        """Start the containers of a training job; its name."""
+        """Start the containers of a training job; returns its name."""
         running = self._run("ps", "--quiet", "--filter", "label=lora-runner").split()
         if after is not None or len(running) >= (self.settings.concurrency or 1) * self.settings.instances:
             raise NoRoom("containers of this machine run one after the other; launcher.concurrency=N lets more run")
@@ -101,7 +101,7 @@ class LocalContainers:
         states = self._states(name, hosts)
         if len(states) == len(hosts.names) and all(each.status != CREATED for each in states.values()):
             return name  # started by an earlier command
-        self._remove(name, hosts)  # what it could not start, or not all of it, would never end
+        self._remove(name, hosts)  # containers that did not start, or not all of them, would never end
         channels = self.inputs.bring(jobs, order, place)
         hosts.lay(self.storage, place, channels)
         hosts.restore(self.storage, place)
@@ -120,7 +120,7 @@ class LocalContainers:
             variables[CONTAINER_USER] = "root"
         if self.settings.wandb_secret or self.settings.hub_secret:
             variables |= {key: value for key in AWS_VARIABLES if (value := os.environ.get(key))}
-        # By name alone: what is on a command line can be read by every user of the machine.
+        # By name alone: every user of the machine can read a command line.
         told = [word for key in variables for word in ("--env", key)]
         gpus = self._gpu_options() if find_gpus() else []
         self._run(
@@ -133,7 +133,7 @@ class LocalContainers:
         return ["--gpus", "all"] if self.program == "docker" else ["--device", "nvidia.com/gpu=all"]
 
     def _user_options(self) -> list[str]:
-        """So that files are those of this machine's user, as the root of an engine without root's rights is already."""
+        """Options that make files belong to this user; the root of a rootless engine is this user already."""
         if os.geteuid() == 0 or self.program != "docker" or "rootless" in self._run("info", "--format", SECURITY):
             return []
         return ["--user", f"{os.geteuid()}:{os.getegid()}"]
@@ -143,10 +143,10 @@ class LocalContainers:
         return ["--network", name]
 
     def gone(self, workers: Mapping[str, Sequence[Job]]) -> Mapping[str, Gone]:
-        """Those whose containers have all ended; what jobs have written is brought into their folders before."""
+        """Those whose containers have all ended; what jobs have written is brought into their folders first."""
         for name, jobs in workers.items():
             if name not in self._gone:
-                # What is brought at its end is brought once: of all its jobs, whichever are asked about.
+                # The results at its end are brought once, for all its jobs, whichever are asked about.
                 self._gone |= {name: found} if (found := self._look(name, all_given_to(name, jobs))) else {}
         return {name: self._gone[name] for name in workers if name in self._gone}
 
@@ -205,7 +205,7 @@ class LocalContainers:
         return Hosts(self.root / "hosts" / name, self.settings.instances)
 
     def _states(self, name: str, hosts: Hosts) -> dict[str, Container]:
-        """The containers that there are, by their hosts."""
+        """The existing containers, by host."""
         found = {}
         for host in hosts.names:
             said = self._run("inspect", f"{name}-{host}", fails=False)
@@ -223,7 +223,7 @@ class LocalContainers:
             printed = self._run("logs", f"{name}-{host}", fails=False, merged=True).splitlines()
             known, own = [line for line in before if line.startswith(head)], [head + line for line in printed]
             new += own[len(known) :]
-            lines += own if len(own) > len(known) else known  # whoever removes a container removes its log
+            lines += own if len(own) > len(known) else known  # removing a container removes its log
         if new:
             write_text(file, "".join(f"{line}\n" for line in lines))
             if self.settings.logs == "stream":
@@ -231,11 +231,11 @@ class LocalContainers:
                     log.info("%s | %s", name, line)
 
     def log(self, worker: str, folder: Path) -> Path:
-        """Where what it printed is kept."""
+        """The file with its output."""
         return log_file(folder.parent, worker)
 
     def cancel(self, workers: Sequence[str]) -> None:
-        """By a signal, at which jobs save."""
+        """Send a signal, on which jobs save."""
         for name in workers:
             self._hosts(name).note_stopped()
             for host in self._hosts(name).names:
@@ -249,10 +249,10 @@ class LocalContainers:
     def _run(
         self, *arguments: str, fails: bool = True, merged: bool = False, extra: Mapping[str, str] | None = None
     ) -> str:
-        """What the engine says; nothing where it has failed and that is no fault.
+        """The engine's output; empty if it failed and that is acceptable.
 
         Raises:
-            NotSubmitted: it has failed.
+            NotSubmitted: it failed.
         """
         done = subprocess.run(
             [self.program, *arguments],

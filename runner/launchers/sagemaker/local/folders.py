@@ -1,4 +1,4 @@
-"""Folders of this machine in the place of S3: what `Storage` does, without an account."""
+"""Folders on this machine in place of S3: what `Storage` does, without an account."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class FolderStorage:
     """Objects as files.
 
     Args:
-        root: what buckets are folders of.
+        root: the folder whose subfolders are the buckets.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def path(self, place: Location) -> Path:
-        """Where an object or folder is."""
+        """The path of an object or folder."""
         return self.root / place.bucket / place.key
 
     def listing(self, folder: Location) -> dict[str, Stored]:
@@ -37,11 +37,11 @@ class FolderStorage:
                         etag = hashlib.file_digest(stream, "md5").hexdigest()
                     found[file.relative_to(root).as_posix()] = Stored(file.stat().st_size, etag)
                 except FileNotFoundError:
-                    continue  # replaced while we looked
+                    continue  # replaced while we were looking
         return found
 
     def has(self, place: Location) -> bool:
-        """Whether there is an object of that name."""
+        """Whether an object of that name exists."""
         return self.path(place).is_file()
 
     def read(self, place: Location) -> bytes:
@@ -54,13 +54,13 @@ class FolderStorage:
             temporary.write_bytes(content)
 
     def upload(self, files: Mapping[str, Path], folder: Location) -> None:
-        """Copy files, by their names in the folder."""
+        """Copy files into a folder, under the given names."""
         for name, file in files.items():
             with atomic_file(self.path(folder / name)) as temporary:
                 shutil.copyfile(file, temporary)
 
     def download(self, folder: Location, names: Iterable[str], target: Path) -> None:
-        """Copy objects of a folder; each file appears whole. What was removed since they were listed is left out."""
+        """Copy objects from a folder; each file appears complete. What was removed since the listing is skipped."""
         for name in names:
             source = self.path(folder / name)
             with suppress(FileNotFoundError), atomic_file(target / name) as temporary:

@@ -1,4 +1,4 @@
-"""What a container finds below /opt/ml, laid out for each host of a training job as SageMaker does it."""
+"""What a container finds under /opt/ml, laid out for each host of a training job the way SageMaker does it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from runner.s3 import Location
 INTERFACE = "eth0"
 STOPPED = "stopped"
 EVERYBODY = 0o777
-"""Containers may run as another user than whoever starts them."""
+"""Containers may run as a user other than the one who starts them."""
 
 
 class Hosts:
     """The hosts of a training job, and the folders that are mounted into each.
 
     Args:
-        root: a folder for what is each host's own.
+        root: a folder for what belongs to a single host.
     """
 
     def __init__(self, root: Path, count: int) -> None:
@@ -31,7 +31,7 @@ class Hosts:
         self.names = [f"algo-{number}" for number in range(1, count + 1)]
 
     def lay(self, storage: FolderStorage, place: Location, channels: Sequence[Channel]) -> None:
-        """Make the folders, with what is known before the start in them."""
+        """Make the folders, and fill in what is known before the start."""
         for name in self.names:
             config = self.root / name / "input" / "config"
             config.mkdir(parents=True, exist_ok=True)
@@ -59,16 +59,16 @@ class Hosts:
         return [word for mount in mounts for word in ("--volume", mount)]
 
     def note_stopped(self) -> None:
-        """Remember that somebody has asked them to end: what has saved then ends well, too."""
+        """Record that somebody asked them to end: saving and ending then counts as success."""
         (self.root / STOPPED).touch()
 
     @property
     def was_stopped(self) -> bool:
-        """Whether somebody has asked them to end."""
+        """Whether somebody asked them to end."""
         return (self.root / STOPPED).exists()
 
     def failure(self) -> str:
-        """Why the first host that says so has failed."""
+        """The reason for failure from the first host that gives one."""
         for name in self.names:
             file = self.root / name / "output" / "failure"
             if file.is_file():
@@ -80,14 +80,14 @@ class Hosts:
         return shared if name == self.names[0] else self.root / name / "restored"
 
     def restore(self, storage: FolderStorage, place: Location) -> None:
-        """Give every host what there is of checkpoints, as SageMaker does at the start."""
+        """Give every host the existing checkpoints, as SageMaker does at the start."""
         shared = storage.path(place / CHECKPOINTS)
         for name in self.names[1:]:
             if (shared / JOBS).is_dir():
                 shutil.copytree(shared, self._checkpoints(name, storage, place), dirs_exist_ok=True)
 
     def _lay_listed(self, name: str, channel: Channel, storage: FolderStorage) -> None:
-        """The files that a list names, below what it says they have in common."""
+        """Lay out the files in a list, relative to the prefix that the list declares."""
         first, *rest = json.loads(storage.read(Location.parse(channel.uri)))
         root, target = Location.parse(first["prefix"]), self.root / name / "input" / "data" / channel.name
         for entry in rest:
