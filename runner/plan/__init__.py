@@ -1,6 +1,6 @@
-"""From jobs to packs and places, before anything starts; pure, but for what its arguments have looked up.
+"""From jobs to packs and places, before anything starts; pure, except for what its arguments look up.
 
-Takes jobs, their states, a machine and what is known of costs; gives a plan that can be printed and carried out.
+Takes jobs, their states, a machine and the known costs; returns a plan that can be printed and carried out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What trainings write, by arithmetic: checkpoints, adapters and samples in the outputs, new encodings in the cache.
+"""What trainings write, by arithmetic: checkpoints, adapters and samples to the outputs, new encodings to the cache.
 
-Knows of trainings only, and of the room there is what it is told.
+Knows only trainings, and about free space only what it is given.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from runner.schema import Experiment
 NUMBER_BYTES = 4
 """Checkpoints and adapters are written in fp32."""
 FILES = 2
-"""The adapter for diffusers, and the one for other programs."""
+"""One adapter file for diffusers and one for other programs."""
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 1}
-"""What optimizers keep of each number; Adafactor has sums of rows and columns, hardly any of linear layers."""
+"""What optimizers store per number; Adafactor keeps sums of rows and columns, next to nothing for linear layers."""
 PNG_BYTES = 1.5
-"""Of each pixel of a picture like a photograph."""
+"""Per pixel of a photograph-like picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,20 +27,20 @@ class Disk:
     """A folder that a plan writes to."""
 
     holds: str
-    """In a word."""
+    """What is written there, in a word."""
     gb: float
-    """What comes to it, at most: 1e9 bytes."""
+    """The most that will be written there, in 1e9 bytes."""
     free_gb: float
-    """What its file system has left."""
+    """Free space on its file system, in 1e9 bytes."""
     filesystem: int
-    """The same number for folders that share what is left."""
+    """Id of the file system; folders with the same id share the free space."""
 
 
 def results_gb(settings: Experiment, work: Work | None, *, pictures: int) -> float:
-    """What a training leaves in its folder, in 1e9 bytes, where it draws so many pictures.
+    """What a training leaves in its folder, in 1e9 bytes, if it draws `pictures` pictures.
 
     Args:
-        work: what an image costs in the base; without it nothing may be known of the adapter, which is left out.
+        work: what an image costs in the base; without it, the adapter's size may be unknown and is then left out.
     """
     checkpoint = settings.checkpoint
     kept = min(checkpoint.keep, (settings.steps - 1) // checkpoint.every) if checkpoint.every else 0
@@ -51,7 +51,7 @@ def results_gb(settings: Experiment, work: Work | None, *, pictures: int) -> flo
 
 
 def too_full(disks: Sequence[Disk]) -> bool:
-    """Whether one of the file systems has less room than is asked of it."""
+    """Whether any file system has less free space than will be written to it."""
     asked_gb: dict[int, float] = {}
     for disk in disks:
         asked_gb[disk.filesystem] = asked_gb.get(disk.filesystem, 0.0) + disk.gb

@@ -1,6 +1,6 @@
-"""How much memory jobs need, by arithmetic: the base, what encodes and draws, the adapters and what a step keeps.
+"""How much memory jobs need, by arithmetic: the base, encoders and decoders, the adapters and what a step keeps.
 
-Off by a third easily: what a device had at its peak is known only after a training there (`runner.cache.measured`).
+Easily off by a third: a device's real peak is known only after a training there (`runner.cache.measured`).
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from runner.plan.packs import Pack
 
 USABLE_SHARE = 0.9
-"""Of a device's memory; the rest is left to its driver and to fragmentation."""
+"""Share of a device's memory to plan with; the rest is left to its driver and fragmentation."""
 ADAPTER_BYTES = 24
-"""Per trained number: weight, gradient, two moments, the padded compute copy with its gradient, and where it lies."""
+"""Per trained number: weight, gradient, two moments, the padded compute copy with its gradient, and its position."""
 PROCESS_GB = 0.6
-"""Of the host's memory, before anything is loaded: torch and diffusers. Measured."""
+"""Host memory for torch and diffusers before anything is loaded. Measured."""
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
-"""Of each weight of linear layers, with the scales (runner/train/adapters/quantized.py)."""
+"""Per weight of a linear layer, including the scales (runner/train/adapters/quantized.py)."""
 
 VAE_PARAMETERS = 84e6 / 128**2
-"""Of a VAE, for each pair of channels at its finest level."""
+"""Parameters of a VAE per pair of channels at its finest level."""
 DECODED = 4
-"""Tensors of the second level's channels, at full resolution, that are there at once when an image is decoded. Measured
+"""How many full-resolution tensors with the second level's channels exist at once while an image is decoded. Measured
 at 512 px: 1.1 GB in fp32."""
 
 
 def memory_gb(pack: Pack, work: Work | None, machine: Machine, count: int) -> float:
-    """Of each worker's device at the peak of a pack that will have so many jobs, in 1e9 bytes.
+    """Peak memory of each worker's device for a pack that will have `count` jobs, in 1e9 bytes.
 
     Args:
-        work: what an image costs in the base; known wherever nothing was measured.
+        work: what an image costs in the base; always known if nothing was measured.
     """
     assert work is not None
     largest = sorted((job_gb(job, work, pack.processes) for job in pack.jobs), reverse=True)[: pack.at_once]
@@ -47,8 +47,8 @@ def memory_gb(pack: Pack, work: Work | None, machine: Machine, count: int) -> fl
 
 
 def base_gb(job: Job, work: Work, machine: Machine) -> float:
-    """Of what stays for a whole training."""
-    # Text encoders are gone by then, unless captions pass through them at every step.
+    """What stays in memory for a whole training."""
+    # Text encoders are unloaded by then, unless captions pass through them at every step.
     whole = BYTES[job.experiment.precision]
     linear = QUANTIZED_BYTES.get(job.experiment.model.quantization, whole)
     weights = work.in_convolutions * whole + (work.parameters - work.in_convolutions) * linear
@@ -59,7 +59,7 @@ def base_gb(job: Job, work: Work, machine: Machine) -> float:
 
 
 def encoding_gb(job: Job, machine: Machine) -> float:
-    """While captions are encoded, in fp32."""
+    """What is in memory while captions are encoded, in fp32."""
     encoders_gb = text_parameters(job.experiment.model) * BYTES["fp32"] / 1e9
     return encoders_gb if machine.has_gpus else encoders_gb + PROCESS_GB
 
@@ -74,7 +74,7 @@ def job_gb(job: Job, work: Work, processes: int) -> float:
 
 
 def _drawing_gb(job: Job) -> tuple[float, float]:
-    """Of the VAE that draws samples, in fp32 beside the denoiser; and of an image that it decodes."""
+    """(the VAE for samples, which is in fp32 beside the denoiser; an image that it decodes)."""
     settings = job.experiment
     if settings.validation.prompts == ():
         return 0.0, 0.0

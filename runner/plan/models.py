@@ -1,6 +1,6 @@
-"""What is known of a base model, and of adapters on it, before it is loaded.
+"""What is known about a base model, and adapters on it, before it is loaded.
 
-Its own files say it where they lie on this machine, what is usual in its family otherwise. No torch.
+Read from its own files if they are on this machine, otherwise what is usual in its family. No torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ USUAL_VAE = (128, 256, 512, 512)
 
 
 def denoiser_config(model: ModelSettings, family: Known) -> Mapping[str, Any] | None:
-    """The denoiser's config.json where the model lies here, its family's usual one otherwise."""
+    """The denoiser's config.json if the model is here, otherwise its family's usual one."""
     folder = planning_folder(model)
     try:
         if folder is not None:
@@ -31,7 +31,7 @@ def denoiser_config(model: ModelSettings, family: Known) -> Mapping[str, Any] | 
 
 
 def text_parameters(model: ModelSettings) -> float:
-    """Of the text encoders of a model that lies here; of its family's usual ones otherwise."""
+    """Parameters of the text encoders if the model is here, otherwise of its family's usual ones."""
     folder = planning_folder(model)
     try:
         encoders = [] if folder is None else [*folder.glob("text_encoder*/")]
@@ -47,20 +47,20 @@ def latent_side(model: ModelSettings, resolution: int) -> int:
 
 
 def vae_channels(model: ModelSettings) -> list[int]:
-    """Of each level of a VAE that lies here, the finest first; of the usual one otherwise."""
+    """Channels of each level of the VAE, the finest first, if it is here; otherwise of the usual one."""
     folder = planning_folder(model)
     found = config_of(folder, "vae") if folder is not None and (folder / "vae" / CONFIG).is_file() else {}
     return list(found.get("block_out_channels", USUAL_VAE))
 
 
 def trained_share(settings: Experiment) -> float:
-    """Of the base's parameters, for each unit of rank; of layers that somebody named as if it were the attention."""
+    """Trained share of the base's parameters per unit of rank; custom target layers count like the attention."""
     shares = FAMILIES[settings.model.family].trained_shares
     return shares.get(settings.lora.targets, shares["attention"])
 
 
 def adapter_size(settings: Experiment, work: Work | None) -> float:
-    """Numbers of the adapter of a denoiser: as many as its layers ask for where they lie here, otherwise about."""
+    """Count of numbers in a denoiser's adapter: exact if the model's layers are known here, otherwise approximate."""
     if isinstance(settings.method, TextualInversion):
         return 0.0
     counted = adapter_numbers(settings.lora, settings.model)

@@ -1,8 +1,8 @@
 """Which jobs are trained together, how many at once, and over how many places.
 
-A pack is a set of jobs that share one frozen base; what they must agree on is what the base's forward pass is made
-of. Everything else may differ inside a pack. Workers take a pack's jobs one after the other, the longest first: when a
-job ends, the next one takes its place.
+A pack is a set of jobs that share one frozen base; they must agree on everything that determines the base's forward
+pass. All else may differ inside a pack. Workers take a pack's jobs one after another, the longest first: when a job
+ends, the next one takes its place.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from runner.schema import LauncherSettings, LocalLauncher, QueuedLauncher
 from runner.system.machine import Machine, named_threads
 
 MOST_AT_ONCE = {"cpu": 8, "cuda": 16}
-"""Jobs that `launcher.pack=auto` trains together at most. A CPU is busy with fewer."""
+"""The most jobs that `launcher.pack=auto` trains together. Fewer are enough to keep a CPU busy."""
 JOBS_PER_WORKER = 4
-"""Jobs for which one more worker is started on a CPU: so many keep most of what packing saves, and cores that work on
-packs of their own do more than the threads of one."""
+"""Jobs per additional worker on a CPU: this many keep most of what packing saves, and cores that work on their own
+packs get more done than the threads of one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pack:
-    """Jobs over one base, and how they are worked through."""
+    """Jobs over one base, and how to work through them."""
 
     jobs: tuple[Job, ...]
     at_once: int
-    """Most jobs that a worker trains together."""
+    """The most jobs that a worker trains together."""
     workers: int
-    """Workers that share the jobs, each on places of its own."""
+    """How many workers share the jobs, each on its own places."""
     processes: int
-    """Processes of each worker: the places that one batch is spread over."""
+    """Processes of each worker, that is, the places over which one batch is spread."""
     why: str
-    """Why so many at once."""
+    """The reason for `at_once`."""
     prediction: Prediction | None = None
 
 
@@ -47,15 +47,15 @@ class Plan:
     packs: tuple[Pack, ...]
     machine: Machine
     places: int = 1
-    """Where workers may train at the same time: GPUs, or shares of the one CPU."""
+    """How many places can train at the same time: GPUs, or shares of the one CPU."""
     done: tuple[Job, ...] = ()
-    """Jobs that are completed, or pruned, already and are left alone."""
+    """Jobs that are already completed or pruned, and are left alone."""
     elsewhere: tuple[Job, ...] = ()
-    """Jobs that another runner works on at this moment."""
+    """Jobs that another runner is working on right now."""
     repeated: int = 0
-    """Jobs of the command that are the same as another of it, and run once."""
+    """How many jobs of the command duplicate another one; each runs only once."""
     expected: int = 0
-    """Jobs that are to come in all, where a search chooses the others later."""
+    """How many jobs there will be in all, if a search chooses the others later."""
     steps_done: Mapping[Path, int] = dataclasses.field(default_factory=dict)
     """Folder of a job that continues -> the step of its newest checkpoint."""
 
@@ -79,9 +79,9 @@ def make_plan(
     """Sort jobs into packs and packs onto places.
 
     Args:
-        launcher: what the user has chosen of packs and processes.
+        launcher: the user's choices about packs and processes.
         elsewhere: folders that another runner holds.
-        expected: how many jobs are to come in all, where that is more: packs are made for as many.
+        expected: how many jobs there will be in all, if that is more: packs are sized for that many.
         steps_done: folder -> the step that a job continues after.
     """
     steps_done = steps_done or {}
@@ -97,7 +97,7 @@ def make_plan(
     packs = [
         size_pack(group, launcher, machine, costs, places=places, count=count, share_of=total) for group, count in sized
     ]
-    if not machine.has_gpus:  # the cores are shared by as many as there are workers
+    if not machine.has_gpus:  # all the workers share the cores
         places = max(1, min(places, sum(pack.workers for pack in packs)))
     packs = [
         dataclasses.replace(pack, prediction=costs.predict(pack, machine, places, count, steps_done))
@@ -108,7 +108,7 @@ def make_plan(
 
 
 def is_done(job: Job, state: State) -> bool:
-    """Whether nothing is left to do; a pruned job is taken up again only by a command that does not prune."""
+    """Whether nothing is left to do; only a command that does not prune continues a pruned job."""
     return state is State.COMPLETED or (state is State.PRUNED and job.trains and job.experiment.pruning.name != "none")
 
 
@@ -122,25 +122,25 @@ def size_pack(
     count: int,
     share_of: int,
 ) -> Pack:
-    """How the jobs over one base are worked through.
+    """How to work through the jobs over one base.
 
     Args:
         places: where workers may train at the same time.
-        count: how many there are, or will be.
-        share_of: jobs of the whole command, which share the places.
+        count: how many jobs there are, or will be.
+        share_of: the number of jobs in the whole command, which share the places.
     """
     if not jobs[0].trains:
         workers = max(1, min(count, places))
         why = f"shared among {workers} workers" if workers > 1 else "one after the other over one loaded base"
         return Pack(tuple(jobs), 1, workers, 1, why)
     processes = launcher.fixed_processes or _spread(jobs, places, machine, share_of)
-    if machine.has_gpus and isinstance(launcher, QueuedLauncher):  # a worker there has its own GPUs, and no others
+    if machine.has_gpus and isinstance(launcher, QueuedLauncher):  # a worker there has its own GPUs and no others
         processes = max(1, min(processes, len(machine.devices) // (launcher.concurrency or 1)))
     if machine.has_gpus:
         workers = max(1, min(count, places // processes))
     else:
         workers = max(1, min(count if launcher.concurrency else count // JOBS_PER_WORKER, places))
-    # What waits in a queue has a machine of its own.
+    # A worker from a queue has a machine of its own.
     share = machine if isinstance(launcher, QueuedLauncher) else machine.shared_by(places)
     most, why = _most_at_once(jobs, launcher, share, costs, processes)
     at_once = min(most, -(-count // workers))
@@ -154,17 +154,17 @@ def size_pack(
 
 
 def dealt(jobs: Sequence[Job], workers: int, at_once: int) -> list[Job]:
-    """The order in which workers take jobs: those with most to do first, so that none trains alone at the end.
+    """The order in which workers take jobs: the longest first, so that none trains alone at the end.
 
-    What the workers begin with, each in one go, is as much for one as for the other. Where all jobs have as much to do,
-    they stay in the order of the command.
+    The first jobs that each worker takes add up to about the same amount of work. If all jobs are equally long, they
+    stay in the order of the command.
     """
     amounts = {job.folder: images_of(job) for job in jobs}
     if len(set(amounts.values())) == 1:
         return list(jobs)
     ordered = sorted(jobs, key=lambda job: amounts[job.folder], reverse=True)
     first = ordered[: workers * at_once]
-    # Whoever comes takes as many as it may: only the last one is left with fewer.
+    # Each worker takes as many as it may, so only the last one is left with fewer.
     full, rest = divmod(len(first), at_once)
     hands = [(size, list[Job]()) for size in [at_once] * full + [rest] * (rest > 0)]
     for job in first:
@@ -174,9 +174,9 @@ def dealt(jobs: Sequence[Job], workers: int, at_once: int) -> list[Job]:
 
 
 def shared_out(jobs: Sequence[Job], count: int) -> list[list[Job]]:
-    """The jobs in so many parts with as much to do each, where every part goes its own way from the start.
+    """The jobs divided into `count` parts with equal amounts of work, for parts that are separate from the start.
 
-    Where all jobs have as much to do, they are given to the parts in turn.
+    If all jobs are equally long, they are dealt to the parts in turn.
     """
     amounts = {job.folder: images_of(job) if job.trains else 1.0 for job in jobs}
     shares: list[list[Job]] = [[] for _ in range(count)]
@@ -188,12 +188,12 @@ def shared_out(jobs: Sequence[Job], count: int) -> list[list[Job]]:
 def places_of(
     groups: Sequence[tuple[Sequence[Job], int]], launcher: LauncherSettings, machine: Machine, costs: Predictor
 ) -> int:
-    """Where workers may train at the same time: GPUs, or shares of the one CPU.
+    """How many places can train at the same time: GPUs, or shares of the one CPU.
 
     Args:
-        groups: the jobs over one base each, and how many there are, or will be.
+        groups: for each base, its jobs and how many there are, or will be.
     """
-    # What waits in a queue has a machine made of all its workers' GPUs.
+    # For a queue, the machine consists of all its workers' GPUs.
     chosen = None if machine.has_gpus and isinstance(launcher, QueuedLauncher) else launcher.concurrency
     if machine.has_gpus:
         most = len(machine.devices)
@@ -210,7 +210,7 @@ def places_of(
 def _fit(
     jobs: Sequence[Job], count: int, places: int, launcher: LocalLauncher, machine: Machine, costs: Predictor
 ) -> bool:
-    """Whether a share of the CPU's memory is known to hold as many jobs as a worker is to train, or is worth it."""
+    """Whether a share of the CPU's memory is known to hold the jobs a worker is to train, or enough to be worth it."""
     if not jobs[0].trains:
         return False
     wanted = JOBS_PER_WORKER if launcher.pack == "auto" else min(launcher.pack, count)
@@ -219,7 +219,7 @@ def _fit(
 
 
 def _spread(jobs: Sequence[Job], places: int, machine: Machine, share_of: int) -> int:
-    """Processes of each worker where the user leaves it open: GPUs that would have no job otherwise lend a hand."""
+    """Processes of each worker if the user leaves it open: GPUs that would otherwise have no job help out."""
     if not machine.has_gpus:
         return 1
     smallest = min(job.experiment.smallest_part for job in jobs)
@@ -239,9 +239,9 @@ def _most_at_once(
 
 
 def pack_key(job: Job) -> tuple[Any, ...]:
-    """What the jobs of one pack must agree on: the frozen base, its precision, the shape of the latents.
+    """What the jobs of a pack must agree on: the frozen base, its precision, the shape of the latents.
 
-    Those of other tasks than training are worked through one by one, and share what is loaded.
+    Jobs of tasks other than training are done one by one, and share what is loaded.
     """
     if not job.trains:
         return (job.task, job.identity.get("model"), job.settings.precision)
@@ -259,7 +259,7 @@ def pack_key(job: Job) -> tuple[Any, ...]:
 
 
 def shared_terms(job: Job) -> str:
-    """The same in words."""
+    """What a job shares with its pack, in words."""
     if not job.trains:
         return f"{job.task}, {job.settings.model.path}, {job.settings.precision}"
     settings = job.experiment

@@ -1,7 +1,7 @@
-"""What packs will cost: from measurements on the same device where there are any, from arithmetic otherwise.
+"""What packs will cost: from measurements on the same device if there are any, otherwise from arithmetic.
 
 Arithmetic knows how many operations and activations an image needs (`runner.families.arithmetic`), and what share of a
-device's peak such trainings have reached. It is off by a factor of two easily, and says that it is an estimate.
+device's peak such trainings have reached. It is easily off by a factor of two, and is labelled an estimate.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from runner.plan.packs import Pack
 
 OVERHEAD_S = 15.0
-"""Starting a process and loading a base, where that was never measured."""
+"""Time to start a process and load a base, if that was never measured."""
 REACHED_TFLOPS = {"H200": 330.0, "H100": 200.0, "A100": 80.0, "L40S": 80.0, "A10G": 25.0, "L4": 20.0, "T4": 10.0}
-"""Of 16-bit training, until a step was measured there: of an H200 measured (benchmarks/results/full_size_unet.md),
-of the others assumed, a quarter of what large matrix products reach.
+"""Speed of 16-bit training, until a step has been measured on the device. The H200's is measured
+(benchmarks/results/full_size_unet.md); the others are assumed: a quarter of what large matrix products reach.
 """
 REACHED_TFLOPS_OTHERWISE = 15.0
 REACHED_TFLOPS_PER_THREAD = 0.05
@@ -37,20 +37,20 @@ REACHED_TFLOPS_PER_THREAD = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a pack will take."""
+    """The time, memory and disk space that a pack will take."""
 
     seconds: float
     """From the start of its first worker to the end of its last one."""
     alone_s: float
-    """The same jobs one after the other, each as a process of its own."""
+    """Time for the same jobs one after another, each in its own process."""
     memory_gb: float
-    """Of each worker's device, at its peak; 1e9 bytes. Arithmetic knows of training, not of what comes before."""
+    """Peak memory of each worker's device in 1e9 bytes. Arithmetic covers training, not what comes before it."""
     measured: bool
-    """Whether a step was measured on this device, or all is arithmetic."""
+    """Whether a step was measured on this device; otherwise all is arithmetic."""
     encoding_gb: float = 0.0
-    """Of the same device, before training, where captions are to be encoded: of text encoders in fp32."""
+    """Memory of the same device before training, if captions are to be encoded: the text encoders in fp32."""
     results_gb: float = 0.0
-    """What it leaves in the outputs: checkpoints, adapters and samples."""
+    """What it leaves in the outputs, in 1e9 bytes: checkpoints, adapters and samples."""
 
 
 class Predictor:
@@ -61,7 +61,7 @@ class Predictor:
         self._known: dict[Conditions, list[Measurement]] = {}
 
     def fitting(self, jobs: Sequence[Job], machine: Machine, processes: int) -> tuple[int, str] | None:
-        """How many of these jobs fit into a place's memory at once, and how that is known; None if it is not."""
+        """How many of these jobs fit into a place's memory at once, and how that is known; None if unknown."""
         sizes_gb = [device.memory_gb for device in machine.devices if device.memory_gb is not None]
         work = self._work(jobs[0])
         if work is None or not sizes_gb:
@@ -74,10 +74,10 @@ class Predictor:
     def predict(
         self, pack: Pack, machine: Machine, places: int, count: int, steps_done: Mapping[Path, int]
     ) -> Prediction | None:
-        """Time and memory of a pack, where so many workers share a CPU; None where nothing is known of its base.
+        """Time and memory of a pack if `places` workers share a CPU; None if nothing is known about its base.
 
         Args:
-            count: how many jobs like those that are there it will have in all.
+            count: how many jobs like the present ones it will have in all.
             steps_done: folder -> the step that a job continues after.
         """
         first = pack.jobs[0]
@@ -134,7 +134,7 @@ class Predictor:
 
 
 class _Seconds:
-    """Seconds of a step with so many images on one worker."""
+    """Seconds of a step, given the number of images on one worker."""
 
     def __init__(
         self,
@@ -160,19 +160,19 @@ class _Seconds:
 
 
 def reached_tflops(device: Device, precision: str, threads: int) -> float:
-    """What a training is assumed to reach on a device nobody has measured one on, or with so many threads of a CPU."""
+    """The assumed speed of training on a device without measurements, or with this many CPU threads."""
     if device.kind == "cpu":
         return REACHED_TFLOPS_PER_THREAD * threads
-    # The longest name first: L4 is in L40S.
+    # The longest name first: "L4" is also in "L40S".
     names = sorted(REACHED_TFLOPS, key=len, reverse=True)
     full = next((REACHED_TFLOPS[name] for name in names if name in device.name), REACHED_TFLOPS_OTHERWISE)
     return full if precision != "fp32" else full / 4
 
 
 def images_of(job: Job) -> float:
-    """How much a training has to do, in images of a training step through the base alone.
+    """The amount of work in a training, in units of one image in a training step through the base alone.
 
-    Of a frozen weight a step makes the output and the gradient of the input, of an adapter's its own gradient as well.
+    For a frozen weight, a step computes the output and the input's gradient; for an adapter's, also its own gradient.
     """
     settings = job.experiment
     adapter = 1.5 * trained_share(settings) * settings.lora.rank
@@ -184,7 +184,7 @@ def _trained(job: Job) -> int:
 
 
 def _drawing(job: Job) -> float:
-    """Validation in images of a training step: a forward pass is about half of one."""
+    """Validation in images of a training step: a forward pass counts about half."""
     validation = job.experiment.validation
     family = FAMILIES[job.settings.model.family]
     guided = 1 + (family.guidance(validation.guidance_scale) > 1 and not family.told_guidance)

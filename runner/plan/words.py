@@ -21,7 +21,7 @@ WORTH_A_WORD_GB = 1.0
 
 
 def plan_lines(plan: Plan, work: CacheWork | None, disks: Sequence[Disk] = ()) -> list[str]:
-    """The plan, a line each."""
+    """The lines that describe the plan."""
     jobs, packs = len(plan.todo), len(plan.packs)
     head = f"{count(jobs, 'job')} to run in {count(packs, 'pack')}"
     head += f", {len(plan.done)} already done" if plan.done else ""
@@ -77,7 +77,7 @@ def _prediction(found: Prediction, jobs: int) -> str:
 
 
 def _too_large(pack: Pack, found: Prediction, machine: Machine) -> list[str]:
-    """What to do where a worker is likely to need more memory than there is; as the estimate is rough, no refusal."""
+    """What to do if a worker is likely to run out of memory; the estimate is too rough to reject the plan."""
     least_gb = min((device.memory_gb for device in machine.devices if device.memory_gb is not None), default=math.inf)
     there = f"more than the {least_gb:.0f} GB of {'a GPU' if machine.has_gpus else 'this machine'}"
     lines = []
@@ -102,11 +102,11 @@ def _in_software(precision: str, machine: Machine) -> list[str]:
 
 
 def _disk_lines(disks: Sequence[Disk]) -> list[str]:
-    """What is written, where that is worth a word, and that there is no room for it; that is no refusal either."""
+    """What is written, if it is worth mentioning, and whether there is no room for it; that rejects no plan either."""
     full = too_full(disks)
     if not full and sum(disk.gb for disk in disks) < WORTH_A_WORD_GB:
         return []
-    # On a disk that is full, even what is little is too much.
+    # On a full disk, even a little is too much.
     told = [disk for disk in disks if disk.gb >= 0.05] or disks
     parts = [f"{_size(disk.gb)} of {disk.holds} ({_size(disk.free_gb)} free)" for disk in told]
     lines = [f"  on disk: up to {', '.join(parts)}"]
