@@ -1,4 +1,4 @@
-"""Searches: which settings to try next, learnt from the results so far. Knows neither Hydra nor how jobs are run."""
+"""Searches: which settings to try next, based on the results so far. Knows neither Hydra nor how jobs run."""
 
 from __future__ import annotations
 

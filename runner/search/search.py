@@ -1,4 +1,4 @@
-"""A search as the launch sees it: it gives configurations when places are free, and learns from the job folders."""
+"""A search as the launch sees it: it provides configurations when places are free, and learns from the job folders."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class OptunaSearch:
     """Chooses the jobs of one command.
 
     Args:
-        folder: the experiment's; the study is kept in it.
+        folder: the experiment's folder, which also holds the study.
         fixed: the settings that all jobs share, by dotted key.
-        compose: makes a configuration of the overrides of a trial.
+        compose: turns the overrides of a trial into a configuration.
     """
 
     def __init__(
@@ -43,15 +43,15 @@ class OptunaSearch:
         self._jobs: dict[int, Job] = {}
         """Trials whose jobs have not ended."""
         self._before: dict[int, dict[str, Any]] = {}
-        """What the manifests of those that are done again said of an earlier command, until they are begun with."""
+        """Manifests that an earlier command left for retried jobs; they are ignored until they change."""
 
     @property
     def left(self) -> int:
-        """Trials that are still to begin."""
+        """How many trials are still to start."""
         return max(0, self.settings.n_trials - self._study.count)
 
     def more(self, count: int) -> list[Config]:
-        """Up to `count` further configurations, after what has ended was learnt from."""
+        """Up to `count` further configurations, after learning from what has ended."""
         self.learn()
         found = []
         for _ in range(min(count, self.left)):
@@ -65,19 +65,19 @@ class OptunaSearch:
         """A configuration has become this job; the same settings twice are the same job.
 
         Args:
-            again: whether how it ended before is not the answer, because it is tried again.
+            again: whether it is tried again, so that its earlier end is not the answer.
         """
         number = self._numbers[tuple(overrides)].pop()
         self._jobs[number] = job
         self._study.begin(number, job.id)
         if again:
             before = read_manifest(job.folder)
-            # Another command may have completed it since it was looked at: that is the answer.
+            # Another command may have completed it since the check: that is the answer.
             if not (job.has_result and is_done(job, State(before.get("state", State.PENDING)))):
                 self._before[number] = before
 
     def refused(self, overrides: Sequence[str], reason: str) -> None:
-        """A configuration is wrong: a trial that failed, and is not asked for again."""
+        """A configuration is wrong: the trial has failed, and is not retried."""
         self._study.refuse(self._numbers[tuple(overrides)].pop(), reason)
 
     def learn(self) -> None:
@@ -86,9 +86,9 @@ class OptunaSearch:
             try:
                 manifest = read_manifest(job.folder)
             except SettingsError:
-                continue  # damaged: its worker writes it anew, or the launcher begins anew with the job
+                continue  # damaged: its worker rewrites it, or the launcher starts the job afresh
             state = State(manifest.get("state", State.PENDING))
-            # What a worker that is about to end says of its crash is not the last word: others take its jobs up again.
+            # A crash that a dying worker reports is not final: other workers may continue its jobs.
             if state in FINAL and not manifest.get("crashed") and manifest != self._before.get(number):
                 del self._jobs[number]
                 curve = dict(MetricsFile(job.paths.metrics).values(self.objective.name))
@@ -96,7 +96,7 @@ class OptunaSearch:
                 self._study.tell(number, state=state.value, curve=curve, value=value)
 
     def summary(self) -> list[str]:
-        """What it has found, in words."""
+        """The findings in words."""
         best = self._study.best()
         lines = [f"search: {self._study.count} of {self.settings.n_trials} trials"]
         if best is not None:

@@ -1,4 +1,4 @@
-"""What a search may choose: for each setting an interval of numbers or a set of values, as plain data."""
+"""What a search may choose: for each setting, an interval of numbers or a set of values, as plain data."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Interval:
     step: float | None = None
 
     def examples(self) -> tuple[str, ...]:
-        """Both ends and a number between them that is not whole, where there is one, as the values of an override."""
+        """Both ends, and a fractional number between them if there is one, as the values of an override."""
         between = self.low + 0.382 * (self.high - self.low)
         return self.text(self.low), self.text(self.high), *(() if self.integer or self.step else (self.text(between),))
 
     def text(self, value: float) -> str:
         """A number of the interval as the value of an override."""
-        # A multiple of a step such as 0.1 comes with an error of rounding, and would make another job.
+        # A multiple of a step such as 0.1 has a rounding error, and would make another job.
         return str(int(value)) if self.integer else repr(float(round(value, 12) if self.step else value))
 
 
@@ -36,11 +36,11 @@ class Choices:
     values: tuple[str, ...]
 
     def examples(self) -> tuple[str, ...]:
-        """All of them."""
+        """All of the values."""
         return self.values
 
     def text(self, value: str) -> str:
-        """A value as that of an override."""
+        """A choice as the value of an override."""
         return value
 
 

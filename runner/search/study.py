@@ -1,6 +1,6 @@
-"""A search's memory: a study of the maintained optuna, in a file of the experiment's folder, so that it survives.
+"""A search's memory: a study of the maintained optuna, kept in a file in the experiment's folder.
 
-Trials are optuna's; what became of their jobs is read from the job folders and told to it.
+Trials are optuna's; the outcome of their jobs is read from the job folders and reported to it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 JOB = "job"
-"""In which a trial keeps the id of its job."""
+"""Trial attribute with the id of its job."""
 RETRY_OF = "retry_of"
-"""Names, in a trial, the earlier one that failed or was cut off and whose settings it has."""
+"""Trial attribute that names the earlier trial, failed or cut off, whose settings it repeats."""
 REFUSED = "refused"
-"""Says, in a trial, why its settings are none that a job can have."""
+"""Trial attribute that says why no job can have its settings."""
 POINTS_KEPT = 50
-"""Of a trial's curve. Each is a transaction of its own, and reads all before it; optuna's samplers go by the last."""
+"""Of a trial's curve. Each is its own transaction, and reads all earlier ones; optuna's samplers use the last."""
 NOT_AGAIN = "jobs that are completed are not trained again"
 
 
@@ -36,13 +36,13 @@ class Study:
     """The trials of one search over all its runs.
 
     Args:
-        file: the database; made where it is missing.
-        space: what is chosen.
-        fixed: the settings that all jobs share; a search with others is another study.
+        file: the database; created if missing.
+        space: what the search chooses.
+        fixed: the settings that all jobs share; a search with other ones is another study.
 
     Raises:
-        SettingsError: optuna is not installed, or the file is no database; of the methods too, where it is damaged.
-        RunnerError: the file cannot be written at this moment, such as on a full disk; of the methods too.
+        SettingsError: optuna is not installed, or the file is no database; also from the methods, if it is damaged.
+        RunnerError: the file cannot be written now, for example because the disk is full; also from the methods.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Study:
         file.parent.mkdir(parents=True, exist_ok=True)
         self._file, self._refusals = file, (SQLAlchemyError, optuna.exceptions.StorageInternalError)
         with self._kept():
-            # No connection outlives what it was made for: nobody has to close the last one.
+            # No connection outlives its purpose, so nobody has to close the last one.
             how = {"connect_args": {"timeout": 60}, "poolclass": NullPool}
             try:
                 storage = optuna.storages.RDBStorage(url := f"sqlite:///{file}", engine_kwargs=how)
-            except RuntimeError as error:  # of a file that another version has made; it says what to do
+            except RuntimeError as error:  # another version made the file; the error says what to do
                 words = str(error).replace("$STORAGE_URL", url)
                 raise SettingsError(f"{file}: {words} Or move it away: {NOT_AGAIN}") from error
             study = optuna.create_study(
@@ -82,7 +82,7 @@ class Study:
                 load_if_exists=True,
             )
             known = len(study.trials)
-        # With one seed for every run, a run that goes on would draw again what the one before has drawn.
+        # With the same seed for every run, a continued run would draw what the earlier one drew.
         seed = settings.seed + known
         study.sampler = (
             optuna.samplers.RandomSampler(seed=seed)
@@ -95,7 +95,7 @@ class Study:
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
-        """Say in one line what the database, or optuna for it, says in many."""
+        """Turn the long errors of the database, or of optuna about it, into one line."""
         try:
             yield
         except self._refusals as error:
@@ -103,7 +103,7 @@ class Study:
 
             said = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
             reason = str(said).splitlines()[0]
-            if isinstance(said, OperationalError):  # full, locked or not to be opened, and nothing is wrong in it
+            if isinstance(said, OperationalError):  # full, locked or impossible to open, but with nothing wrong in it
                 raise RunnerError(
                     f"{self._file}: the memory of the search cannot be written ({reason}); mend that, and run the same "
                     "command again to go on"
@@ -113,7 +113,7 @@ class Study:
             ) from error
 
     def take_up(self) -> None:
-        """Ask again for what failed or was cut off in an earlier run; a new run of the same command retries it."""
+        """Enqueue what failed or was cut off in an earlier run, so that a new run of the same command retries it."""
         with self._kept():
             self._take_up()
 
@@ -131,7 +131,7 @@ class Study:
 
     @property
     def count(self) -> int:
-        """Trials that count: begun or ended, and not asked for again."""
+        """How many trials count: started or ended, and not enqueued again."""
         with self._kept():
             gone = self._superseded()
             trials = self._study.get_trials(deepcopy=False)
@@ -145,18 +145,18 @@ class Study:
         return trial.number, [f"{key}={self.space[key].text(value)}" for key, value in trial.params.items()]
 
     def begin(self, number: int, job: str) -> None:
-        """A trial that this run has asked for has become a job, of this id."""
+        """A trial of this run has become the job with this id."""
         with self._kept():
             self._open[number].set_user_attr(JOB, job)
 
     def tell(self, number: int, *, state: str, curve: Mapping[int, float], value: float | None) -> None:
-        """What became of a trial that this run has asked for.
+        """Report the outcome of a trial of this run.
 
         Args:
             state: completed, pruned, or anything else for a failure.
-            curve: the objective by optimizer step, as far as it was measured; the last of it is the value of a pruned
+            curve: the objective by optimizer step, as far as it was measured; its last point is the value of a pruned
                 trial.
-            value: the result of a completed one.
+            value: the result of a completed trial.
         """
         trial = self._open.pop(number)
         with self._kept():
@@ -170,14 +170,14 @@ class Study:
                 self._study.tell(trial, state=self._states.FAIL)
 
     def refuse(self, number: int, reason: str) -> None:
-        """The settings of a trial that this run has asked for are none that a job can have."""
+        """No job can have the settings of this trial of this run."""
         trial = self._open.pop(number)
         with self._kept():
             trial.set_user_attr(REFUSED, reason)
             self._study.tell(trial, state=self._states.FAIL)
 
     def best(self) -> tuple[float, dict[str, Any], str] | None:
-        """The best value of a completed trial, its settings and its job's id; None while there is none."""
+        """The best value of a completed trial, its settings and its job's id; None if there is none yet."""
         with self._kept():
             if not self._study.get_trials(deepcopy=False, states=(self._states.COMPLETE,)):
                 return None
@@ -188,7 +188,7 @@ class Study:
 
 
 def _thinned(curve: Mapping[int, float]) -> list[tuple[int, float]]:
-    """The points that are finite; of many some at even distances, up to the last."""
+    """The finite points; if there are many, an evenly spaced selection that includes the last."""
     points = [(step, value) for step, value in sorted(curve.items()) if math.isfinite(value)]
     return points[:: -max(1, math.ceil(len(points) / POINTS_KEPT))][::-1]
 
@@ -206,7 +206,7 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
 
 
 def _name(space: Sequence[Parameter], fixed: Mapping[str, Any], objective: ObjectiveSettings) -> str:
-    """The same search, the same name: results of other settings or another objective must not be learnt from."""
+    """The same name for the same search, so that it does not learn from other settings or another objective."""
     content = {
         "space": sorted(repr(parameter) for parameter in space),
         "fixed": dict(sorted(fixed.items())),

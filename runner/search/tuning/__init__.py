@@ -1,4 +1,4 @@
-"""A search that SageMaker makes: what it may choose, the tuning job, and its trials as the jobs of a sweep.
+"""A search run by SageMaker: what it may choose, the tuning job, and its trials as the jobs of a sweep.
 
 Knows the launcher's account, places and results; does not know Hydra.
 """

@@ -1,4 +1,4 @@
-"""What cannot be searched by SageMaker's tuning, found before anything starts."""
+"""What SageMaker's tuning cannot search, found before anything starts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ TUNER: Actions = {
         "sagemaker:AddTags",
     ),
 }  # fmt: skip
-"""What whoever searches must be allowed, besides what a training job takes."""
+"""The permissions that a search needs besides those of a training job."""
 SWEEPER = "hydra/sweeper = sagemaker_tuning"
 INPUTS = {"model": "the base model", "dataset": "the data set"}
 """Parts of a job's identity that are inputs of its training job."""
 
 
 def require_sagemaker(config: Mapping[str, Any]) -> None:
-    """Raises SettingsError where jobs would run somewhere else."""
+    """Raises SettingsError if jobs would run somewhere else."""
     launcher = config.get("launcher")
     name = launcher.get("name") if isinstance(launcher, Mapping) else launcher
     if name != "sagemaker":
@@ -38,13 +38,13 @@ def require_sagemaker(config: Mapping[str, Any]) -> None:
 
 
 def refuse(faults: Sequence[str]) -> None:
-    """Raises SettingsError with all of them, if there are any."""
+    """Raises SettingsError with all faults, if there are any."""
     if faults:
         raise not_started("The search is invalid", faults)
 
 
 def faults_of_settings(experiment: Experiment, launcher: SageMakerLauncher, settings: TuningSettings) -> list[str]:
-    """What has no effect in such a search, or keeps it from working."""
+    """Settings that have no effect in such a search, or keep it from working."""
     faults = []
     if launcher.local:
         faults.append(
@@ -76,17 +76,17 @@ def faults_of_settings(experiment: Experiment, launcher: SageMakerLauncher, sett
 
 
 def faults_of_permissions(launcher: SageMakerLauncher) -> list[str]:
-    """What whoever asks may not do with tuning jobs, as far as that may be asked."""
+    """The missing permissions for tuning jobs, as far as they may be queried."""
     account = Account(launcher)
     return faults_of(account, image_of(launcher), [lambda: caller_faults(account, TUNER, Things())])
 
 
 def faults_of_inputs(jobs: Sequence[Job], chosen: Sequence[str]) -> list[str]:
-    """What would need other inputs than the first job has, which all trials are given.
+    """Choices that would need inputs other than the first job's, which all trials share.
 
     Args:
-        jobs: the first, and one for each other value that was tried.
-        chosen: the override that each of the others differs in.
+        jobs: the first job, and one for each other value that was tried.
+        chosen: the override in which each of the others differs.
     """
     return [
         f"{text}: changes {INPUTS[part]}, which is sent once for all trials; run a search for each"

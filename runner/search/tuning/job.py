@@ -1,4 +1,4 @@
-"""One tuning job from the request to its end: created or taken up again, watched, its trials brought as jobs."""
+"""One tuning job from request to end: created or resumed, watched, with its trials brought here as jobs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Trial:
     """A training job of the search."""
 
     job: Job | None
-    """None where the values that were chosen are no valid settings."""
+    """None if the chosen values are not valid settings."""
     status: str
     has_ended: bool = False
 
@@ -46,9 +46,9 @@ class TuningJob:
     """A tuning job of SageMaker.
 
     Args:
-        request: makes what it is created with; called only where there is none of that name yet.
-        job_of: the job with the values that were chosen, by the names of the hyperparameters.
-        experiment_folder: where the folders of its jobs are.
+        request: builds the request that creates it; called only if no tuning job of that name exists.
+        job_of: returns the job for chosen values, by hyperparameter name.
+        experiment_folder: the folder that holds its jobs' folders.
         ends_early: whether SageMaker may end trials before their last step.
     """
 
@@ -65,7 +65,7 @@ class TuningJob:
         self.reached, self.name, self.job_of, self.ends_early = reached, name, job_of, ends_early
         self.folder, self._request = experiment_folder, request
         self.client = reached.account.sagemaker
-        # With the region that is asked: whoever stops it may be in a shell where another one is set.
+        # With the region in use: it may be stopped from a shell where another region is set.
         settings = reached.settings.model_copy(update={"region": reached.account.region})
         self._search = Search(name, settings, experiment_folder)
         self._brings = Trials(reached, name, experiment_folder.name)
@@ -78,13 +78,13 @@ class TuningJob:
         return list({trial.job.folder: trial.job for trial in self._trials.values() if trial.job}.values())
 
     def run(self) -> TuningRecord:
-        """Create it, or take it up again, and wait for its end.
+        """Create or resume it, and wait for its end.
 
         Raises:
-            Detached: it goes on without this command, as was asked for.
-            Interrupted: Ctrl-C; it goes on, unless the person at the terminal wants otherwise.
-            NoAccess: it may not be created.
-            SettingsError: there is one of that name whose results come to another place.
+            Detached: it continues without this command, as requested.
+            Interrupted: Ctrl-C; it continues, unless the person at the terminal wants otherwise.
+            NoAccess: the permission to create it is missing.
+            SettingsError: one of that name exists whose results go to another place.
         """
         self._create()
         try:
@@ -97,7 +97,7 @@ class TuningJob:
     def _create(self) -> None:
         from botocore.exceptions import ClientError
 
-        # Whoever stops the experiment waits until it is there, and finds it by its note.
+        # A command that stops the experiment waits until it exists, and finds it by its record.
         turn = alone(ExperimentPaths(self.folder).turn(CLUSTER), doing=f"submitting a search of {self.folder.name}")
         with turn, understood("sagemaker:CreateHyperParameterTuningJob and DescribeHyperParameterTuningJob"):
             try:
@@ -118,10 +118,10 @@ class TuningJob:
         )
 
     def _refuse_foreign(self, described: Mapping[str, Any]) -> None:
-        """Names are the account's: the results of somebody else's search come to another place.
+        """Refuse somebody else's search: names are unique per account, and its results go to another place.
 
         Raises:
-            SettingsError: it is such a one.
+            SettingsError: the search is somebody else's.
         """
         kept = described["TrainingJobDefinition"].get("CheckpointConfig", {}).get("S3Uri")
         if kept != (wanted := (self._brings.place / CHECKPOINTS).uri):
@@ -131,7 +131,7 @@ class TuningJob:
             )
 
     def _refuse_another_region(self) -> None:
-        """Raises SettingsError where it was begun in another region than the one that was asked."""
+        """Raises SettingsError if it was started in a region other than the one in use."""
         here = self.reached.account.region
         begun = [each for each in searches_of([self.folder]) if each.name == self.name]
         for region in [each.settings.region for each in begun if isinstance(each.settings, SageMakerLauncher)]:
@@ -153,7 +153,7 @@ class TuningJob:
             if code_of(error) == "ResourceInUse":  # another command was faster
                 log.info("submitted before: tuning job %s", self.name)
                 return
-            if not may_pass(error):  # else it may be there nevertheless, and a stop must find it
+            if not may_pass(error):  # otherwise it may exist nevertheless, and a stop must find it
                 strike_out(self._search, CLUSTER)
             if "AccessDenied" in code_of(error):
                 raise
@@ -177,7 +177,7 @@ class TuningJob:
             for summary in self._summaries():
                 self._look_at(summary, status)
         except aws_errors() as error:
-            # A network that is away for a while is no reason to give up a search.
+            # A temporary network failure is no reason to give up a search.
             log.warning("SageMaker cannot be asked: %s", message_of(error))
             return None
         is_over = status in ENDED and all(trial.has_ended for trial in self._trials.values())
@@ -244,7 +244,7 @@ class TuningJob:
     # --- leaving ---
 
     def _leave(self) -> None:
-        """Say how it goes on; on a terminal, ask whether it shall."""
+        """Say how it continues; on a terminal, ask whether it should."""
         log.info("%s", self._how_it_goes_on())
         if is_to_end("Leave it running?"):
             try:

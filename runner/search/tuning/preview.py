@@ -1,4 +1,4 @@
-"""What a dry run of a search by SageMaker shows: the space, its cost, the request, and what would be refused."""
+"""What a dry run of a search by SageMaker shows: the space, its cost, the request, and what would be rejected."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from runner.search.tuning.search import TuningSearch
 
 
 def all_trials(plan: Plan, trials: int) -> Plan:
-    """The plan of one trial as that of all, each in a training job of its own."""
+    """The plan of one trial, extended to all trials, each in its own training job."""
     return dataclasses.replace(plan, packs=plan.packs * trials)
 
 
 def search_lines(search: TuningSearch) -> list[str]:
-    """A search in words."""
+    """The search in words."""
     settings, objective = search.settings, search.base.experiment.objective
     at_once = min(settings.parallel, settings.n_trials)
     return [
@@ -29,7 +29,7 @@ def search_lines(search: TuningSearch) -> list[str]:
 
 
 def preview_lines(search: TuningSearch, plan: Plan, settings: SageMakerLauncher) -> list[str]:
-    """Everything, a line each; `plan` is of one trial."""
+    """The lines of the whole preview; `plan` is that of one trial."""
     draft = Draft(settings)
     lines = [*search_lines(search), *draft.cost(all_trials(plan, search.settings.n_trials))]
     return [*lines, json.dumps(_request(search, draft), indent=2), *draft.preflight()]

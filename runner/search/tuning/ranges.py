@@ -1,7 +1,7 @@
-"""A space as SageMaker's ranges, and the values that it chooses as the overrides of a job.
+"""A space as SageMaker's ranges, and the values it chooses as the overrides of a job.
 
-The container lays values over settings that are composed already (`runner.container.settings`), so a choice of a group
-is sent as what it changes.
+The container lays values over settings that are already composed (`runner.container.settings`), so the choice of a
+group is sent as the settings it changes.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class Range:
     """A setting that SageMaker chooses."""
 
     name: str
-    """Of the hyperparameter: a dotted key."""
+    """Name of the hyperparameter: a dotted key."""
     kind: Kind
     low: str = ""
     high: str = ""
     log: bool = False
     values: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Of a categorical one: value as it is sent, and the override that it stands for."""
+    """For a categorical one: value as sent -> the override it stands for."""
 
     def data(self) -> dict[str, Any]:
-        """As the request has it."""
+        """The range in the request's form."""
         if self.kind == "Categorical":
             return {"Name": self.name, "Values": list(self.values)}
         scaling = "Logarithmic" if self.log else "Linear"
@@ -52,7 +52,7 @@ class Range:
         """The override that a value stands for.
 
         Raises:
-            RunnerError: it is no value of this range.
+            RunnerError: it is not a value of this range.
         """
         try:
             if self.kind == "Categorical":
@@ -63,7 +63,7 @@ class Range:
             raise RunnerError(f"SageMaker has chosen {self.name} = {sent!r}, which was not in its range") from error
 
     def words(self) -> str:
-        """For people."""
+        """The range in words, for people."""
         if self.kind == "Categorical":
             return f"{self.name}: {', '.join(text.partition('=')[2] for text in self.values.values())}"
         notes = [*(["whole numbers"] if self.kind == "Integer" else []), *(["logarithmic"] if self.log else [])]
@@ -74,10 +74,10 @@ def ranges_of(space: Sequence[Parameter], composed: Callable[[str, str], Mapping
     """The space as ranges.
 
     Args:
-        composed: the configuration in which a setting (by its key) has some value, and all others their first.
+        composed: the configuration in which one setting (by its key) has a given value, and all others their first.
 
     Raises:
-        SettingsError: something in it cannot be said to SageMaker; all faults at once.
+        SettingsError: part of it cannot be expressed for SageMaker; all faults at once.
     """
     found: list[Range] = []
     faults: list[str] = []
@@ -127,7 +127,7 @@ def _texts(parameter: Parameter) -> Sequence[str]:
 def _chosen(
     key: str, configs: Mapping[str, Mapping[str, Any]], space: Sequence[Parameter]
 ) -> tuple[str, dict[str, Any]]:
-    """What the values of a setting stand for: the name it is sent by, and for each value what is sent."""
+    """What the values of a setting stand for: the name under which it is sent, and what is sent for each value."""
     found = {text: _value(config, key) for text, config in configs.items()}
     if any(value is MISSING for value in found.values()):
         raise ValueError("chooses more than one setting, and SageMaker varies single ones; sweep those")
@@ -155,11 +155,11 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
 
 
 def as_yaml(value: Any) -> str:
-    """A value in one line, from which YAML reads the same."""
+    """A value on one line, from which YAML reads the same value."""
     if isinstance(value, str) and PLAIN.fullmatch(value) and yaml.safe_load(value) == value:
         return value
     text = json.dumps(value, ensure_ascii=False)
     if yaml.safe_load(text) == value:
         return text
-    # YAML takes 1e-05 for text, and JSON writes it so.
+    # YAML reads 1e-05, which JSON writes, as text.
     return yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True).split("\n")[0]

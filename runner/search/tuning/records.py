@@ -1,4 +1,4 @@
-"""What is known of a tuning job after its end: a small file beside the records of its training jobs."""
+"""What is known about a tuning job after its end: a small file beside the records of its training jobs."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class TuningRecord:
     trials: Mapping[str, str]
     """Training job -> status."""
     jobs: tuple[str, ...]
-    """Ids of the jobs that they stand for, each once."""
+    """Ids of the jobs that the trials stand for, each once."""
 
     @property
     def done(self) -> int:
-        """Trials that count: completed, or ended early while the search went on."""
+        """How many trials count: completed, or ended early while the search continued."""
         counted = ("Completed",) if self.status == "Stopped" else ("Completed", "Stopped")
         return sum(status in counted for status in self.trials.values())
 
     def write(self, experiment_folder: Path) -> None:
-        """Keep it."""
+        """Write it to the experiment's folder."""
         text = json.dumps(dataclasses.asdict(self), indent=2)
         write_text(record_file(experiment_folder, self.name), text + "\n")
 
     @classmethod
     def read(cls, experiment_folder: Path, name: str) -> TuningRecord | None:
-        """What was kept of the tuning job of that name; None where it has not ended, as far as is known here."""
+        """The record of the tuning job of that name; None if it is not known here to have ended."""
         try:
             known = json.loads(record_file(experiment_folder, name).read_text(encoding="utf-8"))
             return cls(**known | {"jobs": tuple(known["jobs"])})

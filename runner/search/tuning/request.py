@@ -1,4 +1,4 @@
-"""The request for a tuning job: one plain dict, made of a training job's request and what is searched."""
+"""The request for a tuning job: a plain dict, built from a training job's request and the space."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAME_LENGTH = 32
 """Longest name of a tuning job."""
 NUMBER = r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?"
 OF_THE_TUNING_JOB = ("TrainingJobName", "Tags")
-"""What of a training job's request is no part of the definition of a tuning job's training jobs."""
+"""Fields of a training job's request that the definition of a tuning job's training jobs does not contain."""
 
 
 def search_key(
@@ -26,7 +26,7 @@ def search_key(
     """A hash of a search: the same for the same space, settings, data and count.
 
     Args:
-        identity: of any of its jobs.
+        identity: the identity of any of its jobs.
     """
     chosen = [f"settings.{each.name}" for each in ranges]
     fixed = {
@@ -37,7 +37,7 @@ def search_key(
     content = {
         "ranges": sorted((dataclasses.asdict(each) for each in ranges), key=lambda each: str(each["name"])),
         "fixed": fixed,
-        # How many run at once may be changed without making it another search.
+        # Changing how many run at once does not make it another search.
         "settings": settings.model_dump(mode="json", exclude={"parallel"}),
         "objective": objective.model_dump(mode="json"),
     }
@@ -45,7 +45,7 @@ def search_key(
 
 
 def tuning_job_name(experiment: str, key: str, attempt: int) -> str:
-    """The name of a tuning job, with as much of the experiment's as has room; see `training_job_name`."""
+    """The name of a tuning job, with as much of the experiment's name as fits; see `training_job_name`."""
     return training_job_name(experiment, key, attempt, length=NAME_LENGTH)
 
 
@@ -59,11 +59,11 @@ def tuning_request(
     objective: ObjectiveSettings,
     parents: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What `create_hyper_parameter_tuning_job` is called with.
+    """The arguments of `create_hyper_parameter_tuning_job`.
 
     Args:
-        training: the request for a training job with the settings that all trials share.
-        parents: earlier tuning jobs that it learns from.
+        training: the request for a training job with the settings shared by all trials.
+        parents: earlier tuning jobs to learn from.
     """
     definition = {key: value for key, value in training.items() if key not in OF_THE_TUNING_JOB}
     metric = {"Name": objective.name, "Regex": f"^{re.escape(objective.name)}=({NUMBER})$"}

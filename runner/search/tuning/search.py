@@ -1,4 +1,4 @@
-"""A search over all its tuning jobs: usually one; a further one does what an earlier one has left."""
+"""A search over all its tuning jobs: usually one; another one does what an earlier one left undone."""
 
 from __future__ import annotations
 
@@ -30,36 +30,36 @@ MOST_ATTEMPTS = 100
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TuningSearch:
-    """What a search is."""
+    """A search by SageMaker."""
 
     key: str
-    """A hash of it (`search_key`)."""
+    """Its hash (`search_key`)."""
     base: Job
-    """With the settings that all trials share, and some values of the others."""
+    """A job with the settings that all trials share, and some values for the others."""
     fixed: Sequence[str]
     """Overrides that all trials share."""
     ranges: Sequence[Range]
     settings: TuningSettings
     processes: int
-    """Of each trial."""
+    """Number of processes of each trial."""
     job_of: Callable[[Mapping[str, str]], Job]
-    """The job with values that were chosen, by the names of the hyperparameters."""
+    """Returns the job for chosen values, by hyperparameter name."""
 
     @property
     def folder(self) -> Path:
-        """The experiment's."""
+        """The experiment's folder."""
         return self.base.folder.parent
 
     def name(self, attempt: int) -> str:
-        """Of a tuning job of this search."""
+        """The name of a tuning job of this search."""
         return tuning_job_name(self.base.experiment.name, self.key, attempt)
 
     def request(
         self, training: Mapping[str, Any], *, name: str, trials: int, parents: Sequence[str] = (), attempt: int = 1
     ) -> dict[str, Any]:
-        """What `create_hyper_parameter_tuning_job` is called with; see `tuning_request`."""
+        """The arguments of `create_hyper_parameter_tuning_job`; see `tuning_request`."""
         seed = self.settings.seed
-        # With the same seed, a further tuning job would draw what an earlier one has drawn.
+        # With the same seed, another tuning job would draw what an earlier one drew.
         settings = self.settings.model_copy(update={} if seed is None else {"seed": seed + attempt - 1})
         return tuning_request(
             settings,
@@ -72,12 +72,12 @@ class TuningSearch:
         )
 
     def run(self, reached: SageMakerCluster) -> None:
-        """Do what is missing, and say how it went.
+        """Run what is missing, and report the outcome.
 
         Raises:
-            Detached: it goes on without this command, as was asked for.
-            Interrupted: Ctrl-C, or somebody has stopped the search.
-            JobsFailed: at least one trial failed; the message is the table of them.
+            Detached: it continues without this command, as requested.
+            Interrupted: Ctrl-C, or somebody stopped the search.
+            JobsFailed: at least one trial failed; the message is a table of them.
         """
         known = self._known()
         left = self.settings.n_trials - sum(record.done for record in known)
@@ -94,7 +94,7 @@ class TuningSearch:
         self._conclude(jobs, last)
 
     def _known(self) -> list[TuningRecord]:
-        """The tuning jobs of this search that have ended, as earlier commands have found them."""
+        """The ended tuning jobs of this search, as earlier commands found them."""
         found: list[TuningRecord] = []
         while len(found) < MOST_ATTEMPTS and (record := TuningRecord.read(self.folder, self.name(len(found) + 1))):
             found.append(record)
@@ -112,7 +112,7 @@ class TuningSearch:
     def _tuning_job(self, reached: SageMakerCluster, known: Sequence[TuningRecord], trials: int) -> TuningJob:
         attempt = len(known) + 1
         name = self.name(attempt)
-        # Only one kind of search learns; and there is something to learn from only where a trial was completed.
+        # Only one kind of search learns, and only completed trials give it something to learn from.
         parents = [record.name for record in known if record.done and self.settings.strategy == "Bayesian"]
         if known:
             log.info("%s: %d of %d trials are left", known[-1].name, trials, self.settings.n_trials)
@@ -128,11 +128,11 @@ class TuningSearch:
         )
 
     def _training(self, reached: SageMakerCluster, name: str) -> dict[str, Any]:
-        """The request for a training job of the base; what it reads is brought to S3."""
+        """The request for a training job of the base; its inputs are brought to S3."""
         experiment, settings = self.base.experiment.name, reached.settings
         place = reached.places.training_job(experiment, name)
         with tempfile.TemporaryDirectory(prefix="runner-tuning-") as folder:
-            # It is no trial: among the results it would be taken for one.
+            # The base is no trial: among the results it would be mistaken for one.
             sent = dataclasses.replace(self.base, folder=Path(folder) / self.base.id, overrides=tuple(self.fixed))
             register(sent)
             order = Order(
