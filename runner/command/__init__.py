@@ -1,1 +1,1 @@
-"""From a command line to plain configurations. Only this room and the plugins know Hydra."""
+"""From a command line to plain configurations. Only this package and the plugins know Hydra."""

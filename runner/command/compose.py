@@ -1,4 +1,4 @@
-"""What Hydra composes, as plain data; and the jobs of a sweep many times faster than it composes them one by one."""
+"""What Hydra composes, as plain data; composes the jobs of a sweep many times faster than Hydra does one by one."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from runner.schema.texts import secret_faults
 
 
 class Composer:
-    """Takes the place of Hydra's loader in a sweep.
+    """Replaces Hydra's loader in a sweep.
 
-    Hydra builds the defaults list anew for each job, 80 ms of processor time. It depends only on the choices of groups:
-    so each set of choices is composed once, by Hydra, and the values of each job are laid over a copy, by the same
-    function that Hydra lays them with.
+    Hydra rebuilds the defaults list for each job, which takes 80 ms of processor time. The list depends only on the
+    choices of groups, so Hydra composes each set of choices once, and the values of each job are laid over a copy by
+    the same function that Hydra uses.
     """
 
     def __init__(self, loader: ConfigLoader) -> None:
@@ -37,7 +37,7 @@ class Composer:
         self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """As Hydra's own method of that name; equal overrides give the same object."""
+        """Like Hydra's own method of that name; equal overrides give the same object."""
         key = tuple(sweep_overrides)
         if key not in self._composed:
             self._composed[key] = self._load(master_config, sweep_overrides)
@@ -66,7 +66,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """What Hydra composed, resolved, without what only concerns Hydra.
 
     Raises:
-        SettingsError: a reference in it leads nowhere, or there is something that nothing would read.
+        SettingsError: a reference in it leads nowhere, or nothing would read some part of it.
     """
     if below := config.get("recipe"):
         keys = ", ".join(f"recipe.{key!s}" for key in below) if isinstance(below, DictConfig) else "recipe"
@@ -75,7 +75,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
             f"'{FIRST_LINE}', and its settings can be changed as those of any experiment, such as steps=100; "
             "nothing was started"
         )
-    # A copy: the composed object may be shared with Hydra.
+    # A copy, because the composed object may be shared with Hydra.
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "recipe")])
     try:
         resolved = OmegaConf.to_container(config, resolve=True)
@@ -88,11 +88,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def refuse_outdone(config: DictConfig, hydra: HydraConf) -> None:
-    """Raises SettingsError where a recipe, which comes after the groups, has changed what a typed choice says.
+    """Raises SettingsError if a recipe, which comes after the groups, has overridden settings of a typed choice.
 
     Args:
         config: what Hydra composed.
-        hydra: what it says of how.
+        hydra: Hydra's own account of the composition.
     """
     choices = hydra.runtime.choices
     if (recipe := choices.get("recipe")) is None:
@@ -117,11 +117,11 @@ def refuse_outdone(config: DictConfig, hydra: HydraConf) -> None:
 
 
 def refuse_idle_sweep(config: DictConfig, master: DictConfig) -> None:
-    """Raises SettingsError where the recipe of a job has a sweep of its own: Hydra takes only that of the command's.
+    """Raises SettingsError if the recipe of a job has its own sweep: Hydra uses only the one of the command's recipe.
 
     Args:
         config: what Hydra composed for a job.
-        master: what it composed of the command, without what is swept.
+        master: what it composed for the command, without the swept values.
     """
     own, used = (_plainly(each.hydra.sweeper) for each in (config, master))
     if own != used:
@@ -131,7 +131,7 @@ def refuse_idle_sweep(config: DictConfig, master: DictConfig) -> None:
 
 
 def _content(path: str) -> DictConfig:
-    """What a file of choices says, before it is merged with anything; nothing where there is no such file."""
+    """The content of a choice's file before it is merged with anything; empty if there is no such file."""
     loader = GlobalHydra.instance().config_loader()
     assert isinstance(loader, ConfigLoaderImpl), type(loader)
     found = loader.repository.load_config(path)

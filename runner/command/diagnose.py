@@ -1,6 +1,6 @@
-"""Why Hydra could not compose a command line: all its faults at once, not only the first.
+"""Why Hydra could not compose a command line: all of its faults at once, not only the first.
 
-Runs only after a composition has failed, so it may compose each override by itself to find the culprits.
+Runs only after a composition has failed, so it can afford to compose each override by itself to find the culprits.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from runner.schema.messages import nearest, takes_list
 
 MOST_JOBS = 64
 SWEEPERS = ("grid", *SEARCHES)
-"""What can be chosen as `hydra/sweeper`."""
+"""The choices for `hydra/sweeper`."""
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError)
 
 
 def diagnose(arguments: Sequence[str], error: Exception) -> SettingsError:
-    """Everything that is wrong with a command line, a line each.
+    """Everything that is wrong with a command line, one fault per line.
 
     Args:
-        error: what Hydra raised; it is said only if no fault is found by looking closer.
+        error: what Hydra raised; reported only if a closer look finds no fault.
     """
     parsed = get_args_parser().parse_args(list(arguments))
     search = [f"hydra.searchpath=[file://{parsed.config_dir}]"] if parsed.config_dir else []
@@ -60,18 +60,18 @@ def diagnose(arguments: Sequence[str], error: Exception) -> SettingsError:
             found = _faults_of(text, search, multirun=parsed.multirun, searching=searching)
             faults += found
             good += _as_text(text) if found else [text]
-        # Which settings there are depends on the task.
+        # Which settings exist depends on the task.
         if not any(fault.startswith("task = ") for fault in faults):
             faults += _faults_of_values(good, search)
         if not faults and isinstance(error, TypeError):
-            raise error  # no mistake of the user's
+            raise error  # not the user's mistake
         if not faults:
             faults = [_of_file(error, search) or _of_item(good, search) or " ".join(str(error).split())]
     return not_started("The configuration is invalid", dict.fromkeys(faults))
 
 
 def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[Settings] | None) -> list[str]:
-    """Faults of one override that keep it from being composed at all; values are looked at later, together."""
+    """Faults of one override that keep it from being composed at all; values are checked later, together."""
     try:
         override = OverridesParser.create().parse_override(text)
     except COMPOSITION_ERRORS as error:
@@ -110,7 +110,7 @@ def _several(override: Override, key: str, value: str) -> str:
 
 
 def _as_text(text: str) -> list[str]:
-    """A faulty setting in quotes, if meant so, or with the first of its values: else it is told as missing too."""
+    """A faulty setting in quotes, if that was meant, or with its first value; otherwise it would also seem missing."""
     key, _, value = text.partition("=")
     if key in (*GROUPS, "recipe") or not _may_be_text(value):
         return []
@@ -121,17 +121,17 @@ def _as_text(text: str) -> list[str]:
 
 
 def _may_be_text(value: str) -> bool:
-    # What begins like a list, a mapping or a function may be one with another fault.
+    # Something that starts like a list, a mapping or a function may be one with another fault.
     return re.match(r"[\[{\"']|\w+\(|$", value) is None
 
 
 def _is_text(value: str) -> bool:
-    # Numbers and names hold no spaces, but for those after a comma, and no letters but a to z.
+    # Numbers and names contain no spaces except after a comma, and no letters other than a to z.
     return not value.isascii() or any(" " in part.strip() for part in value.split(","))
 
 
 def _faults_of_choice(override: Override, group: str, search: list[str]) -> list[str]:
-    """Faults of an override such as `model=sdxl`: a choice that does not exist, or a value in a group's place."""
+    """Faults of an override such as `model=sdxl`: a choice that does not exist, or a value in place of a group."""
     options = _options(group, search)
     values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
     faults = []
@@ -147,7 +147,7 @@ def _faults_of_choice(override: Override, group: str, search: list[str]) -> list
 
 
 def _options(group: str, search: list[str]) -> list[str]:
-    """What can be chosen in a group; the folder given with --config-dir adds choices."""
+    """The choices in a group; the folder given with --config-dir adds some."""
     loader = GlobalHydra.instance().config_loader()
     own = [file.stem for file in Path(_folder(search), group).glob("*.yaml")] if search else []
     return [name for name in loader.get_group_options(group) if not name.startswith("_")] + own
@@ -158,7 +158,7 @@ def _folder(search: list[str]) -> str:
 
 
 def _faults_of_values(overrides: Sequence[str], search: list[str]) -> list[str]:
-    """Faults of the values in the overrides that Hydra does accept."""
+    """Faults of the values in the overrides that Hydra accepts."""
     parser = OverridesParser.create()
     columns = [_single_values(parser.parse_override(text), text) for text in overrides]
     checker, places = Checker(outputs_dir()), dict[str, list[str]]()
@@ -175,11 +175,11 @@ def _faults_of_values(overrides: Sequence[str], search: list[str]) -> list[str]:
 
 
 def _of_item(overrides: Sequence[str], search: list[str]) -> str | None:
-    """The first setting that Hydra does not find because it would be in a list; None if there is none."""
+    """A message about the first setting that Hydra cannot find because it would be in a list; None if there is none."""
     for place, text in enumerate(overrides):
         try:
             compose("config", [*search, *overrides[: place + 1]])
-        except (*COMPOSITION_ERRORS, TypeError):  # the last where an item of a list is to be removed
+        except (*COMPOSITION_ERRORS, TypeError):  # TypeError if an item of a list is to be removed
             key, given, value = text.lstrip("+~").partition("=")
             said, parts = f"{key} = {value}" if given else text, key.split(".")
             before = compose("config", [*search, *overrides[:place]])
@@ -192,7 +192,7 @@ def _of_item(overrides: Sequence[str], search: list[str]) -> str | None:
 
 
 def _single_values(override: Override, text: str) -> list[str]:
-    """The override for each of its values, forced in: what does not belong there, the schema says best."""
+    """The override for each of its values, forced in: the schema reports best what does not belong there."""
     key, _, value = text.partition("=")
     name = key.lstrip("+~")
     force = "" if key.startswith("~") or name.startswith("hydra") or name in (*GROUPS, "recipe") else "++"
@@ -206,7 +206,7 @@ def _single_values(override: Override, text: str) -> list[str]:
 
 
 def _of_file(error: Exception, search: list[str]) -> str | None:
-    """What is wrong with a file that is no YAML, no UTF-8 or a list, and where; None if it is not that."""
+    """What is wrong with a file that is not YAML, not UTF-8 or a list, and where; None if that is not the problem."""
     if isinstance(error, UnicodeDecodeError):
         return _of_encoding(error, search)
     if found := re.match(r"In '([^']+)': ConfigTypeError .*\s*Cannot merge DictConfig with ListConfig", str(error)):
@@ -219,14 +219,14 @@ def _of_file(error: Exception, search: list[str]) -> str | None:
     if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
         return str(error)
     mark, began = error.problem_mark, error.context_mark
-    # What was left open is often noticed in a later line only.
+    # An unclosed bracket or quote is often noticed only on a later line.
     since = f" in line {began.line + 1}" if began is not None and began.line != mark.line else ""
     while_doing = f" ({error.context}{since})" if error.context else ""
     return f"{mark.name}, line {mark.line + 1}: {error.problem}{while_doing}; mend the file"
 
 
 def _of_encoding(error: UnicodeDecodeError, search: list[str]) -> str | None:
-    """The error does not name the file: it is the one of the user's that holds these bytes."""
+    """The fault of a file that is not UTF-8; the error does not name it: it is the user's file with these bytes."""
     for file in sorted(Path(_folder(search)).rglob("*.yaml")) if search else ():
         before, found, _ = file.read_bytes().partition(error.object)
         if found:
@@ -237,6 +237,6 @@ def _of_encoding(error: UnicodeDecodeError, search: list[str]) -> str | None:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # Such a line only says where; what is wrong is in the next one.
+    # Such a line only says where; the next one says what is wrong.
     shown = 2 if lines and lines[0].endswith(":") else 1
     return " ".join(lines[:shown]) or type(error).__name__

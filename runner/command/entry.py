@@ -1,4 +1,4 @@
-"""What Hydra calls once it has composed: it hands plain configurations to the one door, and results back."""
+"""What Hydra calls after composing: passes plain configurations to the one door, and results back."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 MANY_JOBS = 200
-"""So many take some seconds to compose and check, and a thousand half a minute."""
+"""This many take some seconds to compose and check; a thousand take half a minute."""
 
 
 def single(config: DictConfig, overrides: Sequence[str]) -> None:
     """Run what Hydra composed without `-m`: a batch of one."""
     from hydra.core.hydra_config import HydraConfig
 
-    # On stderr, for what is said on stdout may be read by a program (launcher.dry_run=json).
+    # On stderr, because a program may be reading stdout (launcher.dry_run=json).
     if params := HydraConfig.get().sweeper.get("params"):
         sweeps = " ".join(f"{key}={value}" for key, value in params.items())
         sys.stderr.write(f"a single job: the sweep of the recipe ({sweeps}) needs -m (python -m runner -m ...)\n")
@@ -45,7 +45,7 @@ def _refuse_search(hydra: HydraConf) -> None:
 
 
 def _refuse(configs: Sequence[Config], *looks: Callable[[], None]) -> None:
-    """Raises SettingsError where a look does; with what is wrong with the jobs, which the door would tell only then."""
+    """Raises SettingsError if a look does, and adds the faults of the jobs, which the door would report only later."""
     wrong = Refusals()
     for look in looks:
         wrong.of(look)
@@ -55,7 +55,7 @@ def _refuse(configs: Sequence[Config], *looks: Callable[[], None]) -> None:
 
 
 def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str]]) -> list[JobReturn]:
-    """Run what Hydra's sweeper composed with `-m`; all jobs are known before the first one starts."""
+    """Run what Hydra's sweeper composed with `-m`; all jobs are known before the first starts."""
     from hydra.core.utils import JobReturn, JobStatus
     from omegaconf import OmegaConf
 

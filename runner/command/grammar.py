@@ -1,4 +1,4 @@
-"""Hydra's sweep grammar as a space to search in: intervals, ranges and choices, with `tag(log, ...)` and `int(...)`."""
+"""Hydra's sweep grammar as a search space: intervals, ranges and choices, with `tag(log, ...)` and `int(...)`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ NO_VALUE = "fits no value; give some, or a pattern that fits"
 
 
 def empty_sweeps(overrides: Sequence[str], loader: ConfigLoader) -> list[str]:
-    """What is wrong with the sweeps among overrides that have no value, so that there is no job; a line each."""
+    """Faults of sweeps that have no value, so that there would be no job; one fault per line."""
     parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
     discrete = [each for each in parsed if each.is_sweep_override() and each.is_discrete_sweep()]
     return [f"{each.input_line}: {NO_VALUE}" for each in discrete if not tuple(each.sweep_string_iterator())]
 
 
 def space_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> tuple[list[Parameter], list[str]]:
-    """(what is to be chosen, overrides that all jobs share).
+    """(what the search chooses, overrides that all jobs share).
 
     Args:
         loader: knows the choices of groups, for glob(...).
@@ -37,7 +37,7 @@ def space_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> tu
     faults = []
     for override in OverridesParser.create(loader).parse_overrides(list(overrides)):
         key = override.get_key_element()
-        # What is given twice counts as it was given last: the command line comes after hydra.sweeper.params.
+        # The last of repeated overrides counts: the command line comes after hydra.sweeper.params.
         space.pop(key, None)
         fixed.pop(key, None)
         if not override.is_sweep_override():
@@ -59,7 +59,7 @@ def space_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> tu
 
 
 def unswept(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[str]:
-    """The overrides that are no sweeps: what all jobs share, whatever the space is."""
+    """The overrides that are not sweeps: what all jobs share, whatever the space is."""
     parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
     return [str(each.input_line) for each in parsed if not each.is_sweep_override()]
 
@@ -75,7 +75,7 @@ def _parameter(key: str, override: Override) -> Parameter:
         start, stop, step = value.start, value.stop, value.step
         if start is None or stop is None or not start < stop or step <= 0:
             raise ValueError(f"a range to search needs start < stop and a step above 0, not {start}, {stop}, {step}")
-        last = round(float(list(value.range())[-1]), 12)  # 0.7, and not 0.1 added up seven times
+        last = round(float(list(value.range())[-1]), 12)  # 0.7, not 0.1 added up seven times
         integer = _whole(start, stop, step)
         return _checked(Interval(key, float(start), last, log="log" in value.tags, integer=integer, step=float(step)))
     if not (values := tuple(override.sweep_string_iterator())):
@@ -92,5 +92,5 @@ def _checked(interval: Interval) -> Interval:
 
 
 def _whole(*numbers: float) -> bool:
-    # In Hydra's grammar interval(1,40) is of floats; int(interval(1,40)) gives whole numbers.
+    # In Hydra's grammar, interval(1,40) has floats; int(interval(1,40)) gives whole numbers.
     return all(isinstance(number, int) for number in numbers)

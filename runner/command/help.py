@@ -8,7 +8,7 @@ from runner import HOME
 from runner.schema import GROUPS
 
 WIDTH = 100
-"""Characters: a longer list goes on in the next line, below its beginning."""
+"""Characters per line: a longer list continues on the next line, aligned with its start."""
 
 USAGE = """\
 Fine-tune a text-to-image model with LoRA: compose an experiment, run it, read its report.

@@ -1,6 +1,6 @@
-"""What is wrong with YAML files of the user's own (`--config-dir`), as far as Hydra does not say it in words for users.
+"""Faults in the user's own YAML files (`--config-dir`) that Hydra does not report in words for users.
 
-Takes the folder and what there is to choose; knows nothing of values, which the schema checks.
+Takes the folder and the available choices; knows nothing about values, which the schema checks.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from runner.schema.defaults import variants_of
 from runner.schema.messages import nearest
 
 FIRST_LINE = "# @package _global_"
-"""How a recipe says that its settings are those at the top."""
+"""The line by which a recipe says that its settings are top-level."""
 
 Options = Callable[[str], Sequence[str]]
 """The names of a group's choices."""
 
 
 def faults_of_defaults(folder: Path, group: str, choice: str, options: Options) -> list[str]:
-    """What is wrong with the lists of defaults of a choice and of those that it begins with, a line each."""
+    """Faults in the defaults lists of a choice and of the choices it builds on, one per line."""
     faults: list[str] = []
     way: list[str] = []
     while (file := folder / group / f"{choice}.yaml").is_file():
@@ -42,7 +42,7 @@ def faults_of_defaults(folder: Path, group: str, choice: str, options: Options) 
 
 
 def no_choice(group: str, value: str, options: Sequence[str]) -> str:
-    """What to say of a choice that does not exist."""
+    """The message about a choice that does not exist."""
     own = f" what you have is named by {in_shell(f'{group}.path', value)};" if "/" in value and _has_path(group) else ""
     return f"{group} = {value}: there is no such choice{nearest(value, options) or ';'}{own} {_all(options)}"
 
@@ -52,7 +52,7 @@ def _has_path(group: str) -> bool:
 
 
 def _entries(file: Path) -> list[Any]:
-    """The list of defaults; nothing of a file that is no YAML, about which Hydra speaks itself."""
+    """The defaults list; empty for a file that is not YAML, which Hydra itself reports."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):

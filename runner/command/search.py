@@ -1,4 +1,4 @@
-"""What Hydra's sweeper `optuna` does: trials are composed as the jobs of a sweep are, and go through the same door."""
+"""What Hydra's sweeper `optuna` does: trials are composed like the jobs of a sweep, and go through the same door."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def run_search(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
 
     Args:
         loader: composes jobs.
-        master: what Hydra composed of the command.
-        arguments: the overrides of the command, those of `hydra.sweeper.params` before them.
+        master: what Hydra composed for the command.
+        arguments: the overrides of the command, preceded by those of `hydra.sweeper.params`.
         settings: the other keys of `hydra.sweeper`.
 
     Raises:
-        SettingsError: the space, the settings or one of the ends of the space is wrong; nothing was started.
+        SettingsError: the space, the settings or one of the ends of the space is wrong; nothing has started.
     """
     wrong = Refusals()
     chosen = wrong.of(lambda: checked_settings(SearchSettings, settings))
@@ -87,7 +87,7 @@ def _require_waiting(config: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _alone(folder: ExperimentPaths) -> Iterator[None]:
-    """One search of an experiment at a time: a second one would take the trials of the first for cut off."""
+    """Allow one search of an experiment at a time: a second would mistake the trials of the first for cut off."""
     with ExitStack() as held:
         try:
             held.enter_context(lock(folder.folder))

@@ -10,12 +10,12 @@ from runner.system.signals import silence
 
 
 class Lines(logging.StreamHandler[TextIO]):
-    """Lines for whoever reads them; when nobody does any more, as after `| head`, the command goes on without."""
+    """Writes lines while somebody reads them; after that, as with `| head`, the command continues without."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """What logging calls when a line could not be written."""
+        """Called by logging when a line could not be written."""
         if not isinstance(sys.exc_info()[1], BrokenPipeError):
             super().handleError(record)
             return
-        # The descriptor rather than Python's stream: what is left in that would fail again when the process ends.
+        # The descriptor rather than Python's stream, whose remaining content would fail again when the process ends.
         silence([self.stream.fileno()])

@@ -1,4 +1,4 @@
-"""What every search of a command needs: its settings, examples of its jobs, and what all of these share."""
+"""What every search of a command needs: its settings, examples of its jobs, and what all jobs share."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from runner.search import Parameter
 S = TypeVar("S", bound=Settings)
 
 WITHOUT_EFFECT = ("launcher", "logger", "checkpoint", "objective", "hydra", "name")
-"""What all jobs share and no result depends on: another value does not make another search of it."""
+"""Sections that all jobs share and no result depends on: another value does not make it another search."""
 
 
 def checked_settings(kind: type[S], settings: Mapping[str, Any]) -> S:
     """The keys of `hydra.sweeper` as settings.
 
     Raises:
-        SettingsError: some are wrong; all of them at once.
+        SettingsError: some are wrong; all faults at once.
     """
     checked, faults = read(kind, settings)
     if checked is None:
@@ -38,14 +38,14 @@ def first_values(space: Sequence[Parameter]) -> dict[str, str]:
 
 
 def other_values(space: Sequence[Parameter]) -> list[tuple[str, str]]:
-    """(key, value) of what else is worth trying: the other ends, and all other choices."""
+    """(key, value) of everything else worth trying: the other ends, and all other choices."""
     return [(parameter.key, text) for parameter in space for text in parameter.examples()[1:]]
 
 
 def examples(space: Sequence[Parameter], compose: Callable[[Sequence[str]], Config]) -> list[Config]:
-    """Every setting at each of its ends or values, the others at their first: what is wrong there shows before.
+    """Every setting at each of its ends or values, the others at their first, to reveal faults before the start.
 
-    The first of them has the first value of all; the others come in the order of `other_values`.
+    The first example has the first value of every setting; the others come in the order of `other_values`.
     """
     first = first_values(space)
     chosen = [first, *({**first, key: text} for key, text in other_values(space))]
@@ -67,14 +67,14 @@ def checked_trainings(checker: Checker, found: Sequence[Config]) -> list[Job]:
     """The jobs of some configurations.
 
     Raises:
-        SettingsError: they are no trainings, or some are wrong.
+        SettingsError: they are not trainings, or some are wrong.
     """
     require_trainings(found[0][0])
     return check_all(checker, found)
 
 
 def require_trainings(config: Mapping[str, Any]) -> None:
-    """Raises SettingsError where jobs have no objective that a search could go by."""
+    """Raises SettingsError if jobs have no objective for a search to optimize."""
     task = config.get("task", {}).get("name")
     if task != "train":
         raise SettingsError(
@@ -84,7 +84,7 @@ def require_trainings(config: Mapping[str, Any]) -> None:
 
 
 def contents_of(jobs: Sequence[Job]) -> dict[str, list[str]]:
-    """What the files hold that jobs read, by the part of their identity: it may change under the same names."""
+    """The content of the files that jobs read, by the part of their identity: it may change under the same names."""
     found: dict[str, set[str]] = {}
     for job in jobs:
         for part, content in job.identity.items():

@@ -1,4 +1,4 @@
-"""What Hydra's sweeper `sagemaker_tuning` does: the space of the command line becomes a tuning job of SageMaker."""
+"""What Hydra's sweeper `sagemaker_tuning` does: the space of the command line becomes a SageMaker tuning job."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class _Space:
         return plain(self._composer.load_sweep_config(self._master, list(every))), every
 
     def composed(self, key: str, text: str) -> Mapping[str, Any]:
-        """The configuration with one setting at some value, and all others at their first."""
+        """The configuration with one setting at a given value, and all others at their first."""
         chosen = {**first_values(self.parameters), key: text}
         return self.compose([f"{each}={value}" for each, value in chosen.items()])[0]
 
@@ -70,7 +70,7 @@ def run_tuning(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
     """Let SageMaker search with the sweeps in `arguments` as the space; see `run_search` for the arguments.
 
     Raises:
-        SettingsError: the space, the settings or one of the ends of the space is wrong; nothing was started.
+        SettingsError: the space, the settings or one of the ends of the space is wrong; nothing has started.
     """
     wrong = Refusals()
     chosen = wrong.of(lambda: checked_settings(TuningSettings, settings))
@@ -112,7 +112,7 @@ def run_tuning(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
 
 
 def _ranges_there(space: _Space, first: Mapping[str, Any]) -> list[Range]:
-    """The space as SageMaker varies it, if it is SageMaker that shall."""
+    """The space as SageMaker's ranges, after checking that jobs run on SageMaker."""
     require_sagemaker(first)
     return ranges_of(space.parameters, space.composed)
 
@@ -133,7 +133,7 @@ def _job_of(space: _Space, ranges: Sequence[Range], values: Mapping[str, str]) -
 def _faults_of_laying(
     space: _Space, ranges: Sequence[Range], first: Mapping[str, Any], jobs: Sequence[Job]
 ) -> list[str]:
-    """Choices that Hydra makes more of than the container can, which only lays values over what is composed."""
+    """Faults of choices that change more in Hydra than in the container, which only lays values over settings."""
     by_key: dict[str, Range] = dict(zip([each.key for each in space.parameters], ranges, strict=True))
     faults = []
     for (key, text), job in zip(other_values(space.parameters), jobs[1:], strict=True):

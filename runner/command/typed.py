@@ -1,6 +1,6 @@
-"""What was typed, before Hydra sees it: flags among settings, and values that a shell has cut at their spaces.
+"""What was typed, before Hydra sees it: flags among settings, and values that a shell has split at spaces.
 
-Takes the arguments of the command line; knows Hydra's flags, and of settings only what they are called elsewhere.
+Takes the arguments of the command line; knows Hydra's flags, and of settings only their names in other programs.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ REFUSED = {
     "hydra.sweeper.max_batch_size": f"{APART}launcher.pack and launcher.concurrency say how many at once",
     "hydra/launcher": f"{APART}launcher=local, slurm or sagemaker says where",
 }
-"""Settings of Hydra that would not do here what they do elsewhere, and what does."""
+"""Hydra settings that would not do here what they do elsewhere, with what to use instead."""
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
-    """The same arguments in the order that Hydra's parser wants, which takes flags between settings for mistakes.
+    """The same arguments in the order that Hydra's parser expects, which treats flags between settings as mistakes.
 
     Raises:
-        SettingsError: what looks like a flag is none, or a setting of Hydra would not do what it does elsewhere.
+        SettingsError: something that looks like a flag is none, or a Hydra setting would not do what it does elsewhere.
     """
     known = get_args_parser()._option_string_actions
     flags: list[str] = []
@@ -42,7 +42,7 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
             continue
         flags.append(argument)
         action = known.get(argument)
-        # None is one value, as --config-dir has; "?" one or none, as --info has.
+        # None means one value, as for --config-dir; "?" one or none, as for --info.
         if action is not None and left and (action.nargs is None or left[0] in (action.choices or ())):
             flags.append(left.pop(0))
     _, unknown = get_args_parser().parse_known_args(flags)
@@ -62,8 +62,8 @@ def _of_no_flag(argument: str) -> str:
 
 
 def mended(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(the settings that were meant, a line for each that was written with spaces): words without a key belong to the
-    setting before them, and those around `=` together.
+    """(the intended settings, a line for each that was written with spaces): words without a key belong to the setting
+    before them, and words around `=` belong together.
     """
     meant: list[str] = []
     faults: list[str] = []
@@ -80,7 +80,7 @@ def mended(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
             meant.append(text)
         elif value and re.fullmatch(r"[+~]*[\w./@-]+", key):
             parts = [part.strip() for part in value.split(",")]
-            # Numbers and names; a text has spaces elsewhere, too.
+            # Numbers and names; a text has spaces elsewhere as well.
             value = value if any(" " in part for part in parts) or value[0] in "[{" else ",".join(parts)
             fault = "a value with spaces needs quotes" if " " in value else "no spaces around '=' and ','"
             meant.append(f"{key}={quoted(value) if ' ' in value else value}")
@@ -91,24 +91,24 @@ def mended(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _begins(overrides: Sequence[str], place: int) -> bool:
-    """Whether a setting begins here."""
+    """Whether a setting starts here."""
     text = overrides[place]
     if text.startswith("="):
         return False
-    # `lora.rank = 4`: its key stands alone.
+    # In `lora.rank = 4`, the key stands alone.
     is_key = place + 1 < len(overrides) and overrides[place + 1].startswith("=")
     return "=" in text or text.startswith("~") or is_key
 
 
 def quoted(value: str) -> str:
-    """A value as Hydra's grammar wants it; a list or mapping, and what needs no quotes, as it is."""
-    # Without quotes, the grammar knows no letters but a to z.
+    """A value as Hydra's grammar wants it; a list, a mapping or a value that needs no quotes is unchanged."""
+    # Without quotes, the grammar accepts no letters other than a to z.
     plain = re.fullmatch(r"[\w./:@ -]+", value, re.ASCII) or value[0] in "[{\"'"
     return value if plain else '"' + value.replace('"', '\\"') + '"'
 
 
 def in_shell(key: str, value: str) -> str:
-    """What to type for a setting, with the quotes that the shell takes away."""
+    """What to type for a setting, including the quotes that the shell removes."""
     text = f"{key}={quoted(value)}"
     if re.fullmatch(r"[\w./:@=+-]+", text):
         return text
