@@ -1,7 +1,7 @@
 """What Hydra sees of the project: the schema's defaults, the launcher, the sweepers and the group `recipe`.
 
 Hydra 1.3 accepts plugins only from the namespace `hydra_plugins`, and imports this file at every start,
-so it stays light; what it does lives in `runner.command`.
+so it stays light; the actual work is in `runner.command`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from runner import HOME
 from runner.schema.defaults import base_node, search_nodes, task_nodes, variant_nodes
 
 SWEEPERS = {"optuna": "OptunaSweeper", "sagemaker_tuning": "SageMakerTuningSweeper"}
-"""The class below that each search is."""
+"""The class below for each kind of search."""
 
 
 def _store_schema() -> None:
@@ -54,15 +54,15 @@ _store_schema()
 
 
 class RunnerLauncher(Launcher):
-    """Hands every batch of a sweep, whole, to the one door that single runs go through too."""
+    """Passes every batch of a sweep, whole, through the one door that single runs use too."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what composes a job, and compose each only once."""
+        """Keep what composes jobs, and compose each job only once."""
         from runner.command.compose import Composer, refuse_secrets
 
         refuse_secrets(config)
         self.config, self.loader = config, hydra_context.config_loader
-        # Hydra checks a batch by composing each job: its check and our launch share the result.
+        # Hydra checks a batch by composing each job; our launch reuses the result.
         self.loader.load_sweep_config = Composer(self.loader).load_sweep_config  # type: ignore[method-assign]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -75,14 +75,14 @@ class RunnerLauncher(Launcher):
 class GridSweeper(BasicSweeper):
     """Every combination of the values, as one batch.
 
-    Hydra's own sweeper writes into the folder of results before anything is checked, also where nothing is to start.
+    Hydra's own sweeper writes into the results folder before anything is checked, even if nothing is to start.
     """
 
     def __init__(self, params: DictConfig) -> None:
         super().__init__(max_batch_size=None, params={str(key): value for key, value in params.items()})
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Hand them all to the launcher; the command line comes after the parameters of the configuration, and wins."""
+        """Pass them all to the launcher; the command line comes after the configuration's parameters, and so wins."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         assert self.hydra_context is not None and self.launcher is not None
@@ -106,7 +106,7 @@ class _SearchSweeper(Sweeper):
         self.config, self.loader = config, hydra_context.config_loader
 
     def sweep(self, arguments: list[str]) -> None:
-        """Search; the command line comes after the parameters of the configuration, and so wins."""
+        """Search; the command line comes after the configuration's parameters, and so wins."""
         from omegaconf import OmegaConf
 
         own = [f"{key!s}={value}" for key, value in self.params.items()]
@@ -120,7 +120,7 @@ class _SearchSweeper(Sweeper):
 
 
 class OptunaSweeper(_SearchSweeper):
-    """Chooses values here; see `runner.command.search`."""
+    """Chooses values on this machine; see `runner.command.search`."""
 
     def search(self, arguments: list[str], settings: dict[str, Any]) -> None:
         """As the base has it."""
@@ -131,7 +131,7 @@ class OptunaSweeper(_SearchSweeper):
 
 
 class SageMakerTuningSweeper(_SearchSweeper):
-    """Lets SageMaker choose them; see `runner.command.tuning`."""
+    """Lets SageMaker choose values; see `runner.command.tuning`."""
 
     def search(self, arguments: list[str], settings: dict[str, Any]) -> None:
         """As the base has it."""
@@ -146,7 +146,7 @@ class RecipeSource(FileConfigSource):
 
     @staticmethod
     def scheme() -> str:
-        """Prefix of the search path entry that this source serves."""
+        """Prefix of the search path entries that this source serves."""
         return "recipes"
 
     def _file(self, config_path: str) -> str:
