@@ -1,4 +1,4 @@
-"""How far jobs are at this moment: a table for people, data for programs. It reads folders and writes nothing."""
+"""How far jobs are right now: a table for people, data for programs. Reads folders and writes nothing."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from runner.system.printable import log_to
 from runner.system.signals import silence
 
 PLAIN_WIDTH = 200
-"""Columns of a table that goes to a file or a program: nothing is folded there."""
+"""Columns of a table written to a file or a program, where nothing is wrapped."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(*faults, sep="\n", file=sys.stderr)
         return 2
     log_to(sys.stderr, logging.WARNING)
-    # Only this command knows launchers: whoever shows the table below a log looks for news itself.
+    # Only this command imports launchers: a launcher that shows the table below its log collects results itself.
     from runner.launchers.elsewhere import Elsewhere
 
     elsewhere = Elsewhere()
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         looked = _show(watch, once=options.once, as_json=options.json)
         sys.stdout.flush()
-    except BrokenPipeError:  # a reader that stops, such as head; what is left to say goes nowhere
+    except BrokenPipeError:  # a reader that stops, such as head; the remaining output is discarded
         silence([sys.stdout.fileno()])
         return 0
     return int(any(experiment.has_losses for experiment in looked))
@@ -81,7 +81,7 @@ def _jobs(root: Path) -> list[Path]:
     try:
         return job_folders(root)
     except (OSError, ValueError):
-        return []  # removed while somebody looks on
+        return []  # removed while it was being watched
 
 
 if __name__ == "__main__":

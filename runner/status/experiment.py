@@ -1,6 +1,6 @@
-"""All jobs of one experiment at one moment: what tells them apart, how many are in which state, when they will be done.
+"""All jobs of an experiment at one moment: how they differ, how many are in which state, when they will be done.
 
-Takes folders, gives `ExperimentStatus`; as plain data for programs too.
+Takes folders, returns `ExperimentStatus`; also as plain data for programs.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from runner.status.look import ACTIVE, DEAD, SILENT_S, JobStatus, WatchedJob, en
 from runner.system.amounts import MISSING
 
 MAX_COLUMNS = 5
-"""More differing settings than this make a table too wide for a terminal; they share one column then."""
+"""More differing settings than this would make a table too wide for a terminal, so they share one column."""
 COUNTED = ("completed", "running", "starting", "submitted", "pending", "interrupted", "pruned", "cancelled", "failed")
 MAX_CELL = 40
-"""Characters: of longer values there is what tells them apart."""
+"""Characters; of longer values, only the part that distinguishes them is shown."""
 TOGETHER = "settings"
 SCHEMA_VERSION = 1
 
@@ -39,14 +39,14 @@ class ExperimentStatus:
     metric: str
     """The metric that its jobs are compared by."""
     columns: Sequence[str]
-    """Dotted keys of the settings in which the jobs differ; or the one name of all of them together."""
+    """Dotted keys of the settings in which the jobs differ, or a single name for all of them together."""
     cells: dict[str, list[str]]
-    """The jobs' values of these, by id."""
+    """The jobs' values of these settings, by id."""
     jobs: Sequence[JobStatus]
 
     @property
     def counts(self) -> dict[str, int]:
-        """Jobs by state, in the order of a job's life; states that nobody is in are left out."""
+        """Number of jobs by state, in the order of a job's life; states without jobs are left out."""
         found = Counter(job.state for job in self.jobs)
         return {state: found[state] for state in (*COUNTED, *sorted(set(found) - set(COUNTED))) if found[state]}
 
@@ -57,7 +57,7 @@ class ExperimentStatus:
 
     @property
     def is_active(self) -> bool:
-        """Whether anything will change by itself; where jobs wait, also in the pause before a worker takes the next."""
+        """Whether anything will change by itself; also in the pause before a worker takes the next waiting job."""
         if any(job.state in ACTIVE for job in self.jobs):
             return True
         signs_s = [job.silent_s for job in self.jobs if job.silent_s is not None]
@@ -65,11 +65,11 @@ class ExperimentStatus:
 
     @property
     def has_losses(self) -> bool:
-        """Whether somebody has to look at it: a job has failed, or died."""
+        """Whether it needs somebody's attention: a job has failed or died."""
         return any(job.state in (State.FAILED, DEAD) for job in self.jobs)
 
     def data(self) -> dict[str, Any]:
-        """The same as plain data; what is not finite is null."""
+        """The same as plain data; non-finite numbers become null."""
         return {
             "name": self.folder.name,
             "folder": str(self.folder),
@@ -99,10 +99,10 @@ class ExperimentStatus:
 
 
 class Watch:
-    """Experiments that are looked at again and again.
+    """Experiments that are looked at repeatedly.
 
     Args:
-        folders: gives the job folders at each look; there may be more of them than at the last one.
+        folders: returns the job folders at each look; there may be more of them than last time.
     """
 
     def __init__(self, folders: Callable[[], Iterable[Path]]) -> None:
@@ -122,7 +122,7 @@ class Watch:
     def _experiment(self, folder: Path, jobs: list[JobStatus]) -> ExperimentStatus:
         records = [job.record for job in jobs]
         known = self._told.get(folder)
-        # To compare a hundred configurations takes a while, and they hardly ever change.
+        # Comparing a hundred configurations takes a while, and they hardly ever change.
         if known is None or [id(record.config) for record in known[0]] != [id(record.config) for record in records]:
             known = self._told[folder] = (records, *_told_apart(records))
         _, columns, cells = known
@@ -143,7 +143,7 @@ def _told_apart(jobs: list[JobRecord]) -> tuple[list[str], dict[str, list[str]]]
     if len(columns) <= MAX_COLUMNS:
         return columns, cells
     words = {job_id: list(zip(columns, each, strict=True)) for job_id, each in cells.items()}
-    # What a job does not have, such as the settings of another task, takes no room.
+    # Settings that a job does not have, such as those of another task, take no space.
     texts = {
         job_id: " ".join(f"{key}={cell}" for key, cell in each if cell != MISSING) for job_id, each in words.items()
     }
@@ -151,7 +151,7 @@ def _told_apart(jobs: list[JobRecord]) -> tuple[list[str], dict[str, list[str]]]
 
 
 def _order(cell: str) -> tuple[bool, float, str]:
-    """Numbers by their value and before texts."""
+    """Sort key: numbers by value, before texts."""
     try:
         value = float(cell.replace(",", ""))
     except ValueError:
@@ -160,7 +160,7 @@ def _order(cell: str) -> tuple[bool, float, str]:
 
 
 def as_data(experiments: Sequence[ExperimentStatus]) -> dict[str, Any]:
-    """Everything, for programs."""
+    """Everything as plain data, for programs."""
     found: dict[str, Any] = strict(
         {"schema_version": SCHEMA_VERSION, "experiments": [each.data() for each in experiments]}
     )

@@ -1,4 +1,4 @@
-"""The table, looked at again every second: in a terminal of its own, or below what a launcher says."""
+"""The table, refreshed every second: in a terminal of its own, or below a launcher's log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REFRESH_S = 1.0
 
 
 def follow(watch: Watch, console: Console) -> list[ExperimentStatus]:
-    """Show the table until nothing changes by itself any more, or until Ctrl-C; the last look."""
+    """Show the table until nothing changes by itself any more, or until Ctrl-C; returns the last look."""
     looked = watch.look()
     with _live(lambda: tables(looked, width=console.width, height=console.height), console, transient=False) as live:
         try:
@@ -36,10 +36,10 @@ def follow(watch: Watch, console: Console) -> list[ExperimentStatus]:
 
 @contextmanager
 def live_table(folders: Callable[[], Iterable[Path]]) -> Iterator[None]:
-    """Show the table of some jobs below the log while the block runs; nothing where there is no terminal.
+    """Show the table of some jobs below the log while the block runs; does nothing without a terminal.
 
     Args:
-        folders: gives the job folders; asked every second, in another thread.
+        folders: returns the job folders; called every second, in another thread.
     """
     if not sys.stdout.isatty():
         yield
@@ -68,7 +68,7 @@ def _live(table: Callable[[], object], console: Console, *, transient: bool) -> 
 
 @contextmanager
 def _log_above() -> Iterator[None]:
-    """Let log lines go through what rich has put in the place of the streams, so that they stand above the table."""
+    """Send log lines through rich's replacements of the streams, so that they appear above the table."""
     proxies: dict[object, TextIO] = {sys.__stdout__: sys.stdout, sys.__stderr__: sys.stderr}
     replaced: list[tuple[logging.StreamHandler[TextIO], TextIO]] = [
         (handler, handler.stream)

@@ -1,7 +1,7 @@
-"""How far every job of an experiment is, from its folder alone. Looks again cheaply, and never writes.
+"""How far every job of an experiment is, from its folder alone. Repeated looks are cheap, and nothing is written.
 
-Takes job folders, gives a `JobStatus` each. Only the new lines of a record are read at a second look, and only the last
-ones are kept. What is missing or torn leaves its part empty.
+Takes job folders, returns a `JobStatus` for each. A repeated look reads only the new lines of a record and keeps only
+the last ones. Missing or truncated files leave their part empty.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from runner.schema.metrics import HELD_OUT, IMAGES_PER_S
 from runner.track.metrics import parse_line
 
 RECENT_LINES = 20
-"""Lines of a record that the present speed is taken from."""
+"""Lines of a record from which the current speed is computed."""
 TAIL_BYTES = 16_000
 SILENT_S = 60.0
-"""A running job whose lock is free is taken for dead after so long without a sign of life."""
+"""A running job whose lock is free is considered dead after this long without a sign of life."""
 SILENT_ELSEWHERE_S = 900.0
-"""The same for a job on another machine, whose lock may not be seen here."""
+"""The same for a job on another machine, whose lock may not be visible here."""
 
 STARTING, DEAD = "starting", "dead"
 ACTIVE = (STARTING, State.SUBMITTED, State.RUNNING)
@@ -42,33 +42,33 @@ class JobStatus:
 
     record: JobRecord
     state: str
-    """The manifest's, or `starting` (pending, and a worker holds it), `dead` (running, and nobody does), `unknown`."""
+    """The manifest's, or `starting` (pending, held by a worker), `dead` (running, held by nobody), `unknown`."""
     steps: int | None
-    """Optimizer steps that it is to make."""
+    """Optimizer steps it is to make in all."""
     steps_done: int
     value: float | None
     """The last value of the metric that jobs are compared by; NaN where it diverged."""
     images_per_s: float | None
     step_s: float | None
-    """Seconds of wall time for each of the last steps, where it runs."""
+    """Wall-clock seconds per step over the last steps, if it is running."""
     where: str
     silent_s: float | None
     """Seconds since the last sign of life."""
 
     @property
     def left_steps(self) -> int:
-        """Optimizer steps still to make; 0 where none will be made."""
+        """Optimizer steps still to make; 0 if none will be made."""
         open_states = (*ACTIVE, State.PENDING)
         return max(0, self.steps - self.steps_done) if self.steps and self.state in open_states else 0
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until a running job is done, at its present speed."""
+        """Seconds until a running job is done, at its current speed."""
         return None if self.step_s is None else self.left_steps * self.step_s
 
 
 class _Tail:
-    """The end of a metrics file that grows, and the last value of one metric."""
+    """The end of a growing metrics file, and the last value of one metric."""
 
     def __init__(self, file: Path, metric: str) -> None:
         self.file, self.metric = file, metric
@@ -77,7 +77,7 @@ class _Tail:
         self._read = self._inode = 0
 
     def look(self) -> None:
-        """Take in what was written since the last look; a file that was cut or replaced is read anew."""
+        """Read what was written since the last look; a file that was truncated or replaced is reread."""
         try:
             with self.file.open("rb") as stream:
                 about = self.file.stat()
@@ -90,7 +90,7 @@ class _Tail:
             return
         self._read += len(whole) + len(newline)
         self.recent.extend(filter(None, map(parse_line, whole[-TAIL_BYTES:].splitlines()[-RECENT_LINES:])))
-        # It is measured rarely, so that its last value may be far from the end.
+        # It is measured rarely, so its last value may be far from the end.
         found = whole.rfind(f'"{self.metric}":'.encode())
         if found >= 0:
             line = parse_line(whole[whole.rfind(b"\n", 0, found) + 1 :].partition(b"\n")[0]) or {}
@@ -99,7 +99,7 @@ class _Tail:
 
     @property
     def step_s(self) -> float | None:
-        """Seconds of a step; the lower median, so that a pause between two attempts does not count."""
+        """Seconds per step; the lower median, so that a pause between two attempts does not count."""
         times = ((int(line["step"]), finite(line.get("time"))) for line in self.recent)
         points = {step: time_s for step, time_s in times if time_s is not None}
         steps = sorted(points)
@@ -108,7 +108,7 @@ class _Tail:
 
 
 class WatchedJob:
-    """One job folder that is looked at again and again."""
+    """A job folder that is looked at repeatedly."""
 
     def __init__(self, folder: Path) -> None:
         self.paths = JobPaths(folder)
@@ -156,7 +156,7 @@ class WatchedJob:
 
 
 def _where(record: JobRecord, state: str) -> str:
-    """The device, and the worker or submission by the name that its cluster knows."""
+    """The device, and the worker or submission by the name its cluster uses."""
     submission = Submission.of(record.manifest)
     if state == State.SUBMITTED:
         return " ".join([submission.cluster, *submission.ids])
@@ -167,7 +167,7 @@ def _where(record: JobRecord, state: str) -> str:
 
 
 def _changed(file: Path) -> float:
-    """When a file was last written, in seconds since the epoch; 0 where there is none."""
+    """When a file was last written, in seconds since the epoch; 0 if it does not exist."""
     try:
         return file.stat().st_mtime
     except OSError:
@@ -175,7 +175,7 @@ def _changed(file: Path) -> float:
 
 
 def _version(file: Path) -> tuple[int, ...] | None:
-    """What differs once a file is written anew, also where file systems count times in seconds; None where none is."""
+    """What changes when a file is rewritten, even on file systems with times in seconds; None if there is no file."""
     try:
         about = file.stat()
     except OSError:
@@ -184,7 +184,7 @@ def _version(file: Path) -> tuple[int, ...] | None:
 
 
 def ends_in_s(jobs: Sequence[JobStatus]) -> float | None:
-    """Seconds until all jobs are done, if those to come get along as those that run now; None if none does."""
+    """Seconds until all jobs are done, if later ones are as fast as those running now; None if none is running."""
     running = [job for job in jobs if job.step_s]
     if not running:
         return None

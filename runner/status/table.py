@@ -1,4 +1,4 @@
-"""The table that people see: a row for each job, with what tells it from the others and how far it is."""
+"""The table that people see: a row for each job, with what distinguishes it and how far it is."""
 
 from __future__ import annotations
 
@@ -33,20 +33,19 @@ STYLES = {
     State.PRUNED: "magenta",
 }
 FRAME_LINES = 6
-"""Of an experiment's part of the screen, without its rows and the reasons of failures."""
+"""Lines of an experiment's part of the screen, not counting its rows and the reasons for failures."""
 FEWEST_ROWS = 3
 MAX_REASONS = 5
 LEFT_OUT = ("where", "progress", "images/s", "last sign")
-"""Columns that a narrow terminal goes without, the first one first."""
+"""Columns to leave out on a narrow terminal, in this order."""
 
 
 def tables(experiments: Sequence[ExperimentStatus], *, width: int, height: int | None = None) -> RenderableType:
     """A table for each experiment.
 
     Args:
-        width: columns of text that there is room for; what matters least is left out first.
-        height: lines that there is room for; jobs, and experiments, that do not change are left out first. None shows
-            all.
+        width: columns of text available; the least important table columns are left out first.
+        height: lines available; jobs and experiments that do not change are left out first. None shows all.
     """
     from rich.console import Group
     from rich.text import Text
@@ -60,7 +59,7 @@ def tables(experiments: Sequence[ExperimentStatus], *, width: int, height: int |
 
 
 def _that_fit(experiments: Sequence[ExperimentStatus], height: int) -> list[ExperimentStatus]:
-    """At least one of them, in their order: those in which something happens, and what changed last, first."""
+    """At least one of them, in their order; active ones, then the most recently changed, take precedence."""
 
     def order(index: int) -> tuple[bool, float]:
         silences = [job.silent_s for job in experiments[index].jobs if job.silent_s is not None]
@@ -85,7 +84,7 @@ def _parts(experiment: ExperimentStatus, width: int, height: int | None) -> Iter
     reasons = _reasons(experiment)
     room = None if height is None else max(FEWEST_ROWS, height - FRAME_LINES - len(reasons))
     shown = _most_active(experiment.jobs, room)
-    # Names and values are the user's: as str, rich would read what stands in brackets as its markup.
+    # Names and values are the user's: in a str, rich would read text in brackets as markup.
     title = Text(printable(experiment.folder.name), style="bold")
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     rows = [_cells(experiment, job) for job in shown]
@@ -119,7 +118,7 @@ def _cells(experiment: ExperimentStatus, job: JobStatus) -> dict[str, Renderable
     steps = job.steps or max(1, job.steps_done)
     style = STYLES.get(job.state, "")
     diverged = job.value is not None and math.isnan(job.value)
-    # Trainings are what most experiments hold; where there is something else, it is said what.
+    # Most experiments contain only trainings; if there is anything else, tasks are named.
     others = any(not each.record.trains for each in experiment.jobs)
     done = job.state == State.COMPLETED
     completed = min(job.steps_done, steps) if job.record.trains else steps * done
@@ -139,14 +138,14 @@ def _cells(experiment: ExperimentStatus, job: JobStatus) -> dict[str, Renderable
 
 
 def _metric_name(experiment: ExperimentStatus) -> str:
-    """What the metric that jobs are compared by is called."""
+    """The name of the metric that jobs are compared by."""
     if experiment.metric != HELD_OUT:
         return experiment.metric
     return next((loss_name(job.record) for job in experiment.jobs if job.record.section("dataset")), "held-out loss")
 
 
 def _fitting(rows: Sequence[Mapping[str, RenderableType]], width: int) -> dict[str, str]:
-    """The columns that there is room for, with their headings, which take two lines where values would not fit."""
+    """The columns that fit, with their headings, which take two lines if values would otherwise not fit."""
     from rich.text import Text
 
     def width_of(cell: RenderableType) -> int:
@@ -161,7 +160,7 @@ def _fitting(rows: Sequence[Mapping[str, RenderableType]], width: int) -> dict[s
 
 
 def _in_two_lines(name: str) -> str:
-    """A heading that is divided near its middle, between words or the parts of a key."""
+    """A heading split near its middle, between words or the parts of a key."""
     ends = [index + 1 for index, sign in enumerate(name) if sign in " ."]
     end = min(ends, key=lambda end: abs(2 * end - len(name)), default=0)
     return f"{name[:end].rstrip()}\n{name[end:]}" if end else name
@@ -176,7 +175,7 @@ def _age(seconds: float | None) -> str:
 
 
 def _most_active(jobs: Sequence[JobStatus], rows: int | None) -> Sequence[JobStatus]:
-    """At most so many jobs, in their order: those in which something happens, and those that are to come, first."""
+    """At most `rows` jobs, in their order; active ones, then unfinished and failed ones, take precedence."""
     if rows is None or len(jobs) <= rows:
         return jobs
     order = (*ACTIVE, DEAD, State.FAILED, State.INTERRUPTED, State.PENDING)
@@ -200,7 +199,7 @@ def totals(experiment: ExperimentStatus) -> str:
 
 
 def costing(experiment: ExperimentStatus) -> list[str]:
-    """A line for each endpoint that was made and not removed: it costs money whether anybody asks it or not."""
+    """A line for each endpoint that was created and not removed: it costs money whether it is used or not."""
     lines = []
     for job in experiment.jobs:
         endpoint = job.record.section("endpoint")
