@@ -1,4 +1,4 @@
-"""What could be freed of jobs, caches and an AWS account, and freeing what is confirmed.
+"""Finds what could be freed from jobs, caches and an AWS account, and frees what is confirmed.
 
-Finding never writes. What a completed job needs is never found: weights, manifest, config, metrics, log, report.
+Finding never writes. What a completed job needs is never listed: weights, manifest, config, metrics, log, report.
 """

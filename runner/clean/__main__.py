@@ -1,4 +1,4 @@
-"""`python -m runner.clean DIR...`: what could be freed, and freeing what is confirmed."""
+"""`python -m runner.clean DIR...`: shows what could be freed, and frees what is confirmed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from runner.system.printable import log_to, printable
 log = logging.getLogger(__name__)
 
 WIDE = 220
-"""Columns of a table that goes to a file or a program: commands are not folded there."""
+"""Columns of a table written to a file or a program, where commands are not wrapped."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Show the table; remove what is confirmed. 0, 1 if something could not be removed, 2 where there are no jobs."""
+    """Show the table and remove what is confirmed; 0, 1 if something could not be removed, 2 if there are no jobs."""
     options = _parse(arguments)
     log_to(sys.stderr, logging.WARNING)
     if faults := faults_of(options.folders, job_folders):
@@ -53,11 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def find(jobs: Sequence[Job], *, whole: bool = True, only: Sequence[str] | None = None) -> list[Thing]:
-    """What could be freed of these jobs, by kind.
+    """What could be freed from these jobs, by kind.
 
     Args:
-        whole: whether these are all jobs of their folders: what others use of the caches is not known.
-        only: these kinds; None is all but those that must be named.
+        whole: whether these are all jobs of their folders; otherwise it is unknown what the others use from the caches.
+        only: the kinds to find; None for all except those that must be named.
     """
     wanted = [kind.name for kind in KINDS.values() if not kind.named] if only is None else list(only)
     found = list(job_things(jobs))
@@ -93,7 +93,7 @@ def show(things: Sequence[Thing], console: Console) -> None:
 
 
 def free(things: Iterable[Thing]) -> bool:
-    """Remove things; whether all went well. One that cannot be removed keeps no other."""
+    """Remove things; returns whether all went well. A failure does not keep the others from being removed."""
     good = True
     for thing in things:
         assert thing.remove is not None, thing
@@ -108,7 +108,7 @@ def free(things: Iterable[Thing]) -> bool:
 
 
 def _confirmed(things: Sequence[Thing], options: argparse.Namespace, console: Console) -> list[Thing]:
-    """What shall be removed: all that was named with --yes, or kind by kind what a person says yes to."""
+    """What to remove: everything named, with --yes, or each kind to which a person says yes."""
     free_able = {name: own for name, own in _by_kind(things).items() if not KINDS[name].listed}
     if options.yes:
         return [thing for own in free_able.values() for thing in own]
@@ -123,7 +123,7 @@ def _confirmed(things: Sequence[Thing], options: argparse.Namespace, console: Co
             size = size_text(sum(thing.size_bytes or 0 for thing in own))
             if input(f"remove {name} ({size})? [y/N] ").strip().lower() in ("y", "yes"):
                 chosen += own
-    except (KeyboardInterrupt, EOFError):  # Ctrl-C or Ctrl-D in place of an answer takes back the others
+    except (KeyboardInterrupt, EOFError):  # Ctrl-C or Ctrl-D instead of an answer takes back the others
         console.print("\nNothing was removed.")
         return []
     return chosen

@@ -1,6 +1,6 @@
-"""What jobs have left in an AWS account: in S3 what could be freed, and with their commands endpoints and images.
+"""What jobs have left in an AWS account: what could be freed in S3, and endpoints and images with their commands.
 
-AWS is asked only where jobs have run there. What cannot be asked is said, and nothing of it is found.
+AWS is asked only if jobs have run there. What cannot be queried is reported, and nothing is listed for it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def account_things(jobs: Sequence[Job]) -> Iterator[Thing]:
-    """What of jobs lies in AWS."""
+    """What jobs have left in AWS."""
     yield from endpoint_things(jobs)
     sent: dict[str, list[Job]] = {}
     for job in jobs:
@@ -43,7 +43,7 @@ def account_things(jobs: Sequence[Job]) -> Iterator[Thing]:
 
 
 def endpoint_things(jobs: Sequence[Job]) -> Iterator[Thing]:
-    """Endpoints by what manifests say of them; AWS is not asked."""
+    """Endpoints according to manifests; AWS is not asked."""
     for job in jobs:
         if about := endpoint_of(read_manifest(job.folder)):
             instance = f"{about.get('instances', 1)} {about.get('instance', 'instance')}"
@@ -70,13 +70,13 @@ def _in_account(jobs: Sequence[Job]) -> Iterator[Thing]:
 
 
 def _served(jobs: Sequence[Job], places: Places) -> set[Location]:
-    """Where base models lie that an endpoint reads whenever it starts an instance, whatever experiment has made it."""
+    """The base models in S3 that an endpoint of any experiment reads whenever it starts an instance."""
     known = [each for outputs in {job.folder.parent.parent for job in jobs} for each in deployments(outputs)]
     return {places.model(str(manifest.get("identity", {}).get("model"))) for _, manifest in known}
 
 
 def _results(jobs: Sequence[Job], places: Places) -> Iterator[tuple[Location, str]]:
-    """Where training jobs have written all of whose jobs are completed here."""
+    """Where training jobs have written whose jobs are all completed here."""
     by_folder: dict[Path, dict[str, Job]] = {}
     for job in jobs:
         by_folder.setdefault(job.folder.parent, {})[job.id] = job
@@ -89,7 +89,7 @@ def _results(jobs: Sequence[Job], places: Places) -> Iterator[tuple[Location, st
 
 
 def _records(folder: Path) -> Iterator[Mapping[str, Any]]:
-    """What is recorded of ended training jobs of an experiment."""
+    """The records of an experiment's ended training jobs."""
     for file in sorted(ExperimentPaths(folder).cluster(CLUSTER).glob("*.json")):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -115,7 +115,7 @@ def _prefix(
 
 
 def _repositories(jobs: Sequence[Job], region: str) -> set[str]:
-    """Repositories of ECR that these jobs' images came from."""
+    """The ECR repositories that these jobs' images came from."""
     named = [
         str(record.get("image") or "") for folder in {job.folder.parent for job in jobs} for record in _records(folder)
     ]
@@ -145,7 +145,7 @@ def _images(account: Account, repositories: set[str]) -> Iterator[Thing]:
 
 
 def _asked(ask: Callable[[], list[Any]]) -> Iterator[Any]:
-    """What AWS says; nothing, and a line that says why, where it cannot be asked."""
+    """What AWS answers; if it cannot be asked, nothing, and a line in the log that says why."""
     try:
         require_boto3()
         from botocore.exceptions import BotoCoreError, ClientError

@@ -1,6 +1,6 @@
-"""What this machine's caches hold that none of some jobs uses: encodings, class images, unpacked models, S3 copies.
+"""What this machine's caches hold that no given job uses: encodings, class images, unpacked models, S3 copies.
 
-Deleting any of it is safe, and costs the time to make it again. Jobs in other folders are not known here.
+Deleting any of it is safe, and costs only the time to make it again. Jobs in other folders are unknown here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def cache_things(jobs: Sequence[Job]) -> Iterator[Thing]:
-    """What none of the jobs uses, a line for each store."""
+    """What none of the jobs uses, one line per store."""
     trainings = [job for job in jobs if job.trains]
     yield from _encodings(trainings)
     used = {place for job in jobs for place in _places(job)}
@@ -56,7 +56,7 @@ def _encodings(trainings: Sequence[Job]) -> Iterator[Thing]:
     found: list[Keys] = []
     known: dict[DatasetSettings, Dataset] = {}
     finder = KeyFinder()
-    # What is drawn of a class is encoded as well, under names that only the drawn images have.
+    # Generated class images are encoded too, under names derived from those images alone.
     drawn = any(job.classes for job in trainings)
     for job in trainings:
         try:
@@ -69,7 +69,7 @@ def _encodings(trainings: Sequence[Job]) -> Iterator[Thing]:
             return
         if keys is not None:
             found.append(keys)
-    # Jobs that use the same have one and the same set, which is large.
+    # Jobs that use the same data share one set object, which is large.
     each = {id(keys): keys for keys in found}.values()
     used = set[str]().union(*(keys.posteriors for keys in each), *(keys.captions for keys in each))
     for name, files in entries.items():
@@ -94,9 +94,9 @@ def _need(job: Job, known: dict[DatasetSettings, Dataset]) -> Need:
 
 
 def _places(job: Job) -> Iterator[Path]:
-    """Folders of the caches that a job uses, or that hold what it uses."""
+    """Cache folders that a job uses, or that contain what it uses."""
     model = job.settings.model
-    # The folder of an archive of this machine is not asked for: that would unpack it.
+    # The folder of a local archive is not looked up, because that would unpack it.
     unpacks = is_archive(model.path) and not is_s3(model.path)
     if not unpacks and (folder := _quietly(lambda: model_folder(model))) is not None:
         yield from (folder, folder.parent)
@@ -111,7 +111,7 @@ def _places(job: Job) -> Iterator[Path]:
 
 
 def _quietly(find: Callable[[], Path | None]) -> Path | None:
-    """A place, or None where what is named is no longer there to say it."""
+    """A place, or None if what names it no longer exists."""
     try:
         return find()
     except (RunnerError, BadArchive, OSError, ValueError):
@@ -126,7 +126,7 @@ def _store(what: str, entries: Sequence[Path], used: set[Path]) -> Iterator[Thin
     def remove() -> None:
         for entry in free:
             if entry.is_dir() and not entry.is_symlink():
-                # Out of the way at once: nobody shall take half of it for the whole.
+                # Move it out of the way at once, so that nobody mistakes half of it for the whole.
                 aside = entry.with_name(f".{entry.name}.removed")
                 entry.rename(aside)
                 shutil.rmtree(aside)
@@ -138,7 +138,7 @@ def _store(what: str, entries: Sequence[Path], used: set[Path]) -> Iterator[Thin
 
 
 def _mirrors(jobs: Sequence[Job]) -> Iterator[Thing]:
-    """Copies of what lies in S3, none of which holds, or lies in, one that a job uses."""
+    """Copies from S3 that neither contain nor lie in one that a job uses."""
     used = {Mirror(source).path for job in jobs for source in _sources(job)}
     for record in sorted((cache_dir() / "s3" / ".records").glob("*.json")):
         try:
@@ -151,7 +151,7 @@ def _mirrors(jobs: Sequence[Job]) -> Iterator[Thing]:
 
 
 def _sources(job: Job) -> Iterator[Location]:
-    """What of S3 a job's settings name."""
+    """The S3 locations that a job's settings name."""
     yield from (
         model_source_of(named) for named in (job.settings.model.path, job.settings.model.vae or "") if is_s3(named)
     )
@@ -166,5 +166,5 @@ def _sources(job: Job) -> Iterator[Location]:
 
 
 def _children(folder: Path) -> list[Path]:
-    # A lock is what processes wait at; without it two of them would make the same at once.
+    # Processes wait on lock files; without one, two of them would make the same thing at once.
     return sorted(child for child in folder.iterdir() if child.suffix != ".lock") if folder.is_dir() else []

@@ -1,4 +1,4 @@
-"""What job folders hold that nobody needs any more. A job that somebody works on has nothing of that."""
+"""What job folders hold that nobody needs any more. Jobs that somebody is working on are left out."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 
 GIVEN_UP = (State.FAILED, State.CANCELLED)
 WAITING = (State.PENDING, State.INTERRUPTED)
-"""Not final, and nobody can be working on it elsewhere without holding it here or having submitted it."""
+"""Not final, and nobody can be working on such a job without holding it here or having submitted it."""
 
 
 def readable(folders: Sequence[Path]) -> tuple[list[Job], bool]:
-    """(the jobs that can be read, whether these are all). Of the others nothing is found, and that is said.
+    """(the jobs that can be read, whether these are all). Nothing is listed for the others, which is reported.
 
-    A folder without a manifest is no job: other programs write a config.yaml, too.
+    A folder without a manifest is no job: other programs also write a config.yaml.
     """
     jobs, registered = [], [folder for folder in folders if JobPaths(folder).manifest.is_file()]
     for folder in registered:
@@ -37,15 +37,15 @@ def readable(folders: Sequence[Path]) -> tuple[list[Job], bool]:
 
 
 def job_things(jobs: Sequence[Job]) -> Iterator[Thing]:
-    """What of jobs could be freed, of all kinds that are about folders of jobs."""
+    """What could be freed from job folders, for all kinds that concern them."""
     for job in jobs:
         if job.folder.is_symlink():
-            # What it leads to lies somewhere else, where nobody has asked to remove anything.
+            # Its target is somewhere else, where nobody has asked to remove anything.
             log.warning("left alone: %s is a link; name the folder that it leads to", job.folder)
             continue
         manifest = read_manifest(job.folder)
         state = State(manifest.get("state", State.PENDING))
-        # The folder is all that says what an endpoint costs, and how to end it.
+        # Only the folder says what an endpoint costs, and how to remove it.
         if is_held(job.folder) or manifest.get("endpoint"):
             continue
         if state is State.COMPLETED and job.has_result:
@@ -63,7 +63,7 @@ def _is_given_up(folder: Path) -> bool:
 
 
 def _only_waits(folder: Path) -> bool:
-    """Whether a job waits, and no command is about to begin with it or works on another one of its experiment."""
+    """Whether a job waits, and no command is about to start it or is working on another job of its experiment."""
     manifest = read_manifest(folder)
     if State(manifest.get("state", State.PENDING)) not in WAITING or manifest.get("submission"):
         return False
@@ -89,7 +89,7 @@ def _between(paths: JobPaths) -> list[Path]:
 
 def _thing(kind: str, what: str, job: Job, paths: Sequence[Path], still: Callable[[], bool]) -> Thing:
     def remove() -> None:
-        before = still()  # while its lock says who else has held it last
+        before = still()  # while its lock still says who else held it last
         with lock(job.folder):
             if not (before and still()):
                 raise RunnerError(
@@ -102,7 +102,7 @@ def _thing(kind: str, what: str, job: Job, paths: Sequence[Path], still: Callabl
 
 
 def _remove_folder(folder: Path) -> None:
-    # What says that it is a job goes last: broken off half-way, the folder is found again.
+    # The files that mark it as a job go last, so that the folder is found again after an interruption.
     last = {JobPaths(folder).manifest, JobPaths(folder).config, JobPaths(folder).lock}
     for child in folder.iterdir():
         if child.is_dir() and not child.is_symlink():
@@ -113,7 +113,7 @@ def _remove_folder(folder: Path) -> None:
 
 
 def is_completed(job: Job) -> bool:
-    """Whether a job is done, and what it has made is there."""
+    """Whether a job is done and its result exists."""
     return state_of(job.folder) is State.COMPLETED and job.has_result
 
 

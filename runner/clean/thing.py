@@ -1,4 +1,4 @@
-"""Something that could be freed: what it is, how large and how old; and the kinds that there are."""
+"""Something that could be freed: what it is, how large and how old; and the kinds of such things."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of things, which is confirmed as a whole."""
+    """A kind of thing, confirmed as a whole."""
 
     name: str
     doc: str
     named: bool = False
-    """Found only where somebody names it."""
+    """Found only if named."""
     listed: bool = False
     """Only shown, with the command that removes it."""
 
@@ -50,11 +50,11 @@ class Thing:
     what: str
     size_bytes: int | None = None
     changed_s: float | None = None
-    """When something in it changed last, in seconds since 1970."""
+    """When anything in it last changed, in seconds since 1970."""
     remove: Callable[[], None] | None = field(default=None, repr=False, compare=False)
-    """Frees it, if it still is what it was when it was found; raises RunnerError or OSError where it cannot."""
+    """Frees it if it is unchanged since it was found; raises RunnerError or OSError if that fails."""
     command: str = ""
-    """What a person runs to remove what this never does."""
+    """The command a person runs to remove what this program never removes."""
 
 
 def measure(paths: Iterable[Path]) -> tuple[int, float | None]:
@@ -75,13 +75,13 @@ def _files(path: Path) -> Iterator[Path]:
     if path.is_symlink() or not path.is_dir():
         yield path
         return
-    for root, folders, names in os.walk(path):  # which goes on where a folder vanishes meanwhile
+    for root, folders, names in os.walk(path):  # which continues if a folder vanishes in the meantime
         yield from (Path(root, name) for name in names)
         yield from (link for name in folders if (link := Path(root, name)).is_symlink())
 
 
 def size_text(size_bytes: int | None) -> str:
-    """A size as a person writes it: 1.2 GB."""
+    """A size for people: 1.2 GB."""
     if size_bytes is None:
         return "–"
     return next((f"{size_bytes / unit:.3g} {name}" for unit, name in UNITS if size_bytes >= unit), f"{size_bytes} B")
