@@ -1,4 +1,4 @@
-"""From a composed configuration to a job, or to everything that is wrong with it; starts nothing.
+"""Turns a composed configuration into a job, or reports everything that is wrong with it; starts nothing.
 
 Knows the schema, the data set and the model's files; does not know Hydra, torch or launchers.
 """
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=BaseModel)
 
 OF_AN_EVALUATION = ("evaluation", "name", "precision", "model", "resolution", "scheduler", "validation")
-"""Sections that say with what a training is measured, and how."""
+"""Sections that determine what a training is measured with, and how."""
 OF_TARGETS = tuple(f"lora.{key}" for key in ("targets", "blocks", "rank_pattern", "alpha_pattern", "text_encoder"))
 """Keys that say which layers of the model get an adapter."""
 
 
 class Checker:
-    """Checks the jobs of one command; each data set and model is looked at once for all of them."""
+    """Checks the jobs of one command; each data set and model is read once for all of them."""
 
     def __init__(self, outputs: Path) -> None:
         self.outputs = outputs
@@ -59,7 +59,7 @@ class Checker:
         """The job that a resolved configuration describes.
 
         Raises:
-            SettingsError: its text holds every fault, a line each.
+            SettingsError: its text has every fault, one per line.
         """
         faults, raw, unset = readable(raw)
         task = raw["task"].get("name") if isinstance(raw.get("task"), Mapping) else None
@@ -80,7 +80,7 @@ class Checker:
                 evaluation = self._evaluation(experiment)
                 faults += evaluation if isinstance(evaluation, list) else []
             faults += _faults_with_model(experiment, is_right)
-        # In which shape images are trained is part of what is said of them, once there is one.
+        # The report about the images depends on the shape in which they are trained, if that is valid.
         side = raw.get("resolution") if is_right("resolution", "dataset.buckets") else None
         images = self._dataset(dataset, side) if dataset else []
         faults += images if isinstance(images, list) else []
@@ -118,7 +118,7 @@ class Checker:
         faults: list[str],
         unset: Sequence[str],
     ) -> Job:
-        """The job of a task that does not train; `faults` and `unset` as `readable` gives them."""
+        """The job of a task other than training; `faults` and `unset` as `readable` returns them."""
         faults += task_faults(raw, overrides, kind)
         given = settings_of(raw, overrides, kind)
         settings, said, wrong = read_most(kind, given, unset=unset)
@@ -131,7 +131,7 @@ class Checker:
                 if not said and not unset:
                     contents = check_task(settings)
                 elif isinstance(settings, WithAdapters) and _none_of(wrong, "adapter", "model"):
-                    find_adapters(settings)  # what else a task looks at may be what is wrong
+                    find_adapters(settings)  # the other inputs of the task may be at fault
             except SettingsError as error:
                 faults += str(error).splitlines()
         if faults or settings is None or contents is None:
@@ -146,11 +146,11 @@ class Checker:
         return dataset
 
     def prior_of(self, job: Job) -> Prior | None:
-        """What a checked job keeps of the class of its subject."""
+        """The prior that a checked job preserves for the classes of its subjects."""
         return self._prior(job.experiment, self.dataset_of(job))
 
     def _subjects(self, experiment: Experiment, images: Dataset | list[str]) -> tuple[Prior | None, list[str]]:
-        """(what is kept of the subjects' classes, what is wrong with that and with new words)."""
+        """(the prior preserved for the subjects' classes, the faults of that and of new words)."""
         from runner.data.classes import missing_folders
 
         if isinstance(images, list):
@@ -173,9 +173,7 @@ class Checker:
         return found
 
     def _evaluation(self, experiment: Experiment) -> dict[str, Any] | list[str]:
-        """What a training is measured with, or what is wrong with that; images and networks are looked at once for all
-        jobs.
-        """
+        """What a training is measured with, or the faults in that; images and networks are read once for all jobs."""
         if experiment.evaluation.metrics is None:
             return {}
         drawn = experiment.resolution, experiment.model, experiment.scheduler, experiment.validation
@@ -196,7 +194,7 @@ class Checker:
         from runner.data import read_dataset
 
         side = resolution if isinstance(resolution, int) else None
-        # How images are cut, and what is put around captions, does not change what is found: such jobs share one look.
+        # How images are cropped and what is added to captions does not change what is found: such jobs share one look.
         same = {"crop": "center", "flip": False, "variants": 1}
         said = {"caption_dropout": 0.0, "caption_prefix": None, "caption_suffix": None}
         uncut = settings.model_copy(update=same | said)
@@ -210,25 +208,25 @@ class Checker:
 
 
 def _none_of(wrong: Sequence[str], *known: str) -> bool:
-    """Whether none of the wrong keys is one of these, above one or below one: those hold what was said."""
+    """Whether no wrong key equals, contains or lies in one of these, so that their values are what was typed."""
     return not any(
         f"{key}.".startswith(f"{each}.") or f"{each}.".startswith(f"{key}.") for key in wrong for each in known
     )
 
 
 def _faults_with_model(experiment: Experiment, is_right: Callable[..., bool]) -> list[str]:
-    """What does not fit a checked model, a line each, as far as what that depends on is right by itself."""
+    """What does not fit a checked model, one fault per line, as far as the settings involved are valid themselves."""
     faults = prediction_faults(experiment) if is_right("model", "scheduler", "validation", "evaluation") else []
     if is_right("model", "resolution", "dataset"):
         longest_px = max(max(shape) for shape in experiment.shapes)
         faults += resolution_faults(experiment.model, experiment.resolution, longest_px=longest_px)
     if is_right("model", *OF_TARGETS, "method.name") and not isinstance(experiment.method, TextualInversion):
-        faults += target_faults(experiment.lora, experiment.model)  # the other method adapts no layer
+        faults += target_faults(experiment.lora, experiment.model)  # the other method adapts no layers
     return faults
 
 
 def _valid(kind: type[S], section: object) -> S | None:
-    # A section with faults of its own is reported from the whole; its content cannot be looked at.
+    # The faults of a section itself are reported with the whole; its content cannot be checked.
     try:
         return kind.model_validate(section)
     except ValidationError:
@@ -236,7 +234,7 @@ def _valid(kind: type[S], section: object) -> S | None:
 
 
 def launcher_of(raw: Mapping[str, Any]) -> LauncherSettings | None:
-    """Where a configuration would run that is wrong elsewhere; None where that is wrong itself."""
+    """Where a configuration with faults elsewhere would run; None if this part is wrong too."""
     section = raw.get("launcher")
     if not isinstance(section, Mapping):
         return None
@@ -249,13 +247,13 @@ def launcher_of(raw: Mapping[str, Any]) -> LauncherSettings | None:
 
 
 def _runs_here(raw: Mapping[str, Any]) -> bool:
-    """Whether jobs see the files of this machine, and not those of another that fetches its own."""
+    """Whether jobs see this machine's files rather than those of another machine that fetches its own."""
     launcher = raw.get("launcher")
     return not isinstance(launcher, Mapping) or launcher.get("name") not in APART
 
 
 def _unused_words(experiment: Experiment, dataset: Dataset) -> list[str]:
-    """New words that no caption has, so that nothing would train them."""
+    """Faults of new words that are in no caption, so that nothing would train them."""
     from runner.data.captions import captions_of, shown
 
     if not isinstance(experiment.method, NewTokens):
@@ -270,7 +268,7 @@ def _unused_words(experiment: Experiment, dataset: Dataset) -> list[str]:
 
 
 def _missing_packages(experiment: Experiment) -> list[str]:
-    """What the chosen optimizer needs and this machine, on which the job will run, does not have."""
+    """Packages that the chosen optimizer needs and that this machine, where the job will run, lacks."""
     name = experiment.optimizer.name
     package = OPTIMIZER_PACKAGES.get(name)
     if package is None or experiment.launcher.name != "local" or find_spec(package) is not None:
