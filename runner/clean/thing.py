@@ -52,7 +52,7 @@ class Thing:
     changed_s: float | None = None
     """When anything in it last changed, in seconds since 1970."""
     remove: Callable[[], None] | None = field(default=None, repr=False, compare=False)
-    """Frees it if it is unchanged since it was found; raises RunnerError or OSError if that fails."""
+    """Frees it if it is still what it was when found; raises RunnerError or OSError if that fails."""
     command: str = ""
     """The command a person runs to remove what this program never removes."""
 

@@ -154,11 +154,11 @@ def _plainly(value: Any) -> Any:
 
 
 def refuse_secrets(master: DictConfig) -> None:
-    """Raises SettingsError when a sweep would have a secret in what Hydra writes of it before there are any jobs."""
+    """Raises SettingsError if a secret would be in what Hydra writes about a sweep before any jobs exist."""
     raw = OmegaConf.to_container(master, resolve=False)
     assert isinstance(raw, dict)
     hydra = raw.pop("hydra")
-    # What is swept stands nowhere but in the command line and in a recipe.
+    # Swept values appear only on the command line and in a recipe.
     typed = [text.partition("=") for text in hydra["overrides"]["task"]]
     swept = {key: value for key, _, value in typed} | dict(hydra["sweeper"].get("params") or {})
     set_already = {str(key): value for key, value in raw.items()}
@@ -168,7 +168,7 @@ def refuse_secrets(master: DictConfig) -> None:
 
 
 def refuse_swept_launcher(configs: Sequence[tuple[DictConfig, tuple[str, ...]]]) -> None:
-    """Raises SettingsError when the jobs of one sweep would run in different places."""
+    """Raises SettingsError if the jobs of one sweep would run in different places."""
     if len({str(config.launcher) for config, _ in configs}) <= 1:
         return
     texts = [set(overrides) for _, overrides in configs]

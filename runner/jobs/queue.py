@@ -85,7 +85,7 @@ class Queue:
         write_text(self.file, json.dumps(content | {"about": {**content["about"], **about}}))
 
     def takes(self, state: State) -> bool:
-        """Whether to take a job in this state: only if nobody has started it; the next worker retries no failed job."""
+        """Whether to take a job in this state: unstarted, or interrupted in a list that resumes; never a failed one."""
         return state in (State.PENDING, State.SUBMITTED) or (state is State.INTERRUPTED and self._resumes)
 
 

@@ -143,7 +143,7 @@ def _put_up_signs(folders: Sequence[Path]) -> list[str]:
             if queue and Path(queue).parent.is_dir():  # otherwise it belongs to a command on another machine
                 stop_sign(Path(queue)).touch()
         except RunnerError as error:
-            log.debug("%s", error)  # a damaged manifest, of which `stop` tells
+            log.debug("%s", error)  # a damaged manifest, which `stop` reports
         except OSError as error:
             faults.append(f"{error}: a command that waits for {folder} may submit it again")
     return faults
@@ -179,7 +179,7 @@ def _cancel(folder: Path, waits: Callable[[Path], bool], reason: str) -> bool:
     except LockedError:
         return False  # somebody on this machine is working on it
     except RunnerError as error:
-        log.debug("%s", error)  # a damaged manifest, of which `stop` tells
+        log.debug("%s", error)  # a damaged manifest, which `stop` reports
         return False
 
 

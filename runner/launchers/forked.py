@@ -33,7 +33,7 @@ class Forked:
         options: its command line.
         log: the file for its output, in which case it gets its own session; None shares this process's terminal.
 
-        Raises:
+    Raises:
         OSError: no process can be forked here, at least at the moment.
     """
 

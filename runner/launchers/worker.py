@@ -47,9 +47,9 @@ class Worker:
         at_once: the most jobs it trains together.
         places: the GPUs or CPU shares it may use, with one process for each.
         machine: the machine that the places belong to.
-        log: where its output goes; None shares this process's terminal, and then Ctrl-C reaches it by itself, unless it
-            is a group: half a minute after a Ctrl-C torchrun kills what still saves, and writes a page about it.
-        at_most: workers that may run at the same time, which share the cores.
+        log: the file for its output; None shares this process's terminal, so that Ctrl-C reaches it directly, except
+            for a group: half a minute after a Ctrl-C, torchrun kills what is still saving, and writes a page about it.
+        at_most: how many workers, sharing the cores, may run at the same time.
         node: which part of a worker on several machines this is; None for a whole one.
     """
 

@@ -74,7 +74,7 @@ def job_gb(job: Job, work: Work, processes: int) -> float:
 
 
 def _drawing_gb(job: Job) -> tuple[float, float]:
-    """(the VAE for samples, which is in fp32 beside the denoiser; an image that it decodes)."""
+    """(memory of the VAE that draws samples, in fp32 beside the denoiser; memory of an image that it decodes)."""
     settings = job.experiment
     if settings.validation.prompts == ():
         return 0.0, 0.0

@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def todo(self) -> tuple[Job, ...]:
-        """The jobs that will run, in the order of the packs."""
+        """The jobs that will run, in pack order."""
         return tuple(job for pack in self.packs for job in pack.jobs)
 
 

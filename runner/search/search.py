@@ -81,7 +81,7 @@ class OptunaSearch:
         self._study.refuse(self._numbers[tuple(overrides)].pop(), reason)
 
     def learn(self) -> None:
-        """Tell the study of every job that has ended since."""
+        """Report every job that has ended since to the study."""
         for number, job in list(self._jobs.items()):
             try:
                 manifest = read_manifest(job.folder)

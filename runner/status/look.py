@@ -47,7 +47,7 @@ class JobStatus:
     """Optimizer steps it is to make in all."""
     steps_done: int
     value: float | None
-    """The last value of the metric that jobs are compared by; NaN where it diverged."""
+    """The last value of the metric that jobs are compared by; NaN if it diverged."""
     images_per_s: float | None
     step_s: float | None
     """Wall-clock seconds per step over the last steps, if it is running."""

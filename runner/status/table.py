@@ -185,7 +185,7 @@ def _most_active(jobs: Sequence[JobStatus], rows: int | None) -> Sequence[JobSta
 
 
 def totals(experiment: ExperimentStatus) -> str:
-    """One line on all jobs together."""
+    """One line about all jobs together."""
     parts = [f"{amount} {state}" for state, amount in experiment.counts.items()]
     text = f"{count(len(experiment.jobs), 'job')}: {', '.join(parts)}"
     left_s = experiment.left_s

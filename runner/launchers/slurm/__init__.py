@@ -59,7 +59,7 @@ def preview(plan: Plan, settings: SlurmLauncher) -> list[str]:
 
 def cluster(settings: SlurmLauncher) -> Cluster:
     """The queue that the settings select."""
-    # submitit is imported only where something is submitted.
+    # submitit is imported only when something is submitted.
     from runner.launchers.slurm.clusters import BackgroundCluster, SlurmCluster
 
     return SlurmCluster(settings) if settings.cluster == "slurm" else BackgroundCluster(settings)

@@ -170,7 +170,7 @@ class TuningJob:
             sleep(self.reached.settings.poll_s)
 
     def _look(self) -> Mapping[str, Any] | None:
-        """Bring what is new; the description of the tuning job, if nothing more will come."""
+        """Bring what is new; returns the description of the tuning job once nothing more will come."""
         try:
             described = self._describe()
             status = str(described["HyperParameterTuningJobStatus"])
