@@ -301,7 +301,7 @@ def test_caches_stay_where_it_cannot_be_said_who_uses_them(tmp_path: Path, caplo
     entry.write_bytes(b"0")
     waiting = job(tmp_path, State.PENDING, dataset={"path": str(tmp_path / "gone")})
     assert things(tmp_path, only=["cache"]) == []
-    assert f"cannot be said which of them {waiting.folder} uses" in caplog.text
+    assert f"it is unknown which of them {waiting.folder} uses" in caplog.text
     (waiting.folder / "config.yaml").write_text("torn: [")
     job(tmp_path, State.COMPLETED, 1)
     assert things(tmp_path, only=["cache"]) == [] and "what the jobs above use" in caplog.text

@@ -17,7 +17,7 @@ def test_what_a_link_to_a_job_leads_to_is_left_alone(tmp_path: Path, caplog: pyt
     before = {each: files(tmp_path / each) for each in ("kept-0", "kept-1", "kept-2")}
     assert clean(tmp_path, "--yes", "--only", "checkpoints,samples,jobs,unfinished") == 0
     assert {each: files(tmp_path / each) for each in before} == before
-    assert caplog.text.count("is a link; name the folder that it leads to") == 3
+    assert caplog.text.count("is a link; name the folder it points to") == 3
 
 
 def test_a_user_without_a_place_for_caches_is_told_of_it(

@@ -158,7 +158,7 @@ class Account:
             self.s3.create_bucket(Bucket=self.bucket, **({} if self.region == "us-east-1" else where))
         except self.s3.exceptions.BucketAlreadyOwnedByYou:
             return  # another command was faster
-        log.info("made the bucket %s", self.bucket)
+        log.info("created the bucket %s", self.bucket)
 
     @cached_property
     def role_arn(self) -> str:

@@ -128,7 +128,7 @@ class Endpoints:
             client.create_endpoint_config(**config_request(wanted, settings, experiment=experiment))
         known = self._described("endpoint", wanted.name)
         if known is not None and known["EndpointStatus"] == "Failed":
-            log.info("endpoint %s had failed: it is removed and made anew", wanted.name)
+            log.info("endpoint %s had failed: removing it and creating it again", wanted.name)
             self._delete_endpoint(wanted.name, poll_s=settings.poll_s)
             known = None
         if known is None:
@@ -140,7 +140,7 @@ class Endpoints:
                     f"endpoint {wanted.name} is {status} at this moment, with {config}; the same command tries again "
                     "when that is over"
                 )
-            log.info("endpoint %s is there: it is brought to the new configuration without a pause", wanted.name)
+            log.info("endpoint %s already exists: updating it to the new configuration without downtime", wanted.name)
             if self._instance_of(config) != settings.instance:
                 # SageMaker refuses another instance type while autoscaling is on; `scale` sets the limits again.
                 self._unscale(wanted.name)

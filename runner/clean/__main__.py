@@ -64,7 +64,7 @@ def find(jobs: Sequence[Job], *, whole: bool = True, only: Sequence[str] | None 
     if "cache" in wanted and whole:
         found += cache_things(jobs)
     elif "cache" in wanted:
-        log.warning("left alone: the caches, as it cannot be said what the jobs above use")
+        log.warning("skipped: the caches, since it is unknown what the jobs above use")
     if {"s3", "s3-inputs", "endpoints", "images"} & set(wanted):
         found += account_things(jobs)
     order = list(KINDS)

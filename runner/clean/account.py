@@ -150,11 +150,11 @@ def _asked(ask: Callable[[], list[Any]]) -> Iterator[Any]:
         require_boto3()
         from botocore.exceptions import BotoCoreError, ClientError
     except NoAccess as error:
-        log.warning("AWS is not asked: %s", error)
+        log.warning("AWS is not queried: %s", error)
         return
     try:
         yield from ask()
     except (NoAccess, BotoCoreError) as error:
-        log.warning("AWS cannot be asked: %s", error)
+        log.warning("AWS cannot be queried: %s", error)
     except ClientError as error:
-        log.warning("AWS refuses: %s", message_of(error))
+        log.warning("AWS refused: %s", message_of(error))

@@ -65,7 +65,7 @@ def _encodings(trainings: Sequence[Job]) -> Iterator[Thing]:
             keys = None
             log.info("%s: its data cannot be read (%s)", job.folder, str(error).splitlines()[0])
         if keys is None and state_of(job.folder) not in FINAL:
-            log.warning("left alone: encodings, as it cannot be said which of them %s uses", job.folder)
+            log.warning("skipped: encodings, since it is unknown which of them %s uses", job.folder)
             return
         if keys is not None:
             found.append(keys)

@@ -32,7 +32,7 @@ def readable(folders: Sequence[Path]) -> tuple[list[Job], bool]:
         try:
             jobs.append(read_job(folder))
         except RunnerError as error:
-            log.warning("left alone: %s", error)
+            log.warning("skipped: %s", error)
     return jobs, len(jobs) == len(registered)
 
 
@@ -41,7 +41,7 @@ def job_things(jobs: Sequence[Job]) -> Iterator[Thing]:
     for job in jobs:
         if job.folder.is_symlink():
             # Its target is somewhere else, where nobody has asked to remove anything.
-            log.warning("left alone: %s is a link; name the folder that it leads to", job.folder)
+            log.warning("skipped: %s is a link; name the folder it points to", job.folder)
             continue
         manifest = read_manifest(job.folder)
         state = State(manifest.get("state", State.PENDING))

@@ -90,7 +90,7 @@ def _push(options: argparse.Namespace) -> str:
         engine.push(local, f"{address}:{tag}")
         digest = repository.digest(tag)
     else:
-        log.info("%s:%s is there already, and tags are not moved", address, tag)
+        log.info("%s:%s already exists, and tags are not moved", address, tag)
     if digest is None:
         raise RunnerError(f"{address}:{tag} was pushed, and ECR does not know it; is this the registry of AWS?")
     reference = f"{address}@{digest}"

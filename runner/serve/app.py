@@ -67,7 +67,7 @@ def make_app(service: Service, *, guard: Guard, failed: Callable[[BaseException]
         try:
             body = await _body(request)
         except ClientDisconnect:
-            log.info("a request has broken off: who asks has hung up")
+            log.info("a request was cut off: the client has disconnected")
             return Response(status_code=503)  # nobody reads it
         if body is None:
             return _refused(413, [f"the request is longer than {MOST_BYTES} bytes"])
@@ -91,7 +91,7 @@ def make_app(service: Service, *, guard: Guard, failed: Callable[[BaseException]
         except Busy as error:
             return _refused(503, [str(error)])
         except Gone:
-            log.info("nobody waits any longer for %s: not drawn", count(wanted.count, "image"))
+            log.info("the client no longer waits for %s: not drawn", count(wanted.count, "image"))
             return Response(status_code=503)  # nobody reads it
         except Broken as error:
             failed(error)

@@ -105,7 +105,7 @@ def test_an_endpoint_draws_with_the_adapters_that_a_request_names_and_leaves_not
     nothing = runner("task=undeploy", "name=shop", "endpoint.poll_s=0.2", "logger=none")
 
     assert nothing.code == 0, nothing.output
-    assert "there is nothing of an endpoint shop in us-east-1" in nothing.output
+    assert "found nothing of an endpoint shop in us-east-1" in nothing.output
 
 
 @pytest.mark.slow

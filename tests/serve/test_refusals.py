@@ -174,7 +174,7 @@ def test_what_nobody_waits_for_any_longer_is_not_drawn(flux: TestClient, caplog:
     """Or requests that have timed out would keep those waiting that were sent in their place."""
     with caplog.at_level("INFO"):
         assert hung_up_after(b'{"prompt": "a house"}', flux, is_whole=True) == 503
-    assert "nobody waits any longer for 1 image: not drawn" in caplog.text
+    assert "the client no longer waits for 1 image: not drawn" in caplog.text
     assert "1 image in " not in caplog.text
     assert flux.post("/invocations", json={"prompt": "a house"}).status_code == 200, "others are"
 

@@ -35,6 +35,6 @@ def work(settings: Undeploy, paths: JobPaths, _place: object, *, stop: Callable[
     for line in removed:
         log.info("removed: %s", line)
     if not removed:
-        log.info("there is nothing of an endpoint %s in %s", name, account.region)
+        log.info("found nothing of an endpoint %s in %s", name, account.region)
     take_back(paths.folder.parent.parent, name, account.region, why=f"its endpoint was removed at {now()}")
     return {"removed": removed}
