@@ -79,7 +79,7 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 
 def _note(_number: int, _frame: object) -> None:
-    log.info("a signal came, and the training is over: the results are being put in place")
+    log.info("received a signal after the training had ended: the results are being put in place")
 
 
 def _run(tree: Tree) -> int:
@@ -174,7 +174,7 @@ def _take_up(job: Job, sent: Mapping[str, Any]) -> bool:
     if state in FINAL and not (state is State.COMPLETED and not job.has_result):
         log.info("%s: %s already", job.id, state.value)
         return False
-    log.info("%s: was %s after %d steps, goes on", job.id, state.value, known.get("steps_done", 0))
+    log.info("%s: was %s after %d steps, continues", job.id, state.value, known.get("steps_done", 0))
     update_manifest(job.folder, state=State.PENDING, error=None, crashed=False)
     return True
 

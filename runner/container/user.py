@@ -46,7 +46,7 @@ def leave_root(tree: Tree) -> None:
     except (OSError, ValueError) as error:
         obstacle = str(error)
     if obstacle:
-        log.warning("going on as root: %s", obstacle)
+        log.warning("continuing as root: %s", obstacle)
         return
     _become(account)
     os.environ["HOME"] = account.pw_dir

@@ -248,7 +248,7 @@ def known_manifest(folder: Path) -> dict[str, Any]:
             raise
         manifest = {}
     if known and not manifest:
-        log.warning("%s is damaged, or gone: going on with what it said before", paths.manifest)
+        log.warning("%s is damaged or gone: continuing with what it said before", paths.manifest)
     return manifest or known
 
 

@@ -245,7 +245,7 @@ def _wait_for(jobs: Sequence[Job], settings: LauncherSettings) -> None:
     ids = ", ".join(job.id for job in jobs)
     if isinstance(settings, QueuedLauncher) and not settings.wait:
         raise Detached(f"another runner works on {ids}: the same command again collects the results")
-    log.info("waiting for %s, which another runner works on", ids)
+    log.info("waiting for %s, which another runner is working on", ids)
     try:
         while any(is_held(job.folder) for job in jobs):
             time.sleep(POLL_S)
@@ -259,7 +259,7 @@ def _state(job: Job) -> State:
     if state is State.COMPLETED and not job.settings.done_once:
         return State.PENDING
     if state is State.COMPLETED and not job.has_result:
-        log.warning("%s is marked as completed, but %s has lost its result: it runs again", job.id, job.folder)
+        log.warning("%s is marked as completed, but %s has lost its result: running it again", job.id, job.folder)
         return State.PENDING
     return state
 

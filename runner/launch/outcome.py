@@ -42,7 +42,7 @@ def judge(job: Job) -> None:
         return
     curve = MetricsFile(job.paths.metrics).values(name)
     if not curve:
-        log.warning("%s: its record has no %s, so it cannot be compared by that", job.id, name)
+        log.warning("%s: its record has no %s, so it cannot be compared by that metric", job.id, name)
     result = {"objective": curve[-1][1] if curve else None} if "objective" in manifest else {}
     with suppress(LockedError), lock(job.folder):  # or another runner has it
         trained = read_job(job.folder)

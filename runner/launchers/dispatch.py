@@ -124,7 +124,7 @@ class Dispatch:
                 log.error("%s", error)
                 alive = [worker for worker in alive if worker not in error.workers]
             if alive:
-                log.info("asked to end: %s", self._names(alive))
+                log.info("asked to stop: %s", self._names(alive))
 
     def _watch(self) -> None:
         while True:
@@ -172,7 +172,7 @@ class Dispatch:
                 else:
                     known.jobs += lot.jobs
                     known.look()
-                log.info("submitted before: %s, for %s", self._names(alive), count(len(lot.jobs), "job"))
+                log.info("already submitted: %s, for %s", self._names(alive), count(len(lot.jobs), "job"))
 
     def _submit(self, lot: Lot) -> None:
         """Submit the workers of a lot, no more of them at a time than `launcher.concurrency`."""
@@ -207,7 +207,7 @@ class Dispatch:
                 has_room = False
                 break
             except NotSubmitted as error:
-                log.error("%s has refused a worker: %s", self.cluster.name, error)
+                log.error("%s refused a worker: %s", self.cluster.name, error)
                 if not lot.alive:
                     for job in lot.jobs:
                         fail(job, f"{self.cluster.name} has refused it: {error}")
@@ -331,7 +331,7 @@ class Dispatch:
             fail(dead[0], f"{how}{self._why(lot, worker)}")
         elif dead:
             pack = halved(lot.pack, dead)
-            log.warning("%s with %d jobs; they go on, %d at once", how, len(dead), pack.at_once)
+            log.warning("%s with %d jobs; they continue, %d at once", how, len(dead), pack.at_once)
             take_up_again(dead)
             lot.drop(dead)
             self._submit(Lot(pack, self.cluster.name, attempt=lot.attempt))

@@ -56,7 +56,7 @@ class Lot:
             try:
                 with lock(job.folder):
                     if (state := state_of(job.folder)) in GOOD:
-                        log.info("%s  %s meanwhile, by another command", job.id, state.value)
+                        log.info("%s  %s in the meantime by another command", job.id, state.value)
                         self.drop([job])
                     else:
                         submission = Submission(self.cluster, str(self.queue.file), tuple(self.workers))

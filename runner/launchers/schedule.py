@@ -106,7 +106,7 @@ class _Share:
         """Count a worker that died without a job while others ran; after a few of them, stop replacing such workers."""
         self.idle_deaths += 1
         if self.idle_deaths == MOST_TRIES:
-            log.warning("%s, as others before; it is not replaced", how_it_ended(worker.exit_code or 0))
+            log.warning("%s, like others before it; it is not replaced", how_it_ended(worker.exit_code or 0))
             self.pack = dataclasses.replace(self.pack, workers=len(self.workers))
             self.idle_deaths = 0
 

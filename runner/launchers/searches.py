@@ -50,7 +50,7 @@ def searches_of(experiments: Iterable[Path]) -> list[Search]:
             try:
                 settings = SETTINGS.validate_json(file.read_text(encoding="utf-8"))
             except (OSError, ValidationError) as error:
-                log.warning("%s: cannot be read, so that nobody can be asked about this search (%s)", file, error)
+                log.warning("%s: cannot be read, so no cluster can be asked about this search (%s)", file, error)
                 continue
             found.append(Search(file.stem, settings, experiment))
     return found

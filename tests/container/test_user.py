@@ -79,7 +79,7 @@ def test_a_channel_that_only_root_can_read_keeps_root(tree: OptMl) -> None:
     identity, said = go_on(tree)
 
     assert identity.startswith("0 0 ")
-    assert said.startswith("going on as root: ") and "Permission denied" in said and "plan.json" in said
+    assert said.startswith("continuing as root: ") and "Permission denied" in said and "plan.json" in said
 
 
 def test_a_file_beside_the_channels_is_read_as_they_are(tree: OptMl) -> None:

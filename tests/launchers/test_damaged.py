@@ -51,7 +51,7 @@ def test_who_works_on_it_writes_it_anew(
         taken.paths.manifest.write_text(content)
     update_manifest(taken.folder, steps_done=10)
     assert read_manifest(taken.folder) == before | {"steps_done": 10}
-    assert f"{taken.paths.manifest} is damaged, or gone" in caplog.text
+    assert f"{taken.paths.manifest} is damaged or gone: continuing with what it said before" in caplog.text
 
 
 def test_a_process_that_does_not_know_it_says_what_to_do(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:

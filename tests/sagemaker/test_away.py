@@ -124,7 +124,7 @@ def test_a_result_that_does_not_arrive_ends_no_waiting(
     with monkeypatch.context() as away:
         away.setattr(reached.storage.client, "download_file", break_off)
         assert reached.gone({"photos-1": [job]}) == {}
-    assert "SageMaker cannot be asked: " in caplog.text and "ended too early" in caplog.text
+    assert "SageMaker cannot be queried: " in caplog.text and "ended too early" in caplog.text
     monkeypatch.setattr(reached, "_looked_s", 0.0)
     assert reached.gone({"photos-1": [job]}) == {}
     assert job.paths.metrics.read_text() == "{}\n", "the next look brings it"
@@ -163,7 +163,7 @@ def test_a_search_waits_for_what_does_not_arrive(
     monkeypatch.setattr(search, "_describe", lambda: {"HyperParameterTuningJobStatus": "InProgress"})
     monkeypatch.setattr(search, "_summaries", break_off)
     assert search._look() is None
-    assert "SageMaker cannot be asked: " in caplog.text
+    assert "SageMaker cannot be queried: " in caplog.text
 
 
 def refused(code: str, status: int = 400) -> ClientError:

@@ -141,7 +141,7 @@ def test_without_waiting_status_collects_and_a_killed_command_is_taken_up(
     assert "was given to sagemaker" in local.output
 
     killed = Running(settings)
-    killed.wait_for_line("submitted before")
+    killed.wait_for_line("already submitted")
     killed.kill()
     aws.wait(name)
     looked = command("status", "--once")

@@ -73,7 +73,7 @@ def test_trials_go_on_without_their_command_and_become_jobs(aws: StandIn, settin
     answer = runner(*command)
 
     assert answer.code == 0, answer.output
-    assert "submitted before: tuning job" in answer.output
+    assert "already submitted: tuning job" in answer.output
     (request,) = aws.asked("CreateHyperParameterTuningJob")
     name = request["HyperParameterTuningJobName"]
     found, trials = manifests(), tuned(aws)

@@ -75,7 +75,7 @@ def test_a_waiting_job_says_where_and_a_killed_command_is_taken_up_without_submi
     running.kill()
 
     again = Running(sweep)
-    again.wait_for_line("submitted before: slurm 101, 102, for 4 jobs")
+    again.wait_for_line("already submitted: slurm 101, 102, for 4 jobs")
     slurm.is_full(False)  # not before: on a busy machine they could end before anybody asks for them
     answer = again.end()
 

@@ -111,12 +111,12 @@ class SageMakerCluster:
         described = self.account.sagemaker.describe_training_job(TrainingJobName=name)
         kept, wanted = described.get("CheckpointConfig", {}).get("S3Uri"), (place / CHECKPOINTS).uri
         if kept != wanted:
-            log.info("%s is there already, with its results in %s: another name is taken", name, kept)
+            log.info("%s already exists, with its results in %s: using another name", name, kept)
             return False
         if described["TrainingJobStatus"] in RUNNING or self.storage.listing(place / f"{CHECKPOINTS}{JOBS}/"):
             note_arn(experiment_folder, name, described["TrainingJobArn"])
             return True
-        log.info("%s has ended before, and nothing of it is in %s: it is sent anew", name, kept)
+        log.info("%s has already ended, and nothing of it is in %s: sending it again", name, kept)
         return False
 
     def _request(self, name: str, order: Order, jobs: Sequence[Job]) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class SageMakerCluster:
                     self._end(name)
         except aws_errors() as error:
             # A temporary network failure is no reason to give up a sweep.
-            log.warning("SageMaker cannot be asked: %s", message_of(error))
+            log.warning("SageMaker cannot be queried: %s", message_of(error))
 
     def _statuses(self, names: Sequence[str]) -> dict[str, str]:
         """The statuses of training jobs, listed newest first until all of these are found."""

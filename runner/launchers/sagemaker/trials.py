@@ -43,7 +43,7 @@ def begin(job: Job, tuning: str, training_job: str) -> None:
             submission = Submission(CLUSTER, tuning=tuning, ids=(training_job,))
             update_manifest(job.folder, state=State.SUBMITTED, submission=submission.data)
     except LockedError:
-        log.info("%s: is trained here too, by another runner", job.id)
+        log.info("%s: another runner is training it here too", job.id)
 
 
 def collect_trials(jobs: Sequence[Job], reached: SageMakerCluster) -> None:

@@ -103,7 +103,7 @@ class TuningJob:
             try:
                 self._refuse_foreign(self._describe())
                 note(self._search, CLUSTER)
-                log.info("submitted before: tuning job %s", self.name)
+                log.info("already submitted: tuning job %s", self.name)
             except ClientError as error:
                 if code_of(error) not in ("ResourceNotFound", "ValidationException"):
                     raise
@@ -151,7 +151,7 @@ class TuningJob:
             log.info("submitted: tuning job %s", self.name)
         except ClientError as error:
             if code_of(error) == "ResourceInUse":  # another command was faster
-                log.info("submitted before: tuning job %s", self.name)
+                log.info("already submitted: tuning job %s", self.name)
                 return
             if not may_pass(error):  # otherwise it may exist nevertheless, and a stop must find it
                 strike_out(self._search, CLUSTER)
@@ -178,7 +178,7 @@ class TuningJob:
                 self._look_at(summary, status)
         except aws_errors() as error:
             # A temporary network failure is no reason to give up a search.
-            log.warning("SageMaker cannot be asked: %s", message_of(error))
+            log.warning("SageMaker cannot be queried: %s", message_of(error))
             return None
         is_over = status in ENDED and all(trial.has_ended for trial in self._trials.values())
         return described if is_over else None
@@ -252,7 +252,7 @@ class TuningJob:
             except NotStopped as error:
                 log.error("%s", error)
             else:
-                log.info("asked to end: tuning job %s", self.name)
+                log.info("asked to stop: tuning job %s", self.name)
 
     def _how_it_goes_on(self) -> str:
         return "\n".join(
