@@ -40,15 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     here, unknown = _trained_here(folders, stopped)
     faults += unknown
     for name in stopped:
-        log.info("asked to save and end: %s", name)
+        log.info("asked to save and stop: %s", name)
     if withdrawn:
-        log.info("not submitted any more: %s, for which there was no room yet", count(len(withdrawn), "job"))
+        log.info("no longer queued for submission: %s, for which there was no room yet", count(len(withdrawn), "job"))
     if stopped or withdrawn:
-        log.info("The command that started them continues them later, from where they were.")
+        log.info("The command that started them will continue them later from where they stopped.")
     elif not here and not faults:
-        log.info("nothing runs elsewhere for these jobs")
+        log.info("nothing is running elsewhere for these jobs")
     for folder in here:
-        log.info("trained by a command on this machine, where Ctrl-C saves and ends it: %s", folder)
+        log.info("being trained by a command on this machine, where Ctrl-C saves and stops it: %s", folder)
     for fault in faults:
         log.error("%s", fault)
     return 1 if faults else 0

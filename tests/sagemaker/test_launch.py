@@ -178,7 +178,7 @@ def test_stop_saves_and_the_same_command_continues(aws: StandIn, sdxl_folder: Pa
     answer = running.end()
 
     assert stopped.code == 0, stopped.output
-    assert "asked to save and end: sagemaker" in stopped.output
+    assert "asked to save and stop: sagemaker" in stopped.output
     assert answer.code == 130, answer.output
     (manifest,) = manifests().values()
     assert manifest["state"] == "cancelled"

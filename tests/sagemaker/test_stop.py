@@ -106,7 +106,7 @@ def test_the_command_stops_what_it_may_and_names_the_rest(
     assert code == 1
     assert asked(aws, "TrainingJob") == ["photos-1"]
     said = [record.message for record in caplog.records if record.name.startswith("runner.stop")]
-    assert said[0] == "asked to save and end: sagemaker photos-1"
+    assert said[0] == "asked to save and stop: sagemaker photos-1"
     assert said[-1].startswith("sagemaker search-1 was not stopped: ") and DENIED in said[-1]
     assert "stop-hyper-parameter-tuning-job --hyper-parameter-tuning-job-name search-1" in said[-1]
     assert not any("search-1" in line for line in said[:-1])
@@ -167,13 +167,13 @@ def test_a_command_of_this_machine_that_is_about_to_begin_is_told(
 ) -> None:
     job = make_job(Experiment(), model="m", dataset="d", outputs=tmp_path)
     register(job)
-    told = f"trained by a command on this machine, where Ctrl-C saves and ends it: {job.folder}"
+    told = f"being trained by a command on this machine, where Ctrl-C saves and stops it: {job.folder}"
     for holder, is_told in ((os.getppid(), True), (2**22 + 1, False)):  # there is no process of the second number
         caplog.clear()
         job.paths.lock.write_text(str(holder))
         with caplog.at_level("INFO"):
             assert stop.main([str(job.folder)]) == 0
-        assert (told in caplog.text, "nothing runs elsewhere" in caplog.text) == (is_told, not is_told)
+        assert (told in caplog.text, "nothing is running elsewhere" in caplog.text) == (is_told, not is_told)
 
 
 def test_a_damaged_manifest_is_told_and_keeps_nobody_from_hearing_of_the_others(
@@ -189,7 +189,7 @@ def test_a_damaged_manifest_is_told_and_keeps_nobody_from_hearing_of_the_others(
     update_manifest(job.folder, state=State.RUNNING)
     with caplog.at_level("INFO"), lock(job.folder):
         assert stop.main([str(job.folder.parent)]) == 1
-    assert f"trained by a command on this machine, where Ctrl-C saves and ends it: {job.folder}" in caplog.text
+    assert f"being trained by a command on this machine, where Ctrl-C saves and stops it: {job.folder}" in caplog.text
 
 
 def test_what_a_command_tries_to_submit_at_this_moment_is_waited_for(
@@ -209,7 +209,7 @@ def test_what_a_command_tries_to_submit_at_this_moment_is_waited_for(
         take_up_again(lot.jobs)  # ... and hears that there is none
     stopping.join()
     assert state_of(job.folder) is State.CANCELLED
-    assert "not submitted any more: 1 job, for which there was no room yet" in caplog.text
+    assert "no longer queued for submission: 1 job, for which there was no room yet" in caplog.text
 
 
 def test_what_waits_for_room_is_not_sent_by_the_waiting_command_after_a_stop(aws: StandIn) -> None:
@@ -233,7 +233,7 @@ def test_what_waits_for_room_is_not_sent_by_the_waiting_command_after_a_stop(aws
     answer = waits.end()
 
     assert stopped.code == 0, stopped.output
-    assert "not submitted any more: 1 job, for which there was no room yet" in stopped.output
+    assert "no longer queued for submission: 1 job, for which there was no room yet" in stopped.output
     assert answer.code == 130, answer.output
     assert [manifest["state"] for manifest in manifests().values()] == ["cancelled", "cancelled"]
     assert len(aws.jobs) == 1

@@ -194,7 +194,7 @@ def test_stop_ends_the_search_and_its_trials(aws: StandIn, settings: list[str]) 
 
     assert stopped.code == 0, stopped.output
     (search,) = aws.tuning.jobs
-    assert f"asked to save and end: sagemaker {search}" in stopped.output
+    assert f"asked to save and stop: sagemaker {search}" in stopped.output
     assert answer.code == 130, answer.output
     assert [manifest["state"] for manifest in manifests().values()] == ["cancelled"]
     assert len(aws.jobs) == 1, "no further trial was begun"

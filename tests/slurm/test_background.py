@@ -79,7 +79,7 @@ def test_what_is_stopped_is_not_begun_again_by_the_command_that_waits(settings: 
     answer = running.end()
 
     assert stopped.code == 0, stopped.output
-    assert "asked to save and end: background" in stopped.output
+    assert "asked to save and stop: background" in stopped.output
     assert answer.code == 130, answer.output
     assert [manifest["state"] for manifest in manifests().values()] == ["cancelled"]
     assert len(logs()) == 1

@@ -110,7 +110,7 @@ def test_what_no_worker_has_begun_is_cancelled_by_a_stop_although_nobody_waits(
     stopped = command("stop", str(outputs() / "dev"))
 
     assert stopped.code == 0, stopped.output
-    assert "asked to save and end: slurm 101" in stopped.output
+    assert "asked to save and stop: slurm 101" in stopped.output
     assert states() == ["cancelled"]
 
     slurm.is_full(False)

@@ -203,5 +203,5 @@ def test_what_its_worker_holds_until_it_has_saved_is_not_said_to_be_trained_by_a
         stop_all()
 
     assert cluster.cancelled == ["w1"]
-    assert "asked to save and end: script w1" in caplog.text
+    assert "asked to save and stop: script w1" in caplog.text
     assert "trained by a command" not in caplog.text
