@@ -126,7 +126,7 @@ def lay_out_single_file(settings: ModelSettings, folder: Path) -> Path:
         if not folder.is_dir():
             for left in folder.parent.glob(f".{folder.name}.*"):
                 shutil.rmtree(left)
-            log.info("laying out %s, once", settings.path)
+            log.info("laying out %s (only once)", settings.path)
             with atomic_folder(folder) as temporary:
                 _read(settings).save_pretrained(temporary)
     return folder

@@ -99,7 +99,7 @@ def fetched(key: str, uri: str) -> Path:
     except NoAccess as error:
         if (copy := local_copy(uri)) is None:
             raise ModelError(f"{key} = {uri!r}: {error}") from error
-        log.warning("%s = %r: %s; the copy on this machine is used", key, uri, error)
+        log.warning("%s = %r: %s; using the copy on this machine", key, uri, error)
         return copy
     except (NotThere, BadArchive) as error:
         raise ModelError(f"{key} = {uri!r}: {error}") from error

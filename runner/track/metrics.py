@@ -75,7 +75,7 @@ class MetricsFile:
         parsed = [(number, parse_line(raw)) for number, raw in enumerate(raw_lines, start=1) if raw.strip()]
         torn = [number for number, line in parsed if line is None]
         if torn and (len(torn) > 1 or torn[0] != parsed[-1][0]):
-            log.warning("%s: left out %d lines that are not JSON objects, the first is line %d",
+            log.warning("%s: skipped %d lines that are not JSON objects; the first is line %d",
                         self.path, len(torn), torn[0])  # fmt: skip
         return [line for _, line in parsed if line is not None]
 

@@ -158,7 +158,7 @@ class WandbMirror(Mirror):
         except Exception as error:  # noqa: BLE001 - never fatal, whatever wandb raises
             self._quiet = True
             log.warning(
-                "W&B: %s failed (%s: %s); training goes on without it. The record is whole in metrics.jsonl; "
+                "W&B: %s failed (%s: %s); training continues without it. The full record is in metrics.jsonl; "
                 "upload what wandb kept with: wandb sync --include-online %s",
                 what, type(error).__name__, error, self._run.settings.sync_dir,
             )  # fmt: skip

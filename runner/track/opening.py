@@ -57,7 +57,7 @@ def open_mirror(
             return Mirror()
         agent_run = agent_run_id()
         if agent_run is not None and _job_of_agent_run.setdefault(agent_run, job_id) != job_id:
-            log.warning("W&B: %s is not mirrored: the sweep agent's run %s is that of %s", job_id, agent_run,
+            log.warning("W&B: %s is not mirrored: the sweep agent's run %s belongs to %s", job_id, agent_run,
                         _job_of_agent_run[agent_run])  # fmt: skip
             return Mirror()
         task = config.get("task", {}).get("name", "train")
@@ -72,7 +72,7 @@ def open_mirror(
         run = _start(arguments, mode, timeout_s=settings.timeout_s)
         run.define_metric("*", step_metric=STEP_METRIC)
     except Exception as error:  # noqa: BLE001 - never fatal, whatever wandb raises
-        log.warning("W&B: not used (%s: %s); training goes on without it", type(error).__name__, error)
+        log.warning("W&B: not used (%s: %s); training continues without it", type(error).__name__, error)
         return Mirror()
     mirror = WandbMirror(run, job_id=job_id, folder=folder, timeout_s=settings.timeout_s)
     if mirror.url:
@@ -85,7 +85,7 @@ def open_mirror(
 def _run_id(own: str) -> str:
     named = os.environ.get("WANDB_RUN_ID")
     if named and named in OPEN_RUN_IDS:
-        log.warning("W&B: WANDB_RUN_ID=%s is taken by another job of this process; using %s", named, own)
+        log.warning("W&B: WANDB_RUN_ID=%s is already used by another job of this process; using %s", named, own)
         return own
     return named or own
 

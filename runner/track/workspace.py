@@ -60,7 +60,7 @@ def save_workspace(
         return str(known["url"])
     if importlib.util.find_spec("wandb_workspaces") is None:
         log.info(
-            "W&B: no workspace was saved for this sweep; pip install 'lora-runner[workspaces]' brings what it needs"
+            "W&B: no workspace was saved for this sweep; pip install 'lora-runner[workspaces]' installs what it needs"
         )
         return None
     try:

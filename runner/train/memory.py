@@ -41,4 +41,4 @@ def within_memory(action: Callable[[int], Found], size: int, *, collect: Callabl
                 raise
         size //= 2
         collect()
-        log.warning("out of memory: going on with %d images at a time", size)
+        log.warning("out of memory: continuing with %d images at a time", size)

@@ -117,9 +117,9 @@ class Passes:
         rows = min(rows, self.most_rows or rows)
         if rows > 1:
             self.most_rows = max(1, rows // 2)
-            log.warning("out of memory with %d images at a time: going on with %d", rows, self.most_rows)
+            log.warning("out of memory with %d images at a time: continuing with %d", rows, self.most_rows)
         elif self.base.checkpoint_gradients():
-            log.warning("out of memory with one image at a time: activations are computed twice from here on")
+            log.warning("out of memory with one image at a time: activations are computed twice from now on")
         else:
             raise OutOfMemoryError(
                 "out of memory with a single image at a time; lower resolution or lora.rank, or take a larger GPU"

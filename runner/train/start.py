@@ -89,16 +89,16 @@ def earlier_items(earlier: AdapterFile, experiment: Experiment) -> tuple[Item, .
     settings = earlier.job.experiment
     if isinstance(settings.method, NewTokens):
         log.warning(
-            "what is kept of %s is not measured: this job does not know the words of its captions", earlier.job.id
+            "what remains of %s is not measured: this job does not know the words of its captions", earlier.job.id
         )
         return ()
     try:
         dataset = read_dataset(settings.dataset, refresh=False)
     except SettingsError as error:
-        log.warning("what is kept of %s is not measured: %s", earlier.job.id, str(error).splitlines()[0])
+        log.warning("what remains of %s is not measured: %s", earlier.job.id, str(error).splitlines()[0])
         return ()
     if dataset.fingerprint != earlier.job.identity["dataset"]:
-        log.warning("what is kept of %s is not measured: its images have changed", earlier.job.id)
+        log.warning("what remains of %s is not measured: its images have changed", earlier.job.id)
         return ()
     training, held_out = split(dataset.items, held_out=settings.validation.held_out)
     measured = (held_out or training)[: experiment.validation.max_images]

@@ -62,7 +62,7 @@ def test_a_torn_last_line_is_left_out_and_then_overwritten(metrics: MetricsFile)
 def test_garbage_in_the_middle_is_left_out_and_said(metrics: MetricsFile, caplog: pytest.LogCaptureFixture) -> None:
     metrics.path.write_bytes(b'{"step": 1}\n\xff\xfe garbage\n[1]\n"step"\n{"step": 2}\n')
     assert steps(metrics) == [1, 2]
-    assert "left out 3 lines" in caplog.text
+    assert "skipped 3 lines" in caplog.text
     assert "line 2" in caplog.text
 
 

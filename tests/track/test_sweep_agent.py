@@ -143,7 +143,7 @@ def test_only_one_job_of_a_process_is_the_run_of_the_agent(
     assert (mirrors[1].url, again.url) == (None, None)
     assert list(in_a_sweep.runs) == ["shared"]
     assert in_a_sweep.runs["shared"]["summary"]["objective"] == 0.0
-    assert "second is not mirrored: the sweep agent's run shared is that of first" in caplog.text
+    assert "second is not mirrored: the sweep agent's run shared belongs to first" in caplog.text
 
 
 def test_what_a_sweep_stops_is_not_started_again(

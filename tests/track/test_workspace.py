@@ -168,7 +168,7 @@ def test_without_the_package_one_line_says_how_to_get_it(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb_workspaces" else found(name))
     assert save(folder) is None
     assert [record.getMessage() for record in caplog.records] == [
-        "W&B: no workspace was saved for this sweep; pip install 'lora-runner[workspaces]' brings what it needs"
+        "W&B: no workspace was saved for this sweep; pip install 'lora-runner[workspaces]' installs what it needs"
     ]
 
 

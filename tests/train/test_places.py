@@ -242,8 +242,8 @@ def test_when_one_image_does_not_fit_activations_are_recomputed_and_then_it_is_s
         bench.train_only(job)
     said = [record.getMessage() for record in caplog.records]
     assert [text for text in said if text.startswith("out of memory")] == [
-        "out of memory with 2 images at a time: going on with 1",
-        "out of memory with one image at a time: activations are computed twice from here on",
+        "out of memory with 2 images at a time: continuing with 1",
+        "out of memory with one image at a time: activations are computed twice from now on",
     ]
     assert memory.kept == [False, False, False], "what a failed pass has made is let go of before memory is given back"
 

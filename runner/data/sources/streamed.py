@@ -151,7 +151,7 @@ def _listed(settings: DatasetSettings, faults: Faults) -> list[Shard]:
         status = getattr(getattr(error, "response", None), "status_code", None)
         unreachable = status is None or status >= SERVER_ERRORS
         if unreachable and (known := _recalled_listing(settings)) is not None:
-            log.warning("the Hub cannot be reached; %s is taken as it was the last time", repository)
+            log.warning("the Hub cannot be reached; using %s as it was last seen", repository)
             return known
         faults.add("hub", explain(settings, error))
         raise faults.error() from error

@@ -47,7 +47,7 @@ def draw_class_images(job: Job, kept: SubjectClass, base: Base, conditioner: Con
 
     def begin(missing: int) -> None:
         there, most = len(wishes) - missing, len(wishes)
-        log.info("%d images of the class %r: %d are there, %d to draw", most, kept.prompt, there, missing)
+        log.info("%d images of the class %r: %d exist, %d to draw", most, kept.prompt, there, missing)
 
     def so_far(missing: int) -> None:
         log.info("%d of %d images of the class %r are drawn", len(wishes) - missing, len(wishes), kept.prompt)

@@ -138,7 +138,7 @@ def encode_at_once(
         part = captions[start : start + batch]
         rows = _encoded(part, family, text, device)
         if rows is None:
-            log.warning("the GPU's memory does not hold the text encoders: captions are encoded on the CPU")
+            log.warning("the text encoders do not fit in the GPU's memory: captions are encoded on the CPU")
             text.beyond_gpu, device = True, torch.device("cpu")
             rows = _encoded(part, family, text, device)
         assert rows is not None
