@@ -14,7 +14,7 @@ from runner.track.rebuild import rebuild
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rebuild each run in turn; 1 where a folder cannot be read, 2 where one is no job's."""
+    """Rebuild each run in turn; returns 1 if a folder cannot be read, 2 if one is not a job's folder."""
     parser = argparse.ArgumentParser(prog="python -m runner.track", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="JOBDIR", help="the folder of a job")
     parser.add_argument(

@@ -6,5 +6,5 @@ import os
 
 
 def agent_run_id() -> str | None:
-    """The run that the server made for this process, and that the agent waits for; None where no agent started it."""
+    """The run that the server made for this process and that the agent waits for; None if no agent started it."""
     return os.environ.get("WANDB_RUN_ID") or None if os.environ.get("WANDB_SWEEP_ID") else None

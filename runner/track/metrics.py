@@ -1,6 +1,6 @@
-"""metrics.jsonl: one JSON object a line, the record of a job that everything else is made from.
+"""metrics.jsonl: the record of a job that everything else is derived from, one JSON object per line.
 
-Takes a step and named numbers, gives them back in order. It does not know what the numbers mean.
+Takes a step and named numbers, and returns them in order. It does not know what the numbers mean.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from runner.paths import atomic_file
 
 log = logging.getLogger(__name__)
 
-# JSON has no NaN or infinity: the value becomes null, and its name is kept under this key.
+# JSON has no NaN or infinity: the value becomes null, and what it was is kept by name under this key.
 NON_FINITE = "non_finite"
 
 
 class MetricsFile:
-    """An append-only file of metrics which survives being killed in the middle of a line.
+    """An append-only file of metrics that survives its writer being killed in the middle of a line.
 
     One process writes; any number may read at the same time.
 
@@ -56,8 +56,8 @@ class MetricsFile:
             line[NON_FINITE] = non_finite
         if not self._tail_is_whole:
             _drop_torn_tail(self.path)
-        self._tail_is_whole = False  # a full disk takes a part of a line
-        # Opened for each line: microseconds, and no handle is left open by a job that fails.
+        self._tail_is_whole = False  # a full disk may take only part of a line
+        # Reopening for each line costs microseconds, and a job that fails leaves no handle open.
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, allow_nan=False) + "\n")
         self._tail_is_whole = True
@@ -65,8 +65,8 @@ class MetricsFile:
     def read(self) -> list[dict[str, Any]]:
         """All lines in the order they were written, with NaN and infinities restored.
 
-        A torn last line (the process was killed while writing) is left out. A torn line further
-        up is left out too, with a warning. A missing file is an empty list.
+        A torn last line (the process was killed while writing) is skipped. A torn line further
+        up is skipped too, with a warning. A missing file gives an empty list.
         """
         try:
             raw_lines = self.path.read_bytes().split(b"\n")
@@ -80,9 +80,9 @@ class MetricsFile:
         return [line for _, line in parsed if line is not None]
 
     def values(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) of one metric, in the order they were written; torn lines and a missing file as `read`.
+        """(step, value) of one metric in the order written; torn lines and a missing file are handled as in `read`.
 
-        Only lines that name it are parsed: of the hundred thousand of a long training few do.
+        Only lines that name the metric are parsed: few of the hundred thousand lines of a long training do.
         """
         wanted = json.dumps(name).encode() + b":"
         try:
@@ -93,7 +93,7 @@ class MetricsFile:
         return [(line["step"], float(line[name])) for line in lines if line.get(name) is not None]
 
     def truncate_after(self, step: int) -> None:
-        """Drop each line later than `step`, atomically: a resume from that checkpoint writes them anew.
+        """Drop each line later than `step`, atomically: a resume from that checkpoint writes them again.
 
         Raises:
             OSError: if the new file cannot be written; the old one is then untouched.
@@ -103,10 +103,10 @@ class MetricsFile:
             self._write([raw for raw, line in lines if line is not None and line["step"] <= step])
 
     def drop(self, step: int, kind: str) -> None:
-        """Drop the lines of a step that say something of a kind, atomically: it will be found and written anew.
+        """Drop the lines of a step that hold a metric of one kind, atomically: it will be measured and written again.
 
         Args:
-            kind: what a name begins with, such as `validation/`.
+            kind: prefix of the metric's name, such as `validation/`.
 
         Raises:
             OSError: if the new file cannot be written; the old one is then untouched.
@@ -123,12 +123,12 @@ class MetricsFile:
             temporary.write_bytes(b"".join(line + b"\n" for line in lines))
 
     def close(self) -> None:
-        """Be done writing; an `append` after this looks at the end of the file anew."""
+        """Stop writing; a later `append` checks the end of the file again."""
         self._tail_is_whole = False
 
 
 def parse_line(raw: bytes) -> dict[str, Any] | None:
-    """One line as a dict, with NaN and infinities restored; None where it is not a JSON object with a whole step."""
+    """One line as a dict, with NaN and infinities restored; None if it is not a JSON object with an integer step."""
     try:
         line = json.loads(raw)
     except ValueError:  # includes bytes that are not UTF-8
@@ -142,7 +142,7 @@ def parse_line(raw: bytes) -> dict[str, Any] | None:
 
 
 def _drop_torn_tail(path: Path) -> None:
-    """Cut what follows the last newline, so that the next line does not stick to a torn one."""
+    """Cut off what follows the last newline, so that the next line is not appended to a torn one."""
     if not path.exists():
         return
     content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Weights & Biases as a mirror of the job folder: what is logged there is also in the record here.
+"""Weights & Biases as a mirror of the job folder: everything logged there is also in the local record.
 
 Takes numbers, image files and folders. Nothing it does can stop or hold up training: a failure is logged
 once, with its reason, and the mirror goes quiet. It does not read the record; `runner.track.rebuild` does.
@@ -25,24 +25,27 @@ log = logging.getLogger(__name__)
 
 STEP_METRIC = "global_step"
 
-# `samples` are the images as they are drawn; a table has one type for ever, and needs a name of its own.
+# `samples` holds the images as they are generated. A W&B key keeps its first type, so the table needs its own name.
 SAMPLES_TABLE = "samples_table"
 
-# W&B knows a run as finished or failed by its exit code; these states are no failure.
+# W&B tells finished runs from failed ones by their exit code; these states are not failures.
 GOOD_STATES = frozenset({"completed", "pruned"})
 
 AGAIN_TIMEOUT_S = 5.0
-"""How long is waited for a server that did not answer a short while ago: nothing is lost by it."""
+"""How long to wait for a server that recently did not answer: giving up early loses nothing."""
 
 OPEN_RUN_IDS: set[str] = set()
-"""The runs of this process that are not finished."""
+"""The unfinished runs of this process."""
 
 
 class Mirror:
-    """Where a job's numbers, images and adapter go besides its folder: this one, nowhere. No method raises."""
+    """Where a job's numbers, images and adapter go besides its folder; this base class discards them.
+
+    No method raises.
+    """
 
     url: str | None = None
-    """The page of the run, or None where there is none (offline, disabled)."""
+    """The page of the run, or None if it has none (offline, disabled)."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log named numbers at an optimizer step; steps may repeat and, after a resume, go back."""
@@ -54,9 +57,9 @@ class Mirror:
         """Log all files in `folder` as an artifact of type `lora`. They must not change afterwards."""
 
     def finish(self, state: str, summary: Mapping[str, Any]) -> None:
-        """Close the run in a state of the job (completed, failed, interrupted, ...); a second call does nothing.
+        """Close the run with the job's state (completed, failed, interrupted, ...); a second call does nothing.
 
-        The samples in the job's folder become a table. The summary's `objective` also stands under its own name,
+        The samples in the job's folder become a table. The summary's `objective` is also logged under its own name,
         which is `objective_name` or else validation/loss, because a W&B sweep looks for it there.
         """
 
@@ -81,7 +84,7 @@ class WandbMirror(Mirror):
         self._last_step = 0
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Log named numbers; the step is a value of its own, so that W&B drops none after a resume."""
+        """Log named numbers; the step is logged as a separate value, so that W&B drops none after a resume."""
         self._last_step = step
         self._guarded("logging metrics", lambda: self._run.log({**values, STEP_METRIC: step}))
 
@@ -105,17 +108,17 @@ class WandbMirror(Mirror):
 
             artifact = wandb.Artifact(f"lora-{self._job_id}", type="lora", metadata=dict(metadata))
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                # Immutable and uncached, or wandb copies each file to its own folders in the home directory.
+                # Immutable and uncached: otherwise wandb copies each file to its own folders in the home directory.
                 artifact.add_file(
                     str(path), name=path.relative_to(folder).as_posix(), skip_cache=True, policy="immutable"
                 )
             self._run.log_artifact(artifact, aliases=["latest", f"step-{self._last_step}"])
 
-        # Before it takes any file, wandb asks the server who is there, again and again.
+        # Before it takes any file, wandb asks the server who is logged in, retrying again and again.
         self._guarded("logging the adapter", lambda: within(self._patience_s(), send))
 
     def finish(self, state: str, summary: Mapping[str, Any]) -> None:
-        """Upload what is left and close the run, within `timeout_s`; what did not get through stays on disk."""
+        """Upload the rest and close the run within `timeout_s`; data that did not get through stays on disk."""
         if self._finished:
             return
         self._finished = True
@@ -127,7 +130,7 @@ class WandbMirror(Mirror):
             objective = summary.get("objective")
             named = {} if objective is None else {summary.get("objective_name", HELD_OUT): objective}
             self._run.summary.update({**summary, **named, "state": state})
-            # A sweep's server stops runs on purpose; a preempted one it would start again.
+            # A sweep's server stops runs on purpose, and would start a preempted one again.
             if state == "interrupted" and agent_run_id() is None:
                 self._run.mark_preempting()
             self._run.finish(exit_code=0 if state in GOOD_STATES else 1)
@@ -136,12 +139,12 @@ class WandbMirror(Mirror):
         self._guarded("finishing", lambda: within(self._patience_s(), send))
 
     def _patience_s(self) -> float:
-        """How long to wait for what asks the server; short where that was in vain a short while ago."""
+        """How long to wait for calls that ask the server; short if it recently did not answer."""
         if self._run.offline:
             return self._timeout_s
         url, began_s = self._run.settings.base_url, time.monotonic()
         known = silent_because(url)
-        # Asked for the runs that end next.
+        # A failure is remembered for the runs that finish next.
         unreachable_because(url, min(PROBE_TIMEOUT_S, self._timeout_s / 2))
         left_s = self._timeout_s - (time.monotonic() - began_s)
         return left_s if known is None else min(left_s, AGAIN_TIMEOUT_S)

@@ -1,6 +1,6 @@
-"""Opens the W&B run of a job: online where that works in time, else offline, in a sweep as the agent's run.
+"""Opens the W&B run of a job: online if that works in time, else offline; under a sweep agent, the agent's run.
 
-Takes settings and names, gives a mirror. Nothing here raises.
+Takes settings and names, and returns a mirror. Nothing here raises.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The job that has the run of a sweep agent, by the id of that run.
+# Id of a sweep agent's run -> the job that is mirrored in it.
 _job_of_agent_run: dict[str, str] = {}
 
 
@@ -35,21 +35,21 @@ def open_mirror(
 ) -> Mirror:
     """Open the W&B run of one job, in at most `settings.timeout_s` plus about a second. Never raises.
 
-    The run's id is WANDB_RUN_ID, or of the job's id and the experiment's name: a resumed job continues the same run,
-    and the same job of another experiment, which is trained in another folder, has a run of its own. Several runs
-    may be open in one process. When the server cannot be had, the run is offline. In a process that a W&B sweep
-    agent started, the run is the agent's, in the sweep's project; there only one job has a mirror.
+    The run's id is WANDB_RUN_ID, or is built from the job's id and the experiment's name: a resumed job continues the
+    same run, and the same job in another experiment, which trains in another folder, gets its own run. Several runs
+    may be open in one process. If the server cannot be reached, the run is offline. In a process that a W&B sweep
+    agent started, the run is the agent's, in the sweep's project; only one job is mirrored there.
 
     Args:
-        settings: the `logger` section; with name `none` or mode `disabled` the mirror does nothing.
+        settings: the `logger` section; with name `none` or mode `disabled`, the mirror does nothing.
         experiment_name: the group of the run.
         job_name: the title of the run.
-        config: the resolved settings, without secrets; they are passed on as they are. The type of the run is the task.
+        config: the resolved settings, without secrets; they are passed on unchanged. The task becomes the run's type.
         folder: the job's folder; wandb writes into `folder/wandb`.
     """
     if settings.name == "none":
         return Mirror()
-    # wandb reports on itself to its server, even offline, and without a network the process then ends 10 s late.
+    # wandb sends error reports about itself even offline; without a network, the process then ends 10 s late.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
         mode = choose_mode(settings.mode)
@@ -66,7 +66,7 @@ def open_mirror(
             "config": config, "dir": str(folder), "reinit": "create_new",
         }  # fmt: skip
         if agent_run is None:
-            # An agent's run has them from the agent: id and place are those of the sweep.
+            # An agent's run gets its id and place from the agent, as the sweep defines them.
             run_id = _run_id(f"{job_id}-{experiment_name}")
             arguments |= {"id": run_id, "project": settings.project, "entity": settings.entity}
         run = _start(arguments, mode, timeout_s=settings.timeout_s)
@@ -91,17 +91,17 @@ def _run_id(own: str) -> str:
 
 
 def _start(arguments: dict[str, Any], mode: RunMode, *, timeout_s: float) -> Run:
-    """An online run where that works within `timeout_s`, else an offline one."""
+    """An online run if that works within `timeout_s`, else an offline one."""
     import wandb
 
     def init(run_mode: RunMode) -> Run:
-        # wandb gives up shortly before `within` does, so that it still writes the end of its log.
+        # wandb must give up shortly before `within` does, so that it still writes the end of its log.
         patience_s = max(timeout_s - 1, timeout_s / 2)
         settings = wandb.Settings(
             sagemaker_disable=True, console="off", silent=True, disable_job_creation=True,
             init_timeout=patience_s, finish_timeout=patience_s, finish_timeout_raises=True,
         )  # fmt: skip
-        # Offline too: each attempt writes a log of its own, and a sync lets the steps of one follow the other's.
+        # Resume offline too: each attempt writes its own log, and a sync appends the steps of one to the other's.
         return wandb.init(**arguments, mode=run_mode, resume="allow", settings=settings)
 
     if mode == "online":
@@ -111,7 +111,7 @@ def _start(arguments: dict[str, Any], mode: RunMode, *, timeout_s: float) -> Run
                 return within(timeout_s, lambda: init("online"), if_late=lambda run: run.finish(exit_code=1))
             except Exception as error:  # noqa: BLE001 - never fatal, whatever wandb raises
                 reason = f"{type(error).__name__}: {error}"
-                if "id" in arguments:  # wandb keeps the id of a run it failed to open
+                if "id" in arguments:  # wandb keeps the id of a run that it failed to open
                     arguments["id"] += "-offline"
         log.warning("W&B: cannot be reached (%s); this run is logged offline as %s", reason,
                     arguments.get("id", "the sweep agent's"))  # fmt: skip

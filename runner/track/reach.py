@@ -1,6 +1,6 @@
-"""Whether Weights & Biases can be used from here, and for how long to wait for it.
+"""Whether Weights & Biases can be used from here, and how long to wait for it.
 
-Takes settings, gives yes or no. It asks no question at the terminal and logs in nowhere.
+Takes settings, answers yes or no. It never prompts at the terminal and never logs in.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ RunMode = Literal["online", "offline", "disabled"]
 Result = TypeVar("Result")
 
 PROBE_TIMEOUT_S = 5.0
-"""How long the question may take whether there is a server at all."""
+"""How long the check for a server may take."""
 
 ASK_AGAIN_S = 60.0
-"""So long a server that did not answer is not asked again, or the jobs of a pack would wait one after the other."""
+"""How long a server that did not answer is left alone; otherwise the jobs of a pack would wait one after the other."""
 
 _silent: dict[str, tuple[float, str]] = {}
-"""When, by the monotonic clock, which server did not answer, and why."""
+"""Server -> when it did not answer, by the monotonic clock, and why."""
 
 
 def silent_because(url: str) -> str | None:
-    """Why the server at `url` did not answer a short while ago; None where it did, or was not asked."""
+    """Why the server at `url` recently did not answer; None if it did, or was not asked."""
     noted_s, reason = _silent.get(url, (-math.inf, None))
     return reason if time.monotonic() - noted_s < ASK_AGAIN_S else None
 
 
 def choose_mode(wanted: str) -> RunMode:
-    """The mode to run in; `auto` is WANDB_MODE where set, else online where there is an API key, else offline.
+    """The mode to run in; `auto` means WANDB_MODE if set, else online if there is an API key, else offline.
 
     Args:
         wanted: auto, online, offline or disabled (the setting `logger.mode`).
 
     Raises:
         ValueError: for any other word, in the setting or in WANDB_MODE.
-        wandb.errors.AuthenticationError: if there is an API key and it is malformed.
+        wandb.errors.AuthenticationError: if the API key is malformed.
     """
     if wanted == "auto":
         named = os.environ.get("WANDB_MODE", "").lower()
@@ -62,15 +62,15 @@ def server_url() -> str:
     """The server that wandb would talk to: WANDB_BASE_URL, its settings files, or the public one."""
     import wandb
 
-    # Without this the first look at the settings would merge what SageMaker says into them.
+    # Otherwise wandb would merge SageMaker's values into its settings when they are first read.
     return str(wandb.setup(settings=wandb.Settings(sagemaker_disable=True, silent=True)).settings.base_url)
 
 
 def has_credentials() -> bool:
-    """Whether wandb has an API key for its server (environment, netrc, settings), found as wandb itself does.
+    """Whether wandb has an API key for its server (environment, netrc, settings), looked up as wandb itself does.
 
     Raises:
-        wandb.errors.AuthenticationError: if there is a key and it is malformed.
+        wandb.errors.AuthenticationError: if the key is malformed.
     """
     from wandb.sdk.lib import wbauth
 
@@ -81,9 +81,9 @@ def has_credentials() -> bool:
 
 
 def unreachable_because(url: str, timeout_s: float) -> str | None:
-    """Why the server at `url` does not answer a query, or None where it does (with any answer, even an error).
+    """Why the server at `url` does not answer a query, or None if it does (with any answer, even an error).
 
-    Asked before wandb is, because a run that wandb failed to open keeps its id taken in this process.
+    Checked before calling wandb, because a run that wandb failed to open keeps its id taken in this process.
     """
     reason = silent_because(url)
     if reason is None and (reason := _asked(url, timeout_s)) is not None:
@@ -100,22 +100,22 @@ def _asked(url: str, timeout_s: float) -> str | None:
     except urllib.error.HTTPError:
         return None
     except urllib.error.URLError as error:
-        # A certificate that only wandb is set up to trust still means that the server is there.
+        # A certificate that only wandb is set up to trust still means that the server exists.
         return None if isinstance(error.reason, ssl.SSLError) else f"{url}: {error.reason}"
-    except (OSError, ValueError, http.client.HTTPException) as error:  # the last: something else than a web server
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the last: not a web server
         return f"{url}: {str(error).strip() or type(error).__name__}"
 
 
 def within(timeout_s: float, call: Callable[[], Result], *, if_late: Callable[[Result], None] | None = None) -> Result:
     """What `call` returns or raises, waiting no longer than `timeout_s`.
 
-    The call goes on in a daemon thread after the time is over, as a thread cannot be stopped.
+    After a timeout, the call continues in a daemon thread, because a thread cannot be stopped.
 
     Args:
-        if_late: gets the value when it comes after the time is over, to clean up.
+        if_late: called with the value if it arrives after the timeout, to clean up.
 
     Raises:
-        TimeoutError: if the time is over first.
+        TimeoutError: if the time runs out first.
     """
     result: Future[Result] = Future()
 

@@ -1,6 +1,6 @@
-"""Writes a new W&B run out of a job's folder, for a job whose run was lost or never made.
+"""Makes a new W&B run from a job's folder, for a job whose run was lost or never made.
 
-Takes config.yaml, manifest.json, metrics.jsonl and samples/; changes none of them.
+Reads config.yaml, manifest.json, metrics.jsonl and samples/; changes none of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def rebuild(folder: Path, *, mode: str = "auto") -> str | None:
     """Log a whole job folder as a new run, named `<job id>-rebuilt-<time>` so that it adds to no other run.
 
     Returns:
-        The page of the run, or None where it is offline.
+        The page of the run, or None if it is offline.
 
     Raises:
         FileNotFoundError: if there is no config.yaml or no manifest.json.
@@ -42,10 +42,10 @@ def rebuild(folder: Path, *, mode: str = "auto") -> str | None:
 
 
 def mirror_folder(settings: LoggerSettings, folder: Path) -> str | None:
-    """Log the folder of a job that is done, of a task that does not log while it works.
+    """Log the folder of a finished job whose task does not log while it works.
 
     Returns:
-        The page of the run; None where there is none.
+        The page of the run; None if there is none.
     """
     try:
         config, manifest = _read(folder)
@@ -56,12 +56,12 @@ def mirror_folder(settings: LoggerSettings, folder: Path) -> str | None:
 
 
 def report_to_agent(settings: LoggerSettings, folder: Path) -> str | None:
-    """Log the folder of a job that was done before to the run of the W&B sweep agent that started this process.
+    """Log the folder of an already finished job to the run of the W&B sweep agent that started this process.
 
-    An agent may draw the same settings twice. They are not trained twice, but the agent's run needs its result.
+    An agent may draw the same settings twice. They are not trained twice, but the agent's run needs a result.
 
     Returns:
-        The page of the run; None where there is no agent, no server, or no record that can be read.
+        The page of the run; None if there is no agent, no server, or no readable record.
     """
     return None if agent_run_id() is None else mirror_folder(settings, folder)
 

@@ -1,6 +1,6 @@
-"""The sample images of a job's folder: which prompt, seed and step each file is.
+"""The sample images of a job's folder: the prompt, seed and step of each file.
 
-Takes a folder, gives its images in the order of steps. It knows nothing of W&B but how to hand it a table.
+Takes a folder, returns its images in step order. All it knows about W&B is how to hand it a table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TABLE_COLUMNS = ("step", "prompt", "seed", "image")
 
 MAX_TABLE_IMAGES = 100
 MAX_TABLE_SIDE_PX = 512
-"""W&B keeps a copy of each image of a table in the user's home, so that there they are few and small."""
+"""W&B copies each image of a table into the user's home directory, so a table holds only a few small ones."""
 
 
 @dataclass(frozen=True, order=True)
@@ -29,7 +29,7 @@ class Sample:
 
     step: int
     number: int
-    """The prompt's place in the list of prompts."""
+    """The prompt's index in the list of prompts."""
     seed: int
     path: Path
     prompt: str
@@ -41,7 +41,7 @@ class Sample:
 
 
 def read_samples(folder: Path) -> list[Sample]:
-    """All sample images of a job's folder, by step, prompt and seed; images of unknown prompts have their number."""
+    """All sample images of a job's folder by step, prompt and seed; an unknown prompt is shown as its number."""
     prompts = _prompts(JobPaths(folder).prompts)
     return sorted(
         Sample(step, number, seed, file, prompts[number] if number < len(prompts) else f"prompt {number}")
@@ -50,7 +50,7 @@ def read_samples(folder: Path) -> list[Sample]:
 
 
 def for_table(samples: Sequence[Sample]) -> list[Sample]:
-    """As many as a table holds: whole steps, the last one before all, then the first, then those between."""
+    """As many samples as a table holds, in whole steps: the last step first, then the first, then those between."""
     steps = sorted({sample.step for sample in samples})
     wanted = [steps[-1], steps[0], *steps[1:-1][::-1]] if len(steps) > 1 else steps
     chosen: list[Sample] = []
@@ -62,7 +62,7 @@ def for_table(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def samples_table(samples: Sequence[Sample]) -> wandb.Table:
-    """A W&B table with a row for each sample, which W&B can merge with those of other runs by prompt and seed."""
+    """A W&B table with one row per sample, which W&B can merge with the tables of other runs by prompt and seed."""
     import wandb
 
     rows = [[sample.step, sample.prompt, sample.seed, _picture(sample.path)] for sample in samples]

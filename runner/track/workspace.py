@@ -1,8 +1,8 @@
 """A saved W&B workspace for a sweep: the same views of its runs for everyone who opens the link.
 
 Takes the experiment's folder and the settings in which its jobs differ. Makes one workspace per experiment, a new one
-where its jobs are compared by something else, and keeps its address beside the report; what somebody changed in it
-later stays. Never raises, and needs the package wandb-workspaces.
+if the objective changes, and stores its address beside the report; later edits by users are kept. Never raises. Needs
+the package wandb-workspaces.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 SETTINGS_SECTION = "Settings"
 MAX_RUNS = 100
-"""So many runs are drawn in one panel; W&B's own default is 10."""
+"""How many runs a panel draws; W&B's own default is 10."""
 
 
 def save_workspace(
@@ -39,15 +39,15 @@ def save_workspace(
     folder: Path,
     objective: ObjectiveSettings,
 ) -> str | None:
-    """Make the workspace of an experiment, or bring it up to date, in at most `settings.timeout_s`.
+    """Make or update the workspace of an experiment, in at most `settings.timeout_s`.
 
     Args:
-        experiment: the experiment's name, which is the group of its runs.
+        experiment: the experiment's name, which is also the group of its runs.
         keys: the dotted keys of the settings in which the jobs differ, as `runner.report.differing_keys` finds them.
         objective: what the jobs are compared by.
 
     Returns:
-        The page of the workspace, also of one that could not be brought up to date; None where there is none.
+        The page of the workspace, even if it could not be updated; None if there is none.
     """
     place = None if settings.name == "none" else _place_of(folder)
     if place is None:
@@ -74,7 +74,7 @@ def save_workspace(
 
 
 def _place_of(folder: Path) -> tuple[str, str] | None:
-    """The W&B user or team and the project of the experiment's runs, from the address of one that was online."""
+    """The W&B user or team and the project of the experiment's runs, from the address of an online run."""
     for manifest in sorted(folder.glob(f"*/{JobPaths(folder).manifest.name}")):
         try:
             parts = urlsplit(json.loads(manifest.read_text(encoding="utf-8"))["wandb_url"]).path.split("/")
@@ -87,7 +87,7 @@ def _place_of(folder: Path) -> tuple[str, str] | None:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """What is known of a workspace that was saved before; empty where there is none."""
+    """What is known of a previously saved workspace; empty if there is none."""
     try:
         known = json.loads(ExperimentPaths(folder).workspace.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -102,13 +102,13 @@ def _save(
     objective: ObjectiveSettings,
     settings: LoggerSettings,
 ) -> str:
-    url = server_url()  # before anything of wandb is used: it also keeps wandb from talking
+    url = server_url()  # before any other use of wandb: it also silences wandb's output
     reason = unreachable_because(url, min(PROBE_TIMEOUT_S, settings.timeout_s / 2))
     if reason is not None:
         raise ConnectionError(reason)
     from wandb_workspaces.workspaces import Workspace
 
-    # Everything in it is about the objective.
+    # Everything in a workspace depends on the objective.
     same = all(known.get(name) == wanted[name] for name in ("entity", "project", "objective"))
     workspace = _updated(known["url"], wanted["keys"], objective) if same else None
     if workspace is None:
@@ -120,7 +120,7 @@ def _save(
 
 
 def _updated(url: str, keys: Sequence[str], objective: ObjectiveSettings) -> Workspace | None:
-    """The workspace at this address with the panel of settings made anew; None where it is gone."""
+    """The workspace at this address with a new panel of settings; None if it is gone."""
     from wandb_workspaces.workspaces import Workspace
 
     try:
@@ -175,12 +175,12 @@ def _sections(keys: Sequence[str], objective: ObjectiveSettings) -> list[Section
 
 
 def _settings_section(keys: Sequence[str], objective: ObjectiveSettings) -> Section:
-    """Parallel coordinates from the settings to the objective, the best at the upper end."""
+    """Parallel coordinates from the settings to the objective, with the best at the top."""
     import wandb_workspaces.reports.v2 as panels
     from wandb_workspaces.workspaces import Section, SectionLayoutSettings
 
     columns = [
-        # Rates are chosen in factors.
+        # Learning rates are varied by factors.
         panels.ParallelCoordinatesPlotColumn(metric=panels.Config(key), log=True if key.endswith("lr") else None)
         for key in keys
     ]
