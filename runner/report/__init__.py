@@ -1,4 +1,4 @@
-"""One self-contained HTML page about an experiment, and its table as data, made from its folders alone."""
+"""One self-contained HTML page about an experiment, plus its table as data, made from its folders alone."""
 
 from __future__ import annotations
 

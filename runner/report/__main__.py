@@ -15,7 +15,7 @@ from runner.system.printable import log_to, printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write reports and exports, and say where they are; 1 where one cannot be, 2 where there are no jobs."""
+    """Write reports and exports and print their paths; returns 1 if one cannot be written, 2 if there are no jobs."""
     parser = argparse.ArgumentParser(prog="python -m runner.report", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="outputs/<name>, or one job in it")
     folders: list[Path] = parser.parse_args(arguments).folders

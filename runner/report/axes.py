@@ -1,6 +1,6 @@
-"""Axes: where a value lies, in pixels, and which labels fit beside it. Draws nothing.
+"""Axes: the position of a value in pixels, and the labels that fit. Draws nothing.
 
-Takes numbers, or values of any kind that are told apart by what the page writes for them.
+Takes numbers, or values of any kind that are distinguished by the text the page shows for them.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from runner.report.record import finite
 from runner.report.words import abridged, chosen
 from runner.system.amounts import number, scientific
 
-# From this ratio of largest to smallest value on, a linear axis shows only the largest.
+# Above this ratio of largest to smallest value, only the largest could be read on a linear axis.
 LOG_RATIO = 60.0
 
-# The settings of a sweep are thought of in factors once they span more than a decade.
+# People think of a sweep's settings in factors once they span more than a decade.
 SETTING_LOG_RATIO = 10.0
 
-# A character and a line at the larger size that phones get; system fonts are a little below it.
+# Width of a character and height of a line at the larger size used on phones; system fonts are slightly smaller.
 CHARACTER_PX, LINE_PX, GAP_PX = 7.4, 17.0, 8.0
 
-# More values than this, or values drawn by chance, get round ticks instead of one each.
+# With more values than this, or with randomly drawn ones, the axis has round ticks instead of one tick per value.
 MAX_STOPS = 9
 
 Label = tuple[float, str]
-"""A place in pixels, and what is written there."""
+"""A position in pixels, and the text there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """Maps numbers to pixels; `stops` are values to label, instead of round ones. Steps are `whole`."""
+    """Maps numbers to pixels; `stops` are values to label instead of round ones. An axis of steps is `whole`."""
 
     low: float
     high: float
@@ -44,13 +44,13 @@ class Axis:
     stops: tuple[float, ...] = ()
 
     def place(self, value: Any) -> float:
-        """Where a value is, in pixels, clipped to the axis."""
+        """The position of a value in pixels, clipped to the axis."""
         low, high, value = (math.log10(v) if self.log else v for v in (self.low, self.high, max(value, self.low)))
         share = 0.0 if high == low else (min(value, high) - low) / (high - low)
         return self.start_px + share * (self.end_px - self.start_px)
 
     def ticks(self, wanted: int = 5) -> list[float]:
-        """Round values on the axis, at most a few more than wanted."""
+        """Round values on the axis, at most a few more than `wanted`."""
         if self.log:
             return self._log_ticks(wanted)
         rough = max((self.high - self.low) / wanted, 1.0 if self.whole else 0.0)
@@ -62,7 +62,7 @@ class Axis:
         return [round(index * stride_value, 12) for index in range(first, last + 1)]
 
     def _log_ticks(self, wanted: int) -> list[float]:
-        """Decades; 1, 2, 5 and so on where there are not enough of them."""
+        """Decades; or 1, 2, 5 and so on if there are too few of those."""
         first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
         stride = max(1, (last - first) // wanted + 1)
         decades = [10.0**exponent for exponent in range(first, last + 1, stride)]
@@ -73,30 +73,30 @@ class Axis:
         return inside if len(inside) > 1 else [self.low, self.high]
 
     def labels(self, *, across: bool, room_px: float = math.inf) -> list[Label]:
-        """The labels that fit: side by side where the axis lies across, else above each other."""
+        """The labels that fit: side by side if the axis is horizontal (`across`), else above each other."""
         at_stops = 0 < len(self.stops) <= MAX_STOPS and all(map(_short, self.stops))
         values = self.stops if at_stops or self.low == self.high else self.ticks(5 if across else 4)
         texts = [number(value, 6) for value in values]
-        if any("e-" in text for text in texts):  # one way of writing on one axis
+        if any("e-" in text for text in texts):  # one notation per axis
             texts = [scientific(value, 6) if 0 < abs(value) < 1 else number(value, 6) for value in values]
         return fitting([(self.place(value), text) for value, text in zip(values, texts, strict=True)], across=across)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Categories:
-    """Gives each of some texts a place of its own, in their order."""
+    """Gives each text its own place, in order."""
 
     texts: tuple[str, ...]
     start_px: float
     end_px: float
 
     def place(self, value: Any) -> float:
-        """The middle of the place of a value."""
+        """The middle of a value's place, in pixels."""
         share = (self.texts.index(chosen(value)) + 0.5) / len(self.texts)
         return self.start_px + share * (self.end_px - self.start_px)
 
     def labels(self, *, across: bool, room_px: float = math.inf) -> list[Label]:
-        """The labels that fit, shortened to the room that each has."""
+        """The labels that fit, each shortened to its room."""
         width_px = abs(self.end_px - self.start_px) / len(self.texts)
         shown = shortened(self.texts, width_px - GAP_PX if across else room_px)
         labels = [(self.place(text), short) for text, short in zip(self.texts, shown, strict=True)]
@@ -104,11 +104,11 @@ class Categories:
 
 
 def value_axis(values: Sequence[float], *, start_px: float, end_px: float, zero: bool = False) -> Axis:
-    """The axis of measured values, with a margin; logarithmic where they span far.
+    """The axis of measured values, with a margin; logarithmic if they span a wide range.
 
     Args:
-        values: all that will be placed; finite, at least one.
-        zero: whether it starts at zero.
+        values: all values that will be placed; finite, at least one.
+        zero: whether the axis starts at zero.
     """
     low, high = min(values), max(values)
     log = not zero and low > 0 and high / low > LOG_RATIO
@@ -119,11 +119,11 @@ def value_axis(values: Sequence[float], *, start_px: float, end_px: float, zero:
 
 
 def setting_axis(values: Sequence[Any], *, start_px: float, end_px: float, nominal: bool = False) -> Axis | Categories:
-    """The axis of a setting that has these values: numbers in scale, anything else side by side.
+    """The axis of a setting with these values: numbers to scale, anything else side by side.
 
     Args:
-        values: one or more, in any order, with repeats.
-        start_px: where the low end, or the first text, is.
+        values: one or more, in any order, possibly repeated.
+        start_px: position of the low end, or of the first text.
         nominal: whether numbers are only names, such as seeds.
     """
     numbers = [finite(value) for value in values]
@@ -138,23 +138,23 @@ def setting_axis(values: Sequence[Any], *, start_px: float, end_px: float, nomin
 
 
 def _in_factors(values: Sequence[float]) -> bool:
-    """Whether they go up by one and the same factor, such as 4, 8, 16."""
+    """Whether the values increase by a constant factor, such as 4, 8, 16."""
     factors = [after / before for before, after in pairwise(values)]
     return len(factors) > 1 and max(factors) - min(factors) < 1e-6
 
 
 def _short(value: float) -> bool:
-    """Whether a value is one that a person would choose, such as 12, 512 or 3e-4, and not one drawn by chance."""
+    """Whether a person would choose this value, such as 12, 512 or 3e-4; false for a randomly drawn one."""
     return value.is_integer() or float(f"{value:.1e}") == value
 
 
 def width_px(text: str) -> float:
-    """About how wide a text is."""
+    """The approximate width of a text."""
     return (len(text) + text.count("…")) * CHARACTER_PX
 
 
 def fitting(labels: Sequence[Label], *, across: bool) -> list[Label]:
-    """Those of the labels that do not touch: both ends, and what fits between from the start on."""
+    """The labels that do not touch: both ends, and from the start on, those that fit between."""
 
     def apart(one: Label, other: Label) -> bool:
         needed = (width_px(one[1]) + width_px(other[1])) / 2 + GAP_PX if across else LINE_PX
@@ -170,5 +170,5 @@ def fitting(labels: Sequence[Label], *, across: bool) -> list[Label]:
 
 
 def shortened(texts: Sequence[str], room_px: float) -> list[str]:
-    """The texts cut to fit, and told apart where that is possible."""
+    """The texts cut to fit, kept distinct where possible."""
     return abridged(texts, max(5, int(min(room_px, 1e4) / CHARACTER_PX)))

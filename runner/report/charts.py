@@ -1,7 +1,7 @@
 """Line charts as inline SVG, drawn without a library.
 
-Takes series of (x, y) points, gives markup that takes its colours from the page's CSS, so that one drawing
-serves light, dark and print. It does not know what the numbers mean.
+Takes series of (x, y) points, returns markup. Colours come from the page's CSS, so one drawing serves light, dark and
+print. It does not know what the numbers mean.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Series:
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """An exponential moving average over about a twentieth of the points, without a bias at the start.
+    """An exponential moving average over about a twentieth of the points, without bias at the start.
 
-    It begins once it rests on a third of its window, as before that it would show only noise.
+    It begins once it covers a third of its window; before that, it would show only noise.
     """
     window = max(1.0, len(points) / 20)
     out: list[Point] = []
@@ -48,7 +48,7 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
 
 
 def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """At most about `limit` points, keeping the lowest and the highest of each stretch."""
+    """About `limit` points at most, keeping the lowest and highest of each stretch."""
     if len(points) <= limit:
         return list(points)
     stretch = math.ceil(len(points) / (limit / 2))
@@ -68,14 +68,14 @@ def draw(
     more_is_better: bool = False,
     first_on_top: bool = False,
 ) -> Chart | None:
-    """Draw a chart over steps; None where no series has a finite point.
+    """Draw a chart over steps; None if no series has a finite point.
 
     Args:
         title: what the y axis shows.
-        series: in the order in which they are named, and drawn, the last on top.
+        series: in the order of the legend and of drawing, the last on top.
         zero: whether the y axis starts at zero.
-        more_is_better: which of many values under the pointer are named: the largest, or else the smallest.
-        first_on_top: whether the first series lies over the others instead.
+        more_is_better: which of many values under the pointer are named: the largest if true, else the smallest.
+        first_on_top: whether the first series is drawn over the others instead.
     """
     lost = sum(not math.isfinite(y) for one in series for _, y in one.points)
     clean = [(one, [p for p in one.points if math.isfinite(p[1])]) for one in series]
@@ -108,7 +108,7 @@ def draw(
 
 
 def standalone(chart: Chart) -> str:
-    """The drawing as a file of its own, which brings its colours along; for light and dark."""
+    """The drawing as a standalone file that includes its colours, for light and dark."""
     style = (
         "svg{font:12px system-ui,sans-serif;fill:#5b626c;background:#fff}.grid{stroke:#e3e3de}.axis{stroke:#5b626c}"
         ".cross{visibility:hidden}.line{fill:none;stroke:currentColor;stroke-width:2}.line.raw{opacity:.35}"
@@ -122,7 +122,7 @@ def standalone(chart: Chart) -> str:
 
 
 def sparkline(points: Sequence[Point]) -> Markup:
-    """A small line without axes, for a table cell; empty where there are fewer than two points."""
+    """A small line without axes, for a table cell; empty if there are fewer than two points."""
     clean = thinned([p for p in points if math.isfinite(p[1])], 60)
     if len(clean) < 2:
         return Markup("")
@@ -138,7 +138,7 @@ def sparkline(points: Sequence[Point]) -> Markup:
 def _axes(clean: Sequence[tuple[Series, list[Point]]], *, zero: bool) -> tuple[Axis, Axis]:
     xs = [x for _, points in clean for x, _ in points]
     low, high = min(xs), max(xs)
-    stops = (float(low),) if low == high else ()  # the next step is not there, and only gives the axis its length
+    stops = (float(low),) if low == high else ()  # the next step has no value and only gives the axis its length
     x_axis = Axis(
         low=low, high=max(high, low + 1), start_px=LEFT_PX, end_px=WIDTH_PX - RIGHT_PX, whole=True, stops=stops
     )
@@ -146,7 +146,7 @@ def _axes(clean: Sequence[tuple[Series, list[Point]]], *, zero: bool) -> tuple[A
 
 
 def _y_range(clean: Sequence[tuple[Series, list[Point]]]) -> list[float]:
-    """The range of the data, in which a noisy raw line counts only with its middle 96 percent."""
+    """The range of the data, counting only the middle 96 percent of a noisy raw line."""
     bounds: list[float] = []
     for one, points in clean:
         values = sorted(y for _, y in points)
@@ -181,5 +181,5 @@ def _last_values(shown: Sequence[tuple[Series, list[Point]]]) -> str:
 
 
 def _short(value: float) -> float:
-    """Rounded once, to what the page shows under the pointer."""
+    """Rounded once, to the digits that the page shows under the pointer."""
     return float(f"{value:.4g}")

@@ -1,6 +1,6 @@
-"""What an experiment took: time, memory, money, and how much less than its jobs one after the other.
+"""What an experiment took: time, memory and money, and how much it saved over running its jobs one after the other.
 
-Takes job records. What their manifests do not say is left out, never guessed.
+Takes job records. Facts missing from their manifests are left out, never guessed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from runner.system.amounts import count, duration, number
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """The figures as (label, value), and the sentence that says what they are."""
+    """The figures as (label, value), and a note that explains them."""
 
     facts: list[tuple[str, str]]
     note: str
@@ -24,7 +24,7 @@ class Cost:
 def cost_of(jobs: Sequence[JobRecord]) -> Cost:
     """What the jobs took together, whatever state they are in."""
     spent = [job.total_s for job in jobs if job.total_s is not None]
-    # Before jobs shared out the time of their process, each counted all of it: these do not add up to anything.
+    # Older jobs counted the whole time of their process instead of a share of it: such times do not add up.
     shares = all(job.section("cost") for job in jobs if job.total_s is not None)
     wall_s, alone_s = _wall_s(jobs), _alone_s(jobs)
     packed = max((size for job in jobs if (size := finite(job.section("cost").get("packed_with")))), default=0)
@@ -40,7 +40,7 @@ def cost_of(jobs: Sequence[JobRecord]) -> Cost:
         going_on = any(job.state == "running" for job in jobs)
         facts.append(("wall time so far" if going_on else "wall time", duration(wall_s)))
         notes.append("Wall time is from the first start to the last end, pauses between commands included.")
-    # Jobs that had their processes to themselves were packed with nobody, and saved nothing by it.
+    # Jobs that each had a process to themselves were not packed, and saved nothing.
     if alone_s is not None and shares and packed > 1:
         done = [job for job in jobs if job.state == "completed"]
         which = "" if len(done) == len(jobs) else f"{count(len(done), 'completed job')} "
@@ -65,10 +65,10 @@ def _cost(job: JobRecord, name: str) -> float | None:
 
 
 def _compared(which: str, alone_s: float, together_s: float) -> list[tuple[str, str]]:
-    """How the completed jobs' own time compares with what they would have taken one after the other.
+    """How the completed jobs' time compares with the time they would have taken one after the other.
 
     Args:
-        which: said where these are not all jobs, whose times stand beside it.
+        which: names the completed jobs if they are not all jobs, since the times of all are shown beside it.
     """
     if together_s <= 0 or alone_s <= 0:
         return []
@@ -81,14 +81,14 @@ def _compared(which: str, alone_s: float, together_s: float) -> list[tuple[str, 
 
 
 def _alone_s(jobs: Sequence[JobRecord]) -> float | None:
-    """Seconds the completed jobs would have taken one after the other; None unless all of them say it."""
+    """Seconds the completed jobs would have taken one after the other; None unless all of them recorded it."""
     done = [job for job in jobs if job.state == "completed"]
     known = [seconds for job in done if job.total_s is not None and (seconds := _cost(job, "alone_s")) is not None]
     return sum(known) if known and len(known) == len(done) else None
 
 
 def _wall_s(jobs: Sequence[JobRecord]) -> float | None:
-    """Seconds from the first start to the last end, or to the last sign of life of a job that still runs."""
+    """Seconds from the first start to the last end, or to the last logged line of a job that is still running."""
     starts = [moment for job in jobs if (moment := _moment(job.manifest.get("started"))) is not None]
     ends = [moment for job in jobs if (moment := _moment(job.manifest.get("finished"))) is not None]
     ends += [logged for job in jobs if job.state == "running" and (logged := job.numbers.last_time) is not None]

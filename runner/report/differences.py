@@ -1,6 +1,6 @@
-"""In which settings the jobs of an experiment differ, and what to call each job because of it.
+"""Which settings differ between the jobs of an experiment, and the titles this gives the jobs.
 
-Takes job records; reads their resolved settings, and what was set on the command line where that is shorter.
+Takes job records; reads their resolved settings, and the command-line overrides where those are shorter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from runner.report.record import JobRecord, as_mapping, read_briefly
 from runner.report.words import abridged, plain
 from runner.system.amounts import number
 
-# What cannot change a result: names, places, how a batch is split, and the model's own defaults of other settings.
+# These cannot change a result: names, places, how a batch is split, and the model's own defaults for other settings.
 NO_EFFECT = (
     "name", "launcher", "logger", "checkpoint", "pruning", "objective", "task", "accumulation",
     "model.resolution", "model.precision",
@@ -26,46 +26,46 @@ NOMINAL = frozenset({"seed"})
 """Numbers that are only names: 7 is not more than 3."""
 
 MAX_CHARTED_SETTINGS = 6
-"""More differing settings than this make charts too many and axes too close to read."""
+"""With more differing settings than this, there are too many charts and the axes are too close to read."""
 
 MAX_LABEL_SETTINGS = 3
-"""More differing settings than this make no title; the job's id does."""
+"""With more differing settings than this, the title is the job's id instead."""
 
 LONG_VALUE = 24
-"""Characters: longer values stand last in titles, since headings show only the beginning of a text without room."""
+"""Characters: longer values come last in titles, since a heading without room shows only the beginning of a text."""
 
 MAX_VALUE = 100
-"""Characters: of longer values titles have what tells them apart."""
+"""Characters: longer values are abridged in titles to the part that distinguishes them."""
 
 LONG_NUMBER = 12
-"""Characters: numbers with more are rounded in titles, where that still tells the jobs apart."""
+"""Characters: longer numbers are rounded in titles if that still distinguishes the jobs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A setting in which the jobs differ: its dotted key, and the value of each job by id (None where it has none)."""
+    """A setting in which the jobs differ: its dotted key, and each job's value by id (None if it has none)."""
 
     key: str
     values: Mapping[str, Any]
     companions: tuple[str, ...] = ()
-    """Other settings that differ between the same jobs, and so cannot be told apart from it."""
+    """Other settings that differ between the same jobs, so their effects cannot be separated from this one's."""
 
     @property
     def distinct(self) -> int:
-        """How many different values there are."""
+        """The number of different values."""
         return len(set(map(_canonical, self.values.values())))
 
     @property
     def split(self) -> tuple[int, ...]:
-        """Which jobs have the same value: equal for settings that change together, whatever their values are."""
+        """Which jobs share a value: equal for settings that change together, whatever their values are."""
         seen: dict[str, int] = {}
         return tuple(seen.setdefault(_canonical(value), len(seen)) for value in self.values.values())
 
 
 def differing_settings(jobs: Sequence[JobRecord]) -> tuple[list[Difference], dict[str, Any]]:
-    """The resolved settings that can change a result: those in which the jobs differ, and what all share.
+    """The resolved settings that can change a result: those in which the jobs differ, and those that all share.
 
-    A job whose config.yaml cannot be read has no part in it, nor has one in a setting that its task does not know.
+    A job whose config.yaml cannot be read is ignored; for a setting, so is a job whose task does not know it.
     """
     kinds = [{job.id: dict(_leaves(job.config)) for job in kind if job.config} for kind in by_task(jobs)]
     differing, shared = [], {}
@@ -84,7 +84,7 @@ def differing_settings(jobs: Sequence[JobRecord]) -> tuple[list[Difference], dic
 def differing_overrides(jobs: Sequence[JobRecord]) -> tuple[list[str], list[tuple[str, str]]]:
     """The overridden keys in which the jobs of a task differ, and the (key, value) pairs that all jobs share.
 
-    A job whose manifest does not say what was set has no part in it; one that was given nothing has.
+    A job whose manifest does not list its overrides is ignored; one with an empty list counts.
     """
     keys = dict.fromkeys(key for job in jobs for key in job.overrides if _has_effect(key))
     differing, shared = [], []
@@ -99,7 +99,7 @@ def differing_overrides(jobs: Sequence[JobRecord]) -> tuple[list[str], list[tupl
 
 
 def by_task(jobs: Sequence[JobRecord]) -> list[list[JobRecord]]:
-    """The jobs of each task: only they have the same settings, in which they may differ."""
+    """The jobs grouped by task: only jobs of one task have the same settings, in which they can differ."""
     found: dict[str, list[JobRecord]] = {}
     for job in jobs:
         found.setdefault(job.task, []).append(job)
@@ -107,12 +107,12 @@ def by_task(jobs: Sequence[JobRecord]) -> list[list[JobRecord]]:
 
 
 def compared(jobs: Sequence[JobRecord]) -> Sequence[JobRecord]:
-    """The jobs of which it is shown what their settings did: the trainings, where there are any."""
+    """The jobs for which the page shows the effect of settings: the trainings, if there are any, else all."""
     return [job for job in jobs if job.trains] or jobs
 
 
 def labelled(jobs: list[JobRecord]) -> list[JobRecord]:
-    """The jobs with titles that tell them apart: the settings in which they differ, if those are few."""
+    """The jobs with titles that distinguish them: the settings in which they differ, if those are few."""
     if len({job.name for job in jobs}) == len(jobs):
         return jobs
     kinds = by_task(jobs)
@@ -124,7 +124,7 @@ def labelled(jobs: list[JobRecord]) -> list[JobRecord]:
 
 
 def _titles(jobs: Sequence[JobRecord]) -> dict[Path, str]:
-    """What tells the jobs of one task apart, by their folders."""
+    """Folder -> title that distinguishes a job from the others of its task."""
     keys, _ = differing_overrides(jobs)
     keys.sort(key=lambda key: any(len(job.overrides.get(key, "")) > LONG_VALUE for job in jobs))
     given = [{key: job.overrides[key] for key in keys if key in job.overrides} for job in jobs]
@@ -145,7 +145,7 @@ def _short(texts: set[str]) -> dict[str, str]:
 
 
 def _rounded(text: str) -> str:
-    """A value as it was set; a fraction that a search has drawn has more digits than anybody reads."""
+    """A value as it was set; a long fraction is rounded: one drawn by a search has more digits than anybody reads."""
     try:
         return number(float(text)) if len(text) > LONG_NUMBER and "." in text else text
     except ValueError:
@@ -153,7 +153,7 @@ def _rounded(text: str) -> str:
 
 
 def told_apart(differing: Sequence[Difference], *, first: Sequence[str]) -> list[Difference]:
-    """The settings without those that only change together with another, which becomes their companion.
+    """The settings without those that only change together with another; these become its companions.
 
     Args:
         differing: settings in which the same jobs differ.
@@ -161,7 +161,7 @@ def told_apart(differing: Sequence[Difference], *, first: Sequence[str]) -> list
     """
 
     def order(one: Difference) -> tuple[int, bool]:
-        # The choice of a group stands for all that it brings along.
+        # The choice of a group represents all the settings that come with it.
         return (first.index(one.key) if one.key in first else len(first)), not one.key.endswith(".name")
 
     kept: list[list[Difference]] = []
@@ -175,7 +175,7 @@ def told_apart(differing: Sequence[Difference], *, first: Sequence[str]) -> list
 
 
 def most_varied(differing: Sequence[Difference], limit: int = MAX_CHARTED_SETTINGS) -> list[Difference]:
-    """At most `limit` of them, those with the most distinct values, in their own order."""
+    """At most `limit` of the settings, those with the most distinct values, in their original order."""
     most = sorted(range(len(differing)), key=lambda index: differing[index].distinct, reverse=True)[:limit]
     return [differing[index] for index in sorted(most)]
 
@@ -184,8 +184,8 @@ def differing_keys(experiment_dir: Path) -> list[str]:
     """The settings that the charts of an experiment's report show, by dotted key.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if there is no job in it.
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if it contains no job.
     """
     jobs = [job for job in map(read_briefly, find_jobs(experiment_dir)) if job.trains]
     return [one.key for one in most_varied(told_apart(differing_settings(jobs)[0], first=differing_overrides(jobs)[0]))]
@@ -204,6 +204,6 @@ def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _canonical(value: Any) -> str:
-    """The same text for equal values: 1 and 1.0 are one."""
+    """The same text for equal values, such as 1 and 1.0."""
     number = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
     return json.dumps(number, sort_keys=True, default=str)

@@ -1,7 +1,7 @@
-"""Figures of `task=evaluate`: a table of what was measured, and columns for the trainings that it was measured of.
+"""Figures of `task=evaluate`: a table of the measurements, and columns for the measured trainings.
 
-Takes job records. A training has each figure of the newest completed evaluation that measured it of its adapter alone,
-at weight 1: another weight or a mix measures something else, and stands in the table only.
+Takes job records. A training gets each figure from the newest completed evaluation that measured it on its adapter
+alone, at weight 1: another weight or a mix measures something else and appears only in the table.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ LABELS = {
     "dino_score": "DINO",
     "base_drift": "base drift",
 }
-"""In the order of the columns; others that a manifest may have come after them under their own names."""
+"""In the order of the columns; any other figures of a manifest follow under their own names."""
 LESS_IS_BETTER = ("FID", "KID", "base drift")
 MAX_PICTURES = 4
 NOT_HOW = ("adapter", "adapter_weight", "metrics", "confidence", "bootstrap")
-"""Settings that say what is measured, and how it is told, and not how it is measured."""
+"""Settings for what is measured and how it is presented, not for how it is measured."""
 MAX_NAMED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A measured value, the ends of its interval where it has one, and of how many images it is."""
+    """A measured value, the ends of its interval if it has one, and the number of images behind it."""
 
     value: float
     low: float | None
@@ -44,12 +44,12 @@ class Figure:
 
     @property
     def text(self) -> str:
-        """The value as in other tables."""
+        """The value, formatted as in other tables."""
         return number(self.value)
 
     @property
     def interval(self) -> str:
-        """`1.1 to 2.03`; empty where there is none."""
+        """`1.1 to 2.03`; empty if there is none."""
         return "" if self.low is None or self.high is None else f"{number(self.low, 3)} to {number(self.high, 3)}"
 
 
@@ -58,7 +58,7 @@ Figures = Mapping[str, Figure]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRow:
-    """One evaluation as the page shows it."""
+    """One evaluation as shown on the page."""
 
     job: JobRecord
     adapter: str
@@ -70,7 +70,7 @@ class EvaluationRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluations:
-    """The table; `columns` are what its figures are called."""
+    """The table; `columns` are the names of its figures."""
 
     columns: list[str]
     rows: list[EvaluationRow]
@@ -78,14 +78,14 @@ class Evaluations:
 
 
 def apart(jobs: Sequence[JobRecord]) -> tuple[list[JobRecord], list[JobRecord]]:
-    """(jobs that the page is about, evaluations): where there are only evaluations, they are both."""
+    """(jobs that the page is about, evaluations); if there are only evaluations, they are both."""
     evaluations = [job for job in jobs if job.task == TASK]
     others = [job for job in jobs if job.task != TASK]
     return others or evaluations, sorted(evaluations, key=_finished, reverse=True)
 
 
 def figures_of(job: JobRecord) -> dict[str, Figure]:
-    """What an evaluation's manifest holds, as far as it is finite, in the order of the columns."""
+    """The finite figures in an evaluation's manifest, in the order of the columns."""
     found = {}
     for name, said in job.section("figures").items():
         parts = as_mapping(said)
@@ -101,8 +101,8 @@ def figures_of(job: JobRecord) -> dict[str, Figure]:
 
 
 def figures_by_job(jobs: Iterable[JobRecord], evaluations: Sequence[JobRecord]) -> dict[str, Figures]:
-    """The figures of each job, by its id: an evaluation's own; of a training each from the newest evaluation that has
-    it, or else as it was completed with.
+    """The figures of each job, by its id: an evaluation has its own; a training takes each figure from the newest
+    evaluation that measured it, or else from its own manifest.
 
     Args:
         evaluations: newest first.
@@ -122,7 +122,7 @@ def named_columns(figures: Iterable[Figures]) -> list[str]:
 
 
 def label_of(name: str) -> str:
-    """What the page calls a figure."""
+    """The name of a figure on the page."""
     return LABELS.get(name, name.replace("_", " "))
 
 
@@ -153,11 +153,11 @@ def exported_rows(evaluations: Sequence[JobRecord]) -> list[dict[str, Any]]:
 def view_evaluations(
     evaluations: Sequence[JobRecord], trainings: Sequence[JobRecord], box: PictureBox
 ) -> Evaluations | None:
-    """The table of evaluations; None where there are none.
+    """The table of evaluations; None if there are none.
 
     Args:
         evaluations: newest first.
-        trainings: the jobs that the page is about, whose names stand for their adapters.
+        trainings: the jobs that the page is about; their adapters are shown under their names.
     """
     if not evaluations:
         return None
@@ -181,7 +181,7 @@ def view_evaluations(
 
 
 def expected_pictures(evaluations: Sequence[JobRecord]) -> int:
-    """How many pictures the table will show."""
+    """The number of pictures that the table will show."""
     return sum(min(len(job.shots), MAX_PICTURES) for job in evaluations)
 
 
@@ -208,7 +208,7 @@ def _note(columns: Sequence[str], evaluations: Sequence[JobRecord]) -> str:
 
 
 def _unlike(evaluations: Sequence[JobRecord]) -> list[str]:
-    """The settings in which they were not measured alike: other values, or other content under the same name."""
+    """The settings in which the measurements differ: in value, or in the content under the same name."""
     differing, _ = differing_settings(evaluations)
     keys = [one.key for one in differing if one.key not in NOT_HOW]
     contents: dict[str, set[str]] = {}

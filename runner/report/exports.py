@@ -1,6 +1,6 @@
 """The whole sweep as data: sweep.csv for spreadsheets, sweep.json for programs.
 
-Takes a ranking and the settings in which its jobs differ; gives text. Both hold the same, a job in each row.
+Takes a ranking and the settings in which its jobs differ; returns text. Both hold the same data, one job per row.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from runner.report.ranking import Ranked, Ranking
 from runner.report.record import JobRecord
 
 SCHEMA_VERSION = 1
-"""Of sweep.json; raised when the meaning or the place of something in it changes."""
+"""Version of sweep.json; increased when the meaning or place of something in it changes."""
 
-# Parts of a row that are mappings, and those of them whose names mean nothing without it.
+# Parts of a row that are mappings, and the parts whose keys mean nothing without the part's name.
 NESTED = ("settings", "metrics", "figures", "timings_s", "cost")
 PREFIXED = ("timings_s", "cost")
 
-# What makes a spreadsheet take a text for a formula.
+# A spreadsheet takes a text that starts with one of these for a formula.
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -37,16 +37,16 @@ def export_rows(
 
     Args:
         root: the folder of the experiment.
-        figures: what was measured of each job's result, by its id.
+        figures: the measurements of each job's result, by its id.
     """
     return [_row(entry, differing, root) | {"figures": exported(figures[entry.job.id])} for entry in ranking.entries]
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a table with a heading; what only some jobs have is empty for the others.
+    """The rows as a table with a header; a value that only some jobs have is empty for the others.
 
-    Settings, metrics and figures stand under their own names, timings and costs under `timings_s.` and `cost.`. Texts
-    that a spreadsheet would take for a formula begin with an apostrophe.
+    Settings, metrics and figures keep their own names; timings and costs are prefixed with `timings_s.` and `cost.`.
+    Texts that a spreadsheet would take for a formula begin with an apostrophe.
     """
     columns = [
         (part, name)
@@ -55,7 +55,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     heads = [part if part not in NESTED else f"{part}.{name}" if part in PREFIXED else name for part, name in columns]
     stream = io.StringIO()
-    # Quoted wherever a value has a comma, a quote or either half of the line end.
+    # This line end makes csv quote any value that contains \r or \n, as well as a comma or a quote.
     writer = csv.writer(stream, lineterminator="\r\n")
     writer.writerow([_cell(head) for head in heads])
     writer.writerows([_cell(row[part].get(name) if name else row[part]) for part, name in columns] for row in rows)
@@ -71,10 +71,10 @@ def as_json(
     written: datetime,
     evaluations: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """The rows with what they have in common. Numbers that are not finite become null.
+    """The rows, with what they have in common. Non-finite numbers become null.
 
     Args:
-        rows: as `export_rows` gives them.
+        rows: as returned by `export_rows`.
         ranking: says what the jobs are compared by.
         shared: the settings that are the same in all jobs, by dotted key.
         evaluations: the jobs that measured the results of others.
@@ -126,7 +126,7 @@ def _cell(value: Any) -> Any:
 
 
 def strict(value: Any) -> Any:
-    """The value with nothing in it that JSON does not know."""
+    """The value reduced to what JSON can represent."""
     if isinstance(value, Mapping):
         return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,6 +1,6 @@
-"""What every chart on the page is made of: the finished drawing, its frame with grid lines and labels, its texts.
+"""What every chart on the page consists of: the finished drawing, its frame with grid lines and labels, its texts.
 
-Inline SVG that takes its colours from the page's CSS, so that one drawing serves light, dark and print.
+Inline SVG with colours from the page's CSS, so one drawing serves light, dark and print.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Chart:
 
 
 def frame(x_labels: Sequence[Label], y_labels: Sequence[Label], *, corner: str = "") -> Markup:
-    """Grid lines at the labels of the y axis, and the labels of both; `corner` names what the x axis counts."""
+    """Grid lines at the labels of the y axis, and the labels of both axes; `corner` names what the x axis counts."""
     right, bottom = WIDTH_PX - RIGHT_PX, HEIGHT_PX - BOTTOM_PX
     parts: list[Markup] = []
     for y, label in y_labels:
@@ -42,12 +42,12 @@ def frame(x_labels: Sequence[Label], y_labels: Sequence[Label], *, corner: str =
 
 
 def text(content: str, x: float, y: float, *, anchor: str, style: str = "tick") -> Markup:
-    """A text whose middle is at the height `y`; `anchor` says which part of it is at `x`: start, middle or end."""
+    """A text centred vertically on `y`; `anchor` says which part of it is at `x`: start, middle or end."""
     return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}" dy="0.32em">{}</text>').format(
         style, px(x), px(y), anchor, content
     )
 
 
 def px(value: float) -> str:
-    """A coordinate as it is written in the page."""
+    """A coordinate as written in the page."""
     return f"{value:.1f}"

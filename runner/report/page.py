@@ -1,6 +1,6 @@
-"""Puts the page together and writes it, one file that needs nothing but itself, with the exports beside it.
+"""Puts the page together and writes it as one self-contained file, with the exports beside it.
 
-Takes an experiment's folder, gives report.html, sweep.csv and sweep.json in it. It reads only folders, never W&B
+Takes an experiment's folder and writes report.html, sweep.csv and sweep.json into it. It reads only folders, never W&B
 or the network.
 """
 
@@ -39,7 +39,7 @@ from runner.system.printable import whole
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHORT_WORD = 16
-"""So many characters fit above a picture, on a phone too."""
+"""How many characters fit above a picture, even on a phone."""
 
 
 def write_report(experiment_dir: Path) -> Path:
@@ -52,8 +52,8 @@ def write_report(experiment_dir: Path) -> Path:
         The path of the page.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if there is no job in it.
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if it contains no job.
         OSError: if a file cannot be written; the older one is then untouched.
     """
     paths = ExperimentPaths(experiment_dir)
@@ -96,14 +96,14 @@ def _render(template: str, name: str, now: datetime, content: dict[str, Any]) ->
 
 
 def environment(loader: BaseLoader) -> Environment:
-    """Templates that escape what they show, and write values as people do."""
+    """Templates that escape what they show and format values the way people write them."""
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters.update(plain=plain, number=number, duration=duration, breaking=_breaking)
     return made
 
 
 def _breaking(text: str) -> Markup:
-    """A text in which a long setting is divided before its value, where there is no room, and not within a number."""
+    """A text in which a long setting may wrap before its value, and not within a number."""
     return Markup(" ").join(
         Markup("=<wbr>").join(word.split("=")) if len(word) > SHORT_WORD else escape(word) for word in text.split(" ")
     )

@@ -1,7 +1,7 @@
 """Parallel coordinates: every job as one line through its settings to its result.
 
-Draws the same chart twice, lying for wide screens and standing for phones; the page's CSS shows one of them.
-Lines are shaded by rank, and the best lies on top.
+Draws the same chart twice, horizontal for wide screens and vertical for phones; the page's CSS shows one of them.
+Lines are shaded by rank, with the best on top.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from runner.report.scatter import told
 from runner.system.amounts import count
 
 INSET_PX = 12.0
-"""How far values stay away from the ends of their axis."""
+"""Distance between values and the ends of their axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the axes are: side by side and upright in a lying chart, below each other in a standing one."""
+    """Where the axes are: upright and side by side in a horizontal chart, below each other in a vertical one."""
 
     lying: bool
     size_px: tuple[float, float]
     ends_px: tuple[float, float]
-    """From where to where each axis goes; upwards, or to the right."""
+    """Start and end of each axis, which runs upwards or to the right."""
     places_px: Sequence[float]
-    """Where each axis is, in the direction across it."""
+    """The position of each axis in the direction across it."""
 
     def point(self, along: float, value: float) -> tuple[float, float]:
         """The x and y of a value on the axis at `along`."""
@@ -40,7 +40,7 @@ class Layout:
 
 
 def parallel_chart(ranking: Ranking, differing: Sequence[Difference]) -> Chart | None:
-    """The chart of all jobs that have a value; None where fewer than two settings differ or two jobs are left."""
+    """The chart of all jobs with a value; None if fewer than two settings differ or fewer than two jobs remain."""
     known = set.intersection(*(set(one.values) for one in differing)) if differing else set()
     shown = [entry for entry in ranking.measured if entry.job.id in known]
     if len(differing) < 2 or len(shown) < 2:
@@ -91,7 +91,7 @@ def _draw(
         )
         for one in differing
     ]  # fmt: skip
-    # The best is at the upper or right end.
+    # The best value is at the top or right end.
     worst, best = (start, end) if ranking.aim.maximize else (end, start)
     results = [entry.value for entry in shown if entry.value is not None]
     axes.append(value_axis(results, start_px=worst, end_px=best))
@@ -136,7 +136,7 @@ def _axis(layout: Layout, along: float, axis: Axis | Categories, title: str, *, 
     (x1, y1), (x2, y2) = (layout.point(along, end) for end in layout.ends_px)
     parts = [Markup('<line class="axis" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(px(x1), px(y1), px(x2), px(y2))]
     if layout.lying:
-        # A dotted key on two lines, so that long ones stay apart.
+        # A dotted key takes two lines, so that long keys do not touch.
         group, dot, leaf = ("", "", title) if last else title.rpartition(".")
         parts += [text(group + dot, along, 12, anchor="middle"), text(leaf, along, 28, anchor="middle", style="key")]
         anchor, shift = ("start", 9) if last else ("end", -9)

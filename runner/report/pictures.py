@@ -1,6 +1,6 @@
-"""Sample images as grids whose pictures live inside the page.
+"""Sample images as grids of pictures embedded in the page.
 
-Takes the samples of job records, gives rows and columns of data URIs small enough that the page stays light.
+Takes the samples of job records, returns rows and columns of data URIs small enough to keep the page light.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from runner.report.ranking import Ranked
 from runner.report.record import JobRecord, Row
 from runner.system.amounts import number
 
-# (up to so many pictures on the page, longest side of each in pixels)
+# (maximum number of pictures on the page, longest side of each in pixels)
 SIDES_PX = ((24, 384), (80, 288), (250, 192))
 LEAST_SIDE_PX = 128
 
-# Up to this size an image is shown enlarged with hard pixel edges, and its own file is small enough.
+# Images up to this size are enlarged with hard pixel edges, and their own files are small enough to embed.
 PIXEL_ART_PX = 128
 SMALL_FILE_BYTES = 16_000
 
@@ -36,7 +36,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One image in the page; `src` is None where the file cannot be read."""
+    """One image in the page; `src` is None if the file cannot be read."""
 
     src: str | None
     alt: str
@@ -56,7 +56,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class GridRow:
-    """One prompt and seed over all columns; a cell is None where there is no image."""
+    """One prompt and seed across all columns; a cell is None if there is no image."""
 
     prompt: str
     seed: int
@@ -65,7 +65,7 @@ class GridRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Rows of pictures under common headings, and what was left out."""
+    """Rows of pictures under shared headings, and a note on what was left out."""
 
     columns: list[Column]
     rows: list[GridRow]
@@ -74,11 +74,11 @@ class Grid:
 
 @dataclass
 class PictureBox:
-    """Turns image files into data URIs, each once, all within one budget.
+    """Turns image files into data URIs, each only once, all within one budget.
 
     Args:
-        expected: about how many pictures the page will show; more pictures are made smaller.
-        root: the folder that the page lies in; pictures link to their files relative to it.
+        expected: about how many pictures the page will show; the more there are, the smaller each one is.
+        root: the folder that the page is in; pictures link to their files relative to it.
     """
 
     expected: int
@@ -109,7 +109,7 @@ class PictureBox:
 
 
 def spread(items: Sequence[Item], limit: int) -> list[Item]:
-    """At most `limit` of the items, evenly spread, with the first and the last."""
+    """At most `limit` of the items, evenly spread, including the first and the last."""
     if len(items) <= limit:
         return list(items)
     places = {round(index * (len(items) - 1) / (limit - 1)) for index in range(limit)}
@@ -119,7 +119,7 @@ def spread(items: Sequence[Item], limit: int) -> list[Item]:
 def progress_grid(
     job: JobRecord, box: PictureBox, *, max_steps: int = MAX_STEPS, max_rows: int = MAX_ROWS
 ) -> Grid | None:
-    """One job over its steps, before to after; None where it has no samples."""
+    """One job over its steps, from before to after; None if it has no samples."""
     steps = job.steps_sampled if job.trains else job.steps_sampled[-1:]
     if not steps:
         return None
@@ -145,9 +145,9 @@ def progress_grid(
 
 
 def comparison_grid(ranked: Sequence[Ranked], box: PictureBox) -> Grid | None:
-    """The last samples of all jobs side by side, after one column from before training if they began as the same.
+    """The last samples of all jobs side by side, after one column from before training if all started from one model.
 
-    Rows are told apart by the text of the prompt: its number may be that of another prompt in another job.
+    Rows are keyed by the text of the prompt, because the same number may mean another prompt in another job.
     """
     with_samples = [
         one for one in ranked if one.job.steps_sampled and (one.job.steps_sampled[-1] or not one.job.trains)
@@ -158,7 +158,7 @@ def comparison_grid(ranked: Sequence[Ranked], box: PictureBox) -> Grid | None:
     jobs = [one.job for one in shown]
     before = len({str(job.setting("model")) for job in jobs if job.trains and job.config}) == 1
     shots = [{(prompt_of(job, row), row.seed): by_step for row, by_step in job.shots.items()} for job in jobs]
-    # What most of them have drawn comes first.
+    # Rows that most of the jobs have come first.
     all_rows = sorted(
         dict.fromkeys(key for each in shots for key in each), key=lambda row: sum(row not in each for each in shots)
     )
@@ -191,7 +191,7 @@ def comparison_grid(ranked: Sequence[Ranked], box: PictureBox) -> Grid | None:
 
 
 def standing(one: Ranked) -> str:
-    """A training's value beside the step of its last samples; of which step it is, where that is another one."""
+    """A training's value and the step of its last samples; also the value's step, if that is another one."""
     if not one.job.trains:
         return ""
     drawn, value = one.job.steps_sampled[-1], number(one.value)

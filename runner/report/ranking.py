@@ -1,6 +1,6 @@
-"""Which job did best: the order of the jobs, their places, and the colour each has on the whole page.
+"""Which job did best: the order of the jobs, their places, and the colour each has across the page.
 
-Takes job records, gives them best first. A place is only for jobs that got to their end; equal results share one.
+Takes job records, returns them best first. Only completed jobs get a place; equal results share one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from runner.schema.comparing import MEASURED_BY
 from runner.schema.metrics import HELD_OUT
 
 COLOURS = 8
-"""So many of the best jobs have a colour of their own."""
+"""How many of the best jobs have their own colour."""
 
 STATE_ORDER = ("completed", "pruned", "running", "submitted", "pending", "interrupted", "cancelled", "failed")
 
-# Jobs that are not at their end are compared by the last value that they logged.
+# Jobs that have not reached their end are compared by the last value that they logged.
 UNDER_WAY = frozenset({"pruned", "running", "interrupted"})
 
 
@@ -32,7 +32,7 @@ class Aim:
 
     @classmethod
     def of(cls, jobs: Sequence[JobRecord]) -> Aim:
-        """What most of the jobs say in their manifests."""
+        """The aim that most of the jobs name in their manifests."""
         said = Counter(
             (str(job.manifest["objective_name"]), job.manifest.get("objective_direction") == "maximize")
             for job in jobs
@@ -45,24 +45,24 @@ class Aim:
 
     @property
     def direction(self) -> str:
-        """The word for it in manifests and exports."""
+        """The word for the better direction in manifests and exports."""
         return "maximize" if self.maximize else "minimize"
 
     def cost(self, value: float) -> float:
-        """A number that is less for what is better."""
+        """A number that is smaller for a better value."""
         return -value if self.maximize else value
 
     def label(self, job: JobRecord) -> str:
-        """What the page calls it."""
+        """The name of the aim on the page."""
         return loss_name(job) if self.name == HELD_OUT else self.name
 
     def result(self, job: JobRecord) -> float | None:
-        """The result of a job that is done, where it was measured by this aim."""
+        """The result of a completed job, if it was measured by this aim."""
         same = job.manifest.get("objective_name", self.name) == self.name
         return job.objective if same and job.state == "completed" else None
 
     def latest(self, job: JobRecord) -> tuple[int, float] | None:
-        """The last (step, value) of a job that is not at its end."""
+        """The last (step, value) of a job that has not reached its end."""
         if job.state not in UNDER_WAY:
             return None
         points = [(int(step), value) for step, value in job.curve(self.name) if finite(value) is not None]
@@ -73,9 +73,9 @@ class Aim:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """A job with its place (None where it has none), its colour, and the value that it is compared by.
+    """A job with its place (None if it has none), its colour, and the value that it is compared by.
 
-    `step` says after which step a job that is not at its end had this value; it is None for a result.
+    `step` is the step after which a job that has not reached its end had this value; it is None for a result.
     """
 
     job: JobRecord
@@ -84,8 +84,8 @@ class Ranked:
     value: float | None
     step: int | None
     is_best: bool = False
-    """Whether it did better than all others. Of jobs that are not at their end nobody knows, nor of jobs that were not
-    measured alike."""
+    """Whether it did better than all others. That is unknown for jobs that have not reached their end, and for jobs
+    that were not measured alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,31 +102,32 @@ class Ranking:
 
     @property
     def measured(self) -> list[Ranked]:
-        """The jobs whose value can come of their settings: before the first step it is that of the base model."""
+        """The jobs whose value can depend on their settings: before the first step, it is that of the base model."""
         return [entry for entry in self.entries if entry.value is not None and entry.step != 0]
 
     @property
     def first(self) -> list[Ranked]:
-        """The jobs that none did better than, several where their results are equal; empty if that cannot be said."""
+        """The jobs in first place, several if their results are equal; empty if the results cannot be compared."""
         return [] if self.unlike else [entry for entry in self.placed if entry.place == 1]
 
     @property
     def best(self) -> Ranked | None:
-        """The job that did better than all others, if that can be said."""
+        """The job that did better than all others, if one is known to have."""
         return next((entry for entry in self.entries if entry.is_best), None)
 
     @property
     def unlike(self) -> list[str]:
-        """In what jobs with a place were not measured alike, so that one is no better than the other for its figure."""
+        """In what respects jobs with a place were not measured alike, so that their figures do not make one better."""
         identities = [each for entry in self.placed if (each := entry.job.section("identity"))]
         differing = [part for part in MEASURED_BY if len({str(each.get(part)) for each in identities}) > 1]
         return [part.removeprefix("settings.") for part in differing]
 
 
 def rank(jobs: Sequence[JobRecord]) -> Ranking:
-    """Order the jobs: results from best to worst, then stopped ones by how far they came, then by state and name.
+    """Order the jobs: results from best to worst, then stopped jobs by how far they got, then by state and name.
 
-    What only draws or measures comes after the trainings: it has no curve, and would take a colour from those that do.
+    Jobs that only draw or measure come after the trainings: having no curve, they would take a colour from those
+    that have one.
     """
     aim = Aim.of(jobs)
 

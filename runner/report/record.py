@@ -1,6 +1,6 @@
 """Reads job folders as they are: whole, half written, or damaged.
 
-Gives one `JobRecord` per folder. A file that is missing or torn leaves its part empty and is named in
+Returns one `JobRecord` per folder. A missing or torn file leaves its part empty and is named in
 `problems`; nothing here raises because of what is inside a folder.
 """
 
@@ -23,7 +23,7 @@ from runner.track.metrics import parse_line
 
 LOG_TAIL_BYTES = 6000
 
-# Ten times as fast where PyYAML was built with libyaml; a sweep has a hundred of these files.
+# Ten times as fast if PyYAML was built with libyaml; a sweep has a hundred of these files.
 SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Point = tuple[float, float]
@@ -37,9 +37,9 @@ class Row(NamedTuple):
 
 
 class Numbers:
-    """What a record says of each metric.
+    """The recorded values of each metric.
 
-    A number takes 16 bytes: lines as mappings would take a hundred megabytes for each hundred thousand, and an
+    Each value takes 16 bytes: a hundred thousand lines kept as mappings would take a hundred megabytes, and an
     experiment has many jobs.
     """
 
@@ -57,7 +57,7 @@ class Numbers:
 
     @property
     def names(self) -> list[str]:
-        """Of all metrics, in the order in which they first come."""
+        """The names of all metrics, in the order in which they first appear."""
         return [name for name in self._columns if name != "time"]
 
     @property
@@ -67,13 +67,13 @@ class Numbers:
         return max(filter(math.isfinite, times), default=None)
 
     def curve(self, name: str) -> list[Point]:
-        """A metric as (step, value), in the order of the steps; the last one where a step comes again."""
+        """A metric as (step, value), in step order; if a step occurs twice, its last value counts."""
         return sorted(dict(zip(*self._columns.get(name, ((), ())), strict=True)).items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobRecord:
-    """What one job folder holds."""
+    """The content of one job folder."""
 
     folder: Path
     config: dict[str, Any]
@@ -85,11 +85,11 @@ class JobRecord:
     shots: dict[Row, dict[int, Path]] = field(default_factory=dict)
     log_tail: str = ""
     label: str = ""
-    """What tells it from the other jobs of its experiment, whose name they share."""
+    """What distinguishes it from the other jobs of its experiment, which share its name."""
 
     @property
     def id(self) -> str:
-        """The job's id; the name of its folder where the manifest has none."""
+        """The job's id; the name of its folder if the manifest has none."""
         return str(self.manifest.get("id") or self.folder.name)
 
     @property
@@ -104,17 +104,17 @@ class JobRecord:
 
     @property
     def task(self) -> str:
-        """What it does."""
+        """The name of its task."""
         return str(self.manifest.get("task") or self.setting("task.name") or "train")
 
     @property
     def trains(self) -> bool:
-        """Whether it is a training, and not another task."""
+        """Whether it is a training rather than another task."""
         return self.task == "train"
 
     @property
     def objective(self) -> float | None:
-        """The job's result where it is a finite number; which way is better, `runner.report.ranking.Aim` knows."""
+        """The job's result if it is a finite number; `runner.report.ranking.Aim` knows which direction is better."""
         return finite(self.manifest.get("objective"))
 
     @property
@@ -124,12 +124,12 @@ class JobRecord:
 
     @property
     def error(self) -> str:
-        """Why the job failed; empty where it did not."""
+        """Why the job failed; empty if it did not."""
         return str(self.manifest.get("error") or "")
 
     @property
     def steps_done(self) -> int:
-        """Optimizer steps done: the manifest's count, or the last logged step where that is further."""
+        """Optimizer steps done: the manifest's count, or the last logged step if that is further."""
         said = self.manifest.get("steps_done")
         logged = self.numbers.last_step
         return max(logged, said) if isinstance(said, int) else logged
@@ -147,7 +147,7 @@ class JobRecord:
         return sorted({step for by_step in self.shots.values() for step in by_step})
 
     def section(self, name: str) -> dict[str, Any]:
-        """A part of the manifest as a mapping; empty where it is missing or something else."""
+        """A part of the manifest as a mapping; empty if it is missing or something else."""
         return as_mapping(self.manifest.get(name))
 
     def setting(self, key: str) -> Any:
@@ -158,24 +158,24 @@ class JobRecord:
         return value
 
     def curve(self, name: str) -> list[Point]:
-        """A metric as (step, value), in the order of the steps; NaN and infinities are kept."""
+        """A metric as (step, value), in step order; NaN and infinities are kept."""
         return self.numbers.curve(name)
 
     def images_per_s(self) -> float | None:
-        """Training speed: the median over the logged values, images per second."""
+        """Training speed: the median of the logged values, in images per second."""
         speeds = [value for _, value in self.curve(IMAGES_PER_S) if math.isfinite(value)]
         return median(speeds) if speeds else None
 
 
 def finite(value: Any) -> float | None:
-    """The value as a float where it is a finite number, else None."""
+    """The value as a float if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def as_mapping(value: Any) -> dict[str, Any]:
-    """The value as a dict with string keys where it is a mapping, else an empty one."""
+    """The value as a dict with string keys if it is a mapping, else an empty dict."""
     return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else {}
 
 
@@ -199,7 +199,7 @@ def read_job(folder: Path) -> JobRecord:
 
 
 def read_briefly(folder: Path) -> JobRecord:
-    """Read a job's settings and manifest alone: for those who only ask what it is and how far."""
+    """Read only a job's settings and manifest, for callers that only ask what it is and how far it got."""
     paths = JobPaths(folder)
     problems: list[str] = []
     return JobRecord(
@@ -227,7 +227,7 @@ def _read_mapping(path: Path, problems: list[str], *, optional: bool = False) ->
 
 
 def _read_metrics(path: Path, problems: list[str]) -> Numbers:
-    """What the lines that are whole say."""
+    """The numbers in the lines that are whole."""
     try:
         with path.open("rb") as stream:
             return Numbers(line for raw in stream if (line := parse_line(raw)) is not None)

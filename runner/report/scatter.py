@@ -1,6 +1,6 @@
-"""Each setting in which the jobs differ, against what came of it: a scatter, or a strip for each choice.
+"""Each setting in which the jobs differ, plotted against the result: a scatter, or a strip for each choice.
 
-Takes a ranking and the differing settings, gives charts that share one y axis.
+Takes a ranking and the differing settings, returns charts that share one y axis.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from runner.system.amounts import number
 
 DOT_PX = 5.0
 INSET_PX = 22.0
-"""How far numbers stay away from the ends of the x axis."""
+"""Distance between numbers and the ends of the x axis."""
 
 
 def setting_charts(ranking: Ranking, differing: Sequence[Difference]) -> list[Chart]:
-    """A chart for each setting; none where fewer than two jobs can be compared."""
+    """A chart for each setting; none if fewer than two jobs can be compared."""
     shown = ranking.measured
     if len(shown) < 2:
         return []
@@ -34,7 +34,7 @@ def setting_charts(ranking: Ranking, differing: Sequence[Difference]) -> list[Ch
 
 
 def told(entry: Ranked, settings: Mapping[str, object]) -> str:
-    """What the page says of a job under the pointer: its name, its settings where the name has none, its result."""
+    """The page's text for a job under the pointer: its name, its settings if the name has none, and its result."""
     named = "" if all(f"{key}=" in entry.job.name for key in settings) else ", ".join(
         f"{key} {chosen(value)}" for key, value in settings.items()
     )  # fmt: skip
@@ -51,7 +51,7 @@ def _scatter(one: Difference, shown: Sequence[Ranked], y_axis: Axis, objective: 
         x_axis = setting_axis(settings, start_px=left + INSET_PX, end_px=right - INSET_PX)
     lines = frame(x_axis.labels(across=True), y_axis.labels(across=False))
     places = [(x_axis.place(value), y_axis.place(entry.value)) for value, entry in zip(settings, known, strict=True)]
-    # Jobs that share a value would hide each other where their results are close.
+    # Jobs that share a value would hide each other if their results are close.
     if not isinstance(x_axis, Axis) or 2 * len(set(settings)) <= len(known):
         places = side_by_side(places, ends_px=(left, right))
     marks = [
@@ -80,10 +80,10 @@ def _scatter(one: Difference, shown: Sequence[Ranked], y_axis: Axis, objective: 
 def side_by_side(
     places: Sequence[tuple[float, float]], ends_px: tuple[float, float] = (-math.inf, math.inf)
 ) -> list[tuple[float, float]]:
-    """The places with those that would cover each other moved apart along x, the earlier ones least.
+    """The places, with those that would overlap moved apart along x, the earlier ones least.
 
-    Each stays between the ends and on its own side of the middle to the next value; where that is full, they cover
-    each other.
+    Each stays between the ends, and on its own side of the midpoint to the next value; if there is no room left, they
+    overlap.
     """
     values = sorted({x for x, _ in places})
     middles = [(one + other) / 2 for one, other in pairwise(values)]

@@ -1,6 +1,6 @@
 """What the page says about several jobs, as plain values for its template.
 
-Takes job records, gives the ranking with its columns, the charts that compare, the grid of samples and the cost.
+Takes job records, returns the ranking with its columns, the comparing charts, the grid of samples and the cost.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from runner.system.amounts import count, number
 MANY_JOBS = 6
 FEW_STEPS, FEW_ROWS = 3, 4
 
-# More columns of settings than this make the ranking too wide to read.
+# With more columns of settings than this, the ranking is too wide to read.
 MAX_COLUMNS = 8
 
 
@@ -39,12 +39,12 @@ def view_several(
     figures: Mapping[str, Figures],
     evaluations: Sequence[JobRecord],
 ) -> dict[str, Any]:
-    """All that the page shows of several jobs.
+    """Everything the page shows about several jobs.
 
     Args:
         ranking: the jobs, best first.
-        root: the folder that the page lies in.
-        figures: what was measured of each job's result, by its id.
+        root: the folder that the page is in.
+        figures: the measurements of each job's result, by its id.
         evaluations: the jobs that measured, newest first.
     """
     jobs = [entry.job for entry in ranking.entries]
@@ -66,7 +66,7 @@ def view_several(
             )
             for job in jobs
         },
-        # Of what was only drawn there is nothing to rank by.
+        # Jobs that only drew have nothing to be ranked by.
         "trained": any(job.trains or job.objective is not None for job in jobs),
         "objective_label": ranking.aim.label(jobs[0]),
         "sentence": experiment_sentence(ranking),
@@ -90,7 +90,7 @@ def view_several(
 
 
 def experiment_sentence(ranking: Ranking) -> str:
-    """One sentence on several jobs."""
+    """One sentence about several jobs."""
     states = [entry.job.state for entry in ranking.entries]
     parts = [f"{states.count('completed')} of {count(len(states), 'job')} completed"]
     parts += [f"{states.count(state)} {state}" for state in sorted(set(states) - {"completed"})]
@@ -134,13 +134,13 @@ def comparison_charts(ranking: Ranking) -> list[Chart]:
 
 
 def cell_for(job: JobRecord, key: str) -> str:
-    """What the ranking says for one setting: a number as it is, anything else as it was set."""
+    """The ranking's text for one setting: a number as resolved, anything else as it was set."""
     resolved = job.setting(key)
     if isinstance(resolved, int) and not isinstance(resolved, bool):
-        return f"{resolved:,}"  # in full: seeds may differ in their last digits alone
+        return f"{resolved:,}"  # in full: seeds may differ only in their last digits
     if finite(resolved) is not None:
         return number(finite(resolved))
-    if isinstance(resolved, dict):  # a group, which was chosen by its name where it was not left alone
+    if isinstance(resolved, dict):  # a group, shown by its name; if it was overridden, the override is shown
         resolved = resolved.get("name")
     return job.overrides.get(key) or plain(resolved)
 

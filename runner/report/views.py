@@ -1,6 +1,6 @@
 """What the page says about one job, as plain values for the templates.
 
-Takes a job record, gives tables, facts, charts and links. All text is raw; the templates escape it.
+Takes a job record, returns tables, facts, charts and links. All text is raw; the templates escape it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class JobView:
-    """All that the page shows of one job."""
+    """Everything the page shows about one job."""
 
     job: JobRecord
     sentence: str
@@ -68,8 +68,8 @@ def view_job(job: JobRecord, grid: Grid | None, *, root: Path, figures: Figures)
     """The view of one job.
 
     Args:
-        root: the folder that the page lies in.
-        figures: what was measured of its result.
+        root: the folder that the page is in.
+        figures: the measurements of its result.
     """
     return JobView(
         job=job,
@@ -100,7 +100,7 @@ def _facts(job: JobRecord) -> list[tuple[str, str]]:
 
 
 def _kept(job: JobRecord) -> str:
-    """Of the training that this one started from: what the loss on its images is still below the base's."""
+    """How much of the earlier training is kept: the share of its gain over the base that its images still show."""
     share = finite(job.section("kept_of_earlier").get("share"))
     return f"{share:.0%}" if share is not None else ""
 

@@ -1,4 +1,4 @@
-"""Jobs, their settings and how they went, in a person's words."""
+"""Jobs, their settings and how they went, in plain words."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from runner.system.amounts import MISSING, count, duration, number
 
 
 def objective_label(job: JobRecord) -> str:
-    """What the objective is called on the page."""
+    """The name of the objective on the page."""
     name = str(job.manifest.get("objective_name") or HELD_OUT)
     return loss_name(job) if name == HELD_OUT else name
 
 
 def loss_name(job: JobRecord) -> str:
-    """What the validation loss was measured on: small data sets have no held-out images."""
+    """The name of the validation loss, by what it was measured on: small data sets have no held-out images."""
     held_out = as_mapping(job.manifest.get("dataset")).get("held_out")
     return "loss on the training images" if held_out == 0 else "held-out loss"
 
 
 def plain(value: Any) -> str:
-    """Any value of a config as one line of text."""
+    """Any config value as one line of text."""
     if value is None:
         return MISSING
     if isinstance(value, bool):
@@ -40,14 +40,14 @@ def plain(value: Any) -> str:
 
 
 def chosen(value: Any) -> str:
-    """The value of a setting among others, rounded for reading: drawn by chance, it may have sixteen digits."""
+    """A setting's value, rounded for reading: a randomly drawn one may have sixteen digits."""
     if value is None:
         return "none"
     return number(value) if isinstance(value, float) else plain(value)
 
 
 def abridged(texts: Sequence[str], most: int) -> list[str]:
-    """The texts in so many characters: without the words that all begin and end with, then without their middle."""
+    """The texts cut to `most` characters: first the words that all begin and end with are dropped, then the middle."""
     if all(len(text) <= most for text in texts):
         return list(texts)
     start, end = _shared_words(texts), _shared_words([text[::-1] for text in texts])
@@ -56,7 +56,7 @@ def abridged(texts: Sequence[str], most: int) -> list[str]:
 
 
 def _shared_words(texts: Sequence[str]) -> int:
-    """How many characters all texts begin with, up to the end of a word; 0 where leaving them out saves nothing."""
+    """The length of the beginning that all texts share, up to the end of a word; 0 if dropping it saves nothing."""
     first, last = min(texts), max(texts)
     shared = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), 0)
     words = max(first[:shared].rfind(sign) for sign in "/ ._-") + 1
@@ -82,7 +82,7 @@ def subject(job: JobRecord) -> str:
 
 
 def held_out_change(job: JobRecord) -> str:
-    """How the held-out loss went: `held-out loss 0.21 → 0.13`, or nothing where it was not measured."""
+    """How the held-out loss changed: `held-out loss 0.21 → 0.13`; empty if it was not measured."""
     values = [value for _, value in job.curve(HELD_OUT)]
     if not values:
         return ""
@@ -93,7 +93,7 @@ def held_out_change(job: JobRecord) -> str:
 
 
 def job_sentence(job: JobRecord) -> str:
-    """One sentence on one job, true in each state."""
+    """One sentence about one job, true in every state."""
     if not job.trains:
         took = f" in {duration(job.total_s)}" if job.state == "completed" and job.total_s is not None else ""
         return f"task={job.task}: {job.state}{took}."

@@ -1,11 +1,11 @@
 "use strict";
-// The page is whole without this script.
+// The page is complete without this script.
 const at = (svg, event) => {
   const box = svg.getBoundingClientRect();
   const scale = svg.viewBox.baseVal.width / box.width;
   return [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
 };
-// A mouse that leaves lets go; a finger that lifts does not, so that what a tap shows can be read until the next one.
+// A mouse that leaves clears the readout; a lifted finger does not, so what a tap shows stays until the next tap.
 const follow = (svg, point, leave) => {
   svg.addEventListener("pointermove", point);
   svg.addEventListener("pointerdown", point);
@@ -28,7 +28,7 @@ for (const svg of document.querySelectorAll("svg.chart[data-series]")) {
     cross.setAttribute("x1", x);
     cross.setAttribute("x2", x);
     svg.classList.add("on");
-    // What was measured at another step, or ended before this one, says where; long curves were thinned to so near.
+    // A value from another step names that step, unless it is so close that thinning may have dropped the exact one.
     const apart = (at) => (Math.abs(at - step) > 0.02 * (high - low) ? ` at step ${at}` : "");
     const values = series
       .map((one) => [one.label, ...nearest(one.points, step)])
@@ -44,7 +44,7 @@ for (const svg of document.querySelectorAll("svg.chart[data-series]")) {
     readout.textContent = readout.dataset.rest;
   });
 }
-// Settings: the job nearest to the pointer, in this chart and in all others that show it.
+// Settings: the job nearest to the pointer, highlighted in this chart and in all others that show it.
 const corners = (mark) =>
   mark.points ? [...mark.points].map((point) => [point.x, point.y]) : [[mark.cx.baseVal.value, mark.cy.baseVal.value]];
 const distance = ([x, y], [ax, ay], [bx, by]) => {
@@ -82,7 +82,7 @@ for (const svg of marked) {
     readout.textContent = readout.dataset.rest;
   });
 }
-// A link from the ranking opens the job it leads to; printing opens all.
+// A link from the ranking opens the job it leads to; printing opens all jobs.
 const show = () => {
   const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
   if (target && target.tagName === "DETAILS") target.open = true;
