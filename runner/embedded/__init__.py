@@ -1,7 +1,7 @@
 """The embedded model: an SDXL-shaped miniature and its data, small enough to live in the repository.
 
-Takes nothing, gives two folders: `MODEL_DIR`, a pipeline that diffusers loads, and `DATASET_DIR`, captioned pictures of
-houses, which that pipeline has never seen. Neither torch nor diffusers is imported, so asking where they are is free.
+Takes nothing, provides two folders: `MODEL_DIR`, a pipeline that diffusers loads, and `DATASET_DIR`, captioned pictures
+of houses, which that pipeline has never seen. Neither torch nor diffusers is imported, so importing this is cheap.
 """
 
 from __future__ import annotations

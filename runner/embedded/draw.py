@@ -1,8 +1,8 @@
 """A small world of captioned shapes, drawn with numpy.
 
-Takes a seed, gives pictures and captions: the world the embedded model is trained on (six colours, four shapes, four
-backgrounds), the scraps its VAE learns to see with, and houses, which the model has never seen and a LoRA can teach it.
-Knows nothing of models.
+Takes a seed, returns pictures and captions: the world the embedded model is trained on (six colours, four shapes, four
+backgrounds), the scraps its VAE also trains on, and houses, which the model has never seen and a LoRA can teach it.
+Knows nothing about models.
 
     python -m runner.embedded.draw --houses runner/embedded/houses     # draws the demo's data set again
 """
@@ -79,7 +79,7 @@ def walls(x: Field, y: Field, radius: float) -> Field:
 
 
 def roof(x: Field, y: Field, radius: float) -> Field:
-    """A flat triangle on the walls, wider than they are."""
+    """A flat triangle on the walls, wider than the walls."""
     slope = 0.8
     return np.maximum((slope * np.abs(x) - (y + radius * 1.1)) / math.hypot(1.0, slope), y + radius * 0.2)
 
@@ -110,7 +110,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """What the model is told about the picture."""
+        """The caption that the model is trained with."""
         return caption(shape=self.shape, colour=self.colour, background=self.background)
 
     def render(self) -> Picture:
@@ -133,7 +133,7 @@ def caption(*, shape: str, colour: str, background: str) -> str:
 
 
 def random_scene(generator: np.random.Generator, *, shape: str, colour: str, background: str) -> Scene:
-    """A size and a near-centred place for the named shape."""
+    """A scene of the named shape, with a random size and a roughly centred place."""
     radius = float(generator.uniform(15, 22))
     centre = generator.uniform(26, 38, size=2)
     return Scene(
@@ -161,7 +161,7 @@ def draw_world(count: int, *, seed: int) -> tuple[NDArray[np.uint8], list[str]]:
 
 
 def house_scenes() -> list[Scene]:
-    """The demo's houses: every colour on every background in turn, except the held-out pair."""
+    """The demo's houses: every colour on every background in turn, except for the held-out pair."""
     generator = np.random.default_rng(HOUSES_SEED)
     pairs = [
         (colour, background) for colour in COLOURS for background in BACKGROUNDS if (colour, background) != HELD_OUT
@@ -176,9 +176,9 @@ def draw_houses() -> NDArray[np.uint8]:
 
 
 def draw_scraps(count: int, *, seed: int) -> NDArray[np.uint8]:
-    """`count` pictures without meaning, (count, 64, 64, 3): overlapping shapes of any colour, size and place.
+    """`count` meaningless pictures, (count, 64, 64, 3): overlapping shapes of any colour, size and place.
 
-    The VAE is trained on them beside the world, so that it can also encode what the world does not hold.
+    The VAE is trained on them as well as on the world, so that it can also encode what the world does not contain.
     """
     generator = np.random.default_rng(seed)
     palette = np.array(list(COLOURS.values()) + list(BACKGROUNDS.values()), dtype=np.float64)
@@ -200,7 +200,7 @@ def draw_scraps(count: int, *, seed: int) -> NDArray[np.uint8]:
 
 
 def contact_sheet(pictures: Sequence[Picture], *, columns: int) -> Image.Image:
-    """All pictures, row by row, twice as large, with a thin gap between them."""
+    """All pictures, row by row, at twice their size, with a thin gap between them."""
     gap_px, rows = 2, -(-len(pictures) // columns)
     pitch_px = CANVAS_PX + gap_px
     sheet = np.full((rows * pitch_px, columns * pitch_px, 3), 110, dtype=np.uint8)
@@ -231,7 +231,7 @@ def _offsets(centre: tuple[float, ...]) -> tuple[Field, Field]:
 
 
 def _paint(canvas: NDArray[np.float64], distance: Field, colour: Colour | NDArray[np.float64]) -> None:
-    """Lay `colour` over the canvas; pixels the edge passes through are mixed by how much of them it covers."""
+    """Paint `colour` over the canvas; pixels on the edge are blended by how much of them the shape covers."""
     coverage = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
     canvas[:] = canvas * (1 - coverage) + np.asarray(colour, dtype=np.float64) * coverage
 

@@ -1,7 +1,7 @@
 """A miniature of the Stable Diffusion XL pipeline: the real classes and the real wiring, a few thousand times smaller.
 
-Takes a size and a seed, gives a diffusers pipeline with random weights that can be saved, loaded and sampled like any
-other. What makes the family itself is kept: two text encoders, pooled embeddings and time ids. Knows nothing of
+Takes a size and a seed, returns a diffusers pipeline with random weights that can be saved, loaded and sampled like any
+other. The family's distinctive parts are kept: two text encoders, pooled embeddings and time ids. Knows nothing about
 training.
 """
 
@@ -32,7 +32,7 @@ class TextSize:
 
 @dataclass(frozen=True)
 class Size:
-    """How large a miniature is. Each further VAE level halves the latents: three make 16x16 of 64x64 px."""
+    """The size of a miniature. Each further VAE level halves the latents: three levels turn 64x64 px into 16x16."""
 
     text: tuple[TextSize, TextSize]
     unet_channels: tuple[int, ...]
@@ -59,8 +59,8 @@ TEST = Size(
     vae_channels=(8, 16, 16),
     vae_groups=4,
 )
-# For demonstrations: as large as a repository may carry. One group in the VAE, because with fewer than some ten
-# channels per group the normalisation wipes out the colour of a flat surface.
+# For demonstrations: as large as a repository may carry. One group in the VAE, because with fewer than about ten
+# channels per group, the normalisation wipes out the colour of a flat surface.
 EMBEDDED = Size(
     text=(TextSize(width=48, layers=2, heads=2), TextSize(width=64, layers=2, heads=2)),
     unet_channels=(48, 96, 96),
@@ -112,14 +112,14 @@ def build_sdxl(
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Weights drawn from `seed`; the caller's own random state is left as it was."""
+    """Draw weights from `seed`; the caller's own random state is left unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def head_counts(size: Size) -> tuple[int, ...]:
-    """Heads per UNet level. diffusers reads `attention_head_dim` as their number, for the sake of old checkpoints."""
+    """Heads per UNet level. For old checkpoints' sake, diffusers reads `attention_head_dim` as the number of heads."""
     return tuple(max(1, channels // size.head_width) for channels in size.unet_channels)
 
 
@@ -139,7 +139,7 @@ def make_vae(size: Size, *, scaling_factor: float) -> AutoencoderKL:
 
 
 def make_unet(size: Size, *, text_width: int, **structure: Any) -> UNet2DConditionModel:
-    """The UNet of a miniature; `structure` is what its family builds otherwise."""
+    """The UNet of a miniature; `structure` is what its family builds differently."""
     return UNet2DConditionModel(
         sample_size=size.latent_side,
         in_channels=4,
@@ -153,7 +153,7 @@ def make_unet(size: Size, *, text_width: int, **structure: Any) -> UNet2DConditi
 
 
 def clip_config(text: TextSize, tokenizer: CLIPTokenizer, *, activation: str) -> CLIPTextConfig:
-    """The configuration of one of CLIP's text encoders."""
+    """The configuration of a CLIP text encoder."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=text.width,

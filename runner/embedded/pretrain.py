@@ -1,11 +1,11 @@
 """Train the embedded model from scratch on the drawn world: first its VAE, then its UNet and text encoders.
 
-Takes minutes of all the machine's cores, gives an SDXL pipeline in diffusers' ordinary layout with fp16 weights, and
-beside it a contact sheet to look at. README.md holds the settings and what came out.
+Takes minutes on all the machine's cores and writes an SDXL pipeline in diffusers' ordinary layout with fp16 weights,
+with a contact sheet to look at beside it. README.md lists the settings and the results.
 
     python -m runner.embedded.pretrain --out DIR                                # both stages
-    python -m runner.embedded.pretrain --out DIR --vae-minutes 0                # keeps DIR's VAE, trains the rest anew
-    python -m runner.embedded.pretrain --out DIR --vae-minutes 0 --keep-unet    # goes on with what is in DIR
+    python -m runner.embedded.pretrain --out DIR --vae-minutes 0                # keeps DIR's VAE, retrains the rest
+    python -m runner.embedded.pretrain --out DIR --vae-minutes 0 --keep-unet    # continues from what is in DIR
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger("pretrain")
 
 PROMPT_TOKENS = 24
 VAE_BATCH, VAE_LEARNING_RATE, VAE_KL_WEIGHT = 12, 2e-3, 3e-4
-# The first part of the VAE's time sees quarter pictures: four times as many.
+# In the first part of its time, the VAE sees quarter pictures: four times as many.
 VAE_CROP_SHARE, VAE_CROP_PX = 0.6, 32
 UNET_BATCH, UNET_LEARNING_RATE = 32, 1e-3
 WARM_UP_STEPS = 100
@@ -40,9 +40,9 @@ LOG_EVERY_STEPS = 100
 
 
 class Budget:
-    """Minutes of all cores, counted as CPU time, so that a busy machine does not cut the training short.
+    """Minutes on all cores, counted as CPU time, so that a busy machine does not cut the training short.
 
-    Threads that spin while they wait would be counted too: on a shared machine, set OMP_WAIT_POLICY=PASSIVE.
+    Threads that spin while they wait are counted too: on a shared machine, set OMP_WAIT_POLICY=PASSIVE.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -51,7 +51,7 @@ class Budget:
 
     @property
     def spent(self) -> float:
-        """Share of the budget used so far, 0 to 1 and a little beyond."""
+        """Share of the budget used so far, from 0 to slightly above 1."""
         return (time.process_time() - self.started_s) / torch.get_num_threads() / self.seconds
 
 
@@ -97,7 +97,7 @@ def peak_signal_to_noise(vae: AutoencoderKL, pictures: Tensor) -> float:
 
 
 def train_unet(pipeline: StableDiffusionXLPipeline, *, minutes: float, seed: int) -> None:
-    """Train UNet and both text encoders together from random weights; leaves their moving averages in the pipeline."""
+    """Train the UNet and both text encoders from random weights; leaves their moving averages in the pipeline."""
     world, captions = draw.draw_world(12000, seed=seed + 1)
     latents = _encode(pipeline.vae, _pixels(world)) * pipeline.vae.config.scaling_factor
     tokens = [_tokens(tokenizer, captions) for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)]
@@ -151,7 +151,7 @@ def draw_prompts(pipeline: StableDiffusionXLPipeline) -> list[draw.Picture]:
 
 
 def _take_over(pipeline: StableDiffusionXLPipeline, folder: Path, *, parts: tuple[str, ...]) -> None:
-    """Copy weights from a saved pipeline. Only numbers: a loaded module carries the path it came from in its config."""
+    """Copy only the weights of a saved pipeline: the config of a loaded module carries the path it came from."""
     saved = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     for part in parts:
         getattr(pipeline, part).load_state_dict(getattr(saved, part).state_dict())
@@ -181,7 +181,7 @@ def _noise_loss(predicted: Tensor, latents: Tensor, noise: Tensor, timesteps: Te
 
 
 def _encode_text(encoders: tuple[nn.Module, nn.Module], tokens: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """SDXL's text condition: both encoders' last hidden state but one, side by side; the second's pooled embedding."""
+    """SDXL's text condition: both encoders' penultimate hidden states, concatenated; the second's pooled embedding."""
     first, second = (encoder(ids, output_hidden_states=True) for encoder, ids in zip(encoders, tokens, strict=True))
     return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds
 
@@ -214,7 +214,7 @@ def _warm_up(step: int) -> float:
 
 
 def _cosine(progress: float) -> float:
-    """From 1 down to 0.02 while `progress` goes from 0 to 1."""
+    """Falls from 1 to 0.02 as `progress` rises from 0 to 1."""
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -224,7 +224,7 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 
 def main() -> None:
-    """Read the options, run the stages asked for, save."""
+    """Read the options, run the requested stages, save."""
     parser = argparse.ArgumentParser(description="Train the embedded model from scratch.")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the pipeline is saved")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """CLIP's tokenizer with a vocabulary made here.
 
-Takes a list of words, gives a `CLIPTokenizer` that knows each of them as one token and spells everything else in bytes,
-so that any text can be encoded. Knows nothing of models.
+Takes a list of words, returns a `CLIPTokenizer` that encodes each of them as one token and spells everything else in
+bytes, so that any text can be encoded. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 from runner.embedded.draw import BACKGROUNDS, COLOURS, SHAPES
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
-# What the captions of the drawn world are made of, and concepts to teach, on which the embedded model is not trained.
+# The words in the captions of the drawn world, and concepts to teach, on which the embedded model is not trained.
 WORLD_WORDS = ("a", "an", "on", "background", *COLOURS, *BACKGROUNDS, *SHAPES)
 CONCEPT_WORDS = tuple("house face tree flower robot roof door sks style photo picture drawing of in the".split())  # noqa: SIM905
 WORDS: tuple[str, ...] = (*WORLD_WORDS, *CONCEPT_WORDS)
@@ -36,7 +36,7 @@ def make_tokenizer(words: Sequence[str], *, prompt_tokens: int, padding: str) ->
 
 
 def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges, the most frequent pair first and then by alphabet, until each word is a single token."""
+    """Byte-pair merges, by frequency and then alphabetically, until each word is a single token."""
     splits = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
     merges: list[tuple[str, str]] = []
     while pairs := Counter(pair for parts in splits for pair in pairwise(parts)):

@@ -1,1 +1,1 @@
-"""What is asked of the machine and its system: devices, processes, locks, signals, files, what a terminal may have."""
+"""The machine and its operating system: devices, processes, locks, signals, files, and text safe for a terminal."""

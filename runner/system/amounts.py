@@ -6,11 +6,11 @@ import math
 from datetime import datetime
 
 MISSING = "–"
-"""What stands where there is no value."""
+"""Shown where there is no value."""
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number with so many significant digits, as short as it gets: 0.1303, 1200, 1e-04."""
+    """A number with at most `digits` significant digits, as short as possible: 0.1303, 1,200, 1e-4."""
     if value is None:
         return MISSING
     if not math.isfinite(value):
@@ -25,7 +25,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def scientific(value: float, digits: int) -> str:
-    """A number with its power of ten, as short as it gets: 1e-4, 2.5e7."""
+    """A number with its power of ten, as short as possible: 1e-4, 2.5e7."""
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
     mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
     return f"{mantissa}e{int(exponent)}"
@@ -46,7 +46,7 @@ def duration(seconds: float | None) -> str:
 
 
 def moment(text: object) -> str:
-    """An ISO time as 2026-11-20 09:00:02 UTC; anything else as it is."""
+    """An ISO time as 2026-11-20 09:00:02 UTC; anything else unchanged."""
     try:
         parsed = datetime.fromisoformat(str(text))
     except ValueError:

@@ -1,6 +1,6 @@
-"""A folder in a `.tar.gz`, laid out on disk; nothing in it may lead out of the folder that it is laid into.
+"""Unpacks a folder from a `.tar.gz`; nothing in it may lead out of the folder that it is unpacked into.
 
-Takes an archive and a folder that is to be made. Does not know what is in the files.
+Takes an archive and the folder to create. Does not know what the files contain.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ FIX = "pack it again: tar -czf model.tar.gz -C FOLDER ."
 
 
 class BadArchive(SettingsError):
-    """An archive is damaged, or holds what is not laid out."""
+    """An archive is damaged, or contains something that is not unpacked."""
 
 
 def is_archive(path: str) -> bool:
-    """Whether a path or address names one."""
+    """Whether a path or address names an archive."""
     return path.lower().endswith(SUFFIX)
 
 
 def lay_out(archive: Path, folder: Path) -> Path:
-    """The content of an archive in a folder, which appears whole; if it is there already, the archive is not opened.
+    """Unpack an archive into a folder, which appears whole; if the folder exists, the archive is not opened.
 
-    Names that begin with a dot are passed over.
+    Names that begin with a dot are skipped.
 
     Args:
         archive: a `.tar.gz`.
-        folder: to be made; it belongs to this archive's content alone.
+        folder: the folder to create; it holds nothing but this archive's content.
 
     Returns:
         The folder, or the one inside it that holds everything.
 
     Raises:
-        BadArchive: it is damaged, holds links or devices, or names outside of it; or the disk is full.
+        BadArchive: it is damaged, or contains links, devices or names outside of it; or the disk is full.
     """
     with alone(folder.parent / f"{folder.name}.lock", doing=f"unpacking {archive.name}"):
         if not folder.is_dir():
-            # Left by a process that was killed; nobody else is here now.
+            # Left by a process that was killed; no other process is here now.
             for left in folder.parent.glob(f".{folder.name}.*"):
                 shutil.rmtree(left)
             log.info("unpacking %s, %.1f GB", archive, archive.stat().st_size / 1e9)
@@ -64,7 +64,7 @@ def lay_out(archive: Path, folder: Path) -> Path:
 
 
 def inner(folder: Path) -> Path:
-    """The folder that holds everything: that itself, or its only entry if that is a folder."""
+    """The folder that holds everything: the folder itself, or its only entry if that is a folder."""
     entries = list(folder.iterdir())
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder
 

@@ -1,4 +1,4 @@
-"""One process of this machine at a time: the others wait; and whether a file system has the locks for that."""
+"""One process on this machine at a time, while the others wait; and whether a file system has the locks for that."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def alone(file: Path, *, doing: str) -> Iterator[None]:
-    """Wait until no other process is here; freed when this process ends, however it ends.
+    """Wait until no other process is here; released when this process ends, however it ends.
 
     Args:
-        file: what stands for the turn; it is made, and stays.
-        doing: what another process is said to be doing, if it is waited for.
+        file: the file to lock; it is created, and stays.
+        doing: what the message about waiting says that the other process is doing.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as handle:
@@ -32,7 +32,7 @@ def alone(file: Path, *, doing: str) -> Iterator[None]:
 
 @contextmanager
 def alone_if_free(file: Path) -> Iterator[bool]:
-    """As `alone`, but without waiting: whether it is this process's turn."""
+    """Like `alone`, but without waiting: yields whether it is this process's turn."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as handle:
         try:

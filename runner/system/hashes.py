@@ -1,4 +1,4 @@
-"""What files hold, as SHA-256: of large ones that have not changed since, it is remembered across processes."""
+"""SHA-256 of file contents; the hashes of unchanged files are remembered across processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runner.paths import cache_dir, files_below, write_text
 from runner.system.exclusive import alone
 
 HASHED_SUFFIXES = (".safetensors", ".bin", ".json", ".txt")
-"""Of the files that make a model what it is."""
+"""Suffixes of the files that determine a model."""
 
 
 def folder_hash(folder: Path) -> str:
@@ -26,7 +26,7 @@ def folder_hash(folder: Path) -> str:
 
 
 def file_hash(file: Path) -> str:
-    """SHA-256 of a file's content, in hex; of one that has not changed since, it is remembered."""
+    """SHA-256 of a file's content, in hex; remembered while the file does not change."""
     memo = _Memo()
     digest = memo.sha256(file)
     memo.save()
@@ -34,7 +34,7 @@ def file_hash(file: Path) -> str:
 
 
 class _Memo:
-    """Remembers hashes of large files by path, size and times, across processes."""
+    """Remembers hashes of files by path, size and times, across processes."""
 
     def __init__(self) -> None:
         self.file = cache_dir() / "file-hashes.json"
@@ -50,7 +50,7 @@ class _Memo:
 
     def sha256(self, file: Path) -> str:
         stat = file.stat()
-        # Whoever makes an image or an archive may give all files one time of modification; nobody sets that of change.
+        # A container image or an archive may give all files one modification time, but nobody sets the change time.
         key = f"{os.path.realpath(file)}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
         if key not in self.known:
             with file.open("rb") as stream:
@@ -60,6 +60,6 @@ class _Memo:
 
     def save(self) -> None:
         if self.changed:
-            # Hashing a model takes minutes, in which another command may have hashed another one.
+            # Hashing a model takes minutes; meanwhile, another command may have hashed another model.
             with alone(self.file.with_suffix(".lock"), doing="writing down hashes of files"):
                 write_text(self.file, json.dumps(self._read() | self.known, indent=0))

@@ -1,8 +1,8 @@
-"""Where a server of this project listens, and whom it answers: nobody is asked who he is.
+"""Where the servers of this project listen, and which requests they answer; there is no authentication.
 
-A page from elsewhere that is open in a browser on this machine can make the browser send requests to it, and can give
-its own name the address of this machine (DNS rebinding), after which the browser takes the answers for that page's own.
-So a request is refused that names another host than the one that is listened at, or that comes from another page.
+A foreign page that is open in a browser on this machine can make the browser send requests to the server. It can also
+point its own name at the address of this machine (DNS rebinding), and then the browser treats the answers as that
+page's own. So a request is refused if it names a host other than the server's, or if it comes from another page.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 LOOPBACK = "127.0.0.1"
-"""For this machine alone: listened at unless another address is named."""
+"""For this machine alone; the default address."""
 LAST_PORT = 65535
 
 
 def port(text: str) -> int:
-    """The number of a port to listen at.
+    """The number of a port to listen on.
 
     Raises:
-        argparse.ArgumentTypeError: it is none; the parser says so, and ends with 2.
+        argparse.ArgumentTypeError: it is not a port number; the parser then reports it and exits with 2.
     """
     try:
         number = int(text)
@@ -34,29 +34,29 @@ def port(text: str) -> int:
 
 
 def why_not(host: str, number: int) -> str | None:
-    """Why a server cannot listen there, with the fix; None where it can."""
+    """Why a server cannot listen there, with the fix; None if it can."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
         socket.create_server(address[:2], family=family).close()
     except OSError as error:
-        # `socket` adds the address, which is said already.
+        # `socket` adds the address, which the message names already.
         reason = (error.strerror or str(error)).partition(" (while")[0]
         return f"nothing can listen at {host}, port {number} ({reason}); name another with --port or --host"
     return None
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there."""
+    """Whether only this machine can reach a server on this address."""
     address = _address(host)
     return host.lower() == "localhost" if address is None else address.is_loopback
 
 
 class Guard:
-    """Tells the requests that are refused.
+    """Decides which requests are refused.
 
     Args:
-        host: what is listened at; a name, or an address. At which port is of no account: it may be forwarded.
-        any_name: others than this machine may call it by any name, as what stands before a container does.
+        host: the name or address that the server listens on. The port does not matter: it may be forwarded.
+        any_name: accept any host name from other machines, such as that of a proxy before a container.
     """
 
     def __init__(self, host: str, *, any_name: bool = False) -> None:
@@ -75,7 +75,7 @@ class Guard:
         if origin is not None and origin.partition("://")[2] != asked:
             return "a page from elsewhere asks"
         elsewhere = headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
-        # A link from elsewhere may be followed: what it opens, the page with the link does not see.
+        # Following a link from elsewhere is fine: the page with the link does not see what it opens.
         followed = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
         return "a page from elsewhere asks" if elsewhere and not followed else ""
 
@@ -87,7 +87,7 @@ class Guard:
         address = _address(name)
         if address is None:
             return name in self._names
-        # No name was resolved to come here, so none was given this address by somebody else.
+        # No name was resolved, so nobody can have pointed one at this address.
         return self._wide or address.is_loopback or name in self._names
 
 

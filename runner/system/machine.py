@@ -1,4 +1,4 @@
-"""The machine that jobs would run on: its GPUs or its CPU, as plain facts; asked without importing torch."""
+"""The machine that jobs would run on: its GPUs or its CPU, as plain facts, found without importing torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Device:
     kind: Literal["cpu", "cuda"]
     name: str
     memory_gb: float | None
-    """What it holds in all (1e9 bytes): of the host for a CPU; None where that is not known."""
+    """Total memory (1e9 bytes); for a CPU, that of the host; None if unknown."""
     selector: str = ""
     """How CUDA_VISIBLE_DEVICES names a GPU."""
     in_software: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class Machine:
         return self.devices[0].kind == "cuda"
 
     def shared_by(self, count: int) -> Machine:
-        """What each of so many workers has of the memory of a CPU; GPUs are not shared."""
+        """The machine as each of `count` workers may use it: a CPU's memory is divided, GPUs are not shared."""
         if self.has_gpus or count == 1:
             return self
         shares = [
@@ -55,30 +55,30 @@ class Machine:
         return dataclasses.replace(self, devices=tuple(shares))
 
     def line(self) -> str:
-        """In words."""
+        """The machine in words."""
         first, count = self.devices[0], len(self.devices)
         memory = "" if first.memory_gb is None else f", {first.memory_gb:.0f} GB" + (" each" if count > 1 else "")
         return f"{count} x {first.name}{memory}" if count > 1 else f"{first.name}{memory}"
 
 
 def this_machine(device: Literal["auto", "cpu", "cuda"]) -> Machine:
-    """The machine this runs on, as far as `device` lets it be used."""
+    """The machine this runs on, as far as `device` allows its use."""
     gpus = () if device == "cpu" else find_gpus()
     cpu = Device("cpu", cpu_name(), host_memory_gb(), in_software=_in_software())
     return Machine(gpus or (cpu,), cores())
 
 
 def with_threads(cpu: str, threads: int) -> str:
-    """A CPU and how much of it a process uses, which is what measurements on it are known by."""
+    """A CPU and how many threads of it a process uses; measurements on it are stored under this text."""
     return f"{cpu}, {count(threads, 'thread')}"
 
 
 CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-"""Which this process is in, and where they are."""
+"""The file that lists this process's control groups, and the folder that holds the groups."""
 
 
 def cores() -> int:
-    """Processors that this process may use; of a container with a quota, as many as the quota is worth."""
+    """Number of processors that this process may use; in a container with a quota, as many as the quota is worth."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for text in _limits("cpu.max"):
         quota, _, period = text.partition(" ")
@@ -88,14 +88,14 @@ def cores() -> int:
 
 
 def _limits(name: str) -> list[str]:
-    """What the control groups (version 2) that this process is in say, from its own up to the root."""
+    """The contents of file `name` in this process's control groups (version 2), from its own up to the root."""
     mine, root = CONTROL_GROUPS
     try:
         line = next(line for line in mine.read_text(encoding="utf-8").splitlines() if line.startswith("0::"))
     except (OSError, StopIteration):
         return []
     own = root / line.removeprefix("0::").lstrip("/")
-    # In a container the names above its own are not there.
+    # In a container, the groups above its own are not visible.
     folders = [each for each in (own, *own.parents) if each.is_relative_to(root)]
     found = []
     for folder in folders:
@@ -107,11 +107,11 @@ def _limits(name: str) -> list[str]:
 
 
 def threads_of(count: int, processes: int) -> int:
-    """Threads of each of several processes on so many cores; `OMP_NUM_THREADS` where it is set.
+    """Threads for each of several processes on `count` cores; `OMP_NUM_THREADS` if it is set.
 
-    A single process leaves one core to others. Threads wait for each other in every operation: with as many as cores,
-    one other busy program made steps of a small model 15 to 35 times slower, and without one the last core gave less
-    than half more (measured on two cores).
+    A single process leaves one core to others. Threads wait for each other in every operation: with one thread per
+    core, one other busy program made steps of a small model 15 to 35 times slower, while on an idle machine the last
+    core added less than half to the speed (measured on two cores).
     """
     named = named_threads()
     if named is not None:
@@ -120,7 +120,7 @@ def threads_of(count: int, processes: int) -> int:
 
 
 def named_threads() -> int | None:
-    """What `OMP_NUM_THREADS` says, where it is set to a number."""
+    """The value of `OMP_NUM_THREADS`, if it is set to a positive number."""
     named = os.environ.get("OMP_NUM_THREADS", "")
     return int(named) if named.isdecimal() and int(named) else None
 
@@ -129,19 +129,19 @@ CPU_FACTS = Path("/proc/cpuinfo")
 
 
 def cpu_name() -> str:
-    """The processor's name and how many cores of it may be used."""
+    """The processor's name and how many of its cores may be used."""
     name = _cpu_fact("model name") or platform.processor() or platform.machine()
     return f"{name}, {count(cores(), 'core')}"
 
 
 def _in_software() -> tuple[str, ...]:
-    """The precisions that the processor has no instructions for; none where it does not say what it has."""
+    """The precisions that the processor has no instructions for; none if it does not list its features."""
     has = _cpu_fact("flags").split()
     return ("bf16", "fp16") if has and not any(each.startswith("avx512") for each in has) else ()
 
 
 def _cpu_fact(name: str) -> str:
-    """What Linux says of the first processor; nothing elsewhere."""
+    """What Linux reports about the first processor; empty on other systems."""
     try:
         found = re.search(rf"^{name}\s*:\s*(.+)$", CPU_FACTS.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
@@ -150,7 +150,7 @@ def _cpu_fact(name: str) -> str:
 
 
 def host_memory_gb() -> float | None:
-    """Memory of the host in 1e9 bytes, or what a container may have of it; None where the system does not say."""
+    """Memory of the host in 1e9 bytes, or a container's limit; None if the system does not report it."""
     try:
         found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
@@ -159,13 +159,13 @@ def host_memory_gb() -> float | None:
 
 
 def standing(folder: Path) -> Path:
-    """A folder, or of one that does not exist yet the nearest above it that does."""
+    """The folder, or its nearest existing parent if it does not exist yet."""
     # Path.exists raises below a folder that may not be entered.
     return next(each for each in (folder, *folder.parents) if os.path.exists(each))
 
 
 def folder_fault(folder: Path) -> str:
-    """Why this user cannot keep results in a folder, which may not exist yet; empty where that can be done."""
+    """Why this user cannot keep results in a folder, which may not exist yet; empty if that is possible."""
     if whole(str(folder)) != str(folder):
         return "its name is not UTF-8, and safetensors opens no file in it"
     there = standing(folder)
@@ -179,15 +179,16 @@ def folder_fault(folder: Path) -> str:
 
 
 def disk_of(folder: Path) -> tuple[float, int]:
-    """What a file system has left for this user, in 1e9 bytes, and its number; of one for a folder that may not exist
-    yet.
+    """Free space for this user, in 1e9 bytes, and the number of the file system, for a folder that may not exist yet.
+
+    The number tells whether two folders share a file system.
     """
     there = standing(folder)
     return shutil.disk_usage(there).free / 1e9, there.stat().st_dev
 
 
 def find_gpus() -> tuple[Device, ...]:
-    """The NVIDIA GPUs that a process started here may use, as the driver's own tool lists them."""
+    """The NVIDIA GPUs that a process started here may use, as listed by the driver's own tool."""
     answer = _driver_says("--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits")
     rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines()]
     found = {row[0]: Device("cuda", row[2], _mebibytes(row[3]), row[0]) for row in rows if len(row) == 4}
@@ -198,8 +199,8 @@ def find_gpus() -> tuple[Device, ...]:
     wanted = [entry.strip() for entry in visible.split(",") if entry.strip()]
     if any(entry.startswith("MIG-") for entry in wanted):
         by_uuid |= _parts_of_gpus()
-    # As CUDA does: the beginning of a UUID may stand for it, what follows an entry that is no device is not seen, and a
-    # process sees one part of a GPU at most.
+    # As in CUDA: a UUID may be shortened to its beginning, entries after an invalid one are ignored, and a process sees
+    # at most one part of a GPU.
     seen = []
     for entry in wanted:
         meant = [found[entry]] if entry in found else [each for uuid, each in by_uuid.items() if uuid.startswith(entry)]
@@ -212,7 +213,7 @@ def find_gpus() -> tuple[Device, ...]:
 
 
 def _parts_of_gpus() -> dict[str, Device]:
-    """The instances that GPUs are divided into (MIG), by UUID; named as CUDA names them."""
+    """The instances that GPUs are divided into (MIG), by UUID, under CUDA's names."""
     parts, gpu = {}, ""
     for line in _driver_says("-L").splitlines():
         if found := re.match(r"GPU \d+: (.+) \(UUID: ", line):
@@ -223,7 +224,7 @@ def _parts_of_gpus() -> dict[str, Device]:
 
 
 def _driver_says(*question: str) -> str:
-    """What the driver's own tool answers; nothing where there is none, or it fails."""
+    """The output of the driver's own tool; empty if it is missing or fails."""
     try:
         answer = subprocess.run(["nvidia-smi", *question], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

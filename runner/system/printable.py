@@ -1,4 +1,4 @@
-"""Text that others wrote: of whole characters or not, and as a terminal may have it, without control codes."""
+"""Text from elsewhere, made safe: free of half characters and, for a terminal, of control codes."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ import re
 from typing import TextIO
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""All but tab and line feed. With them a file from elsewhere could retitle, recolour or rewrite what a person reads."""
+"""All but tab and line feed. A file from elsewhere could use them to retitle, recolour or rewrite the terminal."""
 
 
 def whole(text: str) -> str:
-    """The text with a question mark for each half of a character, which no tokenizer takes and no answer can hold.
+    """The text with a question mark for each half character, which no tokenizer accepts and no response can contain.
 
-    JSON can hold half an emoji (`"\\ud83d"`), and so can a name of a file that is not UTF-8.
+    JSON can contain half an emoji (`"\\ud83d"`), and so can a file name that is not UTF-8.
     """
     return text.encode("utf-8", "replace").decode()
 
 
 def printable(text: str) -> str:
-    r"""The text with control codes spelled out, such as `\x1b` for escape, and of whole characters."""
+    r"""The text without half characters, and with control codes spelled out, such as `\x1b` for escape."""
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", whole(text))
 
 
 class Printable(logging.Formatter):
-    """Lines of a log without control codes."""
+    """Formats log lines without control codes."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and below it the trace, if there is one."""
+        """The line, followed by the traceback, if there is one."""
         return printable(super().format(record))
 
 
 HTTP_CLIENTS = ("httpx", "httpx2", "httpcore")
-"""They log every address that is asked for. There are many, and some are signed: whoever reads one may use it."""
+"""They log every address they request. There are many, and some are signed: anyone who reads one can use it."""
 
 
 def log_to(stream: TextIO, level: int) -> None:
-    """Have the messages of the log as lines on a stream, unless the log goes somewhere already."""
+    """Send log messages to a stream as lines, unless logging is already configured."""
     for name in HTTP_CLIENTS:
         logging.getLogger(name).setLevel(logging.WARNING)
     handler = logging.StreamHandler(stream)

@@ -1,4 +1,4 @@
-"""What libraries say while they are loaded."""
+"""Silences what libraries print while they are loaded."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 
 def quiet_libraries() -> None:
-    """Have them tell errors alone, unless the environment asks for more; before they are loaded.
+    """Make libraries report only errors, unless the environment asks for more; call this before loading them.
 
-    The rest is about other ways of using them, such as with torchvision.
+    Their other messages are about other ways of using them, such as with torchvision.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -1,4 +1,4 @@
-"""How a process is asked to save and end, and how it goes on when nobody reads any more what it says."""
+"""How a process is asked to save and end, and how it continues once nobody reads its output any more."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterable
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C, what ends processes, and a terminal that is gone."""
+"""Ctrl-C, a request to terminate, and a terminal that is gone."""
 
 SECOND_AFTER_S = 0.5
-"""A Ctrl-C that comes sooner is the first one, which what stands between has passed on as well."""
+"""A Ctrl-C that comes sooner is the first one again, passed on by a process in between."""
 
 
 class StopSignal:
@@ -22,7 +22,7 @@ class StopSignal:
         self._since = 0.0
 
     def __enter__(self) -> StopSignal:
-        # A signal that was ignored from the start, as Ctrl-C is in the background, stays so.
+        # A signal that was ignored from the start, as Ctrl-C is in the background, stays ignored.
         asked = [each for each in STOP_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
         self._terminal = streams_on_terminal()
         self._before = {number: signal.signal(number, self._ask) for number in asked}
@@ -42,7 +42,7 @@ class StopSignal:
 
 
 def runs(pid: int) -> bool:
-    """Whether there is a process of that number, whoever's it is."""
+    """Whether a process with this number exists, whoever owns it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -53,12 +53,12 @@ def runs(pid: int) -> bool:
 
 
 def streams_on_terminal() -> list[int]:
-    """Which of the standard streams are a terminal; of one that is gone it cannot be found out any more."""
+    """Which of the standard streams are a terminal; once a terminal is gone, this can no longer be determined."""
     return [stream for stream in (0, 1, 2) if os.isatty(stream)]
 
 
 def silence(streams: Iterable[int]) -> None:
-    """Go on without who was at the other end of some streams, where whatever is written would fail: it goes nowhere."""
+    """Discard what is written to some streams from now on: the other end is gone, so writing would fail."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in streams:
         os.dup2(nowhere, stream)

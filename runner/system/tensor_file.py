@@ -1,4 +1,4 @@
-"""What a `.safetensors` file says of its tensors, without reading them, and without torch."""
+"""What a `.safetensors` file says about its tensors, read without loading them and without torch."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from pathlib import Path
 from typing import Any
 
 TEXT_MODEL = "text_model."
-"""Stands in files before the names of what is in CLIP's text encoders; transformers took it out of them in 5.6."""
+"""In files, the prefix of the names inside CLIP's text encoders; transformers dropped it from the names in 5.6."""
 METADATA = "lora_adapter_metadata"
-"""Where diffusers keeps the configurations of peft, as JSON."""
+"""Metadata key under which diffusers stores the peft configurations, as JSON."""
 PEFT_CONFIG = "adapter_config.json"
-"""Where peft says the scales of a file that it has saved, beside the file."""
+"""Name of the file in which peft stores the scales, beside the adapter that it saved."""
 PEFT_NAMES = "base_model.model."
-"""How names of tensors begin in such a file."""
+"""Prefix of the tensor names in an adapter saved by peft."""
 TOKEN = "token"
-"""Where the file of a new word names it."""
+"""Metadata key under which the file of a new word names the word."""
 LENGTH_BYTES = 8
 LONGEST_HEADER_BYTES = 100_000_000
-"""As the format has it."""
+"""The limit set by the format."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """The beginning of such a file."""
+    """The header of a `.safetensors` file."""
 
     tensors: dict[str, dict[str, Any]]
-    """Name -> `dtype`, `shape` and `data_offsets`, in bytes behind the header."""
+    """Name -> `dtype`, `shape` and `data_offsets`, in bytes after the header."""
     metadata: dict[str, str]
-    """What whoever wrote it has said besides."""
+    """Free-form text entries from the writer of the file."""
 
 
 def read_header(file: Path) -> Header:
-    """Read it.
+    """Read the header of a file.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no such file, or not the whole of it.
+        ValueError: it is not a `.safetensors` file, or is incomplete.
     """
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
@@ -59,14 +59,15 @@ def read_header(file: Path) -> Header:
 
 
 def config_of_peft(file: Path) -> Path | None:
-    """peft's configuration beside an adapter that it has saved, which says nothing of its scales itself; None where
-    there is none. Errors as of `read_header`.
+    """peft's configuration beside an adapter that peft saved: the adapter's own file does not contain its scales.
+
+    None if there is none. Raises the same errors as `read_header`.
     """
     beside = file.with_name(PEFT_CONFIG)
     return beside if beside.is_file() and is_of_peft(file) else None
 
 
 def is_of_peft(file: Path) -> bool:
-    """Whether peft has saved an adapter by itself. Errors as of `read_header`."""
+    """Whether peft itself saved the adapter. Raises the same errors as `read_header`."""
     header = read_header(file)
     return METADATA not in header.metadata and any(name.startswith(PEFT_NAMES) for name in header.tensors)
