@@ -2,9 +2,9 @@
 
     python benchmarks/against_diffusers.py --diffusers-script train_text_to_image_lora_sdxl.py
 
-The script is fetched by whoever runs this and is run unchanged. Same model, images, number of steps, batch, rank,
-layers, optimizer settings, threads; no validation images, checkpoints or trackers on either side. Processes of their
-own, one after the other, sides in turn; caches are empty at the start of each.
+You fetch the script yourself; it is run unchanged. Model, images, number of steps, batch, rank, layers, optimizer
+settings and threads are the same; there are no validation images, checkpoints or trackers on either side. Each run is
+its own process, one after the other, sides in turn; its caches are empty at the start.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ADAPTER = "pytorch_lora_weights.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """One process."""
+    """The timing of one process."""
 
     steps_per_s: float
     cpu_s_per_step: float
@@ -48,7 +48,7 @@ class Timing:
 
 
 def diffusers_command(case: Case, options: argparse.Namespace, folder: Path) -> list[str]:
-    """The other side."""
+    """The command of diffusers' side."""
     settings = {
         "pretrained_model_name_or_path": model_folder(case, options.work),
         "train_data_dir": images_folder(case, options.work),
@@ -72,7 +72,7 @@ def diffusers_command(case: Case, options: argparse.Namespace, folder: Path) -> 
 
 
 def runner_command(case: Case, options: argparse.Namespace, folder: Path) -> list[str]:
-    """This side."""
+    """The command of this project's side."""
     settings = {
         "model.path": model_folder(case, options.work),
         "dataset.path": images_folder(case, options.work),
@@ -85,7 +85,7 @@ def runner_command(case: Case, options: argparse.Namespace, folder: Path) -> lis
         "lora.targets": "attention",
         "launcher.device": "cpu",
         "logger": "none",
-        # All images are trained on, as by the other side; what little validation there is is as small as can be.
+        # All images are trained on, as on the other side; validation is kept to the minimum.
         "validation": "loss_only",
         "validation.held_out": 0,
         "validation.max_images": 1,
@@ -98,7 +98,7 @@ SIDES = {"diffusers script": diffusers_command, "runner": runner_command}
 
 
 def measure(side: str, case: Case, options: argparse.Namespace) -> tuple[Timing, Path]:
-    """Run one side once, from the start of its process to the end: its timing, and the adapter it wrote."""
+    """Run one side once, from start to end of its process; returns its timing and the adapter it wrote."""
     folder = Path(tempfile.mkdtemp(dir=options.work, prefix="run-"))
     stamps = folder / "stamps.json"
     command = [sys.executable, str(STAMPED), str(stamps), *SIDES[side](case, options, folder)]
@@ -148,7 +148,7 @@ def compare(case: Case, options: argparse.Namespace) -> list[str]:
 
 
 def table_rows(case: Case, theirs: Sequence[Timing], ours: Sequence[Timing]) -> list[str]:
-    """A row for each side, and one for the ratios in our favour, round by round."""
+    """A row for each side, and one with the ratios in our favour, round by round."""
     names = [field.name for field in dataclasses.fields(Timing)]
     columns = {name: tuple([getattr(each, name) for each in side] for side in (theirs, ours)) for name in names}
     rows = []
@@ -171,7 +171,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def head(options: argparse.Namespace) -> list[str]:
-    """What was measured, when and on what."""
+    """What was measured, when, and on which machine."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "diffusers", "transformers", "peft"))
     digest = hashlib.sha256(options.diffusers_script.read_bytes()).hexdigest()
     stands_in = (
@@ -195,7 +195,7 @@ def head(options: argparse.Namespace) -> list[str]:
 
 
 def arithmetic(cases: Sequence[Case], work: Path) -> list[str]:
-    """What each step is made of: the encoders are what a cache can save at most, if only arithmetic counted."""
+    """The arithmetic of each step: if only arithmetic counted, a cache could save at most that of the encoders."""
     rows = ["", "| model | UNet, GFLOP per image | VAE | text | a step that encodes / one that does not |"]
     rows.append("|---|---|---|---|---|")
     for case in {case.model: case for case in cases}.values():

@@ -1,4 +1,4 @@
-"""What is trained in the benchmarks: models, images, batch sizes; the same for every side of a comparison."""
+"""What the benchmarks train: models, images and batch sizes, the same for every side of a comparison."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Case:
     resolution: int
     batch_size: int
     photographs: bool = False
-    """JPEG files of three megapixels, as people have them, instead of the drawn images."""
+    """Whether to use JPEG files of three megapixels, like people's own photographs, instead of the drawn images."""
 
 
 PHOTOGRAPH_PX = (2048, 1536)
@@ -56,7 +56,7 @@ CASES = (
 
 
 def model_folder(case: Case, work: Path) -> Path:
-    """The model in diffusers layout; a random one is made when it is first asked for."""
+    """The model in diffusers layout; a random one is made on first use."""
     if case.model == "embedded":
         return MODEL_DIR
     folder = work / "models" / case.model
@@ -66,7 +66,7 @@ def model_folder(case: Case, work: Path) -> Path:
 
 
 def images_folder(case: Case, work: Path) -> Path:
-    """32 captioned images; enlarged to 5:4, so that both sides have something to scale and to cut."""
+    """32 captioned images, enlarged to 5:4 so that both sides have something to resize and to crop."""
     if case.photographs:
         return _photographs(work / "images" / "photographs")
     if case.resolution == 64:
@@ -84,7 +84,7 @@ def images_folder(case: Case, work: Path) -> Path:
 
 
 def _photographs(folder: Path) -> Path:
-    """32 crops of the photographs of the tests, enlarged to three megapixels."""
+    """32 crops of the tests' photographs, enlarged to three megapixels."""
     if folder.is_dir():
         return folder
     folder.mkdir(parents=True)
@@ -104,7 +104,7 @@ def _photographs(folder: Path) -> Path:
 
 
 def gflop_of_one_image(case: Case, folder: Path) -> dict[str, float]:
-    """Arithmetic of one image in a training step: the UNet both ways with its adapter, and the two encoders."""
+    """GFLOP for one image in a training step: forward and backward of the UNet with its adapter, and both encoders."""
     from diffusers import StableDiffusionXLPipeline
     from peft import LoraConfig
 
@@ -141,7 +141,7 @@ def same_adapters(first: Path, second: Path) -> int:
     for file in (first, second):
         with safe_open(file, "pt") as opened:
             found = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
-        # The same layers have two spellings in diffusers; both are read by its pipelines.
+        # diffusers has two spellings for the same layers; its pipelines read both.
         spelled = {key.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B."): key for key in found}
         shapes.append({name: found[key] for name, key in spelled.items()})
     if shapes[0] != shapes[1]:

@@ -2,12 +2,12 @@
 
     python benchmarks/full_size_unet.py
     python benchmarks/full_size_unet.py --packs 1 4 --batches 1 2 --resolutions 512 --checkpointing off
-    python benchmarks/full_size_unet.py --processes 2 4 8   # and so many processes at once, each with one job
-    python benchmarks/full_size_unet.py --tiny         # a few seconds on a CPU: that it runs, nothing about speed
+    python benchmarks/full_size_unet.py --processes 2 4 8   # also this many processes at once, each with one job
+    python benchmarks/full_size_unet.py --tiny         # a few seconds on a CPU: shows that it runs, not how fast
 
-Random weights and synthetic latents and captions: no download, no VAE, no text encoder. What is timed is the project's
-own step (`runner.train.pack.Pack.step`): drawing the batch, forward, backward, clipping, every job's optimizer, new
-compute copies. Times are CUDA events around each step; medians after a warm-up.
+Random weights and synthetic latents and captions: no download, no VAE, no text encoder. It times the project's own step
+(`runner.train.pack.Pack.step`): drawing the batch, forward, backward, clipping, every job's optimizer, new compute
+copies. Times come from CUDA events around each step; the table shows medians after a warm-up.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from runner.train.place import Place
 
 
 class Stopwatch:
-    """Milliseconds of actions on a device: CUDA events where there are any, the host's clock elsewhere."""
+    """Times actions on a device, in milliseconds: with CUDA events on a GPU, else with the host's clock."""
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
@@ -43,7 +43,7 @@ class Stopwatch:
     def milliseconds(
         self, action: Callable[[], object], *, warmup: int, count: int, meet: Callable[[], object] | None = None
     ) -> list[float]:
-        """Of each of `count` calls, after `warmup` others and after `meet`; the host does not wait in between."""
+        """Times of `count` calls, after `warmup` others and after `meet`; the host does not wait between calls."""
         for _ in range(warmup):
             action()
         if meet is not None:
@@ -81,10 +81,10 @@ class Speed:
     step_ms: float
     peak_gib: float
     most_rows: int | None
-    """Images in a pass, where all together did not fit."""
+    """Images per pass, if they did not all fit into one."""
 
     def row(self, base: SyntheticBase, peak: float, alone_ms: float | None, *, tiny: bool) -> str:
-        """A line of the table; shares of the peak are not given for the tiny UNet."""
+        """A line of the table; without shares of the peak for the tiny UNet."""
         images_per_s = self.jobs * self.batch / self.step_ms * 1e3
         cells = [str(base.resolution), str(self.jobs), str(self.batch), "on" if self.checkpointing else "off"]
         cells += [f"{self.step_ms:.1f}", f"{images_per_s:.2f}", f"{self.peak_gib:.1f}"]
@@ -107,13 +107,13 @@ def measure(
     """Assemble a pack, step it, take it apart.
 
     Args:
-        meet: waits for other processes, between the warm-up and what is timed.
+        meet: waits for other processes, between the warm-up and the timed steps.
 
     Raises:
         OutOfMemoryError: not even one image fits.
     """
     on_gpu = base.place.device.type == "cuda"
-    base.collect()  # or the packs before this one would be in its figure
+    base.collect()  # otherwise earlier packs would count towards this one's memory
     base.set_checkpointing(checkpointing)
     pack = Pack(base.place)
     runs = [
@@ -138,11 +138,11 @@ def measure(
 def one_of_several(
     shape: dict[str, Any], batch: int, checkpointing: bool, options: argparse.Namespace, meeting: Any, found: Any
 ) -> None:
-    """What each of several processes does; it puts its Speed into `found`, or None where the memory is full."""
+    """The work of each of several processes; puts its Speed into `found`, or None if the memory is full."""
     base = SyntheticBase(shape, Place.here("auto"), DTYPES[options.precision])
     try:
         found.put(measure(1, batch, checkpointing, base, options, meet=meeting.wait))
-    except (OutOfMemoryError, RuntimeError):  # full, or another process is and does not come to the meeting
+    except (OutOfMemoryError, RuntimeError):  # memory full, here or in another process, which then misses the meeting
         meeting.abort()
         found.put(None)
 
@@ -150,7 +150,7 @@ def one_of_several(
 def at_once(
     count: int, shape: dict[str, Any], batch: int, checkpointing: bool, options: argparse.Namespace
 ) -> list[Speed]:
-    """The speeds of so many processes that each train one job on the same GPU; none where they do not fit into it."""
+    """The speeds of `count` processes that each train one job on the same GPU; empty if they do not fit."""
     context = multiprocessing.get_context("spawn")
     meeting, found = context.Barrier(count), context.Queue()
     arguments = (shape, batch, checkpointing, options, meeting, found)
@@ -164,7 +164,7 @@ def at_once(
 
 
 def all_processes(shape: dict[str, Any], options: argparse.Namespace, alone: Mapping[tuple[int, bool], float]) -> None:
-    """Print a row for each number of processes, beside those of packs; nothing of this process is on the GPU."""
+    """Print a row for each number of processes, to compare with packs; this process itself does not use the GPU."""
     modes = MODES[options.checkpointing]
     for checkpointing, batch, count in itertools.product(modes, options.batches, options.processes):
         speeds = at_once(count, shape, batch, checkpointing, options)
@@ -181,7 +181,7 @@ def all_processes(shape: dict[str, Any], options: argparse.Namespace, alone: Map
 
 
 LONGEST_S = 300.0
-"""That processes may take to load and to train."""
+"""How long the processes may take to load and train."""
 MODES = {"off": [False], "on": [True], "both": [False, True]}
 HEAD = (
     "| px | jobs | batch of each | checkpointing | ms per step | images/s | peak memory, GiB | TFLOP/s | of the peak "
@@ -190,8 +190,10 @@ HEAD = (
 
 
 def all_packs(base: SyntheticBase, options: argparse.Namespace, peak: float) -> dict[tuple[int, bool], float]:
-    """Print the rows of one resolution, each as soon as it is known; the time of a step of one job by itself, by its
-    batch and whether activations are recomputed.
+    """Print the rows of one resolution, each as soon as it is known.
+
+    Returns:
+        (batch, whether activations are recomputed) -> milliseconds per step of one job by itself.
     """
     alone: dict[tuple[int, bool], float] = {}
     for checkpointing, batch, jobs in itertools.product(MODES[options.checkpointing], options.batches, options.packs):
@@ -201,7 +203,7 @@ def all_packs(base: SyntheticBase, options: argparse.Namespace, peak: float) -> 
                 alone[batch, checkpointing] = found.step_ms
             print(found.row(base, peak, alone.get((batch, checkpointing)), tiny=options.tiny), flush=True)
         except (OutOfMemoryError, RuntimeError) as error:
-            # Weights, gradients and moments may be too much too, before or after a pass that fits.
+            # Weights, gradients and moments may not fit either, before or after a pass that does.
             if not isinstance(error, OutOfMemoryError) and not is_full(error):
                 raise
             cells = [str(base.resolution), str(jobs), str(batch), "on" if checkpointing else "off", "out of memory"]

@@ -1,11 +1,11 @@
-"""A sweep of eight demo jobs, packed, against the same eight run one after the other as processes of their own.
+"""A sweep of eight demo jobs, packed, against the same eight run one after the other, each in its own process.
 
     python benchmarks/packed_sweep.py                          # all cases, one round: about half an hour on two cores
     python benchmarks/packed_sweep.py --rounds 3 --result benchmarks/results/packed_sweep.md
 
-All sides are the project's own command: as it is, with a worker for every four jobs, and with a single worker. Each
-round and side begins with an empty cache and empty outputs; the eight single runs of a round share a cache, as they
-would on anybody's machine. Sides are measured in turn.
+The packed sides are the project's own command: as it is, with a worker for every four jobs, and with a single worker.
+Every side of every round starts with an empty cache and empty outputs; the eight single runs of a round share a cache,
+as they would on anybody's machine. Sides are measured in turn.
 """
 
 from __future__ import annotations
@@ -59,23 +59,23 @@ class Timing:
     wall_s: float
     cpu_s: float
     peak_gb: float
-    """Of all processes at one time; what several of them share is counted once."""
+    """Peak memory of all processes together; memory that several of them share is counted once."""
     objectives: tuple[float, ...]
 
 
 def packed(case: Case, folder: Path, *further: str) -> Timing:
-    """One command."""
+    """The sweep as one command."""
     sweep = [f"lora.rank={','.join(map(str, RANKS))}", f"optimizer.lr={','.join(RATES)}"]
     return measured([["-m", *COMMON, *case.settings, *sweep, *further]], folder)
 
 
 def packed_by_one(case: Case, folder: Path) -> Timing:
-    """One command, one pack, one process that trains."""
+    """The sweep as one command, with one pack and one training process."""
     return packed(case, folder, "launcher.concurrency=1")
 
 
 def one_after_the_other(case: Case, folder: Path) -> Timing:
-    """Eight commands."""
+    """The same jobs as eight commands."""
     jobs = itertools.product(RANKS, RATES)
     commands = [[*COMMON, *case.settings, f"lora.rank={rank}", f"optimizer.lr={rate}"] for rank, rate in jobs]
     return measured(commands, folder)
@@ -85,7 +85,7 @@ SIDES = {"one after the other": one_after_the_other, "packed": packed, "packed, 
 
 
 class Memory:
-    """Looks twice a second at what this process's descendants hold, and remembers the most."""
+    """Checks the memory of this process's descendants twice a second, and remembers the peak."""
 
     def __init__(self) -> None:
         self.peak_gb = 0.0
@@ -117,7 +117,7 @@ def _descendants(process: int) -> list[int]:
 
 
 def _held_gb(process: int) -> float:
-    """Proportional set size: a page that several processes share counts for each of them in part."""
+    """Proportional set size: a page that several processes share is divided among them."""
     try:
         text = Path(f"/proc/{process}/smaps_rollup").read_text()
     except OSError:
@@ -126,7 +126,7 @@ def _held_gb(process: int) -> float:
 
 
 def measured(commands: Sequence[list[str]], folder: Path) -> Timing:
-    """Run commands and read their folders."""
+    """Run the commands and measure them from their folders."""
     outputs = folder / "outputs"
     places = {"RUNNER_OUTPUTS": str(outputs), "RUNNER_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     start, cpu_start = time.perf_counter(), _children_cpu_s()

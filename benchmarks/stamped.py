@@ -1,10 +1,10 @@
-"""Run a script or a module as it is, and note when each optimizer step of it ended.
+"""Run a script or a module unchanged, and record when each of its optimizer steps ended.
 
     python benchmarks/stamped.py STAMPS.json --script train.py [its arguments]
     python benchmarks/stamped.py STAMPS.json --module runner [its arguments]
 
-Both sides of a comparison are timed by the same hook: torch calls it after every optimizer step of any optimizer. The
-runner trains in a process that it starts itself; that process is started through this file too.
+Both sides of a comparison are timed by the same hook: torch calls it after every step of any optimizer. The runner
+trains in a process that it starts itself; that process is started through this file too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TRACKERS = ("wandb", "tensorboard", "tensorboardX")
-"""Hidden from the other script: it would import or use them wherever they are installed, the runner is told not to."""
+"""Hidden from the other script, which would import or use them if installed; the runner is told not to."""
 
 
 @contextmanager
@@ -45,10 +45,10 @@ def step_times(file: Path) -> Iterator[None]:
 
 
 def stand_in_for_torchvision() -> bool:
-    """Put our few transforms on the path if torchvision is missing; whether it was."""
+    """Put our few transforms on the path if torchvision is missing; returns whether it was."""
     if importlib.util.find_spec("torchvision") is not None:
         return False
-    # The libraries must not take the stand-in for the real thing: they look once, so let them look before.
+    # The libraries must not take the stand-in for the real torchvision. They check only once, so let them check first.
     import datasets  # noqa: F401
     import diffusers.utils
     import transformers.utils
@@ -60,7 +60,7 @@ def stand_in_for_torchvision() -> bool:
 
 
 def run_script(script: Path, arguments: Sequence[str], stamps: Path) -> None:
-    """Run somebody else's training script."""
+    """Run the other side's training script."""
     for name in TRACKERS:
         sys.modules[name] = None  # type: ignore[assignment]
     stand_in_for_torchvision()

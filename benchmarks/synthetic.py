@@ -1,6 +1,6 @@
-"""Jobs on an SDXL UNet that was never trained, with latents and captions that were never encoded: no download.
+"""Jobs on an untrained SDXL UNet, with random latents and captions instead of encoded ones: no download.
 
-What they do is the project's own; what they learn means nothing.
+The work is the project's own; what the jobs learn means nothing.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ NOISE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_
 
 
 class SyntheticBase:
-    """What a pack uses of `runner.train.base.Base`, around a UNet that was never trained."""
+    """The parts of `runner.train.base.Base` that a pack uses, around an untrained UNet."""
 
     def __init__(self, config: dict[str, Any], place: Place, dtype: torch.dtype) -> None:
         self.config, self.place, self.dtype = config, place, dtype
@@ -76,12 +76,12 @@ class SyntheticBase:
         return {"unet": self.denoiser}
 
     def collect(self) -> None:
-        """Give back the memory of what was let go of."""
-        gc.collect()  # an optimizer and its schedule know each other
+        """Release the memory of objects that are no longer used."""
+        gc.collect()  # an optimizer and its schedule refer to each other
         torch.cuda.empty_cache()
 
     def checkpoint_gradients(self) -> bool:
-        """A pack that does not fit is a result here, not something to be helped."""
+        """Never falls back to checkpointing: here, a pack that does not fit is a result."""
         return False
 
     def set_checkpointing(self, enabled: bool) -> None:
@@ -94,7 +94,7 @@ class SyntheticBase:
 
 
 def synthetic_items(side_px: int) -> list[Item]:
-    """Images that nobody opens."""
+    """Items whose images are never opened."""
     address = FileAddress(Path("synthetic"))
     return [Item(caption, caption, caption, side_px, side_px, address=address) for caption in CAPTIONS]
 
@@ -102,7 +102,7 @@ def synthetic_items(side_px: int) -> list[Item]:
 def synthetic_run(
     seed: int, batch_size: int, base: SyntheticBase, clock: Clock, *, rank: int, precision: str
 ) -> JobRun:
-    """One job of a pack, on latents and captions that were never encoded."""
+    """One job of a pack, on random latents and captions."""
     experiment = Experiment.model_validate(
         {
             "seed": seed,

@@ -1,6 +1,6 @@
 """`python -m runner.doctor`: what this machine has for training, what it lacks, and how to fix that.
 
-Looks and asks, and changes nothing. What it prints holds no secret and can be put into a bug report.
+Only looks, and changes nothing. Its output contains no secrets and can be pasted into a bug report.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ MARKS = {"good": "  ", "missing": "- ", "wrong": "! "}
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     text: str
     kind: Literal["good", "missing", "wrong"] = "good"
-    """Missing is what something cannot be used without; wrong is what trainings suffer from."""
+    """`missing`: some feature cannot be used without it; `wrong`: training suffers from it."""
     fix: str = ""
 
 
 def packages() -> Iterator[Finding]:
-    """The project, and whether what it needs is installed in versions it works with."""
+    """The project, and whether its requirements are installed in versions that it works with."""
     commit = git_commit()
     yield Finding("project", f"{metadata.version(PROJECT)}{f', commit {commit}' if commit else ''}")
     yield Finding("Python", f"{platform.python_version()} on {platform.platform()}")
@@ -72,7 +72,7 @@ def extras() -> Iterator[Finding]:
 
 
 def devices() -> Iterator[Finding]:
-    """What trainings run on, and whether torch can use the GPUs that the driver lists."""
+    """What training runs on, and whether torch can use the GPUs that the driver lists."""
     import torch
 
     listed, build = find_gpus(), f"torch {torch.__version__}"
@@ -94,7 +94,7 @@ def devices() -> Iterator[Finding]:
         for index in range(torch.cuda.device_count()):
             torch.ones(2, device=f"cuda:{index}").sum().item()
         fault = "" if torch.cuda.is_available() else "torch finds no GPU"
-    except RuntimeError as error:  # an old driver, or a GPU that the build has no kernels for
+    except RuntimeError as error:  # an old driver, or a GPU that this build has no kernels for
         fault = str(error).splitlines()[0]
     if fault:
         fix = "install a build of torch that fits the driver and the GPU"
@@ -117,7 +117,7 @@ def disks() -> Iterator[Finding]:
 
 
 def hub() -> Iterator[Finding]:
-    """Whether models and data sets can be fetched from the Hub, and those that ask for an account."""
+    """Whether models and data sets can be fetched from the Hub, including those that require an account."""
     from huggingface_hub import HfApi, constants, get_session, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -155,7 +155,7 @@ def weights_and_biases() -> Iterator[Finding]:
 
 
 def sagemaker() -> Iterator[Finding]:
-    """Whether AWS knows who asks."""
+    """Whether AWS recognises the credentials of this user."""
     from runner.s3.access import aws_session, client_config, require_boto3, understood
 
     require_boto3()
@@ -171,7 +171,7 @@ def sagemaker() -> Iterator[Finding]:
 
 
 def slurm() -> Iterator[Finding]:
-    """Whether there is a Slurm to submit to."""
+    """Whether jobs can be submitted to Slurm from here."""
     if shutil.which("sbatch") is None:
         yield Finding("Slurm", "no sbatch here", "missing", "launcher=slurm is for machines that submit to a cluster")
     else:
@@ -179,7 +179,7 @@ def slurm() -> Iterator[Finding]:
 
 
 def _requirements(extra: str) -> list[Requirement]:
-    """What the project, or one of its extras, asks for on this machine."""
+    """The requirements of the project, or of one of its extras, on this machine."""
     asked = [Requirement(line) for line in metadata.requires(PROJECT) or []]
     always = [each for each in asked if each.marker is None or each.marker.evaluate({"extra": ""})]
     if not extra:
@@ -200,16 +200,16 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 
 
 def findings() -> Iterator[Finding]:
-    """All of them; what a look fails at is itself something found."""
+    """The findings of all checks; a check that fails is a finding itself."""
     for check in CHECKS:
         try:
             yield from check()
-        except Exception as error:  # noqa: BLE001 (whatever it is, the other looks are taken)
+        except Exception as error:  # noqa: BLE001 (whatever it is, the other checks still run)
             yield Finding(check.__name__.replace("_", " "), in_words(error), "missing")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Say what was found, a line each; 1 if anything is wrong."""
+    """Print the findings, one per line; returns 1 if anything is wrong."""
     about = "Report what this machine has for training, and what it lacks."
     parser = argparse.ArgumentParser(prog="python -m runner.doctor", description=about)
     parser.parse_args(arguments)

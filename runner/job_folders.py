@@ -1,6 +1,6 @@
-"""The folders of jobs that a command names, and what to say of folders that are none.
+"""The job folders that a command names, and what to say about folders that are not job folders.
 
-Knows what files make a folder a job's, and nothing of what is in them.
+Knows which files make a folder a job's, and nothing about their contents.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from runner.paths import CONFIG_NAME, MANIFEST_NAME, outputs_dir
 NAME_ANY = "name outputs/<name>, a job in it, or a folder of experiments"
 NAME_ONE = "name outputs/<name>, or a job in it"
 NAME_JOB = "name a job in outputs/<name>"
-"""What to do about a folder in which nothing is found, for commands that take all of these, or less."""
+"""The fix to suggest if nothing is found in a folder, for commands that take all of these kinds of folder, or fewer."""
 
 
 def is_job_folder(folder: Path) -> bool:
-    """Whether a folder is a job's; one that may not be looked into is none."""
+    """Whether a folder is a job's; false for one that may not be read."""
     try:
         return (folder / MANIFEST_NAME).is_file() or (folder / CONFIG_NAME).is_file()
     except PermissionError:
@@ -26,11 +26,11 @@ def is_job_folder(folder: Path) -> bool:
 
 
 def job_folders(folder: Path) -> list[Path]:
-    """The jobs in an experiment, in all experiments of a folder, or the folder itself where it is a job's.
+    """The jobs in an experiment, in all experiments of a folder, or the folder itself if it is a job's.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: there is no job in it.
+        FileNotFoundError: the folder does not exist.
+        ValueError: it contains no job.
     """
     folder = _checked(folder, NAME_ANY)
     if is_job_folder(folder):
@@ -42,11 +42,11 @@ def job_folders(folder: Path) -> list[Path]:
 
 
 def find_jobs(folder: Path) -> list[Path]:
-    """The folder itself where it is a job's, else the job folders in it, by name.
+    """The folder itself if it is a job's, else the job folders in it, by name.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: there is no job in it.
+        FileNotFoundError: the folder does not exist.
+        ValueError: it contains no job.
     """
     _checked(folder, NAME_ONE)
     jobs = [folder] if is_job_folder(folder) else _jobs_in(folder)
@@ -56,11 +56,11 @@ def find_jobs(folder: Path) -> list[Path]:
 
 
 def the_job(folder: Path) -> Path:
-    """The folder, which is a job's.
+    """The folder itself, once it is known to be a job's.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it is no job's.
+        FileNotFoundError: the folder does not exist.
+        ValueError: it is not a job's.
     """
     if not is_job_folder(_checked(folder, NAME_JOB)):
         raise ValueError(f"no job in {folder.absolute()}: {NAME_JOB}")
@@ -68,10 +68,10 @@ def the_job(folder: Path) -> Path:
 
 
 def faults_of(folders: Sequence[Path], find: Callable[[Path], object]) -> list[str]:
-    """What is wrong with the folders of a command line, a line each.
+    """What is wrong with the folders of a command line, one line each.
 
     Args:
-        find: finds the jobs in one, or raises; one of the functions above.
+        find: finds the jobs in a folder, or raises; one of the functions above.
     """
     faults = []
     for folder in folders:
@@ -83,7 +83,7 @@ def faults_of(folders: Sequence[Path], find: Callable[[Path], object]) -> list[s
 
 
 def no_folder(folder: Path, fix: str) -> str:
-    """What to say of a folder that is not there; it may be the name of an experiment, or a job's id."""
+    """What to say about a folder that does not exist; it may be the name of an experiment, or a job's id."""
     named = (found for place in ("", "*/") for found in outputs_dir().glob(place + glob.escape(folder.name)))
     meant = next((found for found in named if found.is_dir()), None)
     return f"no folder {folder.absolute()}: {fix}" + (f" (did you mean {meant}?)" if meant else "")
@@ -96,7 +96,7 @@ def _checked(folder: Path, fix: str) -> Path:
 
 
 def _jobs_of(experiment: Path) -> list[Path]:
-    """The jobs in one of several experiments, which may be somebody else's and closed."""
+    """The jobs in one of several experiments; none if it belongs to somebody else and may not be read."""
     try:
         return _jobs_in(experiment)
     except PermissionError:
@@ -105,7 +105,7 @@ def _jobs_of(experiment: Path) -> list[Path]:
 
 def _jobs_in(folder: Path) -> list[Path]:
     jobs = sorted(child for child in folder.iterdir() if child.is_dir() and is_job_folder(child))
-    # A link to a job beside it, such as `best`, is no further job.
+    # A link to a job in the same folder, such as `best`, is not another job.
     links = {job for job in jobs if job.is_symlink()}
     there = {job.resolve() for job in jobs if job not in links} if links else set()
     return [job for job in jobs if job not in links or job.resolve() not in there]

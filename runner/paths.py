@@ -1,4 +1,4 @@
-"""Every file and folder name the project writes, in one place; knows nothing of what is in them."""
+"""Every file and folder name that the project writes, in one place; knows nothing about their contents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from runner.errors import FULL, SettingsError, system_error
 
 os.umask(UMASK := os.umask(0o077))
-"""What this process takes away from the rights of new files. It is read by setting it: once, before any threads."""
+"""The permissions that this process denies to new files. Reading it means setting it, so it is read only once, before
+any thread starts."""
 
 
 def outputs_dir() -> Path:
@@ -25,7 +26,7 @@ def cache_dir() -> Path:
     """Root of the content-addressed caches: `RUNNER_CACHE`, else the user's cache folder.
 
     Raises:
-        SettingsError: there is neither.
+        SettingsError: neither exists.
     """
     if chosen := os.environ.get("RUNNER_CACHE"):
         return Path(chosen).absolute()
@@ -38,15 +39,15 @@ def cache_dir() -> Path:
 
 
 def path_of(named: str) -> Path:
-    """The path that a user names; a `~` that nobody's home is known for stays as it is, and there is no such file."""
-    return Path(os.path.expanduser(named))  # Path.expanduser raises there
+    """The path that a user names; a `~` whose home is unknown stays as it is, and so names no existing file."""
+    return Path(os.path.expanduser(named))  # Path.expanduser would raise for an unknown home
 
 
-# The names that are also needed without a folder on this machine, as for what lies in S3.
+# Names that are also needed without a folder on this machine, for example for files in S3.
 CONFIG_NAME, MANIFEST_NAME, METRICS_NAME, LOG_NAME = "config.yaml", "manifest.json", "metrics.jsonl", "log.txt"
 LORA_NAME, SAMPLES_NAME, LOCK_NAME = "lora", "samples", ".lock"
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
-"""As diffusers calls the adapter in a folder or a repository."""
+"""diffusers' name for the adapter in a folder or a repository."""
 
 
 class JobPaths:
@@ -58,25 +59,25 @@ class JobPaths:
         self.manifest = self.folder / MANIFEST_NAME
         self.metrics = self.folder / METRICS_NAME
         self.images = self.folder / "images.json"
-        """What there is to say of each image, where that is too much for the manifest."""
+        """Details of each image, where they are too long for the manifest."""
         self.log = self.folder / LOG_NAME
         self.lock = self.folder / LOCK_NAME
         self.lora = self.folder / LORA_NAME
         self.weights = self.lora / WEIGHTS_NAME
-        """Of methods that train a LoRA."""
+        """Exists for methods that train a LoRA."""
         self.samples = self.folder / SAMPLES_NAME
         self.prompts = self.samples / "prompts.json"
         self.checkpoints = self.folder / "checkpoints"
         self.sheet = self.folder / "sheet.png"
-        """All that task=generate has drawn, on one."""
+        """All images of task=generate on one sheet."""
         self.model = self.folder / "model"
         """A base that adapters were merged into, in diffusers layout."""
         self.model_file = self.folder / "model.safetensors"
-        """The same as a single file, and what it needs beside it."""
+        """The same model as a single file; the paths below are what it needs beside it."""
         self.model_config = self.folder / "model-config"
         self.model_archive = self.folder / "model.tar.gz"
         self.export = self.folder / "export"
-        """What is ready to be given away."""
+        """Files ready to be shared."""
 
     def word(self, token: str) -> Path:
         """The file of a new word, named like it: that is how people write it in ComfyUI and A1111."""
@@ -92,7 +93,7 @@ class JobPaths:
 
 
 class ExperimentPaths:
-    """The names inside one experiment's folder, beside its jobs."""
+    """The names inside one experiment's folder, next to its jobs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
@@ -104,24 +105,24 @@ class ExperimentPaths:
         self.workspace = self.folder / "wandb-workspace.json"
 
     def cluster(self, name: str) -> Path:
-        """Folder of the lists that workers on a cluster take from, and of what they say."""
+        """Folder of the queues that workers on a cluster take jobs from, and of their output."""
         return self.folder / name
 
     def turn(self, cluster: str) -> Path:
-        """What is locked by the command that submits to it."""
+        """The lock file of the command that submits to the cluster."""
         return self.cluster(cluster) / "submitting.lock"
 
     @property
     def turns(self) -> list[Path]:
-        """The same of every cluster that something was submitted to."""
+        """The lock files of all clusters that something was submitted to."""
         return sorted(self.folder.glob("*/submitting.lock"))
 
     def queue(self, cluster: str, key: str) -> Path:
-        """One such list."""
+        """The file of one queue."""
         return self.cluster(cluster) / f"queue-{key}.json"
 
     def search(self, cluster: str, name: str) -> Path:
-        """What says that a cluster was asked to conduct a search by itself, and where it is."""
+        """The note that a cluster was asked to conduct a search by itself, and where that search is."""
         return self.cluster(cluster) / f"{name}.search"
 
     @property
@@ -130,33 +131,33 @@ class ExperimentPaths:
         return sorted(self.folder.glob("*/*.search"))
 
     def worker_log(self, place: str) -> Path:
-        """What the workers on one place have said, where it was not shown."""
+        """The output of the workers in one place, if it was not shown."""
         return self.folder / f"worker-{place}.log"
 
 
 def stop_sign(queue: Path) -> Path:
-    """What says that somebody has stopped the workers of a list."""
+    """The file that marks the workers of a queue as stopped by somebody."""
     return queue.with_suffix(".stopped")
 
 
 def step_name(step: int) -> str:
-    """The folder name of a step; sorts as text in the order of the steps."""
+    """The folder name of a step; sorting these names as text sorts the steps."""
     return f"step-{step:06d}"
 
 
 def last_step(folder: Path) -> int:
-    """The latest step that has a folder of its own in this one; 0 if none has."""
+    """The latest step that has its own folder in this one; 0 if none has."""
     found = (re.fullmatch(r"step-(\d+)", each.name) for each in named_like("step-*", folder))
     return max((int(step[1]) for step in found if step), default=0)
 
 
 def sample_name(prompt: int, seed: int) -> str:
-    """The file name of an image, by the place of its prompt among all and its seed."""
+    """The file name of an image, from the index of its prompt and its seed."""
     return f"p{prompt:02d}-s{seed}.png"
 
 
 def samples_in(folder: Path) -> Iterator[tuple[int, int, int, Path]]:
-    """(step, place of its prompt among all, seed, file) of every image in a folder of samples, in no order."""
+    """(step, index of its prompt, seed, file) of every image in a folder of samples, in no particular order."""
     for file in [file for step in named_like("step-*", folder) for file in named_like("p*-s*.png", step)]:
         step, image = re.fullmatch(r"step-(\d+)", file.parent.name), re.fullmatch(r"p(\d+)-s(-?\d+)", file.stem)
         if step and image:
@@ -164,23 +165,23 @@ def samples_in(folder: Path) -> Iterator[tuple[int, int, int, Path]]:
 
 
 def named_like(pattern: str, folder: Path) -> list[Path]:
-    """What `folder.glob` finds; nothing where somebody removes the folder, or one in it, at this moment."""
+    """What `folder.glob` finds; nothing if the folder, or one in it, is removed at the same moment."""
     with suppress(FileNotFoundError):  # up to Python 3.12
         return list(folder.glob(pattern))
     return []
 
 
 LONGEST_BEGINNING = 200
-"""Bytes of a name of which file systems take 255."""
+"""Bytes kept of a target's name; file systems allow 255."""
 
 
 def share(made: Path) -> None:
-    """Give a file or folder that was made for its owner alone the rights of any other new one, by the user's umask."""
+    """Give a file or folder that was made for its owner alone the permissions of any other new one, by the umask."""
     made.chmod((0o777 if made.is_dir() else 0o666) & ~UMASK)
 
 
 def _hidden(target: Path) -> str:
-    """How the name of a temporary beside it begins: hidden, and with room for what follows."""
+    """The beginning of the name of a temporary file beside `target`: hidden, with room for what follows."""
     beginning = os.fsencode(target.name)[:LONGEST_BEGINNING].decode("utf-8", "ignore")
     return f".{beginning}."
 
@@ -205,12 +206,12 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield a new folder beside `target`; on success it becomes `target`, which then appears with all that is in it."""
+    """Yield a new folder beside `target`; on success it becomes `target`, which thus appears with all its contents."""
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=_hidden(target)))
     try:
         with named_where_full(target):
             yield temporary
-        for made in (temporary, *temporary.rglob("*")):  # safetensors makes files for their owner alone
+        for made in (temporary, *temporary.rglob("*")):  # safetensors makes files that only their owner can read
             if not made.is_symlink():
                 share(made)
         temporary.rename(target)
@@ -220,9 +221,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def named_where_full(target: Path) -> Iterator[None]:
-    """Within it, the error of a full disk is an OSError with the name of what is written.
+    """Turn the error of a full disk into an OSError that names what is being written.
 
-    Python names only files that cannot be opened, and safetensors has an error of its own without any name.
+    Python names only files that cannot be opened, and safetensors raises its own error without any name.
     """
     try:
         yield
@@ -234,19 +235,19 @@ def named_where_full(target: Path) -> Iterator[None]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old content or the new, never a part."""
+    """Write `text` so that a reader sees either the old content or the new, never a part of it."""
     with atomic_file(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def files_below(folder: Path, *, hidden: bool = True, _within: frozenset[str] = frozenset()) -> list[Path]:
-    """All files in a folder, in their order, also where a part of it is a link to a folder that lies elsewhere.
+    """All files in a folder, sorted, following links to folders that are elsewhere.
 
     Args:
-        hidden: with those whose names, or those of their folders in it, begin with a dot.
+        hidden: whether to include files whose names, or whose folders' names, begin with a dot.
     """
     real = os.path.realpath(folder)
-    if real in _within:  # a link to a folder above would be walked forever
+    if real in _within:  # a link to a parent folder would be followed forever
         return []
     found: list[Path] = []
     for entry in sorted(folder.iterdir()):

@@ -1,4 +1,4 @@
-"""`python -m runner.stop DIR...`: end what runs elsewhere for these experiments; each job saves first."""
+"""`python -m runner.stop DIR...`: stop what runs elsewhere for these experiments; each job saves first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Ask all workers to end; 0, 1 if some could not be asked, 2 if there are no jobs in these folders."""
+    """Ask all workers to end; returns 0, or 1 if some could not be asked, or 2 if a folder has no jobs."""
     parser = argparse.ArgumentParser(prog="python -m runner.stop", description="Stop jobs that run elsewhere.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="outputs/<name>, or a job in it")
     options = parser.parse_args(arguments)
@@ -58,8 +58,8 @@ def _found(root: Path) -> tuple[list[Path], list[Path]]:
     """The jobs in a folder, and the experiments for which a cluster was asked to search by itself.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: there is neither in it.
+        FileNotFoundError: the folder does not exist.
+        ValueError: it contains neither.
     """
     searching: list[Path] = []
     if root.is_dir() and not is_job_folder(root):
@@ -75,10 +75,10 @@ def _found(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _trained_here(folders: Sequence[Path], stopped: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """(jobs that a command on this machine works on or is about to begin with, what to say of damaged manifests).
+    """(jobs that a command on this machine is running or about to start, messages about damaged manifests).
 
     Args:
-        stopped: the workers that were asked to end, which hold their jobs until they have saved.
+        stopped: the workers that were asked to end; they hold their jobs until they have saved.
     """
     here, unknown = [], []
     for folder in folders:

@@ -1,7 +1,7 @@
-"""`python -m runner.work JOBDIR...`: train the jobs in these folders as one pack, or do what other tasks they hold.
+"""`python -m runner.work JOBDIR...`: train the jobs in these folders as one pack, or run their other tasks.
 
-The seam between planning and training: it reads folders and writes folders, and knows nothing of Hydra, of
-launchers or of clouds. Several processes of it, started by accelerate, work on the same pack.
+The seam between planning and training: it reads folders and writes folders, and knows nothing about Hydra, launchers or
+clouds. Several of its processes, started by accelerate, can work on the same pack.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ log = logging.getLogger(__name__)
 STARTED_S = time.perf_counter()
 INTERRUPTED_CODE = 130
 CRASHED_CODE = 70
-"""Exit code after an error that was no single job's: the jobs that were training are failed, and may be tried again;
-so are all others where nothing can be trained at all."""
+"""Exit code after an error that no single job caused: the jobs in training are marked as failed and may be retried. If
+nothing can be trained at all, the same goes for all other jobs."""
 
 LAUNCHER_PID = "RUNNER_LAUNCHER_PID"
-"""Environment variable with the process that started this worker and will settle what it leaves."""
+"""Environment variable with the id of the process that started this worker and will settle what it leaves behind."""
 
 WORKER_NAME = "RUNNER_WORKER"
-"""Environment variable with the name that whoever has started this worker knows it by; recorded with its jobs."""
+"""Environment variable with the name under which this worker was started; recorded with its jobs."""
 
 MADE_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
 """Environment variable that torchrun sets for the processes that it starts."""
@@ -66,13 +66,14 @@ RECORDED_PACKAGES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train; 0 if every job completed, 1 if some failed, 70 if all that were training did, 130 if a signal came.
-
-    2 if a folder is no job's.
+    """Run the jobs of the named folders, or of a queue.
+    Returns:
+        0 if every job completed, 1 if some failed, 70 after a crash that failed all jobs in training, 130 after a
+        signal, 2 if a folder is not a job's.
     """
     options = _parse(arguments)
     log_to(sys.stderr, logging.INFO)
-    # Before the libraries are loaded, which takes many seconds.
+    # Checked before loading the libraries, which takes many seconds.
     if faults := faults_of(options.folders, the_job):
         log.error("%s", "\n".join(faults))
         return 2
@@ -117,10 +118,10 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
             place = Place.here(options.device)
     except RunnerError as error:
         log.error("%s", error)
-        return CRASHED_CODE  # whatever the job, it would not go better
+        return CRASHED_CODE  # no other job would do better here
     if not place.is_main:
         logging.getLogger().setLevel(logging.ERROR)
-    # How the jobs went is for the main process to say, which may be on another machine: here nothing went wrong.
+    # Only the main process, which may be on another machine, reports how the jobs went; others exit as successful.
     says_more = place.is_main and not options.only_crash_fails
     about = {
         "versions": versions(),
@@ -150,15 +151,15 @@ def _work(claims: Claims, options: argparse.Namespace, stop: StopSignal) -> int:
         place.leave()
         return INTERRUPTED_CODE if says_more else 0
     except Exception as error:
-        # Whatever it was, the folders must say it; the log has the rest.
+        # Whatever the error was, the folders must record it; the log has the details.
         if not isinstance(error, RunnerError) and refusal(error) is None:
             log.exception("the pack failed")
         elif not claims.held:
-            log.error("%s", in_words(error))  # no job's manifest will say it
+            log.error("%s", in_words(error))  # no job's manifest will record it
         for job in claims.held:
             try:
                 update_manifest(job.folder, state=State.FAILED, error=in_words(error), crashed=True)
-            except (RunnerError, OSError) as fault:  # a full disk: whoever has started this process sees it by the lock
+            except (RunnerError, OSError) as fault:  # a full disk: the launcher learns of it from the lock
                 log.error("%s cannot be written: %s", job.paths.manifest, fault)
         return CRASHED_CODE
     finally:
@@ -174,7 +175,7 @@ def _saved(
     *,
     stop: Callable[[], bool],
 ) -> None:
-    """Write what was trained, and measure it where its settings ask for that."""
+    """Save the trained weights, and evaluate them if the settings ask for it."""
     from runner.artifacts import save_artifacts
     from runner.tasks.evaluate.work import evaluate_training
 
@@ -184,10 +185,10 @@ def _saved(
 
 
 def _trains(queue: Queue) -> bool:
-    """Whether the jobs of a list are trainings. A plan puts other tasks into lists of their own.
+    """Whether the jobs of a queue are trainings. A plan puts other tasks into queues of their own.
 
     Raises:
-        RunnerError: the folders that were named hold both.
+        RunnerError: the named folders contain both.
     """
     kinds = set()
     for folder in queue.read()[0]:
@@ -195,7 +196,7 @@ def _trains(queue: Queue) -> bool:
             kinds.add(read_job(folder).trains)
         except RunnerError:
             if isinstance(queue, FixedQueue):
-                raise  # of a list the others are done, and who takes from it says what is wrong with this one
+                raise  # in a queue file, the other jobs still run, and claiming this one reports its fault
     if len(kinds) > 1:
         raise RunnerError(
             "some of these folders hold trainings, and some other tasks; name them in commands of their own"
@@ -204,13 +205,13 @@ def _trains(queue: Queue) -> bool:
 
 
 def _orphaned() -> bool:
-    """Whether the launcher that waits for this worker is gone: nobody would know of its work, or pay for it gladly."""
+    """Whether the launcher that waits for this worker is gone: nobody would collect the work or want to pay for it."""
     launcher = os.environ.get(LAUNCHER_PID)
     if launcher is None:
         return False
     try:
         os.kill(int(launcher), 0)
-        # One that was killed and not yet waited for is still in the table of processes, as a zombie.
+        # A launcher that was killed but not yet waited for is still in the process table, as a zombie.
         return Path(f"/proc/{launcher}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
     except ProcessLookupError:
         return True
@@ -220,9 +221,9 @@ def _orphaned() -> bool:
 
 @contextmanager
 def _no_longer_than_its_parent() -> Iterator[None]:
-    """Within it, one of several processes ends with torchrun, at which they meet: without it they wait for hours.
+    """Within it, each of several processes ends with torchrun, their meeting point; otherwise they wait for hours.
 
-    Nothing is held yet, and nothing is to be saved. Later they need it no more, and may go on.
+    At this point nothing is held and nothing needs saving. Later they do not need torchrun and may continue.
     """
     parent, is_over = os.getppid(), threading.Event()
 
@@ -240,14 +241,14 @@ def _no_longer_than_its_parent() -> Iterator[None]:
 
 
 class _LogFile(logging.FileHandler):
-    """Where a disk is full, its lines are lost without a traceback for each: they are on the worker's output, too."""
+    """On a full disk, drops lines without a traceback for each: the worker's output has them as well."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
     def close(self) -> None:
-        with suppress(OSError):  # of what could not be written
+        with suppress(OSError):  # raised for what could not be written
             super().close()
 
 
@@ -265,9 +266,9 @@ def _log_file(job: Job) -> Iterator[None]:
 
 @cache
 def load_libraries() -> float:
-    """Load what work needs; seconds from the start of the process that has loaded it, here or before a fork."""
+    """Load what work needs; returns seconds since the start of the process that loaded it, here or before a fork."""
     quiet_libraries()
-    # What is loaded stays: looking through it for garbage takes a fifth of the time, and later copies what forked
+    # What is loaded stays: scanning it for garbage takes a fifth of the time, and later copies memory that forked
     # processes share.
     was_enabled = gc.isenabled()
     gc.disable()
@@ -291,7 +292,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout this package runs from, with `+` if it has changes; None for an installed one."""
+    """The commit of the checkout that this package runs from, with `+` if it has changes; None if it is installed."""
     root = PACKAGE.parent
     if not (root / ".git").exists():
         return None
