@@ -1,4 +1,4 @@
-"""The benchmark that waits for a GPU runs on a CPU, and what one pack leaves is not measured with the next."""
+"""The benchmark meant for a GPU runs on a CPU, and what one pack leaves behind is not measured with the next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What could be freed is shown and nothing more; what is confirmed is freed, and never what somebody needs."""
+"""What could be freed is only shown; what is confirmed is freed, but never what somebody needs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ KEPT = ("manifest.json", "config.yaml", "metrics.jsonl", "log.txt", "lora/pytorc
 
 
 def job(tmp_path: Path, state: State, seed: int = 0, *, name: str = "x", **settings: Any) -> Job:
-    """A job with everything in its folder that a training leaves."""
+    """A job whose folder contains everything that a training leaves."""
     experiment = Experiment.model_validate({"name": name, "seed": seed, **settings})
     made = make_job(experiment, model="m" * 40, dataset="d" * 40, outputs=tmp_path / "outputs")
     register(made)

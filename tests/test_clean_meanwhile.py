@@ -1,4 +1,4 @@
-"""What commands do between a look at what could be freed and the yes to it."""
+"""What commands do between the listing of what could be freed and its confirmation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def is_waiting_for_room(job: Job) -> None:
 
 
 def is_taken_up(job: Job) -> None:
-    """By a command that still runs, and whose workers have not begun with it."""
+    """A command that is still running has taken up the job, and its workers have not started it."""
     job.paths.lock.write_text(str(os.getppid()))
 
 
@@ -59,7 +59,7 @@ def test_what_a_command_is_about_to_train_stays_while_its_workers_load(sdxl_fold
     small = [f"model.path={sdxl_folder}", "logger=none", "validation.prompts=[]", "steps=2"]
     running = Running(small)
     folder = running.wait_for("dev/*/manifest.json").parent
-    while not (folder / ".lock").read_text():  # it is just being made ready
+    while not (folder / ".lock").read_text():  # it is still being prepared
         assert running.process.poll() is None
     found = find(readable([folder])[0], only=["unfinished"])
     answer = running.end()

@@ -1,4 +1,4 @@
-"""Where cleaning looks: in the folders that were named and the caches, not where links lead."""
+"""Where cleaning looks: in the named folders and the caches, not where links lead."""
 
 from __future__ import annotations
 

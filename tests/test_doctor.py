@@ -1,4 +1,4 @@
-"""`python -m runner.doctor`: what it finds on machines that have much, and on ones that lack it."""
+"""`python -m runner.doctor`: what it finds on machines that have everything, and on machines that lack it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded model draws what it is asked for, its data set is what draw.py draws, miniatures are what they say."""
+"""The embedded model draws what it is asked for, its data set is what draw.py draws, miniatures are as described."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_random_text_is_encoded_without_loss() -> None:
 
 
 def spell(tokenizer: CLIPTokenizer, text: str) -> str:
-    """What the token ids say, letter by letter: CLIP itself keeps neither capitals nor white space."""
+    """The text that the token ids spell, letter by letter: CLIP itself keeps neither capitals nor white space."""
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer.unk_token_id not in ids
     return str(

@@ -1,4 +1,4 @@
-"""Files and folders appear whole, with the rights that the user's umask gives to new ones."""
+"""Files and folders appear whole, with the permissions that the user's umask gives to new ones."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def test_new_files_have_the_rights_that_the_umask_gives(
     assert tmp_path.stat().st_mode & 0o777 == folder_mode
     with paths.atomic_folder(tmp_path / "model") as temporary:
         (temporary / "unet").mkdir(0o700)
-        save_file({"weight": torch.zeros(1)}, temporary / "unet" / "model.safetensors")  # which is its owner's alone
+        save_file({"weight": torch.zeros(1)}, temporary / "unet" / "model.safetensors")  # readable only by its owner
         (temporary / "link").symlink_to(tmp_path / "elsewhere")
     assert (tmp_path / "model" / "unet").stat().st_mode & 0o777 == folder_mode
     assert (tmp_path / "model" / "unet" / "model.safetensors").stat().st_mode & 0o777 == file_mode
 
 
 def test_a_name_as_long_as_it_may_be_is_written_whole(tmp_path: Path) -> None:
-    """As pictures have that are named by their prompts."""
+    """Like the names of pictures that are named after their prompts."""
     name = "é" * 125 + ".txt"
     paths.write_text(tmp_path / name, "a house")
     assert [file.name for file in tmp_path.iterdir()] == [name]

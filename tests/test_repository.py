@@ -1,4 +1,4 @@
-"""The repository keeps its own rules: sizes of files and functions, links, what the README says of the tree."""
+"""The repository keeps its own rules: sizes of files and functions, links, what the README says about the tree."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_no_file_is_too_large_for_the_repository() -> None:
 
 @pytest.fixture(scope="module")
 def wheel_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's wheel, installed without its dependencies into a folder of its own."""
+    """The project's wheel, installed without its dependencies into its own folder."""
     built, site = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("site")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(built), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)

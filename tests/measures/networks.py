@@ -1,4 +1,4 @@
-"""Small feature networks with random weights, in the layouts that people have theirs in."""
+"""Small feature networks with random weights, in the layouts that people use."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _save_vision(kind: Any, config: Any, folder: Path) -> Path:
 
 
 class Inception(nn.Module):
-    """Like those of FID implementations: bytes of any size in, features out, if they are asked for."""
+    """Like the network in FID implementations: bytes of any size in, features out, on request."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Figures are those of torchmetrics on the same features, and their intervals are those of resampled images."""
+"""Figures equal those of torchmetrics on the same features, and their intervals equal those of resampled images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def as_bytes(images: list[Image.Image]) -> Tensor:
 
 
 class Features(nn.Module):
-    """The network of the tests as torchmetrics wants one."""
+    """The tests' network in the form that torchmetrics expects."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def test_fid_and_kid_are_those_of_torchmetrics_with_the_same_network(tmp_path: P
     fid = FrechetInceptionDistance(feature=Features(file)).set_dtype(torch.float64)
     with pytest.warns(UserWarning, match="will save all extracted features"):
         kid = KernelInceptionDistance(feature=Features(file), subsets=1, subset_size=20)
-    for metric in (fid, kid):  # networks and their bytes stay as they are, the sums are in fp64
+    for metric in (fid, kid):  # networks and their bytes stay unchanged, the sums are in fp64
         metric.update(as_bytes(real), real=True)
         metric.update(as_bytes(drawn), real=False)
     assert distances.fid(seen, seen_real, USUAL).value == pytest.approx(float(fid.compute()), rel=1e-6)
@@ -103,7 +103,7 @@ def test_fid_of_a_moved_cloud_is_the_square_of_the_way() -> None:
 
 
 def test_fid_of_few_images_is_too_high_and_kid_is_not() -> None:
-    """Both sets are of one distribution: the docstrings say which of the two can be trusted."""
+    """Both sets come from one distribution: the functions' docstrings say which figure can be trusted."""
     fids, kids = {}, {}
     for count in (10, 160):
         pairs = [(features(count, 16, seed=2 * at), features(count, 16, seed=2 * at + 1)) for at in range(20)]
@@ -135,7 +135,7 @@ def test_clip_scores_are_those_of_torchmetrics(tmp_path: Path) -> None:
     ours = likeness.text_score(network.pictures(images), network.texts(texts), USUAL)
 
     class Model(CLIPModel):
-        """As torchmetrics expects: the features themselves, not an output that holds them."""
+        """The features themselves, as torchmetrics expects, not an output that contains them."""
 
         def get_image_features(self, *given: object, **named: object) -> Tensor:
             return super().get_image_features(*given, **named).pooler_output
@@ -174,7 +174,7 @@ def test_the_features_of_dino_are_those_of_its_class_token(tmp_path: Path) -> No
 def test_the_features_of_a_network_without_a_class_token_are_the_mean_of_its_places(
     save: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    """Of the second, whose first token is that mean already, that token."""
+    """For the second network, the first token already is that mean, so it is used."""
     folder, images = save(tmp_path / "network"), pictures(3)
     network = Vision("features.dino", str(folder), CPU)
     plain = AutoModel.from_pretrained(folder).eval()
@@ -184,7 +184,7 @@ def test_the_features_of_a_network_without_a_class_token_are_the_mean_of_its_pla
 
 
 def test_a_network_that_is_stored_in_half_precision_computes_in_whole(tmp_path: Path) -> None:
-    """With bytes of weights that are the same, so that only the arithmetic can differ."""
+    """Both networks have the same weights, so only the arithmetic can differ."""
     for stored, make in ((save_dino(tmp_path / "dino"), Vision), (save_clip(tmp_path / "clip"), Clip)):
         half = AutoModel.from_pretrained(stored).half()
         half.save_pretrained(stored)
@@ -213,7 +213,7 @@ def test_the_interval_of_a_mean_is_between_percentiles_of_resampled_means() -> N
     scores = features(60, 1, seed=6).flatten()
     ours = likeness.mean_of(scores, Resampling(count=20_000))
     means = np.random.default_rng(1).choice(scores.double().numpy(), (20_000, len(scores))).mean(axis=1)
-    # The ends of two such intervals differ by 0.0035 on average, by chance alone.
+    # By chance alone, the ends of two such intervals differ by 0.0035 on average.
     assert (ours.low, ours.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.0105)
 
 
@@ -239,7 +239,7 @@ def test_one_image_has_no_interval(measure: Callable[[Tensor], Figure]) -> None:
 
 
 def test_kid_of_two_images_has_no_interval() -> None:
-    """Resampled, two are themselves or one twice, which has no pair: the interval would have no width."""
+    """A resample of two images is either both or one of them twice, which has no pair: the interval would be empty."""
     for drawn, real in ((2, 2), (2, 30), (30, 2)):
         found = distances.kid(features(drawn, 8, seed=1), features(real, 8, seed=2), USUAL)
         assert (found.low, found.high) == (None, None)
@@ -298,7 +298,7 @@ def test_a_damaged_network_is_named_with_its_key(damage: Callable[[bytes], bytes
 
 
 def test_features_that_are_no_finite_numbers_are_refused(tmp_path: Path) -> None:
-    """What eigenvalues are asked of them for ends the whole process."""
+    """The library that computes their eigenvalues would end the whole process."""
 
     class Spoilt(nn.Module):
         def forward(self, images_B3HW: Tensor) -> Tensor:
@@ -373,7 +373,7 @@ def test_a_scripted_network_is_asked_for_features_only_if_it_can_be(tmp_path: Pa
 def test_intervals_are_not_narrower_than_figures_spread_between_samples(
     measure: Callable[..., Figure], samples: int, widest: float
 ) -> None:
-    """What each interval says of the spread, beside the spread that there is between samples of two clouds."""
+    """Compares the spread given by the intervals with the actual spread between samples of two clouds."""
     figures = [
         measure(
             features(40, 16, seed=2 * at, shift=0.3),

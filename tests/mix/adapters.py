@@ -1,4 +1,4 @@
-"""Adapters with random weights, written in the layouts of several programs; and kohya's layout, read plainly."""
+"""Adapters with random weights, written in the layouts of several programs, and a plain reader of kohya's layout."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from runner.mix.layers import AdapterLayers, LowRank
 TARGETS = ("to_q", "to_v", "to_out.0", "ff.net.2", "proj_in", "conv1", "conv_shortcut", "downsamplers.0.conv")
 TEXT_TARGETS = ("q_proj", "out_proj")
 LARGE = 0.3
-"""Deviation of the factors: the update is of the size of the weights."""
+"""Standard deviation of the factors: it makes the update as large as the weights."""
 
 
 def delta(update: LowRank) -> Tensor:
-    """What is added to the layer's weight, `[O, I]` or `[O, I, kernel, kernel]`, fp32; not for DoRA."""
+    """The update of the layer's weight, `[O, I]` or `[O, I, kernel, kernel]`, fp32; not for DoRA."""
     assert update.magnitude is None
     product = update.up.flatten(1).float() @ update.down.flatten(1).float() * update.scale
     return product.view(len(update.up), *update.down.shape[1:])
@@ -66,7 +66,7 @@ SD_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}
 def write_kohya_plainly(
     file: Path, layers: AdapterLayers, prefixes: Mapping[str, str], names: Mapping[str, str] | None = None
 ) -> Path:
-    """As other trainers do: alpha beside untouched factors.
+    """Write a file as other trainers do: alpha beside untouched factors.
 
     Args:
         names: other names of the UNet's layers.
@@ -113,7 +113,7 @@ def write_peft_plainly(file: Path, layers: AdapterLayers, config: Mapping[str, A
 
 @torch.no_grad()
 def add_kohya(pipeline: Any, file: Path, weight: float = 1.0) -> int:
-    """Add up @ down * alpha / rank to the weights of a plain pipeline; knows the layout only."""
+    """Add up @ down * alpha / rank to the weights of a plain pipeline; knows only the layout."""
     tensors, added = load_file(file), 0
     prefixes = SDXL_PREFIXES if hasattr(pipeline, "text_encoder_2") else SD_PREFIXES
     for component, prefix in prefixes.items():
@@ -131,7 +131,7 @@ def add_kohya(pipeline: Any, file: Path, weight: float = 1.0) -> int:
 
 
 def same_updates(left: AdapterLayers, right: AdapterLayers) -> float:
-    """Largest difference of a layer's update, as a share of its norm."""
+    """The largest difference between the updates of a layer, as a share of their norm."""
     assert left.keys() == right.keys()
     worst = 0.0
     for key, each in left.items():

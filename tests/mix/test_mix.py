@@ -68,7 +68,7 @@ def test_updates_are_compared_by_their_factors(sdxl_parts: Parts) -> None:
 
 
 def test_what_rounding_leaves_between_equal_updates_is_nothing_and_no_fault() -> None:
-    """Its square may come out below zero, where there is no root."""
+    """Its square may come out negative, and then has no root."""
     for seed in range(20):
         draw = torch.Generator().manual_seed(seed)
         down, up = torch.randn(3, 16, generator=draw), torch.randn(12, 3, generator=draw)

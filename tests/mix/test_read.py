@@ -1,4 +1,4 @@
-"""Adapters are read from whatever layout they were written in, with the scales that their writers meant."""
+"""Adapters are read from any layout they were written in, with the scales that their writers intended."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_kohya_takes_the_names_of_the_original_code_for_sdxl(sdxl_parts: Parts, 
     unet = sdxl_parts["unet"]
     modules = [name.removesuffix(".weight") for name, value in unet.named_parameters() if name.endswith(".weight")]
     names = original_names(modules, 1)
-    # The other direction, written for the tests of single files alone.
+    # The opposite direction, which exists only for the tests of single files.
     assert {f"model.diffusion_model.{name}.weight" for name in names.values()} == {
         key for key in _unet(unet) if key.endswith(".weight")
     }
@@ -147,7 +147,7 @@ def test_what_peft_saves_alone_has_its_scales_beside_it(sdxl_folder: Path, tmp_p
 def test_an_adapter_that_takes_the_place_of_a_part_of_its_base_is_refused(
     sdxl_folder: Path, tmp_path: Path, start: Any
 ) -> None:
-    """peft takes what it starts as out of the weights of the base, also where it is loaded again."""
+    """peft subtracts the adapter's initial update from the weights of the base, also when loading it again."""
     unet, plain = pipeline_of(sdxl_folder).unet, {"unet": pipeline_of(sdxl_folder).unet}
     adapted = get_peft_model(unet, LoraConfig(r=4, init_lora_weights=start, target_modules=["to_q"]))
     adapted.save_pretrained(tmp_path)
@@ -225,7 +225,7 @@ def test_what_is_no_adapter_of_this_model_is_refused(sdxl_parts: Parts, sd15_par
 
 
 def test_magnitudes_that_are_none_of_the_layer_are_refused(sdxl_parts: Parts, tmp_path: Path) -> None:
-    """A single one would be taken for all outputs, and the layer merged with norms that nobody trained."""
+    """A single magnitude would be broadcast to all outputs, and the layer merged with norms that nobody trained."""
     unet = {"unet": sdxl_parts["unet"]}
     file = write_peft_plainly(tmp_path / "a.safetensors", random_layers(unet, dora=True), {})
     whole = load_file(file)
@@ -252,7 +252,7 @@ def test_an_adapter_that_is_a_dora_on_some_layers_only_is_refused(sdxl_parts: Pa
 def test_kohya_files_of_flux_go_through_the_conversion_of_diffusers(
     scale: float, stored: torch.dtype, flux_folder: Path, tmp_path: Path
 ) -> None:
-    """Their scale is multiplied in, and must not be rounded to the file's precision."""
+    """The conversion multiplies the scale in, which must not be rounded to the file's precision."""
     transformer = pipeline_of(flux_folder).transformer
     file, layers = write_kohya_of_flux(tmp_path / "a.safetensors", transformer, scale, stored)
     read = read_adapter(file, find_family("flux"), {"transformer": transformer})

@@ -1,4 +1,4 @@
-"""A reduced adapter is the nearest one of its rank, and says how near."""
+"""A reduced adapter is the nearest one of its rank, and reports how near it is."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_more_rank_than_a_layer_has_outputs(sdxl_parts: Parts) -> None:
     layers = random_layers(sdxl_parts, rank=100, targets=("conv_in",))
     reduced = reduce(layers, rank=90).layers
     assert same_updates(reduced, layers) < 1e-4
-    # Readers want the factors of a convolution as convolutions.
+    # Readers expect the factors of a convolution as convolutions.
     kernels = [each.up.shape[2:] for each in layers.values()]
     assert (1, 1) in kernels
     assert [each.up.shape[2:] for each in reduced.values()] == kernels

@@ -130,7 +130,7 @@ def test_the_sum_is_rounded_once(sdxl_parts: Parts, sdxl_folder: Path) -> None:
 
 
 def test_what_comes_along_of_a_variant_is_found_beside_the_parts_that_are_written(tmp_path: Path) -> None:
-    """A safety checker is no network that adapters are for, so it is copied."""
+    """Adapters do not apply to a safety checker, so it is copied."""
     checker = tmp_path / "base" / "safety_checker"
     checker.mkdir(parents=True)
     index = {"_class_name": "StableDiffusionPipeline", "safety_checker": ["stable_diffusion", "StableDiffusionSafety"]}
@@ -144,7 +144,7 @@ def test_what_comes_along_of_a_variant_is_found_beside_the_parts_that_are_writte
 
 
 def test_a_base_that_is_for_reading_only_gives_a_folder_that_is_the_users(tmp_path: Path) -> None:
-    """As where a cluster's users share it: the prediction could not be written into what comes along."""
+    """As when the users of a cluster share it: the prediction type could not be written into the copied parts."""
     sampler = tmp_path / "base" / "scheduler"
     sampler.mkdir(parents=True)
     (tmp_path / "base" / "model_index.json").write_text(json.dumps({"scheduler": ["diffusers", "DDIMScheduler"]}))
@@ -152,7 +152,7 @@ def test_a_base_that_is_for_reading_only_gives_a_folder_that_is_the_users(tmp_pa
     (sampler / "scheduler_config.json").chmod(0o444)
     sampler.chmod(0o555)
     merged = tmp_path / "merged"
-    for _ in range(2):  # the second goes on from an interrupted one
+    for _ in range(2):  # the second run continues an interrupted one
         write_fused(tmp_path / "base", merged, {}, dtype=None, variant=None, vae=None, stop=lambda: False)
     assert all(each.stat().st_mode & 0o200 for each in merged.rglob("*"))
 

@@ -1,4 +1,4 @@
-"""What torch itself counts of one image in a denoiser with adapters, on tensors without memory."""
+"""What torch itself counts for one image in a denoiser with adapters, on tensors without memory."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def _product(_: torch.Size, left: torch.Size, right: torch.Size, **__: Any) -> i
 
 
 IN_PLACE = {torch.ops.aten.addmm_: _product, torch.ops.aten.baddbmm_: _product}
-"""Which torch counts only where their sum is another tensor."""
+"""Operations that torch counts only when their sum is a new tensor."""
 
 
 @dataclasses.dataclass
 class Counted:
-    """Floating-point operations, numbers kept for the backward pass, and the denoiser's own."""
+    """Floating-point operations, numbers kept for the backward pass, and the denoiser's own numbers."""
 
     products: float
     backward: float
@@ -43,10 +43,10 @@ class Counted:
 def counted(
     component: str, build: Callable[[], nn.Module], presets: Presets, predict: Callable[[Any], Tensor]
 ) -> Counted:
-    """Count a forward pass of an image, and its backward pass.
+    """Count the forward and backward pass of one image.
 
     Args:
-        predict: the output of the denoiser that `build` has made, on the default device.
+        predict: returns the output of the denoiser made by `build`, on the default device.
     """
     kept: dict[int, int] = {}
     with torch.device("meta"), _attention_of_a_cpu():
@@ -77,7 +77,7 @@ def counted(
 
 @contextmanager
 def _attention_of_a_cpu() -> Iterator[None]:
-    """Tensors without memory would take the attention that keeps all its weights; a CPU does not."""
+    """Tensors without memory would use the attention that keeps all its weights; a CPU uses another one."""
 
     def attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         options.pop("enable_gqa", None)

@@ -1,4 +1,4 @@
-"""What a plan says that disks will take, beside what they take."""
+"""The disk space that a plan predicts, compared with what is really used."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def test_results_take_what_is_predicted(
     )
     assert bench.train(job)
     written = sum(file.stat().st_size for kind in ("lora", "checkpoints") for file in (job.folder / kind).rglob("*.*"))
-    # What is not the weights themselves: names, the model card, and the optimizer's other numbers.
+    # Everything but the weights themselves: names, the model card, and the optimizer's other numbers.
     predicted_gb = results_gb(job.experiment, None, pictures=0)
     assert predicted_gb == pytest.approx(written / 1e9, rel=0.15)
     drawn = 1000 * job.experiment.resolution**2
-    # A picture like a photograph takes more than a byte of each pixel, and no more than its three colours do.
+    # A picture like a photograph takes more than one byte per pixel, and no more than its three colours.
     assert drawn / 1e9 < results_gb(job.experiment, None, pictures=1000) - predicted_gb < 3 * drawn / 1e9
 
 
 @pytest.mark.parametrize(
     ("model", "caption_bytes", "crop_bytes"),
     [
-        # Of the true models, whatever their miniatures have: two encoders' states side by side and a pooled vector;
+        # Sizes of the real models, not of their miniatures: two encoders' states side by side and a pooled vector;
         # mean and deviation of 4 or 16 channels at an eighth of 1024 px.
         ("sdxl_folder", 4 * (77 * (768 + 1280) + 1280), 4 * 2 * 4 * 128**2),
         ("flux_folder", 4 * (512 * 4096 + 768), 4 * 2 * 16 * 128**2),

@@ -1,4 +1,4 @@
-"""What is known of adapters before a model is loaded, beside what training makes of it."""
+"""What is known about adapters before a model is loaded, compared with what training finds."""
 
 from __future__ import annotations
 

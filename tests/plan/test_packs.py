@@ -1,4 +1,4 @@
-"""Which jobs are packed, how many at once, on how many places: a pure function of what is known."""
+"""Which jobs are packed, how many at once and in how many places: a pure function of what is known."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def gpus(count: int, memory_gb: float = 80.0) -> Machine:
 
 
 class Costs:
-    """What is known of costs, as given."""
+    """Known costs, as given."""
 
     def __init__(self, fitting: int | None = None, prediction: Prediction | None = None) -> None:
         self.fits, self.prediction = fitting, prediction
@@ -64,7 +64,7 @@ def plan(
 
 
 def shapes(found: Plan) -> list[tuple[int, int, int, int]]:
-    """(jobs, at once, workers, processes) of each pack."""
+    """(jobs, jobs at once, workers, processes) of each pack."""
     return [(len(pack.jobs), pack.at_once, pack.workers, pack.processes) for pack in found.packs]
 
 
@@ -144,7 +144,7 @@ def test_a_search_has_as_many_workers_as_its_trials_are_worth() -> None:
     settings = Experiment.model_validate({}).launcher
     found = make_plan(seeds(1), {}, settings, machine=machine, costs=CostsByMemory(), expected=40)
     assert shapes(found) == [(1, 4, 4, 1)]
-    # GPUs are for the trials that are to come: none lends a hand to the first two.
+    # The other GPUs are kept for the trials to come: none helps with the first two.
     found = make_plan(seeds(2), {}, settings, machine=gpus(8), costs=Costs(), expected=40)
     assert shapes(found) == [(2, 5, 8, 1)]
 
@@ -156,7 +156,7 @@ def test_packs_beside_each_other_share_the_memory() -> None:
 
 
 class CostsOfSmallOnes(CostsByMemory):
-    """Nothing is known of images of 128 px."""
+    """Nothing is known about images of 128 px."""
 
     def fitting(self, jobs: Sequence[Job], machine: Machine, processes: int) -> tuple[int, str] | None:
         return super().fitting(jobs, machine, processes) if jobs[0].experiment.resolution < 128 else None
@@ -258,7 +258,7 @@ def test_jobs_that_share_no_forward_pass_are_in_packs_of_their_own() -> None:
 
 
 def beginnings(found: Plan, key: str) -> list[list[Any]]:
-    """What each worker of the only pack takes first, and last what is left to take."""
+    """The jobs that each worker of the only pack takes first, followed by the remaining ones."""
     (pack,) = found.packs
     values = [getattr(job.experiment, key) for job in pack.jobs]
     hands = [values[hand * pack.at_once : (hand + 1) * pack.at_once] for hand in range(pack.workers)]

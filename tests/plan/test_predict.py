@@ -63,8 +63,8 @@ def counted_unet(config: dict[str, Any], side: int) -> Counted:
 def test_arithmetic_agrees_with_what_torch_counts(name: str) -> None:
     config, side = SHAPES[name]
     work, found = count_unet(config, latent_side=side), counted_unet(config, side)
-    # On the CPU torch does not count its attention kernel. Not counted here: adapters, and that the backward pass ends
-    # at the first of them, which on a miniature of three blocks is a larger part of the whole.
+    # On the CPU, torch does not count its attention kernel. Not counted here: the adapters, and that the backward pass
+    # ends at the first of them, which matters more on a miniature of three blocks.
     assert work.products == pytest.approx(found.products, rel=0.06)
     assert work.training_flop(checkpointing=False) - work.products - 3 * work.attention == pytest.approx(
         found.backward, rel=0.12 if name != "mini" else 0.15
@@ -140,7 +140,7 @@ def test_unmeasured_packs_are_estimated_and_called_so() -> None:
     assert not pack.prediction.measured
     assert pack.prediction.alone_s > pack.prediction.seconds > 60
     assert 8 * 5.6 < pack.prediction.memory_gb < 85
-    # 14.19 TFLOP for an image, of which 200 in a second; an image drawn is half a step, and all are drawn twice.
+    # 14.19 TFLOP per image, at 200 TFLOP per second; drawing an image is half a step, and all are drawn twice.
     images = 8 * (1000 + 2 * (4 * 25 * 2 + 8 * 4) / 2)
     assert pack.prediction.seconds == pytest.approx(15 + images * 14.19 / 200, rel=0.03)
     one = packed(1).prediction
@@ -199,7 +199,7 @@ def test_a_quantized_base_is_counted_as_it_is_kept(kind: str) -> None:
     work = count_unet(EMBEDDED, latent_side=16)
     unet = UNet2DConditionModel.from_config(EMBEDDED)
     quantize(unet, kind, CPU.device)
-    tables = {name for name, _ in unet.named_buffers() if name.endswith("table")}  # one for each layer, of any size
+    tables = {name for name, _ in unet.named_buffers() if name.endswith("table")}  # one per layer, of any size
     kept = [each for name, each in (*unet.named_parameters(), *unet.named_buffers()) if name not in tables]
     linear = (work.parameters - work.in_convolutions) * QUANTIZED_BYTES[kind]
     assert linear + 4 * work.in_convolutions == pytest.approx(sum(each.nbytes for each in kept), rel=0.08)
@@ -351,7 +351,7 @@ def test_the_oldest_measurements_are_forgotten(monkeypatch: pytest.MonkeyPatch) 
 
 def test_workers_that_end_together_keep_what_each_has_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     conditions, all_ready = Conditions.of(job(0), device="a GPU", processes=1), threading.Barrier(4)
-    monkeypatch.setattr(os, "fsync", lambda handle: time.sleep(0.05))  # of a slow disk
+    monkeypatch.setattr(os, "fsync", lambda handle: time.sleep(0.05))  # a slow disk
 
     def end(rows: int) -> None:
         all_ready.wait()

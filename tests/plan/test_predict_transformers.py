@@ -23,7 +23,7 @@ RANK, SIDE = 16, 128
 KINDS = {"sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel}
 TOKENS = {"sd3": 333, "flux": 512}
 SD35 = {"dual_attention_layers": [0, 1], "qk_norm": "rms_norm"}
-# Of the true widths, with fewer blocks: all blocks of a kind are alike.
+# The real widths with fewer blocks: all blocks of a kind are alike.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "sd3": ("sd3", SD3_TRANSFORMER | {"num_layers": 4}),
     "sd3.5": ("sd3", SD3_TRANSFORMER | {"num_layers": 4} | SD35),
@@ -45,8 +45,8 @@ def test_arithmetic_agrees_with_what_torch_counts(name: str) -> None:
 
     found = counted("transformer", lambda: KINDS[family_name].from_config(config), family.target_presets, predict)
     work = FAMILIES[family_name].count(config, latent_side=SIDE)
-    # On the CPU torch does not count its attention kernel. Not counted here: adapters, and that the backward pass ends
-    # at the first of them.
+    # On the CPU, torch does not count its attention kernel. Not counted here: the adapters, and that the backward pass
+    # ends at the first of them.
     assert work.products == pytest.approx(found.products, rel=0.01)
     assert work.training_flop(checkpointing=False) - work.products - 3 * work.attention == pytest.approx(
         found.backward, rel=0.12

@@ -1,4 +1,4 @@
-"""Job folders as a real run leaves them, made of drawn houses and made-up curves."""
+"""Job folders like those of a real run, made from drawn houses and made-up curves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GROUNDS = ((92, 132, 70), (222, 204, 160), (244, 246, 250))
 
 
 def draw_house(prompt: int, seed: int, progress: float, side_px: int) -> Image.Image:
-    """A house that comes out of the blur as progress goes from 0 to 1."""
+    """A house that gets sharp as progress goes from 0 to 1."""
     dice = random.Random(f"{prompt} {seed}")
     image = Image.new("RGB", (64, 64), SKIES[prompt % 3])
     pen = ImageDraw.Draw(image)
@@ -73,7 +73,7 @@ def make_manifest(identity: str, name: str, overrides: list[str], *, steps: int,
 
 
 def write_metrics(folder: Path, *, steps: int, floor: float, lr: float, every: int, seed: int = 0) -> float:
-    """Curves that fall from 0.24 to about `floor`; gives the last held-out loss."""
+    """Write curves that fall from 0.24 to about `floor`; returns the last held-out loss."""
     dice = random.Random(seed)
     lines: list[dict[str, Any]] = []
     held = 0.24
@@ -120,7 +120,7 @@ def write_job(
     sampled: list[int] | None = None,
     **changes: Any,
 ) -> Path:
-    """A whole job folder; `changes` go into its manifest."""
+    """Write a complete job folder; `changes` go into its manifest."""
     folder.mkdir(parents=True)
     experiment, identity = folder.parent.name, folder.name
     overrides = [f"lora.rank={rank}", f"optimizer.lr={lr}", f"steps={steps}"]
@@ -158,7 +158,7 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 
 def write_search(root: Path, jobs: int, *, side_px: int = 64, draws: int = 40) -> Path:
-    """What a search leaves: other values in every job, some stopped early, one that diverged."""
+    """Write what a search leaves: different values in every job, some stopped early, one diverged."""
     search, dice = root / "search", random.Random(3)
     for number in range(jobs):
         rank, lr = dice.choice([4, 8, 16, 32, 64, 128]), 10 ** dice.uniform(-5, -2.5)
@@ -187,13 +187,13 @@ def write_search(root: Path, jobs: int, *, side_px: int = 64, draws: int = 40) -
 
 
 def give_cost(folder: Path, **more: Any) -> None:
-    """What a packed job says of its cost: alone it would have taken three times as long."""
+    """Give a job the cost of a packed one: alone it would have taken three times as long."""
     total_s = json.loads((folder / "manifest.json").read_text())["timings_s"]["total"]
     change_manifest(folder, cost={"alone_s": 3 * total_s, "packed_with": 8, "peak_memory_gb": 1.234} | more)
 
 
 def write_sweep(root: Path) -> Path:
-    """Six jobs in different states."""
+    """Write six jobs in different states."""
     sweep = root / "houses-sweep"
     write_job(sweep / "a1c2e3", rank=8, floor=0.13, quality=0.85)
     write_job(sweep / "b2d4f6", rank=16, floor=0.115)
@@ -230,7 +230,7 @@ def write_evaluation(
     sampled: bool = True,
     **changes: Any,
 ) -> Path:
-    """A job of task=evaluate, with (value, low, high) of each figure."""
+    """Write a job of task=evaluate, with (value, low, high) of each figure."""
     folder.mkdir(parents=True)
     config = {
         "name": folder.parent.name, "task": {"name": "evaluate"}, "adapter": [adapter], "adapter_weight": [weight],

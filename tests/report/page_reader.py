@@ -1,4 +1,4 @@
-"""Looks at a finished page: parsed as HTML, or opened in a headless Chromium."""
+"""Reads a finished page: parsed as HTML, or opened in a headless Chromium."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Browser:
         return done.stdout
 
     def dom(self, page: Path, *flags: str, fragment: str = "") -> str:
-        """The document after its scripts ran, opened at a place in it."""
+        """The document after its scripts have run, opened at a place in it."""
         return self._run(page, "--dump-dom", *flags, fragment=fragment)
 
     def screenshot(self, page: Path, *flags: str, size: tuple[int, int] = (1280, 900)) -> Image.Image:
@@ -91,9 +91,9 @@ class Browser:
 
 
 def find_browser(folder: Path) -> Browser:
-    """A browser, or a skip that says why."""
+    """A browser, or a skip with the reason."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
-        # A browser is no Python package; .ci/run installs one, so that there nothing is skipped.
+        # A browser is not a Python package; .ci/run installs one, so nothing is skipped there.
         pytest.skip("no Chromium on the PATH: the page cannot be looked at as a reader sees it")
     return Browser(program, folder)

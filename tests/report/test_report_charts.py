@@ -1,4 +1,4 @@
-"""Charts put points where their values are, and say what they left out."""
+"""Charts place points at their values, and report what they left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What task=evaluate measured stands beside the trainings that it measured, and in a table of its own."""
+"""The figures of task=evaluate are shown beside the measured trainings, and in their own table."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_figures_that_were_not_measured_alike_are_told(sweep: Path) -> None:
 
 
 def test_other_content_under_the_same_name_is_told(sweep: Path) -> None:
-    """Photographs were added to the folder, or another network was put in the place of one."""
+    """Photographs were added to the folder, or a network was replaced by another one."""
     change_manifest(sweep / "e-new", identity={"real": "b", "networks": {"clip": "c"}})
     change_manifest(sweep / "e-old", identity={"real": "b", "networks": {"clip": "c"}})
     change_manifest(sweep / "e-half", identity={"networks": {}})

@@ -40,7 +40,7 @@ f.onload = () => {
 f.srcdoc = PAGE;
 </script>"""
 
-# Points at places of the charts of settings as a mouse or a finger does, and tells what the page then shows.
+# Points at the charts of settings like a mouse or a finger, and returns what the page then shows.
 POINT = """<!doctype html><title>waiting</title>
 <iframe id=f style="width:WIDTHpx;height:9000px;border:0"></iframe><pre id=said></pre>
 <script>
@@ -91,7 +91,7 @@ f.srcdoc = PAGE;
 
 
 def asked(tmp_path: Path, browser: Browser, page: Path, script: str) -> Any:
-    """What a script says of a page that it has in a frame."""
+    """What a script reports about a page that it holds in a frame."""
     source = json.dumps(page.read_text(encoding="utf-8")).replace("</", "<\\/")
     outer = tmp_path / "outer.html"
     outer.write_text(script.replace("PAGE", source), encoding="utf-8")
@@ -266,7 +266,7 @@ def test_pointing_beyond_the_end_of_a_curve_says_where_it_ended(tmp_path: Path, 
 
 
 def test_a_chart_that_stands_alone_is_as_wide_as_one_of_several(tmp_path: Path, browser: Browser) -> None:
-    """Stretched over the page, it is twice as high, with letters of twice the size."""
+    """Stretched across the page, it would be twice as high, with letters of twice the size."""
     alone, several = (write_job(tmp_path / name / "job", sampled=[]) for name in ("alone", "several"))
     lines = [json.loads(line) for line in (alone / "metrics.jsonl").read_text().splitlines()]
     kept = [{key: line[key] for key in ("step", "time", "train/loss") if key in line} for line in lines]
@@ -294,7 +294,7 @@ def test_the_charts_of_settings_follow_light_and_dark(search: Path, browser: Bro
 
 
 def test_the_script_runs_under_its_policy_and_others_do_not(tmp_path: Path, sweep: Path, browser: Browser) -> None:
-    # The page's script opens the job named after the #, which is the only trace it leaves by itself.
+    # The page's script opens the job named after the #; it leaves no other trace by itself.
     page = (sweep / "report.html").read_text(encoding="utf-8")
     foreign = tmp_path / "foreign.html"
     foreign.write_text(page + "<script>document.title = 'taken over'</script>", encoding="utf-8")

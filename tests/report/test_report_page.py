@@ -1,4 +1,4 @@
-"""The report says what the folders hold, in whatever state they are, and nothing else gets into the page."""
+"""The report shows what the folders contain, whatever state they are in, and nothing else gets into the page."""
 
 from __future__ import annotations
 

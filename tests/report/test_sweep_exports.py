@@ -1,4 +1,4 @@
-"""sweep.csv and sweep.json hold every job, and survive whatever stands in settings and errors."""
+"""sweep.csv and sweep.json contain every job, and cope with anything in settings and errors."""
 
 from __future__ import annotations
 
@@ -121,11 +121,11 @@ def test_a_long_record_takes_no_more_memory_than_its_numbers(tmp_path: Path) -> 
         for step in range(1, lines + 1):
             values = {name: step / 7 + place for place, name in enumerate(names)}
             stream.write(json.dumps({"step": step, "time": 1e9 + step, **values}) + "\n")
-    record.read_job(job)  # what is loaded for the first one stays
+    record.read_job(job)  # what is loaded for the first job stays loaded
     tracemalloc.start()
     read = record.read_job(job)
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert read.curve("train/lr")[-1] == (lines, lines / 7 + 2)
-    # A step and a value of 8 bytes each, and some room for growth and for settings.
+    # A step and a value of 8 bytes each, plus some room for growth and for settings.
     assert taken < 1.5 * 16 * lines * (len(names) + 1)

@@ -1,4 +1,4 @@
-"""A sweep is ranked by its objective, whichever way is better, and says what it cost as far as it knows."""
+"""A sweep is ranked by its objective, whichever direction is better, and reports its cost as far as it is known."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .page_reader import Page
 
 
 def four(root: Path) -> Path:
-    """Two jobs that are done, one stopped early that did better than both by then, and one that never began."""
+    """Two completed jobs, one that was stopped early but was better than both by then, and one that never started."""
     write_job(root / "x" / "good", rank=8, floor=0.12)
     write_job(root / "x" / "poor", rank=16, floor=0.18)
     write_job(root / "x" / "early", rank=4, floor=0.1, steps=80, state="pruned", objective=0.1)
@@ -69,7 +69,7 @@ def test_losses_that_were_not_measured_alike_are_told_as_that(tmp_path: Path) ->
 
 
 def test_equal_results_share_a_place_and_none_of_them_is_the_best(tmp_path: Path) -> None:
-    """As of a setting that changes what is drawn and not what is trained."""
+    """For example, if a setting changes what is drawn but not what is trained."""
     folder = four(tmp_path)
     for name in ("good", "poor"):
         change_manifest(folder / name, objective=0.125)
@@ -151,7 +151,7 @@ def test_the_aim_is_that_of_most_jobs_and_not_of_the_first(tmp_path: Path) -> No
 
 
 def test_a_job_that_diverged_on_the_way_is_shown_with_its_last_value_before_that(tmp_path: Path) -> None:
-    """To what is no number nothing compares, so that the order of all others would hang on it."""
+    """Nothing compares with NaN, so it would scramble the order of all other jobs."""
     job = write_job(tmp_path / "x" / "stopped", steps=80, sampled=[], state="interrupted", objective=None)
     with (job / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 90, "validation/loss": null, "non_finite": {"validation/loss": "nan"}}\n')

@@ -1,4 +1,4 @@
-"""Which settings differ between jobs is read from what they resolved to, and every chart places them truly."""
+"""The settings that differ are found from the jobs' resolved values, and every chart places them correctly."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_jobs_do_not_differ_in_what_the_task_of_one_does_not_know(tmp_path: Path
 
 
 def test_what_one_job_was_given_and_the_other_was_not_is_not_the_same_in_both(tmp_path: Path) -> None:
-    """Such as of one command without overrides and one with some; what was damaged says nothing of either."""
+    """For example, one command had overrides and one had none; a damaged manifest says nothing about either."""
     folder = grid(tmp_path, ranks=(4, 8, 16), rates=(1e-4,))
     for job, given in zip(sorted(folder.iterdir()), (["seed=1", "lora.rank=16"], [], []), strict=True):
         change_manifest(job, overrides=given)

@@ -1,4 +1,4 @@
-"""Hydra's sweep grammar becomes a space; what cannot be searched is named, all of it at once."""
+"""Hydra's sweep grammar becomes a search space; everything that cannot be searched is named at once."""
 
 from __future__ import annotations
 

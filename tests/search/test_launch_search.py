@@ -1,4 +1,4 @@
-"""What a search does between its jobs: nothing that is done, refused or not yet settled ends it. Without workers."""
+"""What a search does between its jobs: no job that is done, refused or not yet settled ends it. Without workers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def search(*, trials: int, wrong: str = "", seeds: Sequence[str] = SEEDS) -> Opt
 
 
 def command(search_by: Callable[..., None], *given: str, settings: Mapping[str, Any] | None = None) -> None:
-    """Search as the sweeper of the command line does."""
+    """Search like the sweeper of the command line."""
     with initialize_config_dir(str(HOME / "conf"), version_base=None):
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("config", list(given), run_mode=RunMode.MULTIRUN)
@@ -68,7 +68,7 @@ def command(search_by: Callable[..., None], *given: str, settings: Mapping[str, 
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """The jobs that are given to a launcher, which completes them at once."""
+    """The jobs given to a launcher that completes them at once."""
     found: list[Job] = []
 
     def run(plan: Plan, settings: object, more: Any) -> None:
@@ -240,7 +240,7 @@ def test_a_manifest_that_is_damaged_meanwhile_does_not_end_the_search() -> None:
 
 
 def test_a_failure_of_an_earlier_command_is_not_that_of_the_trial_that_tries_again(launched: list[Job]) -> None:
-    """Also where the search is asked again, because another trial is done already, before the launcher has begun."""
+    """Even if the search is asked again before the launcher has begun, because another trial is already done."""
     seeds = tuple(str(seed) for seed in range(10, 10_000))
     first = search(trials=4, seeds=seeds)
     jobs = []
@@ -262,7 +262,7 @@ def test_a_failure_of_an_earlier_command_is_not_that_of_the_trial_that_tries_aga
 
 
 def test_other_images_under_the_same_name_are_another_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results on the images that were there before say nothing of those that are there now."""
+    """Results on the earlier images say nothing about the current ones."""
     left: list[int] = []
 
     def one_trial(found: OptunaSearch) -> None:

@@ -20,7 +20,7 @@ GROUPS: dict[str, dict[str, Any]] = {
 
 
 def composed(key: str, text: str) -> Mapping[str, Any]:
-    """What Hydra would make of it, for the few settings that are used here."""
+    """What Hydra would compose, for the few settings that are used here."""
     config = {"lora": {"targets": "attention", "rank": 16}, "optimizer": {"name": "adamw", "lr": 1e-4}, "steps": 3}
     if key in GROUPS:
         return {**config, key: {**config[key], **GROUPS[key][text]}}  # type: ignore[dict-item]

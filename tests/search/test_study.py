@@ -1,4 +1,4 @@
-"""A study remembers over restarts what was tried, retries what was cut off, and never learns from another search."""
+"""A study remembers trials across restarts, retries those that were cut off, and never learns from another search."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_it_learns_as_soon_as_so_many_trials_as_are_asked_for_have_begun_it(tmp_
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_steps_of_a_range_are_written_as_a_grid_writes_them(tmp_path: Path, sampler: str) -> None:
-    """`0.30000000000000004` would be another job than `0.3`."""
+    """`0.30000000000000004` would be a different job from `0.3`."""
     space, _ = space_of(["dataset.caption_dropout=range(0,0.75,0.1)"])
     found = study(tmp_path / "study.db", space=space, sampler=sampler, startup_trials=50)
     chosen = {values(found.ask()[1])["dataset.caption_dropout"] for _ in range(50)}
@@ -138,7 +138,7 @@ def test_it_learns(tmp_path: Path) -> None:
 
 
 def test_trials_that_run_at_the_same_time_are_not_all_where_the_best_was(tmp_path: Path) -> None:
-    """Nothing is known of them yet, so that a sampler that passed over them would give each the same again."""
+    """Nothing is known about them yet, so a sampler that ignored them would suggest the same values each time."""
     found = study(tmp_path / "study.db", space=SPACE[2:], startup_trials=2, seed=1)
     for _ in range(3):
         number, (chosen,) = found.ask()

@@ -1,4 +1,4 @@
-"""What the application answers to wrong requests, in this process: never 500, however they are sent."""
+"""How the application answers invalid requests, in this process: never with 500, however they are sent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def told(folder: Path, **serving: Any) -> Path:
 
 
 def serving(folder: Path) -> Iterator[TestClient]:
-    """A client of what a folder says, when it is loaded."""
+    """A client of the application for a folder, once its model is loaded."""
     failures: list[BaseException] = []
     app = make_app(Service(folder, "cpu"), guard=Guard(LOOPBACK), failed=failures.append)
     with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
@@ -149,7 +149,7 @@ def test_pages_from_elsewhere_do_not_draw(flux: TestClient) -> None:
 
 @pytest.mark.parametrize("kind", [torch.AcceleratorError, RuntimeError])
 def test_a_gpu_that_has_failed_ends_the_server(kind: type[Exception], flux_folder: Path, tmp_path: Path) -> None:
-    """Or it would answer 500 for good, and be taken for healthy. Torch before 2.8 has no kind of its own for it."""
+    """Otherwise it would answer 500 forever and pass as healthy. Torch before 2.8 has no exception type for this."""
     folder = told(tmp_path, model={"family": "flux", "path": str(flux_folder)})
     failures: list[BaseException] = []
     service = Service(folder, "cpu")
@@ -171,7 +171,7 @@ def test_a_gpu_that_has_failed_ends_the_server(kind: type[Exception], flux_folde
 
 
 def test_what_nobody_waits_for_any_longer_is_not_drawn(flux: TestClient, caplog: pytest.LogCaptureFixture) -> None:
-    """Or requests that have timed out would keep those waiting that were sent in their place."""
+    """Otherwise requests that have timed out would delay those sent to replace them."""
     with caplog.at_level("INFO"):
         assert hung_up_after(b'{"prompt": "a house"}', flux, is_whole=True) == 503
     assert "the client no longer waits for 1 image: not drawn" in caplog.text
@@ -180,7 +180,7 @@ def test_what_nobody_waits_for_any_longer_is_not_drawn(flux: TestClient, caplog:
 
 
 def hung_up_after(body: bytes, client: TestClient, *, is_whole: bool) -> int:
-    """What is answered to a request whose sender is gone after so much of it."""
+    """The answers to a request whose sender disconnects after this part of the body."""
     said = [{"type": "http.request", "body": body, "more_body": not is_whole}, {"type": "http.disconnect"}]
     answers: list[Any] = []
 
@@ -198,14 +198,14 @@ def hung_up_after(body: bytes, client: TestClient, *, is_whole: bool) -> int:
 
 
 def test_who_hangs_up_while_he_asks_is_no_fault_of_the_server(flux: TestClient) -> None:
-    """Or each leaves a page of a traceback in its log."""
+    """Otherwise each would leave a page of traceback in its log."""
     assert hung_up_after(b'{"prompt": "a ', flux, is_whole=False) == 503
 
 
 def test_a_server_that_ends_while_it_loads_says_nothing_of_it(
     flux_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As by Ctrl-C, which ends everything that was begun; the log would have a traceback of that."""
+    """As with Ctrl-C, which ends everything in progress; the log would contain a traceback of that."""
     loaded = Event()
     monkeypatch.setattr(Studio, "load", lambda _: loaded.wait(60))
     failures: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""The endpoint as SageMaker and its callers meet it: a process as in the container, over HTTP."""
+"""The endpoint as SageMaker and its callers see it: a process as in the container, over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table on a terminal: it follows jobs until they are done, and stays below what is said meanwhile."""
+"""The table on a terminal: it follows jobs until they are done, and stays below messages printed meanwhile."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Terminal:
         main, other = pty.openpty()
         fcntl.ioctl(other, termios.TIOCSWINSZ, SIZE)
         streams = {"stdin": other, "stdout": other, "stderr": other}
-        # A size in the environment would stand before that of the terminal.
+        # A size in the environment would take precedence over the terminal's.
         settings = {name: value for name, value in environment().items() if name not in ("LINES", "COLUMNS")}
         self.process = subprocess.Popen(command, cwd=ROOT, env={**settings, "TERM": "xterm"}, **streams)  # type: ignore[call-overload]
         os.close(other)

@@ -1,4 +1,4 @@
-"""How far jobs are, told from their folders alone, without changing anything in them."""
+"""The progress of jobs, read from their folders alone, without changing anything in them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make(seed: int = 0, state: State = State.PENDING, *, name: str = "sweep", ra
 
 
 def train(job: Job, steps: Sequence[int], *, step_s: float = 0.5, loss: float | None = None) -> None:
-    """Metrics as if a step took so long, the last one just now."""
+    """Write metrics as if each step took `step_s`, the last one just now."""
     now = time.time()
     lines = [_line(step, now - (steps[-1] - step) * step_s) for step in steps]
     if loss is not None:
@@ -51,7 +51,7 @@ def train(job: Job, steps: Sequence[int], *, step_s: float = 0.5, loss: float | 
 
 
 def go_on(job: Job, step: int) -> None:
-    """One more line of metrics, as a worker appends it."""
+    """Append one more line of metrics, as a worker does."""
     with job.paths.metrics.open("a") as stream:
         stream.write(json.dumps(_line(step, time.time())) + "\n")
 

@@ -1,4 +1,4 @@
-"""What the studio draws is what the training has drawn, to the last bit, and mixes are sums."""
+"""What the studio draws equals what the training drew, to the last bit, and mixes are sums."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_adapters_that_do_not_fit_are_said_and_leave_nothing_on_the_layers(
     ids=["text encoders", "new words", "dora in bf16"],
 )
 def test_whatever_is_trained(bench: Bench, sdxl_folder: Path, settings: dict[str, Any]) -> None:
-    # A processor that knows no bf16 convolves forty times as long in it: a smaller model, then.
+    # Without bf16 instructions, a convolution takes a processor forty times as long: hence a smaller model.
     job = trained(bench, sdxl_folder if "precision" in settings else EMBEDDED, **settings)
     wishes = wishes_of(job.experiment.validation.prompts or (), job.experiment.validation.seeds)
     studio = Studio(job.experiment.model, job.experiment.precision, CPU)
@@ -211,7 +211,7 @@ def test_a_controlnet_is_followed(request: pytest.FixtureRequest, tmp_path: Path
     upright.paste("red", (0, 0, 64, 32))
     upright.save(tmp_path / "upright.png")
     turned = Image.Exif()
-    turned[0x0112] = 3  # by half a turn
+    turned[0x0112] = 3  # turned by 180 degrees
     upright.rotate(180).save(tmp_path / "turned.png", exif=turned)
     upright.rotate(180).save(tmp_path / "down.png")
 

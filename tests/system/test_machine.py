@@ -1,4 +1,4 @@
-"""What a machine has, as its files tell."""
+"""What a machine has, according to its files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_threads_are_a_number_that_can_be_read(said: str, threads: int | None, m
 def test_below_a_folder_that_may_not_be_entered_is_what_stands_above(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the home of another user, whom a container's may be told to be."""
+    """Such as another user's home folder, which HOME in a container may name."""
     stat, wanted = os.stat, tmp_path / "outputs" / "dev"
 
     def refused(path: str | Path, **options: bool) -> os.stat_result:

@@ -1,4 +1,4 @@
-"""A task done in this process, on settings given as a dictionary."""
+"""Runs a task in this process, on settings given as a dictionary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.train.bench import CPU, Bench, family_of, pipeline_of, write_images
 def do(
     task: str, folder: Path, model: Path, /, *, stop: Callable[[], bool] = lambda: False, **given: Any
 ) -> dict[str, Any]:
-    """Check the settings and do the work in a folder; what the manifest would say."""
+    """Check the settings and do the work in a folder; returns what the manifest would say."""
     about = {"path": str(model), "family": family_of(model), **given.pop("model", {})}
     settings = TASKS[task].model_validate({"task": {"name": task}, "model": about, **given})
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def do(
 
 
 def with_words(bench: Bench, model: Path, layers: bool) -> Job:
-    """A job as one that was taught a word, and layers besides or not, leaves it; nothing is trained."""
+    """A job like one that was taught a word, with or without layers; nothing is trained."""
     method = {"name": "pivotal" if layers else "textual_inversion", "tokens": ["<sks>"], "initial": ["circle"]}
     images = write_images(bench.root / f"images-of-{method['name']}")
     for caption in images.glob("*.txt"):

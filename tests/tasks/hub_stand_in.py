@@ -1,6 +1,6 @@
-"""A stand-in of the Hub over HTTP: accounts, repositories, preupload, LFS and commits; it keeps what it is sent.
+"""A stand-in for the Hub over HTTP: accounts, repositories, preupload, LFS and commits; it keeps what it is sent.
 
-Large files go by LFS: they count in a commit only when they were sent before, and are what their hash says.
+Large files go through LFS: a commit accepts them only if they were sent before and match their hash.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Repository:
 
 
 class Hub:
-    """What there is, and who may do what."""
+    """The contents of the Hub, and who may do what."""
 
     def __init__(self) -> None:
         self.accounts: dict[str, dict[str, Any]] = {
@@ -41,7 +41,7 @@ class Hub:
         self.objects: dict[str, bytes] = {}
         self.calls: list[tuple[str, str]] = []
         self.refused: dict[str, int] = {}
-        """Part of a path -> status that calls of it get."""
+        """Part of a path -> status that calls to it get."""
         self.address = ""
 
 

@@ -1,4 +1,4 @@
-"""`task=evaluate`: draws once, measures what was asked for, and refuses what cannot be measured."""
+"""`task=evaluate`: draws once, measures what was requested, and refuses what cannot be measured."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_what_the_base_draws_is_drawn_once_for_all_weights(
 def test_only_the_last_pictures_of_the_base_are_kept(
     networks: Networks, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sweep over how it draws would otherwise keep more with every job."""
+    """Otherwise a sweep over drawing settings would keep more with every job."""
     monkeypatch.setattr("runner.tasks.evaluate.drawn.NEUTRAL", ("a star", "a circle"))
     monkeypatch.setattr("runner.tasks.evaluate.work.KEPT_BYTES", 2**16)
     for steps in (1, 2, 3, 4):
@@ -273,7 +273,7 @@ def test_of_several_processes_the_main_one_measures_a_training_and_draws_the_bas
     monkeypatch.setattr(Studio, "draw", draw)
     monkeypatch.setattr("runner.tasks.evaluate.drawn.NEUTRAL", ("a star", "a circle"))
     measured: list[Any] = []
-    # The other process waits for this one: whatever asks for it would wait for ever, and is an error here.
+    # The other process waits for this one: anything that asked for it would wait forever, so it is an error here.
     base = SimpleNamespace(place=Place(torch.device("cpu"), 0, 2), drawn={}, collect=lambda: None)
     asked = {"evaluation": {"metrics": ["base_drift"]}, "validation": {"inference_steps": 1, "guidance_scale": 1.0}}
     experiment = Experiment.model_validate({**job.experiment.model_dump(), **asked})

@@ -1,4 +1,4 @@
-"""Evaluations whose files or settings will not do are refused before anything is drawn."""
+"""Evaluations with unusable files or settings are refused before anything is drawn."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_distance_of_too_few_drawn_images_is_refused_before_anything_is_drawn(
 
 
 def test_a_network_that_is_not_whole_is_refused_before_anything_is_drawn(networks: Networks, tmp_path: Path) -> None:
-    """Of a training it would be found when the training is over."""
+    """In a training, it would be found only after the training is over."""
     dino, inception = shutil.copytree(networks.dino, tmp_path / "dino"), tmp_path / "inception.pt"
     (weights,) = dino.glob("*.safetensors")
     inception.write_bytes(Path(networks.inception).read_bytes()[:-1000])

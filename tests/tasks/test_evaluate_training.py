@@ -1,4 +1,4 @@
-"""A training that is measured before it is completed: what it counts as, what is refused, and searches by it."""
+"""A training that is evaluated before it completes: what it counts as, what is refused, and searches by its figures."""
 
 from __future__ import annotations
 

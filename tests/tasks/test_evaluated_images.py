@@ -1,5 +1,5 @@
-"""The images that an evaluation looks at: what stands beside those that it draws, how real ones become as large,
-and what pixels count.
+"""The images of an evaluation: what accompanies the drawn ones, how real ones are resized to match, and which pixels
+count.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def test_each_prompt_stands_once_beside_the_images_of_all_its_seeds(tmp_path: Pa
 
     told = json.loads(paths.prompts.read_text())
     assert (told["prompts"], told["neutral"]) == (["a red <one> house", "a star"], list(NEUTRAL))
-    # As `p01` of a picture's name counts them.
+    # In the numbering of `p01` in a picture's name.
     assert [told["prompts"][int(wish.name[1:3])] for wish in series.wishes] == [wish.prompt for wish in series.wishes]
 
 

@@ -1,4 +1,4 @@
-"""An exported adapter means the same to other readers; what goes to the Hub arrives there, with a card."""
+"""An exported adapter means the same to other readers; an upload arrives on the Hub, with a card."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ALL = ["diffusers", "kohya", "kohya_alpha"]
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub, and a token that may write there. Without Xet, which has another way of sending."""
+    """A Hub, and a token with write access. Without Xet, which uploads in another way."""
     with serving() as found:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -53,7 +53,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def trained(bench: Bench, sdxl_folder: Path) -> Job:
-    """Drawn from while it was trained, and taught an instance prompt."""
+    """A job that drew samples during training and was taught an instance prompt."""
     job = bench.job(
         sdxl_folder,
         lora={"rank": 4, "alpha": 6.0, "text_encoder": True},
@@ -171,7 +171,7 @@ def test_words_go_along(bench: Bench, sdxl_folder: Path, tmp_path: Path, layers:
     code = card.partition("```python")[2].partition("```")[0]
     code = code.replace("path/to/the/base", str(sdxl_folder)).replace("path/to/this/folder", str(exported))
     found: dict[str, Any] = {}
-    exec(code, found)  # it is what people copy
+    exec(code, found)  # this is what people copy
     assert "<sks>" in found["pipeline"].tokenizer_2.get_vocab()
     assert bool(found["pipeline"].get_active_adapters()) is layers
     if not layers:
@@ -209,7 +209,7 @@ def test_what_goes_to_the_hub_arrives_there(
     assert "Loss at fixed noise" in card and "(loss.svg)" in card
     assert yaml.safe_load(card.split("```yaml")[1].split("```")[0])["lora"]["alpha"] == 6.0
     assert "from_pretrained('someone/sdxl')" in card
-    # Done once; nothing is sent again, and no secret and no place of this machine is anywhere.
+    # Done once: nothing is sent again, and no secret and no path of this machine appears anywhere.
     calls = len(hub.calls)
     do("export", job, sdxl_folder, **given)
     assert {verb for verb, _ in hub.calls[calls:]} == {"GET"}
@@ -247,7 +247,7 @@ def test_places_of_this_machine_are_on_no_card(trained: Job, tmp_path: Path, mon
     dataset = {"path": "clients/acme/set.parquet"}
     said = card_of(trained, tmp_path / "file", dataset=dataset, validation={"prompts": [prompt]})
     assert said["dataset"]["path"] == "set.parquet" and said["validation"]["prompts"] == [prompt]
-    # A folder that is only not to be found from here looks like a Hub id, and is one where that was fetched.
+    # A folder that cannot be found from here looks like a Hub id; it counts as one only if that id was fetched.
     sources = {"path": None, "sources": [{"path": "acme/photos"}, {"path": "acme/more/of it"}]}
     found = card_of(trained, tmp_path / "sources", dataset=sources)["dataset"]["sources"]
     assert [source["path"] for source in found] == ["photos", "of it"]

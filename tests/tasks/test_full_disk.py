@@ -1,4 +1,4 @@
-"""A disk that takes no more while a task writes: one line with the reason, in the folder too if it has room for it."""
+"""A disk that fills up while a task writes: one line with the reason, in the folder too if there is room for it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOM = 4096
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Within it the system refuses to let files grow beyond this size, as on a full disk, with an errno of its own."""
+    """Within it, the system refuses to let files grow beyond this size, as on a full disk but with another errno."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -98,7 +98,7 @@ def test_a_merged_model_that_cannot_be_written_is_one_line(
 def test_where_not_even_the_reason_can_be_written_the_next_job_is_tried(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The log file has no room either: its lines are on the output, too. The lock tells whoever has started this."""
+    """The log file has no room either: its lines are on the output as well. The lock tells the launcher."""
     jobs = [generate(tmp_path), generate(tmp_path, precision="bf16")]
 
     assert worked(*jobs, size=16) == 1
@@ -111,7 +111,7 @@ def test_where_not_even_the_reason_can_be_written_the_next_job_is_tried(
 
 
 def test_what_is_written_is_named_whoever_writes_it(tmp_path: Path) -> None:
-    """Python names only what it cannot open, safetensors nothing, and a copied folder has its errors in words."""
+    """Python names only files it cannot open, safetensors names none, and copying a folder reports errors as text."""
     tensors = {"a": ones(4096)}
     target = tmp_path / "target"
     for writes in (lambda file: file.write_bytes(bytes(8192)), lambda file: save_file(tensors, file)):

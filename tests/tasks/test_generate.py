@@ -1,4 +1,4 @@
-"""task=generate from the command line: drawn as in training, swept, gone on with, and refused where it is wrong."""
+"""task=generate from the command line: drawn as in training, swept, continued, and refused if it is wrong."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_sweep_over_the_weight_draws_the_samples_of_the_training_and_goes_on(a
         assert sheet.width > 2 * 64
     assert (outputs() / "drawn" / "report.html").is_file()
 
-    # A lost result is drawn again, and nothing else.
+    # Only a lost result is drawn again.
     before = pictures(drawn[1.0])
     for file in drawn[1.0].glob("*.png"):
         file.unlink()
@@ -68,7 +68,7 @@ def test_a_sweep_over_the_weight_draws_the_samples_of_the_training_and_goes_on(a
 
 
 def test_a_file_of_another_program_may_lie_beside_its_own_configuration(tmp_path: Path) -> None:
-    """Other trainers write a config.yaml, too, which says nothing of a job."""
+    """Other trainers write a config.yaml too, which says nothing about a job."""
     theirs = tmp_path / "aitk"
     (theirs / "lora").mkdir(parents=True)
     (theirs / "config.yaml").write_text("job: extension\nmodel: theirs\nprecision: nf4\nresolution: 1000\n")
@@ -115,7 +115,7 @@ def test_an_adapter_on_the_hub_may_have_a_name_of_its_own(tmp_path: Path, monkey
             find_adapter("ann/pissa", key="adapter")
         with pytest.raises(SettingsError, match=r"holds one\.safetensors, two\.safetensors; download the one"):
             find_adapter("ann/several", key="adapter")
-        # A worker may have no way to the Hub, and the file from whoever has planned the job.
+        # A worker may have no access to the Hub, and have the file from the machine that planned the job.
         hub.refused["/"] = 0
         assert find_adapter("ann/pixels", key="adapter").file == found
         with pytest.raises(SettingsError, match=r"is not on this machine, nor to be had from the Hub"):
@@ -236,7 +236,7 @@ def test_the_model_is_that_of_the_adapter_unless_another_is_chosen(adapter: Path
 def test_adapters_that_cannot_be_drawn_with_together_are_refused_before_anything_starts(
     task: dict[str, str], bench: Bench, sdxl_folder: Path, sdxl_parts: Parts, tmp_path: Path
 ) -> None:
-    """What has another weight than it can have, too; one of weight 0 plays no part."""
+    """So are adapters with a weight that they cannot have; an adapter of weight 0 is ignored."""
     unet = {"unet": sdxl_parts["unet"]}
     dora = str(write_peft_plainly(tmp_path / "dora.safetensors", random_layers(unet, dora=True), {"use_dora": True}))
     plain = str(write_peft_plainly(tmp_path / "plain.safetensors", random_layers(unet), {}))

@@ -1,4 +1,4 @@
-"""A merged base does what the base and the adapters do beside each other, for independent readers too."""
+"""A merged base does what the base and the adapters do together, for independent readers too."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.mix.conftest import Parts
 from tests.tasks.doing import do, with_words
 from tests.train.bench import Bench, family_of, pipeline_of, records
 
-pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # that there are several is wanted
+pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # having several is intended
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-2, "fp16": 1e-2}
 
 
@@ -80,7 +80,7 @@ def test_a_merged_folder_is_the_base_and_its_adapters(
     for part in ("unet", "text_encoder", "text_encoder_2", "vae"):
         (file,) = (job / "model" / part).glob("*.safetensors")
         assert {tensor.dtype for tensor in load_file(file).values()} == {stored}
-    # Rounded once: fp32 sums by plain arithmetic, in the precision of the file.
+    # Rounded once: fp32 sums by plain arithmetic, then the precision of the file.
     pipeline.fuse_lora(components=["unet", "text_encoder", "text_encoder_2"])
     name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     fused = pipeline.unet.get_submodule(name).get_base_layer().weight.to(stored)
@@ -109,7 +109,7 @@ def test_everything_that_the_base_had_comes_along(two: list[str], sdxl_folder: P
     names = {file.relative_to(sdxl_folder).as_posix() for file in sdxl_folder.rglob("*") if file.is_file()}
     model = tmp_path / "job" / "model"
     assert {file.relative_to(model).as_posix() for file in model.rglob("*") if file.is_file()} == names
-    # What was not adapted is what it was, bit for bit, where the precision is.
+    # Parts without adapters are unchanged bit for bit if the precision is unchanged.
     for part in ("vae", "text_encoder", "text_encoder_2"):
         (old,), (new,) = (sdxl_folder / part).glob("*.safetensors"), (model / part).glob("*.safetensors")
         before, after = load_file(old), load_file(new)
@@ -146,7 +146,7 @@ def test_a_single_file_has_the_layout_of_the_original_code(
     do("merge", job, model, adapter=adapter, output="single_file", dtype="fp16")
     assert sorted(file.name for file in job.iterdir()) == ["model-config", "model.safetensors"]
     assert not list((job / "model-config").rglob("*.safetensors")), "the weights are in the file"
-    # Another writer of that layout, over the same base with the same adapter put in by diffusers.
+    # Another writer of that layout, on the same base with the same adapter fused by diffusers.
     pipeline.load_lora_weights(tmp_path)
     pipeline.fuse_lora(components=["unet"])
     pipeline.unload_lora_weights()
@@ -198,7 +198,7 @@ def test_transformers_are_merged_too(name: str, tmp_path: Path, request: pytest.
 def test_names_that_diffusers_does_not_know_are_merged_too(
     before: str, endings: tuple[str, ...], sdxl_parts: Parts, sdxl_folder: Path, tmp_path: Path
 ) -> None:
-    """Those of peft, of ComfyUI, and of trainers that put alphas beside the names of peft."""
+    """The names of peft, of ComfyUI, and of trainers that store alphas beside peft's names."""
     layers = random_layers({"unet": sdxl_parts["unet"]}, targets=("to_q", "conv1"))
     tensors = {}
     for (_, name), each in layers.items():
@@ -363,7 +363,7 @@ def test_words_are_not_merged(bench: Bench, sdxl_folder: Path, tmp_path: Path) -
 def test_an_adapter_is_the_same_where_it_is_sent_to(
     named: str, bench: Bench, sdxl_folder: Path, tmp_path: Path
 ) -> None:
-    """Also the layers alone of one that was taught words besides."""
+    """Even if only the layers are sent of an adapter that was also taught words."""
     trained = with_words(bench, sdxl_folder, layers=True)
     given = {"folder": trained.folder, "file": trained.paths.weights}[named]
     settings = TASKS["merge"].model_validate({"task": {"name": "merge"}, "adapter": str(given)})

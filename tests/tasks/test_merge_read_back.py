@@ -1,4 +1,4 @@
-"""A single file that a reader takes for another model than was merged does not get its name."""
+"""A single file that a reader takes for a different model from the merged one does not get its name."""
 
 from __future__ import annotations
 

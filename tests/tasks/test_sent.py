@@ -1,4 +1,4 @@
-"""What leaves this machine with a job is what it needs: never what people and programs hide beside it."""
+"""What leaves this machine with a job is what it needs, never what people and programs hide beside it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_folder_is_sent_by_its_name_however_it_is_named(
 
 
 def test_what_peft_says_of_an_adapter_goes_with_it_and_counts_as_it(tmp_path: Path) -> None:
-    """Its scales stand in no other place."""
+    """Its scales are stored nowhere else."""
     file, config = tmp_path / "adapter_model.safetensors", tmp_path / PEFT_CONFIG
     settings = TASKS["generate"].model_validate({"task": {"name": "generate"}, "adapter": str(file), "prompts": ["a"]})
     for name, beside in (("base_model.model.a.lora_A.weight", {config}), ("unet.a.lora_A.weight", set[Path]())):

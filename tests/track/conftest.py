@@ -1,4 +1,4 @@
-"""A clean wandb for each test: no environment, no home directory, no settings left from the one before."""
+"""A clean wandb for each test: no environment, home directory or settings left from the previous one."""
 
 from __future__ import annotations
 

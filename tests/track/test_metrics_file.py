@@ -1,4 +1,4 @@
-"""metrics.jsonl keeps what it was told, through kills and resumes."""
+"""metrics.jsonl keeps what was written to it, through kills and resumes."""
 
 from __future__ import annotations
 

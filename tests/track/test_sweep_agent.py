@@ -1,4 +1,4 @@
-"""W&B's own sweep agent starts the project's command line, and the run that it waits for is the job's."""
+"""W&B's own sweep agent starts the project's command line, and the job is logged to the run that it waits for."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.command_line import ROOT
 from .wandb_jobs import CONFIG, Settings, adapter, open_for, samples
 from .wandb_server import WandbServer
 
-# What makes the sweep of docs/results.md the least that is still a training.
+# Reduces the sweep of docs/results.md to the smallest possible training.
 LEAST = (
     "steps=2",
     "lr_scheduler=constant",
@@ -77,7 +77,7 @@ def test_a_run_of_the_agent_is_the_run_of_the_job(tmp_path: Path, server: WandbS
 
 @pytest.fixture
 def in_a_sweep(server: WandbServer, monkeypatch: pytest.MonkeyPatch) -> WandbServer:
-    """What the agent tells its processes, as the one above did."""
+    """A server, and the environment that the agent above gives its processes."""
     for name, value in {"SWEEP_ID": "sweep1", "RUN_ID": "drawn", "ENTITY": "me", "PROJECT": "photos"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     return server
@@ -96,7 +96,7 @@ def test_a_job_that_was_done_before_is_reported_and_not_trained_again(
         json.dumps({"id": "abc", "overrides": ["lora.rank=8"], "state": "completed", "objective": 0.2, "steps_done": 2})
     )
     (job / "metrics.jsonl").write_text('{"step": 2, "time": 1.0, "validation/loss": 0.2}\n')
-    # Where a machine is busy, it may take longer to open than is usual.
+    # On a busy machine, opening may take longer than usual.
     assert report_to_agent(Settings(timeout_s=60), job) == f"{in_a_sweep.url}/me/photos/runs/drawn"
     run = in_a_sweep.runs["drawn"]
     assert (run["sweep"], run["project"], run["displayName"]) == ("sweep1", "photos", "lora.rank=8")

@@ -113,7 +113,7 @@ def test_online_run_tells_the_server_everything(tmp_path: Path, server: WandbSer
     assert (run["displayName"], run["groupName"], run["jobType"]) == ("rank 8", "houses", "train")
     assert run["tags"] == ["rank-8", "sd15"]
     assert run["config"]["lora"]["value"] == {"rank": 8}
-    # As W&B abbreviates it: all metrics (2) are drawn over the second one (5), whose name (1) is our step.
+    # In W&B's abbreviations: all metrics (2) are plotted over the second one (5), whose name (1) is our step.
     everything, step = run["config"]["_wandb"]["value"]["m"]
     assert (everything["2"], everything["5"], step["1"]) == ("*", 2, "global_step")
     assert [line["global_step"] for line in run["history"]] == [1, 2, 3, 3, 3]
@@ -166,7 +166,7 @@ def test_attempts_that_were_logged_offline_are_one_run_when_they_are_synced(
     subprocess.run([sys.executable, "-m", "wandb", "sync", *logs], cwd=tmp_path, capture_output=True, check=True)
     ((name, run),) = server.runs.items()
     assert name == "abc123-houses"
-    # W&B's own count of steps goes on, or the second attempt would take the place of the first.
+    # W&B's own step count continues; otherwise the second attempt would replace the first.
     assert [(line["_step"], line["global_step"]) for line in run["history"]] == [(0, 1), (1, 2), (2, 3), (3, 3), (4, 4)]
     assert (run["summary"]["state"], run["exit_code"]) == ("completed", 0)
 
@@ -215,13 +215,13 @@ def test_server_that_accepts_and_never_answers_falls_back_to_offline(
 
 
 def test_a_pack_waits_once_for_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a cluster has no way out: the jobs that start together must not wait for it one after the other."""
+    """As on a cluster without internet access: jobs that start together must not wait for it one after the other."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.setblocking(False)
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         reasons = {unreachable_because(url, 0.2) for _ in range(4)}
         silent.accept()[0].close()
-        with pytest.raises(BlockingIOError):  # nobody else has called
+        with pytest.raises(BlockingIOError):  # no other connection was made
             silent.accept()
         assert reasons == {f"{url}: timed out"}
         monkeypatch.setattr("runner.track.reach.ASK_AGAIN_S", 0.0)

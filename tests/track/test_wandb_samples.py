@@ -1,4 +1,4 @@
-"""A run ends with one table of its samples, which cannot grow beyond bounds or keep the run open."""
+"""A run ends with one table of its samples, which can neither grow without bound nor keep the run open."""
 
 from __future__ import annotations
 

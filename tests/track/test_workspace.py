@@ -1,4 +1,4 @@
-"""The saved workspace of a sweep: what wandb-workspaces really sends, once for each experiment, and never fatal."""
+"""The saved workspace of a sweep: what wandb-workspaces really sends, once per experiment, and never fatal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEYS = ["lora.rank", "optimizer.lr"]
 
 
 def experiment(root: Path, url: str | None) -> Path:
-    """A sweep of which one job was logged online."""
+    """A sweep with one job that was logged online."""
     for name, wandb_url in (("a", None), ("b", url)):
         (root / "houses" / name).mkdir(parents=True)
         (root / "houses" / name / "manifest.json").write_text(json.dumps({"id": name, "wandb_url": wandb_url}))
@@ -127,7 +127,7 @@ def test_jobs_that_are_compared_by_something_else_have_a_workspace_for_that(fold
     first = save(folder)
     second = save(folder, objective=ObjectiveSettings(name="train/loss"))
     assert second != first
-    del server.views[next(iter(server.views))]  # the other one is looked at
+    del server.views[next(iter(server.views))]  # the other one is checked
     assert panels_of(server)["Settings"][0][1]["columns"][-1] == {"accessor": "summary:train/loss", "inverted": True}
     assert save(folder, objective=ObjectiveSettings(name="train/loss")) == second
 

@@ -79,7 +79,7 @@ def job_with_samples(folder: Path, *, steps: int, side_px: int = 16) -> Path:
 
 
 def table_of(server: WandbServer) -> list[list[Any]]:
-    """The last table that was uploaded, with each image as the name of its file."""
+    """The last uploaded table, with each image given by its file name."""
     (content,) = [body for name, body in server.uploads.items() if name.endswith("/samples_table.table.json")]
     table = json.loads(content)
     assert table["columns"] == ["step", "prompt", "seed", "image"]

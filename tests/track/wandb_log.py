@@ -19,7 +19,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class LoggedRun:
-    """What one log holds."""
+    """The contents of one log."""
 
     run: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class LoggedRun:
 
 
 def read_logs(job_folder: Path) -> list[LoggedRun]:
-    """All runs that wandb wrote into a job's folder, oldest first. Ends wandb, which writes out the last block."""
+    """All runs that wandb wrote into a job's folder, oldest first. Ends wandb, so that it writes its last block."""
     wandb.teardown()
     return [_read(path) for path in sorted(job_folder.glob("wandb/*run-*/*.wandb"))]
 

@@ -14,7 +14,7 @@ Variables = dict[str, Any]
 
 
 class WandbServer(ThreadingHTTPServer):
-    """Listens on a free local port from the start until `stop`; keeps what it was told in plain dicts."""
+    """Listens on a free local port from the start until `stop`; keeps what it receives in plain dicts."""
 
     daemon_threads = True
 
@@ -34,14 +34,14 @@ class WandbServer(ThreadingHTTPServer):
         self._thread.start()
 
     def stop(self) -> None:
-        """Die: refuse new connections and drop the open ones."""
+        """Act dead: refuse new connections and drop the open ones."""
         if not self.stopped:
             self.stopped = True
             self.shutdown()
             self.server_close()
 
     def storage(self, name: str) -> str:
-        """Where a file is to be put."""
+        """The address to upload a file to."""
         return f"{self.url}/storage/{name}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -53,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: WandbServer
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
-        """Be silent."""
+        """Log nothing."""
 
     def _send(self, answer: Any) -> None:
         if self.server.stopped:
@@ -130,7 +130,7 @@ def _resume(server: WandbServer, told: Variables) -> Any:
 
 def _upsert(server: WandbServer, told: Variables) -> Any:
     new = told["name"] not in server.runs
-    # Whose it is the first call says; from then on wandb goes by the answer, which is the same for everyone.
+    # The first call sets the owner; from then on, wandb follows the answer, which is the same for everyone.
     fresh = {"name": told["name"], "displayName": told["name"], "history": [], "summary": {}, "config": {},
              "entity": told.get("entity")}  # fmt: skip
     run = server.runs.setdefault(told["name"], fresh)
