@@ -1,4 +1,4 @@
-"""Runs the project as a person does: a process of its own, with a command line."""
+"""Runs the project as a person does: in its own process, with a command line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _run(
 
 
 def trained(folder: Path, *arguments: str) -> None:
-    """Fill a folder with what a run gives that nothing disturbs; its only job is at `outputs/dev/<id>`."""
+    """Fill a folder with the results of an undisturbed run; its only job is at `outputs/dev/<id>`."""
     extra = {"RUNNER_OUTPUTS": str(folder / "outputs"), "RUNNER_CACHE": str(folder / "cache")}
     answer = runner(*arguments, extra=extra)
     assert answer.code == 0, answer.output

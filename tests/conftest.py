@@ -1,4 +1,4 @@
-"""What every test shares: its own folders for results and caches, a clean environment, and small models."""
+"""Shared by all tests: separate folders for results and caches, a clean environment, and small models."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# A shell starts what it runs in the background deaf to Ctrl-C, and nohup to the end of its terminal; the commands under
-# test would inherit that.
+# A shell makes its background processes ignore Ctrl-C, and nohup makes them ignore the end of their terminal; the
+# commands under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-# What is loaded while tests are collected stays: to look through it for garbage takes a fifth of the time.
+# What is loaded while tests are collected stays: scanning it for garbage takes a fifth of the time.
 gc.disable()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where several processes run the tests, all of them fork commands from one that this one begins."""
+    """If several processes run the tests, all of them fork commands from one process that this one starts."""
     if getattr(config.option, "numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
         from tests.forked_command import serve
 
@@ -34,8 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Every training looks for garbage, and would look through half a million objects that the libraries have made."""
-    gc.freeze()  # what is garbage already stays too; to look for it takes longer than it is worth
+    """Every training collects garbage, and would scan half a million objects that the libraries have made."""
+    gc.freeze()  # existing garbage stays too; looking for it takes longer than it is worth
     gc.enable()
 
 
@@ -44,7 +44,7 @@ SECRET_PREFIXES = ("WANDB", "AWS", "HF_TOKEN", "HUGGING_FACE", "RUNNER_")
 
 @pytest.fixture(autouse=True)
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No account, no cache and no result of the person who runs the tests is seen or touched; nor of another test."""
+    """No account, cache or result of the person who runs the tests, or of another test, is seen or touched."""
     before = set(os.environ)
     for name in list(os.environ):
         if name.startswith(SECRET_PREFIXES):
@@ -53,7 +53,7 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setenv("RUNNER_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     yield
-    # What work sets for the libraries it loads would stay, and no later command would begin as this process did.
+    # Variables that a worker sets for its libraries would stay, and later commands would not start like this process.
     for name in set(os.environ) - before:
         del os.environ[name]
 
@@ -63,7 +63,7 @@ MakeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
-    """A folder that is filled once for all processes that run tests, and then only read."""
+    """Makes folders that are filled once for all processes that run tests, and then only read."""
     from runner.system.exclusive import alone
 
     base = tmp_path_factory.getbasetemp()

@@ -1,7 +1,7 @@
-"""Commands that are forked from a process which has loaded everything, instead of loading it again for each.
+"""Commands are forked from a process that has loaded everything, instead of loading it again for each one.
 
-A command takes half a second to begin and a worker four; a run of the tests starts hundreds of both. What a process
-does when it really begins is tested where `tests.launchers.running` and others start it.
+A command takes half a second to start and a worker four; a run of the tests starts hundreds of both. What a process
+does when it really starts is tested where `tests.launchers.running` and others start it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 from subprocess import TimeoutExpired
 
 READ_WHEN_LOADED = ("HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "OMP_", "GOMP_", "PYTHON", "CUDA_", "LD_", "TORCH")
-"""Libraries read such variables when they are loaded: where these differ, a command must load its own."""
+"""Libraries read such variables when they are loaded: if these differ, a command must load its own."""
 ALL_THE_SAME = ("TORCHINDUCTOR_CACHE_DIR", "GOMP_SPINCOUNT")
-"""Torch sets the first itself, in a test that has loaded it as in a command that does; a single thread never spins."""
+"""Torch sets the first itself, both in a test that has loaded it and in a command; a single thread never spins."""
 SERVER = "FORK_SERVER"
-"""Where the process is that all tests fork from, and in which environment it has loaded."""
+"""Variable with the address of the process that all tests fork from, and the environment in which it loaded."""
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,13 +36,13 @@ def _when_loaded(environment: Mapping[str, str]) -> dict[str, str]:
 
 AT_FIRST = _when_loaded({**os.environ, "PYTHONPATH": str(ROOT)})
 
-# One for all tests, whatever has started it; it ends with them.
+# One process for all tests, whatever has started it; it ends with them.
 forkserver._forkserver._stop = lambda: None  # type: ignore[attr-defined]
 forkserver.set_forkserver_preload(["tests.preloaded"])
 
 
 def serve() -> None:
-    """Begin the process that others are forked from, for all processes that run tests; it ends with this one."""
+    """Start the process that others are forked from, for all processes that run tests; it ends with this one."""
     forkserver.ensure_running()
     address = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
     os.environ[SERVER] = json.dumps({"address": address, "environment": AT_FIRST})
@@ -52,7 +52,7 @@ if os.environ.get(SERVER):
     there = json.loads(os.environ[SERVER])
     AT_FIRST = there["environment"]
     forkserver._forkserver._forkserver_address = there["address"]  # type: ignore[attr-defined]
-    # It lives as long as the process that has begun it, whoever else forks from it.
+    # It lives as long as the process that started it, whoever else forks from it.
     forkserver._forkserver._forkserver_alive_fd = os.open(os.devnull, os.O_WRONLY)  # type: ignore[attr-defined]
     forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
 
@@ -65,7 +65,7 @@ def can_fork(environment: Mapping[str, str]) -> bool:
 def run_forked(
     module: str, arguments: Sequence[str], *, cwd: Path, environment: Mapping[str, str], timeout_s: float
 ) -> tuple[int, str]:
-    """Run `python -m MODULE`; its exit code, and what it has written."""
+    """Run `python -m MODULE`; returns its exit code and its output."""
     with tempfile.NamedTemporaryFile(prefix="command-") as output:
         process = fork(module, arguments, cwd=cwd, environment=environment, output=Path(output.name))
         process.join(timeout_s)
@@ -79,7 +79,7 @@ def run_forked(
 def fork(
     module: str, arguments: Sequence[str], *, cwd: Path, environment: Mapping[str, str], output: Path
 ) -> BaseProcess:
-    """Start `python -m MODULE` in a session of its own; what it writes is added to a file."""
+    """Start `python -m MODULE` in its own session; its output is appended to a file."""
     context = multiprocessing.get_context("forkserver")
     process = context.Process(target=_begin, args=(module, list(arguments), cwd, dict(environment), output))
     process.start()
@@ -93,7 +93,7 @@ def _begin(module: str, arguments: list[str], cwd: Path, environment: dict[str, 
     os.chdir(cwd)
     sys.argv = [module, *arguments]
     sys.path[0] = str(cwd)
-    # Its workers are forked from the same process, even one that is alone; that has no log, and writes what this does.
+    # Its workers are forked from the same process, even a single one; that one has no log and shares this output.
     forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
     worker.FORKED_FROM = 1
 

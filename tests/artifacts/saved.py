@@ -1,4 +1,4 @@
-"""Adapters that were saved, as independent readers see them; and files that are not what was trained."""
+"""Saved adapters as independent readers see them, and files that differ from what was trained."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def apart(left: Tensor, right: Tensor) -> float:
 
 
 def as_trained(bench: Bench, job: Job) -> tuple[Any, Any, dict[str, dict[str, Tensor]], Any, Any]:
-    """(base, conditioner, layers, batch, a context for rows) as at the end of the training of a job."""
+    """(base, conditioner, layers, batch, a context for rows) as at the end of a job's training."""
     base = bench.base(job)
     materials = bench.materials(job, base)
     settings, parts = job.experiment.lora, base.components()
@@ -60,7 +60,7 @@ def as_trained(bench: Bench, job: Job) -> tuple[Any, Any, dict[str, dict[str, Te
 
 def published_key(component: str, key: str) -> str:
     legacy = "" if component == "unet" or key.startswith("text_model.") else "text_model."
-    # The only name of it that transformers 5.23 reads.
+    # The only name that transformers 5.23 reads for it.
     ending = ".weight" if component != "unet" and key.endswith("lora_magnitude_vector") else ""
     return f"{component}.{legacy}{key}{ending}"
 

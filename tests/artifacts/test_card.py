@@ -1,4 +1,4 @@
-"""What the card says beside the weights: how to load the model that they were trained on, and what was drawn."""
+"""What the card beside the weights says: how to load the model that they were trained on, and what was drawn."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_code_of_the_card_loads_a_single_file_as_it_was_trained_on(sd15_fold
     told = {"prediction_type": "v_prediction", "zero_terminal_snr": True}
     model = ModelSettings(path=str(file), config=str(config), family="sd", **told)
     found: dict[str, Any] = {}
-    exec("\n".join(pipeline_code(model, torch.float32)), found)  # it is what people copy
+    exec("\n".join(pipeline_code(model, torch.float32)), found)  # this is what people copy
     scheduler = found["pipeline"].scheduler.config
     assert (scheduler["prediction_type"], scheduler["timestep_spacing"]) == ("v_prediction", "trailing")
 
@@ -84,7 +84,7 @@ def test_a_prompt_is_shown_as_it_is_written_and_no_markup() -> None:
 
 
 def test_what_names_have_in_them_is_shown_and_no_markup(tmp_path: Path) -> None:
-    """In the heading of an export, which is called like a file; and in a table, where a bar would begin a cell."""
+    """In the heading of an export, which is named after a file, and in a table, where a bar would start a cell."""
     exported = Exported(tmp_path, {}, (), {})
     card = write_export_card(
         exported, None, title="my_<cat>_*red*_a|b", base_model="owner/name", family="sd"

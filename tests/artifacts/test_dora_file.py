@@ -1,4 +1,4 @@
-"""A saved DoRA is what was trained, for diffusers and by the paper; no reader gets one that it would misread."""
+"""A saved DoRA equals what was trained, in diffusers and by the paper; no reader gets one that it would misread."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def dora(bench: Bench, sdxl_folder: Path) -> Job:
 
 
 def merge_dora(pipeline: Any, file: Path, scale: float) -> None:
-    """Write m (W + s B A) / ||W + s B A|| in the place of the weights of a plain pipeline."""
+    """Replace the weights of a plain pipeline by m (W + s B A) / ||W + s B A||."""
     tensors = load_file(file)
     for component in ("unet", "text_encoder", "text_encoder_2"):
         for path, module in getattr(pipeline, component).named_modules():

@@ -1,4 +1,4 @@
-"""What a finished job leaves is what was trained, for diffusers and for everybody else, or the job has failed."""
+"""A finished job's files equal what was trained, for diffusers and all other readers, or else the job has failed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def sd15(bench: Bench, sd15_folder: Path) -> Job:
 
 @pytest.fixture(scope="module")
 def mixed(bench: Bench, sdxl_folder: Path) -> Job:
-    """Another rank, alpha and scale from layer to layer."""
+    """A different rank, alpha and scale in each layer."""
     patterns = {
         "rank_pattern": {r"attn2\.to_q": 7, "conv1": 1},
         "alpha_pattern": {"to_v": 5.0, r"mid_block\..*to_q": 0.5},
@@ -74,16 +74,16 @@ def job(request: pytest.FixtureRequest) -> Job:
 
 
 def parts_of(pipeline: Any) -> dict[str, Any]:
-    """kohya's prefix -> (module, what transformers 5.6 took out of the names of its layers)."""
+    """kohya's prefix -> (module, the prefix that transformers 5.6 removed from the names of its layers)."""
     if hasattr(pipeline, "text_encoder_2"):
         return {"lora_unet": pipeline.unet, "lora_te1": pipeline.text_encoder, "lora_te2": pipeline.text_encoder_2}
     return {"lora_unet": pipeline.unet, "lora_te": pipeline.text_encoder}
 
 
 def merge_kohya(pipeline: Any, file: Path) -> int:
-    """Add up @ down * alpha / rank to the weights of a plain pipeline; the number of merged layers.
+    """Add up @ down * alpha / rank to the weights of a plain pipeline; returns the number of merged layers.
 
-    Knows the layout only: every tensor must find its layer by its name.
+    Knows only the layout: every tensor must find its layer by its name.
     """
     tensors, merged = load_file(file), 0
     for prefix, part in parts_of(pipeline).items():
@@ -122,7 +122,7 @@ def test_the_file_says_rank_alpha_and_scale_of_every_layer(mixed: Job) -> None:
     about = json.loads(header(mixed.paths.lora / DIFFUSERS)["lora_adapter_metadata"])
     config = {key.removeprefix("unet."): value for key, value in about.items() if key.startswith("unet.")}
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # such as that a pattern matches no layer
+        warnings.simplefilter("error")  # such as a pattern that matches no layer
         unet.add_adapter(LoraConfig(**config))
     scales = set()
     for name, module in unet.named_modules():
@@ -135,7 +135,7 @@ def test_the_file_says_rank_alpha_and_scale_of_every_layer(mixed: Job) -> None:
 
 
 def test_loading_it_twice_gives_the_same_picture(sdxl: Job) -> None:
-    # diffusers leaves what it adds in training mode: dropout in the file would be at work while drawing.
+    # diffusers leaves what it adds in training mode: dropout in the file would be active while drawing.
     pipeline = DiffusionPipeline.from_pretrained(sdxl.experiment.model.path)
     pipeline.load_lora_weights(sdxl.paths.lora, weight_name=DIFFUSERS)
     assert torch.equal(output(pipeline), output(pipeline))
@@ -165,10 +165,10 @@ def test_the_header_says_rank_alpha_and_what_it_is_for(sdxl: Job, sd15: Job) -> 
         found = header(kohya_file(job))
         assert found["ss_base_model_version"] == version
         assert found["ss_network_module"] == "networks.lora"
-        # Readers that ignore the alpha tensors must get the same: alpha is the rank, the rest is in lora_up.
+        # Readers that ignore the alpha tensors must get the same result: alpha is the rank, the rest is in lora_up.
         assert found["ss_network_dim"] == "4"
         assert float(found["ss_network_alpha"]) == 4.0
-        # As sd-scripts and A1111 find it where a file does not say it, and Civitai by the name of AutoV3.
+        # As sd-scripts and A1111 compute it if a file does not contain it; Civitai calls it AutoV3.
         content = kohya_file(job).read_bytes()
         behind_header = content[8 + int.from_bytes(content[:8], "little") :]
         assert found["sshs_model_hash"] == hashlib.sha256(behind_header).hexdigest()
@@ -298,7 +298,7 @@ def test_what_is_no_number_or_was_not_trained_is_found_in_the_file_for_others(
 
 
 class _Largest(TorchDispatchMode):
-    """Numbers of the largest tensor that was made within it."""
+    """Records the number of elements of the largest tensor made within it."""
 
     numbers = 0
 
@@ -313,7 +313,7 @@ class _Largest(TorchDispatchMode):
 def test_a_lost_scale_shows_even_after_a_short_training(
     bench: Bench, sdxl_folder: Path, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The output hardly changes after a step with a small learning rate: it alone would not show a lost alpha.
+    # After a step with a small learning rate, the output hardly changes: it alone would not reveal a lost alpha.
     from runner.artifacts import finish
 
     def without_header(*arguments: Any) -> Path:

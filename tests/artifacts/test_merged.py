@@ -1,4 +1,4 @@
-"""What is put together of adapters, or written anew, is compared with what it should be, and refused if it is not."""
+"""What is merged from adapters, or rewritten, is compared with what it should be, and refused if it differs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.train.bench import CPU
 
 
 def changed(layers: AdapterLayers, **fields: object) -> AdapterLayers:
-    """The same with one of the layers otherwise."""
+    """The same with one layer changed."""
     key = next(iter(layers))
     return layers | {key: dataclasses.replace(layers[key], **fields)}  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""An entry of the cache is there as a whole or not at all, also while others write to it and somebody removes it."""
+"""A cache entry exists as a whole or not at all, even while others write to it or somebody removes it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_an_entry_that_cannot_be_read_is_none_until_it_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = TensorCache(tmp_path)
-    # The first is an OSError, as of a disk with a bad block; in the second another process removes the entry.
+    # The first raises an OSError, like a disk with a bad block; in the second, another process removes the entry.
     for read in (Path.readlink, lambda file: file.unlink() or b""):
         cache.put("ab12", {"x": torch.zeros(1)})
         with monkeypatch.context() as patched:

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration is told at once, wherever it stands: one mistake hides no other."""
+"""All faults of a configuration are reported at once, wherever they are: one mistake hides no other."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ HIDDEN: dict[str, tuple[Raw, list[str]]] = {
         ["lora.rank"],
     ),
 }
-"""Nobody knows what is wrong there before the first is mended."""
+"""In these cases, other faults can only be found once the first one is fixed."""
 
 
 def keys(kind: type[JobSettings], raw: Raw) -> list[str]:

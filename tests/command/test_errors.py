@@ -128,7 +128,7 @@ def test_a_hub_model_that_cannot_be_reached_is_told_before_anything_starts(tmp_p
 
 
 def test_a_vae_that_a_choice_brings_along_can_be_left_out() -> None:
-    """`model=sdxl model.path=<local copy>` asks the Hub for it, without having been told to."""
+    """`model=sdxl model.path=<local copy>` would fetch it from the Hub, although nobody asked for that."""
     (fault,) = files._vae_faults("madebyollin/sdxl-vae-fp16-fix", used_here=True)  # the tests run offline
 
     assert fault.startswith("model.vae = 'madebyollin/sdxl-vae-fp16-fix': ")
@@ -270,7 +270,7 @@ def test_a_secret_is_in_no_file_that_a_command_leaves(given: list[str], tmp_path
 
 
 def test_an_optimizer_whose_package_is_missing_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("prodigyopt")  # the other optional one is there: only the missing one is refused
+    pytest.importorskip("prodigyopt")  # the other optional package is installed: only the missing one is refused
     answer = runner("optimizer=adamw8bit", "launcher.dry_run=true", cwd=tmp_path)
 
     try:

@@ -1,4 +1,4 @@
-"""Every command says the same of a folder that is not there, or has no job in it: at once, and with exit code 2."""
+"""Every command says the same about a folder that is missing or has no job in it: at once, and with exit code 2."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_folder_that_is_not_there(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delattr(work, "_work")  # which loads torch
+    monkeypatch.delattr(work, "_work")  # it would load torch
 
     assert main(["none"]) == 2
 
@@ -54,7 +54,7 @@ def test_a_folder_that_is_not_there(
         assert f"(did you mean {there}?)" in capsys.readouterr().err + caplog.text
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"gallery"}))  # a page may be opened before the first job
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"gallery"}))  # its page may be opened before the first job
 def test_a_folder_without_jobs(
     name: str,
     tmp_path: Path,

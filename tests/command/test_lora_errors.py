@@ -1,4 +1,4 @@
-"""What is wrong in the settings of the adapter is named before anything starts."""
+"""Faults in the adapter's settings are reported before anything starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pydantic finds is said in the user's words: each fault once, under a key that can be set, with the fix."""
+"""pydantic's findings are told in the user's terms: each fault once, under a key that can be set, with the fix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DRAWING = {"model": TRAINING["model"], "task": {"name": "generate"}}
 
 
 def said_of(kind: type[Settings], raw: Mapping[str, Any]) -> list[str]:
-    """What is said of wrong settings; nothing of right ones."""
+    """The message about invalid settings; empty for valid ones."""
     try:
         kind.model_validate(raw)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Files of one's own that choose what there is not, or in words that mean something else, are told with the fix."""
+"""A user's own files that choose something missing, or in words that mean something else, are told with the fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command prints, and to whom."""
+"""What a command prints, and to which stream."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_reader_that_stops_is_no_error(arguments: list[str], tmp_path: Path) -
         command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
         assert running.stdout is not None
-        running.stdout.close()  # as `| head` does, before the first line
+        running.stdout.close()  # like `| head`, before the first line
         assert running.stderr is not None
         assert running.stderr.read() == ""
     assert running.returncode == 0

@@ -1,4 +1,4 @@
-"""What a shell and its user make of a command line: flags among settings, spaces, values without their quotes."""
+"""What shells and users do to a command line: flags among settings, spaces, values without their quotes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runner.errors import SettingsError
 
 
 def said_of(*arguments: str) -> list[str]:
-    """The faults of a command line that Hydra does not take."""
+    """The faults of a command line that Hydra rejects."""
     title, *faults = str(diagnose(arguments, ValueError("what Hydra says"))).splitlines()
     assert title == "The configuration is invalid, nothing was started:"
     return [fault.strip() for fault in faults]
@@ -57,7 +57,7 @@ def test_where_hydra_would_put_results_is_refused() -> None:
 
 
 def test_what_would_take_a_sweep_apart_is_refused() -> None:
-    """Batches would each be checked, planned and packed by themselves, the second after the first is trained."""
+    """Each batch would be checked, planned and packed separately, the second one after the first is trained."""
     with pytest.raises(SettingsError) as refused:
         flags_first(["-m", "lora.rank=4,8", "hydra.sweeper.max_batch_size=1", "hydra/launcher=submitit_slurm"])
 

@@ -1,4 +1,4 @@
-"""A Secrets Manager that is not there."""
+"""A stand-in for Secrets Manager."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REGION = "eu-west-1"
 
 
 class Secrets:
-    """Secrets in it, and what a process finds it by."""
+    """The secrets in it, and the variables by which a process finds it."""
 
     def __init__(self, url: str) -> None:
         self.environment = {
@@ -35,7 +35,7 @@ class Secrets:
         )
 
     def put(self, text: str) -> str:
-        """Keep a secret; its ARN."""
+        """Store a secret; returns its ARN."""
         return str(self._client.create_secret(Name=f"secret-{uuid.uuid4().hex}", SecretString=text)["ARN"])
 
 

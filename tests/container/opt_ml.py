@@ -1,4 +1,4 @@
-"""A training container's tree of files, as SageMaker lays it out, and the entry started in it."""
+"""A training container's file tree, as SageMaker lays it out, and the entry point started in it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RESTORED = "weights of an earlier container"
 
 
 class OptMl:
-    """/opt/ml of one host, somewhere else."""
+    """/opt/ml of one host, in another place."""
 
     def __init__(self, root: Path, *, host: str = "algo-1", hosts: Sequence[str] = ("algo-1",)) -> None:
         self.root = root
@@ -42,7 +42,7 @@ class OptMl:
         (self.config / "resourceconfig.json").write_text(json.dumps(resources))
 
     def send(self, *jobs: Job, at_once: int = 8, processes: int = 1, device: str = "cpu", **more: Any) -> OptMl:
-        """Put jobs into the channel `config`; their model and images are channels of their own."""
+        """Put jobs into the channel `config`; their model and images have channels of their own."""
         for job in jobs:
             settings = job.experiment.model_dump(mode="json")
             for name, section in ((MODEL, "model"), (IMAGES, "dataset")):
@@ -58,13 +58,13 @@ class OptMl:
         return self
 
     def hyperparameters(self, **values: str) -> OptMl:
-        """What a tuner chooses; `__` stands for the dot of a key."""
+        """Set the values that a tuner chose; `__` stands for the dot of a key."""
         chosen = {key.replace("__", "."): value for key, value in values.items()}
         (self.config / "hyperparameters.json").write_text(json.dumps(chosen))
         return self
 
     def send_package(self) -> OptMl:
-        """Send the package along, as it is in this checkout."""
+        """Send the package of this checkout along."""
         (self.data / CODE).mkdir()
         with zipfile.ZipFile(self.data / CODE / CODE_FILE, "w") as archive:
             for file in (ROOT / "runner").rglob("*"):
@@ -73,7 +73,7 @@ class OptMl:
         return self
 
     def restore(self, job: Job, **manifest: object) -> None:
-        """Have the folder of a job as an earlier container has left it, as its manifest says."""
+        """Restore the folder of a job as an earlier container left it, in the state of its manifest."""
         folder = shutil.copytree(self.data / "config" / job.id, self.jobs / job.id)
         update_manifest(folder, **manifest)
         weights = self.trained(job).paths.weights
@@ -85,23 +85,23 @@ class OptMl:
         return Entry(self, extra or {})
 
     def run(self, extra: Mapping[str, str] | None = None) -> Answer:
-        """Start it, and wait for its end."""
+        """Start it and wait for it to end."""
         return self.start(extra).end()
 
     def state(self, job: Job) -> str:
         return str(read_manifest(self.jobs / job.id)["state"])
 
     def trained(self, job: Job) -> Job:
-        """The job as the container has it."""
+        """The job as it is in the container."""
         return Job(job.id, job.settings, job.identity, self.jobs / job.id, job.overrides)
 
 
 class Entry:
-    """The entry while it runs."""
+    """The running entry point."""
 
     def __init__(self, tree: OptMl, extra: Mapping[str, str]) -> None:
         self.tree = tree
-        # The package is found as in the image, and not because the current folder has it.
+        # The package is found as in the image, not because it is in the current folder.
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", ML_ROOT: str(tree.root), **extra}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "runner.container", "train"],
@@ -114,7 +114,7 @@ class Entry:
         )
 
     def wait_for(self, pattern: str) -> Path:
-        """A file below the tree."""
+        """Wait for a file in the tree."""
         deadline = time.monotonic() + DEADLINE_S
         while time.monotonic() < deadline:
             if found := sorted(self.tree.root.glob(pattern)):
@@ -129,11 +129,11 @@ class Entry:
 
 
 def files_with(root: Path, text: str) -> list[Path]:
-    """Files below a folder that hold a text, wherever in them."""
+    """Files below a folder that contain a text anywhere."""
     return [file for file in root.rglob("*") if file.is_file() and text.encode() in file.read_bytes()]
 
 
 def same_bits(left: Job, right: Job) -> bool:
-    """Whether two jobs have left the same weights."""
+    """Whether two jobs produced identical weights."""
     one, other = weights(left), weights(right)
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)

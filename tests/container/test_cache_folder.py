@@ -1,4 +1,4 @@
-"""The workers' cache: what was sent is in it and stays as it was, what is new or made anew is kept."""
+"""The workers' cache: it contains what was sent, unchanged, and keeps what is new or made again."""
 
 from __future__ import annotations
 

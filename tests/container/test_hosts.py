@@ -1,4 +1,4 @@
-"""A job spread over two containers without a common disk gives what one process gives; only the first one writes."""
+"""A job spread over two containers without a shared disk gives what one process gives; only the first one writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.container.opt_ml import Entry, OptMl
 from tests.train.bench import Bench, difference, records, weights
 
 HOSTS = ("localhost", "127.0.0.1")
-"""Not in their order: the first one is 127.0.0.1."""
+"""Not in order: the first host is 127.0.0.1."""
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_two_hosts_stop_together_and_go_on_from_the_first_ones_checkpoint(
     stopped = [tree.send(begun, processes=2) for tree in trees(tmp_path / "stopped")]
     entries = [tree.start({"RUNNER_MEETING_PORT": port}) for tree in stopped]
     entries[0].wait_for("checkpoints/jobs/*/checkpoints/step-*")
-    entries[1].process.send_signal(signal.SIGTERM)  # one of them hears it first
+    entries[1].process.send_signal(signal.SIGTERM)  # one of them gets it first
     answers = [entry.end() for entry in entries]
     steps_done = read_manifest(stopped[0].jobs / begun.id)["steps_done"]
 
@@ -55,9 +55,9 @@ def test_two_hosts_stop_together_and_go_on_from_the_first_ones_checkpoint(
 
     hosts = [tree.send(begun, fresh, processes=2) for tree in trees(tmp_path / "after")]
     for tree in hosts:
-        # What SageMaker restores, it restores on every host.
+        # SageMaker restores checkpoints on every host.
         shutil.copytree(stopped[0].root / "checkpoints", tree.root / "checkpoints")
-    # One host has encodings that the other lacks.
+    # One host has encodings that the other one lacks.
     shutil.rmtree(hosts[0].root / "checkpoints" / "cache" / "captions")
     restored = contents(hosts[1].root / "checkpoints")
     entries = [tree.start({"RUNNER_MEETING_PORT": port}) for tree in hosts]
@@ -98,7 +98,7 @@ def test_a_host_that_dies_is_named_and_the_other_ends(
 
 
 def training_processes(entry: Entry) -> list[int]:
-    """The processes that train for an entry: its grandchildren."""
+    """The training processes of an entry point: its grandchildren."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         found = [pid for child in children(entry.process.pid) for pid in children(child)]

@@ -1,6 +1,6 @@
-"""The image itself: its entry point is the container's first process, trains what is sent and saves when it is told to.
+"""The image itself: its entry point is the container's first process, trains what is sent and saves when told to.
 
-Only where an image was built for it: make test-container.
+Runs only if an image was built for it: make test-container.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tests.train.bench import Bench, difference, weights
 IMAGE, ENGINE = os.environ.get("RUNNER_TEST_IMAGE", ""), os.environ.get("RUNNER_TEST_ENGINE", "podman")
 
 USER_ID = 10001
-"""The image's user without rights (container/Dockerfile)."""
+"""The image's unprivileged user (container/Dockerfile)."""
 
 pytestmark = pytest.mark.skipif(not IMAGE, reason="needs an image: make test-container")
 
 
 class Container:
-    """A container of that image, with a tree of files on /opt/ml, as SageMaker runs it."""
+    """A container of that image, with a file tree on /opt/ml, run as SageMaker does."""
 
     def __init__(self, tree: OptMl) -> None:
         self.tree, self.name = tree, f"runner-test-{uuid.uuid4().hex[:8]}"

@@ -1,4 +1,4 @@
-"""What is wrong with what was sent is said in one line, before anything is trained."""
+"""Faults in what was sent are reported in one line, before anything is trained."""
 
 from __future__ import annotations
 

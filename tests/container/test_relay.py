@@ -1,4 +1,4 @@
-"""What workers say is passed on line by line, and silence is broken."""
+"""The output of workers is passed on line by line, and long silences are interrupted."""
 
 from __future__ import annotations
 

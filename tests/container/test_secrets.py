@@ -1,4 +1,4 @@
-"""Keys and tokens come out of Secrets Manager, or it is said why not; test_stopped.py has where they get to."""
+"""Keys and tokens come from Secrets Manager, or the reason is reported; test_stopped.py tests where they end up."""
 
 from __future__ import annotations
 

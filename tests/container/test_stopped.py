@@ -1,4 +1,4 @@
-"""A tuner's job that is told to stop goes on in the next container as if nothing had been; its secrets go nowhere."""
+"""A tuner's job that is told to stop continues in the next container as if undisturbed; its secrets leak nowhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHOSEN = {"lora": {"rank": 3}, "optimizer": {"lr": 2.5e-3}}
 
 @dataclass(frozen=True)
 class Stopped:
-    """A container that got a signal while it trained."""
+    """A container that got a signal while training."""
 
     sent: Job
     tree: OptMl
@@ -34,7 +34,7 @@ class Stopped:
 
 @pytest.fixture(scope="module")
 def here(bench: Bench, sdxl_folder: Path) -> Job:
-    """The job of the settings that the tuner chooses, trained here."""
+    """The job with the tuner's settings, trained on this machine."""
     job = bench.job(sdxl_folder, **SENT, **CHOSEN)
     assert bench.train(job)
     return job
@@ -70,7 +70,7 @@ def test_it_saves_what_it_has(stopped: Stopped, here: Job) -> None:
     assert manifest["state"] == "interrupted"
     assert 3 <= manifest["steps_done"] < 24
     assert not stopped.tree.failure.exists()
-    # What was encoded is kept for later jobs: seven images, and their captions with the empty one.
+    # Encodings are kept for later jobs: seven images, and their captions including the empty one.
     cache = stopped.tree.root / "checkpoints" / "cache"
     assert len(list(cache.glob("posteriors/*/*.safetensors"))) == 7
     assert len(list(cache.glob("captions/*/*.safetensors"))) == 8

@@ -1,4 +1,4 @@
-"""Jobs are trained together on every GPU, and what becomes of each is said."""
+"""Jobs are trained together on every GPU, and the outcome of each is reported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_jobs_are_packed_on_every_gpu_and_one_that_fails_is_named(
     assert answer.code == 1, answer.output
     assert [tree.state(job) for job in jobs] == ["completed"] * 3
     assert difference(weights(tree.trained(jobs[0])), weights(jobs[0])) < 1e-5
-    # What an earlier container has ended with is left alone, and counts.
+    # Results of an earlier container are left alone, and count.
     reason = tree.failure.read_text()
     assert reason.startswith(f"2 of 6 jobs failed\n{bad.id}: the loss is ")
     assert reason.endswith(f"\n{failed.id}: no luck")
@@ -43,6 +43,6 @@ def test_jobs_are_packed_on_every_gpu_and_one_that_fails_is_named(
     said = answer.output.splitlines()
     for place in ("0", "1"):
         assert any(line.startswith(f"[{place}] ") and "saved and read back" in line for line in said), answer.output
-    # What was there already is used, and neither changed nor copied again.
+    # Existing entries are used, and neither changed nor copied again.
     assert {file: file.stat().st_mtime_ns for file in (tree.data / "cache").rglob("*")} == before
     assert list((tree.root / "checkpoints" / "cache").rglob("*.safetensors")) == []

@@ -1,4 +1,4 @@
-"""Root lays the ground and a user without its rights goes on; where that could not work, root does, and says why."""
+"""Root prepares and an unprivileged user takes over; where that cannot work, root continues and says why."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def tree(tmp_path: Path) -> OptMl:
 
 
 def anybodys_python() -> str:
-    """A Python of this version that every user may run: the one of the virtual environment may lie in root's home."""
+    """A Python of this version that every user may run: the virtual environment's may be in root's home."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for program in (sys.executable, *(shutil.which(version, path=path) for path in ("/usr/local/bin", "/usr/bin"))):
         with suppress(PermissionError):
@@ -61,7 +61,7 @@ def anybodys_python() -> str:
 
 
 def go_on(tree: OptMl, extra: Mapping[str, str] = {}, python: str = sys.executable) -> tuple[str, str]:
-    """What the process has said of itself into the file, and to its log."""
+    """What the process reported about itself, in the file and in its log."""
     environment = {**os.environ, "PYTHONPATH": PACKAGES, ML_ROOT: str(tree.root), CONTAINER_USER: USER_NAME, **extra}
     done = subprocess.run([python, "-c", GO_ON], env=environment, capture_output=True, text=True, check=True, cwd="/")
     return tree.failure.read_text(), done.stderr
@@ -83,7 +83,7 @@ def test_a_channel_that_only_root_can_read_keeps_root(tree: OptMl) -> None:
 
 
 def test_a_file_beside_the_channels_is_read_as_they_are(tree: OptMl) -> None:
-    """As `serve.json` of an endpoint, and the lists that SageMaker lays beside channels."""
+    """Such as an endpoint's `serve.json`, and the lists that SageMaker puts beside channels."""
     file = tree.data / "serve.json"
     file.write_text("{}")
     assert go_on(tree, python=anybodys_python())[0].startswith(f"{USER_ID} ")

@@ -48,7 +48,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def settings() -> Callable[..., Any]:
-    """`DatasetSettings` as the schema makes them, with the given ones changed."""
+    """`DatasetSettings` with the schema's defaults, except for the given ones."""
 
     def make(path: Path | str, **changed: Any) -> Any:
         assert changed.keys() <= DEFAULTS.keys(), "a setting that does not exist"

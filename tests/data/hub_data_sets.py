@@ -1,4 +1,4 @@
-"""A stand-in of the Hub over HTTP that gives away data sets and models: what there is, and files whole or in part."""
+"""A stand-in for the Hub over HTTP that serves data sets and models: listings, and files whole or in part."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ NAME = r"([\w.-]+/[\w.-]+)"
 
 @dataclasses.dataclass
 class DataSets:
-    """Files of each data set, all at one commit; which need a token; and who has asked for what."""
+    """The files of each data set, all at one commit; which of them need a token; and who requested what."""
 
     files: dict[str, dict[str, bytes]] = dataclasses.field(default_factory=dict)
     gated: set[str] = dataclasses.field(default_factory=set)
     refused: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Part of a path -> status that requests for it get; 0 where there is no answer."""
+    """Part of a path -> status that requests for it get; 0 for no answer."""
     requests: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     damaged: set[str] = dataclasses.field(default_factory=set)
-    """Files that arrive with another last byte."""
+    """Files that arrive with their last byte changed."""
     stuck: dict[str, threading.Event] = dataclasses.field(default_factory=dict)
-    """Files that are sent only when it is set."""
+    """Files that are sent only once this is set."""
     watched: Callable[[], int] = dataclasses.field(default=lambda: 0)
-    """Says how many bytes the client has on its disk ..."""
+    """Returns how many bytes the client has on its disk ..."""
     most: int = 0
     """... and this is the largest number, with the file that was about to be sent."""
     address: str = ""
@@ -45,7 +45,7 @@ class DataSets:
         return hashlib.sha1(json.dumps(known).encode()).hexdigest()
 
     def fetched(self) -> list[str]:
-        """Files whose bytes were sent, in their order, since the last call."""
+        """Files whose bytes were sent since the last call, in order."""
         found = [path.partition("/resolve/")[2].partition("/")[2] for verb, path in self.requests if verb == "GET"]
         self.requests.clear()
         return [file for file in found if file]
@@ -75,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if verb != "HEAD":
-            with suppress(ConnectionError):  # whoever asked may be gone
+            with suppress(ConnectionError):  # the client may be gone
                 self.wfile.write(content)
 
     def _found(self, path: str) -> tuple[int, bytes, dict[str, str]]:
@@ -142,7 +142,7 @@ def _git(content: bytes) -> str:
 
 @contextmanager
 def giving(monkeypatch: pytest.MonkeyPatch, cache: str) -> Iterator[DataSets]:
-    """Such a Hub, as the one that the client asks; `cache` is where it downloads to."""
+    """Such a Hub, which the client is made to use; `cache` is the folder for its downloads."""
     hub = DataSets()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.address = f"http://127.0.0.1:{server.server_address[1]}"

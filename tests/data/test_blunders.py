@@ -1,4 +1,4 @@
-"""Folders as people make them: each blunder is told once, in words that lead to its cause."""
+"""Folders as people make them: each blunder is reported once, in words that lead to its cause."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_captions_in_a_table_beside_the_images_are_found(tmp_path: Path, setting
 
 
 def test_captions_that_a_prompt_takes_the_place_of_are_told(tmp_path: Path, settings: Settings) -> None:
-    """A column that is not there is allowed where a prompt takes its place; what is not read is said."""
+    """A missing column is allowed if a prompt replaces it; what is not read is reported."""
     folder = folder_of(tmp_path / "folder", "a.png")
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "caption": "one"}))
     table = tmp_path / "t.parquet"

@@ -1,4 +1,4 @@
-"""An image goes to the bucket of its own shape, whatever its size; a crop of a bucket tells SDXL the truth."""
+"""An image goes to the bucket of its own shape, whatever its size; SDXL is told the truth about a bucket's crop."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_where_there_are_not_two_buckets_a_fix_is_said_that_helps(
 
 
 def test_the_buckets_of_sdxl() -> None:
-    """At 1024 px with steps of 64 these are among the shapes that SDXL itself was trained in."""
+    """At 1024 px with steps of 64, these are among the shapes that SDXL itself was trained on."""
     wide = [(1024, 1024), (960, 1088), (896, 1152), (832, 1216), (768, 1280), (768, 1344), (704, 1408), (704, 1472),
             (640, 1536), (640, 1600), (576, 1664), (576, 1728), (576, 1792), (512, 1856), (512, 1920), (512, 1984),
             (512, 2048)]  # fmt: skip
@@ -70,7 +70,7 @@ def test_no_bucket_is_larger_than_the_square(resolution: int, step: int, max_asp
 
 
 def test_only_the_shape_of_an_image_counts() -> None:
-    """Enlarged, an image goes to the same bucket; on its side, to the mirrored one; and none is closer to it."""
+    """Enlarged, an image goes to the same bucket; turned on its side, to the transposed one; no bucket is closer."""
     draw = random.Random(0)
     for _ in range(2000):
         height, width = draw.randint(20, 3000), draw.randint(20, 3000)
@@ -84,7 +84,7 @@ def test_only_the_shape_of_an_image_counts() -> None:
 
 
 def test_a_distance_in_pixels_would_choose_a_worse_shape() -> None:
-    """|h * w' - w * h'|, which other trainers go by, weighs the size of a bucket's sides as well as their ratio."""
+    """|h * w' - w * h'|, which other trainers use, depends on the size of a bucket's sides as well as their ratio."""
     height, width, shapes = 680, 1300, bucket_shapes(512, 64, 4.0)
     by_pixels = min(shapes, key=lambda shape: abs(height * shape[1] - width * shape[0]))
     chosen = nearest_bucket(height, width, shapes)
@@ -94,7 +94,7 @@ def test_a_distance_in_pixels_would_choose_a_worse_shape() -> None:
 
 
 def test_ties_are_decided() -> None:
-    """Of two buckets equally close, the one of more pixels, then the wider one; not the one that is listed first."""
+    """Of two equally close buckets, the one with more pixels wins, then the wider one; not the one listed first."""
     shapes = ((64, 32), (32, 64), (48, 96))
 
     assert nearest_bucket(10, 20, shapes) == nearest_bucket(10, 20, shapes[::-1]) == (48, 96)
@@ -117,7 +117,7 @@ def test_a_crop_covers_its_bucket(size: tuple[int, int]) -> None:
 
 
 def test_sdxl_is_told_the_shape_of_the_bucket(tmp_path: Path, photos: dict[str, Image.Image]) -> None:
-    """Height first; a mirrored crop says where it lies in the mirrored picture, which gives the same pixels."""
+    """Height first; a mirrored crop reports its place in the mirrored picture, which gives the same pixels."""
     photo = photos["coffee"]
     item = stored(tmp_path / "a.png", photo)
     mirrored = stored(tmp_path / "b.png", photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
@@ -135,7 +135,7 @@ def test_sdxl_is_told_the_shape_of_the_bucket(tmp_path: Path, photos: dict[str, 
 
 
 def test_squares_keep_the_names_of_their_encodings() -> None:
-    """What is in caches already is found again; other shapes have names of their own."""
+    """Existing cache entries are found again; other shapes have names of their own."""
     assert Crop(480, 640, 0, 80, 480, 480).content() == {
         "resized_h": 480, "resized_w": 640, "top": 0, "left": 80, "size_px": 480, "flip": False,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Several captions of an image, and what is made of them: a list that depends on nothing but the text."""
+"""Several captions of an image, and their variants: a list that depends only on the text."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_what_is_no_caption_is_named(tmp_path: Path, settings: Settings, value: 
 
 
 def test_half_a_character_is_named_with_its_image(tmp_path: Path, settings: Settings) -> None:
-    """JSON can hold it, and no tokenizer takes it; a whole one from its two halves is as good as any."""
+    """JSON can contain one, but no tokenizer accepts it; a character made of both halves is as good as any."""
     write(tmp_path, "a.png", "b.png")
     lines = [r'{"file_name": "a.png", "text": "a dog \ud83d"}', r'{"file_name": "b.png", "text": "a dog \ud83d\udc36"}']
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
@@ -81,7 +81,7 @@ def test_a_caption_in_each_line_of_a_text_file(tmp_path: Path, settings: Setting
     assert captions_read(settings(tmp_path)) == {"a.png": ("one\n\n  two",)}
     assert captions_read(settings(tmp_path, captions_per_line=True)) == {"a.png": ("one", "two")}
 
-    # Web pages and word processors have other ends of lines, which no editor shows as such.
+    # Web pages and word processors use other line ends, which no editor shows as such.
     (tmp_path / "a.txt").write_bytes("a house\u2028on a hill\r\nstill\x0ba house\n".encode())
     assert captions_read(settings(tmp_path, captions_per_line=True)) == {
         "a.png": ("a house\u2028on a hill", "still\x0ba house")
@@ -103,7 +103,7 @@ def test_lines_that_nobody_reads_are_refused(captioned: Path, settings: Settings
 
 
 def test_several_captions_in_a_table_and_back(tmp_path: Path, settings: Settings) -> None:
-    """A column of lists is read, and what is sent to another machine is the same data set there."""
+    """A column of lists is read, and stays the same data set when it is sent to another machine."""
     write(tmp_path / "a", "a.png", "b.png")
     lines: list[dict[str, Any]] = [{"file_name": "a.png", "text": ["one", "two"]}, {"file_name": "b.png", "text": "x"}]
     (tmp_path / "a" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -160,7 +160,7 @@ def test_shuffling_moves_parts_and_loses_none() -> None:
 
 
 def test_variants_depend_on_the_text_only() -> None:
-    """These name entries in caches: more of them keep the first ones, and no other image's captions matter."""
+    """They name cache entries: asking for more keeps the first ones, and captions of other images do not matter."""
     text = "a, b, c, d, e"
     few = captions_of(an_item(text), DatasetSettings(caption_shuffle=True, caption_variants=3))
     many = captions_of(an_item(text), DatasetSettings(caption_shuffle=True, caption_variants=9))
@@ -193,7 +193,7 @@ def test_nothing_to_shuffle_is_refused(tmp_path: Path, settings: Settings, chang
 
 
 def test_a_misspelt_column_is_told_though_there_is_a_prompt(tmp_path: Path, settings: Settings) -> None:
-    """Otherwise all images would have the prompt; without a column of nearly that name it is for those without one."""
+    """Otherwise all images would get the prompt; without a similarly named column, it fills in for missing captions."""
     write(tmp_path, "a.png")
     table = pa.table({"image": [(tmp_path / "a.png").read_bytes()], "caption": ["one"]})
     pq.write_table(table, tmp_path / "t.parquet")

@@ -28,7 +28,7 @@ def sized(width_px: int, height_px: int, name: str = "a") -> Item:
 @pytest.mark.parametrize("size", [(512, 512), (640, 480), (480, 640), (33, 1000), (1365, 1024), (63, 64), (1, 1)])
 @pytest.mark.parametrize("resolution", [64, 512, 1024])
 def test_crop_lies_inside_and_covers(size: tuple[int, int], resolution: int) -> None:
-    """One side of the resized image is the square's, the other at least; the aspect is kept to a pixel."""
+    """One side of the resized image equals the square's, the other is at least as long; the aspect holds to a pixel."""
     item = sized(*size)
     for crop in crops_for(item, shape=(resolution, resolution), mode="random", variants=16, flip=True):
         assert min(crop.resized_h, crop.resized_w) == resolution
@@ -52,7 +52,7 @@ def test_center() -> None:
 
 
 def test_what_names_a_crop_in_a_cache_is_pinned() -> None:
-    """As the figures below; a square has one side."""
+    """For the same reason as the figures below; a square has one side."""
     place = {"resized_h": 96, "resized_w": 80, "top": 3, "left": 5, "flip": True}
     assert Crop(96, 80, 3, 5, 64, 64, True).content() == {**place, "size_px": 64}
     assert Crop(96, 80, 3, 5, 64, 48, True).content() == {**place, "height_px": 64, "width_px": 48}
@@ -66,7 +66,7 @@ def test_random_crops_are_pinned() -> None:
 
 
 def test_random_crops_depend_on_content_only() -> None:
-    """More variants keep the first ones, flipping moves nothing, and other images are cropped elsewhere."""
+    """Asking for more keeps the first ones, flipping moves nothing, and other images are cropped elsewhere."""
     item = sized(1000, 400)
     options: dict[str, Any] = {"shape": (256, 256), "mode": "random"}
     few = crops_for(item, variants=4, flip=False, **options)

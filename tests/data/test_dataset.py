@@ -1,5 +1,4 @@
-"""What holds for every source: order, fingerprint, the account of all files, and the memory of a first
-look.
+"""What holds for every source: order, fingerprint, the account of all files, and the memory of a first look.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def numbered(folder: Path, count: int) -> None:
 
 
 def age(folder: Path, *, seconds: float = 60) -> None:
-    """Make all files look as if they had not been written just now."""
+    """Make all files look as if they were written long ago."""
     for path in folder.rglob("*"):
         os.utime(path, (time.time() - seconds,) * 2)
 
@@ -56,7 +55,7 @@ def test_names_and_layout_do_not_matter(captioned: Path, tmp_path: Path, setting
 
 
 def test_fingerprint_changes_with_content(captioned: Path, photos: Photos, settings: Settings) -> None:
-    """A changed caption, a changed pixel, one image more, and fewer images each make another data set."""
+    """A changed caption, a changed pixel, an extra image, or fewer images each make a different data set."""
     seen = {read_dataset(settings(captioned)).fingerprint}
     text = (captioned / "metadata.jsonl").read_text()
     (captioned / "metadata.jsonl").write_text(text.replace("photo of a cat", "picture of a cat"))
@@ -117,7 +116,7 @@ def test_a_file_is_one_row_whatever_its_name_holds(tmp_path: Path, settings: Set
 
 
 def test_max_images_takes_the_same_ones_and_lists_the_rest(tmp_path: Path, settings: Settings) -> None:
-    """The first images of the fixed order are used, whatever the files are called."""
+    """The first images in the fixed order are used, whatever the files are called."""
     numbered(tmp_path / "a", 8)
     full = read_dataset(settings(tmp_path / "a", instance_prompt="x"))
     some = read_dataset(settings(tmp_path / "a", instance_prompt="x", max_images=3))
@@ -127,8 +126,8 @@ def test_max_images_takes_the_same_ones_and_lists_the_rest(tmp_path: Path, setti
 
 
 def test_second_look_reads_no_image(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that nothing has happened to are not opened again; one that was replaced is, also by a file of the same
-    size with the same modification time, as `cp -p` and archives leave it.
+    """Untouched files are not opened again; a replaced one is, even if the new file has the same size and the same
+    modification time, as with `cp -p` and archives.
     """
     numbered(tmp_path / "a", 6)
     age(tmp_path / "a")
@@ -149,7 +148,7 @@ def test_second_look_reads_no_image(tmp_path: Path, settings: Settings, monkeypa
 
 
 def test_fresh_files_are_not_remembered(tmp_path: Path, settings: Settings) -> None:
-    """A file written just now may be written again without its time stamp showing it."""
+    """A file written just now may be rewritten without a change of its time stamp."""
     numbered(tmp_path / "a", 2)
     now = time.time_ns()
     for path in (tmp_path / "a").iterdir():
@@ -176,7 +175,7 @@ def test_splits_of_one_folder_are_remembered_together(tmp_path: Path, settings: 
 
 
 def test_damaged_memory_is_only_slower(tmp_path: Path, settings: Settings) -> None:
-    """Whatever stands in the remembered file, the result is right."""
+    """Whatever the memory file contains, the result is right."""
     numbered(tmp_path / "a", 3)
     age(tmp_path / "a")
     first = read_dataset(settings(tmp_path / "a", instance_prompt="x"))
@@ -205,7 +204,7 @@ def test_cache_folder_that_cannot_be_written(
 
 
 def test_item_refuses_content_that_changed(tmp_path: Path, settings: Settings) -> None:
-    """Caches are named by content, so a file that changes under a run must not be used under its old name."""
+    """Cache entries are named by content, so a file that changes during a run must not be used under its old name."""
     numbered(tmp_path / "a", 1)
     (item,) = read_dataset(settings(tmp_path / "a", instance_prompt="x")).items
     assert pickle.loads(pickle.dumps(item)).open().size == (40, 48)
@@ -219,7 +218,7 @@ def test_item_refuses_content_that_changed(tmp_path: Path, settings: Settings) -
 
 
 def test_held_out_share(tmp_path: Path, settings: Settings) -> None:
-    """The share is met, the parts do not overlap, and order and names of the items do not matter."""
+    """The share is met, the parts do not overlap, and the order and names of the items do not matter."""
     numbered(tmp_path / "a", 40)
     items = read_dataset(settings(tmp_path / "a", instance_prompt="x")).items
 
@@ -270,7 +269,7 @@ def test_importing_is_cheap() -> None:
 
 
 def test_embedded_houses(settings: Settings) -> None:
-    """The data set that is shipped can be read."""
+    """The shipped data set can be read."""
     dataset = read_dataset(settings("embedded"))
 
     assert len(dataset.items) >= 16

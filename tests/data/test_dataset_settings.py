@@ -1,4 +1,4 @@
-"""Nonsense in the settings of a data set ends with the key, the value and the fix, before any file is looked at."""
+"""Nonsense in a data set's settings is reported with key, value and fix, before any file is looked at."""
 
 from __future__ import annotations
 

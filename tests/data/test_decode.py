@@ -102,9 +102,7 @@ def test_opaque_alpha_changes_nothing(photos: dict[str, Image.Image]) -> None:
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
 def test_16_bit_grey_is_scaled(photos: dict[str, Image.Image], form: str) -> None:
-    """16-bit grey has the brightness of the same picture in 8 bits, where Pillow's own conversion clips
-    it.
-    """
+    """16-bit grey has the brightness of the same picture in 8 bits; Pillow's own conversion clips it."""
     grey = photos["coffee"].convert("L")
     wide = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     assert wide.mode == "I;16"
@@ -116,7 +114,7 @@ def test_16_bit_grey_is_scaled(photos: dict[str, Image.Image], form: str) -> Non
 
 
 def test_float_grey(photos: dict[str, Image.Image]) -> None:
-    """Floats in 0 to 1 are scaled; others have no meaning as a picture and are refused with their range."""
+    """Floats from 0 to 1 are scaled; others mean nothing as a picture and are refused with their range."""
     grey = np.asarray(photos["coffee"].convert("L"))
     good = encoded(Image.fromarray(grey.astype(np.float32) / 255), "TIFF")
     assert distance(decode(good), photos["coffee"].convert("L").convert("RGB")) == 0
@@ -168,7 +166,7 @@ def test_colour_profile_is_applied(photos: dict[str, Image.Image]) -> None:
 
 
 def _swapped_profile() -> bytes:
-    """sRGB with the tags of its red and green primaries exchanged, and another name."""
+    """sRGB with the tags of its red and green primaries swapped, under another name."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     red, green = data.index(b"rXYZ"), data.index(b"gXYZ")
     data[red : red + 4], data[green : green + 4] = b"gXYZ", b"rXYZ"
@@ -177,7 +175,7 @@ def _swapped_profile() -> bytes:
 
 
 def test_animation_gives_its_first_frame(photos: dict[str, Image.Image]) -> None:
-    """Of several frames the first is taken, and this is noted."""
+    """Of several frames, the first is used, and this is noted."""
     frames = [photos["cat"].resize((64, 48)), photos["coffee"].resize((64, 48))]
     data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
 
@@ -232,9 +230,7 @@ def test_bomb_is_refused_before_it_is_unpacked() -> None:
 @pytest.mark.filterwarnings("ignore")  # Pillow remarks on damage that it can read past
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_random_damage_never_escapes(photos: dict[str, Image.Image], form: str) -> None:
-    """With flipped bytes a file is a picture of the size that was told, or `UnreadableImage` at the first
-    look.
-    """
+    """With flipped bytes, a file is a picture of the reported size, or `UnreadableImage` at the first look."""
     generator = np.random.default_rng(0)
     good = encoded(photos["cat"].resize((48, 40)), form)
     for _ in range(100):

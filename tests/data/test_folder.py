@@ -1,4 +1,4 @@
-"""Folders of images: where captions come from, what is refused and what is only listed."""
+"""Folders of images: where captions come from, what is refused, and what is only listed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_metadata_csv(tmp_path: Path, photos: Photos, settings: Settings) -> Non
 def test_a_stray_quote_in_csv_is_one_fault(
     tmp_path: Path, photos: Photos, settings: Settings, lines: list[str], first: int
 ) -> None:
-    """It does not make one caption of all lines that follow, and the line where it begins is told."""
+    """It does not turn all following lines into one caption, and the line where it starts is reported."""
     for name in ("cat", "coffee"):
         photos[name].save(tmp_path / f"{name}.png")
     (tmp_path / "metadata.csv").write_text("\n".join(["file_name,text", "", *lines]))
@@ -71,7 +71,7 @@ def test_a_stray_quote_in_csv_is_one_fault(
 
 
 def test_lines_of_csv(tmp_path: Path, photos: Photos, settings: Settings) -> None:
-    """A quoted caption may go over lines, and what only some programs take for the end of a line is part of one."""
+    """A quoted caption may span lines, and characters that only some programs take for a line end belong to it."""
     for name in ("cat", "coffee", "rocket"):
         photos[name].save(tmp_path / f"{name}.png")
     text = 'file_name,text\ncat.png,"a\ncat"\ncoffee.png,5" of\u2028coffee\nrocket.png\n'
@@ -101,7 +101,7 @@ def test_text_files_beside_images(tmp_path: Path, photos: Photos, settings: Sett
 
 
 def test_links_are_followed_once(tmp_path: Path, photos: Photos, settings: Settings) -> None:
-    """A linked folder is read; a link to a folder above does not lead in circles."""
+    """A linked folder is read; a link to a parent folder does not lead in circles."""
     outside, folder = tmp_path / "outside", tmp_path / "folder"
     outside.mkdir()
     folder.mkdir()
@@ -155,7 +155,7 @@ def test_files_that_are_not_images(captioned: Path, photos: Photos, settings: Se
 def test_a_metadata_file_decides_for_what_lies_below_unless_a_nearer_one_does(
     captioned: Path, photos: Photos, settings: Settings
 ) -> None:
-    """An image that is left out is told with the file that would have had to name it."""
+    """A left-out image is reported with the file that should have named it."""
     nearer = captioned / "more"
     (nearer / "deep").mkdir(parents=True)
     (nearer / "metadata.jsonl").write_text('{"file_name": "dog.png", "text": "a dog"}\n')
@@ -202,7 +202,7 @@ def test_all_faults_of_the_metadata_together(tmp_path: Path, photos: Photos, set
 def test_names_are_compared_only_for_faults_that_are_shown(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Looking through all names for each of a thousand wrong ones would look like a hang."""
+    """Searching all names for each of a thousand wrong ones would look like a hang."""
     asked = []
     monkeypatch.setattr(metadata, "nearest", lambda name, names: asked.append(name) or "")
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
@@ -216,7 +216,7 @@ def test_names_are_compared_only_for_faults_that_are_shown(
 
 
 def test_missing_caption_column_is_one_fault(captioned: Path, settings: Settings) -> None:
-    """A wrong column name is said once, with the columns that exist; an instance prompt makes it harmless."""
+    """A wrong column name is reported once, with the columns that exist; an instance prompt makes it harmless."""
     with pytest.raises(DatasetError, match="1 fault") as raised:
         read_dataset(settings(captioned, caption_column="txt"))
     assert "caption_column='txt' (did you mean 'text'?); columns: 'file_name', 'text'" in str(raised.value)
@@ -252,7 +252,7 @@ def test_many_faults_of_one_kind_are_counted(tmp_path: Path, settings: Settings)
 
 
 def test_bad_files(tmp_path: Path, photos: Photos, settings: Settings) -> None:
-    """Damaged, fake, empty and tiny files are refused by name, or dropped when asked."""
+    """Damaged, fake, empty and tiny files are refused by name, or dropped on request."""
     photos["cat"].save(tmp_path / "good.png")
     data = (tmp_path / "good.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
@@ -278,7 +278,7 @@ def test_bad_files(tmp_path: Path, photos: Photos, settings: Settings) -> None:
 
 
 def test_nothing_usable_is_an_error(tmp_path: Path, settings: Settings) -> None:
-    """An empty folder, and one of which everything was dropped, do not train on nothing."""
+    """An empty folder, or one from which everything was dropped, is not trained on."""
     with pytest.raises(DatasetError, match="no images"):
         read_dataset(settings(tmp_path))
 
@@ -288,7 +288,7 @@ def test_nothing_usable_is_an_error(tmp_path: Path, settings: Settings) -> None:
 
 
 def test_metadata_that_names_nothing(captioned: Path, settings: Settings) -> None:
-    """An empty metadata file leaves out every image, and is said to."""
+    """An empty metadata file leaves out every image, and this is reported."""
     (captioned / "metadata.jsonl").write_text("\n")
 
     with pytest.raises(DatasetError, match=r"4 left out: .*not named in metadata\.jsonl"):
@@ -353,9 +353,7 @@ def test_dreambooth_description_faults(tmp_path: Path, photos: Photos, settings:
 
 
 def test_split_folders(tmp_path: Path, photos: Photos, settings: Settings) -> None:
-    """Images in another split's folder are not trained on, and asking for a split that is not there is
-    refused.
-    """
+    """Images in another split's folder are not trained on, and asking for a missing split is refused."""
     for split, name in (("train", "cat"), ("test", "coffee")):
         (tmp_path / split).mkdir()
         photos[name].save(tmp_path / split / "image.png")

@@ -1,4 +1,4 @@
-"""Folders in the layout of kohya's scripts: what their names say there is told in settings."""
+"""Folders in the layout of kohya's scripts: what their names mean there is explained as settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of the files in a folder are the data set, where there are files of several kinds."""
+"""Which files in a folder are the data set, if it has files of several kinds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def picture(path: Path, number: int) -> Path:
 
 
 def table(path: Path, *numbers: int, column: str = "image") -> Path:
-    """A parquet file with a row for each number, or an arrow file as the `datasets` library writes them."""
+    """A parquet file with one row per number, or an arrow file as the `datasets` library writes it."""
     rows = [
         {column: {"bytes": picture(path, number).read_bytes(), "path": None}, "text": f"{number}"} for number in numbers
     ]
@@ -46,7 +46,7 @@ def ignored(dataset: Dataset) -> dict[str, str]:
 
 
 def test_shards_are_the_data_set_with_a_preview_beside_them(tmp_path: Path, settings: Settings) -> None:
-    """As on the Hub; also with a prompt, which would be enough to train on the preview alone."""
+    """As on the Hub; even with a prompt, with which the preview alone could be trained on."""
     table(tmp_path / "data" / "train-00000-of-00001.parquet", 1, 2)
     picture(tmp_path / "assets" / "preview.png", 3)
 
@@ -78,7 +78,7 @@ def test_tables_beside_images_that_may_be_either_are_refused(tmp_path: Path, set
 
 
 def test_a_folder_that_says_so_is_one_of_images(tmp_path: Path, settings: Settings) -> None:
-    """By its metadata or its description; and tables without images are none of a data set's."""
+    """By its metadata or its description; and tables without images do not belong to a data set."""
     told = "tables are read only from a folder without images"
     picture(tmp_path / "a.png", 3)
     pq.write_table(pa.table({"text": ["x"], "size": [1]}), tmp_path / "train-00000-of-00001.parquet")
@@ -147,7 +147,7 @@ def test_the_split_of_a_table_is_in_its_name_or_else_in_its_innermost_folder(nam
 
 
 def test_two_files_may_be_called_dataset_info(tmp_path: Path, settings: Settings) -> None:
-    """That of the `datasets` library says nothing about prompts; with the other one metadata need no captions."""
+    """The one of the `datasets` library says nothing about prompts; with the other, metadata need no captions."""
     picture(tmp_path / "a.png", 1)
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "number": 3}))
     for about, more in (({"features": {}, "splits": {}}, {"instance_prompt": "sks"}), ({"instance_prompt": "sks"}, {})):
@@ -170,13 +170,13 @@ def test_a_split_without_a_folder_is_told_with_those_that_have_one(tmp_path: Pat
     said = r"dataset\.split='{}': no such folder; splits found: 'test'\. Choose one of them"
     with pytest.raises(DatasetError, match=said.format("train")):
         read_dataset(settings(tmp_path, instance_prompt="x"))
-    picture(tmp_path / "a.png", 1)  # of every split
+    picture(tmp_path / "a.png", 1)  # belongs to every split
     with pytest.raises(DatasetError, match=said.format("val")):
         read_dataset(settings(tmp_path, instance_prompt="x", split="val"))
 
 
 def test_a_split_has_no_effect_on_a_single_file(tmp_path: Path, settings: Settings) -> None:
-    """Unless the file is of that split by its name."""
+    """Unless the file's name assigns it to that split."""
     for name in ("a.parquet", "test-00000-of-00001.parquet"):
         table(tmp_path / name, 1)
         assert len(read_dataset(settings(tmp_path / name)).items) == 1

@@ -1,4 +1,4 @@
-"""Masks are found beside their images, have their shape, and are cut exactly as they are."""
+"""Masks are found beside their images, have the same shape, and are cut in exactly the same way."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_a_column_has_no_effect_on_a_folder(folder: Path, settings: Settings) ->
 
 
 def test_what_is_transparent_in_a_mask_does_not_count(tmp_path: Path, settings: Settings) -> None:
-    """White painted on a transparent layer counts where it is painted, and half where it is half transparent."""
+    """White paint on a transparent layer counts where it was painted, and by half where it is half transparent."""
     picture(tmp_path / "x" / "a.png", size=(60, 48))
     layer = np.zeros((48, 60, 4), np.uint8)
     layer[:, :20] = 255
@@ -173,7 +173,7 @@ def test_half_a_mask_of_an_odd_side_is_as_long_as_it_can_be(folder: Path, settin
 
 
 def test_a_mask_is_cut_exactly_like_its_image(tmp_path: Path, settings: Settings) -> None:
-    """Without resizing, pixel for pixel, mirrored where the crop is; a mask of half the size fits, too."""
+    """Without resizing, pixel for pixel, mirrored if the crop is; a mask of half the size works too."""
     picture(tmp_path / "x" / "a.png", size=(60, 48))
     pixels = np.asarray(Image.open(picture(tmp_path / "x" / "a.mask.png", mode="L", size=(60, 48))))
     (item,) = read_dataset(settings(tmp_path / "x", masks=True, instance_prompt="x")).items

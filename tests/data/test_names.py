@@ -1,4 +1,4 @@
-"""Names of files: such as no text can hold, and one that is written in two ways."""
+"""File names: some that cannot be written as text, and one that can be written in two ways."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DECOMPOSED = unicodedata.normalize("NFD", "café")
 
 
 def test_names_that_are_not_text(tmp_path: Path, photos: Photos, settings: Settings) -> None:
-    """A name in an old encoding is refused where it can be shown, not where a report is written."""
+    """A name in an old encoding is refused where it can be shown, not later when a report is written."""
     photos["cat"].save(tmp_path / "cat.png")
     os.rename(tmp_path / "cat.png", os.fsencode(tmp_path) + b"/k\xe4tzchen.png")
 
@@ -34,7 +34,7 @@ def test_names_that_are_not_text(tmp_path: Path, photos: Photos, settings: Setti
 
 
 def test_names_in_another_unicode_form_are_the_same_names(tmp_path: Path, photos: Photos, settings: Settings) -> None:
-    """What is typed is composed; it looks the same."""
+    """Typed names are composed; they look the same."""
     for folder in ("lines", "texts"):
         (tmp_path / folder).mkdir()
         photos["cat"].save(tmp_path / folder / f"{DECOMPOSED}.png")
@@ -59,7 +59,7 @@ def test_two_files_in_two_unicode_forms_are_two(tmp_path: Path, photos: Photos, 
 
 
 def test_names_that_are_longer_than_any_file_has(tmp_path: Path, photos: Photos, settings: Settings) -> None:
-    """As where columns are mixed up, and a caption stands for a name: the place is told, with all other faults."""
+    """As when columns are swapped and a caption is taken for a name: its place is reported with all other faults."""
     photos["cat"].save(tmp_path / "cat.png")
     caption = "a photo of a cat, " * 20
     lines = [{"file_name": caption, "text": "cat.png"}, {"file_name": "cta.png", "text": "a cat"}]

@@ -1,4 +1,4 @@
-"""Several places of images as one data set: what each adds, how often, and which of them a mistake is in."""
+"""Images from several places as one data set: what each adds, how often, and which one contains a mistake."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_path_alone_is_a_source(places: list[str]) -> None:
 
 
 def test_where_images_are_does_not_matter_but_how_often_they_come(places: list[str], tmp_path: Path) -> None:
-    """One source is the same data set as its folder; in another order of sources too; with repeats it is another."""
+    """One source is the same data set as its folder; the order of sources does not matter, but repeats do."""
     alone = read_dataset(DatasetSettings(path=places[0]))
     assert read(places[0]).fingerprint == alone.fingerprint
     assert read({"path": places[0], "repeats": 2}).fingerprint != alone.fingerprint
@@ -124,7 +124,7 @@ def test_an_image_of_two_sources_is_told(places: list[str]) -> None:
 
 
 def test_a_source_that_is_held_out_as_a_whole_is_told(tmp_path: Path) -> None:
-    """Which images are held out depends on their content, so that it is the same where sources are sent as one."""
+    """Which images are held out depends on their content, so it is the same if sources are sent as one."""
     many = write(tmp_path / "many", *range(0, 120, 10), caption="x")
     _, (chosen,) = split(read(str(many)).items, held_out=0.1)
     one = tmp_path / "one"

@@ -1,4 +1,4 @@
-"""A Hub data set that is never on the disk as a whole: the same images, within a bound, each shard read once."""
+"""A Hub data set that is never on disk as a whole: the same images, within a bound, each shard read once."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def bound_gb(hub: DataSets) -> float:
 
 
 def on_disk() -> int:
-    """Bytes of shards, whole or in part."""
+    """Bytes of shards on disk, whole or partial."""
     size = 0
     for file in (streamed_folder() / "shards").rglob("*"):
         if file.suffix in (".parquet", ".incomplete"):
@@ -170,7 +170,7 @@ def test_an_interrupted_index_goes_on(hub: DataSets, bound_gb: float, settings: 
         read_dataset(stream)
     hub.refused.clear()
     assert hub.fetched() == SHARDS[:3]
-    # What a process leaves that dies while it fetches takes no room of the others.
+    # What a process leaves behind when it dies while fetching takes no room from the others.
     left = streamed_folder() / "shards" / "incoming" / "data" / "part.incomplete"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"0" * 10_000)
@@ -194,7 +194,7 @@ def test_a_changed_data_set_is_indexed_where_it_has_changed(hub: DataSets, bound
 
 
 def test_many_readers_fetch_a_shard_once(hub: DataSets, bound_gb: float, settings: Settings) -> None:
-    """And wait for the one of them that does."""
+    """The others wait for the one that fetches it."""
     stream = settings(NAME, stream=True, max_cache_gb=bound_gb)
     items = in_reading_order(read_dataset(stream).items)
     hub.requests.clear()
@@ -202,7 +202,7 @@ def test_many_readers_fetch_a_shard_once(hub: DataSets, bound_gb: float, setting
 
     def read(number: int) -> bytes:
         start.wait()
-        # Straight to the store: addresses of one process have a lock of their own.
+        # Directly through the store: addresses within one process have their own lock.
         with items[0].address.store.hold(items[0].address.shard) as path:  # type: ignore[attr-defined]
             return path.read_bytes()
 
@@ -227,7 +227,7 @@ def test_what_is_held_stays_and_what_was_used_last_goes_last(
     with store.hold(shards[0]):
         assert here() == [0, 4], "the fourth was used after the fifth"
     with store.hold(shards[4]):
-        # It is older than the first, but somebody reads it.
+        # It is older than the first one, but is being read.
         os.utime(store.place(shards[4]), (1, 1))
         with ThreadPoolExecutor(1) as other:
             other.submit(items[3].open).result(60)
@@ -348,7 +348,7 @@ def test_what_cannot_be_streamed_is_refused(
 def test_one_of_several_sources_may_be_streamed(
     hub: DataSets, bound_gb: float, captioned: Path, settings: Settings
 ) -> None:
-    """Each says so itself; what is wrong names the source."""
+    """Each source says so itself; faults name the source."""
     hub_source = {"path": NAME, "stream": True, "repeats": 2}
     several = DatasetSettings(path=None, sources=[hub_source, str(captioned)], max_cache_gb=bound_gb)
     assert several.streams

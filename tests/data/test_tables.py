@@ -1,4 +1,4 @@
-"""Parquet, arrow and the Hub: the same pictures from every layout, read one row at a time."""
+"""Parquet, arrow and the Hub: every layout gives the same pictures, read one row at a time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rows(photos: Photos) -> list[dict[str, Any]]:
 
 
 def check(dataset: Dataset, photos: Photos) -> None:
-    """All photographs are there with their own captions and pixels."""
+    """Check that all photographs are there with their own captions and pixels."""
     assert len(dataset.items) == len(photos)
     for item in pickle.loads(pickle.dumps(dataset.items)):
         photo = photos[item.caption.removeprefix("a photo of a ")]
@@ -98,7 +98,7 @@ def test_columns_as_polars_writes_them(
 def test_large_images_are_sent_in_small_row_groups(
     tmp_path: Path, captioned: Path, photos: Photos, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Above 2 GiB pyarrow could not read one again."""
+    """pyarrow could not read back a row group above 2 GiB."""
     here = read_dataset(settings(captioned))
     sizes = [len(item.address.read()) for item in here.items]
     monkeypatch.setattr(sending, "GROUP_BYTES", sizes[0] + 1)
@@ -113,7 +113,7 @@ def test_large_images_are_sent_in_small_row_groups(
 
 
 def test_save_to_disk(tmp_path: Path, rows: list[dict[str, Any]], photos: Photos, settings: Settings) -> None:
-    """What the `datasets` library saves is read, a single data set and one with splits."""
+    """What the `datasets` library saves is read: a single data set, and one with splits."""
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     saved = datasets.Dataset.from_list(rows, features=features)
@@ -150,7 +150,7 @@ def test_memory_of_table_rows(name: str, tmp_path: Path, rows: list[dict[str, An
         else:
             with pa.OSFile(str(tmp_path / "new"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
                 writer.write_table(table)
-        (tmp_path / "new").replace(tmp_path / name)  # whoever has the old one open keeps it
+        (tmp_path / "new").replace(tmp_path / name)  # a process that has the old one open keeps it
 
     write(rows)
     first = read_dataset(settings(tmp_path / name))
@@ -285,7 +285,7 @@ def test_hub_snapshot_that_is_not_complete(hub: Path, rows: list[dict[str, Any]]
 
 
 def test_hub_without_network_or_copy(hub: Path, settings: Settings) -> None:
-    """The error names the id, that neither way is open, and what to do."""
+    """The error names the id, says that neither way works, and what to do."""
     with pytest.raises(DatasetError) as raised:
         read_dataset(settings("lambdalabs/naruto-blip-captions", revision="v1"))
 

@@ -1,7 +1,7 @@
-"""Miniatures of the families that the package has none of: the real classes, with random weights.
+"""Miniatures of the families for which the package has none: the real classes, with random weights.
 
-What makes each itself is kept: one encoder and 1x1 convolutions around its attention (SD 1.5); linear projections and
-v-prediction (SD 2.1); CLIP's states padded to T5's width, a joint attention whose last block forgets the text (SD3), a
+What distinguishes each is kept: one encoder and 1x1 convolutions around its attention (SD 1.5); linear projections and
+v-prediction (SD 2.1); CLIP's states padded to T5's width, joint attention whose last block drops the text (SD3), a
 second attention and normalised queries (SD3.5), packed latents, single blocks, rotary positions and an embedded
 guidance scale (FLUX.1).
 """
@@ -53,7 +53,7 @@ def build_sd15(*, seed: int = 0, prompt_tokens: int = 77) -> StableDiffusionPipe
 
 
 def build_sd21(*, seed: int = 0, prompt_tokens: int = 77) -> StableDiffusionPipeline:
-    """An SD-2.1-shaped pipeline: v-prediction, linear projections, heads of one width, prompts padded with "!"."""
+    """An SD-2.1-shaped pipeline: v-prediction, linear projections, heads of equal width, prompts padded with "!"."""
     scheduler = DDIMScheduler(
         **NOISE, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False, steps_offset=1
     )
@@ -98,7 +98,7 @@ def build_sd3(*, seed: int = 0) -> StableDiffusion3Pipeline:
 
 
 def build_sd35(*, seed: int = 0) -> StableDiffusion3Pipeline:
-    """An SD3.5-medium-shaped pipeline, and without T5, as people save it to spare memory."""
+    """An SD3.5-medium-shaped pipeline without T5, as people save it to reduce memory."""
     return _build_sd3(seed, with_t5=False, dual_attention_layers=(0,), qk_norm="rms_norm")
 
 
@@ -133,7 +133,7 @@ def _build_sd3(seed: int, *, with_t5: bool, **structure: object) -> StableDiffus
 
 
 def build_flux(*, seed: int = 0) -> FluxPipeline:
-    """A FLUX.1-dev-shaped pipeline: told a guidance scale, noise levels shifted by the size of the image."""
+    """A FLUX.1-dev-shaped pipeline: conditioned on a guidance scale, noise levels shifted by the image size."""
     tokenizer = make_tokenizer(WORDS, prompt_tokens=PROMPT_TOKENS, padding=END)
     t5 = make_t5_tokenizer(WORDS, prompt_tokens=LONGEST_T5)
     text = TEST.text[1]
@@ -193,9 +193,9 @@ def _t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 
 def make_t5_tokenizer(words: Sequence[str], *, prompt_tokens: int) -> T5Tokenizer:
-    """T5's tokenizer with `words` as one token each, and what is spelt in other letters than ASCII's unknown.
+    """T5's tokenizer with `words` as one token each; anything in non-ASCII letters is unknown.
 
-    `prompt_tokens` is its model_max_length, the end included.
+    `prompt_tokens` is its model_max_length, including the end token.
     """
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     letters = [(chr(code), -10.0) for code in range(ord("!"), ord("~") + 1)]

@@ -1,4 +1,4 @@
-"""A miniature as one file in the layout of the original code: the way back from what diffusers reads."""
+"""A miniature as one file in the layout of the original code: the reverse of diffusers' conversion."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _sd3(transformer: Any) -> dict[str, Tensor]:
     written: dict[str, Tensor] = {}
     last = f"transformer_blocks.{transformer.config.num_layers - 1}.norm1_context.linear"
     for key in list(state):
-        # The last modulations have their halves the other way round there.
+        # The halves of the last modulations are swapped there.
         if key.startswith((last, "norm_out.linear")):
             state[key] = torch.cat(state[key].chunk(2)[::-1])
     for separate, fused in FUSED.items():
@@ -189,7 +189,7 @@ def _vae(vae: Any) -> dict[str, Tensor]:
         if "mid_block.attentions.0" in name:
             name = name.replace("mid_block.attentions.0", "mid.attn_1").replace("group_norm", "norm")
             name = name.replace("to_out.0", "proj_out").replace("to_", "")
-            # Linear here, a convolution over single pixels there.
+            # Linear here, a 1x1 convolution there.
             tensor = tensor[:, :, None, None] if tensor.dim() == 2 else tensor
         written[f"first_stage_model.{name}"] = tensor
     return written

@@ -1,4 +1,4 @@
-"""A base model is known by the content of its files, wherever they lie."""
+"""A base model is identified by the content of its files, wherever they are."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_part_that_lacks_a_weight_or_is_damaged_is_refused(kind: Any, part: st
 
 
 def test_a_vae_under_the_older_names_of_its_layers_is_whole(tmp_path: Path) -> None:
-    """As that of Stable Diffusion 1.5 is stored."""
+    """Stable Diffusion 1.5's VAE is stored like that."""
     shutil.copytree(MODEL_DIR / "vae", tmp_path, dirs_exist_ok=True)
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

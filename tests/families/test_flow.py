@@ -1,4 +1,4 @@
-"""Flow matching: noise levels as the papers and diffusers have them, and settings that fit no other process."""
+"""Flow matching: noise levels as in the papers and diffusers, and settings that fit no other process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DRAWS = [index / 1000 for index in range(1000)]
 
 def test_levels_are_shifted_as_the_scheduler_of_sd3_has_them() -> None:
     process, table = FlowMatching(SD3), FlowMatchEulerDiscreteScheduler(**SD3).sigmas
-    # The table goes down from pure noise: its entry 500 is the level 0.5, shifted.
+    # The table starts at pure noise and falls: its entry 500 is the level 0.5, shifted.
     assert float(table[500]) == pytest.approx(0.75)
     assert process.timestep(0.5, EVENLY, SIDE_1024) == pytest.approx(750)
     ours = [process.timestep(1 - index / 1000, EVENLY, SIDE_1024) / 1000 for index in range(1000)]

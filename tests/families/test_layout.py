@@ -1,4 +1,4 @@
-"""A model that is not whole is refused before anything starts, with what it lacks."""
+"""An incomplete model is refused before anything starts, with what it lacks."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_a_controlnet_without_weights_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def in_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The snapshot of a repository in the Hub's cache, which nobody can complete: the tests run offline."""
+    """A repository's snapshot in the Hub's cache, which cannot be completed: the tests run offline."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub" / "models--ann--sdxl"
     (repository / "refs").mkdir(parents=True)

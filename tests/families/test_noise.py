@@ -1,4 +1,4 @@
-"""The numbers of the forward process, and what a model may be."""
+"""The numbers of the forward process, and which models are accepted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def schedule_of(folder: Path, prediction: str | None = None, zero: bool | None =
 
 
 def changed(folder: Path, target: Path, part: str, **values: object) -> Path:
-    """A copy of a model with other values in the configuration of one of its parts."""
+    """A copy of a model with changed values in the configuration of one of its parts."""
     shutil.copytree(folder, target)
     (file,) = (target / part).glob("*config.json")
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
@@ -50,12 +50,12 @@ def test_min_snr_weights_fit_what_is_predicted(sdxl_folder: Path, prediction: st
 
 
 def test_weights_mean_the_same_whatever_is_predicted(sdxl_folder: Path) -> None:
-    """One deviation in the image, told as an error of the noise, of the velocity and of the image."""
+    """One deviation of the image, expressed as an error of the noise, the velocity and the image."""
     by_kind = {kind: schedule_of(sdxl_folder, kind) for kind in ("epsilon", "v_prediction", "sample")}
     draw = torch.Generator().manual_seed(0)
     image, noise, off = (torch.randn(4, 1, 2, 2, generator=draw) for _ in range(3))
     alpha = by_kind["sample"].alphas_cumprod_T[TIMESTEPS].view(-1, 1, 1, 1)
-    wrong_noise = noise - (alpha / (1 - alpha)).sqrt() * off  # of the same noisy latents
+    wrong_noise = noise - (alpha / (1 - alpha)).sqrt() * off  # for the same noisy latents
     found = {}
     for kind, schedule in by_kind.items():
         right = schedule.target(image, noise, TIMESTEPS)
@@ -71,7 +71,7 @@ def test_weights_mean_the_same_whatever_is_predicted(sdxl_folder: Path) -> None:
 
 def test_debiased_weights_are_one_over_the_root_of_the_ratio(sdxl_folder: Path) -> None:
     weights = schedule_of(sdxl_folder).debiased_weight(TIMESTEPS)
-    # The ratio counts as 1000 at most: 1175 at the first timestep.
+    # The ratio is capped at 1000; it is 1175 at the first timestep.
     assert weights.tolist() == pytest.approx([1000**-0.5, 8.454**-0.5, 0.7376**-0.5, 0.00468**-0.5], rel=2e-3)
 
 

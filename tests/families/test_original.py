@@ -1,4 +1,4 @@
-"""The way to the names of the original code is the inverse of the way that diffusers goes, at full size too."""
+"""The conversion to the original code's names is the inverse of diffusers' conversion, at full size too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every family has all that the Protocol names, and the page on new ones names all of it."""
+"""Every family has everything that the Protocol names, and the page on new families names all of it."""
 
 from __future__ import annotations
 

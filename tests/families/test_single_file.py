@@ -20,7 +20,7 @@ from tests.train.bench import Bench, difference, family_of, pipeline_of, weights
 
 
 def configurations(model: Path, folder: Path, *, with_weights_of: tuple[str, ...] = ()) -> Path:
-    """A model's folder without its weights, but for some parts."""
+    """A model's folder without weights, except for some parts."""
     shutil.copytree(model, folder)
     for file in folder.rglob("*.safetensors"):
         if file.parent.name not in with_weights_of:
@@ -48,7 +48,7 @@ def test_a_file_is_laid_out_as_the_model_it_was_made_from(
 ) -> None:
     model: Path = request.getfixturevalue(f"{name}_folder")
     pipeline = pipeline_of(model)
-    if name.startswith("sd3"):  # such files have no projection of the first encoder, which is none in the true models
+    if name.startswith("sd3"):  # such files lack the first encoder's projection, which the real models do not have
         pipeline.text_encoder.text_projection.weight.data.copy_(torch.eye(16))
         pipeline.save_pretrained(model := tmp_path / name)
     config = configurations(model, tmp_path / f"{name}-config")

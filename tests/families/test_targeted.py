@@ -1,4 +1,4 @@
-"""What a model's files say of its layers is what the loaded model has."""
+"""What a model's files say about its layers matches the loaded model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions become as many tokens as the model takes, padded as each tokenizer pads, and cuts are told."""
+"""Captions become as many tokens as the model takes, padded in each tokenizer's way, and cuts are reported."""
 
 from __future__ import annotations
 

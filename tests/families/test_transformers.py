@@ -1,4 +1,4 @@
-"""SD3 and FLUX.1: encoded as their pipelines do, trained, saved for two kinds of readers, and drawn."""
+"""SD3 and FLUX.1: encoded as in their pipelines, trained, saved for two kinds of readers, and drawn."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TRAINED: dict[Path, Job] = {}
 
 @pytest.fixture
 def job(bench: Bench, folder: Path) -> Job:
-    """Three steps of a job with samples, once for each model."""
+    """A job of three steps with samples, once for each model."""
     if folder not in TRAINED:
         lora = {"rank": 4, "alpha": 16.0, "targets": "attention_ff", "text_encoder": True}
         validation = {"prompts": PROMPTS[:1], "inference_steps": 2, "timesteps": 2, "max_images": 1}
@@ -57,7 +57,7 @@ def encoded(pipeline: Any) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def output(pipeline: Any) -> Tensor:
-    """What the pipeline's transformer predicts for the prompts at some noise."""
+    """The prediction of the pipeline's transformer for the prompts at some noise."""
     embeds, pooled = encoded(pipeline)
     family = find_family("flux" if isinstance(pipeline, FluxPipeline) else "sd3")
     noisy = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -158,7 +158,7 @@ def test_both_files_mean_what_was_trained(job: Job, folder: Path) -> None:
     by_diffusers.load_lora_weights(job.paths.lora, weight_name=DIFFUSERS)
     wanted = output(by_diffusers)
     assert apart(output(bare), wanted) > 1e-3, "the adapter does nothing"
-    # As ComfyUI reads it: up @ down without a scale, found by the names that diffusers gives the layers.
+    # As ComfyUI reads it: up @ down without a scale, found by diffusers' names for the layers.
     (file,) = [each for each in job.paths.lora.glob("*.safetensors") if each.name != DIFFUSERS]
     tensors = load_file(file)
     for component in ("transformer", "text_encoder", "text_encoder_2"):
@@ -175,7 +175,7 @@ def test_samples_are_those_of_the_plain_pipeline(job: Job, folder: Path) -> None
     pipeline = pipeline_of(folder)
     pipeline.load_lora_weights(job.paths.lora, weight_name=DIFFUSERS)
     pipeline.set_progress_bar_config(disable=True)
-    image = pipeline(  # with the guidance that it takes where none is said
+    image = pipeline(  # with its default guidance
         PROMPTS[0],
         height=64,
         width=64,

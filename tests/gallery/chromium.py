@@ -1,4 +1,4 @@
-"""A page in a headless Chromium, driven over the DevTools protocol: ask it, click, wait, take its picture."""
+"""A page in a headless Chromium, driven over the DevTools protocol: evaluate, click, wait, take screenshots."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Tab:
             self.said.append(entry["text"])
 
     def open(self, address: str) -> None:
-        """Go there, and wait until everything is loaded."""
+        """Open an address and wait until everything is loaded."""
         self._call("Page.navigate", url=address)
         self.until(f"location.href === {json.dumps(address)} && document.readyState === 'complete'")
 
@@ -61,7 +61,7 @@ class Tab:
         return result["result"].get("value")
 
     def until(self, script: str) -> Any:
-        """Wait until an expression is true; its value."""
+        """Wait until an expression is true; returns its value."""
         give_up = time.monotonic() + PATIENCE_S
         while not (value := self.ask(script)):
             assert time.monotonic() < give_up, f"never true: {script}"
@@ -69,7 +69,7 @@ class Tab:
         return value
 
     def click(self, selector: str) -> None:
-        """Click, as a mouse does, in the middle of an element, once everything is in its place."""
+        """Click in the middle of an element, as with a mouse, once the layout is settled."""
         self.until("document.readyState === 'complete'")
         x, y = self.ask(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center', "
@@ -85,18 +85,18 @@ class Tab:
             self._call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code)
 
     def write(self, text: str) -> None:
-        """Type into what has the focus."""
+        """Type into the focused element."""
         self._call("Input.insertText", text=text)
 
     def size(self, width_px: int, height_px: int, *, phone: bool = False) -> None:
-        """As large as a window, or a phone."""
+        """Set the size of the page, to that of a window or a phone."""
         self._call(
             "Emulation.setDeviceMetricsOverride",
             width=width_px, height=height_px, deviceScaleFactor=1, mobile=phone,
         )  # fmt: skip
 
     def picture(self, *, whole: bool = False) -> Image.Image:
-        """What is seen, or the whole page."""
+        """A screenshot of the visible part, or of the whole page."""
         png = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         return Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
 

@@ -1,4 +1,4 @@
-"""The gallery as people use it: a process of its own, in a real browser."""
+"""The gallery as people use it: in its own process, in a real browser."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def sample(job: Job, name: str, step: int = 3) -> bytes:
 
 
 def drawn(tab: Tab) -> list[bytes]:
-    """The pictures on the strip, the newest first."""
+    """The pictures on the strip, newest first."""
     pictures = tab.ask(
         "Promise.all([...document.querySelectorAll('#strip .drawn img')].map(async (one) => { const bytes = new "
         "Uint8Array(await (await fetch(one.src)).arrayBuffer()); return btoa(String.fromCharCode(...bytes)); }))"
@@ -129,7 +129,7 @@ def fill(tab: Tab, name: str, text: str) -> None:
 
 
 def slide(tab: Tab, job: Job, steps: int) -> None:
-    """Move a slider to its left end, and from there by so many steps, with the keyboard."""
+    """Move a slider to its left end, and from there by some steps, with the keyboard."""
     tab.ask(f"document.querySelector(`[name='weight:{path_of(job)}']`).focus()")
     tab.press("Home", 36)
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""What the gallery finds in a folder and draws with, without a server or a browser."""
+"""What the gallery finds in a folder and draws with; without a server or a browser."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_each_adapter_draws_in_the_precision_of_its_training(bench: Bench, sdxl_
 
 
 def completed(folder: Path, **settings: Any) -> Path:
-    """The folder of a training of which the gallery draws nothing, and reads no weights."""
+    """The folder of a training; the gallery draws nothing with it and does not read its weights."""
     (folder / "lora").mkdir(parents=True)
     (folder / "lora" / "pytorch_lora_weights.safetensors").touch()
     (folder / "config.yaml").write_text(yaml.safe_dump({"task": {"name": "train"}, **settings}))
@@ -85,11 +85,11 @@ def test_the_value_of_a_job_that_was_stopped_says_its_step(tmp_path: Path) -> No
 
 
 def test_evaluations_are_not_counted_among_trainings(tmp_path: Path) -> None:
-    """As in the report; which of them did not go well is told, too."""
+    """As in the report; evaluations that failed are shown too."""
     for name, state in (("first", "completed"), ("second", "failed")):
         write_job(tmp_path / "x" / name, rank=4, sampled=[0], state=state)
     for number, state in enumerate(("completed", "completed", "completed", "failed")):
-        measured = tmp_path / "x" / f"a{number}"  # which comes before the trainings
+        measured = tmp_path / "x" / f"a{number}"  # sorts before the trainings
         write_job(measured, rank=4, sampled=[0], state=state, task="evaluate", objective=None, objective_name=None)
 
     client = gallery(tmp_path)
@@ -215,7 +215,7 @@ def test_a_model_makes_room_before_the_next_one_is_loaded(tmp_path: Path, monkey
     class Model:
         def __init__(self, *_settings: object) -> None:
             assert all(model() is None for model in loaded)
-            self.module = self  # as modules do, by what they hold of each other
+            self.module = self  # a reference cycle, as in real modules
             loaded.append(weakref.ref(self))
 
     monkeypatch.setattr("runner.studio.Studio", Model)
@@ -236,7 +236,7 @@ def test_the_page_of_a_single_experiment_or_job_leads_to_it(tmp_path: Path, show
     completed(tmp_path / "x" / "job", model={"family": "sdxl", "path": "embedded"})
     with gallery(tmp_path / shown) as page:
         (link,) = re.findall('class="cover" href="(.*?)"', page.get("/").text)
-        answer = page.get(urljoin("http://localhost/", link))  # as browsers do
+        answer = page.get(urljoin("http://localhost/", link))  # like a browser
         assert answer.status_code == 200
         (job,) = re.findall('href="(/job/.*?)"', answer.text)
         assert page.get(urljoin("http://localhost/", job)).status_code == 200
@@ -251,7 +251,7 @@ def test_of_very_many_jobs_it_is_said_how_many_are_side_by_side(tmp_path: Path) 
         said = "Of 30 jobs the first 24; choose others below to compare them."
         assert said in page.get("/experiment/x").text
         assert said not in page.get("/compare?job=x/job1&job=x/job2").text
-        for number in range(5):  # whose columns others take
+        for number in range(5):  # other jobs take their columns
             shutil.rmtree(tmp_path / "x" / f"job{number}" / "samples")
         text = page.get("/experiment/x").text
         assert text.count('<th scope="col"><a href="/job/') == 24 and "Of 25 jobs with samples the first 24;" in text

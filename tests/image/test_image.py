@@ -1,4 +1,4 @@
-"""Images: what goes in, what an engine is told, what ECR has afterwards; neither of the two is real here."""
+"""Images: what goes in, what an engine is told, what ECR contains afterwards; neither engine nor ECR is real here."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def ecr(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server.start()
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
-    urlopen(f"{url}/moto-api/reset", data=b"").close()  # what other tests have left in this process
+    urlopen(f"{url}/moto-api/reset", data=b"").close()  # removes what other tests left in this process
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
@@ -62,10 +62,10 @@ def ecr(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 class FakeEngine:
-    """Podman or another, as far as it is asked for anything.
+    """Podman or another engine, as far as the tests need it.
 
     Args:
-        knows: what it says of its options for builds.
+        knows: what its help says about build options.
     """
 
     def __init__(self, folder: Path, name: str = "podman", knows: str = "") -> None:

@@ -1,4 +1,4 @@
-"""What manifests say of endpoints: whose they are, until they are gone or another job's."""
+"""What manifests say about endpoints: whose they are, until they are gone or belong to another job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runner.schema import Experiment
 
 
 def deployed(outputs: Path, seed: int, *, name: str, region: str) -> Job:
-    """A job that says that it has made an endpoint; what else it did does not matter here."""
+    """A job that recorded making an endpoint; what else it did does not matter here."""
     job = make_job(Experiment.model_validate({"seed": seed}), model="m", dataset="d", outputs=outputs)
     register(job)
     update_manifest(job.folder, state=State.COMPLETED, endpoint={"name": name, "region": region})
@@ -18,7 +18,7 @@ def deployed(outputs: Path, seed: int, *, name: str, region: str) -> Job:
 
 
 def test_only_the_endpoint_that_is_another_jobs_now_is_taken_back(tmp_path: Path) -> None:
-    """An endpoint that nobody says he has made goes on to cost money, and nobody sees it."""
+    """An endpoint that no manifest claims would keep costing money unnoticed."""
     earlier, now, elsewhere, other = (
         deployed(tmp_path, seed, name=name, region=region)
         for seed, (name, region) in enumerate(

@@ -1,4 +1,4 @@
-"""What a job's folder says of it when a command takes it up again, and what it is called by."""
+"""What a job's folder says when a command takes the job up again, and what the job is called."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def job(tmp_path: Path, **settings: Any) -> Job:
 
 def test_an_id_is_the_hash_of_what_is_not_at_its_default(tmp_path: Path) -> None:
     changed = job(tmp_path, seed=3, lora={"rank": 7}, optimizer={"name": "adamw"})
-    # The kind of optimizer counts even where it is the usual one.
+    # The kind of optimizer counts even if it is the default.
     identity = (
         '{"dataset": "d", "model": "m", "schema": 1, '
         '"settings.lora.rank": 7, "settings.optimizer.name": "adamw", "settings.seed": 3}'
@@ -56,7 +56,7 @@ def test_a_job_that_is_taken_up_again_is_begun_anew_and_keeps_its_history(tmp_pa
 
 @pytest.mark.parametrize("left", ["", "[1, 2]", "text"])
 def test_of_a_configuration_that_is_none_it_is_said_which_file_is_damaged(left: str, tmp_path: Path) -> None:
-    """As a power cut leaves it, or another program's."""
+    """As left by a power cut, or written by another program."""
     (tmp_path / "config.yaml").write_text(left)
     with pytest.raises(RunnerError, match=r"can be read: its manifest\.json or config\.yaml is empty or damaged$"):
         read_job(tmp_path)

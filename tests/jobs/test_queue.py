@@ -1,4 +1,4 @@
-"""No job is taken twice, whoever else takes from the same list."""
+"""No job is taken twice, whatever else takes from the same queue."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def ids(taken: list[Job]) -> list[str]:
     return [job.id for job in taken]
 
 
-# PyYAML's wheels have it; where it was built from source without it, there is only the slow parser.
+# PyYAML's wheels include libyaml; if PyYAML was built from source without it, only the slow parser is available.
 @pytest.mark.skipif(not yaml.__with_libyaml__, reason="PyYAML was built without libyaml")
 def test_settings_are_not_read_by_the_slow_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (job,) = jobs(tmp_path, 1)

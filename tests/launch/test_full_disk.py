@@ -1,4 +1,4 @@
-"""A disk that is full when the runner itself writes: how the jobs went is said all the same."""
+"""A disk that is full when the runner itself writes: the outcome of the jobs is reported all the same."""
 
 from __future__ import annotations
 

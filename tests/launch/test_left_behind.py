@@ -1,4 +1,4 @@
-"""What a plan says of unfinished jobs that it does not continue."""
+"""What a plan says about unfinished jobs that it does not continue."""
 
 from __future__ import annotations
 

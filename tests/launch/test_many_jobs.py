@@ -1,4 +1,4 @@
-"""What a plan looks at once, however many jobs it is for."""
+"""What a plan looks at only once, however many jobs it has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def configs(**sections: list[Any]) -> list[door.Config]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each data set was gone through, by what for."""
+    """How often each data set was read through, by the function that did it."""
     counted: Counter[str] = Counter()
 
     def count(module: Any, name: str) -> None:
@@ -60,7 +60,7 @@ def test_and_again_for_jobs_that_use_them_in_another_way(calls: Counter[str], ca
 
 
 def test_what_jobs_encode_otherwise_is_counted_for_each(calls: Counter[str]) -> None:
-    """Or encodings that one of them uses would be neither planned for nor kept."""
+    """Otherwise encodings that one of them uses would be neither planned for nor kept."""
     door.launch(configs(resolution=[64, 128, 64]))
     assert calls["views_of"] == 2
     door.launch(configs(lora=[{"text_encoder": encoder} for encoder in (False, True, False)]))

@@ -1,4 +1,4 @@
-"""What a command makes of jobs that an earlier one has submitted, before it has asked anybody how they are."""
+"""How a command treats jobs that an earlier one submitted, before it has asked about their state."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_why_a_job_was_pruned_once_is_not_said_of_what_became_of_it_since(caplog
 
 
 def test_the_last_table_has_columns(caplog: pytest.LogCaptureFixture) -> None:
-    """Also where a job has no result, or a longer one."""
+    """Even if a job has no result, or a longer one."""
     caplog.set_level(logging.INFO)
     jobs = []
     endings: list[dict[str, Any]] = [
@@ -189,7 +189,7 @@ def test_trainings_that_differ_are_shown_in_a_workspace_by_what_they_differ_in(m
 def test_jobs_that_are_done_are_judged_by_the_objective_of_this_command(
     asked: str, found: float | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is not part of their ids, so that another one starts nothing; the record has what it asks for."""
+    """It is not part of their ids, so another objective starts nothing; the record has the value that it asks for."""
     caplog.set_level(logging.INFO)
     job = make_job(Experiment.model_validate({}), model="m", dataset="d", outputs=outputs_dir(), overrides=())
     register(job)

@@ -1,4 +1,4 @@
-"""Runners in the background, and what their folders say."""
+"""Runs the command line in the background, and reads what its folders say."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ class Running:
         raise AssertionError(f"it never said {part!r}")
 
     def kill(self) -> None:
-        """SIGKILL: it cannot say or do anything more."""
+        """Send SIGKILL: it cannot print or do anything more."""
         self.process.kill()
         self.process.wait()
         assert self.process.stdout is not None
-        self.process.stdout.close()  # its workers may hold the other end for a while
+        self.process.stdout.close()  # its workers may keep the other end open for a while
 
     def end(self) -> Answer:
         output = self.process.communicate(timeout=DEADLINE_S)[0]

@@ -1,4 +1,4 @@
-"""Whatever dies, and however often, the same command ends with the same results, and nothing is done twice."""
+"""Whatever dies, and however often, repeating the command gives the same results, and nothing is done twice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def settings(sdxl_folder: Path) -> list[str]:
 
 
 def by_overrides(name: str) -> dict[str, dict[str, Any]]:
-    """The manifests of an experiment, by what tells its jobs apart."""
+    """The manifests of an experiment, by the overrides that distinguish its jobs."""
     found = {}
     for manifest in manifests(name).values():
         found[" ".join(text for text in manifest["overrides"] if text.startswith(("seed", "lora.rank")))] = manifest
@@ -66,7 +66,7 @@ def test_the_jobs_of_a_killed_worker_go_on_in_smaller_packs(settings: list[str])
 
 
 class Executioner(threading.Thread):
-    """Kills whoever works on one job, as a job does that needs more memory than there is."""
+    """Kills every worker of one job, as if the job needed more memory than is available."""
 
     def __init__(self, name: str, key: str) -> None:
         super().__init__(daemon=True)
@@ -75,7 +75,7 @@ class Executioner(threading.Thread):
         self.done = threading.Event()
 
     def _all_have_begun(self, job_id: str) -> bool:
-        """Whether the jobs that the same worker has taken say so too: only those are seen to have died with it."""
+        """Whether all jobs taken by the same worker have started: only those are seen to have died with it."""
         pid = self._pid(job_id)
         every = by_overrides(self.name_of_experiment).values()
         return pid is not None and all(each["state"] != "pending" for each in every if self._pid(each["id"]) == pid)
@@ -133,7 +133,7 @@ def test_killed_at_random_the_sweep_ends_as_if_nothing_had_been(settings: list[s
                     os.kill(holder("wild", manifest["id"]), signal.SIGKILL)
             running.kill()
     last = runner(*SWEEP, *settings, "name=wild", "launcher.pack=1", "launcher.concurrency=2")
-    if last.code == 1:  # a worker that was alone when it was killed has failed its job
+    if last.code == 1:  # a job whose worker had only this job when it was killed counts as failed
         last = runner(*SWEEP, *settings, "name=wild", "launcher.pack=1", "launcher.concurrency=2")
 
     assert last.code == 0, last.output

@@ -1,4 +1,4 @@
-"""What is damaged of a job while a command is at it takes nobody down; its manifest is written anew."""
+"""Damage to a job while a command is working on it affects no other job; its manifest is rewritten."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
 
 def in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on nothing is known but what is in the folders."""
+    """From here on, nothing is known but what is in the folders, as in a new process."""
     monkeypatch.setattr(job_module, "_remembered", {})
 
 

@@ -1,4 +1,4 @@
-"""Workers that are forked from a process which has loaded the libraries."""
+"""Workers that are forked from a process that has loaded the libraries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GPU = Machine((Device("cuda", "a GPU", 80.0, "0"),), cores=2)
 
 
 def ended(process: Forked) -> int:
-    """Its exit code, once it has one."""
+    """The exit code of a process, once it has one."""
     deadline = time.monotonic() + DEADLINE_S
     while (code := process.poll()) is None:
         assert time.monotonic() < deadline
@@ -54,7 +54,7 @@ def test_it_is_known_which_signal_has_ended_it(tmp_path: Path) -> None:
     assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     assert ended(process) == -signal.SIGKILL
-    process.send_signal(signal.SIGTERM)  # as to one that has ended: nothing
+    process.send_signal(signal.SIGTERM)  # no effect, as on a process that has ended
 
 
 def test_interrupted_it_does_what_is_to_be_done_at_the_end_and_says_which_signal_it_was(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_it_is_a_session_of_its_own_so_that_ctrl_c_reaches_the_runner_alone(tmp_
 
 @pytest.fixture
 def own_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Workers are not forked from the process of all tests, but from one of this test alone."""
+    """Fork workers from a process of this test alone, not from the one shared by all tests."""
     server = forkserver.ForkServer()
     monkeypatch.setattr(forkserver, "_forkserver", server)
     for name in ("ensure_running", "connect_to_new_process", "set_forkserver_preload"):
@@ -92,7 +92,7 @@ def test_where_the_process_that_workers_are_forked_from_is_killed_they_go_on_and
     first = waiting(tmp_path)
     server: int = own_server._forkserver_pid
     os.kill(server, signal.SIGKILL)
-    first._process.join(DEADLINE_S)  # until that is seen
+    first._process.join(DEADLINE_S)  # until its death is noticed
     while (stat := Path(f"/proc/{server}/stat")).exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
         time.sleep(0.01)  # and until the system has ended it
     assert first.poll() is None, "it does not need the other one any more"

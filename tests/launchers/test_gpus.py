@@ -27,7 +27,7 @@ LISTED = "0, GPU-aaaa, NVIDIA H100 80GB HBM3, 81559\n1, GPU-bbbb, NVIDIA L4, 230
 
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with two GPUs, as far as anybody asks the driver's tool."""
+    """A machine with two GPUs, according to the driver's tool."""
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
     tool.write_text(f"#!/bin/sh\nif [ $1 = -L ]; then printf '{PARTS}'; else printf '{LISTED}'; fi\n")

@@ -116,7 +116,7 @@ def test_a_completed_job_without_its_weights_runs_again(settings: list[str], uni
 def test_ctrl_c_ends_cleanly_with_a_checkpoint(settings: list[str]) -> None:
     running = Running([*settings, "checkpoint.every=5"])
     running.wait_for("dev/*/checkpoints/step-000005")
-    os.killpg(running.process.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    os.killpg(running.process.pid, signal.SIGINT)  # like a terminal, to the whole group
     answer = running.end()
 
     assert answer.code == 130, answer.output
@@ -127,7 +127,7 @@ def test_ctrl_c_ends_cleanly_with_a_checkpoint(settings: list[str]) -> None:
 def test_two_runners_cannot_work_on_the_same_job(settings: list[str]) -> None:
     running = Running([*settings, "checkpoint.every=1"])
     running.wait_for("dev/*/checkpoints/step-000001")
-    os.killpg(running.process.pid, signal.SIGSTOP)  # until the other one has seen it, however long that takes
+    os.killpg(running.process.pid, signal.SIGSTOP)  # until the other command has seen it, however long that takes
     other = Running(["-m", *settings, "checkpoint.every=1", "seed=0,1"])
     other.wait_for_line("1 worked on by another runner")
     os.killpg(running.process.pid, signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""Which workers are begun when, and on which places. With workers that do no more than is written here."""
+"""Which workers are started when, and in which places. With workers that do only what is written here."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_worker_of_a_search_gives_its_place_to_a_pack_that_waits_for_one(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class WhileOpen(IdleWorker):
-        """Does all that there is, and waits for more as long as its list is open."""
+        """Does all available jobs, and waits for more as long as its queue is open."""
 
         def __init__(self, queue: Path, **more: Any) -> None:
             super().__init__(queue, **more)

@@ -1,4 +1,4 @@
-"""Signals that come at a bad time: no worker goes on that nobody can stop any more. With workers that do nothing."""
+"""Signals at a bad time: no worker is left running that nobody can stop any more. With workers that do nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MACHINE = Machine((Device("cpu", "a processor", 16.0),), cores=4)
 
 
 class IdleWorker:
-    """Takes nothing, and ends when it is told to."""
+    """Takes no jobs, and ends when it is told to."""
 
     made: list[IdleWorker]
     when_made: Callable[[int], None]
@@ -75,7 +75,7 @@ def test_a_worker_on_the_terminal_hears_of_a_signal_to_the_runner_alone(
 
 
 def test_torchrun_does_not_hear_a_terminal_by_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Half a minute after a Ctrl-C it would kill what still saves."""
+    """Half a minute after a Ctrl-C, torchrun would kill processes that are still saving."""
     sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
     monkeypatch.setattr(worker, "worker_command", lambda *_, **__: sleeps)
     made = worker.Worker(
@@ -99,7 +99,7 @@ def test_a_signal_while_workers_are_being_started_reaches_all_of_them(
 
 
 class Busy(IdleWorker):
-    """Has begun with the first jobs, and ends only when it is told that nobody waits for that."""
+    """Has started the first jobs, and ends only when it is told to end at once."""
 
     def __init__(self, queue: Path, **more: Any) -> None:
         super().__init__(queue, **more)
@@ -239,7 +239,7 @@ def test_a_worker_whose_terminal_is_gone_is_to_save_and_may_still_write(monkeypa
 
 
 class Crashing:
-    """Workers that die soon, one after the other: whenever one is seen to have died, others have not yet."""
+    """Workers that die soon, one after the other: whenever one is seen to have died, others are still alive."""
 
     made = 0
 
@@ -269,7 +269,7 @@ def test_workers_that_all_die_before_they_take_a_job_are_not_begun_for_ever(
 
 
 class Preparing(IdleWorker):
-    """Takes the first jobs, and dies before any of them is training; whoever comes after it completes one."""
+    """Takes the first jobs, and dies before any of them is training; the next worker completes one."""
 
     takes = 2
 
@@ -334,7 +334,7 @@ def test_what_is_taken_up_again_counts_as_had_by_nobody(plan: Plan, monkeypatch:
 
 
 class Late(Preparing):
-    """The first dies with nothing, and before that is known another command that runs makes its jobs ready."""
+    """The first dies without having done anything; before that is noticed, another command prepares its jobs."""
 
     takes = 0
 

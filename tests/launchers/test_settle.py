@@ -1,4 +1,4 @@
-"""What becomes of jobs whose worker is gone, by what it could still write itself."""
+"""What becomes of jobs whose worker is gone, depending on what it could still write itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker's process is given: the user's own variables, places and threads that are its own, a log that grows."""
+"""What a worker's process gets: the user's variables, places and threads of its own, and a log that grows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GPUS = Machine((Device("cuda", "NVIDIA L4", 23.0, "0"), Device("cuda", "NVIDIA L
 
 
 def told(log: Path, places: list[str], machine: Machine, *, at_most: int = 1) -> dict[str, str]:
-    """The variables that a worker with these places sees; it writes nothing but them."""
+    """The variables seen by a worker with these places; the worker prints only them."""
     with pytest.MonkeyPatch.context() as patched:
         shows = "import os; [print(name, value, sep='=') for name, value in os.environ.items()]"
         patched.setattr(worker, "worker_command", lambda *_, **__: [sys.executable, "-c", shows])
