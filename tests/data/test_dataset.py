@@ -1,5 +1,4 @@
-"""What holds for every source: order, fingerprint, the account of all files, and the memory of a first look.
-"""
+"""What holds for every source: order, fingerprint, the account of all files, and the memory of a first look."""
 
 from __future__ import annotations
 

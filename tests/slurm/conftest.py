@@ -1,4 +1,4 @@
-"""A Slurm that is not there, and the settings of small jobs."""
+"""A stand-in for Slurm, and the settings of small jobs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Slurm:
         return [job.state for job in self.jobs]
 
     def wait_until(self, number: int, *states: str) -> FakeJob:
-        """Wait until there are so many jobs and the last of them is in one of the states."""
+        """Wait until there are `number` jobs and the last of them is in one of the states."""
         deadline = time.monotonic() + DEADLINE_S
         while len(self.jobs) < number or self.jobs[number - 1].state not in states:
             assert time.monotonic() < deadline, self.states
@@ -36,14 +36,14 @@ class Slurm:
         return self.jobs[number - 1]
 
     def is_full(self, full: bool) -> None:
-        """Nothing starts any more; or again."""
+        """Let the cluster be full, so that nothing starts, or no longer full."""
         file = self.folder / "full"
         file.touch() if full else file.unlink()
 
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
-    """The commands of a Slurm of one machine on the PATH; what still runs at the end of the test is ended."""
+    """The commands of a single-machine Slurm on the PATH; what still runs at the end of the test is ended."""
     folder = tmp_path / "slurm"
     for name, value in install(folder).items():
         monkeypatch.setenv(name, value)
@@ -51,7 +51,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
     deadline = time.monotonic() + DEADLINE_S
     while (running := [job for job in jobs() if job.state not in ENDED]) and time.monotonic() < deadline:
         for job in running:
-            job.order("exhaust")  # what breaks may be started again
+            job.order("exhaust")  # a job whose node breaks might be started again
         time.sleep(0.2)
 
 

@@ -1,7 +1,7 @@
-"""A Slurm of one machine: commands on the PATH that really run batch scripts, signal them, and know how they ended.
+"""A single-machine Slurm: commands on the PATH that really run batch scripts, signal them, and know how they ended.
 
-Each job has a folder with `job.json`, and a process that supervises it as slurmd would. A test orders what happens to a
-job by writing a word into its file `order`.
+Each job has a folder with `job.json`, and a process that supervises it as slurmd would. A test controls what happens to
+a job by writing a word into its file `order`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def root() -> Path:
 
 
 def install(folder: Path) -> dict[str, str]:
-    """Put the commands into a folder; the environment in which they are found."""
+    """Put the commands into a folder; returns the environment in which they are found."""
     commands = folder / "bin"
     commands.mkdir(parents=True)
     for name in COMMANDS:
@@ -43,7 +43,7 @@ def install(folder: Path) -> dict[str, str]:
 
 
 class FakeJob:
-    """One job, as its folder says."""
+    """One job, as recorded in its folder."""
 
     def __init__(self, number: str) -> None:
         self.number, self.folder = number, root() / number
@@ -64,7 +64,7 @@ class FakeJob:
 
     def order(self, what: str) -> None:
         """preempt, requeue (preempt, but start it again), cancel, break (the node), exhaust (the memory)."""
-        # As a whole: read before it is written, it would be taken for none and be gone.
+        # Written atomically: a half-written order would be read as no order and lost.
         (self.folder / "order.new").write_text(what)
         (self.folder / "order.new").replace(self.folder / "order")
 
@@ -77,7 +77,7 @@ class FakeJob:
         return what
 
     def signal_steps(self, number: int) -> None:
-        """To what srun has started, as Slurm does; the batch script itself is not told."""
+        """Signal what srun has started, as Slurm does; the batch script itself gets no signal."""
         for file in self.folder.glob("step-*"):
             try:
                 os.killpg(int(file.name.partition("-")[2]), number)
@@ -131,7 +131,7 @@ def supervise(arguments: list[str]) -> int:
 
 
 def run_once(job: FakeJob, options: dict[str, str]) -> str:
-    """Run the batch script until it ends or is ended; the state that the job then has."""
+    """Run the batch script until it ends or is ended; returns the state of the job then."""
     minute_s = float(os.environ.get("FAKE_MINUTE_S", "60"))
     ends = time.monotonic() + int(options["time"]) * minute_s
     name, _, before_s = options["signal"].partition("@")
@@ -141,7 +141,7 @@ def run_once(job: FakeJob, options: dict[str, str]) -> str:
     environment["SLURM_JOB_NODELIST"] = ",".join(["localhost"] * nodes)
     file = job.folder / "script.sh"
     file.write_text(job.read()["script"])
-    # As in Slurm, nobody makes the folder of the output.
+    # As in Slurm, the folder of the output is not created.
     with Path(options["output"].replace("%j", job.number)).open("a") as output:
         batch = subprocess.Popen(
             ["bash", str(file)], env=os.environ | environment, stdout=output, stderr=output, start_new_session=True
@@ -169,7 +169,7 @@ def run_once(job: FakeJob, options: dict[str, str]) -> str:
 
 
 def is_requeued(options: dict[str, str]) -> bool:
-    """As clusters are set up by default (JobRequeue=1): of both words the later one counts."""
+    """As on clusters with the default setup (JobRequeue=1); of the two options, the later one counts."""
     return [name for name in options if name in ("requeue", "no-requeue")][-1:] != ["no-requeue"]
 
 
@@ -202,7 +202,7 @@ def srun(arguments: list[str]) -> int:
 
 
 def start(command: list[str], environment: dict[str, str], output: Path) -> subprocess.Popen[bytes] | BaseProcess:
-    """Start a task in a session of its own; a worker is forked, where one may be."""
+    """Start a task in its own session; a worker is forked if possible."""
     output.touch()
     if command[:3] == [sys.executable, "-m", "runner.work"] and environment.get("FORK_SERVER"):
         from tests import forked_command
@@ -216,7 +216,7 @@ def start(command: list[str], environment: dict[str, str], output: Path) -> subp
 
 
 def code_of(task: subprocess.Popen[bytes] | BaseProcess) -> int:
-    """How a task has ended, once it has."""
+    """The exit code of a task, once it has ended."""
     if isinstance(task, subprocess.Popen):
         return task.wait()
     task.join()

@@ -1,4 +1,4 @@
-"""A cluster whose every move is written down beforehand, jobs for it, and commands that use it."""
+"""A cluster whose every move is scripted, jobs for it, and commands that use it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MACHINE = Machine((Device("cpu", "a node", None),), cores=1)
 
 
 class Script:
-    """A cluster on which at each look the next move is made, and nothing else."""
+    """A cluster that makes its next move at each look, and does nothing else."""
 
     name = "script"
 
@@ -99,7 +99,7 @@ def finish(jobs: Sequence[Job]) -> Callable[[Script], None]:
 
 
 def die(jobs: Sequence[Job], worker: str, gone: Gone) -> Callable[[Script], None]:
-    """A worker is killed in the middle of these jobs."""
+    """A move: a worker is killed in the middle of these jobs."""
 
     def move(cluster: Script) -> None:
         write(jobs, State.RUNNING, worker=worker)

@@ -1,4 +1,4 @@
-"""The example in docs/clusters.md is a launcher: it trains jobs through a queue that is not Slurm's."""
+"""The example in docs/clusters.md is a working launcher: it trains jobs through a queue that is not Slurm's."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ exit 0
 
 @pytest.fixture
 def pbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A PBS whose jobs start at once; its folder."""
+    """The folder of a PBS whose jobs start at once."""
     folder, commands = tmp_path / "pbs", tmp_path / "bin"
     folder.mkdir()
     commands.mkdir()
@@ -58,7 +58,7 @@ def pbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The launcher of the page, with its settings where it looks for them."""
+    """The launcher from the page, with its settings where it expects them."""
     page = (ROOT / "docs" / "clusters.md").read_text()
     settings, launcher = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     scope = vars(launching).copy()

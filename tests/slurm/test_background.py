@@ -1,4 +1,4 @@
-"""The same workers without Slurm, through submitit's own executor for one machine: they outlive the command."""
+"""The same workers without Slurm, through submitit's executor for a single machine: they outlive the command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def settings(settings: list[str]) -> list[str]:
 
 
 def logs() -> list[Path]:
-    """One for each worker that was ever started."""
+    """One log for each worker that was ever started."""
     return sorted(outputs().glob("dev/background/*_0_log.out"))
 
 
@@ -59,7 +59,7 @@ def test_after_the_command_was_killed_its_workers_go_on_and_the_same_command_wai
 def test_ctrl_c_does_not_reach_them_and_the_same_command_collects(settings: list[str]) -> None:
     running = Running(settings)
     running.wait_for("dev/*/checkpoints/step-000005")
-    os.killpg(running.process.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    os.killpg(running.process.pid, signal.SIGINT)  # like a terminal, to the whole group
     answer = running.end()
 
     assert answer.code == 130, answer.output

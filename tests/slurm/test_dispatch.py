@@ -1,4 +1,4 @@
-"""What becomes of jobs whatever their workers do: on a cluster whose every move is written down beforehand."""
+"""What becomes of jobs, whatever their workers do, on a cluster whose every move is scripted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.slurm.script import (
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every wait between two looks is the next move of the script."""
+    """Waiting between two looks makes the script's next move."""
     monkeypatch.setattr(dispatch, "GRACE_S", 0.0)
 
 
@@ -86,7 +86,7 @@ def test_only_the_jobs_of_the_worker_that_is_gone_are_settled(monkeypatch: pytes
     jobs = make_jobs(3)
     looked: list[list[str]] = []
     cluster = Script(
-        # No lock tells who is alive, as on a file system whose locks do not reach from node to node.
+        # No lock shows who is alive, as on a file system whose locks do not work across nodes.
         lambda _: write(jobs[1:2], State.RUNNING, worker="w2"),
         die(jobs[:1], "w1", ENDED),
         lambda _: looked.append(states(jobs)),
@@ -181,7 +181,7 @@ def test_a_later_command_finds_its_workers_and_settles_those_that_have_gone_mean
     write(jobs[:1], State.COMPLETED)
     die(jobs[1:2], "w1", TAKEN)(cluster)
     write(jobs[2:3], State.RUNNING, worker="w2")
-    register(jobs[3])  # as a command does with all that is not held
+    register(jobs[3])  # as a command does with all jobs that are not held
 
     cluster.moves = [finish(jobs[1:])]
     run(cluster, make_plan(jobs[1:], at_once=1, workers=2), monkeypatch)
@@ -317,7 +317,7 @@ def test_other_workers_of_a_list_take_what_one_was_interrupted_in() -> None:
 def test_who_stops_waiting_at_a_terminal_is_asked_whether_workers_go_on(
     monkeypatch: pytest.MonkeyPatch, answer: Any, ended: list[str]
 ) -> None:
-    """None: nobody is at a terminal, where they go on."""
+    """None means that nobody is at a terminal; then they continue."""
 
     def interrupt(cluster: Script) -> None:
         raise KeyboardInterrupt

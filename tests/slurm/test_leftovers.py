@@ -1,4 +1,4 @@
-"""What becomes of each job that a worker leaves behind, by all that is known of the worker and of the job."""
+"""What becomes of each job that a worker leaves behind, given what is known about the worker and the job."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ WAITS = (State.SUBMITTED, None)
 @pytest.mark.parametrize(
     ("jobs", "gone", "known", "expected"),
     [
-        # Of what was interrupted another worker that lives takes up all by itself.
+        # Another living worker takes up all interrupted jobs by itself.
         ([MINE, OTHERS, WAITS], TAKEN, {"alive"}, {"taken_away": [0]}),
         ([MINE, OTHERS, WAITS], ENDED, {"alive"}, {"crashed": [0]}),
         ([MINE, OTHERS, WAITS], ENDED, set(), {"crashed": [0], "go_on": [1, 2]}),
-        # Stopped before this command came, which wants them all the same.
+        # Stopped before this command, which wants them nevertheless.
         ([MINE, WAITS], ENDED, {"ending"}, {"taken_away": [0], "go_on": [0, 1]}),
         ([(State.CANCELLED, None), WAITS], ENDED, {"ending"}, {"go_on": [0, 1]}),
         ([(State.CANCELLED, None), WAITS], ENDED, set(), {"go_on": [1]}),
-        # Whether it came to work at all: others would do no better where it did not.
+        # Whether the worker started working at all: if not, others would do no better.
         ([WAITS, WAITS], ENDED, set(), {"not_begun": [0, 1]}),
         ([WAITS, WAITS], ENDED, {"earlier"}, {"go_on": [0, 1]}),
         ([WAITS, (State.COMPLETED, None)], ENDED, set(), {"go_on": [0]}),
         ([WAITS, (State.PENDING, "w1")], ENDED, set(), {"go_on": [0, 1]}),
         ([OTHERS, WAITS], NEVER_BEGAN, set(), {"not_begun": [1], "go_on": [0]}),
-        # Who has held a job last says something only where that can be seen, and is not known otherwise.
+        # Which worker held a job last counts only where locks show it and nothing else is known.
         ([WAITS, WAITS], ENDED, {"held"}, {"crashed": [0], "go_on": [1]}),
         ([WAITS, WAITS], ENDED, {"held", "apart"}, {"not_begun": [0, 1]}),
         ([WAITS, WAITS], ENDED, {"held", "earlier"}, {"go_on": [0, 1]}),
@@ -51,7 +51,7 @@ def test_jobs_go_on_or_end_by_what_is_known_of_them_and_of_their_worker(
     for job, (state, worker) in zip(made, jobs, strict=True):
         write([job], state, worker=worker)
     if "held" in known:
-        made[0].paths.lock.write_text("1")  # by another process than this one
+        made[0].paths.lock.write_text("1")  # by a process other than this one
     lot = Lot(Pack(tuple(made), 2, 2, 1, ""), "script")
     lot.workers, lot.alive = ["w1", "w2"], ["w2"] if "alive" in known else []
     lot.is_earlier, lot.is_ending = "earlier" in known, "ending" in known

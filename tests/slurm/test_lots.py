@@ -1,4 +1,4 @@
-"""What the folders say of a pack in a queue, and what is read out of that: whose its jobs are, and what it lacks."""
+"""What the folders record about a pack in a queue, and what is concluded: whose its jobs are, and what it lacks."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_same_jobs_have_the_same_list_in_any_order_and_it_counts_once_it_has
 
 
 def test_a_list_is_open_for_as_long_as_its_command_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or a worker that waits for jobs of a search would end while their command still looks for them."""
+    """Otherwise a worker that waits for jobs of a search would end while the command is still choosing them."""
     jobs, open_until = make_jobs(1), list[float]()
     monkeypatch.setattr(dispatch, "OPEN_FOR_S", 0.0)
 

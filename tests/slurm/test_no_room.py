@@ -1,4 +1,4 @@
-"""What becomes of workers that a cluster has no room for at this moment."""
+"""What becomes of workers that a cluster currently has no room for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.slurm.script import MACHINE, TAKEN, Script, die, finish, make_jobs, m
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At every look it is tried again, and every wait between two is the next move of the script."""
+    """Every look tries again, and waiting between two looks makes the script's next move."""
     monkeypatch.setattr(dispatch, "GRACE_S", 0.0)
     monkeypatch.setattr(dispatch, "TRY_AGAIN_S", 0.0)
 
@@ -51,7 +51,7 @@ def test_where_there_is_room_for_some_workers_the_others_wait_and_no_job_is_begu
     jobs = make_jobs(4)
 
     def begin(cluster: Script) -> None:
-        # No lock tells, as on a file system whose locks do not reach from node to node.
+        # No lock shows it, as on a file system whose locks do not work across nodes.
         write(jobs[:begun], State.RUNNING, worker="w1")
 
     def look(cluster: Script) -> None:

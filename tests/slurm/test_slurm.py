@@ -1,4 +1,4 @@
-"""Workers in a Slurm queue run, are preempted, run out of time, die, are cancelled; every job is accounted for."""
+"""Workers in a Slurm queue run, are preempted, time out, die or are cancelled; every job is accounted for."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def uninterrupted(sdxl_folder: Path, made_once: MakeOnce) -> Path:
 def test_a_job_trains_in_the_queue_and_gives_the_weights_of_a_local_one(
     settings: list[str], slurm: Slurm, uninterrupted: Path
 ) -> None:
-    answer = runner(*settings, extra={SERVER: ""})  # this worker is a process that really begins
+    answer = runner(*settings, extra={SERVER: ""})  # this worker really starts as a process
 
     assert answer.code == 0, answer.output
     assert "submitted: slurm 101, for 1 job" in answer.output
@@ -154,7 +154,7 @@ def test_another_worker_goes_on_with_what_one_that_is_taken_away_has_saved(
 def test_what_is_unfinished_at_the_time_limit_is_saved_before_it(
     settings: list[str], slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A minute of this Slurm has 24 seconds, and the loading takes some of them.
+    # A minute of this Slurm has 24 seconds, some of which are spent loading.
     monkeypatch.setenv("FAKE_MINUTE_S", "24")
     long = [*settings, "name=long", "steps=4000"]
     answer = runner(*long, "launcher.time_limit_min=1", "launcher.save_before_s=10", "launcher.resubmissions=0")

@@ -1,4 +1,4 @@
-"""After a stop nothing is submitted, whatever a command that waits was about to do, and however the workers ended."""
+"""After a stop nothing is submitted, whatever a waiting command was about to do, and however the workers ended."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_what_has_saved_and_ended_is_not_sent_again_where_the_cluster_does_not_s
     run(cluster, make_plan(jobs), monkeypatch)
     assert len(cluster.orders) == 1
     assert states(jobs) == ["cancelled"]
-    # The next command does not hear of it any more.
+    # The stop does not affect the next command.
     cluster.moves = [die(jobs, "w2", TAKEN), finish(jobs)]
     run(cluster, make_plan(jobs), monkeypatch)
     assert len(cluster.orders) == 3
@@ -164,7 +164,7 @@ def test_a_command_that_comes_after_it_goes_on_with_what_the_stopped_workers_lea
     stop_all()
 
     def ends(cluster: Script) -> None:
-        write(jobs[:1], state, worker="w1")  # cancelled by a command that waited before the stop
+        write(jobs[:1], state, worker="w1")  # cancelled by a command that was waiting before the stop
         cluster.ended["w1"] = gone
 
     monkeypatch.setattr("runner.launchers.dispatch.GRACE_S", 0.0)

@@ -1,4 +1,4 @@
-"""What sbatch gets, letter by letter; what the plan knows of nodes; and everything that is refused before."""
+"""What sbatch gets, letter by letter; what the plan knows about nodes; and everything that is refused beforehand."""
 
 from __future__ import annotations
 

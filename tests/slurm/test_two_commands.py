@@ -101,7 +101,7 @@ def test_a_search_takes_up_what_an_earlier_command_has_submitted_whenever_it_com
     cluster = Script(apart=apart)
     with pytest.raises(Detached):
         run(cluster, make_plan(jobs[:3]), monkeypatch, wait=False)
-    # Of another command's list the first alone is known at first, and the others in another order.
+    # Only the first job of the other command's list is known at first, and the others come in another order.
     further = [jobs[2], jobs[3], jobs[1]]
 
     def ends(cluster: Script) -> None:

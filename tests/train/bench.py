@@ -41,14 +41,14 @@ CPU = Place(torch.device("cpu"), 0, 1)
 
 
 class Rounds(Place):
-    """The CPU, where a signal is heard in the rounds of the loop alone: tests count these, however much is encoded."""
+    """The CPU, hearing a signal only in the rounds of the loop: tests count those, however much is encoded."""
 
     def heed(self) -> None:
-        """Pass over it."""
+        """Ignore it."""
 
 
 def write_images(folder: Path, *, seed: int = 0) -> Path:
-    """Seven images that no encoder can mistake for each other, each with its own caption."""
+    """Seven images that no encoder can confuse, each with its own caption."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(seed)
     for index, (height, width) in enumerate(SIZES):
@@ -60,7 +60,7 @@ def write_images(folder: Path, *, seed: int = 0) -> Path:
 
 
 class Listed:
-    """Jobs that are there from the start, as a source."""
+    """A source of jobs that are all available from the start."""
 
     more_may_come = False
 
@@ -77,7 +77,7 @@ class Listed:
 
 
 class Bench:
-    """A data set, a cache and a place for results."""
+    """A data set, a cache and a folder for results."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -98,7 +98,7 @@ class Bench:
                 os.environ["RUNNER_CACHE"] = before
 
     def job(self, model: Path, /, *, outputs: Path | None = None, images: Path | None = None, **settings: Any) -> Job:
-        """A registered job in a folder of its own; the same `outputs` and settings mean the same folder."""
+        """A registered job in its own folder; the same `outputs` and settings mean the same folder."""
         if outputs is None:
             self._count += 1
             outputs = self.root / "outputs" / str(self._count)
@@ -126,7 +126,7 @@ class Bench:
         save: SaveArtifacts = save_artifacts,
         place: Place | None = None,
     ) -> bool:
-        """Train the jobs as one pack, all of them together or so many at once; `stop` is asked once in each round."""
+        """Train the jobs as one pack, all together or `at_once` of them; `stop` is asked once in each round."""
         with self.own_cache():
             return train(
                 Listed(jobs),
@@ -139,7 +139,7 @@ class Bench:
             )
 
     def train_only(self, *jobs: Job, **options: Any) -> bool:
-        """As `train`, and the adapter is neither checked nor described: a third of the time of a few steps."""
+        """Like `train`, but the adapter is neither checked nor described: a third of the time for a few steps."""
         return self.train(*jobs, save=_write_adapter, **options)
 
     def base(self, job: Job) -> Base:
@@ -157,12 +157,12 @@ def _write_adapter(run: JobRun, _: UseRows, __: Mapping[str, float]) -> None:
 
 
 def family_of(model: Path) -> str:
-    """By the name that a miniature's folder has in tests/conftest.py."""
+    """The family of a miniature, from the name of its folder in tests/conftest.py."""
     return next((family for family in ("sdxl", "sd3", "flux") if family in model.name), "sd")
 
 
 def pipeline_of(model: Path) -> Any:
-    """The plain diffusers pipeline; of a model that was saved without T5, diffusers wants to be told so."""
+    """The plain diffusers pipeline; for a model that was saved without T5, diffusers must be told so."""
     missing = {} if "sd35" not in model.name else {"text_encoder_3": None, "tokenizer_3": None}
     return diffusers.DiffusionPipeline.from_pretrained(model, **missing)
 
@@ -183,18 +183,18 @@ def _settings(model: Path, images: Path, changes: dict[str, Any]) -> dict[str, A
     for key, value in changes.items():
         settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
     if settings["optimizer"]["name"] == "adamw":
-        # With the usual 1e-8, Adam makes full steps out of gradients that are nothing but rounding.
+        # With the usual 1e-8, Adam makes full steps out of gradients that are only rounding errors.
         settings["optimizer"].setdefault("eps", 1e-3)
     return settings
 
 
 def weights(job: Job) -> dict[str, Tensor]:
-    """The adapter a completed job left, under diffusers' keys."""
+    """The adapter of a completed job, under diffusers' keys."""
     return load_file(job.paths.lora / "pytorch_lora_weights.safetensors")
 
 
 def difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
-    """Norm of the difference of two adapters, as a share of the norm of what was trained from zero."""
+    """Norm of the difference of two adapters, relative to the norm of the part trained from zero."""
     assert left.keys() == right.keys()
     ups = torch.cat([tensor.flatten() for key, tensor in left.items() if "lora_B" in key])
     apart = torch.cat([(left[key] - right[key]).flatten() for key in left])
@@ -202,7 +202,7 @@ def difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
 
 
 def records(job: Job, name: str) -> dict[int, float]:
-    """step -> value of one metric; fails if a step is there twice."""
+    """step -> value of one metric; fails if a step occurs twice."""
     lines = [line for line in MetricsFile(job.paths.metrics).read() if name in line]
     steps = [line["step"] for line in lines]
     assert len(steps) == len(set(steps)), f"{name} recorded twice: {steps}"
@@ -211,16 +211,16 @@ def records(job: Job, name: str) -> dict[int, float]:
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    # Their warnings are about parts that the files were never meant to have.
+    # The warnings are about parts that the files were never meant to contain.
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     with pytest.MonkeyPatch.context() as changed:
-        # Trainings here have about as many steps as are made to see how long one takes alone.
+        # Trainings here have hardly more steps than are normally used to time one job alone.
         changed.setattr("runner.train.pack.TIMED_STEPS", 2)
         yield Bench(tmp_path_factory.mktemp("bench"))
 
 
 def pairs(adapter: Adapter, vector: Tensor) -> list[tuple[Site, Tensor, Tensor]]:
-    """(site, down, up) views into a vector laid out as the weights are."""
+    """(site, down, up) views into a vector laid out like the weights."""
     views = {(site, kind): view for site, kind, view in adapter.parts(vector)}
     return [(site, views[site, DOWN], views[site, UP]) for site in adapter.sites]

@@ -1,10 +1,10 @@
-"""A GPU that holds and computes nothing: tensors on it know their shape, type and device, and no more.
+"""A GPU that stores and computes nothing: tensors on it know only their shape, type and device.
 
-What torch refuses on a GPU it refuses there: operations on tensors of two devices, and values that the host asks for.
-Of what it would allow, and the host would wait for, `Waits` keeps account.
+It refuses what torch refuses on a GPU: operations on tensors of two devices, and values that the host asks for.
+`Waits` records what torch would allow but the host would wait for.
 
-Its device is one that torch knows nothing else of, for a torch built without CUDA has no gradients on CUDA's. A process
-that has used it is good for nothing else.
+It uses a device that torch has no other use for, because a torch built without CUDA has no gradients on CUDA devices. A
+process that has used it is good for nothing else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.train.bench import Bench
 
 
 class FakeGpu(FakeTensorMode):
-    """Within it, tensors on the device are made without it."""
+    """Within it, tensors on the device are made without the device."""
 
     avoid_device_init = True
 
@@ -42,14 +42,14 @@ class FakeGpu(FakeTensorMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.aten._pin_memory.default:  # it does not know that one
+        if func is torch.ops.aten._pin_memory.default:  # unknown to fake tensors
             self.pinned.append(super().__torch_dispatch__(torch.ops.aten.clone.default, types, args, {}))
             return self.pinned[-1]
         return super().__torch_dispatch__(func, types, args, kwargs or {})
 
 
 class Waits(TorchDispatchMode):
-    """Notes where the host would wait for the GPU."""
+    """Records where the host would wait for the GPU."""
 
     def __init__(self, gpu: FakeGpu) -> None:
         super().__init__()
@@ -80,12 +80,12 @@ class Waits(TorchDispatchMode):
 
 
 def step_on_a_gpu(root: Path, model: Path, settings: Sequence[Mapping[str, Any]], said: Path) -> None:
-    """Make a step of a pack, write down where the host waits in it or what went wrong, and end the process."""
+    """Run one step of a pack, record where the host waits in it or what went wrong, and end the process."""
     try:
         said.write_text("\n".join(_waits_of(root, model, settings)))
     except Exception:  # noqa: BLE001 - whatever it is, the test shows it
         said.write_text(traceback.format_exc())
-    os._exit(0)  # torch would end with an error, having no such device
+    os._exit(0)  # otherwise torch would end with an error, as there is no such device
 
 
 def _waits_of(root: Path, model: Path, settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -109,7 +109,7 @@ def _waits_of(root: Path, model: Path, settings: Sequence[Mapping[str, Any]]) ->
             sites = find_sites(lora, parts, base.family.target_presets)
             adapter = Adapter(lora, sites, seed=job.experiment.seed, device=device, components=parts)
             runs.append(JobRun(job, inputs, adapter, base, pack.clock))
-        pack.runs = runs  # to join would be to be timed
+        pack.runs = runs  # joining would time the runs
         pack._assemble(base)
         with Waits(gpu) as waits:
             pack.step()
@@ -117,7 +117,7 @@ def _waits_of(root: Path, model: Path, settings: Sequence[Mapping[str, Any]]) ->
 
 
 def _move(root: nn.Module, device: torch.device) -> None:
-    # What `Module.to` does there torch does not do with parameters that are tied to each other.
+    # torch cannot do what `Module.to` does here with parameters that are tied to each other.
     for module in root.modules():
         for name, parameter in module.named_parameters(recurse=False):
             module.register_parameter(name, nn.Parameter(parameter.detach().to(device), requires_grad=False))

@@ -1,4 +1,4 @@
-"""Two processes of one pack that are threads here: a place for each, which meet in every collective."""
+"""Two processes of one pack, as threads: each has a place, and they meet in every collective."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from runner.train.place import Found, Place
 Given = TypeVar("Given")
 
 PATIENCE_S = 10
-"""After it, a process that waits for one which is elsewhere fails with a BrokenBarrierError."""
+"""How long a process waits for one that does not come, before it fails with a BrokenBarrierError."""
 
 
 class Rank(Place):
-    """One of them."""
+    """The place of one of the processes."""
 
     def __init__(self, rank: int, meeting: threading.Barrier, said: list[Any]) -> None:
         super().__init__(torch.device("cpu"), rank, 2)
@@ -51,7 +51,7 @@ class Rank(Place):
 
 
 def in_both(action: Callable[[Place], Given]) -> list[Given]:
-    """What an action gives in the main process and in the other one."""
+    """The results of an action in the main process and in the other one."""
     meeting, said = threading.Barrier(2, timeout=PATIENCE_S), [None, None]
     with ThreadPoolExecutor(2) as processes:
         return list(processes.map(lambda rank: action(Rank(rank, meeting, said)), range(2)))

@@ -1,4 +1,4 @@
-"""Where adapters are put, what they start from, and what is said when that cannot be."""
+"""Where adapters are put, what they start from, and what is reported if that is impossible."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def test_a_pattern_about_no_adapted_layer_is_refused(unet: nn.Module, key: str) 
     with pytest.raises(SettingsError, match=rf"lora\.{key}\.atn2\.to_k = 4.*, did you mean attn2\.to_k\?"):
         find(unet, **{key: {"to_q": 2, "atn2.to_k": 4}})
     with pytest.raises(SettingsError, match=rf"lora\.{key}\.conv1 = 4.*none of the adapted layers"):
-        find(unet, **{key: {"conv1": 4}})  # the model has such layers, but they are not targeted
+        find(unet, **{key: {"conv1": 4}})  # the model has such layers, but does not target them
 
 
 def test_two_patterns_about_one_layer_are_refused(unet: nn.Module) -> None:
-    # The order of the patterns would decide, and files do not keep it.
+    # The order of the patterns would decide, but files do not preserve it.
     with pytest.raises(
         SettingsError, match=r"lora\.rank_pattern: to_k and attn2\S+ both match \S+attn2\.to_k; let each"
     ):

@@ -1,4 +1,4 @@
-"""The average of a job's weights is diffusers' own, changes nothing of the training, and is what is shown and saved."""
+"""The average of a job's weights equals diffusers' own, does not affect training, and is what is shown and saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training in aspect-ratio buckets: a job gives the same alone, in a pack of other shapes, and after a resume."""
+"""Training in aspect-ratio buckets: a job gives the same result alone, packed with other shapes, and resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.train.bench import SIZES, Bench, difference, records, weights
 ROUNDING = 1e-5
 BUCKETS: dict[str, Any] = {"buckets": True, "bucket_step": 8}
 SHAPE_OF = {0: (72, 56), 1: (64, 64), 2: (48, 80), 3: (80, 48), 4: (80, 48), 5: (64, 64), 6: (56, 72)}
-"""Of the images of the bench: (height, width) in pixels."""
+"""Sizes of the bench's images: (height, width) in pixels."""
 
 MIXED: list[dict[str, Any]] = [
     {"seed": 1, "dataset": BUCKETS, "steps": 4, "checkpoint": {"every": 2}},
@@ -45,7 +45,7 @@ def test_a_job_among_jobs_of_other_shapes_gives_what_it_gives_alone(
 
 
 def test_the_jobs_of_the_pack_did_differ_in_shape(packed: list[Job], bench: Bench) -> None:
-    """Or the test above would show nothing."""
+    """Otherwise the test above would show nothing."""
     samples = [bench.materials(job, bench.base(job)).samples for job in packed]
     shapes = [{each.shape(step) for each in samples} for step in range(3)]
     assert [len(each) > 1 for each in shapes] == [True] * 3, shapes
@@ -87,7 +87,7 @@ def bench_latent_side(bench: Bench, model: Path) -> int:
 
 
 def test_the_held_out_loss_measures_each_image_in_its_own_shape(bench: Bench, sdxl_folder: Path) -> None:
-    """Batched by shape, in any portions, the losses are those of the samples one by one."""
+    """Batched by shape, in any portions, the losses equal those of the samples one by one."""
     job = bench.job(sdxl_folder, dataset=BUCKETS, validation={"timesteps": 2, "max_images": 7})
     base = bench.base(job)
     materials = bench.materials(job, base)

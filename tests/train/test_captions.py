@@ -52,7 +52,7 @@ def test_no_step_calls_a_text_encoder(
     with bench.own_cache():
         items = read_dataset(first.experiment.dataset).items
         work = cache_work([Need(first, items)])
-    # Of each image two orders of the first caption at least, and the second one; and the empty caption.
+    # For each image, at least two orders of the first caption, and the second one; plus the empty caption.
     assert work is not None
     assert work.captions_missing == 0
     assert len(SIZES) * 3 + 1 <= work.captions <= len(SIZES) * 4 + 1
@@ -65,7 +65,7 @@ def test_no_step_calls_a_text_encoder(
     assert bench.train_only(again), read_manifest(again.folder).get("error")
     more = bench.job(sdxl_folder, images=images, dataset=OPTIONS | {"caption_variants": 9})
     with pytest.raises(AssertionError, match="was called"):
-        bench.train_only(more)  # what is not encoded yet does need the encoder
+        bench.train_only(more)  # captions that are not encoded yet do need the encoder
 
 
 def test_which_caption_a_sample_gets_depends_on_seed_and_sample(bench: Bench, sdxl_folder: Path, images: Path) -> None:

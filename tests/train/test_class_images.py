@@ -1,4 +1,4 @@
-"""Images of a class that the base draws: once, the same for every job, each by one process."""
+"""Class images drawn by the base: once, the same for every job, each by one process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_images_of_the_class_are_drawn_once_and_added_to(bench: Bench, sdxl_fold
     batch = bench.materials(more, bench.base(more)).samples.batch(0, range(2))
     assert batch.captions[2:] == ("a red star", "a red star")
 
-    # Image i is the one that the pipeline draws from seed i.
+    # Image i is what the pipeline draws from seed i.
     pipeline = DiffusionPipeline.from_pretrained(sdxl_folder)
     drawn = pipeline(
         "a red star", height=64, width=64, num_inference_steps=2, guidance_scale=5.0,

@@ -1,4 +1,4 @@
-"""Every method with every family that it is offered for trains, saves, comes back and draws; the others are refused."""
+"""Every method trains, saves, loads and draws with every family that supports it; other pairs are refused."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_every_method_with_every_family(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layer_of_the_denoiser_can_be_targeted(bench: Bench, family: str, request: pytest.FixtureRequest) -> None:
-    """Those around the blocks, too, which presets leave out and readers name in ways of their own."""
+    """Including those around the blocks, which presets leave out and readers name in their own ways."""
     folder: Path = request.getfixturevalue(f"{family}_folder")
     pipeline = pipeline_of(folder)
     denoiser = pipeline.components.get("transformer") or pipeline.unet

@@ -1,4 +1,4 @@
-"""What is said of a job's time: every second of a process is somebody's, and what a job would have cost alone."""
+"""The record of a job's time: every second of a process is charged to a job, and what each would have cost alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Trained:
-    """What time is charged to."""
+    """A job that time is charged to."""
 
     def __init__(self) -> None:
         self.timings = dict.fromkeys(PHASES, 0.0)

@@ -1,4 +1,4 @@
-"""DoRA in a pack is DoRA as the paper and peft have it, for linear layers and convolutions, beside plain adapters."""
+"""DoRA in a pack equals DoRA in the paper and in peft, for linear layers and convolutions, beside plain adapters."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def product(layer: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
 
 
 def by_the_paper(layer: Any, adapter: Adapter, weights: Tensor, x: Tensor, dropped: Tensor | None = None) -> Tensor:
-    """What the layer gives with this adapter, `weights` being all its numbers; slow and plain."""
+    """The layer's output with this adapter, whose numbers are all in `weights`; slow and plain."""
     part = {kind: view for _, kind, view in adapter.parts(weights)}
     ((scale),) = adapter.scales.values()
     update = (part["lora_B.weight"].flatten(1) @ part["lora_A.weight"].flatten(1)).view(layer.weight.shape) * scale
@@ -106,7 +106,7 @@ def test_a_pass_that_trains_nothing_gives_the_same_whatever_else_is_in_the_pack(
     kind: str, settings: dict[str, Any]
 ) -> None:
     layer = layer_of(kind)
-    x = input_of(layer, 3)  # more positions than the layer has outputs: the update is made part of the weight
+    x = input_of(layer, 3)  # more positions than outputs: the update is merged into the weight
     outputs = []
     for others in ([], [{**PLAIN, "rank": 11}]):
         pack = pack_of(layer, settings, *others)
@@ -116,7 +116,7 @@ def test_a_pass_that_trains_nothing_gives_the_same_whatever_else_is_in_the_pack(
             outputs.append(layer(x))
         torch.testing.assert_close(outputs[-1], by_the_paper(layer, adapter, adapter.weights, x))
         pack.detach()
-    if settings is PLAIN:  # norms are taken of padded ranks, and round by them
+    if settings is PLAIN:  # norms are computed over padded ranks, which affects rounding
         assert torch.equal(*outputs)
     torch.testing.assert_close(*outputs)
 
@@ -127,7 +127,7 @@ def test_small_updates_are_not_rounded_away_in_bf16(kind: str) -> None:
     pack = pack_of(layer, PLAIN, dtype=torch.bfloat16)
     x = input_of(layer, 3).to(torch.bfloat16)
     disturb(pack)
-    pack.adapters[0].weights.mul_(0.02)  # of the update a 2500th: less than the step of bf16 beside the weight
+    pack.adapters[0].weights.mul_(0.02)  # makes the update 2500 times smaller: less than a bf16 step of the weight
     pack.refresh()
     with pack.using([(0, 3)]):
         trained = layer(x)
@@ -181,7 +181,7 @@ def test_small_changes_of_magnitudes_are_not_lost_in_bf16() -> None:
         before = layer(x).float().sum()
         for _, kind, view in pack.adapters[0].parts(pack.adapters[0].weights):
             if "magnitude" in kind:
-                view *= 1.001  # a third of the step of bf16 beside 1
+                view *= 1.001  # a third of a bf16 step at 1
         pack.refresh()
         after = layer(x).float().sum()
     assert float(after / before) != 1.0

@@ -40,7 +40,7 @@ from tests.train.bench import CPU, Bench, write_images
 
 
 class Counted:
-    """Loads the VAE, and counts what it was given to encode."""
+    """Loads the VAE, and counts what it is given to encode."""
 
     def __init__(self, model: Path) -> None:
         self.vae = AutoencoderKL.from_pretrained(model, subfolder="vae").eval()
@@ -124,7 +124,7 @@ def test_no_image_gets_anothers_latents(sdxl_folder: Path, tmp_path: Path) -> No
         with torch.no_grad():
             posterior = load.vae.encode(image).latent_dist
         mean, deviation = encoded[view.key]
-        # Encoded seven at a time, not alone. Measured 2e-7.
+        # Encoded seven at a time, not one by one. Measured 2e-7.
         assert torch.allclose(mean, posterior.mean[0], atol=1e-5)
         assert torch.allclose(deviation, posterior.std[0], atol=1e-5)
     means = [mean for mean, _ in encoded.values()]
@@ -145,7 +145,7 @@ def test_the_same_image_under_another_name_is_not_encoded_again(sdxl_folder: Pat
 def test_a_table_is_read_from_its_beginning_to_its_end(
     sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each row group once, whatever order the content of its images has."""
+    """Each row group is read once, whatever order its images have by content."""
     (tmp_path / "table").mkdir()
     export(read_dataset(DatasetSettings(path=str(write_images(tmp_path / "images")))).items, tmp_path / "table")
     views = views_of(tmp_path / "table")
@@ -189,7 +189,7 @@ def test_a_damaged_entry_is_made_again(sdxl_folder: Path, tmp_path: Path) -> Non
 
 
 def test_what_else_is_missing_does_not_change_an_encoding(sdxl_folder: Path, tmp_path: Path) -> None:
-    """On a CPU; a job that was killed while its images were encoded ends with the very same weights."""
+    """On a CPU. So a job that was killed while its images were encoded ends with identical weights."""
     views, load = views_of(write_images(tmp_path / "data")), Counted(sdxl_folder)
     together = encode(views, sdxl_folder, load)
     assert set(load.batches) == {1}
@@ -317,7 +317,7 @@ def test_an_encoding_that_takes_long_says_how_far_it_is(
 
 
 class _Encoder(torch.nn.Linear):
-    """A text encoder that no GPU has room for; says where it was asked to be."""
+    """A text encoder that no GPU has room for; records where it was asked to go."""
 
     def __init__(self) -> None:
         super().__init__(2, 2)
@@ -364,7 +364,7 @@ def test_text_encoders_make_room_for_what_is_encoded_next(
     base = bench.base(job)
     monkeypatch.setattr(base, "set_text_aside", lambda: seen.append("aside"))
     monkeypatch.setattr(materials, "encode_views", lambda *_, **__: seen.append("images") or {})
-    with contextlib.suppress(KeyError):  # there are no images then
+    with contextlib.suppress(KeyError):  # as no images were encoded
         bench.materials(job, base)
     assert seen == ["aside", "images"]
     gpu = Base.of(job.experiment, Place(torch.device("meta"), 0, 1))

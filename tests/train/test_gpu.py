@@ -1,4 +1,4 @@
-"""A step on a GPU, as far as it can be seen without one: nothing of it is on two devices, and the host never waits."""
+"""A step on a GPU, as far as that is visible without one: nothing mixes devices, and the host never waits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests import forked_command  # which says what the process has loaded that others are forked from
+from tests import forked_command  # it knows what the process that others are forked from has loaded
 from tests.train.fake_gpu import step_on_a_gpu
 
 assert forked_command

@@ -1,4 +1,4 @@
-"""A job that was stopped, wherever that was, ends as an undisturbed one, with the same means over several steps."""
+"""A job that was stopped at any point ends like an undisturbed one, with the same means over several steps."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_losses_of_all_processes_are_in_the_mean_once(bench: Bench, sdxl_fol
         for step, loss in enumerate(losses[place.rank]):
             if step in (1, 3):
                 run.checkpoint()
-            if step == 3:  # the one of step 1 was no end
+            if step == 3:  # the checkpoint at step 1 did not end the process
                 run = begun(place)
                 run.resume()
             run.loss_of(loss[None])
@@ -137,7 +137,7 @@ PICTURES: dict[str, Any] = {"prompts": ["a circle"], "inference_steps": 3, "ever
 def test_a_signal_is_heard_while_a_job_is_drawn_from_which_is_done_when_it_goes_on(
     bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    """It may be the last minute before a machine is taken away; what is trained must not wait for pictures."""
+    """It may be the last minute before a machine is taken away; trained weights must not wait for pictures."""
     halving = {"name": "asha", "first": 2, "reduction": 2}
 
     def job(folder: str) -> Job:
@@ -197,7 +197,7 @@ def test_what_failed_after_the_last_step_is_tried_again_without_training_again(
 def test_a_signal_while_images_are_encoded_is_heard_between_them(
     bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is encoded by then is kept, and nothing of the job is begun or failed."""
+    """Finished encodings are kept, and the job is neither started nor failed."""
     monkeypatch.setattr(bench, "cache", tmp_path / "cache")
     monkeypatch.setattr(encode, "PIXELS_PER_BATCH", 64 * 64)
     job = bench.job(sdxl_folder, steps=1, outputs=tmp_path)
@@ -235,7 +235,7 @@ def test_a_signal_while_captions_are_encoded_is_heard_between_them(
 def test_a_signal_that_one_process_hears_stops_all_of_them() -> None:
     def process(place: Place) -> str:
         with place.hearing(lambda: place.rank == 1):
-            place.heed()  # the other one would not know of it here
+            place.heed()  # here, the other process would not learn of it
             with pytest.raises(Interrupted):
                 place.together(place.heed, what="encode")
         return place.together(lambda: "goes on", what="go on")

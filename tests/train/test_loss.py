@@ -1,4 +1,4 @@
-"""Errors, noise and timesteps other than the plain ones: what they compute, and what is refused."""
+"""Losses, noise and timesteps other than the plain ones: what they compute, and what is refused."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_coarse_noise_is_as_strong_as_plain_noise_and_smoother(schedule: NoiseSc
     assert float(coarse.std()) == pytest.approx(1.0, abs=1e-5)
 
     def likeness(noise: torch.Tensor) -> float:
-        """Of a number with its neighbour."""
+        """Correlation of each number with its neighbour."""
         return float((noise[..., 1:] * noise[..., :-1]).mean())
 
     assert abs(likeness(plain)) < 0.05
@@ -101,14 +101,14 @@ def test_coarse_noise_is_as_strong_as_plain_noise_and_smoother(schedule: NoiseSc
 def test_one_level_is_coarser_than_the_latent_by_less_than_four(schedule: NoiseSchedule) -> None:
     noising = Noising(Experiment(loss=LossSettings(multires_levels=1, multires_discount=0.99)), schedule)
     drawn = torch.stack([noising.noise(generator(0, "test", sample), sample, (4, 32, 32)) for sample in range(200)])
-    # Enlarged linearly, a number reaches as far as its neighbours: 4 pixels to either side at most.
+    # Enlarged linearly, a number reaches as far as its neighbours: at most 4 pixels to either side.
     likeness = {apart: float((drawn[..., apart:] * drawn[..., :-apart]).mean()) for apart in (1, 8)}
     assert likeness[1] > 0.2
     assert abs(likeness[8]) < 0.01
 
 
 def test_every_coarser_level_counts_less_than_the_one_before(schedule: NoiseSchedule) -> None:
-    """Or the coarsest, which is nearly one number for a channel, would be half of the noise and not a tenth."""
+    """Otherwise the coarsest, almost one number per channel, would make up half of the noise instead of a tenth."""
     noising = Noising(Experiment(loss=LossSettings(multires_levels=6, multires_discount=0.5)), schedule)
     found = noising.noise(generator(0, "test"), 7, (64, 64, 64))
     assert 0.05 < float(found.mean(dim=(1, 2)).std()) < 0.2
@@ -209,7 +209,7 @@ def test_a_schedule_that_ends_in_noise_needs_velocity_and_a_sampler_that_knows_i
 
     assert "model.prediction_type = 'epsilon'" in faults(sd15_folder)[0]
     assert faults(sd21_folder, scheduler={"name": "euler"}) == []
-    assert faults(sd21_folder) == []  # DDIM is its own
+    assert faults(sd21_folder) == []  # DDIM is its own sampler
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "euler", "euler_ancestral", "dpmpp", "unipc"])

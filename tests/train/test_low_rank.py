@@ -62,7 +62,7 @@ def test_without_a_scale_and_added_to_what_is_there(count: int) -> None:
     wanted = torch.autograd.grad(loss(frozen(x) + x @ down.mT @ up.mT), [x, down, up])
     fused = LowRankLinear.apply(x, frozen, down, up, None, into)
     torch.testing.assert_close(fused, frozen(x) + x @ down.mT @ up.mT)
-    for _ in range(2):  # as often as there are backward passes in a step
+    for _ in range(2):  # as with several backward passes in a step
         loss(LowRankLinear.apply(x, frozen, down, up, None, into)).backward()
     assert down.grad is None and up.grad is None, "which would be added once more"
     torch.testing.assert_close(x.grad, 2 * wanted[0])

@@ -1,4 +1,4 @@
-"""A masked loss: what is white counts, cut and mirrored with its image, whoever trains beside."""
+"""A masked loss: white areas count, cut and mirrored like the image, whatever else is in the pack."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OF_BASE = {"name": "dreambooth", "prior": "base", "class_prompt": "a circle"}
 
 
 def with_masks(folder: Path, *, white: bool = False) -> Path:
-    """The images of the bench; all but the last have a mask, of noise or all white."""
+    """The bench's images; all but the last have a mask, either of noise or all white."""
     write_images(folder)
     draw = np.random.default_rng(5)
     for index, size in enumerate(SIZES[:-1]):
@@ -159,7 +159,7 @@ def test_a_mask_that_is_black_in_one_of_several_crops_is_none_to_be_refused(tmp_
 
 
 def test_a_mask_for_latents_of_another_size_is_another_entry(tmp_path: Path) -> None:
-    """Of another VAE: what is in the cache for the first one does not fit the second."""
+    """With another VAE, the first one's cache entry would not fit."""
     folder = with_masks(tmp_path)
     item = read_dataset(DatasetSettings(path=str(folder), masks=True, instance_prompt="a star")).items[0]
     assert item.mask is not None

@@ -33,7 +33,7 @@ def test_gradients_are_clipped_and_the_norm_before_it_is_recorded(
     gradient, before = run.adapter.gradient.clone(), run.adapter.weights.clone()
     run.update()
     norm = float(gradient.norm())
-    # An eps that large makes AdamW a plain slope: gradient / eps.
+    # Such a large eps turns AdamW into plain gradient descent: gradient / eps.
     step = (before - run.adapter.weights) * 1e9
     shrunk = norm if limit == 0 else min(limit, norm)
     reached = float(run.optimizer.state[run.optimizer.param_groups[0]["params"][0]]["exp_avg"].norm()) * 10
@@ -104,7 +104,7 @@ def test_up_projections_learn_faster_by_the_ratio(bench: Bench, sdxl_folder: Pat
     run.update()
     moved = (run.adapter.weights - before).abs()
     for site, down, up in pairs(run.adapter, moved):
-        rate = 1e-2 if site.component == "unet" else 1e-3  # as long as the first step, but for eps
+        rate = 1e-2 if site.component == "unet" else 1e-3  # the length of the first step, apart from eps
         assert float(down.mean()) == pytest.approx(rate, rel=0.05)
         assert float(up.mean()) == pytest.approx(16 * rate, rel=0.05)
 

@@ -22,8 +22,8 @@ from runner.train.adapters.packed import PackedAdapters
 from runner.train.checkpoint import save_checkpoint
 from tests.train.bench import CPU, SIZES, Bench, difference, pairs, records, weights, write_images
 
-# The same sums in another order. Measured 1e-6 with AdamW and a plain slope (eps 1e-3), 5e-6 with Adafactor and
-# Prodigy. With AdamW's usual eps of 1e-8, which turns rounding into steps, it would be up to 1.4e-4.
+# The same sums in another order. Measured 1e-6 with AdamW as near-plain gradient descent (eps 1e-3), 5e-6 with
+# Adafactor and Prodigy. With AdamW's usual eps of 1e-8, which turns rounding into steps, it would be up to 1.4e-4.
 ROUNDING = 1e-5
 
 CONVOLUTIONS_TOO = r".*(resnets\.0\.conv1|conv_shortcut|attn2\.to_k|time_emb_proj)"
@@ -142,7 +142,7 @@ def test_a_job_whose_settings_do_not_fit_the_model_fails_alone(bench: Bench, sdx
 def test_a_job_that_cannot_write_its_files_fails_alone(
     bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also where not even that it has failed can be written: the lock says it to whoever has started the worker."""
+    """Even if its failure cannot be written either: the launcher learns of it from the lock."""
     jobs = [bench.job(sdxl_folder, seed=seed, steps=2, checkpoint={"every": 1}) for seed in (1, 2, 3, 4)]
     no_record, no_checkpoint, nothing, _ = (job.folder for job in jobs)
 
@@ -224,7 +224,7 @@ def test_dropout_falls_anew_on_each_sample_and_on_none_while_validating() -> Non
 def outputs_of(
     settings: LoraSettings, rows: int, *, among: LoraSettings | None = None
 ) -> tuple[Tensor, Tensor, Adapter]:
-    """(outputs of one layer while training, its output without dropout, the adapter): the same input in every row."""
+    """(outputs of one layer in training, its output without dropout, the adapter); every row has the same input."""
     layer = torch.nn.Linear(6, 3, bias=False).requires_grad_(False)
     layer.weight.copy_(torch.linspace(-1, 1, 18).view(3, 6))
     adapters = [
@@ -246,7 +246,7 @@ def test_rank_dropout_leaves_out_ranks_and_scales_up_the_others() -> None:
     dropped, kept, adapter = outputs_of(LoraSettings(rank=2, alpha=6.0, rank_dropout=0.25), 4000)
     ((_, down, up),) = pairs(adapter, adapter.weights)
     base = torch.linspace(-1, 1, 18).view(3, 6).sum(1)
-    updates = 3.0 * up * down.sum(1) / 0.75  # of each rank, for an input of ones
+    updates = 3.0 * up * down.sum(1) / 0.75  # per rank, for an input of ones
     possible = base + torch.stack([torch.zeros(3), updates[:, 0], updates[:, 1], updates.sum(1)])
     nearest = (dropped[:, None] - possible).norm(dim=2).min(1)
     assert float(nearest.values.max()) < 1e-4

@@ -1,4 +1,4 @@
-"""Jobs take turns in a pack: who leaves makes room, who comes finds everything, and nobody's result changes."""
+"""Jobs take turns in a pack: a leaving job makes room, a joining one finds everything, and no result changes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_when_all_leave_at_once_the_next_ones_come(bench: Bench, sdxl_folder: Pa
 
 
 class Opening(Listed):
-    """A source that gives its second job only after it was asked in vain."""
+    """A source that gives its second job only after it was once asked in vain."""
 
     def __init__(self, jobs: list[Job]) -> None:
         super().__init__(jobs)
@@ -177,13 +177,13 @@ def test_a_pack_gives_its_memory_back_before_the_next_one_takes_as_much(
 
 
 class Memory:
-    """A device on which only so many images fit."""
+    """A device with room for a limited number of images."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, images: int, fault: RuntimeError) -> None:
         self.images = images
         self.passes: list[int] = []
         self.kept: list[bool] = []
-        """Of each attempt to give memory back, whether the pass that did not fit was still held."""
+        """For each attempt to release memory, whether the pass that did not fit was still held."""
         activations: list[weakref.ref[torch.Tensor]] = []
         backward, collect = passes.Passes._backward, Base.collect
 
@@ -191,7 +191,7 @@ class Memory:
             rows = sum(len(positions) for _, _, positions in slices)
             self.passes.append(rows)
             if rows > self.images:
-                # Half-way: what is in the gradients by then must be forgotten.
+                # Half-way through: what the gradients contain by then must be discarded.
                 adapters.gradient.normal_()
                 slices[0][1]._loss_of_step += 1000
                 activation = torch.ones(1)
@@ -249,7 +249,7 @@ def test_when_one_image_does_not_fit_activations_are_recomputed_and_then_it_is_s
 
 
 def test_processes_of_a_pack_go_on_with_the_same_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever of them was full, and however many rows each has of a batch that does not divide evenly."""
+    """Whichever of them was full, and however many rows of an unevenly divided batch each one has."""
 
     def full_in_one(made: passes.Passes, *_: object) -> None:
         if made.base.place.rank == 1 and made.most_rows is None:

@@ -1,4 +1,4 @@
-"""How much is encoded at once, how much of it the memory holds, what is said meanwhile, and what is read later."""
+"""How much is encoded at once, how much of it is kept in memory, what is reported, and what is read later."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_encodings_must_fit_into_the_memory_once_for_each_process(
 
 
 def test_a_cpu_encodes_each_caption_alone() -> None:
-    """So that its last bits do not depend on what else was missing."""
+    """So its last bits do not depend on what else was missing."""
     at_once: list[int] = []
 
     def encode(_: TextStack, ids: list[torch.Tensor]) -> dict[str, torch.Tensor]:

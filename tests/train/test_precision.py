@@ -1,4 +1,4 @@
-"""Low precision computes faster and forgets nothing: masters stay fp32, sizes stay exact, fp16 is scaled."""
+"""Low precision computes faster and loses nothing: master weights stay fp32, sizes stay exact, fp16 is scaled."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_a_training_in_low_precision_goes_where_fp32_goes(
 
 
 def test_a_small_learning_rate_moves_every_weight_in_bf16(bench: Bench, sdxl_folder: Path) -> None:
-    # Weights kept in bf16 hold three digits: a step of 1e-4 on a weight of 0.5 would be lost (measured by others:
-    # a tenth of the weights of rank 4 ever moved).
+    # Weights in bf16 have three digits: a step of 1e-4 on a weight of 0.5 would be lost (measured by others: only a
+    # tenth of the weights at rank 4 ever moved).
     settings: dict[str, Any] = {"precision": "bf16", "optimizer": {"lr": 1e-4, "weight_decay": 0.0, "eps": 1e-12}}
     job = bench.job(sdxl_folder, steps=3, checkpoint={"every": 1, "keep": 5}, **settings)
     assert bench.train(job)
@@ -57,13 +57,13 @@ def test_a_diverging_step_in_fp16_is_left_out_and_the_scale_lowered(bench: Bench
 
 
 def test_a_first_step_that_is_left_out_in_fp16_is_no_mistake_in_the_schedule(bench: Bench, sdxl_folder: Path) -> None:
-    """torch takes it for one, and a warning is an error here."""
+    """torch takes it for a mistake and warns, and a warning is an error here."""
     job = bench.job(
         sdxl_folder,
         precision="fp16",
         steps=2,
         batch_size=1,
-        # Gradients too large for the first scale, of an update that is none yet.
+        # Gradients too large for the first scale, while the update is still zero.
         lora={"alpha": 2e3},
         optimizer={"name": "adafactor", "lr": 1e-9},
         lr_scheduler={"name": "linear"},
@@ -91,7 +91,7 @@ def test_training_sees_the_sizes_of_the_files(bench: Bench, sdxl_folder: Path) -
     batch = bench.materials(job, bench.base(job)).samples.batch(0, range(14))
     assert batch.time_ids.dtype == torch.float32
     by_caption = dict(zip(batch.captions, batch.time_ids.tolist(), strict=True))
-    # 130 x 90 px become 64 x 92 px, of which the middle 64 are cut out.
+    # 130 x 90 px become 64 x 92 px, cropped to the middle 64.
     assert by_caption["a red circle 6"] == [90.0, 130.0, 0.0, 14.0, 64.0, 64.0]
     # 64 x 80 px: height first.
     assert by_caption["a red circle 0"] == [80.0, 64.0, 8.0, 0.0, 64.0, 64.0]
@@ -116,7 +116,7 @@ def test_the_learning_rate_is_stepped_once_per_optimizer_step(
 
 
 class RoundedConvolutions(TorchDispatchMode):
-    """Convolutions in fp32 as cuDNN makes them where it may: of both factors it takes 10 bits of the mantissa."""
+    """Convolutions in fp32 as cuDNN computes them if allowed: with 10 mantissa bits of both factors."""
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -131,8 +131,8 @@ def _rounded(values: Tensor) -> Tensor:
 
 
 def test_a_training_in_fp32_convolves_in_fp32(bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or, on a GPU, what the saved file gives would differ from what was trained, and the job would fail."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch has it
+    """Otherwise, on a GPU, the saved file would differ from what was trained, and the job would fail."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default
     job = bench.job(sdxl_folder, steps=20, lora={"rank": 8, "targets": "linear_conv"})
     place = Place.here("cpu")
     with RoundedConvolutions():

@@ -1,4 +1,4 @@
-"""DreamBooth: what keeps the class is trained beside the subject, with sizes, noise and weights of its own."""
+"""DreamBooth: prior preservation is trained beside the subject, with its own sizes, noise and weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CLASS_SIDE = (72, 120)
 
 @pytest.fixture(scope="module")
 def class_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three images of a class, of another shape than those of the subject."""
+    """Three images of a class, in a different shape from the subject's."""
     folder = tmp_path_factory.mktemp("class")
     for index in range(3):
         pixels = torch.randint(0, 256, (*CLASS_SIDE, 3), generator=torch.Generator().manual_seed(index))
@@ -62,7 +62,7 @@ def test_each_sample_is_followed_by_one_of_its_class(bench: Bench, sdxl_folder: 
     assert torch.equal(both.latents[:2], plain.latents) and torch.equal(both.noise[:2], plain.noise)
     assert both.weights is not None and both.weights.tolist() == pytest.approx([1, 1, 0.3, 0.3])
     assert both.sample_ids == (0, 1, -1, -2)
-    # The class images' own sizes, not those of the subject (time_ids: height and width of the file first).
+    # The class images' own sizes, not the subject's (time_ids start with the height and width of the file).
     assert both.time_ids[2:, :2].tolist() == [[72.0, 120.0]] * 2
     assert not torch.equal(both.noise[2:], plain.noise) and not torch.equal(both.timesteps[2:], plain.timesteps)
 
@@ -86,7 +86,7 @@ def predicted(pipeline: Any, batch: Batch) -> torch.Tensor:
 def test_the_loss_is_that_of_the_subject_plus_the_weighted_one_of_the_class(
     bench: Bench, sdxl_folder: Path, class_images: Path
 ) -> None:
-    """The first loss, by hand; with min-SNR weights, of which the class has those of its own timesteps."""
+    """The first loss, by hand; also with min-SNR weights, which the class takes at its own timesteps."""
     for settings in (
         {"method": of_images(class_images, prior_loss_weight=0.3)},
         {"method": of_images(class_images, prior_loss_weight=0.3), "loss": {"snr_gamma": 5.0}},
@@ -109,7 +109,7 @@ def test_the_loss_is_that_of_the_subject_plus_the_weighted_one_of_the_class(
 
 
 def test_a_prior_of_the_base_pulls_back_to_it(bench: Bench, sdxl_folder: Path) -> None:
-    """Before the first step the adapter changes nothing, so the prior has no loss; after some steps it has one."""
+    """Before the first step, the adapter changes nothing, so the prior loss is zero; after some steps it is not."""
     plain = bench.job(sdxl_folder, steps=4)
     kept = bench.job(sdxl_folder, steps=4, method=OF_BASE)
     strict = bench.job(sdxl_folder, steps=4, method={**OF_BASE, "prior_loss_weight": 100.0})
@@ -222,7 +222,7 @@ def test_images_of_the_class_among_those_of_the_subject_are_refused(bench: Bench
 
 
 def test_images_of_the_subject_among_those_of_the_class_are_refused(tmp_path: Path) -> None:
-    """They would be trained as what the class was before; also where there are other images beside them."""
+    """They would be trained as examples of the original class; even if there are other images beside them."""
     write_images(tmp_path / "class")
     for name in ("one", "two"):
         write_images(tmp_path / "class" / name)
@@ -248,7 +248,7 @@ def test_no_settings_are_named_that_images_of_the_class_have_not(bench: Bench, t
 
 
 def test_what_is_left_out_of_a_class_is_said(bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The settings that a fault of its images advises are those of the data set."""
+    """The settings suggested for faulty images are those of the data set."""
     folder = write_images(tmp_path / "class")
     count = len(list(folder.glob("*.png")))
     (folder / "damaged.png").write_bytes(b"nothing")
@@ -287,7 +287,7 @@ def test_settings_without_effect_are_refused(method: dict[str, Any], said: str) 
 
 
 class Rows(JobRun):
-    """As much of a job as chunks are made of."""
+    """The parts of a job that chunks are made of."""
 
     rows_per_position = 2  # type: ignore[assignment]
 
@@ -320,7 +320,7 @@ IN_BUCKETS: dict[str, Any] = {"buckets": True, "bucket_step": 8, "caption_prefix
 def test_images_of_the_class_are_cut_to_the_shapes_of_the_subject(
     bench: Bench, sdxl_folder: Path, class_images: Path
 ) -> None:
-    """One forward pass has one shape; options for the captions of the subject are not for the class."""
+    """A forward pass has a single shape; caption options of the subject do not apply to the class."""
     job = bench.job(sdxl_folder, method=of_images(class_images), dataset=IN_BUCKETS)
     samples = bench.materials(job, bench.base(job)).samples
     shapes = set()

@@ -1,4 +1,4 @@
-"""A pack spread over two processes gives what one process gives, and what fails in one is known to both."""
+"""A pack spread over two processes gives what one process gives, and a failure in one is known to both."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def train_in_two_processes(bench: Bench, *jobs: Job, program: Sequence[str] = WO
 
 @pytest.fixture(scope="module")
 def spread(bench: Bench, sdxl_folder: Path) -> dict[str, Job]:
-    """Jobs trained as one pack over two processes; one diverges, one cannot write its files."""
+    """Jobs trained as one pack on two processes; one diverges, one cannot write its files."""
     jobs = {
         "good": bench.job(sdxl_folder, **SPREAD),
         "diverging": bench.job(sdxl_folder, steps=3, seed=2, optimizer={"lr": 1e30}),
@@ -74,7 +74,7 @@ def test_two_processes_give_what_one_gives(bench: Bench, sdxl_folder: Path, spre
     assert state_of(job.folder) is State.COMPLETED
     alone = bench.job(sdxl_folder, **ALONE[name])
     assert bench.train(alone)
-    # Encoded and summed in other parts, in a pack of five. Measured 1e-6.
+    # Encoded and summed in different parts, in a pack of five. Measured 1e-6.
     assert difference(weights(job), weights(alone)) < 1e-5
     assert records(job, "train/loss") == pytest.approx(records(alone, "train/loss"), rel=1e-5)
     assert records(job, "train/grad_norm") == pytest.approx(records(alone, "train/grad_norm"), rel=1e-4)
@@ -106,7 +106,7 @@ def test_a_last_validation_that_fails_in_the_main_process_leaves_both_in_step() 
 
 
 def test_processes_part_from_each_other_before_they_end(bench: Bench, sdxl_folder: Path) -> None:
-    """Else gloo aborts one of them now and then, and torchrun writes a page about a crash."""
+    """Otherwise gloo aborts one of them now and then, and torchrun prints a page about a crash."""
     job = bench.job(sdxl_folder, **SMALL)
     done = train_in_two_processes(bench, job, program=("--no-python", sys.executable, "-c", HAS_LEFT))
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The lines that a person reads while a pack trains say what is true at any size of model."""
+"""The progress lines of a training pack are correct for any model size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.train.bench import Bench, records
 
 
 class Watch:
-    """A clock that goes when it is told to."""
+    """A clock that advances only when told to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""A job at a rung is judged by the folders that can be read, and all processes hear of it when none can."""
+"""A job at a rung is judged by the folders that can be read, and all processes learn of it if none can."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRUNING: dict[str, Any] = {"steps": 12, "pruning": {"name": "asha", "first": 2, 
 
 
 def measured(bench: Bench, model: Path, outputs: Path, losses: Sequence[float], **settings: Any) -> list[Job]:
-    """Jobs of one experiment that have come to step 2, each with its loss there."""
+    """Jobs of one experiment that have reached step 2, each with its loss there."""
     jobs = [bench.job(model, outputs=outputs, seed=seed, **PRUNING, **settings) for seed in range(len(losses))]
     for job, loss in zip(jobs, losses, strict=True):
         MetricsFile(job.paths.metrics).append(2, {"validation/loss": loss})
@@ -164,7 +164,7 @@ def test_a_comparison_that_fails_in_the_main_process_leaves_all_in_step(monkeypa
             prune=pruned.append,
         )
         outcome = tried(partial(_prune, run))
-        return outcome, place.any(isinstance(outcome, Exception))  # as `Pack.each` asks
+        return outcome, place.any(isinstance(outcome, Exception))  # as `Pack.each` does
 
     (main, main_heard), (_, other_heard) = in_both(process)
     assert isinstance(main, OSError)

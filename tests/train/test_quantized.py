@@ -1,4 +1,4 @@
-"""A base in 8 or 4 bits is what its format says; training beside it is training beside the numbers it stands for."""
+"""A base in 8 or 4 bits follows its format; training on it equals training on the numbers that it represents."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_nothing_of_a_whole_weight_is_kept_for_the_backward_pass(kind: str, adap
 
 
 def rounded(model: Path, kind: str, folder: Path) -> Path:
-    """The model in full precision with the very numbers that a quantized one stands for."""
+    """The model in full precision, with exactly the numbers that a quantized one represents."""
     pipeline = pipeline_of(model)
     denoiser = pipeline.components.get("transformer") or pipeline.unet
     for each in [each for each in denoiser.modules() if isinstance(each, nn.Linear)]:
@@ -123,7 +123,7 @@ def rounded(model: Path, kind: str, folder: Path) -> Path:
 def test_training_beside_it_is_training_beside_the_numbers_it_stands_for(
     bench: Bench, tmp_path: Path, request: pytest.FixtureRequest, model: str, kind: str, targets: str, dora: bool
 ) -> None:
-    """And what comes out is loaded by diffusers over such a base, or the job would not be completed."""
+    """And diffusers loads the result onto such a base; otherwise the job would not complete."""
     folder: Path = request.getfixturevalue(f"{model}_folder")
     lora = {"rank": 3, "targets": targets, "dora": dora, "dropout": 0.2}
     plain = bench.job(rounded(folder, kind, tmp_path / model), lora=lora)

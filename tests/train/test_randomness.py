@@ -1,4 +1,4 @@
-"""Draws are pure functions of what they are for, and stay what they were: jobs that were begun go on with them."""
+"""Draws are pure functions of their purpose and never change: unfinished jobs continue with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from runner.train.randomness import generator, permutation, torch_seed
 
 
 def test_draws_are_what_they_ever_were() -> None:
-    """Of an earlier version of this project too: its jobs, resumed, would see other images and other noise."""
+    """Also across versions of this project: otherwise resumed jobs would see other images and other noise."""
     assert generator(7, "noise", 1, 23).standard_normal(2).tolist() == pytest.approx([0.0193401693, -0.9586434427])
     assert torch_seed(7, "dropout", "unet", "a.1", 23) == 8920692647403985039
     assert permutation(7, 2, 8).tolist() == [5, 4, 0, 1, 2, 7, 3, 6]

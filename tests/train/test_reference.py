@@ -37,7 +37,7 @@ TARGETS = {
 
 
 def encode(pipeline: Any, captions: list[str]) -> dict[str, Tensor]:
-    """The captions as the pipeline's own encoding has them, with gradients."""
+    """The captions as the pipeline itself encodes them, with gradients."""
     ids = [
         tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
         for tokenizer in (pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None))
@@ -54,7 +54,7 @@ def encode(pipeline: Any, captions: list[str]) -> dict[str, Tensor]:
 
 
 Prediction = tuple[Tensor, Tensor]
-"""What is predicted, and what should be."""
+"""The prediction, and its target."""
 
 
 def predicted_by_sd3(pipeline: Any, batch: Batch) -> Prediction:
@@ -101,7 +101,7 @@ PREDICTIONS = {"StableDiffusion3Pipeline": predicted_by_sd3, "FluxPipeline": pre
 
 
 def loss_of(pipeline: Any, batch: Batch, *, subjects: int) -> Tensor:
-    """The mean over the samples of the subject, and with a prior the weighted one over those of the class."""
+    """The mean over the subject's samples; with a prior, plus the weighted mean over those of the class."""
     predict = PREDICTIONS.get(type(pipeline).__name__, predicted_by_unet)
     predicted, target = predict(pipeline, batch)
     if batch.weights is None:
@@ -160,7 +160,7 @@ def trained_by_hand(bench: Bench, job: Job) -> tuple[dict[str, Tensor], list[flo
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=1, num_training_steps=settings.steps)
     for (
         each
-    ) in parameters:  # SDXL leaves out the first encoder's last layer: no gradient, but weight decay all the same
+    ) in parameters:  # SDXL skips the first encoder's last layer: no gradient, but weight decay applies
         each.grad = torch.zeros_like(each)
     losses, norms = [], []
     for step in range(settings.steps):
@@ -220,7 +220,7 @@ def test_dreambooth_is_the_one_that_diffusers_and_peft_would_do(
 def test_a_training_in_buckets_is_the_one_that_diffusers_and_peft_would_do(
     bench: Bench, model: str, request: pytest.FixtureRequest
 ) -> None:
-    """Their pipelines are given the shapes, time ids and places of patches that follow from each step's bucket."""
+    """The pipelines get the shapes, time ids and patch positions that follow from each step's bucket."""
     folder: Path = request.getfixturevalue(model)
     job = bench.job(folder, **{**SETTINGS, "batch_size": 2}, dataset={"buckets": True, "bucket_step": 16})
     assert bench.train_only(job)

@@ -1,4 +1,4 @@
-"""A job that was killed or stopped continues where it was, and its result is the one it would have had."""
+"""A job that was killed or stopped continues where it was, and its result is the same as without the stop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 
 class KilledError(Exception):
-    """Stands for SIGKILL: nothing after it is run."""
+    """Stands in for SIGKILL: nothing runs after it."""
 
 
 def killed_after(steps: int) -> Callable[[], bool]:
@@ -116,7 +116,7 @@ def halfway(bench: Bench, sdxl_folder: Path) -> Job:
 
 @pytest.fixture
 def half_done(halfway: Job, tmp_path: Path) -> Job:
-    """A copy of it, to be damaged."""
+    """A copy of that job, to be damaged."""
     shutil.copytree(halfway.folder, tmp_path / "job")
     return dataclasses.replace(halfway, folder=tmp_path / "job")
 
@@ -163,7 +163,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(half_done: Job, damag
 
 
 class Program:
-    """What a pickle may hold that runs something as soon as it is read."""
+    """Something that a pickle may contain and that runs code as soon as it is read."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -245,7 +245,7 @@ def test_what_torn_writing_left_is_cleared_away(bench: Bench, sdxl_folder: Path)
 
 @contextmanager
 def full_disk(limit_bytes: int) -> Iterator[None]:
-    """No file may grow further than this, as where a disk is full."""
+    """No file may grow beyond this, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
     try:

@@ -1,4 +1,4 @@
-"""What a job is trained on is a function of its seed and a count: every image once per epoch, whoever asks."""
+"""What a job trains on is a function of its seed and a count: every image once per epoch, whoever asks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def samples_of(bench: Bench, model: Path, **settings: Any) -> Samples:
 
 
 def images(samples: Samples, first: int, count: int) -> list[str]:
-    """Which images the samples `first` ... are of, told by their captions."""
+    """The images of the samples `first` ..., identified by their captions."""
     return [
         str(samples.batch(0, range(index, index + 1)).captions[0]).rpartition(" ")[2]
         for index in range(first, first + count)

@@ -1,4 +1,4 @@
-"""The order of images of several shapes: none is lost, none comes twice, and any step is found without the others."""
+"""The order of images of several shapes: none is lost or repeated, and any step is found without the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHAPES: list[Shape] = [(64, 64), (48, 80), (80, 48), (56, 72)]
 
 
 def walked(seed: int, shapes: list[Shape], batch_size: int, epochs: int) -> list[tuple[int, ...]]:
-    """The batches, by going through all images one after the other."""
+    """The batches, found by going through all images one after the other."""
     waiting: dict[Shape, list[int]] = {shape: [] for shape in shapes}
     batches = []
     for epoch in range(epochs):
@@ -67,7 +67,7 @@ def test_images_of_one_shape_are_taken_as_they_come() -> None:
 
 
 def test_a_lonely_image_counts_as_much_as_the_others() -> None:
-    """One image alone in its bucket, in batches of four: every fourth epoch it fills one batch by itself."""
+    """An image alone in its bucket, in batches of four: every fourth epoch, it fills a batch by itself."""
     shapes = [*[(64, 64)] * 8, (48, 80)]
     schedule = Schedule(0, shapes, 4)
     steps = 9 * 5  # twenty epochs of nine images, four at a time

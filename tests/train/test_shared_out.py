@@ -1,4 +1,4 @@
-"""Processes of one pack that lack the same: each part is done once on every disk, and none is left out."""
+"""Processes of one pack that lack the same parts: each part is done once per disk, and none is left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.train.ranks import Rank, in_both
 
 
 class Disk:
-    """Where parts are kept, and who has done which."""
+    """The place of the parts, and which process did which."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -26,7 +26,7 @@ class Disk:
 
     def work(self, place: Place) -> SharedWork[int]:
         def is_there(part: int) -> bool:
-            time.sleep(0.01 * place.rank)  # the other one looks later
+            time.sleep(0.01 * place.rank)  # the other process looks later
             return part in self.there
 
         def do(parts: Sequence[int]) -> None:

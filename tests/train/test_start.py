@@ -1,4 +1,4 @@
-"""Training on from an earlier adapter: where it left off, what is refused, and how much of it is kept."""
+"""Training from an earlier adapter: it starts where that left off, what is refused, and how much of it is kept."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_what_is_kept_of_the_earlier_training_is_measured(
     assert bench.train(job)
     kept, losses = read_manifest(job.folder)["kept_of_earlier"], records(job, "validation/earlier_loss")
     assert sorted(losses) == [0, 2, 4, 5]
-    # The earlier job measured its first loss without an adapter, and its last one with the one that this starts from.
+    # The earlier job's first loss was without an adapter, its last one with the adapter that this job starts from.
     earlier = records(first, "validation/loss")
     assert kept["loss_of_base"] == pytest.approx(earlier[0], rel=1e-6)
     assert kept["loss_at_start"] == pytest.approx(earlier[4], rel=1e-6) == losses[0]
@@ -189,7 +189,7 @@ def test_all_that_does_not_fit_an_adapter_is_told_together(first: Job) -> None:
 
 
 def adapter_file(file: Path, ranks: dict[str, int], **config: Any) -> str:
-    """A file with layers of these ranks and what it says of them."""
+    """A file with layers of these ranks, and the metadata about them."""
     said = {f"unet.{key}": value for key, value in config.items()}
     tensors = {f"unet.{name}.lora_A.weight": torch.zeros(rank, 3) for name, rank in ranks.items()}
     save_file(tensors, file, metadata={"lora_adapter_metadata": json.dumps(said)})
@@ -206,7 +206,7 @@ def test_scales_are_compared_layer_by_layer(tmp_path: Path) -> None:
     assert find_earlier(LoraSettings(rank=16, alpha_pattern={"b.0.ff": 8.0}, init_from=start)) is not None
     with pytest.raises(SettingsError, match=r"lora.alpha = 16.1: .* trained with 16"):
         find_earlier(LoraSettings(rank=16, alpha=16.1, alpha_pattern={"b.0.ff": 8.0}, init_from=start))
-    # The same scales, said otherwise: alpha / sqrt(rank) instead of alpha / rank.
+    # The same scales, expressed differently: alpha / sqrt(rank) instead of alpha / rank.
     assert find_earlier(LoraSettings(rank=16, alpha=4, rslora=True, alpha_pattern={"b.0.ff": 2}, init_from=start))
 
 
@@ -266,7 +266,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path, bench: Bench, sdxl_fold
 
 
 def test_numbers_that_are_none_are_not_started_from(tmp_path: Path) -> None:
-    """The first loss would not be finite either, and the learning rate blamed for it."""
+    """The first loss would not be finite either, and the learning rate would be blamed for it."""
     adapter = Adapter(LoraSettings(rank=2), [Site("unet", "a", (3,), 4)], seed=0, device=torch.device("cpu"))
     state = {f"unet.{key}": tensor for key, tensor in adapter.state()["unet"].items()}
     file = tmp_path / "a.safetensors"

@@ -1,4 +1,4 @@
-"""Training on a data set that stays on the Hub: the same weights as with all of it here, within a bound of the disk."""
+"""Training on a data set that stays on the Hub: the same weights as with a full copy, within a bound on disk use."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ BUCKETS = {"buckets": True, "bucket_step": 8}
 
 @pytest.fixture
 def here(bench: Bench, tmp_path: Path) -> Bench:
-    """A bench with a cache of its own: nothing is encoded yet."""
+    """A bench with its own cache: nothing is encoded yet."""
     return Bench(tmp_path / "here")
 
 
 @pytest.fixture
 def hub(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DataSets]:
-    """Twelve images in six shards; the shapes are mixed in each."""
+    """Twelve images in six shards, each with mixed shapes."""
     with giving(monkeypatch, str(tmp_path / "hub")) as found:
         rows = []
         for number in range(12):
@@ -65,7 +65,7 @@ def same(left: Job, right: Job) -> bool:
 def test_the_weights_are_those_of_the_downloaded_data_set(
     hub: DataSets, here: Bench, tmp_path: Path, sd15_folder: Path
 ) -> None:
-    """Also where the training was interrupted; each shard is read once for its index, and once for its pixels."""
+    """Even if training was interrupted; each shard is read once for its index, and once for its pixels."""
     there = here.job(sd15_folder, **streamed(hub, **BUCKETS), checkpoint={"every": 1})
     assert hub.fetched() == list(hub.files[NAME]), "indexed"
     with pytest.raises(Interrupted):
@@ -103,7 +103,7 @@ def test_another_job_fetches_nothing_and_reads_its_encodings_from_the_disk(
     assert isinstance(posteriors, Stored)
     assert isinstance(again.conditioner, StoredText)
 
-    # Entries that somebody has deleted are made again when they are asked for.
+    # Entries that somebody has deleted are made again on demand.
     with here.own_cache():
         for file in here.cache.glob("posteriors/*/*.safetensors"):
             file.unlink()

@@ -1,4 +1,4 @@
-"""Several subjects at once, each beside its own class: who goes with whom, what is drawn, and what is refused."""
+"""Several subjects at once, each with its own class: which go together, what is drawn, and what is refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SIZES = {
     "dogs": [(66, 66), (67, 67), (68, 68), (69, 69)],
     "cats": [(70, 70), (71, 71), (72, 72)],
 }
-"""(height, width) of the images in each folder; those of the classes tell which image it is."""
+"""(height, width) of the images in each folder; those of class images identify the image."""
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def stream_of(bench: Bench, job: Job) -> Stream:
 
 
 def pairs(stream: Stream, steps: range, batch_size: int = 2) -> list[tuple[str, str, tuple[int, int]]]:
-    """(caption of the subject, that of its class, size of the class's image) of all samples of some steps."""
+    """(subject's caption, class's caption, size of the class image) of all samples of some steps."""
     found = []
     for step in steps:
         batch = stream.batch(step, range(batch_size))
@@ -89,14 +89,14 @@ def test_each_image_is_only_ever_beside_its_own_class(
 ) -> None:
     job = bench.job(sdxl_folder, method=GIVEN, dataset=of(sources(folders), **shapes))
     stream = stream_of(bench, job)
-    # An epoch has 3 dogs and 2 x 2 cats: in 24 of them every class's images come in whole turns.
+    # An epoch has 3 dogs and 2 x 2 cats: over 24 epochs, the images of every class come in whole cycles.
     found = pairs(stream, range(24 * 7 // 2))
     assert {(subject, kind) for subject, kind, _ in found} == set(CLASS_OF.items())
     of_dog, of_cat = (Counter(size for _, kind, size in found if kind == each) for each in (DOG, CAT))
     assert set(of_dog) == set(SIZES["dogs"]) and set(of_cat) == set(SIZES["cats"])
     if not shapes:
         assert set(of_dog.values()) == {24 * 3 // 4} and set(of_cat.values()) == {24 * 4 // 3}
-    # The same for whoever asks, whatever was asked for before.
+    # The same whoever asks, and whatever was asked for before.
     again = stream_of(bench, job)
     for step in (40, 3):
         whole, part = stream.batch(step, range(2)), again.batch(step, range(1, 2))
@@ -180,7 +180,7 @@ def test_images_are_drawn_of_each_class_and_the_loss_is_that_of_the_pairs(
 
 
 def planned(data: dict[str, Any], method: dict[str, Any]) -> tuple[Prior, str]:
-    """(the prior, the id) of a job on a model that need not be there."""
+    """(the prior, the id) of a job on a model that need not exist."""
     experiment = Experiment.model_validate({"dataset": data, "method": {"name": "dreambooth", **method}})
     dataset = read_dataset(experiment.dataset)
     prior = prior_of(experiment, dataset)
@@ -190,7 +190,7 @@ def planned(data: dict[str, Any], method: dict[str, Any]) -> tuple[Prior, str]:
 
 
 def test_a_job_with_one_class_keeps_its_id(tmp_path: Path) -> None:
-    """The ids are those from before sources could have classes of their own."""
+    """The ids are the same as before sources could have classes of their own."""
     for name, colour in (("a", 1), ("b", 2), ("k", 9)):
         (tmp_path / name).mkdir()
         Image.new("RGB", (40, 48), (colour, 100, 200)).save(tmp_path / name / "x.bmp")
@@ -199,7 +199,7 @@ def test_a_job_with_one_class_keeps_its_id(tmp_path: Path) -> None:
     base, given = {"prior": "base", "class_prompt": "a dog"}, {"class_prompt": "a dog", "class_data_dir": k}
     assert [planned({"path": a}, method)[1] for method in (base, given)] == ["4a4a336461", "512a70edcd"]
     assert [planned(of([{"path": a}, {"path": b}]), each)[1] for each in (base, given)] == ["7a35572412", "9bab4af364"]
-    # Said of each source, it is the same class all the same.
+    # Even if set for each source, it is the same class.
     said = [{"path": path, "class_prompt": "a dog", "class_data_dir": k} for path in (a, b)]
     assert planned(of(said), {})[1] == "9bab4af364"
     by_itself = {"path": b, "class_prompt": "a dog"}

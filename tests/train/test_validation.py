@@ -1,4 +1,4 @@
-"""Validation measures and draws what plain diffusers would, and leaves no trace in the training."""
+"""Validation measures and draws what plain diffusers would, and leaves training unaffected."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def random_states() -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def watched(bench: Bench, sdxl_folder: Path) -> Job:
-    """A job that is validated, with pictures, after every step."""
+    """A job that validates after every step, with pictures."""
     job = bench.job(sdxl_folder, validation={**DRAWS, "every": 1}, lora={"dropout": 0.2, "alpha": 8.0})
     before = random_states()
     assert bench.train_only(job)
@@ -92,7 +92,7 @@ def test_the_loss_before_training_is_that_of_the_bare_model(
 def test_every_sample_of_the_loss_has_noise_of_its_own_which_is_that_of_all_jobs(
     bench: Bench, sdxl_folder: Path
 ) -> None:
-    """Or jobs that differ in their seeds would be compared by other noise, which differs more than they do."""
+    """Otherwise jobs with different seeds would be compared on different noise, which differs more than they do."""
     job = bench.job(sdxl_folder, validation={"timesteps": 2, "max_images": 2})
     base, items = bench.base(job), read_dataset(job.experiment.dataset).items
     means = {(item.id, held_out_crop(item, job.experiment)): torch.randn(4, 8, 8) for item in items}
@@ -105,7 +105,7 @@ def test_every_sample_of_the_loss_has_noise_of_its_own_which_is_that_of_all_jobs
     assert len(found) == 4
     assert len({sample.noise.numpy().tobytes() for sample in found}) == 4
     assert all(torch.equal(one.noise, other.noise) for one, other in zip(found, samples(2), strict=True))
-    # As the model takes them, and not as the VAE gives them.
+    # As the model expects them, not as the VAE returns them.
     scale = float(str(base.vae_config["scaling_factor"]))
     for sample, mean in zip(found[::2], means.values(), strict=False):
         assert torch.allclose(sample.latent, mean * scale)
@@ -142,7 +142,7 @@ def assert_same_pictures(job: Job, **arguments: Any) -> None:
     assert ours.keys() == theirs.keys()
     for name, picture in theirs.items():
         assert ours[name].shape == (64, 64, 3)
-        # Drawn four at a time, not one by one: other sums, so that a value may round the other way.
+        # Drawn four at a time, not one by one: the sums differ, so a value may round the other way.
         assert np.abs(ours[name] - picture).max() <= 1, name
         assert (ours[name] != picture).mean() < 0.01, name
     different = list(theirs.values())
@@ -169,7 +169,7 @@ def test_a_negative_prompt_is_encoded_even_if_it_is_empty(bench: Bench, sdxl_fol
 
 
 def replaced(module: torch.nn.Module) -> bool:
-    """Whether the module's own computation is not its class's."""
+    """Whether the module's `forward` is not its class's."""
     return "forward" in vars(module)
 
 

@@ -1,4 +1,4 @@
-"""New words: placed where captions have them, trained as plain torch would, saved so that diffusers reads them."""
+"""New words: placed where captions have them, trained as in plain torch, saved so that diffusers reads them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job_of(bench: Bench, model: Path, images: Path, **settings: Any) -> Job:
     chosen: dict[str, Any] = {"method": WORDS, **settings}
     if chosen["method"]["name"] == "textual_inversion":
-        chosen["lora"] = {"rank": 8}  # the default, and not that of the bench: it would have no effect
+        chosen["lora"] = {"rank": 8}  # the default instead of the bench's rank, which would have no effect
     return bench.job(model, images=images, **chosen)
 
 
@@ -94,7 +94,7 @@ def test_captions_are_cut_where_their_words_and_the_vectors_of_new_ones_are_too_
 
 
 def losses_by_hand(bench: Bench, job: Job) -> tuple[list[float], dict[str, Tensor]]:
-    """Training of embeddings, and of a LoRA beside them, with plain torch and peft: new ids in larger tables."""
+    """Train embeddings, and a LoRA beside them, with plain torch and peft: new ids in larger tables."""
     settings, base = job.experiment, bench.base(job)
     samples = bench.materials(job, base).samples
     pipeline = DiffusionPipeline.from_pretrained(settings.model.path)
@@ -289,7 +289,7 @@ def test_the_layers_of_an_adapter_with_words_are_started_from_only_where_they_ar
     ):
         with pytest.raises(SettingsError, match=said):
             find_earlier(LoraSettings(rank=4, init_from=str(job.folder)))
-    # The loss on its images was measured with the words in their captions, and cannot be measured without.
+    # The loss on its images was measured with the words in their captions, and cannot be measured without them.
     job = bench.job(sdxl_folder, lora={"rank": 4, "init_from": str(pivotal.paths.weights)}, steps=1)
     assert bench.train(job)
     assert "kept_of_earlier" not in read_manifest(job.folder) and "does not know the words" in caplog.text
