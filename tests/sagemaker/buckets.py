@@ -1,4 +1,4 @@
-"""Folders, archives and objects in the stand-in's S3, and who has read or written them."""
+"""Folders, archives and objects in the stand-in's S3, and who read or wrote them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.sagemaker.stand_in import StandIn
 
 
 def put(aws: StandIn, folder: Path, prefix: str) -> str:
-    """Copy a folder to S3, as people do; its address."""
+    """Copy a folder to S3, as people do; returns its address."""
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             aws.s3.put_object(
@@ -26,7 +26,7 @@ def packed(folder: Path, archive: Path, top: str = "") -> Path:
 
 
 def fetched(aws: StandIn, caller: str = "") -> list[str]:
-    """Keys that were read by the person who submits, or by a role."""
+    """Keys read by the person who submits, or by a role."""
     return [
         call.parameters["Key"]
         for call in aws.requests
@@ -35,7 +35,7 @@ def fetched(aws: StandIn, caller: str = "") -> list[str]:
 
 
 def sent(aws: StandIn) -> list[str]:
-    """Keys that the person who submits has written."""
+    """Keys written by the person who submits."""
     operations = ("PutObject", "CopyObject", "CreateMultipartUpload")
     return [
         call.parameters["Key"]

@@ -1,4 +1,4 @@
-"""An AWS that is not there, for each test its own."""
+"""A stand-in for AWS, a separate one for each test."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of six pictures, captions beside them, some below."""
+    """A folder of six pictures with captions beside them, some in subfolders."""
     folder = tmp_path / "photos"
     random = np.random.default_rng(0)
     for number in range(6):

@@ -1,4 +1,4 @@
-"""A network that is away for a while, an expired login and full services end no command and fail no job."""
+"""A network that is down for a while, an expired login and busy services end no command and fail no job."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def settings(aws: StandIn) -> SageMakerLauncher:
 
 @pytest.fixture
 def reached(settings: SageMakerLauncher) -> SageMakerCluster:
-    """The cluster; its clients try once, for nobody waits here for what is away."""
+    """The cluster; its clients try only once, because nothing here waits for a service that is down."""
     account = Account(settings)
     account.s3, account.sagemaker = account.client("s3", attempts=0), account.client("sagemaker", attempts=0)
     return SageMakerCluster(settings, account, image=settings.image or "")
@@ -56,7 +56,7 @@ def order(job: Job, tmp_path: Path) -> Order:
 
 
 def with_files(reached: SageMakerCluster, then: Callable[[], None]) -> None:
-    """Everything arrives but what is sent as a file, before which something happens."""
+    """Run `then` before each upload of files, which is lost if `then` raises; everything else arrives."""
     send = reached.storage.upload
 
     def upload(files: Mapping[str, Path], folder: Location) -> None:
@@ -110,7 +110,7 @@ BROKEN_OFF = RetriesExceededError(OSError("the body ended too early"))
 
 
 def break_off(*args: Any, **named: Any) -> None:
-    """What boto3 says where the content of an object does not arrive."""
+    """What boto3 raises if the content of an object does not arrive."""
     raise BROKEN_OFF
 
 

@@ -61,7 +61,7 @@ def drawn(aws: StandIn, body: dict[str, Any]) -> Image.Image:
 
 
 def left(aws: StandIn) -> dict[str, list[str]]:
-    """What there is of endpoints, by kind."""
+    """The remaining endpoints, configurations and models, by kind."""
     made = aws.endpoints
     return {"endpoints": [*made.endpoints], "configs": [*made.configs], "models": [*made.models]}
 
@@ -101,7 +101,7 @@ def test_an_endpoint_draws_with_the_adapters_that_a_request_names_and_leaves_not
     (deployed,) = (each for each in manifests("shop").values() if each["task"] == "deploy")
     assert (deployed["state"], deployed["endpoint"]) == ("cancelled", None)
 
-    # Nor is it an error that there is no bucket: SageMaker's own is not there before somebody needs it.
+    # Nor is a missing bucket an error: SageMaker's own does not exist until somebody needs it.
     nothing = runner("task=undeploy", "name=shop", "endpoint.poll_s=0.2", "logger=none")
 
     assert nothing.code == 0, nothing.output
@@ -118,7 +118,7 @@ def test_an_endpoint_that_does_not_come_up_says_why_and_is_made_anew(aws: StandI
     assert "endpoint shop is not in service: The primary container" in answer.output
     assert "/aws/sagemaker/Endpoints/shop" in answer.output
 
-    # Another image is another job, and the endpoint of that name takes the place of the broken one.
+    # Another image is another job, and its endpoint replaces the broken one of that name.
     assert runner(*settings).code == 0
     assert drawn(aws, {"prompt": "a house", "seed": 3}).size == (64, 64)
     with pytest.raises(aws.client("sagemaker-runtime").exceptions.ModelError, match="unknown key, did you mean seed"):

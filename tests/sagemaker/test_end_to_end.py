@@ -1,5 +1,5 @@
-"""After training, from end to end on the embedded model: two concepts are drawn together, measured, merged, trained
-further, exported, served and taken down again, each by the command that a person types."""
+"""After training, end to end on the embedded model: two concepts are drawn together, measured, merged, trained
+further, exported, served and taken down again, each by the command that a person would type."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def pixels(file: Path) -> np.ndarray:
 
 
 def with_kohya(unet: UNet2DConditionModel, file: Path) -> UNet2DConditionModel:
-    """A reader that knows nothing of the project: W += up @ down * alpha / rank, by the layers' kohya names."""
+    """A reader that knows nothing about the project: W += up @ down * alpha / rank, by the layers' kohya names."""
     named = {f"lora_unet_{name.replace('.', '_')}": module for name, module in unet.named_modules()}
     with safe_open(file, "pt") as opened:
         keys = set(opened.keys())
@@ -64,7 +64,7 @@ def test_from_two_trainings_to_an_endpoint_and_nothing_left(aws: StandIn, photos
     houses, pictures = only_folder("houses"), only_folder("pictures")
     both = f"adapter=[{houses},{pictures}]"
 
-    # Both mixed, at two strengths of the first.
+    # Both mixed, with the first at two strengths.
     drawing = ("prompts='a red house'", "inference_steps=4", "seeds=[0]")
     done("-m", "task=generate", "name=mixed", both, "adapter_weight=[1.0,0.0],[1.0,1.0]", *drawing)
     first, second = (
@@ -83,7 +83,7 @@ def test_from_two_trainings_to_an_endpoint_and_nothing_left(aws: StandIn, photos
     done(*TRAINING, "name=further", "steps=3", f"model.path={merged}")
     assert manifests("further")[only_folder("further").name]["state"] == "completed"
 
-    # Exported, and read by somebody else: the same denoiser as the merge of that adapter alone.
+    # Exported, and read by an independent reader: the same denoiser as the merge of that adapter alone.
     done("task=export", "name=exported", f"adapter={houses}", "formats=[kohya_alpha]")
     (kohya,) = (only_folder("exported") / "export").glob("*.safetensors")
     done("task=merge", "name=alone", f"adapter={houses}", "dtype=fp32")
@@ -92,7 +92,7 @@ def test_from_two_trainings_to_an_endpoint_and_nothing_left(aws: StandIn, photos
     for (name, one), (_, other) in zip(theirs.named_parameters(), ours.named_parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
 
-    # Served over the merged base, asked over HTTP, and taken down.
+    # Served on the merged base, queried over HTTP, and taken down.
     served = (f"endpoint.image={aws.add_image('lora:1', SERVER)}", f"endpoint.role={aws.role}")
     place = (f"endpoint.bucket={aws.bucket}", "endpoint.poll_s=0.2")
     done(

@@ -1,4 +1,4 @@
-"""Endpoints as an account has them: what is ours is changed and removed, and the last deployment counts."""
+"""Endpoints in an account: only ours are changed and removed, and the last deployment counts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Ping(BaseHTTPRequestHandler):
         self.end_headers()
 HTTPServer(("127.0.0.1", int(os.environ["SAGEMAKER_BIND_TO_PORT"])), Ping).serve_forever()
 """
-"""A container that is healthy and nothing more."""
+"""A container that is healthy and does nothing else."""
 OURS = [{"Key": OWN_TAG, "Value": "shop"}]
 
 
@@ -47,7 +47,7 @@ def image(aws: StandIn) -> str:
 
 
 def deployment(aws: StandIn, image: str, outputs: Path, *, steps: int = 25, **endpoint: Any) -> Job:
-    """A deployment of the base model alone, to an endpoint that is called shop."""
+    """A deployment of the base model alone, to an endpoint called shop."""
     account = {"image": image, "role": aws.role, "bucket": aws.bucket}
     chosen = {**account, "instance": "ml.m5.xlarge", "poll_s": 0.05, **endpoint}
     raw = {"name": "shop", "task": {"name": "deploy"}, "inference_steps": steps, "endpoint": chosen}
@@ -65,7 +65,7 @@ def config_of(aws: StandIn) -> str:
 
 
 def make_model(aws: StandIn, image: str, name: str, tags: list[dict[str, str]]) -> None:
-    """A model and a configuration of it, as somebody has made them."""
+    """Make a model and its configuration, as somebody else might."""
     client = aws.client("sagemaker")
     client.create_model(ModelName=name, ExecutionRoleArn=aws.role, PrimaryContainer={"Image": image}, Tags=tags)
     variant = {"VariantName": "main", "ModelName": name, "InstanceType": "ml.m5.xlarge", "InitialInstanceCount": 1}

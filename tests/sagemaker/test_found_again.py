@@ -1,4 +1,4 @@
-"""Training jobs that cost money are found again, whatever became of the command that has sent them."""
+"""Training jobs that cost money are found again, whatever happened to the command that sent them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def job(aws: StandIn, tmp_path: Path) -> Job:
 
 @pytest.fixture
 def reached(job: Job, monkeypatch: pytest.MonkeyPatch) -> SageMakerCluster:
-    """The cluster; of the project's code it sends nothing, which takes seconds."""
+    """The cluster; it does not send the project's code, which would take seconds."""
     settings = job.settings.launcher
     assert isinstance(settings, SageMakerLauncher)
     monkeypatch.setattr("runner.launchers.sagemaker.inputs.code_archive", lambda: b"code")

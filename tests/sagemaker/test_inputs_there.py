@@ -1,4 +1,4 @@
-"""What a method needs beside its images travels along: images of classes, and an adapter to start from."""
+"""What a method needs besides its images is sent along: class images, and an adapter to start from."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_class_and_a_start_travel_along(
         *("method.class_prompt='a photo of a cat'", f"method.class_data_dir={of_class}"),
         *("method.num_class_images=8", "method.class_inference_steps=1"),
     ]
-    # What is encoded together is what the last digits of encodings depend on: both begin with nothing.
+    # The last digits of encodings depend on what is encoded together, so both start with nothing.
     monkeypatch.setenv("RUNNER_CACHE", str(tmp_path / "fresh"))
     here = runner(*second, "name=here")
     assert here.code == 0, here.output
@@ -63,7 +63,7 @@ def test_a_class_and_a_start_travel_along(
 def test_each_subject_has_its_own_class_there(
     aws: StandIn, bench: Bench, sdxl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is sent, read as a container reads it, gives the same pairs to the last bit, with nothing encoded before."""
+    """What is sent, read as in a container, gives the same pairs to the last bit, with nothing encoded before."""
     dog, cat, toy, cats = (write_images(tmp_path / name, seed=seed) for seed, name in enumerate("dctk"))
     Image.new("L", (64, 80), 255).save(dog / "0.mask.png")  # the other class has no masks at all
     sources = [
@@ -120,7 +120,7 @@ def test_parts_of_a_model_that_are_links_travel_along(aws: StandIn, tmp_path: Pa
 
 
 def test_what_was_encoded_and_is_gone_is_in_no_training_job(aws: StandIn, tmp_path: Path) -> None:
-    """A lifecycle rule removes encodings, but not the list of them, which is written again with each new one."""
+    """A lifecycle rule removes encodings, but not their list, which is rewritten with each new one."""
     launcher = {"name": "sagemaker", "image": "i", "role": "r", "bucket": aws.bucket, "instance": "ml.m5.xlarge"}
     job = make_job(Experiment.model_validate({"launcher": launcher}), model="m", dataset="d", outputs=tmp_path / "out")
     register(job)
@@ -130,7 +130,7 @@ def test_what_was_encoded_and_is_gone_is_in_no_training_job(aws: StandIn, tmp_pa
     storage.write(places.cache / "latents/here.safetensors", b"x")
 
     def cached(name: str) -> list[Location]:
-        """Of a command of its own, which looks once at what there is."""
+        """What is cached, as seen by a new command, which looks only once."""
         inputs = Inputs(job.experiment.launcher, storage, places, "eu-central-1")  # type: ignore[arg-type]
         order = Order(title="e", queue=tmp_path / "queue", at_once=1, processes=1, device="cpu")
         channels = inputs.bring([job], order, places.training_job("e", name))

@@ -21,7 +21,7 @@ IMAGE = Image((sys.executable, "-m", "runner.container"), {"HF_HUB_OFFLINE": "1"
 
 def job_settings(model: Path, steps: int = 50) -> list[str]:
     """A small job."""
-    # With the usual eps of 1e-8, Adam makes full steps out of rounding, of which several processes have another one.
+    # With the usual eps of 1e-8, Adam makes full steps out of rounding errors, which differ between several processes.
     return [
         *(f"model.path={model}", "logger=none", "validation.prompts=[]", "optimizer.eps=1e-3"),
         *(f"steps={steps}", "checkpoint.every=5"),
@@ -29,7 +29,7 @@ def job_settings(model: Path, steps: int = 50) -> list[str]:
 
 
 def launcher_settings(aws: StandIn) -> list[str]:
-    """Where it runs."""
+    """The settings of where a job runs."""
     image = aws.add_image("lora:1", IMAGE)
     return [
         *("launcher=sagemaker", f"launcher.image={image}", f"launcher.role={aws.role}"),
@@ -44,7 +44,7 @@ def settings(aws: StandIn, sdxl_folder: Path) -> list[str]:
 
 @pytest.fixture
 def undisturbed(sdxl_folder: Path, made_once: MakeOnce) -> Path:
-    """What the small job gives on this machine."""
+    """The result of the small job on this machine."""
     folder = made_once("sagemaker", lambda folder: trained(folder, *job_settings(sdxl_folder)))
     (job,) = folder.glob("outputs/dev/*/manifest.json")
     return job.parent
@@ -270,7 +270,7 @@ def test_a_task_runs_there_with_what_its_settings_name_and_draws_as_here(aws: St
 def test_a_measurement_there_gives_the_figures_of_one_here(
     aws: StandIn, sdxl_folder: Path, undisturbed: Path, photos: Path, tmp_path: Path
 ) -> None:
-    """Networks and real images travel along, also those that are links."""
+    """Networks and real images are sent along, including linked ones."""
     real = tmp_path / "real"
     real.mkdir()
     (real / "photos").symlink_to(photos)

@@ -1,6 +1,6 @@
-"""Containers of this machine, with a program in the engine's place that only takes note of them.
+"""Containers on this machine, with a program in place of the engine that only records them.
 
-tests/container/test_real_image.py has the real ones.
+tests/container/test_real_image.py uses real ones.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ elif command == "network":
 
 
 class Engine:
-    """The program, and the containers that it knows."""
+    """The program, and the containers that it has recorded."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -58,14 +58,14 @@ class Engine:
         (folder / "code").write_text("0 0")
 
     def end(self, code: int, *, for_memory: bool = False) -> None:
-        """All containers end, as the engine says."""
+        """End all containers, as far as the engine says."""
         (self.program.parent / "code").write_text(f"{code} {int(for_memory)}")
         for file in self.program.parent.glob("*.container"):
             file.write_text("exited")
 
     @property
     def containers(self) -> dict[str, str]:
-        """How each is, by its host."""
+        """The state of each container, by its host."""
         found = sorted(self.program.parent.glob("*.container"))
         return {file.stem.partition("-algo-")[2]: file.read_text() for file in found}
 
@@ -91,7 +91,7 @@ def containers(engine: Engine, *, hosts: int) -> LocalContainers:
 
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_what_could_not_be_started_is_started_by_the_next_command(engine: Engine, job: Job, hosts: int) -> None:
-    """Or it would be waited for for ever."""
+    """Otherwise the command would wait for it forever."""
     lot = Lot(Pack((job,), 1, 1, hosts, ""), CLUSTER)
     lot.write()
     engine.broken.touch()
@@ -102,7 +102,7 @@ def test_what_could_not_be_started_is_started_by_the_next_command(engine: Engine
     name = again.submit(lot.order("cpu"), after=None)
     everyone = {str(number): "running" for number in range(1, hosts + 1)}
     assert engine.containers == everyone
-    # What runs is taken up as it is.
+    # A running container is taken up unchanged.
     assert containers(engine, hosts=hosts).submit(lot.order("cpu"), after=None) == name
     assert engine.containers == everyone
 

@@ -1,4 +1,4 @@
-"""What containers of this machine print is kept and shown, each line once, also where others printed the same."""
+"""The output of containers on this machine is kept and shown, each line once, even if others printed the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training job of the same name is taken up where its results are to be had, and is in nobody's way otherwise."""
+"""A training job of the same name is taken up if its results are available, and is in nobody's way otherwise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORKS = "mkdir -p /opt/ml/checkpoints/jobs/x && touch /opt/ml/checkpoints/jobs/x
 
 
 def submitted(aws: StandIn, folder: Path, **settings: Any) -> str:
-    """The name of the training job that a command in a folder of its own has sent, or taken up."""
+    """The name of the training job that a command in its own folder has submitted or taken up."""
     place = {"image": settings.pop("image"), "role": aws.role, "bucket": aws.bucket, "instance": "ml.m5.xlarge"}
     launcher = {"name": "sagemaker", "poll_s": 0.1, **place, **settings}
     experiment = Experiment.model_validate({"launcher": launcher})

@@ -1,4 +1,4 @@
-"""What lies in S3 beside our own files, and what S3 does not let go of."""
+"""Objects in S3 beside our own files, and objects that S3 does not hand out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_folders_that_a_console_has_made_keep_no_result_from_arriving(aws: Stand
 
 
 def test_a_job_is_completed_here_only_once_its_result_is_here(aws: StandIn, tmp_path: Path) -> None:
-    """SageMaker copies files in any order, and nobody looks for those of a completed job again."""
+    """SageMaker copies files in any order, and files of a completed job are never looked for again."""
     job = make_job(Experiment(), model="m", dataset="d", outputs=tmp_path)
     register(job)
     folder, place = f"run/checkpoints/jobs/{job.id}/", Location(aws.bucket, "run/")
@@ -49,7 +49,7 @@ def test_a_job_is_completed_here_only_once_its_result_is_here(aws: StandIn, tmp_
     write(aws, f"{folder}lora/{job.paths.weights.name}", "w")
     collector.look([job], place)
     assert state_of(job.folder) is State.COMPLETED and job.has_result
-    # Where nothing more will come, it is what it says.
+    # Once nothing more will arrive, its manifest is believed.
     job.paths.weights.unlink()
     update_manifest(job.folder, state=State.PENDING)
     aws.s3.delete_object(Bucket=aws.bucket, Key=f"{folder}lora/{job.paths.weights.name}")

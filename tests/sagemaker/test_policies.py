@@ -1,4 +1,4 @@
-"""The policies of the docs allow all that is asked about before something starts, on what it is asked about."""
+"""The documented policies allow every action that is checked before something starts, on the checked resources."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROLE = "lora-runner-execution"
 
 
 def documented(aws: StandIn, name: str, bucket: str = StandIn.bucket, key: str = "KEY") -> dict[str, Any]:
-    """A policy of the docs, its placeholders filled as they say."""
+    """A policy from the docs, with its placeholders filled in as described there."""
     text = (ROOT / "docs" / "policies" / f"sagemaker-{name}.json").read_text()
     filled = {"REGION": aws.platform.settings.region, "ACCOUNT": ACCOUNT, "BUCKET": bucket, "KEY": key}
     policy: dict[str, Any] = json.loads(re.sub("|".join(filled), lambda found: filled[found[0]], text))
@@ -39,7 +39,7 @@ def documented(aws: StandIn, name: str, bucket: str = StandIn.bucket, key: str =
 
 @pytest.fixture
 def settings(aws: StandIn) -> dict[str, Any]:
-    """Of an account that was set up as the docs say."""
+    """Settings for an account that was set up as in the docs."""
     aws.platform.iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument=json.dumps(TRUST))
     secrets = aws.platform.client("secretsmanager")
     secrets.create_secret(Name="lora-runner/hub", SecretString="x")
@@ -54,7 +54,7 @@ def faults(settings: dict[str, Any]) -> list[str]:
 
 
 def questions(aws: StandIn) -> set[tuple[str, str]]:
-    """Actions and resources that were asked about."""
+    """The actions and resources that were checked."""
     return {
         (action, form["ResourceArns.member.1"])
         for form in aws.asked("SimulatePrincipalPolicy")

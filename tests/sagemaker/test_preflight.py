@@ -1,4 +1,4 @@
-"""Everything that would keep a training job from running is said at once, before anything is sent."""
+"""Everything that would keep a training job from running is reported at once, before anything is sent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Faults = Callable[..., list[str]]
 
 @pytest.fixture
 def faults(aws: StandIn) -> Faults:
-    """What preflight says of settings that are good but for what a test changes."""
+    """What preflight reports about settings that are good except for what a test changes."""
     image = aws.add_image("lora:1", Image((sys.executable, "-c", "pass"), {}))
     good = {"name": "sagemaker", "role": aws.role, "bucket": aws.bucket, "image": image}
 
@@ -75,7 +75,7 @@ def test_each_has_its_fix(faults: Faults, changes: dict[str, Any], said: str) ->
 
 
 def test_a_bucket_of_another_region(aws: StandIn, faults: Faults) -> None:
-    """boto3 follows where it is on its own, so that to ask for it is no error."""
+    """boto3 finds the bucket's region by itself, so using the bucket is not an error."""
     aws.s3.create_bucket(Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
     (fault,) = faults(bucket="far-away")
     assert fault.startswith("launcher.bucket = 'far-away': far-away is in eu-west-1, and jobs run in us-east-1; ")
@@ -117,7 +117,7 @@ def test_a_bucket_that_is_somebody_elses_by_now(aws: StandIn, code: str, said: s
 
 
 def test_a_bucket_of_sagemakers_name_in_another_account_is_not_used(aws: StandIn, faults: Faults) -> None:
-    """Its name can be guessed: whoever has made it would be sent the data, and could change the code that runs."""
+    """Its name can be guessed: whoever made it would receive the data, and could change the code that runs."""
     account = Account(SageMakerLauncher(name="sagemaker"))
     aws.s3.create_bucket(Bucket=account.bucket)
     assert faults(bucket=None) == []

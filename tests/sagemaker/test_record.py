@@ -1,4 +1,4 @@
-"""How a training job has ended and what it cost, out of SageMaker's description of it."""
+"""How a training job ended and what it cost, from SageMaker's description of it."""
 
 from __future__ import annotations
 

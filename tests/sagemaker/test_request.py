@@ -1,4 +1,4 @@
-"""What SageMaker is asked for, letter by letter; names, places, division among training jobs, cost; what is refused."""
+"""SageMaker requests, letter by letter; names, places, division among training jobs, cost; what is refused."""
 
 from __future__ import annotations
 

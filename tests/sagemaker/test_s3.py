@@ -32,7 +32,7 @@ SMALL = ["logger=none", "validation.prompts=[]", "steps=3"]
 
 
 def there(aws: StandIn) -> list[str]:
-    """Settings of a job that trains as a training job."""
+    """Settings of a job that runs as a training job."""
     image = aws.add_image("lora:1", IMAGE)
     return [
         *("launcher=sagemaker", f"launcher.image={image}", f"launcher.role={aws.role}"),
@@ -56,7 +56,7 @@ def test_data_and_models_in_s3_train_here_and_in_place_as_local_ones_do(
     settings = [*SMALL, "dataset=folder", f"dataset.path={data.rstrip('/')}", f"model.path={model.rstrip('/')}"]
     settings += [f"model.vae=s3://{aws.bucket}/models/vae.tar.gz"]
 
-    # As a training job: the data were read once to know them, the model was not.
+    # As a training job: the data were read once to examine them, the model was not.
     answer = good(runner(*settings, *there(aws)))
     assert "from S3: 12 of 12 files of s3://stand-in/data/" in answer.output
     folder = only_folder()
@@ -68,7 +68,7 @@ def test_data_and_models_in_s3_train_here_and_in_place_as_local_ones_do(
     assert {each["InputMode"] for each in request["InputDataConfig"]} == {"File"}
     aws.requests.clear()
 
-    # Here, and beside it from folders.
+    # Here, compared with folders.
     here, local = tmp_path / "here", tmp_path / "local"
     folders = [*SMALL, "dataset=folder", f"model.path={sdxl_folder}", f"model.vae={vae}"]
     with ThreadPoolExecutor() as pool:
@@ -79,11 +79,11 @@ def test_data_and_models_in_s3_train_here_and_in_place_as_local_ones_do(
     assert_bitwise_equal(here / "dev" / folder.name, folder)
     (result,) = (local / "dev").glob("*/manifest.json")
     assert_bitwise_equal(result.parent, folder)
-    # The data were here already; the weights came with the worker.
+    # The data were already here; the weights came with the worker.
     keys = fetched(aws)
     assert not [key for key in keys if key.startswith("data/")]
     assert "models/vae.tar.gz" in keys and "models/sdxl/unet/diffusion_pytorch_model.safetensors" in keys
-    # The model of a folder has another name, and so has its job; the data are the same data.
+    # The model from a folder has another name, so its job does too; the data are the same.
     assert result.parent.name != folder.name
     (pack,) = plan(*folders, f"dataset.path={data}")["packs"]
     assert [job["id"] for job in pack["jobs"]] == [result.parent.name]
@@ -124,7 +124,7 @@ def test_data_in_another_region_are_refused_before_anything_is_sent(aws: StandIn
 
 
 def test_a_source_among_several_may_lie_in_s3(aws: StandIn, photos: Path, tmp_path: Path) -> None:
-    """They are the data set that their folders are; a training job gets them as one, for no place has them all."""
+    """They are the same data set as their folders; a training job gets them as one, since no place has them all."""
     (tmp_path / "others").mkdir()
     (photos / "0.png").rename(tmp_path / "others" / "0.png")
     there = [{"path": put(aws, photos, "data/"), "repeats": 2}, str(tmp_path / "others")]
@@ -147,7 +147,7 @@ def test_a_source_among_several_may_lie_in_s3(aws: StandIn, photos: Path, tmp_pa
 def test_several_sources_captions_and_masks_are_the_same_data_set_there(
     aws: StandIn, photos: Path, sdxl_folder: Path, tmp_path: Path
 ) -> None:
-    """What is sent and the settings beside it, read as a container reads them, give what was planned with."""
+    """What is sent and its settings, read as in a container, give what the plan was made with."""
     Picture.new("L", (64, 80), 255).save(photos / "0.mask.png")
     (photos / "1.txt").write_text("picture 1\nanother")
     (tmp_path / "others").mkdir()
@@ -192,5 +192,5 @@ def test_several_sources_captions_and_masks_are_the_same_data_set_there(
 
 
 def here_with(path: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a data set in a container: nothing but where it is and what is made of it."""
+    """The settings of a data set in a container: only where it is and how it is processed."""
     return DatasetSettings(path=path, min_side_px=1, **options).model_dump()

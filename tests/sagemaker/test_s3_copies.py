@@ -1,4 +1,4 @@
-"""Copies of what lies in S3, and base models in archives: what travels, what is kept, what is refused."""
+"""Copies of S3 objects, and base models in archives: what is transferred, what is kept, what is refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Mirrored:
         self.aws, self.mirror = aws, Mirror(Location.of_input(uri, files=(".parquet",)))
 
     def bring(self) -> tuple[dict[str, str], list[str]]:
-        """Its files, and the keys that travelled."""
+        """Bring the mirror up to date; returns its files, and the keys that were transferred."""
         self.aws.requests.clear()
         path = self.mirror.bring()
         files = {file.relative_to(path).as_posix(): file.read_text() for file in path.rglob("*") if file.is_file()}
@@ -114,15 +114,15 @@ def test_an_archive_in_s3_is_fetched_once_and_known_by_its_listing(
     folder = snapshot(settings)
     check_fetched(settings, planned)
     assert folder_hash(folder) == folder_hash(sdxl_folder)
-    # It is not kept twice, and does not travel twice.
+    # It is neither kept twice nor transferred twice.
     assert not Mirror(source_of(settings.path)).path.exists()
     assert planning_folder(settings) == snapshot(settings) == folder
     assert fetched(aws) == ["models/model.tar.gz"]
-    # Without a way to S3 the copy is used.
+    # Without access to S3, the copy is used.
     aws.permissions.deny("s3:*")
     assert snapshot(settings) == folder
 
-    # One on this machine is the folder that was packed.
+    # An archive on this machine equals the folder that was packed.
     assert check_model(settings_of(archive)) == []
     assert fingerprint(settings_of(archive)) == fingerprint(settings_of(sdxl_folder))
 

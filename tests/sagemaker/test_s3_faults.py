@@ -1,4 +1,4 @@
-"""What is wrong with an address in S3, or with what lies there: a line each, before anything starts."""
+"""Faults in an S3 address, or in what is there: one line each, before anything starts."""
 
 from __future__ import annotations
 

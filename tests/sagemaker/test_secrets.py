@@ -17,7 +17,7 @@ WANDB, HUB = "planted-wandb-key-0123456789abcdef0123456789", "hf_plantedHubToken
 
 
 def found_in(aws: StandIn, secret: str) -> list[str]:
-    """Every place that has it."""
+    """Every place that contains the secret."""
     places = []
     for call in aws.requests:
         if secret.encode() in call.body or secret in json.dumps(call.parameters, default=str):
@@ -41,7 +41,7 @@ def test_secrets_of_secrets_manager_reach_the_training_and_nothing_else(
     secrets = aws.platform.client("secretsmanager")
     secrets.create_secret(Name="lora-runner/wandb", SecretString=WANDB)
     secrets.create_secret(Name="lora-runner/hub", SecretString=HUB)
-    # The training writes down what it was told, outside of everything that is looked through below.
+    # The training writes down what it received, outside of everything that is searched below.
     spy = tmp_path / "spy"
     spy.mkdir()
     (spy / "sitecustomize.py").write_text(

@@ -1,4 +1,4 @@
-"""The stand-in itself: what AWS does with training jobs, it does too."""
+"""The stand-in itself: it treats training jobs as AWS does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tests.sagemaker.stand_in import Image, StandIn
 
 TYPE = "ml.g5.12xlarge"
-# Each job runs a few lines of shell. ML is its tree, however the host's process finds it.
+# Each job runs a few lines of shell. ML is its tree, however the host process finds it.
 ML = "ML=${SM_ML_ROOT:-/opt/ml}\n"
 SLEEPS = "trap 'echo saved > $ML/checkpoints/state; exit 0' TERM\necho ready\nwhile :; do sleep 0.05; done"
 
@@ -43,7 +43,7 @@ def channel(aws: StandIn, name: str, prefix: str) -> dict[str, Any]:
 
 
 def wait_until_printed(aws: StandIn, name: str, line: str, times: int = 1) -> None:
-    """A job is only ready for orders when its own code runs."""
+    """A job is ready for orders only once its own code runs."""
     aws.wait(name, "Training")
     while aws.printed(name).count(line) < times:
         assert not aws.jobs[name].has_ended, aws.printed(name)
@@ -223,7 +223,7 @@ def test_an_image_that_was_not_pushed_is_refused(aws: StandIn) -> None:
 
 def test_throttled_calls_are_recorded_and_told(tmp_path: Path) -> None:
     with StandIn(tmp_path, throttle_every={"ListTrainingJobs": 2}) as aws:
-        for _ in range(2):  # the client asks again by itself
+        for _ in range(2):  # the client retries by itself
             aws.client("sagemaker").list_training_jobs()
 
         errors = [call.error for call in aws.requests if call.operation == "ListTrainingJobs"]

@@ -16,11 +16,11 @@ from tests.sagemaker.stand_in import Image, StandIn
 PROGRAMS = ("sh", "cat", "ping", "grep", "sleep", "hostname", "true")
 HOST = (
     "until said=$(ping -c 1 -w 5 algo-2 2>&1); do sleep 1; done; echo $said | grep -o '1 packets received'; "
-    # The other one must still be there to be found.
+    # The other host must still be running to be found.
     "cat /opt/ml/input/data/data/x; echo; hostname > /opt/ml/model/$(hostname); sleep 4"
 )
 SAVES = "trap 'echo saved > /opt/ml/checkpoints/state; exit 0' TERM; echo ready; while :; do sleep 0.1; done"
-# Machines that may not raise limits, or that have the first version of control groups, need these.
+# Needed on machines that may not raise limits, or that have version 1 of control groups.
 CONF = """
 [containers]
 default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
@@ -36,10 +36,10 @@ network_backend = "netavark"
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ...]]:
-    """Podman with a store of its own, in which there is the image `tiny`."""
+    """Podman with its own store, which contains the image `tiny`."""
     busybox = shutil.which("busybox")
     if os.geteuid() != 0 or busybox is None or shutil.which("podman") is None:
-        # An engine is the machine's, not the project's; the same jobs run as processes in test_stand_in.py.
+        # The engine belongs to the machine, not the project; test_stand_in.py runs the same jobs as processes.
         pytest.skip("needs root, podman and busybox-static")
     (tmp_path / "containers.conf").write_text(CONF)
     monkeypatch.setenv("CONTAINERS_CONF", str(tmp_path / "containers.conf"))
@@ -48,7 +48,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
     shutil.copy(busybox, programs / "busybox")
     for name in PROGRAMS:
         (programs / name).symlink_to("busybox")
-    store = tempfile.mkdtemp()  # podman takes no long paths
+    store = tempfile.mkdtemp()  # podman does not accept long paths
     engine = ("podman", "--root", store, "--runroot", f"{store}/run", "--storage-driver", "vfs")
     archive = shutil.make_archive(str(tmp_path / "tiny"), "tar", tmp_path / "image")
     made = subprocess.run([*engine, "import", archive, "localhost/tiny:1"], capture_output=True, text=True, check=False)
@@ -59,7 +59,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
         yield engine
     shutil.rmtree(store)
     if tried.returncode:
-        # There is an engine, and the kernel does not let it work, as inside of many containers.
+        # There is an engine, but the kernel does not let it work, as inside many containers.
         pytest.skip(f"containers do not run here: {made.stderr}{tried.stderr}")
 
 

@@ -12,7 +12,7 @@ from tests.sagemaker.stand_in import StandIn
 
 TYPE = "ml.g5.xlarge"
 NAME = {"HyperParameterTuningJobName": "search"}
-# Prints the value that it was given as its loss.
+# Prints the value it was given as its loss.
 LOSS = 'cat ${SM_ML_ROOT:-/opt/ml}/input/config/hyperparameters.json | sed \'s/.*"rate": "\\([^"]*\\)".*/loss=\\1/\''
 
 
@@ -80,7 +80,7 @@ def test_a_search_that_is_stopped_stops_its_jobs(aws: StandIn) -> None:
         while aws.jobs[name].metrics.value("loss") is None:
             time.sleep(0.02)
     client.stop_hyper_parameter_tuning_job(**NAME)
-    aws.platform.settings.grace_s = 0.2  # the script, as PID 1, hears no SIGTERM
+    aws.platform.settings.grace_s = 0.2  # the script, as PID 1, ignores SIGTERM
 
     assert wait(aws)["HyperParameterTuningJobStatus"] == "Stopped"
     assert [job.status for job in aws.jobs.values()] == ["Stopped", "Stopped"]

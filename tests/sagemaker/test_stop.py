@@ -1,4 +1,4 @@
-"""Stopping asks each by the call for its kind, goes on after a refusal, and says who was not stopped, and how to."""
+"""Stopping uses the call for each kind, continues after a refusal, and reports what was not stopped, and how to."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def settings(aws: StandIn) -> SageMakerLauncher:
 
 @pytest.fixture
 def reached(settings: SageMakerLauncher, monkeypatch: pytest.MonkeyPatch) -> SageMakerCluster:
-    """The cluster that commands ask; its client tries once, so that a refusal is one."""
+    """The cluster that commands ask; its client tries only once, so one refusal is enough."""
     account = Account(settings)
     account.sagemaker = account.client("sagemaker", attempts=0)
     cluster = SageMakerCluster(settings, account)
@@ -155,7 +155,7 @@ def test_what_is_being_sent_again_is_not_closed_by_a_look_at_its_first_worker(
     lot = sent(job)
     monkeypatch.setattr(reached, "gone", lambda _: {"photos-1": Gone(words="was stopped", reason="cancelled")})
     with alone(ExperimentPaths(job.folder.parent).turn("sagemaker"), doing="this test"):
-        Lot(lot.pack, "sagemaker").begin(lot.jobs)  # its inputs are sent now, and it has no name yet
+        Lot(lot.pack, "sagemaker").begin(lot.jobs)  # its inputs are being sent, and it has no name yet
         sagemaker.collect([job], settings)
         assert state_of(job.folder) is State.SUBMITTED
     sagemaker.collect([job], settings)
@@ -167,8 +167,8 @@ def test_a_command_of_this_machine_that_is_about_to_begin_is_told(
 ) -> None:
     job = make_job(Experiment(), model="m", dataset="d", outputs=tmp_path)
     register(job)
-    told = f"being trained by a command on this machine, where Ctrl-C saves and stops it: {job.folder}"
-    for holder, is_told in ((os.getppid(), True), (2**22 + 1, False)):  # there is no process of the second number
+    told = f"trained by a command on this machine, where Ctrl-C saves and ends it: {job.folder}"
+    for holder, is_told in ((os.getppid(), True), (2**22 + 1, False)):  # no process has the second number
         caplog.clear()
         job.paths.lock.write_text(str(holder))
         with caplog.at_level("INFO"):
@@ -200,13 +200,13 @@ def test_what_a_command_tries_to_submit_at_this_moment_is_waited_for(
     caplog.set_level("INFO")
     with alone(ExperimentPaths(folder).turn("sagemaker"), doing="this test"):
         lot = Lot(Pack((job,), 1, 1, 1, ""), "sagemaker")
-        lot.begin(lot.jobs)  # as somebody does who asks whether there is room, ...
+        lot.begin(lot.jobs)  # as when a command asks whether there is room, ...
         stopping = Thread(target=stop.main, args=([str(folder)],))
         stopping.start()
         while "waiting for another process, which is submitting jobs of dev" not in caplog.text:
             assert stopping.is_alive()
             time.sleep(0.01)
-        take_up_again(lot.jobs)  # ... and hears that there is none
+        take_up_again(lot.jobs)  # ... and learns that there is none
     stopping.join()
     assert state_of(job.folder) is State.CANCELLED
     assert "no longer queued for submission: 1 job, for which there was no room yet" in caplog.text
@@ -226,7 +226,7 @@ def test_what_waits_for_room_is_not_sent_by_the_waiting_command_after_a_stop(aws
     )
     waits.wait_for_line("has no capacity right now")
     (name,) = aws.jobs
-    while "ready" not in aws.printed(name):  # before that it would not hear of the stop
+    while "ready" not in aws.printed(name):  # before that, it would miss the stop
         assert not aws.jobs[name].has_ended
         time.sleep(0.05)
     stopped = command("stop", str(outputs() / "dev"))

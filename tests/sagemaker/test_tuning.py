@@ -17,7 +17,7 @@ from tests.command_line import ROOT, command, environment, runner
 from tests.launchers.running import Running, manifests, outputs
 from tests.sagemaker.stand_in import Image, StandIn
 
-# Like the real entry, but for one choice it fails as a container does.
+# Like the real entry point, except that for one choice it fails as a container does.
 SCRIPT = """
 if grep -q '"optimizer.lr": "0.5"' ${SM_ML_ROOT:-/opt/ml}/input/config/hyperparameters.json; then
   mkdir -p ${SM_ML_ROOT:-/opt/ml}/output; printf 'GpuBroken: fell off' > ${SM_ML_ROOT:-/opt/ml}/output/failure; exit 1
@@ -51,7 +51,7 @@ def look() -> str:
 
 
 def tuned(aws: StandIn) -> dict[str, dict[str, str]]:
-    """The values that each trial was given, by the name of its training job."""
+    """The values given to each trial, by the name of its training job."""
     (search,) = aws.tuning.jobs.values()
     return {job.name: values for job, values in search.tried}
 
@@ -69,7 +69,7 @@ def test_trials_go_on_without_their_command_and_become_jobs(aws: StandIn, settin
     killed.kill()
     aws.wait(next(name for name in aws.jobs if name in str(manifests())), within_s=90)
     said = look()
-    assert "completed" in said, said  # what is known is collected without the command
+    assert "completed" in said, said  # known results are collected without the command
     answer = runner(*command)
 
     assert answer.code == 0, answer.output
@@ -141,7 +141,7 @@ def _key(aws: StandIn, end: str) -> str:
 
 @pytest.fixture
 def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """Each training job of a search has a folder of checkpoints of its own."""
+    """Each training job of a search has its own checkpoint folder."""
     with StandIn(tmp_path / "instances", grace_s=5, tuning_checkpoints="apart") as aws:
         for name, value in aws.environment.items():
             monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""What a search by SageMaker sends, and what it refuses, without an account."""
+"""What a search by SageMaker sends, and what it refuses; without an account."""
 
 from __future__ import annotations
 

@@ -158,9 +158,7 @@ def trained_by_hand(bench: Bench, job: Job) -> tuple[dict[str, Tensor], list[flo
     ]
     optimizer = torch.optim.AdamW(groups, lr=chosen.lr, eps=chosen.eps, weight_decay=chosen.weight_decay)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=1, num_training_steps=settings.steps)
-    for (
-        each
-    ) in parameters:  # SDXL skips the first encoder's last layer: no gradient, but weight decay applies
+    for each in parameters:  # SDXL skips the first encoder's last layer: no gradient, but weight decay applies
         each.grad = torch.zeros_like(each)
     losses, norms = [], []
     for step in range(settings.steps):

@@ -1,4 +1,4 @@
-"""The AWS account that the stand-in plays: what it may do, what there is, what it costs."""
+"""The AWS account that the stand-in plays: what it may do, what it contains, what that costs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .quotas import Quotas
 
 @dataclasses.dataclass
 class Account:
-    """Everything that jobs, tuning jobs and endpoints share."""
+    """Everything shared by training jobs, tuning jobs and endpoints."""
 
     platform: Platform
     permissions: Permissions
@@ -31,12 +31,12 @@ class Account:
     faults: list[str]
     """Tracebacks of the stand-in's own errors."""
     tags: dict[str, list[dict[str, str]]] = dataclasses.field(default_factory=dict)
-    """By the ARN of what has them."""
+    """Tags, by the ARN of what has them."""
     lock: Any = dataclasses.field(default_factory=threading.RLock)
     """Held while something is created, so that names and quotas are counted once."""
 
     def arn(self, kind: str, name: str) -> str:
-        """The ARN of something of SageMaker's."""
+        """The ARN of a SageMaker resource."""
         return f"arn:aws:sagemaker:{self.platform.settings.region}:{ACCOUNT}:{kind}/{name}"
 
     def require_role(self, role_arn: str) -> None:
@@ -64,11 +64,11 @@ class Account:
             raise ServiceError("ValidationException", message)
 
     def require_image(self, uri: str, role_arn: str) -> None:
-        """Refuse an image that is not there, or that the role may not pull."""
+        """Refuse an image that does not exist, or that the role may not pull."""
         self.images.require(uri, role_arn, self.permissions.allows("ecr:BatchGetImage", role_arn.rpartition("/")[2]))
 
     def instance(self, instance_type: str) -> InstanceType:
-        """The hardware of a type."""
+        """The hardware of an instance type."""
         if instance_type not in self.instances:
             message = f"The stand-in knows no {instance_type}: `instances[...] = InstanceType(...)` adds one."
             raise ServiceError("ValidationException", message)
@@ -76,7 +76,7 @@ class Account:
 
     @property
     def tag_operations(self) -> dict[str, Any]:
-        """Tags of whatever has an ARN."""
+        """Operations on the tags of anything with an ARN."""
         return {"AddTags": self._add_tags, "ListTags": self._list_tags, "DeleteTags": self._delete_tags}
 
     def _add_tags(self, parameters: dict[str, Any], call: Any) -> dict[str, Any]:

@@ -30,36 +30,36 @@ S3_ACTIONS = {
 
 @dataclasses.dataclass
 class Call:
-    """One request, as it arrived and as it was answered."""
+    """One request and its answer."""
 
     service: str
-    """As AWS signs for it: sagemaker, s3, logs, iam, ..."""
+    """The service's name in AWS's signature: sagemaker, s3, logs, iam, ..."""
     operation: str
     parameters: dict[str, Any]
     """The JSON, or the form; for S3 the bucket and the key."""
     path: str
-    """With what follows the question mark."""
+    """Including what follows the question mark."""
     body: bytes
     """At most the first MiB."""
     access_key: str
     region: str
     expected_owner: str = ""
-    """Of a bucket: the account that it must be of, or S3 refuses."""
+    """The account that must own the bucket, or S3 refuses."""
     caller: str = ""
-    """The name of the role that a job's container acts as; empty for the person who submits."""
+    """The role that a job's container acts as; empty for the person who submits."""
     status: int = 0
     error: str = ""
-    """The code of AWS's error, where it was one of ours."""
+    """The code of AWS's error, if the stand-in raised one."""
 
     @property
     def action(self) -> str:
-        """The permission that it takes."""
+        """The permission that the call requires."""
         name = S3_ACTIONS.get(self.operation, self.operation) if self.service == "s3" else self.operation
         return f"{self.service}:{name}"
 
 
 def read_call(environ: dict[str, Any], body: bytes) -> Call:
-    """What a request of WSGI asks for."""
+    """Parse a WSGI request into a call."""
     query = environ.get("QUERY_STRING", "")
     asked = parse_qs(query, keep_blank_values=True)
     scope = re.search(r"Credential=([^/,]+)/\d+/([^/]+)/([^/]+)/aws4_request", environ.get("HTTP_AUTHORIZATION", ""))
@@ -84,7 +84,7 @@ def read_call(environ: dict[str, Any], body: bytes) -> Call:
 
 
 def _object_operation(environ: dict[str, Any], path: str, asked: dict[str, list[str]]) -> tuple[str, dict[str, Any]]:
-    """S3 has no name of the operation in its requests: method, key and query tell."""
+    """S3 requests do not name the operation: method, key and query determine it."""
     bucket, _, key = path.lstrip("/").partition("/")
     method, named = environ["REQUEST_METHOD"], {"Bucket": bucket, "Key": key}
     if not bucket:
@@ -110,7 +110,7 @@ def _object_operation(environ: dict[str, Any], path: str, asked: dict[str, list[
 
 
 def error_body(call: Call, error: ServiceError) -> tuple[str, bytes]:
-    """Media type and body of an error, as the service that was asked writes its errors."""
+    """Media type and body of an error, in the format of the requested service."""
     code, message = escape(error.code), escape(error.message)
     if call.service in ("iam", "sts"):
         kind = f"<Type>Sender</Type><Code>{code}</Code><Message>{message}</Message>"
@@ -120,7 +120,7 @@ def error_body(call: Call, error: ServiceError) -> tuple[str, bytes]:
     elif call.service == "s3":
         text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     else:
-        # Runtime services say `Message`, the JSON ones `message`; clients read either.
+        # Runtime services write `Message`, the JSON ones `message`; clients read either.
         told = {"__type": error.code, "message": error.message, "Message": error.message, **error.members}
         return "application/x-amz-json-1.1", json.dumps(told).encode()
     return "text/xml", b'<?xml version="1.0" encoding="UTF-8"?>' + text.encode()

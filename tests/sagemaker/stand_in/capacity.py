@@ -1,4 +1,4 @@
-"""Whether there are instances to be had: a test withholds a type, and gives it back."""
+"""Whether instances are available: a test withholds a type, and restores it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Capacity:
         self._lock = threading.Lock()
 
     def withhold(self, instance_type: str, jobs: int | None = None) -> None:
-        """Give none of a type until `restore`, or until so many jobs have failed for it."""
+        """Give no instances of a type until `restore`, or until a number of jobs have failed for it."""
         with self._lock:
             self._withheld[instance_type] = jobs
 
@@ -32,7 +32,7 @@ class Capacity:
             return instance_type not in self._withheld
 
     def count_failure(self, instance_type: str) -> None:
-        """A job has failed for want of the type."""
+        """Note that a job has failed for lack of the type."""
         with self._lock:
             left = self._withheld.get(instance_type)
             if left is not None:

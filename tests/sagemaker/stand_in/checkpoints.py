@@ -1,4 +1,4 @@
-"""Checkpoints of one host: what is in S3 at the start, then each change and deletion, pushed while the job runs."""
+"""Checkpoints of one host: fetched from S3 at the start; then each change and deletion is pushed while the job runs."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from .s3_files import download, files_of, list_keys, split_uri, upload
 
 
 class CheckpointFolder:
-    """A folder whose content S3 follows. What others add to S3 later is not seen."""
+    """A folder that is mirrored to S3. What others add to S3 later is not seen."""
 
     def __init__(self, s3: Any, folder: Path, uri: str) -> None:
         self.s3, self.folder = s3, folder
         bucket, prefix = split_uri(uri)
         self._bucket, self._prefix = bucket, prefix.rstrip("/") + "/" if prefix else ""
         self._known: dict[str, tuple[int, int]] = {}
-        """Modification time and size of each file, when it was last the same as its object."""
+        """Modification time and size of each file when it was last identical to its object."""
         self._looked_s = 0.0
 
     def fetch(self) -> None:
-        """Write what S3 has into the folder."""
+        """Download the objects into the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         keys = [key for key in list_keys(self.s3, self._bucket, self._prefix) if not key.endswith("/")]
         download(self.s3, [(self._bucket, key, key[len(self._prefix) :]) for key in keys], self.folder)
         self._known = self._present()
 
     def push_every(self, seconds: float) -> None:
-        """Push, if that is so long ago."""
+        """Push, if the last push is at least that long ago."""
         if time.monotonic() - self._looked_s >= seconds:
             self.push()
             self._looked_s = time.monotonic()
 
     def push(self) -> None:
-        """Bring S3 to what the folder holds now, whole or half written."""
+        """Make S3 match the folder as it is now, even if files are half written."""
         present = self._present()
         for name, state in present.items():
             if self._known.get(name) != state:

@@ -1,4 +1,4 @@
-"""One host of a job as a real container, run by podman or docker; the hosts of a job share a network of their own."""
+"""One host of a job as a real container, run by podman or docker; the hosts of a job share their own network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .platform import Settings
 
 
 class Network:
-    """A network of the container engine, on which hosts find each other by name."""
+    """A network of the container engine, in which hosts find each other by name."""
 
     def __init__(self, engine: tuple[str, ...]) -> None:
         self.engine, self.name = engine, f"stand-in-{uuid.uuid4().hex[:10]}"
@@ -22,7 +22,7 @@ class Network:
 
     @property
     def gateway(self) -> str:
-        """The address of this machine on the network."""
+        """The address of this machine in the network."""
         (found,) = json.loads(self._run("network", "inspect", self.name))
         if "subnets" in found:  # podman
             return str(found["subnets"][0]["gateway"])
@@ -37,7 +37,7 @@ class Network:
 
 
 class ContainerHost(Host):
-    """A host in a container."""
+    """A host that is a container."""
 
     def __init__(self, settings: Settings, name: str, folder: Path, names: list[str], network: Network) -> None:
         super().__init__(settings, name, folder, names)
@@ -50,7 +50,7 @@ class ContainerHost(Host):
         return "eth0"
 
     def start(self, image: Image, entry: Entry, environment: dict[str, str]) -> Any:
-        """Start the container; its output as a pipe."""
+        """Start the container; returns its output as a pipe."""
         run = [*self.settings.engine, "run", "--rm", "--name", self.container, "--hostname", self.name]
         run += ["--network", self.network.name, "--network-alias", self.name, "--shm-size", "2g"]
         run += ["-v", f"{self.ml}:/opt/ml", "-v", f"{self.folder}/bin/nvidia-smi:/usr/local/bin/nvidia-smi:ro"]
@@ -68,7 +68,7 @@ class ContainerHost(Host):
         return self.process.stdout
 
     def terminate(self) -> None:
-        """SIGTERM to PID 1 of the container."""
+        """Send SIGTERM to the container's PID 1."""
         self._engine("kill", "--signal", "TERM", self.container)
 
     def kill(self) -> None:

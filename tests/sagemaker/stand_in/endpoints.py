@@ -1,6 +1,6 @@
 """Endpoints: models, configurations and endpoints as an API; each endpoint is a real process that answers over HTTP.
 
-One instance of each, whatever is asked for; an endpoint is in service when `/ping` answers 200.
+Each has one instance, whatever was requested; an endpoint is in service once `/ping` answers 200.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Endpoint(threading.Thread):
         self.account, self.endpoint, self.config, self.model = account, name, config, model
         self.status, self.reason = "Creating", ""
         self.before = ""
-        """The configuration that it serves with until an update is through."""
+        """The configuration in use until an update is complete."""
         self.created = datetime.now(UTC)
         self.removed = threading.Event()
         self.port = _free_port()
@@ -113,7 +113,7 @@ class Endpoint(threading.Thread):
             time.sleep(POLL_S)
 
     def invoke(self, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, str]:
-        """Status, body and media type of what the container answers."""
+        """Status, body and media type of the container's answer."""
         return self._asked("/invocations", body, headers)
 
     def _asked(
@@ -140,7 +140,7 @@ class Endpoints:
 
     @property
     def operations(self) -> dict[str, Any]:
-        """What is answered."""
+        """The operations that are answered."""
         return {
             "CreateModel": self._create_model,
             "DescribeModel": lambda asked, _: _found(self.models, asked["ModelName"], "model"),
@@ -169,7 +169,7 @@ class Endpoints:
             endpoint.join()
 
     def invoke(self, call: Call, environ: dict[str, Any]) -> Reply:
-        """The operation of the runtime, which is no JSON."""
+        """The runtime's operation, which is not JSON."""
         name = call.path.split("/")[2]
         endpoint = self.endpoints.get(name)
         if endpoint is None or endpoint.status != "InService":

@@ -1,4 +1,4 @@
-"""The life of a job: wait for instances, lay out its hosts, run them, and see how they end; interrupted spot, again."""
+"""The life of a job: wait for instances, prepare hosts, run them, see how they end; if spot was interrupted, again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .s3_files import upload_results
 
 POLL_S = 0.05
 AFTER_A_FAILURE_S = 5.0
-"""What the other hosts of a job get when one has failed."""
+"""What the other hosts of a job get once one has failed."""
 REASON_CHARACTERS = 1024
 
 
@@ -39,7 +39,7 @@ class Execution(threading.Thread):
         instance: InstanceType,
         ended: Callable[[TrainingJob], None],
     ) -> None:
-        """`ended` is told of a job that completes, before its status says so."""
+        """`ended` is called for a job that completes, before its status says so."""
         super().__init__(daemon=True, name=f"job {job.name}")
         self.platform, self.permissions, self.capacity = account.platform, account.permissions, account.capacity
         self.job, self.image, self.instance, self.ended = job, image, instance, ended
@@ -51,7 +51,7 @@ class Execution(threading.Thread):
         self._network: Network | None = None
 
     def run(self) -> None:
-        """Until the job has ended, however."""
+        """Run until the job has ended, however it ends."""
         job = self.job
         try:
             while self._wait_for_instances():
@@ -77,7 +77,7 @@ class Execution(threading.Thread):
     # Before it runs
 
     def _wait_for_instances(self) -> bool:
-        """Wait until there is capacity; False where the job ended instead."""
+        """Wait until there is capacity; False if the job ended instead."""
         job, began_s = self.job, time.monotonic()
         while not self.capacity.has(job.instance_type):
             if job.stop.is_set() or self.platform.closing.is_set():
@@ -99,13 +99,13 @@ class Execution(threading.Thread):
         return limit is not None and time.monotonic() - self.job.created_s > limit
 
     def _prepare(self) -> None:
-        """Trees with inputs and checkpoints, on hosts that have not started."""
+        """Make the trees with inputs and checkpoints, for hosts that have not started."""
         job, settings = self.job, self.platform.settings
         shutil.rmtree(self.folder, ignore_errors=True)
         job.to(job.status, "Downloading")
         if settings.backend == "containers":
             self._network = Network(settings.engine)
-        for host in self.hosts:  # of an attempt that was interrupted
+        for host in self.hosts:  # left from an interrupted attempt
             host.close()
         self.hosts, self.checkpoints, self.first_failed = [], [], None
         for name in job.hosts:
@@ -125,7 +125,7 @@ class Execution(threading.Thread):
                 self.checkpoints.append(follower)
 
     def _environment(self) -> dict[str, str]:
-        """What SageMaker puts into a container, and what the request asks for."""
+        """The variables that SageMaker sets in a container, and those of the request."""
         job = self.job
         assumed = self.platform.sts.assume_role(RoleArn=job.request["RoleArn"], RoleSessionName="SageMaker")
         keys = assumed["Credentials"]
@@ -144,7 +144,7 @@ class Execution(threading.Thread):
     # While it runs
 
     def _attempt(self) -> str:
-        """Run all hosts once; why they were made to end: empty where they ended by themselves."""
+        """Run all hosts once; returns why they were made to end, empty if they ended by themselves."""
         job = self.job
         self._prepare()
         environment = self._environment()
@@ -214,7 +214,7 @@ class Execution(threading.Thread):
     # When it has run
 
     def _finish(self, how: str) -> None:
-        """Upload what the hosts left, and say how it ended."""
+        """Upload what the hosts left, and set the final state."""
         job, failed = self.job, self.first_failed
         job.to(job.status, "Uploading")
         if failed is None or how:
@@ -247,7 +247,7 @@ class Execution(threading.Thread):
 
 
 def _reason(hosts: list[Host], failed: Host) -> str:
-    """What Describe says of a failure: the file that the failed host wrote, or another one, and the exit code."""
+    """What Describe says about a failure: the file written by the failed host or another one, and the exit code."""
     files = [host.ml / "output" / "failure" for host in (failed, *hosts)]
     text: Any = next((file.read_text(errors="replace") for file in files if file.is_file()), "")
     head, tail = "AlgorithmError: ", f", exit code: {failed.exit_code}"

@@ -1,7 +1,7 @@
-"""One host of a job as a process of this machine, with a tree of its own for /opt/ml.
+"""One host of a job as a process of this machine, with its own tree for /opt/ml.
 
-As root the process gets namespaces of its own: its tree lies on /opt/ml, it is PID 1, it is called algo-N, and whatever
-it started dies with it. Without root it finds the tree by the variable SM_ML_ROOT, and names of hosts do not resolve.
+As root, the process gets its own namespaces: its tree is at /opt/ml, it is PID 1, it is called algo-N, and whatever it
+started dies with it. Without root, it finds the tree by the variable SM_ML_ROOT, and host names do not resolve.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FOLDERS = ("input/config", "input/data", "model", "output/data")
 
 @functools.cache
 def can_bind() -> bool:
-    """Whether a process may get a /opt/ml of its own here."""
+    """Whether a process can get its own /opt/ml here."""
     if os.geteuid() != 0:
         return False
     with contextlib.suppress(OSError):
@@ -46,7 +46,7 @@ def can_bind() -> bool:
 
 
 class Host:
-    """The tree of a host, and its main process once that is started."""
+    """The tree of a host, and its main process once it is started."""
 
     def __init__(self, settings: Settings, name: str, folder: Path, names: list[str]) -> None:
         self.settings, self.name, self.folder, self.names = settings, name, folder, names
@@ -61,20 +61,20 @@ class Host:
 
     @property
     def interface(self) -> str:
-        """The network interface on which the hosts of a job see each other."""
+        """The network interface through which the hosts of a job see each other."""
         return "lo"
 
     def equip(self, instance: InstanceType) -> None:
-        """Give the host its GPUs, as far as `nvidia-smi` tells."""
+        """Give the host its GPUs, as far as `nvidia-smi` is concerned."""
         write_nvidia_smi(self.folder / "bin" / "nvidia-smi", instance, self.name)
 
     def start(self, image: Image, entry: Entry, environment: dict[str, str]) -> Any:
-        """Start the container's command; its output as a pipe."""
+        """Start the container's command; returns its output as a pipe."""
         entrypoint, arguments = entry
         command = [*(entrypoint or image.entrypoint), *arguments]
         commands = [str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
         own = {"PATH": ":".join(commands), "HOME": str(self.folder / "home"), "LANG": "C.UTF-8", **image.environment}
-        # A container's /tmp goes with it. Not in the tree: names of sockets must be short.
+        # A container's /tmp disappears with it. Not in the tree: socket names must be short.
         self.temporary = tempfile.mkdtemp(prefix="host-")
         Path(self.temporary).chmod(0o1777)
         own |= {"TMPDIR": self.temporary, **environment}
@@ -82,7 +82,7 @@ class Host:
             command = [*NAMESPACES, "sh", "-c", ENTER, "sh", str(self.folder), self.name, *command]
         else:
             own[ML_ROOT] = str(self.ml)
-        # Where the stand-in itself is killed, the host goes with it.
+        # If the stand-in itself is killed, the host dies with it.
         command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
         self.process = subprocess.Popen(
             command,
@@ -97,18 +97,18 @@ class Host:
 
     @property
     def exit_code(self) -> int | None:
-        """How the main process ended; 128 + n where signal n ended it; None while it runs."""
+        """Exit code of the main process; 128 + n if signal n ended it; None while it runs."""
         code = self.process.poll() if self.process else None
         return code if code is None or code >= 0 else 128 - code
 
     def terminate(self) -> None:
-        """SIGTERM to the main process, and to no other."""
+        """Send SIGTERM to the main process only."""
         if self.exit_code is None:
             for pid in self._main():
                 _signal(pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the main process and all that it started."""
+        """Kill the main process and everything it started."""
         if self.process is None:
             return
         if self.process.poll() is None:
@@ -125,7 +125,7 @@ class Host:
             shutil.rmtree(self.temporary, ignore_errors=True)
 
     def _main(self) -> list[int]:
-        """The container's PID 1, as this machine numbers it."""
+        """The container's PID 1, in this machine's numbering."""
         assert self.process is not None
         pid = self.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children")
@@ -141,7 +141,7 @@ def _signal(pid: int, number: int) -> None:
 
 
 def _processes_of(ml: Path) -> list[int]:
-    """Processes that were given the tree by its variable, whoever started them."""
+    """Processes that got the tree through its variable, whoever started them."""
     marker = f"{ML_ROOT}={ml}\0".encode()
     found = []
     for file in Path("/proc").glob("[0-9]*/environ"):

@@ -1,4 +1,4 @@
-"""Container images: which exist in ECR, and what command each stands for where there are no containers."""
+"""Container images: which exist in ECR, and which command each stands for when no containers are used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OWN = re.compile(rf"{ACCOUNT}\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com/([^:@]+)(?
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """What is known of an image."""
+    """What is known about an image."""
 
     entrypoint: tuple[str, ...]
     """Its ENTRYPOINT, as a command of this machine (backend `processes`)."""
@@ -27,7 +27,7 @@ class Image:
     folder: Path | None = None
     """Its WORKDIR."""
     reference: str = ""
-    """What the container engine calls it (backend `containers`)."""
+    """The container engine's name for it (backend `containers`)."""
 
 
 class Images:
@@ -37,10 +37,10 @@ class Images:
         self._platform = platform
         self._known: dict[str, Image] = {}
         self.default: Image | None = None
-        """Stands for each image that a test has not named."""
+        """Used for every image that a test has not named."""
 
     def add(self, name: str, image: Image) -> str:
-        """Make an image exist: `lora:1` in the account's registry, or a whole URI of another one; gives the URI."""
+        """Make an image exist: `lora:1` in the account's registry, or a full URI of another one; returns the URI."""
         region = self._platform.settings.region
         uri = name if ".dkr.ecr." in name else f"{ACCOUNT}.dkr.ecr.{region}.amazonaws.com/{name}"
         image = dataclasses.replace(image, reference=image.reference or uri)
@@ -52,7 +52,7 @@ class Images:
         return uri
 
     def _push(self, repository: str, tag: str) -> str:
-        """Put an image of no content into ECR; its digest."""
+        """Put an image without content into ECR; returns its digest."""
         ecr = self._platform.ecr
         with contextlib.suppress(ecr.exceptions.RepositoryAlreadyExistsException):
             ecr.create_repository(repositoryName=repository)
@@ -68,7 +68,7 @@ class Images:
         return str(pushed["image"]["imageId"]["imageDigest"])
 
     def require(self, uri: str, role_arn: str, may_pull: bool = True) -> None:
-        """Refuse an image of the account's registry that is not there; other registries are not looked at.
+        """Refuse an image missing from the account's registry; other registries are not checked.
 
         Raises:
             ServiceError: ValidationException, in AWS's words.
@@ -103,6 +103,6 @@ class Images:
 
 
 def entry_of(request: dict[str, Any], word: str) -> tuple[list[str], list[str]]:
-    """Entry point (empty: the image's own) and arguments of a container; without either it gets the service's word."""
+    """Entry point (empty: the image's own) and arguments of a container; without either, it gets the service's word."""
     entrypoint = list(request.get("ContainerEntrypoint") or [])
     return entrypoint, list(request.get("ContainerArguments") or ([] if entrypoint else [word]))

@@ -1,4 +1,4 @@
-"""What instance types have: GPUs and a price; and the `nvidia-smi` that a host of such a type finds on its PATH."""
+"""Instance types with their GPUs and price, and the `nvidia-smi` that a host of a type finds on its PATH."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class InstanceType:
     gpus: int
     gpu: str = ""
     memory_mib: int = 0
-    """Of each GPU."""
+    """Memory of each GPU."""
     price: float = 1.0
-    """US dollars for an hour of training; round figures, not AWS's."""
+    """US dollars per hour of training; round figures, not AWS's."""
 
 
 A10G = ("NVIDIA A10G", 23028)
@@ -51,7 +51,7 @@ def instance_types() -> dict[str, InstanceType]:
 
 
 def write_nvidia_smi(file: Path, instance: InstanceType, host: str) -> None:
-    """A command that lists the GPUs of the type, in the two forms that programs ask for; without a GPU it fails."""
+    """Write a command that lists the type's GPUs, in the two forms that programs ask for; without a GPU, it fails."""
     identities = [str(uuid.uuid5(uuid.NAMESPACE_URL, f"{file}/{host}/{index}")) for index in range(instance.gpus)]
     listed = [f"GPU {index}: {instance.gpu} (UUID: GPU-{name})" for index, name in enumerate(identities)]
     asked = [f"{index}, GPU-{name}, {instance.gpu}, {instance.memory_mib}" for index, name in enumerate(identities)]

@@ -1,4 +1,4 @@
-"""A training job as Describe and List tell it: statuses with times, reasons, seconds, metrics."""
+"""A training job as seen by Describe and List: statuses with times, reasons, seconds, metrics."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MESSAGES = {
     "MaxWaitTimeExceeded": "Training job wait time exceeded MaxWaitTimeInSeconds",
 }
 NOT_DESCRIBED = ("Tags", "SessionChainingConfig")
-"""What of a request Describe does not give back."""
+"""Parts of a request that Describe does not return."""
 
 
 class TrainingJob:
-    """One job: what was asked for, what happened, and what a test or a user orders."""
+    """One job: its request, what happened, and what a test or a user orders."""
 
     def __init__(self, request: dict[str, Any], arn: str, spot_saving: float, tuning_arn: str | None = None) -> None:
         self.request, self.arn, self.spot_saving, self.tuning_arn = request, arn, spot_saving, tuning_arn
@@ -57,17 +57,17 @@ class TrainingJob:
 
     @property
     def instance_type(self) -> str:
-        """What it runs on."""
+        """The instance type it runs on."""
         return str(self.request["ResourceConfig"]["InstanceType"])
 
     @property
     def instance_count(self) -> int:
-        """How many hosts it has."""
+        """The number of its hosts."""
         return int(self.request["ResourceConfig"].get("InstanceCount", 1))
 
     @property
     def spot(self) -> bool:
-        """Whether it is managed spot training."""
+        """Whether it uses managed spot training."""
         return bool(self.request.get("EnableManagedSpotTraining"))
 
     @property
@@ -77,7 +77,7 @@ class TrainingJob:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether it is in a final state."""
         return self.status in ENDED
 
     @property
@@ -100,19 +100,19 @@ class TrainingJob:
                 self.transitions[-1]["EndTime"] = self.ended = now
 
     def fail(self, reason: str) -> None:
-        """End it as failed."""
+        """End the job as failed."""
         self.failure_reason = reason
         self.to("Failed", "Failed", "Training job failed")
 
     def order_stop(self) -> None:
-        """As the user asks: its containers are told, and it will end as stopped."""
+        """Stop the job for the user: its containers are told, and it will end as stopped."""
         with self.lock:
             if not self.stop.is_set() and not self.has_ended:
                 self.to("Stopping", "Stopping")
                 self.stop.set()
 
     def summary(self) -> dict[str, Any]:
-        """As List tells it."""
+        """The job in List's answer."""
         with self.lock:
             return {
                 "TrainingJobName": self.name,
@@ -126,7 +126,7 @@ class TrainingJob:
             }
 
     def describe(self) -> dict[str, Any]:
-        """As Describe tells it."""
+        """The job in Describe's answer."""
         with self.lock:
             told = {name: value for name, value in self.request.items() if name not in NOT_DESCRIBED}
             told |= self.summary()
@@ -146,6 +146,6 @@ class TrainingJob:
             return told
 
     def _seconds(self) -> tuple[int, int]:
-        """Of training, and of them billed: whole seconds, and for spot always fewer."""
+        """Training seconds and billable seconds: whole numbers, and for spot always fewer billed."""
         training = max(math.ceil(self.training_s), 2)
         return training, max(int(training * (1 - self.spot_saving)), 1) if self.spot else training

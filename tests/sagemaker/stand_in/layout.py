@@ -22,7 +22,7 @@ class JobError(Exception):
 
 
 def local_path(ml: Path, checkpoint_config: dict[str, str]) -> Path:
-    """Where a host's checkpoints are, in its tree."""
+    """The place of a host's checkpoints in its tree."""
     return ml / PurePosixPath(checkpoint_config.get("LocalPath", "/opt/ml/checkpoints")).relative_to(ML)
 
 

@@ -1,4 +1,4 @@
-"""What a container prints: to CloudWatch Logs, and through the metric definitions."""
+"""The output of a container: sent to CloudWatch Logs, and read by the metric definitions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Metrics:
         self._last: dict[str, tuple[float, datetime]] = {}
 
     def read(self, line: str) -> None:
-        """Find values in a line that was printed; what is no finite number is no value."""
+        """Find values in a printed line; non-finite numbers do not count."""
         for name, pattern in self._patterns:
             found = pattern.search(line)
             try:
@@ -39,32 +39,32 @@ class Metrics:
         return self._last[name][0] if name in self._last else None
 
     def described(self) -> list[dict[str, Any]]:
-        """As Describe lists them."""
+        """The metrics in Describe's answer."""
         return [{"MetricName": name, "Value": value, "Timestamp": when} for name, (value, when) in self._last.items()]
 
 
 CREATING = threading.Lock()
-"""Moto is not made for two jobs that make one group at the same moment."""
+"""Moto cannot handle two jobs that make the same group at the same moment."""
 
 
 def create_group(logs: Any, group: str) -> None:
-    """Make a group of log streams, if it is not there."""
+    """Make a group of log streams, unless it exists."""
     with CREATING, contextlib.suppress(logs.exceptions.ResourceAlreadyExistsException):
         logs.create_log_group(logGroupName=group)
 
 
 class LogStream:
-    """A thread that carries what a process prints into a log stream, until nobody holds its output open."""
+    """A thread that copies a process's output into a log stream, until nobody holds the output open."""
 
     def __init__(self, logs: Any, group: str, stream: str, pipe: Any, on_line: Callable[[str], None]) -> None:
         self._logs, self._group, self._stream, self._pipe, self._on_line = logs, group, stream, pipe, on_line
-        if logs is not None:  # a role that may not write logs trains without any
+        if logs is not None:  # a role that may not write logs trains without them
             logs.create_log_stream(logGroupName=group, logStreamName=stream)
         self._thread = threading.Thread(target=self._carry, daemon=True, name=f"log {stream}")
         self._thread.start()
 
     def join(self, seconds: float = 10.0) -> None:
-        """Wait until all is written."""
+        """Wait until everything is written."""
         self._thread.join(seconds)
 
     def _carry(self) -> None:
@@ -77,12 +77,12 @@ class LogStream:
             self._put([rest])
 
     def _put(self, lines: list[bytes]) -> None:
-        """One request for all lines that there are."""
+        """Send all available lines in one request."""
         now_ms = int(time.time() * 1000)
         texts = [line.decode("utf-8", "replace").rstrip() for line in lines]
         for text in texts:
             self._on_line(text)
-        # CloudWatch takes no empty message.
+        # CloudWatch rejects empty messages.
         events = [{"timestamp": now_ms, "message": text or " "} for text in texts]
         if events and self._logs is not None:
             self._logs.put_log_events(logGroupName=self._group, logStreamName=self._stream, logEvents=events)

@@ -1,7 +1,7 @@
 """Who may do what: denied actions, refused credentials, unreachable services, throttled operations; IAM's simulation.
 
-Everything is allowed until a test says otherwise: it names the actions that are denied, or gives somebody a policy, by
-which the simulation goes. Calls themselves are checked against no policy.
+Everything is allowed until a test says otherwise: it denies actions by name, or gives somebody a policy, which only the
+simulation uses. The calls themselves are not checked against policies.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ QUERY_SERVICES = ("iam", "sts", "ec2", "s3")
 
 
 class Permissions:
-    """What the account lets whom do, and what of AWS answers at all."""
+    """Who may do what in the account, and which parts of AWS answer at all."""
 
     def __init__(self, caller_arn: str, account: str) -> None:
         self.caller_arn, self.account = caller_arn, account
         self.roles_of_keys: dict[str, str] = {}
-        """Access keys that containers were given, and the names of their roles."""
+        """The containers' access keys, and the names of their roles."""
         self.unreachable: set[str] = set()
         """Services (`pricing`, `sagemaker`, ...) whose connections are dropped without an answer."""
         self.refused = ""
-        """Why no credentials are accepted: `invalid` or `expired`; empty: they are."""
+        """Why no credentials are accepted: `invalid` or `expired`; empty if they are."""
         self.owners: dict[str, str] = {}
-        """Of buckets that are in other accounts, which let everybody in unless they are asked for their owner."""
+        """Buckets in other accounts, which let everybody in unless the request names an expected owner."""
         self.policies: dict[str, policies.Policy] = {}
-        """By role, or empty for the person who submits: what the simulation goes by."""
+        """Role (empty for the person who submits) -> the policy that the simulation uses."""
         self._denied: list[tuple[str, str]] = []
         self._throttled: dict[str, int] = {}
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def deny(self, action: str, role: str = "") -> None:
-        """Deny an action, as `s3:GetObject` or `s3:*`, to a role, or to the person who submits."""
+        """Deny an action, such as `s3:GetObject` or `s3:*`, to a role or to the person who submits."""
         self._denied.append((role, action.lower()))
 
     def allow_all(self) -> None:
-        """Take back all denials."""
+        """Remove all denials."""
         self._denied.clear()
 
     def allows(self, action: str, role: str = "") -> bool:
@@ -57,7 +57,7 @@ class Permissions:
         return not any(role == whom and fnmatch.fnmatch(action.lower(), what) for whom, what in self._denied)
 
     def throttle(self, operation: str, every: int) -> None:
-        """Refuse every n-th call of an operation from now on; 0: none."""
+        """Refuse every n-th call of an operation from now on; 0 refuses none."""
         with self._lock:
             self._throttled[operation] = every
             self._counts[operation] = 0
@@ -102,7 +102,7 @@ class Permissions:
         )
 
     def simulate(self, call: Call, environ: dict[str, object]) -> Reply:
-        """SimulatePrincipalPolicy: what the role or user of the given ARN may do, on each of the resources."""
+        """SimulatePrincipalPolicy: what the role or user of the given ARN may do with each of the resources."""
         form = call.parameters
         source = form.get("PolicySourceArn", "")
         role = source.rpartition("/")[2] if ":role/" in source else ""

@@ -1,4 +1,4 @@
-"""What every room shares: where the stand-in listens, how patient it is, and clients that act as AWS itself."""
+"""Shared by all parts: where the stand-in listens, how patient it is, and clients that act as AWS itself."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import boto3
 from botocore.config import Config
 
 PLATFORM_KEY = "PLATFORM"
-"""The access key of what AWS does itself; such calls are neither recorded nor refused."""
+"""The access key for AWS's own calls, which are neither recorded nor refused."""
 ACCOUNT = "123456789012"
 """moto's account."""
 
 
 class Network(Protocol):
-    """Where containers are; this machine has an address there."""
+    """The network of containers, in which this machine has an address."""
 
     @property
     def gateway(self) -> str:
@@ -31,34 +31,34 @@ class Settings:
     """How the stand-in behaves."""
 
     root: Path
-    """The folder that trees of hosts are laid in."""
+    """The folder for the trees of hosts."""
     region: str = "us-east-1"
     backend: Literal["processes", "containers"] = "processes"
     engine: tuple[str, ...] = ("docker",)
-    """The command that runs containers, as `docker` or `podman`."""
+    """The command that runs containers, such as `docker` or `podman`."""
     ml_root: Literal["auto", "bound", "variable"] = "auto"
     """How a host's process finds its tree: bound on /opt/ml (needs root), or by the variable SM_ML_ROOT."""
     grace_s: float = 120.0
     """From SIGTERM to SIGKILL; AWS's is 120 s."""
     capacity_patience_s: float = 0.3
-    """How long a job that is not managed spot waits for an instance before it fails."""
+    """How long a job without managed spot waits for an instance before it fails."""
     sync_every_s: float = 0.2
-    """How often checkpoints are looked at."""
+    """How often checkpoints are checked."""
     tuning_checkpoints: Literal["shared", "apart"] = "shared"
-    """Whether training jobs of a search share the folder of checkpoints, or each has one of its name in it."""
+    """Whether training jobs of a search share the checkpoint folder, or each has its own subfolder, named after it."""
     spot_saving: float = 0.7
     keep_trees: bool = False
-    """Leave the trees of ended jobs, to look at."""
+    """Whether to keep the trees of ended jobs for inspection."""
 
 
 @functools.cache
 def _session() -> boto3.Session:
-    """One for all stand-ins of a process: a session reads botocore's large descriptions of services anew."""
+    """One session for all stand-ins of a process: each session reads botocore's large service descriptions again."""
     return boto3.Session()
 
 
 class Platform:
-    """The settings, and AWS's own clients."""
+    """The settings and AWS's own clients."""
 
     def __init__(self, settings: Settings, port: int, listen: Callable[[str, int], int]) -> None:
         self.settings, self.port, self.url = settings, port, f"http://127.0.0.1:{port}"
@@ -68,9 +68,9 @@ class Platform:
         self._lock = threading.Lock()
 
     def client(self, service: str, key: str = PLATFORM_KEY, secret: str = "x", **extra: Any) -> Any:
-        """A client of boto3 that talks to the stand-in."""
+        """A boto3 client that talks to the stand-in."""
         quick = Config(retries={"max_attempts": 2}, connect_timeout=5, read_timeout=30, max_pool_connections=50)
-        with self._lock:  # sessions of boto3 are not made for several threads
+        with self._lock:  # boto3 sessions are not thread-safe
             return self._session.client(
                 service,
                 endpoint_url=self.url,
@@ -82,7 +82,7 @@ class Platform:
             )
 
     def url_from(self, network: Network | None) -> str:
-        """Where a host finds the stand-in: from a network of containers, at this machine's address there."""
+        """The stand-in's URL for a host: from a container network, at this machine's address there."""
         if network is None:
             return self.url
         with self._lock:

@@ -1,4 +1,4 @@
-"""IAM policies, as far as the documented ones go: statements that allow actions on resources, under conditions."""
+"""IAM policies, as far as the documented ones need: statements that allow actions on resources under conditions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _matches(patterns: str | list[str], text: str, flags: int = 0) -> bool:
 
 
 def _holds(conditions: Mapping[str, Mapping[str, str | list[str]]], context: Mapping[str, str]) -> bool:
-    """Whether all conditions hold; one about what is not known does not."""
+    """Whether all conditions hold; a condition on an unknown key does not."""
     assert conditions.keys() <= {"StringEquals", "StringLike"}, f"the stand-in knows no {[*conditions]}"
     return all(
         key in context and _matches(patterns, context[key])

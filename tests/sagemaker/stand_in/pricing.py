@@ -1,4 +1,4 @@
-"""The price list: what an hour of an instance costs, in the shape of AWS's price list API."""
+"""The price list: what an hour of an instance costs, in the format of AWS's price list API."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class PriceList:
     def __init__(self, instance_types: dict[str, InstanceType]) -> None:
         self.instance_types = instance_types
         self.training: dict[str, float] = {}
-        """Dollars an hour where a test wants others than those of the table of instance types."""
+        """Dollars per hour, if a test wants other prices than those in the table of instance types."""
 
     def price(self, instance_type: str) -> float:
-        """Dollars for an hour of training."""
+        """Dollars per hour of training."""
         return self.training.get(instance_type, self.instance_types[instance_type].price)
 
     @property
     def operations(self) -> dict[str, Any]:
-        """What the price list API answers."""
+        """The operations of the price list API."""
         return {"GetProducts": self._get_products}
 
     def _get_products(self, parameters: dict[str, Any], call: Call) -> dict[str, Any]:

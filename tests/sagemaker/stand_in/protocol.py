@@ -1,7 +1,7 @@
-"""How AWS's JSON services speak, by botocore's own description of them: limits of requests, members of answers, errors.
+"""AWS's JSON services as botocore describes them: limits of requests, members of answers, errors.
 
-Takes a request as a dict and says what of it AWS would refuse, in AWS's words; takes an answer with dates in it and
-gives what travels. Knows no operation by name.
+Takes a request as a dict and reports what AWS would refuse in it, in AWS's words; takes an answer containing dates and
+returns what is sent. Knows no operation by name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import botocore.session
 from botocore.model import ListShape, MapShape, ServiceModel, Shape, StructureShape
 
-# Python's `re` has no Unicode properties; these stand for them inside a class of characters.
+# Python's `re` has no Unicode properties; these replace them inside a character class.
 PROPERTIES = {r"\p{L}": r"\w", r"\p{N}": r"\d", r"\p{Z}": r"\s", r"\p{Alnum}": r"a-zA-Z0-9"}
 
 
@@ -34,7 +34,7 @@ def service_model(name: str) -> ServiceModel:
 
 
 def check_request(client: str, operation: str, parameters: dict[str, Any]) -> None:
-    """Refuse what breaks a limit of the service's model, all breaches at once.
+    """Refuse what violates a limit of the service's model, all violations at once.
 
     Raises:
         ServiceError: with AWS's count and wording.
@@ -69,7 +69,7 @@ def _breaches(shape: Shape, value: Any, path: str) -> Iterator[str]:
 
 
 def _limits(shape: Shape, value: Any) -> Iterator[str]:
-    """What of a single value the shape does not allow."""
+    """What the shape does not allow about a single value."""
     lowest, highest = shape.metadata.get("min"), shape.metadata.get("max")
     sized = isinstance(value, (str, list, dict))
     size = len(value) if sized else value
@@ -93,7 +93,7 @@ def _matches(pattern: str, text: str) -> bool:
     try:
         return re.fullmatch(pattern, text) is not None
     except re.error:
-        return True  # a few patterns are not Python's; what they refuse is accepted here
+        return True  # a few patterns are not valid in Python; what they refuse is accepted here
 
 
 def _join(path: str, name: str) -> str:
@@ -107,7 +107,7 @@ def _breach(value: Any, path: str, text: str) -> str:
 
 
 def answer_of(client: str, operation: str, result: dict[str, Any]) -> dict[str, Any]:
-    """What travels for a result: no unset members, dates as seconds; a member that AWS does not have is our bug."""
+    """A result as it is sent: no unset members, dates as seconds; a member that AWS does not have is our bug."""
     shape = service_model(client).operation_model(operation).output_shape
     if shape is None:
         assert not result, f"{operation} answers nothing"
@@ -129,7 +129,7 @@ def _travels(shape: Shape, value: Any) -> Any:
 
 
 def page_of(items: list[Any], parameters: dict[str, Any], default: int = 10) -> tuple[list[Any], str | None]:
-    """The items that one answer of a list holds, and the token of the next."""
+    """The items on one page of a list, and the token of the next page."""
     token = parameters.get("NextToken", "")
     if token and not token.isdigit():
         raise ServiceError("ValidationException", "The NextToken is invalid.")

@@ -1,4 +1,4 @@
-"""How many instances of a type the account may use at once, for what; Service Quotas tells the limits."""
+"""How many instances of a type the account may use at once, by purpose; Service Quotas reports the limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESOURCES = {"training": "training-job", "spot": "training-job", "warm_pool": "w
 
 
 class Quotas:
-    """Limits of the account, and what others in it use of them."""
+    """Limits of the account, and how much of them others in it use."""
 
     def __init__(self, instance_types: dict[str, Any]) -> None:
         self.instance_types = instance_types
@@ -27,7 +27,7 @@ class Quotas:
         self._used: dict[tuple[str, str], int] = {}
 
     def set(self, instance_type: str, used: int = 0, **limits: int) -> None:
-        """Limits of a type, as `training=2, spot=4`; `used` of each by what is not ours."""
+        """Set the limits of a type, such as `training=2, spot=4`; others use `used` of each."""
         for usage, limit in limits.items():
             assert usage in USAGES, usage
             self._limits[instance_type, usage] = limit
@@ -38,7 +38,7 @@ class Quotas:
         return self._limits.get((instance_type, usage), DEFAULTS[usage])
 
     def take(self, instance_type: str, usage: str, count: int, running: int) -> None:
-        """Refuse `count` more instances where they do not fit beside those that run.
+        """Refuse `count` more instances if they do not fit beside the running ones.
 
         Raises:
             ServiceError: ResourceLimitExceeded, with AWS's sentence.
@@ -57,7 +57,7 @@ class Quotas:
 
     @property
     def operations(self) -> dict[str, Any]:
-        """What Service Quotas answers."""
+        """The operations of Service Quotas."""
         return {
             "GetServiceQuota": lambda parameters, call: self._get(parameters, call, self.limit),
             "GetAWSDefaultServiceQuota": lambda parameters, call: self._get(parameters, call, _default),
@@ -93,7 +93,7 @@ def _default(instance_type: str, usage: str) -> int:
 
 
 def quota_code(instance_type: str, usage: str) -> str:
-    """A code of the form that AWS's have; theirs are others."""
+    """A code in the format of AWS's codes, but not one of theirs."""
     return f"L-{hashlib.sha256(f'{instance_type} {usage}'.encode()).hexdigest()[:8].upper()}"
 
 

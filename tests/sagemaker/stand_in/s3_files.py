@@ -19,7 +19,7 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def list_keys(s3: Any, bucket: str, prefix: str) -> Iterator[str]:
-    """The keys of all objects under a prefix, in S3's order; none where there is no such bucket."""
+    """The keys of all objects under a prefix, in S3's order; none if the bucket does not exist."""
     try:
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             yield from (item["Key"] for item in page.get("Contents", []))
@@ -29,9 +29,9 @@ def list_keys(s3: Any, bucket: str, prefix: str) -> Iterator[str]:
 
 
 def relative_name(key: str, prefix: str) -> str:
-    """Where an object under a prefix lies in the folder of its channel.
+    """The place of an object under a prefix in the folder of its channel.
 
-    A prefix is no folder: `in/train` stands for `in/train/a` (-> `a`), and for `in/train2/a` (-> `train2/a`) too.
+    A prefix is not a folder: `in/train` stands for `in/train/a` (-> `a`), but also for `in/train2/a` (-> `train2/a`).
     """
     if prefix.endswith("/") or not prefix:
         return key[len(prefix) :]
@@ -60,7 +60,7 @@ def download(s3: Any, objects: list[tuple[str, str, str]], folder: Path) -> None
 
 
 def files_of(folder: Path) -> list[Path]:
-    """All files below a folder, in order; folders in it may vanish meanwhile, which `rglob` does not bear."""
+    """All files below a folder, in order; folders in it may vanish meanwhile, which `rglob` cannot handle."""
     return sorted(file for root, _, names in os.walk(folder) for name in names if (file := Path(root, name)).is_file())
 
 
@@ -71,7 +71,7 @@ def upload(s3: Any, file: Path, bucket: str, key: str) -> None:
 
 
 def upload_results(s3: Any, folders: list[Path], uri: str, name: str, compressed: bool, scratch: Path) -> str:
-    """Put what several hosts left in one kind of folder into S3, as one archive or file by file; where it then is."""
+    """Upload what several hosts left in one kind of folder, as one archive or file by file; returns where it is."""
     bucket, prefix = split_uri(uri)
     found = [(file, str(file.relative_to(folder))) for folder in folders for file in files_of(folder)]
     where = f"{uri}/{name}.tar.gz" if compressed else f"{uri}/{name}/"

@@ -1,4 +1,4 @@
-"""The front door: one port for all services; records what arrives, answers what is ours, and hands the rest to moto."""
+"""The front door: one port for all services; records requests, answers ours, and hands the rest to moto."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .calls import Call, error_body, read_call
 from .protocol import ServiceError, answer_of, check_request
 
 IP_FREEBIND = 15
-"""Linux: an address may be bound before there is an interface that has it."""
+"""Linux: an address may be bound before an interface has it."""
 
 CLIENTS = {
     "sagemaker": "sagemaker",
@@ -33,7 +33,7 @@ Operation = Callable[[dict[str, Any], Call], dict[str, Any]]
 
 @dataclasses.dataclass
 class Reply:
-    """A whole answer over HTTP."""
+    """A complete HTTP answer."""
 
     body: bytes
     kind: str
@@ -43,10 +43,10 @@ class Reply:
 
 class _QuietHandler(MotoRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """A line for each request would bury what a test prints."""
+        """Log nothing: a line per request would bury a test's output."""
 
     def connection_dropped(self, error: BaseException, environ: Any = None) -> None:
-        """Where the gate gives no answer, the client must see the connection end, not wait."""
+        """If the gate gives no answer, the client must see the connection end instead of waiting."""
         self.close_connection = True
 
 
@@ -65,7 +65,7 @@ class FrontDoor:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
 
     def listen(self, host: str = "127.0.0.1", port: int = 0) -> int:
-        """Answer on an address; the port that was free."""
+        """Answer on an address; returns the port."""
         with socket.socket() as bound:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.setsockopt(socket.SOL_IP, IP_FREEBIND, 1)
@@ -80,18 +80,18 @@ class FrontDoor:
         return port
 
     def close(self) -> None:
-        """Answer nothing more."""
+        """Stop answering."""
         for server, thread in zip(self._servers, self._threads, strict=True):
             server.shutdown()
             thread.join()
             server.server_close()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """One request."""
+        """Answer one request."""
         length = environ.get("CONTENT_LENGTH")
         body = environ["wsgi.input"].read(*([int(length)] if length else [])) if _has_body(environ) else b""
         environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
-        # moto takes the body as chunked where this header stands; it has been read.
+        # With this header, moto would treat the body as chunked; it has already been read.
         environ.pop("HTTP_TRANSFER_ENCODING", None)
         call = read_call(environ, body)
         reply: Reply | None
@@ -111,7 +111,7 @@ class FrontDoor:
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [reply.body]
 
     def _answer(self, call: Call, environ: dict[str, Any]) -> Reply | None:
-        """What we answer; None for what moto does."""
+        """Our answer; None for what moto answers."""
         try:
             if call.action in self.raw:
                 return self.raw[call.action](call, environ)

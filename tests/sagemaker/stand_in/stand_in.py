@@ -1,4 +1,4 @@
-"""The stand-in as a test holds it: all rooms wired to one address, an account made ready, words for what tests do."""
+"""The stand-in as tests use it: all parts wired to one address, a prepared account, methods for what tests do."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ POLL_S = 0.02
 
 
 class StandIn:
-    """AWS, from the moment it is made until the `with` block ends; one at a time in a process, for moto is one."""
+    """AWS, from its creation until the `with` block ends; one at a time per process, because moto is a single one."""
 
     bucket = "stand-in"
-    """A bucket that is there."""
+    """A bucket that exists."""
 
     def __init__(
         self,
@@ -51,13 +51,13 @@ class StandIn:
         throttle_every: Mapping[str, int] | None = None,
         **settings: Any,
     ) -> None:
-        """Answer from now on.
+        """Start answering.
 
         Args:
             root: the folder for the trees of hosts.
-            images: by `name:tag` of the account's registry or by whole URI, the command that each stands for.
-            quotas: instances of a type at once, for training and, counted apart, for managed spot training.
-            throttle_every: by operation (`CreateTrainingJob`), n: every n-th call is refused.
+            images: the command that each image stands for, by `name:tag` in the account's registry or by full URI.
+            quotas: instances of a type at once, for training and, counted separately, for managed spot training.
+            throttle_every: n for each operation (`CreateTrainingJob`): every n-th call is refused.
             settings: fields of `Settings`.
         """
         moto_api_backend.reset()
@@ -67,7 +67,7 @@ class StandIn:
             self._gate,
             {
                 "iam:SimulatePrincipalPolicy": self.permissions.simulate,
-                # The runtime's one operation, which has no name in its requests.
+                # The runtime's only operation, whose requests do not name it.
                 "sagemaker:POST": lambda call, environ: self.endpoints.invoke(call, environ),
             },
         )
@@ -108,7 +108,7 @@ class StandIn:
         self.close()
 
     def close(self) -> None:
-        """End what still runs, and answer nothing more."""
+        """End what still runs, and stop answering."""
         self.platform.closing.set()
         for tuning in self.tuning.jobs.values():
             tuning.thread.join()
@@ -126,7 +126,7 @@ class StandIn:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables with which AWS's clients in another process find the stand-in, and nothing else."""
+        """Variables with which AWS clients in another process find the stand-in, and nothing else."""
         region = self.platform.settings.region
         return {
             "AWS_ENDPOINT_URL": self.url,
@@ -142,7 +142,7 @@ class StandIn:
         }
 
     def client(self, service: str) -> Any:
-        """A client of boto3 for a test that plays the person who submits."""
+        """A boto3 client for a test that plays the person who submits."""
         return self.platform.client(service, KEY, SECRET)
 
     # What a test looks at
@@ -158,7 +158,7 @@ class StandIn:
         return self.training.jobs
 
     def asked(self, operation: str) -> list[dict[str, Any]]:
-        """The parameters of each call of an operation so far, refused ones too."""
+        """The parameters of each call of an operation so far, including refused ones."""
         return [call.parameters for call in self.requests if call.operation == operation]
 
     def keys(self, prefix: str = "") -> list[str]:
@@ -167,7 +167,7 @@ class StandIn:
         return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
     def printed(self, name: str) -> list[str]:
-        """The lines that the hosts of a job have printed, host after host."""
+        """The lines printed by the hosts of a job, host by host."""
         logs, lines = self.platform.logs, list[str]()
         create_group(logs, TRAINING_GROUP)
         pages = logs.get_paginator("describe_log_streams").paginate(
@@ -181,7 +181,7 @@ class StandIn:
         return lines
 
     def wait(self, name: str, *statuses: str, within_s: float = 60.0) -> TrainingJob:
-        """Wait until there is such a job and it has one of these statuses or secondary statuses, or else has ended."""
+        """Wait until the job exists and has one of these statuses or secondary statuses, or has ended otherwise."""
         deadline_s = time.monotonic() + within_s
         while True:
             job = self.jobs.get(name)
@@ -194,7 +194,7 @@ class StandIn:
     # What a test does to it
 
     def add_image(self, name: str, image: Sequence[str] | Image) -> str:
-        """Push an image, `lora:1` or a whole URI, that stands for a command; gives the URI."""
+        """Push an image, `lora:1` or a full URI, that stands for a command; returns the URI."""
         return self.images.add(name, image if isinstance(image, Image) else Image(tuple(image)))
 
     def interrupt(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Training jobs as an API: create, describe, list, stop, delete; what AWS refuses beyond the limits of its model."""
+"""Training jobs as an API: create, describe, list, stop, delete; and what AWS refuses beyond its model's limits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TrainingJobs:
 
     @property
     def operations(self) -> dict[str, Any]:
-        """What is answered."""
+        """The operations that are answered."""
         return {
             "CreateTrainingJob": lambda parameters, call: {"TrainingJobArn": self.create(parameters).arn},
             "DescribeTrainingJob": self._describe,
@@ -40,7 +40,7 @@ class TrainingJobs:
         }
 
     def create(self, request: dict[str, Any], tuning_arn: str | None = None) -> TrainingJob:
-        """Accept a job, and start it.
+        """Accept a job and start it.
 
         Raises:
             ServiceError: what AWS refuses.
@@ -81,7 +81,7 @@ class TrainingJobs:
         self.account.quotas.take(resources["InstanceType"], usage, resources["InstanceCount"], running)
 
     def find(self, name: str, call: Call | None = None) -> TrainingJob:
-        """A job by its name; each region has its own, and all are in one."""
+        """A job by its name. Each region has jobs of its own, and here all are in one region."""
         if name not in self.jobs or not self._is_here(call):
             raise ServiceError("ValidationException", "Requested resource not found.")
         return self.jobs[name]
@@ -132,7 +132,7 @@ def _is_listed(job: TrainingJob, parameters: dict[str, Any]) -> bool:
 
 
 def check_training(request: dict[str, Any]) -> None:
-    """Refuse what no single limit forbids.
+    """Refuse what no limit on a single value forbids.
 
     Raises:
         ServiceError: ValidationException.

@@ -1,4 +1,4 @@
-"""Hyperparameter tuning jobs: training jobs with sampled values, a few at a time, and which of them is the best."""
+"""Hyperparameter tuning jobs: training jobs with sampled values, a few at a time, and the best of them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .training import TrainingJobs
 
 POLL_S = 0.05
 OF_TUNING = ("DefinitionName", "TuningObjective", "HyperParameterRanges", "StaticHyperParameters")
-"""What of a definition is no part of a training job's request."""
+"""Parts of a definition that are not part of a training job's request."""
 COUNTED = {"Completed": "Completed", "Failed": "NonRetryableError", "Stopped": "Stopped"}
 
 
 class TuningJob:
-    """One tuning job, which creates training jobs until it has had enough."""
+    """One tuning job, which creates training jobs until it has enough."""
 
     def __init__(self, account: Account, training: TrainingJobs, request: dict[str, Any]) -> None:
         self.request, self.name = request, str(request["HyperParameterTuningJobName"])
@@ -42,10 +42,10 @@ class TuningJob:
         self.ended: datetime | None = None
         self.stop = threading.Event()
         self.tried: list[tuple[TrainingJob, dict[str, str]]] = []
-        """The training jobs so far, and the values that each was given."""
+        """The training jobs so far, and the values given to each."""
 
     def _run(self) -> None:
-        """Until all training jobs have ended."""
+        """Run until all training jobs have ended."""
         try:
             self._try_all()
             while any(not job.has_ended for job, _ in self.tried):
@@ -63,7 +63,7 @@ class TuningJob:
             self._end("Failed", "InternalServerError")
 
     def order_stop(self) -> None:
-        """As the user asks: no more training jobs, and those that run are stopped."""
+        """Stop for the user: no more training jobs, and running ones are stopped."""
         self.status = "Stopping"
         self.stop.set()
         for job, _ in list(self.tried):
@@ -88,7 +88,7 @@ class TuningJob:
         return sum(not job.has_ended for job, _ in self.tried)
 
     def _create(self, request: dict[str, Any], values: dict[str, str]) -> bool:
-        """Whether there was room for one more: a tuning job waits for its quota."""
+        """Create one more, if there is room; returns whether there was. A tuning job waits for its quota."""
         try:
             job = self.training.create(request, self.arn)
         except ServiceError as error:
@@ -121,11 +121,11 @@ class TuningJob:
     # As the API tells it
 
     def value(self, job: TrainingJob) -> float | None:
-        """What a training job has reached."""
+        """The objective that a training job has reached."""
         return job.metrics.value(self.objective["MetricName"])
 
     def summary(self) -> dict[str, Any]:
-        """As List tells it."""
+        """The tuning job in List's answer."""
         jobs = [job for job, _ in list(self.tried)]
         states = Counter(COUNTED.get(job.status, "InProgress") for job in jobs)
         objectives = Counter(self._objective_status(job) for job in jobs)
@@ -142,7 +142,7 @@ class TuningJob:
         }
 
     def describe(self) -> dict[str, Any]:
-        """As Describe tells it."""
+        """The tuning job in Describe's answer."""
         asked = ("HyperParameterTuningJobConfig", "TrainingJobDefinition")
         told = {**{name: self.request[name] for name in asked}, **self.summary(), "FailureReason": self.failure_reason}
         worth = {"Maximize": 1, "Minimize": -1}[self.objective["Type"]]
@@ -152,7 +152,7 @@ class TuningJob:
         return told
 
     def training_summary(self, job: TrainingJob, values: dict[str, str]) -> dict[str, Any]:
-        """One of its training jobs."""
+        """One of its training jobs, in the answers."""
         value = self.value(job)
         reached = {"Type": self.objective["Type"], "MetricName": self.objective["MetricName"], "Value": value}
         return {
@@ -183,7 +183,7 @@ class TuningJobs:
 
     @property
     def operations(self) -> dict[str, Any]:
-        """What is answered."""
+        """The operations that are answered."""
         return {
             "CreateHyperParameterTuningJob": self._create,
             "DescribeHyperParameterTuningJob": lambda parameters, call: self._find(parameters).describe(),
@@ -266,7 +266,7 @@ def _problems(request: dict[str, Any]) -> list[str]:
 
 
 def _samples(config: dict[str, Any]) -> Iterator[dict[str, str]]:
-    """Values for one training job after another, by chance; the same for the same seed."""
+    """Random values for one training job after another; the same for the same seed."""
     chance, ranges = random.Random(config.get("RandomSeed", 0)), config["ParameterRanges"]
     while True:
         values = {one["Name"]: chance.choice(one["Values"]) for one in ranges.get("CategoricalParameterRanges", [])}

@@ -12,7 +12,7 @@ SAME = ("RoleArn", "VpcConfig", "EnableInterContainerTrafficEncryption", "Enable
 
 
 class WarmPools:
-    """The pools of the account. Without a quota for them (AWS's default) nothing is kept, and nothing is said."""
+    """The pools of the account. Without a quota for them (AWS's default), nothing is kept and nothing is reported."""
 
     def __init__(self, quotas: Quotas) -> None:
         self._quotas = quotas
@@ -30,7 +30,7 @@ class WarmPools:
         self._kept.append((job, time.monotonic() + seconds))
 
     def claim(self, job: TrainingJob) -> bool:
-        """Hand a kept pool to a job that is like the one that left it; whether there was one."""
+        """Hand a kept pool to a job like the one that left it; returns whether there was one."""
         self.expire()
         for earlier, _ in self._kept:
             if _is_there(earlier) and _alike(earlier, job):
@@ -40,7 +40,7 @@ class WarmPools:
         return False
 
     def expire(self) -> None:
-        """Give back what has been kept long enough."""
+        """Release what has been kept long enough."""
         for job, until_s in self._kept:
             if _is_there(job) and time.monotonic() > until_s:
                 job.warm_pool = {"Status": "Terminated", **_billed(job)}
