@@ -1,6 +1,6 @@
 """`python -m runner.doctor`: what this machine has for training, what it lacks, and how to fix that.
 
-Only looks, and changes nothing. Its output contains no secrets and can be pasted into a bug report.
+Only looks and queries, and changes nothing. Its output contains no secrets and can be pasted into a bug report.
 """
 
 from __future__ import annotations

@@ -239,7 +239,7 @@ def test_one_image_has_no_interval(measure: Callable[[Tensor], Figure]) -> None:
 
 
 def test_kid_of_two_images_has_no_interval() -> None:
-    """A resample of two images is either both or one of them twice, which has no pair: the interval would be empty."""
+    """A resample of two images is both, or one of them twice, which has no pair: the interval would have no width."""
     for drawn, real in ((2, 2), (2, 30), (30, 2)):
         found = distances.kid(features(drawn, 8, seed=1), features(real, 8, seed=2), USUAL)
         assert (found.low, found.high) == (None, None)
