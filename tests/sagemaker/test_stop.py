@@ -167,7 +167,7 @@ def test_a_command_of_this_machine_that_is_about_to_begin_is_told(
 ) -> None:
     job = make_job(Experiment(), model="m", dataset="d", outputs=tmp_path)
     register(job)
-    told = f"trained by a command on this machine, where Ctrl-C saves and ends it: {job.folder}"
+    told = f"being trained by a command on this machine, where Ctrl-C saves and stops it: {job.folder}"
     for holder, is_told in ((os.getppid(), True), (2**22 + 1, False)):  # no process has the second number
         caplog.clear()
         job.paths.lock.write_text(str(holder))
