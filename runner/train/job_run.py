@@ -91,7 +91,8 @@ class JobRun:
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.weights.copy_(state["average"])
-        self._restore_window(state["window"])
+        if window := state.get("window"):  # checkpoints did not always have it
+            self._restore_window(window)
         self._set_due(measured=self.step > 0 and not state.get("unmeasured", False))
         log.info("%s: continues after step %d", self.job.id, self.step)
 
