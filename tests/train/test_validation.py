@@ -124,7 +124,6 @@ def plain_pictures(job: Job, **arguments: Any) -> dict[str, np.ndarray[Any, Any]
                 height=64,
                 width=64,
                 num_inference_steps=3,
-                guidance_scale=5.0,
                 generator=torch.Generator("cpu").manual_seed(seed),
                 **arguments,
             ).images[0]
