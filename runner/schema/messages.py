@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
+MOST_NAMED = 24
+"""The settings of a section are listed if there are no more than these."""
 PLAIN_KINDS = ("bool", "int", "float", "str")
 """What pydantic appends to the key of a value that may have several types."""
 TRUTH, WHOLE, NUMBER = "should be true or false", "should be a valid integer", "should be a valid number"
@@ -97,10 +99,11 @@ def _near(key: str, known: Sequence[str]) -> str:
     group, _, last = key.rpartition(".")
     within = [name for each in known if (name := each.removeprefix(f"{group}.")) != each and "." not in name]
     if within:
-        near = nearest(last, within)
-        return near.replace("did you mean ", f"did you mean {group}.")
+        near = nearest(last, within).replace("did you mean ", f"did you mean {group}.")
+        fix = f"{group} has {', '.join(within)}" if len(within) <= MOST_NAMED else "remove it"
+        return near or f"; {fix}"
     tops = [candidate for candidate in (*known, *GROUPS) if "." not in candidate]
-    return ("" if group else nearest(key, tops)) or nearest(key, known)
+    return ("" if group else nearest(key, tops)) or nearest(key, known) or "; remove it"
 
 
 def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:

@@ -212,7 +212,10 @@ def test_who_comes_from_another_script_is_told_what_its_settings_are_here(name: 
         ("dataset.resolution", ", did you mean resolution?"),
         ("optimizer.warmup_steps", ", did you mean lr_scheduler.warmup_steps?"),
         ("lora.alhpa", ", did you mean lora.alpha?"),
-        ("model.name", ""),
+        ("pruning.foo", "; pruning has name, first, reduction"),
+        ("checkpoint.name", "; checkpoint has every, keep"),
+        ("launcher.foo", "; remove it"),
+        ("foo", "; remove it"),
     ],
 )
 def test_the_name_of_a_group_is_no_likeness(key: str, said: str) -> None:
@@ -229,7 +232,7 @@ def test_settings_of_other_scripts_are_settings_that_there_are() -> None:
 
 
 def test_a_task_is_offered_only_what_it_knows() -> None:
-    assert of_drawing(learning_rate=1e-4) == ["learning_rate = 0.0001: unknown key"]
+    assert of_drawing(learning_rate=1e-4) == ["learning_rate = 0.0001: unknown key; remove it"]
 
 
 def test_one_checkpoint_alone_is_refused_where_an_instance_can_be_taken_away_while_it_is_sent() -> None:
