@@ -55,6 +55,9 @@ def layer_faults(earlier: AdapterFile, settings: LoraSettings, model: ModelSetti
         for key, about in header_of(earlier.file, named).tensors.items()
         if key.startswith(component) and key.endswith(DOWN) and len(about["shape"]) > 1
     }
+    if not there:
+        fix = f"run task=export adapter={settings.init_from}, and name the folder export/ of that job"
+        return [f"{named}: its layers do not have diffusers' names (which begin with {component}); {fix}"]
     for name in sorted(here.keys() & there.keys()):
         if (inputs := there[name][1]) != here[name][1]:
             there_and_here = f"{name} takes {inputs} inputs there, and {here[name][1]} in {model.path}"

@@ -6,7 +6,7 @@ scratch. Users of other trainers expect it to continue, so the plan says that it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ def left_behind(plan: Plan) -> list[str]:
     lines = []
     for experiment in dict.fromkeys(job.folder.parent for job in new):
         wanted = [job.identity for job in new if job.folder.parent == experiment]
-        for paths, identity in _unfinished(experiment) if experiment.is_dir() else ():
+        for paths, identity in _unfinished(experiment, known):
             differing = min((_differing(identity, each) for each in wanted), key=len)
-            if paths.folder not in known and len(differing) <= MOST_DIFFERENCES:
+            if len(differing) <= MOST_DIFFERENCES:
                 lines.append(
                     f"  not continued: {paths.folder.name} (stopped after step {last_step(paths.checkpoints)}) differs "
                     f"in {', '.join(differing)}; a job with other settings is another one and starts anew"
@@ -42,11 +42,11 @@ def left_behind(plan: Plan) -> list[str]:
     return lines[:MOST_SHOWN] + ([f"  not continued: {more} others that differ as little"] if more > 0 else [])
 
 
-def _unfinished(experiment: Path) -> Iterator[tuple[JobPaths, Mapping[str, Any]]]:
+def _unfinished(experiment: Path, known: Collection[Path]) -> Iterator[tuple[JobPaths, Mapping[str, Any]]]:
     """The unfinished jobs with a checkpoint that nobody is working on, with their identities."""
     try:
-        folders = find_jobs(experiment)
-    except (OSError, ValueError):
+        folders = [folder for folder in find_jobs(experiment) if folder not in known]
+    except (OSError, ValueError):  # there is no such experiment yet
         return
     for folder in folders:
         paths = JobPaths(folder)

@@ -176,6 +176,14 @@ def test_an_adapter_of_another_model_is_refused_before_anything_is_loaded(first:
     assert re.search(r"was trained on another model: \S+ takes \d+ inputs there, and \d+ in embedded; ", fault)
 
 
+def test_an_adapter_under_names_of_peft_is_told_how_to_be_converted(sdxl_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "adapter.safetensors"
+    save_file({"base_model.model.mid_block.to_q.lora_A.weight": torch.zeros(4, 3)}, file)
+    settings = LoraSettings(rank=4, init_from=str(file))
+    (fault,) = layer_faults(AdapterFile(file, None), settings, ModelSettings(path=str(sdxl_folder)))
+    assert fault.endswith(f"run task=export adapter={file}, and name the folder export/ of that job")
+
+
 def test_all_that_does_not_fit_an_adapter_is_told_together(first: Job) -> None:
     settings = LoraSettings(rank=8, alpha=8.0, dora=True, init_from=str(first.folder))
     with pytest.raises(SettingsError) as raised:
