@@ -125,7 +125,7 @@ def test_a_trial_that_another_runner_completes_meanwhile_is_not_done_again(
             elsewhere.add(job.id)
 
     monkeypatch.setattr(OptunaSearch, "started", complete)
-    launch_search(search(trials=30, seeds=tuple(str(seed) for seed in range(10, 10_000))))
+    launch_search(search(trials=30, seeds=tuple(str(seed) for seed in range(10, 1000))))
     assert elsewhere
     assert not elsewhere & {job.id for job in launched}
 
@@ -224,7 +224,7 @@ def test_how_a_job_ended_before_is_not_the_answer_while_another_runner_begins_wi
 
 
 def test_what_is_learnt_of_a_trial_is_its_last_figure_if_it_is_completed() -> None:
-    found, best = search(trials=3, seeds=tuple(str(seed) for seed in range(10, 10_000))), ""
+    found, best = search(trials=3, seeds=tuple(str(seed) for seed in range(10, 1000))), ""
     ends = {State.COMPLETED: 0.3, State.FAILED: 0.2, State.PRUNED: 0.1}
     for (config, overrides), (state, last) in zip(found.more(3), ends.items(), strict=True):
         job = Checker(outputs_dir()).job(config, overrides)
@@ -255,7 +255,7 @@ def test_a_manifest_that_is_damaged_meanwhile_does_not_end_the_search() -> None:
 
 def test_a_failure_of_an_earlier_command_is_not_that_of_the_trial_that_tries_again(launched: list[Job]) -> None:
     """Even if the search is asked again before the launcher has begun, because another trial is already done."""
-    seeds = tuple(str(seed) for seed in range(10, 10_000))
+    seeds = tuple(str(seed) for seed in range(10, 1000))
     first = search(trials=4, seeds=seeds)
     jobs = []
     for config, overrides in first.more(4):
