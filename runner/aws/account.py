@@ -61,7 +61,7 @@ class Account:
         """
         if not self.session.region_name:
             raise NoAccess(
-                f"{self.section}.region = None: nor does AWS_REGION or your AWS profile name one; set "
+                f"{self.section}.region = null: nor does AWS_REGION or your AWS profile name one; set "
                 f"{self.section}.region"
             )
         return str(self.session.region_name)
@@ -122,7 +122,7 @@ class Account:
             if code_of(error) not in ("403", "AccessDenied"):
                 raise
         client.head_bucket(Bucket=self.bucket)  # also refused if access is merely not allowed
-        raise AwsError(f"{self.section}.bucket = None: {self.bucket} is of another account; name a bucket of yours")
+        raise AwsError(f"{self.section}.bucket = null: {self.bucket} is of another account; name a bucket of yours")
 
     def make_bucket(self) -> None:
         """Create SageMaker's own bucket if it is missing, as SageMaker's SDK does; a bucket that is named must exist.
@@ -140,7 +140,7 @@ class Account:
                 self._make_missing_bucket()
         except ClientError as error:
             raise AwsError(
-                f"{self.section}.bucket = None: {self.bucket} cannot be made ({message_of(error)}); name a bucket of "
+                f"{self.section}.bucket = null: {self.bucket} cannot be made ({message_of(error)}); name a bucket of "
                 "yours"
             ) from error
 
@@ -186,6 +186,6 @@ class Account:
 def no_role(section: str) -> str:
     """The message if no role is named."""
     return (
-        f"{section}.role = None: SageMaker's containers need an execution role; set {section}.role to its ARN or name "
+        f"{section}.role = null: SageMaker's containers need an execution role; set {section}.role to its ARN or name "
         "(docs/sagemaker.md has its policy)"
     )

@@ -16,6 +16,7 @@ from runner.aws.image import ECR_IMAGE
 from runner.aws.permissions import Actions, Things, denied
 from runner.errors import AwsError
 from runner.s3.access import bucket_region
+from runner.system.values import as_typed
 
 OCI = "application/vnd.oci."
 """Prefix of the Open Container Initiative's media types."""
@@ -42,7 +43,7 @@ def faults_of(account: Account, image: str | None, checks: Sequence[Check]) -> l
 def no_image(section: str) -> str:
     """The message if no image is known."""
     return (
-        f"{section}.image = None: no image was pushed from here yet; python -m runner.image build, then push "
+        f"{section}.image = null: no image was pushed from here yet; python -m runner.image build, then push "
         f"(docs/sagemaker.md), or set {section}.image"
     )
 
@@ -101,7 +102,7 @@ def role_faults(account: Account, actions: Actions, things: Things) -> Iterable[
     except NoAccess as error:
         yield str(error)
         return
-    key = f"{account.section}.role = {account.settings.role!r}"
+    key = f"{account.section}.role = {as_typed(account.settings.role)}"
     name = arn.rpartition("/")[2]
     iam = account.client("iam", attempts=3)
     try:
@@ -128,7 +129,7 @@ def bucket_faults(account: Account) -> Iterable[str]:
     """Faults of the bucket."""
     from botocore.exceptions import ClientError
 
-    key = f"{account.section}.bucket = {account.settings.bucket!r}"
+    key = f"{account.section}.bucket = {as_typed(account.settings.bucket)}"
     try:
         answer = account.look_at_bucket(account.client("s3", attempts=3))
     except AwsError as error:
@@ -159,7 +160,7 @@ def _making_faults(account: Account) -> Iterable[str]:
     arn = _caller(account)
     if refused := denied(account, arn, {"bucket": ("s3:CreateBucket",)}, Things()):
         yield (
-            f"{account.section}.bucket = None: there is no {account.bucket} yet, and {arn} may not {refused[0]}; add "
+            f"{account.section}.bucket = null: there is no {account.bucket} yet, and {arn} may not {refused[0]}; add "
             f"that to its policy (docs/sagemaker.md), or set {account.section}.bucket to one that is there"
         )
 

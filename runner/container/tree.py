@@ -13,6 +13,7 @@ from typing import Any
 from runner.errors import RunnerError
 from runner.parcel import CACHE, JOBS
 from runner.paths import write_text
+from runner.system.values import as_typed
 
 ROOT = "SM_ML_ROOT"
 """Environment variable with the tree's folder, if it is not /opt/ml."""
@@ -76,7 +77,7 @@ class Tree:
         found = self._said("resourceconfig")
         names, current = found.get("hosts"), str(found.get("current_host"))
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or current not in names:
-            raise RunnerError(f"resourceconfig.json: current_host = {current!r} is not among hosts = {names!r}")
+            raise RunnerError(f"resourceconfig.json: current_host = {current!r} is not among hosts = {as_typed(names)}")
         interface = found.get("network_interface_name")
         # SageMaker's local mode names one that does not exist.
         exists = isinstance(interface, str) and interface and Path("/sys/class/net", interface).exists()
@@ -103,7 +104,7 @@ class Tree:
         except (OSError, ValueError) as error:
             raise RunnerError(f"{file} cannot be read: {error}") from error
         if not isinstance(found, dict):
-            raise RunnerError(f"{file} should hold a mapping, and holds {found!r}")
+            raise RunnerError(f"{file} should hold a mapping, and holds {as_typed(found)}")
         return found
 
     def write_failure(self, reason: str) -> None:

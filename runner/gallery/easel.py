@@ -23,9 +23,12 @@ from runner.gallery.shelf import BaseModel, Shelf
 from runner.schema.drawing import MOST_PIXELS_SIDE, MOST_SEEDS, Seed
 from runner.schema.family import sampling_faults
 from runner.schema.knob import Settings, knob
+from runner.schema.messages import wanted
 from runner.schema.training import Sampler
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from runner.studio import Studio
 
 WEIGHT = "weight:"
@@ -162,7 +165,7 @@ def _asked(form: Mapping[str, str]) -> Asked:
     try:
         asked = Asked.model_validate(given)
     except ValidationError as error:
-        lines = [_line(str(fault["loc"][0]), fault["input"], fault["msg"], fault["type"]) for fault in error.errors()]
+        lines = [_line(fault) for fault in error.errors()]
         raise SettingsError("\n".join(lines)) from error
     last = asked.seed + asked.images - 1
     if last >= MOST_SEEDS:
@@ -170,10 +173,11 @@ def _asked(form: Mapping[str, str]) -> Asked:
     return asked
 
 
-def _line(key: str, value: object, message: str, kind: str) -> str:
-    if kind == "missing":
+def _line(fault: ErrorDetails) -> str:
+    key = str(fault["loc"][0])
+    if fault["type"] == "missing":
         return "Say what to draw." if key == "prompt" else f"{key} is missing"
-    return f"{key} = {value}: {message.removeprefix('Input ')}"
+    return f"{key} = {fault['input']}: {wanted(fault)}"
 
 
 def _precision(base: BaseModel, mix: list[tuple[str, str, Path, float]]) -> str:

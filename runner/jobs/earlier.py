@@ -21,6 +21,7 @@ from runner.schema import LoraSettings, ModelSettings
 from runner.schema.training import matches_layer
 from runner.system.amounts import count
 from runner.system.tensor_file import TEXT_MODEL
+from runner.system.values import as_typed
 
 DOWN = ".lora_A.weight"
 
@@ -66,7 +67,7 @@ def layer_faults(earlier: AdapterFile, settings: LoraSettings, model: ModelSetti
     said = [f"has {count(len(more), 'layer')} that this job would not have, such as {more[0]}"] if more else []
     said += [f"lacks {count(len(fewer), 'layer')} that it would have, such as {fewer[0]}"] if fewer else []
     trained = earlier.job.experiment.lora if earlier.job is not None else None
-    as_there = f" (targets = {trained.targets!r}, blocks = {trained.blocks})" if trained is not None else ""
+    as_there = f" (targets = {trained.targets!r}, blocks = {as_typed(trained.blocks)})" if trained is not None else ""
     fix = f"set lora.targets and lora.blocks as in the earlier training{as_there}"
     return [f"{named}: {', and '.join(said)}; {fix}"] if said else []
 
@@ -98,7 +99,7 @@ def _faults_of_ranks(settings: LoraSettings, ranks: Mapping[str, int]) -> list[s
     found = ", ".join(map(str, sorted(set(ranks.values()))))
     key = "rank" if settings.rank_pattern is None else "rank_pattern"
     where = "" if key == "rank" else f", in {_bare(wrong[0])} {ranks[wrong[0]]}"
-    said = f"lora.{key} = {getattr(settings, key)}: {settings.init_from} has rank {found}{where}; set "
+    said = f"lora.{key} = {as_typed(getattr(settings, key))}: {settings.init_from} has rank {found}{where}; set "
     return [said + _settings_for("rank", ranks)]
 
 
@@ -116,8 +117,8 @@ def _faults_of_scales(settings: LoraSettings, ranks: Mapping[str, int], configs:
     alphas = {layer: scales[layer] * (math.sqrt(rank) if settings.rslora else rank) for layer, rank in ranks.items()}
     layer = wrong[0]
     said = (
-        f"lora.alpha_pattern = {settings.alpha_pattern}: {settings.init_from} has the scale {scales[layer]:g} in "
-        f"{_bare(layer)}, and this job would have {settings.scale_of(_bare(layer)):g}; set "
+        f"lora.alpha_pattern = {as_typed(settings.alpha_pattern)}: {settings.init_from} has the scale "
+        f"{scales[layer]:g} in {_bare(layer)}, and this job would have {settings.scale_of(_bare(layer)):g}; set "
     )
     return [said + _settings_for("alpha", alphas)]
 
@@ -170,5 +171,5 @@ def _other(settings: LoraSettings, key: str, here: Any, there: Any) -> list[str]
     if _same(here, there):
         return []
     shown = str(there).lower() if isinstance(there, bool) else f"{there:g}"
-    said = f"lora.{key} = {getattr(settings, key)}: {settings.init_from} was trained with {shown}; set "
+    said = f"lora.{key} = {as_typed(getattr(settings, key))}: {settings.init_from} was trained with {shown}; set "
     return [f"{said}lora.{key}={shown}"]

@@ -11,6 +11,7 @@ from typing import Any
 from runner.errors import SettingsError
 from runner.schema.training import matches_layer
 from runner.system.tensor_file import METADATA, config_of_peft
+from runner.system.values import as_typed
 
 Config = Mapping[str, Any]
 """peft's configuration of an adapter on one component."""
@@ -72,10 +73,10 @@ def _damage(config: Config) -> str:
     """Why a configuration does not determine the scales of layers; empty if it does."""
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
-        return f"alpha_pattern = {patterns!r}"
+        return f"alpha_pattern = {as_typed(patterns)}"
     for key, alpha in {"lora_alpha": config.get("lora_alpha"), **patterns}.items():
         if alpha is not None and not isinstance(alpha, (int, float)):
-            return f"{key} = {alpha!r}"
+            return f"{key} = {as_typed(alpha)}"
         try:
             re.compile(key)
         except re.error as error:

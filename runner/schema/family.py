@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
+from runner.system.values import as_typed
+
 if TYPE_CHECKING:
     from runner.schema.drawing import DrawingSettings
     from runner.schema.experiment import Experiment
@@ -127,8 +129,8 @@ def _not_for_transformers(experiment: Experiment) -> Iterator[str]:
             "lora.targets=linear"
         )
     yield from (
-        f"loss.{key} = {value!r}: is for models with a table of noise levels, but model.family={family} is trained by "
-        "flow matching; remove it (flow.timesteps says which noise levels count)"
+        f"loss.{key} = {as_typed(value)}: is for models with a table of noise levels, but model.family={family} is "
+        "trained by flow matching; remove it (flow.timesteps says which noise levels count)"
         for key, value in experiment.loss.chosen(*NOISE_TABLE_ONLY).items()
     )
     if experiment.loss.name == "huber" and experiment.loss.huber_schedule == "snr":

@@ -68,7 +68,7 @@ class ModelSettings(Settings):
             yield f"path = {self.path!r}: single files are read from disks only; give a folder in S3"
         if self.config is None:
             yield (
-                f"config = None: {self.path} is a single file, which does not say how the model is built; give "
+                f"config = null: {self.path} is a single file, which does not say how the model is built; give "
                 "model.config=<folder in diffusers layout with the configurations and tokenizers of this kind of model>"
             )
         yield from self.idle("revision", "variant", because="with a single file as model.path")

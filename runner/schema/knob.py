@@ -8,6 +8,8 @@ from typing import Any, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
+from runner.system.values import as_typed
+
 VALUES_ALONE: dict[str, Any] = {}
 """Validation context in which each value is checked by itself, and not how values go together."""
 
@@ -59,8 +61,8 @@ class Settings(BaseModel):
             where: prefix of the keys, for callers outside these settings.
         """
         for key, value in self.chosen(*keys).items():
-            value = list(value) if isinstance(value, tuple) else value  # as it was written
-            yield f"{where}{key} = {value!r}: has no effect {because}; {fix}"
+            value = value.chosen() if isinstance(value, Settings) else value
+            yield f"{where}{key} = {as_typed(value)}: has no effect {because}; {fix}"
 
 
 def _kind_of_number(annotation: Any) -> type | None:
@@ -85,7 +87,7 @@ def _refusal(of: str) -> BeforeValidator:
         if isinstance(value, Mapping):
             for key, each in value.items():
                 if isinstance(each, bool):
-                    raise ValueError(f"{key} = {each}: should be a {of}, not true or false")
+                    raise ValueError(f"{key} = {as_typed(each)}: should be a {of}, not true or false")
         elif isinstance(value, (list, tuple)) and any(isinstance(each, bool) for each in value):
             raise ValueError(f"should hold {of}s, not true or false")
         return value

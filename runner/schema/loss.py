@@ -90,11 +90,11 @@ class LossSettings(Settings):
         else:
             yield from self._faults_of_range()
         if self.debiased and self.snr_gamma is not None:
-            yield f"debiased = True: snr_gamma = {self.snr_gamma} weighs the timesteps already; choose one"
+            yield f"debiased = true: snr_gamma = {self.snr_gamma} weighs the timesteps already; choose one"
 
     def _faults_of_range(self) -> Iterator[str]:
         if self.timestep_bias_range is None:
-            yield "timestep_bias_range = None: loss.timestep_bias=range needs one, such as [0,500]"
+            yield "timestep_bias_range = null: loss.timestep_bias=range needs one, such as [0,500]"
             return
         first, end = self.timestep_bias_range
         if first >= end:

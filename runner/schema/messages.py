@@ -15,6 +15,8 @@ from runner.schema.inputs import DatasetSettings, SourceSettings
 from runner.schema.knob import kinds_in
 from runner.schema.other_scripts import HERE
 from runner.schema.tasks import TASKS
+from runner.system.amounts import count
+from runner.system.values import as_typed
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -24,7 +26,21 @@ MOST_NAMED = 24
 """The settings of a section are listed if there are no more than these."""
 PLAIN_KINDS = ("bool", "int", "float", "str")
 """What pydantic appends to the key of a value that may have several types."""
-TRUTH, WHOLE, NUMBER = "should be true or false", "should be a valid integer", "should be a valid number"
+WANTS = " should be "
+TRUTH = f"{WANTS.strip()} true or false"
+WANTED = {
+    "bool_parsing": TRUTH,
+    "bool_type": TRUTH,
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "should be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "should be a number"),
+    "string_type": "should be a text",
+    "string_unicode": "should be a text",
+    "greater_than_equal": "should be at least {ge}",
+    "less_than_equal": "should be at most {le}",
+    "greater_than": "should be greater than {gt}",
+    "less_than": "should be less than {lt}",
+}
+"""What a value should be, for each type of fault whose message by pydantic is not meant for users."""
 
 
 def dotted_keys(task: str) -> list[str]:
@@ -117,9 +133,9 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
             continue
         key = _key(fault["loc"], raw)
         if fault["type"] == "extra_forbidden":
-            lines.append(f"{key} = {fault['input']!r}: {_unknown(key, raw)}")
+            lines.append(f"{key} = {as_typed(fault['input'])}: {_unknown(key, raw)}")
         elif not key:
-            lines += _said(fault["msg"]).splitlines()
+            lines += wanted(fault).splitlines()
         elif fault["type"].startswith("union_tag"):
             kinds = ", ".join(variants_of(key))
             name = raw.get(key, {}).get("name") if isinstance(raw.get(key), Mapping) else raw.get(key)
@@ -127,18 +143,20 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
                 first = next(iter(variants_of(key)))
                 lines.append(f"{key}.name: has no value; a file of your own begins with its kind: defaults: [{first}]")
                 continue
-            lines.append(f"{key}.name = {name!r}: should be one of {kinds}{nearest(str(name), variants_of(key))}")
+            lines.append(
+                f"{key}.name = {as_typed(name)}: should be one of {kinds}{nearest(str(name), variants_of(key))}"
+            )
         elif fault["type"] == "missing" and key.rpartition(".")[2].isdigit():
             lines.append(_too_few(key.rpartition(".")[0], fault, faults))
         elif fault["type"] == "missing" or (fault["input"] is None and fault["type"] == "string_type"):
             lines.append(f"{key}: has no value; set {key}=...")
         elif isinstance(fault["input"], Mapping) and fault["type"] != "value_error":
             lines.append(_of_too_deep(key, fault))
-        elif isinstance(fault["input"], (Mapping, BaseModel)):
+        elif isinstance(fault["input"], (Mapping, BaseModel)) and not wanted(fault).startswith(WANTS.lstrip()):
             # Checks over several keys of one group report the group; each line names its key and value itself.
-            lines += [f"{key}.{said}" for said in _said(fault["msg"]).splitlines()]
+            lines += [f"{key}.{said}" for said in wanted(fault).splitlines()]
         else:
-            lines.append(f"{key} = {fault['input']!r}: {_wanted(fault, key) or _said(fault['msg'])}{_meant(fault)}")
+            lines.append(f"{key} = {as_typed(fault['input'])}: {_wanted(fault, key)}{_meant(fault)}")
     return _joined(lines)
 
 
@@ -151,7 +169,7 @@ def _key(place: Sequence[int | str], raw: Mapping[str, Any]) -> str:
         holder: Any = raw
         for part in location[:-1]:
             holder = holder.get(part) if isinstance(holder, Mapping) else None
-        if not isinstance(holder, Mapping):
+        if not isinstance(holder, Mapping) or location[-1] not in holder:
             location.pop()
     return ".".join(part for part in location if not part.startswith(("function-", "literal[", "constrained-")))
 
@@ -159,9 +177,9 @@ def _key(place: Sequence[int | str], raw: Mapping[str, Any]) -> str:
 def _too_few(key: str, fault: ErrorDetails, faults: Sequence[ErrorDetails]) -> str:
     """The message for a list of fixed length that is too short: pydantic names each missing item."""
     *place, _ = fault["loc"]
-    wanted = 1 + max(int(each["loc"][-1]) for each in faults if [*each["loc"][:-1]] == place)
+    needed = 1 + max(int(each["loc"][-1]) for each in faults if [*each["loc"][:-1]] == place)
     found = len(fault["input"])
-    return f"{key} = {fault['input']!r}: has {found} value{'' if found == 1 else 's'}, and should have {wanted}"
+    return f"{key} = {as_typed(fault['input'])}: has {count(found, 'value')}, and should have {needed}"
 
 
 def _of_too_deep(key: str, fault: ErrorDetails) -> str:
@@ -170,15 +188,23 @@ def _of_too_deep(key: str, fault: ErrorDetails) -> str:
     while isinstance(value, Mapping) and len(value) == 1:
         ((name, value),) = value.items()
         inner += f".{name}"
-    said = f"{key}{inner} = {value!r}: "
+    said = f"{key}{inner} = {as_typed(value)}: "
     holder, _, first = key.rpartition(".")
     if holder in ("lora.rank_pattern", "lora.alpha_pattern") and not isinstance(value, Mapping):
-        return f"{said}a name with dots belongs in braces: '{holder}={{{first}{inner}: {value}}}'"
-    return f"{said}nothing is set below {key}, which {_wanted(fault, key) or _said(fault['msg'])}"
+        return f"{said}a name with dots belongs in braces: '{holder}={{{first}{inner}: {as_typed(value)}}}'"
+    return f"{said}{key} has nothing below it; it {_wanted(fault, key)}" if inner else said + _wanted(fault, key)
 
 
-def _wanted(fault: ErrorDetails, key: str) -> str | None:
-    """What a value should be, where pydantic's own words are not meant for users."""
+def wanted(fault: ErrorDetails) -> str:
+    """What a value should be, in words for users: pydantic's own speak of Python."""
+    if (known := WANTED.get(fault["type"])) is not None:
+        limits = {key: f"{each:g}" if isinstance(each, float) else each for key, each in fault.get("ctx", {}).items()}
+        return known.format(**limits)
+    return re.sub(r"^Value error, |^\w+ (?=should )| after validation, not \d+$", "", fault["msg"])
+
+
+def _wanted(fault: ErrorDetails, key: str) -> str:
+    """The same, with what to type."""
     value = fault["input"]
     if fault["type"] in ("dict_type", "model_type"):
         return f"should be a mapping, such as '{key}={{name: value}}'"
@@ -187,35 +213,40 @@ def _wanted(fault: ErrorDetails, key: str) -> str | None:
         return f"should be a list, such as '{key}=[{example}]'"
     if fault["type"] == "string_type" and isinstance(value, (int, float)):
         # An item of a list cannot be typed by itself.
-        typed = f'"{value}"' if key.rpartition(".")[2].isdigit() else f"'{key}=\"{value}\"'"
+        text = as_typed(value)
+        typed = f'"{text}"' if key.rpartition(".")[2].isdigit() else f"'{key}=\"{text}\"'"
         return f"should be a text; put it in quotes: {typed}"
     if fault["type"] == "string_type" and isinstance(value, (list, tuple)):
         return "should be one text, not a list"
-    return {"bool_parsing": TRUTH, "bool_type": TRUTH, "int_parsing": WHOLE, "float_parsing": NUMBER}.get(fault["type"])
+    return wanted(fault)
 
 
 def _meant(fault: ErrorDetails) -> str:
     """The name nearest to a wrong one, if there are several to choose from."""
     if fault["type"] != "literal_error":
         return ""
-    names = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
-    return nearest(str(fault["input"]), names) if len(names) > 2 else ""
+    names, word = re.findall(r"'([^']*)'", fault["ctx"]["expected"]), fault["input"]
+    if word is None:
+        return nearest("none", {"none"}.intersection(names))
+    return nearest(word, names) if len(names) > 2 and isinstance(word, str) else ""
 
 
 def _quoted(value: Any) -> str:
     """A value as an item of a list on the command line."""
-    return f'"{value}"' if isinstance(value, str) and not re.fullmatch(r"[\w./ -]+", value) else str(value)
+    return (
+        f'"{value}"' if isinstance(value, str) and not re.fullmatch(r"[\w./ -]+", value) else as_typed(value).strip("'")
+    )
 
 
 def _joined(lines: list[str]) -> list[str]:
     """The lines without repetitions; a value that may have either of two types, and has neither, is one fault."""
     said: dict[str, list[str]] = {}
     for line in dict.fromkeys(lines):
-        subject, colon, rest = line.partition(": ")
-        said.setdefault(subject + colon, []).append(rest)
+        # A value may hold a colon, too.
+        subject, wants, rest = line.partition(WANTS) if WANTS in line else line.partition(": ")
+        said.setdefault(subject + wants, []).append(rest)
     return [
-        subject + (_either(rests) if all(rest.startswith("should be ") for rest in rests) else "; ".join(rests))
-        for subject, rests in said.items()
+        subject + (_either(rests) if subject.endswith(WANTS) else "; ".join(rests)) for subject, rests in said.items()
     ]
 
 
@@ -224,9 +255,9 @@ def _either(wants: Sequence[str]) -> str:
         return wants[0]
     choices: list[str] = []
     for want in wants:
-        choice = want.removeprefix("should be ").partition(", did you mean")[0].strip("'")
-        choices += ["true", "false"] if want == TRUTH else [choice]
-    return f"should be {', '.join(choices[:-1])} or {choices[-1]}"
+        choice = want.partition(", did you mean")[0].strip("'")
+        choices += ["true", "false"] if TRUTH.endswith(f" {choice}") else [choice]
+    return f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
 def _unknown(key: str, raw: Mapping[str, Any]) -> str:
@@ -242,7 +273,7 @@ def _unknown(key: str, raw: Mapping[str, Any]) -> str:
     if owners:
         return f"has no effect with {group}={raw[group].get('name')}, only with {' or '.join(owners)}; remove it"
     task = raw.get("task")
-    return unknown_key(key, task["name"] if isinstance(task, Mapping) and task.get("name") in TASKS else "train")
+    return unknown_key(key, task["name"] if isinstance(task, Mapping) and str(task.get("name")) in TASKS else "train")
 
 
 def _of_file(key: str, raw: Mapping[str, Any]) -> str | None:
@@ -254,8 +285,3 @@ def _of_file(key: str, raw: Mapping[str, Any]) -> str | None:
     if group in GROUPS and last == group:
         return f"a file of the group {group} holds its settings without its name; remove '{group}:' and its indentation"
     return None
-
-
-def _said(message: str) -> str:
-    message = message.removeprefix("Value error, ")
-    return re.sub(r"^(Input|String|Value|Tuple|List) should", "should", message)

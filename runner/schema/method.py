@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from runner.schema.drawing import GUIDANCE
 from runner.schema.knob import Settings, knob
+from runner.system.values import as_typed
 
 TOKEN = re.compile(r"<[\w.-]+>")
 """New words become names of files, too."""
@@ -103,8 +104,8 @@ class NewTokens(Settings):
     def _faults(self) -> Iterator[str]:
         if len(self.initial) != len(self.tokens) or any(not word.strip() for word in self.initial):
             yield (
-                f"initial = {list(self.initial)}: should name a word that each of tokens = {list(self.tokens)} starts "
-                "from, such as method.initial=[cat]"
+                f"initial = {as_typed(self.initial)}: should name a word that each of tokens = {as_typed(self.tokens)} "
+                "starts from, such as method.initial=[cat]"
             )
 
 

@@ -51,7 +51,7 @@ def word_faults(experiment: Experiment) -> Iterator[str]:
         )
     if lora.text_encoder:
         yield (
-            f"lora.text_encoder = True: with method.name={method.name} the new words are what is trained of the text "
+            f"lora.text_encoder = true: with method.name={method.name} the new words are what is trained of the text "
             "encoders; remove it"
         )
     if lora.init_from is not None:

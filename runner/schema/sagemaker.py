@@ -108,7 +108,7 @@ class SageMakerLauncher(QueuedLauncher, AwsSettings):
                 f"launcher.max_hours = {self.max_hours}; raise it"
             )
         if self.pass_secrets and (self.wandb_secret or self.hub_secret):
-            yield "pass_secrets = True: has no effect on what wandb_secret or hub_secret name; remove one"
+            yield "pass_secrets = true: has no effect on what wandb_secret or hub_secret name; remove one"
         if self.device == "cuda" and not gpus:
             yield f"device = 'cuda': {self.instance} has no GPU; choose another launcher.instance"
         yield from self._faults_of_processes(gpus if self.device != "cpu" else 0)

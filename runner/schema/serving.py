@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -13,8 +13,12 @@ from runner.schema.drawing import GUIDANCE, MOST_GUIDANCE, MOST_PIXELS_SIDE, Ada
 from runner.schema.family import sampling_faults
 from runner.schema.inputs import ModelSettings, Precision
 from runner.schema.knob import Settings, knob, section
-from runner.schema.messages import nearest
+from runner.schema.messages import nearest, wanted
 from runner.schema.training import Sampler
+from runner.system.values import as_typed
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 SERVE_FILE, ADAPTERS_FOLDER = "serve.json", "adapters"
 """Names in the model's folder: what is served, and a folder for each adapter."""
@@ -70,7 +74,7 @@ class Invocation(Settings):
     def _faults(self) -> Iterator[str]:
         if (self.prompt is None) == (not self.prompts):
             said = "has no value" if self.prompt is None else "goes not with prompts"
-            yield f"prompt = {self.prompt!r}: {said}; give either prompt or prompts"
+            yield f"prompt = {as_typed(self.prompt)}: {said}; give either prompt or prompts"
         if self.seed is not None and self.seeds:
             yield f"seed = {self.seed}: goes not with seeds; give one of the two"
 
@@ -97,7 +101,7 @@ def told(kind: type[Told], raw: object) -> tuple[Told | None, list[str]]:
         return kind.model_validate(raw), []
     except ValidationError as error:
         found = error.errors()
-    faults = [line for each in found for line in _lines(kind, each["loc"], each["type"], each["msg"], each["input"])]
+    faults = [line for each in found for line in _lines(kind, each)]
     wrong = {str(each["loc"][0]) for each in found if each["loc"]}
     rest = {key: value for key, value in raw.items() if key not in wrong}
     if len(rest) < len(raw):  # wrong values hide faults between the others
@@ -108,14 +112,16 @@ def told(kind: type[Told], raw: object) -> tuple[Told | None, list[str]]:
     return None, faults
 
 
-def _lines(kind: type[Settings], place: Sequence[Any], fault: str, message: str, value: object) -> list[str]:
-    key, said = ".".join(map(str, place)), message.removeprefix("Value error, ").removeprefix("Input ")
-    if fault == "extra_forbidden":
+def _lines(kind: type[Settings], fault: ErrorDetails) -> list[str]:
+    key, value = ".".join(map(str, fault["loc"])), fault["input"]
+    if fault["type"] == "extra_forbidden":
         near = nearest(key, kind.model_fields)
-        return [f"{key} = {value!r}: unknown key{near or '; there are ' + ', '.join(kind.model_fields)}"]
-    if fault == "value_error" and isinstance(value, (Mapping, Settings)):
+        return [f"{key} = {as_typed(value)}: unknown key{near or '; there are ' + ', '.join(kind.model_fields)}"]
+    if fault["type"] == "value_error" and isinstance(value, (Mapping, Settings)):
         # A fault of several keys together: each line names its own.
-        return [f"{key}.{line}".removeprefix(".") for line in said.splitlines()]
+        return [f"{key}.{line}".removeprefix(".") for line in wanted(fault).splitlines()]
     # In JSON's terms, not Python's.
-    said = {"tuple_type": "should be a list", "dict_type": OBJECT, "model_type": OBJECT}.get(fault, said)
-    return [f"{key} = {value!r}: {said}" if key else said]
+    said = {"tuple_type": "should be a list", "dict_type": OBJECT, "model_type": OBJECT}.get(fault["type"]) or wanted(
+        fault
+    )
+    return [f"{key} = {as_typed(value)}: {said}" if key else said]

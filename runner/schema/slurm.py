@@ -10,6 +10,7 @@ from pydantic import field_validator
 
 from runner.schema.knob import knob
 from runner.schema.launching import QueuedLauncher
+from runner.system.values import as_typed
 
 ONLY_ON_SLURM = (
     "partition", "account", "qos", "constraint", "nodes", "mem_gb", "setup", "sbatch", "gpu_name", "gpu_memory_gb",
@@ -85,7 +86,8 @@ class SlurmLauncher(QueuedLauncher):
         if not isinstance(value, Mapping):
             raise ValueError("should be a mapping, such as {reservation: course}")
         if wrong := [key for key, each in value.items() if not isinstance(each, (str, int, float)) or each is False]:
-            raise ValueError(f"{wrong[0]} should be text, a number or true; leave it out to turn it off")
+            said = "should be a text, a number or true; leave it out to turn it off"
+            raise ValueError(f"{wrong[0]} = {as_typed(value[wrong[0]])}: {said}")
         return {str(key): each if each is True else str(each) for key, each in value.items()}
 
     @field_validator("sbatch")
@@ -94,11 +96,11 @@ class SlurmLauncher(QueuedLauncher):
         for key in value or {}:
             plain = key.replace("-", "_")
             if not re.fullmatch(r"[a-z][a-z0-9_]*", plain):
-                raise ValueError(f"{key!r} is no parameter; write its long name without dashes in front")
+                raise ValueError(f"{key}: is not a parameter of sbatch; write its long name, without dashes in front")
             if plain in SBATCH_SETTINGS:
-                raise ValueError(f"{key} has a setting of its own; use launcher.{SBATCH_SETTINGS[plain]}")
+                raise ValueError(f"{key}: has a setting of its own; use launcher.{SBATCH_SETTINGS[plain]}")
             if plain in SBATCH_TAKEN:
-                raise ValueError(f"{key} is set by the launcher itself; remove it")
+                raise ValueError(f"{key}: is set by the launcher itself; remove it")
         return value
 
     @property

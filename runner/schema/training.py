@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, field_validator
 
 from runner.schema.knob import Settings, knob
+from runner.system.values import as_typed
 
 TARGET_PRESETS = ("attention", "attention_ff", "linear", "linear_conv")
 
@@ -263,7 +264,8 @@ class LrSchedulerSettings(Settings):
 
     def _faults_of_rules(self) -> Iterator[str]:
         if not RULES.fullmatch(self.rules or ""):
-            yield f"rules = {self.rules!r}: should read like 1:10,0.1:20,0.01 with lr_scheduler.name=piecewise_constant"
+            wanted = "should read like 1:10,0.1:20,0.01 with lr_scheduler.name=piecewise_constant"
+            yield f"rules = {as_typed(self.rules)}: {wanted}"
             return
         factors = [part.partition(":")[0] for part in (self.rules or "0").split(",")]
         if endless := [factor for factor in factors if not math.isfinite(float(factor))]:

@@ -16,6 +16,7 @@ from runner.paths import JobPaths, path_of
 from runner.schema.experiment import Experiment
 from runner.schema.job import JobSettings
 from runner.schema.messages import unknown_key
+from runner.system.values import as_typed
 
 OF_THE_BASE = ("model", "precision", "resolution")
 """The settings of an adapter's own training that describe its base model."""
@@ -32,7 +33,7 @@ def task_faults(raw: Mapping[str, Any], overrides: Sequence[str], kind: type[Job
             faults.append(f"{key} = {value}: has no effect with task={task}; remove it")
     for key in raw:
         if key not in kind.model_fields and key not in Experiment.model_fields:
-            faults.append(f"{key} = {raw[key]!r}: {unknown_key(key, task)}")
+            faults.append(f"{key} = {as_typed(raw[key])}: {unknown_key(key, task)}")
     launcher = raw.get("launcher")
     for key in ("processes", "instances", "nodes", "gpus_per_node"):
         if isinstance(launcher, Mapping) and isinstance(count := launcher.get(key), int) and count > 1:

@@ -15,8 +15,8 @@ from tests.command_line import runner
 
 WRONG = {
     "unknown key": (["lora.rnk=8"], ["lora.rnk = 8", "did you mean lora.rank?"]),
-    "out of range": (["lora.rank=-3"], ["lora.rank = -3", "greater than or equal to 1"]),
-    "wrong type": (["lora.rank=banana"], ["lora.rank = 'banana'", "valid integer"]),
+    "out of range": (["lora.rank=-3"], ["lora.rank = -3", "at least 1"]),
+    "wrong type": (["lora.rank=banana"], ["lora.rank = 'banana'", "whole number"]),
     "a layer's rank": (["lora.rank_pattern={attn2.to_k:0}"], ["lora.rank_pattern.attn2.to_k = 0", "greater than"]),
     "added key": (["+lora.foo=1"], ["lora.foo = 1", "unknown key"]),
     "unknown choice": (["model=sdx"], ["model = sdx", "did you mean sdxl?"]),
@@ -207,7 +207,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         answer = runner("steps=0", "launcher.dry_run=true", cwd=tmp_path, extra={variable: str(place)})
         assert answer.code == 2, answer.output
         assert f"  {variable} = {str(place)!r}: {reason}; set it to" in answer.output
-        assert "steps = 0: should be greater than or equal to 1" in answer.output, "told together"
+        assert "steps = 0: should be at least 1" in answer.output, "told together"
 
 
 def test_a_damaged_memory_of_hashes_is_made_anew(tmp_path: Path) -> None:

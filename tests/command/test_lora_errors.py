@@ -11,7 +11,7 @@ from runner.schema import Experiment
 from runner.schema.messages import explain
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "a rank of none": ({"rank_pattern": {"conv1": 0}}, "lora.rank_pattern.conv1 = 0: should be greater than or equal"),
+    "a rank of none": ({"rank_pattern": {"conv1": 0}}, "lora.rank_pattern.conv1 = 0: should be at least"),
     "no alpha": ({"alpha_pattern": {"to_k": -1}}, "lora.alpha_pattern.to_k = -1: should be greater than 0"),
     "no layers": ({"rank_pattern": {}}, "lora.rank_pattern = {}: should hold at least one layer"),
     "no expression": ({"rank_pattern": {"(to_k": 3}}, "lora.rank_pattern = '(to_k': should be a regular expression"),

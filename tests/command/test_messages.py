@@ -16,6 +16,7 @@ from runner.schema.messages import dotted_keys, explain, unknown_key
 from runner.schema.other_scripts import HERE
 from runner.schema.tasks import TASKS
 from runner.schema.tuning import TuningSettings
+from runner.system.values import as_typed
 
 TRAINING = {"model": {"path": "embedded", "family": "sdxl"}, "dataset": {"path": "embedded"}}
 DRAWING = {"model": TRAINING["model"], "task": {"name": "generate"}}
@@ -57,11 +58,9 @@ def test_a_value_of_several_kinds_is_one_fault_of_a_key_that_there_is() -> None:
     assert of_training(launcher=local | {"dry_run": "yess"}) == [
         "launcher.dry_run = 'yess': should be true, false or json"
     ]
-    assert of_training(launcher=local | {"pack": "all"}) == ["launcher.pack = 'all': should be a valid integer or auto"]
+    assert of_training(launcher=local | {"pack": "all"}) == ["launcher.pack = 'all': should be a whole number or auto"]
     assert of_training(loss={"masked": "yess"}) == ["loss.masked = 'yess': should be true or false"]
-    assert of_training(lora={"rank_pattern": {"int": "x"}}) == [
-        "lora.rank_pattern.int = 'x': should be a valid integer"
-    ]
+    assert of_training(lora={"rank_pattern": {"int": "x"}}) == ["lora.rank_pattern.int = 'x': should be a whole number"]
 
 
 def test_a_value_in_place_of_a_list_and_a_number_in_place_of_a_text_are_told_with_what_to_type() -> None:
@@ -79,16 +78,16 @@ def test_a_value_in_place_of_a_list_and_a_number_in_place_of_a_text_are_told_wit
         "lora.rank_pattern = 4: should be a mapping, such as 'lora.rank_pattern={name: value}'"
     ]
     assert of_training(lora={"targets": ["to_q", "to_k"]}) == [
-        "lora.targets = ['to_q', 'to_k']: should be one text, not a list"
+        "lora.targets = [to_q, to_k]: should be one text, not a list"
     ]
 
 
 def test_what_is_set_below_a_value_is_told_with_what_the_value_should_be() -> None:
     assert of_training(lora={"rank": {"x": {"y": 3}}}) == [
-        "lora.rank.x.y = 3: nothing is set below lora.rank, which should be a valid integer"
+        "lora.rank.x.y = 3: lora.rank has nothing below it; it should be a whole number"
     ]
     (prompts,) = of_training(validation={"prompts": {"0": "a house"}})
-    assert prompts.startswith("validation.prompts.0 = 'a house': nothing is set below validation.prompts, which should")
+    assert prompts.startswith("validation.prompts.0 = 'a house': validation.prompts has nothing below it; it should")
     assert prompts.endswith(" be a list, such as 'validation.prompts=[a, b]'")
     assert of_training(lora={"rank_pattern": {"attn2": {"to_k": 4}}}) == [
         "lora.rank_pattern.attn2.to_k = 4: a name with dots belongs in braces: 'lora.rank_pattern={attn2.to_k: 4}'"
@@ -123,17 +122,17 @@ def test_a_list_with_too_few_values_is_shown_and_it_is_said_how_many() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"steps": True}, "steps = True: should be a whole number"),
-        ({"lora": {"rank": True}}, "lora.rank = True: should be a whole number"),
-        ({"lora": {"alpha": False}}, "lora.alpha = False: should be a number"),
-        ({"lora": {"rank_pattern": {"to_k": True}}}, "lora.rank_pattern.to_k = True: should be a whole number"),
-        ({"optimizer": {"name": "adamw", "lr": True}}, "optimizer.lr = True: should be a number"),
+        ({"steps": True}, "steps = true: should be a whole number"),
+        ({"lora": {"rank": True}}, "lora.rank = true: should be a whole number"),
+        ({"lora": {"alpha": False}}, "lora.alpha = false: should be a number"),
+        ({"lora": {"rank_pattern": {"to_k": True}}}, "lora.rank_pattern.to_k = true: should be a whole number"),
+        ({"optimizer": {"name": "adamw", "lr": True}}, "optimizer.lr = true: should be a number"),
         (
             {"optimizer": {"name": "adamw", "betas": [0.9, False]}},
-            "optimizer.betas = [0.9, False]: should hold numbers",
+            "optimizer.betas = [0.9, false]: should hold numbers",
         ),
-        ({"validation": {"seeds": [True]}}, "validation.seeds = [True]: should hold whole numbers"),
-        ({"launcher": {"name": "local", "pack": True}}, "launcher.pack = True: should be a whole number"),
+        ({"validation": {"seeds": [True]}}, "validation.seeds = [true]: should hold whole numbers"),
+        ({"launcher": {"name": "local", "pack": True}}, "launcher.pack = true: should be a whole number"),
     ],
 )
 def test_true_and_false_are_no_numbers(changes: dict[str, Any], said: str) -> None:
@@ -152,6 +151,20 @@ def test_no_knob_counts_with_true_and_false() -> None:
                     kind.model_validate({key: True})
                 assert any(fault["loc"] == (key,) for fault in caught.value.errors()), (kind, key)
     assert seen > 100
+
+
+@pytest.mark.parametrize("value", [None, "x", 1.5, 10**30, ["x"], {"x": 1}, [{"x": 1}]])
+def test_no_word_of_python_reaches_a_user(value: Any) -> None:
+    typed = as_typed(value)
+    told = []
+    for key in dotted_keys("train"):
+        group, _, name = key.partition(".")
+        told += of_training(**{group: {**TRAINING.get(group, {}), name: value} if name else value})
+    words = [line.replace(f" = {typed}: ", ": ") for line in told]
+    assert len(told) > 20
+    assert [
+        line for line in words if re.search(r"\b(None|True|False|valid|integer|string|tuple|dict|input)\b", line)
+    ] == []
 
 
 def test_numbers_written_in_other_ways_are_still_numbers() -> None:
@@ -200,7 +213,7 @@ def test_spellings_are_asked_for_in_words() -> None:
     ],
 )
 def test_who_comes_from_another_script_is_told_what_its_settings_are_here(name: str, value: Any, said: str) -> None:
-    assert of_training(**{name: value}) == [f"{name} = {value!r}: {said}"]
+    assert of_training(**{name: value}) == [f"{name} = {as_typed(value)}: {said}"]
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_an_item_of_a_list_is_not_removed_by_its_number(
         main()
     assert capsys.readouterr().err.splitlines()[1:] == [
         "  ~optimizer.betas.0: optimizer.betas is a list, and is set as a whole: 'optimizer.betas=[...]'",
-        "  steps = 0: should be greater than or equal to 1",
+        "  steps = 0: should be at least 1",
     ]
 
 

@@ -195,7 +195,7 @@ def test_all_faults_of_the_metadata_together(tmp_path: Path, photos: Photos, set
     assert "line 3: there is no file 'cofee.png' (did you mean 'coffee.png'?)" in message
     assert "line 4: no 'file_name' (did you mean 'filename'?); columns: 'filename', 'text'" in message
     assert "line 5: 'cat.png' is already in metadata.jsonl line 1" in message
-    assert "line 6: text=['a', 3] must be text" in message
+    assert "line 6: text=[a, 3] must be text" in message
     assert "line 7: must be an object" in message
 
 

@@ -187,7 +187,7 @@ def test_a_file_of_another_model_is_refused(sd15_file: Path, sd15_folder: Path, 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"path": "model.safetensors"}, "config = None: model.safetensors is a single file"),
+        ({"path": "model.safetensors"}, "config = null: model.safetensors is a single file"),
         ({"path": "owner/name", "config": "folder"}, "config = 'folder': has no effect"),
         ({"path": "model.safetensors", "config": "x", "variant": "fp16"}, "variant = 'fp16': has no effect"),
         ({"path": "s3://bucket/model.safetensors", "config": "x"}, "single files are read from disks only"),

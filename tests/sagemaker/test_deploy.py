@@ -138,7 +138,7 @@ def test_what_cannot_be_deployed_is_refused_before_anything_is_made(aws: StandIn
 
     assert answer.code == 2
     assert "endpoint.role = 'nobody': account 123456789012 has no such role" in answer.output
-    assert "endpoint.image = None: no image was pushed from here yet" in answer.output
+    assert "endpoint.image = null: no image was pushed from here yet" in answer.output
     assert left(aws) == {"endpoints": [], "configs": [], "models": []}
     assert not aws.keys("lora-runner/endpoints/")
 
@@ -148,8 +148,8 @@ def test_what_cannot_be_deployed_is_refused_before_anything_is_made(aws: StandIn
     [
         ({"name": "my_shop"}, "name = 'my_shop': would be the name of the endpoint, .* such as endpoint.name=my-shop"),
         ({"name": "x" * 51}, "name = 'x+': would be the name of the endpoint"),
-        ({"guidance_scale": 150}, "guidance_scale = 150: should be less than or equal to 100"),
-        ({"resolution": 8192}, "resolution = 8192: should be less than or equal to 4096"),
+        ({"guidance_scale": 150}, "guidance_scale = 150: should be at most 100"),
+        ({"resolution": 8192}, "resolution = 8192: should be at most 4096"),
     ],
 )
 def test_what_an_endpoint_cannot_be_or_draw_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:

@@ -135,7 +135,7 @@ def test_the_bucket_of_sagemaker_may_be_made_where_it_is_missing(aws: StandIn, s
 
     aws.permissions.deny("s3:CreateBucket")
     (fault,) = faults(settings | {"bucket": None})
-    assert re.match(rf"launcher.bucket = None: there is no {bucket} yet, and arn:.* may not s3:CreateBucket on ", fault)
+    assert re.match(rf"launcher.bucket = null: there is no {bucket} yet, and arn:.* may not s3:CreateBucket on ", fault)
 
     aws.s3.create_bucket(Bucket=bucket)
     assert faults(settings | {"bucket": None}) == [], "nobody needs to make it"

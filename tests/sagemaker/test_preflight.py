@@ -59,9 +59,9 @@ def test_everything_wrong_is_said_at_once(aws: StandIn, faults: Faults) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"role": None}, "launcher.role = None: SageMaker's containers need an execution role"),
+        ({"role": None}, "launcher.role = null: SageMaker's containers need an execution role"),
         ({"role": "nobody"}, "account 123456789012 has no such role"),
-        ({"image": None}, "launcher.image = None: no image was pushed from here yet"),
+        ({"image": None}, "launcher.image = null: no image was pushed from here yet"),
         ({"image": "docker.io/lora:1"}, "SageMaker takes images from ECR"),
         (
             {"image": "123456789012.dkr.ecr.eu-west-1.amazonaws.com/lora:1"},
@@ -105,7 +105,7 @@ def test_the_bucket_of_sagemaker_is_made_only_where_it_is_missing(aws: StandIn) 
     ("code", "said"),
     [
         ("BucketAlreadyOwnedByYou", None),
-        ("BucketAlreadyExists", "launcher.bucket = None: sagemaker-us-east-1-123456789012 cannot be made .because.;"),
+        ("BucketAlreadyExists", "launcher.bucket = null: sagemaker-us-east-1-123456789012 cannot be made .because.;"),
     ],
 )
 def test_a_bucket_that_is_somebody_elses_by_now(aws: StandIn, code: str, said: str | None) -> None:
@@ -124,7 +124,7 @@ def test_a_bucket_of_sagemakers_name_in_another_account_is_not_used(aws: StandIn
     account.make_bucket()
 
     aws.permissions.owners[account.bucket] = "210987654321"
-    said = f"launcher.bucket = None: {account.bucket} is of another account; name a bucket of yours"
+    said = f"launcher.bucket = null: {account.bucket} is of another account; name a bucket of yours"
     with pytest.raises(AwsError, match=said):
         account.make_bucket()
     (fault,) = faults(bucket=None)
@@ -178,7 +178,7 @@ def test_without_credentials_or_region(faults: Faults, monkeypatch: pytest.Monke
     monkeypatch.delenv("AWS_REGION")
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     (fault,) = faults()
-    assert fault.startswith("launcher.region = None")
+    assert fault.startswith("launcher.region = null")
 
 
 def test_what_may_not_be_looked_at_is_passed_over(aws: StandIn, faults: Faults) -> None:
@@ -196,7 +196,7 @@ def test_the_command_starts_nothing(aws: StandIn, sdxl_folder: Path) -> None:
     answer = runner(*job_settings(sdxl_folder), "launcher=sagemaker", "launcher.image=docker.io/x", "-m", "seed=1,2")
     assert answer.code == 2, answer.output
     assert "2 of 2 jobs are invalid" in answer.output
-    assert answer.output.count("launcher.role = None") == 1
+    assert answer.output.count("launcher.role = null") == 1
     assert "SageMaker takes images from ECR" in answer.output
     assert aws.asked("CreateTrainingJob") == []
     assert aws.keys() == []

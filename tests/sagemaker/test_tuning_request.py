@@ -139,7 +139,7 @@ def test_what_the_launcher_or_the_experiment_say_in_vain_is_refused() -> None:
 def test_containers_of_this_machine_are_not_tuned() -> None:
     (fault,) = faults_of_settings(Experiment(), SageMakerLauncher(local=True), TuningSettings())
 
-    assert fault.startswith("launcher.local = True: ")
+    assert fault.startswith("launcher.local = true: ")
 
 
 def test_all_trials_have_the_same_inputs(tmp_path: Path) -> None:

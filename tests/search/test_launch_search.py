@@ -310,7 +310,7 @@ def test_only_trainings_are_searched(search_by: Callable[..., None]) -> None:
 @pytest.mark.parametrize(
     ("search_by", "given", "keys"),
     [
-        (run_search, ["seed=1,2"], ["n_trails = 5: unknown key", "steps = 0", "launcher.wait = False"]),
+        (run_search, ["seed=1,2"], ["n_trails = 5: unknown key", "steps = 0", "launcher.wait = false"]),
         (run_search, ["seed=interval(9,1)"], ["n_trails = 5: unknown key", "needs a lower and a higher", "steps = 0"]),
         (run_tuning, ["seed=1,2"], ["n_trails = 5: unknown key", "steps = 0", "set launcher=sagemaker"]),
         (run_tuning, ["name=a,b"], ["n_trails = 5: unknown key", "name changes no result", "set launcher=sagemaker"]),
@@ -341,5 +341,5 @@ def test_a_search_cannot_leave_its_jobs_to_a_queue() -> None:
         *("launcher=slurm", "launcher.cluster=local", "launcher.gpus_per_node=0", "launcher.wait=false"),
     )
     assert answer.code == 2, answer.output
-    assert "launcher.wait = False: a search goes on by results" in answer.output
+    assert "launcher.wait = false: a search goes on by results" in answer.output
     assert not (outputs_dir() / "dev").exists()

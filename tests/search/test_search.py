@@ -98,11 +98,11 @@ def test_the_objective_is_chosen_by_name(settings: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials = 0: should be greater than or equal to 1"),
+        (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials = 0: should be at least 1"),
         (["hydra.sweeper.n_trails=3"], "hydra.sweeper.n_trails = 3: unknown key, did you mean n_trials?"),
         (["hydra.sweeper.sampler=tp"], "hydra.sweeper.sampler = 'tp': should be 'tpe' or 'random'"),
-        (["lora.rank=interval(1,9)"], "lora.rank = 4.056: should be a valid integer"),
-        (["lora.rank=int(interval(-1,9))"], "lora.rank = -1: should be greater than or equal to 1"),
+        (["lora.rank=interval(1,9)"], "lora.rank = 4.056: should be a whole number"),
+        (["lora.rank=int(interval(-1,9))"], "lora.rank = -1: should be at least 1"),
         (["objective.name=train/los"], "objective.name = 'train/los': no job records it; there are validation/loss"),
         (["pruning=asha", "pruning.first=9"], "pruning.first = 9: the training ends after steps = 9"),
         (["pruning.first=9"], "pruning.first = 9: has no effect with pruning=none"),

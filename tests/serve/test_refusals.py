@@ -49,7 +49,7 @@ def test_a_seed_may_be_any_that_an_image_was_drawn_with() -> None:
 def test_wrong_kinds_are_told_in_the_words_of_json() -> None:
     assert asked_as_told(Invocation, {"prompt": "a house", "seeds": 3, "adapters": ["house"]})[1] == [
         "seeds = 3: should be a list",
-        "adapters = ['house']: should be an object, {...}",
+        "adapters = [house]: should be an object, {...}",
     ]
 
 

@@ -223,7 +223,7 @@ def test_what_has_no_network_is_left_out_unless_it_was_asked_for(networks: Netwo
     assert only_clip.measured == ("clip_text", "clip_image", "base_drift")
     alone = settings(networks, real=None)
     assert alone.measured == ("clip_text",), "no real images, no adapter"
-    with pytest.raises(ValidationError, match=r"metrics = \['dino'\]: dino needs features.dino=<network>"):
+    with pytest.raises(ValidationError, match=r"metrics = \[dino\]: dino needs features.dino=<network>"):
         settings(networks, job, features={}, metrics=["dino"])
     with pytest.raises(ValidationError, match=r"fid needs real=<folder of images>\n.*base_drift needs adapter=<job>"):
         settings(networks, real=None, metrics=["fid", "base_drift"])
@@ -246,7 +246,7 @@ def test_what_has_no_network_is_left_out_unless_it_was_asked_for(networks: Netwo
         ),
         ({"subject_kind": "live"}, "subject_kind = 'live': has no effect with prompts"),
         ({"drift_in": "dino"}, "drift_in = 'dino': has no effect without base_drift"),
-        ({**DRIFT, "prompts": ["a star"]}, r"prompts = \['a star'\]: has no effect on base_drift, .* of its own"),
+        ({**DRIFT, "prompts": ["a star"]}, r"prompts = \[a star\]: has no effect on base_drift, .* of its own"),
         (
             {**DRIFT, "prompts": None, "subject": "a dog"},
             "subject = 'a dog': has no effect on base_drift, .* of its own",

@@ -78,7 +78,7 @@ def test_a_network_that_cannot_read_texts_is_refused_before_anything_is_drawn(
 
 def test_a_distance_of_too_few_drawn_images_is_refused_before_anything_is_drawn(networks: Networks) -> None:
     one = settings(networks, metrics=["kid"], prompts="a star", subject=None, subject_class=None, seeds=[0])
-    with pytest.raises(SettingsError, match=r"prompts = \['a star'\]: 1 x 1 seeds give 1 drawn image, and fid and kid"):
+    with pytest.raises(SettingsError, match=r"prompts = \[a star\]: 1 x 1 seeds give 1 drawn image, and fid and kid"):
         check(one)
     check(one.model_copy(update={"seeds": (0, 1)}))
     check(one.model_copy(update={"metrics": ("dino",)}))

@@ -83,7 +83,7 @@ def test_a_search_over_trainings_goes_by_what_is_measured_of_their_results(netwo
     [
         ({"evaluation": {"subject": "sks dog"}}, "evaluation.subject = 'sks dog': has no effect without"),
         ({"objective": {"name": "evaluation/kid_score"}}, "there are: none, for evaluation.metrics is null"),
-        ({"evaluation": {"metrics": ["kid"]}}, "evaluation.metrics = ['kid']: kid needs features.inception"),
+        ({"evaluation": {"metrics": ["kid"]}}, "evaluation.metrics = [kid]: kid needs features.inception"),
         (
             {"evaluation": {"metrics": ["base_drift"]}, "objective": {"name": "evaluation/dino_score"}},
             "there are: evaluation/base_drift",

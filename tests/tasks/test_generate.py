@@ -167,7 +167,7 @@ def told(**changes: object) -> dict[str, object]:
         ({"adapter": "a", "adapter_weight": [1, 2]}, "adapter_weight = [1.0, 2.0]: 2 weights for 1 adapters"),
         ({"adapter_weight": 0.5}, "adapter_weight = [0.5]: has no effect without adapter"),
         ({"scheduler": {"name": "euler", "eta": 0.5}}, "scheduler.eta = 0.5: has no effect with scheduler=euler"),
-        ({"control": {"path": "x"}}, "control.image = None: control.path needs it"),
+        ({"control": {"path": "x"}}, "control.image = null: control.path needs it"),
         ({"control": {"path": "x", "image": "no.png"}}, "control.image = 'no.png': is no file"),
         ({"control": {"path": "no/such", "image": __file__}}, "control.path = 'no/such': neither a folder on this"),
         ({"control": {"path": "no/such/one", "image": __file__}}, "control.path = 'no/such/one': there is no such"),

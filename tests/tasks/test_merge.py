@@ -317,7 +317,7 @@ def test_a_merged_base_is_trained_further_from_the_folder_and_from_the_archive(
             {"adapter": ["a", "b"], "output": "adapter", "rank": 4, "keep_energy": 0.5},
             "keep_energy = 0.5: has no effect",
         ),
-        ({"adapter": "a", "output": "single_file", "archive": True}, "archive = True: has no effect"),
+        ({"adapter": "a", "output": "single_file", "archive": True}, "archive = true: has no effect"),
         ({"adapter": "a", "dtype": "fp8"}, "dtype"),
     ],
 )

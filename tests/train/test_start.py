@@ -138,9 +138,9 @@ def test_a_pack_of_jobs_with_and_without_a_start_gives_what_each_gives_alone(
     [
         ({"rank": 8}, "lora.rank = 8: .* has rank 4; set lora.rank=4"),
         ({"alpha": 2.0}, "lora.alpha = 2.0: .* trained with 8; set lora.alpha=8"),
-        ({"rslora": True}, "lora.rslora = True: .* trained with false; set lora.rslora=false"),
-        ({"dora": True}, "lora.dora = True: .* set lora.dora=false"),
-        ({"text_encoder": False}, "lora.text_encoder = False: .* trained with true; set lora.text_encoder=true"),
+        ({"rslora": True}, "lora.rslora = true: .* trained with false; set lora.rslora=false"),
+        ({"dora": True}, "lora.dora = true: .* set lora.dora=false"),
+        ({"text_encoder": False}, "lora.text_encoder = false: .* trained with true; set lora.text_encoder=true"),
         ({"init_from": "/nowhere"}, "lora.init_from = '/nowhere': is not there"),
     ],
 )
@@ -166,7 +166,7 @@ def test_an_adapter_on_other_layers_is_refused_before_anything_is_loaded(
     settings = LoraSettings.model_validate({"rank": 4, **changes, "init_from": str(first.folder)})
     model = ModelSettings(path=str(sdxl_folder))
     faults = layer_faults(AdapterFile(first.paths.weights, first), settings, model)
-    fix = r"; set lora.targets and lora.blocks as in the earlier training \(targets = 'attention', blocks = None\)$"
+    fix = r"; set lora.targets and lora.blocks as in the earlier training \(targets = 'attention', blocks = null\)$"
     assert [bool(re.search(said + fix, fault)) for fault in faults] == [True] * bool(said), faults
 
 
@@ -192,7 +192,7 @@ def test_all_that_does_not_fit_an_adapter_is_told_together(first: Job) -> None:
     assert keys == ["lora.text_encoder", "lora.dora", "lora.rank"]
 
     settings = LoraSettings(rank=4, alpha=2.0, rslora=True, text_encoder=True, init_from=str(first.folder))
-    with pytest.raises(SettingsError, match=r"^lora.alpha = 2.0: .*\nlora.rslora = True: "):
+    with pytest.raises(SettingsError, match=r"^lora.alpha = 2.0: .*\nlora.rslora = true: "):
         find_earlier(settings)
 
 

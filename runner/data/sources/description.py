@@ -10,6 +10,7 @@ from runner.data.faults import Faults, listed, nearest
 from runner.data.sources.found import Found
 from runner.data.sources.listing import DESCRIPTION_NAME
 from runner.system.printable import whole
+from runner.system.values import as_typed
 
 KEYS = ("instance_prompt", "class_prompt", "class_data_dir")
 
@@ -51,7 +52,7 @@ def _text(key: str, value: Any, faults: Faults) -> str | None:
         faults.add("description", f"{DESCRIPTION_NAME}: unknown key {key!r}{hint}. Rename or remove it.")
         return None
     if value is not None and not isinstance(value, str):
-        faults.add("description", f"{DESCRIPTION_NAME}: {key}={value!r} must be text. Put it in quotes.")
+        faults.add("description", f"{DESCRIPTION_NAME}: {key}={as_typed(value)} must be text. Put it in quotes.")
         # It may be the caption: do not report missing captions as well.
         return str(value) if key == "instance_prompt" else None
     if value is not None and whole(value) != value:

@@ -17,6 +17,7 @@ from runner.data.faults import Faults, listed, nearest
 from runner.data.report import Row
 from runner.data.sources.found import CAPTION_COLUMN, captions_in, passed_over
 from runner.data.sources.listing import Listing
+from runner.system.values import as_typed
 
 if TYPE_CHECKING:
     from runner.schema import DatasetSettings
@@ -162,7 +163,7 @@ def _image_name(line: Line, folder: str, listing: Listing, faults: Faults) -> st
         return None
     given = line.values[FILE_COLUMN]
     if not isinstance(given, str) or not given.strip():
-        faults.add("file_name", f"{line.place}: {FILE_COLUMN}={given!r} is not a file name. Name the image.")
+        faults.add("file_name", f"{line.place}: {FILE_COLUMN}={as_typed(given)} is not a file name. Name the image.")
         return None
     name = posixpath.normpath(posixpath.join(folder, given))
     root = os.path.abspath(listing.root)
@@ -184,6 +185,6 @@ def _captions(line: Line, column: str, faults: Faults) -> tuple[str, ...]:
     captions = captions_in(value)
     if captions is None:
         said = "must be text, or a list of texts that are not empty"
-        faults.add("caption type", f"{line.place}: {column}={value!r} {said}. Put it in quotes.")
+        faults.add("caption type", f"{line.place}: {column}={as_typed(value)} {said}. Put it in quotes.")
         return ("-",)
     return captions

@@ -17,6 +17,7 @@ from runner.data.faults import Faults, listed, nearest
 from runner.data.report import Row
 from runner.data.sources.found import CAPTION_COLUMN, KNOWN_SPLITS, Entry, Found, captions_in, passed_over
 from runner.data.sources.listing import STATE_NAME
+from runner.system.values import as_typed
 
 if TYPE_CHECKING:
     import pyarrow
@@ -149,7 +150,7 @@ def read_table(path: Path, name: str, settings: DatasetSettings, found: Found, f
         if texts is None:
             faults.add(
                 "caption type",
-                f"{name} row {row}: column {caption!r} holds {captions[row]!r}, not text or a list of texts. "
+                f"{name} row {row}: column {caption!r} holds {as_typed(captions[row])}, not text or a list of texts. "
                 "Choose another.",
             )
             texts = ("-",)

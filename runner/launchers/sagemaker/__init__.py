@@ -201,7 +201,7 @@ def _warn_of_secrets(settings: SageMakerLauncher) -> None:
     if settings.pass_secrets:
         passed = [name for name in PASSED_SECRETS if os.environ.get(name)]
         log.warning(
-            "launcher.pass_secrets = True: %s can be read by everybody who may describe the training jobs; "
+            "launcher.pass_secrets = true: %s can be read by everybody who may describe the training jobs; "
             "launcher.wandb_secret and launcher.hub_secret keep them in Secrets Manager",
             " and ".join(passed) or "what is set later",
         )

@@ -9,6 +9,7 @@ from pydantic import field_validator
 from runner.schema.drawing import AdapterWeight
 from runner.schema.job import JobSettings
 from runner.schema.knob import knob
+from runner.system.values import as_typed
 
 
 class WithAdapters(JobSettings):
@@ -40,12 +41,12 @@ class WithAdapters(JobSettings):
 
     def _faults(self) -> Iterator[str]:
         if len(set(self.adapter)) < len(self.adapter):
-            yield f"adapter = {list(self.adapter)}: names one twice; name it once, with the sum as weight"
-        weights = list(self.adapter_weight)
+            yield f"adapter = {as_typed(self.adapter)}: names one twice; name it once, with the sum as weight"
+        weights = self.adapter_weight
         if not self.adapter and self.chosen("adapter_weight"):
-            yield f"adapter_weight = {weights}: has no effect without adapter=...; remove it"
+            yield f"adapter_weight = {as_typed(weights)}: has no effect without adapter=...; remove it"
         elif len(weights) not in (1, len(self.adapter)):
             yield (
-                f"adapter_weight = {weights}: {len(weights)} weights for {len(self.adapter)} adapters; give one for "
-                "all, or one for each"
+                f"adapter_weight = {as_typed(weights)}: {len(weights)} weights for {len(self.adapter)} adapters; give "
+                "one for all, or one for each"
             )

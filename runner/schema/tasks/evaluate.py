@@ -13,6 +13,7 @@ from runner.schema.family import drawing_faults
 from runner.schema.knob import in_a_list, knob, section
 from runner.schema.tasks.adapters import WithAdapters
 from runner.schema.training import SchedulerSettings
+from runner.system.values import as_typed
 
 
 class Evaluate(WithAdapters, DrawingSettings, EvaluationSettings):
@@ -71,7 +72,7 @@ class Evaluate(WithAdapters, DrawingSettings, EvaluationSettings):
         yield from drawing_faults(self, self)
         asked: tuple[MetricName, ...] = self.metrics or ()
         yield from (
-            f"metrics = {list(asked)}: {name} needs {missing}" for name in asked if (missing := self._missing(name))
+            f"metrics = {as_typed(asked)}: {name} needs {missing}" for name in asked if (missing := self._missing(name))
         )
         if not self.measured:
             yield (
@@ -84,12 +85,12 @@ class Evaluate(WithAdapters, DrawingSettings, EvaluationSettings):
 
     def _faults_of_prompts(self) -> Iterator[str]:
         if self.prompts is not None and (not self.prompts or any(not prompt.strip() for prompt in self.prompts)):
-            yield f"prompts = {list(self.prompts)}: should hold texts; null is DreamBooth's list"
+            yield f"prompts = {as_typed(self.prompts)}: should hold texts; null is DreamBooth's list"
             return
         drawn = [prompt.replace("{}", self.subject or "{}") for prompt in self.prompts or ()]
         if twice := next((prompt for prompt in drawn if drawn.count(prompt) > 1), None):
             yield (
-                f"prompts = {list(self.prompts or ())}: {twice!r} stands there twice, and copies would count as images "
+                f"prompts = {as_typed(self.prompts)}: {twice!r} stands there twice, and copies would count as images "
                 "of their own; name it once, and give more seeds for more images"
             )
         asks = self.draws_subject and (self.prompts is None or any("{}" in prompt for prompt in self.prompts))

@@ -9,6 +9,7 @@ from pydantic import field_validator
 
 from runner.schema.knob import Settings, in_a_list, knob, section
 from runner.schema.tasks.adapters import WithAdapters
+from runner.system.values import as_typed
 
 Format = Literal["diffusers", "kohya", "kohya_alpha"]
 
@@ -66,12 +67,12 @@ class Export(WithAdapters):
             yield "adapter = []: there is nothing to export; set adapter=<folder of a job>"
         if len(self.adapter) > 1:
             yield (
-                f"adapter = {list(self.adapter)}: one is exported at a time; put them together first with task=merge "
-                "output=adapter, or sweep over them with -m"
+                f"adapter = {as_typed(self.adapter)}: one is exported at a time; put them together first with "
+                "task=merge output=adapter, or sweep over them with -m"
             )
         if not self.formats:
             yield "formats = []: names none; take some of diffusers, kohya, kohya_alpha"
         if len(set(self.formats)) < len(self.formats):
-            yield f"formats = {list(self.formats)}: names one twice"
+            yield f"formats = {as_typed(self.formats)}: names one twice"
         if self.rank is not None:
             yield from self.idle("keep_energy", because=f"with rank={self.rank}", fix="remove one of them")

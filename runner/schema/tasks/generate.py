@@ -30,7 +30,7 @@ class ControlSettings(Settings):
     def _faults(self) -> Iterator[str]:
         if (self.path is None) != (self.image is None):
             missing, given = ("image", "path") if self.image is None else ("path", "image")
-            yield f"{missing} = None: control.{given} needs it; set control.{missing}=..."
+            yield f"{missing} = null: control.{given} needs it; set control.{missing}=..."
         elif self.path is None:
             yield from self.idle("scale", because="without control.path and control.image")
 

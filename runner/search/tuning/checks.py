@@ -12,6 +12,7 @@ from runner.aws.permissions import Actions, Things
 from runner.errors import SettingsError, not_started
 from runner.jobs.job import Job
 from runner.schema import Experiment, SageMakerLauncher, TuningSettings
+from runner.system.values import as_typed
 
 TUNER: Actions = {
     "hyper-parameter-tuning-job": (
@@ -48,7 +49,7 @@ def faults_of_settings(experiment: Experiment, launcher: SageMakerLauncher, sett
     faults = []
     if launcher.local:
         faults.append(
-            "launcher.local = True: containers of this machine are not SageMaker's to tune; search with "
+            "launcher.local = true: containers of this machine are not SageMaker's to tune; search with "
             "hydra/sweeper=optuna"
         )
     if launcher.concurrency is not None:
@@ -61,7 +62,7 @@ def faults_of_settings(experiment: Experiment, launcher: SageMakerLauncher, sett
         faults.append(f"launcher.keep_alive_s = {launcher.keep_alive_s}: {said}")
     if launcher.pack not in ("auto", 1):
         said = "has no effect here, where each trial is a training job of its own; remove it"
-        faults.append(f"launcher.pack = {launcher.pack}: {said}")
+        faults.append(f"launcher.pack = {as_typed(launcher.pack)}: {said}")
     if experiment.pruning.name != "none":
         said = "trials cannot see each other there; remove it, or set hydra.sweeper.early_stopping=Auto"
         faults.append(f"pruning = {experiment.pruning.name!r}: {said}")

@@ -19,6 +19,7 @@ from runner.schema import DatasetSettings
 from runner.schema.evaluation import METRICS
 from runner.schema.tasks.evaluate import Evaluate
 from runner.system.hashes import file_hash, folder_hash
+from runner.system.values import as_typed
 from runner.tasks.adapters import contents_of, mix_faults
 from runner.tasks.evaluate.prompts import prompts_of
 
@@ -135,7 +136,9 @@ def _too_few_drawn(settings: Evaluate) -> list[str]:
     drawn, least = len(prompts) * seeds, _least(settings)
     if drawn >= least:
         return []
-    said = f"prompts = {list(prompts)}: {len(prompts)} x {seeds} seeds give {drawn} drawn image, and fid and kid need "
+    said = (
+        f"prompts = {as_typed(prompts)}: {len(prompts)} x {seeds} seeds give {drawn} drawn image, and fid and kid need "
+    )
     return [said + f"{least}; give more prompts, or more seeds (of a training validation.seeds), or leave them out"]
 
 

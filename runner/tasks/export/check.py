@@ -9,6 +9,7 @@ from runner.families.known import FAMILIES
 from runner.hub import is_hub_id
 from runner.jobs.adapter_file import AdapterFile, is_dora
 from runner.schema.tasks.export import Export
+from runner.system.values import as_typed
 from runner.tasks.adapters import contents_of, find_adapters, weight_faults_of_dora
 from runner.tasks.export.hub import hub_faults
 
@@ -45,7 +46,9 @@ def _of_the_family(settings: Export) -> list[str]:
     """Chosen formats that no adapter for such a model can have."""
     if FAMILIES[settings.model.family].original_layout or "kohya_alpha" not in settings.formats:
         return []
-    said = f"formats = {list(settings.formats)}: no program reads alpha tensors of a {settings.model.family} adapter; "
+    said = (
+        f"formats = {as_typed(settings.formats)}: no program reads alpha tensors of a {settings.model.family} adapter; "
+    )
     return [said + "take kohya"]
 
 
@@ -62,8 +65,8 @@ def _format_faults(settings: Export, found: AdapterFile) -> list[str]:
         return faults
     if set(settings.formats) != {"diffusers"}:
         faults.append(
-            f"formats = {list(settings.formats)}: {given} is a DoRA, which other programs read in other ways than it "
-            "is trained; set formats=[diffusers]"
+            f"formats = {as_typed(settings.formats)}: {given} is a DoRA, which other programs read in other ways than "
+            "it is trained; set formats=[diffusers]"
         )
     faults += weight_faults_of_dora(given, weight)
     faults += [

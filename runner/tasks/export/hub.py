@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from runner.errors import RunnerError
 from runner.paths import files_below
 from runner.schema.tasks.export import HubSettings
+from runner.system.values import as_typed
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -71,9 +72,11 @@ def _seen_otherwise(settings: HubSettings) -> list[str]:
         return [f"hub.repo_id = {settings.repo_id!r}: {_reason(error)}"]
     if private == settings.private:
         return []
-    said, there = str(settings.private).lower(), "private" if private else "public"
-    fix = f"set hub.private={str(private).lower()}, or take another repository"
-    return [f"hub.private = {said}: {settings.repo_id} is there already, and it is {there}; {fix}"]
+    there = "private" if private else "public"
+    fix = f"set hub.private={as_typed(private)}, or take another repository"
+    return [
+        f"hub.private = {as_typed(settings.private)}: {settings.repo_id} is there already, and it is {there}; {fix}"
+    ]
 
 
 def _no_write(account: dict[str, Any]) -> str | None:
