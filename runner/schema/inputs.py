@@ -232,7 +232,8 @@ class DatasetSettings(Settings):
         if self.sources:
             because = "with dataset.sources"
             if self.path is not None:
-                fix = "set dataset.path=null, or make it one of the sources"
+                fix = "choose dataset=sources, which has none"
+                fix += "" if self.path == "embedded" else ", and remove it or make it one of the sources"
                 yield f"path = {self.path!r}: has no effect {because}; {fix}"
             yield from self.idle("revision", because=because, fix="give it to one of them")
         elif self.path is None:

@@ -41,6 +41,8 @@ WANTED = {
     "less_than": "should be less than {lt}",
 }
 """What a value should be, for each type of fault whose message by pydantic is not meant for users."""
+ONE_VALUE = ("int_type", "int_parsing", "float_type", "float_parsing", "bool_type", "bool_parsing", "literal_error")
+SWEPT = "several values are swept: -m {}, or '{}' under hydra.sweeper.params in a recipe (docs/sweeps.md)"
 
 
 def dotted_keys(task: str) -> list[str]:
@@ -91,9 +93,14 @@ def unknown_key(key: str, task: str = "train") -> str:
     return f"unknown key, {meant}" if meant else f"unknown key{_near(key, known)}"
 
 
+def every_key() -> set[str]:
+    """The settings of all tasks, and the groups."""
+    return {*GROUPS, *(key for task in TASKS for key in dotted_keys(task))}
+
+
 def meant_by(key: str) -> str:
     """The setting that a name stands for: itself where it is one or is like none, or one with a value."""
-    if any(key in (*dotted_keys(task), *GROUPS) for task in TASKS):
+    if key in every_key():
         return key
     return (_same_name(key, dotted_keys("train")) or [key])[0]
 
@@ -136,6 +143,8 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
             lines.append(f"{key} = {as_typed(fault['input'])}: {_unknown(key, raw)}")
         elif not key:
             lines += wanted(fault).splitlines()
+        elif fault["type"] == "invalid_key":
+            lines.append(f"{key}: is not the name of a setting; {SWEPT.format('lora.rank=2,4', 'lora.rank: 2,4')}")
         elif fault["type"].startswith("union_tag"):
             kinds = ", ".join(variants_of(key))
             name = raw.get(key, {}).get("name") if isinstance(raw.get(key), Mapping) else raw.get(key)
@@ -156,7 +165,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
             # Checks over several keys of one group report the group; each line names its key and value itself.
             lines += [f"{key}.{said}" for said in wanted(fault).splitlines()]
         else:
-            lines.append(f"{key} = {as_typed(fault['input'])}: {_wanted(fault, key)}{_meant(fault)}")
+            lines.append(f"{key} = {as_typed(fault['input'])}: {_wanted(fault, key)}{_meant(fault, key)}")
     return _joined(lines)
 
 
@@ -217,18 +226,28 @@ def _wanted(fault: ErrorDetails, key: str) -> str:
         typed = f'"{text}"' if key.rpartition(".")[2].isdigit() else f"'{key}=\"{text}\"'"
         return f"should be a text; put it in quotes: {typed}"
     if fault["type"] == "string_type" and isinstance(value, (list, tuple)):
-        return "should be one text, not a list"
+        several = f"; several are typed as dataset=sources 'dataset.sources={as_typed(value)}'"
+        return f"should be one text, not a list{several if key == 'dataset.path' else ''}"
     return wanted(fault)
 
 
-def _meant(fault: ErrorDetails) -> str:
-    """The name nearest to a wrong one, if there are several to choose from."""
+def _meant(fault: ErrorDetails, key: str) -> str:
+    """How to sweep several values in place of one, or the name nearest to a wrong one of several."""
+    if several := _several(fault["input"]) if fault["type"] in ONE_VALUE else "":
+        return f"; {SWEPT.format(f'{key}={several}', f'{key}: {several}')}"
     if fault["type"] != "literal_error":
         return ""
     names, word = re.findall(r"'([^']*)'", fault["ctx"]["expected"]), fault["input"]
     if word is None:
         return nearest("none", {"none"}.intersection(names))
     return nearest(word, names) if len(names) > 2 and isinstance(word, str) else ""
+
+
+def _several(value: Any) -> str:
+    """A text or list of several values as they would be swept; empty if it is anything else."""
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else ()
+    texts = [str(part).strip() for part in parts]
+    return ",".join(texts) if len(texts) > 1 and all(re.fullmatch(r"[\w.+-]+", text) for text in texts) else ""
 
 
 def _quoted(value: Any) -> str:

@@ -80,6 +80,25 @@ def test_a_value_in_place_of_a_list_and_a_number_in_place_of_a_text_are_told_wit
     assert of_training(lora={"targets": ["to_q", "to_k"]}) == [
         "lora.targets = [to_q, to_k]: should be one text, not a list"
     ]
+    (path,) = of_training(dataset={"path": ["a", "b"]})
+    assert path.endswith("one text, not a list; several are typed as dataset=sources 'dataset.sources=[a, b]'")
+    assert of_training(lora={"init_from": True}) == [
+        "lora.init_from = true: should be a text; put it in quotes: 'lora.init_from=\"true\"'"
+    ]
+
+
+def test_several_values_in_a_file_are_told_where_to_write_them() -> None:
+    for key, value, said in (
+        ("rank", "2,4", "lora.rank = '2,4': should be a whole number"),
+        ("rank", [2, 4], "lora.rank = [2, 4]: should be a whole number"),
+        ("init", "gaussian, kaiming", "lora.init = 'gaussian, kaiming': should be 'gaussian' or 'kaiming'"),
+    ):
+        values = ",".join(map(str, value)) if isinstance(value, list) else value.replace(" ", "")
+        (line,) = of_training(lora={key: value})
+        assert line.startswith(f"{said}; several values are swept: -m lora.{key}={values}, or 'lora.{key}: {values}' ")
+        assert line.endswith(" under hydra.sweeper.params in a recipe (docs/sweeps.md)")
+    (line,) = of_training(lora={"rank": 2, 4: None})
+    assert line.startswith("lora.4: is not the name of a setting; several values are swept: -m lora.rank=2,4, or ")
 
 
 def test_what_is_set_below_a_value_is_told_with_what_the_value_should_be() -> None:

@@ -21,11 +21,15 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "nowhere": ({"path": None}, ["dataset.path: has no value; set dataset.path=..."]),
     "a path and sources": (
         {"path": "a", "sources": ["b"]},
-        ["dataset.path = 'a': has no effect with dataset.sources; set dataset.path=null"],
+        ["dataset.path = 'a': has no effect with dataset.sources; choose dataset=sources, which has none, and remove"],
     ),
     "a revision of all": (
         {"path": None, "revision": "main", "sources": ["b"]},
         ["dataset.revision = 'main': has no effect with dataset.sources"],
+    ),
+    "sources beside the default": (
+        {"sources": ["b"]},
+        ["dataset.path = 'embedded': has no effect with dataset.sources; choose dataset=sources, which has none"],
     ),
     "a source without a path": ({"path": None, "sources": ["b", {"repeats": 2}]}, ["dataset.sources.1.path: has no"]),
     "a misspelt key of a source": (
