@@ -51,11 +51,15 @@ def _compose_and_launch() -> None:
 
     from runner.command.typed import flags_first
 
-    sys.argv[1:] = flags_first(sys.argv[1:])
+    sys.argv[1:], wrong_flags = flags_first(sys.argv[1:])
     options = get_args_parser().parse_args(sys.argv[1:])
     if options.info is None:  # which Hydra logs through its own handler
         log_to(sys.stdout, logging.INFO)
     _refuse_folder(options.config_dir)
+    if wrong_flags:
+        from runner.command.diagnose import diagnose
+
+        raise diagnose(sys.argv[1:], None, wrong_flags)
     failure: list[RunnerError | OSError] = []
 
     @hydra.main(version_base=None, config_path=str(HOME / "conf"), config_name="config")

@@ -42,11 +42,12 @@ SWEEPERS = ("grid", *SEARCHES)
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError)
 
 
-def diagnose(arguments: Sequence[str], error: Exception) -> SettingsError:
+def diagnose(arguments: Sequence[str], error: Exception | None, flags: Sequence[str] = ()) -> SettingsError:
     """Everything that is wrong with a command line, one fault per line.
 
     Args:
-        error: what Hydra raised; reported only if a closer look finds no fault.
+        error: what Hydra raised, if it was asked; reported only if a closer look finds no fault.
+        flags: faults of the command's flags, which are not among the arguments.
     """
     parsed = get_args_parser().parse_args(list(arguments))
     search = [f"hydra.searchpath=[file://{parsed.config_dir}]"] if parsed.config_dir else []
@@ -55,19 +56,24 @@ def diagnose(arguments: Sequence[str], error: Exception) -> SettingsError:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(HOME / "conf"), version_base=None):
         good: list[str] = []
+        several: list[str] = []
         overrides, faults = mended(parsed.overrides)
         for text in overrides:
             found = _faults_of(text, search, multirun=parsed.multirun, searching=searching)
             faults += found
             good += _as_text(text) if found else [text]
+            several += [f"{text.lstrip('+').partition('=')[0]} = "] if found and "," in text else []
         # Which settings exist depends on the task.
         if not any(fault.startswith("task = ") for fault in faults):
-            faults += _faults_of_values(good, search)
+            # What stands in for several values is no fault of the user's.
+            of_values = _faults_of_values(good, search)
+            faults += [fault for fault in of_values if not fault.startswith(tuple(several))]
         if not faults and isinstance(error, TypeError):
             raise error  # not the user's mistake
-        if not faults:
+        if not faults and error is not None:
             faults = [_of_file(error, search) or _of_item(good, search) or " ".join(str(error).split())]
-    return not_started("The configuration is invalid", dict.fromkeys(faults))
+    title = "The command is invalid" if flags else "The configuration is invalid"
+    return not_started(title, dict.fromkeys([*flags, *faults]))
 
 
 def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[Settings] | None) -> list[str]:
@@ -78,7 +84,8 @@ def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[
         key, _, value = text.partition("=")
         typed = in_shell(key, value) if _may_be_text(value) else text
         typed = "'key=\"value\"'" if typed == text else typed
-        return [f"{text}: {_first_line(error)}; quote values with special characters: {typed}"]
+        said = re.sub(r"^token recognition error at: ", "cannot be read at ", _first_line(error))
+        return [f"{text}: {said}; quote values with special characters: {typed}"]
     key, _, value = text.lstrip("+~").partition("=")
     if override.is_sweep_override() and not multirun:
         return [f"{key} = {value}: {_several(override, key, value)}"]
@@ -114,10 +121,15 @@ def _as_text(text: str) -> list[str]:
     key, _, value = text.partition("=")
     if key in (*GROUPS, "recipe") or not _may_be_text(value):
         return []
-    if _is_text(value):
-        return [f"{key}={quoted(value)}"]
     first, is_several, _ = value.partition(",")
-    return [f"{key}={first}"] if is_several and re.fullmatch(r"[\w./:@-]+", first, re.ASCII) else []
+    one = first if is_several and not _is_text(value) else value
+    one = one if re.fullmatch(r"[\w./:@-]+", one, re.ASCII) else quoted(one)
+    meant = f"{key}=[{one}]" if is_several and takes_list(key) else f"{key}={one}"
+    try:
+        OverridesParser.create().parse_override(meant)
+    except COMPOSITION_ERRORS:
+        return []
+    return [meant]
 
 
 def _may_be_text(value: str) -> bool:

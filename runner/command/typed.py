@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from hydra._internal.utils import get_args_parser
 
-from runner.errors import not_started
-from runner.schema.messages import meant_by
+from runner.schema.messages import every_key, meant_by, nearest
 
 MOVED = "moves no results; set the variable RUNNER_OUTPUTS, and name=... for the folder in it"
 APART = "takes a sweep apart, which is checked and packed as a whole; remove it, "
@@ -25,40 +24,54 @@ REFUSED = {
 """Hydra settings that would not do here what they do elsewhere, with what to use instead."""
 
 
-def flags_first(arguments: Sequence[str]) -> list[str]:
-    """The same arguments in the order that Hydra's parser expects, which treats flags between settings as mistakes.
-
-    Raises:
-        SettingsError: something that looks like a flag is none, or a Hydra setting would not do what it does elsewhere.
+def flags_first(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the arguments in the order that Hydra's parser expects, for which flags between settings are mistakes; a line
+    for each that looks like a flag and is none, or would not do what it does elsewhere, which are left out).
     """
     known = get_args_parser()._option_string_actions
     flags: list[str] = []
     settings: list[str] = []
+    faults: list[str] = []
     left = list(arguments)
     while left:
         argument = left.pop(0)
-        if not argument.startswith("-"):
-            settings.append(argument)
-            continue
-        flags.append(argument)
-        action = known.get(argument)
+        name, given, value = argument.partition("=")
+        action = known.get(name)
+        if not re.match(r"-[^\d.]", argument):
+            key = name.lstrip("+")
+            if key in REFUSED:
+                faults.append(f"{key} = {value}: {REFUSED[key]}")
+            else:
+                settings.append(argument)
+        elif action is None and not any(option.startswith(name) for option in known):
+            fault, meant = _of_no_flag(argument, left, list(known))
+            faults.append(fault)
+            settings += meant
         # None means one value, as for --config-dir; "?" one or none, as for --info.
-        if action is not None and left and (action.nargs is None or left[0] in (action.choices or ())):
-            flags.append(left.pop(0))
-    _, unknown = get_args_parser().parse_known_args(flags)
-    faults = [_of_no_flag(argument) for argument in unknown]
-    typed = [setting.lstrip("+").partition("=") for setting in settings]
-    faults += [f"{key} = {value}: {REFUSED[key]}" for key, _, value in typed if key in REFUSED]
-    if faults:
-        raise not_started("The command is invalid", faults)
-    return flags + settings
+        elif action is not None and not given and left and (action.nargs is None or left[0] in (action.choices or ())):
+            flags += [argument, left.pop(0)]
+            value = flags[-1]
+        else:
+            flags.append(argument)
+        if action is not None and action.choices and value and value not in action.choices:
+            del flags[-1 if given else -2 :]
+            choices = list(map(str, action.choices))
+            faults.append(f"{name} {value}: should be one of {', '.join(choices)}{nearest(value, choices)}")
+    return flags + settings, faults
 
 
-def _of_no_flag(argument: str) -> str:
-    key, is_setting, value = argument.lstrip("-").partition("=")
-    key = meant_by(key)
-    setting = key if "=" in key else f"{key}={value}" if is_setting else f"{key}=..."
-    return f"{argument}: there is no such flag; settings have no dashes: {setting} (--hydra-help lists the flags)"
+def _of_no_flag(argument: str, left: list[str], flags: Sequence[str]) -> tuple[str, list[str]]:
+    """(the message for an argument that is no flag, the setting that was meant); takes its value from what is left."""
+    name, given, value = argument.lstrip("-").partition("=")
+    key, near = meant_by(name), nearest(argument, flags)
+    if near and not given:
+        return f"{argument}: there is no such flag{near} (--hydra-help lists them)", []
+    if not given and key in every_key() and left and not re.search(r"^-[^\d.]|=", left[0]):
+        given, value = "=", left.pop(0)
+        argument += f" {value}"
+    setting = key if "=" in key else f"{key}={value if given else '...'}"
+    fault = f"{argument}: there is no such flag; settings have no dashes: {setting} (--hydra-help lists the flags)"
+    return fault, [setting] if given or "=" in key else []
 
 
 def mended(overrides: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -11,7 +11,6 @@ from runner.__main__ import main
 from runner.command import entry
 from runner.command.diagnose import diagnose
 from runner.command.typed import flags_first, mended
-from runner.errors import SettingsError
 
 
 def said_of(*arguments: str) -> list[str]:
@@ -22,49 +21,63 @@ def said_of(*arguments: str) -> list[str]:
 
 
 def test_flags_may_stand_among_settings() -> None:
-    assert flags_first(["lora.rank=4", "--config-dir", "mine", "-m", "lora=ours", "--cfg", "job", "steps=1,2"]) == [
-        *("--config-dir", "mine", "-m", "--cfg", "job"),
-        *("lora.rank=4", "lora=ours", "steps=1,2"),
-    ]
-    assert flags_first(["lora.rank=4", "--config-dir=mine", "--info", "steps=1"]) == [
-        *("--config-dir=mine", "--info"),
-        *("lora.rank=4", "steps=1"),
-    ]
+    arguments = ["lora.rank=4", "--config-dir", "mine", "-m", "lora=ours", "--cfg", "job", "steps=1,2"]
+    in_order = ["--config-dir", "mine", "-m", "--cfg", "job", "lora.rank=4", "lora=ours", "steps=1,2"]
+    assert flags_first(arguments) == (in_order, [])
+    arguments = ["lora.rank=4", "--config-dir=mine", "--info", "steps=1", "lora.alpha", "=", "-1"]
+    in_order = ["--config-dir=mine", "--info", "lora.rank=4", "steps=1", "lora.alpha", "=", "-1"]
+    assert flags_first(arguments) == (in_order, [])
 
 
 def test_a_setting_with_dashes_is_refused_with_what_to_type() -> None:
-    with pytest.raises(SettingsError) as refused:
-        flags_first(
-            ["--lora.rank=4", "steps=3", "--seed", "5", "--learning_rate", "1e-4", "--network_dim=8", "--prompts"]
-        )
+    settings, faults = flags_first(
+        ["--lora.rank=4", "steps=3", "--seed", "5", "--learning_rate", "1e-4", "--network_dim=8", "--prompts"]
+    )
 
-    assert "--lora.rank=4: there is no such flag; settings have no dashes: lora.rank=4 (" in str(refused.value)
-    assert "--seed: there is no such flag; settings have no dashes: seed=... (" in str(refused.value)
-    assert "--learning_rate: there is no such flag; settings have no dashes: optimizer.lr=... (" in str(refused.value)
-    assert "--network_dim=8: there is no such flag; settings have no dashes: lora.rank=8 (" in str(refused.value)
-    assert "--prompts: there is no such flag; settings have no dashes: prompts=... (" in str(refused.value)
+    assert settings == ["lora.rank=4", "steps=3", "seed=5", "optimizer.lr=1e-4", "lora.rank=8"]
+    no_flag = "there is no such flag; settings have no dashes:"
+    assert [fault.partition(" (")[0] for fault in faults] == [
+        f"--lora.rank=4: {no_flag} lora.rank=4",
+        f"--seed 5: {no_flag} seed=5",
+        f"--learning_rate 1e-4: {no_flag} optimizer.lr=1e-4",
+        f"--network_dim=8: {no_flag} lora.rank=8",
+        f"--prompts: {no_flag} prompts=...",
+    ]
+
+
+def test_a_wrong_flag_hides_no_other_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["runner", "--multirunn", "steps=0", "--cfg", "jobb", "--lora.rank=x"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.splitlines() == [
+        "The command is invalid, nothing was started:",
+        "  --multirunn: there is no such flag, did you mean --multirun? (--hydra-help lists them)",
+        "  --cfg jobb: should be one of job, hydra, all, did you mean job?",
+        "  --lora.rank=x: there is no such flag; settings have no dashes: lora.rank=x (--hydra-help lists the flags)",
+        "  steps = 0: should be at least 1",
+        "  lora.rank = 'x': should be a whole number",
+    ]
+    assert flags_first(["--cfg=jobb", "-c", "job"]) == (
+        ["-c", "job"],
+        ["--cfg jobb: should be one of job, hydra, all, did you mean job?"],
+    )
 
 
 def test_where_hydra_would_put_results_is_refused() -> None:
-    with pytest.raises(SettingsError) as refused:
-        flags_first(["-m", "hydra.sweep.dir=elsewhere", "+hydra.run.dir=x"])
+    _, faults = flags_first(["-m", "hydra.sweep.dir=elsewhere", "+hydra.run.dir=x"])
 
     moved = "moves no results; set the variable RUNNER_OUTPUTS, and name=... for the folder in it"
-    assert str(refused.value).splitlines()[1:] == [
-        f"  hydra.sweep.dir = elsewhere: {moved}",
-        f"  hydra.run.dir = x: {moved}",
-    ]
+    assert faults == [f"hydra.sweep.dir = elsewhere: {moved}", f"hydra.run.dir = x: {moved}"]
 
 
 def test_what_would_take_a_sweep_apart_is_refused() -> None:
     """Each batch would be checked, planned and packed separately, the second one after the first is trained."""
-    with pytest.raises(SettingsError) as refused:
-        flags_first(["-m", "lora.rank=4,8", "hydra.sweeper.max_batch_size=1", "hydra/launcher=submitit_slurm"])
+    _, faults = flags_first(["-m", "lora.rank=4,8", "hydra.sweeper.max_batch_size=1", "hydra/launcher=submitit_slurm"])
 
     apart = "takes a sweep apart, which is checked and packed as a whole; remove it,"
-    assert str(refused.value).splitlines()[1:] == [
-        f"  hydra.sweeper.max_batch_size = 1: {apart} launcher.pack and launcher.concurrency say how many at once",
-        f"  hydra/launcher = submitit_slurm: {apart} launcher=local, slurm or sagemaker says where",
+    assert faults == [
+        f"hydra.sweeper.max_batch_size = 1: {apart} launcher.pack and launcher.concurrency say how many at once",
+        f"hydra/launcher = submitit_slurm: {apart} launcher=local, slurm or sagemaker says where",
     ]
 
 
@@ -103,7 +116,8 @@ def test_several_values_without_m_are_told_apart_by_what_they_can_mean() -> None
     assert said_of("optimizer.lr=interval(1e-4,1e-2)") == [f"optimizer.lr = interval(1e-4,1e-2): {several}"]
     assert said_of("lora.rank=4,8") == [f"lora.rank = 4,8: {several}"], "a list is no number"
     for task, key in (("train", "validation.seeds"), ("generate", "adapter_weight")):
-        first, *_ = said_of(f"task={task}", f"{key}=4,8")
+        first, *more = said_of(f"task={task}", f"{key}=4,8")
+        assert not [fault for fault in more if fault.startswith(key)], "told once"
         assert first == f"{key} = 4,8: {several}, a list brackets: '{key}=[4,8]'"
     (prompt,) = said_of("dataset.instance_prompt=a dog, red")
     assert prompt.endswith(", a text with commas quotes of its own: 'dataset.instance_prompt=\"a dog, red\"'")
@@ -111,12 +125,13 @@ def test_several_values_without_m_are_told_apart_by_what_they_can_mean() -> None
 
 def test_a_text_with_signs_is_told_with_its_quotes() -> None:
     for text, typed in (
-        ("name=it's", "'name=\"it'\\''s\"'"),
+        ("dataset.instance_prompt=it's", "'dataset.instance_prompt=\"it'\\''s\"'"),
         ("dataset.instance_prompt=a <cat>", "'dataset.instance_prompt=\"a <cat>\"'"),
         ("dataset.instance_prompt=Gemälde", "'dataset.instance_prompt=\"Gemälde\"'"),
         ("validation.prompts=[a <cat>]", "'key=\"value\"'"),
         ("optimizer.lr=log(interval(1,2))", "'key=\"value\"'"),
         ("lora..rank=4", "'key=\"value\"'"),
+        ("dataset.instance_prompt=~/x", "'dataset.instance_prompt=\"~/x\"'"),
     ):
         (fault,) = said_of(text)
         assert fault.endswith(f"; quote values with special characters: {typed}")
