@@ -63,7 +63,7 @@ class Checker:
         """
         faults, raw, unset = readable(raw)
         task = raw["task"].get("name") if isinstance(raw.get("task"), Mapping) else None
-        if task != "train" and task in TASKS:
+        if task != "train" and isinstance(task, str) and task in TASKS:
             return self._task_job(raw, overrides, TASKS[task], faults, unset)
         experiment, said, wrong = read_most(Experiment, raw, unset=unset)
         is_right = partial(_none_of, wrong)

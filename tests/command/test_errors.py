@@ -17,8 +17,12 @@ WRONG = {
     "unknown key": (["lora.rnk=8"], ["lora.rnk = 8", "did you mean lora.rank?"]),
     "out of range": (["lora.rank=-3"], ["lora.rank = -3", "at least 1"]),
     "wrong type": (["lora.rank=banana"], ["lora.rank = 'banana'", "whole number"]),
-    "a layer's rank": (["lora.rank_pattern={attn2.to_k:0}"], ["lora.rank_pattern.attn2.to_k = 0", "greater than"]),
+    "a layer's rank": (
+        ["lora.rank_pattern={attn2.to_k:0}"],
+        ["lora.rank_pattern.attn2.to_k = 0", "should be at least 1"],
+    ),
     "added key": (["+lora.foo=1"], ["lora.foo = 1", "unknown key"]),
+    "a list for a task": (["task.name=[train]"], ["task.name = [train]", "should be 'train', 'generate'"]),
     "unknown choice": (["model=sdx"], ["model = sdx", "did you mean sdxl?"]),
     "no such folder": (["dataset=folder", "dataset.path=/nowhere"], ["dataset.path", "/nowhere"]),
     "nothing given": (["dataset=folder"], ["dataset.path: has no value; set dataset.path=..."]),
