@@ -10,6 +10,7 @@ from runner.launchers import MoreJobs
 from runner.launchers.schedule import Schedule
 from runner.plan import Plan
 from runner.schema import LocalLauncher
+from runner.system.amounts import count
 from runner.system.machine import Machine, find_gpus, this_machine
 
 
@@ -23,11 +24,11 @@ def check(settings: LocalLauncher) -> list[str]:
         return [f"launcher.device = 'cuda': torch {torch} is a build without CUDA; install one with it, or set cpu"]
     faults = []
     if gpus and (settings.processes or 1) > gpus:
-        faults.append(f"launcher.processes = {settings.processes}: this machine has {gpus} GPUs; lower it")
+        faults.append(f"launcher.processes = {settings.processes}: this machine has {count(gpus, 'GPU')}; lower it")
     if gpus and (settings.concurrency or 1) > gpus:
         faults.append(
-            f"launcher.concurrency = {settings.concurrency}: this machine has {gpus} GPUs, and each holds one pack "
-            "at a time; lower it, or raise launcher.pack"
+            f"launcher.concurrency = {settings.concurrency}: this machine has {count(gpus, 'GPU')}, and each holds "
+            "one pack at a time; lower it, or raise launcher.pack"
         )
     return faults
 

@@ -136,7 +136,7 @@ def _describe(job: Job, common: Collection[str]) -> str:
     if not job.trains:
         return chosen
     settings = job.experiment
-    return f"{chosen}  ({settings.steps} steps of {settings.batch_size}, {_trained(settings)})"
+    return f"{chosen}  ({count(settings.steps, 'step')} of {settings.batch_size}, {_trained(settings)})"
 
 
 def _continues(job: Job, plan: Plan) -> str:

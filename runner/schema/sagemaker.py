@@ -9,6 +9,7 @@ from runner.schema.aws import INSTANCE, AwsSettings
 from runner.schema.instances import INSTANCES
 from runner.schema.knob import knob
 from runner.schema.launching import QueuedLauncher
+from runner.system.amounts import count
 
 
 class SageMakerLauncher(QueuedLauncher, AwsSettings):
@@ -120,8 +121,8 @@ class SageMakerLauncher(QueuedLauncher, AwsSettings):
             yield f"processes = {self.processes}: cannot be spread evenly over {self.instances} instances"
         elif gpus and self.processes > gpus * self.instances:
             yield (
-                f"processes = {self.processes}: {self.instances} x {self.instance} has {gpus * self.instances} GPUs; "
-                "lower it"
+                f"processes = {self.processes}: {self.instances} x {self.instance} has "
+                f"{count(gpus * self.instances, 'GPU')}; lower it"
             )
         elif gpus and self.instances > 1 and self.processes != gpus * self.instances:
             yield (

@@ -106,7 +106,7 @@ class Service:
         if wanted.count > serving.most_images:
             raise SettingsError(
                 f"prompts, seeds: ask for {wanted.count} images, and this endpoint draws at most {serving.most_images} "
-                "in a request; ask for them in several"
+                "in one request; ask for them in several"
             )
         wishes = [Wish(f"{index}.png", prompt, seed) for index, (prompt, seed) in enumerate(wanted.wanted)]
         named = serving.adapters if wanted.adapters is None else wanted.adapters

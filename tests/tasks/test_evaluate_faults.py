@@ -33,7 +33,7 @@ def test_faults_of_files_are_told_together_before_anything_is_drawn(networks: Ne
     said = str(caught.value)
     assert "features.clip" in said and "has no config.json" in said
     assert "features.dino = 'nowhere': there is no such folder; give a folder or a Hub id (owner/name)" in said
-    assert "holds 1 images, and fid and kid need 2" in said
+    assert "holds 1 image, and fid and kid need 2" in said
 
 
 def test_what_is_said_of_real_images_names_no_setting_that_an_evaluation_has_not(
@@ -78,7 +78,7 @@ def test_a_network_that_cannot_read_texts_is_refused_before_anything_is_drawn(
 
 def test_a_distance_of_too_few_drawn_images_is_refused_before_anything_is_drawn(networks: Networks) -> None:
     one = settings(networks, metrics=["kid"], prompts="a star", subject=None, subject_class=None, seeds=[0])
-    with pytest.raises(SettingsError, match=r"prompts = \[a star\]: 1 x 1 seeds give 1 drawn image, and fid and kid"):
+    with pytest.raises(SettingsError, match=r"prompts = \[a star\]: 1 prompt and 1 seed give 1 image, and fid and kid"):
         check(one)
     check(one.model_copy(update={"seeds": (0, 1)}))
     check(one.model_copy(update={"metrics": ("dino",)}))

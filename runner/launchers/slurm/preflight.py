@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 from runner.schema import SlurmLauncher
 from runner.schema.messages import nearest
+from runner.system.amounts import count
 from runner.system.machine import find_gpus
 
 COMMANDS = ("sbatch", "srun", "squeue")
@@ -25,7 +26,9 @@ def check(settings: SlurmLauncher) -> list[str]:
     if settings.cluster == "local":
         gpus = len(find_gpus()) if settings.gpus_per_node else 0
         if settings.gpus_per_node > gpus:
-            faults.append(f"launcher.gpus_per_node = {settings.gpus_per_node}: this machine has {gpus} GPUs; lower it")
+            faults.append(
+                f"launcher.gpus_per_node = {settings.gpus_per_node}: this machine has {count(gpus, 'GPU')}; lower it"
+            )
     elif not settings.dry_run:
         faults += _slurm_faults(settings)
     return faults

@@ -18,6 +18,7 @@ from runner.paths import path_of
 from runner.schema import DatasetSettings
 from runner.schema.evaluation import METRICS
 from runner.schema.tasks.evaluate import Evaluate
+from runner.system.amounts import count
 from runner.system.hashes import file_hash, folder_hash
 from runner.system.values import as_typed
 from runner.tasks.adapters import contents_of, mix_faults
@@ -136,16 +137,14 @@ def _too_few_drawn(settings: Evaluate) -> list[str]:
     drawn, least = len(prompts) * seeds, _least(settings)
     if drawn >= least:
         return []
-    said = (
-        f"prompts = {as_typed(prompts)}: {len(prompts)} x {seeds} seeds give {drawn} drawn image, and fid and kid need "
-    )
-    return [said + f"{least}; give more prompts, or more seeds (of a training validation.seeds), or leave them out"]
+    given = f"{count(len(prompts), 'prompt')} and {count(seeds, 'seed')} give {count(drawn, 'image')}"
+    fix = "give more prompts, or more seeds (of a training validation.seeds), or leave them out"
+    return [f"prompts = {as_typed(prompts)}: {given}, and fid and kid need {least}; {fix}"]
 
 
 def _too_few(settings: Evaluate, images: int) -> list[str]:
     least = _least(settings)
     if images >= least:
         return []
-    return [
-        f"real = {settings.real!r}: holds {images} images, and fid and kid need {least}; give more, or leave them out"
-    ]
+    found = f"holds {count(images, 'image')}, and fid and kid need {least}; give more, or leave them out"
+    return [f"real = {settings.real!r}: {found}"]
