@@ -92,16 +92,16 @@ def _refuse_folder(folder: str | None) -> None:
     if not Path(folder).is_dir():
         choice = Path(folder) / "lora" / "mine.yaml"
         raise SettingsError(
-            f"--config-dir {folder}: there is no such folder, nothing was started; name the one that your own choices "
-            f"lie in, such as {choice} of lora=mine"
+            f"--config-dir {folder}: there is no such folder, nothing was started; give the folder that holds your "
+            f"own choices, such as {choice} for lora=mine"
         )
     own = [(file, file.relative_to(HOME / "conf")) for file in (HOME / "conf").rglob("*.yaml")]
     own += [(file, Path("recipe") / file.name) for file in (HOME / "recipes").glob("*.yaml")]
     places = [(file, Path(folder) / name) for file, name in own]
     if taken := sorted(str(place) for file, place in places if place.is_file() and not place.samefile(file)):
         raise SettingsError(
-            f"--config-dir {folder}: {', '.join(taken)}: not read, for the choices that come with this program have "
-            "the same names, and nothing was started; give these files names of your own"
+            f"--config-dir {folder}: {', '.join(taken)}: not read, because choices that come with this program have "
+            "the same names, and nothing was started; rename these files"
         )
 
 

@@ -53,7 +53,9 @@ def hub_faults(
         return []
     if not missing:
         return [f"{key} = {value!r}: {not_to_be_had(reason, layout)}"]
-    said = f"the copy in the local cache of the Hub is not whole ({missing[0]}), and the Hub cannot be asked ({reason})"
+    said = (
+        f"the copy in the local cache of the Hub is incomplete ({missing[0]}), and the Hub cannot be reached ({reason})"
+    )
     return [f"{key} = {value!r}: {said}; fetch it once where there is a network"]
 
 

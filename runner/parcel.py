@@ -73,7 +73,7 @@ class Parcel(BaseModel):
             raise RunnerError(f"{file} cannot be read: {error.strerror}") from error
         except ValidationError as error:
             faults = [f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}" for fault in error.errors()]
-            raise RunnerError(f"{file} is no plan: {'; '.join(faults)}") from error
+            raise RunnerError(f"{file} is not a plan: {'; '.join(faults)}") from error
 
 
 def in_channel(name: str, rest: str = "") -> str:

@@ -126,7 +126,7 @@ def _for_others(run: JobRun, kohya_file: Path | None) -> list[str]:
     if kohya_file is not None:
         lines += [f"{readers}: copy `{kohya_file.name}` into the folder of LoRAs.", ""]
     elif run.adapter.sites:
-        lines += [f"{readers} read DoRA in other ways than it is trained: there is no file for them.", ""]
+        lines += [f"{readers} read DoRA differently from how it is trained: there is no file for them.", ""]
     if isinstance(run.settings.method, NewTokens):
         files = ", ".join(f"`{run.paths.word(token).name}`" for token in run.settings.method.tokens)
         lines += [f"{readers}: copy {files} into the folder of embeddings; there, a word is written like its file.", ""]

@@ -61,7 +61,7 @@ class Account:
         """
         if not self.session.region_name:
             raise NoAccess(
-                f"{self.section}.region = null: nor does AWS_REGION or your AWS profile name one; set "
+                f"{self.section}.region = null: AWS_REGION and your AWS profile name none either; set "
                 f"{self.section}.region"
             )
         return str(self.session.region_name)
@@ -122,7 +122,7 @@ class Account:
             if code_of(error) not in ("403", "AccessDenied"):
                 raise
         client.head_bucket(Bucket=self.bucket)  # also refused if access is merely not allowed
-        raise AwsError(f"{self.section}.bucket = null: {self.bucket} is of another account; name a bucket of yours")
+        raise AwsError(f"{self.section}.bucket = null: {self.bucket} belongs to another account; name your own")
 
     def make_bucket(self) -> None:
         """Create SageMaker's own bucket if it is missing, as SageMaker's SDK does; a bucket that is named must exist.
@@ -140,8 +140,7 @@ class Account:
                 self._make_missing_bucket()
         except ClientError as error:
             raise AwsError(
-                f"{self.section}.bucket = null: {self.bucket} cannot be made ({message_of(error)}); name a bucket of "
-                "yours"
+                f"{self.section}.bucket = null: {self.bucket} cannot be created ({message_of(error)}); name your own"
             ) from error
 
     def _make_missing_bucket(self) -> None:

@@ -118,7 +118,7 @@ def role_faults(account: Account, actions: Actions, things: Things) -> Iterable[
         text = unquote(trust) if isinstance(trust, str) else json.dumps(trust)
         if "sagemaker.amazonaws.com" not in text:
             yield (
-                f"{key}: SageMaker may not take on this role; let its trust policy name the service "
+                f"{key}: SageMaker may not assume this role; let its trust policy name the service "
                 "sagemaker.amazonaws.com"
             )
     if refused := denied(account, arn, actions, things):
@@ -161,7 +161,7 @@ def _making_faults(account: Account) -> Iterable[str]:
     if refused := denied(account, arn, {"bucket": ("s3:CreateBucket",)}, Things()):
         yield (
             f"{account.section}.bucket = null: there is no {account.bucket} yet, and {arn} may not {refused[0]}; add "
-            f"that to its policy (docs/sagemaker.md), or set {account.section}.bucket to one that is there"
+            f"that to its policy (docs/sagemaker.md), or set {account.section}.bucket to an existing one"
         )
 
 
@@ -198,8 +198,8 @@ def image_faults(account: Account, image: str | None, *, served: bool = False) -
     kind = answer["imageDetails"][0].get("imageManifestMediaType", "")
     if served and kind.startswith(OCI):
         yield (
-            f"{key}: is of the type {kind}, and endpoints take Docker's alone; python -m runner.image build --tag NEW "
-            "makes one of that, then push --tag NEW (a tag that is there is not moved)"
+            f"{key}: has the type {kind}, and endpoints accept Docker's only; build it anew with python -m "
+            "runner.image build --tag NEW, then push --tag NEW (an existing tag is not moved)"
         )
 
 
@@ -228,4 +228,4 @@ def key_faults(account: Account, *, named_exactly: bool = False) -> Iterable[str
         yield f"{key}: the key cannot be used, its state is {state}; enable it, or name another"
     if alias and named_exactly:
         its_id = found.get("KeyId", "its id (aws kms describe-key)")
-        yield f"{key}: volumes of {account.section}.instance take no alias of a key; name {its_id}"
+        yield f"{key}: volumes of {account.section}.instance do not accept a key's alias; name {its_id}"

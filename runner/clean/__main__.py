@@ -148,7 +148,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--yes", action="store_true", help="remove the kinds that --only names, without asking")
     options = parser.parse_args(arguments)
     if options.yes and options.only is None:
-        parser.error("--yes needs --only: name the kinds that shall be removed")
+        parser.error("--yes needs --only: name the kinds to remove")
     if options.yes and (listed := [name for name in options.only if KINDS[name].listed]):
         parser.error(f"--yes with {', '.join(listed)}: these are only listed, each with the command that removes it")
     return options

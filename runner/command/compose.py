@@ -71,8 +71,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
     if below := config.get("recipe"):
         keys = ", ".join(f"recipe.{key!s}" for key in below) if isinstance(below, DictConfig) else "recipe"
         raise SettingsError(
-            f"{keys}: nothing reads what stands below recipe; the file of a recipe begins with the line "
-            f"'{FIRST_LINE}', and its settings can be changed as those of any experiment, such as steps=100; "
+            f"{keys}: nothing reads settings below recipe; a recipe's file begins with the line "
+            f"'{FIRST_LINE}', and its settings are changed like those of any experiment, such as steps=100; "
             "nothing was started"
         )
     # A copy, because the composed object may be shared with Hydra.

@@ -91,7 +91,7 @@ def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[
         return [f"{key} = {value}: {_several(override, key, value)}"]
     if override.is_interval_sweep() and searching is None:
         fix = "name them, use range(start,stop,step), or search with hydra/sweeper=optuna"
-        return [f"{key} = {value}: an interval has no end of values; {fix}"]
+        return [f"{key} = {value}: the values of an interval cannot be listed; {fix}"]
     if key == "task" and override.is_sweep_override():
         return [f"{key} = {value}: tasks have settings of their own, so run the command once for each of them"]
     if key in (*GROUPS, "recipe"):
@@ -112,8 +112,8 @@ def _several(override: Override, key: str, value: str) -> str:
     if key in (*GROUPS, "recipe") or not override.is_choice_sweep():
         return said
     if takes_list(key):
-        said += f", a list brackets: {in_shell(key, f'[{value}]')}"
-    return f"{said}, a text with commas quotes of its own: {in_shell(key, value)}" if _is_text(value) else said
+        said += f"; a list needs brackets: {in_shell(key, f'[{value}]')}"
+    return f"{said}; a text with commas needs quotes of its own: {in_shell(key, value)}" if _is_text(value) else said
 
 
 def _as_text(text: str) -> list[str]:
@@ -149,7 +149,7 @@ def _faults_of_choice(override: Override, group: str, search: list[str]) -> list
     faults = []
     for value in map(str, values):
         if search and (misnamed := Path(_folder(search), group, f"{value}.yml")).is_file():
-            faults.append(f"{group} = {value}: {misnamed} is not read, for its name must end with .yaml; rename it")
+            faults.append(f"{group} = {value}: {misnamed} is not read, because its name must end with .yaml; rename it")
         elif value not in options:
             faults.append(no_choice(group, value, options))
         elif search:
@@ -223,7 +223,7 @@ def _of_file(error: Exception, search: list[str]) -> str | None:
         return _of_encoding(error, search)
     if found := re.match(r"In '([^']+)': ConfigTypeError .*\s*Cannot merge DictConfig with ListConfig", str(error)):
         file = Path(_folder(search), f"{found[1]}.yaml") if search else Path(f"{found[1]}.yaml")
-        return f"{file}: holds a list (- value), where settings with their names belong (key: value); mend the file"
+        return f"{file}: holds a list (- value), where settings with their names belong (key: value); correct the file"
     if isinstance(error, ReaderError):
         return f"{error.name}, character {error.position + 1}: {error.reason}; remove it"
     if not isinstance(error, YAMLError):
@@ -234,7 +234,7 @@ def _of_file(error: Exception, search: list[str]) -> str | None:
     # An unclosed bracket or quote is often noticed only on a later line.
     since = f" in line {began.line + 1}" if began is not None and began.line != mark.line else ""
     while_doing = f" ({error.context}{since})" if error.context else ""
-    return f"{mark.name}, line {mark.line + 1}: {error.problem}{while_doing}; mend the file"
+    return f"{mark.name}, line {mark.line + 1}: {error.problem}{while_doing}; correct the file"
 
 
 def _of_encoding(error: UnicodeDecodeError, search: list[str]) -> str | None:

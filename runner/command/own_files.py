@@ -81,7 +81,7 @@ def _of_entry(entry: Any, group: str, options: Options) -> Iterator[str]:
     if other not in GROUPS:
         yield f"defaults: {key}: there is no group {other}{nearest(other, GROUPS) or ';'} {_all(GROUPS)}"
     elif before != ["override"] or not named.startswith("/"):
-        yield f"defaults: {key}: {value}: a choice is made anew by 'override /{other}: {value}'"
+        yield f"defaults: {key}: {value}: a choice is changed by 'override /{other}: {value}'"
     elif isinstance(value, str) and value not in (there := options(other)):
         yield f"defaults: {no_choice(other, value, there)}"
 

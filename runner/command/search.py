@@ -82,7 +82,7 @@ def run_search(loader: ConfigLoader, master: DictConfig, arguments: Sequence[str
 def _require_waiting(config: Mapping[str, Any]) -> None:
     launcher = launcher_of(config)
     if isinstance(launcher, QueuedLauncher) and not launcher.wait:
-        raise SettingsError("launcher.wait = false: a search goes on by results, and has to wait for them; remove it")
+        raise SettingsError("launcher.wait = false: a search depends on results, and has to wait for them; remove it")
 
 
 @contextmanager

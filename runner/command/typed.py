@@ -99,7 +99,7 @@ def mended(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
             meant.append(f"{key}={quoted(value) if ' ' in value else value}")
             faults.append(f"{text}: {fault}: {in_shell(key, value) if ' ' in value else f'{key}={value}'}")
         else:
-            faults.append(f"{text}: is no setting; write key=value, such as lora.rank=8")
+            faults.append(f"{text}: is not a setting; write key=value, such as lora.rank=8")
     return meant, faults
 
 

@@ -110,7 +110,7 @@ def _lay(raw: dict[str, Any], key: str, text: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SettingsError(f"{key} = {text!r}: is no YAML value ({error})") from error
+        raise SettingsError(f"{key} = {text!r}: is not valid YAML ({error})") from error
     if key in SECTIONS and not isinstance(value, dict):
         raise SettingsError(f"{key} = {text!r}: is a group of settings; name one of them, such as {key}.name")
     *path, last = key.split(".")

@@ -121,7 +121,7 @@ def meeting_port() -> int:
     """
     named = os.environ.get(PORT, str(USUAL_PORT))
     if not named.isdecimal():
-        raise RunnerError(f"{PORT} = {named!r} is no port")
+        raise RunnerError(f"{PORT} = {named!r} is not a port")
     return int(named)
 
 

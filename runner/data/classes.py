@@ -244,7 +244,7 @@ def _check_folder(said: _Said, settings: DatasetSettings, dataset: Dataset) -> N
             )
         if folder.is_relative_to(place):
             raise SettingsError(
-                f"{said.folder_key} = {path!r}: lies in {of_subject}, where its images are trained as the subject's; "
+                f"{said.folder_key} = {path!r}: is in {of_subject}, where its images are trained as the subject's; "
                 "move it out, or name it as class_data_dir in dataset_info.json"
             )
 

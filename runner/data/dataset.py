@@ -230,7 +230,7 @@ def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> t
         for caption in captions:
             if whole(caption) != caption:
                 faults.add(
-                    "characters", f"{entry.name}: its caption {caption!r} holds half a character. Write it anew."
+                    "characters", f"{entry.name}: its caption {caption!r} contains half a character. Type it again."
                 )
         size = seen.width_px, seen.height_px
         first, *others = captions

@@ -75,9 +75,9 @@ def resolution_faults(settings: ModelSettings, resolution: int, *, longest_px: i
     except (OSError, ValueError, KeyError, TypeError):  # it has no such limit
         return []
     if resolution > limit_px:
-        return [f"resolution = {resolution}: {settings.path} has places for images of up to {limit_px} px; lower it"]
+        return [f"resolution = {resolution}: {settings.path} supports images of up to {limit_px} px; lower it"]
     if longest_px is not None and longest_px > limit_px:
-        said = f"{settings.path} has places for images of up to {limit_px} px, and the longest bucket has {longest_px}"
+        said = f"{settings.path} supports images of up to {limit_px} px, and the longest bucket has {longest_px}"
         return [f"dataset.buckets = true: {said}; lower dataset.bucket_max_aspect or resolution"]
     return []
 
@@ -130,7 +130,7 @@ def _model_faults(settings: ModelSettings, *, used_here: bool) -> list[str]:
 def _layout_faults(folder: Path, settings: ModelSettings) -> list[str]:
     said = f"model.path = {settings.path!r}"
     if not (folder / INDEX).is_file():
-        why = f"the folder has no {INDEX}, so it is no model in diffusers layout"
+        why = f"the folder has no {INDEX}, so it is not a model in diffusers layout"
         return [f"{said}: {why}; name the folder that save_pretrained wrote"]
     wrong_variant = _missing_variant(folder, settings)
     try:
@@ -278,8 +278,8 @@ def check_fetched(settings: ModelSettings, planned: str) -> None:
     if stored_keys and fingerprint(settings) != planned:
         key = stored_keys[0]
         raise ModelError(
-            f"model.{key} = {getattr(settings, key)!r}: what lies in S3 has changed since the job was planned; run the "
-            "command again"
+            f"model.{key} = {getattr(settings, key)!r}: the files in S3 have changed since the job was planned; run "
+            "the command again"
         )
     # Only now is it known what an archive in S3 contains.
     if is_s3(settings.path) and is_archive(settings.path):

@@ -57,7 +57,7 @@ def single_file_faults(settings: ModelSettings, *, used_here: bool) -> list[str]
     try:
         header = read_header(file).tensors
     except (OSError, ValueError) as error:
-        return [f"{said}: is no {SUFFIX} file that can be read ({error})"]
+        return [f"{said}: cannot be read as a {SUFFIX} file ({error})"]
     if not any(name.startswith(DENOISER) and "lora" not in name for name in header):
         return [f"{said}: holds no UNet or transformer; it may be a LoRA or a VAE, but not a base model"]
     kinds = _precisions(header)
@@ -68,7 +68,7 @@ def single_file_faults(settings: ModelSettings, *, used_here: bool) -> list[str]
         apart = _apart(header, folder)
         faults = _other_prediction(settings, header, folder)
     except ValueError as error:
-        return [f"model.config = {settings.config!r}: {error}; mend or replace it"]
+        return [f"model.config = {settings.config!r}: {error}; correct or replace it"]
     return faults + [
         f"model.config = {settings.config!r}: {settings.path} holds no weights of the {name}, and neither does this "
         f"folder; put them into its {name}/"

@@ -98,7 +98,7 @@ class Easel:
         asked = _asked(form)
         base = next((each for each in bases if each.key == asked.base), None if asked.base else bases[0])
         if base is None:
-            raise SettingsError("the trainings on this base model are no longer here; open the page anew")
+            raise SettingsError("the trainings on this base model are no longer here; reload the page")
         if faults := list(sampling_faults(base.settings.family, asked.size, asked.sampler, asked)):
             raise SettingsError("\n".join(faults))
         asked, mix = asked.model_copy(update={"base": base.key}), _mix(form, base)
@@ -202,6 +202,6 @@ def _mix(form: Mapping[str, str], base: BaseModel) -> list[tuple[str, str, Path,
         if not 0 <= weight <= MOST_WEIGHT:
             raise SettingsError(f"weight of {path} = {weight}: should be from 0 to {MOST_WEIGHT}")
         if path not in known:
-            raise SettingsError(f"{path}: is no completed adapter of {base.name} in this folder")
+            raise SettingsError(f"{path}: is not a completed adapter of {base.name} in this folder")
         mix.append((path, known[path].name, known[path].folder, weight))
     return mix

@@ -26,7 +26,9 @@ def checkout() -> Path:
     """
     root = PACKAGE.parent
     if not (root / DOCKERFILE).is_file():
-        raise RunnerError(f"{root} is no checkout of the project, and has no {DOCKERFILE}: an image is built from one")
+        raise RunnerError(
+            f"{root} is not a checkout of the project: it has no {DOCKERFILE}, from which an image is built"
+        )
     return root
 
 

@@ -141,7 +141,7 @@ def _from_hub(repository: str, named: str) -> Path:
     if reason and not reason.startswith(NO_SUCH_FILE):
         if (alone := _only_fetched(repository)) is not None:
             return alone
-        wrong = f"is not on this machine, nor to be had from the Hub ({reason})"
+        wrong = f"is neither on this machine nor available from the Hub ({reason})"
         raise SettingsError(f"{named}: {wrong}{_meant(repository)}")
     try:
         if reason:
@@ -154,7 +154,7 @@ def _from_hub(repository: str, named: str) -> Path:
     except SettingsError:
         raise
     except Exception as error:  # errors of the client's HTTP library as well
-        wrong = f"is on the Hub, which does not give it ({reason_of(error)})"
+        wrong = f"is on the Hub, but cannot be downloaded ({reason_of(error)})"
         raise SettingsError(f"{named}: {wrong}; try again later, or download the file and name it") from error
 
 

@@ -62,7 +62,9 @@ def layer_faults(earlier: AdapterFile, settings: LoraSettings, model: ModelSetti
     for name in sorted(here.keys() & there.keys()):
         if (inputs := there[name][1]) != here[name][1]:
             there_and_here = f"{name} takes {inputs} inputs there, and {here[name][1]} in {model.path}"
-            return [f"{named}: was trained on another model: {there_and_here}; set model.path to that, or start anew"]
+            return [
+                f"{named}: was trained on another model: {there_and_here}; set model.path to that one, or remove this"
+            ]
     more, fewer = sorted(there.keys() - here.keys()), sorted(here.keys() - there.keys())
     said = [f"has {count(len(more), 'layer')} that this job would not have, such as {more[0]}"] if more else []
     said += [f"lacks {count(len(fewer), 'layer')} that it would have, such as {fewer[0]}"] if fewer else []

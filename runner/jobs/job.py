@@ -202,7 +202,7 @@ def read_job(folder: Path) -> Job:
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         both, why = f"its {MANIFEST_NAME} or {CONFIG_NAME}", str(error)
         if isinstance(error, FileNotFoundError):
-            why = f"it has no {Path(error.filename).name}; the command that made it writes it anew"
+            why = f"it has no {Path(error.filename).name}; the command that made it writes it again"
         elif isinstance(error, KeyError | TypeError):
             why = f"{both} lacks {error}" if isinstance(error, KeyError) else f"{both} is empty or damaged"
         raise RunnerError(f"{folder} holds no job that can be read: {why}") from error

@@ -80,5 +80,5 @@ def _damage(config: Config) -> str:
         try:
             re.compile(key)
         except re.error as error:
-            return f"{key} is no regular expression: {error}"
+            return f"{key} is not a regular expression: {error}"
     return ""

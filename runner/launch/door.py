@@ -362,8 +362,8 @@ def _refuse_jobs_elsewhere(jobs: Sequence[Job], launcher: str) -> None:
         cluster = submission.cluster
         if cluster in APART and cluster != launcher:
             raise SettingsError(
-                f"launcher = {launcher!r}: {job.id} was given to {cluster}; run this with launcher={cluster}, or stop "
-                f"it first: python -m runner.stop {job.folder.parent}"
+                f"launcher = {launcher!r}: {job.id} was submitted to {cluster}; run this with launcher={cluster}, or "
+                f"stop it first: python -m runner.stop {job.folder.parent}"
             )
 
 

@@ -54,7 +54,7 @@ class Dispatch:
     def __init__(self, plan: Plan, settings: QueuedLauncher, cluster: Cluster, more: MoreJobs | None = None) -> None:
         if more is not None and not settings.wait:
             raise SettingsError(
-                "launcher.wait = false: a search goes on by results, and has to wait for them; remove it"
+                "launcher.wait = false: a search depends on results, and has to wait for them; remove it"
             )
         self.plan, self.settings, self.cluster, self.more = plan, settings, cluster, more
         self.lots: list[Lot] = []

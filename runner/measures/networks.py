@@ -76,7 +76,7 @@ class Clip(Vision):
         super().__init__(key, named, device)
         if not hasattr(self.network, "get_text_features"):
             kind = type(self.network).__name__
-            raise SettingsError(f"{key} = {named!r}: is a {kind}, which knows no texts; give a CLIP")
+            raise SettingsError(f"{key} = {named!r}: is a {kind}, which does not encode texts; give a CLIP")
         self.tokenizer = _loaded(key, named, AutoTokenizer)
         # If its files are missing, transformers creates a tokenizer that maps all words to the same token.
         if len(self.tokenizer) <= len(self.tokenizer.all_special_tokens):
@@ -111,7 +111,7 @@ class Scripted:
             self.network = torch.jit.load(path_of(named), map_location=device).eval()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise SettingsError(f"{self.said}: is no TorchScript file ({reason}); {FIX}") from error
+            raise SettingsError(f"{self.said}: is not a TorchScript file ({reason}); {FIX}") from error
         names = [argument.name for argument in self.network.forward.schema.arguments]
         self._told = {"return_features": True} if "return_features" in names else {}
 
@@ -127,10 +127,10 @@ class Scripted:
             if is_full(error):
                 raise
             side, reason = pictures[0].size, str(error).strip().splitlines()[-1]
-            raise SettingsError(f"{self.said}: takes no bytes of {side[0]} x {side[1]} px ({reason})") from error
+            raise SettingsError(f"{self.said}: does not accept bytes of {side[0]} x {side[1]} px ({reason})") from error
         if not isinstance(features, Tensor) or features.ndim != 2:
             given = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
-            raise SettingsError(f"{self.said}: gives {given} and no row of features for each image")
+            raise SettingsError(f"{self.said}: gives {given} instead of a row of features for each image")
         return features
 
 

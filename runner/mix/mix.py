@@ -28,7 +28,7 @@ def concatenate(parts: Sequence[tuple[AdapterLayers, float]]) -> AdapterLayers:
                 "adapter: a DoRA cannot be put together with other adapters; merge it into a base alone"
             )
         if parts[0][1] != 1:
-            raise SettingsError(f"adapter_weight = {parts[0][1]:g}: a DoRA has no other weight than 1")
+            raise SettingsError(f"adapter_weight = {parts[0][1]:g}: a DoRA can only have the weight 1")
     gathered: dict[tuple[str, str], list[tuple[LowRank, float]]] = {}
     for layers, weight in parts:
         for name, each in layers.items():

@@ -110,7 +110,7 @@ def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (it is no mapping)
             return tensors, dict(opened.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise SettingsError(f"{file}: is no .safetensors file that can be read ({error})") from error
+        raise SettingsError(f"{file}: cannot be read as a .safetensors file ({error})") from error
 
 
 def _adaptable(components: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, nn.Linear | nn.Conv2d]]:

@@ -29,7 +29,7 @@ class Location:
         """
         found = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", uri)
         if found is None:
-            raise ValueError(f"{uri!r} is no place in S3; write s3://bucket/folder/")
+            raise ValueError(f"{uri!r} is not a place in S3; write s3://bucket/folder/")
         return cls(found[1], found[2] or "")
 
     @classmethod

@@ -115,7 +115,7 @@ class Mirror:
         for name in found:
             taken = next((str(above) for above in Path(name).parents if str(above) in found), None)
             if not is_file_name(name) or taken is not None:
-                why = f"{taken!r} is an object too" if taken else "that can be no file"
+                why = f"{taken!r} is an object too" if taken else "no file can have that name"
                 raise NotThere(f"it holds an object named {name!r}, and {why}; rename it, or give another folder")
         return found
 

@@ -26,12 +26,12 @@ def class_faults(experiment: Experiment) -> Iterator[str]:
         return
     if method.class_prompt is not None and all(source.class_prompt is not None for source in sources):
         yield (
-            f"method.class_prompt = {method.class_prompt!r}: has no effect, for each of dataset.sources has a "
+            f"method.class_prompt = {method.class_prompt!r}: has no effect, because each of dataset.sources has a "
             "class_prompt of its own; remove it"
         )
     own = all(source.class_prompt is not None or source.class_data_dir is not None for source in sources)
     if method.class_data_dir is not None and own:
         yield (
-            f"method.class_data_dir = {method.class_data_dir!r}: has no effect, for each of dataset.sources has a "
+            f"method.class_data_dir = {method.class_data_dir!r}: has no effect, because each of dataset.sources has a "
             "class of its own; name its folder there, as class_data_dir"
         )

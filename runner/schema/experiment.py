@@ -207,8 +207,8 @@ class Experiment(JobSettings):
     def _faults_of_measured_objective(self, name: str) -> Iterator[str]:
         figures = {OF_EVALUATION + METRICS[metric].figure: METRICS[metric] for metric in self.evaluation.metrics or ()}
         if name not in figures:
-            there = ", ".join(figures) or "none, for evaluation.metrics is null"
-            yield f"objective.name = {name!r}: is not measured; of evaluations there are: {there}"
+            there = ", ".join(figures) or "none, because evaluation.metrics is null"
+            yield f"objective.name = {name!r}: is not measured; evaluations measure: {there}"
             return
         more, direction = figures[name].more_is_better, self.objective.direction
         if more != (direction == "maximize"):
@@ -216,8 +216,8 @@ class Experiment(JobSettings):
             yield f"objective.direction = {direction!r}: {which} of {name} is better; set objective.direction={right}"
         if self.pruning.name != "none":
             yield (
-                f"objective.name = {name!r}: is measured at the end only, and pruning compares jobs before; choose "
-                "validation/..., or pruning=none"
+                f"objective.name = {name!r}: is measured at the end only, and pruning compares jobs before that; "
+                "choose validation/..., or pruning=none"
             )
 
 

@@ -109,7 +109,7 @@ def sampling_faults(
         )
     if drawing.guidance_rescale:
         yield (
-            f"{where}guidance_rescale = {drawing.guidance_rescale}: is not known to the sampler of "
+            f"{where}guidance_rescale = {drawing.guidance_rescale}: has no effect on the sampler of "
             f"model.family={family}; remove it"
         )
 
@@ -138,5 +138,5 @@ def _not_for_transformers(experiment: Experiment) -> Iterator[str]:
             f"loss.huber_schedule = 'snr': is for models with a table of noise levels, but model.family={family} is "
             "trained by flow matching; set loss.huber_schedule=exponential or constant"
         )
-    noise = f"with model.family={family}, whose last timestep always is noise alone"
+    noise = f"with model.family={family}, whose last timestep is always pure noise"
     yield from experiment.model.idle("zero_terminal_snr", because=noise, where="model.")

@@ -62,7 +62,7 @@ class ModelSettings(Settings):
 
     def _faults(self) -> Iterator[str]:
         if not self.path.endswith(".safetensors"):
-            yield from self.idle("config", because="with what is no single file as model.path")
+            yield from self.idle("config", because="unless model.path is a single file")
             return
         if self.path.startswith("s3://"):
             yield f"path = {self.path!r}: single files are read from disks only; give a folder in S3"

@@ -101,4 +101,4 @@ def instance_fault(name: str) -> str | None:
     if name in INSTANCES:
         return None
     near = difflib.get_close_matches(name, INSTANCES, n=3) or ["ml.g5.xlarge", "ml.g6e.xlarge"]
-    return f"is no instance type that is known here; did you mean {' or '.join(near)}?"
+    return f"is not a known instance type; did you mean {' or '.join(near)}?"

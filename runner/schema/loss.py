@@ -98,6 +98,6 @@ class LossSettings(Settings):
             return
         first, end = self.timestep_bias_range
         if first >= end:
-            yield f"timestep_bias_range = [{first}, {end}]: holds no timestep; the second number is larger"
+            yield f"timestep_bias_range = [{first}, {end}]: holds no timesteps; the second number has to be larger"
         if end - first == TIMESTEPS:
-            yield f"timestep_bias_range = [{first}, {end}]: has no effect, for it holds all timesteps"
+            yield f"timestep_bias_range = [{first}, {end}]: has no effect, because it holds all timesteps"

@@ -233,7 +233,8 @@ def _wanted(fault: ErrorDetails, key: str) -> str:
 
 def _meant(fault: ErrorDetails, key: str) -> str:
     """How to sweep several values in place of one, or the name nearest to a wrong one of several."""
-    if several := _several(fault["input"]) if fault["type"] in ONE_VALUE else "":
+    is_item = key.rpartition(".")[2].isdigit()
+    if several := _several(fault["input"]) if fault["type"] in ONE_VALUE and not is_item else "":
         return f"; {SWEPT.format(f'{key}={several}', f'{key}: {several}')}"
     if fault["type"] != "literal_error":
         return ""

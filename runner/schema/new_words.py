@@ -27,7 +27,7 @@ def word_faults(experiment: Experiment) -> Iterator[str]:
         return
     if experiment.model.family in TRANSFORMERS:
         yield (
-            f"method.name = {method.name!r}: is not offered with model.family={experiment.model.family}, one of whose "
+            f"method.name = {method.name!r}: cannot be used with model.family={experiment.model.family}, one of whose "
             "text encoders is T5, for which no program reads new words; choose another method, or sd or sdxl"
         )
     if experiment.dataset.caption_dropout == 1:
@@ -51,11 +51,11 @@ def word_faults(experiment: Experiment) -> Iterator[str]:
         )
     if lora.text_encoder:
         yield (
-            f"lora.text_encoder = true: with method.name={method.name} the new words are what is trained of the text "
+            f"lora.text_encoder = true: with method.name={method.name} only the new words are trained in the text "
             "encoders; remove it"
         )
     if lora.init_from is not None:
         yield (
-            f"lora.init_from = {lora.init_from!r}: cannot be started from with method.name={method.name}, whose words "
-            "are no part of that file; remove it"
+            f"lora.init_from = {lora.init_from!r}: cannot be used with method.name={method.name}, because that file "
+            "does not hold its words; remove it"
         )

@@ -73,10 +73,10 @@ class Invocation(Settings):
 
     def _faults(self) -> Iterator[str]:
         if (self.prompt is None) == (not self.prompts):
-            said = "has no value" if self.prompt is None else "goes not with prompts"
+            said = "has no value" if self.prompt is None else "cannot be combined with prompts"
             yield f"prompt = {as_typed(self.prompt)}: {said}; give either prompt or prompts"
         if self.seed is not None and self.seeds:
-            yield f"seed = {self.seed}: goes not with seeds; give one of the two"
+            yield f"seed = {self.seed}: cannot be combined with seeds; give one of the two"
 
     @property
     def count(self) -> int:

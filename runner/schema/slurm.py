@@ -124,9 +124,7 @@ class SlurmLauncher(QueuedLauncher):
         if not gpus:
             yield from self.idle("gpu_name", "gpu_memory_gb", because="with launcher.gpus_per_node=0")
         if (self.device == "cpu" and gpus) or (self.device == "cuda" and not gpus):
-            yield (
-                f"device = {self.device!r}: does not go with launcher.gpus_per_node = {gpus}; leave out launcher.device"
-            )
+            yield (f"device = {self.device!r}: contradicts launcher.gpus_per_node = {gpus}; leave out launcher.device")
         if gpus and self.processes is not None:
             yield (
                 f"processes = {self.processes}: each GPU has one process, {self.fixed_processes} for each worker here; "

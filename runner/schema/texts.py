@@ -28,7 +28,7 @@ def readable(raw: Mapping[str, Any]) -> tuple[list[str], dict[str, Any], list[st
     texts = list(_strings(raw, ""))
     faults = [f"{key}: has no value; set {key}=..." for key, text in texts if text == MISSING]
     faults += [
-        f"{key} = {text!r}: holds what is no character in UTF-8; write it anew, in a terminal with a UTF-8 locale"
+        f"{key} = {text!r}: contains what is not UTF-8; type it again, in a terminal with a UTF-8 locale"
         for key, text in texts
         if whole(text) != text
     ]

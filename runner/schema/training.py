@@ -199,7 +199,7 @@ class Prodigy(_Optimizer):
         if value < LEAST_FACTOR:
             raise ValueError(
                 "looks like the rate of another optimizer (of a recipe?); Prodigy estimates the rate, and this is a "
-                "factor on it: 1, or what is near to it"
+                "factor on it: 1, or close to it"
             )
         return value
 
@@ -269,7 +269,7 @@ class LrSchedulerSettings(Settings):
             return
         factors = [part.partition(":")[0] for part in (self.rules or "0").split(",")]
         if endless := [factor for factor in factors if not math.isfinite(float(factor))]:
-            yield f"rules = {self.rules!r}: {endless[0]} is no factor that can be computed with; lower it"
+            yield f"rules = {self.rules!r}: {endless[0]} is too large a factor; lower it"
         ends = [int(part.partition(":")[2]) for part in (self.rules or "").split(",")[:-1]]
         if ends != sorted(set(ends)):
             yield f"rules = {self.rules!r}: the steps should rise from rule to rule"

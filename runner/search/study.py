@@ -105,7 +105,7 @@ class Study:
             reason = str(said).splitlines()[0]
             if isinstance(said, OperationalError):  # full, locked or impossible to open, but with nothing wrong in it
                 raise RunnerError(
-                    f"{self._file}: the memory of the search cannot be written ({reason}); mend that, and run the same "
+                    f"{self._file}: the memory of the search cannot be written ({reason}); fix that, and run the same "
                     "command again to go on"
                 ) from error
             raise SettingsError(

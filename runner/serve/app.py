@@ -74,7 +74,7 @@ def make_app(service: Service, *, guard: Guard, failed: Callable[[BaseException]
         try:
             raw = json.loads(body)
         except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
-            return _refused(400, [f"the request is no JSON ({error})"])
+            return _refused(400, [f"the request is not JSON ({error})"])
         wanted, faults = told(Invocation, raw)
         if wanted is None:
             return _refused(400, faults)

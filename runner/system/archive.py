@@ -57,7 +57,7 @@ def lay_out(archive: Path, folder: Path) -> Path:
                 with atomic_folder(folder) as temporary:
                     _extract(archive, temporary)
             except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise BadArchive(f"{archive.name} is damaged, or no {SUFFIX} ({error}); {FIX}") from error
+                raise BadArchive(f"{archive.name} is damaged, or not a {SUFFIX} ({error}); {FIX}") from error
             except OSError as error:
                 raise BadArchive(f"{archive.name} cannot be unpacked into {folder.parent} ({error})") from error
     return inner(folder)

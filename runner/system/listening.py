@@ -29,7 +29,7 @@ def port(text: str) -> int:
     except ValueError:
         number = 0
     if not 1 <= number <= LAST_PORT:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; give a whole number from 1 to {LAST_PORT}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; give a whole number from 1 to {LAST_PORT}")
     return number
 
 

@@ -70,7 +70,7 @@ def mix_faults(settings: WithAdapters) -> list[str]:
 
 def weight_faults_of_dora(given: str, weight: float) -> list[str]:
     """A fault unless the weight of a DoRA is 1: halving its magnitudes does not halve its effect."""
-    return [f"adapter_weight = {weight:g}: {given} is a DoRA, which has no other weight than 1"] if weight != 1 else []
+    return [f"adapter_weight = {weight:g}: {given} is a DoRA, which can only have the weight 1"] if weight != 1 else []
 
 
 def _words_of(found: AdapterFile) -> list[str]:

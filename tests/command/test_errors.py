@@ -151,7 +151,7 @@ def test_all_mistakes_of_all_kinds_are_named_together(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("rank: 4\na: [1\n", "line 3: expected ',' or ']', but got '<stream end>' (while parsing a flow sequence in"),
-        ("rank: 4\n  x: 3\n", "line 2: mapping values are not allowed here; mend the file"),
+        ("rank: 4\n  x: 3\n", "line 2: mapping values are not allowed here; correct the file"),
         ("rank: \x01\n", "character 7: special characters are not allowed; remove it"),
     ],
 )
@@ -176,7 +176,9 @@ def test_a_folder_of_choices_that_does_not_exist_is_refused_in_one_line(
 
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2
-    assert line.startswith(f"--config-dir {tmp_path}/none: there is no such folder, nothing was started; name the one")
+    assert line.startswith(
+        f"--config-dir {tmp_path}/none: there is no such folder, nothing was started; give the folder"
+    )
 
 
 def test_choices_that_would_not_be_read_because_ours_have_their_names_are_refused(tmp_path: Path) -> None:

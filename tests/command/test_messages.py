@@ -97,6 +97,7 @@ def test_several_values_in_a_file_are_told_where_to_write_them() -> None:
         (line,) = of_training(lora={key: value})
         assert line.startswith(f"{said}; several values are swept: -m lora.{key}={values}, or 'lora.{key}: {values}' ")
         assert line.endswith(" under hydra.sweeper.params in a recipe (docs/sweeps.md)")
+    assert of_training(validation={"seeds": ["1,2"]}) == ["validation.seeds.0 = '1,2': should be a whole number"]
     (line,) = of_training(lora={"rank": 2, 4: None})
     assert line.startswith("lora.4: is not the name of a setting; several values are swept: -m lora.rank=2,4, or ")
 

@@ -36,9 +36,9 @@ def written(folder: Path, name: str, text: str) -> Path:
             "lora = linaer: there is no such choice, did you mean linear? there are: attention,",
         ),
         ("override /lroa: linear", "override /lroa: there is no group lroa, did you mean lora? there are: dataset,"),
-        ("override lora: linear", "override lora: linear: a choice is made anew by 'override /lora: linear'"),
-        ("/lora: linear", "/lora: linear: a choice is made anew by 'override /lora: linear'"),
-        ("lora: linear", "lora: linear: a choice is made anew by 'override /lora: linear'"),
+        ("override lora: linear", "override lora: linear: a choice is changed by 'override /lora: linear'"),
+        ("/lora: linear", "/lora: linear: a choice is changed by 'override /lora: linear'"),
+        ("lora: linear", "lora: linear: a choice is changed by 'override /lora: linear'"),
         ("dmeo", "recipe = dmeo: there is no such choice, did you mean demo? there are: demo"),
     ],
 )

@@ -20,7 +20,7 @@ from runner.train.optimizers import build_lr_scheduler
         ("1.2.3:10,1", "should read like"),
         ("-1:10,0.1", "should read like"),
         ("1:10,.", "should read like"),
-        ("1:10,1e999", "1e999 is no factor that can be computed with"),
+        ("1:10,1e999", "1e999 is too large a factor"),
     ],
 )
 def test_rules_that_are_none(rules: str, said: str) -> None:

@@ -107,7 +107,7 @@ def test_a_setting_that_the_shell_has_cut_is_put_together(words: str, meant: str
 
 
 def test_what_is_no_setting_is_told() -> None:
-    assert said_of("lora.rank", "8") == ["lora.rank 8: is no setting; write key=value, such as lora.rank=8"]
+    assert said_of("lora.rank", "8") == ["lora.rank 8: is not a setting; write key=value, such as lora.rank=8"]
 
 
 def test_several_values_without_m_are_told_apart_by_what_they_can_mean() -> None:
@@ -118,9 +118,9 @@ def test_several_values_without_m_are_told_apart_by_what_they_can_mean() -> None
     for task, key in (("train", "validation.seeds"), ("generate", "adapter_weight")):
         first, *more = said_of(f"task={task}", f"{key}=4,8")
         assert not [fault for fault in more if fault.startswith(key)], "told once"
-        assert first == f"{key} = 4,8: {several}, a list brackets: '{key}=[4,8]'"
+        assert first == f"{key} = 4,8: {several}; a list needs brackets: '{key}=[4,8]'"
     (prompt,) = said_of("dataset.instance_prompt=a dog, red")
-    assert prompt.endswith(", a text with commas quotes of its own: 'dataset.instance_prompt=\"a dog, red\"'")
+    assert prompt.endswith("; a text with commas needs quotes of its own: 'dataset.instance_prompt=\"a dog, red\"'")
 
 
 def test_a_text_with_signs_is_told_with_its_quotes() -> None:
@@ -183,7 +183,7 @@ def test_a_file_of_the_user_that_is_a_list_is_named(tmp_path: Path) -> None:
     (fault,) = said_of("--config-dir", str(tmp_path), "lora=mine")
 
     assert fault == (
-        f"{file}: holds a list (- value), where settings with their names belong (key: value); mend the file"
+        f"{file}: holds a list (- value), where settings with their names belong (key: value); correct the file"
     )
 
 
@@ -194,7 +194,7 @@ def test_a_file_with_another_ending_is_named(tmp_path: Path) -> None:
 
     (fault,) = said_of("--config-dir", str(tmp_path), "lora=mine")
 
-    assert fault == f"lora = mine: {file} is not read, for its name must end with .yaml; rename it"
+    assert fault == f"lora = mine: {file} is not read, because its name must end with .yaml; rename it"
 
 
 def test_a_sweep_of_a_recipe_that_is_left_out_is_told(
@@ -226,7 +226,7 @@ def test_a_recipe_whose_settings_nothing_would_read_is_refused(tmp_path: Path) -
 
     (fault,) = said_of("--config-dir", str(tmp_path), "recipe=mine")
 
-    assert fault.startswith("recipe.steps, recipe.lora: nothing reads what stands below recipe; ")
+    assert fault.startswith("recipe.steps, recipe.lora: nothing reads settings below recipe; ")
     assert "'# @package _global_'" in fault
     file.write_text("# @package _global_\n" + file.read_text())
     assert said_of("--config-dir", str(tmp_path), "recipe=mine") == ["what Hydra says"]

@@ -91,8 +91,8 @@ def uneven_hosts(tree: OptMl) -> None:
     ("harm", "said"),
     [
         (no_plan, "plan.json cannot be read: No such file or directory"),
-        (lambda tree: change_plan(tree, jobs=[]), "plan.json is no plan: jobs: Tuple should have at least 1 item"),
-        (lambda tree: change_plan(tree, jobz=1), "plan.json is no plan: jobz: Extra inputs are not permitted"),
+        (lambda tree: change_plan(tree, jobs=[]), "plan.json is not a plan: jobs: Tuple should have at least 1 item"),
+        (lambda tree: change_plan(tree, jobz=1), "plan.json is not a plan: jobz: Extra inputs are not permitted"),
         (lambda tree: change_plan(tree, jobs=["abc"]), "config/abc/config.yaml cannot be read: "),
         (lambda tree: change_plan(tree, device="cuda"), "this machine has no NVIDIA GPU"),
         (unknown_host, "current_host = 'algo-2' is not among hosts = [algo-1]"),
@@ -108,7 +108,7 @@ def uneven_hosts(tree: OptMl) -> None:
         (lambda tree: tree.hyperparameters(lora__ranke="8"), "lora.ranke = 8: unknown key, did you mean lora.rank?"),
         (lambda tree: tree.hyperparameters(lora="8"), "lora = '8': is a group of settings"),
         (lambda tree: tree.hyperparameters(steps__x="8"), "steps.x = '8': "),
-        (lambda tree: tree.hyperparameters(steps="[8"), "steps = '[8': is no YAML value"),
+        (lambda tree: tree.hyperparameters(steps="[8"), "steps = '[8': is not valid YAML"),
     ],
 )
 def test_what_is_wrong_is_said(tree: OptMl, harm: Callable[[OptMl], object], said: str) -> None:

@@ -76,7 +76,7 @@ def test_columns_that_commas_do_not_part_are_one_fault(sign: str, tmp_path: Path
     (tmp_path / "metadata.csv").write_text(f"file_name{sign}text\na.png{sign}one\nb.png{sign}two, with a comma\n")
 
     assert faults_of(settings(tmp_path)) == [
-        f"  - metadata.csv: its columns are parted by {sign!r}. Save it with commas."
+        f"  - metadata.csv: its columns are separated by {sign!r}. Save it with commas."
     ]
 
 

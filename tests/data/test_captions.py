@@ -66,11 +66,13 @@ def test_half_a_character_is_named_with_its_image(tmp_path: Path, settings: Sett
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     with pytest.raises(DatasetError, match=r"1 fault") as raised:
         read_dataset(settings(tmp_path))
-    assert r"a.png: its caption 'a dog \ud83d' holds half a character. Write it anew." in str(raised.value)
+    assert r"a.png: its caption 'a dog \ud83d' contains half a character. Type it again." in str(raised.value)
 
     (tmp_path / "metadata.jsonl").unlink()
     (tmp_path / "dataset_info.json").write_text(r'{"instance_prompt": "x", "class_prompt": "a dog \ud83d"}')
-    with pytest.raises(DatasetError, match=r"dataset_info\.json: class_prompt='a dog \\ud83d' holds half a character"):
+    with pytest.raises(
+        DatasetError, match=r"dataset_info\.json: class_prompt='a dog \\ud83d' contains half a character"
+    ):
         read_dataset(settings(tmp_path))
 
 

@@ -104,7 +104,7 @@ def test_what_is_wrong_with_masks_is_told_together(folder: Path, settings: Setti
 
     said = str(raised.value)
     assert "masks/a.png and a.mask.png are masks of one image. Remove one" in said
-    assert "e.mask.png: a mask of no image, for there is no e. Rename or remove it." in said
+    assert "e.mask.png: a mask without its image: there is no e. Rename or remove it." in said
     assert "d.mask.png: the mask is 60x60 px, and d.png 60x48. A mask must have its image's shape." in said
     assert "b-masklabel.png: cannot be decoded" in said
 

@@ -57,13 +57,13 @@ def in_shards(folder: Path) -> None:
 
 
 DAMAGED: dict[str, tuple[Change, list[str]]] = {
-    "no JSON": (written("model_index.json", "{"), ["its model_index.json is no JSON ("]),
+    "no JSON": (written("model_index.json", "{"), ["its model_index.json is not JSON ("]),
     "a list": (written("model_index.json", "[]"), ["its model_index.json holds no JSON object"]),
     "a part that is not named": (without("vae"), ["its model_index.json names no vae"]),
     "a damaged configuration": (written("unet/config.json", "[]"), ["its unet/config.json holds no JSON object"]),
     "a damaged sampler": (
         written("scheduler/scheduler_config.json", ""),
-        ["its scheduler/scheduler_config.json is no JSON ("],
+        ["its scheduler/scheduler_config.json is not JSON ("],
     ),
     "no sampler": (gone("scheduler"), ["its scheduler/scheduler_config.json is missing"]),
     "no tokenizer": (gone("tokenizer_2"), ["its tokenizer_2 has neither tokenizer.json nor vocab.json and merges.txt"]),
@@ -177,9 +177,11 @@ def test_half_a_download_is_refused_where_the_rest_cannot_be_fetched(in_cache: P
     gone(UNET)(in_cache)
     (fault,) = check_model(model)
     assert fault.startswith(
-        "model.path = 'ann/sdxl': the copy in the local cache of the Hub is not whole (its unet has no"
+        "model.path = 'ann/sdxl': the copy in the local cache of the Hub is incomplete (its unet has no"
     )
-    assert fault.endswith("and the Hub cannot be asked (HF_HUB_OFFLINE is set); fetch it once where there is a network")
+    assert fault.endswith(
+        "and the Hub cannot be reached (HF_HUB_OFFLINE is set); fetch it once where there is a network"
+    )
     assert check_model(model, used_here=False) == [], "another machine fetches its own"
 
 
@@ -188,7 +190,7 @@ def test_half_a_vae_is_refused_where_the_rest_cannot_be_fetched(in_cache: Path) 
     model = ModelSettings(vae="ann/sdxl")
     (fault,) = check_model(model)
     assert fault.startswith(
-        "model.vae = 'ann/sdxl': the copy in the local cache of the Hub is not whole (it has no weights"
+        "model.vae = 'ann/sdxl': the copy in the local cache of the Hub is incomplete (it has no weights"
     )
     assert fault.endswith("or set model.vae=null for the model's own")
     shutil.copyfile(in_cache / VAE, in_cache / "diffusion_pytorch_model.safetensors")

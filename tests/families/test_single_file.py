@@ -135,11 +135,11 @@ def test_files_that_cannot_be_read_are_refused_before_anything_starts(
         (fault,) = check_model(settings_of(file, folder, **others), used_here=others.pop("used_here", True))
         return fault
 
-    assert "no .safetensors file that can be read" in said(tmp_path / "nothing.safetensors")
+    assert "cannot be read as a .safetensors file" in said(tmp_path / "nothing.safetensors")
     torn = tmp_path / "torn.safetensors"
     for size in (100, sd15_file.stat().st_size - 1000):
         torn.write_bytes(sd15_file.read_bytes()[:size])
-        assert "no .safetensors file that can be read" in said(torn)
+        assert "cannot be read as a .safetensors file" in said(torn)
     assert "has no model_index.json" in said(sd15_file, tmp_path)
     assert "model.family = 'sdxl'" in said(sd15_file, family="sdxl")
     adapter = tmp_path / "adapter.safetensors"
@@ -155,7 +155,7 @@ def test_files_that_cannot_be_read_are_refused_before_anything_starts(
     (config / "vae" / "config.json").unlink()
     assert said(sd15_file).startswith(f"model.config = {str(config)!r}: its vae/config.json is missing")
     (config / "model_index.json").write_text("[")
-    assert f"{config}/model_index.json: is no JSON" in said(sd15_file)
+    assert f"{config}/model_index.json: is not JSON" in said(sd15_file)
 
 
 def test_a_file_that_is_marked_as_of_velocity_is_not_trained_as_one_of_noise(

@@ -122,7 +122,7 @@ def test_sd3_has_places_for_so_many_patches(sd3_folder: Path, sdxl_folder: Path)
     assert fault.startswith("dataset.buckets = true") and "the longest bucket has 144; lower" in fault
     assert resolution_faults(ModelSettings(path=str(sdxl_folder)), 4096) == []
     assert resolution_faults(ModelSettings(path="owner/name", family="sd3"), 4096) == []
-    with pytest.raises(SettingsError, match=r"resolution = 144: .* has places for images of up to 128 px; lower it"):
+    with pytest.raises(SettingsError, match=r"resolution = 144: .* supports images of up to 128 px; lower it"):
         Checker(sd3_folder).job({"model": {"path": str(sd3_folder), "family": "sd3"}, "resolution": 144})
 
 

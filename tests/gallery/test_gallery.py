@@ -295,7 +295,7 @@ def test_weights_that_are_none_are_refused(gallery: Gallery) -> None:
         (f"prompt=a&weight:{job}=2", "should be from 0 to 1.5"),
         (f"prompt=a&weight:{job}=nan", "should be from 0 to 1.5"),
         (f"prompt=a&weight:{job}=x", "should be a number"),
-        ("prompt=a&weight:../secret=1", "is no completed adapter"),
+        ("prompt=a&weight:../secret=1", "is not a completed adapter"),
         ("prompt=a&size=9", "size = 9"),
     ):
         code, body = gallery.ask("/draw", "POST", form)
@@ -320,7 +320,7 @@ def test_what_is_no_port_is_refused(port: str, tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit) as ended:
         main([str(tmp_path), "--port", port])
     assert ended.value.code == 2
-    assert f"--port: '{port}' is no port; give a whole number from 1 to 65535" in capsys.readouterr().err
+    assert f"--port: '{port}' is not a port; give a whole number from 1 to 65535" in capsys.readouterr().err
 
 
 def test_the_address_that_is_printed_is_one(

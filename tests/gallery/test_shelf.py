@@ -109,8 +109,8 @@ def test_evaluations_are_not_counted_among_trainings(tmp_path: Path) -> None:
         ("flux", {"sampler": "euler"}, "sampler = 'euler': belongs to models with a table of noise levels"),
         ("flux", {"negative_prompt": "x"}, "negative_prompt = 'x': has no effect with model.family=flux"),
         ("flux", {"size": "24"}, "should be a multiple of 16 with model.family=flux"),
-        ("sd3", {"size": "1024"}, "has places for images of up to"),
-        ("sd3", {"base": "{}"}, "no longer here; open the page anew"),
+        ("sd3", {"size": "1024"}, "supports images of up to"),
+        ("sd3", {"base": "{}"}, "no longer here; reload the page"),
     ],
 )
 def test_what_the_model_does_not_know_is_refused_on_the_page(
@@ -167,7 +167,7 @@ def test_what_cannot_rescale_is_not_asked_to(flux_folder: Path, tmp_path: Path) 
     assert "guidance_rescale" not in gallery(tmp_path).get("/draw").text
     form = {"prompt": "a house", "size": "16", "guidance_rescale": "0.5"}
     with pytest.raises(
-        SettingsError, match=r"guidance_rescale = 0\.5: is not known to the sampler of model.family=flux"
+        SettingsError, match=r"guidance_rescale = 0\.5: has no effect on the sampler of model.family=flux"
     ):
         asyncio.run(Easel(Shelf(tmp_path), "cpu").draw(form))
 

@@ -66,7 +66,7 @@ def test_a_job_without_its_settings_is_told_with_what_brings_them_back(tmp_path:
     made = job(tmp_path)
     register(made)
     made.paths.config.unlink()
-    with pytest.raises(RunnerError, match=r"it has no config\.yaml; the command that made it writes it anew"):
+    with pytest.raises(RunnerError, match=r"it has no config\.yaml; the command that made it writes it again"):
         read_job(made.folder)
     register(made)
     assert read_job(made.folder).settings == made.settings

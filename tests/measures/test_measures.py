@@ -261,9 +261,9 @@ def test_no_change_is_no_drift_and_pixels_count_as_shares_of_their_range() -> No
 def test_networks_that_cannot_be_used_are_named_with_their_key(tmp_path: Path) -> None:
     text = tmp_path / "readme.pt"
     text.write_text("not a network")
-    with pytest.raises(SettingsError, match=r"features.inception = .*readme.pt': is no TorchScript file"):
+    with pytest.raises(SettingsError, match=r"features.inception = .*readme.pt': is not a TorchScript file"):
         Scripted("features.inception", str(text), CPU)
-    with pytest.raises(SettingsError, match=r"features.clip = .*: is a Dinov2Model, which knows no texts"):
+    with pytest.raises(SettingsError, match=r"features.clip = .*: is a Dinov2Model, which does not encode texts"):
         Clip("features.clip", str(save_dino(tmp_path / "dino")), CPU)
     pickled = save_dino(tmp_path / "pickled")
     next(pickled.glob("*.safetensors")).unlink()
@@ -322,7 +322,7 @@ def test_a_scripted_network_that_takes_no_such_bytes_is_named_with_its_key(tmp_p
     torch.jit.script(nn.Conv2d(3, 2, 5)).save(str(tmp_path / "floats.pt"))
     for name, reason in (("large.pt", "wants 299 px"), ("floats.pt", ".*")):
         with pytest.raises(
-            SettingsError, match=rf"features.inception = .*{name}': takes no bytes of 48 x 40 px \(.*{reason}"
+            SettingsError, match=rf"features.inception = .*{name}': does not accept bytes of 48 x 40 px \(.*{reason}"
         ):
             picture_network("features.inception", str(tmp_path / name), CPU).pictures(pictures(2))
 
@@ -333,7 +333,7 @@ def test_a_scripted_network_that_gives_no_rows_of_features_is_refused(tmp_path: 
             return images_B3HW, images_B3HW
 
     torch.jit.script(Several()).save(str(tmp_path / "several.pt"))
-    with pytest.raises(SettingsError, match=r"several.pt': gives a tuple and no row of features for each image"):
+    with pytest.raises(SettingsError, match=r"several.pt': gives a tuple instead of a row of features for each image"):
         picture_network("features.inception", str(tmp_path / "several.pt"), CPU).pictures(pictures(2))
 
 

@@ -131,7 +131,7 @@ def test_what_cannot_be_deployed_is_refused_before_anything_is_made(aws: StandIn
     )
 
     assert answer.code == 2
-    assert "endpoint.instance = 'ml.g5.xlage': is no instance type" in answer.output
+    assert "endpoint.instance = 'ml.g5.xlage': is not a known instance type" in answer.output
     assert "lora.rank = 4: has no effect with task=deploy; remove it" in answer.output
 
     answer = runner(*settings, "endpoint.role=nobody", "endpoint.image=null")
@@ -181,7 +181,7 @@ def test_a_base_that_the_container_would_not_find_is_refused(tmp_path: Path) -> 
     file = tmp_path / "base.safetensors"
     file.touch()
     models = {
-        "model.vae = '.*vae': lies on this machine": {"vae": str(tmp_path / "vae")},
+        "model.vae = '.*vae': is on this machine": {"vae": str(tmp_path / "vae")},
         "model.path = '.*': a single file is laid out on": {"path": str(file), "config": str(tmp_path)},
     }
     for said, model in models.items():

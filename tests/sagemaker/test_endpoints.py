@@ -114,7 +114,7 @@ def test_an_image_of_a_type_that_endpoints_refuse(aws: StandIn, image: str, tmp_
     aws.platform.ecr.put_image(repositoryName="ping", imageTag="oci", imageManifest=json.dumps(manifest))
     job = deployment(aws, image.replace(":1", ":oci"), tmp_path)
     assert isinstance(job.settings, Deploy)
-    said = rf"endpoint.image = '.*/ping:oci': is of the type application/vnd.oci.image.{kind}.v1\+json, .* build --tag"
+    said = rf"endpoint.image = '.*/ping:oci': has the type application/vnd.oci.image.{kind}.v1\+json, .* build --tag"
 
     with pytest.raises(SettingsError, match=said):
         check.check(job.settings)

@@ -138,7 +138,7 @@ def test_without_waiting_status_collects_and_a_killed_command_is_taken_up(
     assert "go on without this command" in left.output
     local = runner(*(text for text in settings if not text.startswith("launcher")))
     assert local.code == 2, local.output
-    assert "was given to sagemaker" in local.output
+    assert "was submitted to sagemaker" in local.output
 
     killed = Running(settings)
     killed.wait_for_line("already submitted")

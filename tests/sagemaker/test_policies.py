@@ -160,7 +160,7 @@ def test_a_key_is_asked_about_where_one_is_named(aws: StandIn, settings: dict[st
     assert ("kms:CreateGrant", made["Arn"]) not in questions(aws), "a GPU instance has no volume that takes a key"
     with_volume = with_key | {"instance": "ml.m5.xlarge"}
     (fault,) = faults(with_volume)
-    alias = "launcher.kms_key = 'alias/ours': volumes of launcher.instance take no alias of a key; name "
+    alias = "launcher.kms_key = 'alias/ours': volumes of launcher.instance do not accept a key's alias; name "
     assert fault == alias + made["KeyId"]
     assert faults(with_volume | {"kms_key": made["KeyId"]}) == []
     assert ("kms:CreateGrant", made["Arn"]) in questions(aws)

@@ -105,7 +105,10 @@ def test_the_bucket_of_sagemaker_is_made_only_where_it_is_missing(aws: StandIn) 
     ("code", "said"),
     [
         ("BucketAlreadyOwnedByYou", None),
-        ("BucketAlreadyExists", "launcher.bucket = null: sagemaker-us-east-1-123456789012 cannot be made .because.;"),
+        (
+            "BucketAlreadyExists",
+            "launcher.bucket = null: sagemaker-us-east-1-123456789012 cannot be created .because.;",
+        ),
     ],
 )
 def test_a_bucket_that_is_somebody_elses_by_now(aws: StandIn, code: str, said: str | None) -> None:
@@ -124,7 +127,7 @@ def test_a_bucket_of_sagemakers_name_in_another_account_is_not_used(aws: StandIn
     account.make_bucket()
 
     aws.permissions.owners[account.bucket] = "210987654321"
-    said = f"launcher.bucket = null: {account.bucket} is of another account; name a bucket of yours"
+    said = f"launcher.bucket = null: {account.bucket} belongs to another account; name your own"
     with pytest.raises(AwsError, match=said):
         account.make_bucket()
     (fault,) = faults(bucket=None)
@@ -146,7 +149,7 @@ def test_a_role_that_sagemaker_may_not_take_on(aws: StandIn, faults: Faults) -> 
     trust += '"Action": "sts:AssumeRole"}]}'
     aws.platform.iam.create_role(RoleName="other", AssumeRolePolicyDocument=trust)
     (fault,) = faults(role="other")
-    assert "SageMaker may not take on this role" in fault
+    assert "SageMaker may not assume this role" in fault
 
 
 def test_a_role_is_found_by_its_name_and_one_who_may_not_ask_names_its_path(aws: StandIn) -> None:

@@ -152,7 +152,7 @@ def test_a_changed_object_is_another_model(aws: StandIn, sdxl_folder: Path) -> N
     check_fetched(settings, first)
     write(aws, "sdxl/unet/diffusion_pytorch_model.safetensors", "other weights")
     snapshot(settings)
-    with pytest.raises(ModelError, match="has changed since the job was planned"):
+    with pytest.raises(ModelError, match="have changed since the job was planned"):
         check_fetched(settings, first)
     assert looked_at() != first
 

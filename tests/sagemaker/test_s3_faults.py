@@ -30,7 +30,7 @@ from tests.sagemaker.stand_in import StandIn
             r"read.me is a single object; give the folder that holds it, s3://stand-in/data/",
         ),
         ("s3://stand-in/data/y.parquet", r"did you mean s3://stand-in/data/x.parquet\?"),
-        ("s3://Stand_in/data", r"is no place in S3; write s3://bucket/folder/"),
+        ("s3://Stand_in/data", r"is not a place in S3; write s3://bucket/folder/"),
         ("s3://stand-in/../data", r"has an empty part, '\.' or '\.\.' in it"),
     ],
 )

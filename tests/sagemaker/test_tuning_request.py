@@ -131,7 +131,7 @@ def test_what_the_launcher_or_the_experiment_say_in_vain_is_refused() -> None:
         "launcher.keep_alive_s = 60: has no effect",
         "launcher.pack = 4: has no effect",
         "pruning = 'asha': trials cannot see each other",
-        "validation.every = 0: hydra.sweeper.early_stopping=Auto goes by what is measured on the way",
+        "validation.every = 0: hydra.sweeper.early_stopping=Auto decides by what is measured during a training",
     ):
         assert part in faults
 

@@ -341,5 +341,5 @@ def test_a_search_cannot_leave_its_jobs_to_a_queue() -> None:
         *("launcher=slurm", "launcher.cluster=local", "launcher.gpus_per_node=0", "launcher.wait=false"),
     )
     assert answer.code == 2, answer.output
-    assert "launcher.wait = false: a search goes on by results" in answer.output
+    assert "launcher.wait = false: a search depends on results" in answer.output
     assert not (outputs_dir() / "dev").exists()

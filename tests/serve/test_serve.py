@@ -153,7 +153,7 @@ def test_several_images_come_as_json(endpoint: Endpoint) -> None:
         ({"prompt": "a", "sampler": "lcm", "eta": 0.5}, "eta = 0.5: has no effect with the sampler 'lcm'"),
         ({"prompt": "a", "sampler": "tcd", "inference_steps": 60}, "inference_steps = 60: the sampler 'tcd' picks"),
         ({"prompt": "a", "seeds": [1, 2, 3, 4, 5]}, "ask for 5 images, and this endpoint draws at most 4"),
-        ({"prompt": "a", "seed": 1, "seeds": [2]}, "seed = 1: goes not with seeds"),
+        ({"prompt": "a", "seed": 1, "seeds": [2]}, "seed = 1: cannot be combined with seeds"),
         ([1], "should be a JSON object"),
     ],
 )
@@ -221,7 +221,7 @@ def test_what_is_no_port_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SAGEMAKER_BIND_TO_PORT", "8o80")
-    for arguments, said in (([], "'8o80' is no port"), (["--port", "99999"], "'99999' is no port")):
+    for arguments, said in (([], "'8o80' is not a port"), (["--port", "99999"], "'99999' is not a port")):
         with pytest.raises(SystemExit) as ended:
             main(["--model-dir", str(tmp_path), *arguments])
         assert ended.value.code == 2

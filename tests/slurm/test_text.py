@@ -123,10 +123,10 @@ def test_the_plan_knows_of_the_nodes_what_the_settings_say() -> None:
             {"gpu_name": "L4", "gpus_per_node": 0},
             "launcher.gpu_name = 'L4': has no effect with launcher.gpus_per_node=0",
         ),
-        ({"device": "cpu"}, "launcher.device = 'cpu': does not go with launcher.gpus_per_node = 1"),
+        ({"device": "cpu"}, "launcher.device = 'cpu': contradicts launcher.gpus_per_node = 1"),
         (
             {"device": "cuda", "gpus_per_node": 0},
-            "launcher.device = 'cuda': does not go with launcher.gpus_per_node = 0",
+            "launcher.device = 'cuda': contradicts launcher.gpus_per_node = 0",
         ),
         ({"processes": 2}, "launcher.processes = 2: each GPU has one process, 1 for each worker here"),
         (
@@ -185,7 +185,7 @@ def test_all_that_is_wrong_with_the_place_is_said_at_once(slurm: Slurm, monkeypa
 
     assert len(faults) == 2
     assert "launcher = 'slurm': needs the package submitit" in faults[0] and "pip install" in faults[0]
-    assert "launcher.partition = 'longer': the cluster has none of that name, did you mean long?" in faults[1]
+    assert "launcher.partition = 'longer': the cluster has no such partition, did you mean long?" in faults[1]
     assert "there are: long, short" in faults[1]
 
 

@@ -69,7 +69,7 @@ def test_a_network_that_cannot_read_texts_is_refused_before_anything_is_drawn(
 ) -> None:
     mute = tmp_path / "mute"
     shutil.copytree(networks.clip, mute, ignore=shutil.ignore_patterns("tokenizer*"))
-    for named, fault in ((networks.dino, "is a network that knows no texts"), (str(mute), "has no tokenizer")):
+    for named, fault in ((networks.dino, "is a network that does not encode texts"), (str(mute), "has no tokenizer")):
         with pytest.raises(SettingsError, match=rf"features\.clip = '{named}': {fault}"):
             check(settings(networks, features={"clip": named}, metrics=["clip_text"]))
     with pytest.raises(SettingsError, match="has no tokenizer that knows any words"):
@@ -96,10 +96,10 @@ def test_a_network_that_is_not_whole_is_refused_before_anything_is_drawn(network
             f"it has {weights.name}, which cannot be read (cut short",
         ),
         (weights.unlink, "it has no weights (*.safetensors or *.bin)"),
-        (lambda: (dino / "config.json").write_text("["), "its config.json is no JSON"),
+        (lambda: (dino / "config.json").write_text("["), "its config.json is not JSON"),
     ):
         damage()
         with pytest.raises(SettingsError) as caught:
             check(settings(networks, features=features))
         assert f"features.dino = {str(dino)!r}: {fault}" in str(caught.value)
-        assert f"features.inception = {str(inception)!r}: is no whole file of torch.jit.save" in str(caught.value)
+        assert f"features.inception = {str(inception)!r}: is not a complete file of torch.jit.save" in str(caught.value)

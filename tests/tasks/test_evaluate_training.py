@@ -82,11 +82,14 @@ def test_a_search_over_trainings_goes_by_what_is_measured_of_their_results(netwo
     ("said", "expected"),
     [
         ({"evaluation": {"subject": "sks dog"}}, "evaluation.subject = 'sks dog': has no effect without"),
-        ({"objective": {"name": "evaluation/kid_score"}}, "there are: none, for evaluation.metrics is null"),
+        (
+            {"objective": {"name": "evaluation/kid_score"}},
+            "evaluations measure: none, because evaluation.metrics is null",
+        ),
         ({"evaluation": {"metrics": ["kid"]}}, "evaluation.metrics = [kid]: kid needs features.inception"),
         (
             {"evaluation": {"metrics": ["base_drift"]}, "objective": {"name": "evaluation/dino_score"}},
-            "there are: evaluation/base_drift",
+            "evaluations measure: evaluation/base_drift",
         ),
         (
             {

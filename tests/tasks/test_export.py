@@ -382,9 +382,9 @@ def test_no_hub_at_all_is_said(
     [
         ({}, "there is nothing to export"),
         ({"adapter": ["a", "b"]}, "one is exported at a time"),
-        ({"adapter": "a", "formats": ["kohya", "kohya"]}, "names one twice"),
+        ({"adapter": "a", "formats": ["kohya", "kohya"]}, "names a format twice"),
         ({"adapter": "a", "formats": ["webui"]}, "formats"),
-        ({"adapter": "a", "formats": []}, r"formats = \[\]: names none"),
+        ({"adapter": "a", "formats": []}, r"formats = \[\]: names no format"),
         ({"adapter": "a", "rank": 2, "keep_energy": 0.5}, "keep_energy = 0.5: has no effect"),
         ({"adapter": "a", "hub": {"push": True}}, r"repo_id: has no value"),
         ({"adapter": "a", "hub": {"repo_id": "a/b"}}, r"repo_id = 'a/b': has no effect without hub\.push=true"),

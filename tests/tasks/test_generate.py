@@ -118,7 +118,7 @@ def test_an_adapter_on_the_hub_may_have_a_name_of_its_own(tmp_path: Path, monkey
         # A worker may have no access to the Hub, and have the file from the machine that planned the job.
         hub.refused["/"] = 0
         assert find_adapter("ann/pixels", key="adapter").file == found
-        with pytest.raises(SettingsError, match=r"is not on this machine, nor to be had from the Hub"):
+        with pytest.raises(SettingsError, match=r"is neither on this machine nor available from the Hub"):
             find_adapter("ann/several", key="adapter")
 
 
@@ -136,7 +136,7 @@ def test_a_hub_that_fails_is_told_of_the_adapter_and_not_of_this_disk(
         )  # fmt: skip
 
     assert answer.code == 2
-    assert "adapter = 'ann/pixels': is on the Hub, which does not give it (" in answer.output, answer.output
+    assert "adapter = 'ann/pixels': is on the Hub, but cannot be downloaded (" in answer.output, answer.output
     assert "501" in answer.output
     assert "HTTP Request" not in answer.output, "addresses may be signed"
 
@@ -168,7 +168,7 @@ def told(**changes: object) -> dict[str, object]:
         ({"adapter_weight": 0.5}, "adapter_weight = [0.5]: has no effect without adapter"),
         ({"scheduler": {"name": "euler", "eta": 0.5}}, "scheduler.eta = 0.5: has no effect with scheduler=euler"),
         ({"control": {"path": "x"}}, "control.image = null: control.path needs it"),
-        ({"control": {"path": "x", "image": "no.png"}}, "control.image = 'no.png': is no file"),
+        ({"control": {"path": "x", "image": "no.png"}}, "control.image = 'no.png': is not a file"),
         ({"control": {"path": "no/such", "image": __file__}}, "control.path = 'no/such': neither a folder on this"),
         ({"control": {"path": "no/such/one", "image": __file__}}, "control.path = 'no/such/one': there is no such"),
         ({"control": {"path": str(Path(__file__).parent), "image": __file__}}, "the folder has no config.json, so it"),

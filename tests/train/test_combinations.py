@@ -52,7 +52,7 @@ def test_every_method_with_every_family(
         "validation": {"prompts": ["a photo of <cat>"], "inference_steps": 1},
     }
     if (family, method) in NOT_OFFERED:
-        with pytest.raises(ValidationError, match="is not offered with model"):
+        with pytest.raises(ValidationError, match="cannot be used with model"):
             bench.job(folder, images=images, **settings)
         return
     job = bench.job(folder, images=images, **settings)

@@ -188,7 +188,7 @@ def test_the_smallest_portion_is_one_timestep_and_not_all(
         ({"timestep_bias": "range"}, "timestep_bias_range = null"),
         ({"timestep_bias": "range", "timestep_bias_range": (9, 9)}, "holds no timestep"),
         ({"timestep_bias": "range", "timestep_bias_range": (0, 1000)}, "holds all timesteps"),
-        ({"timestep_bias": "range", "timestep_bias_range": (0, 1001)}, "at most 1000"),
+        ({"timestep_bias": "range", "timestep_bias_range": (0, 1001)}, "less than or equal to 1000"),
         ({"name": "l1"}, "'mse' or 'huber'"),
     ],
 )

@@ -217,7 +217,7 @@ def test_images_of_the_class_among_those_of_the_subject_are_refused(bench: Bench
     subject = write_images(tmp_path / "subject")
     write_images(subject / "class")
     settings = Experiment.model_validate({"dataset": {"path": str(subject)}, "method": of_images(subject / "class")})
-    with pytest.raises(SettingsError, match=r"lies in dataset\.path"):
+    with pytest.raises(SettingsError, match=r"is in dataset\.path"):
         prior_of(settings, read_dataset(settings.dataset))
 
 

@@ -262,8 +262,16 @@ TWO = [{"path": "x"}, {"path": "y", "class_prompt": CAT}]
             {"prior": "base", "class_prompt": DOG},
             "dataset.sources.0.class_data_dir = 'k': has no effect with method.prior=base; remove it",
         ),
-        (TWO[1:], {"class_prompt": DOG}, f"method.class_prompt = {DOG!r}: has no effect, for each of dataset.sources"),
-        (TWO[1:], {"class_data_dir": "k"}, "method.class_data_dir = 'k': has no effect, for each of dataset.sources"),
+        (
+            TWO[1:],
+            {"class_prompt": DOG},
+            f"method.class_prompt = {DOG!r}: has no effect, because each of dataset.sources",
+        ),
+        (
+            TWO[1:],
+            {"class_data_dir": "k"},
+            "method.class_data_dir = 'k': has no effect, because each of dataset.sources",
+        ),
     ],
 )
 def test_classes_without_effect_are_refused(sources: list[dict[str, Any]], method: dict[str, Any], said: str) -> None:
@@ -282,7 +290,7 @@ def test_classes_that_are_missing_or_wrong_are_named_with_their_source(folders: 
             {},
             [
                 "dataset.sources.0.class_data_dir = '/nowhere': there is no such folder",
-                f"dataset.sources.1.class_data_dir = {folders['dog']!r}: lies in dataset.sources.0.path",
+                f"dataset.sources.1.class_data_dir = {folders['dog']!r}: is in dataset.sources.0.path",
             ],
         ),
         (

@@ -56,6 +56,6 @@ def _text(key: str, value: Any, faults: Faults) -> str | None:
         # It may be the caption: do not report missing captions as well.
         return str(value) if key == "instance_prompt" else None
     if value is not None and whole(value) != value:
-        faults.add("description", f"{DESCRIPTION_NAME}: {key}={value!r} holds half a character. Write it anew.")
+        faults.add("description", f"{DESCRIPTION_NAME}: {key}={value!r} contains half a character. Type it again.")
         return None
     return value

@@ -33,7 +33,7 @@ def without_masks(listing: Listing, faults: Faults) -> tuple[Listing, dict[str, 
             masks[subject] = name
     stems = {stem_of(name) for name in images}
     for subject in sorted(masks.keys() - stems):
-        faults.add("mask", f"{masks[subject]}: a mask of no image, for there is no {subject}. Rename or remove it.")
+        faults.add("mask", f"{masks[subject]}: a mask without its image: there is no {subject}. Rename or remove it.")
     return dataclasses.replace(listing, images=images), masks
 
 

@@ -54,7 +54,7 @@ def read_metadata(
     for file in files:
         folder = posixpath.dirname(file)
         if folder in covered:
-            faults.add("metadata", f"{file} and {covered[folder]} stand in one folder. Remove one of them.")
+            faults.add("metadata", f"{file} and {covered[folder]} are in one folder. Remove one of them.")
             continue
         covered[folder] = file
         lines = list(_lines(listing.root, file, faults))
@@ -106,7 +106,7 @@ def _csv_lines(file: str, text: str, faults: Faults) -> Iterator[Line]:
             if columns is None:
                 columns = cells
                 if other := next((sign for sign in ";\t|" if FILE_COLUMN in cells[0].split(sign)[:-1]), None):
-                    faults.add("metadata", f"{file}: its columns are parted by {other!r}. Save it with commas.")
+                    faults.add("metadata", f"{file}: its columns are separated by {other!r}. Save it with commas.")
                     return
             elif len(cells) > len(columns):
                 faults.add("metadata", f"{file} line {first}: more cells than columns. Quote the caption.")

@@ -129,7 +129,7 @@ def _shards(settings: DatasetSettings, faults: Faults, *, refresh: bool) -> tupl
         faults.add(
             "bound",
             f"dataset.max_cache_gb={settings.max_cache_gb:g}: {largest.name} alone has {largest.size / GB:.4g} GB. "
-            "Raise it to two of that, or more.",
+            "Raise it to at least twice that.",
         )
     faults.raise_if_any()
     return [files[name] for name in chosen], found

@@ -67,7 +67,7 @@ class Draft:
             return [found.line(self.settings)]
         if not plan.packs:
             return []
-        return [f"cost: unknown, for nobody says what an hour of {self.settings.instance} costs, or how long jobs take"]
+        return [f"cost: unknown, because an hour of {self.settings.instance} has no known price, or jobs no known time"]
 
     def request(self, jobs: Sequence[Job], *, name: str, variables: dict[str, str]) -> dict[str, Any]:
         """The request for a training job of these jobs.

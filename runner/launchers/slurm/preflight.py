@@ -42,7 +42,7 @@ def _slurm_faults(settings: SlurmLauncher) -> list[str]:
     known = _partitions()
     wanted = (settings.partition or "").split(",")
     return [
-        f"launcher.partition = {name!r}: the cluster has none of that name{nearest(name, known) or ';'} there are: "
+        f"launcher.partition = {name!r}: the cluster has no such partition{nearest(name, known) or ';'} there are: "
         f"{', '.join(known)}"
         for name in wanted
         if name and known and name not in known

@@ -41,7 +41,7 @@ class WithAdapters(JobSettings):
 
     def _faults(self) -> Iterator[str]:
         if len(set(self.adapter)) < len(self.adapter):
-            yield f"adapter = {as_typed(self.adapter)}: names one twice; name it once, with the sum as weight"
+            yield f"adapter = {as_typed(self.adapter)}: names one twice; name it once, with the sum of the weights"
         weights = self.adapter_weight
         if not self.adapter and self.chosen("adapter_weight"):
             yield f"adapter_weight = {as_typed(weights)}: has no effect without adapter=...; remove it"

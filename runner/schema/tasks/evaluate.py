@@ -90,13 +90,13 @@ class Evaluate(WithAdapters, DrawingSettings, EvaluationSettings):
         drawn = [prompt.replace("{}", self.subject or "{}") for prompt in self.prompts or ()]
         if twice := next((prompt for prompt in drawn if drawn.count(prompt) > 1), None):
             yield (
-                f"prompts = {as_typed(self.prompts)}: {twice!r} stands there twice, and copies would count as images "
+                f"prompts = {as_typed(self.prompts)}: {twice!r} is named twice, and copies would count as images "
                 "of their own; name it once, and give more seeds for more images"
             )
         asks = self.draws_subject and (self.prompts is None or any("{}" in prompt for prompt in self.prompts))
         if asks and self.subject is None:
             yield (
-                "subject = null: the prompts have a place for it; set subject='sks dog' (the words that the adapter "
+                "subject = null: the prompts have a {} for it; set subject='sks dog' (the words that the adapter "
                 "was taught), or prompts=[...] without {}"
             )
         if self.draws_subject and not asks:

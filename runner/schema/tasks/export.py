@@ -71,8 +71,8 @@ class Export(WithAdapters):
                 "task=merge output=adapter, or sweep over them with -m"
             )
         if not self.formats:
-            yield "formats = []: names none; take some of diffusers, kohya, kohya_alpha"
+            yield "formats = []: names no format; choose from diffusers, kohya, kohya_alpha"
         if len(set(self.formats)) < len(self.formats):
-            yield f"formats = {as_typed(self.formats)}: names one twice"
+            yield f"formats = {as_typed(self.formats)}: names a format twice; name it once"
         if self.rank is not None:
             yield from self.idle("keep_energy", because=f"with rank={self.rank}", fix="remove one of them")

@@ -49,8 +49,7 @@ def faults_of_settings(experiment: Experiment, launcher: SageMakerLauncher, sett
     faults = []
     if launcher.local:
         faults.append(
-            "launcher.local = true: containers of this machine are not SageMaker's to tune; search with "
-            "hydra/sweeper=optuna"
+            "launcher.local = true: SageMaker cannot tune containers on this machine; search with hydra/sweeper=optuna"
         )
     if launcher.concurrency is not None:
         said = "hydra.sweeper.parallel says how many trials run at the same time"
@@ -70,8 +69,8 @@ def faults_of_settings(experiment: Experiment, launcher: SageMakerLauncher, sett
     if settings.ends_early and name.startswith("validation/") and not 0 < every < experiment.steps:
         what = "strategy=Hyperband" if settings.strategy == "Hyperband" else "early_stopping=Auto"
         faults.append(
-            f"validation.every = {every}: hydra.sweeper.{what} goes by what is measured on the way, and {name} is "
-            "measured at the end alone; set it to some of the steps"
+            f"validation.every = {every}: hydra.sweeper.{what} decides by what is measured during a training, and "
+            f"{name} is measured only at its end; set it to fewer than the steps"
         )
     return faults
 

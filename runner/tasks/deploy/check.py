@@ -70,9 +70,7 @@ def check(settings: Deploy) -> dict[str, Any]:
         faults += str(error).splitlines()
     names = served_names(settings, adapters) if adapters else []
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        faults.append(
-            f"adapter: {', '.join(repeated)} would be the name of several in the endpoint; rename their files"
-        )
+        faults.append(f"adapter: {', '.join(repeated)} would name several adapters of the endpoint; rename their files")
     faults += _model_faults(settings.model) + sampler_faults(settings.model, settings.scheduler.name)
     if faults:  # before any request over the network
         raise SettingsError("\n".join(faults))
@@ -106,8 +104,8 @@ def _model_faults(model: ModelSettings) -> list[str]:
     faults = single_file_faults(model, used_here=False) if is_single_file(model.path) else []
     if model.vae is not None and not is_s3(model.vae) and local_folder(model.vae) is not None:
         faults.append(
-            f"model.vae = {model.vae!r}: lies on this machine, and of what lies here an endpoint is sent model.path "
-            "alone; give a Hub id or s3://..., or a model that has it (task=merge output=folder)"
+            f"model.vae = {model.vae!r}: is on this machine, and of local files an endpoint is sent only "
+            "model.path; give a Hub id or s3://..., or a model that has it (task=merge output=folder)"
         )
     return faults
 

@@ -107,7 +107,7 @@ def _network_faults(key: str, named: str, *, scripted: bool, texts: bool) -> lis
     if path.is_file():
         if not scripted:
             return [f"{said}: is a file; give a folder in transformers layout, or a Hub id"]
-        why = f"is no whole file of torch.jit.save ({path.stat().st_size} bytes)"
+        why = f"is not a complete file of torch.jit.save ({path.stat().st_size} bytes)"
         return [] if is_zipfile(path) else [f"{said}: {why}; copy or download it again"]
     if path.is_dir():
         missing = [name for name in (CONFIG, PROCESSOR) if not (path / name).is_file()]
@@ -121,7 +121,7 @@ def _network_faults(key: str, named: str, *, scripted: bool, texts: bool) -> lis
 def _text_faults(said: str, folder: Path) -> list[str]:
     """Why the network in a folder cannot compare pictures with texts."""
     if "text_config" not in config_of(folder):
-        return [f"{said}: is a network that knows no texts; give a CLIP"]
+        return [f"{said}: is a network that does not encode texts; give a CLIP"]
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return [f"{said}: has no tokenizer; put the network's own beside it ({VOCABULARIES[0]}, or its vocabulary)"]
     return []

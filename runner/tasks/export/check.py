@@ -25,7 +25,7 @@ def check(settings: Export) -> dict[str, Any]:
     if settings.hub.push:
         if base_model(settings) is None:
             faults.append(
-                f"hub.base_model: has no value, and model.path = {settings.model.path!r} is no Hub id; set "
+                f"hub.base_model: has no value, and model.path = {settings.model.path!r} is not a Hub id; set "
                 "hub.base_model=owner/name, which the card names"
             )
         faults += hub_faults(settings.hub)
@@ -65,8 +65,8 @@ def _format_faults(settings: Export, found: AdapterFile) -> list[str]:
         return faults
     if set(settings.formats) != {"diffusers"}:
         faults.append(
-            f"formats = {as_typed(settings.formats)}: {given} is a DoRA, which other programs read in other ways than "
-            "it is trained; set formats=[diffusers]"
+            f"formats = {as_typed(settings.formats)}: {given} is a DoRA, which other programs read differently from "
+            "how it is trained; set formats=[diffusers]"
         )
     faults += weight_faults_of_dora(given, weight)
     faults += [

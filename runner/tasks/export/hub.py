@@ -56,7 +56,7 @@ def hub_faults(settings: HubSettings) -> list[str]:
     own = {str(account.get("name")), *(str(each.get("name")) for each in account.get("orgs", ()))}
     if owner not in own:
         name, owners = account.get("name"), " or ".join(sorted(own))
-        return [f"hub.repo_id = {repo_id!r}: the token is of {name}, who is not {owner}; take {owners} as owner"]
+        return [f"hub.repo_id = {repo_id!r}: the token belongs to {name}, who is not {owner}; take {owners} as owner"]
     return _seen_otherwise(settings)
 
 

@@ -41,7 +41,7 @@ def check(settings: Generate) -> dict[str, Any]:
 def _image_faults(given: str) -> list[str]:
     image, said = path_of(given), f"control.image = {given!r}"
     if not image.is_file():
-        return [f"{said}: is no file; give the image to follow"]
+        return [f"{said}: is not a file; give the image to follow"]
     try:
         found = inspect(image.read_bytes())
     except (OSError, UnreadableImage) as error:
@@ -57,6 +57,6 @@ def _network_faults(given: str) -> list[str]:
         return hub_faults("control.path", given, CONFIG, None, ask=True, lacks=part_faults)
     said = f"control.path = {given!r}"
     if not (folder / CONFIG).is_file():
-        why = f"the folder has no {CONFIG}, so it is no ControlNet in diffusers layout"
+        why = f"the folder has no {CONFIG}, so it is not a ControlNet in diffusers layout"
         return [f"{said}: {why}; name the folder that save_pretrained wrote"]
     return [f"{said}: {reason}" for reason in part_faults(folder)]

@@ -199,7 +199,7 @@ class Adapter:
         found = {_site_of(key, factors, components): factors for key, factors in layers.items()}
         dora = [factors.magnitude is not None for factors in found.values()]
         if any(dora) and not all(dora):
-            raise SettingsError("an adapter that is a DoRA on some parts of the model only is not drawn with")
+            raise SettingsError("an adapter that is a DoRA on some parts of the model only cannot be drawn with")
         adapter = cls.__new__(cls)
         adapter.dropout = adapter.rank_dropout = adapter.module_dropout = 0.0
         adapter.seed = 0

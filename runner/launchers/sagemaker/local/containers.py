@@ -273,10 +273,10 @@ def preflight(settings: SageMakerLauncher, image: str | None) -> list[str]:
     """What keeps containers from running here."""
     program = engine()
     if program is None:
-        return [f"launcher.local = true: no {' and no '.join(ENGINES)} works on this machine; install or start one"]
+        return [f"launcher.local = true: neither {' nor '.join(ENGINES)} works on this machine; install or start one"]
     if image is None:
         return [
-            "launcher.image = null: nothing was built or pushed here yet; python -m runner.image build, and name it"
+            "launcher.image = null: nothing was built or pushed here yet; run python -m runner.image build, and name it"
         ]
     there = subprocess.run([program, "image", "inspect", image], capture_output=True, check=False).returncode == 0
     if not there:
