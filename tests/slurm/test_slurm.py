@@ -350,3 +350,48 @@ def test_who_could_not_be_asked_to_end_is_named(
     with pytest.raises(NotStopped, match=rf"slurm 101, 102 may go on: .*{said}.*scancel 101 102") as raised:
         SlurmCluster(SlurmLauncher()).cancel(["101", "102"])
     assert raised.value.workers == ("101", "102")
+
+
+QUERIES = {
+    "answers": "exit 0",
+    "fails": "echo 'sacct: error: Connection refused' >&2; exit 1",
+    "hangs": "exec sleep 60",
+    "no accounts": "echo 'Slurm accounting storage is disabled' >&2; exit 1",
+}
+
+
+@pytest.mark.parametrize(
+    ("squeue", "sacct", "said"),
+    [
+        ("fails", "answers", "Connection refused"),
+        ("answers", "fails", "Connection refused"),
+        ("answers", "hangs", "sacct gave no answer within 0.2 s"),
+        ("answers", "no accounts", ""),
+    ],
+)
+def test_a_query_that_fails_for_a_while_is_said_once_and_no_worker_is_taken_for_gone(
+    squeue: str,
+    sacct: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def install(**scripts: str) -> None:
+        for name, behaviour in scripts.items():
+            (tmp_path / name).write_text(f"#!/bin/sh\n{QUERIES[behaviour]}\n")
+            (tmp_path / name).chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr("runner.launchers.slurm.clusters.COMMAND_TIMEOUT_S", 0.2)
+    install(squeue=squeue, sacct=sacct)
+    cluster = SlurmCluster(SlurmLauncher())
+    for _ in range(2):
+        gone = cluster.gone({"101": ()})
+        assert bool(gone) == (not said)
+        cluster._watcher.update()
+    assert [said in record.message for record in caplog.records] == [True] * bool(said)
+
+    install(squeue="answers", sacct="answers")
+    cluster._watcher.update()
+    assert cluster.gone({"101": ()})["101"].words == "is no longer known to Slurm"

@@ -7,6 +7,7 @@ running things, which pickles a function and its arguments, is not used: what ru
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shlex
 import signal
@@ -23,6 +24,7 @@ from submitit.helpers import clean_env
 from submitit.local.local import LocalExecutor, LocalJob
 from submitit.slurm.slurm import SlurmExecutor
 
+from runner.errors import RunnerError
 from runner.jobs.job import Job
 from runner.launchers.cluster import Gone, NoRoom, NotStopped, NotSubmitted, Order
 from runner.launchers.slurm.text import command_text, parameters
@@ -30,6 +32,8 @@ from runner.launchers.worker import python_path, worker_defaults
 from runner.paths import cache_dir
 from runner.schema import SlurmLauncher
 from runner.system.machine import cores, threads_of
+
+log = logging.getLogger(__name__)
 
 LONGEST_SILENCE_S = 60
 """Slurm is polled at least this often, and more often shortly after a submission."""
@@ -44,6 +48,10 @@ TAKEN = ("BOOT_FAIL", "DEADLINE", "NODE_FAIL", "PREEMPTED", "REVOKED", "TIMEOUT"
 ENDED = ("COMPLETED", "FAILED", "OUT_OF_MEMORY")
 FORGOTTEN = "FORGOTTEN"
 """The state of a job that neither the queue nor the accounting knows."""
+NO_ACCOUNTS = ("accounting storage is disabled", "No such file or directory")
+"""What sacct says, or what is said of it, on clusters that keep no accounts: those will not be there later either."""
+WAIT_FOR_ACCOUNTS_S = 3600.0
+"""How long accounts that cannot be read are waited for: without them, nobody knows why a worker ended."""
 
 
 class SlurmCluster:
@@ -54,7 +62,7 @@ class SlurmCluster:
 
     def __init__(self, settings: SlurmLauncher) -> None:
         self.settings = settings
-        self._watcher = QueueWatcher(delay_s=LONGEST_SILENCE_S)
+        self._watcher = QueueWatcher()
 
     def submit(self, order: Order, *, after: str | None) -> str:
         """Pass a worker to sbatch; returns the job's id."""
@@ -116,8 +124,12 @@ class QueueWatcher(InfoWatcher):
     """States of Slurm jobs, polled with submitit's back-off.
 
     squeue is asked first: it answers at once and everywhere. For jobs that it has forgotten, sacct may know how they
-    ended, if the cluster keeps accounts.
+    ended, if the cluster keeps accounts. While one of them fails, which is logged once, jobs keep their last state.
     """
+
+    def __init__(self, delay_s: int = LONGEST_SILENCE_S) -> None:
+        super().__init__(delay_s=delay_s)
+        self._silent_since: float | None = None
 
     def register_all(self, workers: Sequence[str]) -> None:
         """Watch these too."""
@@ -132,28 +144,58 @@ class QueueWatcher(InfoWatcher):
     def update(self) -> None:
         """Query all jobs together; those without an answer keep their last state."""
         self._num_calls += 1
+        try:
+            self._query(sorted(self._registered - self._finished))
+        except NoAnswer as error:
+            if self._silent_since is None:
+                self._silent_since = time.time()
+                log.warning("Slurm cannot be queried, and is asked again: %s", error)
+        else:
+            self._silent_since = None
+        # After the queries, which may have hung: otherwise each job would start them again.
         self._last_status_check = time.time()
-        open_jobs = sorted(self._registered - self._finished)
-        queued = _states("squeue", "--me", "--noheader", "--states=all", "--format=%i|%T") if open_jobs else None
-        if queued is None:
+
+    def _query(self, open_jobs: Sequence[str]) -> None:
+        if not open_jobs:
             return
-        missing = [job for job in open_jobs if job not in queued]
-        ended = _states("sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(missing)) if missing else {}
-        for job in open_jobs:
-            state = queued.get(job) or (ended or {}).get(job, FORGOTTEN)
+        queued = _states("squeue", "--me", "--noheader", "--states=all", "--format=%i|%T")
+        self._note({job: queued[job] for job in open_jobs if job in queued})
+        if not (missing := [job for job in open_jobs if job not in queued]):
+            return
+        try:
+            ended = _states("sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(missing))
+        except NoAnswer as error:
+            waited_s = time.time() - (self._silent_since or time.time())
+            if waited_s < WAIT_FOR_ACCOUNTS_S and not any(words in str(error) for words in NO_ACCOUNTS):
+                raise
+            ended = {}
+        self._note({job: ended.get(job, FORGOTTEN) for job in missing})
+
+    def _note(self, states: Mapping[str, str]) -> None:
+        for job, state in states.items():
             self._info_dict[job] = {"State": state}
             if state in (*TAKEN, *ENDED, "CANCELLED", FORGOTTEN):
                 self._finished.add(job)
 
 
-def _states(*command: str) -> dict[str, str] | None:
-    """Job ids and the first word of their states, as a command lists them; None if it failed."""
+class NoAnswer(RunnerError):
+    """A command of Slurm has failed; its text says how."""
+
+
+def _states(*command: str) -> dict[str, str]:
+    """Job ids and the first word of their states, as a command lists them.
+
+    Raises:
+        NoAnswer: the command failed, hung or is not there.
+    """
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
+    except subprocess.TimeoutExpired:
+        raise NoAnswer(f"{command[0]} gave no answer within {COMMAND_TIMEOUT_S:g} s") from None
+    except OSError as error:
+        raise NoAnswer(str(error)) from error
     if answer.returncode != 0:
-        return None
+        raise NoAnswer(answer.stderr.strip() or f"{command[0]} ended with code {answer.returncode}")
     rows = (line.strip().split("|") for line in answer.stdout.splitlines() if "|" in line)
     return {job: state.split()[0] for job, state, *_ in rows if state.strip()}
 
