@@ -22,7 +22,17 @@ from runner.s3.access import (
 )
 from runner.schema.aws import AwsSettings
 
-__all__ = ["NO_BUCKET", "Account", "NoAccess", "aws_errors", "code_of", "may_pass", "message_of", "understood"]
+__all__ = [
+    "NO_BUCKET",
+    "Account",
+    "NoAccess",
+    "aws_errors",
+    "code_of",
+    "may_pass",
+    "message_of",
+    "one_refusal",
+    "understood",
+]
 
 NO_BUCKET = ("404", "NoSuchBucket")
 """S3's error codes for a bucket that does not exist."""
@@ -39,6 +49,26 @@ def refusals_said() -> Iterator[None]:
         raise AwsError(f"AWS: {message_of(error)}") from error
     except NoAccess as error:
         raise AwsError(str(error)) from error
+
+
+@contextmanager
+def one_refusal(of: str, said: set[str]) -> Iterator[None]:
+    """Log what AWS refuses inside, for one of several training jobs: it says nothing about the others.
+
+    A network that is away is raised: it would be for the others, too.
+
+    Args:
+        of: the training job.
+        said: what has been logged about others, which is not repeated.
+    """
+    try:
+        yield
+    except aws_errors() as error:
+        if not code_of(error):
+            raise
+        if (message := message_of(error)) not in said:
+            said.add(message)
+            log.warning("SageMaker cannot be queried about %s: %s", of, message)
 
 
 class Account:

@@ -130,6 +130,25 @@ def test_a_result_that_does_not_arrive_ends_no_waiting(
     assert job.paths.metrics.read_text() == "{}\n", "the next look brings it"
 
 
+def test_a_refusal_about_one_training_job_keeps_no_other_from_being_looked_at(
+    reached: SageMakerCluster, job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ("photos-1", "photos-2", "photos-3")
+    list_objects = reached.storage.listing
+    reached.storage.write(reached.places.training_job("dev", names[-1]) / f"checkpoints/jobs/{job.id}/log.txt", b"end")
+
+    def listing(folder: Location) -> Any:
+        if names[-1] not in folder.uri:
+            raise refused("AccessDenied", 403)
+        return list_objects(folder)
+
+    monkeypatch.setattr(reached, "_statuses", lambda names: dict.fromkeys(names, "InProgress"))
+    monkeypatch.setattr(reached.storage, "listing", listing)
+    assert reached.gone({name: [job] for name in names}) == {}
+    assert job.paths.log.read_text() == "end"
+    assert [record.args[0] for record in caplog.records if record.args] == [names[0]], "one refusal is said once"
+
+
 def test_what_was_read_of_a_log_before_a_fault_is_kept(aws: StandIn, tmp_path: Path) -> None:
     def page(message: str) -> dict[str, Any]:
         return {"events": [{"message": message}] if message else [], "nextForwardToken": "end"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from runner.aws.account import Account, aws_errors, code_of, may_pass, message_of
+from runner.aws.account import Account, aws_errors, code_of, may_pass, message_of, one_refusal
 from runner.aws.names import Location, Places
 from runner.aws.prices import Prices
 from runner.aws.storage import Storage
@@ -175,17 +175,22 @@ class SageMakerCluster:
         return {name: self._gone[name] for name in workers if name in self._gone}
 
     def _look(self, names: Sequence[str]) -> None:
+        said: set[str] = set()
         try:
             statuses = self._statuses(names)
             for name in names:
-                if statuses.get(name) in RUNNING:
-                    self._tail(name).look()
-                    self.collector.look(self._jobs[name], self._place(name))
-                else:
-                    self._end(name)
+                with one_refusal(name, said):
+                    self._look_at(name, statuses.get(name))
         except aws_errors() as error:
             # A temporary network failure is no reason to give up a sweep.
             log.warning("SageMaker cannot be queried: %s", message_of(error))
+
+    def _look_at(self, name: str, status: str | None) -> None:
+        if status in RUNNING:
+            self._tail(name).look()
+            self.collector.look(self._jobs[name], self._place(name))
+        else:
+            self._end(name)
 
     def _statuses(self, names: Sequence[str]) -> dict[str, str]:
         """The statuses of training jobs, listed newest first until all of these are found."""

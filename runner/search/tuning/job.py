@@ -9,7 +9,7 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from runner.aws.account import aws_errors, code_of, may_pass, message_of, understood
+from runner.aws.account import aws_errors, code_of, may_pass, message_of, one_refusal, understood
 from runner.errors import Detached, Interrupted, RunnerError, SettingsError
 from runner.jobs.job import Job, state_of
 from runner.launchers.cluster import NotStopped
@@ -174,8 +174,10 @@ class TuningJob:
         try:
             described = self._describe()
             status = str(described["HyperParameterTuningJobStatus"])
+            said: set[str] = set()
             for summary in self._summaries():
-                self._look_at(summary, status)
+                with one_refusal(str(summary["TrainingJobName"]), said):
+                    self._look_at(summary, status)
         except aws_errors() as error:
             # A temporary network failure is no reason to give up a search.
             log.warning("SageMaker cannot be queried: %s", message_of(error))
