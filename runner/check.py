@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 
 from runner.errors import SettingsError
-from runner.families.files import check_model, fingerprint, resolution_faults
+from runner.families.files import check_model, dropout_faults, fingerprint, resolution_faults
 from runner.families.prediction import prediction_faults, sampler_faults
 from runner.families.targeted import target_faults
 from runner.jobs.earlier import find_earlier, layer_faults
@@ -220,6 +220,8 @@ def _faults_with_model(experiment: Experiment, is_right: Callable[..., bool]) ->
     if is_right("model", "resolution", "dataset"):
         longest_px = max(max(shape) for shape in experiment.shapes)
         faults += resolution_faults(experiment.model, experiment.resolution, longest_px=longest_px)
+    if is_right("model", "lora.text_encoder", "dataset.caption_dropout", "method"):
+        faults += dropout_faults(experiment)
     if is_right("model", *OF_TARGETS, "method.name") and not isinstance(experiment.method, TextualInversion):
         faults += target_faults(experiment.lora, experiment.model)  # the other method adapts no layers
     return faults

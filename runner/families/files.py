@@ -14,12 +14,23 @@ from runner.embedded import MODEL_DIR
 from runner.errors import ModelError
 from runner.families import stored
 from runner.families.known import FAMILIES
-from runner.families.layout import CONFIG, INDEX, Weights, config_of, index_of, layout_faults, names_in, part_faults
+from runner.families.layout import (
+    CONFIG,
+    INDEX,
+    Weights,
+    config_of,
+    has_zeros_for_empty,
+    index_of,
+    layout_faults,
+    names_in,
+    part_faults,
+)
 from runner.families.single_file import is_single_file, lay_out_single_file, single_file_faults
 from runner.hub import hub_faults, not_to_be_had, reason_of
 from runner.paths import cache_dir, path_of
 from runner.s3 import is_s3
-from runner.schema import ModelSettings
+from runner.schema import Experiment, ModelSettings
+from runner.schema.method import DreamBooth
 from runner.system.archive import BadArchive, is_archive
 from runner.system.hashes import HASHED_SUFFIXES, file_hash, folder_hash
 
@@ -57,6 +68,21 @@ def planning_folder(settings: ModelSettings) -> Path | None:
     if settings.config is not None:
         return path_of(settings.config)
     return stored.described(settings.path) if is_s3(settings.path) else local_folder(settings.path)
+
+
+def dropout_faults(experiment: Experiment) -> list[str]:
+    """Why nothing would train the text encoders of a checked model, one line; empty if something does."""
+    data, method = experiment.dataset, experiment.method
+    # The base model's own prediction for the class is learnt with the class prompt, which is never left out.
+    has_prompts = isinstance(method, DreamBooth) and method.prior == "base"
+    folder = planning_folder(experiment.model)
+    if not experiment.lora.text_encoder or data.caption_dropout < 1 or has_prompts or folder is None:
+        return []
+    if experiment.model.family != "sdxl" or not has_zeros_for_empty(index_of(folder)):
+        return []  # the encoded empty caption trains them
+    reason = "leaves out every caption, and this model then takes zeros instead of what its text encoders give"
+    fix = "so that lora.text_encoder=true trains nothing; lower it, or set lora.text_encoder=false"
+    return [f"dataset.caption_dropout = {data.caption_dropout}: {reason}, {fix}"]
 
 
 def resolution_faults(settings: ModelSettings, resolution: int, *, longest_px: int | None = None) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,11 @@ def index_of(folder: Path) -> dict[str, Any]:
         ValueError: it is not a JSON object.
     """
     return _read(folder / INDEX)
+
+
+def has_zeros_for_empty(index: Mapping[str, Any]) -> bool:
+    """Whether an SDXL model uses zeros without a prompt, by its index, rather than the encoded empty caption."""
+    return bool(index.get("force_zeros_for_empty_prompt", True))
 
 
 def config_of(folder: Path, part: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from runner.families.exports import Kohya
 from runner.families.family import Text, TextStack, Tokenizers
 from runner.families.known import FAMILIES
-from runner.families.layout import index_of
+from runner.families.layout import has_zeros_for_empty, index_of
 from runner.families.loading import load_component
 from runner.families.noise import load_noise_schedule
 from runner.families.original import AROUND
@@ -38,8 +38,7 @@ def kohya_version(denoiser: nn.Module) -> str:
 
 def zeros_for_empty(folder: Path) -> bool:
     """Without a prompt, it uses zeros, unless the model's index says otherwise."""
-    index = index_of(folder)
-    return bool(index.get("force_zeros_for_empty_prompt", True))
+    return has_zeros_for_empty(index_of(folder))
 
 
 def load_tokenizers(folder: Path) -> Tokenizers:

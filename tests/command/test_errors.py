@@ -57,6 +57,10 @@ WRONG = {
         ["resolution=48", "dataset.buckets=true", "lora.rank=0"],
         ["dataset.buckets = true: with resolution=48, dataset.bucket_step=64", "lora.rank = 0"],
     ),
+    "no caption for what reads captions": (
+        ["lora.text_encoder=true", "dataset.caption_dropout=1"],
+        ["dataset.caption_dropout = 1.0: leaves out every caption", "lora.text_encoder=false"],
+    ),
     "a rate for Prodigy": (["optimizer=prodigy", "optimizer.lr=1e-4"], ["optimizer.lr = 0.0001", "factor", "1"]),
     "two rates for Prodigy": (
         ["optimizer=prodigy", "method=pivotal", "method.initial=[cat]", "method.token_lr=1e-3"],

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -13,9 +14,9 @@ from PIL import Image
 
 from runner.embedded import MODEL_DIR
 from runner.errors import SettingsError
-from runner.families.files import check_model
+from runner.families.files import check_model, dropout_faults
 from runner.families.layout import layout_faults, names_in
-from runner.schema import ModelSettings
+from runner.schema import Experiment, ModelSettings
 from runner.schema.tasks.generate import Generate
 from runner.tasks.generate.check import check
 
@@ -195,3 +196,22 @@ def test_half_a_vae_is_refused_where_the_rest_cannot_be_fetched(in_cache: Path) 
     assert fault.endswith("or set model.vae=null for the model's own")
     shutil.copyfile(in_cache / VAE, in_cache / "diffusion_pytorch_model.safetensors")
     assert check_model(model) == []
+
+
+def test_text_encoders_without_captions_are_trained_by_the_encoded_empty_one_only(
+    tmp_path: Path, sd15_folder: Path
+) -> None:
+    def faults(model: Path, family: str = "sdxl", **changes: Any) -> list[str]:
+        raw = {"dataset": {"path": "embedded", "caption_dropout": 1}, "lora": {"text_encoder": True}, **changes}
+        model_settings = {"path": str(model), "family": family}
+        return dropout_faults(Experiment.model_validate({"model": model_settings, "resolution": 64, **raw}))
+
+    (said,) = faults(MODEL_DIR)
+    assert said.startswith("dataset.caption_dropout = 1.0: leaves out every caption")
+    assert faults(MODEL_DIR, lora={"text_encoder": False}) == []
+    assert faults(MODEL_DIR, method={"name": "dreambooth", "prior": "base", "class_prompt": "a house"}) == []
+    assert faults(MODEL_DIR, method={"name": "dreambooth", "class_prompt": "a house"}) == [said]
+    assert faults(sd15_folder, "sd") == []
+    index = json.loads((MODEL_DIR / "model_index.json").read_text()) | {"force_zeros_for_empty_prompt": False}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert faults(tmp_path) == []
