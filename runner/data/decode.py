@@ -148,7 +148,9 @@ def _notes(image: Image.Image, *, turned: bool) -> tuple[str, ...]:
         notes.append("palette to RGB")
     if _foreign_profile(image) is not None:
         notes.append("colour profile to sRGB")
-    if _has_alpha(image):
+    if (hidden := _hidden_grey(image)) is not None and hidden.getbbox() is not None:
+        notes.append("transparency over white")
+    elif _has_alpha(image):
         lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
         if isinstance(lowest, (int, float)) and lowest < OPAQUE:
             notes.append("transparency over white")
@@ -169,7 +171,10 @@ def _to_rgb(image: Image.Image, under: int) -> Image.Image:
     from PIL import Image
 
     if _is_wide_grey(image):
-        return _grey_to_8_bit(image).convert("RGB")
+        grey = _grey_to_8_bit(image).convert("RGB")
+        if (hidden := _hidden_grey(image)) is not None:
+            grey.paste((under, under, under), mask=hidden)
+        return grey
     if _has_alpha(image):
         # Converting a transparent picture straight to RGB shows the hidden colour under it, often black.
         rgba = image.convert("RGBA")
@@ -193,6 +198,17 @@ def _grey_to_8_bit(image: Image.Image) -> Image.Image:
             f"grey values from {lowest:g} to {highest:g}, expected 0 to {top:g}; save it with 8 or 16 bits per channel"
         )
     return Image.fromarray(np.rint(values * (255.0 / top)).astype(np.uint8))
+
+
+def _hidden_grey(image: Image.Image) -> Image.Image | None:
+    """A mask of the transparent pixels of 16-bit grey; None if it has no transparent grey."""
+    import numpy as np
+    from PIL import Image
+
+    level = image.info.get("transparency")
+    if not _is_wide_grey(image) or not isinstance(level, int):
+        return None
+    return Image.fromarray((np.asarray(image) == level).astype(np.uint8) * 255)
 
 
 def _foreign_profile(image: Image.Image) -> bytes | None:

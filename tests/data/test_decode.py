@@ -113,6 +113,18 @@ def test_16_bit_grey_is_scaled(photos: dict[str, Image.Image], form: str) -> Non
     assert inspect(data).notes == ("16-bit grey to RGB",)
 
 
+def test_16_bit_grey_may_have_a_colour_that_is_transparent(photos: dict[str, Image.Image]) -> None:
+    """PNG's tRNS chunk hides one of the 65536 greys, and no other that is like it in 8 bits."""
+    wide = np.asarray(photos["coffee"].convert("L")).astype(np.uint16) * 257
+    wide[:10], wide[10:20] = 5140, 5141
+    data = encoded(Image.fromarray(wide), "PNG", transparency=5140)
+
+    assert decode(data).getpixel((0, 0)) == (255, 255, 255)
+    assert decode(data, under=0).getpixel((0, 9)) == (0, 0, 0)
+    assert decode(data).getpixel((0, 10)) == (20, 20, 20)
+    assert inspect(data).notes == ("16-bit grey to RGB", "transparency over white")
+
+
 def test_float_grey(photos: dict[str, Image.Image]) -> None:
     """Floats from 0 to 1 are scaled; others mean nothing as a picture and are refused with their range."""
     grey = np.asarray(photos["coffee"].convert("L"))
