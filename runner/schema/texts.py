@@ -15,6 +15,12 @@ SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 SECRET_MIN_LENGTH = 8
 MISSING = "???"
 """How YAML marks a value that the user must give."""
+PATHS = (
+    "path", "config", "vae", "class_data_dir", "init_from", "real", "inception", "clip", "dino", "adapter", "image",
+)  # fmt: skip
+"""The last parts of keys whose values may be paths."""
+LONGEST_NAME, LONGEST_PATH = 255, 4000
+"""What a file system takes, in bytes; of the 4096 for a path, some are for the names of files in a folder."""
 
 
 def readable(raw: Mapping[str, Any]) -> tuple[list[str], dict[str, Any], list[str]]:
@@ -26,17 +32,29 @@ def readable(raw: Mapping[str, Any]) -> tuple[list[str], dict[str, Any], list[st
     if faults := secret_faults(raw):
         raise SettingsError("\n".join(faults))
     texts = list(_strings(raw, ""))
-    faults = [f"{key}: has no value; set {key}=..." for key, text in texts if text == MISSING]
-    faults += [
-        f"{key} = {text!r}: contains what is not UTF-8; type it again, in a terminal with a UTF-8 locale"
-        for key, text in texts
-        if whole(text) != text
-    ]
-    if not faults:
+    wrong = [(key, text, said) for key, text in texts if (said := _fault(key, text))]
+    if not wrong:
         return [], dict(raw), []
+    faults = [f"{key}: {said}" if text == MISSING else f"{key} = {text!r}: {said}" for key, text, said in wrong]
     # A list is set as a whole.
-    keys = [key.partition("[")[0] for key, text in texts if text == MISSING or whole(text) != text]
-    return faults, *without(raw, keys)
+    return faults, *without(raw, [key.partition("[")[0] for key, *_ in wrong])
+
+
+def _fault(key: str, text: str) -> str:
+    """What is wrong with a text, and the fix; empty if nothing is."""
+    if text == MISSING:
+        return f"has no value; set {key}=..."
+    if whole(text) != text:
+        return "contains what is not UTF-8; type it again, in a terminal with a UTF-8 locale"
+    if "\0" in text:
+        return "holds a NUL character; remove it"
+    if re.sub(r"\[\d+\]$", "", key).rpartition(".")[2] not in PATHS or "://" in text:
+        return ""
+    name = max(text.split("/"), key=lambda part: len(part.encode()))
+    for kind, part, most in (("has a name", name, LONGEST_NAME), ("is a path", text, LONGEST_PATH)):
+        if (long := len(part.encode())) > most:
+            return f"{kind} of {long} bytes, and {most} is the most; correct it"
+    return ""
 
 
 def secret_faults(raw: Mapping[str, Any]) -> list[str]:

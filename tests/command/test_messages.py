@@ -15,6 +15,7 @@ from runner.schema.knob import Settings
 from runner.schema.messages import dotted_keys, explain, unknown_key
 from runner.schema.other_scripts import HERE
 from runner.schema.tasks import TASKS
+from runner.schema.texts import readable
 from runner.schema.tuning import TuningSettings
 from runner.system.values import as_typed
 
@@ -275,3 +276,21 @@ def test_one_checkpoint_alone_is_refused_where_an_instance_can_be_taken_away_whi
     for launcher in (spot | {"spot": False}, spot | {"local": True}, {"name": "local"}):
         assert of_training(launcher=launcher, checkpoint={"keep": 1}) == []
     assert of_training(launcher=spot) == []
+
+
+@pytest.mark.parametrize(
+    ("raw", "said", "rest"),
+    [
+        ({"model": {"path": "/tmp/" + "x" * 300}}, "': has a name of 300 bytes, and 255 is the most; correct it", {}),
+        ({"lora": {"init_from": "ä" * 128}}, "ä': has a name of 256 bytes, and 255 is the most; correct it", {}),
+        ({"adapter": ["a", "d/" * 2100]}, "/': is a path of 4200 bytes, and 4000 is the most; correct it", {}),
+        ({"control": {"image": "a\0b"}}, "control.image = 'a\\x00b': holds a NUL character; remove it", {}),
+        ({"prompts": ["x" * 5000]}, "", {"prompts": ["x" * 5000]}),
+        ({"dataset": {"path": "s3://bucket/" + "x" * 300}}, "", {"dataset": {"path": "s3://bucket/" + "x" * 300}}),
+    ],
+)
+def test_a_text_that_can_be_no_path_is_told_with_its_key(raw: dict[str, Any], said: str, rest: dict[str, Any]) -> None:
+    faults, left, keys = readable(raw)
+    assert [fault.endswith(said) for fault in faults] == [True] * bool(said)
+    assert len(keys) == len(faults)
+    assert {key: value for key, value in left.items() if value} == rest

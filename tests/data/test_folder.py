@@ -378,6 +378,8 @@ def test_paths_that_do_not_exist(captioned: Path, settings: Settings, monkeypatc
         read_dataset(settings("sets/pictres"))
     with pytest.raises(DatasetError, match=r"a single file must be \.parquet or \.arrow"):
         read_dataset(settings("sets/pictures/metadata.jsonl"))
+    with pytest.raises(DatasetError, match=r"not found: 'metadata\.jsonl' in .*sets/pictures is a file\. Give"):
+        read_dataset(settings("sets/pictures/metadata.jsonl/train"))
 
 
 def test_settings_without_effect_are_refused(captioned: Path, settings: Settings) -> None:
