@@ -240,6 +240,25 @@ def write_text(target: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_over(target: Path, text: str) -> bool:
+    """Write `text` in place of a small file's content, for a disk that has no room for a second file.
+
+    Blanks make up for what it is shorter. Returns whether all of it was written; otherwise nothing is changed.
+    """
+    try:
+        with target.open("r+b", buffering=0) as stream:
+            before = stream.readall()
+            content = text.encode().ljust(len(before))
+            if os.pwrite(stream.fileno(), content, 0) == len(content):
+                os.fsync(stream.fileno())
+                return True
+            os.pwrite(stream.fileno(), before, 0)
+            stream.truncate(len(before))
+    except OSError:
+        return False
+    return False
+
+
 def files_below(folder: Path, *, hidden: bool = True, _within: frozenset[str] = frozenset()) -> list[Path]:
     """All files in a folder, sorted, following links to folders that are elsewhere.
 

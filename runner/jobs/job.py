@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from runner.errors import RunnerError, SettingsError
-from runner.paths import CONFIG_NAME, MANIFEST_NAME, JobPaths, write_text
+from runner.errors import FULL, RunnerError, SettingsError, system_error
+from runner.paths import CONFIG_NAME, MANIFEST_NAME, JobPaths, write_over, write_text
 from runner.schema import Experiment
 from runner.schema.experiment import NOT_IDENTITY
 from runner.schema.job import JobSettings
@@ -253,14 +253,20 @@ def known_manifest(folder: Path) -> dict[str, Any]:
 
 
 def update_manifest(folder: Path, **fields: Any) -> None:
-    """Change fields of a manifest in one atomic write; no other module writes manifests.
+    """Change fields of a manifest in one atomic write, if the disk is not full; no other module writes manifests.
 
     Raises:
         SettingsError: it is damaged, and this process has no earlier version.
     """
     paths = JobPaths(folder)
     manifest = known_manifest(folder) | fields
-    write_text(paths.manifest, json.dumps(manifest, indent=2) + "\n")
+    text = json.dumps(manifest, indent=2) + "\n"
+    try:
+        write_text(paths.manifest, text)
+    except OSError as error:
+        # A full disk often has room for the few bytes more that say so: otherwise the job would seem to run.
+        if system_error(error) not in FULL or not write_over(paths.manifest, text):
+            raise
     _remembered[paths.folder] = manifest
 
 

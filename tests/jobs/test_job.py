@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -52,6 +53,27 @@ def test_a_job_that_is_taken_up_again_is_begun_anew_and_keeps_its_history(tmp_pa
     manifest = read_manifest(again.folder)
     assert (manifest["attempts"], "other" in manifest) == (0, False), "whoever has removed it, wants a new one"
     assert manifest["created"] != "then"
+
+
+def test_on_a_full_disk_the_outcome_is_written_over_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(target: Path, _: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    failed = job(tmp_path)
+    register(failed, State.RUNNING)
+    monkeypatch.setattr("runner.jobs.job.write_text", refuse)
+    for error in ("longer than what was there", "short"):
+        update_manifest(failed.folder, state=State.FAILED, error=error)
+        manifest = read_manifest(failed.folder)
+        assert (manifest["state"], manifest["error"]) == ("failed", error)
+    before = failed.paths.manifest.read_bytes()
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, content, at: write(file, content[: len(before)], at))
+    with pytest.raises(OSError, match="No space left"):
+        update_manifest(failed.folder, error="x" * 1000)
+    assert failed.paths.manifest.read_bytes() == before
 
 
 @pytest.mark.parametrize("left", ["", "[1, 2]", "text"])
