@@ -169,9 +169,11 @@ class JobRecord:
 
 def finite(value: Any) -> float | None:
     """The value as a float if it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    try:
+        found = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+    except OverflowError:  # an integer beyond all floats
         return None
-    return float(value)
+    return found if math.isfinite(found) else None
 
 
 def as_mapping(value: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -130,7 +131,7 @@ class MetricsFile:
 def parse_line(raw: bytes) -> dict[str, Any] | None:
     """One line as a dict, with NaN and infinities restored; None if it is not a JSON object with an integer step."""
     try:
-        line = json.loads(raw)
+        line = json.loads(raw, parse_int=_whole)
     except ValueError:  # includes bytes that are not UTF-8
         return None
     if not isinstance(line, dict) or not isinstance(line.get("step"), int):
@@ -139,6 +140,11 @@ def parse_line(raw: bytes) -> dict[str, Any] | None:
     if isinstance(non_finite, dict):
         line.update({name: float(text) for name, text in non_finite.items() if text in ("nan", "inf", "-inf")})
     return line
+
+
+def _whole(text: str) -> float:
+    """An integer; one beyond all floats, which another program may have written, is infinite."""
+    return int(text) if len(text) <= sys.float_info.max_10_exp else float(text)
 
 
 def _drop_torn_tail(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from runner.schema.metrics import HELD_OUT
 from runner.track.agent import agent_run_id
 from runner.track.reach import PROBE_TIMEOUT_S, silent_because, unreachable_because, within
-from runner.track.samples import for_table, read_samples, samples_table
+from runner.track.samples import for_table, is_whole, read_samples, samples_table
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -94,7 +94,7 @@ class WandbMirror(Mirror):
         def send() -> None:
             import wandb
 
-            row = [wandb.Image(str(path), caption=caption) for path, caption in images]
+            row = [wandb.Image(str(path), caption=caption) for path, caption in images if is_whole(path)]
             self._run.log({"samples": row, STEP_METRIC: step})
 
         if images:

@@ -6,6 +6,7 @@ Takes a folder, returns its images in step order. All it knows about W&B is how 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from runner.paths import JobPaths, samples_in
 
 if TYPE_CHECKING:
     import wandb
+
+log = logging.getLogger(__name__)
 
 TABLE_COLUMNS = ("step", "prompt", "seed", "image")
 
@@ -47,6 +50,23 @@ def read_samples(folder: Path) -> list[Sample]:
         Sample(step, number, seed, file, prompts[number] if number < len(prompts) else f"prompt {number}")
         for step, number, seed, file in samples_in(JobPaths(folder).samples)
     )
+
+
+def is_whole(file: Path) -> bool:
+    """Whether an image is undamaged; if not, this logs it. wandb would raise, and leave the file open.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    from PIL import Image
+
+    with file.open("rb") as stream:
+        try:
+            Image.open(stream).load()
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a damaged file
+            log.warning("W&B: %s is left out, it cannot be read: %s", file, error)
+            return False
+    return True
 
 
 def for_table(samples: Sequence[Sample]) -> list[Sample]:

@@ -321,9 +321,14 @@ def test_values_of_another_kind_than_they_should_be_stop_nobody_from_looking(tmp
     first, second = (write_job(tmp_path / "x" / f"r{rank}", rank=rank, state="running") for rank in (4, 8))
     change_config(first, loss__snr_gamma=math.nan, resolution="512x512")
     change_manifest(first, overrides=["loss.snr_gamma=nan"])
-    change_manifest(second, task="of another version", overrides=["loss.snr_gamma=5"], state="completed")
+    change_manifest(
+        second, task="of another version", overrides=["loss.snr_gamma=5"], state="completed", objective=10**400
+    )
     change_config(second, validation__inference_steps="many", resolution=[64, 64], model={"family": "sdxl"})
-    lines = [{"step": step, "time": when, "train/lr": -1.0} for step, when in ((1, "noon"), (2, None), (3, 1e9))]
+    lines = [
+        {"step": step, "time": when, "train/lr": -1.0}
+        for step, when in ((1, "noon"), (2, None), (10**400, 0.0), (3, 10**400), (3, 1e9))
+    ]
     (first / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     read(tmp_path / "x")
     looked = Watch(lambda: find_jobs(tmp_path / "x")).look()

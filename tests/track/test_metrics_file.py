@@ -48,6 +48,16 @@ def test_non_finite_numbers_are_valid_json_and_come_back(metrics: MetricsFile) -
     assert line["train/lr"] == 0.1
 
 
+def test_a_whole_number_beyond_all_floats_is_infinite(metrics: MetricsFile) -> None:
+    """As another program may have written it."""
+    metrics.append(1, {"a": 1.0})
+    with metrics.path.open("a") as stream:
+        stream.write(f'{{"step": 2, "a": -{"9" * 400}, "b": 7}}\n{{"step": {"9" * 5000}, "a": 1}}\n')
+    assert metrics.values("a") == [(1, 1.0), (2, -math.inf)]
+    assert steps(metrics) == [1, 2], "a step is a number that can be counted to"
+    assert metrics.read()[1]["b"] == 7
+
+
 def test_a_torn_last_line_is_left_out_and_then_overwritten(metrics: MetricsFile) -> None:
     metrics.append(1, {"a": 1.0})
     metrics.close()

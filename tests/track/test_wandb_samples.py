@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from .wandb_jobs import job_with_samples, open_for, table_of
+from .wandb_jobs import job_with_samples, open_for, samples, table_of
 from .wandb_log import read_logs
 from .wandb_server import WandbServer
 
@@ -62,3 +62,18 @@ def test_a_table_that_cannot_be_made_does_not_keep_a_run_open(
     run = server.runs["abc123-houses"]
     assert (run["summary"]["objective"], run["exit_code"]) == (0.25, 0)
     assert "logging the table of samples failed" in caplog.text
+
+
+def test_an_image_that_cannot_be_read_is_left_out_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = samples(tmp_path)
+    whole = second[0].read_bytes()
+    mirror = open_for(tmp_path / "job", mode="offline")
+    for left in (whole[: len(whole) // 2], b"not an image", b""):
+        second[0].write_bytes(left)
+        mirror.images(1, [first, second])
+    mirror.log(2, {"validation/loss": 0.3})
+    mirror.finish("completed", {})
+    (logged,) = read_logs(tmp_path / "job")
+    assert [found for line in logged.history if (found := line.get("samples.captions"))] == [["a red house"]] * 3
+    assert logged.history[-1]["validation/loss"] == 0.3
+    assert caplog.text.count(f"W&B: {second[0]} is left out, it cannot be read: ") == 3
