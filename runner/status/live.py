@@ -1,9 +1,10 @@
-"""The table, refreshed every second: in a terminal of its own, or below a launcher's log."""
+"""The table, refreshed every second: in a terminal of its own, or below a launcher's log; without one, lines."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
 from runner.status.experiment import ExperimentStatus, Watch
-from runner.status.table import tables
+from runner.status.table import tables, totals
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
 
+log = logging.getLogger(__name__)
+
 REFRESH_S = 1.0
+LINE_EVERY_S = 60.0
 
 
 def follow(watch: Watch, console: Console) -> list[ExperimentStatus]:
@@ -36,22 +40,46 @@ def follow(watch: Watch, console: Console) -> list[ExperimentStatus]:
 
 @contextmanager
 def live_table(folders: Callable[[], Iterable[Path]]) -> Iterator[None]:
-    """Show the table of some jobs below the log while the block runs; does nothing without a terminal.
+    """Show the table of some jobs below the log while the block runs; without a terminal, log a line every minute.
 
     Args:
         folders: returns the job folders; called every second, in another thread.
     """
+    watch = Watch(folders)
     if not sys.stdout.isatty():
-        yield
+        with _lines(watch):
+            yield
         return
     from rich.console import Console
 
-    console, watch = Console(), Watch(folders)
+    console = Console()
     with (
         _live(lambda: tables(watch.look(), width=console.width, height=console.height), console, transient=True),
         _log_above(),
     ):
         yield
+
+
+@contextmanager
+def _lines(watch: Watch) -> Iterator[None]:
+    """Log how far each experiment is, from another thread."""
+    over = threading.Event()
+
+    def say() -> None:
+        while not over.wait(LINE_EVERY_S):
+            for experiment in watch.look():
+                steps = [(job.steps_done, job.steps) for job in experiment.jobs if job.record.trains and job.steps]
+                done, total = (sum(each) for each in zip((0, 0), *steps, strict=True))
+                told = f"{done:,} of {total:,} steps; " if total else ""
+                log.info("%s: %s%s", experiment.folder.name, told, totals(experiment))
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _live(table: Callable[[], object], console: Console, *, transient: bool) -> Live:

@@ -78,7 +78,10 @@ class Progress:
             assert self.start is not None
             self.said = time.perf_counter()
             remaining_s = (self.said - self.start) / max(1, before - left) * left
-            log.info("step %d of %d  %s  %s left", total - left, total, _figures(runs), duration(remaining_s))
+            done = f"step {total - left} of {total}"
+            if (jobs := len(self.known)) > 1:
+                done = f"{total - left} of {total} steps of {jobs} jobs"
+            log.info("%s  %s  %s left", done, _figures(runs), duration(remaining_s))
 
 
 def _figures(runs: Sequence[JobRun]) -> str:

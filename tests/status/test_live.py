@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import pty
 import re
@@ -14,8 +15,11 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
+
 from runner.jobs.job import State, update_manifest
 from runner.jobs.lock import lock
+from runner.status import live_table
 from tests.command_line import ROOT, environment
 from tests.status.test_status import go_on, make, train
 
@@ -136,3 +140,19 @@ with live_table(lambda: [Path({str(job.folder)!r})]):
 """
     done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout == "said\n"
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("runner.status.live.LINE_EVERY_S", 0.02)
+    jobs = [make(0, State.RUNNING), make(1, State.PENDING)]
+    train(jobs[0], [10, 20])
+    deadline = time.monotonic() + DEADLINE_S
+    with lock(jobs[0].folder), live_table(lambda: [job.folder for job in jobs]):
+        while not caplog.messages:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    said = caplog.messages[0]
+    assert said.startswith("sweep: 20 of 200 steps; 2 jobs: 1 running, 1 pending; about "), said

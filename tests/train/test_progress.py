@@ -27,15 +27,17 @@ class Watch:
 
 
 @pytest.mark.parametrize(
-    ("before_s", "step_s", "images_per_s", "said"),
+    ("jobs", "before_s", "step_s", "images_per_s", "said"),
     [
-        (600.0, 40.0, 0.025, ["step 1 of 101", "0.025 images/s", " 1 h 06 min left"]),
-        (30.0, 12.0, 3.14159, ["3.14 images/s", " 20 min 00 s left"]),
+        (1, 600.0, 40.0, 0.025, ["step 1 of 101", "0.025 images/s", " 1 h 06 min left"]),
+        (1, 30.0, 12.0, 3.14159, ["3.14 images/s", " 20 min 00 s left"]),
+        (2, 30.0, 12.0, 3.0, ["2 of 202 steps of 2 jobs", "6 images/s", " 20 min 00 s left"]),
     ],
 )
 def test_the_time_left_is_that_of_the_steps_alone(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    jobs: int,
     before_s: float,
     step_s: float,
     images_per_s: float,
@@ -43,15 +45,18 @@ def test_the_time_left_is_that_of_the_steps_alone(
 ) -> None:
     caplog.set_level(logging.INFO)
     watch = Watch(monkeypatch)
-    run: Any = SimpleNamespace(
-        job=SimpleNamespace(id="one"), settings=SimpleNamespace(steps=101), step=0, last_loss=0.1, images_per_s=0.0
-    )
+    runs: list[Any] = [
+        SimpleNamespace(
+            job=SimpleNamespace(id=number), settings=SimpleNamespace(steps=101), step=1, last_loss=0.1,
+            images_per_s=images_per_s,
+        )
+        for number in range(jobs)
+    ]  # fmt: skip
     shown = Progress(enabled=True)
     watch.now += before_s  # loading and encoding
     shown.begin()
-    run.step, run.images_per_s = 1, images_per_s
     watch.now += step_s
-    shown.update([run])
+    shown.update(runs)
     for each in said:
         assert each in caplog.text
 
