@@ -6,6 +6,7 @@ Takes job records; reads their resolved settings, and the command-line overrides
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,8 +38,8 @@ LONG_VALUE = 24
 MAX_VALUE = 100
 """Characters: longer values are abridged in titles to the part that distinguishes them."""
 
-LONG_NUMBER = 12
-"""Characters: longer numbers are rounded in titles if that still distinguishes the jobs."""
+FRACTION = re.compile(r"[+-]?(\d*\.\d+|\d+(\.\d*)?(?=[eE]))([eE][+-]?\d+)?")
+"""How a number that is not whole is typed: 0.0001, 1e-4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +146,8 @@ def _short(texts: set[str]) -> dict[str, str]:
 
 
 def _rounded(text: str) -> str:
-    """A value as it was set; a long fraction is rounded: one drawn by a search has more digits than anybody reads."""
-    try:
-        return number(float(text)) if len(text) > LONG_NUMBER and "." in text else text
-    except ValueError:
-        return text
+    """A value as it was set; a fraction as in tables: one drawn by a search has more digits than anybody reads."""
+    return number(float(text)) if FRACTION.fullmatch(text) else text
 
 
 def told_apart(differing: Sequence[Difference], *, first: Sequence[str]) -> list[Difference]:

@@ -116,8 +116,8 @@ def test_a_long_value_hides_no_short_one_that_stands_behind_it(tmp_path: Path) -
     for job, prompt, rate in zip(find_jobs(folder), (prompts, prompts, "a"), ("1e-4", "3e-3", "1e-2"), strict=True):
         change_manifest(job, name="x", overrides=[f"validation.prompts={prompt}", f"optimizer.lr={rate}"])
     assert {job.name for job in labelled([read_job(job) for job in find_jobs(folder)])} == {
-        f"optimizer.lr=1e-4 validation.prompts={prompts}", f"optimizer.lr=3e-3 validation.prompts={prompts}",
-        "optimizer.lr=1e-2 validation.prompts=a",
+        f"optimizer.lr=1e-4 validation.prompts={prompts}", f"optimizer.lr=0.003 validation.prompts={prompts}",
+        "optimizer.lr=0.01 validation.prompts=a",
     }  # fmt: skip
 
 
@@ -132,6 +132,7 @@ def test_a_number_that_was_drawn_is_rounded_in_titles_that_stay_apart(tmp_path: 
 
     assert names("0.0016051911333587634", "1e-4") == {"optimizer.lr=0.001605", "optimizer.lr=1e-4"}
     assert names("20251128093000.5", "20251128093000") == {"optimizer.lr=2.025e13", "optimizer.lr=20251128093000"}
+    assert names("0.0001", "3.0E-3") == {"optimizer.lr=1e-4", "optimizer.lr=0.003"}, "as in the table"
     alike = ("0.0016051911333587634", "0.0016051911333587699")
     assert names(*alike) == {f"optimizer.lr={rate}" for rate in alike}
 
