@@ -29,6 +29,8 @@ DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 METRIC = "SageMakerVariantInvocationsPerInstance"
 POLICY = "requests"
 DOWNLOAD_TIMEOUT_S = 3600
+STOP_S = 0.5
+"""How long a stop may have to wait."""
 MISSING = ("ValidationException", "ResourceNotFound", "ObjectNotFoundException")
 """Error codes for what does not exist: SageMaker reports it as a ValidationException."""
 
@@ -172,9 +174,11 @@ class Endpoints:
                 reason = "it is gone" if known is None else known.get("FailureReason") or status
                 group = log_group(name)
                 raise AwsError(f"endpoint {name} is not in service: {reason}; its logs are in {group} (CloudWatch)")
-            if stop():
-                raise Interrupted(f"endpoint {name} goes on starting; the same command waits for it again")
-            time.sleep(poll_s)
+            next_look_s = time.monotonic() + poll_s
+            while (left_s := next_look_s - time.monotonic()) > 0:
+                if stop():
+                    raise Interrupted(f"endpoint {name} goes on starting; the same command waits for it again")
+                time.sleep(min(left_s, STOP_S))
 
     def scale(self, name: str, settings: EndpointSettings) -> None:
         """Set or remove the limits of autoscaling."""

@@ -210,3 +210,13 @@ def test_an_update_that_is_under_way_is_waited_for_and_not_begun_again(
     deployed(second)
     assert len(aws.asked("UpdateEndpoint")) == 1
     assert config_of(aws) == aws.asked("UpdateEndpoint")[0]["EndpointConfigName"]
+
+
+def test_a_stop_does_not_wait_for_the_next_look(aws: StandIn, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, slept = iter([False, False, True]), list[float]()
+    monkeypatch.setattr("runner.aws.endpoints.time.sleep", slept.append)
+    monkeypatch.setattr(Endpoints, "_described", lambda *_: {"EndpointStatus": "Creating"})
+    wanted = Wanted("shop", "0a1b2c3d", image, aws.role, Location(aws.bucket, "x/"), None, {})
+    with pytest.raises(Interrupted, match="goes on starting"):
+        Endpoints(Account(EndpointSettings())).wait(wanted, poll_s=600, stop=lambda: next(asked))
+    assert len(slept) == 2 and max(slept) <= 1
