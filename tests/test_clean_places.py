@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from runner.clean.__main__ import main
 from runner.jobs.job import State
+from runner.paths import cache_dir
 from tests.test_clean import clean, files, job
 
 
@@ -29,3 +31,17 @@ def test_a_user_without_a_place_for_caches_is_told_of_it(
     monkeypatch.setattr("os.getuid", lambda: 54321)
     assert clean(tmp_path) == 2
     assert "RUNNER_CACHE" in capsys.readouterr().err
+
+
+def test_what_the_experiments_beside_use_from_the_caches_is_said_to_be_included(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job(tmp_path, State.COMPLETED)
+    job(tmp_path, State.COMPLETED, name="y")
+    (cache_dir() / "class-images" / "abc").mkdir(parents=True)
+    said = f"cache: includes what 1 other job in y may use; to keep that, name {tmp_path / 'outputs'}"
+    assert clean(tmp_path, "--only", "cache") == 0
+    assert said in capsys.readouterr().out
+    assert clean(tmp_path, "--only", "checkpoints") == 0
+    assert main([str(tmp_path / "outputs"), "--only", "cache"]) == 0
+    assert "cache: includes" not in capsys.readouterr().out

@@ -19,6 +19,8 @@ from runner.clean.thing import KINDS, Thing, age_text, size_text
 from runner.errors import RunnerError
 from runner.job_folders import faults_of, job_folders
 from runner.jobs.job import Job
+from runner.paths import MANIFEST_NAME
+from runner.system.amounts import count
 from runner.system.printable import log_to, printable
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not console.is_terminal:
         console.width = WIDE
     show(things, console)
+    if any(thing.kind == "cache" for thing in things) and (others := _beside(jobs)):
+        console.print(Text(printable(others)))
     chosen = _confirmed(things, options, console)
     return int(not free(chosen)) if chosen else 0
 
@@ -90,6 +94,17 @@ def show(things: Sequence[Thing], console: Console) -> None:
                 table.add_row(Text(printable(f"  {thing.command}")), "", "")
         console.print(table)
         console.print()
+
+
+def _beside(jobs: Sequence[Job]) -> str:
+    """The note about jobs beside these, which may use the caches as well; empty if there are none."""
+    here, roots = {job.folder for job in jobs}, {job.folder.parent.parent for job in jobs}
+    others = {file.parent for root in roots for file in root.glob(f"*/*/{MANIFEST_NAME}")} - here
+    if not others:
+        return ""
+    where = ", ".join(sorted({folder.parent.name for folder in others}))
+    keep = " ".join(sorted(map(str, roots)))
+    return f"cache: includes what {count(len(others), 'other job')} in {where} may use; to keep that, name {keep}\n"
 
 
 def free(things: Iterable[Thing]) -> bool:

@@ -30,7 +30,8 @@ KINDS = {
         Kind("checkpoints", "checkpoints of completed jobs, which nobody continues"),
         Kind("samples", "images of completed trainings between the first and the last step"),
         Kind(
-            "cache", "what is encoded, drawn, copied or unpacked for jobs that are not here; it is made again if needed"
+            "cache",
+            "what is encoded, drawn, copied or unpacked for jobs other than these; it is made again if needed",
         ),
         Kind("jobs", "folders of failed and cancelled jobs, with what they could be continued from"),
         Kind("s3", "what training jobs whose results are here have left in S3"),
