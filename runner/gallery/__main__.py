@@ -32,14 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     log_to(sys.stderr, logging.WARNING)
-    for file in chosen.adapter:
-        if not file.is_file():
-            print(f"--adapter {file}: no such file", file=sys.stderr)
-            return 2
-    if not chosen.folder.is_dir():
-        print(no_folder(chosen.folder, NAME_ANY), file=sys.stderr)
-        return 2
-    if reason := why_not(chosen.host, chosen.port):
+    if reason := _missing(chosen.folder, chosen.adapter) or why_not(chosen.host, chosen.port):
         print(reason, file=sys.stderr)
         return 2
     quiet_libraries()
@@ -65,6 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0
     return 0 if server.started else 1
+
+
+def _missing(folder: Path, adapters: Sequence[Path]) -> str:
+    """What is not there; empty if all is."""
+    try:
+        for file in adapters:
+            if not file.is_file():
+                return f"--adapter {file}: no such file"
+        return "" if folder.is_dir() else no_folder(folder, NAME_ANY)
+    except OSError as error:  # a name that is too long
+        return str(error)
 
 
 if __name__ == "__main__":

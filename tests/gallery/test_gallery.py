@@ -336,6 +336,8 @@ def test_listening_for_others_warns(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "no folder" in capsys.readouterr().err
     assert main([str(tmp_path), "--adapter", "lost.safetensors"]) == 2
     assert "lost.safetensors: no such file" in capsys.readouterr().err
+    assert main([str(tmp_path / ("x" * 300))]) == 2
+    assert "File name too long: " in capsys.readouterr().err
     command = [sys.executable, "-m", "runner.gallery", str(tmp_path), "--host", "0.0.0.0", "--port", str(free_port())]
     with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
