@@ -184,6 +184,18 @@ def test_a_search_waits_for_what_does_not_arrive(
     assert search._look() is None
     assert "SageMaker cannot be queried: " in caplog.text
 
+    looked: list[str] = []
+
+    def look_at(summary: Mapping[str, Any], _: str) -> None:
+        looked.append(summary["TrainingJobName"])
+        raise refused("AccessDenied", 403)
+
+    monkeypatch.setattr(search, "_summaries", lambda: [{"TrainingJobName": "a"}, {"TrainingJobName": "b"}])
+    monkeypatch.setattr(search, "_look_at", look_at)
+    assert search._look() is None
+    assert looked == ["a", "b"]
+    assert caplog.text.count("SageMaker cannot be queried about ") == 1
+
 
 def refused(code: str, status: int = 400) -> ClientError:
     return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")  # type: ignore[typeddict-item]
