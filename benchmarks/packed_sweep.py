@@ -33,22 +33,22 @@ from runner.work import git_commit
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = (4, 8, 16, 32)
-RATES = ("1e-3", "2e-3")
+RATES = ("1e-3", "3e-3")
 COMMON = ("recipe=demo", "logger=none", "launcher.device=cpu")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What all eight jobs have in common."""
+    """What all eight jobs have in common, beside the recipe: 500 steps of batch 1, all linear layers and convolutions."""
 
     name: str
     settings: tuple[str, ...]
 
 
 CASES = (
-    Case("demo, batch 4", ()),
-    Case("demo, batch 1", ("batch_size=1",)),
-    Case("demo, batch 1, attention layers", ("batch_size=1", "lora=attention")),
+    Case("the demo", ()),
+    Case("batch 4, 300 steps", ("batch_size=4", "steps=300", "validation.every=100")),
+    Case("attention layers", ("lora=attention",)),
 )
 
 
@@ -208,7 +208,7 @@ def main() -> None:
     rows = [row for case in CASES if options.cases in case.name for row in compare(case, options)]
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "diffusers", "peft"))
     load = os.getloadavg()[2]
-    jobs = f"ranks {', '.join(map(str, RANKS))} x learning rates {', '.join(RATES)}; recipe `demo`, 300 steps"
+    jobs = f"ranks {', '.join(map(str, RANKS))} x learning rates {', '.join(RATES)}; recipe `demo`"
     lines = [
         "# Eight demo jobs: packed, and one after the other",
         "",
