@@ -62,8 +62,8 @@ def live_table(folders: Callable[[], Iterable[Path]]) -> Iterator[None]:
 
 @contextmanager
 def _lines(watch: Watch) -> Iterator[None]:
-    """Log how far each experiment is, from another thread."""
-    over = threading.Event()
+    """Log how far each experiment is, from another thread; a line is not repeated."""
+    over, last = threading.Event(), dict[Path, str]()
 
     def say() -> None:
         while not over.wait(LINE_EVERY_S):
@@ -71,7 +71,10 @@ def _lines(watch: Watch) -> Iterator[None]:
                 steps = [(job.steps_done, job.steps) for job in experiment.jobs if job.record.trains and job.steps]
                 done, total = (sum(each) for each in zip((0, 0), *steps, strict=True))
                 told = f"{done:,} of {total:,} steps; " if total else ""
-                log.info("%s: %s%s", experiment.folder.name, told, totals(experiment))
+                line = f"{experiment.folder.name}: {told}{totals(experiment)}"
+                if last.get(experiment.folder) != line:
+                    log.info("%s", line)
+                last[experiment.folder] = line
 
     thread = threading.Thread(target=say, daemon=True)
     thread.start()

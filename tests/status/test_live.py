@@ -154,5 +154,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then(
         while not caplog.messages:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        time.sleep(0.2)
     said = caplog.messages[0]
     assert said.startswith("sweep: 20 of 200 steps; 2 jobs: 1 running, 1 pending; about "), said
+    assert caplog.messages.count(said) == 1
