@@ -33,13 +33,13 @@ from runner.work import git_commit
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = (4, 8, 16, 32)
-RATES = ("1e-3", "3e-3")
+RATES = ("1e-3", "2e-3")
 COMMON = ("recipe=demo", "logger=none", "launcher.device=cpu")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What all eight jobs have in common, beside the recipe: 500 steps of batch 1, all linear layers and convolutions."""
+    """What all eight jobs have in common beside the recipe (500 steps of batch 1, linear layers and convolutions)."""
 
     name: str
     settings: tuple[str, ...]
