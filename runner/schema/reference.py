@@ -38,7 +38,8 @@ marked *not part of the job id* does not make it another job.
 `'dataset.instance_prompt="a dog, red"'`, `'name="2024"'` | `instance_prompt: "a dog, red"` |
 | a list, even of one | `'validation.prompts=[a house, "a dog, red"]'`, `'validation.seeds=[0,1]'` | `seeds: [0, 1]` |
 | a mapping | `'lora.rank_pattern={attn2.to_k: 4}'` | `rank_pattern: {attn2.to_k: 4}` |
-| several values, a job for each (with `-m`) | `lora.rank=4,8`, `'dataset.instance_prompt="a dog, red","a dog"'` | |
+| several values, a job for each (with `-m`) | `lora.rank=4,8`, `'dataset.instance_prompt="a dog, red","a dog"'` | \
+in a recipe, below `hydra.sweeper.params`: `lora.rank: 4,8` |
 
 The outer quotes are for the shell, the inner ones for the value; there are no spaces around `=`.
 
