@@ -119,7 +119,7 @@ def _several(override: Override, key: str, value: str) -> str:
 def _as_text(text: str) -> list[str]:
     """A faulty setting in quotes, if that was meant, or with its first value; otherwise it would also seem missing."""
     key, _, value = text.partition("=")
-    if key in (*GROUPS, "recipe") or not _may_be_text(value):
+    if key in (*GROUPS, "recipe") or "/" in key or not _may_be_text(value):
         return []
     first, is_several, _ = value.partition(",")
     one = first if is_several and not _is_text(value) else value

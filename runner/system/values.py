@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 PLAIN = re.compile(r"[A-Za-z_/.][\w./@+: -]*", re.ASCII)
 """Text that needs no quotes in a list, unless YAML takes it for something else."""
 
@@ -26,5 +24,7 @@ def as_typed(value: Any) -> str:
 
 
 def _inside(value: Any) -> str:
+    import yaml  # missing where only an image is built, which shows no such values
+
     is_plain = isinstance(value, str) and PLAIN.fullmatch(value) and yaml.safe_load(value) == value
     return value if is_plain else as_typed(value)

@@ -254,7 +254,7 @@ def test_a_job_that_continues_takes_what_is_left_of_its_time() -> None:
     assert whole is not None and plan is not None
     assert plan.seconds - 15 == pytest.approx((whole.seconds - 15) * 0.75)
     assert plan.alone_s - 30 == pytest.approx((whole.alone_s - 30) * 0.75)
-    lines = [line for line in plan_lines(planned(0, 500), None) if "1000 steps" in line]
+    lines = [line for line in plan_lines(planned(0, 500), None) if "1,000 steps" in line]
     assert [line.partition("rank ")[2] for line in lines] == ["8)", "8), continues after step 500"]
     data = plan_data(planned(0, 500), None)["packs"][0]["jobs"]
     assert [each["steps_done"] for each in data] == [0, 500]

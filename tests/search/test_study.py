@@ -235,7 +235,7 @@ def test_what_a_full_disk_cuts_off_is_said_in_a_line_and_asked_for_again(
         found = study(tmp_path / "study.db")
         number, _ = found.ask()
         for action in (lambda: found.refuse(number, "too long " * PAGE), lambda: study(tmp_path / "new.db")):
-            with pytest.raises(RunnerError, match=r"database or disk is full\); mend that") as raised:
+            with pytest.raises(RunnerError, match=r"database or disk is full\); fix that") as raised:
                 action()
             assert not isinstance(raised.value, SettingsError), "that would mean to move it away"
     again = study(tmp_path / "study.db")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from runner.cache.store import TensorCache
 from runner.jobs.job import Job, State, read_manifest, state_of
-from runner.paths import write_text
+from runner.paths import write_over, write_text
 from runner.schema import LoraSettings
 from runner.track import MetricsFile
 from runner.train.adapters.adapter import Adapter, Site, find_sites
@@ -158,6 +158,7 @@ def test_a_job_that_cannot_write_its_files_fails_alone(
     refused("runner.track.MetricsFile.truncate_after", MetricsFile.truncate_after, no_record)
     refused("runner.train.job_run.save_checkpoint", save_checkpoint, no_checkpoint)
     refused("runner.jobs.job.write_text", write_text, nothing)
+    refused("runner.jobs.job.write_over", write_over, nothing)
     assert not bench.train(*jobs, save=lambda *_: None)
     assert [state_of(job.folder) for job in jobs] == [State.FAILED, State.FAILED, State.PENDING, State.COMPLETED]
     assert all("No space left" in read_manifest(folder)["error"] for folder in (no_record, no_checkpoint))

@@ -138,7 +138,7 @@ def _not_found(path: Path) -> str:
     fix = (
         "Give a folder of images, a .parquet or .arrow file, s3://bucket/folder/, a Hub id 'owner/name', or 'embedded'"
     )
-    if path.exists():
+    if os.path.exists(path):
         return f"not found: {path.name!r} in {parent.resolve()} is a file. {fix}."
     hint = nearest(path.name, names) or f"; there are: {listed(names)}"
     return f"not found: no {path.name!r} in {parent.resolve()}{hint}. {fix}."
