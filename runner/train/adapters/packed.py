@@ -7,16 +7,16 @@ not touched.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from runner.train.adapters.adapter import DOWN, MAGNITUDE, UP, WORDS, Adapter, Site
+from runner.train.adapters.adapter import DOWN, MAGNITUDE, UP, Adapter, Site
 from runner.train.adapters.dora import Magnitudes
 from runner.train.adapters.layer import Layer, Slices
+from runner.train.adapters.transfer import ByIndex, ByPart, Transfer
 
 
 class PackedAdapters:
@@ -51,15 +51,12 @@ class PackedAdapters:
         )
         self.magnitude_gradient = torch.zeros_like(self.magnitudes)
         self.words = [self._words_of(adapter) for adapter in adapters]
-        # One index for every number of every adapter makes this as large as an optimizer moment. Widening int32
-        # during a copy costs nothing on a GPU, but up to a tenth of a small pack's step on a CPU.
-        narrow = device.type != "cpu" and len(self.weights) <= torch.iinfo(torch.int32).max
-        self._places = self._where_each_lies(device, torch.int32 if narrow else torch.int64)
         self.joint_gradient = torch.zeros(sum(map(len, adapters)), device=device)
         """All adapters' fp32 gradients as one vector, so that one reduction over the processes is enough."""
         for adapter, part in zip(adapters, self.joint_gradient.split([len(a) for a in adapters]), strict=True):
             part.copy_(adapter.gradient)
             adapter.gradient = part
+        self._transfers = self._make_transfers()
         self._layers: list[tuple[nn.Module, Layer]] = []
         self._decomposed_layers: list[Layer] = []
         self._make_layers(components)
@@ -98,28 +95,28 @@ class PackedAdapters:
                 start += count * site.out
         return views
 
-    def _where_each_lies(self, device: torch.device, dtype: torch.dtype) -> list[_Place]:
-        padded = {site: (down, up) for site, down, up in self._views(torch.arange(len(self.weights)))}
-        magnitudes = self._magnitudes(torch.arange(len(self.magnitudes)))
-        places = []
-        for row, adapter in enumerate(self.adapters):
-            there = torch.empty(len(adapter), dtype=torch.int64)
-            for site, kind, view in adapter.parts(there):
-                if kind == WORDS:
-                    continue
-                if kind == MAGNITUDE:
-                    view.copy_(magnitudes[site][row].view(view.shape))
-                else:
-                    rank, (down, up) = adapter.ranks[site], (each[row] for each in padded[site])
-                    view.copy_(down[:rank] if kind == DOWN else up[:, :rank])
-            if not adapter.words and MAGNITUDE not in adapter.kinds:
-                places.append(_Place(there.to(device, dtype)))
-                continue
-            own, of_magnitudes = _numbers(adapter, DOWN, UP), _numbers(adapter, MAGNITUDE)
-            to_magnitudes = (of_magnitudes.to(device), there[of_magnitudes].to(device))
-            low_rank = there[own].to(device, dtype)
-            places.append(_Place(low_rank, own.to(device, dtype), to_magnitudes if len(of_magnitudes) else None))
-        return places
+    def _make_transfers(self) -> list[Transfer]:
+        weights, gradients = (self.weights, self.magnitudes), (self.gradient, self.magnitude_gradient)
+        if self.weights.device.type == "cpu":
+            shares = zip(self.adapters, self._shares(*weights), self._shares(*gradients), strict=True)
+            return [ByPart(adapter, *own) for adapter, *own in shares]
+        numbered = self._shares(torch.arange(len(self.weights)), torch.arange(len(self.magnitudes)))
+        return [
+            ByIndex(adapter, share, weights, gradients) for adapter, share in zip(self.adapters, numbered, strict=True)
+        ]
+
+    def _shares(self, low_rank: Tensor, magnitudes: Tensor) -> list[dict[tuple[Site, str], Tensor]]:
+        """What belongs to each adapter, as views of its own shapes into vectors laid out like the pack's."""
+        shares: list[dict[tuple[Site, str], Tensor]] = [{} for _ in self.adapters]
+        for site, down, up in self._views(low_rank):
+            for share, adapter, down_k, up_k in zip(shares, self.adapters, down, up, strict=True):
+                if (rank := adapter.ranks.get(site)) is not None:
+                    share[site, DOWN], share[site, UP] = down_k[:rank], up_k[:, :rank]
+        for site, view_KO in self._magnitudes(magnitudes).items():
+            for share, own_O, decomposed in zip(shares, view_KO, self.decomposed[site], strict=True):
+                if decomposed:
+                    share[site, MAGNITUDE] = own_O.view(site.shape(MAGNITUDE, 1))
+        return shares
 
     def _make_layers(self, components: Mapping[str, nn.Module]) -> None:
         scales = [[adapter.scales.get(site, 0.0) for adapter in self.adapters] for site in self.sites]
@@ -163,7 +160,7 @@ class PackedAdapters:
                 layer.magnitudes.magnitude_KO.grad = None
         self.gradient, self.magnitude_gradient = self.gradient.new_empty(0), self.magnitude_gradient.new_empty(0)
         self.joint_gradient = self.joint_gradient.new_empty(0)
-        self._places.clear()
+        self._transfers.clear()
         for adapter in self.adapters:
             adapter.weights = adapter.gradient = adapter.weights.new_empty(0)
 
@@ -198,12 +195,7 @@ class PackedAdapters:
     @torch.no_grad()
     def _load(self, weights: Mapping[int, Tensor]) -> None:
         for index, vector in weights.items():
-            place = self._places[index]
-            if place.magnitudes is not None:
-                own, there = place.magnitudes
-                self.magnitudes.index_copy_(0, there, vector[own])
-            low_rank = vector if place.own is None else vector.index_select(0, place.own)
-            self.weights.index_copy_(0, place.low_rank.long(), low_rank.to(self.weights.dtype))
+            self._transfers[index].load(vector)
             for name, view in self.adapters[index].words_in(vector).items():
                 self.words[index][name].copy_(view)
         for layer in self._decomposed_layers:
@@ -212,15 +204,8 @@ class PackedAdapters:
     @torch.no_grad()
     def collect(self) -> None:
         """Add what the backward passes accumulated to the adapters' fp32 gradients, and clear it."""
-        for adapter, place in zip(self.adapters, self._places, strict=True):
-            low_rank = self.gradient.index_select(0, place.low_rank)
-            if place.own is None:
-                adapter.gradient.add_(low_rank)
-            else:
-                adapter.gradient.index_add_(0, place.own, low_rank.float())
-            if place.magnitudes is not None:
-                own, there = place.magnitudes
-                adapter.gradient.index_add_(0, own, self.magnitude_gradient.index_select(0, there))
+        for transfer in self._transfers:
+            transfer.collect()
         for adapter, words in zip(self.adapters, self.words, strict=True):
             for name, view in adapter.words_in(adapter.gradient).items():
                 gradient = words[name].grad
@@ -240,23 +225,3 @@ class PackedAdapters:
             for vectors in words.values():
                 assert vectors.grad is not None
                 vectors.grad.zero_()
-
-
-def _numbers(adapter: Adapter, *kinds: str) -> Tensor:
-    """Indices of the numbers of the given kinds in an adapter's own vector."""
-    wanted = torch.zeros(len(adapter), dtype=torch.bool)
-    for _, kind, view in adapter.parts(wanted):
-        view.fill_(kind in kinds)
-    return wanted.nonzero()[:, 0]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where an adapter's numbers lie in its own vector and in the pack's padded ones."""
-
-    low_rank: Tensor
-    """Indices of its projections in the pack; int32 on a GPU where that is wide enough."""
-    own: Tensor | None = None
-    """Their indices in its own vector, if that holds anything else."""
-    magnitudes: tuple[Tensor, Tensor] | None = None
-    """Indices of its magnitudes in its own vector and in the pack."""
