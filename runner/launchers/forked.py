@@ -7,6 +7,7 @@ does not survive a fork. Only on Linux: elsewhere the system's own libraries do 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import multiprocessing
 import os
 import select
@@ -16,12 +17,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
+from typing import Any
 
 from runner.work import main
 
 CAN_FORK = sys.platform == "linux"
 UNKNOWN_CODE = 255
 """The exit code that `multiprocessing` reports once the parent of the fork is gone, whether the process runs or not."""
+PR_SET_CHILD_SUBREAPER = 36
+"""Linux's prctl(2): what is orphaned below this process becomes its child, and so it learns how that ended."""
 
 
 class Forked:
@@ -42,11 +46,13 @@ class Forked:
         context.set_forkserver_preload(["runner.launchers.libraries"])
         with _environment(environment), _without_ctrl_c():  # OpenMP reads its settings when loaded
             forkserver.ensure_running()
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._process = context.Process(target=_work, args=(list(options), dict(environment), log), daemon=True)
         try:
             self._process.start()
         except EOFError as error:
             raise OSError("the process that workers are forked from was killed") from error
+        self._code: int | None = None
         self._life: int | None = None
         with suppress(OSError):  # it has already ended, or the system is too old for such handles
             self._life = os.pidfd_open(self.pid)
@@ -61,15 +67,26 @@ class Forked:
     def poll(self) -> int | None:
         """How it ended: its exit code, or the negated number of a signal; None while it runs.
 
-        255 if that is unknown, because the process it was forked from ended first.
+        255 if that is unknown.
         """
+        if self._code is None:
+            self._code = self._ended()
+            if self._code is not None and self._life is not None:
+                os.close(self._life)
+                self._life = None
+        return self._code
+
+    def _ended(self) -> int | None:
         code = self._process.exitcode
-        if code is None or (code == UNKNOWN_CODE and self._lives()):
+        if code != UNKNOWN_CODE:
+            return code
+        if self._lives():
             return None
-        if self._life is not None:
-            os.close(self._life)
-            self._life = None
-        return code
+        try:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            return code  # its own code, or its end was not this process's to learn
+        return os.waitstatus_to_exitcode(status) if pid else None
 
     def send_signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
@@ -87,8 +104,16 @@ class Forked:
 
 
 def forget_libraries() -> None:
-    """End the process that workers are forked from; all workers must have ended. The next worker restarts it."""
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    """End the process that workers are forked from, if there is one; the next worker restarts it.
+
+    Workers go on. What that process alone still holds is freed: 0.1 GB, the libraries' files and what both of two
+    workers have written to.
+    """
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        # By itself it would wait for its workers. No worker is being forked: `Forked` has waited for that.
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+        server._stop()
 
 
 def as_a_command(action: Callable[[], int], environment: Mapping[str, str], log: Path | None) -> None:

@@ -239,6 +239,8 @@ class Schedule:
         waiting = any(share.wants_worker for share in self._shares)
         for share in self._shares:
             share.write(is_open=self.more is not None and not self.stopping and not waiting)
+        if self.more is None and not waiting:  # they are needed again only after a crash
+            forget_libraries()
 
     @property
     def _places(self) -> int:

@@ -65,6 +65,28 @@ def test_the_jobs_of_a_killed_worker_go_on_in_smaller_packs(settings: list[str])
     assert all(close(folder("calm", calm[key]["id"]), folder("killed", killed[key]["id"])) for key in calm)
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_of_several_workers_too_it_is_known_how_one_was_killed(settings: list[str]) -> None:
+    running = Running([*SWEEP, *settings, "name=two", "launcher.pack=2", "launcher.concurrency=2"])
+    first = running.wait_for("two/*/checkpoints/step-000004").parents[1]
+    worker = holder("two", first.name)
+    deadline = time.monotonic() + 60
+    while parent_of(worker) != running.process.pid:  # what it was forked from has ended, and no longer takes up memory
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    answer = running.end()
+
+    assert answer.code == 0, answer.output
+    assert "killed by signal 9 (often: out of memory) with 2 jobs; they continue from their checkpoints, 1 at once" in (
+        answer.output
+    )
+    assert {manifest["state"] for manifest in manifests("two").values()} == {"completed"}
+
+
 class Executioner(threading.Thread):
     """Kills every worker of one job, as if the job needed more memory than is available."""
 

@@ -100,7 +100,26 @@ def test_where_the_process_that_workers_are_forked_from_is_killed_they_go_on_and
     second.send_signal(signal.SIGKILL)
     assert ended(second) == -signal.SIGKILL
     first.send_signal(signal.SIGKILL)
-    assert ended(first) not in (0, 1), "taken for crashed: nobody can say how it went"
+    assert ended(first) == -signal.SIGKILL, "it has become a child of this process"
+
+
+def test_workers_go_on_without_the_process_they_were_forked_from_and_their_end_is_known(
+    tmp_path: Path, own_server: Any
+) -> None:
+    queue = Queue(tmp_path / "queue.json")
+    queue.write([], is_open=True)
+    first = waiting(tmp_path)
+    server: int = own_server._forkserver_pid
+    forked.forget_libraries()
+    forked.forget_libraries()  # no effect a second time
+    with pytest.raises(ProcessLookupError):
+        os.kill(server, 0)
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline:
+        assert first.poll() is None
+    queue.write([], is_open=False)
+    assert ended(first) == 0
+    assert first.poll() == 0, "also when asked again"
 
 
 def test_where_that_process_is_killed_while_a_worker_is_forked_it_is_as_if_none_could_be(

@@ -384,3 +384,16 @@ def test_when_one_worker_is_stopped_the_others_are_too(plan: Plan, monkeypatch: 
         schedule.Schedule(plan, LocalLauncher(name="local"), None).run()
     assert [each.exit_code for each in IdleWorker.made] == [INTERRUPTED_CODE, -signal.SIGTERM, -signal.SIGTERM]
     assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize(("places", "is_search", "after"), [(3, False, 3), (1, False, None), (3, True, None)])
+def test_the_libraries_are_kept_for_workers_still_to_come(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, places: int, is_search: bool, after: int | None
+) -> None:
+    forgotten: list[int] = []
+    monkeypatch.setattr(schedule, "forget_libraries", lambda: forgotten.append(len(IdleWorker.made)))
+    more = (lambda _room: []) if is_search else None
+    now = schedule.Schedule(dataclasses.replace(plan, places=places), LocalLauncher(name="local"), more)
+    now._shares = [schedule._Share(plan.packs[0], Path.cwd(), 1)]
+    now._start_workers()
+    assert forgotten == ([] if after is None else [after])
