@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runner.schema import LoraSettings
+from runner.train.adapters import packed
 from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.adapters.dropout import input_mask
+from runner.train.adapters.layer import Layer
 from runner.train.adapters.packed import PackedAdapters
 from tests.train.bench import CPU
 
@@ -102,9 +104,11 @@ def test_values_and_gradients_are_those_of_the_paper(kind: str, lengths: tuple[i
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("settings", [DORA, PLAIN], ids=["dora", "plain"])
+@pytest.mark.parametrize("most_kept", [packed.MOST_KEPT_NUMBERS, 1], ids=["small model", "large model"])
 def test_a_pass_that_trains_nothing_gives_the_same_whatever_else_is_in_the_pack(
-    kind: str, settings: dict[str, Any]
+    kind: str, settings: dict[str, Any], most_kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(packed, "MOST_KEPT_NUMBERS", most_kept)
     layer = layer_of(kind)
     x = input_of(layer, 3)  # more positions than outputs: the update is merged into the weight
     outputs = []
@@ -114,11 +118,33 @@ def test_a_pass_that_trains_nothing_gives_the_same_whatever_else_is_in_the_pack(
         adapter = pack.adapters[0]
         with pack.using([(0, 3)]), torch.no_grad():
             outputs.append(layer(x))
+            assert torch.equal(layer(x), outputs[-1])
         torch.testing.assert_close(outputs[-1], by_the_paper(layer, adapter, adapter.weights, x))
         pack.detach()
     if settings is PLAIN:  # norms are computed over padded ranks, which affects rounding
         assert torch.equal(*outputs)
     torch.testing.assert_close(*outputs)
+
+
+@pytest.mark.parametrize(("most_kept", "merges"), [(packed.MOST_KEPT_NUMBERS, 2), (1, 6)])
+def test_merged_weights_of_small_models_last_for_the_passes_of_an_image_and_no_longer(
+    most_kept: int, merges: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "MOST_KEPT_NUMBERS", most_kept)
+    made = []
+    merge = Layer._merge
+    monkeypatch.setattr(Layer, "_merge", lambda layer, index: made.append(index) or merge(layer, index))
+    layer = layer_of("linear")
+    pack = pack_of(layer, PLAIN, PLAIN)
+    x = input_of(layer, 3)
+    outputs = []
+    for index in (0, 1):
+        disturb(pack)
+        with pack.using([(index, 3)]), torch.no_grad():
+            outputs = [layer(x) for _ in range(3)]
+        adapter = pack.adapters[index]
+        torch.testing.assert_close(outputs[-1], by_the_paper(layer, adapter, adapter.weights, x))
+    assert len(made) == merges
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -32,6 +32,8 @@ class Slices:
     """(adapter, number of rows), in batch order."""
     sample_ids: tuple[Sequence[int], ...] = ()
     """Global sample indices of each slice, which key the dropout; empty if nothing is dropped."""
+    merged: dict[Layer, Tensor] = dataclasses.field(default_factory=dict, compare=False)
+    """Weights of small models with one adapter's updates merged into them, for all passes of these rows."""
 
     @cached_property
     def alike(self) -> slice | None:
@@ -76,29 +78,38 @@ class Layer:
         return self._sliced(x, self.frozen(x), drops=drops)
 
     def _is_cheaper_merged(self, x: Tensor) -> bool:
-        """Whether the layer's own weight is smaller than the update of its output.
+        """Whether it takes less to compute with a merged weight than to update the output.
 
         Only without gradients and only in fp32: in half precision, rounding would lose most of the update.
         """
+        if torch.is_grad_enabled() or self.down.dtype != torch.float32:
+            return False
         channels = 1 if isinstance(self.module, nn.Conv2d) else -1
         rows = x.numel() // x.shape[channels]
-        return not torch.is_grad_enabled() and self.down.dtype == torch.float32 and rows > self.site.out
+        return self.pack.keeps_merged or rows > self.site.out
 
     def _merged(self, x: Tensor, index: int) -> Tensor:
-        """The output with the update merged into a weight that exists only for this pass."""
-        rank = self.pack.adapters[index].ranks.get(self.site)
-        if rank is None:
+        """The output with the update merged into the weight."""
+        if self.site not in self.pack.adapters[index].ranks:
             return self.frozen(x)  # type: ignore[no-any-return]
+        kept = self.pack.slices.merged
+        weight = kept[self] if self in kept else self._merge(index)
+        if self.pack.keeps_merged:
+            kept[self] = weight
+        bias: Any = self.module.bias
+        if isinstance(self.module, nn.Conv2d):
+            return F.conv2d(x, weight, bias, *geometry_of(self.module))
+        return F.linear(x, weight, bias)
+
+    def _merge(self, index: int) -> Tensor:
         weight: Any = self.module.weight
+        rank = self.pack.adapters[index].ranks[self.site]
         down_RI, up_OR = self.down[index, :rank].flatten(1), self.up[index, :, :rank].flatten(1)
         merged_OI = torch.addmm(weight.flatten(1), up_OR, down_RI, alpha=self.scales[index])
         factors = None if self.magnitudes is None else self.magnitudes.factors(slice(index, index + 1))
         if factors is not None:
             merged_OI *= factors.mT
-        bias: Any = self.module.bias
-        if isinstance(self.module, nn.Conv2d):
-            return F.conv2d(x, merged_OI.view_as(weight), bias, *geometry_of(self.module))
-        return F.linear(x, merged_OI, bias)
+        return merged_OI.view_as(weight)
 
     def measure(self) -> None:
         """Recompute the norms of DoRA after the weights have changed."""

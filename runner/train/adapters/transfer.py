@@ -69,18 +69,24 @@ class ByIndex:
         device = adapter.weights.device
         # One index for every number makes this as large as an optimizer moment.
         kind_of_index = torch.int32 if len(weights[0]) <= torch.iinfo(torch.int32).max else torch.int64
-        own, of_magnitudes = _numbers(adapter, DOWN, UP), _numbers(adapter, MAGNITUDE)
-        self._own = own.to(device, kind_of_index) if len(own) < len(adapter) else None
-        self._low_rank = there[own].to(device, kind_of_index)
-        self._own_magnitudes, self._magnitudes = of_magnitudes.to(device), there[of_magnitudes].to(device)
+        self._own: Tensor | None = None  # everything
+        self._of_magnitudes: tuple[Tensor, Tensor] | None = None  # in its own vector and in the pack's
+        if adapter.words or MAGNITUDE in adapter.kinds:
+            own, of_magnitudes = _numbers(adapter, DOWN, UP), _numbers(adapter, MAGNITUDE)
+            self._own = own.to(device, kind_of_index)
+            if len(of_magnitudes):
+                self._of_magnitudes = of_magnitudes.to(device), there[of_magnitudes].to(device)
+            there = there[own]
+        self._low_rank = there.to(device, kind_of_index)
 
     def load(self, own: Tensor) -> None:
         """See `Transfer`."""
         low_rank, magnitudes = self._weights
         taken = own if self._own is None else own.index_select(0, self._own)
         low_rank.index_copy_(0, self._low_rank.long(), taken.to(low_rank.dtype))
-        if len(self._magnitudes):
-            magnitudes.index_copy_(0, self._magnitudes, own[self._own_magnitudes])
+        if self._of_magnitudes is not None:
+            here, there = self._of_magnitudes
+            magnitudes.index_copy_(0, there, own[here])
 
     def collect(self) -> None:
         """See `Transfer`."""
@@ -91,8 +97,9 @@ class ByIndex:
             gradient.add_(added)
         else:
             gradient.index_add_(0, self._own, added.float())
-        if len(self._magnitudes):
-            gradient.index_add_(0, self._own_magnitudes, magnitudes.index_select(0, self._magnitudes))
+        if self._of_magnitudes is not None:
+            here, there = self._of_magnitudes
+            gradient.index_add_(0, here, magnitudes.index_select(0, there))
 
 
 def _numbers(adapter: Adapter, *kinds: str) -> Tensor:
