@@ -138,7 +138,7 @@ def _convolution_gradients(
     gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, *, groups: int, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
     stride, padding, dilation = geometry
-    x_gradient, weight_gradient, _ = torch.ops.aten.convolution_backward(
+    x_gradient, weight_gradient, _ = torch.ops.aten.convolution_backward.default(
         gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [*wanted, False]
     )
     return x_gradient, weight_gradient
