@@ -48,6 +48,9 @@ def flags_first(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             faults.append(fault)
             settings += meant
         # None means one value, as for --config-dir; "?" one or none, as for --info.
+        elif action is not None and not given and not left and action.nargs is None:
+            of = f", one of {', '.join(map(str, action.choices))}" if action.choices else ""
+            faults.append(f"{argument}: should be followed by a value{of} (--hydra-help lists the flags)")
         elif action is not None and not given and left and (action.nargs is None or left[0] in (action.choices or ())):
             flags += [argument, left.pop(0)]
             value = flags[-1]

@@ -63,6 +63,15 @@ def test_a_wrong_flag_hides_no_other_fault(monkeypatch: pytest.MonkeyPatch, caps
     )
 
 
+def test_a_flag_at_the_end_that_lacks_its_value_is_refused_with_what_it_takes() -> None:
+    for arguments in (["steps=1", "--config-dir"], ["--cfg"]):
+        settings, faults = flags_first(arguments)
+        assert settings == arguments[:-1]
+        what = ", one of job, hydra, all" if arguments[-1] == "--cfg" else ""
+        assert faults == [f"{arguments[-1]}: should be followed by a value{what} (--hydra-help lists the flags)"]
+    assert flags_first(["--info"]) == (["--info"], [])
+
+
 def test_where_hydra_would_put_results_is_refused() -> None:
     _, faults = flags_first(["-m", "hydra.sweep.dir=elsewhere", "+hydra.run.dir=x"])
 
