@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.jobs.job import Job, State
-from runner.plan.predict import Prediction, Predictor, images_of
+from runner.plan.predict import Prediction, Predictor, images_of, without_adapter
 from runner.schema import LauncherSettings, LocalLauncher, QueuedLauncher
 from runner.system.machine import Machine, named_threads
 
@@ -156,12 +156,13 @@ def size_pack(
 def dealt(jobs: Sequence[Job], workers: int, at_once: int) -> list[Job]:
     """The order in which workers take jobs: the longest first, so that none trains alone at the end.
 
-    The first jobs that each worker takes add up to about the same amount of work. If all jobs are equally long, they
-    stay in the order of the command.
+    The first jobs that each worker takes add up to about the same amount of work. If only their adapters make them
+    differ, similar ranks go together, because a pack pads all of them to its largest; equal ones stay in the order of
+    the command.
     """
+    if len({without_adapter(job) for job in jobs}) == 1:
+        return sorted(jobs, key=images_of, reverse=True)
     amounts = {job.folder: images_of(job) for job in jobs}
-    if len(set(amounts.values())) == 1:
-        return list(jobs)
     ordered = sorted(jobs, key=lambda job: amounts[job.folder], reverse=True)
     first = ordered[: workers * at_once]
     # Each worker takes as many as it may, so only the last one is left with fewer.

@@ -179,6 +179,11 @@ def images_of(job: Job) -> float:
     return _trained(job) * (1 + adapter) + _drawing(job)
 
 
+def without_adapter(job: Job) -> float:
+    """The same without what the adapter adds."""
+    return _trained(job) + _drawing(job)
+
+
 def _trained(job: Job) -> int:
     return job.experiment.steps * job.experiment.images_per_step
 

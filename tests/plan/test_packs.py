@@ -279,7 +279,9 @@ def test_long_jobs_begin_first_and_every_worker_has_as_much_to_do() -> None:
 def test_larger_batches_and_adapters_are_more_to_do() -> None:
     jobs = [job(seed=seed, lora={"rank": rank}) for rank in (4, 8, 16, 32) for seed in range(2)]
     found = plan(jobs, CPU, Costs(fitting=8))
-    assert [each.experiment.lora.rank for each in found.todo] == [32, 16, 8, 4] * 2
+    assert [each.experiment.lora.rank for each in found.todo] == [32, 32, 16, 16, 8, 8, 4, 4]  # padded to 32, and to 8
+    longer = plan([*jobs, job(seed=9, steps=2000, lora={"rank": 4})], CPU, Costs(fitting=8))
+    assert [each.experiment.lora.rank for each in longer.todo] == [4, 8, 8, 4, 4, 32, 32, 16, 16]
     assert beginnings(plan([job(batch_size=size) for size in (1, 4, 2)], gpus(1), pack=1), "batch_size") == [
         [4],
         [2, 1],
