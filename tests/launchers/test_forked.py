@@ -77,11 +77,13 @@ def test_it_is_a_session_of_its_own_so_that_ctrl_c_reaches_the_runner_alone(tmp_
 
 @pytest.fixture
 def own_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Fork workers from a process of this test alone, not from the one shared by all tests."""
+    """Fork workers from a process of this test alone, not from the one shared by all tests. It loads no libraries."""
     server = forkserver.ForkServer()
+    server.set_forkserver_preload([])
     monkeypatch.setattr(forkserver, "_forkserver", server)
-    for name in ("ensure_running", "connect_to_new_process", "set_forkserver_preload"):
+    for name in ("ensure_running", "connect_to_new_process"):
         monkeypatch.setattr(forkserver, name, getattr(server, name))
+    monkeypatch.setattr(forkserver, "set_forkserver_preload", lambda names: None)
     yield server
     server._stop()  # type: ignore[attr-defined]
 
