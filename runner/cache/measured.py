@@ -59,6 +59,8 @@ class Measurement:
     peak_memory_gb: float
     overhead_s: float
     """From the start of the process to its first step, without encoding."""
+    forward_s: float = 0.0
+    """Drawing images, per image and pass through the denoiser (two per step with guidance); 0 if none were drawn."""
 
 
 def measurements_file() -> Path:
@@ -93,18 +95,20 @@ def _add(lines: Sequence[str], *, unless_known: bool = False) -> None:
 
 
 def recall(conditions: Conditions) -> list[Measurement]:
-    """The newest measurement for each number of images, fewest first."""
+    """The newest measurement for each number of images, fewest first; drawing may have been measured earlier."""
     wanted = dataclasses.asdict(conditions)
     names = [field.name for field in dataclasses.fields(Measurement)]
     found: dict[int, Measurement] = {}
+    forward_s = 0.0
     for text in _lines():
         try:
             line = json.loads(text)
             if all(line[key] == value for key, value in wanted.items()):
                 found[int(line["rows"])] = Measurement(int(line["rows"]), *(float(line[name]) for name in names[1:]))
+                forward_s = float(line["forward_s"]) or forward_s
         except (ValueError, KeyError, TypeError):
             continue  # a line of another version
-    return [found[rows] for rows in sorted(found)]
+    return [dataclasses.replace(found[rows], forward_s=forward_s) for rows in sorted(found)]
 
 
 def step_s(known: Sequence[Measurement], rows: float) -> float:

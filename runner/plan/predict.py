@@ -95,14 +95,13 @@ class Predictor:
         share = count / len(pack.jobs)
         left = [(job, 1 - min(1.0, steps_done.get(job.folder, 0) / job.experiment.steps)) for job in pack.jobs]
         together_s = share * sum(_trained(job) * part for job, part in left) * seconds_of(rows) / rows
-        drawn = share * sum(_drawing(job) * part for job, part in left)
-        drawing_s = drawn * seconds_of(rows) / rows
+        passes = share * sum(_passes(job) * part for job, part in left)
         alone_s = share * sum(
             job.experiment.steps * part * alone_of(job.experiment.images_per_step) for job, part in left
         )
-        alone_s += drawn * alone_of(rows) / rows
+        alone_s += passes * alone_of.forward(rows)
         return Prediction(
-            seconds=overhead_s + (together_s + drawing_s) / pack.workers,
+            seconds=overhead_s + (together_s + passes * seconds_of.forward(rows)) / pack.workers,
             alone_s=alone_s + overhead_s * count,
             memory_gb=known[-1].peak_memory_gb if known else memory_gb(pack, work, machine, count),
             measured=bool(known),
@@ -158,6 +157,11 @@ class _Seconds:
     def __call__(self, rows: float) -> float:
         return step_s(self.known, rows) if self.known else max(self.least_s, self.image_s * rows)
 
+    def forward(self, rows: float) -> float:
+        """Seconds for a pass of one image without training: measured while drawing, or half of a training step's."""
+        measured = self.known[-1].forward_s if self.known else 0.0
+        return measured or self(rows) / rows / 2
+
 
 def reached_tflops(device: Device, precision: str, threads: int) -> float:
     """The assumed speed of training on a device without measurements, or with this many CPU threads."""
@@ -190,11 +194,16 @@ def _trained(job: Job) -> int:
 
 def _drawing(job: Job) -> float:
     """Validation in images of a training step: a forward pass counts about half."""
+    return _passes(job) / 2
+
+
+def _passes(job: Job) -> float:
+    """How often an image passes through the denoiser in all validations, guidance included."""
     validation = job.experiment.validation
     family = FAMILIES[job.settings.model.family]
     guided = 1 + (family.guidance(validation.guidance_scale) > 1 and not family.told_guidance)
     drawn = _pictures(job) * validation.inference_steps * guided
-    return (drawn + _validations(job) * validation.timesteps * 4) / 2
+    return drawn + _validations(job) * validation.timesteps * 4
 
 
 def _validations(job: Job) -> int:

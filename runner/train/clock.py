@@ -32,6 +32,8 @@ class Clock:
         """The jobs that are training, and each one's rows in a batch, which determine its share."""
         self.trained_s: defaultdict[int, float] = defaultdict(float)
         """Seconds of training by the total number of rows of all jobs."""
+        self.drawn_s, self.drawn_passes = 0.0, 0
+        """Seconds of drawing, and how often an image passed through the denoiser."""
 
     def _elapsed(self) -> float:
         now = time.perf_counter()
@@ -46,6 +48,19 @@ class Clock:
         for run, count in self.training.items():
             run.timings["train"] += elapsed * count / rows
             run.trained_s += elapsed
+
+    @contextmanager
+    def drawing(self, passes: int) -> Iterator[None]:
+        """In this context, images are drawn with so many passes of one image through the denoiser."""
+        start = time.perf_counter()
+        yield
+        self.drawn_s += time.perf_counter() - start
+        self.drawn_passes += passes
+
+    @property
+    def forward_s(self) -> float:
+        """Seconds of drawing for each of those passes; 0 if nothing was drawn."""
+        return self.drawn_s / self.drawn_passes if self.drawn_passes else 0.0
 
     @contextmanager
     def charging(self, phase: str, runs: Sequence[Charged]) -> Iterator[None]:

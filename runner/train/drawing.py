@@ -26,6 +26,7 @@ from runner.paths import JobPaths, atomic_file, sample_name, write_text
 from runner.schema import Experiment
 from runner.schema.drawing import DrawingSettings
 from runner.schema.family import Draws
+from runner.schema.inputs import ModelSettings
 from runner.schema.method import DreamBooth
 from runner.train.base import Base
 from runner.train.inputs.samples import Caption
@@ -70,6 +71,14 @@ class Sampling:
             drawing.negative_prompt,
             settings.scheduler.eta,
         )
+
+    def rows(self, model: ModelSettings) -> int:
+        """Rows of one image in a pass through the denoiser: two with classifier-free guidance."""
+        return 1 + (self.guidance_scale > 1 and not FAMILIES[model.family].told_guidance)
+
+    def passes(self, model: ModelSettings) -> int:
+        """How often one image passes through the denoiser, guidance included."""
+        return self.inference_steps * self.rows(model)
 
     @classmethod
     def of_class(cls, experiment: Experiment) -> Sampling:
@@ -159,8 +168,7 @@ def _draw(
             negative_text = _one_by_one([sampling.negative_prompt] * len(part), conditioner)
         # Pipelines of transformers do not have this argument, and the schema rejects the setting for them.
         rescaled = {"guidance_rescale": sampling.guidance_rescale} if sampling.guidance_rescale else {}
-        guided = not FAMILIES[base.settings.family].told_guidance and sampling.guidance_scale > 1
-        with use_rows(len(part) * (1 + guided)):
+        with use_rows(len(part) * sampling.rows(base.settings)):
             latents = pipeline(
                 **base.family.prompt_arguments(_typed(positive_text, base), _typed(negative_text, base)),
                 height=sampling.resolution,

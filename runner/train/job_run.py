@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -24,7 +24,16 @@ from runner.train.base import Base
 from runner.train.checkpoint import load_checkpoint, save_checkpoint
 from runner.train.clock import PHASES, Clock
 from runner.train.cost import Alone, Cost, alone_s, peak_memory_gb
-from runner.train.drawing import Sampling, UseRows, draw, wishes_of, write_pictures, write_prompts
+from runner.train.drawing import (
+    Picture,
+    Sampling,
+    UseRows,
+    Wish,
+    draw,
+    wishes_of,
+    write_pictures,
+    write_prompts,
+)
 from runner.train.inputs.materials import Materials
 from runner.train.optimizers import bind_gradients, build_lr_scheduler, build_optimizer, to_next_rate
 from runner.train.pruning import rungs
@@ -269,14 +278,16 @@ class JobRun:
             if prompts and pictures:
                 drawing = self.settings.validation
                 wishes, sampling = wishes_of(prompts, drawing.seeds), Sampling.of(self.settings, drawing)
-                drawn = self._shared(
-                    ("samples", tuple(wishes), sampling),
-                    lambda: draw(wishes, sampling, self.base, conditioner, use_rows),
-                )
+                key = ("samples", tuple(wishes), sampling)
+                drawn = self._shared(key, lambda: self._draw(wishes, sampling, use_rows))
                 written = write_pictures(drawn, self.paths.samples_at(self.step))
                 if self.mirror is not None:
                     self.mirror.images(self.step, written)
         return losses
+
+    def _draw(self, wishes: Sequence[Wish], sampling: Sampling, use_rows: UseRows) -> list[Picture]:
+        with self.clock.drawing(len(wishes) * sampling.passes(self.base.settings)):
+            return draw(wishes, sampling, self.base, self.materials.conditioner, use_rows)
 
     def _shared(self, key: Hashable, find: Callable[[], Found]) -> Found:
         """A validation result; adapters have no effect before the first step, so the base's result is found once."""

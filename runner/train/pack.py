@@ -173,7 +173,9 @@ class Pack:
         together = {rows: self.clock.trained_s[rows] / n for rows, n in self._steps.items() if n >= LEAST_STEPS}
         alone = {batch: seconds for (batch, _), seconds in self._alone_step_s.items()}
         peak, overhead_s = round(peak_memory_gb(), 3), round(self.startup_s + self.load_s, 3)
-        return [Measurement(rows, seconds, peak, overhead_s) for rows, seconds in sorted({**alone, **together}.items())]
+        forward_s = self.clock.forward_s
+        by_rows = sorted({**alone, **together}.items())
+        return [Measurement(rows, seconds, peak, overhead_s, forward_s) for rows, seconds in by_rows]
 
     def _measured_alone(self, run: JobRun) -> float | None:
         """Seconds per step of this job without the others; None if there were never any others."""

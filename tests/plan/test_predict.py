@@ -299,6 +299,17 @@ def test_a_measured_step_takes_the_place_of_the_estimate() -> None:
     assert not other.measured
 
 
+def test_measured_drawing_takes_the_place_of_half_a_step_also_after_trainings_that_draw_nothing() -> None:
+    conditions = Conditions.of(job(0), device=GPU.devices[0].name, processes=1)
+    record(conditions, [Measurement(8, 0.9, 60.0, 30.0, forward_s=0.01)])
+    record(conditions, [Measurement(1, 0.2, 12.0, 30.0)])
+    prediction = packed(8).prediction
+    assert prediction is not None
+    drawing_s = 8 * 2 * (4 * 25 * 2 + 8 * 4) * 0.01
+    assert prediction.seconds == pytest.approx(30 + 1000 * 0.9 + drawing_s)
+    assert prediction.alone_s == pytest.approx(8 * (30 + 1000 * 0.2) + drawing_s)
+
+
 def test_between_measurements_a_line_is_drawn() -> None:
     known = [Measurement(1, 0.2, 1, 1), Measurement(8, 0.9, 1, 1)]
     assert step_s(known, 1) == pytest.approx(0.2)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from runner.schema.inputs import ModelSettings
 from runner.train import clock
 from runner.train.clock import PHASES, Clock
 from runner.train.cost import Alone, Cost, alone_s
+from runner.train.drawing import Sampling
 from runner.train.pack import Pack
 from tests.train.bench import CPU
 
@@ -52,6 +54,26 @@ def test_every_second_is_charged_once_to_whom_it_was_spent_for(monkeypatch: pyte
     assert coming.spent() == {"cache": 3}
     assert (small.trained_s, large.trained_s, coming.trained_s) == (16, 16, 0), "both were trained all the time"
     assert charged.trained_s == {4: 16}
+
+
+def test_drawing_is_timed_by_the_pass_and_what_is_broken_off_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now))
+    timed = Clock()
+    assert timed.forward_s == 0
+    for passes, seconds in ((4, 2.0), (12, 2.0)):
+        with timed.drawing(passes):
+            now += seconds
+    with suppress(OSError), timed.drawing(100):
+        now += 9
+        raise OSError("the disk is full")
+    assert timed.forward_s == 4 / 16
+
+
+@pytest.mark.parametrize(("family", "scale", "passes"), [("sdxl", 5.0, 40), ("sdxl", 1.0, 20), ("flux", 5.0, 20)])
+def test_guidance_takes_two_passes_a_step_unless_the_model_is_told_it(family: str, scale: float, passes: int) -> None:
+    model = ModelSettings.model_validate({"path": "somewhere", "family": family})
+    assert Sampling(64, "model", 20, scale).passes(model) == passes
 
 
 def test_all_jobs_wait_and_pay_alike_while_those_that_join_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,10 @@ def test_macos_counts_bytes_where_linux_counts_kibibytes(monkeypatch: pytest.Mon
 
 
 def test_a_worker_remembers_how_fast_it_was(bench: Bench, sdxl_folder: Path) -> None:
-    jobs = [bench.job(sdxl_folder, seed=seed, steps=12, batch_size=batch) for seed, batch in ((1, 1), (2, 3))]
+    jobs = [
+        bench.job(sdxl_folder, seed=1, steps=12, batch_size=1, validation={**PICTURES, "every": 0}),
+        bench.job(sdxl_folder, seed=2, steps=12, batch_size=3),
+    ]
     with bench.own_cache():
         measurements_file().unlink(missing_ok=True)
         assert bench.train_only(*jobs)
@@ -155,6 +158,8 @@ def test_a_worker_remembers_how_fast_it_was(bench: Bench, sdxl_folder: Path) -> 
             lines = [json.loads(line) for line in measurements_file().read_text().splitlines()]
     assert [line["rows"] for line in lines] == [1, 3, 4], "each job alone, and both together"
     assert all(0 < line["step_s"] < 60 for line in lines)
+    (forward_s,) = {line["forward_s"] for line in lines}
+    assert 0 < forward_s < 60
     assert {line["base"] for line in lines} == {jobs[0].identity["model"]}
 
 
