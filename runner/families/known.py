@@ -55,6 +55,10 @@ class Known:
         """The guidance of its images; None means the usual one."""
         return self.usual_guidance if asked is None else asked
 
+    def rows(self, guidance: float) -> int:
+        """Rows of one image in a pass through the denoiser: two with classifier-free guidance."""
+        return 2 if guidance > 1 and not self.told_guidance else 1
+
 
 FAMILIES = {
     "sd": Known(

@@ -201,8 +201,8 @@ def _passes(job: Job) -> float:
     """How often an image passes through the denoiser in all validations, guidance included."""
     validation = job.experiment.validation
     family = FAMILIES[job.settings.model.family]
-    guided = 1 + (family.guidance(validation.guidance_scale) > 1 and not family.told_guidance)
-    drawn = _pictures(job) * validation.inference_steps * guided
+    rows = family.rows(family.guidance(validation.guidance_scale))
+    drawn = _pictures(job) * validation.inference_steps * rows
     return drawn + _validations(job) * validation.timesteps * 4
 
 

@@ -73,8 +73,8 @@ class Sampling:
         )
 
     def rows(self, model: ModelSettings) -> int:
-        """Rows of one image in a pass through the denoiser: two with classifier-free guidance."""
-        return 1 + (self.guidance_scale > 1 and not FAMILIES[model.family].told_guidance)
+        """Rows of one image in a pass through the denoiser."""
+        return FAMILIES[model.family].rows(self.guidance_scale)
 
     def passes(self, model: ModelSettings) -> int:
         """How often one image passes through the denoiser, guidance included."""
