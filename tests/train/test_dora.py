@@ -126,9 +126,12 @@ def test_a_pass_that_trains_nothing_gives_the_same_whatever_else_is_in_the_pack(
     torch.testing.assert_close(*outputs)
 
 
-@pytest.mark.parametrize(("most_kept", "merges"), [(packed.MOST_KEPT_NUMBERS, 2), (1, 6)])
+@pytest.mark.parametrize(
+    ("positions", "most_kept", "merges"),  # of four outputs: a large model merges where there are more positions
+    [(21, packed.MOST_KEPT_NUMBERS, 2), (21, 1, 6), (2, packed.MOST_KEPT_NUMBERS, 2), (2, 1, 0)],
+)
 def test_merged_weights_of_small_models_last_for_the_passes_of_an_image_and_no_longer(
-    most_kept: int, merges: int, monkeypatch: pytest.MonkeyPatch
+    positions: int, most_kept: int, merges: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packed, "MOST_KEPT_NUMBERS", most_kept)
     made = []
@@ -136,11 +139,11 @@ def test_merged_weights_of_small_models_last_for_the_passes_of_an_image_and_no_l
     monkeypatch.setattr(Layer, "_merge", lambda layer, index: made.append(index) or merge(layer, index))
     layer = layer_of("linear")
     pack = pack_of(layer, PLAIN, PLAIN)
-    x = input_of(layer, 3)
+    x = input_of(layer, 3).flatten(0, 1)[None, :positions]
     outputs = []
     for index in (0, 1):
         disturb(pack)
-        with pack.using([(index, 3)]), torch.no_grad():
+        with pack.using([(index, 1)]), torch.no_grad():
             outputs = [layer(x) for _ in range(3)]
         adapter = pack.adapters[index]
         torch.testing.assert_close(outputs[-1], by_the_paper(layer, adapter, adapter.weights, x))
