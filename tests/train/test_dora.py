@@ -150,6 +150,18 @@ def test_merged_weights_of_small_models_last_for_the_passes_of_an_image_and_no_l
     assert len(made) == merges
 
 
+def test_whether_merged_weights_are_kept_does_not_depend_on_what_else_is_in_the_pack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packed, "MOST_KEPT_NUMBERS", 24)
+    parts = {"unet": nn.ModuleDict({"small": nn.Linear(6, 4), "large": nn.Linear(6, 5)}).requires_grad_(False)}
+    adapters = []
+    for targets in ("small", ".*"):
+        lora = LoraSettings.model_validate({**PLAIN, "targets": targets})
+        adapters.append(Adapter(lora, find_sites(lora, parts), seed=0, device=CPU.device, components=parts))
+    assert PackedAdapters(parts, adapters, dtype=torch.float32).keeps_merged == [True, False]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_small_updates_are_not_rounded_away_in_bf16(kind: str) -> None:
     layer = layer_of(kind).to(torch.bfloat16)

@@ -33,7 +33,7 @@ class Slices:
     sample_ids: tuple[Sequence[int], ...] = ()
     """Global sample indices of each slice, which key the dropout; empty if nothing is dropped."""
     merged: dict[Layer, Tensor] = dataclasses.field(default_factory=dict, compare=False)
-    """Weights of small models with one adapter's updates merged into them, for all passes of these rows."""
+    """Weights with the updates of a small adapter merged into them, for all passes of these rows."""
 
     @cached_property
     def alike(self) -> slice | None:
@@ -71,13 +71,13 @@ class Layer:
         if not slices.rows:
             return self.frozen(x)  # type: ignore[no-any-return]
         drops = self.pack.drops and bool(slices.sample_ids)
-        if len(slices.rows) == 1 and not drops and self._is_cheaper_merged(x):
+        if len(slices.rows) == 1 and not drops and self._is_cheaper_merged(x, slices.rows[0][0]):
             return self._merged(x, slices.rows[0][0])
         if not drops and slices.alike is not None:
             return self._fused(x, slices.alike)
         return self._sliced(x, self.frozen(x), drops=drops)
 
-    def _is_cheaper_merged(self, x: Tensor) -> bool:
+    def _is_cheaper_merged(self, x: Tensor, index: int) -> bool:
         """Whether it takes less to compute with a merged weight than to update the output.
 
         Only without gradients and only in fp32: in half precision, rounding would lose most of the update.
@@ -86,7 +86,7 @@ class Layer:
             return False
         channels = 1 if isinstance(self.module, nn.Conv2d) else -1
         rows = x.numel() // x.shape[channels]
-        return self.pack.keeps_merged or rows > self.site.out
+        return self.pack.keeps_merged[index] or rows > self.site.out
 
     def _merged(self, x: Tensor, index: int) -> Tensor:
         """The output with the update merged into the weight."""
@@ -94,7 +94,7 @@ class Layer:
             return self.frozen(x)  # type: ignore[no-any-return]
         kept = self.pack.slices.merged
         weight = kept[self] if self in kept else self._merge(index)
-        if self.pack.keeps_merged:
+        if self.pack.keeps_merged[index]:
             kept[self] = weight
         bias: Any = self.module.bias
         if isinstance(self.module, nn.Conv2d):

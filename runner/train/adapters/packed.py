@@ -19,8 +19,8 @@ from runner.train.adapters.layer import Layer, Slices
 from runner.train.adapters.transfer import ByIndex, ByPart, Transfer
 
 MOST_KEPT_NUMBERS = 16 * 2**20
-"""Merged weights of a model with no more numbers than this in its adapted layers are kept while images are drawn; on a
-CPU, merging anew for each pass takes a tenth of the time. 64 MiB."""
+"""If the layers that an adapter changes have no more numbers than this, its merged weights are kept while images are
+drawn; on a CPU, merging anew for each pass takes a tenth of the time. 64 MiB."""
 
 
 class PackedAdapters:
@@ -41,7 +41,10 @@ class PackedAdapters:
             for name, _ in root.named_modules()
             if (component, name) in wanted
         ]
-        self.keeps_merged = sum(site.out * site.down_units for site in self.sites) <= MOST_KEPT_NUMBERS
+        # By its own layers, so that an image has the same bits whatever else is in the pack.
+        self.keeps_merged = [
+            sum(site.out * site.down_units for site in adapter.sites) <= MOST_KEPT_NUMBERS for adapter in adapters
+        ]
         self.ranks = [max(adapter.ranks.get(site, 0) for adapter in adapters) for site in self.sites]
         width = sum(rank * (site.down_units + site.out) for site, rank in zip(self.sites, self.ranks, strict=True))
         # Layer by layer, and adapter by adapter within a layer, so that a layer multiplies by one block of memory.
