@@ -108,8 +108,6 @@ def test_where_the_process_that_workers_are_forked_from_is_killed_they_go_on_and
 def test_workers_go_on_without_the_process_they_were_forked_from_and_their_end_is_known(
     tmp_path: Path, own_server: Any
 ) -> None:
-    queue = Queue(tmp_path / "queue.json")
-    queue.write([], is_open=True)
     first = waiting(tmp_path)
     server: int = own_server._forkserver_pid
     forked.forget_libraries()
@@ -119,7 +117,8 @@ def test_workers_go_on_without_the_process_they_were_forked_from_and_their_end_i
     deadline = time.monotonic() + 1
     while time.monotonic() < deadline:
         assert first.poll() is None
-    queue.write([], is_open=False)
+        time.sleep(0.01)
+    Queue(tmp_path / "queue.json").write([], is_open=False)
     assert ended(first) == 0
     assert first.poll() == 0, "also when asked again"
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from runner.schema import LoraSettings
 from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.adapters.packed import PackedAdapters
-from runner.train.adapters.transfer import ByIndex
 from tests.train.bench import CPU
 
 PARTS = {"unet": nn.ModuleDict({"first": nn.Linear(6, 4), "then": nn.Conv2d(3, 8, 3)}).requires_grad_(False)}
@@ -24,7 +23,7 @@ KINDS = {
 
 def pack_of(kind: str, dtype: torch.dtype, *, by_index: bool, monkeypatch: pytest.MonkeyPatch) -> PackedAdapters:
     if by_index:  # what a GPU does
-        monkeypatch.setattr(PackedAdapters, "_make_transfers", transfers_by_index)
+        monkeypatch.setattr(PackedAdapters, "_make_transfers", PackedAdapters._by_index)
     adapters = []
     for seed, (settings, words) in enumerate(KINDS[kind]):
         lora = LoraSettings.model_validate({**settings, "targets": "first|then"})
@@ -34,13 +33,6 @@ def pack_of(kind: str, dtype: torch.dtype, *, by_index: bool, monkeypatch: pytes
     pack = PackedAdapters(PARTS, adapters, dtype=dtype)
     monkeypatch.undo()
     return pack
-
-
-def transfers_by_index(pack: PackedAdapters) -> list[ByIndex]:
-    numbered = pack._shares(torch.arange(len(pack.weights)), torch.arange(len(pack.magnitudes)))
-    weights, gradients = (pack.weights, pack.magnitudes), (pack.gradient, pack.magnitude_gradient)
-    pairs = zip(pack.adapters, numbered, strict=True)
-    return [ByIndex(adapter, share, weights, gradients) for adapter, share in pairs]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -104,14 +104,18 @@ class PackedAdapters:
         return views
 
     def _make_transfers(self) -> list[Transfer]:
-        weights, gradients = (self.weights, self.magnitudes), (self.gradient, self.magnitude_gradient)
-        if self.weights.device.type == "cpu":
-            shares = zip(self.adapters, self._shares(*weights), self._shares(*gradients), strict=True)
-            return [ByPart(adapter, *own) for adapter, *own in shares]
+        return self._by_part() if self.weights.device.type == "cpu" else self._by_index()
+
+    def _by_part(self) -> list[Transfer]:
+        weights = self._shares(self.weights, self.magnitudes)
+        gradients = self._shares(self.gradient, self.magnitude_gradient)
+        return [ByPart(*each) for each in zip(self.adapters, weights, gradients, strict=True)]
+
+    def _by_index(self) -> list[Transfer]:
         numbered = self._shares(torch.arange(len(self.weights)), torch.arange(len(self.magnitudes)))
-        return [
-            ByIndex(adapter, share, weights, gradients) for adapter, share in zip(self.adapters, numbered, strict=True)
-        ]
+        weights, gradients = (self.weights, self.magnitudes), (self.gradient, self.magnitude_gradient)
+        each = zip(self.adapters, numbered, strict=True)
+        return [ByIndex(adapter, share, weights, gradients) for adapter, share in each]
 
     def _shares(self, low_rank: Tensor, magnitudes: Tensor) -> list[dict[tuple[Site, str], Tensor]]:
         """What belongs to each adapter, as views of its own shapes into vectors laid out like the pack's."""

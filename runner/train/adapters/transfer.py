@@ -29,9 +29,9 @@ class ByPart:
 
     def __init__(self, adapter: Adapter, weights: Parts, gradients: Parts) -> None:
         self._adapter = adapter
-        self._weights = [weights[part] for part in self._own(adapter.weights)]
-        self._gradients = [gradients[part] for part in self._own(adapter.weights)]
-        self._of_weights = list(self._own(adapter.weights).values())
+        own = self._own(adapter.weights)
+        self._weights, self._gradients = [weights[part] for part in own], [gradients[part] for part in own]
+        self._of_weights = list(own.values())
         self._of_gradient = list(self._own(adapter.gradient).values())
 
     def _own(self, vector: Tensor) -> dict[tuple[Site, str], Tensor]:
