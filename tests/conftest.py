@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -52,7 +53,14 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setenv("RUNNER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("RUNNER_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    log = logging.getLogger()
+    handlers, level = list(log.handlers), log.level
     yield
+    # A command under test has its log written to what stood for the terminal; a later test would write to that too.
+    for handler in set(log.handlers).difference(handlers):
+        if not type(handler).__module__.startswith("_pytest."):
+            log.removeHandler(handler)
+            log.setLevel(level)
     # Variables that a worker sets for its libraries would stay, and later commands would not start like this process.
     for name in set(os.environ) - before:
         del os.environ[name]
