@@ -43,7 +43,6 @@ def main() -> None:
 def _compose_and_launch() -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
-    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
@@ -67,7 +66,7 @@ def _compose_and_launch() -> None:
         from runner.command.entry import single
 
         try:
-            single(config, HydraConfig.get().overrides.task)
+            single(config)
         except (RunnerError, OSError) as error:  # raised in here, Hydra would print its own line about it
             failure.append(error)
 

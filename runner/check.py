@@ -86,8 +86,9 @@ class Checker:
         faults += images if isinstance(images, list) else []
         prior = earlier = None
         try:
-            earlier = find_earlier(experiment.lora) if experiment and is_right("lora") else None
-            if experiment is not None and earlier is not None and knows_model and is_right("model"):
+            if experiment and is_right("lora.init_from"):
+                earlier = find_earlier(experiment.lora, fits=is_right("lora"))
+            if experiment and earlier and knows_model and is_right("model", "lora"):
                 faults += layer_faults(earlier, experiment.lora, experiment.model)
         except SettingsError as error:
             faults += str(error).splitlines()

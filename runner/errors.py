@@ -112,8 +112,12 @@ class Refusals:
 
     def raise_if_any(self) -> None:
         """Raise a SettingsError with all of them, if there are any."""
-        if self.texts:
-            raise SettingsError("\n".join(self.texts))
+        under: dict[str, list[str]] = {}
+        for text in self.texts:
+            head, *lines = text.splitlines()
+            under.setdefault(head, []).extend(lines)
+        if under:
+            raise SettingsError("\n".join(line for head, lines in under.items() for line in (head, *lines)))
 
 
 def not_started(head: str, faults: Iterable[str]) -> SettingsError:

@@ -13,12 +13,12 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.command.own_files import FIRST_LINE
 from runner.errors import SettingsError, not_started
-from runner.schema.texts import secret_faults
+from runner.schema.texts import Unresolved, secret_faults
 
 
 class Composer:
@@ -65,8 +65,10 @@ class Composer:
 def plain(config: DictConfig) -> dict[str, Any]:
     """What Hydra composed, resolved, without what only concerns Hydra.
 
+    A value that refers to nothing is an `Unresolved`, which the checks report together with all other faults.
+
     Raises:
-        SettingsError: a reference in it leads nowhere, or nothing would read some part of it.
+        SettingsError: nothing would read some part of it.
     """
     if below := config.get("recipe"):
         keys = ", ".join(f"recipe.{key!s}" for key in below) if isinstance(below, DictConfig) else "recipe"
@@ -79,12 +81,38 @@ def plain(config: DictConfig) -> dict[str, Any]:
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", "recipe")])
     try:
         resolved = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        what, _, where = str(error).partition("\n")
-        key = where.strip().removeprefix("full_key: ").partition("\n")[0]
-        raise SettingsError(f"{key}: {what}; nothing was started") from error
+    except OmegaConfBaseException:
+        resolved = _resolved_apart(config)
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
+
+
+def typed_in(hydra: HydraConf) -> list[str]:
+    """The overrides as they were typed; read one by one, a reference in them would be resolved."""
+    typed: Any = OmegaConf.to_container(hydra.overrides.task)
+    return list(typed)
+
+
+def _resolved_apart(node: Any) -> Any:
+    """The content of a composed node, value by value: what refers to nothing must not hide what else is wrong."""
+    if isinstance(node, DictConfig):
+        return {key: _value_of(node, key) for key in node}
+    if isinstance(node, ListConfig):
+        return [_value_of(node, place) for place in range(len(node))]
+    return node
+
+
+def _value_of(holder: DictConfig | ListConfig, key: Any) -> Any:
+    if OmegaConf.is_missing(holder, key):
+        return MISSING
+    try:
+        return _resolved_apart(holder[key])
+    except OmegaConfBaseException as error:
+        typed: Any = OmegaConf.to_container(holder)
+        found = Unresolved(typed[key])
+        said = str(error).partition("\n")[0].rpartition(" raised while resolving interpolation: ")[2]
+        found.why = f"cannot be resolved ({said}); correct it, or set a value"
+        return found
 
 
 def refuse_outdone(config: DictConfig, hydra: HydraConf) -> None:
@@ -97,7 +125,7 @@ def refuse_outdone(config: DictConfig, hydra: HydraConf) -> None:
     choices = hydra.runtime.choices
     if (recipe := choices.get("recipe")) is None:
         return
-    typed = [text.partition("=")[::2] for text in hydra.overrides.task]
+    typed = [text.partition("=")[::2] for text in typed_in(hydra)]
     keys, said = {key for key, _ in typed}, _content(f"recipe/{recipe}")
     faults = []
     for group, choice in typed:

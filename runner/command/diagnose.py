@@ -176,14 +176,48 @@ def _faults_of_values(overrides: Sequence[str], search: list[str]) -> list[str]:
     checker, places = Checker(outputs_dir()), dict[str, list[str]]()
     faults: list[str] = []
     for combination in itertools.islice(itertools.product(*columns), MOST_JOBS):
+        kept, said = _composable(combination, search)
+        faults += said
+        if kept is None:
+            continue
+        gone = tuple(_name_of(text) for text in combination if text not in kept)
         try:
-            found = check_one(checker, plain(compose("config", [*search, *combination])), combination, places)
-            faults += [] if isinstance(found, Job) else found
+            found = check_one(checker, plain(compose("config", [*search, *kept])), tuple(kept), places)
+            faults += [] if isinstance(found, Job) else [line for line in found if not line.startswith(gone)]
         except SettingsError as error:
             faults += str(error).splitlines()
-        except COMPOSITION_ERRORS as error:
-            faults.append(_of_file(error, search) or _of_item(combination, search) or _first_line(error))
     return faults
+
+
+def _composable(overrides: Sequence[str], search: list[str]) -> tuple[list[str] | None, list[str]]:
+    """(the overrides that can be composed together, a line for each of the others); None if that leaves other settings.
+
+    Choices come first, wherever they were typed: which settings exist depends on them.
+    """
+    try:
+        compose("config", [*search, *overrides])
+    except COMPOSITION_ERRORS as error:
+        whole = error
+    else:
+        return list(overrides), []
+    kept: list[str] = []
+    faults: list[str] = []
+    is_left_out = False
+    for text in sorted(overrides, key=lambda text: _name_of(text) not in (*GROUPS, "recipe")):
+        try:
+            compose("config", [*search, *kept, text])
+        except COMPOSITION_ERRORS as error:
+            faults.append(_of_file(error, search) or _of_item([*kept, text], search) or _first_line(error))
+            is_left_out |= _name_of(text) in (*GROUPS, "recipe")
+        else:
+            kept.append(text)
+    if not faults:
+        return None, [_of_file(whole, search) or _of_item(overrides, search) or _first_line(whole)]
+    return None if is_left_out else kept, faults
+
+
+def _name_of(text: str) -> str:
+    return text.lstrip("+~").partition("=")[0]
 
 
 def _of_item(overrides: Sequence[str], search: list[str]) -> str | None:
@@ -205,7 +239,7 @@ def _of_item(overrides: Sequence[str], search: list[str]) -> str | None:
 
 def _single_values(override: Override, text: str) -> list[str]:
     """The override for each of its values, forced in: the schema reports best what does not belong there."""
-    key, _, value = text.partition("=")
+    key, given, value = text.partition("=")
     name = key.lstrip("+~")
     force = "" if key.startswith("~") or name.startswith("hydra") or name in (*GROUPS, "recipe") else "++"
     values = [value]
@@ -214,7 +248,8 @@ def _single_values(override: Override, text: str) -> list[str]:
     elif override.is_interval_sweep():
         sweep: Any = override.value()
         values = [str(sweep.start), str(sweep.end)]
-    return [f"{force}{name if force else key}={single}" for single in values]
+    given = "=" if given else ""  # a key can be removed whatever its value is
+    return [f"{force}{name if force else key}{given}{single}" for single in values]
 
 
 def _of_file(error: Exception, search: list[str]) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from runner.check import Checker
-from runner.command.compose import plain, refuse_outdone, refuse_swept_launcher
+from runner.command.compose import plain, refuse_outdone, refuse_swept_launcher, typed_in
 from runner.command.grammar import empty_sweeps
 from runner.errors import Refusals, SettingsError, not_started
 from runner.jobs.job import read_manifest
@@ -25,7 +25,7 @@ MANY_JOBS = 200
 """This many take some seconds to compose and check; a thousand take half a minute."""
 
 
-def single(config: DictConfig, overrides: Sequence[str]) -> None:
+def single(config: DictConfig) -> None:
     """Run what Hydra composed without `-m`: a batch of one."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -33,7 +33,7 @@ def single(config: DictConfig, overrides: Sequence[str]) -> None:
     if params := HydraConfig.get().sweeper.get("params"):
         sweeps = " ".join(f"{key}={value}" for key, value in params.items())
         sys.stderr.write(f"a single job: the sweep of the recipe ({sweeps}) needs -m (python -m runner -m ...)\n")
-    configs = [(plain(config), tuple(overrides))]
+    configs = [(plain(config), tuple(typed_in(HydraConfig.get())))]
     _refuse(configs, lambda: _refuse_search(HydraConfig.get()), lambda: refuse_outdone(config, HydraConfig.get()))
     launch(configs)
 
@@ -61,7 +61,7 @@ def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str
 
     if not batch:
         params = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
-        faults = empty_sweeps([*params, *master.hydra.overrides.task], loader)
+        faults = empty_sweeps([*params, *typed_in(master.hydra)], loader)
         raise not_started("The sweep has no jobs", faults)
     if len(batch) >= MANY_JOBS:  # on stderr, as above
         sys.stderr.write(f"{len(batch)} jobs: every one is composed and checked before the first one starts\n")

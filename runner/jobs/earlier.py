@@ -26,8 +26,11 @@ from runner.system.values import as_typed
 DOWN = ".lora_A.weight"
 
 
-def find_earlier(settings: LoraSettings) -> AdapterFile | None:
+def find_earlier(settings: LoraSettings, *, fits: bool = True) -> AdapterFile | None:
     """The adapter that a job starts from; None if it starts from scratch.
+
+    Args:
+        fits: whether its rank and scale are compared with the settings; some of those may be wrong themselves.
 
     Raises:
         SettingsError: none exists, it has trained words, or its rank or scale differs from the settings.
@@ -41,7 +44,8 @@ def find_earlier(settings: LoraSettings) -> AdapterFile | None:
         fix = f"to start from its layers alone, name {earlier.file}, and leave the words out of captions"
         fix = fix if earlier.file not in earlier.words else "there is nothing else in it to start from"
         raise SettingsError(f"{named}: was taught words ({words}), which this job would not know; {fix}")
-    _check_fits(earlier.file, settings, named)
+    if fits:
+        _check_fits(earlier.file, settings, named)
     return earlier
 
 

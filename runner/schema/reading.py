@@ -84,4 +84,5 @@ def _leave_out(raw: dict[str, Any], key: str) -> str | None:
 
 def _mentions(line: str, keys: Sequence[str]) -> bool:
     """Whether a fault is about one of these keys, or follows from the default that stood in for it."""
-    return any(re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", line) for key in keys)
+    said = line.partition("did you mean")[0]
+    return any(re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", said) for key in keys)

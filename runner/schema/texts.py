@@ -23,6 +23,12 @@ LONGEST_NAME, LONGEST_PATH = 255, 4000
 """What a file system takes, in bytes; of the 4096 for a path, some are for the names of files in a folder."""
 
 
+class Unresolved(str):
+    """A value such as `${lora.rnk}`, as it was typed, that refers to nothing: `why` says what it was to be."""
+
+    why = ""
+
+
 def readable(raw: Mapping[str, Any]) -> tuple[list[str], dict[str, Any], list[str]]:
     """(a line for each text that cannot be intended, the configuration without them, their keys).
 
@@ -44,6 +50,8 @@ def _fault(key: str, text: str) -> str:
     """What is wrong with a text, and the fix; empty if nothing is."""
     if text == MISSING:
         return f"has no value; set {key}=..."
+    if isinstance(text, Unresolved):
+        return text.why
     if whole(text) != text:
         return "contains what is not UTF-8; type it again, in a terminal with a UTF-8 locale"
     if "\0" in text:

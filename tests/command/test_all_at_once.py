@@ -53,6 +53,10 @@ TOGETHER: dict[str, tuple[Raw, list[str]]] = {
         {"lora": {"rnk": 3}, "batch_size": 0, "evaluation": {"subject": "x"}},
         ["batch_size", "lora.rnk", "evaluation.subject"],
     ),
+    "a value, and a key much like its own": (
+        {"lora": {"rank": 0, "rnk": 3}},
+        ["lora.rank", "lora.rnk"],
+    ),
     "a value in a list": (
         {"dataset": {"path": None, "sources": [{"path": "x", "repeats": 0}], "masks": True}},
         ["dataset.sources.0.repeats", "dataset.masks"],
@@ -169,6 +173,10 @@ FILES: dict[str, tuple[Raw, list[str]]] = {
         },
         ["dataset.path='/nowhere'", "  - not found", "method.class_data_dir"],
     ),
+    "a value that has to do with an adapter that is not there": (
+        {"lora": {"rank": 0, "init_from": "/nowhere"}},
+        ["lora.rank", "lora.init_from"],
+    ),
     "what is merged, and how": (
         {"task": {"name": "merge"}, "model": {"family": "sd3"}, "adapter": ["/nowhere"], "output": "single_file"},
         ["model.family", "output", "adapter"],
@@ -245,6 +253,31 @@ def test_a_sweep_that_cannot_be_made_hides_no_job_that_is_wrong(
 
     assert answer.code == 2
     assert [each for each in said if each not in answer.output] == [], answer.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["lora.rank=${nope}", "steps=0"], ["lora.rank = '${nope}': cannot be resolved", "steps = 0"]),
+        (["lora.rank=${nope}", "lora.rnk=3"], ["lora.rank = '${nope}': cannot be resolved", "lora.rnk = 3"]),
+        (
+            ["lora.rank=${nope}", "recipe=demo", "validation=loss_only"],
+            ["lora.rank = '${nope}': cannot be resolved", "validation = loss_only: the recipe"],
+        ),
+        (["-m", "seed=0,${name}", "steps=0"], ["seed = 'dev': should be a whole number", "steps = 0"]),
+        (["validation.prompts=[a,'${nope}']", "seed=x"], ["validation.prompts[1] = '${nope}'", "seed = 'x'"]),
+        (["name=${name}", "steps=0"], ["name = '${name}': cannot be resolved (Recursive", "steps = 0"]),
+        (["model.path=${oc.env:NOPE}", "steps=0"], ["model.path = '${oc.env:NOPE}': cannot be", "steps = 0"]),
+        (["~lora.rank", "lora.rnk=3", "steps=0"], ["lora.rnk = 3: unknown key", "steps = 0"]),
+        (["~nothing", "lora.rnk=3", "steps=0"], ["'nothing' does not exist", "lora.rnk = 3", "steps = 0"]),
+    ],
+)
+def test_what_cannot_be_composed_hides_no_other_mistake(arguments: list[str], said: list[str], tmp_path: Path) -> None:
+    answer = runner(*arguments, cwd=tmp_path)
+
+    assert answer.code == 2
+    assert [each for each in said if each not in answer.output] == [], answer.output
+    assert answer.output.count("invalid, nothing was started") == 1 and "Error executing" not in answer.output
 
 
 @pytest.mark.parametrize(
