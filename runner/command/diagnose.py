@@ -92,6 +92,8 @@ def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[
     if override.is_interval_sweep() and searching is None:
         fix = "name them, use range(start,stop,step), or search with hydra/sweeper=optuna"
         return [f"{key} = {value}: the values of an interval cannot be listed; {fix}"]
+    if key.partition(".")[0] == "launcher" and override.is_sweep_override() and "," in value:
+        return [f"{key}={value}: the launcher cannot be swept; run the command once for each"]
     if key == "task" and override.is_sweep_override():
         return [f"{key} = {value}: tasks have settings of their own, so run the command once for each of them"]
     if key in (*GROUPS, "recipe"):

@@ -244,6 +244,7 @@ def test_a_wrong_command_line_is_looked_at_as_that_of_its_task(tmp_path: Path) -
         (["-m", "hydra/sweeper=optnua", "steps=0"], ["did you mean optuna?", "steps = 0"]),
         (["hydra/sweeper=optuna", "steps=0"], ["has no effect without -m", "steps = 0"]),
         (["-m", "launcher=local,slurm", "steps=0"], ["the launcher cannot be swept", "steps = 0"]),
+        (["-m", "launcher.device=cpu,auto", "lora.rnk=0,1"], ["the launcher cannot be swept", "lora.rnk = 0"]),
     ],
 )
 def test_a_sweep_that_cannot_be_made_hides_no_job_that_is_wrong(
