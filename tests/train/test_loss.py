@@ -178,6 +178,15 @@ def test_the_smallest_portion_is_one_timestep_and_not_all(
     assert counts[next_to_it] == pytest.approx(counts[500], rel=0.05)
 
 
+@pytest.mark.parametrize(("bias", "other"), [("later", 0), ("earlier", 999)])
+def test_the_largest_portion_is_all_timesteps_but_one(schedule: NoiseSchedule, bias: str, other: int) -> None:
+    """If none of the biased timesteps is ever drawn, some other must be left."""
+    never = drawn(schedule, timestep_bias=bias, timestep_bias_portion=0.9999, timestep_bias_multiplier=0)
+    assert set(never) == {other}
+    often = np.bincount(drawn(schedule, timestep_bias=bias, timestep_bias_portion=0.9999, timestep_bias_multiplier=5))
+    assert often[500] == pytest.approx(5 * often[other], rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("loss", "said"),
     [

@@ -58,7 +58,7 @@ def _cumulative_shares(settings: LossSettings, count: int) -> np.ndarray | None:
     if settings.timestep_bias == "none":
         return None
     often = np.ones(count)
-    biased = max(1, round(settings.timestep_bias_portion * count))
+    biased = min(max(1, round(settings.timestep_bias_portion * count)), count - 1)
     first, end = settings.timestep_bias_range or (0, 0)
     chosen = {"earlier": slice(0, biased), "later": slice(count - biased, count), "range": slice(first, end)}
     often[chosen[settings.timestep_bias]] *= settings.timestep_bias_multiplier
