@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from prodigyopt import Prodigy
 from transformers.optimization import Adafactor
 
 from runner.jobs.job import Job
+from runner.schema import Experiment
 from runner.train.adapters.adapter import Adapter, find_sites
 from runner.train.clock import Clock
 from runner.train.job_run import JobRun
+from runner.train.optimizers import build_lr_scheduler
 from tests.train.bench import CPU, Bench, pairs
 
 
@@ -115,3 +120,51 @@ def test_two_learning_rates_follow_one_schedule(bench: Bench, sdxl_folder: Path)
     run.adapter.gradient.fill_(0.1)
     run.update()
     assert [group["lr"] for group in run.optimizer.param_groups] == pytest.approx([0.75e-2, 1.5e-2])
+
+
+@pytest.mark.parametrize(
+    "chosen", [{}, {"d_coef": 3.0}, {"safeguard_warmup": False}, {"betas": (0.8, 0.95)}, {"lr": 0.5}], ids=str
+)
+def test_prodigy_is_the_one_of_its_authors_with_what_was_chosen(
+    bench: Bench, sdxl_folder: Path, chosen: dict[str, Any]
+) -> None:
+    settings: dict[str, Any] = {"name": "prodigy", "lr": 1.0, "max_grad_norm": 0.0, "weight_decay": 0.1} | chosen
+    warm_up = {"name": "constant_with_warmup", "warmup_steps": 3}
+    run = run_of(bench, bench.job(sdxl_folder, optimizer=settings, lr_scheduler=warm_up, steps=12))
+    run.adapter.weights.zero_()  # the first steps are so short that rounding would hide them
+    alone = torch.nn.Parameter(run.adapter.weights.clone())
+    wanted = {"betas": (0.9, 0.999), "d_coef": 1.0, "safeguard_warmup": True} | settings
+    del wanted["name"], wanted["max_grad_norm"]
+    optimizer = Prodigy([alone], use_bias_correction=True, **wanted)
+    for step in range(12):
+        run.adapter.gradient.normal_(generator=torch.Generator().manual_seed(step)).add_(1.0)
+        alone.grad = run.adapter.gradient.clone()
+        optimizer.param_groups[0]["lr"] = settings["lr"] * min(1.0, step / 3)
+        optimizer.step()
+        run.update()
+    torch.testing.assert_close(run.adapter.weights, alone.detach(), rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "factors"),
+    [
+        ({"name": "constant"}, [1, 1, 1, 1, 1, 1, 1, 1]),
+        ({"name": "constant_with_warmup", "warmup_steps": 4}, [0, 1 / 4, 1 / 2, 3 / 4, 1, 1, 1, 1]),
+        ({"name": "linear", "warmup_steps": 2}, [0, 1 / 2, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ({"name": "cosine"}, [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]),
+        ({"name": "cosine_with_restarts", "cycles": 2}, [1, 0.853553, 0.5, 0.146447, 1, 0.853553, 0.5, 0.146447]),
+        ({"name": "polynomial", "power": 2.0}, [1e-5 + (1 - 1e-5) * (1 - step / 8) ** 2 for step in range(8)]),
+        ({"name": "piecewise_constant", "rules": "1:3,0.5:5,0.25"}, [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25]),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_the_learning_rate_has_the_shape_that_was_chosen(chosen: dict[str, Any], factors: list[float]) -> None:
+    experiment = Experiment.model_validate({"steps": 8, "lr_scheduler": chosen})
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-2)
+    scheduler = build_lr_scheduler(experiment.lr_scheduler, optimizer, experiment)
+    found = []
+    for _ in range(8):
+        found.append(scheduler.get_last_lr()[0] / 1e-2)
+        optimizer.step()
+        scheduler.step()
+    assert found == pytest.approx(factors, abs=1e-6)
