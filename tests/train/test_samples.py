@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -119,6 +120,25 @@ def test_timesteps_are_uniform(bench: Bench, sdxl_folder: Path) -> None:
     assert 0 <= int(timesteps.min()) < 5
     assert 995 < int(timesteps.max()) <= 999
     assert float(timesteps.mean()) == pytest.approx(499.5, abs=25)
+
+
+def test_captions_crops_and_timesteps_are_drawn_apart_from_each_other(bench: Bench, sdxl_folder: Path) -> None:
+    """Otherwise, for example, only the noisiest samples would be trained without their captions."""
+    dataset = {"caption_dropout": 0.5, "crop": "random", "variants": 2}
+    samples = samples_of(bench, sdxl_folder, batch_size=2000, dataset=dataset)
+    batch = samples.batch(0, range(2000))
+    drawn = []
+    for sample, caption, timestep, sizes in zip(
+        batch.sample_ids, batch.captions, batch.timesteps.tolist(), batch.time_ids.tolist(), strict=True
+    ):
+        item = samples.items[samples.schedule.image(sample)]
+        first, second = (
+            crop.time_ids(item) for crop in crops_for(item, shape=(64, 64), mode="random", variants=2, flip=False)
+        )
+        if first != second:
+            drawn.append([caption is None, tuple(sizes) == first, timestep])
+    assert len(drawn) > 1000
+    assert np.abs(np.corrcoef(np.array(drawn, dtype=float).T) - np.eye(3)).max() < 0.12
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
