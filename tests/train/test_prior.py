@@ -120,6 +120,36 @@ def test_a_prior_of_the_base_pulls_back_to_it(bench: Bench, sdxl_folder: Path) -
     assert difference(weights(strict), weights(plain)) > difference(weights(kept), weights(plain)) > 1e-3
 
 
+@pytest.mark.parametrize("prior", ["images", "base"])
+def test_a_batch_in_parts_gives_what_it_gives_whole(
+    bench: Bench, sdxl_folder: Path, class_images: Path, prior: str
+) -> None:
+    method = OF_BASE if prior == "base" else of_images(class_images, prior_loss_weight=0.3)
+    whole, parts = (bench.job(sdxl_folder, method=method, batch_size=3, accumulation=count) for count in (1, 3))
+    for job in (whole, parts):
+        assert bench.train_only(job)
+    assert difference(weights(whole), weights(parts)) < ROUNDING
+    assert records(whole, "train/loss") == pytest.approx(records(parts, "train/loss"), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [{"multires_levels": 4, "multires_discount": 0.9}, {"input_perturbation": 1.0}])
+def test_images_of_the_class_have_noise_of_their_own(
+    bench: Bench, sdxl_folder: Path, class_images: Path, loss: dict[str, Any]
+) -> None:
+    plain, more = (
+        batch_of(bench, bench.job(sdxl_folder, method=of_images(class_images), loss=each)).seen_noise
+        for each in ({}, loss)
+    )
+    # With the coarse noise of one sample in another, what is added would be the same up to its scale.
+    subject, of_class = (
+        torch.stack(
+            [(each / each.std() - start) for each, start in zip(more[rows], plain[rows], strict=True)]
+        ).flatten()
+        for rows in (slice(0, 2), slice(2, 4))
+    )
+    assert abs(float(torch.corrcoef(torch.stack([subject, of_class]))[0, 1])) < 0.3
+
+
 MIXED: list[tuple[str, dict[str, Any]]] = [
     ("text to image", {"seed": 1, "loss": {"name": "huber"}}),
     ("class images", {"seed": 2, "loss": {"snr_gamma": 5.0, "input_perturbation": 0.1}, "lora": {"dropout": 0.2}}),
