@@ -35,7 +35,12 @@ from tests.train.bench import pipeline_of
 
 
 def test_kohya_files_of_others_have_an_alpha_of_their_own(sdxl_parts: Parts, sd15_parts: Parts, tmp_path: Path) -> None:
-    for name, parts, prefixes in (("sdxl", sdxl_parts, SDXL_PREFIXES), ("sd", sd15_parts, SD_PREFIXES)):
+    numbered = {**SD_PREFIXES, "text_encoder": "lora_te1"}  # as diffusers' convert_state_dict_to_kohya names it
+    for name, parts, prefixes in (
+        ("sdxl", sdxl_parts, SDXL_PREFIXES),
+        ("sd", sd15_parts, SD_PREFIXES),
+        ("sd", sd15_parts, numbered),
+    ):
         layers = random_layers(parts, rank=4, scale=0.25)
         file = write_kohya_plainly(tmp_path / f"{name}.safetensors", layers, prefixes)
         read = read_adapter(file, find_family(name), parts)
