@@ -93,8 +93,8 @@ class LoraSettings(Settings):
         ge=0,
         lt=1,
         doc="Decay of a moving average of the weights (0.99 is usual for short trainings); 0 is off. The decay at step "
-        "n is min(ema, n / (9 + n)), as in diffusers' EMAModel. The average is what is validated, drawn and saved; "
-        "the weights themselves stay in the checkpoints.",
+        "n is min(ema, n / (9 + n)), and 0 at the first, as in diffusers' EMAModel. The average is what is validated, "
+        "drawn and saved; the weights themselves stay in the checkpoints.",
     )
 
     @field_validator("targets")
