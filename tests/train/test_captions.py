@@ -18,7 +18,7 @@ from runner.families.family import TextStack
 from runner.jobs.job import read_manifest
 from runner.train.inputs import materials
 from runner.train.inputs.encode import encode_captions
-from tests.train.bench import CPU, SIZES, Bench, difference, weights, write_images
+from tests.train.bench import CPU, SIZES, Bench, difference, pipeline_of, weights, write_images
 
 OPTIONS: dict[str, Any] = {
     "caption_prefix": "a photo of",
@@ -196,3 +196,22 @@ def test_the_jobs_of_a_pack_share_one_look_at_their_data(
     assert of_jobs[0].dataset == of_jobs[2].dataset == read_dataset(jobs[0].experiment.dataset, resolution=64)
     assert bench.materials(other, base).captions != of_jobs[0].captions
     assert (len(reads), len(tokenized)) == (2, 2)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen encoders", "trained encoders"])
+@pytest.mark.parametrize("model", ["sdxl_folder", "sd15_folder"])
+def test_without_its_caption_a_sample_has_what_the_pipeline_takes_for_no_prompt(
+    bench: Bench, model: str, trained: bool, request: pytest.FixtureRequest
+) -> None:
+    """Zeros for both embeddings of SDXL, the encoded empty caption for SD."""
+    folder: Path = request.getfixturevalue(model)
+    job = bench.job(folder, lora={"text_encoder": trained})
+    with torch.no_grad():
+        found = bench.materials(job, bench.base(job)).conditioner.text(["a red circle 0", None])
+        pipeline = pipeline_of(folder)
+        encoded = pipeline.encode_prompt(
+            "a red circle 0", device=CPU.device, num_images_per_prompt=1, do_classifier_free_guidance=True
+        )
+    pairs = {"embeds": encoded[:2], "pooled": encoded[2:]}
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, torch.cat(pairs[name]), rtol=1e-4, atol=1e-5)
