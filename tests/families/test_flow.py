@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -67,6 +68,15 @@ def test_the_logit_of_a_level_is_normal() -> None:
     deviation = math.sqrt(sum((logit - mean) ** 2 for logit in logits) / len(logits))
     assert (mean, deviation) == pytest.approx((0.5, 2.0), abs=0.02)
     assert spread(0.5, settings) == pytest.approx(1 / (1 + math.exp(-0.5)))
+
+
+def test_levels_are_distributed_first_and_shifted_afterwards() -> None:
+    """As in diffusers' scripts, which look the distributed level up in the scheduler's shifted table."""
+    settings, table = FlowSettings(logit_mean=0.5, logit_std=2.0), FlowMatchEulerDiscreteScheduler(**SD3).sigmas
+    levels = [index / 1000 for index in range(1, 1000)]
+    draws = [NormalDist(0.5, 2.0).cdf(math.log(level / (1 - level))) for level in levels]
+    ours = [FlowMatching(SD3).timestep(draw, settings, SIDE_1024) / 1000 for draw in draws]
+    assert ours == pytest.approx(table.flip(0)[: len(levels)].tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.29, -0.5])
