@@ -61,7 +61,7 @@ def predicted_by_sd3(pipeline: Any, batch: Batch) -> Prediction:
     captions = [caption or "" for caption in batch.captions]
     embeds, _, pooled, _ = pipeline.encode_prompt(captions, captions, captions, do_classifier_free_guidance=False)
     level = (batch.timesteps / 1000).view(-1, 1, 1, 1)
-    noisy = (1 - level) * batch.latents + level * batch.noise
+    noisy = (1 - level) * batch.latents + level * batch.seen_noise
     predicted = pipeline.transformer(noisy, embeds, pooled, batch.timesteps).sample
     return predicted, batch.noise - batch.latents
 
@@ -69,7 +69,7 @@ def predicted_by_sd3(pipeline: Any, batch: Batch) -> Prediction:
 def predicted_by_flux(pipeline: Any, batch: Batch) -> Prediction:
     embeds, pooled, text_ids = pipeline.encode_prompt([caption or "" for caption in batch.captions])
     level = (batch.timesteps / 1000).view(-1, 1, 1, 1)
-    noisy = (1 - level) * batch.latents + level * batch.noise
+    noisy = (1 - level) * batch.latents + level * batch.seen_noise
     count, channels, height, width = noisy.shape
     predicted = pipeline.transformer(
         hidden_states=pipeline._pack_latents(noisy, count, channels, height, width),
@@ -87,7 +87,7 @@ def predicted_by_flux(pipeline: Any, batch: Batch) -> Prediction:
 
 def predicted_by_unet(pipeline: Any, batch: Batch) -> Prediction:
     schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
-    noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+    noisy = schedule.add_noise(batch.latents, batch.seen_noise, batch.timesteps)
     text = encode(pipeline, [caption or "" for caption in batch.captions])
     sizes = {"text_embeds": text["pooled"], "time_ids": batch.time_ids} if "pooled" in text else None
     predicted = pipeline.unet(noisy, batch.timesteps, text["embeds"], added_cond_kwargs=sizes).sample
@@ -255,6 +255,20 @@ def test_every_kind_of_adapter_is_trained_as_peft_would(bench: Bench, sdxl_folde
 
 def test_up_projections_that_learn_faster_are_trained_as_torch_would(bench: Bench, sdxl_folder: Path) -> None:
     job = bench.job(sdxl_folder, **{**SETTINGS, "optimizer": {**SETTINGS["optimizer"], "lora_plus_ratio": 16.0}})
+    assert bench.train_only(job)
+    state, losses, _ = trained_by_hand(bench, job)
+    assert difference(weights(job), state) < ROUNDING
+    assert list(records(job, "train/loss").values()) == pytest.approx(losses, rel=1e-6)
+
+
+@pytest.mark.parametrize("model", ["sdxl_folder", "sd3_folder", "flux_folder"])
+def test_a_perturbed_input_is_trained_on_the_noise_before(
+    bench: Bench, model: str, request: pytest.FixtureRequest
+) -> None:
+    """The model sees more noise than it is asked to predict (arXiv 2301.11706)."""
+    job = bench.job(request.getfixturevalue(model), **SETTINGS, loss={"input_perturbation": 0.5})
+    batch = bench.materials(job, bench.base(job)).samples.batch(0, range(4))
+    assert float((batch.seen_noise - batch.noise).std()) == pytest.approx(0.5, rel=0.1)
     assert bench.train_only(job)
     state, losses, _ = trained_by_hand(bench, job)
     assert difference(weights(job), state) < ROUNDING
