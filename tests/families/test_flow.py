@@ -40,8 +40,9 @@ def test_flux_shifts_by_the_number_of_tokens(side: int, mu: float) -> None:
     process, scheduler = FlowMatching(FLUX), FlowMatchEulerDiscreteScheduler(**FLUX)
     assert process.shift((side // 2) ** 2) == pytest.approx(math.exp(mu))
     scheduler.set_timesteps(sigmas=[0.9, 0.5, 0.1], mu=mu)
-    ours = [process.timestep(level, EVENLY, (side, side)) / 1000 for level in (0.9, 0.5, 0.1)]
-    assert ours == pytest.approx(scheduler.sigmas[:3].tolist(), abs=1e-6)
+    for shape in ((side, side), (side // 2, side * 2), (side * 2, side // 2)):
+        ours = [process.timestep(level, EVENLY, shape) / 1000 for level in (0.9, 0.5, 0.1)]
+        assert ours == pytest.approx(scheduler.sigmas[:3].tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["exponential", "linear"])
