@@ -137,10 +137,11 @@ def test_first_weights_depend_on_seed_and_layer_alone(unet: nn.Module) -> None:
 
 @pytest.mark.parametrize("init", ["gaussian", "kaiming"])
 def test_first_weights_are_spread_as_peft_spreads_them(unet: nn.Module, init: str) -> None:
-    sites = sites_of(unet, "linear")
+    sites = sites_of(unet, "linear_conv")
     adapter = Adapter(LoraSettings(rank=16, init=init), sites, seed=0, device=torch.device("cpu"))
     for site, down, up in pairs(adapter, adapter.weights):
-        wanted = 1 / 16 if init == "gaussian" else 1 / math.sqrt(3 * site.down_units)
+        inputs = unet.get_submodule(site.name).get_parameter("weight")[0].numel()  # of one output, kernel included
+        wanted = 1 / 16 if init == "gaussian" else 1 / math.sqrt(3 * inputs)
         assert float(down.std()) == pytest.approx(wanted, rel=0.15)
         assert not up.any()
 
