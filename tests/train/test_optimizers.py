@@ -122,6 +122,20 @@ def test_two_learning_rates_follow_one_schedule(bench: Bench, sdxl_folder: Path)
     assert [group["lr"] for group in run.optimizer.param_groups] == pytest.approx([0.75e-2, 1.5e-2])
 
 
+@pytest.mark.parametrize("chosen", [{}, {"betas": (0.5, 0.7)}, {"eps": 0.1}, {"weight_decay": 3.0}], ids=str)
+def test_adamw_is_that_of_torch_with_what_was_chosen(bench: Bench, sdxl_folder: Path, chosen: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-3, "weight_decay": 0.01} | chosen
+    run = run_of(bench, bench.job(sdxl_folder, optimizer=settings | {"max_grad_norm": 0.0}, steps=4))
+    alone = torch.nn.Parameter(run.adapter.weights.clone())
+    optimizer = torch.optim.AdamW([alone], **settings)
+    for step in range(4):
+        run.adapter.gradient.normal_(generator=torch.Generator().manual_seed(step))
+        alone.grad = run.adapter.gradient.clone()
+        optimizer.step()
+        run.update()
+    torch.testing.assert_close(run.adapter.weights, alone.detach())
+
+
 @pytest.mark.parametrize(
     "chosen", [{}, {"d_coef": 3.0}, {"safeguard_warmup": False}, {"betas": (0.8, 0.95)}, {"lr": 0.5}], ids=str
 )
