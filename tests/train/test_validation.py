@@ -213,3 +213,19 @@ def test_of_what_the_untrained_base_draws_for_many_jobs_the_last_is_kept(
     jobs = [bench.job(sd15_folder, steps=1, validation={**once, "prompts": [f"a circle {n}"]}) for n in range(5)]
     assert bench.train(*jobs, at_once=1, save=count)
     assert [each - kept[0] for each in kept[1:]] == [1] * 5
+
+
+def test_the_loss_before_training_is_not_that_of_the_same_images_with_other_captions(
+    bench: Bench, sdxl_folder: Path
+) -> None:
+    """Jobs that share it share the captions as well."""
+    settings: list[dict[str, Any]] = [{}, {"dataset": {"caption_prefix": "an old drawing of"}}]
+    together = [bench.job(sdxl_folder, steps=1, **each) for each in settings]
+    assert bench.train_only(*together)
+    found = []
+    for job, each in zip(together, settings, strict=True):
+        alone = bench.job(sdxl_folder, steps=1, **each)
+        assert bench.train_only(alone)
+        found.append(records(job, "validation/loss")[0])
+        assert found[-1] == pytest.approx(records(alone, "validation/loss")[0], rel=1e-6)
+    assert found[0] != pytest.approx(found[1], rel=1e-5)
