@@ -167,6 +167,13 @@ def test_a_negative_prompt_is_encoded_even_if_it_is_empty(bench: Bench, sdxl_fol
     assert_same_pictures(job, negative_prompt=negative)
 
 
+def test_pictures_with_rescaled_guidance_are_those_that_plain_diffusers_draws(bench: Bench, sdxl_folder: Path) -> None:
+    guided = {"guidance_scale": 30.0, "guidance_rescale": 1.0}
+    job = bench.job(sdxl_folder, steps=1, validation={**DRAWS, **guided})
+    assert bench.train_only(job)
+    assert_same_pictures(job, **guided)
+
+
 def replaced(module: torch.nn.Module) -> bool:
     """Whether the module's `forward` is not its class's."""
     return "forward" in vars(module)
