@@ -6,8 +6,8 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,29 +24,14 @@ from runner.train.base import Base
 from runner.train.checkpoint import load_checkpoint, save_checkpoint
 from runner.train.clock import PHASES, Clock
 from runner.train.cost import Alone, Cost, alone_s, peak_memory_gb
-from runner.train.drawing import (
-    Picture,
-    Sampling,
-    UseRows,
-    Wish,
-    draw,
-    wishes_of,
-    write_pictures,
-    write_prompts,
-)
+from runner.train.drawing import write_prompts
 from runner.train.inputs.materials import Materials
 from runner.train.optimizers import bind_gradients, build_lr_scheduler, build_optimizer, to_next_rate
 from runner.train.pruning import rungs
 from runner.train.start import kept_share
+from runner.train.window import Window
 
 log = logging.getLogger(__name__)
-
-Found = TypeVar("Found")
-
-VALIDATED_KEPT = 64
-"""Number of validation results of the untrained base to keep: jobs that share one come soon after each other, and a
-worker may train hundreds of jobs, each with its own images and prompts.
-"""
 
 
 class JobRun:
@@ -74,11 +59,7 @@ class JobRun:
         """Whether the job must be compared with the others after the current step."""
         self.metrics: MetricsFile | None = None
         self.mirror: Mirror | None = None
-        self._loss = torch.zeros((), device=base.place.device)
-        self._loss_of_step = torch.zeros((), device=base.place.device)
-        self._norm = torch.zeros((), device=base.place.device)
-        self._trained_before_s = 0.0
-        self._steps_since = 0
+        self.window = Window(base.place)
         self.last_loss = float("nan")
         self.images_per_s = 0.0
         self._saved_step = -1
@@ -101,7 +82,7 @@ class JobRun:
         if self.average is not None:
             self.average.weights.copy_(state["average"])
         if window := state.get("window"):  # checkpoints did not always have it
-            self._restore_window(window)
+            self.window.load_state(window, self.trained_s)
         self._set_due(measured=self.step > 0 and not state.get("unmeasured", False))
         log.info("%s: continues after step %d", self.job.id, self.step)
 
@@ -159,12 +140,12 @@ class JobRun:
     def loss_of(self, weighted_B: Tensor) -> Tensor:
         """This process's part of the whole batch's loss, which is a mean over `batch_size` samples."""
         loss = weighted_B.sum() / self.settings.batch_size
-        self._loss_of_step += loss.detach()
+        self.window.add(loss)
         return self.scaler.scale(loss) if self.scaler.is_enabled() else loss
 
     def forget_step(self) -> None:
         """Discard the losses of a step that starts over."""
-        self._loss_of_step.zero_()
+        self.window.forget_step()
 
     def update(self) -> None:
         """Take one optimizer step with the accumulated gradient.
@@ -173,12 +154,10 @@ class JobRun:
         require it.
         """
         bind_gradients(self.optimizer, self.adapter)
-        self._loss += self._loss_of_step
-        self._loss_of_step.zero_()
         self.scaler.unscale_(self.optimizer)
         gradient = self.adapter.gradient
         norm = torch.linalg.vector_norm(gradient)
-        self._norm += norm
+        self.window.end_step(norm)
         if limit := self.settings.optimizer.max_grad_norm:
             gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
         self.scaler.step(self.optimizer)
@@ -187,7 +166,6 @@ class JobRun:
         to_next_rate(self.lr_scheduler, first=self.step == 0)
         gradient.zero_()
         self.step += 1
-        self._steps_since += 1
         if self.average is not None:
             self.average.update(self.adapter.weights, self.step)
         self._set_due(measured=False)
@@ -235,15 +213,11 @@ class JobRun:
         Raises:
             DivergedError: a loss or the gradient is not finite.
         """
-        count = max(1, self._steps_since)
-        self.base.place.sum(self._loss)  # each process has seen only its own samples
-        loss, norm = (float(value) / count for value in torch.stack([self._loss, self._norm]).tolist())
+        loss, norm = self.window.means()
         self.clock.charge_training()
-        elapsed = self.trained_s - self._trained_before_s
-        self.images_per_s = count * self.settings.batch_size / max(elapsed, 1e-9)
-        self._loss.zero_()
-        self._norm.zero_()
-        self._trained_before_s, self._steps_since = self.trained_s, 0
+        images = max(1, self.window.steps) * self.settings.batch_size
+        self.images_per_s = images / max(self.window.elapsed_s(self.trained_s), 1e-9)
+        self.window.begin(self.trained_s)
         if not math.isfinite(loss):
             wider = {"fp16": " or precision=bf16", "bf16": " or precision=fp32"}.get(self.settings.precision, "")
             raise DivergedError(f"the loss is {loss} at step {self.step}; try a lower optimizer.lr{wider}")
@@ -262,44 +236,6 @@ class JobRun:
             }
         )
 
-    def validate(self, use_rows: UseRows, *, pictures: bool = True) -> dict[str, float]:
-        """Measure and record the held-out loss, and draw the samples; call it in the main process only.
-
-        Raises:
-            Interrupted: a signal came before it finished; it must be repeated.
-        """
-        with self.clock.charging("validate", [self]), self.base.place.heeding():
-            held_out, conditioner = self.materials.held_out_samples, self.materials.conditioner
-            losses = self._shared(held_out.key, lambda: held_out.loss(self.base, conditioner, use_rows))
-            if self.materials.kept is not None:
-                losses = losses | {EARLIER: self.materials.kept.loss(self.base, conditioner, use_rows)}
-            self.record(losses)
-            prompts = self.materials.prompts
-            if prompts and pictures:
-                drawing = self.settings.validation
-                wishes, sampling = wishes_of(prompts, drawing.seeds), Sampling.of(self.settings, drawing)
-                key = ("samples", tuple(wishes), sampling)
-                drawn = self._shared(key, lambda: self._draw(wishes, sampling, use_rows))
-                written = write_pictures(drawn, self.paths.samples_at(self.step))
-                if self.mirror is not None:
-                    self.mirror.images(self.step, written)
-        return losses
-
-    def _draw(self, wishes: Sequence[Wish], sampling: Sampling, use_rows: UseRows) -> list[Picture]:
-        with self.clock.drawing(len(wishes) * sampling.passes(self.base.settings)):
-            return draw(wishes, sampling, self.base, self.materials.conditioner, use_rows)
-
-    def _shared(self, key: Hashable, find: Callable[[], Found]) -> Found:
-        """A validation result; adapters have no effect before the first step, so the base's result is found once."""
-        if self.adapter.has_effect:
-            return find()
-        known = self.base.validated
-        found: Found = known.pop(key) if key in known else find()
-        known[key] = found  # most recently used last
-        while len(known) > VALIDATED_KEPT:
-            del known[next(iter(known))]
-        return found
-
     def kept_of_earlier(self) -> dict[str, Any]:
         """How much is left of the training that this one started from; empty if that is not measured."""
         kept = self.materials.kept
@@ -310,7 +246,7 @@ class JobRun:
 
     def checkpoint(self) -> None:
         """Save, once per step, all that a later process needs to resume; all take part, the main process writes."""
-        self._gather_loss()
+        self.window.gather()
         if not self.is_main or self._saved_step == self.step:
             return
         with self.clock.charging("artifacts", [self]):
@@ -318,7 +254,7 @@ class JobRun:
                 "optimizer": self.optimizer.state_dict(),
                 "lr_scheduler": self.lr_scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
-                "window": self._window(),
+                "window": self.window.state(self.trained_s),
                 "unmeasured": self.unmeasured,
             }
             if self.average is not None:
@@ -326,24 +262,6 @@ class JobRun:
             save_checkpoint(self.job, self.step, self.adapter.state(), state)
             self._saved_step = self.step
             update_manifest(self.job.folder, steps_done=self.step, timings_s=self._timings_s())
-
-    def _gather_loss(self) -> None:
-        """Move what all processes have summed since the last record to the main one, where the next record reads it."""
-        self.base.place.sum(self._loss)
-        if not self.is_main:
-            self._loss.zero_()
-
-    def _window(self) -> dict[str, Any]:
-        """The sums since the last record, so that stopping between two records does not show in the next one."""
-        elapsed_s = self.trained_s - self._trained_before_s
-        sums = {"loss": self._loss.cpu(), "norm": self._norm.cpu()}
-        return {"steps": self._steps_since, "elapsed_s": elapsed_s, **sums}
-
-    def _restore_window(self, window: Mapping[str, Any]) -> None:
-        self._steps_since, self._trained_before_s = window["steps"], self.trained_s - window["elapsed_s"]
-        self._norm.copy_(window["norm"])
-        if self.is_main:  # the sum over all processes, which will be summed over them again
-            self._loss.copy_(window["loss"])
 
     def interrupt(self) -> None:
         """Save everything and end as interrupted."""

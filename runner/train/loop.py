@@ -25,6 +25,7 @@ from runner.train.pack import LEAVES, Pack
 from runner.train.place import FAULTS, Place
 from runner.train.progress import Progress
 from runner.train.pruning import falls_behind
+from runner.train.validation import validate
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def _validate(pack: Pack, run: JobRun) -> None:
 def _measures(run: JobRun, use_rows: UseRows) -> bool:
     """Validate a job; False if a signal came before that finished, which its checkpoint then records."""
     try:
-        run.validate(use_rows, pictures=run.draws)
+        validate(run, use_rows, pictures=run.draws)
     except Interrupted:
         return False
     return True
@@ -194,7 +195,7 @@ def _finish_if_done(pack: Pack, save: SaveArtifacts, run: JobRun) -> object:
 def _saves(save: SaveArtifacts, run: JobRun, use_rows: UseRows) -> bool:
     """Measure a job for the last time and save its files; False if a signal came before that finished."""
     try:
-        losses = run.validate(use_rows)
+        losses = validate(run, use_rows)
         with run.clock.charging("artifacts", [run]):
             save(run, use_rows, losses)
     except Interrupted:

@@ -1,4 +1,4 @@
-"""How good an adapter is: the held-out loss at fixed timesteps and noise.
+"""How good an adapter is: the held-out loss at fixed timesteps and noise, and what it draws.
 
 Uses the modules that are being trained; leaves them, their mode and every random state unchanged.
 
@@ -7,7 +7,8 @@ Uses the modules that are being trained; leaves them, their mode and every rando
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,15 +18,35 @@ from runner.data.views import held_out_crop
 from runner.families.loading import scale_latents
 from runner.schema import Experiment
 from runner.schema.experiment import loss_timesteps
-from runner.schema.metrics import HELD_OUT
+from runner.schema.metrics import EARLIER, HELD_OUT
 from runner.train.base import Base
-from runner.train.drawing import MOST_ROWS, PIXELS_PER_FORWARD, UseRows
+from runner.train.drawing import (
+    MOST_ROWS,
+    PIXELS_PER_FORWARD,
+    Picture,
+    Sampling,
+    UseRows,
+    Wish,
+    draw,
+    wishes_of,
+    write_pictures,
+)
 from runner.train.inputs.noising import normal
 from runner.train.inputs.samples import Posteriors, Sample, collate
 from runner.train.inputs.text import Conditioner
 from runner.train.loss import residual, squared_error
 from runner.train.memory import within_memory
 from runner.train.randomness import generator
+
+if TYPE_CHECKING:
+    from runner.train.job_run import JobRun
+
+Found = TypeVar("Found")
+
+VALIDATED_KEPT = 64
+"""Number of results of the untrained base to keep: jobs that share one come soon after each other, and a worker may
+train hundreds of jobs, each with its own images and prompts.
+"""
 
 
 class HeldOut:
@@ -81,3 +102,44 @@ class HeldOut:
             shapes.setdefault(sample.latent.shape, []).append(sample)
         for samples in shapes.values():
             yield from (samples[start : start + rows] for start in range(0, len(samples), rows))
+
+
+def validate(run: JobRun, use_rows: UseRows, *, pictures: bool = True) -> dict[str, float]:
+    """Measure and record a job's held-out losses, and draw its samples; call it in the main process only.
+
+    Raises:
+        Interrupted: a signal came before it finished; it must be repeated.
+    """
+    materials, base = run.materials, run.base
+    with run.clock.charging("validate", [run]), base.place.heeding():
+        held_out, conditioner = materials.held_out_samples, materials.conditioner
+        losses = _shared(run, held_out.key, lambda: held_out.loss(base, conditioner, use_rows))
+        if materials.kept is not None:
+            losses = losses | {EARLIER: materials.kept.loss(base, conditioner, use_rows)}
+        run.record(losses)
+        if materials.prompts and pictures:
+            drawing = run.settings.validation
+            wishes, sampling = wishes_of(materials.prompts, drawing.seeds), Sampling.of(run.settings, drawing)
+            key = ("samples", tuple(wishes), sampling)
+            drawn = _shared(run, key, lambda: _draw(run, wishes, sampling, use_rows))
+            written = write_pictures(drawn, run.paths.samples_at(run.step))
+            if run.mirror is not None:
+                run.mirror.images(run.step, written)
+    return losses
+
+
+def _draw(run: JobRun, wishes: Sequence[Wish], sampling: Sampling, use_rows: UseRows) -> list[Picture]:
+    with run.clock.drawing(len(wishes) * sampling.passes(run.base.settings)):
+        return draw(wishes, sampling, run.base, run.materials.conditioner, use_rows)
+
+
+def _shared(run: JobRun, key: Hashable, find: Callable[[], Found]) -> Found:
+    """A validation result; adapters have no effect before the first step, so the base's result is found once."""
+    if run.adapter.has_effect:
+        return find()
+    known = run.base.validated
+    found: Found = known.pop(key) if key in known else find()
+    known[key] = found  # most recently used last
+    while len(known) > VALIDATED_KEPT:
+        del known[next(iter(known))]
+    return found

@@ -198,7 +198,7 @@ class Memory:
             if rows > self.images:
                 # Half-way through: what the gradients contain by then must be discarded.
                 adapters.gradient.normal_()
-                slices[0][1]._loss_of_step += 1000
+                slices[0][1].window.add(torch.tensor(1000.0))
                 activation = torch.ones(1)
                 activations.append(weakref.ref(activation))
                 raise fault
@@ -355,16 +355,16 @@ def test_jobs_on_other_data_are_not_compared(bench: Bench, sdxl_folder: Path, tm
 def test_the_base_without_an_adapter_is_measured_and_drawn_once(
     bench: Bench, sdxl_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runner.train import job_run
+    from runner.train import validation
 
     drawn = []
-    draw: Callable[..., Any] = job_run.draw
+    draw: Callable[..., Any] = validation.draw
 
     def counting(*arguments: Any) -> Any:
         drawn.append(arguments)
         return draw(*arguments)
 
-    monkeypatch.setattr(job_run, "draw", counting)
+    monkeypatch.setattr(validation, "draw", counting)
     jobs = [bench.job(sdxl_folder, seed=seed, steps=2, validation=PICTURES | {"every": 0}) for seed in (1, 2, 3)]
     assert bench.train_only(*jobs)
     assert len(drawn) == 1 + 3, "once before the training for all, and once after it for each"

@@ -89,15 +89,19 @@ def test_what_fails_in_one_process_leaves_the_pack_in_both(spread: dict[str, Job
     assert "FileExistsError" in read_manifest(spread["unwritable"].folder)["error"]
 
 
-def test_a_last_validation_that_fails_in_the_main_process_leaves_both_in_step() -> None:
-    def finished(place: Place) -> Any:
-        def validate(use_rows: UseRows) -> dict[str, float]:
-            if place.is_main:
-                raise OSError("no space left")
-            return {}
+def test_a_last_validation_that_fails_in_the_main_process_leaves_both_in_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def validate(run: Any, use_rows: UseRows) -> dict[str, float]:
+        if run.base.place.is_main:
+            raise OSError("no space left")
+        return {}
 
+    monkeypatch.setattr("runner.train.loop.validate", validate)
+
+    def finished(place: Place) -> Any:
         pack: Any = SimpleNamespace(rows_of=lambda run: None)
-        run: Any = MagicMock(done=True, base=SimpleNamespace(place=place), validate=validate)
+        run: Any = MagicMock(done=True, base=SimpleNamespace(place=place))
         run.adapter.weights = torch.zeros(1)
         return tried(partial(_finish_if_done, pack, lambda *given: None, run))
 

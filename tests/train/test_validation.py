@@ -17,7 +17,7 @@ from PIL import Image
 from runner.data import read_dataset
 from runner.data.views import held_out_crop
 from runner.jobs.job import Job
-from runner.train import job_run
+from runner.train import validation
 from runner.train.drawing import Picture
 from runner.train.inputs.materials import Materials
 from runner.train.inputs.samples import Sample
@@ -208,7 +208,7 @@ def test_the_base_is_untouched_and_free_of_adapters_after_training(
 def test_of_what_the_untrained_base_draws_for_many_jobs_the_last_is_kept(
     bench: Bench, sd15_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_run, "VALIDATED_KEPT", 2, raising=False)
+    monkeypatch.setattr(validation, "VALIDATED_KEPT", 2)
     kept: list[int] = []
 
     def count(*_: Any) -> None:
