@@ -203,6 +203,13 @@ def test_what_is_wrong_is_said_before_anything_is_drawn(
     assert said in str(refused.value)
 
 
+def test_no_prompts_at_all_are_as_wrong_as_an_empty_list_of_them(tmp_path: Path) -> None:
+    raw = told()
+    del raw["prompts"]
+    with pytest.raises(SettingsError, match=r"prompts = .*: has no value; set prompts="):
+        Checker(tmp_path).job(raw)
+
+
 def test_what_images_follow_counts_by_its_content(tmp_path: Path) -> None:
     network, image = tmp_path / "network", tmp_path / "edges.png"
     network.mkdir()

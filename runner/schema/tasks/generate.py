@@ -14,6 +14,8 @@ from runner.schema.knob import Settings, in_a_list, knob, section
 from runner.schema.tasks.adapters import WithAdapters
 from runner.schema.training import SchedulerSettings
 
+NO_PROMPT = "has no value; set prompts='a photo of ...', or a list of them"
+
 
 class ControlSettings(Settings):
     """Section `control`: an image that the drawn ones follow by means of a ControlNet (arXiv 2302.05543)."""
@@ -40,7 +42,10 @@ class Generate(WithAdapters, DrawingSettings):
 
     result_files: ClassVar[tuple[str, ...]] = (f"{SAMPLES_NAME}/*/*.png",)
     local_files: ClassVar[tuple[str, ...]] = ("control.path", "control.image")
-    prompts: tuple[str, ...] = knob((), max_length=1000, doc="What to draw: one text, or a list of them.")
+    # The default is validated, too, because there is nothing to draw without a prompt.
+    prompts: tuple[str, ...] = knob(
+        (), max_length=1000, validate_default=True, doc="What to draw: one text, or a list of them."
+    )
     resolution: int = knob(64, ge=8, le=8192, multiple_of=8, unit="px", doc="Side of the square images.")
     scheduler: SchedulerSettings = section(SchedulerSettings)
     control: ControlSettings = section(ControlSettings)
@@ -51,7 +56,7 @@ class Generate(WithAdapters, DrawingSettings):
     @classmethod
     def _some_prompt(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
-            raise ValueError("has no value; set prompts='a photo of ...', or a list of them")
+            raise ValueError(NO_PROMPT)
         if any(not prompt.strip() for prompt in value):
             raise ValueError("should not contain an empty prompt")
         return value

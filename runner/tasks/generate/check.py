@@ -11,7 +11,7 @@ from runner.families.layout import CONFIG, part_faults
 from runner.families.prediction import sampler_faults
 from runner.hub import hub_faults
 from runner.paths import path_of
-from runner.schema.tasks.generate import Generate
+from runner.schema.tasks.generate import NO_PROMPT, Generate
 from runner.system.hashes import file_hash, folder_hash
 from runner.tasks.adapters import contents_of, mix_faults
 
@@ -20,6 +20,8 @@ def check(settings: Generate) -> dict[str, Any]:
     """See `runner.tasks`."""
     faults = resolution_faults(settings.model, settings.resolution)
     faults += sampler_faults(settings.model, settings.scheduler.name)
+    # The schema only sees prompts that are given, and with ~prompts or task.name=generate there are none.
+    faults += [] if settings.prompts else [f"prompts = []: {NO_PROMPT}"]
     contents: dict[str, Any] = {}
     try:
         contents = contents_of(settings)
