@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from runner.paths import WEIGHTS_NAME
 from runner.schema.drawing import GUIDANCE
 from runner.schema.knob import Settings, knob
 from runner.system.values import as_typed
@@ -97,6 +98,8 @@ class NewTokens(Settings):
         for token in value:
             if not TOKEN.fullmatch(token):
                 raise ValueError(f"{token!r} should be one word between angle brackets, such as <cat>")
+            if token == f"<{WEIGHTS_NAME.removesuffix('.safetensors')}>":
+                raise ValueError(f"{token!r} is what the LoRA's own file is called; choose another word")
         if len(set(value)) < len(value):
             raise ValueError("should name each word once")
         return value

@@ -251,6 +251,10 @@ def test_an_interrupted_training_of_words_goes_on_where_it_was(bench: Bench, sdx
         ({"method": {**WORDS, "tokens": ["cat"]}}, "between angle brackets"),
         ({"method": {**WORDS, "tokens": ["<a/b>"]}}, "between angle brackets"),
         ({"method": {**WORDS, "tokens": ["<a>", "<a>"], "initial": ["x", "y"]}}, "name each word once"),
+        (
+            {"method": {**PIVOTAL, "tokens": ["<cat>", "<pytorch_lora_weights>"]}},
+            "'<pytorch_lora_weights>' is what the LoRA's own file is called; choose another word",
+        ),
         ({"method": WORDS, "lora": {"rank": 4}}, "lora.rank = 4: has no effect with method.name=textual_inversion"),
         (
             {"method": WORDS, "optimizer": {"name": "adamw", "lora_plus_ratio": 16}},
