@@ -102,6 +102,11 @@ class NewTokens(Settings):
                 raise ValueError(f"{token!r} is what the LoRA's own file is called; choose another word")
         if len(set(value)) < len(value):
             raise ValueError("should name each word once")
+        first: dict[str, str] = {}
+        for token in value:
+            if (other := first.setdefault(token.lower(), token)) != token:
+                said = f"{token!r} is {other!r} to CLIP's tokenizers, which read all letters as small ones"
+                raise ValueError(f"{said}; name each word once")
         return value
 
     def _faults(self) -> Iterator[str]:
@@ -109,6 +114,13 @@ class NewTokens(Settings):
             yield (
                 f"initial = {as_typed(self.initial)}: should name a word that each of tokens = {as_typed(self.tokens)} "
                 "starts from, such as method.initial=[cat]"
+            )
+        # diffusers looks for the word among the pieces of a prompt, which CLIP's tokenizers give in small letters.
+        capitals = [token for token in self.tokens if token != token.lower()]
+        if self.vectors > 1 and capitals:
+            yield (
+                f"tokens = {as_typed(self.tokens)}: diffusers finds a word of vectors = {self.vectors} only in small "
+                f"letters; write {', '.join(map(str.lower, capitals))}, here and in captions, or set vectors to 1"
             )
 
 

@@ -252,6 +252,14 @@ def test_an_interrupted_training_of_words_goes_on_where_it_was(bench: Bench, sdx
         ({"method": {**WORDS, "tokens": ["<a/b>"]}}, "between angle brackets"),
         ({"method": {**WORDS, "tokens": ["<a>", "<a>"], "initial": ["x", "y"]}}, "name each word once"),
         (
+            {"method": {**PIVOTAL, "tokens": ["<cat>", "<Cat>"]}},
+            "'<Cat>' is '<cat>' to CLIP's tokenizers, which read all letters as small ones; name each word once",
+        ),
+        (
+            {"method": {**WORDS, "tokens": ["<Cat>"]}},
+            "tokens = ['<Cat>']: diffusers finds a word of vectors = 2 only in small letters; write <cat>, here and in",
+        ),
+        (
             {"method": {**PIVOTAL, "tokens": ["<cat>", "<pytorch_lora_weights>"]}},
             "'<pytorch_lora_weights>' is what the LoRA's own file is called; choose another word",
         ),
@@ -274,6 +282,15 @@ def test_what_words_do_not_go_with_is_refused(settings: dict[str, Any], said: st
     with pytest.raises(ValidationError) as raised:
         Experiment.model_validate(settings)
     assert said in str(raised.value)
+
+
+def test_a_word_of_one_vector_may_have_capitals(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images")
+    for file in folder.glob("*.txt"):
+        file.write_text("a photo of <Cat>")
+    job = job_of(bench, sdxl_folder, folder, method={**WORDS, "tokens": ["<Cat>"], "vectors": 1}, steps=1)
+    assert bench.train(job)
+    assert state_of(job.folder) is State.COMPLETED and vectors(job, "Cat")
 
 
 def test_a_lora_beside_words_has_an_optimizer_of_its_own() -> None:
