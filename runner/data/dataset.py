@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.data.buckets import training_shape
-from runner.data.captions import can_be_shuffled
+from runner.data.captions import can_be_shuffled, shown
 from runner.data.crops import resized_size
 from runner.data.faults import Faults
 from runner.data.inspection import Inspected, inspect_all
@@ -232,6 +232,9 @@ def _checked_items(found: Found, settings: DatasetSettings, faults: Faults) -> t
                 faults.add(
                     "characters", f"{entry.name}: its caption {caption!r} contains half a character. Type it again."
                 )
+            if "\0" in caption:
+                said = "contains a zero byte, as UTF-16 does. Save the text as UTF-8"
+                faults.add("characters", f"{entry.name}: its caption {shown(caption)} {said}.")
         size = seen.width_px, seen.height_px
         first, *others = captions
         items.append(

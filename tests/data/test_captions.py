@@ -76,6 +76,15 @@ def test_half_a_character_is_named_with_its_image(tmp_path: Path, settings: Sett
         read_dataset(settings(tmp_path))
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_text_file_of_two_bytes_a_character_is_no_caption(tmp_path: Path, settings: Settings, encoding: str) -> None:
+    """Without a mark at its start such a file is valid UTF-8, with a zero between all letters."""
+    write(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes("a red house".encode(encoding))
+    with pytest.raises(DatasetError, match=r"a\.png: its caption .* contains a zero byte.* Save the text as UTF-8\."):
+        read_dataset(settings(tmp_path))
+
+
 def test_a_caption_in_each_line_of_a_text_file(tmp_path: Path, settings: Settings) -> None:
     write(tmp_path, "a.png")
     (tmp_path / "a.txt").write_text("one\n\n  two\n")
