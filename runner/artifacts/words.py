@@ -19,7 +19,7 @@ from runner.errors import ArtifactError
 from runner.families.family import Family, TextStack
 from runner.paths import JobPaths, atomic_file
 from runner.schema.method import NewTokens
-from runner.system.tensor_file import TOKEN
+from runner.system.tensor_file import TOKEN, order_metadata
 
 if TYPE_CHECKING:
     from runner.train.job_run import JobRun
@@ -44,6 +44,7 @@ def write_words(
         files[token] = paths.word(token)
         with atomic_file(files[token]) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt", TOKEN: token, "step": str(step)})
+            order_metadata(temporary)
     return files
 
 

@@ -18,7 +18,7 @@ from runner.families.layout import config_of
 from runner.families.original import original_names
 from runner.families.single_file import V_PREDICTION, VELOCITY_MARK, ZERO_SNR_MARK
 from runner.paths import atomic_file
-from runner.system.tensor_file import TEXT_MODEL
+from runner.system.tensor_file import TEXT_MODEL, order_metadata
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP = {"sd": "cond_stage_model.transformer.", "sdxl": "conditioner.embedders.0.transformer."}
@@ -55,6 +55,7 @@ def write_single_file(folder: Path, file: Path, family: str, *, about: Mapping[s
     tensors |= _prediction_marks(folder, like=next(iter(tensors.values())))
     with atomic_file(file) as temporary:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=dict(about))
+        order_metadata(temporary)
 
 
 def _prediction_marks(folder: Path, *, like: Tensor) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from runner.families.family import Family, is_text_encoder
 from runner.mix.layers import AdapterLayers
 from runner.paths import WEIGHTS_NAME, atomic_file, named_where_full
-from runner.system.tensor_file import TEXT_MODEL
+from runner.system.tensor_file import TEXT_MODEL, order_metadata
 
 DOWN, UP, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 """peft's suffixes for what an adapter holds for a layer; they follow the layer's name."""
@@ -55,12 +55,22 @@ def write_peft(folder: Path, family: Family, layers: Layers, configs: Mapping[st
     Args:
         configs: component -> its configuration as a peft dictionary.
     """
+    ordered = {component: _in_order(config) for component, config in configs.items()}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
         with named_where_full(folder / WEIGHTS_NAME):
-            family.save_adapter(Path(temporary), published_keys(layers), dict(configs))
+            family.save_adapter(Path(temporary), published_keys(layers), ordered)
+            order_metadata(Path(temporary) / WEIGHTS_NAME)
         with atomic_file(folder / WEIGHTS_NAME) as target:
             (Path(temporary) / WEIGHTS_NAME).replace(target)
     return folder / WEIGHTS_NAME
+
+
+def _in_order(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with its layers sorted: peft keeps their names as a set, so two processes would write different
+    files, and jobs are identified by the files that they use.
+    """
+    targets = config["target_modules"]
+    return {**config, "target_modules": targets if isinstance(targets, str) else sorted(targets)}
 
 
 def write_diffusers(folder: Path, family: Family, layers: AdapterLayers) -> Path:
@@ -138,6 +148,7 @@ def write_kohya(
     }
     with atomic_file(file) as temporary:
         save_file(tensors, temporary, metadata=header)
+        order_metadata(temporary)
     return file
 
 

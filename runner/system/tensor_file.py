@@ -58,6 +58,21 @@ def read_header(file: Path) -> Header:
     return Header(metadata=metadata, tensors=tensors)
 
 
+def order_metadata(file: Path) -> None:
+    """Sort the metadata in a file's header, in place: safetensors writes it in an order that differs from process to
+    process, and jobs are identified by the content of the files that they use.
+    """
+    with file.open("r+b") as stream:
+        length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
+        header = json.loads(stream.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(ordered) <= length, file
+        stream.seek(LENGTH_BYTES)
+        stream.write(ordered.ljust(length))
+
+
 def config_of_peft(file: Path) -> Path | None:
     """peft's configuration beside an adapter that peft saved: the adapter's own file does not contain its scales.
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from runner.families import find_family
@@ -68,6 +69,24 @@ def test_all_files_mean_the_same_to_diffusers_and_to_plain_arithmetic(model: Pat
         pipeline.load_lora_weights(tmp_path, weight_name=files[name].name)
         assert apart(output(pipeline), wanted) < 1e-5, name
         pipeline.unload_lora_weights()
+
+
+def test_what_is_written_twice_is_the_same_to_the_last_byte(model: Path, tmp_path: Path) -> None:
+    """peft keeps the names of layers as a set, and safetensors the metadata as a map: neither has an order."""
+    _, family, parts = of_folder(model)
+    layers = mixed_layers(parts)
+    for index in range(4):
+        (tmp_path / str(index)).mkdir()
+        kohya = write_kohya(tmp_path / str(index) / "others.safetensors", family, layers, about={"a": "ä\n", "b": '"'})
+        with safe_open(write_diffusers(tmp_path / str(index), family, layers), "pt") as opened:
+            about = json.loads(opened.metadata()["lora_adapter_metadata"])
+        for component in parts:
+            names = about[f"{component}.target_modules"]
+            assert names == sorted(names) and len(names) > 1
+    with safe_open(kohya, "pt") as opened:
+        assert opened.metadata()["a"] == "ä\n" and opened.metadata()["b"] == '"'
+    for name in ("others.safetensors", "pytorch_lora_weights.safetensors"):
+        assert len({(tmp_path / str(index) / name).read_bytes() for index in range(4)}) == 1
 
 
 def test_diffusers_gives_every_layer_its_own_rank_and_scale(model: Path, tmp_path: Path) -> None:
