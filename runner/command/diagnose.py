@@ -66,7 +66,8 @@ def diagnose(arguments: Sequence[str], error: Exception | None, flags: Sequence[
         # Which settings exist depends on the task.
         if not any(fault.startswith("task = ") for fault in faults):
             # What stands in for several values is no fault of the user's.
-            of_values = _faults_of_values(good, search)
+            swept = _swept_by_recipe(good, search) if parsed.multirun and not faults else []
+            of_values = _faults_of_values([*swept, *good], search)
             faults += [fault for fault in of_values if not fault.startswith(tuple(several))]
         if not faults and isinstance(error, TypeError):
             raise error  # not the user's mistake
@@ -220,6 +221,18 @@ def _composable(overrides: Sequence[str], search: list[str]) -> tuple[list[str] 
 
 def _name_of(text: str) -> str:
     return text.lstrip("+~").partition("=")[0]
+
+
+def _swept_by_recipe(overrides: Sequence[str], search: list[str]) -> list[str]:
+    """The settings that the chosen recipe gives several values (`hydra.sweeper.params`), as if they were typed."""
+    recipes = [text for text in overrides if text.lstrip("+").startswith("recipe=")]
+    try:
+        params = compose("config", [*search, *recipes], return_hydra_config=True).hydra.sweeper.get("params") or {}
+        swept = [f"{key}={value}" for key, value in params.items()]
+        OverridesParser.create().parse_overrides(swept)
+    except COMPOSITION_ERRORS:  # found again, and reported, where everything is composed
+        return []
+    return swept
 
 
 def _of_item(overrides: Sequence[str], search: list[str]) -> str | None:

@@ -76,3 +76,19 @@ def test_a_choice_that_leads_back_to_itself_is_told_and_not_followed_without_end
     assert said_of(tmp_path, "optimizer", "mine") == [
         f"optimizer/yours.yaml: {leads_back} than mine, such as adafactor"
     ]
+
+
+def test_an_unknown_setting_that_a_recipe_sweeps_is_told_with_the_nearest_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = "hydra:\n  sweeper:\n    params:\n      lora.rank: 4,0\n      lora.aplha: 1,2\n"
+    folder = written(tmp_path, "recipe/grid", f"# @package _global_\n{params}")
+    command = ["runner", "--config-dir", str(folder), "-m", "recipe=grid", "logger=none", "launcher.dry_run=true"]
+    monkeypatch.setattr("sys.argv", command)
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "lora.aplha = 1: unknown key, did you mean lora.alpha?" in said and "lora.rank = 0: should be" in said

@@ -42,10 +42,7 @@ class Generate(WithAdapters, DrawingSettings):
 
     result_files: ClassVar[tuple[str, ...]] = (f"{SAMPLES_NAME}/*/*.png",)
     local_files: ClassVar[tuple[str, ...]] = ("control.path", "control.image")
-    # The default is validated, too, because there is nothing to draw without a prompt.
-    prompts: tuple[str, ...] = knob(
-        (), max_length=1000, validate_default=True, doc="What to draw: one text, or a list of them."
-    )
+    prompts: tuple[str, ...] = knob((), max_length=1000, doc="What to draw: one text, or a list of them.")
     resolution: int = knob(64, ge=8, le=8192, multiple_of=8, unit="px", doc="Side of the square images.")
     scheduler: SchedulerSettings = section(SchedulerSettings)
     control: ControlSettings = section(ControlSettings)
