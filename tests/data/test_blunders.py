@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,16 @@ def test_a_text_that_cannot_be_read_is_not_told_as_missing_besides(tmp_path: Pat
     (fault,) = faults_of(settings(tmp_path))
 
     assert fault.startswith("  - a.txt: cannot be read as text")
+
+
+@pytest.mark.parametrize("name", ["b.png", "a.txt", "metadata.jsonl", "dataset_info.json", "notes.md"])
+def test_what_would_be_waited_for_without_end_is_not_read(name: str, tmp_path: Path, settings: Settings) -> None:
+    folder_of(tmp_path, "a.png")
+    os.mkfifo(tmp_path / name)
+
+    first, *_ = faults_of(settings(tmp_path, instance_prompt="x"))
+
+    assert first == f"  - {name}: is a pipe or a device, and no file. Remove it."
 
 
 @pytest.mark.parametrize("name", ["METADATA.JSONL", "metadata.json", "captions.csv"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import unicodedata
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -116,6 +117,9 @@ def _sort_in(listing: Listing, name: str) -> None:
     if not name.isascii() and name != whole(name):
         listing.errors.append(f"{whole(name)}: the name is not UTF-8. Rename the file.")
         return
+    if _waits_for_another_program(listing.root / name):
+        listing.errors.append(f"{name}: is a pipe or a device, and no file. Remove it.")
+        return
     suffix, base = os.path.splitext(name)[1].lower(), os.path.basename(name)
     if base in METADATA_NAMES:
         listing.metadata.append(name)
@@ -127,3 +131,12 @@ def _sort_in(listing: Listing, name: str) -> None:
         listing.texts.append(name)
     elif base != DESCRIPTION_NAME and base not in SAVED_DATASET_NAMES:
         listing.others.append(name)
+
+
+def _waits_for_another_program(path: Path) -> bool:
+    """Whether reading it might never end; a link that leads nowhere is no such thing, and is reported when read."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
