@@ -18,6 +18,9 @@ REFUSED = {
     "hydra.run.dir": MOVED,
     "hydra.sweep.dir": MOVED,
     "hydra.sweep.subdir": MOVED,
+    "hydra.output_subdir": "would write into the current folder; remove it, a job's folder holds its config.yaml",
+    "hydra.job.chdir": "has no effect; remove it, and start the command in the folder that paths are relative to",
+    "hydra.mode": "has no effect; several jobs need -m (python -m runner -m ...), a single one nothing",
     "hydra.sweeper.max_batch_size": f"{APART}launcher.pack and launcher.concurrency say how many at once",
     "hydra/launcher": f"{APART}launcher=local, slurm or sagemaker says where",
 }

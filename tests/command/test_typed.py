@@ -79,6 +79,14 @@ def test_where_hydra_would_put_results_is_refused() -> None:
     assert faults == [f"hydra.sweep.dir = elsewhere: {moved}", f"hydra.run.dir = x: {moved}"]
 
 
+@pytest.mark.parametrize("key", ["hydra.output_subdir", "hydra.job.chdir", "hydra.mode"])
+def test_what_hydra_does_elsewhere_and_not_here_is_refused(key: str) -> None:
+    settings, faults = flags_first([f"{key}=x", "steps=1"])
+
+    assert settings == ["steps=1"]
+    assert len(faults) == 1 and faults[0].startswith(f"{key} = x: ")
+
+
 def test_what_would_take_a_sweep_apart_is_refused() -> None:
     """Each batch would be checked, planned and packed separately, the second one after the first is trained."""
     _, faults = flags_first(["-m", "lora.rank=4,8", "hydra.sweeper.max_batch_size=1", "hydra/launcher=submitit_slurm"])
