@@ -32,6 +32,7 @@ from runner.schema import Experiment
 from tests.command_line import command, environment
 from tests.sagemaker.stand_in import StandIn
 from tests.train.bench import Bench, bench
+from tests.weights import weights_of
 
 __all__ = ["bench"]
 
@@ -46,7 +47,7 @@ def job(tmp_path: Path, state: State, seed: int = 0, *, name: str = "x", **setti
     update_manifest(made.folder, state=state)
     for file in KEPT[2:]:
         (made.folder / file).parent.mkdir(exist_ok=True)
-        (made.folder / file).write_bytes(b"0" * 1000)
+        (made.folder / file).write_bytes(weights_of(1000) if file.endswith(".safetensors") else b"0" * 1000)
     for step in (0, 10, 20, 30):
         folder = made.paths.samples_at(step)
         folder.mkdir(parents=True)

@@ -24,8 +24,9 @@ from runner.paths import CONFIG_NAME, MANIFEST_NAME, JobPaths, write_over, write
 from runner.schema import Experiment
 from runner.schema.experiment import NOT_IDENTITY
 from runner.schema.job import JobSettings
-from runner.schema.method import TextualInversion
+from runner.schema.method import NewTokens, TextualInversion
 from runner.schema.tasks import TASKS
+from runner.system.tensor_file import is_complete
 
 SCHEMA_NUMBER = 1
 """Incremented when the meaning of existing settings changes, so that old results are not mistaken for new ones."""
@@ -100,13 +101,14 @@ class Job:
 
     @property
     def has_result(self) -> bool:
-        """Whether the file with the result of the training or task exists."""
+        """Whether the files with the result of the training are whole, or those of the task exist."""
         if not self.trains:
             patterns = self.settings.result_files
             return not patterns or any(any(self.folder.glob(pattern)) for pattern in patterns)
-        if isinstance(self.experiment.method, TextualInversion):
-            return any(self.paths.lora.glob("*.safetensors"))
-        return self.paths.weights.is_file()
+        method = self.experiment.method
+        files = [self.paths.word(token) for token in method.tokens] if isinstance(method, NewTokens) else []
+        files += [] if isinstance(method, TextualInversion) else [self.paths.weights]
+        return all(map(is_complete, files))
 
 
 def common_overrides(jobs: Iterable[Job]) -> frozenset[str]:

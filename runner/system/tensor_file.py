@@ -58,6 +58,15 @@ def read_header(file: Path) -> Header:
     return Header(metadata=metadata, tensors=tensors)
 
 
+def is_complete(file: Path) -> bool:
+    """Whether a file is there and has the length that its header says, unlike what an interrupted copy leaves."""
+    try:
+        read_header(file)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def order_metadata(file: Path) -> None:
     """Sort the metadata in a file's header, in place: safetensors writes it in an order that differs from process to
     process, and jobs are identified by the content of the files that they use.

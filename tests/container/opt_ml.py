@@ -21,10 +21,12 @@ from runner.jobs.job import Job, read_manifest, update_manifest
 from runner.parcel import CODE, CODE_FILE, Parcel, in_channel
 from tests.command_line import ROOT, Answer
 from tests.train.bench import weights
+from tests.weights import weights_of
 
 DEADLINE_S = 100.0
 MODEL, IMAGES = "model", "images"
-RESTORED = "weights of an earlier container"
+RESTORED = weights_of(321)
+"""The weights of an earlier container."""
 
 
 class OptMl:
@@ -78,7 +80,7 @@ class OptMl:
         update_manifest(folder, **manifest)
         weights = self.trained(job).paths.weights
         weights.parent.mkdir()
-        weights.write_text(RESTORED)
+        weights.write_bytes(RESTORED)
 
     def start(self, extra: Mapping[str, str] | None = None) -> Entry:
         """Start the container's first process."""

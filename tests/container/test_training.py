@@ -39,7 +39,7 @@ def test_jobs_are_packed_on_every_gpu_and_one_that_fails_is_named(
     assert reason.startswith(f"2 of 6 jobs failed\n{bad.id}: the loss is ")
     assert reason.endswith(f"\n{failed.id}: no luck")
     assert sorted(each.name for each in (tree.root / "model").iterdir()) == sorted(job.id for job in (*jobs, done))
-    assert (tree.root / "model" / done.id / "lora" / tree.trained(done).paths.weights.name).read_text() == RESTORED
+    assert (tree.root / "model" / done.id / "lora" / tree.trained(done).paths.weights.name).read_bytes() == RESTORED
     said = answer.output.splitlines()
     for place in ("0", "1"):
         assert any(line.startswith(f"[{place}] ") and "saved and read back" in line for line in said), answer.output

@@ -19,6 +19,7 @@ from runner.jobs.job import Job, State, make_job, read_job, read_manifest, regis
 from runner.jobs.lock import is_held, is_taken_up, lock
 from runner.paths import LOCK_NAME
 from runner.schema import Experiment
+from tests.weights import weights_of
 
 
 def job(tmp_path: Path, **settings: Any) -> Job:
@@ -133,3 +134,24 @@ def test_who_waits_for_a_job_whose_folder_is_removed_meanwhile_holds_the_new_one
 
 def _is_opened_twice(file: Path) -> bool:
     return sum(each.exists() and each.samefile(file) for each in Path("/proc/self/fd").iterdir()) == 2
+
+
+@pytest.mark.parametrize("method", ["text_to_image", "pivotal", "textual_inversion"])
+def test_a_result_that_was_copied_in_part_is_none(method: str, tmp_path: Path) -> None:
+    words = {} if method == "text_to_image" else {"tokens": ["<a>", "<b>"], "initial": ["cat", "dog"]}
+    raw = {"method": {"name": method, **words}, "dataset": {"caption_prefix": "<a> <b>"}}
+    job = make_job(Experiment.model_validate(raw), model="m", dataset="d", outputs=tmp_path)
+    files = [] if method == "textual_inversion" else [job.paths.weights]
+    files += [job.paths.word(token) for token in words.get("tokens", [])]
+    job.paths.lora.mkdir(parents=True)
+    for file in files:
+        assert not job.has_result
+        file.write_bytes(weights_of())
+    assert job.has_result
+    for file in files:
+        whole = file.read_bytes()
+        for part in (whole[:-1], b""):
+            file.write_bytes(part)
+            assert not job.has_result
+        file.write_bytes(whole)
+    assert job.has_result

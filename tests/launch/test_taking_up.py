@@ -23,6 +23,7 @@ from runner.paths import outputs_dir
 from runner.plan import Plan
 from runner.schema import Experiment
 from runner.system.machine import Device, Machine
+from tests.weights import weights_of
 
 THIS_MACHINE = Machine((Device("cpu", "here", memory_gb=None),), cores=1)
 SLURM: dict[str, Any] = {"name": "slurm", "gpus_per_node": 0}
@@ -196,7 +197,7 @@ def test_jobs_that_are_done_are_judged_by_the_objective_of_this_command(
     judged = {"objective": 0.7, "objective_name": "validation/loss", "objective_direction": "minimize"}
     update_manifest(job.folder, state=State.COMPLETED, **judged)
     job.paths.weights.parent.mkdir()
-    job.paths.weights.touch()
+    job.paths.weights.write_bytes(weights_of())
     last = {"step": 2, "train/loss": 0.3, "validation/loss": 0.9}
     job.paths.metrics.write_text('{"step": 1, "train/loss": 0.5}\n' + json.dumps(last) + "\n")
 

@@ -20,6 +20,7 @@ from runner.s3.objects import remove
 from runner.schema import Experiment
 from tests.sagemaker.buckets import write
 from tests.sagemaker.stand_in import StandIn
+from tests.weights import weights_of
 
 
 def test_folders_that_a_console_has_made_keep_no_result_from_arriving(aws: StandIn, tmp_path: Path) -> None:
@@ -46,7 +47,7 @@ def test_a_job_is_completed_here_only_once_its_result_is_here(aws: StandIn, tmp_
     write(aws, f"{folder}manifest.json", json.dumps({"state": "completed", "steps_done": 9}))
     collector.look([job], place)
     assert state_of(job.folder) is State.PENDING
-    write(aws, f"{folder}lora/{job.paths.weights.name}", "w")
+    write(aws, f"{folder}lora/{job.paths.weights.name}", weights_of().decode())
     collector.look([job], place)
     assert state_of(job.folder) is State.COMPLETED and job.has_result
     # Once nothing more will arrive, its manifest is believed.

@@ -32,6 +32,7 @@ from runner.search import Choices, OptunaSearch
 from runner.system.machine import Device, Machine
 from tests.command.test_composition import raw
 from tests.command_line import runner
+from tests.weights import weights_of
 
 SEEDS = ("1", "2", "3", "4")
 FAILS = 9
@@ -52,7 +53,7 @@ def composed(*overrides: str) -> dict[str, Any]:
 def finish(job: Job) -> None:
     register(job)
     job.paths.weights.parent.mkdir(parents=True, exist_ok=True)
-    job.paths.weights.touch()
+    job.paths.weights.write_bytes(weights_of())
     job.paths.metrics.write_text('{"step": 1, "validation/loss": 0.5}\n')
     update_manifest(job.folder, state=State.COMPLETED, objective=0.5)
 

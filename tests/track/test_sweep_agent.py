@@ -23,6 +23,7 @@ from runner.paths import outputs_dir
 from runner.track import report_to_agent
 from tests.command.test_composition import raw
 from tests.command_line import ROOT
+from tests.weights import weights_of
 
 from .wandb_jobs import CONFIG, Settings, adapter, open_for, samples
 from .wandb_server import WandbServer
@@ -121,7 +122,7 @@ def test_a_job_that_another_agent_trains_at_this_moment_is_reported_when_it_is_d
         def finish(_seconds: float) -> None:
             job.paths.metrics.write_text('{"step": 2, "time": 1.0, "validation/loss": 0.2}\n')
             job.paths.weights.parent.mkdir()
-            job.paths.weights.touch()
+            job.paths.weights.write_bytes(weights_of())
             update_manifest(job.folder, state=State.COMPLETED, objective=0.2, objective_name="validation/loss")
             other.close()
 
