@@ -33,6 +33,7 @@ from runner.work import git_commit
 
 ROOT = Path(__file__).resolve().parents[1]
 STAMPED = Path(__file__).resolve().parent / "stamped.py"
+UNET_ALONE = STAMPED.with_name("unet_alone.py")
 ADAPTER = "pytorch_lora_weights.safetensors"
 
 
@@ -94,14 +95,22 @@ def runner_command(case: Case, options: argparse.Namespace, folder: Path) -> lis
     return ["--module", "runner", *(f"{name}={value}" for name, value in settings.items())]
 
 
+def unet_command(case: Case, options: argparse.Namespace, folder: Path) -> list[str]:
+    """The command of what both sides have to compute in each step."""
+    words = [model_folder(case, options.work), case.resolution, case.batch_size, options.steps]
+    return ["--script", str(UNET_ALONE), *map(str, words)]
+
+
 SIDES = {"diffusers script": diffusers_command, "runner": runner_command}
+ALONE = "the UNet alone"
+COMMANDS = SIDES | {ALONE: unet_command}
 
 
-def measure(side: str, case: Case, options: argparse.Namespace) -> tuple[Timing, Path]:
-    """Run one side once, from start to end of its process; returns its timing and the adapter it wrote."""
+def measure(side: str, case: Case, options: argparse.Namespace) -> tuple[Timing, list[Path]]:
+    """Run one side once, from start to end of its process; returns its timing and the adapters it wrote."""
     folder = Path(tempfile.mkdtemp(dir=options.work, prefix="run-"))
     stamps = folder / "stamps.json"
-    command = [sys.executable, str(STAMPED), str(stamps), *SIDES[side](case, options, folder)]
+    command = [sys.executable, str(STAMPED), str(stamps), *COMMANDS[side](case, options, folder)]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(options.threads),
         "PYTHONPATH": str(ROOT),
@@ -117,7 +126,7 @@ def measure(side: str, case: Case, options: argparse.Namespace) -> tuple[Timing,
         whole_s, whole_cpu_s = time.perf_counter() - start, _children_cpu_s() - cpu_start
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{(folder / 'log.txt').read_text(encoding='utf-8')[-4000:]}")
-    return _timing(stamps, options, whole_s, whole_cpu_s), next(folder.rglob(f"lora/{ADAPTER}"))
+    return _timing(stamps, options, whole_s, whole_cpu_s), list(folder.rglob(f"lora/{ADAPTER}"))
 
 
 def _children_cpu_s() -> float:
@@ -136,15 +145,18 @@ def _timing(stamps: Path, options: argparse.Namespace, whole_s: float, whole_cpu
 
 def compare(case: Case, options: argparse.Namespace) -> list[str]:
     """All rounds of one case, as lines of a table."""
-    timings: dict[str, list[Timing]] = {side: [] for side in SIDES}
-    adapters: dict[str, Path] = {}
+    timings: dict[str, list[Timing]] = {side: [] for side in COMMANDS}
+    adapters: dict[str, list[Path]] = {}
     for number in range(options.rounds):
-        for side in SIDES:
+        for side in COMMANDS:
             timing, adapters[side] = measure(side, case, options)
             timings[side].append(timing)
             print(f"{case.name}, round {number + 1}, {side}: {timing}", file=sys.stderr, flush=True)
-    same_adapters(*adapters.values())
-    return table_rows(case, *timings.values())
+    same_adapters(*(adapters[side][0] for side in SIDES))
+    rows = table_rows(case, *(timings[side] for side in SIDES))
+    theirs, alone = ([each.steps_per_s for each in timings[side]] for side in ("diffusers script", ALONE))
+    most = _spread(_ratios("steps_per_s", theirs, alone), 2)
+    return [*rows, f"| {case.name} | {ALONE} | {_spread(alone, 2)}: {most} times the script | | | | |"]
 
 
 def table_rows(case: Case, theirs: Sequence[Timing], ours: Sequence[Timing]) -> list[str]:
