@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 from yaml.reader import ReaderError
@@ -178,45 +178,57 @@ def _faults_of_values(overrides: Sequence[str], search: list[str]) -> list[str]:
     columns = [_single_values(parser.parse_override(text), text) for text in overrides]
     checker, places = Checker(outputs_dir()), dict[str, list[str]]()
     faults: list[str] = []
+    left_out: set[str] = set()
     for combination in itertools.islice(itertools.product(*columns), MOST_JOBS):
-        kept, said = _composable(combination, search)
+        given = [text for text in combination if text not in left_out]
+        config, kept, said = _composed(given, search)
         faults += said
-        if kept is None:
+        if config is None:
             continue
-        gone = tuple(_name_of(text) for text in combination if text not in kept)
+        left_out |= {*given} - {*kept}
+        # What is left out may seem missing.
+        gone = tuple(f"{_name_of(text)}{sign}" for text in left_out for sign in (" = ", ": "))
         try:
-            found = check_one(checker, plain(compose("config", [*search, *kept])), tuple(kept), places)
+            found = check_one(checker, plain(config), tuple(kept), places)
             faults += [] if isinstance(found, Job) else [line for line in found if not line.startswith(gone)]
         except SettingsError as error:
             faults += str(error).splitlines()
     return faults
 
 
-def _composable(overrides: Sequence[str], search: list[str]) -> tuple[list[str] | None, list[str]]:
-    """(the overrides that can be composed together, a line for each of the others); None if that leaves other settings.
+def _composed(overrides: Sequence[str], search: list[str]) -> tuple[DictConfig | None, list[str], list[str]]:
+    """(what can be composed, the overrides in it, a line for each of the others).
 
-    Choices come first, wherever they were typed: which settings exist depends on them.
+    Choices come first, wherever they were typed: which settings exist depends on them. None if a choice cannot be
+    composed, because settings that it should have would seem not to exist.
     """
     try:
-        compose("config", [*search, *overrides])
+        return compose("config", [*search, *overrides]), list(overrides), []
     except COMPOSITION_ERRORS as error:
         whole = error
-    else:
-        return list(overrides), []
     kept: list[str] = []
     faults: list[str] = []
+    config: DictConfig | None = None
     is_left_out = False
     for text in sorted(overrides, key=lambda text: _name_of(text) not in (*GROUPS, "recipe")):
         try:
-            compose("config", [*search, *kept, text])
+            config = compose("config", [*search, *kept, text])
         except COMPOSITION_ERRORS as error:
-            faults.append(_of_file(error, search) or _of_item([*kept, text], search) or _first_line(error))
+            fault = _of_file(error, search) or _of_item([*kept, text], search) or _of_removal(text, error)
+            faults.append(fault or _first_line(error))
             is_left_out |= _name_of(text) in (*GROUPS, "recipe")
         else:
             kept.append(text)
-    if not faults:
-        return None, [_of_file(whole, search) or _of_item(overrides, search) or _first_line(whole)]
-    return None if is_left_out else kept, faults
+    faults = faults or [_of_file(whole, search) or _of_item(overrides, search) or _first_line(whole)]
+    return None if is_left_out else config, kept, faults
+
+
+def _of_removal(text: str, error: Exception) -> str | None:
+    """The fault of a setting that cannot be removed (`~key`), because it is not there or has another value."""
+    if not text.startswith("~"):
+        return None
+    said = _first_line(error).removeprefix("Could not delete from config. ").removesuffix(".")
+    return f"{text}: {said}; leave it out"
 
 
 def _name_of(text: str) -> str:

@@ -270,7 +270,10 @@ def test_a_sweep_that_cannot_be_made_hides_no_job_that_is_wrong(
         (["name=${name}", "steps=0"], ["name = '${name}': cannot be resolved (Recursive", "steps = 0"]),
         (["model.path=${oc.env:NOPE}", "steps=0"], ["model.path = '${oc.env:NOPE}': cannot be", "steps = 0"]),
         (["~lora.rank", "lora.rnk=3", "steps=0"], ["lora.rnk = 3: unknown key", "steps = 0"]),
-        (["~nothing", "lora.rnk=3", "steps=0"], ["'nothing' does not exist", "lora.rnk = 3", "steps = 0"]),
+        (
+            ["~nothing", "lora.rnk=3", "steps=0"],
+            ["~nothing: 'nothing' does not exist; leave it out", "lora.rnk = 3", "steps = 0"],
+        ),
     ],
 )
 def test_what_cannot_be_composed_hides_no_other_mistake(arguments: list[str], said: list[str], tmp_path: Path) -> None:
