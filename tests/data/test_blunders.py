@@ -81,6 +81,32 @@ def test_columns_that_commas_do_not_part_are_one_fault(sign: str, tmp_path: Path
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "text": "one", "text": "two"}',
+            "metadata.jsonl line 1: not valid JSON ('text' is there twice). Repair or remove the line.",
+        ),
+        (
+            "metadata.csv",
+            "file_name,text,,,text\na.png,one,,,two\n",
+            "metadata.csv: the column 'text' is there twice. Rename or remove one of them.",
+        ),
+    ],
+)
+def test_of_two_captions_with_one_name_none_is_taken(
+    name: str, content: str, said: str, tmp_path: Path, settings: Settings
+) -> None:
+    folder_of(tmp_path, "a.png")
+    (tmp_path / name).write_text(content)
+
+    first, *_ = faults_of(settings(tmp_path))
+
+    assert first == f"  - {said}"
+
+
 def test_a_text_that_cannot_be_read_is_not_told_as_missing_besides(tmp_path: Path, settings: Settings) -> None:
     folder_of(tmp_path, "a.png")
     (tmp_path / "a.txt").write_bytes("ein Häuschen".encode("latin-1"))

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -108,6 +108,11 @@ def _csv_lines(file: str, text: str, faults: Faults) -> Iterator[Line]:
                 if other := next((sign for sign in ";\t|" if FILE_COLUMN in cells[0].split(sign)[:-1]), None):
                     faults.add("metadata", f"{file}: its columns are separated by {other!r}. Save it with commas.")
                     return
+                if twice := _twice(columns):
+                    faults.add(
+                        "metadata", f"{file}: the column {twice!r} is there twice. Rename or remove one of them."
+                    )
+                    return
             elif len(cells) > len(columns):
                 faults.add("metadata", f"{file} line {first}: more cells than columns. Quote the caption.")
             else:
@@ -119,7 +124,7 @@ def _csv_lines(file: str, text: str, faults: Faults) -> Iterator[Line]:
 
 def _json_line(file: str, number: int, content: str, faults: Faults) -> Line | None:
     try:
-        values = json.loads(content)
+        values = json.loads(content, object_pairs_hook=_unambiguous)
     except ValueError as error:
         faults.add("json", f"{file} line {number}: not valid JSON ({error}). Repair or remove the line.")
         return None
@@ -127,6 +132,16 @@ def _json_line(file: str, number: int, content: str, faults: Faults) -> Line | N
         faults.add("json", f'{file} line {number}: must be an object, as {{"{FILE_COLUMN}": ..., "text": ...}}.')
         return None
     return Line(file, number, values)
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if twice := _twice([key for key, _ in pairs]):
+        raise ValueError(f"{twice!r} is there twice")
+    return dict(pairs)
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    return next((name for name in names if name and names.count(name) > 1), None)
 
 
 def _check_caption_column(lines: list[Line], column: str, has_default: bool, faults: Faults) -> bool:
