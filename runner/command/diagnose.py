@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -16,16 +15,13 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import MarkedYAMLError, YAMLError
-from yaml.reader import ReaderError
+from omegaconf import DictConfig
 
 from runner import HOME
 from runner.check import Checker
 from runner.command.compose import plain
 from runner.command.own_files import faults_of_defaults, no_choice
+from runner.command.reasons import COMPOSITION_ERRORS, first_line, of_file, of_item, own_folder, reason
 from runner.command.typed import in_shell, mended, quoted
 from runner.errors import SettingsError, not_started
 from runner.jobs.job import Job
@@ -39,7 +35,6 @@ from runner.schema.messages import nearest, takes_list
 MOST_JOBS = 64
 SWEEPERS = ("grid", *SEARCHES)
 """The choices for `hydra/sweeper`."""
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, YAMLError, RecursionError)
 
 
 def diagnose(arguments: Sequence[str], error: Exception | None, flags: Sequence[str] = ()) -> SettingsError:
@@ -72,7 +67,7 @@ def diagnose(arguments: Sequence[str], error: Exception | None, flags: Sequence[
         if not faults and isinstance(error, TypeError):
             raise error  # not the user's mistake
         if not faults and error is not None:
-            faults = [_of_file(error, search) or _of_item(good, search) or " ".join(str(error).split())]
+            faults = [of_file(error, search) or of_item(good, search) or " ".join(str(error).split())]
     title = "The command is invalid" if flags else "The configuration is invalid"
     return not_started(title, dict.fromkeys([*flags, *faults]))
 
@@ -85,7 +80,7 @@ def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[
         key, _, value = text.partition("=")
         typed = in_shell(key, value) if _may_be_text(value) else text
         typed = "'key=\"value\"'" if typed == text else typed
-        said = re.sub(r"^token recognition error at: ", "cannot be read at ", _first_line(error))
+        said = re.sub(r"^token recognition error at: ", "cannot be read at ", first_line(error))
         return [f"{text}: {said}; quote values with special characters: {typed}"]
     key, _, value = text.lstrip("+~").partition("=")
     if override.is_sweep_override() and not multirun:
@@ -102,7 +97,7 @@ def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[
     if key == "hydra/sweeper":
         return [] if value in SWEEPERS else [no_choice(key, value, SWEEPERS)]
     owner, _, name = key.rpartition(".")
-    if override.is_delete() and name.isdecimal() and (fault := _of_item([text], search)):
+    if override.is_delete() and name.isdecimal() and (fault := of_item([text], search)):
         return [fault]
     if searching is not None and owner == "hydra.sweeper" and name not in (*searching.model_fields, "params"):
         return [f"{key} = {value}: unknown key{nearest(name, searching.model_fields)}"]
@@ -151,12 +146,12 @@ def _faults_of_choice(override: Override, group: str, search: list[str]) -> list
     values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_element_as_str()]
     faults = []
     for value in map(str, values):
-        if search and (misnamed := Path(_folder(search), group, f"{value}.yml")).is_file():
+        if search and (misnamed := own_folder(search) / group / f"{value}.yml").is_file():
             faults.append(f"{group} = {value}: {misnamed} is not read, because its name must end with .yaml; rename it")
         elif value not in options:
             faults.append(no_choice(group, value, options))
         elif search:
-            own = Path(_folder(search))
+            own = own_folder(search)
             faults += faults_of_defaults(own, group, value, lambda other: _options(other, search))
     return faults
 
@@ -164,12 +159,8 @@ def _faults_of_choice(override: Override, group: str, search: list[str]) -> list
 def _options(group: str, search: list[str]) -> list[str]:
     """The choices in a group; the folder given with --config-dir adds some."""
     loader = GlobalHydra.instance().config_loader()
-    own = [file.stem for file in Path(_folder(search), group).glob("*.yaml")] if search else []
+    own = [file.stem for file in (own_folder(search) / group).glob("*.yaml")] if search else []
     return [name for name in loader.get_group_options(group) if not name.startswith("_")] + own
-
-
-def _folder(search: list[str]) -> str:
-    return search[0].partition("file://")[2].rstrip("]")
 
 
 def _faults_of_values(overrides: Sequence[str], search: list[str]) -> list[str]:
@@ -214,21 +205,12 @@ def _composed(overrides: Sequence[str], search: list[str]) -> tuple[DictConfig |
         try:
             config = compose("config", [*search, *kept, text])
         except COMPOSITION_ERRORS as error:
-            fault = _of_file(error, search) or _of_item([*kept, text], search) or _of_removal(text, error)
-            faults.append(fault or _first_line(error))
+            faults.append(reason(error, [*kept, text], search))
             is_left_out |= _name_of(text) in (*GROUPS, "recipe")
         else:
             kept.append(text)
-    faults = faults or [_of_file(whole, search) or _of_item(overrides, search) or _first_line(whole)]
+    faults = faults or [reason(whole, overrides, search)]
     return None if is_left_out else config, kept, faults
-
-
-def _of_removal(text: str, error: Exception) -> str | None:
-    """The fault of a setting that cannot be removed (`~key`), because it is not there or has another value."""
-    if not text.startswith("~"):
-        return None
-    said = _first_line(error).removeprefix("Could not delete from config. ").removesuffix(".")
-    return f"{text}: {said}; leave it out"
 
 
 def _name_of(text: str) -> str:
@@ -247,23 +229,6 @@ def _swept_by_recipe(overrides: Sequence[str], search: list[str]) -> list[str]:
     return swept
 
 
-def _of_item(overrides: Sequence[str], search: list[str]) -> str | None:
-    """A message about the first setting that Hydra cannot find because it would be in a list; None if there is none."""
-    for place, text in enumerate(overrides):
-        try:
-            compose("config", [*search, *overrides[: place + 1]])
-        except (*COMPOSITION_ERRORS, TypeError):  # TypeError if an item of a list is to be removed
-            key, given, value = text.lstrip("+~").partition("=")
-            said, parts = f"{key} = {value}" if given else text, key.split(".")
-            before = compose("config", [*search, *overrides[:place]])
-            for depth in range(1, len(parts)):
-                holder = ".".join(parts[:depth])
-                if isinstance(OmegaConf.select(before, holder), ListConfig):
-                    return f"{said}: {holder} is a list, and is set as a whole: '{holder}=[...]'"
-            return None
-    return None
-
-
 def _single_values(override: Override, text: str) -> list[str]:
     """The override for each of its values, forced in: the schema reports best what does not belong there."""
     key, given, value = text.partition("=")
@@ -277,40 +242,3 @@ def _single_values(override: Override, text: str) -> list[str]:
         values = [str(sweep.start), str(sweep.end)]
     given = "=" if given else ""  # a key can be removed whatever its value is
     return [f"{force}{name if force else key}{given}{single}" for single in values]
-
-
-def _of_file(error: Exception, search: list[str]) -> str | None:
-    """What is wrong with a file that is not YAML, not UTF-8 or a list, and where; None if that is not the problem."""
-    if isinstance(error, UnicodeDecodeError):
-        return _of_encoding(error, search)
-    if found := re.match(r"In '([^']+)': ConfigTypeError .*\s*Cannot merge DictConfig with ListConfig", str(error)):
-        file = Path(_folder(search), f"{found[1]}.yaml") if search else Path(f"{found[1]}.yaml")
-        return f"{file}: holds a list (- value), where settings with their names belong (key: value); correct the file"
-    if isinstance(error, ReaderError):
-        return f"{error.name}, character {error.position + 1}: {error.reason}; remove it"
-    if not isinstance(error, YAMLError):
-        return None
-    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
-        return str(error)
-    mark, began = error.problem_mark, error.context_mark
-    # An unclosed bracket or quote is often noticed only on a later line.
-    since = f" in line {began.line + 1}" if began is not None and began.line != mark.line else ""
-    while_doing = f" ({error.context}{since})" if error.context else ""
-    return f"{mark.name}, line {mark.line + 1}: {error.problem}{while_doing}; correct the file"
-
-
-def _of_encoding(error: UnicodeDecodeError, search: list[str]) -> str | None:
-    """The fault of a file that is not UTF-8; the error does not name it: it is the user's file with these bytes."""
-    for file in sorted(Path(_folder(search)).rglob("*.yaml")) if search else ():
-        before, found, _ = file.read_bytes().partition(error.object)
-        if found:
-            line = (before + error.object[: error.start]).count(b"\n") + 1
-            return f"{file}, line {line}: is not UTF-8 ({error.reason}); save it as UTF-8"
-    return None
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # Such a line only says where; the next one says what is wrong.
-    shown = 2 if lines and lines[0].endswith(":") else 1
-    return " ".join(lines[:shown]) or type(error).__name__
