@@ -19,6 +19,8 @@ def clean_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
+    # Ports are used again: a server may get that of one that was silent in an earlier test.
+    monkeypatch.setattr("runner.track.reach._silent", {})
     yield
     import wandb
 
