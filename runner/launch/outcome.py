@@ -31,9 +31,13 @@ log = logging.getLogger(__name__)
 
 
 def judge(job: Job) -> None:
-    """Give a finished training the result that this command compares by; its id does not depend on that choice."""
+    """Give a finished training the result that this command compares by; its id does not depend on that choice.
+
+    Any job also gets its config.yaml back if that was lost or damaged: reports, tasks and clean read it.
+    """
     from runner.track import MetricsFile
 
+    _restore_config(job)
     manifest = read_manifest(job.folder)
     if not job.trains or "objective_name" not in manifest:
         return
@@ -49,6 +53,14 @@ def judge(job: Job) -> None:
         chosen = trained.experiment.model_copy(update={"objective": job.experiment.objective})
         write_config(dataclasses.replace(trained, settings=chosen))
         update_manifest(job.folder, **result, objective_name=name, objective_direction=direction)
+
+
+def _restore_config(job: Job) -> None:
+    try:
+        read_job(job.folder)
+    except RunnerError:
+        with suppress(LockedError), lock(job.folder):
+            write_config(job)
 
 
 def conclude(jobs: Sequence[Job]) -> None:

@@ -227,3 +227,21 @@ def test_a_job_that_another_runner_has_taken_up_is_not_judged_meanwhile() -> Non
     assert job.paths.config.read_text() == config
     judge(dataclasses.replace(job, settings=other))
     assert read_manifest(job.folder)["objective_name"] == "train/loss"
+
+
+@pytest.mark.parametrize("content", [None, "", "task: {name: train"])
+def test_a_job_that_is_done_gets_its_settings_back(content: str | None) -> None:
+    """Reports, tasks and clean read them, and say that the command which made the job writes them again."""
+    job = make_job(Experiment.model_validate({"seed": 3}), model="m", dataset="d", outputs=outputs_dir(), overrides=())
+    register(job, State.COMPLETED)
+    job.paths.weights.parent.mkdir()
+    job.paths.weights.write_bytes(weights_of())
+    if content is None:
+        job.paths.config.unlink()
+    else:
+        job.paths.config.write_text(content)
+
+    door._run([job], Checker(outputs_dir()), expected=0)
+
+    assert read_job(job.folder).experiment == job.experiment
+    assert state_of(job.folder) is State.COMPLETED
