@@ -26,11 +26,9 @@ from runner.schema.launchers import APART
 from runner.schema.method import NewTokens, TextualInversion
 from runner.schema.reading import read_most
 from runner.schema.tasks import TASKS
-from runner.schema.tasks.adapters import WithAdapters
 from runner.schema.texts import readable
 from runner.schema.training import OPTIMIZER_PACKAGES
-from runner.tasks import check_task
-from runner.tasks.adapters import find_adapters
+from runner.tasks import check_task, faults_beside
 from runner.tasks.composed import settings_of, task_faults
 from runner.tasks.evaluate.of_training import evaluation_contents
 
@@ -131,8 +129,8 @@ class Checker:
             try:
                 if not said and not unset:
                     contents = check_task(settings)
-                elif isinstance(settings, WithAdapters) and _none_of(wrong, "adapter", "model"):
-                    find_adapters(settings)  # the other inputs of the task may be at fault
+                else:
+                    faults += faults_beside(settings, partial(_none_of, wrong))
             except SettingsError as error:
                 faults += str(error).splitlines()
         if faults or settings is None or contents is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,6 +16,9 @@ from runner.schema.knob import VALUES_ALONE
 from runner.schema.messages import explain
 
 S = TypeVar("S", bound=BaseModel)
+
+IsRight = Callable[..., bool]
+"""Takes keys; returns whether their values are what was typed, and not what stands in for wrong ones."""
 
 SUBJECT = re.compile(r"[\w.]+(?= = |: )")
 """The key that a fault is about, at the beginning of its line."""
@@ -56,6 +59,11 @@ def read_most(
         if not gone:
             return None, faults, left_out
         left_out += gone
+
+
+def all_right(*_: str) -> bool:
+    """An `IsRight` for settings without faults."""
+    return True
 
 
 def without(raw: Mapping[str, Any], keys: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from runner.errors import SettingsError
 from runner.jobs.adapter_file import AdapterFile, find_adapter, header_of, is_dora
+from runner.schema.reading import IsRight
 from runner.schema.tasks.adapters import WithAdapters
 from runner.system.tensor_file import TOKEN
 
@@ -33,6 +34,19 @@ def find_adapters(settings: WithAdapters) -> list[AdapterFile]:
     if faults:
         raise SettingsError("\n".join(faults))
     return found
+
+
+def adapter_faults(settings: WithAdapters, is_right: IsRight) -> list[str]:
+    """Why the named adapters cannot be used, and not with their weights, one reason per line."""
+    if not is_right("adapter", "model"):
+        return []
+    try:
+        if is_right("adapter_weight"):
+            return mix_faults(settings)
+        find_adapters(settings)
+    except SettingsError as error:
+        return str(error).splitlines()
+    return []
 
 
 def mix_faults(settings: WithAdapters) -> list[str]:

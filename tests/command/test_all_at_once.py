@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from runner.check import Checker, launcher_of
 from runner.errors import SettingsError
@@ -19,6 +21,7 @@ from runner.schema.tasks import TASKS
 from tests.command_line import runner
 
 Raw = dict[str, Any]
+WEIGHT = "adapter_weight"
 
 TOGETHER: dict[str, tuple[Raw, list[str]]] = {
     "settings of one group": (
@@ -191,7 +194,25 @@ FILES: dict[str, tuple[Raw, list[str]]] = {
     ),
     "an adapter of a task": (
         {"task": {"name": "generate"}, "adapter": ["/nowhere"], "inference_steps": 0},
-        ["inference_steps", "adapter"],
+        ["inference_steps", "prompts", "adapter"],
+    ),
+    "a network that steers what is drawn, and its image": (
+        {
+            "task": {"name": "generate"},
+            "prompts": ["a"],
+            "guidance_scale": -1,
+            "control": {"path": "/nowhere", "image": "/nowhere/a.png"},
+        },
+        ["guidance_scale", "control.image", "control.path"],
+    ),
+    "networks and images of an evaluation, and its prompts": (
+        {
+            "task": {"name": "evaluate"},
+            "features": {"clip": "/nowhere"},
+            "real": "/nowhere",
+            "seeds": [1, 1],
+        },
+        ["seeds", "subject", "features.clip", "real='/nowhere'", "  - not found"],
     ),
 }
 
@@ -202,6 +223,31 @@ def test_a_wrong_value_hides_no_file_that_is_wrong(raw: Raw, wrong: list[str], t
         Checker(tmp_path).job({"model": {}, **raw})
 
     assert _subjects(str(raised.value).splitlines()) == wrong
+
+
+@pytest.mark.parametrize(
+    ("raw", "wrong"),
+    [
+        ({"task": {"name": "generate"}, "prompts": [""]}, ["prompts", WEIGHT]),
+        ({"task": {"name": "evaluate"}, "seeds": []}, ["seeds", WEIGHT]),
+        ({"task": {"name": "merge"}, "archive": 3, "rank": 1, "output": "adapter"}, ["archive", WEIGHT, "output"]),
+        ({"task": {"name": "export"}, "rank": 0}, ["rank", "formats", WEIGHT]),
+        ({"task": {"name": "export"}, "formats": ["x"], "rank": 1}, ["formats.0", WEIGHT, "rank"]),
+    ],
+)
+def test_a_wrong_value_hides_nothing_that_a_file_cannot_do(raw: Raw, wrong: list[str], tmp_path: Path) -> None:
+    dora = tmp_path / "dora.safetensors"
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    save_file({f"{layer}.lora_magnitude_vector": torch.zeros(1)}, dora)
+
+    with pytest.raises(SettingsError) as raised:
+        Checker(tmp_path).job({"model": {}, "adapter": [str(dora)], "adapter_weight": [2.0], **raw})
+    assert _subjects(str(raised.value).splitlines()) == wrong
+
+    weight = {"adapter_weight": ["much"]}
+    with pytest.raises(SettingsError) as raised:
+        Checker(tmp_path).job({"model": {}, "adapter": [str(dora)], **raw, **weight})
+    assert "only have the weight 1" not in str(raised.value)
 
 
 def test_nothing_is_said_of_what_stands_in_place_of_a_wrong_value(tmp_path: Path) -> None:

@@ -62,5 +62,5 @@ class Merge(WithAdapters):
         if self.rank is not None:
             yield from self.idle("keep_energy", because=f"with rank={self.rank}", fix="remove one of them")
         elif len(self.adapter) == 1 and self.keep_energy is None:
-            fix = "name several, or set rank=... to make it smaller"
+            fix = "name several, or set rank=... or keep_energy=... to make it smaller"
             yield f"output = 'adapter': one adapter alone is one already; {fix}"

@@ -22,11 +22,11 @@ from runner.errors import SettingsError
 from runner.families.files import local_folder
 from runner.families.prediction import sampler_faults
 from runner.families.single_file import is_single_file, single_file_faults
-from runner.jobs.adapter_file import AdapterFile
 from runner.s3 import is_s3
 from runner.schema import ModelSettings
+from runner.schema.reading import IsRight, all_right
 from runner.schema.tasks.deploy import Deploy
-from runner.tasks.adapters import find_adapters
+from runner.tasks.adapters import contents_of, find_adapters
 from runner.tasks.deploy.contents import served_names
 
 SECTION = "endpoint"
@@ -62,18 +62,8 @@ EXECUTION: Actions = {
 
 def check(settings: Deploy) -> dict[str, Any]:
     """See `runner.tasks`."""
-    adapters: list[AdapterFile] = []
-    faults = here_faults(settings.launcher.name, settings.task.name)
-    try:
-        adapters = find_adapters(settings)
-    except SettingsError as error:
-        faults += str(error).splitlines()
-    names = served_names(settings, adapters) if adapters else []
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        faults.append(f"adapter: {', '.join(repeated)} would name several adapters of the endpoint; rename their files")
-    faults += _model_faults(settings.model) + sampler_faults(settings.model, settings.scheduler.name)
-    if faults:  # before any request over the network
-        raise SettingsError("\n".join(faults))
+    if found := faults(settings, all_right):  # before any request over the network
+        raise SettingsError("\n".join(found))
     wanted = settings.endpoint
     account, image = Account(wanted, section=SECTION), image_of(wanted)
     most = wanted.max_instances or wanted.instances
@@ -81,7 +71,7 @@ def check(settings: Deploy) -> dict[str, Any]:
     name = wanted.name or settings.name
     secrets = [wanted.hub_secret] if wanted.hub_secret else []
     things = Things(log_group(name), image, secrets, name, key=wanted.kms_key, key_for_volumes=True)
-    faults = faults_of(
+    wrong = faults_of(
         account,
         image,
         [
@@ -94,9 +84,28 @@ def check(settings: Deploy) -> dict[str, Any]:
             lambda: caller_faults(account, CALLER, things),
         ],
     )
-    if faults:
-        raise SettingsError("\n".join(faults))
-    return {"adapters": [adapter.digest for adapter in adapters], "image": image}
+    if wrong:
+        raise SettingsError("\n".join(wrong))
+    return {**contents_of(settings), "image": image}
+
+
+def faults(settings: Deploy, is_right: IsRight) -> list[str]:
+    """See `runner.tasks`; asks nothing over the network."""
+    wrong = here_faults(settings.launcher.name, settings.task.name) if is_right("launcher") else []
+    if is_right("adapter", "model"):
+        wrong += _adapter_faults(settings)
+    wrong += _model_faults(settings.model) if is_right("model") else []
+    return wrong + (sampler_faults(settings.model, settings.scheduler.name) if is_right("model", "scheduler") else [])
+
+
+def _adapter_faults(settings: Deploy) -> list[str]:
+    try:
+        names = served_names(settings, find_adapters(settings))
+    except SettingsError as error:
+        return str(error).splitlines()
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    said = f"adapter: {', '.join(repeated)} would name several adapters of the endpoint; rename their files"
+    return [said] if repeated else []
 
 
 def _model_faults(model: ModelSettings) -> list[str]:

@@ -17,11 +17,12 @@ from runner.hub import hub_faults
 from runner.paths import path_of
 from runner.schema import DatasetSettings
 from runner.schema.evaluation import METRICS
+from runner.schema.reading import IsRight, all_right
 from runner.schema.tasks.evaluate import Evaluate
 from runner.system.amounts import count
 from runner.system.hashes import file_hash, folder_hash
 from runner.system.values import as_typed
-from runner.tasks.adapters import contents_of, mix_faults
+from runner.tasks.adapters import adapter_faults, contents_of
 from runner.tasks.evaluate.prompts import prompts_of
 
 PROCESSOR = "preprocessor_config.json"
@@ -41,18 +42,16 @@ OF_DATA_SETS = {"dataset.path": "real", ", or set dataset.skip_unreadable=true":
 
 def check(settings: Evaluate) -> dict[str, Any]:
     """See `runner.tasks`."""
-    faults = resolution_faults(settings.model, settings.resolution)
-    faults += sampler_faults(settings.model, settings.scheduler.name)
-    contents: dict[str, Any] = {}
-    try:
-        contents |= contents_of(settings)
-        faults += mix_faults(settings)
-    except SettingsError as error:
-        faults += str(error).splitlines()
-    faults += settings_faults(settings)
-    if faults:
-        raise SettingsError("\n".join(faults))
-    return contents | measured_with(settings)
+    if found := faults(settings, all_right):
+        raise SettingsError("\n".join(found))
+    return contents_of(settings) | measured_with(settings)
+
+
+def faults(settings: Evaluate, is_right: IsRight) -> list[str]:
+    """See `runner.tasks`."""
+    found = resolution_faults(settings.model, settings.resolution) if is_right("model", "resolution") else []
+    found += sampler_faults(settings.model, settings.scheduler.name) if is_right("model", "scheduler.name") else []
+    return [*found, *adapter_faults(settings, is_right), *settings_faults(settings, is_right)]
 
 
 def measured_with(settings: Evaluate) -> dict[str, Any]:
@@ -62,16 +61,21 @@ def measured_with(settings: Evaluate) -> dict[str, Any]:
     return contents | {"networks": {key: network_digest(named) for key, named in settings.networks.items()}}
 
 
-def settings_faults(settings: Evaluate) -> list[str]:
+def settings_faults(settings: Evaluate, is_right: IsRight = all_right) -> list[str]:
     """What is wrong with networks and real images, one fault per line."""
-    faults = []
+    faults: list[str] = []
     for key, named in settings.networks.items():
-        faults += _network_faults(f"features.{key}", named, scripted=key == "inception", texts=key == "clip")
-    if set(DISTANCES) & set(settings.measured) and find_spec("torchmetrics") is None:
+        if is_right(f"features.{key}"):
+            faults += _network_faults(f"features.{key}", named, scripted=key == "inception", texts=key == "clip")
+    knows_metrics = is_right("metrics", "features", "real")
+    if knows_metrics and set(DISTANCES) & set(settings.measured) and find_spec("torchmetrics") is None:
         faults.append("metrics: fid and kid need torchmetrics; pip install 'lora-runner[eval]', or leave them out")
-    faults += _too_few_drawn(settings)
+    if knows_metrics and is_right("prompts", "subject", "seeds"):
+        faults += _too_few_drawn(settings)
+    if not is_right("real", "resolution"):
+        return faults
     try:
-        if (real := real_images(settings)) is not None:
+        if (real := real_images(settings)) is not None and knows_metrics:
             faults += _too_few(settings, len(real.items))
     except DatasetError as error:
         said = without_settings(str(error))

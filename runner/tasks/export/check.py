@@ -8,6 +8,7 @@ from runner.errors import SettingsError
 from runner.families.known import FAMILIES
 from runner.hub import is_hub_id
 from runner.jobs.adapter_file import AdapterFile, is_dora
+from runner.schema.reading import IsRight, all_right
 from runner.schema.tasks.export import Export
 from runner.system.values import as_typed
 from runner.tasks.adapters import contents_of, find_adapters, weight_faults_of_dora
@@ -16,22 +17,28 @@ from runner.tasks.export.hub import hub_faults
 
 def check(settings: Export) -> dict[str, Any]:
     """See `runner.tasks`."""
-    faults = _of_the_family(settings)
-    try:
-        (found,) = find_adapters(settings)
-        faults += _format_faults(settings, found)
-    except SettingsError as error:
-        faults += str(error).splitlines()
-    if settings.hub.push:
+    if found := faults(settings, all_right):
+        raise SettingsError("\n".join(found))
+    return contents_of(settings)
+
+
+def faults(settings: Export, is_right: IsRight) -> list[str]:
+    """See `runner.tasks`."""
+    wrong = _of_the_family(settings) if is_right("model", "formats") else []
+    if is_right("model", "adapter"):
+        try:
+            (found,) = find_adapters(settings)
+            wrong += _format_faults(settings, found, is_right)
+        except SettingsError as error:
+            wrong += str(error).splitlines()
+    if settings.hub.push and is_right("hub", "model"):
         if base_model(settings) is None:
-            faults.append(
+            wrong.append(
                 f"hub.base_model: has no value, and model.path = {settings.model.path!r} is not a Hub id; set "
                 "hub.base_model=owner/name, which the card names"
             )
-        faults += hub_faults(settings.hub)
-    if faults:
-        raise SettingsError("\n".join(faults))
-    return contents_of(settings)
+        wrong += hub_faults(settings.hub)
+    return wrong
 
 
 def base_model(settings: Export) -> str | None:
@@ -52,26 +59,25 @@ def _of_the_family(settings: Export) -> list[str]:
     return [said + "take kohya"]
 
 
-def _format_faults(settings: Export, found: AdapterFile) -> list[str]:
+def _format_faults(settings: Export, found: AdapterFile, is_right: IsRight) -> list[str]:
     """Chosen formats, and changes, that are not possible for this adapter."""
     given, faults = settings.adapter[0], list[str]()
-    (_, weight) = settings.weighted[0]
+    weight = settings.weighted[0][1] if is_right("adapter_weight") else 1
+    reduced = [key for key in ("rank", "keep_energy") if getattr(settings, key) is not None and is_right(key)]
     if found.file in found.words:
-        changed = [key for key in ("rank", "keep_energy") if getattr(settings, key) is not None]
+        changed = list(reduced)
         changed += ["adapter_weight"] if weight != 1 else []
         faults += [f"{key}: has no effect on {given}, which is words alone; remove it" for key in changed]
         return faults
     if not is_dora(found.file, f"adapter = {given!r}"):
         return faults
-    if set(settings.formats) != {"diffusers"}:
+    if set(settings.formats) != {"diffusers"} and is_right("formats"):
         faults.append(
             f"formats = {as_typed(settings.formats)}: {given} is a DoRA, which other programs read differently from "
             "how it is trained; set formats=[diffusers]"
         )
     faults += weight_faults_of_dora(given, weight)
     faults += [
-        f"{key} = {getattr(settings, key)}: {given} is a DoRA, which cannot be reduced; remove it"
-        for key in ("rank", "keep_energy")
-        if getattr(settings, key) is not None
+        f"{key} = {getattr(settings, key)}: {given} is a DoRA, which cannot be reduced; remove it" for key in reduced
     ]
     return faults

@@ -11,33 +11,35 @@ from runner.families.layout import CONFIG, part_faults
 from runner.families.prediction import sampler_faults
 from runner.hub import hub_faults
 from runner.paths import path_of
+from runner.schema.reading import IsRight, all_right
 from runner.schema.tasks.generate import NO_PROMPT, Generate
 from runner.system.hashes import file_hash, folder_hash
-from runner.tasks.adapters import contents_of, mix_faults
+from runner.tasks.adapters import adapter_faults, contents_of
 
 
 def check(settings: Generate) -> dict[str, Any]:
     """See `runner.tasks`."""
-    faults = resolution_faults(settings.model, settings.resolution)
-    faults += sampler_faults(settings.model, settings.scheduler.name)
-    # The schema only sees prompts that are given, and with ~prompts or task.name=generate there are none.
-    faults += [] if settings.prompts else [f"prompts = []: {NO_PROMPT}"]
-    contents: dict[str, Any] = {}
-    try:
-        contents = contents_of(settings)
-        faults += mix_faults(settings)
-    except SettingsError as error:
-        faults += str(error).splitlines()
-    control = settings.control
-    faults += _image_faults(control.image) if control.image is not None else []
-    faults += _network_faults(control.path) if control.path is not None else []
-    if faults:
-        raise SettingsError("\n".join(faults))
+    if found := faults(settings, all_right):
+        raise SettingsError("\n".join(found))
+    contents, control = contents_of(settings), settings.control
     if control.image is not None:
         contents["control"] = file_hash(path_of(control.image))
     if control.path is not None and (folder := path_of(control.path)).is_dir():
         contents["controlnet"] = folder_hash(folder)
     return contents
+
+
+def faults(settings: Generate, is_right: IsRight) -> list[str]:
+    """See `runner.tasks`."""
+    found = resolution_faults(settings.model, settings.resolution) if is_right("model", "resolution") else []
+    found += sampler_faults(settings.model, settings.scheduler.name) if is_right("model", "scheduler.name") else []
+    # The schema only sees prompts that are given, and with ~prompts or task.name=generate there are none.
+    found += [f"prompts = []: {NO_PROMPT}"] if not settings.prompts and is_right("prompts") else []
+    found += adapter_faults(settings, is_right)
+    control = settings.control
+    found += _image_faults(control.image) if control.image is not None and is_right("control.image") else []
+    found += _network_faults(control.path) if control.path is not None and is_right("control.path") else []
+    return found
 
 
 def _image_faults(given: str) -> list[str]:
