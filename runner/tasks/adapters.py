@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from runner.errors import SettingsError
-from runner.jobs.adapter_file import AdapterFile, find_adapter, header_of, is_dora
+from runner.jobs.adapter_file import FIX, AdapterFile, find_adapter, header_of, is_dora
 from runner.schema.reading import IsRight
 from runner.schema.tasks.adapters import WithAdapters
 from runner.system.tensor_file import TOKEN
+
+OF_LORA = re.compile(r"[._]lora[._]")
+"""In the names of a LoRA's tensors, whoever wrote the file; LoHa, LoKr and base models lack it."""
 
 
 def find_adapters(settings: WithAdapters) -> list[AdapterFile]:
     """The named adapters, in the order given.
 
     Raises:
-        SettingsError: one does not exist, or was trained for a model of another family.
+        SettingsError: one does not exist, holds no LoRA, or was trained for a model of another family.
     """
     found, faults = [], []
     for given in settings.adapter:
@@ -24,6 +28,7 @@ def find_adapters(settings: WithAdapters) -> list[AdapterFile]:
         except SettingsError as error:
             faults.append(str(error))
             continue
+        faults += _kind_faults(adapter, f"adapter = {given!r}")
         family = settings.model.family if adapter.job is None else adapter.job.settings.model.family
         if family != settings.model.family:
             faults.append(
@@ -34,6 +39,14 @@ def find_adapters(settings: WithAdapters) -> list[AdapterFile]:
     if faults:
         raise SettingsError("\n".join(faults))
     return found
+
+
+def _kind_faults(found: AdapterFile, named: str) -> list[str]:
+    header = header_of(found.file, named)
+    if TOKEN in header.metadata or any(map(OF_LORA.search, header.tensors)):
+        return []
+    said = f"tensors such as {min(header.tensors)}" if header.tensors else "nothing"
+    return [f"{named}: holds {said}, and no LoRA; {FIX}"]
 
 
 def adapter_faults(settings: WithAdapters, is_right: IsRight) -> list[str]:
@@ -69,9 +82,9 @@ def mix_faults(settings: WithAdapters) -> list[str]:
             if word in brought
         ]
         brought |= dict.fromkeys(words, given)
-        layered += not _is_words_alone(found)
+        layered += not is_words_alone(found)
     for given, weight, found in used:
-        if _is_words_alone(found):
+        if is_words_alone(found):
             # A single weight for all adapters may be meant for the others.
             if weight != 1 and (len(settings.adapter_weight) > 1 or not layered):
                 faults.append(f"adapter_weight = {weight:g}: has no effect on {given}, which is words alone; give it 1")
@@ -93,7 +106,8 @@ def _words_of(found: AdapterFile) -> list[str]:
     return [word for word in said if word is not None]
 
 
-def _is_words_alone(found: AdapterFile) -> bool:
+def is_words_alone(found: AdapterFile) -> bool:
+    """Whether it has no layers, only new words."""
     return TOKEN in header_of(found.file, str(found.file)).metadata
 
 
