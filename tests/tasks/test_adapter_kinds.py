@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from runner.errors import SettingsError
 from runner.schema.tasks.generate import Generate
 from runner.tasks.adapters import find_adapters
+from tests.tasks.doing import do, with_words
+from tests.train.bench import Bench
 
 NAMED = {"task": {"name": "generate"}, "prompts": ["a"]}
 OTHERS = {
@@ -39,3 +41,22 @@ def test_a_lora_of_any_program_is_one(name: str, tmp_path: Path) -> None:
     save_file({name: torch.zeros(1)}, file)
     (found,) = find_adapters(Generate.model_validate({**NAMED, "adapter": str(file)}))
     assert found.file == file
+
+
+def test_a_word_named_by_its_file_is_neither_merged_nor_exported(
+    bench: Bench, sdxl_folder: Path, tmp_path: Path
+) -> None:
+    job = with_words(bench, sdxl_folder, layers=False)
+    word = str(job.paths.word("<sks>"))
+    for task in ("merge", "export"):
+        with pytest.raises(SettingsError, match=rf"adapter = '{word}': is a new word"):
+            do(task, tmp_path / task, sdxl_folder, adapter=word)
+
+
+def test_formats_of_layers_are_not_chosen_for_words_alone(bench: Bench, sdxl_folder: Path, tmp_path: Path) -> None:
+    job = with_words(bench, sdxl_folder, layers=False)
+    given = {"formats": ["kohya"], "adapter_weight": 2}
+    with pytest.raises(SettingsError) as raised:
+        do("export", tmp_path / "job", sdxl_folder, adapter=str(job.folder), **given)
+    because = f"has no effect on {job.folder}, which is words alone; remove it"
+    assert str(raised.value).splitlines() == [f"adapter_weight = [2.0]: {because}", f"formats = [kohya]: {because}"]

@@ -11,7 +11,7 @@ from runner.jobs.adapter_file import AdapterFile, is_dora
 from runner.schema.reading import IsRight, all_right
 from runner.schema.tasks.export import Export
 from runner.system.values import as_typed
-from runner.tasks.adapters import contents_of, find_adapters, weight_faults_of_dora
+from runner.tasks.adapters import contents_of, find_adapters, is_words_alone, weight_faults_of_dora
 from runner.tasks.export.hub import hub_faults
 
 
@@ -65,10 +65,10 @@ def _format_faults(settings: Export, found: AdapterFile, is_right: IsRight) -> l
     weight = settings.weighted[0][1] if is_right("adapter_weight") else 1
     reduced = [key for key in ("rank", "keep_energy") if getattr(settings, key) is not None and is_right(key)]
     if found.file in found.words:
-        changed = list(reduced)
-        changed += ["adapter_weight"] if weight != 1 else []
-        faults += [f"{key}: has no effect on {given}, which is words alone; remove it" for key in changed]
-        return faults
+        chosen = filter(is_right, ("rank", "keep_energy", "adapter_weight", "formats"))
+        return list(settings.idle(*chosen, because=f"on {given}, which is words alone"))
+    if is_words_alone(found):
+        return [f"adapter = {given!r}: is a new word, not weights of layers; name the folder of its job to export it"]
     if not is_dora(found.file, f"adapter = {given!r}"):
         return faults
     if set(settings.formats) != {"diffusers"} and is_right("formats"):

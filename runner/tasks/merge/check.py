@@ -9,7 +9,7 @@ from runner.families.known import FAMILIES
 from runner.jobs.adapter_file import AdapterFile, is_dora
 from runner.schema.reading import IsRight, all_right
 from runner.schema.tasks.merge import Merge
-from runner.tasks.adapters import contents_of, find_adapters, weight_faults_of_dora
+from runner.tasks.adapters import contents_of, find_adapters, is_words_alone, weight_faults_of_dora
 
 
 def check(settings: Merge) -> dict[str, Any]:
@@ -48,7 +48,8 @@ def _of_the_family(settings: Merge) -> list[str]:
 def _words_faults(given: str, found: AdapterFile) -> list[str]:
     """Why an adapter that was taught words cannot be merged."""
     if not found.words:
-        return []
+        said = "is a new word, which is not weights of layers; there is nothing else in it to merge"
+        return [f"adapter = {given!r}: {said}"] if is_words_alone(found) else []
     words = ", ".join(file.stem for file in found.words)
     fix = f"to merge its layers alone, name {found.file}, and keep the words' files beside"
     fix = fix if found.file not in found.words else "there is nothing else in it to merge"
