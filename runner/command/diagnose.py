@@ -64,6 +64,9 @@ def diagnose(arguments: Sequence[str], error: Exception | None, flags: Sequence[
             swept = _swept_by_recipe(good, search) if parsed.multirun and not faults else []
             of_values = _faults_of_values([*swept, *good], search)
             faults += [fault for fault in of_values if not fault.startswith(tuple(several))]
+        if parsed.multirun and error is not None:
+            said = {fault.partition(" = ")[0] for fault in faults}
+            faults += [line for key, line in _below_swept(good, search).items() if key not in said]
         if not faults and isinstance(error, TypeError):
             raise error  # not the user's mistake
         if not faults and error is not None:
@@ -211,6 +214,24 @@ def _composed(overrides: Sequence[str], search: list[str]) -> tuple[DictConfig |
             kept.append(text)
     faults = faults or [reason(whole, overrides, search)]
     return None if is_left_out else config, kept, faults
+
+
+def _below_swept(overrides: Sequence[str], search: list[str]) -> dict[str, str]:
+    """Settings that only choices of a swept group have, each with its fault: Hydra first composes without them."""
+    parser = OverridesParser.create()
+    shared = [text for text in overrides if not parser.parse_override(text).is_sweep_override()]
+    swept = {_name_of(text) for text in overrides if text not in shared} & {*GROUPS, "recipe"}
+    kept, _ = _composable(shared, search)
+    faults = {}
+    for text in shared:
+        key, _, value = text.partition("=")
+        group = "recipe" if "recipe" in swept else key.partition(".")[0]
+        if group in swept and text not in (kept or shared):
+            faults[key] = (
+                f"{key} = {value}: whether there is such a setting depends on {group}, which has several values; write "
+                f"{in_shell(f'++{key}', value)}"
+            )
+    return faults
 
 
 def _name_of(text: str) -> str:

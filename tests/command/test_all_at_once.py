@@ -330,6 +330,20 @@ def test_what_cannot_be_composed_hides_no_other_mistake(arguments: list[str], sa
     assert answer.output.count("invalid, nothing was started") == 1 and "Error executing" not in answer.output
 
 
+def test_settings_that_only_the_swept_choices_have_are_named_together(tmp_path: Path) -> None:
+    swept = ["-m", "method=pivotal,textual_inversion", "launcher.dry_run=true", "dataset.caption_prefix='<w>'"]
+    words = {"method.initial": "[house]", "method.tokens": "['<w>']"}
+
+    answer = runner(*swept, *(f"{key}={value}" for key, value in words.items()), "steps=0", cwd=tmp_path)
+    assert answer.code == 2 and "steps = 0: should be" in answer.output
+    for key, value in words.items():
+        assert f"{key} = {value}: whether there is such a setting depends on method" in answer.output
+        assert f"++{key}=" in answer.output
+
+    answer = runner(*swept, *(f"++{key}={value}" for key, value in words.items()), cwd=tmp_path)
+    assert answer.code == 0 and "2 jobs to run" in answer.output
+
+
 @pytest.mark.parametrize(
     ("request_", "wrong"),
     [
