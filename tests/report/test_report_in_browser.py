@@ -40,6 +40,20 @@ f.onload = () => {
 f.srcdoc = PAGE;
 </script>"""
 
+# The labels of the curves' charts, and whether the first digit of each can be pointed at.
+LABELS = """<!doctype html><title>waiting</title>
+<iframe id=f style="width:WIDTHpx;height:9000px;border:0"></iframe><pre id=said></pre>
+<script>
+f.onload = () => {
+  const inside = f.contentDocument, labels = [...inside.querySelectorAll("svg.chart[data-series] text")];
+  said.textContent = JSON.stringify(labels.map((label) => {
+    const box = label.getBoundingClientRect();
+    return [label.textContent, inside.elementFromPoint(box.left + 1, (box.top + box.bottom) / 2) === label];
+  }));
+};
+f.srcdoc = PAGE;
+</script>"""
+
 # Points at the charts of settings like a mouse or a finger, and returns what the page then shows.
 POINT = """<!doctype html><title>waiting</title>
 <iframe id=f style="width:WIDTHpx;height:9000px;border:0"></iframe><pre id=said></pre>
@@ -275,6 +289,17 @@ def test_a_chart_that_stands_alone_is_as_wide_as_one_of_several(tmp_path: Path, 
     (only,) = asked(tmp_path, browser, write_report(alone.parent), WIDE)
     first, second, *_ = asked(tmp_path, browser, write_report(several.parent), WIDE)
     assert only == first == second < 640
+
+
+@pytest.mark.parametrize("width_px", [390, 1280])
+def test_the_values_of_curves_that_hardly_differ_are_read_whole(
+    tmp_path: Path, browser: Browser, width_px: int
+) -> None:
+    job = write_job(tmp_path / "close" / "job", sampled=[])
+    close = [{"step": step, "validation/loss": 0.3148 - step * 2e-5} for step in (1, 5)]
+    (job / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in close))
+    labels = asked(tmp_path, browser, write_report(job.parent), LABELS.replace("WIDTH", str(width_px)))
+    assert any(len(label) >= 7 for label, _ in labels) and [label for label, whole in labels if not whole] == []
 
 
 def test_the_charts_of_settings_follow_light_and_dark(search: Path, browser: Browser) -> None:
