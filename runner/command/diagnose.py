@@ -221,12 +221,12 @@ def _below_swept(overrides: Sequence[str], search: list[str]) -> dict[str, str]:
     parser = OverridesParser.create()
     shared = [text for text in overrides if not parser.parse_override(text).is_sweep_override()]
     swept = {_name_of(text) for text in overrides if text not in shared} & {*GROUPS, "recipe"}
-    kept, _ = _composable(shared, search)
+    _, kept, _ = _composed(shared, search)
     faults = {}
     for text in shared:
         key, _, value = text.partition("=")
         group = "recipe" if "recipe" in swept else key.partition(".")[0]
-        if group in swept and text not in (kept or shared):
+        if group in swept and text not in kept:
             faults[key] = (
                 f"{key} = {value}: whether there is such a setting depends on {group}, which has several values; write "
                 f"{in_shell(f'++{key}', value)}"
