@@ -90,13 +90,13 @@ def _read(file: Path, named: str) -> Path:
 
 
 def _meant(given: str) -> str:
-    """`, did you mean outputs/dev/8d9f4367bc?` if given an experiment, or a job's id alone; otherwise the fix."""
+    """`, did you mean outputs/dev/8d9f4367bc?` for an experiment, a job's id alone, or an export; otherwise the fix."""
     path = path_of(given)
     # Tables show only ids; no folder of results other than `outputs` is searched.
     places = path.glob("*") if path.is_dir() else outputs_dir().glob(f"*/{glob.escape(path.name)}")
-    found = [place for place in sorted(places) if JobPaths(place).lora.is_dir()][:MOST_MEANT]
+    found = [place for place in sorted(places) if JobPaths(place).lora.is_dir() or (place / WEIGHTS_NAME).is_file()]
     here = Path.cwd()
-    named = [str(place.relative_to(here) if place.is_relative_to(here) else place) for place in found]
+    named = [str(place.relative_to(here) if place.is_relative_to(here) else place) for place in found[:MOST_MEANT]]
     return f", did you mean {' or '.join(named)}?" if named else f"; {FIX}"
 
 

@@ -154,6 +154,16 @@ def test_a_job_is_suggested_for_its_id_alone_and_for_its_experiment(
         find_adapter(given, key="adapter")
 
 
+def test_what_a_job_has_exported_is_suggested_for_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "e" / "export").mkdir(parents=True)
+    save_file(
+        {"unet.a.lora_A.weight": torch.zeros(2, 3)}, tmp_path / "e" / "export" / "pytorch_lora_weights.safetensors"
+    )
+
+    with pytest.raises(SettingsError, match=r"holds no \S+, did you mean \S+/e/export\?$"):
+        find_adapter(str(tmp_path / "e"), key="adapter")
+
+
 def told(**changes: object) -> dict[str, object]:
     return {"name": "x", "task": {"name": "generate"}, "prompts": "a house", **changes}
 
