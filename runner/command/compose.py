@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.command.own_files import FIRST_LINE
 from runner.errors import SettingsError, not_started
+from runner.schema.messages import every_key, nearest
 from runner.schema.texts import Unresolved, secret_faults
+
+NO_SUCH_KEY = re.compile(r"Interpolation key '([^']+)' not found")
+"""How OmegaConf says that a reference names nothing."""
 
 
 class Composer:
@@ -111,6 +116,7 @@ def _value_of(holder: DictConfig | ListConfig, key: Any) -> Any:
         typed: Any = OmegaConf.to_container(holder)
         found = Unresolved(typed[key])
         said = str(error).partition("\n")[0].rpartition(" raised while resolving interpolation: ")[2]
+        said += nearest(name[1], every_key() - {name[1]}) if (name := NO_SUCH_KEY.search(said)) else ""
         found.why = f"cannot be resolved ({said}); correct it, or set a value"
         return found
 

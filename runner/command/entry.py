@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -54,6 +55,11 @@ def _refuse(configs: Sequence[Config], *looks: Callable[[], None]) -> None:
         wrong.raise_if_any()
 
 
+def _as_typed(override: str) -> str:
+    # Hydra writes the values of a sweep anew, with the braces of references escaped.
+    return re.sub(r"\$\\\{([^{}\\]*)\\\}", r"${\1}", override)
+
+
 def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str]]) -> list[JobReturn]:
     """Run what Hydra's sweeper composed with `-m`; all jobs are known before the first starts."""
     from hydra.core.utils import JobReturn, JobStatus
@@ -65,7 +71,9 @@ def sweep(loader: ConfigLoader, master: DictConfig, batch: Sequence[Sequence[str
         raise not_started("The sweep has no jobs", faults)
     if len(batch) >= MANY_JOBS:  # on stderr, as above
         sys.stderr.write(f"{len(batch)} jobs: every one is composed and checked before the first one starts\n")
-    configs = [(loader.load_sweep_config(master, list(overrides)), tuple(overrides)) for overrides in batch]
+    configs = [
+        (loader.load_sweep_config(master, list(overrides)), tuple(map(_as_typed, overrides))) for overrides in batch
+    ]
     resolved = [(plain(config), overrides) for config, overrides in configs]
     _refuse(resolved, lambda: refuse_swept_launcher(configs))
     jobs = launch(resolved, request=OmegaConf.to_yaml(master))

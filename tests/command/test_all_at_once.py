@@ -305,6 +305,7 @@ def test_a_sweep_that_cannot_be_made_hides_no_job_that_is_wrong(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["lora.alpha=${lora.rnk}", "steps=0"], ["key 'lora.rnk' not found, did you mean lora.rank?", "steps = 0"]),
         (["lora.rank=${nope}", "steps=0"], ["lora.rank = '${nope}': cannot be resolved", "steps = 0"]),
         (["lora.rank=${nope}", "lora.rnk=3"], ["lora.rank = '${nope}': cannot be resolved", "lora.rnk = 3"]),
         (

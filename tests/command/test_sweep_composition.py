@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 from hydra import initialize_config_dir
@@ -16,6 +17,7 @@ from runner.command import entry
 from runner.command.compose import Composer, plain
 from runner.command.entry import sweep
 from runner.errors import SettingsError
+from tests.command_line import runner
 
 MASTER = ["recipe=demo", "name=sweep"]
 JOBS = [
@@ -94,3 +96,10 @@ def test_who_waits_for_many_jobs_to_be_checked_is_told(
     told = capsys.readouterr()
     assert told.err.startswith(said) and bool(told.err) == bool(said)
     assert told.out == ""
+
+
+def test_a_reference_is_shown_as_it_was_typed(tmp_path: Path) -> None:
+    answer = runner("-m", "lora.alpha=${lora.rank},3", "launcher.dry_run=true", cwd=tmp_path)
+
+    assert answer.code == 0
+    assert "  lora.alpha=${lora.rank}  (200 steps" in answer.output and "  lora.alpha=3  (" in answer.output
