@@ -25,6 +25,8 @@ from runner.schema.texts import Unresolved, secret_faults
 NO_SUCH_KEY = re.compile(r"Interpolation key '([^']+)' not found")
 """How OmegaConf says that a reference names nothing."""
 
+SWEPT_LAUNCHER = "the launcher cannot be swept; run the command once for each"
+
 
 class Composer:
     """Replaces Hydra's loader in a sweep.
@@ -209,4 +211,4 @@ def refuse_swept_launcher(configs: Sequence[tuple[DictConfig, tuple[str, ...]]])
     swept = sorted(
         {text for each in texts for text in each if text.startswith("launcher") and not all(text in o for o in texts)}
     )
-    raise SettingsError(f"{', '.join(swept)}: the launcher cannot be swept; run the command once for each")
+    raise SettingsError(f"{', '.join(swept)}: {SWEPT_LAUNCHER}")

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from runner import HOME
 from runner.check import Checker
-from runner.command.compose import plain
+from runner.command.compose import SWEPT_LAUNCHER, plain
 from runner.command.own_files import faults_of_defaults, no_choice
 from runner.command.reasons import COMPOSITION_ERRORS, first_line, of_file, of_item, own_folder, reason
 from runner.command.typed import in_shell, mended, quoted
@@ -92,7 +92,7 @@ def _faults_of(text: str, search: list[str], *, multirun: bool, searching: type[
         fix = "name them, use range(start,stop,step), or search with hydra/sweeper=optuna"
         return [f"{key} = {value}: the values of an interval cannot be listed; {fix}"]
     if key.partition(".")[0] == "launcher" and override.is_sweep_override() and "," in value:
-        return [f"{key}={value}: the launcher cannot be swept; run the command once for each"]
+        return [f"{key}={value}: {SWEPT_LAUNCHER}"]
     if key == "task" and override.is_sweep_override():
         return [f"{key} = {value}: tasks have settings of their own, so run the command once for each of them"]
     if key in (*GROUPS, "recipe"):

@@ -16,7 +16,7 @@ from runner.jobs.job import FINAL, Job, State, read_manifest, register, state_of
 from runner.jobs.lock import LockedError, is_held, lock
 from runner.jobs.submission import Submission
 from runner.launch.announce import show
-from runner.launch.outcome import conclude, judge
+from runner.launch.outcome import conclude, take_over
 from runner.launchers import find_launcher
 from runner.paths import ExperimentPaths, cache_dir, last_step, outputs_dir, write_text
 from runner.plan import Plan, Predictor, make_plan
@@ -139,7 +139,7 @@ def _run(
         plan = _plan(left, settings, machine, costs, expected)
         show(plan, checker)
         for job in plan.done:
-            judge(job)
+            take_over(job)
             report_to_agent(job.settings.logger, job.folder)
         for job in plan.todo:
             _take_up(job, settings)
@@ -227,7 +227,7 @@ class _MoreJobs:
             self._search.refused(overrides, str(error))
             return None
         if done := is_done(job, _state(job)):
-            judge(job)
+            take_over(job)
         self._search.started(overrides, job, again=not done)
         # A search may choose the same values twice before it knows the first result: one job answers for both.
         works = any(each.folder == job.folder for each in self._jobs) and state_of(job.folder) not in FINAL

@@ -30,14 +30,27 @@ from runner.schema import Experiment
 log = logging.getLogger(__name__)
 
 
-def judge(job: Job) -> None:
-    """Give a finished training the result that this command compares by; its id does not depend on that choice.
+def take_over(job: Job) -> None:
+    """Give a job that was done before what this command needs of its folder.
 
-    Any job also gets its config.yaml back if that was lost or damaged: reports, tasks and clean read it.
+    That is its config.yaml if it was lost or damaged, because reports, tasks and clean read it, and for a training the
+    result that this command compares by; its id does not depend on that choice.
     """
+    _restore_config(job)
+    _judge(job)
+
+
+def _restore_config(job: Job) -> None:
+    try:
+        read_job(job.folder)
+    except RunnerError:
+        with suppress(LockedError), lock(job.folder):
+            write_config(job)
+
+
+def _judge(job: Job) -> None:
     from runner.track import MetricsFile
 
-    _restore_config(job)
     manifest = read_manifest(job.folder)
     if not job.trains or "objective_name" not in manifest:
         return
@@ -53,14 +66,6 @@ def judge(job: Job) -> None:
         chosen = trained.experiment.model_copy(update={"objective": job.experiment.objective})
         write_config(dataclasses.replace(trained, settings=chosen))
         update_manifest(job.folder, **result, objective_name=name, objective_direction=direction)
-
-
-def _restore_config(job: Job) -> None:
-    try:
-        read_job(job.folder)
-    except RunnerError:
-        with suppress(LockedError), lock(job.folder):
-            write_config(job)
 
 
 def conclude(jobs: Sequence[Job]) -> None:

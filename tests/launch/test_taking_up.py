@@ -18,7 +18,7 @@ from runner.jobs.job import Job, State, make_job, read_job, read_manifest, regis
 from runner.jobs.lock import lock
 from runner.launch import door
 from runner.launch.door import _take_up, check_one
-from runner.launch.outcome import conclude, judge
+from runner.launch.outcome import conclude, take_over
 from runner.paths import outputs_dir
 from runner.plan import Plan
 from runner.schema import Experiment
@@ -222,10 +222,10 @@ def test_a_job_that_another_runner_has_taken_up_is_not_judged_meanwhile() -> Non
     other = Experiment.model_validate({"objective": {"name": "train/loss"}})
     held, config = read_manifest(job.folder), job.paths.config.read_text()
     with lock(job.folder):
-        judge(dataclasses.replace(job, settings=other))
+        take_over(dataclasses.replace(job, settings=other))
     assert read_manifest(job.folder) == held
     assert job.paths.config.read_text() == config
-    judge(dataclasses.replace(job, settings=other))
+    take_over(dataclasses.replace(job, settings=other))
     assert read_manifest(job.folder)["objective_name"] == "train/loss"
 
 
